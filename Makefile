@@ -1,0 +1,33 @@
+# Every target makes its own environment in .venv first; nothing else has to be installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint fix bench clean
+
+demo: $(STAMP)  ## train a small model on drawn scenes, evaluate it, write runs/demo
+	$(BIN)/setr demo
+
+test: $(STAMP)  ## the whole test suite, no network
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## formatting, lint rules and types, as CI runs them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(STAMP)  ## apply formatting and safe lint fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## benchmarks that need no other package
+	$(BIN)/python benchmarks/model.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,0 +1,195 @@
+"""The three SETR decoders: Naive, PUP and MLA (paper section 3.3 and Figure 1), and their parts.
+
+One contract: a decoder takes the encoder's list of maps and returns logits at its own scale; the
+only resize to the image happens in `model.py` (or inside the loss). Because bilinear weights sum to
+one and a 1x1 convolution is linear per pixel, classifying before upsampling is the same function
+as upsampling before classifying, with K instead of 256 channels to move; every head here uses it.
+
+Shapes: B batch, C encoder width, h x w patch grid, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a (B, C, h, w) map, as the authors apply to tokens."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w), normalised over C."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def conv_bn_relu(in_channels: int, channels: int, kernel_size: int, *, bias: bool) -> nn.Sequential:
+    """Convolution, batch norm, ReLU; the resolution stays."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=bias),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
+    """Bilinear upsampling by a whole factor: (B, C, h, w) -> (B, C, scale*h, scale*w)."""
+    if scale == 1:
+        return x
+    size = (x.shape[-2] * scale, x.shape[-1] * scale)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+class UpsampleHead(nn.Module):
+    """Convolutions with upsampling between them, on the last map: Naive, PUP and auxiliary heads.
+
+    Args:
+        in_channels: width C of the map.
+        num_classes: K.
+        num_convs: number of conv-BN-ReLU layers before the classifier.
+        kernel_size: of those convolutions.
+        scale: bilinear upsampling factor between two convolutions.
+        final_scale: upsampling of the logits after the classifier. It matters only where a further
+            resize follows, since resizing by 4 twice differs from resizing by 16 once.
+        channels: width of the convolutions.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        num_convs: int = 1,
+        kernel_size: int = 1,
+        scale: int = 1,
+        final_scale: int = 1,
+        channels: int = 256,
+    ) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(in_channels)
+        widths = [in_channels] + [channels] * num_convs
+        self.convs = nn.ModuleList(
+            conv_bn_relu(a, b, kernel_size, bias=True)
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.scale = scale
+        self.final_scale = final_scale
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """List of (B, C, h, w), the last is used -> logits (B, K, s*h, s*w).
+
+        s = scale^(num_convs - 1) * final_scale.
+        """
+        x = self.norm(features[-1])
+        for i, conv in enumerate(self.convs):
+            x = conv(x if i == 0 else upsample(x, self.scale))
+        return upsample(self.classifier(x), self.final_scale)
+
+
+class Naive(UpsampleHead):
+    """Naive upsampling: 1x1 conv, BN, ReLU, 1x1 classifier, one bilinear resize (section 3.3 (1)).
+
+    Logits come at the patch grid's scale.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, *, channels: int = 256, final_scale: int = 1
+    ) -> None:
+        super().__init__(in_channels, num_classes, channels=channels, final_scale=final_scale)
+
+
+class PUP(UpsampleHead):
+    """Progressive upsampling: four 3x3 convolutions, each followed by x2 (section 3.3 (2)).
+
+    Logits come at 8 times the patch grid; the last x2 of Figure 1(b) commutes with the classifier
+    and is the model's one resize.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, *, channels: int = 256, num_convs: int = 4
+    ) -> None:
+        super().__init__(
+            in_channels, num_classes, num_convs=num_convs, kernel_size=3, scale=2, channels=channels
+        )
+
+
+class MLANeck(nn.Module):
+    """Top-down aggregation of M equal-sized maps, the first half of MLA (section 3.3 (3)).
+
+    Per stream LayerNorm and 1x1 conv-BN-ReLU to `channels`; streams are summed from the deepest to
+    the shallowest; a 3x3 conv-BN-ReLU follows each sum. The paper's text halves channels at the
+    first layer; the authors' code, its released weights and its parameter counts use 256, and so
+    does this.
+    """
+
+    def __init__(self, in_channels: int, *, num_streams: int = 4, channels: int = 256) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(ChannelNorm(in_channels) for _ in range(num_streams))
+        self.reduce = nn.ModuleList(
+            conv_bn_relu(in_channels, channels, 1, bias=False) for _ in range(num_streams)
+        )
+        self.refine = nn.ModuleList(
+            conv_bn_relu(channels, channels, 3, bias=False) for _ in range(num_streams)
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """M maps (B, C, h, w), shallow to deep -> M maps (B, channels, h, w) in the same order."""
+        streams = [
+            reduce(norm(x)) for norm, reduce, x in zip(self.norms, self.reduce, features, strict=True)
+        ]
+        for i in range(len(streams) - 2, -1, -1):
+            streams[i] = streams[i] + streams[i + 1]
+        return [refine(x) for refine, x in zip(self.refine, streams, strict=True)]
+
+
+class MLA(nn.Module):
+    """Multi-level feature aggregation over the maps of `MLANeck` (section 3.3 (3), Figure 1(c)).
+
+    Per stream two 3x3 conv-BN-ReLU to `stream_channels`, x4, concatenation, classifier; logits at 4
+    times the patch grid.
+
+    Args:
+        in_channels: width of the neck's maps.
+        num_classes: K.
+        classifier_kernel: 3 in the authors' code and in Table 2's counts, 1 in mmsegmentation.
+        align_corners: of the x4 upsampling: True in the authors' code, False in mmsegmentation.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        num_streams: int = 4,
+        stream_channels: int = 128,
+        classifier_kernel: int = 3,
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        self.streams = nn.ModuleList(
+            nn.Sequential(
+                conv_bn_relu(in_channels, stream_channels, 3, bias=False),
+                conv_bn_relu(stream_channels, stream_channels, 3, bias=False),
+            )
+            for _ in range(num_streams)
+        )
+        self.classifier = nn.Conv2d(
+            num_streams * stream_channels,
+            num_classes,
+            classifier_kernel,
+            padding=classifier_kernel // 2,
+        )
+        self.align_corners = align_corners
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """M maps (B, C, h, w) -> logits (B, K, 4h, 4w)."""
+        x = torch.cat(
+            [stream(f) for stream, f in zip(self.streams, features, strict=True)], dim=1
+        )
+        if self.classifier.kernel_size == (1, 1):  # commutes with the resize: move K channels
+            return upsample(self.classifier(x), 4, align_corners=self.align_corners)
+        return self.classifier(upsample(x, 4, align_corners=self.align_corners))

@@ -1,0 +1,149 @@
+"""A plain vision transformer as a segmentation encoder (paper section 3.2).
+
+A thin layer over timm: the image becomes a sequence of patches, every block attends globally at
+constant resolution, and the outputs of chosen blocks ("taps") come back as maps. Unlike a
+convolutional backbone there is no pyramid: all maps have the same size.
+
+Shapes: B batch, H x W image, p patch size, C embedding width, h = ceil(H/p), w = ceil(W/p).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from setr import _torchvision  # noqa: F401  must come before timm
+from setr.errors import SetrError
+
+PosInterp = Literal["bicubic", "bilinear"]
+PrefixTokens = Literal["keep", "drop"]
+
+
+class Encoder(nn.Module):
+    """Any timm ViT, returning one feature map per tapped block.
+
+    Args:
+        name: a timm model id, for example `vit_large_patch16_384` or `vit_small_patch14_dinov2`.
+        taps: block numbers counted from 1, as the paper counts them, ascending. Blocks after the
+            last tap and the final norm are removed: they would never receive a gradient.
+        img_size: image side or (height, width) that the position grid is made for; None keeps the
+            model's own. Any other size works: the grid is resampled at run time.
+        pos_interp: how absolute position embeddings are resampled: `bicubic` (antialiased, timm)
+            or `bilinear` (the 2021 SETR code).
+        prefix_tokens: `keep` class, distillation and register tokens through the blocks, or `drop`
+            them after the position embedding (both public SETR-MLA implementations do). Decoders
+            never see them either way.
+        timm_args: further keywords of `timm.create_model`, for example `depth` or `drop_path_rate`.
+
+    Raises:
+        SetrError: unknown model id, or a model without variable input size.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        taps: tuple[int, ...],
+        img_size: int | tuple[int, int] | None = None,
+        pos_interp: PosInterp = "bicubic",
+        prefix_tokens: PrefixTokens = "keep",
+        **timm_args: Any,
+    ) -> None:
+        super().__init__()
+        self.vit = _create_vit(name, img_size=img_size, **timm_args)
+        depth = len(self.vit.blocks)
+        if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] > depth:
+            raise SetrError(
+                f"taps {taps}: blocks are numbered 1 to {depth} in {name} and must ascend"
+            )
+        self.taps = tuple(taps)
+        self.vit.prune_intermediate_layers(
+            [tap - 1 for tap in taps], prune_norm=True, prune_head=True
+        )
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        self.channels: int = self.vit.embed_dim
+        self.drop_prefix = prefix_tokens == "drop" and self.vit.num_prefix_tokens > 0
+        self.pos_interp = pos_interp
+        if self.drop_prefix or pos_interp != "bicubic":
+            _require_absolute_positions(self.vit, name)
+            self.vit._pos_embed = self._pos_embed
+            if self.drop_prefix:
+                self.vit.num_prefix_tokens_in = self.vit.num_prefix_tokens
+                self.vit.num_prefix_tokens = 0
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (B, 3, H, W), any H and W -> one (B, C, h, w) map per tap.
+
+        A side that is no multiple of the patch size is padded with zeros at the bottom or right.
+        """
+        maps: list[Tensor] = self.vit.forward_intermediates(
+            images, indices=[tap - 1 for tap in self.taps], intermediates_only=True
+        )
+        return maps
+
+    def _pos_embed(self, patches: Tensor) -> Tensor:
+        """Add position embeddings in the way of the 2021 code: (B, h, w, C) -> (B, N, C)."""
+        vit = self.vit
+        num_prefix = vit.num_prefix_tokens_in if self.drop_prefix else vit.num_prefix_tokens
+        B, h, w, C = patches.shape
+        prefix, grid = vit.pos_embed[:, :num_prefix], vit.pos_embed[:, num_prefix:]
+        grid = resample_grid(grid, vit.patch_embed.grid_size, (h, w), mode=self.pos_interp)
+        tokens = patches.reshape(B, h * w, C) + grid
+        if not self.drop_prefix and num_prefix:
+            learned = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
+            tokens = torch.cat([(torch.cat(learned, dim=1) + prefix).expand(B, -1, -1), tokens], 1)
+        out: Tensor = vit.pos_drop(tokens)
+        return out
+
+
+def resample_grid(
+    embedding: Tensor, old: tuple[int, int], new: tuple[int, int], *, mode: PosInterp
+) -> Tensor:
+    """Resample position embeddings of a patch grid: (1, h*w, C) -> (1, h'*w', C).
+
+    `bicubic` is antialiased and equals timm's `resample_abs_pos_embed`; `bilinear` is what the
+    2021 SETR code and mmsegmentation do. Prefix tokens must have been split off.
+    """
+    if tuple(old) == tuple(new):
+        return embedding
+    maps = embedding.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2).float()
+    maps = F.interpolate(maps, size=new, mode=mode, align_corners=False, antialias=mode == "bicubic")
+    return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
+
+
+def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args: Any) -> Any:
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0].split('_patch')[0]}*")[:3]
+        raise SetrError(
+            f"encoder '{name}' is not a timm model; nearest: {', '.join(near) or 'none'} "
+            "(`setr models --encoders` lists all)"
+        )
+    size = {} if img_size is None else {"img_size": img_size}
+    try:
+        return timm.create_model(
+            name,
+            pretrained=False,
+            num_classes=0,
+            dynamic_img_size=True,
+            dynamic_img_pad=True,
+            **size,
+            **timm_args,
+        )
+    except TypeError as error:
+        raise SetrError(
+            f"encoder '{name}' cannot be used: it is no plain ViT with a variable input size "
+            f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model"
+        ) from None
+
+
+def _require_absolute_positions(vit: Any, name: str) -> None:
+    if getattr(vit, "pos_embed", None) is None or getattr(vit, "no_embed_class", False):
+        raise SetrError(
+            f"encoder '{name}': pos_interp and prefix_tokens need an absolute position embedding "
+            "that covers the prefix tokens; leave both at their defaults"
+        )
