@@ -155,16 +155,21 @@ def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class _Size(NamedTuple):
-    """An encoder size: timm id, timm keywords, and taps per decoder (aux taps come first)."""
+    """An encoder size: timm id, depth, timm keywords, and the width of the heads' convolutions."""
 
     encoder: str
     depth: int
     args: dict[str, Any]
+    channels: int = 256
 
 
 _SIZES = {
-    "nano": _Size(  # the demo's: 128 px images in 8 px patches, trained from random weights
-        "vit_tiny_patch16_224", 4, {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
+    # the demo's: small images in 8 px patches, trained from random weights in minutes
+    "nano": _Size(
+        "vit_tiny_patch16_224",
+        6,
+        {"patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4},
+        channels=64,
     ),
     "tiny": _Size("vit_tiny_patch16_384", 12, {}),
     "small": _Size("vit_small_patch16_384", 12, {}),
@@ -229,8 +234,8 @@ def create_model(
     depth = encoder_depth(encoder) if encoder else size.depth
     taps, aux_taps = default_taps(decoder, depth)  # type: ignore[arg-type]
     aux_taps = arguments.pop("aux_taps", aux_taps if aux else ())
-    if decoder == "pup":
-        arguments.setdefault("aux_args", {"kernel_size": 3, "final_scale": 4})
+    for key, value in _head_arguments(decoder, size.channels).items():
+        arguments.setdefault(key, value)
     model = SETR(
         encoder=encoder or size.encoder,
         decoder=decoder,  # type: ignore[arg-type]
@@ -246,6 +251,21 @@ def create_model(
 
         load_encoder(model, pretrained)
     return model
+
+
+def _head_arguments(decoder: str, channels: int) -> dict[str, Any]:
+    """Keywords of the heads: the paper's, with `channels` for its 256."""
+    if decoder == "mla":
+        return {
+            "neck_args": {"channels": channels},
+            "decoder_args": {"stream_channels": channels // 2},
+        }
+    if decoder == "naive":
+        return {"decoder_args": {"channels": channels}, "aux_args": {"channels": channels}}
+    return {
+        "decoder_args": {"channels": channels},
+        "aux_args": {"channels": channels, "kernel_size": 3, "final_scale": 4},
+    }
 
 
 def encoder_depth(name: str) -> int:

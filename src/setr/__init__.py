@@ -1,0 +1,36 @@
+"""SETR: semantic segmentation with plain vision transformers.
+
+Public names load on first use, so that `import setr` and `setr --help` need neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Config": "config",
+    "Predictor": "predictor",
+    "SETR": "model",
+    "SetrError": "errors",
+    "create_model": "model",
+    "evaluate": "engine",
+    "list_models": "model",
+    "list_recipes": "recipes",
+    "load": "predictor",
+    "recipe": "recipes",
+    "train": "engine",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'setr' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"setr.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

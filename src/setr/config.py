@@ -1,0 +1,268 @@
+"""The settings of a training run: frozen dataclasses, checked when they are made.
+
+Fields are plain values, documented where they are declared; the command line and the YAML file in
+the run folder are generated from them. Networks, losses and metrics never see these objects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+
+from setr.errors import USAGE, SetrError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise SetrError(message, code=USAGE)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained."""
+
+    name: str = "setr_pup_base"
+    """Model name (`setr models` lists them)."""
+    encoder: str | None = None
+    """Any timm ViT in place of the name's own encoder."""
+    pretrained: str | None = None
+    """Encoder weights: a checkpoint file, or nothing for random weights."""
+    img_size: int | None = None
+    """Side in pixels the position grid is made for; the encoder's own by default."""
+    drop_path: float = 0.0
+    """Stochastic depth rate of the last block, 0 to 1."""
+    aux: bool = True
+    """Auxiliary heads at the paper's layers."""
+    pos_interp: Literal["bicubic", "bilinear"] = "bicubic"
+    """How position embeddings are resampled."""
+    prefix_tokens: Literal["keep", "drop"] = "keep"
+    """Whether class and register tokens go through the blocks."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the input channels, images in 0 to 1."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of the input channels."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.drop_path < 1, f"model.drop_path {self.drop_path}: give 0 to below 1")
+        _check(min(self.std) > 0, f"model.std {self.std}: give positive numbers")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What it is trained on, and how samples are augmented."""
+
+    root: str = "scenes"
+    """Folder or YAML file of the data set, or `scenes` for drawn scenes."""
+    labels: str | None = None
+    """Known data set whose classes to use where the folder names none."""
+    train_split: str = "train"
+    """Split to train on; several joined with +."""
+    val_split: str = "val"
+    """Split to evaluate on during training."""
+    crop_size: tuple[int, int] = (512, 512)
+    """Height and width of a training crop in pixels."""
+    short_side: int | None = None
+    """Images are first scaled to this short side in pixels, in training and testing."""
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    """Random scale of training images."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    photometric: bool = True
+    """Random brightness, contrast, saturation and hue."""
+    max_class_share: float = 0.75
+    """Largest share of a crop that one class may cover."""
+    workers: int = 2
+    """Processes that prepare samples; 0 prepares them in the training process."""
+
+    def __post_init__(self) -> None:
+        low, high = self.scale_range
+        _check(min(self.crop_size) > 0, f"data.crop_size {self.crop_size}: give positive pixels")
+        _check(0 < low <= high, f"data.scale_range {self.scale_range}: give 0 < low <= high")
+        _check(0 <= self.flip <= 1, f"data.flip {self.flip}: give a probability, 0 to 1")
+        _check(0 < self.max_class_share <= 1, "data.max_class_share: give a share above 0, at most 1")
+        _check(self.workers >= 0, f"data.workers {self.workers}: give 0 or more")
+        _check(self.short_side is None or self.short_side > 0, "data.short_side: give pixels > 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How weights move (paper section 4.1: SGD, polynomial decay)."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser."""
+    lr: float = 0.01
+    """Learning rate of the encoder at its peak."""
+    head_lr_factor: float = 10.0
+    """Factor on the learning rate of the decoder and the auxiliary heads."""
+    neck_lr_factor: float = 1.0
+    """The same for MLA's neck; 1 in the authors' code."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 0.0
+    """Weight decay; norms, biases and position embeddings have none."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block to the one before it; 1 for none."""
+    power: float = 0.9
+    """Power of the polynomial decay."""
+    min_lr: float = 1e-4
+    """Learning rate the decay ends at, absolute; each group's factors apply to it too."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    clip_grad: float = 0.0
+    """Largest gradient norm; 0 for no clipping."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, f"optim.lr {self.lr}: give a positive learning rate")
+        _check(0 < self.layer_decay <= 1, f"optim.layer_decay {self.layer_decay}: give 0 < d <= 1")
+        _check(0 <= self.min_lr <= self.lr, f"optim.min_lr {self.min_lr}: give 0 to lr {self.lr}")
+        _check(self.warmup_steps >= 0, "optim.warmup_steps: give 0 or more")
+        _check(self.clip_grad >= 0, "optim.clip_grad: give 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and what is written."""
+
+    steps: int = 80_000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Images per step, over all processes and accumulation."""
+    accumulate: int = 1
+    """Parts a batch is computed in; each holds batch_size / accumulate images in memory."""
+    precision: Precision = "auto"
+    """bf16 where the hardware has it, else fp32; the loss is always fp32."""
+    aux_weight: float = 0.4
+    """Factor on each auxiliary loss."""
+    loss_norm: Literal["valid", "all"] = "valid"
+    """Divide the loss by the counted pixels, or by all pixels as the authors' code does."""
+    class_weights: Literal["none", "median_frequency", "sqrt_median_frequency"] = "none"
+    """Class weights from the training split's pixel counts, clamped at 4."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and
+    saved; 0 for none."""
+    grad_checkpointing: bool = False
+    """Recompute encoder activations in the backward pass to save memory."""
+    eval_every: int = 0
+    """Steps between evaluations on the validation split; 0 evaluates at the end only."""
+    save_every: int = 1000
+    """Steps between saves of the training state."""
+    log_every: int = 50
+    """Steps between lines of the log."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps > 0, f"train.steps {self.steps}: give at least one step")
+        _check(self.batch_size > 0, f"train.batch_size {self.batch_size}: give at least 1")
+        _check(
+            self.accumulate > 0 and self.batch_size % self.accumulate == 0,
+            f"train.accumulate {self.accumulate}: must divide train.batch_size {self.batch_size}",
+        )
+        _check(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
+        _check(self.save_every > 0 and self.log_every > 0, "train.save_every, log_every: give >= 1")
+        _check(self.eval_every >= 0, "train.eval_every: give 0 or more")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How the trained model is tested; stored with it."""
+
+    window: tuple[int, int] | None = None
+    """Height and width of the sliding window in pixels; whole images if not given."""
+    stride: tuple[int, int] | None = None
+    """Vertical and horizontal step of the window in pixels."""
+    multi_scale: bool = False
+    """After training, also test with the paper's six scales and flip."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    recipe: str = "custom"
+    """Name the run is reported under."""
+    out: str = "runs/setr"
+    """Folder the run is written to."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def to_yaml(self) -> str:
+        """All settings as YAML; `from_yaml` gives an equal object back."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str, *, source: str = "config") -> Config:
+        """Read settings; a missing key takes its default.
+
+        Raises:
+            SetrError: not YAML, an unknown key (the nearest is named), or a value out of its range.
+        """
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SetrError(
+                f"{source}: not valid YAML ({str(error).splitlines()[0]})", code=USAGE
+            ) from None
+        return _build(cls, values, source)
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read settings from a YAML file."""
+        if not path.is_file():
+            raise SetrError(f"{path}: no such config file", code=USAGE)
+        return cls.from_yaml(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _build(kind: Any, values: Any, source: str, prefix: str = "") -> Any:
+    """Make a dataclass from a mapping, strictly."""
+    _check(isinstance(values, dict), f"{source}: {prefix or 'the file'} must hold keys and values")
+    hints = get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, 1)
+            hint = f"; did you mean '{prefix}{near[0]}'?" if near else ""
+            raise SetrError(f"{source}: unknown key '{prefix}{key}'{hint}", code=USAGE)
+        if dataclasses.is_dataclass(hints[key]):
+            arguments[key] = _build(hints[key], value, source, f"{prefix}{key}.")
+        else:
+            arguments[key] = _typed(hints[key], value, f"{source}: {prefix}{key}")
+    return kind(**arguments)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """Check a plain value against a field's type; lists become tuples."""
+    options = get_args(hint)
+    if type(None) in options:
+        if value is None:
+            return None
+        hint = next(o for o in options if o is not type(None))
+        options = get_args(hint)
+    if isinstance(value, list):
+        value = tuple(value)
+    if hint in (int, float, str, bool):
+        value = float(value) if hint is float and type(value) is int else value
+        ok = type(value) is hint
+    elif isinstance(value, tuple):
+        value = tuple(float(v) if o is float else v for o, v in zip(options, value, strict=False))
+        ok = tuple(map(type, value)) == options
+    else:
+        ok = value in options
+    _check(ok, f"{where}: {value!r} is not {getattr(hint, '__name__', hint)}")
+    return value

@@ -1,0 +1,398 @@
+"""Training and evaluation: the only loop.
+
+`train` walks the way of every run: check the data, build, then per step load, forward, backward,
+update; periodically evaluate, save, log. `evaluate` streams a split through a protocol.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setr import __version__
+from setr.checkpoint import load_state, save_state
+from setr.config import Config, Precision
+from setr.datasets import Dataset, open_dataset
+from setr.doctor import check, class_weights
+from setr.errors import INTERRUPTED, USAGE, SetrError
+from setr.hub import ModelInfo, save_pretrained
+from setr.images import write_bytes
+from setr.inference import MULTI_SCALES, Protocol, normalize, predict_scores
+from setr.labels import Labels, known_labels
+from setr.loader import training_batches, whole_images
+from setr.losses import count_weight, segmentation_loss
+from setr.metrics import ConfusionMatrix
+from setr.model import SETR, create_model
+from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr, trainable
+from setr.progress import Progress
+from setr.transforms import Augmentation
+
+STATE = Path("last") / "state.pt"
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Train a model and write it to `config.out`.
+
+    The folder is a model directory in Hub layout (the weights that scored best on the validation
+    split) with `config.yaml`, `log.jsonl`, `metrics.json` and `last/`, the state to resume from.
+
+    Args:
+        config: all settings.
+        resume: continue from `last/`; the result equals an uninterrupted run bit for bit.
+        overwrite: replace an existing run.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        SetrError: bad data (exit code 3), an existing run, a non-finite loss, an interruption.
+    """
+    out = Path(config.out)
+    if out.exists() and not (resume or overwrite):
+        raise SetrError(
+            f"{out}: this run exists; add --resume to continue it, --overwrite to replace it, "
+            "or choose another --out",
+            code=USAGE,
+        )
+    if overwrite and not resume:
+        (out / STATE).unlink(missing_ok=True)
+        (out / "log.jsonl").unlink(missing_ok=True)
+    run = _Run(config, out, resume)
+    run.loop()
+    return run.finish()
+
+
+class _Run:
+    """The parts of one training run and the steps over them."""
+
+    def __init__(self, config: Config, out: Path, resume: bool) -> None:
+        self.config, self.out = config, out
+        self.began = time.monotonic()
+        known = known_labels(config.data.labels) if config.data.labels else None
+        self.dataset = open_dataset(config.data.root, config.data.train_split, known)
+        self.val = open_dataset(config.data.root, config.data.val_split, known)
+        self.labels: Labels = self.dataset.labels
+        checkup = self._check_data()
+        torch.manual_seed(config.train.seed)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = autocast_dtype(config.train.precision, self.device)
+        self.model = _build_model(config, len(self.labels.classes)).to(self.device)
+        if config.train.grad_checkpointing:
+            self.model.encoder.vit.set_grad_checkpointing(True)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
+        self.weight: Tensor | None = None
+        if config.train.class_weights != "none":
+            weights = class_weights(checkup, config.train.class_weights)
+            self.weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
+        self.info = ModelInfo(
+            labels=self.labels,
+            mean=config.model.mean,
+            std=config.model.std,
+            protocol=Protocol(
+                window=config.eval.window,
+                stride=config.eval.stride,
+                short_side=config.data.short_side,
+            ),
+            recipe=config.recipe,
+        )
+        self.step, self.best, self.seconds = 0, -1.0, 0.0
+        self.stop = False
+        out.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._restore()
+        write_bytes(out / "config.yaml", config.to_yaml().encode())
+
+    def _check_data(self) -> np.ndarray:
+        first = check(self.dataset)
+        first.raise_problems()
+        check(self.val).raise_problems()
+        return first.pixels
+
+    def loop(self) -> None:
+        """Run the remaining steps."""
+        config = self.config.train
+        batches = training_batches(
+            self.dataset,
+            _augmentation(self.config),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start=self.step,
+            stop=config.steps,
+            workers=self.config.data.workers,
+        )
+        progress = Progress("train", config.steps, start=self.step)
+        with _catch_signals(self._request_stop):
+            while self.step < config.steps:
+                waiting = time.monotonic()
+                images, masks = next(batches)
+                waited = time.monotonic() - waiting
+                parts = self.train_step(images, masks)
+                self.step += 1
+                progress.update(self.step, wait=waited, images=len(images), **parts)
+                last = self.step == config.steps
+                if self.step % config.log_every == 0 or last:
+                    self._log({"step": self.step, **parts, **progress.rates()})
+                if last or (config.eval_every and self.step % config.eval_every == 0):
+                    self._validate()
+                if last or self.stop or self.step % config.save_every == 0:
+                    self._save()
+                if self.stop and not last:
+                    raise SetrError(
+                        f"stopped after step {self.step}; continue with "
+                        f"`setr train {self.out} --resume`",
+                        code=INTERRUPTED,
+                    )
+        progress.close()
+
+    def train_step(self, images: Tensor, masks: Tensor) -> dict[str, float]:
+        """One optimiser step: forward, loss, backward, update."""
+        config = self.config
+        rate = learning_rate(config.optim, self.step, config.train.steps)
+        set_lr(self.optimizer, rate)
+        self.model.train()
+        images, masks = images.to(self.device), masks.to(self.device)
+        normalizer: Tensor | float = float(masks.numel())
+        if config.train.loss_norm == "valid":
+            normalizer = count_weight(masks, self.weight)
+        totals: dict[str, float] = {}
+        for part, target in zip(
+            images.chunk(config.train.accumulate), masks.chunk(config.train.accumulate), strict=True
+        ):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                output = self.model(normalize(part, self.info.mean, self.info.std), with_aux=True)
+            losses = segmentation_loss(
+                output,
+                target,
+                normalizer=normalizer,
+                aux_weight=config.train.aux_weight,
+                weight=self.weight,
+            )
+            losses["loss"].backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.item()
+        if not np.isfinite(totals["loss"]):
+            raise SetrError(
+                f"loss is {totals['loss']} at step {self.step + 1} with lr {rate:.3g}; lower "
+                "--optim.lr, or set --train.precision fp32"
+            )
+        if config.optim.clip_grad:
+            torch.nn.utils.clip_grad_norm_(trainable(self.model), config.optim.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.model, self.step)
+        return {**totals, "lr": rate}
+
+    def finish(self) -> dict[str, Any]:
+        """Test the best weights single-scale and, if asked, multi-scale; write the figures."""
+        from setr.hub import from_pretrained
+
+        model, info = from_pretrained(self.out)
+        model.to(self.device)
+        results = {"single_scale": evaluate(model, info, self.val, precision=self.config.train.precision)}
+        if self.config.eval.multi_scale:
+            protocol = dataclasses.replace(info.protocol, scales=MULTI_SCALES, flip=True)
+            info = dataclasses.replace(info, protocol=protocol)
+            results["multi_scale"] = evaluate(
+                model, info, self.val, precision=self.config.train.precision
+            )
+        metrics = {**results, "seconds": self.seconds + time.monotonic() - self.began}
+        write_json(self.out / "metrics.json", metrics)
+        return metrics
+
+    def _validate(self) -> None:
+        state = self.model.state_dict()
+        if self.ema:
+            kept = {k: v.clone() for k, v in state.items()}
+            self.model.load_state_dict(self.ema.state)
+        figures = evaluate(self.model, self.info, self.val, precision=self.config.train.precision)
+        score = figures["miou"] or 0.0
+        self._log({"step": self.step, "val": figures})
+        if score > self.best:
+            self.best = score
+            info = dataclasses.replace(
+                self.info, metrics={"val mIoU": round(score, 4), "step": self.step}
+            )
+            save_pretrained(self.out, self.model, info)
+        if self.ema:
+            self.model.load_state_dict(kept)
+
+    def _save(self) -> None:
+        save_state(
+            self.out / STATE,
+            {
+                "version": __version__,
+                "step": self.step,
+                "best": self.best,
+                "seconds": self.seconds + time.monotonic() - self.began,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state if self.ema else None,
+                "rng": torch.get_rng_state(),
+                "classes": list(self.labels.classes),
+            },
+        )
+
+    def _restore(self) -> None:
+        state = load_state(self.out / STATE)
+        if state["classes"] != list(self.labels.classes):
+            raise SetrError(f"{self.out}: was trained on other classes than this data has")
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise SetrError(f"{self.out}: is a run of another model ({reason:.100})") from None
+        if self.ema:
+            self.ema.state = state["ema"]
+        torch.set_rng_state(state["rng"])
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+
+    def _log(self, line: dict[str, Any]) -> None:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _request_stop(self) -> None:
+        self.stop = True
+
+
+def evaluate(
+    model: SETR,
+    info: ModelInfo,
+    dataset: Dataset,
+    *,
+    precision: Precision = "auto",
+    workers: int = 1,
+    on_image: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+) -> dict[str, Any]:
+    """Test a model on a split under `info.protocol`.
+
+    Args:
+        model: the model, on any device; its mode is restored afterwards.
+        info: normalisation and protocol.
+        dataset: a split whose classes equal the model's.
+        precision: of the forward pass.
+        workers: processes that decode.
+        on_image: called with index, image (H, W, 3) uint8, truth (H, W) and prediction (H, W).
+
+    Returns:
+        The figures of `ConfusionMatrix.summary`, and `images` and `seconds`.
+
+    Raises:
+        SetrError: no images, or another class list.
+    """
+    if not len(dataset):
+        raise SetrError(f"split '{dataset.split}' of {dataset.name} has no images")
+    if len(dataset.labels.classes) != model.num_classes:
+        raise SetrError(
+            f"the model has {model.num_classes} classes but {dataset.name} has "
+            f"{len(dataset.labels.classes)}; they must be the same"
+        )
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(precision, device)
+    was_training = model.training
+    model.eval()
+    counts = ConfusionMatrix(model.num_classes, device)
+    began = time.monotonic()
+    progress = Progress("eval", len(dataset))
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        for i, (images, masks) in enumerate(whole_images(dataset, workers)):
+            x = normalize(images.to(device), info.mean, info.std)
+            size = (masks.shape[-2], masks.shape[-1])
+            prediction = predict_scores(model, x, info.protocol, size=size).argmax(dim=1)
+            counts.update(prediction, masks.to(device))
+            if on_image:
+                on_image(i, images[0], masks[0], prediction[0].cpu())
+            progress.update(i + 1, images=1)
+    progress.close()
+    model.train(was_training)
+    figures = counts.summary(dataset.labels.classes)
+    return {**figures, "images": len(dataset), "seconds": time.monotonic() - began}
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The autocast type of a precision; None computes in fp32.
+
+    `auto` is bf16 where the hardware multiplies it (CUDA since Ampere, CPUs with AVX512-BF16 or
+    AMX), else fp32.
+
+    Raises:
+        SetrError: the hardware lacks the precision asked for.
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if precision == "fp16" and device.type == "cpu":
+        raise SetrError("precision fp16: CPUs train in bf16 or fp32; set --train.precision auto")
+    if precision == "bf16" and not has_bf16:
+        raise SetrError(f"precision bf16: this {device.type} lacks it; set --train.precision auto")
+    if precision == "fp32" or (precision == "auto" and not has_bf16):
+        return None
+    return torch.float16 if precision == "fp16" else torch.bfloat16
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write values as JSON; the file appears when complete."""
+    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _build_model(config: Config, num_classes: int) -> SETR:
+    settings = config.model
+    return create_model(
+        settings.name,
+        num_classes=num_classes,
+        img_size=settings.img_size,
+        encoder=settings.encoder,
+        pretrained=settings.pretrained,
+        aux=settings.aux,
+        pos_interp=settings.pos_interp,
+        prefix_tokens=settings.prefix_tokens,
+        encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
+    )
+
+
+def _augmentation(config: Config) -> Augmentation:
+    data = config.data
+    return Augmentation(
+        crop_size=data.crop_size,
+        short_side=data.short_side,
+        scale_range=data.scale_range,
+        flip=data.flip,
+        photometric=data.photometric,
+        max_class_share=data.max_class_share,
+    )
+
+
+class _catch_signals:  # noqa: N801  used as a function in `with`
+    """Turn the first SIGINT or SIGTERM into a request; the next one acts as usual."""
+
+    def __init__(self, request: Callable[[], None]) -> None:
+        self.request = request
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.previous[number] = signal.signal(number, self._handle)
+            except ValueError:  # not in the main thread: nobody sends signals there
+                return
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.request()
+        self.__exit__(None, None, None)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

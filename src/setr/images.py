@@ -1,0 +1,196 @@
+"""The only place that decodes and encodes image files.
+
+`read_image` gives uint8 RGB (H, W, 3), `read_mask` gives label ids (H, W). Files are recognised by
+content, not by suffix. One rule for orientation: EXIF rotation is applied, so arrays are what a
+viewer shows. Every failure is a `SetrError` naming the file and the reason; a truncated file is an
+error, never half grey.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from setr.errors import SetrError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+)
+MAX_PIXELS = 150_000_000
+"""Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""
+
+LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+Source = str | os.PathLike | bytes
+
+
+def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image to uint8 RGB (H, W, 3).
+
+    Grey is replicated, palettes are applied, 16-bit is scaled by 1/257, alpha is dropped, CMYK is
+    converted, of several frames the first is used.
+
+    Args:
+        source: a path, or the bytes of a file.
+        max_pixels: larger images are refused from the header.
+
+    Raises:
+        SetrError: missing, unreadable, truncated, not an image, or above `max_pixels`.
+    """
+    with _open(source, max_pixels) as image:
+        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def read_mask(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
+
+    Raises:
+        SetrError: as `read_image`, and for lossy formats and colour masks (several channels).
+    """
+    with _open(source, max_pixels) as image:
+        if image.format in LOSSY_FORMATS:
+            raise SetrError(
+                f"{_name(source)}: a mask stored as {image.format} has blurred ids; "
+                "save masks as PNG"
+            )
+        image.load()
+        if image.mode in ("P", "L"):
+            return np.asarray(image)
+        if image.mode == "1":
+            return np.asarray(image, dtype=np.uint8)
+        if image.mode.startswith("I"):
+            ids = np.asarray(image)
+            if ids.min() < 0 or ids.max() > 65535:
+                raise SetrError(f"{_name(source)}: ids {ids.min()}..{ids.max()} exceed 0..65535")
+            return ids.astype(np.uint16)
+        channels = np.asarray(image.convert("RGB"))
+        if image.mode == "RGB" and (channels == channels[..., :1]).all():
+            return np.ascontiguousarray(channels[..., 0])  # R=G=B=id, as some tools export
+        raise SetrError(
+            f"{_name(source)}: a {image.mode} colour mask needs a colour map; save one id per "
+            "pixel (8-bit grey or palette PNG)"
+        )
+
+
+def image_size(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) as displayed, from the header alone."""
+    with _open(source, max_pixels) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) >= 5
+    return (width, height) if turned else (height, width)
+
+
+def write_png(path: Path, array: np.ndarray, *, palette: np.ndarray | None = None) -> None:
+    """Write uint8/uint16 (H, W) or uint8 (H, W, 3) as PNG; the final name appears when complete.
+
+    Args:
+        path: the final file name.
+        array: pixels.
+        palette: (K, 3) uint8 colours, making an 8-bit (H, W) array a palette PNG.
+    """
+    image = Image.fromarray(array)
+    if palette is not None:
+        image.putpalette(palette.astype(np.uint8).tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that its final name never holds half of it."""
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files below a folder by suffix (any case), sorted; hidden files and links to nowhere
+    are left out, directory loops are not followed.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in files:
+            path = Path(parent) / name
+            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+    return sorted(found)
+
+
+def _name(source: Source) -> str:
+    return "image data" if isinstance(source, bytes) else os.fsdecode(source)
+
+
+class _open:  # noqa: N801  used as a function in `with`
+    """Open with PIL, check the pixel limit, and turn every failure into one line."""
+
+    def __init__(self, source: Source, max_pixels: int) -> None:
+        self.source, self.max_pixels = source, max_pixels
+        self.image: Any = None
+
+    def __enter__(self) -> Any:
+        name = _name(self.source)
+        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                self.image = Image.open(file)
+        except FileNotFoundError:
+            raise SetrError(f"{name}: no such file") from None
+        except Image.DecompressionBombError:
+            raise SetrError(
+                f"{name}: more than {self.max_pixels:,} pixels; raise --max-pixels to read it"
+            ) from None
+        except Exception as error:
+            raise _unreadable(name, error, self.source) from None
+        width, height = self.image.size
+        if width * height > self.max_pixels:
+            self.image.close()
+            raise SetrError(
+                f"{name}: {width}x{height} is {width * height:,} pixels, above the limit of "
+                f"{self.max_pixels:,}; raise --max-pixels to read it"
+            )
+        return self.image
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.image.close()
+        if isinstance(error, (OSError, SyntaxError, ValueError)) and not isinstance(
+            error, SetrError
+        ):
+            raise _unreadable(_name(self.source), error, self.source) from None
+
+
+def _unreadable(name: str, error: Exception, source: Source) -> SetrError:
+    if isinstance(error, PermissionError):
+        return SetrError(f"{name}: permission denied")
+    if isinstance(error, IsADirectoryError):
+        return SetrError(f"{name}: is a folder, not an image file")
+    if not isinstance(source, bytes) and os.path.exists(source) and os.path.getsize(source) == 0:
+        return SetrError(f"{name}: the file is empty (0 bytes)")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return SetrError(f"{name}: not an image in a known format")
+    return SetrError(f"{name}: broken image file ({str(error).splitlines()[0]})")
+
+
+def _to_rgb(image: Any) -> Any:
+    if image.mode.startswith("I") or image.mode == "F":  # convert("RGB") would clip to white
+        values = np.asarray(image).astype(np.float64)
+        scale = 257.0 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 1.0
+        return Image.fromarray(np.clip(np.rint(values / scale), 0, 255).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.mode == "RGBA":
+        return Image.fromarray(np.ascontiguousarray(np.asarray(image)[..., :3]))
+    return image.convert("RGB")

@@ -1,0 +1,137 @@
+"""From a data set to training batches, in an order that depends on (seed, step) alone.
+
+The permutation of an epoch comes from (seed, epoch), the position in it from the step, the
+augmentation of a sample from (seed, epoch, index). Nothing else carries state, so a resumed run
+sees the batches the uninterrupted one would have seen, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from setr.datasets import Dataset
+from setr.errors import SetrError
+from setr.transforms import Augmentation
+
+Loaded = tuple[np.ndarray, np.ndarray] | SetrError
+Position = tuple[int, int]  # (epoch, index)
+
+
+class BatchOrder:
+    """Yields the (epoch, index) pairs of each batch from a step on.
+
+    Args:
+        length: number of samples in the data set.
+        batch_size: samples per batch; a batch may span two epochs.
+        seed: of the order.
+        start: first step.
+        stop: step after the last.
+    """
+
+    def __init__(self, length: int, batch_size: int, *, seed: int, start: int, stop: int) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self.start, self.stop):
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+                batch.append((epoch, int(order[position % self.length])))
+            yield batch
+
+
+class _Augmented(TorchDataset):
+    def __init__(self, dataset: Dataset, augment: Augmentation, seed: int) -> None:
+        self.dataset, self.augment, self.seed = dataset, augment, seed
+
+    def __getitem__(self, position: Position) -> Loaded:
+        epoch, index = position
+        rng = np.random.default_rng((self.seed, epoch, index))
+        try:
+            return self.augment(*self.dataset.load(index), rng)
+        except SetrError as error:
+            return error
+
+
+class _Whole(TorchDataset):
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Loaded:
+        try:
+            return self.dataset.load(index)
+        except SetrError as error:
+            return error
+
+
+def _stack(samples: list[Loaded]) -> tuple[Tensor, Tensor] | SetrError:
+    arrays = []
+    for sample in samples:
+        if isinstance(sample, SetrError):
+            return sample
+        arrays.append(sample)
+    images, masks = zip(*arrays, strict=True)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+
+
+def _raising(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Raise errors here, in one line, rather than with a worker's traceback around them."""
+    for batch in loader:
+        if isinstance(batch, SetrError):
+            raise batch
+        yield batch
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def training_batches(
+    dataset: Dataset,
+    augment: Augmentation,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    workers: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of steps start .. stop-1: images uint8 (B, H, W, 3), masks uint8 (B, H, W)."""
+    loader = DataLoader(
+        _Augmented(dataset, augment, seed),
+        batch_sampler=BatchOrder(len(dataset), batch_size, seed=seed, start=start, stop=stop),
+        num_workers=workers,
+        collate_fn=_stack,
+        worker_init_fn=_one_thread,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return _raising(loader)
+
+
+def whole_images(dataset: Dataset, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Samples of a split in order, one at a time and at their own size."""
+    loader = DataLoader(
+        _Whole(dataset),
+        batch_size=1,
+        num_workers=workers,
+        collate_fn=_stack,
+        worker_init_fn=_one_thread,
+    )
+    return _raising(loader)

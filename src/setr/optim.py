@@ -1,0 +1,93 @@
+"""Optimiser groups, the learning-rate schedule, and the moving average of the weights.
+
+Heads learn `head_lr_factor` times faster than the encoder (section 4.1 and the authors' code);
+layer-wise decay makes early blocks learn slower. The schedule is a pure function of the step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from setr.config import OptimConfig
+
+NO_DECAY = ("pos_embed", "cls_token", "reg_token", "gamma")
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over groups of equal learning-rate factor and weight decay.
+
+    Every group carries `lr_factor`; `set_lr` multiplies it with the schedule.
+    """
+    depth = len(model.encoder.vit.blocks)  # type: ignore[union-attr, arg-type]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim <= 1 or any(word in name for word in NO_DECAY)
+        key = (_lr_factor(name, depth, config), 0.0 if plain else config.weight_decay)
+        groups.setdefault(key, []).append(parameter)
+    listed = [
+        {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(listed, lr=config.lr)
+
+
+def _lr_factor(name: str, depth: int, config: OptimConfig) -> float:
+    if name.startswith("neck."):
+        return config.neck_lr_factor
+    if not name.startswith("encoder."):
+        return config.head_lr_factor
+    block = re.search(r"\.blocks\.(\d+)\.", name)
+    return float(config.layer_decay ** (depth - int(block[1]) if block else depth + 1))
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """The base rate at a step: linear warm-up, then polynomial decay to `min_lr`."""
+    decay = (1 - step / steps) ** config.power
+    rate = config.min_lr + (config.lr - config.min_lr) * decay
+    return rate * min(1.0, (step + 1) / (config.warmup_steps + 1))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the base rate times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights and buffers.
+
+    Args:
+        model: the model that is averaged.
+        decay: share kept per step; it rises to this value over the first steps, (1+t)/(10+t), so
+            that the random start is forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model's weights after optimiser step number `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        floats, targets = [], []
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                floats.append(self.state[name])
+                targets.append(value)
+            else:
+                self.state[name].copy_(value)
+        torch._foreach_lerp_(floats, targets, 1 - decay)
+
+
+def trainable(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters that receive gradients."""
+    return (p for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,69 @@
+"""One progress line: rewritten in place on a terminal, printed now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """Shows how far a loop is on stderr.
+
+    Args:
+        name: what is going on.
+        total: number of steps.
+        start: steps done before.
+    """
+
+    def __init__(self, name: str, total: int, *, start: int = 0) -> None:
+        self.name, self.total, self.start = name, total, start
+        self.began = self.shown = time.monotonic()
+        self.images, self.waited, self.done = 0, 0.0, start
+        self.smooth: float | None = None
+        self.live = sys.stderr.isatty()
+
+    def update(
+        self, done: int, *, images: int, wait: float = 0.0, loss: float | None = None,
+        lr: float | None = None, **_: float,
+    ) -> None:  # fmt: skip
+        """Count a step: images processed, seconds waited for data, and the loss it had."""
+        self.done, self.images, self.waited = done, self.images + images, self.waited + wait
+        if loss is not None:
+            self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
+        now = time.monotonic()
+        if now - self.shown < (0.2 if self.live else 15) and done != self.total:
+            return
+        self.shown = now
+        rates = self.rates()
+        parts = [f"{self.name} {done}/{self.total}"]
+        if self.smooth is not None:
+            parts.append(f"loss {self.smooth:.3f}")
+        if lr is not None:
+            parts.append(f"lr {lr:.2e}")
+        parts.append(f"{rates['images_per_second']:.1f} img/s")
+        if wait:
+            parts.append(f"data {rates['data_wait_percent']:.0f}%")
+        parts.append(f"ETA {_clock((self.total - done) * rates['seconds_per_step'])}")
+        line = "  ".join(parts)
+        print(f"\r{line:<90}" if self.live else line, end="" if self.live else "\n",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+    def rates(self) -> dict[str, float]:
+        """Images per second, seconds per step, and the share of time spent waiting for data."""
+        spent = max(time.monotonic() - self.began, 1e-9)
+        return {
+            "images_per_second": self.images / spent,
+            "seconds_per_step": spent / max(self.done - self.start, 1),
+            "data_wait_percent": 100 * self.waited / spent,
+        }
+
+    def close(self) -> None:
+        """End the line."""
+        if self.live:
+            print(file=sys.stderr)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,149 @@
+"""Joint image and mask augmentation on numpy arrays with an explicit random generator.
+
+Crop first: the crop is chosen in the coordinates of the resized image and mapped back, so that
+only the window is ever resized (the same distribution as resize-then-crop, and identical at
+scale 1). Images are sampled bilinearly, masks by nearest neighbour; ids are never blended.
+
+Every draw comes from `np.random.default_rng((seed, epoch, index))`, so a sample is the same
+whatever the number of workers or processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from setr.labels import IGNORE
+
+PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: zero after normalisation
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training sample (paper section 4.1, after mmsegmentation).
+
+    Args:
+        crop_size: (height, width) of the result in pixels.
+        short_side: the image is first scaled to this short side in pixels; None keeps its size.
+        scale_range: random factor on top, uniform.
+        flip: probability of a horizontal flip.
+        photometric: random brightness, contrast, saturation and hue.
+        max_class_share: a crop is drawn again (at most 10 times) while one class covers more than
+            this share of its counted pixels.
+    """
+
+    crop_size: tuple[int, int]
+    short_side: int | None = None
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    photometric: bool = True
+    max_class_share: float = 0.75
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 (H, W, 3), mask uint8 (H, W) -> the same kinds, of `crop_size`.
+
+        Where the resized image is smaller than the crop, the rest is mean colour and ignored.
+        """
+        base = 1.0 if self.short_side is None else self.short_side / min(image.shape[:2])
+        scale = base * rng.uniform(*self.scale_range)
+        size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
+        for _ in range(10):
+            origin = [int(rng.integers(0, max(s - c, 0) + 1)) for s, c in zip(size, self.crop_size, strict=True)]
+            window = Window(image.shape[:2], size, (origin[0], origin[1]), self.crop_size)
+            cropped = window.cut(mask, nearest=True, fill=IGNORE)
+            counts = np.bincount(cropped[cropped != IGNORE], minlength=1)
+            if counts.max() <= self.max_class_share * counts.sum():
+                break
+        image = window.cut(image, nearest=False, fill=PAD_COLOUR)
+        if rng.random() < self.flip:
+            image, cropped = image[:, ::-1], cropped[:, ::-1]
+        if self.photometric:
+            image = distort(image, rng)
+        return np.ascontiguousarray(image), np.ascontiguousarray(cropped)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A crop of a resized image, computed without resizing the rest.
+
+    Args:
+        source: (H, W) of the image.
+        resized: (H', W') it is resized to.
+        origin: (top, left) of the crop in the resized image.
+        size: (height, width) of the crop.
+    """
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    origin: tuple[int, int]
+    size: tuple[int, int]
+
+    def cut(self, array: np.ndarray, *, nearest: bool, fill: int | tuple[int, ...]) -> np.ndarray:
+        """Resample the window of (H, W[, 3]) uint8; outside the resized image it holds `fill`."""
+        (top, left), (height, width) = self.origin, self.size
+        inside = min(height, self.resized[0] - top), min(width, self.resized[1] - left)
+        if self.source == self.resized:
+            part = array[top : top + inside[0], left : left + inside[1]]
+        else:
+            sy, sx = self.source[0] / self.resized[0], self.source[1] / self.resized[1]
+            matrix = np.array(  # pixel centres: source = (target + origin + 0.5) * s - 0.5
+                [[sx, 0, (left + 0.5) * sx - 0.5], [0, sy, (top + 0.5) * sy - 0.5]]
+            )
+            part = cv2.warpAffine(
+                array,
+                matrix,
+                (inside[1], inside[0]),
+                flags=(cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+        if inside == self.size:
+            return part
+        out = np.empty((*self.size, *array.shape[2:]), dtype=array.dtype)
+        out[...] = fill
+        out[: inside[0], : inside[1]] = part
+        return out
+
+
+def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Photometric distortion after mmsegmentation, by look-up tables: uint8 RGB in and out.
+
+    Each with probability one half: brightness +-32, contrast x0.5-1.5 (before or after the colour
+    steps, at random), saturation x0.5-1.5, hue +-18 degrees of OpenCV's 180.
+    """
+    values = np.arange(256, dtype=np.float32)
+    if rng.random() < 0.5:
+        values = np.clip(values + rng.uniform(-32, 32), 0, 255)
+    contrast_first = rng.random() < 0.5
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    if contrast_first:
+        values = np.clip(values * contrast, 0, 255)
+    image = cv2.LUT(np.ascontiguousarray(image), np.rint(values).astype(np.uint8))
+    saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    hue = int(rng.integers(-18, 18)) if rng.random() < 0.5 else 0
+    if saturation != 1.0 or hue:
+        table = np.stack(
+            [
+                (np.arange(256) + hue) % 180,
+                np.clip(np.rint(np.arange(256) * saturation), 0, 255),
+                np.arange(256),
+            ],
+            axis=-1,
+        ).astype(np.uint8)
+        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if not contrast_first and contrast != 1.0:
+        image = cv2.LUT(image, np.clip(np.rint(np.arange(256) * contrast), 0, 255).astype(np.uint8))
+    return image
+
+
+def resize_short_side(image: np.ndarray, short_side: int | None) -> np.ndarray:
+    """Scale an image so that its short side has this many pixels; None keeps it."""
+    if short_side is None or short_side == min(image.shape[:2]):
+        return image
+    scale = short_side / min(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
