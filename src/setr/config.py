@@ -34,6 +34,8 @@ class ModelConfig:
     """Any timm ViT in place of the name's own encoder."""
     pretrained: str | None = None
     """Encoder weights: a checkpoint file, or nothing for random weights."""
+    channels: int | None = None
+    """Width of the heads' convolutions; 256 in the paper."""
     img_size: int | None = None
     """Side in pixels the position grid is made for; the encoder's own by default."""
     drop_path: float = 0.0

@@ -357,6 +357,7 @@ def _build_model(config: Config, num_classes: int) -> SETR:
         encoder=settings.encoder,
         pretrained=settings.pretrained,
         aux=settings.aux,
+        channels=settings.channels,
         pos_interp=settings.pos_interp,
         prefix_tokens=settings.prefix_tokens,
         encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},

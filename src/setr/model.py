@@ -209,6 +209,7 @@ def create_model(
     encoder: str | None = None,
     pretrained: str | None = None,
     aux: bool = True,
+    channels: int | None = None,
     **arguments: Any,
 ) -> SETR:
     """Build a named model, for example `create_model("setr_pup_base", num_classes=19)`.
@@ -220,6 +221,7 @@ def create_model(
         encoder: any timm ViT id in place of the name's own.
         pretrained: encoder weights: None for random, or a path to a checkpoint.
         aux: with the auxiliary heads at the paper's layers, which only training needs.
+        channels: width of the heads' convolutions; 256 in the paper.
         arguments: further keywords of `SETR`.
 
     Raises:
@@ -234,7 +236,7 @@ def create_model(
     depth = encoder_depth(encoder) if encoder else size.depth
     taps, aux_taps = default_taps(decoder, depth)  # type: ignore[arg-type]
     aux_taps = arguments.pop("aux_taps", aux_taps if aux else ())
-    for key, value in _head_arguments(decoder, size.channels).items():
+    for key, value in _head_arguments(decoder, channels or size.channels).items():
         arguments.setdefault(key, value)
     model = SETR(
         encoder=encoder or size.encoder,

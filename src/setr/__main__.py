@@ -1,0 +1,5 @@
+"""`python -m setr` is the command line."""
+
+from setr.cli import main
+
+raise SystemExit(main())

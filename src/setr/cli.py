@@ -1,0 +1,120 @@
+"""The command line: a table from verb to function.
+
+Arguments are generated from typed signatures and the configuration dataclasses. Logs and progress
+go to stderr, results to stdout (`--json` for machines). A user error is one line; `--debug` shows
+the traceback. Exit codes: 0 ok, 1 failed, 2 usage, 3 data check failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from setr import __version__
+from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
+
+VERBS = {
+    "demo": "train and test a small model on drawn scenes in a few minutes; no data needed",
+    "train": "train a recipe, or continue a run: setr train RECIPE [--optim.lr 0.01 …]",
+    "eval": "test a model on a data set: setr eval MODEL DATA",
+    "predict": "segment images: setr predict MODEL IMAGES… -o OUT",
+    "doctor": "check a data set before training: setr doctor DATA",
+    "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
+    "models": "list the named models: setr models [PATTERN]",
+    "recipes": "list the named experiments",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    try:
+        return _dispatch(args)
+    except SetrError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except MemoryError:
+        return _fail("out of memory; lower the batch size or the image size", FAILED)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"setr: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return OK if args else USAGE
+    if args[0] == "--version":
+        print(f"setr {__version__}")
+        return OK
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
+        raise SetrError(f"'{verb}' is not a command; {hint}", code=USAGE)
+    module = importlib.import_module("setr.commands")
+    command: Callable[[list[str]], int] = getattr(module, verb.replace("-", "_"))
+    return command(rest)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    return (
+        f"setr {__version__}: semantic segmentation with plain vision transformers\n\n"
+        "usage: setr COMMAND [options]      setr COMMAND --help      setr --version\n\n"
+        + "\n".join(lines)
+        + "\n\nStart with `setr demo`."
+    )
+
+
+def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
+    """Parse arguments into a typed function or dataclass; errors become one line, exit code 2."""
+    import tyro
+
+    caught = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):
+            return tyro.cli(kind, args=args, prog=f"setr {verb}", **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise SetrError(_one_line(caught.getvalue(), verb), code=USAGE) from None
+
+
+def _one_line(boxed: str, verb: str) -> str:
+    """The message inside the parser's box, with its first suggestion."""
+    rows = [row.strip("│┃ ") for row in boxed.splitlines()]
+    sections: list[list[str]] = [[]]
+    for row in rows:
+        if not row or row[0] in "╭╰":
+            continue
+        if row[0] == "─":
+            sections.append([])
+        else:
+            sections[-1].append(row)
+    message = " ".join(sections[0]) or "wrong arguments"
+    for section in sections[1:]:
+        if section and section[0].startswith("Perhaps you meant") and len(section) > 1:
+            return f"{message}; did you mean {section[1].split()[0]}?"
+    return f"{message}; see `setr {verb} --help`"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,127 @@
+"""Named experiments: short functions that return a Config; the docstring says what and how long.
+
+`setr train NAME` runs one; any field can be changed on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+
+from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from setr.errors import USAGE, SetrError
+
+_RECIPES: dict[str, Callable[[], Config]] = {}
+
+
+def _register(build: Callable[[], Config]) -> Callable[[], Config]:
+    _RECIPES[build.__name__] = build
+    return build
+
+
+def recipe(name: str) -> Config:
+    """The settings of a named recipe, writing to `runs/NAME`.
+
+    Raises:
+        SetrError: unknown name; the nearest are listed.
+    """
+    if name not in _RECIPES:
+        near = difflib.get_close_matches(name, _RECIPES, 3, cutoff=0.3)
+        raise SetrError(
+            f"recipe '{name}' is unknown; nearest: {', '.join(near) or 'none'} "
+            "(`setr recipes` lists all)",
+            code=USAGE,
+        )
+    return replace(_RECIPES[name](), recipe=name, out=f"runs/{name}")
+
+
+def list_recipes() -> dict[str, str]:
+    """Recipe names with the first line of their description."""
+    return {name: (build.__doc__ or "").splitlines()[0] for name, build in _RECIPES.items()}
+
+
+@_register
+def demo() -> Config:
+    """SETR-PUP from random weights on drawn street scenes; minutes on two CPU cores."""
+    return Config(
+        model=ModelConfig(name="setr_pup_nano", img_size=128),
+        data=DataConfig(root="scenes", crop_size=(128, 128), scale_range=(0.75, 1.5), workers=1),
+        optim=OptimConfig(
+            name="adamw", lr=1e-3, head_lr_factor=1, min_lr=0, weight_decay=0.05, warmup_steps=20,
+            clip_grad=1.0,
+        ),  # fmt: skip
+        train=TrainConfig(steps=220, batch_size=16, ema=0.99, log_every=10, save_every=100),
+        eval=EvalConfig(multi_scale=True),
+    )
+
+
+def _camvid(decoder: str) -> Config:
+    """CamVid with a DINOv2 ViT-S/14: images enlarged to 546x728, so that thin things get tokens."""
+    return Config(
+        model=ModelConfig(name=f"setr_{decoder}_small", encoder="vit_small_patch14_dinov2"),
+        data=DataConfig(
+            root="data/camvid", labels="camvid", crop_size=(378, 504), short_side=546,
+            scale_range=(0.6, 1.25), max_class_share=1.0,
+        ),  # fmt: skip
+        optim=OptimConfig(
+            name="adamw", lr=1.5e-4, head_lr_factor=10, neck_lr_factor=10, min_lr=0,
+            weight_decay=0.05, layer_decay=0.75, warmup_steps=200,
+        ),  # fmt: skip
+        train=TrainConfig(
+            steps=8000, batch_size=8, ema=0.999, class_weights="sqrt_median_frequency",
+            eval_every=2000,
+        ),  # fmt: skip
+        eval=EvalConfig(multi_scale=True),
+    )
+
+
+def _camvid_cpu(decoder: str) -> Config:
+    """The same within 45 minutes on two cores: fewer steps, smaller crops."""
+    config = _camvid(decoder)
+    return replace(
+        config,
+        data=replace(config.data, crop_size=(308, 420), workers=1),
+        optim=replace(config.optim, warmup_steps=60),
+        train=replace(
+            config.train, steps=1000, batch_size=4, ema=0.99, eval_every=0, save_every=250
+        ),
+        eval=EvalConfig(),
+    )
+
+
+@_register
+def camvid_setr_naive_small() -> Config:
+    """SETR-Naive, DINOv2 ViT-S/14, CamVid; for a GPU."""
+    return _camvid("naive")
+
+
+@_register
+def camvid_setr_pup_small() -> Config:
+    """SETR-PUP, DINOv2 ViT-S/14, CamVid; for a GPU."""
+    return _camvid("pup")
+
+
+@_register
+def camvid_setr_mla_small() -> Config:
+    """SETR-MLA, DINOv2 ViT-S/14, CamVid; for a GPU."""
+    return _camvid("mla")
+
+
+@_register
+def camvid_setr_naive_small_cpu() -> Config:
+    """SETR-Naive, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two CPU cores."""
+    return _camvid_cpu("naive")
+
+
+@_register
+def camvid_setr_pup_small_cpu() -> Config:
+    """SETR-PUP with 128 channels, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two CPU cores."""
+    config = _camvid_cpu("pup")
+    return replace(config, model=replace(config.model, channels=128))
+
+
+@_register
+def camvid_setr_mla_small_cpu() -> Config:
+    """SETR-MLA, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two CPU cores."""
+    return _camvid_cpu("mla")
