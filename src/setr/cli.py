@@ -68,9 +68,9 @@ def _dispatch(args: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
         raise SetrError(f"'{verb}' is not a command; {hint}", code=USAGE)
-    module = importlib.import_module("setr.commands")
-    command: Callable[[list[str]], int] = getattr(module, verb.replace("-", "_"))
-    return command(rest)
+    run: Callable[[list[str]], int]
+    run = importlib.import_module(f"setr.commands.{verb.replace('-', '_')}").run
+    return run(rest)
 
 
 def _help() -> str:

@@ -88,7 +88,9 @@ class DataConfig:
         _check(min(self.crop_size) > 0, f"data.crop_size {self.crop_size}: give positive pixels")
         _check(0 < low <= high, f"data.scale_range {self.scale_range}: give 0 < low <= high")
         _check(0 <= self.flip <= 1, f"data.flip {self.flip}: give a probability, 0 to 1")
-        _check(0 < self.max_class_share <= 1, "data.max_class_share: give a share above 0, at most 1")
+        _check(
+            0 < self.max_class_share <= 1, "data.max_class_share: give a share above 0, at most 1"
+        )
         _check(self.workers >= 0, f"data.workers {self.workers}: give 0 or more")
         _check(self.short_side is None or self.short_side > 0, "data.short_side: give pixels > 0")
 

@@ -125,7 +125,9 @@ def _read_description(path: Path) -> tuple[Path, Labels | None, Mapping[str, str
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SetrError(f"{path}: not valid YAML ({str(error).splitlines()[0]})", code=USAGE) from None
+        raise SetrError(
+            f"{path}: not valid YAML ({str(error).splitlines()[0]})", code=USAGE
+        ) from None
     if not isinstance(values, dict):
         raise SetrError(f"{path}: expected keys such as 'classes:'", code=USAGE)
     unknown = [key for key in values if key not in _YAML_KEYS]
@@ -153,7 +155,7 @@ def _labels_of(values: Mapping[str, Any], path: Path) -> Labels | None:
         ignored = values["ignore"] if isinstance(values["ignore"], list) else [values["ignore"]]
         if not label_map:
             label_map = {i: i for i in range(len(names))}
-        label_map.update({raw: "ignore" for raw in ignored})
+        label_map.update(dict.fromkeys(ignored, "ignore"))
     try:
         return Labels.from_dict({"classes": names, "colours": colours, "label_map": label_map})
     except SetrError as error:
@@ -166,7 +168,9 @@ def _find_pairs(root: Path, split: str, folders: Mapping[str, str]) -> list[Pair
         if images.is_dir() and masks.is_dir():
             pairs = _pairs_by_stem(images, masks)
             return _only_listed(pairs, listed) if listed.is_file() else pairs
-    tried = f"images/{split} + labels/{split}, {split}/images + {split}/labels, {split} + {split}annot"
+    tried = (
+        f"images/{split} + labels/{split}, {split}/images + {split}/labels, {split} + {split}annot"
+    )
     raise SetrError(f"{root}: no split '{split}' found; looked for {tried}", code=DATA_CHECK_FAILED)
 
 
@@ -191,7 +195,11 @@ def _pairs_by_stem(images: Path, masks: Path) -> list[Pair]:
         raise SetrError(f"{images}: no images in this folder", code=DATA_CHECK_FAILED)
     by_stem = {p.relative_to(masks).with_suffix(""): p for p in list_images(masks)}
     stems = [p.relative_to(images).with_suffix("") for p in files]
-    doubles = sorted({str(s) for s in stems if stems.count(s) > 1}) if len(set(stems)) < len(stems) else []
+    doubles = (
+        sorted({str(s) for s in stems if stems.count(s) > 1})
+        if len(set(stems)) < len(stems)
+        else []
+    )
     if doubles:
         raise SetrError(
             f"{images}: several images share the stem '{doubles[0]}' ({len(doubles)} such stems); "
@@ -220,7 +228,9 @@ def _only_listed(pairs: list[Pair], listed: Path) -> list[Pair]:
             f"{listed}: {len(unknown)} entries have no image: {', '.join(unknown[:10])}",
             code=DATA_CHECK_FAILED,
         )
-    double = sorted({s for s in stems if stems.count(s) > 1}) if len(set(stems)) < len(stems) else []
+    double = (
+        sorted({s for s in stems if stems.count(s) > 1}) if len(set(stems)) < len(stems) else []
+    )
     if double:
         raise SetrError(
             f"{listed}: '{double[0]}' is listed more than once ({len(double)} such entries)",

@@ -10,6 +10,8 @@ Shapes: B batch, C encoder width, h x w patch grid, K classes.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,8 +74,7 @@ class UpsampleHead(nn.Module):
         self.norm = ChannelNorm(in_channels)
         widths = [in_channels] + [channels] * num_convs
         self.convs = nn.ModuleList(
-            conv_bn_relu(a, b, kernel_size, bias=True)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            conv_bn_relu(a, b, kernel_size, bias=True) for a, b in pairwise(widths)
         )
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.scale = scale
@@ -128,6 +129,7 @@ class MLANeck(nn.Module):
 
     def __init__(self, in_channels: int, *, num_streams: int = 4, channels: int = 256) -> None:
         super().__init__()
+        self.channels = channels
         self.norms = nn.ModuleList(ChannelNorm(in_channels) for _ in range(num_streams))
         self.reduce = nn.ModuleList(
             conv_bn_relu(in_channels, channels, 1, bias=False) for _ in range(num_streams)
@@ -139,7 +141,8 @@ class MLANeck(nn.Module):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """M maps (B, C, h, w), shallow to deep -> M maps (B, channels, h, w) in the same order."""
         streams = [
-            reduce(norm(x)) for norm, reduce, x in zip(self.norms, self.reduce, features, strict=True)
+            reduce(norm(x))
+            for norm, reduce, x in zip(self.norms, self.reduce, features, strict=True)
         ]
         for i in range(len(streams) - 2, -1, -1):
             streams[i] = streams[i] + streams[i + 1]
@@ -187,9 +190,7 @@ class MLA(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """M maps (B, C, h, w) -> logits (B, K, 4h, 4w)."""
-        x = torch.cat(
-            [stream(f) for stream, f in zip(self.streams, features, strict=True)], dim=1
-        )
+        x = torch.cat([stream(f) for stream, f in zip(self.streams, features, strict=True)], dim=1)
         if self.classifier.kernel_size == (1, 1):  # commutes with the resize: move K channels
             return upsample(self.classifier(x), 4, align_corners=self.align_corners)
         return self.classifier(upsample(x, 4, align_corners=self.align_corners))

@@ -110,7 +110,9 @@ def resample_grid(
     if tuple(old) == tuple(new):
         return embedding
     maps = embedding.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2).float()
-    maps = F.interpolate(maps, size=new, mode=mode, align_corners=False, antialias=mode == "bicubic")
+    maps = F.interpolate(
+        maps, size=new, mode=mode, align_corners=False, antialias=mode == "bicubic"
+    )
     return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
 
 

@@ -162,9 +162,10 @@ class _Run:
         set_lr(self.optimizer, rate)
         self.model.train()
         images, masks = images.to(self.device), masks.to(self.device)
-        normalizer: Tensor | float = float(masks.numel())
         if config.train.loss_norm == "valid":
             normalizer = count_weight(masks, self.weight)
+        else:
+            normalizer = torch.tensor(float(masks.numel()), device=self.device)
         totals: dict[str, float] = {}
         for part, target in zip(
             images.chunk(config.train.accumulate), masks.chunk(config.train.accumulate), strict=True
@@ -200,7 +201,9 @@ class _Run:
 
         model, info = from_pretrained(self.out)
         model.to(self.device)
-        results = {"single_scale": evaluate(model, info, self.val, precision=self.config.train.precision)}
+        results = {
+            "single_scale": evaluate(model, info, self.val, precision=self.config.train.precision)
+        }
         if self.config.eval.multi_scale:
             protocol = dataclasses.replace(info.protocol, scales=MULTI_SCALES, flip=True)
             info = dataclasses.replace(info, protocol=protocol)

@@ -116,8 +116,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder by suffix (any case), sorted; hidden files and links to nowhere
-    are left out, directory loops are not followed.
+    """Image files below a folder by suffix (any case), sorted.
+
+    Hidden files are left out; links to folders are not followed, so loops cannot trap the walk.
     """
     found = []
     for parent, folders, files in os.walk(folder):

@@ -22,10 +22,8 @@ from setr.errors import SetrError
 Model = Callable[[Tensor], Tensor]
 
 
-def normalize(
-    images: Tensor, mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
-    """uint8 RGB (B, H, W, 3) -> float (B, 3, H, W), mean 0 and deviation 1; on the images' device."""
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images uint8 RGB (B, H, W, 3) -> float (B, 3, H, W), mean 0 and deviation 1."""
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     x = images.permute(0, 3, 1, 2).float()
@@ -53,8 +51,10 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
             raise SetrError(f"scales {self.scales}: give one or more positive factors")
-        if self.window and self.stride and not all(
-            0 < s <= w for s, w in zip(self.stride, self.window, strict=True)
+        if (
+            self.window
+            and self.stride
+            and not all(0 < s <= w for s, w in zip(self.stride, self.window, strict=True))
         ):
             raise SetrError(
                 f"stride {self.stride}: must be between 1 and the window {self.window}, or pixels "
@@ -87,7 +87,9 @@ def predict_scores(
         (B, K, H, W): logits for one scale without flip, else mean probabilities.
     """
     size = size or (images.shape[-2], images.shape[-1])
-    views = [(scale, flip) for scale in protocol.scales for flip in (False, True)[: 1 + protocol.flip]]
+    views = [
+        (scale, flip) for scale in protocol.scales for flip in (False, True)[: 1 + protocol.flip]
+    ]
     total: Tensor | None = None
     for scale, flip in views:
         view = _rescale(images, scale, protocol.short_side)

@@ -50,7 +50,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         x = logits.detach()
         if x.dtype != torch.float64:
             x = x.float()
-        B, K, h, w = x.shape
+        B, K, h, _ = x.shape
         H, W = target.shape[-2:]
         grad = torch.zeros_like(x) if logits.requires_grad else None
         total = x.new_zeros(())
@@ -83,7 +83,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
         return grad * grad_output.to(grad.dtype), None, None, None
 
@@ -109,7 +109,7 @@ def segmentation_loss(
     output: Output,
     target: Tensor,
     *,
-    normalizer: Tensor | float,
+    normalizer: Tensor,
     aux_weight: float = 0.4,
     weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ def segmentation_loss(
         upsample_cross_entropy(logits, target, output.size, weight=weight)
         for logits in (output.logits, *output.aux)
     ]
-    means = [s / max(normalizer, 1e-12) if isinstance(normalizer, float) else s / normalizer.clamp(min=1e-12) for s in sums]
+    means = [total / normalizer.clamp(min=1e-12) for total in sums]
     parts = {"main": means[0].detach()}
     parts.update({f"aux_{i}": m.detach() for i, m in enumerate(means[1:], 1)})
     loss = means[0]

@@ -62,8 +62,11 @@ class ConfusionMatrix:
         return self.counts.cpu().numpy().reshape(side, side)[: self.num_classes]
 
     def summary(self, classes: tuple[str, ...], *, absent: Absent = "skip") -> dict[str, Any]:
-        """The figures, as fractions: `miou`, `pixel_accuracy`, `mean_accuracy`,
-        `frequency_weighted_iou`, and `iou` and `accuracy` by class name (None where undefined).
+        """The figures, as fractions; None where undefined.
+
+        Returns:
+            `miou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, and `iou` and
+            `accuracy` by class name.
         """
         return summarize(self.matrix, classes, absent=absent)
 

@@ -95,12 +95,12 @@ class SETR(nn.Module):
         self.neck: nn.Module
         self.decoder: nn.Module
         if decoder == "mla":
-            self.neck = MLANeck(width, num_streams=len(taps), **(neck_args or {}))
-            width = self.neck.refine[0][0].out_channels
+            neck = MLANeck(width, num_streams=len(taps), **(neck_args or {}))
+            self.neck, width = neck, neck.channels
             self.decoder = MLA(width, num_classes, num_streams=len(taps), **(decoder_args or {}))
         else:
             self.neck = nn.Identity()
-            head = {"naive": Naive, "pup": PUP}[decoder]
+            head: type[UpsampleHead] = Naive if decoder == "naive" else PUP
             self.decoder = head(width, num_classes, **(decoder_args or {}))
         self.aux_indices = [tuple(taps).index(tap) for tap in aux_taps]
         self.aux_heads = nn.ModuleList(
@@ -121,7 +121,8 @@ class SETR(nn.Module):
         size = self.padded_size(H, W)
         if with_aux:
             aux = [
-                head([features[i]]) for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
+                head([features[i]])
+                for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
             ]
             return Output(logits, aux, size)
         return resize(logits, size)[..., :H, :W]
@@ -185,7 +186,7 @@ def default_taps(decoder: DecoderName, depth: int) -> tuple[tuple[int, ...], tup
     Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (Naive
     auxiliary 3, 6, 9; PUP auxiliary 5, 8, 10, 12; MLA 3, 6, 9, 12). Other depths are spread evenly.
     """
-    quarters = tuple(max(1, round(depth * i / 4)) for i in (1, 2, 3)) + (depth,)
+    quarters = tuple(max(1, round(depth * i / 4)) for i in (1, 2, 3, 4))
     late = {24: (10, 15, 20, 24), 12: (5, 8, 10, 12)}.get(depth, quarters)
     if decoder == "mla":
         return quarters, quarters

@@ -48,9 +48,14 @@ def demo() -> Config:
         model=ModelConfig(name="setr_pup_nano", img_size=128),
         data=DataConfig(root="scenes", crop_size=(128, 128), scale_range=(0.75, 1.5), workers=1),
         optim=OptimConfig(
-            name="adamw", lr=1e-3, head_lr_factor=1, min_lr=0, weight_decay=0.05, warmup_steps=20,
+            name="adamw",
+            lr=1e-3,
+            head_lr_factor=1,
+            min_lr=0,
+            weight_decay=0.05,
+            warmup_steps=20,
             clip_grad=1.0,
-        ),  # fmt: skip
+        ),
         train=TrainConfig(steps=220, batch_size=16, ema=0.99, log_every=10, save_every=100),
         eval=EvalConfig(multi_scale=True),
     )
@@ -61,17 +66,30 @@ def _camvid(decoder: str) -> Config:
     return Config(
         model=ModelConfig(name=f"setr_{decoder}_small", encoder="vit_small_patch14_dinov2"),
         data=DataConfig(
-            root="data/camvid", labels="camvid", crop_size=(378, 504), short_side=546,
-            scale_range=(0.6, 1.25), max_class_share=1.0,
-        ),  # fmt: skip
+            root="data/camvid",
+            labels="camvid",
+            crop_size=(378, 504),
+            short_side=546,
+            scale_range=(0.6, 1.25),
+            max_class_share=1.0,
+        ),
         optim=OptimConfig(
-            name="adamw", lr=1.5e-4, head_lr_factor=10, neck_lr_factor=10, min_lr=0,
-            weight_decay=0.05, layer_decay=0.75, warmup_steps=200,
-        ),  # fmt: skip
+            name="adamw",
+            lr=1.5e-4,
+            head_lr_factor=10,
+            neck_lr_factor=10,
+            min_lr=0,
+            weight_decay=0.05,
+            layer_decay=0.75,
+            warmup_steps=200,
+        ),
         train=TrainConfig(
-            steps=8000, batch_size=8, ema=0.999, class_weights="sqrt_median_frequency",
+            steps=8000,
+            batch_size=8,
+            ema=0.999,
+            class_weights="sqrt_median_frequency",
             eval_every=2000,
-        ),  # fmt: skip
+        ),
         eval=EvalConfig(multi_scale=True),
     )
 

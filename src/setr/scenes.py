@@ -90,7 +90,8 @@ class _Canvas:
     def hills(self, horizon: int) -> None:
         x = np.arange(self.size)
         waves = sum(
-            self.rng.uniform(3, 9) * np.sin(x * self.rng.uniform(0.02, 0.09) + self.rng.uniform(0, 6))
+            self.rng.uniform(3, 9)
+            * np.sin(x * self.rng.uniform(0.02, 0.09) + self.rng.uniform(0, 6))
             for _ in range(3)
         )
         ridge = horizon - 10 - waves
@@ -115,7 +116,10 @@ class _Canvas:
 
     def building(self, horizon: int) -> None:
         width, height = int(self.rng.integers(18, 44)), int(self.rng.integers(22, 58))
-        left, foot = int(self.rng.integers(-8, self.size - 10)), horizon + int(self.rng.integers(0, 6))
+        left, foot = (
+            int(self.rng.integers(-8, self.size - 10)),
+            horizon + int(self.rng.integers(0, 6)),
+        )
         region = self.box(left, foot - height, width, height)
         wall = self.tint(*((165, 105, 80), (175, 165, 140), (140, 120, 110))[self.rng.integers(3)])
         self.paint(region, wall, BUILDING, 6)
@@ -147,7 +151,9 @@ class _Canvas:
         cabin = self.box(x + width // 5, foot - int(height * 1.5), width * 3 // 5, height // 2 + 1)
         paint = ((190, 30, 35), (30, 60, 180), (235, 235, 235), (30, 30, 36), (225, 170, 30))
         self.paint(body | cabin, self.tint(*paint[self.rng.integers(5)], spread=6), CAR, 4)
-        inner = self.box(x + width // 5 + 1, foot - int(height * 1.5) + 1, width * 3 // 5 - 2, height // 2 - 1)
+        inner = self.box(
+            x + width // 5 + 1, foot - int(height * 1.5) + 1, width * 3 // 5 - 2, height // 2 - 1
+        )
         self.image[inner] = (150, 185, 205)
         for wheel in (x + width // 5, x + width * 4 // 5):
             disc = np.zeros(self.mask.shape, np.uint8)

@@ -52,7 +52,10 @@ class Augmentation:
         scale = base * rng.uniform(*self.scale_range)
         size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
         for _ in range(10):
-            origin = [int(rng.integers(0, max(s - c, 0) + 1)) for s, c in zip(size, self.crop_size, strict=True)]
+            origin = [
+                int(rng.integers(0, max(s - c, 0) + 1))
+                for s, c in zip(size, self.crop_size, strict=True)
+            ]
             window = Window(image.shape[:2], size, (origin[0], origin[1]), self.crop_size)
             cropped = window.cut(mask, nearest=True, fill=IGNORE)
             counts = np.bincount(cropped[cropped != IGNORE], minlength=1)
