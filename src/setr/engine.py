@@ -25,7 +25,7 @@ from setr.config import Config, Precision
 from setr.datasets import Dataset, open_dataset
 from setr.doctor import check, class_weights
 from setr.errors import INTERRUPTED, USAGE, SetrError
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import ModelInfo, from_pretrained, save_pretrained
 from setr.images import write_bytes
 from setr.inference import MULTI_SCALES, Protocol, normalize, predict_scores
 from setr.labels import Labels, known_labels
@@ -106,7 +106,8 @@ class _Run:
             ),
             recipe=config.recipe,
         )
-        self.step, self.best, self.seconds = 0, -1.0, 0.0
+        self.step, self.seconds = 0, 0.0
+        self.figures: dict[str, Any] = {}  # of the best weights so far, which are saved in `out`
         self.stop = False
         out.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -196,15 +197,11 @@ class _Run:
         return {**totals, "lr": rate}
 
     def finish(self) -> dict[str, Any]:
-        """Test the best weights single-scale and, if asked, multi-scale; write the figures."""
-        from setr.hub import from_pretrained
-
-        model, info = from_pretrained(self.out)
-        model.to(self.device)
-        results = {
-            "single_scale": evaluate(model, info, self.val, precision=self.config.train.precision)
-        }
+        """Write the best weights' figures; if asked, test them multi-scale first."""
+        results = {"single_scale": self.figures}
         if self.config.eval.multi_scale:
+            model, info = from_pretrained(self.out)
+            model.to(self.device)
             protocol = dataclasses.replace(info.protocol, scales=MULTI_SCALES, flip=True)
             info = dataclasses.replace(info, protocol=protocol)
             results["multi_scale"] = evaluate(
@@ -222,8 +219,8 @@ class _Run:
         figures = evaluate(self.model, self.info, self.val, precision=self.config.train.precision)
         score = figures["miou"] or 0.0
         self._log({"step": self.step, "val": figures})
-        if score > self.best:
-            self.best = score
+        if not self.figures or score > (self.figures["miou"] or 0.0):
+            self.figures = figures
             info = dataclasses.replace(
                 self.info, metrics={"val mIoU": round(score, 4), "step": self.step}
             )
@@ -237,7 +234,7 @@ class _Run:
             {
                 "version": __version__,
                 "step": self.step,
-                "best": self.best,
+                "figures": self.figures,
                 "seconds": self.seconds + time.monotonic() - self.began,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -260,7 +257,8 @@ class _Run:
         if self.ema:
             self.ema.state = state["ema"]
         torch.set_rng_state(state["rng"])
-        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.figures = state["figures"]
 
     def _log(self, line: dict[str, Any]) -> None:
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:

@@ -88,11 +88,10 @@ def image_size(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[int, in
     return (width, height) if turned else (height, width)
 
 
-def write_png(path: Path, array: np.ndarray, *, palette: np.ndarray | None = None) -> None:
-    """Write uint8/uint16 (H, W) or uint8 (H, W, 3) as PNG; the final name appears when complete.
+def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes:
+    """The bytes of a PNG file of uint8/uint16 (H, W) or uint8 RGB (H, W, 3).
 
     Args:
-        path: the final file name.
         array: pixels.
         palette: (K, 3) uint8 colours, making an 8-bit (H, W) array a palette PNG.
     """
@@ -101,7 +100,7 @@ def write_png(path: Path, array: np.ndarray, *, palette: np.ndarray | None = Non
         image.putpalette(palette.astype(np.uint8).tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

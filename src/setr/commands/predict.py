@@ -1,0 +1,121 @@
+"""`setr predict MODEL IMAGES… -o OUT`."""
+
+from __future__ import annotations
+
+import glob
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from setr.cli import parse
+from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.images import MAX_PIXELS, list_images
+
+Kind = Literal["mask", "color", "overlay", "scores"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Segment images; every output has the size of its input."""
+
+    model: tyro.conf.Positional[str]
+    """A model directory."""
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Files, folders (walked, hidden files left out) or quoted globs."""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """Folder for the results; the layout of a walked folder is kept."""
+    save: str = "mask"
+    """What to write, joined with commas: mask (palette PNG of ids), color, overlay, scores."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the forward pass."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are refused from their header."""
+    json: bool = False
+    """Print one JSON object with the outcome of every image."""
+
+
+def run(arguments: list[str]) -> int:
+    """Segment every image; broken ones are named at the end, exit code 1."""
+    given = parse(Arguments, arguments, "predict")
+    from setr.predictor import KINDS, load
+
+    kinds = [kind.strip() for kind in given.save.split(",")]
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise SetrError(f"--save {unknown[0]}: choose from {', '.join(KINDS)}", code=USAGE)
+    files = find_images(given.images)
+    outputs = _output_names(files, Path(given.out))
+    predictor = load(
+        given.model, device=given.device, precision=given.precision, max_pixels=given.max_pixels
+    )
+    outcomes, broken = [], []
+    for done, ((path, _), output) in enumerate(zip(files, outputs, strict=True), 1):
+        try:
+            result = predictor.predict(path)
+            written = [output.with_name(output.name + KINDS[kind]) for kind in kinds]
+            for kind, target in zip(kinds, written, strict=True):
+                result.save(target, kind)
+            outcomes.append({"image": str(path), "files": [str(w) for w in written]})
+            if not given.json:
+                print(_printable(f"{done}/{len(files)}  {path}  {result!r}"))
+        except SetrError as error:
+            broken.append(str(error))
+            outcomes.append({"image": str(path), "error": str(error)})
+    if given.json:
+        print(json.dumps({"images": outcomes, "failed": len(broken)}))
+    for problem in broken:
+        print(f"setr: {_printable(' '.join(problem.split()))}", file=sys.stderr)
+    if broken:
+        print(f"setr: {len(broken)} of {len(files)} images failed", file=sys.stderr)
+    return FAILED if broken else OK
+
+
+def find_images(sources: tuple[str, ...]) -> list[tuple[Path, Path]]:
+    """Files, folders and globs -> (file, its path below what was asked for), no file twice.
+
+    Raises:
+        SetrError: a source that names nothing.
+    """
+    found: dict[Path, Path] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            inside = [(file, file.relative_to(path)) for file in list_images(path)]
+        elif path.exists() or path.is_symlink() or not glob.has_magic(source):
+            inside = [(path, Path(path.name))]
+        else:
+            inside = [(Path(f), Path(Path(f).name)) for f in sorted(glob.glob(source))]
+        if not inside:
+            raise SetrError(f"{source}: no images found here", code=USAGE)
+        for file, below in inside:
+            found.setdefault(file, below)
+    return list(found.items())
+
+
+def _output_names(files: list[tuple[Path, Path]], out: Path) -> list[Path]:
+    """Output stems, one per image.
+
+    Raises:
+        SetrError: two images would write to one name.
+    """
+    stems: dict[Path, Path] = {}
+    for file, below in files:
+        stem = out / below.with_suffix("")
+        if stem in stems:
+            raise SetrError(
+                f"{file} and {stems[stem]} would both write {stem}.png; rename one or use two "
+                "output folders",
+                code=USAGE,
+            )
+        stems[stem] = file
+    return list(stems)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
