@@ -120,6 +120,7 @@ def training_batches(
         num_workers=workers,
         collate_fn=_stack,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # or making the loader would advance the global one
         pin_memory=torch.cuda.is_available(),
     )
     return _raising(loader)
@@ -133,5 +134,6 @@ def whole_images(dataset: Dataset, workers: int) -> Iterator[tuple[Tensor, Tenso
         num_workers=workers,
         collate_fn=_stack,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # or making the loader would advance the global one
     )
     return _raising(loader)

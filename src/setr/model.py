@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from setr.decoders import MLA, PUP, MLANeck, Naive, UpsampleHead
 from setr.encoder import Encoder, PosInterp, PrefixTokens
 from setr.errors import SetrError
+from setr.weights import load_encoder
 
 DecoderName = Literal["naive", "pup", "mla"]
 
@@ -250,9 +251,7 @@ def create_model(
         **arguments,
     )
     if pretrained is not None:
-        from setr.weights import load_encoder
-
-        load_encoder(model, pretrained)
+        load_encoder(model.encoder, pretrained)
     return model
 
 

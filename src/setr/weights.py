@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from setr.encoder import resample_grid
+from setr.encoder import Encoder, resample_grid
 from setr.errors import SetrError
-from setr.model import SETR
 
 MIN_MATCH = 0.95
 
@@ -35,13 +34,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {k: v for k, v in values.items() if isinstance(v, Tensor)}
 
 
-def load_encoder(model: SETR, source: str) -> None:
-    """Load encoder weights with timm names into a model, resampling the position grid.
+def load_encoder(encoder: Encoder, source: str) -> None:
+    """Load weights with timm names into an encoder, resampling the position grid.
 
     Raises:
         SetrError: unreadable file, or less than 95 % of the encoder's tensors found.
     """
-    vit = model.encoder.vit
+    vit = encoder.vit
     own = vit.state_dict()
     given = read_tensors(Path(source))
     state = {}
@@ -53,7 +52,7 @@ def load_encoder(model: SETR, source: str) -> None:
                 value[:, num_prefix:].float(),
                 (side, side),
                 vit.patch_embed.grid_size,
-                mode=model.encoder.pos_interp,
+                mode=encoder.pos_interp,
             )
             value = torch.cat([value[:, :num_prefix].float(), grid], dim=1)
         if name in own and own[name].shape == value.shape:

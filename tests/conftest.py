@@ -1,0 +1,79 @@
+"""Shared fixtures: tiny models, tiny drawn data sets, and the optional folder of real data."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from setr import scenes
+from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from setr.images import encode_png, write_bytes
+from setr.model import SETR, create_model
+
+torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real samples and reference cases; tests that need it skip without it."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("SETR_SHARED", default))
+    if not folder.is_dir():
+        pytest.skip(f"needs the reference data in {folder} (or SETR_SHARED)")
+    return folder
+
+
+def tiny_model(decoder: str = "pup", num_classes: int = 5, **arguments: object) -> SETR:
+    """Two blocks of width 32 in 8 px patches: builds and runs in milliseconds."""
+    taps = (1, 2) if decoder == "mla" else (1, 2)
+    settings: dict[str, object] = {
+        "taps": taps,
+        "aux_taps": taps if decoder != "naive" else (1,),
+        "encoder_args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+        "img_size": 32,
+        "channels": 16,
+    }
+    settings.update(arguments)
+    return create_model(f"setr_{decoder}_nano", num_classes=num_classes, **settings)
+
+
+def write_scene_folders(root: Path, counts: dict[str, int], size: int = 48) -> Path:
+    """A data set in plain folders: images/SPLIT, labels/SPLIT and data.yaml."""
+    for split, count in counts.items():
+        for i in range(count):
+            image, mask = scenes.draw(split, i, size=size)
+            for kind, array in (("images", image), ("labels", mask)):
+                folder = root / kind / split
+                folder.mkdir(parents=True, exist_ok=True)
+                write_bytes(folder / f"scene_{i:03d}.png", encode_png(array))
+    names = ", ".join(scenes.CLASSES)
+    (root / "data.yaml").write_text(f"path: .\nclasses: [{names}]\nignore: 255\n")
+    return root
+
+
+@pytest.fixture
+def folder_data(tmp_path: Path) -> Path:
+    return write_scene_folders(tmp_path / "data", {"train": 6, "val": 3, "test": 2})
+
+
+def tiny_config(out: Path, **train: object) -> Config:
+    """A run of a few seconds on drawn scenes."""
+    return Config(
+        out=str(out),
+        model=ModelConfig(name="setr_naive_nano", img_size=64, channels=16),
+        data=DataConfig(root="scenes:12", crop_size=(64, 64), workers=0),
+        optim=OptimConfig(lr=0.01, min_lr=0.0),
+        train=dataclasses.replace(
+            TrainConfig(steps=4, batch_size=2, precision="fp32", log_every=1, save_every=100),
+            **train,  # type: ignore[arg-type]
+        ),
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return tiny_config(tmp_path / "run")

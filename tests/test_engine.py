@@ -1,0 +1,177 @@
+"""The training loop: resume, accumulation, faults, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import setr.engine as engine
+from setr.config import Config
+from setr.engine import STATE, train
+from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, USAGE, SetrError
+from setr.hub import from_pretrained
+from tests.conftest import tiny_config, write_scene_folders
+
+
+def final_state(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / STATE, weights_only=True)["model"]
+
+
+def with_train(config: Config, **changes: object) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_resume_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, workers, stop_at):
+    def settings(name: str) -> Config:
+        config = tiny_config(tmp_path / name, steps=5, accumulate=2, ema=0.9)
+        model = dataclasses.replace(config.model, drop_path=0.2)
+        data = dataclasses.replace(config.data, workers=workers)
+        return dataclasses.replace(config, model=model, data=data)
+
+    train(settings("whole"))
+    original = engine._Run.train_step
+
+    def stopping(self, images, masks):
+        parts = original(self, images, masks)
+        self.stop = self.step + 1 == stop_at
+        return parts
+
+    monkeypatch.setattr(engine._Run, "train_step", stopping)
+    with pytest.raises(SetrError, match="--resume") as caught:
+        train(settings("parts"))
+    assert caught.value.code == INTERRUPTED
+    monkeypatch.setattr(engine._Run, "train_step", original)
+    train(settings("parts"), resume=True)
+    whole, parts = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    saved = [from_pretrained(tmp_path / name)[0].state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path):
+    """Without batch norm in the way: the gradient is normalised over the whole step."""
+    gradients = []
+    for accumulate in (1, 4):
+        config = tiny_config(tmp_path / str(accumulate), batch_size=4, accumulate=accumulate)
+        run = engine._Run(config, Path(config.out), resume=False)
+        run.model.eval()
+        run.model.train = lambda mode=True: run.model  # keep batch norm on its running statistics
+        images, masks = (
+            (
+                torch.stack(x)
+                for x in zip(
+                    *[
+                        (
+                            torch.randint(256, (64, 64, 3), dtype=torch.uint8),
+                            torch.randint(9, (64, 64)).byte(),
+                        )
+                        for _ in range(4)
+                    ],
+                    strict=True,
+                )
+            )
+            if accumulate == 1
+            else (images, masks)
+        )  # noqa: F821
+        masks[0, :32] = 255  # unequal numbers of counted pixels
+        kept = run.optimizer.zero_grad
+        run.optimizer.zero_grad = lambda set_to_none=True: None
+        run.train_step(images, masks)
+        gradients.append([p.grad.clone() for p in run.model.parameters()])
+        kept()
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_numbers(tmp_path):
+    results = [train(tiny_config(tmp_path / name)) for name in ("a", "b")]
+    assert results[0]["single_scale"]["iou"] == results[1]["single_scale"]["iou"]
+    other = train(tiny_config(tmp_path / "c", seed=1))
+    assert other["single_scale"]["iou"] != results[0]["single_scale"]["iou"]
+
+
+def test_a_run_leaves_a_model_directory(config):
+    metrics = train(config)
+    out = Path(config.out)
+    names = {"config.yaml", "config.json", "model.safetensors", "README.md", "metrics.json"}
+    assert names | {"log.jsonl", "last"} == {p.name for p in out.iterdir()}
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert {"miou", "pixel_accuracy", "mean_accuracy", "iou"} <= metrics["single_scale"].keys()
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert {"main", "aux_1", "lr", "images_per_second", "data_wait_percent"} <= lines[0].keys()
+    assert Config.load(out / "config.yaml") == config
+
+
+def test_an_existing_run_is_never_overwritten_silently(config):
+    train(config)
+    with pytest.raises(SetrError, match="--overwrite") as caught:
+        train(config)
+    assert caught.value.code == USAGE
+    train(config, overwrite=True)
+
+
+def test_resume_refuses_another_model(config):
+    train(config)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=8))
+    with pytest.raises(SetrError, match="another model"):
+        train(other, resume=True)
+
+
+def test_a_broken_state_is_one_clear_line(config):
+    train(config)
+    state = Path(config.out) / STATE
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(SetrError, match="broken training state"):
+        train(config, resume=True)
+
+
+def test_a_non_finite_loss_names_step_and_rate(config):
+    wild = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e30))
+    with pytest.raises(SetrError, match=r"at step \d+ with lr 1e\+30|at step \d+ with lr"):
+        train(with_train(wild, steps=20))
+
+
+def test_bad_data_is_found_before_the_first_step(tmp_path):
+    data = write_scene_folders(tmp_path / "data", {"train": 12, "val": 2})
+    for i in range(12):
+        (data / "labels" / "train" / f"scene_{i:03d}.png").write_bytes(b"no image")
+    config = tiny_config(tmp_path / "run")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(data)))
+    with pytest.raises(SetrError, match=r"12 of 12 pairs.*and 2 more") as caught:
+        train(config)
+    assert caught.value.code == DATA_CHECK_FAILED
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_exits_130(tmp_path, number):
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "setr", "train", "demo", "--out", str(out), "--data.root", "scenes:20",
+        "--train.steps", "100000", "--train.batch-size", "2", "--train.log-every", "1",
+        "--data.workers", "0",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == INTERRUPTED
+    assert "--resume" in message
+    assert "Traceback" not in message
+    assert torch.load(out / STATE, weights_only=True)["step"] >= 1

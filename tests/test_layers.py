@@ -1,0 +1,46 @@
+"""Imports go one way: a module may import only what stands before it in this list."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import setr
+
+ORDER = """
+errors _torchvision labels images scenes datasets transforms loader metrics doctor encoder weights
+decoders model losses inference hub progress checkpoint config optim recipes engine predictor report
+tables cli commands
+""".split()
+SOURCE = Path(setr.__file__).parent
+
+
+def imported(path: Path) -> set[str]:
+    """First-level setr modules a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "setr":
+            found.update(alias.name for alias in node.names if alias.name != "__version__")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("setr."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found.update(a.name.split(".")[1] for a in node.names if a.name.startswith("setr."))
+    return found
+
+
+def test_every_module_has_a_place():
+    names = {p.stem for p in SOURCE.glob("*.py")} - {"__init__", "__main__"}
+    names |= {p.parent.name for p in SOURCE.glob("*/__init__.py")}
+    assert names == set(ORDER)
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        module = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if module in ("__init__", "__main__"):
+            continue
+        for name in imported(path):
+            if name != module and ORDER.index(name) > ORDER.index(module):
+                wrong.append(f"{module} imports {name}")
+    assert not wrong

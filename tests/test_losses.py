@@ -1,0 +1,114 @@
+"""The fused loss equals interpolate + cross_entropy, in value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from setr import losses
+from setr.labels import IGNORE
+from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
+from setr.model import Output
+
+
+def plain(logits, target, size, weight=None):
+    wide = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    H, W = target.shape[-2:]
+    return F.cross_entropy(
+        wide[..., :H, :W], target.long(), weight=weight, ignore_index=IGNORE, reduction="sum"
+    )
+
+
+def value_and_grad(function, logits, *arguments, **keywords):
+    logits = logits.detach().clone().requires_grad_()
+    total = function(logits, *arguments, **keywords)
+    total.backward()
+    return total.detach(), logits.grad
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 6), st.integers(1, 5), st.integers(1, 6),
+    st.integers(0, 30), st.integers(0, 30), st.sampled_from([0.0, 0.3, 1.0]),
+    st.booleans(), st.integers(0, 10_000),
+)  # fmt: skip
+def test_equals_interpolate_then_cross_entropy(
+    B, K, h, w, extra_h, extra_w, ignored, weighted, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    size = (h + extra_h, w + extra_w)
+    H, W = max(1, size[0] - seed % 3), max(1, size[1] - seed % 2)
+    logits = torch.randn(B, K, h, w, generator=generator, dtype=torch.float64)
+    target = torch.randint(K, (B, H, W), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < ignored] = IGNORE
+    weight = torch.rand(K, generator=generator, dtype=torch.float64) if weighted else None
+    ours = value_and_grad(upsample_cross_entropy, logits, target, size, weight=weight)
+    theirs = value_and_grad(plain, logits, target, size, weight=weight)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_block_boundaries_do_not_matter(monkeypatch):
+    logits = torch.randn(2, 4, 7, 5)
+    target = torch.randint(4, (2, 56, 40))
+    whole = value_and_grad(plain, logits, target, (56, 40))
+    for block in (1, 4 * 40 * 4 * 2 * 5, 10**9):  # one row, five rows, everything
+        monkeypatch.setattr(losses, "BLOCK_BYTES", block)
+        ours = value_and_grad(upsample_cross_entropy, logits, target, (56, 40))
+        torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_all_ignored_gives_zero_loss_and_zero_gradient():
+    logits = torch.randn(1, 3, 4, 4)
+    target = torch.full((1, 16, 16), IGNORE)
+    total, grad = value_and_grad(upsample_cross_entropy, logits, target, (16, 16))
+    assert total == 0
+    assert (grad == 0).all()
+    output = Output(logits.requires_grad_(), [], (16, 16))
+    loss = segmentation_loss(output, target, normalizer=count_weight(target))["loss"]
+    loss.backward()
+    assert loss == 0
+    assert (output.logits.grad == 0).all()
+
+
+def test_bf16_logits_get_an_fp32_loss_and_a_bf16_gradient():
+    logits = torch.randn(1, 3, 4, 4, dtype=torch.bfloat16)
+    target = torch.randint(3, (1, 16, 16))
+    total, grad = value_and_grad(upsample_cross_entropy, logits, target, (16, 16))
+    expected, _ = value_and_grad(plain, logits.float(), target, (16, 16))
+    assert total.dtype == torch.float32
+    assert grad.dtype == torch.bfloat16
+    assert total == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_main_and_auxiliary_losses_by_hand():
+    target = torch.tensor([[[0, 1], [1, IGNORE]]])
+    logits = torch.zeros(1, 2, 2, 2, requires_grad=True)  # every pixel: log 2
+    output = Output(logits, [logits, logits], (2, 2))
+    parts = segmentation_loss(output, target, normalizer=count_weight(target), aux_weight=0.4)
+    log2 = torch.log(torch.tensor(2.0)).item()
+    assert parts["main"].item() == pytest.approx(log2)
+    assert parts["loss"].item() == pytest.approx(log2 * (1 + 2 * 0.4))
+    weight = torch.tensor([1.0, 3.0])
+    assert count_weight(target, weight) == 7
+
+
+def test_memory_does_not_hold_full_resolution_logits():
+    """The largest tensor the loss makes is a block, not K x H x W."""
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            if isinstance(result, torch.Tensor):
+                seen.append(result.numel() * result.element_size())
+            return result
+
+    logits = torch.randn(1, 50, 32, 32, requires_grad=True)
+    target = torch.randint(50, (1, 512, 512))
+    with Watch():
+        upsample_cross_entropy(logits, target, (512, 512)).backward()
+    assert max(seen) <= losses.BLOCK_BYTES + target.numel() * 8
+    assert max(seen) < 50 * 512 * 512 * 4 / 4
