@@ -29,10 +29,9 @@ def shared() -> Path:
 
 def tiny_model(decoder: str = "pup", num_classes: int = 5, **arguments: object) -> SETR:
     """Two blocks of width 32 in 8 px patches: builds and runs in milliseconds."""
-    taps = (1, 2) if decoder == "mla" else (1, 2)
     settings: dict[str, object] = {
-        "taps": taps,
-        "aux_taps": taps if decoder != "naive" else (1,),
+        "taps": (1, 2),
+        "aux_taps": (1,) if decoder == "naive" else (1, 2),
         "encoder_args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
         "img_size": 32,
         "channels": 16,

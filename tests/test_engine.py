@@ -60,37 +60,20 @@ def test_resume_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, workers,
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
 
 
-def test_accumulation_equals_the_larger_batch(tmp_path):
-    """Without batch norm in the way: the gradient is normalised over the whole step."""
+def test_accumulation_equals_the_larger_batch(tmp_path, monkeypatch):
+    """The gradient is normalised over the whole step; batch norm is held still to show it."""
+    images = torch.randint(256, (4, 64, 64, 3), dtype=torch.uint8)
+    masks = torch.randint(9, (4, 64, 64), dtype=torch.uint8)
+    masks[0, :32] = 255  # unequal numbers of counted pixels
     gradients = []
     for accumulate in (1, 4):
         config = tiny_config(tmp_path / str(accumulate), batch_size=4, accumulate=accumulate)
         run = engine._Run(config, Path(config.out), resume=False)
         run.model.eval()
-        run.model.train = lambda mode=True: run.model  # keep batch norm on its running statistics
-        images, masks = (
-            (
-                torch.stack(x)
-                for x in zip(
-                    *[
-                        (
-                            torch.randint(256, (64, 64, 3), dtype=torch.uint8),
-                            torch.randint(9, (64, 64)).byte(),
-                        )
-                        for _ in range(4)
-                    ],
-                    strict=True,
-                )
-            )
-            if accumulate == 1
-            else (images, masks)
-        )  # noqa: F821
-        masks[0, :32] = 255  # unequal numbers of counted pixels
-        kept = run.optimizer.zero_grad
-        run.optimizer.zero_grad = lambda set_to_none=True: None
+        monkeypatch.setattr(run.model, "train", lambda: None)
+        monkeypatch.setattr(run.optimizer, "zero_grad", lambda set_to_none: None)
         run.train_step(images, masks)
-        gradients.append([p.grad.clone() for p in run.model.parameters()])
-        kept()
+        gradients.append([p.grad for p in run.model.parameters()])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
@@ -160,10 +143,10 @@ def test_bad_data_is_found_before_the_first_step(tmp_path):
 def test_a_signal_saves_and_exits_130(tmp_path, number):
     out = tmp_path / "run"
     command = [
-        sys.executable, "-m", "setr", "train", "demo", "--out", str(out), "--data.root", "scenes:20",
-        "--train.steps", "100000", "--train.batch-size", "2", "--train.log-every", "1",
-        "--data.workers", "0",
-    ]  # fmt: skip
+        *(sys.executable, "-m", "setr", "train", "demo", "--out", str(out)),
+        *("--data.root", "scenes:20", "--data.workers", "0"),
+        *("--train.steps", "100000", "--train.batch-size", "2", "--train.log-every", "1"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (out / "log.jsonl").exists() and time.monotonic() < deadline:

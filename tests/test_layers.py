@@ -7,11 +7,12 @@ from pathlib import Path
 
 import setr
 
-ORDER = """
-errors _torchvision labels images scenes datasets transforms loader metrics doctor encoder weights
-decoders model losses inference hub progress checkpoint config optim recipes engine predictor report
-tables cli commands
-""".split()
+ORDER = (
+    *("errors", "_torchvision", "labels", "images", "scenes", "datasets", "transforms", "loader"),
+    *("metrics", "doctor", "encoder", "weights", "decoders", "model", "losses", "inference"),
+    *("hub", "progress", "checkpoint", "config", "optim", "recipes", "engine", "predictor"),
+    *("report", "tables", "cli", "commands"),
+)
 SOURCE = Path(setr.__file__).parent
 
 

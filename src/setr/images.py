@@ -46,7 +46,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         SetrError: missing, unreadable, truncated, not an image, or above `max_pixels`.
     """
     with _open(source, max_pixels) as image:
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def read_mask(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -174,7 +174,7 @@ class Predictor:
             return read_image(source, max_pixels=self.max_pixels)
         if hasattr(source, "convert"):  # PIL
             source = source.convert("RGB")
-        image = np.asarray(source)
+        image = np.array(source)
         if image.ndim == 2:
             image = np.repeat(image[..., None], 3, axis=2)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:

@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
     out = Path(given.out)
     predictor = load(out)
     val = open_dataset(config.data.root, config.data.val_split)
-    samples = [val.load(i) for i in range(SHOWN)]
+    samples = [val.load(i) for i in range(min(SHOWN, len(val)))]
     shown = [Shown(s.image, s.mask, predictor.predict(s.image).mask) for s in samples]
     write_report(
         out / "report.html",

@@ -1,0 +1,84 @@
+"""The command line: help without torch, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from setr.cli import VERBS, main
+from setr.errors import FAILED, OK, USAGE
+from setr.images import encode_png, write_bytes
+from setr.scenes import draw
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_lists_every_verb(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == OK
+    assert all(f"\n  {verb} " in out for verb in VERBS)
+    assert run(capsys)[0] == USAGE
+
+
+@pytest.mark.parametrize("code", ["import setr", "from setr.cli import main; main(['--help'])"])
+def test_import_and_help_load_neither_torch_nor_timm(code):
+    probe = (
+        f"{code}\nimport sys\nassert not {{'torch', 'timm', 'tyro', 'numpy'}} & set(sys.modules)"
+    )
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True)
+    assert time.monotonic() - began < 2.0  # 0.05 s on an idle machine; CI machines are not idle
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: setr {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "did you mean 'train'?"),
+        (["train"], "setr recipes"),
+        (["train", "demoo"], "nearest: demo"),
+        (["train", "demo", "--optim.lrr", "3"], "did you mean --optim.lr?"),
+        (["train", "demo", "--optim.lr", "fast"], "could not convert"),
+        (["train", "demo", "--optim.lr", "-1"], "optim.lr -1.0: give a positive"),
+        (["train", "demo", "--train.accumulate", "3"], "must divide train.batch_size 16"),
+        (["train", "demo", "--data.root", "nowhere"], "nowhere: no such file or folder"),
+        (["train", "nowhere.yaml"], "no such config file"),
+        (["models", "nothing*"], "no model matches"),
+        (["predict", "nowhere", "nothing.png"], "out"),
+    ],
+)
+def test_usage_errors_are_one_line(capsys, arguments, expected):
+    code, out, err = run(capsys, *arguments)
+    assert code == USAGE
+    assert out == ""
+    assert err.startswith("setr: ")
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(Exception, match="unknown"):
+        main(["train", "demoo", "--debug"])
+
+
+def test_predict_needs_a_model(capsys, tmp_path):
+    image = tmp_path / "a.png"
+    write_bytes(image, encode_png(draw("x", 0)[0]))
+    code, _, err = run(capsys, "predict", tmp_path / "none", image, "-o", tmp_path / "out")
+    assert code == FAILED
+    assert "no such model directory" in err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,38 @@
+"""`setr demo` end to end, shortened: what it writes and prints."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from setr.cli import main
+from setr.errors import OK
+from setr.scenes import CLASSES
+
+
+def test_demo_writes_model_figures_and_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe_scenes = "scenes:40"
+    import dataclasses
+
+    from setr import recipes
+
+    full = recipes._RECIPES["demo"]()
+    small = dataclasses.replace(
+        full, data=dataclasses.replace(full.data, root=recipe_scenes, workers=0)
+    )
+    monkeypatch.setitem(recipes._RECIPES, "demo", lambda: small)
+    assert main(["demo", "--steps", "3"]) == OK
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*CLASSES, "mIoU", "single scale", "multi scale"))
+    assert out.count("  setr ") == 3  # the commands to try next
+    run = tmp_path / "runs" / "demo"
+    metrics = json.loads((run / "metrics.json").read_text())
+    for protocol in ("single_scale", "multi_scale"):
+        figures = metrics[protocol]
+        assert set(figures["iou"]) == set(CLASSES)
+        assert all(0 <= figures[k] <= 1 for k in ("miou", "pixel_accuracy", "mean_accuracy"))
+    assert metrics["seconds"] > 0
+    page = (run / "report.html").read_text()
+    assert page.count('alt="prediction"') == 4
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere

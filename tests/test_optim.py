@@ -1,0 +1,59 @@
+"""Learning rates: who learns how fast, the schedule, the moving average."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from setr.config import OptimConfig
+from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr
+from tests.conftest import tiny_model
+
+
+def factors(model, config):
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = build_optimizer(model, config).param_groups
+    return {names[id(p)]: (g["lr_factor"], g["weight_decay"]) for g in groups for p in g["params"]}
+
+
+def test_heads_learn_ten_times_faster_and_the_neck_does_not():
+    found = factors(tiny_model("mla"), OptimConfig())
+    assert len(found) == len(list(tiny_model("mla").parameters()))
+    for name, (factor, decay) in found.items():
+        assert factor == (10.0 if name.startswith(("decoder", "aux_heads")) else 1.0), name
+        assert decay == 0
+
+
+def test_layer_decay_and_no_decay_for_norms():
+    config = OptimConfig(name="adamw", layer_decay=0.5, weight_decay=0.1)
+    found = factors(tiny_model("pup"), config)
+    assert found["encoder.vit.blocks.1.attn.qkv.weight"] == (0.5, 0.1)
+    assert found["encoder.vit.blocks.0.attn.qkv.weight"] == (0.25, 0.1)
+    assert found["encoder.vit.patch_embed.proj.weight"] == (0.125, 0.1)
+    assert found["encoder.vit.pos_embed"] == (0.125, 0.0)
+    assert found["encoder.vit.blocks.1.norm1.weight"] == (0.5, 0.0)
+    assert found["decoder.classifier.weight"] == (10.0, 0.1)
+
+
+def test_polynomial_decay_and_warm_up_by_hand():
+    config = OptimConfig(lr=1.0, min_lr=0.1, power=0.9)
+    assert learning_rate(config, 0, 100) == pytest.approx(1.0)
+    assert learning_rate(config, 50, 100) == pytest.approx(0.1 + 0.9 * 0.5**0.9)
+    assert learning_rate(config, 100, 100) == pytest.approx(0.1)
+    warm = OptimConfig(lr=1.0, min_lr=0.0, warmup_steps=9, power=1.0)
+    assert learning_rate(warm, 0, 1000) == pytest.approx(0.1)
+    assert learning_rate(warm, 9, 1000) == pytest.approx(0.991)
+    optimizer = build_optimizer(tiny_model("pup"), OptimConfig())
+    set_lr(optimizer, 0.5)
+    assert {g["lr"] for g in optimizer.param_groups} == {0.5, 5.0}
+
+
+def test_moving_average_by_hand():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 0.0)
+    average = MovingAverage(model, decay=0.5)
+    torch.nn.init.constant_(model.weight, 1.0)
+    average.update(model, step=0)  # decay rises from 1/10
+    assert average.state["weight"].item() == pytest.approx(0.9)
+    average.update(model, step=1000)
+    assert average.state["weight"].item() == pytest.approx(0.95)
