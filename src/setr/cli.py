@@ -99,16 +99,22 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
 
 
 def _one_line(boxed: str, verb: str) -> str:
-    """The message inside the parser's box, with its first suggestion."""
-    rows = [row.strip("│┃ ") for row in boxed.splitlines()]
+    """The message inside the parser's box, with its suggestion.
+
+    The box has a title, then sections between rules; where stdout is not UTF-8 the frame is left
+    out and the title is a section of its own.
+    """
+    rows = [row.strip("│ ") for row in boxed.splitlines()]
+    framed = any(row.startswith("╭") for row in rows)
     sections: list[list[str]] = [[]]
     for row in rows:
         if not row or row[0] in "╭╰":
             continue
-        if row[0] == "─":
+        if set(row) <= {"─", "-"}:
             sections.append([])
         else:
             sections[-1].append(row)
+    sections = sections if framed else sections[1:]
     message = " ".join(sections[0]) or "wrong arguments"
     for section in sections[1:]:
         if section and section[0].startswith("Perhaps you meant") and len(section) > 1:
