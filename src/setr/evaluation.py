@@ -19,7 +19,7 @@ from setr.datasets import Dataset
 from setr.errors import SetrError
 from setr.hub import ModelInfo
 from setr.images import write_bytes
-from setr.inference import normalize, predict_scores
+from setr.inference import normalize, predict_mask
 from setr.loader import whole_images
 from setr.metrics import ConfusionMatrix
 from setr.model import SETR
@@ -69,7 +69,7 @@ def evaluate(
         for i, (images, masks) in enumerate(whole_images(dataset, workers)):
             x = normalize(images.to(device), info.mean, info.std)
             size = (masks.shape[-2], masks.shape[-1])
-            prediction = predict_scores(model, x, info.protocol, size=size).argmax(dim=1)
+            prediction, _ = predict_mask(model, x, info.protocol, size=size)
             counts.update(prediction, masks.to(device))
             if on_image:
                 on_image(i, images[0], masks[0], prediction[0].cpu())
