@@ -25,7 +25,7 @@ from setr.config import Config
 from setr.datasets import open_dataset
 from setr.doctor import check, class_weights
 from setr.errors import INTERRUPTED, USAGE, SetrError
-from setr.evaluation import autocast_dtype, evaluate, write_json
+from setr.evaluation import autocast_dtype, evaluate_split, write_json
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
 from setr.images import write_bytes
 from setr.inference import MULTI_SCALES, Protocol, normalize
@@ -204,8 +204,8 @@ class _Run:
             model.to(self.device)
             protocol = dataclasses.replace(info.protocol, scales=MULTI_SCALES, flip=True)
             info = dataclasses.replace(info, protocol=protocol)
-            results["multi_scale"] = evaluate(
-                model, info, self.val, precision=self.config.train.precision
+            results["multi_scale"] = evaluate_split(
+                model, info, self.val, precision=self.config.train.precision, detailed=False
             )
         metrics = {**results, "seconds": self.seconds + time.monotonic() - self.began}
         write_json(self.out / "metrics.json", metrics)
@@ -216,7 +216,13 @@ class _Run:
         if self.ema:
             kept = {k: v.clone() for k, v in state.items()}
             self.model.load_state_dict(self.ema.state)
-        figures = evaluate(self.model, self.info, self.val, precision=self.config.train.precision)
+        figures = evaluate_split(
+            self.model,
+            self.info,
+            self.val,
+            precision=self.config.train.precision,
+            detailed=False,
+        )
         score = figures["miou"] or 0.0
         self._log({"step": self.step, "val": figures})
         if not self.figures or score > (self.figures["miou"] or 0.0):

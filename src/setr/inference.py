@@ -66,13 +66,9 @@ def predict_scores(
     """
     blocks = list(_score_blocks(model, images, protocol, size, batch_windows))
     scores = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-    if _is_single(protocol):
+    if not protocol.is_multi_scale:
         return scores
     return scores.clamp_(min=torch.finfo(scores.dtype).tiny).log_()
-
-
-def _is_single(protocol: Protocol) -> bool:
-    return len(protocol.scales) == 1 and not protocol.flip
 
 
 def predict_mask(
@@ -98,7 +94,6 @@ def predict_mask(
     Raises:
         SetrError: the model's scores are not numbers (NaN).
     """
-    single = _is_single(protocol)
     ids, confidences = [], []
     for block in _score_blocks(model, images, protocol, size, batch_windows):
         best, index = block.max(dim=1)
@@ -108,7 +103,9 @@ def predict_mask(
                 "precision is too low: try fp32"
             )
         ids.append(index.to(torch.uint8))
-        confidences.append((best - block.logsumexp(dim=1)).exp_() if single else best)
+        confidences.append(
+            best if protocol.is_multi_scale else (best - block.logsumexp(dim=1)).exp_()
+        )
     return torch.cat(ids, dim=1), torch.cat(confidences, dim=1)
 
 

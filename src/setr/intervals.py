@@ -53,9 +53,7 @@ class Bootstrap:
             self.images += weight[:, None] * np.array([1, round(own * STEPS)])
 
     def summary(self, level: float = 0.95) -> dict[str, Any]:
-        """Intervals [low, high] of `miou`, `pixel_accuracy` and `image_miou`, and the mean of
-        the latter.
-        """  # fmt: skip
+        """Intervals [low, high] of `miou`, `pixel_accuracy` and `image_miou`."""
         hits, truth, predicted = np.moveaxis(self.counts, 1, 0).astype(np.float64)
         iou = ratio(hits, truth + predicted - hits)
         counted = ~np.isnan(iou)

@@ -35,12 +35,15 @@ class ConfusionMatrix:
         side = num_classes + 1
         self.counts = torch.zeros(side * side, dtype=torch.int64, device=device)
 
-    def update(self, prediction: Tensor, truth: Tensor) -> None:
+    def update(self, prediction: Tensor, truth: Tensor) -> Tensor:
         """Count one image or batch.
 
         Args:
             prediction: ids of any shape, integer.
             truth: training ids of the same shape; `IGNORE` is not counted.
+
+        Returns:
+            What was added, (K+1, K+1) as `confusion` gives it.
 
         Raises:
             SetrError: shapes differ.
@@ -50,7 +53,9 @@ class ConfusionMatrix:
                 f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in "
                 "size; resize the prediction (nearest) before scoring"
             )
-        self.counts += confusion(prediction, truth, self.num_classes).flatten()
+        added = confusion(prediction, truth, self.num_classes)
+        self.counts += added.flatten()
+        return added
 
     @property
     def matrix(self) -> np.ndarray:

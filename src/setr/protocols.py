@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from setr.errors import USAGE, SetrError
+from setr.images import MAX_PIXELS
 from setr.labels import Labels, known_datasets, known_labels
 
 MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -80,7 +81,22 @@ class Protocol:
         if self.fill_window and self.window:
             target = max(target, min(self.window))
         factor = target / short
-        return max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
+        height, width = max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
+        if height * width > max(MAX_PIXELS, H * W):
+            raise SetrError(
+                f"an image of {W}x{H} would be enlarged to {width}x{height}, above the limit of "
+                f"{MAX_PIXELS:,} pixels; test it whole, without a short side (--protocol mmseg-ss)"
+            )
+        return height, width
+
+    @property
+    def is_multi_scale(self) -> bool:
+        """Whether probabilities of several views are averaged."""
+        return len(self.scales) > 1 or self.flip
+
+    def multi_scale(self) -> Protocol:
+        """The same with the paper's six scales and flip."""
+        return dataclasses.replace(self, scales=MULTI_SCALES, flip=True)
 
     def describe(self) -> str:
         """The protocol in one line for people."""
@@ -163,7 +179,7 @@ def preset(
         port_long = own.long_side
     protocol = Protocol(window=window, stride=stride)
     if base.endswith("-ms"):
-        protocol = dataclasses.replace(protocol, scales=MULTI_SCALES, flip=True)
+        protocol = protocol.multi_scale()
     if base.startswith("paper"):
         return dataclasses.replace(protocol, short_side=short, fill_window=True)
     if base == "mmseg-ss":
