@@ -16,7 +16,7 @@ _EXPORTS = {
     "SETR": "model",
     "SetrError": "errors",
     "create_model": "model",
-    "evaluate": "engine",
+    "evaluate": "evaluation",
     "list_models": "model",
     "list_recipes": "recipes",
     "load": "predictor",

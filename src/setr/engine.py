@@ -1,7 +1,7 @@
-"""Training and evaluation: the only loop.
+"""Training: the only loop.
 
 `train` walks the way of every run: check the data, build, then per step load, forward, backward,
-update; periodically evaluate, save, log. `evaluate` streams a split through a protocol.
+update; periodically evaluate, save, log.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch import Tensor
 
 from setr import __version__
 from setr.checkpoint import load_state, save_state
-from setr.config import Config, Precision
-from setr.datasets import Dataset, open_dataset
+from setr.config import Config
+from setr.datasets import open_dataset
 from setr.doctor import check, class_weights
 from setr.errors import INTERRUPTED, USAGE, SetrError
+from setr.evaluation import autocast_dtype, evaluate_split, write_json
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
 from setr.images import write_bytes
-from setr.inference import MULTI_SCALES, Protocol, normalize, predict_scores
+from setr.inference import MULTI_SCALES, Protocol, normalize
 from setr.labels import Labels, known_labels
-from setr.loader import training_batches, whole_images
+from setr.loader import training_batches
 from setr.losses import count_weight, segmentation_loss
-from setr.metrics import ConfusionMatrix
 from setr.model import SETR, create_model
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr, trainable
 from setr.progress import Progress
@@ -204,8 +204,8 @@ class _Run:
             model.to(self.device)
             protocol = dataclasses.replace(info.protocol, scales=MULTI_SCALES, flip=True)
             info = dataclasses.replace(info, protocol=protocol)
-            results["multi_scale"] = evaluate(
-                model, info, self.val, precision=self.config.train.precision
+            results["multi_scale"] = evaluate_split(
+                model, info, self.val, precision=self.config.train.precision, detailed=False
             )
         metrics = {**results, "seconds": self.seconds + time.monotonic() - self.began}
         write_json(self.out / "metrics.json", metrics)
@@ -216,7 +216,13 @@ class _Run:
         if self.ema:
             kept = {k: v.clone() for k, v in state.items()}
             self.model.load_state_dict(self.ema.state)
-        figures = evaluate(self.model, self.info, self.val, precision=self.config.train.precision)
+        figures = evaluate_split(
+            self.model,
+            self.info,
+            self.val,
+            precision=self.config.train.precision,
+            detailed=False,
+        )
         score = figures["miou"] or 0.0
         self._log({"step": self.step, "val": figures})
         if not self.figures or score > (self.figures["miou"] or 0.0):
@@ -266,87 +272,6 @@ class _Run:
 
     def _request_stop(self) -> None:
         self.stop = True
-
-
-def evaluate(
-    model: SETR,
-    info: ModelInfo,
-    dataset: Dataset,
-    *,
-    precision: Precision = "auto",
-    workers: int = 1,
-    on_image: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
-) -> dict[str, Any]:
-    """Test a model on a split under `info.protocol`.
-
-    Args:
-        model: the model, on any device; its mode is restored afterwards.
-        info: normalisation and protocol.
-        dataset: a split whose classes equal the model's.
-        precision: of the forward pass.
-        workers: processes that decode.
-        on_image: called with index, image (H, W, 3) uint8, truth (H, W) and prediction (H, W).
-
-    Returns:
-        The figures of `ConfusionMatrix.summary`, and `images` and `seconds`.
-
-    Raises:
-        SetrError: no images, or another class list.
-    """
-    if not len(dataset):
-        raise SetrError(f"split '{dataset.split}' of {dataset.name} has no images")
-    if len(dataset.labels.classes) != model.num_classes:
-        raise SetrError(
-            f"the model has {model.num_classes} classes but {dataset.name} has "
-            f"{len(dataset.labels.classes)}; they must be the same"
-        )
-    device = next(model.parameters()).device
-    dtype = autocast_dtype(precision, device)
-    was_training = model.training
-    model.eval()
-    counts = ConfusionMatrix(model.num_classes, device)
-    began = time.monotonic()
-    progress = Progress("eval", len(dataset))
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        for i, (images, masks) in enumerate(whole_images(dataset, workers)):
-            x = normalize(images.to(device), info.mean, info.std)
-            size = (masks.shape[-2], masks.shape[-1])
-            prediction = predict_scores(model, x, info.protocol, size=size).argmax(dim=1)
-            counts.update(prediction, masks.to(device))
-            if on_image:
-                on_image(i, images[0], masks[0], prediction[0].cpu())
-            progress.update(i + 1, images=1)
-    progress.close()
-    model.train(was_training)
-    figures = counts.summary(dataset.labels.classes)
-    return {**figures, "images": len(dataset), "seconds": time.monotonic() - began}
-
-
-def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The autocast type of a precision; None computes in fp32.
-
-    `auto` is bf16 where the hardware multiplies it (CUDA since Ampere, CPUs with AVX512-BF16 or
-    AMX), else fp32.
-
-    Raises:
-        SetrError: the hardware lacks the precision asked for.
-    """
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if precision == "fp16" and device.type == "cpu":
-        raise SetrError("precision fp16: CPUs train in bf16 or fp32; set --train.precision auto")
-    if precision == "bf16" and not has_bf16:
-        raise SetrError(f"precision bf16: this {device.type} lacks it; set --train.precision auto")
-    if precision == "fp32" or (precision == "auto" and not has_bf16):
-        return None
-    return torch.float16 if precision == "fp16" else torch.bfloat16
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as JSON; the file appears when complete."""
-    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def _build_model(config: Config, num_classes: int) -> SETR:

@@ -7,7 +7,7 @@ sees the batches the uninterrupted one would have seen, whatever the number of w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -126,14 +126,18 @@ def training_batches(
     return _raising(loader)
 
 
-def whole_images(dataset: Dataset, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Samples of a split in order, one at a time and at their own size."""
-    loader = DataLoader(
-        _Whole(dataset),
-        batch_size=1,
-        num_workers=workers,
-        collate_fn=_stack,
-        worker_init_fn=_one_thread,
-        generator=torch.Generator(),  # or making the loader would advance the global one
+def whole_images(
+    dataset: Dataset, workers: int, indices: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor] | SetrError]:
+    """Samples of a split one at a time and at their own size, or what is wrong with them."""
+    return iter(
+        DataLoader(
+            _Whole(dataset),
+            batch_size=1,
+            sampler=indices,
+            num_workers=workers,
+            collate_fn=_stack,
+            worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # or making the loader would advance the global one
+        )
     )
-    return _raising(loader)

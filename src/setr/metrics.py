@@ -35,12 +35,15 @@ class ConfusionMatrix:
         side = num_classes + 1
         self.counts = torch.zeros(side * side, dtype=torch.int64, device=device)
 
-    def update(self, prediction: Tensor, truth: Tensor) -> None:
+    def update(self, prediction: Tensor, truth: Tensor) -> Tensor:
         """Count one image or batch.
 
         Args:
             prediction: ids of any shape, integer.
             truth: training ids of the same shape; `IGNORE` is not counted.
+
+        Returns:
+            What was added, (K+1, K+1) as `confusion` gives it.
 
         Raises:
             SetrError: shapes differ.
@@ -50,10 +53,9 @@ class ConfusionMatrix:
                 f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in "
                 "size; resize the prediction (nearest) before scoring"
             )
-        side = self.num_classes + 1
-        rows = truth.to(torch.int64).clamp_(max=self.num_classes).mul_(side)
-        rows += prediction.to(torch.int64).clamp(max=self.num_classes)
-        self.counts += torch.bincount(rows.flatten(), minlength=side * side)
+        added = confusion(prediction, truth, self.num_classes)
+        self.counts += added.flatten()
+        return added
 
     @property
     def matrix(self) -> np.ndarray:
@@ -65,10 +67,24 @@ class ConfusionMatrix:
         """The figures, as fractions; None where undefined.
 
         Returns:
-            `miou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, and `iou` and
-            `accuracy` by class name.
+            `miou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, `iou` and
+            `accuracy` by class name, and `absent`, the rule the means use.
         """
         return summarize(self.matrix, classes, absent=absent)
+
+
+def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Ids of equal shape -> (K+1, K+1) int64 counts, truth in rows.
+
+    The last row takes ignored truth, the last column predicted ids outside the classes.
+    """
+    K = num_classes
+    if prediction.dtype != torch.uint8:
+        prediction = prediction.where((prediction >= 0) & (prediction < K), K)
+    # int32 keys: three times as fast as int64, and (K+1)^2 fits
+    keys = truth.to(torch.int32).clamp_(max=K).mul_(K + 1).add_(prediction.clamp(max=K))
+    counts: Tensor = torch.bincount(keys.flatten(), minlength=(K + 1) ** 2)
+    return counts.reshape(K + 1, K + 1)
 
 
 def summarize(
@@ -80,29 +96,37 @@ def summarize(
     truth = matrix.sum(axis=1).astype(np.float64)
     predicted = matrix[:, :K].sum(axis=0).astype(np.float64)
     union = truth + predicted - hits
-    with np.errstate(divide="ignore", invalid="ignore"):
-        iou, accuracy = hits / union, hits / truth
+    iou, accuracy = ratio(hits, union), ratio(hits, truth)
     total = truth.sum()
     fill = 0.0 if absent == "zero" else np.nan
     return {
-        "miou": _mean(np.where(union > 0, iou, fill)),
+        "miou": mean_of(np.where(union > 0, iou, fill)),
         "pixel_accuracy": float(hits.sum() / total) if total else None,
-        "mean_accuracy": _mean(np.where(truth > 0, accuracy, fill)),
+        "mean_accuracy": mean_of(np.where(truth > 0, accuracy, fill)),
         "frequency_weighted_iou": (
             float((truth[truth > 0] * iou[truth > 0]).sum() / total) if total else None
         ),
-        "iou": {c: _plain(v) for c, v in zip(classes, iou, strict=True)},
-        "accuracy": {c: _plain(v) for c, v in zip(classes, accuracy, strict=True)},
+        "iou": by_class(classes, iou),
+        "accuracy": by_class(classes, accuracy),
+        "absent": absent,
     }
 
 
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def by_class(classes: tuple[str, ...], values: np.ndarray) -> dict[str, float | None]:
+    """(K,) values by class name; NaN becomes None."""
+    return {c: None if np.isnan(v) else float(v) for c, v in zip(classes, values, strict=True)}
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean_of(values: np.ndarray) -> float | None:
+    """Mean over what is not NaN; None if nothing is left."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else None
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Part / whole as float64, NaN where the whole is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(part / np.where(whole > 0, whole, np.nan), dtype=np.float64)
 
 
 def class_pixels(masks: Any, num_classes: int) -> np.ndarray:

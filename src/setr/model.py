@@ -128,6 +128,11 @@ class SETR(nn.Module):
             return Output(logits, aux, size)
         return resize(logits, size)[..., :H, :W]
 
+    def coarse(self, images: Tensor) -> Output:
+        """Images as in `forward` -> un-resized logits without auxiliary ones, for inference."""
+        logits = self.decoder(self.neck(self.encoder(images)))
+        return Output(logits, [], self.padded_size(images.shape[-2], images.shape[-1]))
+
     def padded_size(self, H: int, W: int) -> tuple[int, int]:
         """The image size rounded up to whole patches."""
         p = self.encoder.patch_size

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from setr.config import Precision
-from setr.engine import autocast_dtype
 from setr.errors import SetrError
+from setr.evaluation import autocast_dtype
 from setr.hub import ModelInfo, from_pretrained
 from setr.images import MAX_PIXELS, encode_png, read_image, write_bytes
 from setr.inference import normalize, predict_scores

@@ -1,26 +1,37 @@
-"""A self-contained page about a run: figures, loss curve, and images beside their truth.
-
-One HTML file, no request to anywhere; pictures are embedded.
-"""
+"""Self-contained pages about a run or an evaluation: figures, charts, images beside their truth."""
 
 from __future__ import annotations
 
-import base64
-import html
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from setr.images import encode_png, write_bytes
-from setr.labels import IGNORE, Labels
-
-ERROR_COLOURS = np.array([[235, 235, 235], [213, 94, 0], [120, 120, 120]], np.uint8)
+from setr.charts import confusion_chart, loss_chart, reliability_chart
+from setr.evaluation import Tested
+from setr.gallery import Gallery
+from setr.labels import Labels
+from setr.page import (
+    WRONG,
+    bar,
+    dot,
+    error_map,
+    escape,
+    figure,
+    heat,
+    heat_scale,
+    legend,
+    percent,
+    table,
+    tiles,
+    write_page,
+)
 
 
 class Shown(NamedTuple):
-    """One image of the report: uint8 RGB (H, W, 3), truth and prediction (H, W) ids."""
+    """One image of a run's report: uint8 RGB (H, W, 3), truth and prediction (H, W) ids."""
 
     image: np.ndarray
     truth: np.ndarray
@@ -36,7 +47,7 @@ def write_report(
     shown: list[Shown],
     log: Path,
 ) -> None:
-    """Write the page.
+    """Write the page about a training run.
 
     Args:
         path: the file, complete when it appears.
@@ -46,125 +57,229 @@ def write_report(
         shown: images to show, in order.
         log: the run's `log.jsonl`, for the loss curve.
     """
-    body = "\n".join(
+    protocols = _protocols(metrics)
+    first = next(iter(protocols.values()))
+    facts = [
+        (percent(figures["miou"]), f"mIoU %, {name.replace('_', ' ')}")
+        for name, figures in protocols.items()
+    ]
+    facts.append((percent(first["pixel_accuracy"]), "pixel accuracy %"))
+    facts.append((f"{metrics['seconds'] / 60:.1f}", "minutes in all"))
+    rows = [_pictures(labels, s.image, s.truth, s.prediction) for s in shown]
+    write_page(
+        path,
+        title,
         [
-            f"<h1>{html.escape(title)}</h1>",
-            _tiles(metrics),
-            "<h2>IoU per class</h2>",
-            _class_table(metrics, labels),
+            tiles(facts),
+            "<h2>IoU per class, %</h2>",
+            _class_table(protocols, labels),
             "<h2>Training loss</h2>",
-            _loss_curve(log),
+            _loss(log),
             "<h2>Validation images</h2>",
             _legend(labels),
-            '<div class="grid">' + "".join(map(_row(labels), shown)) + "</div>",
-        ]
+            *(f'<div class="grid">{row}</div>' for row in rows),
+        ],
     )
-    write_bytes(path, _PAGE.replace("TITLE", html.escape(title)).replace("BODY", body).encode())
+
+
+def write_evaluation(
+    path: Path, title: str, metrics: dict[str, Any], labels: Labels, gallery: Gallery
+) -> None:
+    """Write the page about an evaluation.
+
+    Args:
+        path: the file, complete when it appears.
+        title: heading.
+        metrics: detailed figures by protocol, and `compare` by model, as in `metrics.json`.
+        labels: class names and colours.
+        gallery: what was collected of single images.
+    """
+    protocols = _protocols(metrics)
+    figures = next(iter(protocols.values()))
+    matrix = np.array(figures["confusion"])
+    parts = [tiles(_headline(protocols)), _facts(figures)]
+    if "compare" in metrics:
+        parts += ["<h2>Compared with other models</h2>", *_comparison(figures, metrics["compare"])]
+    parts += [
+        "<h2>IoU per class, %</h2>",
+        _class_table(protocols, labels),
+        "<h2>Which classes are mistaken for which</h2>",
+        '<p class="note">Rows are the truth, columns the prediction, in % of the row. Right is '
+        "blue, wrong is orange.</p>",
+        f'<div class="wide">{confusion_chart(matrix, labels.classes)}</div>',
+        _confusions(matrix, labels),
+        '<div class="pair"><div><h2>Is its confidence deserved?</h2>',
+        _calibration(figures),
+        "</div><div><h2>Are small things found?</h2>",
+        _sizes(figures["recall_by_size"]),
+        "</div></div>",
+        "<h2>The worst images</h2>",
+        _legend(labels),
+        heat_scale("confidence 0 %", "100 %"),
+        *_rows(labels, gallery.worst),
+        "<h2>The best images</h2>",
+        *_rows(labels, gallery.best),
+    ]
+    write_page(path, title, parts)
 
 
 def _protocols(metrics: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in metrics.items() if isinstance(v, dict) and "iou" in v}
 
 
-def _tiles(metrics: dict[str, Any]) -> str:
-    tiles = [
-        (f"{100 * figures['miou']:.1f}", f"mIoU %, {name.replace('_', ' ')}")
-        for name, figures in _protocols(metrics).items()
+def _headline(protocols: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = []
+    for name, figures in protocols.items():
+        interval = figures["intervals"]["miou"]
+        between = f", 95 % interval {percent(interval[0])} to {percent(interval[1])}"
+        facts.append(
+            (
+                percent(figures["miou"]),
+                f"mIoU %, {name.replace('_', ' ')}{between if interval else ''}",
+            )
+        )
+    figures = next(iter(protocols.values()))
+    return [
+        *facts,
+        (percent(figures["pixel_accuracy"]), "pixel accuracy %"),
+        (percent(figures["mean_accuracy"]), "mean class accuracy %"),
+        (percent(figures["image_miou"]), "mIoU % of the average image"),
+        (percent(figures["boundary"]["iou"]), "boundary IoU %"),
+        (percent(figures["boundary"]["f"]), "boundary F %"),
     ]
-    first = next(iter(_protocols(metrics).values()))
-    tiles.append((f"{100 * first['pixel_accuracy']:.1f}", "pixel accuracy %"))
-    tiles.append((f"{metrics['seconds'] / 60:.1f}", "minutes in all"))
-    return '<div class="tiles">' + "".join(
-        f"<div><b>{value}</b><span>{html.escape(text)}</span></div>" for value, text in tiles
-    ) + "</div>"  # fmt: skip
 
 
-def _class_table(metrics: dict[str, Any], labels: Labels) -> str:
-    protocols = _protocols(metrics)
-    head = "".join(f"<th>{html.escape(p.replace('_', ' '))}</th>" for p in protocols)
+def _facts(figures: dict[str, Any]) -> str:
+    absent = sum(value is None for value in figures["iou"].values())
+    rule = "are left out of the means" if figures["absent"] == "skip" else "count as 0 in the means"
+    lines = [
+        f"{figures['images']} images; protocol: {figures['protocol']}.",
+        f"{absent} classes occur in neither truth nor prediction and {rule}." if absent else "",
+        "Intervals: bootstrap over images, taken as independent (frames of one video are not).",
+    ]
+    text = f'<p class="note">{escape(" ".join(filter(None, lines)))}</p>'
+    if figures["failed"]:
+        listed = "".join(f"<li>{escape(line)}</li>" for line in figures["failed"][:20])
+        text += (
+            f"<p><b>{len(figures['failed'])} images could not be read and are in no figure:</b></p>"
+            f"<ul>{listed}</ul>"
+        )
+    return text
+
+
+def _class_table(protocols: dict[str, Any], labels: Labels) -> str:
+    first = next(iter(protocols.values()))
+    head = ["class", *(escape(name.replace("_", " ")) for name in protocols), "accuracy"]
+    detailed = "boundary" in first
     rows = []
     for name, colour in zip(labels.classes, labels.colours, strict=True):
-        cells = "".join(_bar(figures["iou"][name], colour) for figures in protocols.values())
-        rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
-    return f"<table><tr><th>class</th>{head}</tr>{''.join(rows)}</table>"
+        cells = [f"{dot(colour)}{escape(name)}"]
+        cells += [bar(figures["iou"][name]) for figures in protocols.values()]
+        cells.append(percent(first["accuracy"][name]))
+        if detailed:
+            cells.append(percent(first["boundary"]["iou_by_class"][name]))
+            cells.append(percent(first["boundary"]["f_by_class"][name]))
+        rows.append(cells)
+    return table([*head, "boundary IoU", "boundary F"] if detailed else head, rows)
 
 
-def _bar(value: float | None, colour: tuple[int, int, int]) -> str:
-    if value is None:
-        return "<td>n/a</td>"
+def _comparison(figures: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    head = ["model", "mIoU", "mIoU per image", "boundary IoU", "calibration error",
+            "this model − that, per image", "p"]  # fmt: skip
+    rows = [["this model", *_key_figures(figures), "", ""]]
+    for path, other in others.items():
+        against = other["against"]
+        low, high = (f"{100 * v:+.2f}" for v in against["interval"])
+        difference = f"{100 * against['difference']:+.2f} ({low} to {high})"
+        rows.append([escape(path), *_key_figures(other), difference, f"{against['p']:.4f}"])
+    names = list(figures["iou"])
+    classes = [
+        [escape(name), bar(figures["iou"][name]), *(bar(o["iou"][name], "var(--second)") for o in
+         others.values())]
+        for name in names
+    ]  # fmt: skip
+    return [
+        table(head, rows),
+        '<p class="note">Same images. The difference is the mean over images of mIoU per image, in '
+        "points, with its bootstrap 95 % interval; p is of a two-sided sign-flip permutation test "
+        "on the pairs: below 0.05 chance alone would rarely make such a difference.</p>",
+        table(["IoU in %", "this model", *map(escape, others)], classes),
+    ]
+
+
+def _key_figures(figures: dict[str, Any]) -> list[str]:
+    ece = figures.get("calibration", {}).get("ece")
+    values = (figures["miou"], figures["image_miou"], figures["boundary"]["iou"], ece)
+    return [percent(value) for value in values]
+
+
+def _confusions(matrix: np.ndarray, labels: Labels, shown: int = 8) -> str:
+    K = len(labels.classes)
+    wrong = matrix[:, :K] * (1 - np.eye(K, dtype=np.int64))
+    total = max(matrix.sum(), 1)
+    rows = []
+    for place in np.argsort(-wrong, axis=None)[:shown]:
+        truth, guess = divmod(int(place), K)
+        if wrong[truth, guess]:
+            rows.append([
+                f"{dot(labels.colours[truth])}{escape(labels.classes[truth])} taken for "
+                f"{dot(labels.colours[guess])}{escape(labels.classes[guess])}",
+                percent(wrong[truth, guess] / matrix[truth].sum()),
+                percent(wrong[truth, guess] / total, 2),
+            ])  # fmt: skip
+    return table(["most frequent mistakes", "% of the class", "% of all pixels"], rows)
+
+
+def _calibration(figures: dict[str, Any]) -> str:
+    if "calibration" not in figures:
+        return "<p>No confidences were recorded.</p>"
     return (
-        f'<td><div class="bar"><i style="width:{100 * value:.1f}%;background:rgb{colour}"></i>'
-        f"</div>{100 * value:.1f}</td>"
+        f'<p class="note">Expected calibration error {percent(figures["calibration"]["ece"], 2)} %.'
+        "<br>Blue: accuracy of the pixels in a bin of confidence; orange: the gap to the mean "
+        f"confidence of the bin.</p>{reliability_chart(figures['calibration'])}"
     )
 
 
-def _loss_curve(log: Path) -> str:
+def _sizes(buckets: dict[str, Any]) -> str:
+    rows = [
+        [name, str(values["regions"]), bar(values["found"]), bar(values["recall"])]
+        for name, values in buckets.items()
+    ]
+    return table(["connected region", "number", "found", "pixels right"], rows) + (
+        '<p class="note">Small is below 32², large from 96² pixels on; found means at least half '
+        "of its pixels are right.</p>"
+    )
+
+
+def _legend(labels: Labels) -> str:
+    return legend(labels) + f'<p class="legend"><span>{dot(WRONG)}wrong (error map)</span></p>'
+
+
+def _rows(labels: Labels, images: Sequence[Tested]) -> Iterable[str]:
+    if not images:
+        yield '<p class="note">No further images.</p>'
+    for t in images:
+        heading = f"<h3>{escape(t.name)}: mIoU {percent(t.figures['miou'])} %</h3>"
+        pictures = _pictures(labels, t.image, t.truth, t.prediction)
+        pictures += figure(heat(t.confidence), "confidence", photo=True)
+        yield f'<div class="grid">{heading}{pictures}</div>'
+
+
+def _pictures(labels: Labels, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> str:
+    return "".join(
+        [
+            figure(image, "image", photo=True),
+            figure(labels.palette[truth], "truth"),
+            figure(labels.palette[prediction], "prediction"),
+            figure(error_map(prediction, truth), "error"),
+        ]
+    )
+
+
+def _loss(log: Path) -> str:
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     if len(points) < 2:
         return "<p>Too few steps for a curve.</p>"
     steps, losses = np.array(points).T
-    x = 40 + 640 * (steps - steps[0]) / (steps[-1] - steps[0])
-    y = 180 - 160 * losses / losses.max()
-    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    return f"""<svg viewBox="0 0 700 210" role="img" aria-label="training loss over steps">
-<line x1="40" y1="180" x2="680" y2="180"/><line x1="40" y1="20" x2="40" y2="180"/>
-<polyline points="{path}"/>
-<text x="36" y="26" text-anchor="end">{losses.max():.1f}</text>
-<text x="36" y="184" text-anchor="end">0</text>
-<text x="680" y="200" text-anchor="end">step {int(steps[-1])}</text></svg>"""
-
-
-def _legend(labels: Labels) -> str:
-    names = zip(labels.classes, labels.colours, strict=True)
-    return '<p class="legend">' + "".join(
-        f'<span><i style="background:rgb{colour}"></i>{html.escape(name)}</span>'
-        for name, colour in names
-    ) + '<span><i style="background:rgb(213,94,0)"></i>wrong (error map)</span></p>'  # fmt: skip
-
-
-def _row(labels: Labels) -> Any:
-    def row(shown: Shown) -> str:
-        wrong = np.where(shown.truth == IGNORE, 2, shown.prediction != shown.truth)
-        pictures = {
-            "image": shown.image,
-            "truth": labels.palette[shown.truth],
-            "prediction": labels.palette[shown.prediction],
-            "error": ERROR_COLOURS[wrong.astype(np.uint8)],
-        }
-        return "".join(
-            f'<figure><img alt="{name}" src="data:image/png;base64,'
-            f'{base64.b64encode(encode_png(np.ascontiguousarray(picture))).decode()}">'
-            f"<figcaption>{name}</figcaption></figure>"
-            for name, picture in pictures.items()
-        )
-
-    return row
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>TITLE</title>
-<style>
-:root{color-scheme:light dark;--line:#8884;--accent:#0072b2}
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem}
-.tiles{display:flex;flex-wrap:wrap;gap:1rem}
-.tiles div{border:1px solid var(--line);border-radius:.6rem;padding:.7rem 1.1rem}
-.tiles b{display:block;font-size:1.7rem}.tiles span{opacity:.75;font-size:.85rem}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-td,th{border-bottom:1px solid var(--line);padding:.25rem .5rem;text-align:left}
-.bar{display:inline-block;width:60%;height:.7rem;background:var(--line);margin-right:.6rem;
-border-radius:.35rem;overflow:hidden;vertical-align:middle}.bar i{display:block;height:100%}
-svg{width:100%}svg line{stroke:currentColor;opacity:.4}
-svg polyline{fill:none;stroke:var(--accent);stroke-width:2}
-svg text{font-size:12px;fill:currentColor}
-.legend span{display:inline-block;margin-right:1rem}
-.legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.35rem;border-radius:.2rem}
-.grid{display:grid;grid-template-columns:repeat(4,1fr);gap:.4rem}
-figure{margin:0}img{width:100%;image-rendering:pixelated;border-radius:.3rem}
-figcaption{font-size:.8rem;opacity:.75;text-align:center}
-</style><body>
-BODY
-</body></html>
-"""
+    return loss_chart(steps, losses)

@@ -1,0 +1,129 @@
+"""Boundary IoU and boundary F, streaming: how well outlines fit, which IoU hardly sees.
+
+Boundary IoU (Cheng et al., CVPR 2021) is the IoU of the inner bands of truth and prediction, the
+pixels of a class within `band` of another class or of the image's edge. Two filters over the label
+map find the bands of all classes at once. Boundary F (Csurka et al., BMVC 2013) is the harmonic
+mean of precision and recall of one-pixel contours matched within `tolerance`. Counts are summed
+over the whole set before dividing, as for IoU. Ignored pixels are ignored in both maps and neither
+make nor hide a band. Contours: many data sets ignore a thin line along every boundary, so ignored
+pixels within the tolerance of a class count as the nearest class first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from setr.labels import IGNORE
+from setr.metrics import by_class, mean_of, ratio
+
+BAND = 0.02
+"""Width of the bands, as a share of the image's diagonal (as in the papers' code)."""
+
+TOLERANCE = 0.0075
+"""Distance within which contours match, as a share of the image's diagonal."""
+
+
+class BoundaryCounts:
+    """Integer counts per class.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        # columns: band hits, truth band, predicted band,
+        # matched and all contour pixels of the prediction, the same of the truth
+        self.counts = np.zeros((num_classes, 7), dtype=np.int64)
+
+    def update(self, prediction: np.ndarray, truth: np.ndarray) -> None:
+        """Count one image: ids uint8 (H, W); truth may hold `IGNORE`."""
+        K, guess = self.num_classes, prediction
+        prediction = np.where(truth == IGNORE, IGNORE, guess).astype(np.uint8)
+        diagonal = float(np.hypot(*truth.shape))
+        width = max(1, round(BAND * diagonal))
+        truth_band, predicted_band = band(truth, width), band(prediction, width)
+        both = truth_band & predicted_band & (truth == prediction)
+        for column, (ids, region) in enumerate(
+            [(truth, both), (truth, truth_band), (prediction, predicted_band)]
+        ):
+            self.counts[:, column] += np.bincount(ids[region], minlength=K)[:K]
+        tolerance = max(1.0, TOLERANCE * diagonal)
+        truth = fill_ignored(truth, tolerance)
+        prediction = np.where(truth == IGNORE, IGNORE, guess).astype(np.uint8)
+        truth_contour, predicted_contour = contour(truth), contour(prediction)
+        for c in np.union1d(truth[truth_contour], prediction[predicted_contour]):
+            if c < K:
+                t, p = truth_contour & (truth == c), predicted_contour & (prediction == c)
+                self.counts[c, 3:5] += _near(p, t, tolerance), p.sum()
+                self.counts[c, 5:7] += _near(t, p, tolerance), t.sum()
+
+    def summary(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """`iou` and `f` averaged over the classes that have them, and both by class."""
+        hits, truth, predicted, found, guessed, matched, real = self.counts.T.astype(np.float64)
+        iou = ratio(hits, truth + predicted - hits)
+        precision, recall = ratio(found, guessed), ratio(matched, real)
+        both = np.nan_to_num(precision) + np.nan_to_num(recall)
+        f = ratio(2 * np.nan_to_num(precision) * np.nan_to_num(recall), both)
+        f = np.where((guessed + real > 0) & (both == 0), 0.0, f)
+        return {
+            "iou": mean_of(iou),
+            "f": mean_of(f),
+            "iou_by_class": by_class(classes, iou),
+            "f_by_class": by_class(classes, f),
+        }
+
+
+def band(ids: np.ndarray, width: int) -> np.ndarray:
+    """(H, W) bool: within `width` (chessboard distance) of another class or of the outside."""
+    if min(ids.shape) <= 2 * width:
+        return np.asarray(ids != IGNORE)
+    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    lowest = cv2.erode(ids, kernel)  # IGNORE is 255 and never the lowest
+    highest = cv2.dilate(np.where(ids == IGNORE, 0, ids).astype(np.uint8), kernel)
+    inside = (lowest == ids) & (highest == ids)
+    inside[:width] = inside[-width:] = inside[:, :width] = inside[:, -width:] = False
+    return np.asarray(~inside & (ids != IGNORE))
+
+
+def fill_ignored(ids: np.ndarray, distance: float) -> np.ndarray:
+    """Ids (H, W) in which ignored pixels at most `distance` from a class take the nearest one."""
+    ignored = ids == IGNORE
+    if not ignored.any() or ignored.all():
+        return ids
+    away, nearest = cv2.distanceTransformWithLabels(
+        ignored.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    by_label = np.full(int(nearest.max()) + 1, IGNORE, dtype=np.uint8)
+    by_label[nearest[~ignored]] = ids[~ignored]
+    return np.asarray(np.where(away <= distance, by_label[nearest], ids))
+
+
+def contour(ids: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pixels with a direct neighbour of another class, both not ignored."""
+    edge = np.zeros(ids.shape, bool)
+    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differ = (ids[a] != ids[b]) & (ids[a] != IGNORE) & (ids[b] != IGNORE)
+        edge[a] |= differ
+        edge[b] |= differ
+    return edge
+
+
+def _near(points: np.ndarray, targets: np.ndarray, tolerance: float) -> int:
+    """How many points have a target within `tolerance` pixels (Euclidean)."""
+    if not points.any() or not targets.any():
+        return 0
+    rows, columns = np.nonzero(points)
+    margin = int(tolerance) + 1
+    box = (
+        slice(max(rows.min() - margin, 0), rows.max() + margin + 1),
+        slice(max(columns.min() - margin, 0), columns.max() + margin + 1),
+    )
+    if not targets[box].any():
+        return 0
+    away = (~targets[box]).astype(np.uint8)
+    distance = cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return int((distance[points[box]] <= tolerance).sum())

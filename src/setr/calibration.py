@@ -1,0 +1,62 @@
+"""Expected calibration error, streaming: whether 80 % confident means right in 80 % of the pixels.
+
+Confidence is the probability of the predicted class (Guo et al., ICML 2017). It is summed in whole
+steps of 2^-20, so that the sums are integers: the same for any order and number of processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STEPS = 1 << 20
+
+
+class Calibration:
+    """Counted pixels, hits and summed confidence in bins of equal width.
+
+    Args:
+        bins: number of bins between 0 and 1.
+        device: where the counts live.
+    """
+
+    def __init__(self, bins: int = 15, device: torch.device | str = "cpu") -> None:
+        self.bins = bins
+        # rows: pixels, hits, confidence in steps
+        self.counts = torch.zeros(3, bins, dtype=torch.int64, device=device)
+
+    def update(self, confidence: Tensor, correct: Tensor) -> None:
+        """Count pixels.
+
+        Args:
+            confidence: probabilities (N,) of the predicted class, 0 to 1.
+            correct: (N,) bool, whether the prediction is right.
+        """
+        steps = (confidence.double() * STEPS).round_()
+        index = (confidence * self.bins).long().clamp_(0, self.bins - 1)
+        ones = torch.bincount(index, minlength=self.bins)
+        hits = torch.bincount(index[correct], minlength=self.bins)
+        # sums of whole numbers below 2^53 are exact in float64
+        sums = torch.bincount(index, weights=steps, minlength=self.bins).long()
+        self.counts += torch.stack([ones, hits, sums])
+
+    def summary(self) -> dict[str, Any]:
+        """`ece` (None without pixels) and per bin `pixels`, `accuracy`, `confidence`."""
+        pixels, hits, steps = self.counts.cpu().numpy().astype(np.float64)
+        filled = pixels > 0
+        accuracy, confidence = np.zeros(self.bins), np.zeros(self.bins)
+        accuracy[filled] = hits[filled] / pixels[filled]
+        confidence[filled] = steps[filled] / pixels[filled] / STEPS
+        gap = np.abs(accuracy - confidence)
+        total = pixels.sum()
+        return {
+            "ece": float((pixels * gap).sum() / total) if total else None,
+            "pixels": [int(n) for n in pixels],
+            "accuracy": [float(a) if f else None for a, f in zip(accuracy, filled, strict=True)],
+            "confidence": [
+                float(c) if f else None for c, f in zip(confidence, filled, strict=True)
+            ],
+        }

@@ -1,0 +1,149 @@
+"""`setr eval MODEL DATA [options]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from setr.cli import parse
+from setr.config import Precision
+from setr.errors import USAGE, SetrError
+from setr.tables import figures_table, report_failed
+
+if TYPE_CHECKING:
+    from setr.datasets import Dataset
+    from setr.gallery import Gallery
+    from setr.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Test a model on a data set; writes metrics.json, images.csv and report.html."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Model directory."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Folder or YAML file of the data set, or `scenes` for drawn scenes."""
+    split: str = "val"
+    """Split to test on; several joined with +."""
+    protocol: str | None = None
+    """paper-ss, paper-ms, mmseg-ss, mmseg-ms or whole, with :ade20k, :cityscapes or :pascal_context
+    for that data set's sizes; the model's own if not given."""
+    multi_scale: bool = False
+    """Also test with the paper's six scales and flip."""
+    scales: tuple[float, ...] | None = None
+    """Factors on the image, in place of the protocol's."""
+    flip: bool | None = None
+    """Average with the mirrored image, in place of the protocol's choice."""
+    window: tuple[int, int] | None = None
+    """Height and width of the sliding window in pixels, in place of the protocol's."""
+    stride: tuple[int, int] | None = None
+    """Vertical and horizontal step of the window in pixels, in place of the protocol's."""
+    short_side: int | None = None
+    """Images are first scaled to this short side in pixels, in place of the protocol's."""
+    compare: tuple[Path, ...] = ()
+    """Further model directories, tested on the same images; differences come with p-values."""
+    absent: Literal["skip", "zero"] = "skip"
+    """Classes in neither truth nor prediction: left out of the means, or counted as 0."""
+    precision: Precision = "auto"
+    """bf16 where the hardware has it, else fp32."""
+    workers: int = 1
+    """Processes that decode images; 0 decodes in this one."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder for the results; MODEL/eval-SPLIT if not given."""
+    json: bool = False
+    """Print the figures as JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Print the figures of one split and write them to a folder with a report."""
+    given: Arguments = parse(Arguments, arguments, "eval")
+    from setr.evaluation import write_json
+    from setr.gallery import Gallery, paired
+    from setr.report import write_evaluation
+
+    if len({given.model, *given.compare}) <= len(given.compare):
+        raise SetrError("--compare names a model twice", code=USAGE)
+    gallery = Gallery()
+    metrics: dict[str, Any]
+    metrics, dataset = _test(given, given.model, gallery)
+    (first, figures), *_ = metrics.items()
+    for path in given.compare:
+        other = Gallery(shown=0)
+        theirs, _ = _test(given, path, other)
+        compared = {**theirs[first], "against": paired(gallery, other)}
+        metrics.setdefault("compare", {})[str(path)] = compared
+    out = given.out or given.model / f"eval-{given.split}"
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "metrics.json", metrics)
+    gallery.write_csv(out / "images.csv")
+    title = f"{given.model.name} on {dataset.name}, {given.split}"
+    write_evaluation(out / "report.html", title, metrics, dataset.labels, gallery)
+    print(json.dumps(metrics) if given.json else _table(given, metrics))
+    print(f"written to {out}: metrics.json, images.csv, report.html", file=sys.stderr)
+    return report_failed(figures)
+
+
+def _test(
+    given: Arguments, path: Path, gallery: Gallery
+) -> tuple[dict[str, dict[str, Any]], Dataset]:
+    """Figures of one model by protocol, and the split; the gallery sees the first protocol."""
+    import torch
+
+    from setr.datasets import open_dataset
+    from setr.evaluation import evaluate_split, resolve_protocol
+    from setr.hub import from_pretrained
+
+    model, info = from_pretrained(path)
+    dataset = open_dataset(given.data, given.split, info.labels)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    protocol = _overridden(given, resolve_protocol(given.protocol, model, info))
+    protocols = [protocol]
+    if given.multi_scale and not protocol.is_multi_scale:
+        several = (given.protocol or "").replace("-ss", "-ms") or protocol.multi_scale()
+        protocols.append(_overridden(given, resolve_protocol(several, model, info)))
+    results = {}
+    for chosen in protocols:
+        results["multi_scale" if chosen.is_multi_scale else "single_scale"] = evaluate_split(
+            model,
+            dataclasses.replace(info, protocol=chosen),
+            dataset,
+            precision=given.precision,
+            workers=given.workers,
+            absent=given.absent,
+            on_image=gallery if chosen is protocol else None,
+        )
+    return results, dataset
+
+
+def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
+    """The protocol with the fields given on the command line."""
+    fields = ("scales", "flip", "window", "stride", "short_side")
+    chosen = {name: getattr(given, name) for name in fields}
+    return dataclasses.replace(protocol, **{k: v for k, v in chosen.items() if v is not None})
+
+
+def _table(given: Arguments, metrics: dict[str, Any]) -> str:
+    """The figures of every protocol and model side by side, and how sure the differences are."""
+    columns = {k: v for k, v in metrics.items() if k != "compare"}
+    first = next(iter(columns))
+    others = metrics.get("compare", {})
+    if others:
+        columns = {given.model.name: metrics[first]}
+        columns |= {Path(path).name: figures for path, figures in others.items()}
+    lines = [figures_table(columns), f"protocol: {metrics[first]['protocol']}"]
+    for path, figures in others.items():
+        against = figures["against"]
+        low, high = (f"{100 * v:+.2f}" for v in against["interval"])
+        lines.append(
+            f"{given.model.name} against {Path(path).name}: {100 * against['difference']:+.2f} "
+            f"mIoU per image (95 % interval {low} to {high}, p = {against['p']:.4f}, "
+            f"{against['images']} images)"
+        )
+    return "\n".join(lines)

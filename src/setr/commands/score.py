@@ -1,0 +1,63 @@
+"""`setr score PRED_DIR TRUTH_DIR [options]`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from setr.cli import parse
+from setr.tables import figures_table, report_failed
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Score existing label images against truth; no model needed."""
+
+    predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PRED_DIR")]
+    """Folder of predicted label images (one id per pixel)."""
+    truth: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRUTH_DIR")]
+    """Folder of true label images; files pair up by name, whatever the suffix."""
+    num_classes: int | None = None
+    """Number of classes; the label map's where it names them."""
+    ignore_index: tuple[int, ...] = (255,)
+    """Ids of the truth that are not counted."""
+    reduce_zero_label: bool = False
+    """In both folders 0 means "not evaluated" and i is class i - 1 (ADE20K)."""
+    label_map: str | None = None
+    """YAML or JSON file with raw id: class id, name or ignore; or a known data set's name."""
+    absent: Literal["skip", "zero"] = "skip"
+    """Classes found in neither folder: left out of the means (mmseg, Cityscapes), or counted as 0
+    (ADE20K's server)."""
+    json: bool = False
+    """Print the figures as JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Print the figures; pairs that could not be read are named, exit code 1."""
+    given = parse(Arguments, arguments, "score")
+    from setr.progress import Progress
+    from setr.scoring import score_folders, score_labels
+
+    labels = score_labels(
+        given.num_classes,
+        ignore=given.ignore_index,
+        reduce_zero_label=given.reduce_zero_label,
+        label_map=given.label_map,
+    )
+    progress: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not progress:
+            progress.append(Progress("score", total))
+        progress[0].update(done, images=1)
+
+    figures = score_folders(
+        given.predictions, given.truth, labels, absent=given.absent, progress=show
+    )
+    progress[0].close()
+    print(json.dumps(figures) if given.json else figures_table({"figures": figures}))
+    return report_failed(figures)

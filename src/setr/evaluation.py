@@ -1,0 +1,254 @@
+"""Testing a model on a split of a data set under a protocol, streaming.
+
+Memory does not depend on the number of images: integer counts are all that is kept of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setr.config import Precision
+from setr.datasets import Dataset, open_dataset
+from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.hub import ModelInfo, from_pretrained
+from setr.images import write_bytes
+from setr.inference import normalize, predict_mask
+from setr.loader import whole_images
+from setr.metrics import Absent
+from setr.model import SETR
+from setr.progress import Progress
+from setr.protocols import Protocol, preset
+from setr.scorecard import Scorecard
+
+
+class Tested(NamedTuple):
+    """One tested image.
+
+    Attributes:
+        number: of the image in the split.
+        name: of its file.
+        image: uint8 RGB (H, W, 3).
+        truth: training ids (H, W) uint8, `IGNORE` is not counted.
+        prediction: ids (H, W) uint8.
+        confidence: probability of the predicted class (H, W) float32.
+        figures: `miou` and `pixel_accuracy` of this image alone.
+    """
+
+    number: int
+    name: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    confidence: np.ndarray
+    figures: dict[str, float | None]
+
+
+def evaluate(
+    model: Any,
+    data: str | os.PathLike | Dataset,
+    *,
+    protocol: str | Protocol | None = None,
+    split: str = "val",
+    info: ModelInfo | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Test a model, for example `evaluate("runs/x", "data/camvid", protocol="paper-ms")`.
+
+    Args:
+        model: a model directory, a `Predictor`, or a `SETR` together with `info`.
+        data: a folder, a YAML file, `scenes`, or an opened split.
+        protocol: a name of `setr.protocols.PRESETS`, a `Protocol`, or None for the model's own.
+        split: which split of `data`.
+        info: normalisation, classes and protocol of a bare `SETR`.
+        options: further keywords of `evaluate_split`.
+
+    Returns:
+        The figures, as `evaluate_split`.
+
+    Raises:
+        SetrError: a model or data set that cannot be opened or do not fit, an unknown protocol.
+    """
+    if isinstance(model, str | os.PathLike):
+        model, info = from_pretrained(Path(model))
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    elif hasattr(model, "info"):
+        model, info = model.model, model.info
+    if info is None:
+        raise SetrError("a bare model: give its ModelInfo as info=, or a model directory")
+    dataset = data if isinstance(data, Dataset) else open_dataset(str(data), split, info.labels)
+    info = dataclasses.replace(info, protocol=resolve_protocol(protocol, model, info))
+    return evaluate_split(model, info, dataset, **options)
+
+
+def resolve_protocol(protocol: str | Protocol | None, model: SETR, info: ModelInfo) -> Protocol:
+    """A preset's name -> its settings for this model; None gives the model's own."""
+    if not isinstance(protocol, str):
+        return protocol or info.protocol
+    patches = getattr(getattr(model.encoder, "vit", None), "patch_embed", None)
+    grid = {"grid": tuple(patches.img_size)} if patches is not None else {}
+    return preset(protocol, own=info.protocol, labels=info.labels, **grid)
+
+
+def evaluate_split(
+    model: SETR,
+    info: ModelInfo,
+    dataset: Dataset,
+    *,
+    precision: Precision = "auto",
+    workers: int = 1,
+    detailed: bool = True,
+    absent: Absent = "skip",
+    on_image: Callable[[Tested], None] | None = None,
+) -> dict[str, Any]:
+    """Test a model on a split under `info.protocol`.
+
+    With `torch.distributed` initialised every process takes its share of the images and returns the
+    figures of all of them, the same bits as one process.
+
+    Args:
+        model: the model, on any device; its mode is restored afterwards.
+        info: classes, normalisation and protocol.
+        dataset: a split whose classes equal the model's.
+        precision: of the forward pass.
+        workers: processes that decode.
+        detailed: see `Scorecard`.
+        absent: see `setr.metrics`.
+        on_image: called with every image tested by this process.
+
+    Returns:
+        The figures of `Scorecard.summary`, `protocol` and `seconds`. Images that cannot be read are
+        listed in `failed` and counted nowhere else.
+
+    Raises:
+        SetrError: no images, none readable, other classes, or scores that are not numbers.
+    """
+    _require_fit(model, info, dataset)
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(precision, device)
+    was_training = model.training
+    model.eval()
+    rank, world = _process()
+    card = Scorecard(dataset.labels.classes, device, detailed=detailed, absent=absent)
+    began = time.monotonic()
+    indices = range(rank, len(dataset), world)
+    progress = Progress("eval", len(indices))
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        for done, (index, sample) in enumerate(
+            zip(indices, whole_images(dataset, workers, indices), strict=True), 1
+        ):
+            if isinstance(sample, SetrError):
+                card.fail(str(sample))
+            else:
+                tested = _test_image(model, info, card, dataset, index, *sample)
+                if on_image:
+                    on_image(tested)
+            progress.update(done, images=1)
+    progress.close()
+    model.train(was_training)
+    card.reduce()
+    figures = card.summary()
+    if not figures["images"]:
+        raise SetrError(
+            f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could "
+            f"be tested; first: {figures['failed'][0]}",
+            code=DATA_CHECK_FAILED,
+        )
+    return {
+        **figures,
+        "protocol": info.protocol.describe(),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _test_image(
+    model: SETR,
+    info: ModelInfo,
+    card: Scorecard,
+    dataset: Dataset,
+    index: int,
+    images: Tensor,
+    masks: Tensor,
+) -> Tested:
+    device = card.confusion.counts.device
+    name = dataset.pairs[index].image.name
+    x = normalize(images.to(device), info.mean, info.std)
+    size = (masks.shape[-2], masks.shape[-1])
+    try:
+        prediction, confidence = predict_mask(model, x, info.protocol, size=size)
+    except SetrError as error:
+        raise SetrError(f"{name}: {error}") from None
+    figures = card.update(index, prediction[0], masks[0].to(device), confidence[0])
+    return Tested(
+        index,
+        name,
+        images[0].numpy(),
+        masks[0].numpy(),
+        prediction[0].cpu().numpy(),
+        confidence[0].cpu().numpy(),
+        figures,
+    )
+
+
+def _process() -> tuple[int, int]:
+    """(rank, number of processes)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _require_fit(model: SETR, info: ModelInfo, dataset: Dataset) -> None:
+    if not len(dataset):
+        raise SetrError(
+            f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
+        )
+    ours, theirs = info.labels.classes, dataset.labels.classes
+    if len(theirs) != model.num_classes:
+        raise SetrError(
+            f"the model has {model.num_classes} classes but {dataset.name} has {len(theirs)}; they "
+            "must be the same",
+            code=DATA_CHECK_FAILED,
+        )
+    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if a.casefold().strip() != b.casefold().strip():
+            raise SetrError(
+                f"class {number} is '{a}' in the model but '{b}' in {dataset.name}; the classes "
+                "must be the same, in the same order (edit 'classes' and 'label_map' of the data)",
+                code=DATA_CHECK_FAILED,
+            )
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The autocast type of a precision; None computes in fp32.
+
+    `auto` is bf16 where the hardware multiplies it (CUDA since Ampere, CPUs with AVX512-BF16 or
+    AMX), else fp32.
+
+    Raises:
+        SetrError: the hardware lacks the precision asked for.
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if precision == "fp16" and device.type == "cpu":
+        raise SetrError("precision fp16: CPUs train in bf16 or fp32; set --train.precision auto")
+    if precision == "bf16" and not has_bf16:
+        raise SetrError(f"precision bf16: this {device.type} lacks it; set --train.precision auto")
+    if precision == "fp32" or (precision == "auto" and not has_bf16):
+        return None
+    return torch.float16 if precision == "fp16" else torch.bfloat16
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write values as JSON; the file appears when complete."""
+    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())

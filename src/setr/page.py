@@ -1,0 +1,144 @@
+"""Building blocks of the HTML pages this package writes: one file, no request to anywhere.
+
+Pages follow the reader's light or dark setting and fold into one column on a phone.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from setr.images import encode_png, write_bytes
+from setr.labels import IGNORE, Labels
+
+WIDTH = 520
+"""Pictures are embedded at most this wide, in pixels."""
+
+WRONG, RIGHT, IGNORED = (213, 94, 0), (235, 235, 235), (120, 120, 120)
+"""Colours of an error map; vermilion and grey are told apart by colour-blind eyes."""
+
+
+def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
+    """Write a page made of HTML parts; the file appears when complete."""
+    skeleton = (resources.files("setr") / "data" / "page.html").read_text(encoding="utf-8")
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
+    text = skeleton.replace("TITLE", escape(title)).replace("BODY", body)
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def escape(text: str) -> str:
+    """Text made safe inside HTML."""
+    return html.escape(text.encode("utf-8", "replace").decode())
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction as percent, `n/a` for None."""
+    return "n/a" if value is None else f"{100 * value:.{digits}f}"
+
+
+def tiles(items: Iterable[tuple[str, str]]) -> str:
+    """A row of (value, what it is)."""
+    return '<div class="tiles">' + "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(text)}</span></div>" for value, text in items
+    ) + "</div>"  # fmt: skip
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of HTML cells; the first column is text, the others are right-aligned."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(
+            f"<{tag}{' class=n' if i else ''}>{cell}</{tag}>" for i, cell in enumerate(cells)
+        ) + "</tr>"  # fmt: skip
+
+    body = "".join(row(cells, "td") for cells in rows)
+    return f'<div class="wide"><table>{row(head, "th")}{body}</table></div>'
+
+
+def bar(value: float | None, colour: str = "var(--accent)") -> str:
+    """A fraction as a bar and a number."""
+    if value is None:
+        return "n/a"
+    width = 100 * min(max(value, 0.0), 1.0)
+    return (
+        f'<span class="bar"><i style="width:{width:.1f}%;background:{colour}"></i></span>'
+        f"{percent(value)}"
+    )
+
+
+def dot(colour: Sequence[int]) -> str:
+    """A small square of a colour."""
+    return f'<i class="dot" style="background:rgb({",".join(map(str, colour))})"></i>'
+
+
+def legend(labels: Labels, shown: Iterable[int] | None = None) -> str:
+    """Class colours with their names: of all classes, or of the ids in `shown`."""
+    ids = range(len(labels.classes)) if shown is None else shown
+    items = [
+        f"<span>{dot(labels.colours[i])}{escape(labels.classes[i])}</span>"
+        for i in ids
+        if i < len(labels.classes)
+    ]
+    return f'<p class="legend">{"".join(items)}</p>'
+
+
+def figure(picture: np.ndarray, caption: str, *, photo: bool = False, width: int = WIDTH) -> str:
+    """A picture with a caption.
+
+    Args:
+        picture: uint8 RGB (H, W, 3), shrunk to `width` if wider.
+        caption: text below it.
+        photo: store as JPEG and shrink smoothly; otherwise colours stay exact.
+        width: largest width in pixels.
+    """
+    scale = min(1.0, width / picture.shape[1])
+    if scale < 1.0:
+        size = (width, max(1, round(picture.shape[0] * scale)))
+        how = cv2.INTER_AREA if photo else cv2.INTER_NEAREST
+        picture = cv2.resize(picture, size, interpolation=how)
+    picture = np.ascontiguousarray(picture)
+    if photo:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, format="JPEG", quality=85)
+        kind, data = "jpeg", buffer.getvalue()
+    else:
+        kind, data = "png", encode_png(picture)
+    text = base64.b64encode(data).decode()
+    return (
+        f'<figure><img alt="{escape(caption)}" src="data:image/{kind};base64,{text}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Ids (H, W) -> uint8 RGB (H, W, 3): wrong, right and ignored pixels."""
+    colours = np.array([RIGHT, WRONG, IGNORED], np.uint8)
+    kind = np.where(truth == IGNORE, 2, (prediction != truth).astype(np.uint8))
+    return np.asarray(colours[kind])
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Values 0 to 1 (H, W) -> uint8 RGB (H, W, 3) in cividis: dark blue, grey, yellow.
+
+    Cividis looks the same to eyes with and without red-green blindness, and its lightness rises
+    evenly, so it also survives a grey print.
+    """
+    levels = np.rint(np.clip(np.nan_to_num(values), 0, 1) * 255).astype(np.uint8)
+    return np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_CIVIDIS)[..., ::-1])
+
+
+def heat_scale(low: str, high: str) -> str:
+    """A legend for `heat`."""
+    stops = ", ".join(f"rgb{tuple(int(v) for v in c)}" for c in heat(np.linspace(0, 1, 9)[None])[0])
+    return (
+        f'<p class="legend"><span>{escape(low)}</span><span class="bar" style="background:'
+        f'linear-gradient(90deg, {stops})"></span><span>{escape(high)}</span></p>'
+    )

@@ -1,0 +1,195 @@
+"""How an image is tested: one settings object, and the named presets.
+
+`paper-*` is section 4.1 as the authors' code runs it, `mmseg-*` the port in mmsegmentation 1.2.2.
+They differ in what is scaled: the paper first brings every image to the data set's short side and
+never lets it fall below the window; the port's multi-scale test scales the original image and has
+no such minimum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from setr.errors import USAGE, SetrError
+from setr.images import MAX_PIXELS
+from setr.labels import Labels, known_datasets, known_labels
+
+MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""The paper's test scales (section 4.1)."""
+
+PRESETS = ("paper-ss", "paper-ms", "mmseg-ss", "mmseg-ms", "whole")
+"""Names `preset` knows."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an image is tested.
+
+    Args:
+        scales: factors on the image (after `short_side`); more than one averages probabilities.
+        flip: average with the horizontally mirrored image.
+        window: (height, width) of a sliding window in pixels; None runs the whole image at once.
+        stride: (vertical, horizontal) step of the window in pixels; the window's size if None.
+        short_side: the image is first scaled to this short side in pixels; None keeps its size.
+        long_side: the scaling to `short_side` stops where the long side reaches this many pixels.
+        fill_window: a scaled short side below the window's is raised to it (section 4.1).
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    short_side: int | None = None
+    long_side: int | None = None
+    fill_window: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise SetrError(f"scales {self.scales}: give one or more positive factors")
+        if self.window and min(self.window) < 1:
+            raise SetrError(f"window {self.window}: give positive pixels")
+        if (
+            self.window
+            and self.stride
+            and not all(0 < s <= w for s, w in zip(self.stride, self.window, strict=True))
+        ):
+            raise SetrError(
+                f"stride {self.stride}: must be between 1 and the window {self.window}, or pixels "
+                "would be left out"
+            )
+        if self.fill_window and not self.window:
+            raise SetrError("fill_window raises images to the window: give a window too")
+
+    def view_size(self, H: int, W: int, scale: float) -> tuple[int, int]:
+        """(height, width) in pixels of an H x W image at one of the scales.
+
+        The scaled short side is cut to whole pixels, the other one rounded, both as the 2021 code
+        does: Cityscapes' 1025 gives 768, 768, 1025, 1281, 1537 and 1793.
+        """
+        short = min(H, W)
+        target = float(short)
+        if self.short_side is not None:
+            target = self.short_side
+            if self.long_side is not None:
+                target = min(target, short * self.long_side / max(H, W))
+        target *= scale
+        if self.short_side is not None and self.long_side is None:
+            target = int(target)
+        if self.fill_window and self.window:
+            target = max(target, min(self.window))
+        factor = target / short
+        height, width = max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
+        if height * width > max(MAX_PIXELS, H * W):
+            raise SetrError(
+                f"an image of {W}x{H} would be enlarged to {width}x{height}, above the limit of "
+                f"{MAX_PIXELS:,} pixels; test it whole, without a short side (--protocol mmseg-ss)"
+            )
+        return height, width
+
+    @property
+    def is_multi_scale(self) -> bool:
+        """Whether probabilities of several views are averaged."""
+        return len(self.scales) > 1 or self.flip
+
+    def multi_scale(self) -> Protocol:
+        """The same with the paper's six scales and flip."""
+        return dataclasses.replace(self, scales=MULTI_SCALES, flip=True)
+
+    def describe(self) -> str:
+        """The protocol in one line for people."""
+        parts = [
+            f"short side {self.short_side}" if self.short_side else "",
+            f"long side at most {self.long_side}" if self.long_side else "",
+            "scales " + ", ".join(f"{s:g}" for s in self.scales) if self.scales != (1.0,) else "",
+            "flip" if self.flip else "",
+            _window_text(self.window, self.stride),
+            "short side raised to the window" if self.fill_window else "",
+        ]
+        return "; ".join(part for part in parts if part)
+
+
+def _window_text(window: tuple[int, int] | None, stride: tuple[int, int] | None) -> str:
+    if window is None:
+        return "whole image"
+    sh, sw = stride or window
+    return f"window {window[0]}x{window[1]}, stride {sh}x{sw}"
+
+
+class _TestSizes(NamedTuple):
+    """Pixels of the paper's test on one data set, from the authors' and the port's settings."""
+
+    window: int
+    stride: int
+    short_side: int
+    port: tuple[int | None, int | None]  # short and long side of the port's single-scale test
+
+
+_PAPER = {
+    "ade20k": _TestSizes(512, 341, 512, (512, 2048)),
+    "cityscapes": _TestSizes(768, 512, 1025, (1024, 2048)),
+    "pascal_context": _TestSizes(480, 320, 520, (520, 520)),
+}
+
+
+def preset(
+    name: str,
+    *,
+    own: Protocol | None = None,
+    labels: Labels | None = None,
+    grid: tuple[int, int] = (512, 512),
+) -> Protocol:
+    """A named protocol.
+
+    For the paper's three data sets all sizes are the paper's. Elsewhere window and short side are
+    the model's own, and the stride is two thirds of the window, as in the paper.
+
+    Args:
+        name: one of `PRESETS`; `NAME:DATASET` takes the sizes of one of the paper's data sets.
+        own: the protocol stored with the model.
+        labels: the model's classes, by which the paper's data sets are recognised.
+        grid: (height, width) in pixels the model's position grid is made for; the window where
+            neither the data set nor `own` has one.
+
+    Raises:
+        SetrError: unknown name.
+    """
+    own = own or Protocol()
+    base, _, dataset = name.partition(":")
+    if base not in PRESETS or (dataset and dataset not in _PAPER):
+        near = difflib.get_close_matches(base, PRESETS, 1)
+        hint = f"did you mean '{near[0]}'? " if near and base not in PRESETS else ""
+        raise SetrError(
+            f"protocol '{name}' is unknown; {hint}known: {', '.join(PRESETS)}, with "
+            f":{', :'.join(_PAPER)} for that data set's sizes",
+            code=USAGE,
+        )
+    sizes = _PAPER.get(dataset or _paper_dataset(labels))
+    if base == "whole":
+        return Protocol(short_side=own.short_side, long_side=own.long_side)
+    if sizes:
+        window, stride = (sizes.window, sizes.window), (sizes.stride, sizes.stride)
+        short, (port_short, port_long) = sizes.short_side, sizes.port
+    else:
+        window = own.window or grid
+        stride = own.stride or (-(-window[0] * 2 // 3), -(-window[1] * 2 // 3))
+        short = port_short = own.short_side  # type: ignore[assignment]
+        port_long = own.long_side
+    protocol = Protocol(window=window, stride=stride)
+    if base.endswith("-ms"):
+        protocol = protocol.multi_scale()
+    if base.startswith("paper"):
+        return dataclasses.replace(protocol, short_side=short, fill_window=True)
+    if base == "mmseg-ss":
+        return dataclasses.replace(protocol, short_side=port_short, long_side=port_long)
+    return protocol
+
+
+def _paper_dataset(labels: Labels | None) -> str:
+    """Which of the paper's data sets has these classes; "" for none."""
+    for name in known_datasets():
+        if labels and name in _PAPER and known_labels(name).classes == labels.classes:
+            return name
+    return ""

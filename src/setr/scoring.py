@@ -1,0 +1,189 @@
+"""Scoring existing label images against truth, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.images import list_images, read_mask
+from setr.labels import IGNORE, Labels, known_datasets, known_labels
+from setr.metrics import Absent
+from setr.scorecard import Scorecard
+
+CHUNK = 32
+_ENDINGS = ("_gtFine_labelIds", "_gtFine_labelTrainIds", "_leftImg8bit")
+"""What Cityscapes appends to the name of a frame; pairs are found without it."""
+
+
+def score_labels(
+    num_classes: int | None,
+    *,
+    ignore: tuple[int, ...] = (IGNORE,),
+    reduce_zero_label: bool = False,
+    label_map: str | None = None,
+) -> Labels:
+    """What the ids in the files mean.
+
+    Args:
+        num_classes: K; None takes it from the map.
+        ignore: raw ids of the truth that are not counted.
+        reduce_zero_label: raw 0 is not counted and raw i is class i - 1, as in ADE20K's files.
+        label_map: a YAML or JSON file with raw id -> class id, class name or `ignore`, or with
+            `classes` and `label_map`; or the name of a known data set.
+
+    Raises:
+        SetrError: options that contradict each other, an unreadable map.
+    """
+    if label_map is not None:
+        if reduce_zero_label:
+            raise SetrError(
+                "--reduce-zero-label and --label-map both map ids: give one", code=USAGE
+            )
+        labels = _read_map(label_map, num_classes)
+        if num_classes not in (None, len(labels.classes)):
+            raise SetrError(
+                f"--num-classes {num_classes}: {label_map} has {len(labels.classes)} classes",
+                code=USAGE,
+            )
+        given = dict(labels.label_map or {})
+    else:
+        if num_classes is None:
+            raise SetrError("how many classes? give --num-classes or --label-map", code=USAGE)
+        labels = Labels(tuple(map(str, range(num_classes))))
+        first = int(reduce_zero_label)
+        given = {i + first: i for i in range(num_classes)}
+        if reduce_zero_label:
+            given[0] = IGNORE
+    given |= {raw: IGNORE for raw in ignore if raw not in given or label_map is None}
+    return Labels(labels.classes, labels.colours, given)
+
+
+def _read_map(source: str, num_classes: int | None) -> Labels:
+    if source in known_datasets():
+        return known_labels(source)
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        known = ", ".join(known_datasets())
+        raise SetrError(f"{path}: {error.strerror}; known maps: {known}", code=USAGE) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise SetrError(f"{path}: not valid JSON or YAML ({reason})", code=USAGE) from None
+    if not isinstance(values, dict):
+        raise SetrError(f"{path}: expected lines such as '7: 0'", code=USAGE)
+    if "classes" not in values:
+        targets = [v for v in values.values() if isinstance(v, int) and v != IGNORE]
+        count = num_classes or max(targets, default=0) + 1
+        values = {"classes": list(map(str, range(count))), "label_map": values}
+    try:
+        return Labels.from_dict(values)
+    except SetrError as error:
+        raise SetrError(f"{path}: {error}", code=USAGE) from None
+
+
+def score_folders(
+    predictions: Path,
+    truth: Path,
+    labels: Labels,
+    *,
+    absent: Absent = "skip",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score label images; pairs share their path below the folders, whatever the suffix.
+
+    Args:
+        predictions: folder of label images, ids as in `labels.label_map`; other ids are wrong.
+        truth: folder of label images; every one needs a prediction.
+        labels: what the ids mean.
+        absent: see `setr.metrics`.
+        progress: called with (done, total).
+
+    Returns:
+        The figures of `Scorecard.summary`; `failed` has a line for every pair that could not be
+        read.
+
+    Raises:
+        SetrError: no truth, missing predictions, ids of the truth the map does not list, sizes that
+            differ, or nothing readable.
+    """
+    pairs = _pairs(predictions, truth)
+    table = np.full(65536, len(labels.classes), dtype=np.uint8)
+    for raw, train in (labels.label_map or {}).items():
+        table[raw] = len(labels.classes) if train == IGNORE else train
+
+    def load(pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | str:
+        try:
+            ours, real = read_mask(pair[0]), read_mask(pair[1])
+        except SetrError as error:
+            return str(error)
+        if ours.shape != real.shape:
+            raise SetrError(
+                f"{pair[0]}: prediction is {ours.shape[1]}x{ours.shape[0]} but its truth "
+                f"{real.shape[1]}x{real.shape[0]}; resize it (nearest) before scoring",
+                code=DATA_CHECK_FAILED,
+            )
+        try:
+            return table[ours], labels.to_train_ids(real)
+        except SetrError as error:
+            raise SetrError(f"{pair[1]}: {error}", code=DATA_CHECK_FAILED) from None
+
+    card = Scorecard(labels.classes, absent=absent)
+    for index, loaded in enumerate(_in_threads(load, pairs)):
+        if isinstance(loaded, str):
+            card.fail(loaded)
+        else:
+            card.update(index, *map(torch.from_numpy, loaded))
+        if progress:
+            progress(index + 1, len(pairs))
+    if len(card.failed) == len(pairs):
+        raise SetrError(f"{truth}: nothing could be scored; first: {card.failed[0]}")
+    return card.summary()
+
+
+def _in_threads(load: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
+    """Map in order over threads, a chunk at a time so that results do not pile up."""
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(items), CHUNK):
+            yield from pool.map(load, items[start : start + CHUNK])
+
+
+def _pairs(predictions: Path, truth: Path) -> list[tuple[Path, Path]]:
+    ours, real = _by_stem(predictions), _by_stem(truth)
+    missing = [str(stem) for stem in real if stem not in ours]
+    if missing:
+        raise SetrError(
+            f"{predictions}: no prediction for {len(missing)} of {len(real)} images of {truth}: "
+            + ", ".join(missing[:5])
+            + (", …" if len(missing) > 5 else ""),
+            code=DATA_CHECK_FAILED,
+        )
+    return [(ours[stem], path) for stem, path in real.items()]
+
+
+def _by_stem(folder: Path) -> dict[Path, Path]:
+    if not folder.is_dir():
+        raise SetrError(f"{folder}: no such folder", code=USAGE)
+    found: dict[Path, Path] = {}
+    for path in list_images(folder):
+        stem = path.relative_to(folder).with_suffix("")
+        for ending in _ENDINGS:
+            stem = stem.with_name(stem.name.removesuffix(ending) or stem.name)
+        if stem in found:
+            raise SetrError(
+                f"{folder}: {found[stem].name} and {path.name} share one name; keep one",
+                code=DATA_CHECK_FAILED,
+            )
+        found[stem] = path
+    if not found:
+        raise SetrError(f"{folder}: no label images in this folder", code=DATA_CHECK_FAILED)
+    return found

@@ -1,0 +1,265 @@
+"""Whole, sliding-window and multi-scale prediction: order of merging, sizes, memory."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from setr import inference
+from setr.errors import SetrError
+from setr.inference import normalize, predict_mask, predict_scores, window_starts
+from setr.model import SETR, Output
+from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset
+
+SIZES = [(64, 64), (1, 1), (1, 97), (33, 70), (70, 33), (40, 129), (129, 40)]
+PROTOCOLS = {
+    "whole": Protocol(),
+    "slide": Protocol(window=(48, 48), stride=(32, 32)),
+    "multi-scale": Protocol(scales=MULTI_SCALES, flip=True, window=(48, 48), stride=(32, 20)),
+    "paper-like": Protocol(
+        scales=MULTI_SCALES, flip=True, window=(48, 48), stride=(32, 32), short_side=52,
+        fill_window=True,
+    ),
+    "port-like": Protocol(window=(48, 48), stride=(31, 31), short_side=60, long_side=90),
+}  # fmt: skip
+
+
+def constant(images: Tensor) -> Tensor:
+    """Scores that do not depend on the image."""
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.5], dtype=torch.float64).to(images.dtype)
+    return logits[:, None, None].expand(images.shape[0], 4, *images.shape[-2:])
+
+
+def pointwise(images: Tensor) -> Tensor:
+    """Scores that depend on the pixel alone, so flips and windows cannot change them."""
+    red, green, blue = images.unbind(dim=1)
+    return torch.stack([red + 2 * green, green - blue, 0.5 * blue - red], dim=1)
+
+
+def random_images(*size: int, batch: int = 1) -> Tensor:
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model() -> SETR:
+    torch.manual_seed(0)
+    return SETR(
+        encoder="vit_tiny_patch16_224",
+        encoder_args={"embed_dim": 32, "depth": 2, "num_heads": 2},
+        decoder="pup",
+        num_classes=5,
+        taps=(1, 2),
+        img_size=48,
+        decoder_args={"channels": 8},
+    ).eval()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_constant_model_stays_constant(protocol: Protocol, size: tuple[int, int]) -> None:
+    scores = predict_scores(constant, random_images(*size), protocol)
+    assert scores.shape == (1, 4, *size)
+    expected = constant(torch.zeros(1, 3, 1, 1))
+    if len(protocol.scales) > 1:
+        expected = expected.log_softmax(dim=1)
+    torch.testing.assert_close(scores, expected.expand_as(scores), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (30, 41), (48, 20)], ids=str)
+def test_one_window_equals_whole(model: SETR, size: tuple[int, int]) -> None:
+    images = random_images(*size)
+    with torch.inference_mode():
+        whole = predict_scores(model, images, Protocol())
+        slide = predict_scores(model, images, Protocol(window=(48, 48), stride=(32, 32)))
+        plain = model(images)
+    assert torch.equal(slide, whole)
+    torch.testing.assert_close(whole, plain, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_windows_do_not_change_a_pointwise_model(size: tuple[int, int]) -> None:
+    images = random_images(*size)
+    whole = predict_scores(pointwise, images, Protocol())
+    slide = predict_scores(pointwise, images, PROTOCOLS["slide"])
+    torch.testing.assert_close(slide, whole, atol=1e-6, rtol=0)
+
+
+def test_flip_of_a_symmetric_model_changes_nothing() -> None:
+    images = random_images(40, 57)
+    plain = predict_scores(pointwise, images, Protocol(scales=(1.0, 0.5), flip=False))
+    flipped = predict_scores(pointwise, images, Protocol(scales=(1.0, 0.5), flip=True))
+    torch.testing.assert_close(flipped, plain, atol=1e-6, rtol=0)
+
+
+def plainly(model: SETR, images: Tensor, protocol: Protocol, size: tuple[int, int]) -> Tensor:
+    """The order of merging written out, everything at full size."""
+    views = []
+    for scale, flip in itertools.product(protocol.scales, (False, True)[: 1 + protocol.flip]):
+        H, W = protocol.view_size(*images.shape[-2:], scale)
+        view = F.interpolate(images, (H, W), mode="bilinear", align_corners=False)
+        view = view.flip(-1) if flip else view
+        wh, ww = (min(a, b) for a, b in zip(protocol.window or (H, W), (H, W), strict=True))
+        sh, sw = protocol.stride or (wh, ww)
+        total, count = torch.zeros(1, 5, H, W), torch.zeros(1, 1, H, W)
+        for y, x in itertools.product(window_starts(H, wh, sh), window_starts(W, ww, sw)):
+            total[..., y : y + wh, x : x + ww] += model(view[..., y : y + wh, x : x + ww])
+            count[..., y : y + wh, x : x + ww] += 1
+        merged = total / count
+        merged = merged.flip(-1) if flip else merged
+        views.append(F.interpolate(merged, size, mode="bilinear", align_corners=False))
+    if len(views) == 1:
+        return views[0]
+    return torch.stack([v.softmax(dim=1) for v in views]).mean(dim=0).log()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+@pytest.mark.parametrize("block", [1, 32 << 20], ids=["small-blocks", "one-block"])
+def test_blocks_of_rows_equal_the_plain_computation(
+    model: SETR, protocol: Protocol, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "BLOCK_BYTES", block)
+    images, size = random_images(83, 121), (83, 121)
+    with torch.inference_mode():
+        expected = plainly(model, images, protocol, size)
+        scores = predict_scores(model, images, protocol, size=size, batch_windows=3)
+        ids, confidence = predict_mask(model, images, protocol, size=size, batch_windows=3)
+    torch.testing.assert_close(scores, expected, atol=2e-6, rtol=1e-5)
+    assert torch.equal(ids.long(), scores.argmax(dim=1))
+    torch.testing.assert_close(confidence, scores.softmax(dim=1).amax(dim=1), atol=1e-6, rtol=0)
+
+
+def test_result_has_the_size_asked_for_and_batches(model: SETR) -> None:
+    images = random_images(40, 50, batch=2)
+    with torch.inference_mode():
+        both = predict_scores(model, images, PROTOCOLS["slide"], size=(31, 77))
+        one = predict_scores(model, images[1:], PROTOCOLS["slide"], size=(31, 77))
+    assert both.shape == (2, 5, 31, 77)
+    torch.testing.assert_close(both[1:], one, atol=1e-6, rtol=1e-5)
+
+
+def test_windows_run_in_batches() -> None:
+    sizes = []
+
+    def counting(images: Tensor) -> Tensor:
+        sizes.append(images.shape[0])
+        return pointwise(images)
+
+    protocol = Protocol(window=(16, 16), stride=(16, 16))
+    predict_scores(counting, random_images(64, 64), protocol, batch_windows=8)
+    assert sizes == [8, 8]
+
+
+def test_scores_above_the_block_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tall image holds about two rows of windows, however tall it is."""
+    monkeypatch.setattr(inference, "BLOCK_BYTES", 1)
+    held = []
+    original = inference._View._compute
+
+    def watched(view: inference._View) -> None:
+        original(view)
+        held.append(sum(w.logits.numel() for w in view.live))
+
+    monkeypatch.setattr(inference._View, "_compute", watched)
+    protocol = Protocol(window=(32, 32), stride=(16, 16))
+    predict_mask(pointwise, random_images(640, 32), protocol, batch_windows=1)
+    assert len(held) == 39
+    assert max(held) <= 2 * 3 * 32 * 32
+
+
+def test_padded_logits_are_cropped_not_squeezed() -> None:
+    class Padding:
+        def coarse(self, images: Tensor) -> Output:
+            H, W = (-(-s // 16) * 16 for s in images.shape[-2:])
+            ramp = torch.arange(H // 4).float()[:, None].expand(H // 4, W // 4)
+            return Output(ramp.expand(1, 2, -1, -1), [], (H, W))
+
+    scores = predict_scores(Padding(), random_images(18, 18), Protocol())  # type: ignore[arg-type]
+    full = F.interpolate(torch.arange(8.0)[None, None, :, None], (32, 1), mode="bilinear")
+    torch.testing.assert_close(scores[0, 0, :, 0], full[0, 0, :18, 0])
+
+
+def test_nan_scores_are_an_error() -> None:
+    with pytest.raises(SetrError, match="not numbers"):
+        predict_mask(lambda x: constant(x) * float("nan"), random_images(8, 8), Protocol())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 80), st.data())
+def test_windows_cover_everything_and_stay_inside(length: int, window: int, data: st.DataObject):
+    stride = data.draw(st.integers(1, window))
+    starts = window_starts(length, window, stride)
+    covered = {i for s in starts for i in range(s, s + window) if i < length}
+    assert covered == set(range(length))
+    assert starts == sorted(set(starts))
+    assert all(s + window <= max(length, window) for s in starts)
+
+
+def test_normalize() -> None:
+    image = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
+    x = normalize(image, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
+    expected = torch.tensor([(0 - 0.5) / 0.1, (128 / 255 - 0.4) / 0.2, (1 - 0.3) / 0.5])
+    torch.testing.assert_close(x[0, :, 0, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "image", "shorts"),
+    [
+        ("ade20k", (683, 512), (512, 512, 512, 640, 768, 896)),
+        ("cityscapes", (1024, 2048), (768, 768, 1025, 1281, 1537, 1793)),
+        ("pascal_context", (375, 500), (480, 480, 520, 650, 780, 910)),
+    ],
+)
+def test_paper_sizes(data: str, image: tuple[int, int], shorts: tuple[int, ...]) -> None:
+    """The short sides of the authors' settings; the other side keeps the aspect."""
+    protocol = preset(f"paper-ms:{data}")
+    views = [protocol.view_size(*image, scale) for scale in protocol.scales]
+    assert [min(v) for v in views] == list(shorts)
+    for view, short in zip(views, shorts, strict=True):
+        assert max(view) == int(max(image) * short / min(image) + 0.5)
+
+
+def test_port_scales_the_original_and_caps_the_long_side() -> None:
+    several = preset("mmseg-ms:ade20k")
+    assert several.view_size(300, 400, 0.5) == (150, 200)
+    single = preset("mmseg-ss:ade20k")
+    assert single.view_size(300, 400, 1.0) == (512, 683)
+    assert single.view_size(100, 4000, 1.0) == (51, 2048)
+    assert preset("mmseg-ss:cityscapes").view_size(1024, 2048, 1.0) == (1024, 2048)
+    assert preset("mmseg-ss:pascal_context").view_size(375, 500, 1.0) == (390, 520)
+
+
+def test_presets_of_other_data_use_the_models_own_sizes() -> None:
+    own = Protocol(short_side=546)
+    paper = preset("paper-ms", own=own, grid=(378, 504))
+    assert (paper.window, paper.stride, paper.short_side) == ((378, 504), (252, 336), 546)
+    assert preset("whole", own=own) == own
+    assert preset("mmseg-ms", own=own, grid=(96, 96)).short_side is None
+    for name in PRESETS:
+        described = preset(name, own=own).describe()
+        assert ("window" in described) != (name == "whole")
+        assert ("flip" in described) == name.endswith("-ms")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scales": ()}, "positive factors"),
+        ({"window": (32, 32), "stride": (40, 32)}, "left out"),
+        ({"window": (0, 5)}, "positive pixels"),
+        ({"fill_window": True}, "give a window"),
+    ],
+)
+def test_impossible_protocols(arguments: dict, message: str) -> None:
+    with pytest.raises(SetrError, match=message):
+        Protocol(**arguments)
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(SetrError, match="did you mean 'paper-ms'"):
+        preset("paper_ms")
