@@ -8,8 +8,9 @@ from pathlib import Path
 import setr
 
 ORDER = """
-errors _torchvision labels images scenes datasets transforms loader metrics doctor encoder weights
-decoders model losses inference hub progress checkpoint config optim recipes engine predictor report
+errors _torchvision labels images scenes datasets transforms loader metrics doctor encoder hybrid
+decoders baselines catalog tensorfiles dialects architecture weights model lora losses inference hub
+foreign progress checkpoint config optim recipes engine predictor report
 tables cli commands
 """.split()
 SOURCE = Path(setr.__file__).parent
