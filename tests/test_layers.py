@@ -9,9 +9,10 @@ import setr
 
 ORDER = (
     *("errors", "_torchvision", "labels", "images", "scenes", "datasets", "transforms", "loader"),
-    *("metrics", "doctor", "encoder", "weights", "decoders", "model", "losses", "inference"),
-    *("hub", "progress", "checkpoint", "config", "optim", "recipes", "engine", "predictor"),
-    *("report", "tables", "cli", "commands"),
+    *("metrics", "doctor", "encoder", "hybrid", "decoders", "baselines", "catalog", "tensorfiles"),
+    *("dialects", "architecture", "weights", "model", "lora", "losses", "inference", "hub"),
+    *("foreign", "progress", "checkpoint", "config", "evaluation", "optim", "recipes", "engine"),
+    *("predictor", "report", "tables", "cli", "commands"),
 )
 SOURCE = Path(setr.__file__).parent
 

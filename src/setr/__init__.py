@@ -17,9 +17,10 @@ _EXPORTS = {
     "SetrError": "errors",
     "create_model": "model",
     "evaluate": "evaluation",
-    "list_models": "model",
+    "list_models": "catalog",
     "list_recipes": "recipes",
     "load": "predictor",
+    "load_weights": "weights",
     "recipe": "recipes",
     "train": "engine",
 }

@@ -33,7 +33,7 @@ class ModelConfig:
     encoder: str | None = None
     """Any timm ViT in place of the name's own encoder."""
     pretrained: str | None = None
-    """Encoder weights: a checkpoint file, or nothing for random weights."""
+    """Encoder weights: a checkpoint file, or a tag timm downloads; nothing for random weights."""
     channels: int | None = None
     """Width of the heads' convolutions; 256 in the paper."""
     img_size: int | None = None
@@ -42,6 +42,11 @@ class ModelConfig:
     """Stochastic depth rate of the last block, 0 to 1."""
     aux: bool = True
     """Auxiliary heads at the paper's layers."""
+    freeze: int = 0
+    """Encoder blocks that stay as they are, from the first, with the embeddings; -1 for all."""
+    lora_rank: int = 0
+    """Train a low-rank part of this rank in the attention layers in place of the encoder's own
+    weights; 0 for none."""
     pos_interp: Literal["bicubic", "bilinear"] = "bicubic"
     """How position embeddings are resampled."""
     prefix_tokens: Literal["keep", "drop"] = "keep"
@@ -53,6 +58,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check(0 <= self.drop_path < 1, f"model.drop_path {self.drop_path}: give 0 to below 1")
+        _check(self.freeze >= -1, f"model.freeze {self.freeze}: give blocks, or -1 for all")
+        _check(self.lora_rank >= 0, f"model.lora_rank {self.lora_rank}: give 0 or more")
+        _check(
+            not (self.freeze and self.lora_rank),
+            "model.freeze and model.lora_rank: choose one; lora_rank freezes the encoder itself",
+        )
         _check(min(self.std) > 0, f"model.std {self.std}: give positive numbers")
 
 

@@ -107,14 +107,27 @@ class PUP(UpsampleHead):
     """Progressive upsampling: four 3x3 convolutions, each followed by x2 (section 3.3 (2)).
 
     Logits come at 8 times the patch grid; the last x2 of Figure 1(b) commutes with the classifier
-    and is the model's one resize.
+    and is the model's one resize. `final_scale=2` does it here, as mmsegmentation does: the same
+    function except under `odd_sizes="squeeze"`.
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, *, channels: int = 256, num_convs: int = 4
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        num_convs: int = 4,
+        final_scale: int = 1,
     ) -> None:
         super().__init__(
-            in_channels, num_classes, num_convs=num_convs, kernel_size=3, scale=2, channels=channels
+            in_channels,
+            num_classes,
+            num_convs=num_convs,
+            kernel_size=3,
+            scale=2,
+            final_scale=final_scale,
+            channels=channels,
         )
 
 
@@ -127,16 +140,14 @@ class MLANeck(nn.Module):
     does this.
     """
 
-    def __init__(self, in_channels: int, *, num_streams: int = 4, channels: int = 256) -> None:
+    def __init__(self, widths: list[int], *, channels: int = 256) -> None:
         super().__init__()
         self.channels = channels
-        self.norms = nn.ModuleList(ChannelNorm(in_channels) for _ in range(num_streams))
+        self.norms = nn.ModuleList(ChannelNorm(width) for width in widths)
         self.reduce = nn.ModuleList(
-            conv_bn_relu(in_channels, channels, 1, bias=False) for _ in range(num_streams)
+            conv_bn_relu(width, channels, 1, bias=False) for width in widths
         )
-        self.refine = nn.ModuleList(
-            conv_bn_relu(channels, channels, 3, bias=False) for _ in range(num_streams)
-        )
+        self.refine = nn.ModuleList(conv_bn_relu(channels, channels, 3, bias=False) for _ in widths)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """M maps (B, C, h, w), shallow to deep -> M maps (B, channels, h, w) in the same order."""
@@ -193,4 +204,18 @@ class MLA(nn.Module):
         x = torch.cat([stream(f) for stream, f in zip(self.streams, features, strict=True)], dim=1)
         if self.classifier.kernel_size == (1, 1):  # commutes with the resize: move K channels
             return upsample(self.classifier(x), 4, align_corners=self.align_corners)
-        return self.classifier(upsample(x, 4, align_corners=self.align_corners))
+        logits: Tensor = self.classifier(upsample(x, 4, align_corners=self.align_corners))
+        return logits
+
+
+class PointwiseHead(nn.Module):
+    """MLA's auxiliary head: one 1x1 convolution; without bias in the authors' code."""
+
+    def __init__(self, in_channels: int, num_classes: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.classifier = nn.Conv2d(in_channels, num_classes, 1, bias=bias)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """List of (B, C, h, w), the last is used -> logits (B, K, h, w)."""
+        logits: Tensor = self.classifier(features[-1])
+        return logits

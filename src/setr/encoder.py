@@ -9,6 +9,7 @@ Shapes: B batch, H x W image, p patch size, C embedding width, h = ceil(H/p), w 
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,70 @@ PosInterp = Literal["bicubic", "bilinear"]
 PrefixTokens = Literal["keep", "drop"]
 
 
-class Encoder(nn.Module):
+class Backbone(nn.Module):
+    """What a model needs to know about its encoder, transformer or convolutional.
+
+    Attributes:
+        widths: channels of each map `forward` returns.
+        patch_size: image sides are padded to multiples of this many pixels.
+    """
+
+    widths: list[int]
+    patch_size: int
+    stage_pattern: str
+    """Regular expression whose first group is the number of the stage a parameter belongs to."""
+    first_stage: int
+    """The number of the first stage in parameter names."""
+    _free_stages: list[nn.Module] | None = None
+
+    def stages(self) -> list[nn.Module]:
+        """The transformer blocks or residual stages, shallow to deep; the stem is none of them."""
+        raise NotImplementedError
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        raise NotImplementedError
+
+    def layer_depth(self, name: str) -> int:
+        """Distance of a parameter from the heads: 1 for the last stage, largest for the stem."""
+        found = re.search(self.stage_pattern, name)
+        count = len(self.stages())
+        return count - (int(found[1]) - self.first_stage) if found else count + 1
+
+    def freeze(self, count: int) -> None:
+        """Keep the stem and the first `count` stages as they are; -1 freezes the whole encoder.
+
+        Frozen stages also stay in eval mode, so that neither drop path nor batch statistics move.
+
+        Raises:
+            SetrError: more stages than the encoder has.
+        """
+        stages = self.stages()
+        if not -1 <= count <= len(stages):
+            raise SetrError(
+                f"freeze {count}: this encoder has {len(stages)} blocks; give -1 (all of it), "
+                f"0 (nothing) or up to {len(stages)}"
+            )
+        if count == 0:
+            return
+        free = {id(p) for stage in stages[count:] for p in stage.parameters()} if count > 0 else ()
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in free)
+        self._free_stages = stages[count:] if count > 0 else []
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As `nn.Module.train`, but frozen stages stay in eval mode."""
+        super().train(mode)
+        if self._free_stages is not None:
+            for child in self.children():
+                child.eval()
+            for stage in self._free_stages:
+                stage.train(mode)
+        return self
+
+
+class Encoder(Backbone):
     """Any timm ViT, returning one feature map per tapped block.
 
     Args:
@@ -41,6 +105,9 @@ class Encoder(nn.Module):
     Raises:
         SetrError: unknown model id, or a model without variable input size.
     """
+
+    stage_pattern = r"\.blocks\.(\d+)\."
+    first_stage = 0
 
     def __init__(
         self,
@@ -63,40 +130,68 @@ class Encoder(nn.Module):
         self.vit.prune_intermediate_layers(
             [tap - 1 for tap in taps], prune_norm=True, prune_head=True
         )
-        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        self.patch_size = self.vit.patch_embed.feat_ratio()
         self.channels: int = self.vit.embed_dim
+        self.widths = [self.channels] * len(taps)
         self.drop_prefix = prefix_tokens == "drop" and self.vit.num_prefix_tokens > 0
         self.pos_interp = pos_interp
+        self.num_pos_prefix = num_pos_prefix(self.vit)
         if self.drop_prefix or pos_interp != "bicubic":
             _require_absolute_positions(self.vit, name)
             self.vit._pos_embed = self._pos_embed
             if self.drop_prefix:
-                self.vit.num_prefix_tokens_in = self.vit.num_prefix_tokens
                 self.vit.num_prefix_tokens = 0
+
+    def stages(self) -> list[nn.Module]:
+        """The blocks up to the last tap."""
+        return list(self.vit.blocks)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block in the backward pass; gradients stay the same."""
+        self.vit.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, H, W), any H and W -> one (B, C, h, w) map per tap.
 
         A side that is no multiple of the patch size is padded with zeros at the bottom or right.
         """
+        H, W = images.shape[-2:]
+        p = self.patch_size
         maps: list[Tensor] = self.vit.forward_intermediates(
-            images, indices=[tap - 1 for tap in self.taps], intermediates_only=True
+            F.pad(images, (0, -W % p, 0, -H % p)) if H % p or W % p else images,
+            indices=[tap - 1 for tap in self.taps],
+            intermediates_only=True,
         )
         return maps
 
     def _pos_embed(self, patches: Tensor) -> Tensor:
         """Add position embeddings in the way of the 2021 code: (B, h, w, C) -> (B, N, C)."""
         vit = self.vit
-        num_prefix = vit.num_prefix_tokens_in if self.drop_prefix else vit.num_prefix_tokens
         B, h, w, C = patches.shape
-        prefix, grid = vit.pos_embed[:, :num_prefix], vit.pos_embed[:, num_prefix:]
+        prefix, grid = vit.pos_embed.split(
+            [self.num_pos_prefix, vit.pos_embed.shape[1] - self.num_pos_prefix], dim=1
+        )
         grid = resample_grid(grid, vit.patch_embed.grid_size, (h, w), mode=self.pos_interp)
         tokens = patches.reshape(B, h * w, C) + grid
-        if not self.drop_prefix and num_prefix:
-            learned = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
-            tokens = torch.cat([(torch.cat(learned, dim=1) + prefix).expand(B, -1, -1), tokens], 1)
+        if not self.drop_prefix and self.num_pos_prefix:
+            learned = torch.cat([getattr(vit, name) for name in prefix_names(vit)], dim=1)
+            tokens = torch.cat([(learned + prefix).expand(B, -1, -1), tokens], dim=1)
         out: Tensor = vit.pos_drop(tokens)
         return out
+
+
+def prefix_names(vit: Any) -> list[str]:
+    """Names of the tokens a timm ViT puts before the patches, in order."""
+    names = ("cls_token", "dist_token", "reg_token")
+    return [name for name in names if getattr(vit, name, None) is not None]
+
+
+def num_pos_prefix(vit: Any) -> int:
+    """How many of a timm ViT's prefix tokens its position embedding covers."""
+    if getattr(vit, "pos_embed", None) is None:
+        return 0
+    rows, cols = vit.patch_embed.grid_size
+    return int(vit.pos_embed.shape[1] - rows * cols)
 
 
 def resample_grid(
@@ -109,11 +204,19 @@ def resample_grid(
     """
     if tuple(old) == tuple(new):
         return embedding
-    maps = embedding.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2).float()
+    maps = embedding.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
+    if maps.dtype in (torch.float16, torch.bfloat16):
+        maps = maps.float()
     maps = F.interpolate(
         maps, size=new, mode=mode, align_corners=False, antialias=mode == "bicubic"
     )
     return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
+
+
+def encoder_depth(name: str) -> int:
+    """Number of blocks of a timm ViT, without allocating its weights."""
+    with torch.device("meta"):
+        return len(_create_vit(name, img_size=None).blocks)
 
 
 def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args: Any) -> Any:
@@ -127,7 +230,7 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
         )
     size = {} if img_size is None else {"img_size": img_size}
     try:
-        return timm.create_model(
+        vit = timm.create_model(
             name,
             pretrained=False,
             num_classes=0,
@@ -141,10 +244,14 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
             f"encoder '{name}' cannot be used: it is no plain ViT with a variable input size "
             f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model"
         ) from None
+    if getattr(vit, "attn_pool", None) is not None:
+        vit.attn_pool = None  # SigLIP's pooling head: maps never pass it, so it gets no gradient
+    return vit
 
 
 def _require_absolute_positions(vit: Any, name: str) -> None:
-    if getattr(vit, "pos_embed", None) is None or getattr(vit, "no_embed_class", False):
+    rotary = getattr(vit, "rope", None) is not None
+    if rotary or getattr(vit, "pos_embed", None) is None or getattr(vit, "no_embed_class", False):
         raise SetrError(
             f"encoder '{name}': pos_interp and prefix_tokens need an absolute position embedding "
             "that covers the prefix tokens; leave both at their defaults"

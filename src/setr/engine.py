@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from setr.images import write_bytes
 from setr.inference import MULTI_SCALES, Protocol, normalize
 from setr.labels import Labels, known_labels
 from setr.loader import training_batches
+from setr.lora import add_lora, parameter_counts
 from setr.losses import count_weight, segmentation_loss
 from setr.model import SETR, create_model
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr, trainable
@@ -88,7 +90,7 @@ class _Run:
         self.dtype = autocast_dtype(config.train.precision, self.device)
         self.model = _build_model(config, len(self.labels.classes)).to(self.device)
         if config.train.grad_checkpointing:
-            self.model.encoder.vit.set_grad_checkpointing(True)
+            self.model.set_grad_checkpointing()
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
         self.weight: Tensor | None = None
@@ -105,6 +107,9 @@ class _Run:
                 short_side=config.data.short_side,
             ),
             recipe=config.recipe,
+            crop_size=config.data.crop_size,
+            pretrained=config.model.pretrained,
+            command=f"setr train config.yaml --out runs/{config.recipe}",
         )
         self.step, self.seconds = 0, 0.0
         self.figures: dict[str, Any] = {}  # of the best weights so far, which are saved in `out`
@@ -276,7 +281,7 @@ class _Run:
 
 def _build_model(config: Config, num_classes: int) -> SETR:
     settings = config.model
-    return create_model(
+    model = create_model(
         settings.name,
         num_classes=num_classes,
         img_size=settings.img_size,
@@ -288,6 +293,15 @@ def _build_model(config: Config, num_classes: int) -> SETR:
         prefix_tokens=settings.prefix_tokens,
         encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
     )
+    if settings.lora_rank:
+        add_lora(model, settings.lora_rank)
+    model.encoder.freeze(settings.freeze)
+    trained, total = parameter_counts(model)
+    if trained < total:
+        print(
+            f"training {trained:,} of {total:,} parameters ({trained / total:.1%})", file=sys.stderr
+        )
+    return model
 
 
 def _augmentation(config: Config) -> Augmentation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from setr.errors import SetrError
 from setr.images import write_bytes
 from setr.inference import Protocol
 from setr.labels import Labels
+from setr.lora import merged_state
 from setr.model import SETR
 
 FORMAT = "setr-1"
+FILES = ("config.json", "model.safetensors", "README.md")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class ModelInfo:
         protocol: how the model is tested single-scale; prediction uses it too.
         recipe: name of the recipe that trained it.
         metrics: figures printed on the model card.
+        crop_size: height and width of the crops it was trained on, in pixels.
+        pretrained: where the encoder's weights came from; None for random weights.
+        command: what reproduces the model.
     """
 
     labels: Labels
@@ -42,6 +48,9 @@ class ModelInfo:
     protocol: Protocol = field(default_factory=Protocol)
     recipe: str = "custom"
     metrics: dict[str, Any] = field(default_factory=dict)
+    crop_size: tuple[int, int] | None = None
+    pretrained: str | None = None
+    command: str | None = None
 
 
 def save_pretrained(
@@ -58,28 +67,99 @@ def save_pretrained(
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().contiguous() for k, v in (state or model.state_dict()).items()}
+    merged = merged_state(state or model.state_dict())
+    tensors = {k: v.detach().contiguous() for k, v in merged.items()}
     values = {
         "format": FORMAT,
         "model": model.arguments,
         "labels": info.labels.to_dict(),
-        "mean": info.mean,
-        "std": info.std,
         "protocol": dataclasses.asdict(info.protocol),
-        "recipe": info.recipe,
-        "metrics": info.metrics,
+        **{name: getattr(info, name) for name in _PLAIN_FIELDS},
     }
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     write_bytes(folder / "config.json", (json.dumps(values, indent=1) + "\n").encode())
     write_bytes(folder / "README.md", _card(model, info).encode())
 
 
-def from_pretrained(folder: Path) -> tuple[SETR, ModelInfo]:
-    """Read a model directory; the model comes in eval mode on the CPU.
+_PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
+
+
+def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple[SETR, ModelInfo]:
+    """Read a model directory or a repository of the Hub; eval mode, on the CPU.
+
+    Args:
+        source: a local folder (needs no network), or `owner/name` on the Hub. What was downloaded
+            once is found in the cache when there is no network.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
-        SetrError: missing or broken files, or weights that do not fit the configuration.
+        SetrError: missing or broken files, weights that do not fit the configuration, or a
+            repository that is missing, gated or out of reach.
     """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(str(source), revision)
+    return _read_folder(folder)
+
+
+def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload a model directory to the Hub and return its address.
+
+    Only the three files of the layout are uploaded, never training state. The access token is the
+    one `hf auth login` stored.
+
+    Raises:
+        SetrError: no model directory, no permission or no network.
+    """
+    from huggingface_hub import HfApi
+
+    _read_folder(folder)
+    try:
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=list(FILES),
+            commit_message="Upload model",
+        )
+    except Exception as error:
+        raise SetrError(
+            f"{repo_id}: cannot upload ({_reason(error)}); see `hf auth login`"
+        ) from None
+    return f"https://huggingface.co/{repo_id}"
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import snapshot_download
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in repo_id:
+        raise SetrError(f"{repo_id}: no such folder, and not a Hub repository (owner/name)")
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
+    except hub_errors.GatedRepoError:
+        raise SetrError(
+            f"{repo_id}: is gated; accept its terms on https://huggingface.co/{repo_id} and run "
+            "`hf auth login`"
+        ) from None
+    except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError):
+        raise SetrError(
+            f"{repo_id}: no such folder, and no such model on the Hub (or it is private: "
+            "`hf auth login`)"
+        ) from None
+    except Exception as error:
+        raise SetrError(
+            f"{repo_id}: not in the cache and the Hub is out of reach ({_reason(error)}); give the "
+            "path of a downloaded copy"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:80]
+
+
+def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -91,11 +171,8 @@ def from_pretrained(folder: Path) -> tuple[SETR, ModelInfo]:
         protocol = Protocol(**{k: _tuples(v) for k, v in values["protocol"].items()})
         info = ModelInfo(
             labels=Labels.from_dict(values["labels"]),
-            mean=tuple(values["mean"]),
-            std=tuple(values["std"]),
             protocol=protocol,
-            recipe=values["recipe"],
-            metrics=values["metrics"],
+            **{name: _tuples(values[name]) for name in _PLAIN_FIELDS if name in values},
         )
     except FileNotFoundError:
         raise SetrError(f"{folder}: no config.json; is this a model directory?") from None
@@ -115,22 +192,61 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def encoder_licence(arguments: dict[str, Any]) -> str:
+    """Licence of the encoder weights timm offers for a model, as its model card states it."""
+    import timm
+
+    config = timm.get_pretrained_cfg(arguments["encoder"])
+    return (config.license if config else None) or "unknown"
+
+
 def _card(model: SETR, info: ModelInfo) -> str:
-    figures = "\n".join(f"- {key}: {value}" for key, value in info.metrics.items())
+    """The model card: what, how good, from which weights, and how to make it again."""
+    arguments = model.arguments
+    licence = encoder_licence(arguments)
+    figures = "\n".join(f"| {key} | {value} |" for key, value in info.metrics.items())
+    table = f"| figure | value |\n|---|---|\n{figures}" if figures else "No figures were recorded."
+    weights = (
+        f"started from `{info.pretrained}` (timm lists this encoder's weights as {licence})"
+        if info.pretrained
+        else "no pretrained weights recorded"
+    )
+    again = f"```bash\n{info.command}\n```" if info.command else "Not recorded."
+    crop = f", trained on crops of {_times(info.crop_size)}" if info.crop_size else ""
+    window = (
+        f"windows of {_times(info.protocol.window)}, step {_times(info.protocol.stride)}"
+        if info.protocol.window
+        else "whole images"
+    )
     return f"""---
 library_name: setr
 pipeline_tag: image-segmentation
+tags: [semantic-segmentation, setr]
 ---
 # {info.recipe}
 
-A {model.arguments["decoder"].upper()} decoder on `{model.arguments["encoder"]}`, \
+A {arguments["decoder"].upper()} decoder on `{arguments["encoder"]}`{crop}; tested on {window}.
+Encoder: {weights}.
+
 {model.num_classes} classes: {", ".join(info.labels.classes)}.
 
-{figures or "No figures were recorded."}
+## Figures
+
+{table}
+
+## Use
 
 ```python
 import setr
 result = setr.load("path/to/this/folder").predict("image.jpg")
 result.save("mask.png")
 ```
+
+## Make it again
+
+{again}
 """
+
+
+def _times(size: tuple[int, int] | None) -> str:
+    return "x".join(map(str, size)) if size else "the window"

@@ -1,4 +1,4 @@
-"""SETR = encoder + decoder + auxiliary heads, and the table of named models.
+"""SETR = encoder + neck + decoder + auxiliary heads.
 
 The plain call returns logits at the image's size. `with_aux=True` returns un-resized logits of
 every head through the same forward, so that the loss can fuse the resize and data-parallel wrappers
@@ -9,20 +9,21 @@ Shapes: B batch, H x W image, K classes.
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.decoders import MLA, PUP, MLANeck, Naive, UpsampleHead
-from setr.encoder import Encoder, PosInterp, PrefixTokens
+from setr.baselines import FCN, FPNNeck, SemanticFPN
+from setr.catalog import DecoderName, model_settings
+from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
+from setr.encoder import Backbone, Encoder, PosInterp, PrefixTokens
 from setr.errors import SetrError
+from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.weights import load_encoder
 
-DecoderName = Literal["naive", "pup", "mla"]
+OddSizes = Literal["crop", "squeeze"]
 
 
 class Output(NamedTuple):
@@ -30,7 +31,7 @@ class Output(NamedTuple):
 
     Attributes:
         logits: (B, K, h, w) of the main decoder, at its own scale.
-        aux: the same of each auxiliary head, shallow to deep.
+        aux: the same of each auxiliary head, in the order of `aux_taps`.
         size: (H', W') to resize to: the image padded at the bottom and right to whole patches.
     """
 
@@ -40,23 +41,28 @@ class Output(NamedTuple):
 
 
 class SETR(nn.Module):
-    """A segmentation transformer (paper sections 3.2 and 3.3).
+    """A segmentation transformer (paper sections 3.2 and 3.3), or one of the paper's baselines.
 
     Args:
-        encoder: timm model id.
-        decoder: `naive`, `pup` or `mla`.
+        encoder: timm id of a ViT, or of a ResNet for the decoders `fcn` and `semantic_fpn`.
+        decoder: `naive`, `pup`, `mla`; `fcn`, `semantic_fpn` for the baselines.
         num_classes: K.
-        taps: encoder blocks (from 1) that the heads read; the decoder reads the last one, MLA all.
-        aux_taps: the taps that carry an auxiliary head; empty for none.
+        taps: encoder blocks (from 1) that the heads read; the decoder reads the last one, MLA and
+            Semantic FPN all.
+        aux_taps: the taps that carry an auxiliary head, in the order of `Output.aux`.
         img_size: image side or (height, width) the position grid is made for; None keeps the
             encoder's own.
+        resnet: timm id of a ResNet in place of the patch embedding (the Hybrid model).
         encoder_args: further keywords of `timm.create_model`.
         decoder_args: keywords of the decoder class.
-        neck_args: keywords of `MLANeck`.
-        aux_args: keywords of the auxiliary heads (`UpsampleHead`; ignored by MLA, whose auxiliary
-            heads are one 1x1 convolution on the neck's maps).
+        neck_args: keywords of `MLANeck` or `FPNNeck`.
+        aux_args: keywords of the auxiliary heads: `UpsampleHead` for Naive and PUP, `PointwiseHead`
+            on the neck's maps for MLA, `FCN` for the baselines.
         pos_interp: see `Encoder`.
         prefix_tokens: see `Encoder`.
+        odd_sizes: what happens to images whose sides are no multiples of the patch: `crop` pads
+            them and cuts the logits back; `squeeze` resizes the padded logits to the image, which
+            shifts them by up to a patch: mmsegmentation's behaviour, for comparisons only.
     """
 
     def __init__(
@@ -68,12 +74,14 @@ class SETR(nn.Module):
         taps: tuple[int, ...],
         aux_taps: tuple[int, ...] = (),
         img_size: int | tuple[int, int] | None = None,
+        resnet: str | None = None,
         encoder_args: Mapping[str, Any] | None = None,
         decoder_args: Mapping[str, Any] | None = None,
         neck_args: Mapping[str, Any] | None = None,
         aux_args: Mapping[str, Any] | None = None,
         pos_interp: PosInterp = "bicubic",
         prefix_tokens: PrefixTokens = "keep",
+        odd_sizes: OddSizes = "crop",
     ) -> None:
         super().__init__()
         self.arguments = {
@@ -84,31 +92,35 @@ class SETR(nn.Module):
         if not set(aux_taps) <= set(taps):
             raise SetrError(f"aux_taps {aux_taps}: must be among the taps {taps}")
         self.num_classes = num_classes
-        self.encoder = Encoder(
-            encoder,
-            taps=tuple(taps),
-            img_size=img_size,
-            pos_interp=pos_interp,
-            prefix_tokens=prefix_tokens,
-            **(encoder_args or {}),
-        )
-        width = self.encoder.channels
-        self.neck: nn.Module
-        self.decoder: nn.Module
-        if decoder == "mla":
-            neck = MLANeck(width, num_streams=len(taps), **(neck_args or {}))
-            self.neck, width = neck, neck.channels
-            self.decoder = MLA(width, num_classes, num_streams=len(taps), **(decoder_args or {}))
+        self.odd_sizes = odd_sizes
+        vit_args: dict[str, Any] = {
+            "img_size": img_size,
+            "pos_interp": pos_interp,
+            "prefix_tokens": prefix_tokens,
+        }
+        self.encoder: Backbone
+        if decoder in ("fcn", "semantic_fpn"):
+            self.encoder = ResNetEncoder(encoder, taps=tuple(taps), **(encoder_args or {}))
+        elif resnet:
+            self.encoder = hybrid_encoder(
+                encoder, resnet=resnet, taps=tuple(taps), **vit_args, **(encoder_args or {})
+            )
         else:
-            self.neck = nn.Identity()
-            head: type[UpsampleHead] = Naive if decoder == "naive" else PUP
-            self.decoder = head(width, num_classes, **(decoder_args or {}))
+            self.encoder = Encoder(encoder, taps=tuple(taps), **vit_args, **(encoder_args or {}))
+        widths = self.encoder.widths
+        self.neck: nn.Module = nn.Identity()
+        streams = {}
+        if decoder in ("mla", "semantic_fpn"):
+            neck = (MLANeck if decoder == "mla" else FPNNeck)(widths, **(neck_args or {}))
+            self.neck, widths = neck, [neck.channels] * len(taps)
+            streams = {"num_streams": len(taps)}
+        self.decoder = _DECODERS[decoder](
+            widths[-1], num_classes, **streams, **(decoder_args or {})
+        )
         self.aux_indices = [tuple(taps).index(tap) for tap in aux_taps]
         self.aux_heads = nn.ModuleList(
-            _PointwiseHead(width, num_classes, **(aux_args or {}))
-            if decoder == "mla"
-            else UpsampleHead(width, num_classes, **(aux_args or {}))
-            for _ in aux_taps
+            _AUX_HEADS[decoder](widths[i], num_classes, **(aux_args or {}))
+            for i in self.aux_indices
         )
 
     def forward(self, images: Tensor, with_aux: bool = False) -> Tensor | Output:
@@ -126,6 +138,8 @@ class SETR(nn.Module):
                 for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
             ]
             return Output(logits, aux, size)
+        if self.odd_sizes == "squeeze":
+            return resize(logits, (H, W))
         return resize(logits, size)[..., :H, :W]
 
     def coarse(self, images: Tensor) -> Output:
@@ -138,17 +152,34 @@ class SETR(nn.Module):
         p = self.encoder.patch_size
         return -(-H // p) * p, -(-W // p) * p
 
+    def layer_depth(self, parameter_name: str) -> int:
+        """Distance of a parameter from the heads: 0 in the heads, 1 in the last block, and so on.
 
-class _PointwiseHead(nn.Module):
-    """MLA's auxiliary head: one 1x1 convolution; without bias in the authors' code."""
+        The stem (patch and position embedding) is one farther than the first block.
+        """
+        if not parameter_name.startswith("encoder."):
+            return 0
+        return self.encoder.layer_depth(parameter_name)
 
-    def __init__(self, in_channels: int, num_classes: int, *, bias: bool = False) -> None:
-        super().__init__()
-        self.classifier = nn.Conv2d(in_channels, num_classes, 1, bias=bias)
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute encoder activations in the backward pass to save memory."""
+        self.encoder.set_grad_checkpointing(enable)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        out: Tensor = self.classifier(features[-1])
-        return out
+
+_DECODERS: dict[str, Any] = {
+    "naive": Naive,
+    "pup": PUP,
+    "mla": MLA,
+    "fcn": FCN,
+    "semantic_fpn": SemanticFPN,
+}
+_AUX_HEADS: dict[str, Any] = {
+    "naive": UpsampleHead,
+    "pup": UpsampleHead,
+    "mla": PointwiseHead,
+    "fcn": FCN,
+    "semantic_fpn": FCN,
+}
 
 
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -156,56 +187,6 @@ def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if logits.shape[-2:] == size:
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-# --- named models ---------------------------------------------------------------------------------
-
-
-class _Size(NamedTuple):
-    """An encoder size: timm id, depth, timm keywords, and the width of the heads' convolutions."""
-
-    encoder: str
-    depth: int
-    args: dict[str, Any]
-    channels: int = 256
-
-
-_SIZES = {
-    # the demo's: small images in 8 px patches, trained from random weights in minutes
-    "nano": _Size(
-        "vit_tiny_patch16_224",
-        6,
-        {"patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4},
-        channels=64,
-    ),
-    "tiny": _Size("vit_tiny_patch16_384", 12, {}),
-    "small": _Size("vit_small_patch16_384", 12, {}),
-    "base": _Size("vit_base_patch16_384", 12, {}),
-    "large": _Size("vit_large_patch16_384", 24, {}),
-}
-_DECODERS: tuple[DecoderName, ...] = ("naive", "pup", "mla")
-
-
-def default_taps(decoder: DecoderName, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Blocks read by the heads: (taps, aux_taps), counted from 1.
-
-    Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (Naive
-    auxiliary 3, 6, 9; PUP auxiliary 5, 8, 10, 12; MLA 3, 6, 9, 12). Other depths are spread evenly.
-    """
-    quarters = tuple(max(1, round(depth * i / 4)) for i in (1, 2, 3, 4))
-    late = {24: (10, 15, 20, 24), 12: (5, 8, 10, 12)}.get(depth, quarters)
-    if decoder == "mla":
-        return quarters, quarters
-    if decoder == "pup":
-        return late, late
-    taps = (10, 15, 20, 24) if depth == 24 else quarters
-    return taps, taps[:-1]
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models `create_model` knows, filtered by a shell pattern."""
-    names = [f"setr_{decoder}_{size}" for decoder in _DECODERS for size in _SIZES]
-    return fnmatch.filter(names, pattern)
 
 
 def create_model(
@@ -225,61 +206,22 @@ def create_model(
         name: one of `list_models()`.
         num_classes: K.
         img_size: image side or (height, width) the position grid is made for.
-        encoder: any timm ViT id in place of the name's own.
-        pretrained: encoder weights: None for random, or a path to a checkpoint.
+        encoder: any timm ViT id in place of the name's own (a ResNet for the baselines).
+        pretrained: encoder weights: None for random, a checkpoint file, or a tag that timm
+            downloads, for example `augreg_in21k` or `deit`.
         aux: with the auxiliary heads at the paper's layers, which only training needs.
-        channels: width of the heads' convolutions; 256 in the paper.
+        channels: width of the heads' convolutions; 256 in the paper. Not for the baselines.
         arguments: further keywords of `SETR`.
 
     Raises:
         SetrError: unknown name (the nearest are listed), encoder or weights.
     """
-    if name not in list_models():
-        near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)
-        raise SetrError(f"model '{name}' is unknown; nearest: {', '.join(near)}")
-    _, decoder, size_name = name.split("_")
-    size = _SIZES[size_name]
-    encoder_args = {**({} if encoder else size.args), **arguments.pop("encoder_args", {})}
-    depth = encoder_depth(encoder) if encoder else size.depth
-    taps, aux_taps = default_taps(decoder, depth)  # type: ignore[arg-type]
-    aux_taps = arguments.pop("aux_taps", aux_taps if aux else ())
-    for key, value in _head_arguments(decoder, channels or size.channels).items():
-        arguments.setdefault(key, value)
-    model = SETR(
-        encoder=encoder or size.encoder,
-        decoder=decoder,  # type: ignore[arg-type]
-        num_classes=num_classes,
-        taps=arguments.pop("taps", taps),
-        aux_taps=aux_taps,
-        img_size=img_size,
-        encoder_args=encoder_args,
-        **arguments,
+    settings = model_settings(
+        name, encoder=encoder, channels=channels, encoder_args=arguments.pop("encoder_args", None)
     )
+    if not aux:
+        settings["aux_taps"] = ()
+    model = SETR(num_classes=num_classes, img_size=img_size, **{**settings, **arguments})
     if pretrained is not None:
-        load_encoder(model.encoder, pretrained)
+        load_encoder(model, pretrained)
     return model
-
-
-def _head_arguments(decoder: str, channels: int) -> dict[str, Any]:
-    """Keywords of the heads: the paper's, with `channels` for its 256."""
-    if decoder == "mla":
-        return {
-            "neck_args": {"channels": channels},
-            "decoder_args": {"stream_channels": channels // 2},
-        }
-    if decoder == "naive":
-        return {"decoder_args": {"channels": channels}, "aux_args": {"channels": channels}}
-    return {
-        "decoder_args": {"channels": channels},
-        "aux_args": {"channels": channels, "kernel_size": 3, "final_scale": 4},
-    }
-
-
-def encoder_depth(name: str) -> int:
-    """Number of blocks of a timm ViT, without allocating its weights."""
-    import torch
-
-    from setr.encoder import _create_vit
-
-    with torch.device("meta"):
-        return len(_create_vit(name, img_size=None).blocks)

@@ -6,29 +6,28 @@ layer-wise decay makes early blocks learn slower. The schedule is a pure functio
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from setr.config import OptimConfig
+from setr.model import SETR
 
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "gamma")
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over groups of equal learning-rate factor and weight decay.
 
     Every group carries `lr_factor`; `set_lr` multiplies it with the schedule.
     """
-    depth = len(model.encoder.vit.blocks)  # type: ignore[union-attr, arg-type]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim <= 1 or any(word in name for word in NO_DECAY)
-        key = (_lr_factor(name, depth, config), 0.0 if plain else config.weight_decay)
+        key = (_lr_factor(name, model, config), 0.0 if plain else config.weight_decay)
         groups.setdefault(key, []).append(parameter)
     listed = [
         {"params": parameters, "lr_factor": factor, "weight_decay": decay}
@@ -39,13 +38,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(listed, lr=config.lr)
 
 
-def _lr_factor(name: str, depth: int, config: OptimConfig) -> float:
+def _lr_factor(name: str, model: SETR, config: OptimConfig) -> float:
     if name.startswith("neck."):
         return config.neck_lr_factor
     if not name.startswith("encoder."):
         return config.head_lr_factor
-    block = re.search(r"\.blocks\.(\d+)\.", name)
-    return float(config.layer_decay ** (depth - int(block[1]) if block else depth + 1))
+    return float(config.layer_decay ** model.layer_depth(name))
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

@@ -1,66 +1,331 @@
-"""Pretrained encoder weights from a local file.
+"""Load weights of any known layout into a model, and say exactly what happened.
 
-Tensors only: safetensors, or `torch.load(weights_only=True)`; nothing in a file is ever executed.
+Nothing is half-loaded: the new state is complete and checked before the model is touched. An
+encoder whose tensors do not fit is an error, never a silent training from scratch.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from setr.encoder import Encoder, resample_grid
+from setr.architecture import dialect_options, function_options
+from setr.dialects import Translation, translate
+from setr.encoder import PosInterp, prefix_names, resample_grid
 from setr.errors import SetrError
+from setr.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
+POSITIONS = "encoder.vit.pos_embed"
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors or .pth/.bin file, by name, without executing anything."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+class Loadable(Protocol):
+    """The parts of a model this module needs; `SETR` has them."""
 
-    if not path.is_file():
-        raise SetrError(f"{path}: no such weight file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise SetrError(f"{path}: broken weight file ({str(error).splitlines()[0]:.100})") from None
-    for key in ("state_dict", "model"):
-        values = values.get(key, values)
-    return {k: v for k, v in values.items() if isinstance(v, Tensor)}
+    encoder: Any
+    arguments: dict[str, Any]
+    num_classes: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors by name."""
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool) -> Any:
+        """Copy tensors in."""
 
 
-def load_encoder(encoder: Encoder, source: str) -> None:
-    """Load weights with timm names into an encoder, resampling the position grid.
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did, by tensor name.
+
+    Attributes:
+        dialect: layout of the file.
+        loaded: names in the model that were set (resized ones included).
+        resized: position embeddings that were resampled to the model's grid.
+        missing: names in the model that the file does not have; they keep their values.
+        unexpected: names in the file that the model does not have.
+        new_head: tensors of heads that do not fit and keep the model's own values.
+        filled: names the layout does not store, set to the value it implies.
+        differences: options in which the model computes another function than the file's.
+        encoder_share: part of the encoder's tensors that was found, 0 to 1.
+    """
+
+    dialect: str
+    loaded: list[str]
+    resized: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    new_head: list[str]
+    filled: list[str]
+    differences: list[str]
+    encoder_share: float
+
+    def __str__(self) -> str:
+        parts = [
+            f"dialect {self.dialect}: {len(self.loaded)} tensors loaded "
+            f"({self.encoder_share:.1%} of the encoder)"
+        ]
+        for label, names in (
+            ("resized", self.resized),
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("head started anew", self.new_head),
+            ("filled with zeros", self.filled),
+            ("other function", self.differences),
+        ):
+            if names:
+                more = ", …" if len(names) > 3 else ""
+                parts.append(f"{len(names)} {label}: {', '.join(names[:3])}{more}")
+        return "; ".join(parts)
+
+
+def load_weights(
+    model: Loadable,
+    source: str | os.PathLike,
+    *,
+    partial: bool = False,
+    new_head: bool = False,
+    pos_interp: PosInterp | None = None,
+) -> LoadReport:
+    """Load a checkpoint of any known layout into a model; encoder files leave the heads alone.
+
+    Args:
+        model: changed only if everything fits.
+        source: .pth, .bin, .safetensors, .npz, or a model directory.
+        partial: accept an encoder that matches below 95 %, or tensors of another shape in it.
+        new_head: keep the model's own values for head tensors that do not fit, for example for
+            another number of classes.
+        pos_interp: how the position grid is resampled; the model's own mode by default.
 
     Raises:
-        SetrError: unreadable file, or less than 95 % of the encoder's tensors found.
+        SetrError: unreadable file, unknown layout, or tensors that do not fit.
     """
-    vit = encoder.vit
-    own = vit.state_dict()
-    given = read_tensors(Path(source))
-    state = {}
-    for name, value in given.items():
-        if name == "pos_embed" and name in own and value.shape != own[name].shape:
-            num_prefix = vit.num_prefix_tokens
-            side = round((value.shape[1] - num_prefix) ** 0.5)
-            grid = resample_grid(
-                value[:, num_prefix:].float(),
-                (side, side),
-                vit.patch_embed.grid_size,
-                mode=encoder.pos_interp,
-            )
-            value = torch.cat([value[:, :num_prefix].float(), grid], dim=1)
-        if name in own and own[name].shape == value.shape:
-            state[name] = value.to(own[name].dtype)
-    if len(state) < MIN_MATCH * len(own):
-        missing = [name for name in own if name not in state][:3]
+    file = read_tensor_file(Path(source))
+    found = translate(file.tensors, str(source))
+    state, report = _match(
+        model, found, str(source), partial=partial, new_head=new_head, pos_interp=pos_interp
+    )
+    model.load_state_dict(state, strict=False)
+    return report
+
+
+def load_encoder(model: Loadable, source: str) -> LoadReport:
+    """Load encoder weights from a file, or by the tag of weights that timm downloads.
+
+    Args:
+        model: its heads keep their values, unless the file holds a whole model.
+        source: a path, or a tag such as `augreg_in21k`, `deit` or `lvd142m`.
+
+    Raises:
+        SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
+    """
+    if Path(source).exists() or Path(source).suffix or "/" in source:
+        return load_weights(model, source, new_head=True)
+    name = pretrained_id(model.arguments["encoder"], source)
+    found = translate(_download(name), name)
+    state, report = _match(model, found, name)
+    model.load_state_dict(state, strict=False)
+    return report
+
+
+def pretrained_id(encoder: str, tag: str) -> str:
+    """The timm id of pretrained weights for an encoder, at its own or another resolution.
+
+    Raises:
+        SetrError: no such weights; the tags that exist are listed.
+    """
+    import timm
+
+    if tag == "deit":
+        encoder, tag = re.sub(r"^(vit|deit)_", "deit_", encoder), "fb_in1k"
+    family = re.sub(r"_\d+$", "_*", encoder.partition(".")[0])
+    known = fnmatch.filter(timm.list_pretrained(), f"{family}.*")
+    fits = [name for name in known if name.endswith(f".{tag}")]
+    if not fits:
+        tags = sorted({name.partition(".")[2] for name in known})
         raise SetrError(
-            f"{source}: only {len(state)} of {len(own)} encoder tensors match (missing: "
-            f"{', '.join(missing)}); is this the right encoder? choose it with --model.encoder"
+            f"pretrained '{tag}': no such file, and no such weights for {encoder}; there are "
+            f"{', '.join(tags) or 'none'}"
         )
-    vit.load_state_dict(state, strict=False)
+    return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    import timm
+
+    try:
+        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SetrError(
+            f"pretrained weights {name}: cannot be downloaded ({reason:.80}); download the file on "
+            "another machine and give its path"
+        ) from None
+    return state
+
+
+def _match(
+    model: Loadable,
+    found: Translation,
+    source: str,
+    *,
+    partial: bool = False,
+    new_head: bool = False,
+    pos_interp: PosInterp | None = None,
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Pair a checkpoint's tensors with the model's; nothing is changed yet."""
+    own = model.state_dict()
+    given = found.tensors if found.whole else _with_prefix(model, found)
+    _fold_prefix(model, given)
+    state: dict[str, Tensor] = {}
+    resized, unfit, unexpected = [], [], list(found.unexpected)
+    for name, value in given.items():
+        if name not in own:
+            unexpected.append(name)
+            continue
+        if name == POSITIONS and value.shape != own[name].shape:
+            mode = pos_interp or model.encoder.pos_interp
+            value = _fit_positions(model, value, given, mode, source)
+            resized.append(name)
+        if value.shape == own[name].shape:
+            state[name] = value.to(own[name].dtype)
+        else:
+            unfit.append(name)
+    heads = [n for n in own if not n.startswith("encoder.")]
+    encoder = [n for n in own if n.startswith("encoder.")]
+    share = sum(n in state for n in encoder) / len(encoder)
+    odd_heads = [n for n in heads if n not in state] if found.whole else []
+    missing = [n for n in encoder if n not in state] + [n for n in odd_heads if n not in given]
+    if not partial:
+        _require_encoder(source, encoder, unfit, own, given, missing, share)
+    if odd_heads and not new_head:
+        raise SetrError(_head_message(source, model, odd_heads, own, given))
+    report = LoadReport(
+        dialect=found.dialect,
+        loaded=[n for n in state if n not in found.filled],
+        resized=resized,
+        missing=missing,
+        unexpected=unexpected,
+        new_head=odd_heads,
+        filled=[n for n in found.filled if n in state],
+        differences=_differences(model, found, source),
+        encoder_share=share,
+    )
+    return state, report
+
+
+def _require_encoder(
+    source: str,
+    encoder: list[str],
+    unfit: list[str],
+    own: dict[str, Tensor],
+    given: dict[str, Tensor],
+    missing: list[str],
+    share: float,
+) -> None:
+    wrong = [n for n in unfit if n in encoder]
+    if share >= MIN_MATCH and not wrong:
+        return
+    if wrong:
+        n = wrong[0]
+        detail = f"{n} is {tuple(given[n].shape)}, the model's is {tuple(own[n].shape)}"
+    else:
+        detail = f"missing: {', '.join(missing[:3])}"
+    raise SetrError(
+        f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder these weights "
+        "were made for (--model.encoder), or accept it with --partial"
+    )
+
+
+def _head_message(
+    source: str,
+    model: Loadable,
+    odd: list[str],
+    own: dict[str, Tensor],
+    given: dict[str, Tensor],
+) -> str:
+    name = "decoder.classifier.weight"
+    if name in odd and name in given and len(given[name]) != len(own[name]):
+        what = f"is for {len(given[name])} classes, the model has {model.num_classes}"
+    else:
+        what = f"has another decoder ({odd[0]} does not fit)"
+    return (
+        f"{source}: {what}; to start {len(odd)} head tensors anew ({', '.join(odd[:2])}, …), add "
+        "--new-head (new_head=True)"
+    )
+
+
+def _differences(model: Loadable, found: Translation, source: str) -> list[str]:
+    """Options of a foreign whole model that the model does not have."""
+    if found.dialect not in ("official", "mmseg"):
+        return []
+    ours = function_options(model.arguments)
+    return [
+        f"{key} {ours[key]!r} instead of {value!r}"
+        for key, value in dialect_options(found, source).items()
+        if key in ours and ours[key] != value
+    ]
+
+
+def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
+    """Give an encoder's tensors the names they have in the model."""
+    if found.dialect != "resnet":
+        return {f"encoder.vit.{name}": value for name, value in found.tensors.items()}
+    hybrid = model.arguments["resnet"] is not None
+    prefix = "encoder.vit.patch_embed.backbone." if hybrid else "encoder.net."
+    return {prefix + name: value for name, value in found.tensors.items()}
+
+
+def _fold_prefix(model: Loadable, given: dict[str, Tensor]) -> None:
+    """Add the class token's position to the token where the model's grid has no place for it.
+
+    timm's DINOv2 with registers and DeiT-III keep positions of patches only; the sum is the same.
+    """
+    vit: Any = getattr(model.encoder, "vit", None)
+    if vit is None or POSITIONS not in given or model.encoder.num_pos_prefix:
+        return
+    token = "encoder.vit.cls_token"
+    positions = given[POSITIONS]
+    if token in given and _is_square(positions.shape[1] - 1):
+        given[token] = given[token] + positions[:, :1]
+        given[POSITIONS] = positions[:, 1:]
+
+
+def _fit_positions(
+    model: Loadable, value: Tensor, given: dict[str, Tensor], mode: PosInterp, source: str
+) -> Tensor:
+    """Resample a position embedding on the patch grid only; prefix tokens are kept.
+
+    A grid whose count is no square must have the model's own count; otherwise its shape is unknown.
+    """
+    encoder: Any = model.encoder
+    covered = encoder.num_pos_prefix
+    grid = tuple(encoder.vit.patch_embed.grid_size)
+    stored = sum(f"encoder.vit.{n}" in given for n in ("cls_token", "dist_token"))
+    stored = stored if _is_square(value.shape[1] - stored) else covered
+    count = value.shape[1] - stored
+    if _is_square(count):
+        old = (round(count**0.5),) * 2
+    elif count == grid[0] * grid[1]:
+        old = grid
+    else:
+        raise SetrError(
+            f"{source}: {count} positions are no square grid and not the model's "
+            f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at"
+        )
+    patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
+    prefix = value[:, : min(stored, covered)].float()
+    if len(prefix_names(encoder.vit)) > stored:
+        return value  # the model has a token these weights lack: reported as unfit
+    return torch.cat([prefix, patches], dim=1)
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and round(count**0.5) ** 2 == count

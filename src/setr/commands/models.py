@@ -21,7 +21,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Print one model name a line."""
     given = parse(Arguments, arguments, "models")
-    from setr.model import list_models
+    from setr.catalog import list_models
 
     names = list_models(given.pattern)
     if not names:

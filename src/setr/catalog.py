@@ -1,0 +1,142 @@
+"""The named models: the paper's systems and baselines as keywords of `SETR`.
+
+Names say decoder and size, `setr_pup_base`; any timm ViT can take the place of a name's own
+encoder. The paper's models use 256 channels in the heads and auxiliary heads at fixed blocks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from setr.encoder import encoder_depth
+from setr.errors import SetrError
+
+DecoderName = Literal["naive", "pup", "mla", "fcn", "semantic_fpn"]
+
+
+class _Size(NamedTuple):
+    """An encoder size: timm id, depth, timm keywords, and the width of the heads' convolutions."""
+
+    encoder: str
+    depth: int
+    args: dict[str, Any]
+    channels: int = 256
+
+
+_SIZES = {
+    # the demo's: small images in 8 px patches, trained from random weights in minutes
+    "nano": _Size(
+        "vit_tiny_patch16_224",
+        6,
+        {"patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4},
+        channels=64,
+    ),
+    "tiny": _Size("vit_tiny_patch16_384", 12, {}),
+    "small": _Size("vit_small_patch16_384", 12, {}),
+    "base": _Size("vit_base_patch16_384", 12, {}),
+    "large": _Size("vit_large_patch16_384", 24, {}),
+}
+_TRANSFORMERS: dict[str, tuple[DecoderName, str, dict[str, Any]]] = {
+    f"setr_{decoder}_{size}": (decoder, size, {})
+    for decoder in ("naive", "pup", "mla")
+    for size in _SIZES
+}
+_TRANSFORMERS["hybrid_base"] = ("naive", "base", {"resnet": "resnet50c"})
+_BASELINES: dict[str, dict[str, Any]] = {
+    "fcn_r101": {
+        "encoder": "resnet101c",
+        "decoder": "fcn",
+        "taps": (3, 4),
+        "aux_taps": (3,),
+        "encoder_args": {"output_stride": 8},
+        "aux_args": {"channels": 256, "num_convs": 1, "concat_input": False},
+    },
+    "semantic_fpn_r101": {
+        "encoder": "resnet101c",
+        "decoder": "semantic_fpn",
+        "taps": (1, 2, 3, 4),
+        "encoder_args": {"output_stride": 32},
+    },
+}
+
+
+def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Blocks read by the heads: (taps, aux_taps), counted from 1.
+
+    Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (Naive
+    auxiliary 3, 6, 9; PUP auxiliary 5, 8, 10, 12; MLA 3, 6, 9, 12). Other depths are spread evenly.
+    """
+    quarters = tuple(sorted({max(1, round(depth * i / 4)) for i in (1, 2, 3, 4)}))
+    late = {24: (10, 15, 20, 24), 12: (5, 8, 10, 12)}.get(depth, quarters)
+    if decoder == "mla":
+        return quarters, quarters
+    if decoder == "pup":
+        return late, late
+    taps = (10, 15, 20, 24) if depth == 24 else quarters
+    return taps, taps[:-1]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models `create_model` knows, filtered by a shell pattern."""
+    return fnmatch.filter([*_TRANSFORMERS, *_BASELINES], pattern)
+
+
+def model_settings(
+    name: str,
+    *,
+    encoder: str | None = None,
+    channels: int | None = None,
+    encoder_args: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Keywords of `SETR` for a named model.
+
+    Args:
+        name: one of `list_models()`.
+        encoder: timm id in place of the name's own.
+        channels: width of the heads' convolutions; 256 in the paper.
+        encoder_args: further keywords of the encoder; a `depth` moves the taps.
+
+    Raises:
+        SetrError: unknown name (the nearest are listed).
+    """
+    if name in _TRANSFORMERS:
+        settings = _transformer_settings(name, encoder, channels, encoder_args)
+    elif name in _BASELINES:
+        if channels:
+            raise SetrError(f"channels {channels}: {name} has a fixed width; leave it out")
+        settings = dict(_BASELINES[name])
+    else:
+        near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)
+        raise SetrError(f"model '{name}' is unknown; nearest: {', '.join(near)}")
+    if encoder:
+        settings["encoder"] = encoder
+    settings["encoder_args"] = {**settings["encoder_args"], **(encoder_args or {})}
+    return settings
+
+
+def _transformer_settings(
+    name: str, encoder: str | None, channels: int | None, encoder_args: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Keywords of `SETR` for a named transformer with the paper's heads."""
+    decoder, size_name, extra = _TRANSFORMERS[name]
+    size = _SIZES[size_name]
+    depth = (encoder_args or {}).get("depth") or (encoder_depth(encoder) if encoder else size.depth)
+    taps, aux_taps = default_taps(decoder, depth)
+    width = channels or size.channels
+    heads: dict[str, Any] = {"decoder_args": {"channels": width}, "aux_args": {"channels": width}}
+    if decoder == "mla":
+        heads = {"neck_args": {"channels": width}, "decoder_args": {"stream_channels": width // 2}}
+    elif decoder == "pup":
+        heads["aux_args"] = {"channels": width, "kernel_size": 3, "final_scale": 4}
+    return {
+        "encoder": size.encoder,
+        "decoder": decoder,
+        "taps": taps,
+        "aux_taps": aux_taps,
+        "encoder_args": {} if encoder else dict(size.args),
+        **heads,
+        **extra,
+    }

@@ -1,0 +1,145 @@
+"""A foreign SETR checkpoint as a model, from nothing but its file.
+
+The authors' checkpoints and mmsegmentation's compute slightly different functions; the converter
+sets the named options that reproduce each (the table is in docs/parity.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from setr.architecture import read_architecture
+from setr.dialects import Translation, translate
+from setr.errors import SetrError
+from setr.hub import ModelInfo
+from setr.inference import Protocol
+from setr.labels import Labels, known_datasets, known_labels
+from setr.model import SETR, OddSizes
+from setr.tensorfiles import read_tensor_file
+from setr.weights import LoadReport
+
+
+def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
+    """Read a SETR checkpoint of the authors or of mmsegmentation, in eval mode on the CPU.
+
+    Args:
+        path: a .pth or .safetensors file.
+        keywords: as `convert_foreign`.
+
+    Raises:
+        SetrError: unreadable, not a whole SETR model, or its architecture needs a keyword.
+    """
+    model, info, _ = convert_foreign(path, **keywords)
+    return model, info
+
+
+def convert_foreign(
+    path: str | os.PathLike,
+    *,
+    num_heads: int | None = None,
+    taps: tuple[int, ...] | None = None,
+    aux_taps: tuple[int, ...] | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    labels: Labels | None = None,
+    odd_sizes: OddSizes = "crop",
+) -> tuple[SETR, ModelInfo, LoadReport]:
+    """`load_foreign` with its report.
+
+    Args:
+        path: a .pth or .safetensors file.
+        num_heads: attention heads; by default what the file records, else one per 64 channels.
+        taps: blocks read by the heads, from 1; by default the usual ones of its depth.
+        aux_taps: those with an auxiliary head, in the file's order.
+        img_size: (height, width) in pixels where the position grid is not square.
+        labels: class names and colours; by default the file's own.
+        odd_sizes: see `SETR`; `squeeze` reproduces mmsegmentation on sides no multiple of 16.
+    """
+    source = str(path)
+    file = read_tensor_file(Path(path))
+    found = translate(file.tensors, source)
+    if found.dialect not in ("official", "mmseg"):
+        raise SetrError(
+            f"{source}: holds {'an encoder' if not found.whole else 'bare weights'} only (layout "
+            f"{found.dialect}); load it into a model: setr.load_weights(model, path), "
+            "--model.pretrained, or `setr convert --model NAME`"
+        )
+    arguments = read_architecture(
+        found,
+        file.meta,
+        source=source,
+        num_heads=num_heads,
+        taps=taps,
+        aux_taps=aux_taps,
+        img_size=img_size,
+    )
+    model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
+    labels = labels or _stored_labels(file.meta, model.num_classes, source)
+    if len(labels.classes) != model.num_classes:
+        raise SetrError(
+            f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}"
+        )
+    size = arguments["img_size"]
+    crop = (size, size) if isinstance(size, int) else tuple(size)
+    info = ModelInfo(
+        labels=labels,
+        protocol=Protocol(window=crop, stride=(crop[0] * 2 // 3, crop[1] * 2 // 3)),
+        recipe=f"SETR-{arguments['decoder'].upper()} converted from {Path(source).name}",
+        crop_size=crop,
+    )
+    return model, info, report
+
+
+def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[SETR, LoadReport]:
+    """Build on the meta device and put the tensors in: no second copy, no random start."""
+    with torch.device("meta"):
+        model = SETR(**arguments)
+    own = model.state_dict()
+    given = found.tensors
+    wrong = [n for n in own if n not in given or given[n].shape != own[n].shape]
+    if wrong:
+        what = (
+            "is missing" if wrong[0] not in given else f"has shape {tuple(given[wrong[0]].shape)}"
+        )
+        raise SetrError(
+            f"{source}: {wrong[0]} {what}; {len(wrong)} of {len(own)} tensors do not fit the "
+            "architecture its other tensors describe"
+        )
+    state = {
+        n: torch.empty(t.shape, dtype=t.dtype, device="cpu").copy_(given[n]) for n, t in own.items()
+    }
+    model.load_state_dict(state, assign=True)
+    report = LoadReport(
+        dialect=found.dialect,
+        loaded=[n for n in own if n not in found.filled],
+        resized=[],
+        missing=[],
+        unexpected=found.unexpected + [n for n in given if n not in own],
+        new_head=[],
+        filled=found.filled,
+        differences=[],
+        encoder_share=1.0,
+    )
+    return model.eval(), report
+
+
+def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> Labels:
+    """Classes and colours a checkpoint records; a known data set brings its label map along."""
+    stored = meta.get("dataset_meta") or meta
+    classes = stored.get("classes") or stored.get("CLASSES")
+    palette = stored.get("palette") or stored.get("PALETTE") or ()
+    if not classes or len(classes) != num_classes:
+        return Labels(tuple(f"class {i}" for i in range(num_classes)))
+    for name in known_datasets():
+        known = known_labels(name)
+        if [c.lower() for c in known.classes] == [str(c).lower() for c in classes]:
+            return known
+    colours = palette if len(palette) == num_classes else ()
+    try:
+        return Labels.from_dict({"classes": classes, "colours": colours})
+    except (TypeError, ValueError, IndexError) as error:
+        raise SetrError(f"{source}: its class list is broken ({error})") from None

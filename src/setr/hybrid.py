@@ -1,0 +1,106 @@
+"""Convolutional encoders: the Hybrid model's stem and the baselines' backbone.
+
+Hybrid (paper section 4.1, "SETR variants"): a ResNet-50 with output stride 16 and a 1x1 projection
+take the place of a ViT's patch embedding, so a token still stands for 16x16 pixels. The paper gives
+no further detail; dilation in the last stage is what "output stride 16" means in its code base.
+
+Shapes: B batch, H x W image.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from setr import _torchvision  # noqa: F401  must come before timm
+from setr.encoder import Backbone, Encoder
+from setr.errors import SetrError
+
+HYBRID_STRIDE = 16
+
+
+class ResNetEncoder(Backbone):
+    """A timm ResNet, returning one map per chosen stage.
+
+    Args:
+        name: a timm ResNet id, for example `resnet101c` (the variant with a 3x3 stem that the
+            paper's code base uses).
+        taps: residual stages, counted from 1 to 4, ascending.
+        output_stride: 32, or 16 or 8 with dilation in place of the last strides.
+    """
+
+    stage_pattern = r"\.layer(\d)\."
+    first_stage = 1
+
+    def __init__(
+        self, name: str, *, taps: tuple[int, ...], output_stride: int = 32, **timm_args: Any
+    ) -> None:
+        super().__init__()
+        self.net = _create_resnet(name, taps, output_stride, **timm_args)
+        self.taps = tuple(taps)
+        self.widths = self.net.feature_info.channels()
+        self.patch_size = output_stride
+
+    def stages(self) -> list[nn.Module]:
+        """The residual stages up to the last tap."""
+        return [getattr(self.net, f"layer{i}") for i in range(1, self.taps[-1] + 1)]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the stages in the backward pass."""
+        self.net.set_grad_checkpointing(enable)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (B, 3, H, W) -> one map per tap, at strides 4, 8, 16, 32 or less.
+
+        Sides are padded with zeros at the bottom and right to whole output strides.
+        """
+        H, W = images.shape[-2:]
+        p = self.patch_size
+        maps: list[Tensor] = self.net(F.pad(images, (0, -W % p, 0, -H % p)))
+        return maps
+
+
+def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -> Encoder:
+    """A ViT whose patch embedding is a ResNet with output stride 16 and a 1x1 projection.
+
+    Args:
+        name: timm id of the ViT.
+        resnet: timm id of the ResNet.
+        img_size: as in `Encoder`.
+        arguments: further keywords of `Encoder`.
+    """
+    from timm.layers import HybridEmbed
+
+    size = img_size or 384
+    sides = (size, size) if isinstance(size, int) else size
+    embed = partial(
+        HybridEmbed,
+        backbone=_create_resnet(resnet, (4,), HYBRID_STRIDE),
+        feature_size=tuple(-(-side // HYBRID_STRIDE) for side in sides),
+        feature_ratio=HYBRID_STRIDE,
+    )
+    return Encoder(name, img_size=size, embed_layer=embed, patch_size=1, **arguments)
+
+
+def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_args: Any) -> Any:
+    import timm
+
+    if not timm.is_model(name) or not name.startswith("resnet"):
+        near = ", ".join(timm.list_models("resnet*")[:3])
+        raise SetrError(f"encoder '{name}' is not a timm ResNet; there are {near}, …")
+    if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] > 4:
+        raise SetrError(f"taps {taps}: stages are numbered 1 to 4 in {name} and must ascend")
+    try:
+        return timm.create_model(
+            name,
+            pretrained=False,
+            features_only=True,
+            out_indices=taps,
+            output_stride=output_stride,
+            **timm_args,
+        )
+    except AssertionError:
+        raise SetrError(f"output_stride {output_stride}: give 8, 16 or 32") from None

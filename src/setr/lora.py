@@ -1,0 +1,79 @@
+"""Low-rank adaptation (Hu et al. 2021) of the attention layers, for fine-tuning on small GPUs.
+
+The weight W of every `qkv` and `proj` of the encoder becomes W + s·B·A with a frozen W and trained
+A (rank x in) and B (out x rank); B starts at zero, so the function starts unchanged. Saved models
+hold the sum and need nothing of this module.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from setr.encoder import Encoder
+from setr.errors import SetrError
+from setr.model import SETR
+
+SCALE = 2.0
+"""Factor s on the low-rank product (alpha / rank in the paper's terms)."""
+
+ATTENTION_LAYERS = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
+
+
+class _LowRank(nn.Module):
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        out_features, in_features = weight.shape
+        self.a = nn.Parameter(torch.randn(rank, in_features) * in_features**-0.5)
+        self.b = nn.Parameter(torch.zeros(out_features, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + SCALE * (self.b @ self.a)
+
+
+def add_lora(model: SETR, rank: int) -> None:
+    """Freeze the encoder and give its attention layers a trainable low-rank part.
+
+    Args:
+        model: its encoder must be a transformer.
+        rank: of the added part, 1 to the encoder's width.
+
+    Raises:
+        SetrError: a convolutional encoder, or a rank out of range.
+    """
+    encoder = model.encoder
+    if not isinstance(encoder, Encoder):
+        raise SetrError(f"lora_rank {rank}: {model.arguments['encoder']} has no attention layers")
+    if not 1 <= rank <= encoder.channels:
+        raise SetrError(f"lora_rank {rank}: give 1 to the encoder's width {encoder.channels}")
+    encoder.requires_grad_(False)
+    for block in encoder.stages():
+        for name, layer in list(block.named_modules()):
+            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in ATTENTION_LAYERS:
+                parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, rank))
+
+
+def merged_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state with every low-rank part added to its weight, under plain names.
+
+    A state without low-rank parts comes back as it is.
+    """
+    merged = {}
+    for name, value in state.items():
+        if found := re.fullmatch(r"(.+)\.parametrizations\.weight\.(original|0\.[ab])", name):
+            stem = f"{found[1]}.parametrizations.weight"
+            if found[2] == "original":
+                product = state[f"{stem}.0.b"] @ state[f"{stem}.0.a"]
+                merged[f"{found[1]}.weight"] = value + SCALE * product
+        else:
+            merged[name] = value
+    return merged
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters of a model."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)

@@ -1,0 +1,218 @@
+"""Read the tensors of a weight file, and nothing else: no code in a file is ever run.
+
+Formats, recognised by content: safetensors, PyTorch zip and legacy files, NumPy `.npz`. PyTorch
+files go through `torch.load(weights_only=True)`. Training checkpoints of mmengine-like frameworks
+hold objects of other packages beside the weights; those are replaced by an inert placeholder, so
+their packages are neither imported nor needed. Any other global in a pickle is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from setr.errors import SetrError
+
+MAX_RATIO = 20
+"""A compressed archive that unpacks to more than this many times its size is refused."""
+
+_INERT_PACKAGES = frozenset(
+    {"addict", "argparse", "collections", "datetime", "mmcls", "mmcv", "mmdet", "mmengine"}
+    | {"mmpretrain", "mmseg", "numpy", "omegaconf", "pytorch_lightning", "torch", "yacs"}
+)
+"""Packages whose objects checkpoints are known to carry; they are skipped, never imported."""
+_INERT_NAMES = frozenset({"builtins.getattr", "builtins.slice", "_codecs.encode"})
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a weight file holds.
+
+    Attributes:
+        path: where it was read from.
+        tensors: by the names used in the file, without its wrapper (`state_dict`, `model`, …).
+        meta: plain values stored beside the tensors, such as class names.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def read_tensor_file(path: Path) -> TensorFile:
+    """Read all tensors of a file; a model directory stands for its `model.safetensors`.
+
+    Raises:
+        SetrError: missing, empty, truncated, not a weight file, with code, or a zip bomb.
+    """
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise SetrError(f"{path}: no such weight file")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise SetrError(f"{path}: the file is empty (0 bytes)")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise SetrError(f"{path}: is a web page, not weights; the download went wrong")
+    if head.startswith(b"version https://git-lfs"):
+        raise SetrError(f"{path}: is a Git LFS pointer, not weights; fetch it with `git lfs pull`")
+    try:
+        if head.startswith(b"PK"):
+            found = _read_zip(path)
+        elif head[8:9] == b"{":
+            found = _read_safetensors(path)
+        else:
+            found = _read_torch(path)
+    except SetrError:
+        raise
+    except Exception as error:
+        raise SetrError(f"{path}: broken or no weight file ({_first_line(error):.100})") from None
+    if not found.tensors:
+        raise SetrError(f"{path}: holds no tensors")
+    _check_tensors(found)
+    return found
+
+
+def _read_safetensors(path: Path) -> TensorFile:
+    from safetensors.torch import load_file
+
+    return TensorFile(path, load_file(path))
+
+
+def _read_zip(path: Path) -> TensorFile:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > MAX_RATIO * path.stat().st_size:
+        raise SetrError(
+            f"{path}: unpacks from {path.stat().st_size:,} to {unpacked:,} bytes; refused as a zip "
+            "bomb"
+        )
+    for member in members:
+        _check_name(path, member.filename)
+    if any(member.filename.endswith(".npy") for member in members):
+        return _read_npz(path)
+    return _read_torch(path)
+
+
+def _read_npz(path: Path) -> TensorFile:
+    import numpy as np
+
+    tensors = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            try:
+                tensors[name] = torch.from_numpy(np.asarray(arrays[name]))
+            except (ValueError, TypeError) as error:  # objects would need code; text is no tensor
+                if "allow_pickle" in str(error):
+                    raise SetrError(
+                        f"{path}: '{name}' is a pickled object; refused, code is never run"
+                    ) from None
+    return TensorFile(path, tensors)
+
+
+def _read_torch(path: Path) -> TensorFile:
+    mapped = zipfile.is_zipfile(path)  # tensors are then read from disk when they are copied
+    arguments: dict[str, Any] = {"map_location": "cpu", "weights_only": True, "mmap": mapped}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read raises
+            values = torch.load(path, **arguments)
+    except pickle.UnpicklingError:
+        foreign = [n for n in sorted(_globals(path)) if not n.startswith("torch.")]
+        code = [n for n in foreign if not _is_inert(n)]
+        if code:
+            raise SetrError(
+                f"{path}: contains code ({code[0]}), which is never run; ask for a file with "
+                "tensors only, best as .safetensors"
+            ) from None
+        with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
+            values = torch.load(path, **arguments)
+    if not isinstance(values, dict):
+        raise SetrError(f"{path}: holds a {type(values).__name__}, not named tensors")
+    meta = values.get("meta")
+    for key in ("state_dict", "model", "model_state", "teacher"):
+        if isinstance(values.get(key), dict):
+            values = values[key]
+            break
+    tensors = {str(k): v.detach() for k, v in values.items() if isinstance(v, Tensor)}
+    return TensorFile(path, tensors, meta if isinstance(meta, dict) else {})
+
+
+class _Inert:
+    """Stands for an object of another package; takes everything and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _is_inert(name: str) -> bool:
+    return name.partition(".")[0] in _INERT_PACKAGES or name in _INERT_NAMES
+
+
+def _globals(path: Path) -> set[str]:
+    """Full names of all globals in a PyTorch file, found without unpickling."""
+    names = set()
+    for data in _pickles(path):
+        strings: list[str] = []
+        for operation, argument, _ in pickletools.genops(data):
+            if operation.name == "GLOBAL":
+                module, _, name = str(argument).partition(" ")
+                names.add(f"{IMPORT_MAPPING.get(module, module)}.{name}")
+            elif operation.name == "STACK_GLOBAL":
+                names.add(".".join(strings[-2:]))
+            elif isinstance(argument, str):
+                strings.append(argument)
+    return names
+
+
+def _pickles(path: Path) -> list[bytes]:
+    """The pickle streams of a PyTorch file; a legacy file is cut at each STOP, in order."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(n) for n in archive.namelist() if n.endswith(".pkl")]
+    data, streams, start = path.read_bytes(), [], 0
+    while start < len(data) and data[start : start + 1] == pickle.PROTO:
+        end = max(position or 0 for _, _, position in pickletools.genops(data[start:])) + 1
+        streams.append(data[start : start + end])
+        start += end
+    return streams or [data]
+
+
+def _check_tensors(found: TensorFile) -> None:
+    for name, tensor in found.tensors.items():
+        _check_name(found.path, name)
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise SetrError(f"{found.path}: '{name}' is sparse or quantised; save dense tensors")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise SetrError(f"{found.path}: '{name}' claims more values than the file holds")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise SetrError(
+                f"{found.path}: '{name}' has NaN or infinite values; the file is damaged or its "
+                "training diverged"
+            )
+
+
+def _check_name(path: Path, name: str) -> None:
+    if ".." in Path(name.replace("\\", "/")).parts or name.startswith("/"):
+        raise SetrError(f"{path}: the name '{name}' leaves its folder; refused")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
