@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
 
 class Pairs(Sequence[Pair]):
-    """File names of a split, packed: a million pairs take 100 MB less than as `Path` objects.
+    """File names of a split, packed into bytes: a million `Path` objects would take a gigabyte.
 
     Packed bytes also stay shared between data-loading processes, where objects would be copied.
     """
@@ -79,6 +79,13 @@ class Pairs(Sequence[Pair]):
 
     def __iter__(self) -> Iterator[Pair]:
         return (self[i] for i in range(len(self)))
+
+    def names(self) -> Iterator[tuple[str, str | None]]:
+        """The pairs as plain path strings, which is faster."""
+        for root, images, masks in self._parts:
+            base = os.path.join(root, "")
+            for i in range(len(images)):
+                yield base + images[i], None if masks is None else os.path.join(base, masks[i])
 
 
 class _Names:
@@ -131,10 +138,11 @@ class Dataset:
         """
         image_source, mask_source = self.sources(index)
         image = read_image(image_source)
-        return Sample(image, self.read_mask(index, mask_source, image.shape[:2]))
+        raw = self.raw_mask(index, mask_source, image.shape[:2])
+        return Sample(image, self.to_train_ids(index, raw))
 
-    def read_mask(self, index: int, source: Source | None, size: tuple[int, ...]) -> np.ndarray:
-        """Training ids uint8 (H, W) of a mask that must have its image's (H, W)."""
+    def raw_mask(self, index: int, source: Source | None, size: tuple[int, ...]) -> np.ndarray:
+        """Ids (H, W) or colours (H, W, 3) as a mask file holds them, of its image's (H, W)."""
         pair = self.pairs[index]
         if source is None:
             raise SetrError(f"{pair.image}: has no mask", code=DATA_CHECK_FAILED)
@@ -146,10 +154,14 @@ class Dataset:
                 f"{pair.mask}: mask is {raw.shape[1]}x{raw.shape[0]} but its image "
                 f"{size[1]}x{size[0]}; {hint}"
             )
+        return raw
+
+    def to_train_ids(self, index: int, raw: np.ndarray) -> np.ndarray:
+        """Training ids uint8 (H, W) of a raw mask; an error names the file."""
         try:
             return self.labels.to_train_ids(raw)
         except SetrError as error:
-            raise SetrError(f"{pair.mask}: {error}") from None
+            raise SetrError(f"{self.pairs[index].mask}: {error}") from None
 
 
 class SceneDataset(Dataset):

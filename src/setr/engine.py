@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,18 +24,18 @@ from setr import __version__
 from setr.checkpoint import load_state, save_state
 from setr.config import Config, Precision
 from setr.datasets import Dataset, open_dataset
-from setr.doctor import check, class_weights
+from setr.doctor import check, class_weights, describe_map
 from setr.errors import INTERRUPTED, USAGE, SetrError
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
 from setr.images import write_bytes
 from setr.inference import MULTI_SCALES, Protocol, normalize, predict_scores
-from setr.labels import Labels, known_labels
+from setr.labels import Labels
 from setr.loader import training_batches, whole_images
 from setr.losses import count_weight, segmentation_loss
 from setr.metrics import ConfusionMatrix
 from setr.model import SETR, create_model
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr, trainable
-from setr.progress import Progress
+from setr.progress import Progress, counting
 from setr.transforms import Augmentation
 
 STATE = Path("last") / "state.pt"
@@ -78,9 +79,8 @@ class _Run:
     def __init__(self, config: Config, out: Path, resume: bool) -> None:
         self.config, self.out = config, out
         self.began = time.monotonic()
-        known = known_labels(config.data.labels) if config.data.labels else None
-        self.dataset = open_dataset(config.data.root, config.data.train_split, known)
-        self.val = open_dataset(config.data.root, config.data.val_split, known)
+        self.dataset = open_dataset(config.data.root, config.data.train_split, config.data.labels)
+        self.val = open_dataset(config.data.root, config.data.val_split, config.data.labels)
         self.labels: Labels = self.dataset.labels
         checkup = self._check_data()
         torch.manual_seed(config.train.seed)
@@ -115,10 +115,13 @@ class _Run:
         write_bytes(out / "config.yaml", config.to_yaml().encode())
 
     def _check_data(self) -> np.ndarray:
-        first = check(self.dataset)
-        first.raise_problems()
-        check(self.val).raise_problems()
-        return first.pixels
+        print(f"{self.dataset.name}: {describe_map(self.labels)}", file=sys.stderr)
+        for dataset in (self.val, self.dataset):
+            checkup = check(dataset, progress=counting(f"check {dataset.split}"))
+            checkup.raise_problems()
+            for finding in checkup.findings:
+                print(f"{finding.level}: {finding.split}: {finding.text}", file=sys.stderr)
+        return checkup.pixels
 
     def loop(self) -> None:
         """Run the remaining steps."""

@@ -26,7 +26,6 @@ from PIL import Image, ImageFile, ImageOps
 from setr.decode import decode_fast, orientation, read_mat
 from setr.errors import SetrError
 
-
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 )
@@ -109,19 +108,37 @@ def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS
         )
 
 
-def image_size(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) as displayed, from the header alone."""
-    with _open(source, max_pixels) as image:
-        width, height = image.size
-        turned = orientation(image) >= 5
-    return (width, height) if turned else (height, width)
-
-
 def _mat_mask(path: str) -> np.ndarray:
     try:
         return read_mat(path)
     except OSError as error:
         raise _unreadable(path, error, path) from None
+
+
+def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], bool]:
+    """Header and end of an image file, without decoding.
+
+    Returns:
+        (height, width) as displayed, and whether EXIF rotates the stored pixels.
+
+    Raises:
+        SetrError: missing, unreadable, not an image, too large, or (PNG and JPEG) cut off.
+    """
+    with _open(source, max_pixels) as image:
+        width, height = image.size
+        turn = orientation(image)
+        marker = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(image.format)
+        if marker is not None and marker not in _tail(source):
+            image.load()  # cut off, or whole with much data behind it
+    return ((width, height) if turn >= 5 else (height, width)), turn != 1
+
+
+def _tail(source: Source, count: int = 4096) -> bytes:
+    if isinstance(source, bytes):
+        return source[-count:]
+    with open(source, "rb") as file:
+        file.seek(-min(count, os.path.getsize(source)), os.SEEK_END)
+        return file.read()
 
 
 def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes:

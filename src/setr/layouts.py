@@ -24,6 +24,10 @@ MASK_FOLDERS = ("labels", "masks", "annotations")
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 
+class NoSplitError(SetrError):
+    """The data set has no split of that name."""
+
+
 class Found(NamedTuple):
     """The files of a split.
 
@@ -60,11 +64,12 @@ def find_split(root: Path, split: str, folders: Mapping[str, str], wanted: str |
         found = layout(root, split, wanted or "")
         if found is not None:
             return found
-    raise _error(
+    raise NoSplitError(
         f"{root}: no split '{split}' found; looked for images/{split} + labels/{split} (or masks, "
         f"annotations), {split}/images + {split}/labels, {split} + {split}annot, and the layouts "
         "of Cityscapes, ADE20K, Pascal Context, VOC and COCO; `setr init-data DIR` describes "
-        "other folders"
+        "other folders",
+        code=DATA_CHECK_FAILED,
     )
 
 
@@ -74,6 +79,8 @@ def find_split(root: Path, split: str, folders: Mapping[str, str], wanted: str |
 def _cityscapes(root: Path, split: str, wanted: str) -> Found | None:
     """`leftImg8bit/SPLIT/CITY`, and `gtFine` or, where that lacks the split, `gtCoarse`."""
     if not (root / "leftImg8bit").is_dir():
+        return None
+    if not (root / "leftImg8bit" / split).is_dir():
         return None
     images = _listed(root / "leftImg8bit" / split, f"leftImg8bit/{split}/")
     kind = next((k for k in ("gtFine", "gtCoarse") if (root / k / split).is_dir()), None)
@@ -126,7 +133,10 @@ def _pascal_context(root: Path, split: str, wanted: str) -> Found | None:
     has_png = (voc / "SegmentationClassContext").is_dir()
     if not has_png and (mats is None or not (voc / "JPEGImages").is_dir()):
         return None
-    names = _names(voc / "ImageSets" / "SegmentationContext" / f"{split}.txt")
+    listed = voc / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+    if not listed.is_file():
+        return None
+    names = _names(listed)
     base = wanted.partition(":")[0] or "pascal_context"
     if has_png and not (mats and wanted.endswith(":mat")):
         return _by_name(voc, names, "SegmentationClassContext", wanted or base)
