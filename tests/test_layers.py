@@ -8,11 +8,23 @@ from pathlib import Path
 import setr
 
 ORDER = (
-    *("errors", "_torchvision", "labels", "images", "scenes", "datasets", "transforms", "loader"),
-    *("metrics", "doctor", "encoder", "hybrid", "decoders", "baselines", "catalog", "tensorfiles"),
-    *("dialects", "architecture", "weights", "model", "lora", "losses", "inference", "hub"),
-    *("foreign", "progress", "checkpoint", "config", "evaluation", "optim", "recipes", "engine"),
-    *("predictor", "report", "tables", "cli", "commands"),
+    # files and samples
+    *("errors", "_torchvision", "decode", "labels", "images", "layouts", "scenes", "datasets"),
+    *("transforms", "loader"),
+    # figures
+    *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
+    # checks of a data set
+    *("survey", "doctor"),
+    # networks and weights
+    *("encoder", "hybrid", "decoders", "baselines", "catalog", "tensorfiles", "dialects"),
+    *("architecture", "weights", "model", "lora", "losses", "protocols", "inference", "hub"),
+    "foreign",
+    # runs
+    *("progress", "checkpoint", "config", "evaluation", "optim", "recipes", "engine", "predictor"),
+    # pages and tables
+    *("page", "charts", "gallery", "report", "doctor_page", "tables"),
+    # the command line
+    *("cli", "commands"),
 )
 SOURCE = Path(setr.__file__).parent
 

@@ -58,15 +58,28 @@ def test_making_a_loader_leaves_the_random_state_alone():
 def test_a_broken_file_is_one_line_from_a_worker_too(folder_data, workers):
     path = folder_data / "images" / "val" / "scene_001.png"
     path.write_bytes(path.read_bytes()[:50])
+    dataset = open_dataset(str(folder_data), "val")
     with pytest.raises(SetrError, match=r"scene_001\.png: broken image file") as caught:
-        list(whole_images(open_dataset(str(folder_data), "val"), workers))
+        list(
+            training_batches(
+                dataset,
+                Augmentation((8, 8)),
+                batch_size=3,
+                seed=0,
+                start=0,
+                stop=1,
+                workers=workers,
+            )
+        )
     assert "\n" not in str(caught.value)
 
 
 def test_whole_images_come_in_order(folder_data):
     dataset = open_dataset(str(folder_data), "val")
-    for i, (images, masks) in enumerate(whole_images(dataset, 0)):
+    for i, batch in enumerate(whole_images(dataset, 0, range(3))):
         sample = dataset.load(i)
+        assert not isinstance(batch, SetrError)
+        images, masks = batch
         np.testing.assert_array_equal(images[0], sample.image)
         np.testing.assert_array_equal(masks[0], sample.mask)
     assert i == 2

@@ -1,30 +1,35 @@
-"""Data sets on disk: a folder or a small YAML file -> pairs of image and mask files -> samples.
+"""Data sets -> samples: a folder, a small YAML file or a Hugging Face id, with the map of its ids.
 
-Layouts recognised without a word of configuration (SPLIT is train, val or test):
-`images/SPLIT` + `labels/SPLIT` (or masks, annotations), `SPLIT/images` + `SPLIT/labels`, and
-SegNet's `SPLIT` + `SPLITannot`, with or without the list file `SPLIT.txt`. Pairs share a stem.
-A YAML file beside or above the data names classes, colours and the label map.
+`layouts.py` finds the files. A `data.yaml` beside or above them names classes, colours and the
+label map; without one, the layout of a known data set or `labels` does. There is no default for
+unknown classes and no implicit shift of ids.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import yaml
 
 from setr import scenes
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.images import list_images, read_image, read_mask
+from setr.images import Source, read_image, read_mask
 from setr.labels import Labels, known_labels
+from setr.layouts import Found, find_split
 
 SPLITS = ("train", "val", "test")
-_MASK_FOLDERS = ("labels", "masks", "annotations")
-_YAML_KEYS = ("path", *SPLITS, "classes", "colours", "label_map", "ignore", "labels")
+YAML_KEYS = (
+    "path", *SPLITS, "classes", "colours", "label_map", "colour_map", "ignore", "labels",
+)  # fmt: skip
+HUB = "hf:"
+"""Prefix of a Hugging Face `datasets` id (extra `hf`)."""
+_HUB_MASKS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "segmentation_mask")
 
 
 class Pair(NamedTuple):
@@ -41,17 +46,89 @@ class Sample(NamedTuple):
     mask: np.ndarray
 
 
+class Pairs(Sequence[Pair]):
+    """File names of a split, packed into bytes: a million `Path` objects would take a gigabyte.
+
+    Packed bytes also stay shared between data-loading processes, where objects would be copied.
+    """
+
+    def __init__(self, parts: Sequence[Found]) -> None:
+        self._parts = [
+            (part.root, _Names(part.images), None if part.masks is None else _Names(part.masks))
+            for part in parts
+        ]
+        self._length = sum(len(images) for _, images, _ in self._parts)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
+    def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        if index < 0:
+            index += len(self)
+        for root, images, masks in self._parts:
+            if 0 <= index < len(images):
+                return Pair(root / images[index], None if masks is None else root / masks[index])
+            index -= len(images)
+        raise IndexError(index)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[i] for i in range(len(self)))
+
+    def names(self) -> Iterator[tuple[str, str | None]]:
+        """The pairs as plain path strings, which is faster."""
+        for root, images, masks in self._parts:
+            base = os.path.join(root, "")
+            for i in range(len(images)):
+                yield base + images[i], None if masks is None else os.path.join(base, masks[i])
+
+
+class _Names:
+    """Strings in one buffer."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self.ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        self.buffer = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.buffer[start : self.ends[index]])
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """One split: file pairs and the classes their ids mean."""
+    """One split: file pairs and the classes their ids mean.
+
+    Attributes:
+        name: of the data set.
+        split: of it.
+        labels: classes and the map of ids.
+        pairs: the files.
+        notes: what was odd about the files, but no error.
+    """
 
     name: str
     split: str
     labels: Labels
-    pairs: tuple[Pair, ...]
+    pairs: Sequence[Pair]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def sources(self, index: int) -> tuple[Source, Source | None]:
+        """What image and mask are decoded from: paths, or the bytes of files."""
+        pair = self.pairs[index]
+        return pair.image, pair.mask
 
     def load(self, index: int) -> Sample:
         """Decode one pair.
@@ -59,22 +136,32 @@ class Dataset:
         Raises:
             SetrError: unreadable file, sizes that differ, ids outside the classes; names the file.
         """
+        image_source, mask_source = self.sources(index)
+        image = read_image(image_source)
+        raw = self.raw_mask(index, mask_source, image.shape[:2])
+        return Sample(image, self.to_train_ids(index, raw))
+
+    def raw_mask(self, index: int, source: Source | None, size: tuple[int, ...]) -> np.ndarray:
+        """Ids (H, W) or colours (H, W, 3) as a mask file holds them, of its image's (H, W)."""
         pair = self.pairs[index]
-        image = read_image(pair.image)
-        if pair.mask is None:
+        if source is None:
             raise SetrError(f"{pair.image}: has no mask", code=DATA_CHECK_FAILED)
-        raw = read_mask(pair.mask)
-        if raw.shape != image.shape[:2]:
-            turned = raw.shape[::-1] == image.shape[:2]
+        raw = read_mask(source, rgb=self.labels.colour_map is not None)
+        if raw.shape[:2] != tuple(size):
+            turned = raw.shape[1::-1] == tuple(size)
             hint = "rotated? re-export it upright" if turned else "masks are never resized silently"
             raise SetrError(
                 f"{pair.mask}: mask is {raw.shape[1]}x{raw.shape[0]} but its image "
-                f"{image.shape[1]}x{image.shape[0]}; {hint}"
+                f"{size[1]}x{size[0]}; {hint}"
             )
+        return raw
+
+    def to_train_ids(self, index: int, raw: np.ndarray) -> np.ndarray:
+        """Training ids uint8 (H, W) of a raw mask; an error names the file."""
         try:
-            return Sample(image, self.labels.to_train_ids(raw))
+            return self.labels.to_train_ids(raw)
         except SetrError as error:
-            raise SetrError(f"{pair.mask}: {error}") from None
+            raise SetrError(f"{self.pairs[index].mask}: {error}") from None
 
 
 class SceneDataset(Dataset):
@@ -85,14 +172,35 @@ class SceneDataset(Dataset):
         return Sample(*scenes.draw(self.split, index))
 
 
-def open_dataset(path: str, split: str, labels: Labels | None = None) -> Dataset:
+@dataclass(frozen=True)
+class HubDataset(Dataset):
+    """A split of a Hugging Face data set whose rows hold an image and a mask as files.
+
+    Attributes:
+        rows: the `datasets.Dataset`, its images undecoded.
+        mask_column: name of the column with masks.
+    """
+
+    rows: Any = None
+    mask_column: str = ""
+
+    def sources(self, index: int) -> tuple[Source, Source | None]:
+        """Bytes (or paths) of image and mask as the data set stores them."""
+        row = self.rows[index]
+        image, mask = row["image"], row[self.mask_column]
+        return image["bytes"] or image["path"], mask["bytes"] or mask["path"]
+
+
+def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> Dataset:
     """Open one split of a data set.
 
     Args:
-        path: a folder, a YAML file, or `scenes` for the embedded drawn data, 1000 for
-            training and a tenth of that for other splits (`scenes:COUNT` for another number).
-        split: `train`, `val`, `test`, or several joined with `+`.
-        labels: classes to use where the data does not name its own.
+        path: a folder, a YAML file, `hf:OWNER/NAME` for a Hugging Face data set, or `scenes` for
+            the embedded drawn data, 1000 for training and a tenth of that for other splits
+            (`scenes:COUNT` for another number).
+        split: `train`, `val`, `test` or another the layout has, or several joined with `+`.
+        labels: classes, or the name of a known data set, to use where the data has no data.yaml
+            that names its own. A name takes the encoding of the mask files found.
 
     Raises:
         SetrError: no such path, no such split, no pairs, masks missing, or classes unknown.
@@ -102,20 +210,74 @@ def open_dataset(path: str, split: str, labels: Labels | None = None) -> Dataset
         count = count if split == "train" else max(count // 10, 2)
         pairs = tuple(Pair(Path(f"{split}_{i:05d}.png"), None) for i in range(count))
         return SceneDataset("scenes", split, scenes.LABELS, pairs)
-    root, own, folders = _read_description(Path(path))
-    labels = own or labels
-    if labels is None:
+    if path.startswith(HUB):
+        return _open_hub(path, split, labels)
+    root, own, folders = read_description(Path(path))
+    chosen = own or labels
+    wanted = chosen if isinstance(chosen, str) else None
+    parts = [find_split(root, part, folders, wanted) for part in split.split("+")]
+    if not isinstance(chosen, Labels):
+        if len({part.labels for part in parts}) > 1:
+            raise SetrError(f"{root}: the splits of '{split}' code ids differently", code=USAGE)
+        chosen = _known(wanted, parts[0].labels)
+    if chosen is None:
         raise SetrError(
             f"{path}: class names are unknown; write a data.yaml beside the images "
             "(`setr init-data DIR` does) or name a known data set with --data.labels",
             code=USAGE,
         )
-    pairs = tuple(pair for part in split.split("+") for pair in _find_pairs(root, part, folders))
-    return Dataset(root.name, split, labels, pairs)
+    notes = tuple(note for part in parts for note in part.notes)
+    return Dataset(root.name, split, chosen, Pairs(parts), notes)
 
 
-def _read_description(path: Path) -> tuple[Path, Labels | None, Mapping[str, str]]:
-    """A folder or YAML file -> (root folder, labels if named, image folders by split)."""
+def _known(wanted: str | None, implied: str | None) -> Labels | None:
+    """Known classes by name; the layout says how the files encode them."""
+    name = wanted or implied
+    if wanted and implied and ":" not in wanted:
+        base, _, encoding = implied.partition(":")
+        if encoding and wanted.startswith(base):  # pascal_context_59 from files of pascal_context
+            name = f"{wanted}:{encoding}"
+    return known_labels(name) if name else None
+
+
+def _open_hub(path: str, split: str, labels: Labels | str | None) -> Dataset:
+    """A Hugging Face data set; its masks' ids need `labels`."""
+    try:
+        import datasets as hub
+    except ImportError:
+        raise SetrError(f'{path}: needs Hugging Face datasets; pip install "setr[hf]"') from None
+    if labels is None:
+        raise SetrError(f"{path}: name the data set of its classes with --data.labels", code=USAGE)
+    name = path.removeprefix(HUB)
+    names = {"val": "validation"}
+    try:
+        available = hub.load_dataset(name)
+    except Exception as error:  # network, gating and format errors of several libraries
+        raise SetrError(f"{path}: cannot load ({' '.join(str(error).split())[:160]})") from None
+    key = split if split in available else names.get(split, split)
+    if key not in available:
+        raise SetrError(f"{path}: no split '{split}'; it has {', '.join(available)}", code=USAGE)
+    rows = available[key]
+    column = next((c for c in _HUB_MASKS if c in rows.column_names), None)
+    if "image" not in rows.column_names or column is None:
+        raise SetrError(
+            f"{path}: needs the columns image and one of {', '.join(_HUB_MASKS)}; it has "
+            f"{', '.join(rows.column_names)}",
+            code=DATA_CHECK_FAILED,
+        )
+    for kept in ("image", column):
+        rows = rows.cast_column(kept, hub.Image(decode=False))
+    rows = rows.select_columns(["image", column])
+    known = known_labels(labels) if isinstance(labels, str) else labels
+    pairs = tuple(
+        Pair(Path(f"{name}/{key}/{i:07d}"), Path(f"{name}/{key}/{i:07d}:{column}"))
+        for i in range(len(rows))
+    )
+    return HubDataset(name, split, known, pairs, (), rows, column)
+
+
+def read_description(path: Path) -> tuple[Path, Labels | str | None, Mapping[str, str]]:
+    """A folder or YAML file -> (root, labels or a known name, folder or list file by split)."""
     if not path.exists():
         raise SetrError(f"{path}: no such file or folder", code=USAGE)
     if path.is_dir():
@@ -130,110 +292,41 @@ def _read_description(path: Path) -> tuple[Path, Labels | None, Mapping[str, str
         ) from None
     if not isinstance(values, dict):
         raise SetrError(f"{path}: expected keys such as 'classes:'", code=USAGE)
-    unknown = [key for key in values if key not in _YAML_KEYS]
+    unknown = [key for key in values if key not in YAML_KEYS]
     if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), _YAML_KEYS, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(_YAML_KEYS)}"
+        near = difflib.get_close_matches(str(unknown[0]), YAML_KEYS, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(YAML_KEYS)}"
         raise SetrError(f"{path}: unknown key '{unknown[0]}'{hint}", code=USAGE)
     root = (path.parent / str(values.get("path", "."))).resolve()
     folders = {split: str(values[split]) for split in SPLITS if split in values}
     return root, _labels_of(values, path), folders
 
 
-def _labels_of(values: Mapping[str, Any], path: Path) -> Labels | None:
+def _labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     if "labels" in values:
-        return known_labels(str(values["labels"]))
+        return str(values["labels"])
     classes = values.get("classes")
     if classes is None:
         return None
     if not isinstance(classes, list | dict) or not classes:
         raise SetrError(f"{path}: 'classes' must list the class names", code=USAGE)
-    colours = list(classes.values()) if isinstance(classes, dict) else values.get("colours")
-    names = list(classes)
+    colours = values.get("colours")
+    if isinstance(classes, dict) and any(classes.values()):
+        colours = list(classes.values())
     label_map = dict(values.get("label_map") or {})
     if "ignore" in values:
         ignored = values["ignore"] if isinstance(values["ignore"], list) else [values["ignore"]]
         if not label_map:
-            label_map = {i: i for i in range(len(names))}
+            label_map = {i: i for i in range(len(classes))}
         label_map.update(dict.fromkeys(ignored, "ignore"))
     try:
-        return Labels.from_dict({"classes": names, "colours": colours, "label_map": label_map})
+        return Labels.from_dict(
+            {
+                "classes": list(classes),
+                "colours": colours,
+                "label_map": label_map,
+                "colour_map": values.get("colour_map"),
+            }
+        )
     except SetrError as error:
         raise SetrError(f"{path}: {error}", code=USAGE) from None
-
-
-def _find_pairs(root: Path, split: str, folders: Mapping[str, str]) -> list[Pair]:
-    for images, masks in _candidates(root, split, folders):
-        listed = root / f"{split}.txt"
-        if images.is_dir() and masks.is_dir():
-            pairs = _pairs_by_stem(images, masks)
-            return _only_listed(pairs, listed) if listed.is_file() else pairs
-    tried = (
-        f"images/{split} + labels/{split}, {split}/images + {split}/labels, {split} + {split}annot"
-    )
-    raise SetrError(f"{root}: no split '{split}' found; looked for {tried}", code=DATA_CHECK_FAILED)
-
-
-def _candidates(root: Path, split: str, folders: Mapping[str, str]) -> list[tuple[Path, Path]]:
-    if split in folders:
-        images = root / folders[split]
-        renamed = [
-            Path(*[m if part == "images" else part for part in Path(folders[split]).parts])
-            for m in _MASK_FOLDERS
-        ]
-        return [(images, root / m) for m in renamed if root / m != images]
-    return [
-        *((root / "images" / split, root / m / split) for m in _MASK_FOLDERS),
-        *((root / split / "images", root / split / m) for m in _MASK_FOLDERS),
-        (root / split, root / f"{split}annot"),
-    ]
-
-
-def _pairs_by_stem(images: Path, masks: Path) -> list[Pair]:
-    files = list_images(images)
-    if not files:
-        raise SetrError(f"{images}: no images in this folder", code=DATA_CHECK_FAILED)
-    by_stem = {p.relative_to(masks).with_suffix(""): p for p in list_images(masks)}
-    stems = [p.relative_to(images).with_suffix("") for p in files]
-    doubles = (
-        sorted({str(s) for s in stems if stems.count(s) > 1})
-        if len(set(stems)) < len(stems)
-        else []
-    )
-    if doubles:
-        raise SetrError(
-            f"{images}: several images share the stem '{doubles[0]}' ({len(doubles)} such stems); "
-            "rename them, their masks and outputs would be mixed up",
-            code=DATA_CHECK_FAILED,
-        )
-    missing = [p for p, s in zip(files, stems, strict=True) if s not in by_stem]
-    if missing:
-        names = ", ".join(p.name for p in missing[:10])
-        raise SetrError(
-            f"{masks}: no mask for {len(missing)} of {len(files)} images: {names}"
-            + (", …" if len(missing) > 10 else ""),
-            code=DATA_CHECK_FAILED,
-        )
-    return [Pair(p, by_stem[s]) for p, s in zip(files, stems, strict=True)]
-
-
-def _only_listed(pairs: list[Pair], listed: Path) -> list[Pair]:
-    """Keep the pairs a list file names: first word of each line, any folder, any suffix."""
-    by_stem = {pair.image.stem: pair for pair in pairs}
-    lines = listed.read_text(encoding="utf-8").splitlines()
-    stems = [Path(line.split()[0]).stem for line in lines if line.strip()]
-    unknown = [s for s in stems if s not in by_stem]
-    if unknown:
-        raise SetrError(
-            f"{listed}: {len(unknown)} entries have no image: {', '.join(unknown[:10])}",
-            code=DATA_CHECK_FAILED,
-        )
-    double = (
-        sorted({s for s in stems if stems.count(s) > 1}) if len(set(stems)) < len(stems) else []
-    )
-    if double:
-        raise SetrError(
-            f"{listed}: '{double[0]}' is listed more than once ({len(double)} such entries)",
-            code=DATA_CHECK_FAILED,
-        )
-    return [by_stem[s] for s in stems]

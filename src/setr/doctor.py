@@ -1,22 +1,46 @@
 """Checks a data set before the first training step, not after hours.
 
-Every pair is decoded in parallel; problems are collected, not raised one at a time.
+`check` looks at one split and is what training runs first; `diagnose` looks at all splits of a data
+set together and is what `setr doctor` shows. Problems are collected, not raised one at a time.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from setr.datasets import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.metrics import class_pixels
+from setr.labels import IGNORE, Labels
+from setr.survey import ALL_IGNORED, BINARY, ROTATED, Progress, Survey, survey
 
 SHOWN = 10
+NEAR_BITS = 3
+"""Images whose 64-bit difference hashes differ in at most this many bits are nearly the same."""
+
+Level = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble.
+
+    Attributes:
+        level: an error stops training, a warning may spoil the figures, a note is for information.
+        split: where.
+        text: what, and what to do.
+        count: how many files or classes.
+        files: the first of them.
+    """
+
+    level: Level
+    split: str
+    text: str
+    count: int = 1
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -24,13 +48,18 @@ class Checkup:
     """What a check of one split found.
 
     Attributes:
-        problems: one line per broken pair.
+        dataset: the split.
+        problems: one line per broken pair, or about the split as a whole.
         pixels: (K,) counted pixels per class over the readable pairs.
+        findings: all kinds of trouble, errors first.
+        survey: the rows behind it.
     """
 
     dataset: Dataset
     problems: tuple[str, ...]
     pixels: np.ndarray
+    findings: tuple[Finding, ...]
+    survey: Survey = field(repr=False)
 
     def raise_problems(self) -> None:
         """Raise one `SetrError` listing the first ten problems and their number, if any."""
@@ -44,30 +73,172 @@ class Checkup:
             )
 
 
-def check(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> Checkup:
-    """Decode every pair of a split: readable, same size, ids inside the classes.
+def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = None) -> Checkup:
+    """Look at every pair of a split: readable, whole, same size, ids inside the classes.
+
+    What was looked at before and has not changed is not read again (see `survey.py`).
 
     Args:
         dataset: the split.
+        full: decode the images too, instead of their header and end.
         progress: called with (done, total).
     """
-    num_classes = len(dataset.labels.classes)
+    if not len(dataset):
+        raise SetrError(
+            f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
+        )
+    seen = survey(dataset, full=full, progress=progress)
+    pixels = seen.pixels(len(dataset.labels.classes))
+    problems = [seen.problems[i] for i in sorted(seen.problems)]
+    findings = [_broken(dataset, problems)] if problems else []
+    vanished = _binary(dataset, seen, pixels)
+    if vanished is not None:
+        findings.append(vanished)
+        if vanished.level == "error":
+            problems.append(vanished.text)
+    findings += [Finding("warning", dataset.split, note) for note in dataset.notes]
+    findings += _ignored(dataset, seen)
+    findings += _absent(dataset, pixels)
+    rotated = seen.having(ROTATED)
+    if len(rotated):
+        text = "images carry an EXIF rotation; it is applied, so masks must fit the image as shown"
+        findings.append(_about(dataset, "note", text, rotated))
+    return Checkup(dataset, tuple(problems), pixels, tuple(findings), seen)
 
-    def examine(index: int) -> tuple[str | None, np.ndarray]:
-        try:
-            return None, class_pixels([dataset.load(index).mask], num_classes)
-        except SetrError as error:
-            return str(error), np.zeros(num_classes, np.int64)
 
-    problems, pixels = [], np.zeros(num_classes, np.int64)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, (problem, counts) in enumerate(pool.map(examine, range(len(dataset))), 1):
-            pixels += counts
-            if problem:
-                problems.append(problem)
-            if progress:
-                progress(done, len(dataset))
-    return Checkup(dataset, tuple(problems), pixels)
+def _broken(dataset: Dataset, problems: Sequence[str]) -> Finding:
+    text = f"{len(problems)} of {len(dataset)} pairs are unusable"
+    return Finding("error", dataset.split, text, len(problems), tuple(problems[:SHOWN]))
+
+
+def _about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Finding:
+    files = tuple(str(dataset.pairs[int(i)].image) for i in rows[:SHOWN])
+    return Finding(level, dataset.split, f"{len(rows)} {text}", len(rows), files)
+
+
+def _binary(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> Finding | None:
+    """Masks of 0 and 255 whose 255 was meant as a class, not as ignore."""
+    rows = seen.having(BINARY)
+    ignored = (dataset.labels.label_map or {}).get(IGNORE) == IGNORE
+    if not len(rows) or not ignored or len(rows) + len(seen.problems) < len(dataset):
+        return None
+    classes = dataset.labels.classes
+    if len(classes) > 1 and pixels[1:].any():
+        return None
+    lost = classes[1] if len(classes) > 1 else "the other class"
+    text = (
+        f"masks hold only 0 and 255, and 255 means ignore: class '{lost}' would vanish; map it in "
+        f"data.yaml: label_map: {{0: {classes[0]}, 255: {lost}}}"
+    )
+    level: Level = "error" if len(classes) == 2 else "warning"
+    return _about(dataset, level, text, rows)
+
+
+def _ignored(dataset: Dataset, seen: Survey) -> list[Finding]:
+    rows = np.setdiff1d(seen.having(ALL_IGNORED), list(seen.problems))
+    if not len(rows):
+        return []
+    text = "masks are ignored everywhere; they teach nothing and count nowhere"
+    return [_about(dataset, "warning", text, rows)]
+
+
+def _absent(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
+    names = [c for c, n in zip(dataset.labels.classes, pixels, strict=True) if not n]
+    if not names or not pixels.any():
+        return []
+    shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    text = f"{len(names)} classes never occur: {shown}"
+    return [Finding("warning", dataset.split, text, len(names))]
+
+
+# --- across splits --------------------------------------------------------------------------------
+
+
+def leaks(first: Checkup, second: Checkup) -> list[Finding]:
+    """Images of the second split that the first one holds too, identical or nearly.
+
+    Identical means the same bytes, by checksum and length; nearly identical means that the
+    difference hashes agree but for a few bits. Both need a full check.
+    """
+    a, b = first.survey, second.survey
+    between = f"{first.dataset.split} and {second.dataset.split}"
+    same = np.flatnonzero(np.isin(b.content, a.content[a.content != 0]))
+    found = []
+    if len(same):
+        text = f"images are in both {between}, byte for byte; remove them from one"
+        found.append(_about(second.dataset, "warning", text, same))
+    near = np.setdiff1d(_near(a.look[a.look != 0], b.look), same)
+    if len(near):
+        text = f"images are nearly the same in {between} (video frames?); figures flatter then"
+        found.append(_about(second.dataset, "warning", text, near))
+    return found
+
+
+def _near(known: np.ndarray, looks: np.ndarray) -> np.ndarray:
+    """Rows of `looks` within `NEAR_BITS` of any known hash."""
+    ones = np.array([bin(i).count("1") for i in range(256)], np.uint8)
+    known = np.unique(known)
+    near = np.zeros(len(looks), bool)
+    for row, look in enumerate(looks):
+        if look:
+            apart = ones[(known ^ look).view(np.uint8).reshape(-1, 8)].sum(axis=1)
+            near[row] = bool((apart <= NEAR_BITS).any())
+    return np.flatnonzero(near)
+
+
+def diagnose(checkups: Iterable[Checkup]) -> list[Finding]:
+    """All findings of the splits of one data set, errors first, leaks between them included."""
+    checkups = list(checkups)
+    findings = [finding for checkup in checkups for finding in checkup.findings]
+    for i, first in enumerate(checkups):
+        for second in checkups[i + 1 :]:
+            findings += leaks(first, second)
+    order = {"error": 0, "warning": 1, "note": 2}
+    return sorted(findings, key=lambda finding: order[finding.level])
+
+
+def figures(checkup: Checkup) -> dict[str, Any]:
+    """Sizes and classes of a split as plain values, for JSON and the page.
+
+    Returns:
+        `images`, `sizes` (the commonest, as "WxH": images), and per class `share` of the counted
+        pixels, `images` it occurs in, and `weight` (median frequency).
+    """
+    names = checkup.dataset.labels.classes
+    seen, pixels = checkup.survey, checkup.pixels
+    readable = seen.size[seen.size[:, 0] > 0]
+    sizes, counts = np.unique(readable, axis=0, return_counts=True)
+    commonest = np.argsort(-counts, kind="stable")[:SHOWN]
+    weights = class_weights(pixels, "median_frequency", limit=np.inf)
+    images = seen.images(len(names))
+    return {
+        "images": len(checkup.dataset),
+        "unusable": len(seen.problems),
+        "sizes": {f"{sizes[i][1]}x{sizes[i][0]}": int(counts[i]) for i in commonest},
+        "other_sizes": max(len(sizes) - SHOWN, 0),
+        "classes": {
+            name: {
+                "share": float(pixels[k] / max(pixels.sum(), 1)),
+                "images": int(images[k]),
+                "weight": round(float(weights[k]), 4),
+            }
+            for k, name in enumerate(names)
+        },
+    }
+
+
+def describe_map(labels: Labels) -> str:
+    """The map from ids in files to classes, in one line: nothing is shifted behind one's back."""
+    if labels.colour_map:
+        ids = {"#{:02x}{:02x}{:02x}".format(*c): t for c, t in labels.colour_map.items()}
+    else:
+        ids = {str(raw): train for raw, train in (labels.label_map or {}).items()}
+    kept = [f"{raw} {labels.classes[t]}" for raw, t in ids.items() if t != IGNORE]
+    ignored = [raw for raw, train in ids.items() if train == IGNORE]
+    shown = ", ".join(kept[:30]) + (f", … ({len(kept)} ids)" if len(kept) > 30 else "")
+    left_out = ", ".join(ignored[:30]) + (", …" if len(ignored) > 30 else "")
+    kind = "colours" if labels.colour_map else "ids"
+    return f"{kind}: {shown}; ignored: {left_out or 'none'}; any other is an error"
 
 
 def class_weights(pixels: np.ndarray, kind: str, *, limit: float = 4.0) -> np.ndarray:

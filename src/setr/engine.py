@@ -24,19 +24,19 @@ from setr import __version__
 from setr.checkpoint import load_state, save_state
 from setr.config import Config
 from setr.datasets import open_dataset
-from setr.doctor import check, class_weights
+from setr.doctor import check, class_weights, describe_map
 from setr.errors import INTERRUPTED, USAGE, SetrError
 from setr.evaluation import autocast_dtype, evaluate_split, write_json
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
 from setr.images import write_bytes
 from setr.inference import MULTI_SCALES, Protocol, normalize
-from setr.labels import Labels, known_labels
+from setr.labels import Labels
 from setr.loader import training_batches
 from setr.lora import add_lora, parameter_counts
 from setr.losses import count_weight, segmentation_loss
 from setr.model import SETR, create_model
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr, trainable
-from setr.progress import Progress
+from setr.progress import Progress, counting
 from setr.transforms import Augmentation
 
 STATE = Path("last") / "state.pt"
@@ -80,9 +80,8 @@ class _Run:
     def __init__(self, config: Config, out: Path, resume: bool) -> None:
         self.config, self.out = config, out
         self.began = time.monotonic()
-        known = known_labels(config.data.labels) if config.data.labels else None
-        self.dataset = open_dataset(config.data.root, config.data.train_split, known)
-        self.val = open_dataset(config.data.root, config.data.val_split, known)
+        self.dataset = open_dataset(config.data.root, config.data.train_split, config.data.labels)
+        self.val = open_dataset(config.data.root, config.data.val_split, config.data.labels)
         self.labels: Labels = self.dataset.labels
         checkup = self._check_data()
         torch.manual_seed(config.train.seed)
@@ -120,10 +119,13 @@ class _Run:
         write_bytes(out / "config.yaml", config.to_yaml().encode())
 
     def _check_data(self) -> np.ndarray:
-        first = check(self.dataset)
-        first.raise_problems()
-        check(self.val).raise_problems()
-        return first.pixels
+        print(f"{self.dataset.name}: {describe_map(self.labels)}", file=sys.stderr)
+        for dataset in (self.val, self.dataset):
+            checkup = check(dataset, progress=counting(f"check {dataset.split}"))
+            checkup.raise_problems()
+            for finding in checkup.findings:
+                print(f"{finding.level}: {finding.split}: {finding.text}", file=sys.stderr)
+        return checkup.pixels
 
     def loop(self) -> None:
         """Run the remaining steps."""

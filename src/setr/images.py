@@ -4,10 +4,15 @@
 content, not by suffix. One rule for orientation: EXIF rotation is applied, so arrays are what a
 viewer shows. Every failure is a `SetrError` naming the file and the reason; a truncated file is an
 error, never half grey.
+
+Pillow reads the header and everything unusual; the pixels of ordinary 8-bit PNG and JPEG files come
+from kornia-rs (extra `fast-io`) or OpenCV, which are faster and give the same values. Where these
+refuse, Pillow tries and names the reason.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import uuid
@@ -18,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from setr.decode import decode_fast, orientation, read_mat
 from setr.errors import SetrError
 
 IMAGE_SUFFIXES = frozenset(
@@ -46,24 +52,46 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         SetrError: missing, unreadable, truncated, not an image, or above `max_pixels`.
     """
     with _open(source, max_pixels) as image:
-        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        pixels = decode_fast(image, source) if image.mode == "RGB" else None
+        if pixels is None:
+            pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        return pixels
 
 
-def read_mask(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
 
+    A MATLAB file gives its variable `LabelMap` (Pascal Context; extra `mat`).
+
+    Args:
+        source: a path, or the bytes of a file.
+        rgb: the mask holds colours: give (H, W, 3) uint8.
+        max_pixels: larger masks are refused from the header.
+
     Raises:
-        SetrError: as `read_image`, and for lossy formats and colour masks (several channels).
+        SetrError: as `read_image`, and for lossy formats, colour masks unless `rgb`, and masks of
+            ids if `rgb`.
     """
+    if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
+        return _mat_mask(os.fspath(source))
     with _open(source, max_pixels) as image:
         if image.format in LOSSY_FORMATS:
             raise SetrError(
                 f"{_name(source)}: a mask stored as {image.format} has blurred ids; "
                 "save masks as PNG"
             )
-        image.load()
+        if rgb:
+            if image.mode not in ("RGB", "RGBA", "P"):
+                raise SetrError(
+                    f"{_name(source)}: holds one id per pixel but the data set has a colour_map; "
+                    "remove colour_map, or save the mask in RGB"
+                )
+            pixels = decode_fast(image, source) if image.mode == "RGB" else None
+            return np.asarray(image.convert("RGB")) if pixels is None else pixels
         if image.mode in ("P", "L"):
-            return np.asarray(image)
+            pixels = decode_fast(image, source)
+            return np.asarray(image) if pixels is None else pixels
+        image.load()
         if image.mode == "1":
             return np.asarray(image, dtype=np.uint8)
         if image.mode.startswith("I"):
@@ -75,17 +103,42 @@ def read_mask(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if image.mode == "RGB" and (channels == channels[..., :1]).all():
             return np.ascontiguousarray(channels[..., 0])  # R=G=B=id, as some tools export
         raise SetrError(
-            f"{_name(source)}: a {image.mode} colour mask needs a colour map; save one id per "
-            "pixel (8-bit grey or palette PNG)"
+            f"{_name(source)}: a {image.mode} colour mask; save one id per pixel (8-bit grey or "
+            "palette PNG), or give a colour_map in data.yaml (`setr init-data DIR` writes one)"
         )
 
 
-def image_size(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) as displayed, from the header alone."""
+def _mat_mask(path: str) -> np.ndarray:
+    try:
+        return read_mat(path)
+    except OSError as error:
+        raise _unreadable(path, error, path) from None
+
+
+def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], bool]:
+    """Header and end of an image file, without decoding.
+
+    Returns:
+        (height, width) as displayed, and whether EXIF rotates the stored pixels.
+
+    Raises:
+        SetrError: missing, unreadable, not an image, too large, or (PNG and JPEG) cut off.
+    """
     with _open(source, max_pixels) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) >= 5
-    return (width, height) if turned else (height, width)
+        turn = orientation(image)
+        marker = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(image.format)
+        if marker is not None and marker not in _tail(source):
+            image.load()  # cut off, or whole with much data behind it
+    return ((width, height) if turn >= 5 else (height, width)), turn != 1
+
+
+def _tail(source: Source, count: int = 4096) -> bytes:
+    if isinstance(source, bytes):
+        return source[-count:]
+    with open(source, "rb") as file:
+        file.seek(-min(count, os.path.getsize(source)), os.SEEK_END)
+        return file.read()
 
 
 def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes:
@@ -115,17 +168,27 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder by suffix (any case), sorted.
+    """Image files below a folder; see `walk_images`."""
+    return [folder / name for name in walk_images(folder)]
+
+
+def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
+    """Files below a folder by suffix (any case), sorted, as names relative to it.
 
     Hidden files are left out; links to folders are not followed, so loops cannot trap the walk.
+    Plain strings, because a million `Path` objects take a gigabyte.
     """
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in files:
-            path = Path(parent) / name
-            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES:
-                found.append(path)
+    found, waiting = [], [""]
+    while waiting:
+        prefix = waiting.pop()
+        with os.scandir(os.path.join(folder, prefix)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{prefix}{entry.name}/")
+                elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                    found.append(prefix + entry.name)
     return sorted(found)
 
 
@@ -147,8 +210,6 @@ class _open:  # noqa: N801  used as a function in `with`
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 self.image = Image.open(file)
-        except FileNotFoundError:
-            raise SetrError(f"{name}: no such file") from None
         except Image.DecompressionBombError:
             raise SetrError(
                 f"{name}: more than {self.max_pixels:,} pixels; raise --max-pixels to read it"
@@ -173,6 +234,11 @@ class _open:  # noqa: N801  used as a function in `with`
 
 
 def _unreadable(name: str, error: Exception, source: Source) -> SetrError:
+    if isinstance(error, FileNotFoundError):
+        link = not isinstance(source, bytes) and os.path.islink(source)
+        return SetrError(f"{name}: " + ("a link that leads nowhere" if link else "no such file"))
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return SetrError(f"{name}: a link that leads to itself")
     if isinstance(error, PermissionError):
         return SetrError(f"{name}: permission denied")
     if isinstance(error, IsADirectoryError):

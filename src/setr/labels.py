@@ -2,6 +2,7 @@
 
 There is no implicit shift anywhere: a `Labels` object says for every raw id which class it is, or
 that it is ignored; an id it does not list is an error. Training ids are 0 .. K-1, `IGNORE` = 255.
+Masks of RGB colours have a colour map instead, matched exactly.
 Known data sets are JSON files in the package; each names its source.
 """
 
@@ -16,6 +17,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Any
 
+import cv2
 import numpy as np
 
 from setr.errors import SetrError
@@ -35,11 +37,14 @@ class Labels:
         colours: K RGB colours, 0 .. 255; drawn colours if empty.
         label_map: raw id in the mask files -> training id, or `IGNORE`. Raw ids are 0 .. 65535.
             Empty means identity, with raw 255 ignored.
+        colour_map: RGB colour in the mask files -> training id, or `IGNORE`; given, the masks hold
+            colours and are matched exactly. None means masks hold ids.
     """
 
     classes: tuple[str, ...]
     colours: tuple[Colour, ...] = ()
     label_map: Mapping[int, int] | None = None
+    colour_map: Mapping[Colour, int] | None = None
 
     def __post_init__(self) -> None:
         K = len(self.classes)
@@ -52,18 +57,21 @@ class Labels:
             object.__setattr__(self, "colours", draw_colours(K))
         if len(self.colours) != K:
             raise SetrError(f"{len(self.colours)} colours for {K} classes; give one colour each")
-        bad = [c for c in self.colours if len(c) != 3 or not all(0 <= v <= 255 for v in c)]
-        if bad:
-            raise SetrError(f"colour {bad[0]}: give red, green, blue from 0 to 255")
+        for colour in (*self.colours, *(self.colour_map or ())):
+            if len(colour) != 3 or not all(0 <= v <= 255 for v in colour):
+                raise SetrError(f"colour {colour}: give red, green, blue from 0 to 255")
         if not self.label_map:
             identity = {**{i: i for i in range(K)}, IGNORE: IGNORE}
             object.__setattr__(self, "label_map", identity)
         for raw, train in (self.label_map or {}).items():
-            if not 0 <= raw <= 65535 or not (0 <= train < K or train == IGNORE):
+            if not 0 <= raw <= 65535 or not _valid(train, K):
                 raise SetrError(
                     f"label_map {raw}: {train}: raw ids are 0..65535 and classes 0..{K - 1} "
                     "or 'ignore'"
                 )
+        for colour, train in (self.colour_map or {}).items():
+            if not _valid(train, K):
+                raise SetrError(f"colour_map {_hex(colour)}: {train}: classes are 0..{K - 1}")
 
     @cached_property
     def _lookup(self) -> np.ndarray:
@@ -72,21 +80,53 @@ class Labels:
             table[raw] = train
         return table
 
+    @cached_property
+    def _lookup8(self) -> tuple[np.ndarray, np.ndarray]:
+        """For 8-bit masks: training ids, and 1 where a raw id is not listed."""
+        table = self._lookup[:256]
+        return table.astype(np.uint8), (table < 0).astype(np.uint8)
+
+    @cached_property
+    def _colour_lookup(self) -> np.ndarray:
+        table = np.full(1 << 24, -1, dtype=np.int16)
+        for (r, g, b), train in (self.colour_map or {}).items():
+            table[r << 16 | g << 8 | b] = train
+        return table
+
     def to_train_ids(self, raw: np.ndarray) -> np.ndarray:
-        """Raw ids (H, W) -> training ids (H, W) uint8.
+        """Raw ids (H, W) or, with a colour map, RGB colours (H, W, 3) -> training ids (H, W) uint8.
 
         Raises:
-            SetrError: ids the label map does not list, with value and pixel count.
+            SetrError: ids or colours that are not listed, with value, pixel count and first place.
         """
-        ids = self._lookup[raw]
+        if raw.ndim == 3:
+            wide = raw.astype(np.int32)
+            raw = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+            ids = self._colour_lookup[raw]
+        elif raw.dtype == np.uint8:
+            known, unlisted = self._lookup8
+            if not cv2.LUT(raw, unlisted).any():
+                return cv2.LUT(raw, known)
+            ids = self._lookup[raw]
+        else:
+            ids = self._lookup[raw]
         if (ids < 0).any():
-            values, counts = np.unique(raw[ids < 0], return_counts=True)
-            shown = ", ".join(f"{v} ({n} px)" for v, n in zip(values[:5], counts[:5], strict=True))
-            raise SetrError(
-                f"ids outside the {len(self.classes)} classes: {shown}; add them to label_map as a "
-                "class or 'ignore'"
-            )
+            raise SetrError(self._unlisted(raw, ids < 0))
         return ids.astype(np.uint8)
+
+    def _unlisted(self, raw: np.ndarray, bad: np.ndarray) -> str:
+        values, counts = np.unique(raw[bad], return_counts=True)
+        name = (lambda v: _hex((v >> 16, v >> 8 & 255, v & 255))) if self.colour_map else str
+        shown = ", ".join(
+            f"{name(int(v))} ({n} px)" for v, n in zip(values[:5], counts[:5], strict=True)
+        )
+        more = f" and {len(values) - 5} more values" if len(values) > 5 else ""
+        y, x = np.unravel_index(int(bad.argmax()), bad.shape)
+        kind, key = ("colours", "colour_map") if self.colour_map else ("ids", "label_map")
+        return (
+            f"{kind} outside the {len(self.classes)} classes: {shown}{more}, first at x={x} y={y}; "
+            f"add them to {key} as a class or 'ignore'"
+        )
 
     @cached_property
     def palette(self) -> np.ndarray:
@@ -96,22 +136,63 @@ class Labels:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: classes, colours, label_map with 'ignore' spelled out."""
-        named = {str(r): "ignore" if t == IGNORE else t for r, t in (self.label_map or {}).items()}
-        return {"classes": list(self.classes), "colours": [list(c) for c in self.colours],
-                "label_map": named}  # fmt: skip
+        """Plain values for JSON: classes, colours and maps, with 'ignore' spelled out."""
+        values: dict[str, Any] = {
+            "classes": list(self.classes),
+            "colours": [list(c) for c in self.colours],
+            "label_map": {str(r): _spell(t) for r, t in (self.label_map or {}).items()},
+        }
+        if self.colour_map:
+            values["colour_map"] = {_hex(c): _spell(t) for c, t in self.colour_map.items()}
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Labels:
-        """The reverse of `to_dict`; a label map may also name classes.
+        """The reverse of `to_dict`; maps may also name classes.
+
+        `colour_map: classes` takes the classes' own colours.
 
         Raises:
             SetrError: a class name the list does not have, or values of the wrong kind.
         """
         classes = tuple(str(c) for c in values["classes"])
-        colours = tuple((int(c[0]), int(c[1]), int(c[2])) for c in values.get("colours") or ())
+        colours = tuple(_colour(c) for c in values.get("colours") or ())
         given = values.get("label_map") or {}
-        return cls(classes, colours, {_raw_id(r): _train_id(t, classes) for r, t in given.items()})
+        label_map = {_raw_id(r): _train_id(t, classes) for r, t in given.items()}
+        by_colour = values.get("colour_map")
+        if by_colour == "classes":
+            by_colour = dict(zip(colours, classes, strict=False))
+            if len(by_colour) < len(classes):
+                raise SetrError("colour_map: classes needs one colour per class, all different")
+        if by_colour is not None and not isinstance(by_colour, Mapping):
+            raise SetrError("colour_map: give 'classes' or a table of colour: class")
+        colour_map = {_colour(c): _train_id(t, classes) for c, t in (by_colour or {}).items()}
+        return cls(classes, colours, label_map, colour_map or None)
+
+
+def _valid(train: int, num_classes: int) -> bool:
+    return 0 <= train < num_classes or train == IGNORE
+
+
+def _spell(train: int) -> int | str:
+    return "ignore" if train == IGNORE else train
+
+
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _colour(value: Any) -> Colour:
+    """`[r, g, b]`, `"r, g, b"` or `"#rrggbb"`."""
+    try:
+        if isinstance(value, str) and value.startswith("#"):
+            parts = list(bytes.fromhex(value[1:]))
+        else:
+            parts = [int(v) for v in (value.split(",") if isinstance(value, str) else value)]
+        red, green, blue = parts
+    except (TypeError, ValueError):
+        raise SetrError(f"colour {value!r}: give [red, green, blue] or '#rrggbb'") from None
+    return red, green, blue
 
 
 def _raw_id(value: Any) -> int:
@@ -149,12 +230,24 @@ def known_datasets() -> list[str]:
 
 
 def known_labels(name: str) -> Labels:
-    """The classes of a known data set.
+    """The classes of a known data set, with the ids of its released masks.
+
+    Args:
+        name: one of `known_datasets()`; `NAME:ENCODING` where its masks exist with other ids, as
+            `cityscapes:train_ids` or `pascal_context:mat`.
 
     Raises:
-        SetrError: unknown name; the known ones are listed.
+        SetrError: unknown name or encoding; the known ones are listed.
     """
-    if name not in known_datasets():
-        raise SetrError(f"data set '{name}' is unknown; known: {', '.join(known_datasets())}")
-    text = (resources.files("setr") / "data" / f"{name}.json").read_text(encoding="utf-8")
-    return Labels.from_dict(json.loads(text))
+    base, _, encoding = name.partition(":")
+    if base not in known_datasets():
+        raise SetrError(f"data set '{base}' is unknown; known: {', '.join(known_datasets())}")
+    text = (resources.files("setr") / "data" / f"{base}.json").read_text(encoding="utf-8")
+    values = json.loads(text)
+    if encoding:
+        encodings = values.get("encodings", {})
+        if encoding not in encodings:
+            listed = ", ".join(f"{base}:{e}" for e in encodings) or "none"
+            raise SetrError(f"{base} has no ids '{encoding}'; besides its own: {listed}")
+        values["label_map"] = encodings[encoding]
+    return Labels.from_dict(values)

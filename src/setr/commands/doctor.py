@@ -1,0 +1,131 @@
+"""`setr doctor DATA`: check a data set before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from setr.cli import parse
+from setr.datasets import SPLITS, Dataset, open_dataset
+from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
+from setr.doctor_page import write_page
+from setr.errors import DATA_CHECK_FAILED, OK, SetrError
+from setr.layouts import NoSplitError
+from setr.progress import counting
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Check a data set: every file, every id, every class, and leaks between the splits."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Folder or YAML file of the data set, or hf:OWNER/NAME."""
+    labels: str | None = None
+    """Known data set whose classes to use where the folder names none."""
+    splits: tuple[str, ...] = ()
+    """Splits to check; those that exist of train, val and test by default."""
+    quick: bool = False
+    """Read only headers and ends of the images, as training does; no search for leaks."""
+    page: Path | None = None
+    """Write an HTML page with thumbnails here."""
+    json: bool = False
+    """Print the findings as JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Check; the exit code is 3 if training would refuse the data."""
+    given = parse(Arguments, arguments, "doctor")
+    checkups, findings = [], []
+    for dataset in _open_splits(given):
+        if isinstance(dataset, Finding):
+            findings.append(dataset)
+        else:
+            bar = counting(f"check {dataset.split}")
+            checkups.append(check(dataset, full=not given.quick, progress=bar))
+    findings += diagnose(checkups)
+    failed = any(finding.level == "error" for finding in findings)
+    if given.json:
+        print(json.dumps(_plain(given.data, checkups, findings, failed)))
+    else:
+        print("\n".join(_summary(given.data, checkups, findings)))
+    if given.page:
+        write_page(given.page, given.data, checkups, findings)
+        print(f"wrote {given.page}", file=sys.stderr)
+    return DATA_CHECK_FAILED if failed else OK
+
+
+def _open_splits(given: Arguments) -> list[Dataset | Finding]:
+    """The splits that exist; one that cannot be opened becomes a finding."""
+    opened: list[Dataset | Finding] = []
+    absent: NoSplitError | None = None
+    for split in given.splits or SPLITS:
+        try:
+            dataset = open_dataset(given.data, split, given.labels)
+        except NoSplitError as error:
+            if given.splits:
+                raise
+            absent = absent or error
+        except SetrError as error:
+            if error.code != DATA_CHECK_FAILED:
+                raise
+            opened.append(Finding("error", split, str(error)))
+        else:
+            unlabelled = len(dataset) and dataset.sources(0)[1] is None
+            if unlabelled and not dataset.name.startswith("scenes"):
+                text = f"{len(dataset)} images without masks: for prediction only, not checked"
+                opened.append(Finding("note", split, text))
+            else:
+                opened.append(dataset)
+    if not opened and absent:
+        raise absent
+    return opened
+
+
+def _plain(data: str, checkups: list[Checkup], findings: list[Finding], failed: bool) -> dict:
+    return {
+        "data": data,
+        "ok": not failed,
+        "map": describe_map(checkups[0].dataset.labels) if checkups else None,
+        "splits": {c.dataset.split: figures(c) for c in checkups},
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+    }
+
+
+def _summary(data: str, checkups: list[Checkup], findings: list[Finding]) -> list[str]:
+    lines = [data]
+    if checkups:
+        lines += [describe_map(checkups[0].dataset.labels), "", *_class_table(checkups), ""]
+    for checkup in checkups:
+        values = figures(checkup)
+        sizes = ", ".join(f"{size} ({n})" for size, n in values["sizes"].items())
+        more = f" and {values['other_sizes']} other sizes" if values["other_sizes"] else ""
+        lines.append(f"{checkup.dataset.split}: {values['images']} images; {sizes}{more}")
+    for finding in findings:
+        lines.append(f"{finding.level:<8}{finding.split}: {finding.text}")
+        lines += [f"{'':<10}{file}" for file in finding.files]
+    errors = sum(f.level == "error" for f in findings)
+    warnings = sum(f.level == "warning" for f in findings)
+    verdict = "training would refuse this data" if errors else "ready to train"
+    return [*lines, f"{errors} errors, {warnings} warnings: {verdict}"]
+
+
+def _class_table(checkups: list[Checkup]) -> list[str]:
+    """Share of the pixels and images of each class, and its median-frequency weight."""
+    tables = {c.dataset.split: figures(c)["classes"] for c in checkups}
+    names = checkups[0].dataset.labels.classes
+    width = max(map(len, (*names, "class")))
+    head = "".join(f"{split + ' %':>10}{'images':>9}{'weight':>9}" for split in tables)
+    rows = [f"{'class':<{width}}{head}"]
+    for name in names:
+        cells = [tables[split][name] for split in tables]
+        shown = "".join(
+            f"{100 * c['share']:>10.3f}{c['images']:>9}{c['weight']:>9.2f}" for c in cells
+        )
+        rows.append(f"{name:<{width}}{shown}")
+    return rows

@@ -1,0 +1,72 @@
+"""Fast pixels of ordinary PNG and JPEG files, and MATLAB label maps; used by `images.py` alone.
+
+kornia-rs (extra `fast-io`) and OpenCV give the same values as Pillow, in less time. Neither is
+asked about files it would read differently: rotated, transparent, 16-bit, cut off.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from setr.errors import SetrError
+
+try:
+    from kornia_rs.io import decode_image_png_u8 as _decode_png
+except ImportError:
+    _decode_png = None
+
+
+def orientation(image: Any) -> int:
+    """EXIF orientation of an open Pillow image, 1 (upright) to 8, from the header alone."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # getexif would decode the pixels to look behind them
+    return int(image.getexif().get(0x0112, 1))
+
+
+def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | None:
+    """Pixels of an open 8-bit PNG (RGB, grey, palette indices) or RGB JPEG; None to use Pillow."""
+    width, height = image.size
+    if image.format not in ("PNG", "JPEG") or image.info.get("transparency") is not None:
+        return None
+    data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
+    if image.format == "JPEG":
+        # OpenCV fills the missing part of a truncated file with grey: take whole files only
+        if not data.rstrip(b"\0").endswith(b"\xff\xd9") or orientation(image) != 1:
+            return None
+    elif data[24] != 8 or b"IEND" not in data[-64:] or b"eXIf" in data:
+        return None  # byte 24 is the bit depth; rotated files go to Pillow
+    elif _decode_png is not None:
+        try:
+            mode = "rgb" if image.mode == "RGB" else "mono"
+            pixels = np.asarray(_decode_png(data, (height, width), mode))
+        except Exception:  # its own exception type; Pillow then names the reason
+            return None
+        return pixels[..., 0] if mode == "mono" else pixels
+    elif image.mode != "RGB":
+        return None  # as fast in Pillow; OpenCV would turn palette indices into colours
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def read_mat(path: str) -> np.ndarray:
+    """Pascal Context's released labels: `LabelMap`, uint16 ids 1 .. 459, 0 unlabelled."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise SetrError(f'{path}: MATLAB files need scipy; pip install "setr[mat]"') from None
+    try:
+        ids = np.asarray(loadmat(path, variable_names=["LabelMap"])["LabelMap"])
+    except OSError:
+        raise
+    except KeyError:
+        raise SetrError(f"{path}: has no variable 'LabelMap'") from None
+    except Exception as error:  # scipy raises many kinds on broken files
+        raise SetrError(f"{path}: broken MATLAB file ({str(error).splitlines()[0]})") from None
+    if ids.ndim != 2 or ids.min(initial=0) < 0 or ids.max(initial=0) > 65535:
+        raise SetrError(f"{path}: LabelMap must be (H, W) ids from 0 to 65535")
+    return ids.astype(np.uint16)

@@ -1,0 +1,304 @@
+"""What every pair of a split looks like: decoded once, in parallel, and remembered.
+
+A survey costs minutes on a large data set, so its result is kept in the user's cache folder
+(`SETR_CACHE`, else `~/.cache/setr`). A pair is read again only if name, size or time of one of its
+files changed, if it had a problem, or if more is asked than was read. Everything is held in arrays:
+a million pairs take some 50 MB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import zlib
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from setr.datasets import Dataset, Pairs, SceneDataset
+from setr.errors import SetrError
+from setr.images import check_whole, read_image, write_bytes
+from setr.labels import IGNORE
+
+VERSION = 1
+FULL, ROTATED, ALL_IGNORED, BINARY = 1, 2, 4, 8
+"""Flags of a pair: image decoded too; EXIF rotation; no counted pixel; ids are 0 and 255 only."""
+_CHUNK = 2048  # pairs handed to the threads at a time
+
+Progress = Callable[[int, int], None]
+
+
+class _Look(NamedTuple):
+    """What one pair is like; `counts` are the pixels of the classes that occur."""
+
+    size: tuple[int, int] = (0, 0)
+    flags: int = 0
+    content: int = 0
+    look: int = 0
+    classes: bytes = b""
+    counts: tuple[int, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One row per pair of a split.
+
+    Attributes:
+        key: (N,) uint64, of names, sizes and times of the files.
+        size: (N, 2) int32, height and width of the image; 0 where unreadable.
+        flags: (N,) uint8.
+        content: (N,) uint64 checksum of the image file; 0 unless fully read.
+        look: (N,) uint64 difference hash of the image; 0 unless fully read.
+        ends: (N,) where a pair's entries in `classes` and `counts` end.
+        classes: training ids that occur, pair after pair.
+        counts: their pixels.
+        problems: what is wrong with a pair, by its number.
+    """
+
+    key: np.ndarray
+    size: np.ndarray
+    flags: np.ndarray
+    content: np.ndarray
+    look: np.ndarray
+    ends: np.ndarray
+    classes: np.ndarray
+    counts: np.ndarray
+    problems: dict[int, str]
+
+    def pixels(self, num_classes: int) -> np.ndarray:
+        """(K,) counted pixels per class."""
+        sums = np.bincount(self.classes, weights=self.counts, minlength=256)
+        return sums[:num_classes].astype(np.int64)
+
+    def images(self, num_classes: int) -> np.ndarray:
+        """(K,) images in which a class occurs."""
+        return np.bincount(self.classes, minlength=256)[:num_classes]
+
+    def having(self, flag: int) -> np.ndarray:
+        """Numbers of the pairs with a flag."""
+        return np.flatnonzero(self.flags & flag)
+
+
+def survey(dataset: Dataset, *, full: bool = False, progress: Progress | None = None) -> Survey:
+    """Look at every pair of a split.
+
+    Args:
+        dataset: the split.
+        full: decode the images too; otherwise header and end of the image file are read, which
+            finds missing, foreign and cut-off files, and masks are decoded.
+        progress: called with (done, total) while files are read.
+    """
+    keys = np.fromiter(_keys(dataset), np.uint64, len(dataset))
+    place = _cache_file(dataset)
+    kept = _load(place)
+    rows = _known_rows(keys, kept, full)
+    if kept is not None and (rows >= 0).all():
+        same = len(rows) == len(kept.key) and (rows == np.arange(len(rows))).all()
+        return kept if same else _take(kept, rows, keys)
+    missing = np.flatnonzero(rows < 0)
+    fresh = _examine_all(dataset, missing, full, progress)
+    if len(missing) == len(keys):
+        result = dataclasses.replace(fresh, key=keys)
+    else:
+        assert kept is not None
+        rows[missing] = len(kept.key) + np.arange(len(missing))
+        result = _take(_concatenate(kept, fresh), rows, keys)
+    _save(place, result)
+    return result
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _examine_all(
+    dataset: Dataset, indices: np.ndarray, full: bool, progress: Progress | None
+) -> Survey:
+    number = len(indices)
+    size, flags = np.zeros((number, 2), np.int32), np.zeros(number, np.uint8)
+    content, look = np.zeros((2, number), np.uint64)
+    ends = np.zeros(number, np.int64)
+    classes, counts, problems = bytearray(), array("I"), {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(indices), _CHUNK):
+            part = indices[start : start + _CHUNK]
+            looks = pool.map(lambda i: _examine(dataset, int(i), full), part)
+            for row, seen in enumerate(looks, start):
+                size[row], flags[row] = seen.size, seen.flags
+                content[row], look[row] = seen.content, seen.look
+                classes += seen.classes
+                counts.extend(seen.counts)
+                ends[row] = len(classes)
+                if seen.problem:
+                    problems[row] = seen.problem
+                if progress:
+                    progress(row + 1, number)
+    packed = np.frombuffer(bytes(classes), np.uint8), np.array(counts, np.uint32)
+    return Survey(np.zeros(number, np.uint64), size, flags, content, look, ends, *packed, problems)
+
+
+def _examine(dataset: Dataset, index: int, full: bool) -> _Look:
+    try:
+        if isinstance(dataset, SceneDataset):
+            sample = dataset.load(index)
+            size, mask, flags = sample.image.shape[:2], sample.mask, FULL
+            content = look = 0
+        else:
+            size, mask, flags, content, look = _read(dataset, index, full)
+    except SetrError as error:
+        return _Look(problem=str(error))
+    histogram = np.bincount(mask.ravel(), minlength=256)
+    histogram[IGNORE] = 0
+    present = np.flatnonzero(histogram)
+    if not present.size:
+        flags |= ALL_IGNORED
+    counts = tuple(int(n) for n in histogram[present])
+    return _Look(size, flags, content, look, bytes(present.astype(np.uint8)), counts)
+
+
+def _read(
+    dataset: Dataset, index: int, full: bool
+) -> tuple[tuple[int, int], np.ndarray, int, int, int]:
+    image_source, mask_source = dataset.sources(index)
+    size, rotated = check_whole(image_source)
+    flags, content, look = ROTATED * rotated, 0, 0
+    if full:
+        data = image_source if isinstance(image_source, bytes) else Path(image_source).read_bytes()
+        content = zlib.crc32(data) << 32 | len(data) & 0xFFFFFFFF
+        look = difference_hash(read_image(image_source))
+        flags |= FULL
+    raw = dataset.raw_mask(index, mask_source, size)
+    if raw.dtype == np.uint8 and raw.ndim == 2 and raw.max(initial=0) == 255:
+        used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
+        flags |= BINARY * (set(used.tolist()) <= {0, 255})
+    return size, dataset.to_train_ids(index, raw), flags, content, look
+
+
+def difference_hash(image: np.ndarray) -> int:
+    """64 bits that change little when an image is rescaled or compressed again.
+
+    Each bit tells whether brightness rises between two neighbours of a 9x8 miniature.
+    """
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
+    bits = np.packbits(small[:, 1:] > small[:, :-1])
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+# --- remembering ----------------------------------------------------------------------------------
+
+
+def _keys(dataset: Dataset) -> Iterator[int]:
+    """A number per pair that changes when a file does; 0 where a file is missing."""
+    if not isinstance(dataset.pairs, Pairs):  # not files: name and position stand for the content
+        for index in range(len(dataset)):
+            yield _digest(f"{dataset.name}/{dataset.split}/{index}/{VERSION}")
+        return
+    for image, mask in dataset.pairs.names():
+        try:
+            first = os.stat(image)
+            text = f"{image}|{first.st_size}|{first.st_mtime_ns}"
+            if mask is not None:
+                second = os.stat(mask)
+                text += f"|{mask}|{second.st_size}|{second.st_mtime_ns}"
+        except OSError:
+            yield 0
+            continue
+        yield _digest(text)
+
+
+def _digest(text: str) -> int:
+    data = text.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
+
+
+def _cache_file(dataset: Dataset) -> Path:
+    base = os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr")
+    place = os.path.abspath(dataset.pairs[0].image) if len(dataset) else ""
+    labels = json.dumps(dataset.labels.to_dict(), sort_keys=True)
+    name = hashlib.blake2b(
+        f"{VERSION}|{dataset.name}|{dataset.split}|{place}|{labels}".encode(
+            "utf-8", "surrogateescape"
+        ),
+        digest_size=12,
+    ).hexdigest()
+    return Path(base) / "surveys" / f"{name}.npz"
+
+
+def _known_rows(keys: np.ndarray, kept: Survey | None, full: bool) -> np.ndarray:
+    """For each key its row in a kept survey, or -1 if it must be read."""
+    rows = np.full(len(keys), -1, np.int64)
+    if kept is None or not len(kept.key):
+        return rows
+    order = np.argsort(kept.key, kind="stable")
+    near = np.searchsorted(kept.key, keys, sorter=order).clip(max=len(order) - 1)
+    found = order[near]
+    usable = (kept.key[found] == keys) & (keys != 0)
+    if full:
+        usable &= (kept.flags[found] & FULL) > 0
+    if kept.problems:
+        usable &= ~np.isin(found, list(kept.problems))
+    rows[usable] = found[usable]
+    return rows
+
+
+def _take(kept: Survey, rows: np.ndarray, keys: np.ndarray) -> Survey:
+    """The given rows of a survey, in that order, under new keys."""
+    starts = np.concatenate(([0], kept.ends[:-1]))
+    lengths = (kept.ends - starts)[rows]
+    ends = np.cumsum(lengths)
+    entries = np.repeat(starts[rows] - (ends - lengths), lengths) + np.arange(lengths.sum())
+    problems = {i: kept.problems[int(r)] for i, r in enumerate(rows) if int(r) in kept.problems}
+    per_pair = {name: getattr(kept, name)[rows] for name in ("size", "flags", "content", "look")}
+    return Survey(
+        key=keys, **per_pair, ends=ends, classes=kept.classes[entries], counts=kept.counts[entries],
+        problems=problems,
+    )  # fmt: skip
+
+
+def _concatenate(first: Survey, second: Survey) -> Survey:
+    offset = len(first.key)
+    joined = {
+        name: np.concatenate((getattr(first, name), getattr(second, name)))
+        for name in Survey.__annotations__
+        if name != "problems"
+    }
+    shift = first.ends[-1] if offset else 0
+    joined["ends"] = np.concatenate((first.ends, second.ends + shift))
+    later = {offset + i: text for i, text in second.problems.items()}
+    return Survey(**joined, problems={**first.problems, **later})
+
+
+def _save(place: Path, result: Survey) -> None:
+    """Keep a survey; a cache folder that cannot be written costs time later, nothing else."""
+    arrays = {n: getattr(result, n) for n in Survey.__annotations__ if n != "problems"}
+    text = json.dumps(result.problems).encode("utf-8", "surrogatepass")
+    buffer = io.BytesIO()
+    np.savez(buffer, problems=np.frombuffer(text, np.uint8), **arrays)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(place, buffer.getvalue())
+    except (OSError, SetrError):
+        return
+
+
+def _load(place: Path) -> Survey | None:
+    try:
+        with np.load(place, allow_pickle=False) as file:
+            arrays = {n: file[n] for n in Survey.__annotations__}
+        text = arrays.pop("problems").tobytes().decode("utf-8", "surrogatepass")
+        problems = {int(i): str(line) for i, line in json.loads(text).items()}
+        return Survey(**arrays, problems=problems)
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    except Exception:  # zipfile.BadZipFile and zlib.error: a damaged cache is no cache
+        return None
