@@ -128,29 +128,26 @@ class SETR(nn.Module):
 
         The return type depends on `with_aux` alone, never on train or eval mode.
         """
-        features = self.neck(self.encoder(images))
-        logits = self.decoder(features)
-        H, W = images.shape[-2:]
-        size = self.padded_size(H, W)
         if with_aux:
+            features = self.neck(self.encoder(images))
             aux = [
                 head([features[i]])
                 for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
             ]
-            return Output(logits, aux, size)
-        if self.odd_sizes == "squeeze":
-            return resize(logits, (H, W))
-        return resize(logits, size)[..., :H, :W]
+            return Output(self.decoder(features), aux, self.covered_size(images))
+        output = self.coarse(images)
+        return resize(output.logits, output.size)[..., : images.shape[-2], : images.shape[-1]]
 
     def coarse(self, images: Tensor) -> Output:
         """Images as in `forward` -> un-resized logits without auxiliary ones, for inference."""
         logits = self.decoder(self.neck(self.encoder(images)))
-        return Output(logits, [], self.padded_size(images.shape[-2], images.shape[-1]))
+        return Output(logits, [], self.covered_size(images))
 
-    def padded_size(self, H: int, W: int) -> tuple[int, int]:
-        """The image size rounded up to whole patches."""
+    def covered_size(self, images: Tensor) -> tuple[int, int]:
+        """The size in pixels that logits cover: the image's, rounded up to whole patches."""
+        H, W = images.shape[-2:]
         p = self.encoder.patch_size
-        return -(-H // p) * p, -(-W // p) * p
+        return (H, W) if self.odd_sizes == "squeeze" else (-(-H // p) * p, -(-W // p) * p)
 
     def layer_depth(self, parameter_name: str) -> int:
         """Distance of a parameter from the heads: 0 in the heads, 1 in the last block, and so on.
