@@ -83,6 +83,8 @@ class DataConfig:
     """Height and width of a training crop in pixels."""
     short_side: int | None = None
     """Images are first scaled to this short side in pixels, in training and testing."""
+    long_side: int | None = None
+    """The scaling to short_side stops where the long side reaches this many pixels."""
     scale_range: tuple[float, float] = (0.5, 2.0)
     """Random scale of training images."""
     flip: float = 0.5
@@ -91,6 +93,8 @@ class DataConfig:
     """Random brightness, contrast, saturation and hue."""
     max_class_share: float = 0.75
     """Largest share of a crop that one class may cover."""
+    rare_class_crops: float = 0.0
+    """Share of the crops laid around a class that is drawn the more often the rarer it is."""
     workers: int = 2
     """Processes that prepare samples; 0 prepares them in the training process."""
 
@@ -102,8 +106,14 @@ class DataConfig:
         _check(
             0 < self.max_class_share <= 1, "data.max_class_share: give a share above 0, at most 1"
         )
+        _check(0 <= self.rare_class_crops <= 1, "data.rare_class_crops: give a share, 0 to 1")
         _check(self.workers >= 0, f"data.workers {self.workers}: give 0 or more")
         _check(self.short_side is None or self.short_side > 0, "data.short_side: give pixels > 0")
+        _check(self.long_side is None or self.long_side > 0, "data.long_side: give pixels > 0")
+        _check(
+            self.long_side is None or self.short_side is not None,
+            "data.long_side limits the scaling to data.short_side: give that too",
+        )
 
 
 @dataclass(frozen=True)
@@ -157,8 +167,11 @@ class TrainConfig:
     """Factor on each auxiliary loss."""
     loss_norm: Literal["valid", "all"] = "valid"
     """Divide the loss by the counted pixels, or by all pixels as the authors' code does."""
-    class_weights: Literal["none", "median_frequency", "sqrt_median_frequency"] = "none"
-    """Class weights from the training split's pixel counts, clamped at 4."""
+    loss: Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"] = "cross_entropy"
+    """Loss of the main head; dice and lovasz are added to the cross-entropy."""
+    class_weights: Literal["none", "auto", "median_frequency", "sqrt_median_frequency"] = "none"
+    """Class weights from the training split's pixel counts, clamped at 4; auto is the median
+    frequency."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is evaluated and
     saved; 0 for none."""

@@ -230,15 +230,30 @@ def figures(checkup: Checkup) -> dict[str, Any]:
 def describe_map(labels: Labels) -> str:
     """The map from ids in files to classes, in one line: nothing is shifted behind one's back."""
     if labels.colour_map:
-        ids = {"#{:02x}{:02x}{:02x}".format(*c): t for c, t in labels.colour_map.items()}
+        raws = dict.fromkeys(labels.colour_map.values(), "")
+        for colour, train in labels.colour_map.items():
+            raws[train] += " #{:02x}{:02x}{:02x}".format(*colour)
     else:
-        ids = {str(raw): train for raw, train in (labels.label_map or {}).items()}
-    kept = [f"{raw} {labels.classes[t]}" for raw, t in ids.items() if t != IGNORE]
-    ignored = [raw for raw, train in ids.items() if train == IGNORE]
-    shown = ", ".join(kept[:30]) + (f", … ({len(kept)} ids)" if len(kept) > 30 else "")
-    left_out = ", ".join(ignored[:30]) + (", …" if len(ignored) > 30 else "")
+        ids: dict[int, list[int]] = {}
+        for raw, train in sorted((labels.label_map or {}).items()):
+            ids.setdefault(train, []).append(raw)
+        raws = {train: _ranges(listed) for train, listed in ids.items()}
+    kept = [f"{labels.classes[t]} {raw.strip()}" for t, raw in raws.items() if t != IGNORE]
+    shown = "; ".join(kept[: SHOWN * 3]) + ("; …" if len(kept) > SHOWN * 3 else "")
     kind = "colours" if labels.colour_map else "ids"
-    return f"{kind}: {shown}; ignored: {left_out or 'none'}; any other is an error"
+    ignored = raws.get(IGNORE, "none").strip()
+    return f"{kind} in the masks: {shown}; ignored: {ignored}; any other is an error"
+
+
+def _ranges(ids: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    groups: list[list[int]] = []
+    for i in ids:
+        if groups and i == groups[-1][1] + 1:
+            groups[-1][1] = i
+        else:
+            groups.append([i, i])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in groups)
 
 
 def class_weights(pixels: np.ndarray, kind: str, *, limit: float = 4.0) -> np.ndarray:
@@ -246,7 +261,7 @@ def class_weights(pixels: np.ndarray, kind: str, *, limit: float = 4.0) -> np.nd
 
     Args:
         pixels: (K,) counts; a class that never occurs gets weight 1.
-        kind: `median_frequency` or `sqrt_median_frequency`.
+        kind: `median_frequency` (or `auto`), or `sqrt_median_frequency`.
         limit: largest weight.
     """
     share = pixels / max(pixels.sum(), 1)

@@ -37,7 +37,7 @@ from setr.losses import count_weight, segmentation_loss
 from setr.model import SETR, create_model
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr, trainable
 from setr.progress import Progress, counting
-from setr.transforms import Augmentation
+from setr.transforms import Augmentation, rare_class_odds
 
 STATE = Path("last") / "state.pt"
 
@@ -83,7 +83,8 @@ class _Run:
         self.dataset = open_dataset(config.data.root, config.data.train_split, config.data.labels)
         self.val = open_dataset(config.data.root, config.data.val_split, config.data.labels)
         self.labels: Labels = self.dataset.labels
-        checkup = self._check_data()
+        pixels = self._check_data()
+        self.augment = _augmentation(config, pixels)
         torch.manual_seed(config.train.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = autocast_dtype(config.train.precision, self.device)
@@ -94,7 +95,7 @@ class _Run:
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
         self.weight: Tensor | None = None
         if config.train.class_weights != "none":
-            weights = class_weights(checkup, config.train.class_weights)
+            weights = class_weights(pixels, config.train.class_weights)
             self.weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
         self.info = ModelInfo(
             labels=self.labels,
@@ -132,7 +133,7 @@ class _Run:
         config = self.config.train
         batches = training_batches(
             self.dataset,
-            _augmentation(self.config),
+            self.augment,
             batch_size=config.batch_size,
             seed=config.seed,
             start=self.step,
@@ -186,6 +187,7 @@ class _Run:
                 normalizer=normalizer,
                 aux_weight=config.train.aux_weight,
                 weight=self.weight,
+                kind=config.train.loss,
             )
             losses["loss"].backward()
             for name, value in losses.items():
@@ -306,11 +308,14 @@ def _build_model(config: Config, num_classes: int) -> SETR:
     return model
 
 
-def _augmentation(config: Config) -> Augmentation:
+def _augmentation(config: Config, pixels: np.ndarray) -> Augmentation:
     data = config.data
     return Augmentation(
         crop_size=data.crop_size,
         short_side=data.short_side,
+        long_side=data.long_side,
+        rare_crops=data.rare_class_crops,
+        class_odds=rare_class_odds(pixels),
         scale_range=data.scale_range,
         flip=data.flip,
         photometric=data.photometric,

@@ -1,16 +1,13 @@
-"""Upsample-and-cross-entropy without full-resolution logits.
+"""The training loss: cross-entropy (or a chosen other) of the main head, plus the auxiliary heads.
 
-Training with five heads and 150 classes at 512x512 would hold gigabytes of resized logits. Here
-blocks of output rows are resized, turned into loss and gradient, and dropped; what stays is the
-gradient at the decoder's own scale. Values and gradients equal `F.interpolate` (bilinear,
-align_corners=False) followed by `F.cross_entropy`.
+Logits come un-resized from the decoders; `row_blocks.py` resizes them block by block.
 
 Shapes: B batch, K classes, h x w logits, H x W target.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +15,10 @@ from torch import Tensor
 
 from setr.labels import IGNORE
 from setr.model import Output
+from setr.region_losses import hard_target, upsample_dice, upsample_lovasz
+from setr.row_blocks import upsample_sum
 
-BLOCK_BYTES = 4 << 20  # of resized logits at a time; fits the second-level caches
+LossKind = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]
 
 
 def upsample_cross_entropy(
@@ -36,65 +35,35 @@ def upsample_cross_entropy(
     Returns:
         A scalar: the sum, not the mean; 0 (with zero gradient) if no pixel counts.
     """
-    total: Tensor = _UpsampleCrossEntropy.apply(logits, target, size, weight)
-    return total
+
+    def cross_entropy(wide: Tensor, truth: Tensor, top: int) -> Tensor:
+        scale = None if weight is None else weight.to(wide.dtype)
+        return F.cross_entropy(wide, truth, weight=scale, ignore_index=IGNORE, reduction="sum")
+
+    return upsample_sum(logits, target, size, cross_entropy)
 
 
-class _UpsampleCrossEntropy(torch.autograd.Function):
-    """Computes the gradient block by block in the forward pass; backward only scales it."""
+def upsample_focal(
+    logits: Tensor,
+    target: Tensor,
+    size: tuple[int, int],
+    *,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Sum over counted pixels of (1 - p)^gamma * cross-entropy (Lin et al. 2017, eq. 4).
 
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, target: Tensor, size: tuple[int, int], weight: Tensor | None
-    ) -> Tensor:
-        x = logits.detach()
-        if x.dtype != torch.float64:
-            x = x.float()
-        B, K, h, _ = x.shape
-        H, W = target.shape[-2:]
-        grad = torch.zeros_like(x) if logits.requires_grad else None
-        total = x.new_zeros(())
+    p is the probability of the true class. Arguments as `upsample_cross_entropy`.
+    """
+
+    def focal(wide: Tensor, truth: Tensor, top: int) -> Tensor:
+        plain = F.cross_entropy(wide, truth, ignore_index=IGNORE, reduction="none")
+        values = (1 - torch.exp(-plain)).pow(gamma) * plain
         if weight is not None:
-            weight = weight.to(x.dtype)
-        rows = max(1, BLOCK_BYTES // (B * K * size[1] * x.element_size()))
-        with torch.enable_grad():
-            for top in range(0, H, rows):
-                y = _source_rows(top, min(top + rows, H), h, size[0], x)
-                first, last = int(y[0].min()), int(y[1].max()) + 1
-                slab = x[:, :, first:last].requires_grad_(grad is not None)
-                mixed = torch.lerp(
-                    slab[:, :, y[0].long() - first], slab[:, :, y[1].long() - first], y[2][:, None]
-                )
-                wide = F.interpolate(
-                    mixed, size=(mixed.shape[2], size[1]), mode="bilinear", align_corners=False
-                )
-                part = F.cross_entropy(
-                    wide[..., :W],
-                    target[:, top : top + rows].long(),
-                    weight=weight,
-                    ignore_index=IGNORE,
-                    reduction="sum",
-                )
-                total += part.detach()
-                if grad is not None:
-                    grad[:, :, first:last] += torch.autograd.grad(part, slab)[0]
-        if grad is not None:
-            ctx.save_for_backward(grad.to(logits.dtype))
-        return total
+            values = values * weight.to(wide.dtype)[truth.where(truth != IGNORE, 0)]
+        return values.sum()
 
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
-        (grad,) = ctx.saved_tensors
-        return grad * grad_output.to(grad.dtype), None, None, None
-
-
-def _source_rows(top: int, bottom: int, h: int, H: int, like: Tensor) -> tuple[Tensor, ...]:
-    """Bilinear source rows of output rows top..bottom: lower index, upper index, upper share."""
-    centre = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (h / H) - 0.5
-    centre = centre.clamp(0, h - 1)
-    lower = centre.floor()
-    upper = (lower + 1).clamp(max=h - 1)
-    return lower.to(like.device), upper.to(like.device), (centre - lower).to(like)
+    return upsample_sum(logits, target, size, focal)
 
 
 def count_weight(target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -112,6 +81,7 @@ def segmentation_loss(
     normalizer: Tensor,
     aux_weight: float = 0.4,
     weight: Tensor | None = None,
+    kind: LossKind = "cross_entropy",
 ) -> dict[str, Tensor]:
     """Main and auxiliary cross-entropy of all heads (paper section 4.1, "Auxiliary loss").
 
@@ -123,18 +93,41 @@ def segmentation_loss(
             the number of all pixels as in the authors' code.
         aux_weight: factor on each auxiliary loss.
         weight: (K,) class weights.
+        kind: loss of the main head; the auxiliary heads have the cross-entropy. Dice and Lovász
+            are added to it. OHEM, Dice and Lovász are means over their pixels or classes, scaled by
+            the part of the step this batch is.
 
     Returns:
         `loss` (to differentiate), and detached `main` and `aux_1`, `aux_2`, …
     """
-    sums = [
-        upsample_cross_entropy(logits, target, output.size, weight=weight)
-        for logits in (output.logits, *output.aux)
+    divisor = normalizer.clamp(min=1e-12)
+    means = [_main_loss(output, target, divisor, weight, kind)]
+    means += [
+        upsample_cross_entropy(logits, target, output.size, weight=weight) / divisor
+        for logits in output.aux
     ]
-    means = [total / normalizer.clamp(min=1e-12) for total in sums]
     parts = {"main": means[0].detach()}
     parts.update({f"aux_{i}": m.detach() for i, m in enumerate(means[1:], 1)})
     loss = means[0]
     for mean in means[1:]:
         loss = loss + aux_weight * mean
     return {"loss": loss, **parts}
+
+
+def _main_loss(
+    output: Output, target: Tensor, divisor: Tensor, weight: Tensor | None, kind: LossKind
+) -> Tensor:
+    logits, size = output.logits, output.size
+    if kind == "focal":
+        return upsample_focal(logits, target, size, weight=weight) / divisor
+    share = count_weight(target, weight) / divisor
+    if kind == "ohem":
+        hard = hard_target(logits, target, size)
+        kept = count_weight(hard, weight).clamp(min=1e-12)
+        return upsample_cross_entropy(logits, hard, size, weight=weight) * (share / kept)
+    loss = upsample_cross_entropy(logits, target, size, weight=weight) / divisor
+    if kind == "dice":
+        loss = loss + share * upsample_dice(logits, target, size)
+    elif kind == "lovasz":
+        loss = loss + share * upsample_lovasz(logits, target, size)
+    return loss

@@ -72,13 +72,12 @@ def _clock(seconds: float) -> str:
 
 def counting(name: str) -> Callable[[int, int], None]:
     """A progress line for functions that report (done, total)."""
-    bars: list[Progress] = []
+    bar = Progress(name, 0)
 
     def show(done: int, total: int) -> None:
-        if not bars:
-            bars.append(Progress(name, total))
-        bars[0].update(done, images=1)
+        bar.total = total
+        bar.update(done, images=1)
         if done == total:
-            bars[0].close()
+            bar.close()
 
     return show

@@ -27,19 +27,25 @@ class Augmentation:
     Args:
         crop_size: (height, width) of the result in pixels.
         short_side: the image is first scaled to this short side in pixels; None keeps its size.
+        long_side: that scaling stops where the long side reaches this many pixels.
         scale_range: random factor on top, uniform.
         flip: probability of a horizontal flip.
         photometric: random brightness, contrast, saturation and hue.
         max_class_share: a crop is drawn again (at most 10 times) while one class covers more than
-            this share of its counted pixels.
+            this share of its counted pixels, or no pixel counts.
+        rare_crops: share of the crops laid around a pixel of a class drawn by `class_odds`.
+        class_odds: (K,) relative odds of each class to be drawn, among those in the mask.
     """
 
     crop_size: tuple[int, int]
     short_side: int | None = None
+    long_side: int | None = None
     scale_range: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     photometric: bool = True
     max_class_share: float = 0.75
+    rare_crops: float = 0.0
+    class_odds: tuple[float, ...] = ()
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
@@ -48,18 +54,15 @@ class Augmentation:
 
         Where the resized image is smaller than the crop, the rest is mean colour and ignored.
         """
-        base = 1.0 if self.short_side is None else self.short_side / min(image.shape[:2])
-        scale = base * rng.uniform(*self.scale_range)
-        size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
+        H, W = image.shape[:2]
+        scale = base_scale(H, W, self.short_side, self.long_side) * rng.uniform(*self.scale_range)
+        size = max(1, round(H * scale)), max(1, round(W * scale))
+        centre = self._rare_pixel(mask, rng) if self.rare_crops else None
         for _ in range(10):
-            origin = [
-                int(rng.integers(0, max(s - c, 0) + 1))
-                for s, c in zip(size, self.crop_size, strict=True)
-            ]
-            window = Window(image.shape[:2], size, (origin[0], origin[1]), self.crop_size)
+            window = Window((H, W), size, self._origin(size, centre, rng), self.crop_size)
             cropped = window.cut(mask, nearest=True, fill=IGNORE)
-            counts = np.bincount(cropped[cropped != IGNORE], minlength=1)
-            if counts.max() <= self.max_class_share * counts.sum():
+            counts = np.bincount(cropped.ravel(), minlength=256)[:IGNORE]
+            if 0 < counts.max() <= self.max_class_share * counts.sum():
                 break
         image = window.cut(image, nearest=False, fill=PAD_COLOUR)
         if rng.random() < self.flip:
@@ -67,6 +70,50 @@ class Augmentation:
         if self.photometric:
             image = distort(image, rng)
         return np.ascontiguousarray(image), np.ascontiguousarray(cropped)
+
+    def _origin(
+        self, size: tuple[int, int], centre: tuple[float, float] | None, rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Top left corner of a crop in a resized image, uniform over those that hold `centre`.
+
+        `centre` is (y, x) as shares of height and width.
+        """
+        corner = []
+        for axis, (side, crop) in enumerate(zip(size, self.crop_size, strict=True)):
+            low, high = 0, max(side - crop, 0)
+            if centre is not None:
+                at = int(centre[axis] * side)
+                low, high = max(at - crop + 1, 0), min(at, high)
+            corner.append(int(rng.integers(low, max(low, high) + 1)))
+        return corner[0], corner[1]
+
+    def _rare_pixel(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float] | None:
+        """(y, x) of a pixel of a class drawn by its odds, as shares of the size; None mostly."""
+        if rng.random() >= self.rare_crops:
+            return None
+        present = np.bincount(mask.ravel(), minlength=256)[: len(self.class_odds)] > 0
+        odds = np.where(present, self.class_odds, 0.0)
+        if not odds.sum():
+            return None
+        chosen = rng.choice(len(odds), p=odds / odds.sum())
+        places = np.flatnonzero(mask == chosen)
+        y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
+        return (y + 0.5) / mask.shape[0], (x + 0.5) / mask.shape[1]
+
+
+def base_scale(H: int, W: int, short_side: int | None, long_side: int | None) -> float:
+    """Factor that brings an image to a short side, its long side staying within a limit."""
+    if short_side is None:
+        return 1.0
+    scale = short_side / min(H, W)
+    return scale if long_side is None else min(scale, long_side / max(H, W))
+
+
+def rare_class_odds(pixels: np.ndarray) -> tuple[float, ...]:
+    """(K,) odds from pixel counts: one over the square root of the share, 0 for absent classes."""
+    odds = np.zeros(len(pixels))
+    odds[pixels > 0] = 1 / np.sqrt(pixels[pixels > 0] / pixels.sum())
+    return tuple((odds / max(odds.sum(), 1e-12)).tolist())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,212 @@
+"""Drafts the `data.yaml` of a folder of one's own: finds images, masks, ids or colours, and splits.
+
+What a program can see it writes down (ids, colours, names in a classes file beside the data); what
+it cannot know it asks for in a comment. Nothing is guessed silently.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from setr.datasets import SPLITS
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.images import read_mask, walk_images, write_bytes
+from setr.layouts import MASK_FOLDERS, NoSplitError, find_split
+
+IMAGE_NAMES = ("images", "image", "imgs", "img", "JPEGImages")
+MASK_NAMES = (*MASK_FOLDERS, "mask", "label", "annotation", "SegmentationClass", "gt", "GT")
+NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json")
+MOST_VALUES = 256
+"""More ids or colours than this are no classes."""
+
+
+class Draft(NamedTuple):
+    """A data.yaml and the list files beside it, not yet written."""
+
+    yaml: str
+    lists: dict[str, str]
+
+
+def draft(root: Path, *, val_share: float = 0.2) -> Draft:
+    """Describe a folder.
+
+    Args:
+        root: holds images and masks, with or without folders per split.
+        val_share: share of the pairs that goes to the validation split where the folder has none;
+            the choice depends on file names alone.
+
+    Raises:
+        SetrError: the layout is one that needs no description, or none that can be described.
+    """
+    pairs: list[tuple[str, str]] = []
+    splits: dict[str, str] = {}
+    for split in SPLITS:
+        try:
+            found = find_split(root, split, {}, None)
+        except NoSplitError:
+            continue
+        if found.labels:
+            raise SetrError(
+                f"{root}: is {found.labels.partition(':')[0]} in its released layout and needs no "
+                "data.yaml; check it with `setr doctor`",
+                code=USAGE,
+            )
+        splits[split] = ""
+        pairs += zip(found.images, found.masks or (), strict=False)
+    lists = {}
+    if not pairs:
+        pairs = _flat_pairs(root)
+        lists = _split_lists(pairs, val_share)
+        splits = {split: f"{split}.txt" for split in ("train", "val")}
+    ids, colours = _values(root, [mask for _, mask in pairs])
+    names = _class_names(root)
+    body = _colour_classes(colours) if colours else _id_classes(ids, names)
+    head = [f"# {len(pairs)} pairs found by `setr init-data`; check with `setr doctor {root}`."]
+    head += [f"{split}: {place}" for split, place in splits.items() if place]
+    return Draft("\n".join([*head, *body]) + "\n", lists)
+
+
+def write(root: Path, made: Draft) -> list[Path]:
+    """Write a draft into the folder it describes; returns the files."""
+    files = {"data.yaml": made.yaml, **made.lists}
+    for name, text in files.items():
+        write_bytes(root / name, text.encode("utf-8", "surrogateescape"))
+    return [root / name for name in files]
+
+
+def _flat_pairs(root: Path) -> list[tuple[str, str]]:
+    """Pairs by stem of an image folder and a mask folder without splits."""
+    for images in IMAGE_NAMES:
+        for masks in MASK_NAMES:
+            if (root / images).is_dir() and (root / masks).is_dir():
+                by_stem = {str(Path(n).with_suffix("")): n for n in walk_images(root / masks)}
+                names = {n: by_stem.get(str(Path(n).with_suffix("")))
+                         for n in walk_images(root / images)}  # fmt: skip
+                pairs = [(f"{images}/{n}", f"{masks}/{m}") for n, m in names.items() if m]
+                if pairs:
+                    return pairs
+    if next(root.rglob("*.json"), None) and not any((root / m).is_dir() for m in MASK_NAMES):
+        raise SetrError(
+            f"{root}: holds outlines in JSON but no mask images; export masks first (labelme: "
+            "labelme_export_voc)",
+            code=DATA_CHECK_FAILED,
+        )
+    raise SetrError(
+        f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
+        f"({', '.join(MASK_NAMES)}) of the same file names; rename them, or list the pairs in "
+        "train.csv and val.csv (columns image,mask) and name these in data.yaml",
+        code=DATA_CHECK_FAILED,
+    )
+
+
+def _split_lists(pairs: list[tuple[str, str]], val_share: float) -> dict[str, str]:
+    """train.txt and val.txt; at least one pair each where there are two."""
+    order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].encode("utf-8", "surrogateescape")))
+    count = min(max(1, round(len(order) * val_share)), max(len(order) - 1, 1))
+    parts = {"val": sorted(order[:count]), "train": sorted(order[count:] or order)}
+    return {
+        f"{split}.txt": "".join(f"{image}\t{mask}\n" for image, mask in part)
+        for split, part in parts.items()
+    }
+
+
+def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
+    """Pixel counts of the ids, or of the colours (as 0xrrggbb), over all masks."""
+    ids: Counter[int] = Counter()
+    colours: Counter[int] = Counter()
+    for values, target in _mask_values(root, masks, ids, colours):
+        unique, counts = np.unique(values, return_counts=True)
+        target.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
+        if len(target) > MOST_VALUES:
+            kind = "colours" if target is colours else "ids"
+            raise SetrError(
+                f"{root}: the masks hold more than {MOST_VALUES} {kind}; such masks are blurred, "
+                "numbered by object, or photos: export one id or colour per class",
+                code=DATA_CHECK_FAILED,
+            )
+    if ids and colours:
+        raise SetrError(
+            f"{root}: some masks hold ids, others colours; export all in one way",
+            code=DATA_CHECK_FAILED,
+        )
+    return ids, colours
+
+
+def _mask_values(
+    root: Path, masks: list[str], ids: Counter[int], colours: Counter[int]
+) -> Iterator[tuple[np.ndarray, Counter[int]]]:
+    for name in masks:
+        try:
+            yield read_mask(root / name), ids
+        except SetrError as error:
+            if "colour mask" not in str(error):
+                raise
+            rgb = read_mask(root / name, rgb=True).astype(np.int32)
+            yield rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2], colours
+
+
+def _class_names(root: Path) -> list[str]:
+    """Names from a file beside the data, one a line or in JSON; empty if there is none."""
+    for file in (root / name for name in NAME_FILES):
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8-sig", errors="replace")
+        if file.suffix == ".json":
+            values = json.loads(text)
+            values = values.get("classes", []) if isinstance(values, dict) else values
+            return [str(v) for v in values]
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        return names[names[:1] == ["__ignore__"] :]  # labelme's name of id -1
+    return []
+
+
+def _id_classes(ids: Counter[int], names: list[str]) -> list[str]:
+    if set(ids) <= {0, 255} and 255 in ids and len(names) < 3:
+        first, second = (*names, "background", "foreground")[:2] if len(names) == 2 else (
+            "background", "foreground")  # fmt: skip
+        return [
+            "# the masks hold 0 and 255 only: 255 is taken as a class here, not as ignore",
+            f"classes: [{_quote(first)}, {_quote(second)}]",
+            f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
+        ]
+    kept = [i for i in sorted(ids) if i < len(names)] if names else sorted(set(ids) - {255})
+    listed = names or [f"class_{i}" for i in kept]
+    naming = list(enumerate(names)) if names else list(zip(kept, listed, strict=True))
+    ignored = sorted(set(ids) - {i for i, _ in naming})
+    total = sum(ids.values())
+    lines = [] if names else ["# name the classes; ids to leave out go to 'ignore'"]
+    lines.append("classes:")
+    lines += [f"  - {_quote(name)}" for name in listed]
+    lines.append("label_map:  # id in the masks: class, or ignore")
+    lines += [
+        f"  {i}: {_quote(name)}  # {100 * ids[i] / total:.2f} % of the pixels" for i, name in naming
+    ]
+    lines += [f"  {i}: ignore  # {100 * ids[i] / total:.2f} % of the pixels" for i in ignored]
+    return lines
+
+
+def _colour_classes(colours: Counter[int]) -> list[str]:
+    total = sum(colours.values())
+    lines = ["# name the classes; colours to leave out go to 'ignore' (and out of classes)"]
+    lines.append("classes:")
+    lines += [
+        f"  class_{k}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]"
+        for k, c in enumerate(sorted(colours))
+    ]
+    lines.append("colour_map:  # colour in the masks: class, or ignore")
+    lines += [
+        f'  "#{c:06x}": class_{k}  # {100 * colours[c] / total:.2f} % of the pixels'
+        for k, c in enumerate(sorted(colours))
+    ]
+    return lines
+
+
+def _quote(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
