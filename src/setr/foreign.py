@@ -23,6 +23,9 @@ from setr.model import SETR, OddSizes
 from setr.tensorfiles import read_tensor_file
 from setr.weights import LoadReport
 
+FOREIGN_KEYWORDS = ("num_heads", "taps", "aux_taps", "img_size", "labels", "odd_sizes")
+"""Keywords of `convert_foreign`: what the tensors of a checkpoint cannot tell."""
+
 
 def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
     """Read a SETR checkpoint of the authors or of mmsegmentation, in eval mode on the CPU.

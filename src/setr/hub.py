@@ -135,7 +135,9 @@ def _download(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in repo_id:
-        raise SetrError(f"{repo_id}: no such folder, and not a Hub repository (owner/name)")
+        raise SetrError(
+            f"{repo_id}: no such model directory; `setr train` or `setr demo` makes one"
+        )
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
     except hub_errors.GatedRepoError:

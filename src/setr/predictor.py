@@ -20,6 +20,7 @@ import torch
 from setr.config import Precision
 from setr.errors import SetrError
 from setr.evaluation import autocast_dtype
+from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.hub import ModelInfo, from_pretrained
 from setr.images import MAX_PIXELS, encode_png, read_image, write_bytes
 from setr.inference import normalize, predict_scores
@@ -188,17 +189,20 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
     """Load a trained model.
 
     Args:
-        source: a model directory.
+        source: a model directory, `owner/name` on the Hub, or a SETR checkpoint (.pth) of the
+            authors or of mmsegmentation.
         device: `auto`, `cpu`, `cuda`, …
-        options: further keywords of `Predictor`.
+        options: further keywords of `Predictor`; for a foreign checkpoint also those of
+            `foreign.convert_foreign`, for example `num_heads`.
 
     Raises:
         SetrError: missing or broken model, or no such device.
     """
-    path = Path(source)
-    if not path.exists():
-        raise SetrError(f"{path}: no such model directory; `setr train` or `setr demo` makes one")
-    model, info = from_pretrained(path)
+    if Path(source).is_file():
+        given = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
+        model, info = load_foreign(source, **given)
+    else:
+        model, info = from_pretrained(os.fspath(source))
     return Predictor(model, info, device=device, **options)
 
 
