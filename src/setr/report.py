@@ -236,7 +236,8 @@ def _calibration(figures: dict[str, Any]) -> str:
     return (
         f'<p class="note">Expected calibration error {error} %.'
         "<br>Per bin of confidence: blue up to the smaller, orange from there to the larger of "
-        "mean confidence and accuracy. Above the diagonal the model is too timid, below too sure.</p>"
+        "mean confidence and accuracy. Above the diagonal the model is too timid, below it too "
+        "sure.</p>"
         + reliability_chart(figures["calibration"])
     )
 
