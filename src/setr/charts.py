@@ -46,7 +46,8 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> str:
                 f'width="{cell}" height="{cell}" fill-opacity="{share:.3f}"/>'
             )
             if cell > 30 and share >= 0.005:
-                parts.append(f'<text x="{x + cell / 2}" y="{y + cell * 0.62:.0f}" '
+                tone = ' class="on"' if share > 0.55 else ""
+                parts.append(f'<text{tone} x="{x + cell / 2}" y="{y + cell * 0.62:.0f}" '
                              f'text-anchor="middle">{100 * share:.0f}</text>')  # fmt: skip
             parts.append("</g>")
     for column, name in enumerate(names):
@@ -61,7 +62,7 @@ def reliability_chart(calibration: dict[str, Any]) -> str:
     """Accuracy over confidence, with the share of pixels in each bin below."""
     size, left, top = 300, 46, 12
     bins = len(calibration["pixels"])
-    total = max(sum(calibration["pixels"]), 1)
+    total, largest = sum(calibration["pixels"]), max(calibration["pixels"])
     width = size / bins
     parts = []
     for i, (pixels, accuracy, confidence) in enumerate(
@@ -69,21 +70,19 @@ def reliability_chart(calibration: dict[str, Any]) -> str:
     ):
         if accuracy is None:
             continue
-        x, y = left + i * width, top + size * (1 - accuracy)
-        middle = top + size * (1 - confidence)
+        low, high = sorted((accuracy, confidence))
+        share = 60 * pixels / largest
         title = (
             f"confidence {percent(confidence)} %, accuracy {percent(accuracy)} %, "
             f"{percent(pixels / total)} % of the pixels"
         )
-        share = 60 * pixels / total
+        x = left + i * width + 1
         parts.append(
-            f'<g><title>{title}</title><rect class="cell" fill-opacity="0.75" x="{x + 1:.1f}" '
-            f'y="{y:.1f}" width="{width - 2:.1f}" height="{size * accuracy:.1f}"/>'
-            f'<rect class="over" fill-opacity="0.6" x="{x + 1:.1f}" y="{min(y, middle):.1f}" '
-            f'width="{width - 2:.1f}" height="{abs(y - middle):.1f}"/>'
-            f'<rect class="cell" fill-opacity="0.45" x="{x + 1:.1f}" '
-            f'y="{top + size + 100 - share:.1f}" '
-            f'width="{width - 2:.1f}" height="{max(share, 0.5):.1f}"/></g>'
+            f"<g><title>{title}</title>"
+            + _rect("cell", x, top + size * (1 - low), width - 2, size * low)
+            + _rect("over", x, top + size * (1 - high), width - 2, size * (high - low))
+            + _rect("cell", x, top + size + 100 - share, width - 2, share)
+            + "</g>"
         )
     parts.append(f'<line x1="{left}" y1="{top + size}" x2="{left + size}" y2="{top}"/>')
     for value in (0, 0.5, 1):
@@ -116,6 +115,12 @@ def loss_chart(steps: np.ndarray, losses: np.ndarray) -> str:
         f'<text x="680" y="200" text-anchor="end">step {int(steps[-1])}</text>',
     ]
     return _svg(700, 210, "training loss over steps", parts)
+
+
+def _rect(kind: str, x: float, y: float, width: float, height: float) -> str:
+    return (
+        f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
+    )
 
 
 def _svg(

@@ -70,7 +70,7 @@ def bar(value: float | None, colour: str = "var(--accent)") -> str:
     width = 100 * min(max(value, 0.0), 1.0)
     return (
         f'<span class="bar"><i style="width:{width:.1f}%;background:{colour}"></i></span>'
-        f"{percent(value)}"
+        f'<span class="num">{percent(value)}</span>'
     )
 
 

@@ -130,14 +130,11 @@ def _protocols(metrics: dict[str, Any]) -> dict[str, Any]:
 def _headline(protocols: dict[str, Any]) -> list[tuple[str, str]]:
     facts = []
     for name, figures in protocols.items():
-        interval = figures["intervals"]["miou"]
-        between = f", 95 % interval {percent(interval[0])} to {percent(interval[1])}"
-        facts.append(
-            (
-                percent(figures["miou"]),
-                f"mIoU %, {name.replace('_', ' ')}{between if interval else ''}",
-            )
-        )
+        text = f"mIoU %, {name.replace('_', ' ')}"
+        if figures["intervals"]["miou"]:
+            low, high = map(percent, figures["intervals"]["miou"])
+            text += f", 95 % interval {low} to {high}"
+        facts.append((percent(figures["miou"]), text))
     figures = next(iter(protocols.values()))
     return [
         *facts,
@@ -191,7 +188,9 @@ def _comparison(figures: dict[str, Any], others: dict[str, Any]) -> list[str]:
         against = other["against"]
         low, high = (f"{100 * v:+.2f}" for v in against["interval"])
         difference = f"{100 * against['difference']:+.2f} ({low} to {high})"
-        rows.append([escape(path), *_key_figures(other), difference, f"{against['p']:.4f}"])
+        rows.append(
+            [escape(Path(path).name), *_key_figures(other), difference, f"{against['p']:.4f}"]
+        )
     names = list(figures["iou"])
     classes = [
         [escape(name), bar(figures["iou"][name]), *(bar(o["iou"][name], "var(--second)") for o in
@@ -203,7 +202,7 @@ def _comparison(figures: dict[str, Any], others: dict[str, Any]) -> list[str]:
         '<p class="note">Same images. The difference is the mean over images of mIoU per image, in '
         "points, with its bootstrap 95 % interval; p is of a two-sided sign-flip permutation test "
         "on the pairs: below 0.05 chance alone would rarely make such a difference.</p>",
-        table(["IoU in %", "this model", *map(escape, others)], classes),
+        table(["IoU in %", "this model", *(escape(Path(path).name) for path in others)], classes),
     ]
 
 
@@ -233,19 +232,22 @@ def _confusions(matrix: np.ndarray, labels: Labels, shown: int = 8) -> str:
 def _calibration(figures: dict[str, Any]) -> str:
     if "calibration" not in figures:
         return "<p>No confidences were recorded.</p>"
+    error = percent(figures["calibration"]["ece"], 2)
     return (
-        f'<p class="note">Expected calibration error {percent(figures["calibration"]["ece"], 2)} %.'
-        "<br>Blue: accuracy of the pixels in a bin of confidence; orange: the gap to the mean "
-        f"confidence of the bin.</p>{reliability_chart(figures['calibration'])}"
+        f'<p class="note">Expected calibration error {error} %.'
+        "<br>Per bin of confidence: blue up to the smaller, orange from there to the larger of "
+        "mean confidence and accuracy. Above the diagonal the model is too timid, below it too "
+        "sure.</p>"
+        + reliability_chart(figures["calibration"])
     )
 
 
 def _sizes(buckets: dict[str, Any]) -> str:
     rows = [
-        [name, str(values["regions"]), bar(values["found"]), bar(values["recall"])]
+        [name, str(values["regions"]), percent(values["found"]), percent(values["recall"])]
         for name, values in buckets.items()
     ]
-    return table(["connected region", "number", "found", "pixels right"], rows) + (
+    return table(["connected region", "number", "found, %", "pixels right, %"], rows) + (
         '<p class="note">Small is below 32², large from 96² pixels on; found means at least half '
         "of its pixels are right.</p>"
     )

@@ -19,11 +19,13 @@ def figures_table(metrics: dict[str, Any]) -> str:
     names = list(next(iter(columns.values()))["iou"])
     width = max(map(len, [*names, *_MEANS.values()]))
 
+    space = max(14, *(len(k) + 2 for k in columns))
+
     def row(label: str, values: list[float | None]) -> str:
         shown = ["n/a" if v is None else f"{100 * v:.2f}" for v in values]
-        return f"{label:<{width}}" + "".join(f"{v:>14}" for v in shown)
+        return f"{label:<{width}}" + "".join(f"{v:>{space}}" for v in shown)
 
-    lines = [f"{'IoU in %':<{width}}" + "".join(f"{k.replace('_', ' '):>14}" for k in columns)]
+    lines = [f"{'IoU in %':<{width}}" + "".join(f"{k.replace('_', ' '):>{space}}" for k in columns)]
     lines += [row(name, [c["iou"][name] for c in columns.values()]) for name in names]
     lines.append("-" * len(lines[0]))
     lines += [
