@@ -14,11 +14,11 @@ ORDER = (
     # figures
     *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
     # checks of a data set
-    *("survey", "doctor"),
+    *("survey", "doctor", "init_data"),
     # networks and weights
     *("encoder", "hybrid", "decoders", "baselines", "catalog", "tensorfiles", "dialects"),
-    *("architecture", "weights", "model", "lora", "losses", "protocols", "inference", "hub"),
-    "foreign",
+    *("architecture", "weights", "model", "lora", "row_blocks", "region_losses", "losses"),
+    *("protocols", "inference", "hub", "foreign"),
     # runs
     *("progress", "checkpoint", "config", "evaluation", "optim", "recipes", "engine", "predictor"),
     # pages and tables

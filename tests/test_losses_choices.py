@@ -159,5 +159,5 @@ def test_all_ignored_gives_zero_and_no_gradient(kind):
 def test_config_refuses_an_unknown_loss():
     from setr.config import Config
 
-    with pytest.raises(SetrError, match="train.loss"):
+    with pytest.raises(SetrError, match=r"train\.loss"):
         Config.from_yaml("train: {loss: hinge}")

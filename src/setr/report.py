@@ -237,8 +237,7 @@ def _calibration(figures: dict[str, Any]) -> str:
         f'<p class="note">Expected calibration error {error} %.'
         "<br>Per bin of confidence: blue up to the smaller, orange from there to the larger of "
         "mean confidence and accuracy. Above the diagonal the model is too timid, below it too "
-        "sure.</p>"
-        + reliability_chart(figures["calibration"])
+        "sure.</p>" + reliability_chart(figures["calibration"])
     )
 
 
