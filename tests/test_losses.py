@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setr import losses
+from setr import row_blocks
 from setr.labels import IGNORE
 from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
 from setr.model import Output
@@ -55,7 +55,7 @@ def test_block_boundaries_do_not_matter(monkeypatch):
     target = torch.randint(4, (2, 56, 40))
     whole = value_and_grad(plain, logits, target, (56, 40))
     for block in (1, 4 * 40 * 4 * 2 * 5, 10**9):  # one row, five rows, everything
-        monkeypatch.setattr(losses, "BLOCK_BYTES", block)
+        monkeypatch.setattr(row_blocks, "BLOCK_BYTES", block)
         ours = value_and_grad(upsample_cross_entropy, logits, target, (56, 40))
         torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
 
@@ -110,5 +110,5 @@ def test_memory_does_not_hold_full_resolution_logits():
     target = torch.randint(50, (1, 512, 512))
     with Watch():
         upsample_cross_entropy(logits, target, (512, 512)).backward()
-    assert max(seen) <= losses.BLOCK_BYTES + target.numel() * 8
+    assert max(seen) <= row_blocks.BLOCK_BYTES + target.numel() * 8
     assert max(seen) < 50 * 512 * 512 * 4 / 4
