@@ -61,6 +61,36 @@ def demo() -> Config:
     )
 
 
+@_register
+def finetune() -> Config:
+    """SETR-MLA, DINOv2 ViT-S/14, for a data set of your own; one GPU of 8 GB, or a patient CPU.
+
+    Give the data with `--data.root`, pretrained weights with `--model.pretrained lvd142m` (timm
+    downloads them) or a file.
+    """
+    return Config(
+        model=ModelConfig(name="setr_mla_small", encoder="vit_small_patch14_dinov2"),
+        data=DataConfig(root="data", crop_size=(448, 448)),
+        optim=OptimConfig(
+            name="adamw",
+            lr=1.5e-4,
+            head_lr_factor=10,
+            neck_lr_factor=10,
+            min_lr=0,
+            weight_decay=0.05,
+            layer_decay=0.75,
+            warmup_steps=100,
+        ),
+        train=TrainConfig(
+            steps=4000,
+            batch_size=8,
+            ema=0.999,
+            class_weights="sqrt_median_frequency",
+            eval_every=500,
+        ),
+    )
+
+
 def _camvid(decoder: str) -> Config:
     """CamVid with a DINOv2 ViT-S/14: images enlarged to 546x728, so that thin things get tokens."""
     return Config(

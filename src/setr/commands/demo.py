@@ -69,6 +69,6 @@ def run(arguments: list[str]) -> int:
         "and the model\n\nNext:\n"
         f"  setr predict {out} PHOTO.jpg -o predictions --save mask,overlay\n"
         "  setr init-data YOUR_FOLDER          # describe your own images and masks\n"
-        "  setr train camvid_setr_mla_small --help"
+        "  setr train finetune --data.root YOUR_FOLDER --model.pretrained lvd142m"
     )
     return OK

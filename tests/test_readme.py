@@ -1,0 +1,61 @@
+"""The README runs as written: its own-data commands (tiny model, few steps) and its Python."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import setr
+from setr.cli import main
+from setr.errors import OK
+from setr.images import encode_png, write_bytes
+from setr.scenes import draw
+from tests.conftest import write_scene_folders
+
+README = Path(__file__).parents[1] / "README.md"
+SMALLER = (
+    "--model.name setr_naive_nano --model.encoder None --model.channels 8 --train.steps 2 "
+    "--train.batch-size 2 --data.crop-size 48 48 --data.workers 0"
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_scene_folders(tmp_path / "photos", {"train": 4, "val": 2})
+    (tmp_path / "photos" / "data.yaml").unlink()
+    write_bytes(tmp_path / "holiday.jpg", encode_png(draw("x", 0, size=48)[0]))
+    block = next(b for b in blocks("") if "setr init-data" in b)
+    commands = [line.split("#")[0].strip() for line in block.splitlines()]
+    assert [c.split()[1] for c in commands] == ["init-data", "doctor", "train", "eval", "predict"]
+    for command in commands:
+        arguments = shlex.split(command)[1:]
+        if arguments[0] == "train":  # a download and thousands of steps are left out
+            arguments = [a for a in arguments if a not in ("--model.pretrained", "lvd142m")]
+            arguments += SMALLER.split()
+        assert main(arguments) == OK, command
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"holiday.png", "holiday_overlay.png"}
+    capsys.readouterr()
+    code = next(b for b in blocks("python") if "setr.load" in b)
+    monkeypatch.setattr(setr, "create_model", lambda *a, **k: None, raising=False)  # 318 M weights
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "overlay.png").is_file()
+
+
+def test_the_two_commands_exist():
+    makefile = (README.parent / "Makefile").read_text()
+    for target in ("demo", "test", "lint", "bench"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make demo" in README.read_text()
+    assert "make test" in README.read_text()
+
+
+def test_links_inside_the_repository_lead_somewhere():
+    for page in [README, *README.parent.glob("docs/*.md"), README.parent / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"
