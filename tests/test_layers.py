@@ -8,7 +8,7 @@ from pathlib import Path
 import setr
 
 ORDER = """
-errors _torchvision labels images scenes datasets transforms loader metrics doctor encoder hybrid
+errors remote _torchvision labels images scenes datasets transforms loader metrics doctor encoder hybrid
 decoders baselines catalog tensorfiles dialects architecture weights model lora losses inference hub
 foreign progress checkpoint config optim recipes engine predictor report
 tables cli commands

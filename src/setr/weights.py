@@ -6,7 +6,6 @@ encoder whose tensors do not fit is an error, never a silent training from scrat
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 from collections.abc import Mapping
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from setr.architecture import dialect_options, function_options
 from setr.dialects import Translation, translate
-from setr.encoder import PosInterp, prefix_names, resample_grid
+from setr.encoder import PosInterp, resample_grid
 from setr.errors import SetrError
+from setr.remote import fetch
 from setr.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
@@ -145,8 +145,8 @@ def pretrained_id(encoder: str, tag: str) -> str:
 
     if tag == "deit":
         encoder, tag = re.sub(r"^(vit|deit)_", "deit_", encoder), "fb_in1k"
-    family = re.sub(r"_\d+$", "_*", encoder.partition(".")[0])
-    known = fnmatch.filter(timm.list_pretrained(), f"{family}.*")
+    family = re.sub(r"_\d+$", "", encoder.partition(".")[0])
+    known = [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
     fits = [name for name in known if name.endswith(f".{tag}")]
     if not fits:
         tags = sorted({name.partition(".")[2] for name in known})
@@ -158,17 +158,22 @@ def pretrained_id(encoder: str, tag: str) -> str:
 
 
 def _download(name: str) -> dict[str, Tensor]:
+    """The tensors of a timm model as timm names them, from the Hub or its cache."""
     import timm
 
-    try:
-        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SetrError(
-            f"pretrained weights {name}: cannot be downloaded ({reason:.80}); download the file on "
-            "another machine and give its path"
-        ) from None
+    repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
+    folder = fetch(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id, _HUB_FILES)
+    files = [folder / file for file in _HUB_FILES if (folder / file).is_file()]
+    if not files:
+        raise SetrError(f"pretrained weights {name}: its repository holds none of {_HUB_FILES}")
+    overlay = {"file": str(files[0])}
+    state: dict[str, Tensor] = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=overlay
+    ).state_dict()
     return state
+
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def _match(
@@ -204,7 +209,7 @@ def _match(
     odd_heads = [n for n in heads if n not in state] if found.whole else []
     missing = [n for n in encoder if n not in state] + [n for n in odd_heads if n not in given]
     if not partial:
-        _require_encoder(source, encoder, unfit, own, given, missing, share)
+        _require_encoder(source, unfit, missing, own, given, share)
     if odd_heads and not new_head:
         raise SetrError(_head_message(source, model, odd_heads, own, given))
     report = LoadReport(
@@ -223,21 +228,22 @@ def _match(
 
 def _require_encoder(
     source: str,
-    encoder: list[str],
     unfit: list[str],
+    missing: list[str],
     own: dict[str, Tensor],
     given: dict[str, Tensor],
-    missing: list[str],
     share: float,
 ) -> None:
-    wrong = [n for n in unfit if n in encoder]
-    if share >= MIN_MATCH and not wrong:
+    """Refuse an encoder that is mostly, or decisively, another one."""
+    wrong = [n for n in unfit if n.startswith("encoder.")]
+    stem = [n for n in missing if re.match(r"encoder\..*(patch_embed|pos_embed|\.conv1\.)", n)]
+    if share >= MIN_MATCH and not wrong and not stem:
         return
     if wrong:
         n = wrong[0]
         detail = f"{n} is {tuple(given[n].shape)}, the model's is {tuple(own[n].shape)}"
     else:
-        detail = f"missing: {', '.join(missing[:3])}"
+        detail = f"missing: {', '.join((stem + missing)[:3])}"
     raise SetrError(
         f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder these weights "
         "were made for (--model.encoder), or accept it with --partial"
@@ -321,9 +327,9 @@ def _fit_positions(
             f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at"
         )
     patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
-    prefix = value[:, : min(stored, covered)].float()
-    if len(prefix_names(encoder.vit)) > stored:
+    if covered > stored:
         return value  # the model has a token these weights lack: reported as unfit
+    prefix = value[:, :covered].float()
     return torch.cat([prefix, patches], dim=1)
 
 
