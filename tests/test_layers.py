@@ -9,7 +9,7 @@ import setr
 
 ORDER = """
 errors remote _torchvision labels images scenes datasets transforms loader metrics doctor encoder hybrid
-decoders baselines catalog tensorfiles dialects architecture weights model lora losses inference hub
+decoders baselines catalog tensorfiles dialects architecture weights pretrained model lora losses inference hub
 foreign progress checkpoint config optim recipes engine predictor report
 tables cli commands
 """.split()

@@ -126,9 +126,8 @@ def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
             commit_message="Upload model",
         )
     except Exception as error:
-        raise SetrError(
-            f"{repo_id}: cannot upload ({_reason(error)}); see `hf auth login`"
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SetrError(f"{repo_id}: cannot upload ({reason:.80}); see `hf auth login`") from None
     return f"https://huggingface.co/{repo_id}"
 
 
@@ -138,7 +137,7 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
 
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise SetrError(f"{folder}/config.json: format is not '{FORMAT}'")
         model = SETR(**{k: _tuples(v) for k, v in values["model"].items()})
         protocol = Protocol(**{k: _tuples(v) for k, v in values["protocol"].items()})

@@ -20,7 +20,6 @@ from setr.architecture import dialect_options, function_options
 from setr.dialects import Translation, translate
 from setr.encoder import PosInterp, resample_grid
 from setr.errors import SetrError
-from setr.remote import fetch
 from setr.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
@@ -109,74 +108,14 @@ def load_weights(
     """
     file = read_tensor_file(Path(source))
     found = translate(file.tensors, str(source))
-    state, report = _match(
+    state, report = match_weights(
         model, found, str(source), partial=partial, new_head=new_head, pos_interp=pos_interp
     )
     model.load_state_dict(state, strict=False)
     return report
 
 
-def load_encoder(model: Loadable, source: str) -> LoadReport:
-    """Load encoder weights from a file, or by the tag of weights that timm downloads.
-
-    Args:
-        model: its heads keep their values, unless the file holds a whole model.
-        source: a path, or a tag such as `augreg_in21k`, `deit` or `lvd142m`.
-
-    Raises:
-        SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
-    """
-    if Path(source).exists() or Path(source).suffix or "/" in source:
-        return load_weights(model, source, new_head=True)
-    name = pretrained_id(model.arguments["encoder"], source)
-    found = translate(_download(name), name)
-    state, report = _match(model, found, name)
-    model.load_state_dict(state, strict=False)
-    return report
-
-
-def pretrained_id(encoder: str, tag: str) -> str:
-    """The timm id of pretrained weights for an encoder, at its own or another resolution.
-
-    Raises:
-        SetrError: no such weights; the tags that exist are listed.
-    """
-    import timm
-
-    if tag == "deit":
-        encoder, tag = re.sub(r"^(vit|deit)_", "deit_", encoder), "fb_in1k"
-    family = re.sub(r"_\d+$", "", encoder.partition(".")[0])
-    known = [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
-    fits = [name for name in known if name.endswith(f".{tag}")]
-    if not fits:
-        tags = sorted({name.partition(".")[2] for name in known})
-        raise SetrError(
-            f"pretrained '{tag}': no such file, and no such weights for {encoder}; there are "
-            f"{', '.join(tags) or 'none'}"
-        )
-    return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])
-
-
-def _download(name: str) -> dict[str, Tensor]:
-    """The tensors of a timm model as timm names them, from the Hub or its cache."""
-    import timm
-
-    repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
-    folder = fetch(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id, _HUB_FILES)
-    files = [folder / file for file in _HUB_FILES if (folder / file).is_file()]
-    if not files:
-        raise SetrError(f"pretrained weights {name}: its repository holds none of {_HUB_FILES}")
-    overlay = {"file": str(files[0])}
-    state: dict[str, Tensor] = timm.create_model(
-        name, pretrained=True, pretrained_cfg_overlay=overlay
-    ).state_dict()
-    return state
-
-
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-def _match(
+def match_weights(
     model: Loadable,
     found: Translation,
     source: str,
@@ -185,7 +124,11 @@ def _match(
     new_head: bool = False,
     pos_interp: PosInterp | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Pair a checkpoint's tensors with the model's; nothing is changed yet."""
+    """Pair a checkpoint's tensors with the model's; nothing is changed yet.
+
+    Returns:
+        The tensors to put into the model, complete and checked, and the report.
+    """
     own = model.state_dict()
     given = found.tensors if found.whole else _with_prefix(model, found)
     _fold_prefix(model, given)
@@ -195,10 +138,11 @@ def _match(
         if name not in own:
             unexpected.append(name)
             continue
-        if name == POSITIONS and value.shape != own[name].shape:
+        if name == POSITIONS and (found.dialect != "setr" or value.shape != own[name].shape):
             mode = pos_interp or model.encoder.pos_interp
-            value = _fit_positions(model, value, given, mode, source)
-            resized.append(name)
+            fitted = _fit_positions(model, value, given, mode, source)
+            resized += [name] if fitted is not value else []
+            value = fitted
         if value.shape == own[name].shape:
             state[name] = value.to(own[name].dtype)
         else:
@@ -327,8 +271,8 @@ def _fit_positions(
             f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at"
         )
     patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
-    if covered > stored:
-        return value  # the model has a token these weights lack: reported as unfit
+    if covered > stored or (covered == stored and old == grid):
+        return value  # with a token the model has and these weights lack: reported as unfit
     prefix = value[:, :covered].float()
     return torch.cat([prefix, patches], dim=1)
 
