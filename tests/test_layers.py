@@ -9,7 +9,17 @@ import setr
 
 ORDER = (
     # files and samples
-    *("errors", "_torchvision", "decode", "labels", "images", "layouts", "scenes", "datasets"),
+    *(
+        "errors",
+        "remote",
+        "_torchvision",
+        "decode",
+        "labels",
+        "images",
+        "layouts",
+        "scenes",
+        "datasets",
+    ),
     *("transforms", "loader"),
     # figures
     *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
@@ -17,7 +27,16 @@ ORDER = (
     *("survey", "doctor", "init_data"),
     # networks and weights
     *("encoder", "hybrid", "decoders", "baselines", "catalog", "tensorfiles", "dialects"),
-    *("architecture", "weights", "model", "lora", "row_blocks", "region_losses", "losses"),
+    *(
+        "architecture",
+        "weights",
+        "pretrained",
+        "model",
+        "lora",
+        "row_blocks",
+        "region_losses",
+        "losses",
+    ),
     *("protocols", "inference", "hub", "foreign"),
     # runs
     *("progress", "checkpoint", "config", "evaluation", "optim", "recipes", "engine", "predictor"),

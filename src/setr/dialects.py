@@ -211,9 +211,11 @@ def _timm(tensors: Tensors) -> Translation:
 
 
 def _huggingface(tensors: Tensors) -> Translation:
-    bare = {re.sub(r"^.*?(?=embeddings\.|encoder\.layer\.|layernorm\.)", "", k): v
-            for k, v in tensors.items()}  # fmt: skip
-    layer = r"encoder\.layer\.(\d+)\."
+    """ViT, DeiT and DINOv2 of transformers, up to version 4 and from 5 on."""
+    start = r"^.*?(?=embeddings\.|encoder\.layer\.|layers\.\d|layernorm\.)"
+    bare = {re.sub(start, "", name, count=1): value for name, value in tensors.items()}
+    layer = r"(?:encoder\.layer|layers)\.(\d+)\."
+    names = {"q": "query", "k": "key", "v": "value"}
     rules: list[_Rule] = [
         (r"embeddings\.cls_token", "cls_token"),
         (r"embeddings\.distillation_token", "dist_token"),
@@ -221,7 +223,11 @@ def _huggingface(tensors: Tensors) -> Translation:
         (r"embeddings\.position_embeddings", "pos_embed"),
         (r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
         (layer + r"attention\.attention\.(query|key|value)\.(.+)", r"blocks.\1.attn.\2.\3"),
-        (layer + r"attention\.output\.dense\.(.+)", r"blocks.\1.attn.proj.\2"),
+        (
+            layer + r"attention\.([qkv])_proj\.(.+)",
+            lambda m: f"blocks.{m[1]}.attn.{names[m[2]]}.{m[3]}",
+        ),
+        (layer + r"attention\.(?:output\.dense|o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
         (layer + r"(?:layernorm_before|norm1)\.(.+)", r"blocks.\1.norm1.\2"),
         (layer + r"(?:layernorm_after|norm2)\.(.+)", r"blocks.\1.norm2.\2"),
         (
@@ -298,7 +304,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"backbone\.layers\.\d+\.attn\.attn\.", _mmseg),
     (r"backbone\.blocks\.0\..*|backbone\.mla\.", _official),
     (r"(.*/)?Transformer/encoderblock_0/", _google),
-    (r"(.*\.)?encoder\.layer\.0\.", _huggingface),
+    (r"(.*\.)?(encoder\.layer|layers)\.0\.(attention|layernorm_before)\.", _huggingface),
     (r"((backbone|model|vit)\.)?blocks\.0\.", _timm),
     (r"layer1\.0\.conv1\.", _resnet),
 ]

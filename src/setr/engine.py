@@ -36,6 +36,7 @@ from setr.lora import add_lora, parameter_counts
 from setr.losses import count_weight, segmentation_loss
 from setr.model import SETR, create_model
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr, trainable
+from setr.pretrained import load_encoder
 from setr.progress import Progress, counting
 from setr.transforms import Augmentation, rare_class_odds
 
@@ -290,13 +291,15 @@ def _build_model(config: Config, num_classes: int) -> SETR:
         num_classes=num_classes,
         img_size=settings.img_size,
         encoder=settings.encoder,
-        pretrained=settings.pretrained,
         aux=settings.aux,
         channels=settings.channels,
         pos_interp=settings.pos_interp,
         prefix_tokens=settings.prefix_tokens,
         encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
     )
+    if settings.pretrained:
+        report = load_encoder(model, settings.pretrained)
+        print(f"{settings.pretrained}: {report}", file=sys.stderr)
     if settings.lora_rank:
         add_lora(model, settings.lora_rank)
     model.encoder.freeze(settings.freeze)

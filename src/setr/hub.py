@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from setr.inference import Protocol
 from setr.labels import Labels
 from setr.lora import merged_state
 from setr.model import SETR
+from setr.remote import fetch
 
 FORMAT = "setr-1"
 FILES = ("config.json", "model.safetensors", "README.md")
@@ -97,9 +97,11 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
             repository that is missing, gated or out of reach.
     """
     folder = Path(source)
-    if not folder.is_dir():
-        folder = _download(str(source), revision)
-    return _read_folder(folder)
+    if folder.is_dir():
+        return _read_folder(folder)
+    if str(source).count("/") != 1:
+        raise SetrError(f"{source}: no such model directory; `setr train` or `setr demo` makes one")
+    return _read_folder(fetch(str(source), FILES, revision=revision))
 
 
 def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
@@ -124,41 +126,9 @@ def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
             commit_message="Upload model",
         )
     except Exception as error:
-        raise SetrError(
-            f"{repo_id}: cannot upload ({_reason(error)}); see `hf auth login`"
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SetrError(f"{repo_id}: cannot upload ({reason:.80}); see `hf auth login`") from None
     return f"https://huggingface.co/{repo_id}"
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import errors as hub_errors
-    from huggingface_hub import snapshot_download
-
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in repo_id:
-        raise SetrError(
-            f"{repo_id}: no such model directory; `setr train` or `setr demo` makes one"
-        )
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
-    except hub_errors.GatedRepoError:
-        raise SetrError(
-            f"{repo_id}: is gated; accept its terms on https://huggingface.co/{repo_id} and run "
-            "`hf auth login`"
-        ) from None
-    except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError):
-        raise SetrError(
-            f"{repo_id}: no such folder, and no such model on the Hub (or it is private: "
-            "`hf auth login`)"
-        ) from None
-    except Exception as error:
-        raise SetrError(
-            f"{repo_id}: not in the cache and the Hub is out of reach ({_reason(error)}); give the "
-            "path of a downloaded copy"
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:80]
 
 
 def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
@@ -167,7 +137,7 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
 
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise SetrError(f"{folder}/config.json: format is not '{FORMAT}'")
         model = SETR(**{k: _tuples(v) for k, v in values["model"].items()})
         protocol = Protocol(**{k: _tuples(v) for k, v in values["protocol"].items()})

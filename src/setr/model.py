@@ -21,7 +21,7 @@ from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
 from setr.encoder import Backbone, Encoder, PosInterp, PrefixTokens
 from setr.errors import SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
-from setr.weights import load_encoder
+from setr.pretrained import load_encoder
 
 OddSizes = Literal["crop", "squeeze"]
 

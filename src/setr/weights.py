@@ -6,7 +6,6 @@ encoder whose tensors do not fit is an error, never a silent training from scrat
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from setr.architecture import dialect_options, function_options
 from setr.dialects import Translation, translate
-from setr.encoder import PosInterp, prefix_names, resample_grid
+from setr.encoder import PosInterp, resample_grid
 from setr.errors import SetrError
 from setr.tensorfiles import read_tensor_file
 
@@ -109,69 +108,14 @@ def load_weights(
     """
     file = read_tensor_file(Path(source))
     found = translate(file.tensors, str(source))
-    state, report = _match(
+    state, report = match_weights(
         model, found, str(source), partial=partial, new_head=new_head, pos_interp=pos_interp
     )
     model.load_state_dict(state, strict=False)
     return report
 
 
-def load_encoder(model: Loadable, source: str) -> LoadReport:
-    """Load encoder weights from a file, or by the tag of weights that timm downloads.
-
-    Args:
-        model: its heads keep their values, unless the file holds a whole model.
-        source: a path, or a tag such as `augreg_in21k`, `deit` or `lvd142m`.
-
-    Raises:
-        SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
-    """
-    if Path(source).exists() or Path(source).suffix or "/" in source:
-        return load_weights(model, source, new_head=True)
-    name = pretrained_id(model.arguments["encoder"], source)
-    found = translate(_download(name), name)
-    state, report = _match(model, found, name)
-    model.load_state_dict(state, strict=False)
-    return report
-
-
-def pretrained_id(encoder: str, tag: str) -> str:
-    """The timm id of pretrained weights for an encoder, at its own or another resolution.
-
-    Raises:
-        SetrError: no such weights; the tags that exist are listed.
-    """
-    import timm
-
-    if tag == "deit":
-        encoder, tag = re.sub(r"^(vit|deit)_", "deit_", encoder), "fb_in1k"
-    family = re.sub(r"_\d+$", "_*", encoder.partition(".")[0])
-    known = fnmatch.filter(timm.list_pretrained(), f"{family}.*")
-    fits = [name for name in known if name.endswith(f".{tag}")]
-    if not fits:
-        tags = sorted({name.partition(".")[2] for name in known})
-        raise SetrError(
-            f"pretrained '{tag}': no such file, and no such weights for {encoder}; there are "
-            f"{', '.join(tags) or 'none'}"
-        )
-    return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])
-
-
-def _download(name: str) -> dict[str, Tensor]:
-    import timm
-
-    try:
-        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SetrError(
-            f"pretrained weights {name}: cannot be downloaded ({reason:.80}); download the file on "
-            "another machine and give its path"
-        ) from None
-    return state
-
-
-def _match(
+def match_weights(
     model: Loadable,
     found: Translation,
     source: str,
@@ -180,7 +124,11 @@ def _match(
     new_head: bool = False,
     pos_interp: PosInterp | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Pair a checkpoint's tensors with the model's; nothing is changed yet."""
+    """Pair a checkpoint's tensors with the model's; nothing is changed yet.
+
+    Returns:
+        The tensors to put into the model, complete and checked, and the report.
+    """
     own = model.state_dict()
     given = found.tensors if found.whole else _with_prefix(model, found)
     _fold_prefix(model, given)
@@ -190,10 +138,11 @@ def _match(
         if name not in own:
             unexpected.append(name)
             continue
-        if name == POSITIONS and value.shape != own[name].shape:
+        if name == POSITIONS and (found.dialect != "setr" or value.shape != own[name].shape):
             mode = pos_interp or model.encoder.pos_interp
-            value = _fit_positions(model, value, given, mode, source)
-            resized.append(name)
+            fitted = _fit_positions(model, value, given, mode, source)
+            resized += [name] if fitted is not value else []
+            value = fitted
         if value.shape == own[name].shape:
             state[name] = value.to(own[name].dtype)
         else:
@@ -204,7 +153,7 @@ def _match(
     odd_heads = [n for n in heads if n not in state] if found.whole else []
     missing = [n for n in encoder if n not in state] + [n for n in odd_heads if n not in given]
     if not partial:
-        _require_encoder(source, encoder, unfit, own, given, missing, share)
+        _require_encoder(source, unfit, missing, own, given, share)
     if odd_heads and not new_head:
         raise SetrError(_head_message(source, model, odd_heads, own, given))
     report = LoadReport(
@@ -223,21 +172,22 @@ def _match(
 
 def _require_encoder(
     source: str,
-    encoder: list[str],
     unfit: list[str],
+    missing: list[str],
     own: dict[str, Tensor],
     given: dict[str, Tensor],
-    missing: list[str],
     share: float,
 ) -> None:
-    wrong = [n for n in unfit if n in encoder]
-    if share >= MIN_MATCH and not wrong:
+    """Refuse an encoder that is mostly, or decisively, another one."""
+    wrong = [n for n in unfit if n.startswith("encoder.")]
+    stem = [n for n in missing if re.match(r"encoder\..*(patch_embed|pos_embed|\.conv1\.)", n)]
+    if share >= MIN_MATCH and not wrong and not stem:
         return
     if wrong:
         n = wrong[0]
         detail = f"{n} is {tuple(given[n].shape)}, the model's is {tuple(own[n].shape)}"
     else:
-        detail = f"missing: {', '.join(missing[:3])}"
+        detail = f"missing: {', '.join((stem + missing)[:3])}"
     raise SetrError(
         f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder these weights "
         "were made for (--model.encoder), or accept it with --partial"
@@ -321,9 +271,9 @@ def _fit_positions(
             f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at"
         )
     patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
-    prefix = value[:, : min(stored, covered)].float()
-    if len(prefix_names(encoder.vit)) > stored:
-        return value  # the model has a token these weights lack: reported as unfit
+    if covered > stored or (covered == stored and old == grid):
+        return value  # with a token the model has and these weights lack: reported as unfit
+    prefix = value[:, :covered].float()
     return torch.cat([prefix, patches], dim=1)
 
 

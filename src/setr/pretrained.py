@@ -1,0 +1,72 @@
+"""Pretrained encoder weights: a file, or a tag of weights that timm publishes on the Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from setr.dialects import translate
+from setr.errors import SetrError
+from setr.remote import fetch
+from setr.weights import Loadable, LoadReport, load_weights, match_weights
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def load_encoder(model: Loadable, source: str) -> LoadReport:
+    """Load encoder weights from a file, or by the tag of weights that timm downloads.
+
+    Args:
+        model: its heads keep their values, unless the file holds a whole model.
+        source: a path, or a tag such as `augreg_in21k`, `deit` or `lvd142m`.
+
+    Raises:
+        SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
+    """
+    if Path(source).exists() or Path(source).suffix or "/" in source:
+        return load_weights(model, source, new_head=True)
+    name = pretrained_id(model.arguments["encoder"], source)
+    found = translate(_download(name), name)
+    state, report = match_weights(model, found, name)
+    model.load_state_dict(state, strict=False)
+    return report
+
+
+def pretrained_id(encoder: str, tag: str) -> str:
+    """The timm id of pretrained weights for an encoder, at its own or another resolution.
+
+    Raises:
+        SetrError: no such weights; the tags that exist are listed.
+    """
+    import timm
+
+    if tag == "deit":
+        encoder, tag = re.sub(r"^(vit|deit)_", "deit_", encoder), "fb_in1k"
+    family = re.sub(r"_\d+$", "", encoder.partition(".")[0])
+    known = [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
+    fits = [name for name in known if name.endswith(f".{tag}")]
+    if not fits:
+        tags = sorted({name.partition(".")[2] for name in known})
+        raise SetrError(
+            f"pretrained '{tag}': no such file, and no such weights for {encoder}; there are "
+            f"{', '.join(tags) or 'none'}"
+        )
+    return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    """The tensors of a timm model as timm names them, from the Hub or its cache."""
+    import timm
+
+    repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
+    folder = fetch(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id, _HUB_FILES)
+    files = [folder / file for file in _HUB_FILES if (folder / file).is_file()]
+    if not files:
+        raise SetrError(f"pretrained weights {name}: its repository holds none of {_HUB_FILES}")
+    overlay = {"file": str(files[0])}
+    state: dict[str, Tensor] = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=overlay
+    ).state_dict()
+    return state

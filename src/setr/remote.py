@@ -1,0 +1,69 @@
+"""Files of a Hugging Face Hub repository: from the cache, else from the network, else one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from setr.errors import SetrError
+
+
+def fetch(repo_id: str, files: tuple[str, ...], *, revision: str | None = None) -> Path:
+    """The local folder with the files of a repository; what is cached needs no network.
+
+    Args:
+        repo_id: `owner/name`.
+        files: names or shell patterns of the files wanted.
+        revision: branch, tag or commit.
+
+    Raises:
+        SetrError: no such repository, a gated one, or neither cache nor network has it.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in repo_id:
+        raise SetrError(f"{repo_id}: not a Hub repository; those are called owner/name")
+    wanted = {"revision": revision, "allow_patterns": list(files)}
+    way_out = "download it on another machine and give the path"
+    try:
+        return Path(snapshot_download(repo_id, local_files_only=True, **wanted))
+    except errors.LocalEntryNotFoundError:
+        pass
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "on", "yes"):
+        raise SetrError(f"{repo_id}: not in the cache, and HF_HUB_OFFLINE is set; {way_out}")
+    _require_network(repo_id, way_out)
+    try:
+        return Path(snapshot_download(repo_id, **wanted))
+    except errors.GatedRepoError:
+        raise SetrError(
+            f"{repo_id}: is gated; accept its terms on https://huggingface.co/{repo_id} and run "
+            "`hf auth login`"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise SetrError(
+            f"{repo_id}: no such repository on the Hub, or it is private (`hf auth login`)"
+        ) from None
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SetrError(f"{repo_id}: download failed ({reason:.80}); {way_out}") from None
+
+
+def _require_network(repo_id: str, way_out: str) -> None:
+    """Fail at once where the Hub cannot be reached; its client would retry for a minute."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=10).close()
+    except OSError as error:
+        raise SetrError(
+            f"{repo_id}: not in the cache, and {address.hostname} is out of reach "
+            f"({error.strerror or error}); {way_out}"
+        ) from None

@@ -1,0 +1,276 @@
+"""Facts of the paper's encoder, and of every timm family that may take its place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from setr.encoder import Encoder, resample_grid
+from setr.errors import SetrError
+from setr.hybrid import ResNetEncoder
+from setr.model import SETR, create_model
+from tests.conftest import tiny_model
+
+SIZE = {"embed_dim": 64, "depth": 3, "num_heads": 4}
+VIT = "vit_base_patch16_384"
+
+
+def tiny_vit(**arguments: object) -> Encoder:
+    torch.manual_seed(0)
+    settings = {"taps": (1, 3), "img_size": 64, **SIZE, **arguments}
+    return Encoder(VIT, **settings).eval()  # type: ignore[arg-type]
+
+
+def tokens_after(encoder: Encoder, images: Tensor) -> Tensor:
+    """The sequence that enters the first block."""
+    return encoder.vit._pos_embed(encoder.vit.patch_embed(images))
+
+
+# --- the sequence ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("H", "W"), [(64, 64), (64, 96), (512, 512)])
+def test_sequence_length_is_one_token_per_16_by_16_pixels(H, W):
+    tokens = tokens_after(tiny_vit(), torch.zeros(1, 3, H, W))
+    assert tokens.shape[1] - 1 == H * W // 256  # one class token besides
+
+
+def test_maps_have_the_real_shape_and_no_class_token():
+    maps = tiny_vit()(torch.zeros(2, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [(2, 64, 4, 6)] * 2
+
+
+def test_odd_sizes_are_padded_with_zeros_at_the_bottom_and_right():
+    encoder, images = tiny_vit(), torch.randn(1, 3, 50, 70)
+    for ours, padded in zip(encoder(images), encoder(F.pad(images, (0, 10, 0, 14))), strict=True):
+        assert torch.equal(ours, padded)
+
+
+def test_position_embeddings_are_added_per_location():
+    encoder, images = tiny_vit(), torch.randn(1, 3, 64, 64)
+    before = tokens_after(encoder, images)
+    with torch.no_grad():
+        encoder.vit.pos_embed[:, 1 + 5] += 1.0  # the sixth patch
+    changed = (tokens_after(encoder, images) - before).abs().amax(dim=(0, 2)) > 0
+    assert changed.nonzero().flatten().tolist() == [6]
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_own_grid_is_not_resampled(mode):
+    grid = torch.randn(1, 12, 8)
+    assert torch.equal(resample_grid(grid, (3, 4), (3, 4), mode=mode), grid)
+
+
+@pytest.mark.parametrize("new", [(8, 8), (3, 7), (2, 2)])
+def test_bicubic_equals_timm(new):
+    from timm.layers import resample_abs_pos_embed
+
+    grid = torch.randn(1, 24, 8)
+    expected = resample_abs_pos_embed(grid, new_size=new, old_size=(4, 6), num_prefix_tokens=0)
+    torch.testing.assert_close(resample_grid(grid, (4, 6), new, mode="bicubic"), expected)
+
+
+def test_resampling_keeps_a_linear_ramp_and_double_precision():
+    ramp = torch.arange(6, dtype=torch.float64).repeat(4, 1).reshape(1, 24, 1)
+    wide = resample_grid(ramp, (4, 6), (4, 12), mode="bilinear")
+    assert wide.dtype == torch.float64
+    inner = wide.reshape(4, 12)[0, 1:-1]
+    torch.testing.assert_close(inner.diff(), torch.full((9,), 0.5, dtype=torch.float64))
+
+
+def test_dropped_prefix_tokens_leave_patches_only():
+    tokens = tokens_after(tiny_vit(prefix_tokens="drop"), torch.zeros(1, 3, 64, 64))
+    assert tokens.shape[1] == 16
+
+
+# --- the block (paper eq. 1 to 3) -----------------------------------------------------------------
+
+
+def explicit_attention(block: torch.nn.Module, z: Tensor, heads: int) -> Tensor:
+    """MSA(Z) of eq. 1 and 2: softmax(Q K^T / sqrt(d)) V per head, concatenated, times W_O."""
+    width = z.shape[-1]
+    d = width // heads
+    weights = block.attn.qkv.weight.chunk(3)
+    biases = block.attn.qkv.bias.chunk(3)
+    q, k, v = (z @ w.T + b for w, b in zip(weights, biases, strict=True))
+    outputs = []
+    for h in range(heads):
+        part = slice(h * d, (h + 1) * d)
+        scores = q[..., part] @ k[..., part].transpose(1, 2) / d**0.5
+        outputs.append(scores.softmax(dim=-1) @ v[..., part])
+    return torch.cat(outputs, dim=-1) @ block.attn.proj.weight.T + block.attn.proj.bias
+
+
+def test_block_is_the_papers_formula():
+    """Z_l = MSA(LN(Z)) + Z, then MLP(LN(·)) + ·: norm before each part, residual around it."""
+    encoder = tiny_vit().double()
+    block = encoder.vit.blocks[0]
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=0.3)
+    z = torch.randn(2, 17, 64, dtype=torch.float64)
+    attended = z + explicit_attention(block, block.norm1(z), SIZE["num_heads"])
+    hidden = F.gelu(block.mlp.fc1(block.norm2(attended)))
+    torch.testing.assert_close(block(z), attended + block.mlp.fc2(hidden))
+
+
+def test_norms_use_the_papers_epsilon_and_the_last_norm_is_gone():
+    encoder = tiny_vit()
+    assert encoder.vit.blocks[0].norm1.eps == 1e-6
+    assert isinstance(encoder.vit.norm, torch.nn.Identity)
+
+
+def test_tapped_maps_are_the_blocks_outputs():
+    encoder, images = tiny_vit(), torch.randn(1, 3, 64, 64)
+    tokens = tokens_after(encoder, images)
+    maps = encoder(images)
+    for i, block in enumerate(encoder.vit.blocks):
+        tokens = block(tokens)
+        if i + 1 in encoder.taps:
+            expected = tokens[:, 1:].transpose(1, 2).reshape(1, 64, 4, 4)
+            torch.testing.assert_close(maps[encoder.taps.index(i + 1)], expected)
+
+
+def test_drop_path_grows_with_depth_and_rests_in_eval():
+    encoder = tiny_vit(drop_path_rate=0.5, taps=(3,))
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.vit.blocks]
+    assert rates == [0.0, 0.25, 0.5]
+    images = torch.randn(4, 3, 64, 64)
+    assert torch.equal(encoder(images)[0], encoder(images)[0])
+    encoder.train()
+    assert not torch.equal(encoder(images)[0], encoder(images)[0])
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_gradient_checkpointing_gives_identical_gradients(kind):
+    torch.manual_seed(0)
+    if kind == "vit":
+        model: SETR = tiny_model("mla")
+    else:
+        model = SETR(encoder="resnet10t", decoder="semantic_fpn", num_classes=2, taps=(1, 2, 3, 4),
+                     neck_args={"channels": 8}, decoder_args={"channels": 8, "dropout": 0.0})  # fmt: skip
+    model.train()
+    images = torch.randn(2, 3, 64, 64)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    grads = []
+    for enable in (False, True):
+        model.load_state_dict(state)  # batch statistics moved in the first pass
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(images).square().mean().backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        assert torch.equal(grad, grads[1][name]), name
+
+
+# --- freezing and depth ---------------------------------------------------------------------------
+
+
+def free_parts(encoder: torch.nn.Module) -> set[str]:
+    return {n.split(".")[2] if "blocks" in n else n.split(".")[1]
+            for n, p in encoder.named_parameters() if p.requires_grad}  # fmt: skip
+
+
+def test_freezing_all_none_and_the_first_blocks():
+    encoder = tiny_vit()
+    encoder.freeze(0)
+    assert free_parts(encoder) == {"cls_token", "pos_embed", "patch_embed", "0", "1", "2"}
+    encoder.freeze(1)
+    assert free_parts(encoder) == {"1", "2"}
+    encoder.freeze(-1)
+    assert free_parts(encoder) == set()
+    with pytest.raises(SetrError, match="freeze 4: this encoder has 3 blocks"):
+        encoder.freeze(4)
+
+
+def test_frozen_blocks_stay_in_eval_mode():
+    encoder = tiny_vit(drop_path_rate=0.5)
+    encoder.freeze(2)
+    encoder.train()
+    assert encoder.training
+    assert [block.training for block in encoder.vit.blocks] == [False, False, True]
+    assert not encoder.eval().vit.blocks[2].training
+
+
+def test_frozen_batch_norms_keep_their_statistics():
+    torch.manual_seed(0)
+    encoder = ResNetEncoder("resnet10t", taps=(1, 2, 3, 4))
+    encoder.freeze(3)
+    encoder.train()
+    before = {k: v.clone() for k, v in encoder.state_dict().items() if "running_mean" in k}
+    encoder(torch.randn(2, 3, 64, 64))
+    moved = {k for k, v in encoder.state_dict().items() if k in before and not v.equal(before[k])}
+    assert moved
+    assert all(name.startswith("net.layer4.") for name in moved)
+
+
+def test_layer_depth_counts_from_the_heads():
+    model = tiny_model("pup")
+    depths = {n: model.layer_depth(n) for n, _ in model.named_parameters()}
+    assert depths["decoder.classifier.weight"] == depths["aux_heads.0.norm.weight"] == 0
+    assert depths["encoder.vit.blocks.1.norm1.weight"] == 1
+    assert depths["encoder.vit.blocks.0.norm1.weight"] == 2
+    assert depths["encoder.vit.pos_embed"] == 3
+    with torch.device("meta"):
+        baseline = create_model("fcn_r101", num_classes=2)
+    assert baseline.layer_depth("encoder.net.layer4.2.conv1.weight") == 1
+    assert baseline.layer_depth("encoder.net.layer1.0.conv1.weight") == 4
+    assert baseline.layer_depth("encoder.net.conv1.0.weight") == 5
+
+
+# --- every family of timm -------------------------------------------------------------------------
+
+FAMILIES = {
+    "vit_small_patch14_dinov2": {},
+    "vit_small_patch14_reg4_dinov2": {},
+    "vit_small_patch16_dinov3": {},
+    "vit_tiny_patch16_dinov3_qkvb": {},
+    "eva02_tiny_patch14_224": {},
+    "vit_base_patch16_siglip_224": {},
+    "vit_base_patch16_siglip_gap_224": {},
+    "deit3_small_patch16_224": {},
+    "deit_tiny_distilled_patch16_224": {},
+    "vit_tiny_patch16_384": {},
+    "vit_base_patch16_clip_224": {},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_timm_vit_trains_on_a_non_square_size(name):
+    """Build at depth 2, run a size that is no square and no multiple, take one step."""
+    torch.manual_seed(0)
+    model = create_model(
+        "setr_mla_tiny",
+        num_classes=3,
+        encoder=name,
+        channels=16,
+        encoder_args={"depth": 2},
+    )
+    images = torch.randn(2, 3, 60, 90)
+    assert model.eval()(images).shape == (2, 3, 60, 90)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    output = model(images, with_aux=True)
+    sum(x.square().mean() for x in (output.logits, *output.aux)).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without  # data-parallel wrappers would hang on them
+    optimizer.step()
+    assert not torch.equal(model.encoder.vit.patch_embed.proj.weight,
+                           before["encoder.vit.patch_embed.proj.weight"])  # fmt: skip
+
+
+def test_errors_name_the_fix():
+    with pytest.raises(SetrError, match=r"'vit_bse' is not a timm model; nearest"):
+        Encoder("vit_bse", taps=(1,))
+    with pytest.raises(SetrError, match="is no plain ViT"):
+        Encoder("swin_tiny_patch4_window7_224", taps=(1,))
+    with pytest.raises(SetrError, match=r"taps \(4,\): blocks are numbered 1 to 3"):
+        tiny_vit(taps=(4,))
+    with pytest.raises(SetrError, match="need an absolute position embedding"):
+        Encoder("eva02_tiny_patch14_224", taps=(1,), pos_interp="bilinear")
+    with pytest.raises(SetrError, match="is not a timm ResNet"):
+        ResNetEncoder("vgg16", taps=(1,))

@@ -1,0 +1,185 @@
+"""A model directory carries everything; the Hub is reached politely or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from setr.errors import SetrError
+from setr.hub import ModelInfo, encoder_licence, from_pretrained, push_to_hub, save_pretrained
+from setr.inference import Protocol
+from setr.labels import Labels
+from tests.conftest import tiny_model
+
+INFO = ModelInfo(
+    labels=Labels(("road", "sky", "car", "tree", "sign"), label_map={0: 255, 1: 0, 7: 4}),
+    mean=(0.5, 0.4, 0.3),
+    protocol=Protocol(window=(64, 48), stride=(32, 24), short_side=100),
+    recipe="my_recipe",
+    metrics={"val mIoU": 0.71},
+    crop_size=(64, 48),
+    pretrained="augreg_in21k",
+    command="setr train my_recipe",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_pretrained(tmp_path / "model", tiny_model("mla"), INFO)
+    return tmp_path / "model"
+
+
+def test_everything_comes_back(folder):
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    model, info = from_pretrained(folder)
+    assert info == INFO
+    assert not model.training
+    assert model.arguments == tiny_model("mla").arguments
+
+
+def test_card_names_figures_licence_and_command(folder):
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: setr\n")
+    for words in (
+        "| val mIoU | 0.71 |",
+        "`augreg_in21k` (timm lists this encoder's weights as apache-2.0)",
+        "setr train my_recipe",
+        "crops of 64x48",
+        "windows of 64x48, step 32x24",
+        "road, sky, car, tree, sign",
+    ):
+        assert words in card, words
+
+
+def test_licences_differ():
+    assert encoder_licence({"encoder": "vit_small_patch16_dinov3"}) == "dinov3-license"
+    assert encoder_licence({"encoder": "eva02_tiny_patch14_224"}) == "mit"
+
+
+def hub_cache(root: Path, folder: Path, repo_id: str) -> None:
+    """The cache layout of huggingface_hub, as a download leaves it."""
+    repository = root / f"models--{repo_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+
+
+def test_offline_from_the_cache(folder, tmp_path, monkeypatch):
+    hub_cache(tmp_path / "cache", folder, "someone/model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model, info = from_pretrained("someone/model")
+    assert info == INFO
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5, 32, 32)
+
+
+def test_offline_and_not_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SetrError, match=r"someone/other: not in the cache, and HF_HUB_OFFLINE"):
+        from_pretrained("someone/other")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("GatedRepoError", "is gated; accept its terms on https://huggingface.co/a/b"),
+        ("RepositoryNotFoundError", "no such repository on the Hub, or it is private"),
+        ("RevisionNotFoundError", "no such repository"),
+        ("HfHubHTTPError", "download failed"),
+    ],
+)
+def test_hub_refusals_are_one_line(monkeypatch, kind, words):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def snapshot_download(repo_id, *, local_files_only=False, **rest):
+        if local_files_only:
+            raise errors.LocalEntryNotFoundError("not cached")
+        error = getattr(errors, kind)
+        raise error.__new__(error)
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("setr.remote._require_network", lambda *_: None)
+    with pytest.raises(SetrError, match=words) as caught:
+        from_pretrained("a/b")
+    assert "\n" not in str(caught.value)
+
+
+def test_push_uploads_the_three_files_only(folder, monkeypatch):
+    (folder / "last").mkdir()
+    (folder / "last" / "state.pt").write_bytes(b"x")
+    calls = []
+
+    class Api:
+        def create_repo(self, repo_id, **options):
+            calls.append(("create", repo_id, options))
+
+        def upload_folder(self, **options):
+            calls.append(("upload", options["repo_id"], options["allow_patterns"]))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert push_to_hub(folder, "me/model", private=True) == "https://huggingface.co/me/model"
+    assert calls == [
+        ("create", "me/model", {"private": True, "exist_ok": True}),
+        ("upload", "me/model", ["config.json", "model.safetensors", "README.md"]),
+    ]
+
+
+def test_push_without_permission_is_one_line(folder, monkeypatch):
+    class Api:
+        def create_repo(self, *args, **options):
+            raise OSError("401 Unauthorized\nlong text")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    with pytest.raises(SetrError, match=r"cannot upload \(401 Unauthorized\); see `hf auth login`"):
+        push_to_hub(folder, "me/model")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("config.json", b"{", "broken"),
+        ("config.json", b"[1]", "format is not"),
+        ("config.json", b'{"format": "other"}', "format is not"),
+        ("config.json", None, "no config.json"),
+        ("model.safetensors", b"", "broken or of another model"),
+        ("model.safetensors", None, "incomplete"),
+    ],
+)
+def test_broken_directories_are_one_line(folder, name, change, words):
+    (folder / name).unlink()
+    if change is not None:
+        (folder / name).write_bytes(change)
+    with pytest.raises(SetrError, match=words):
+        from_pretrained(folder)
+
+
+def test_unknown_architecture_keyword_is_one_line(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["surprise"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SetrError, match="surprise"):
+        from_pretrained(folder)
+
+
+def test_a_missing_path_is_not_looked_up_on_the_hub():
+    for name in ("no_such_folder", "/tmp/no/such/folder", "a/b/c"):
+        with pytest.raises(SetrError, match="no such model directory"):
+            from_pretrained(name)
+
+
+def test_plain_info_makes_a_card_too(tmp_path):
+    info = dataclasses.replace(ModelInfo(labels=INFO.labels))
+    save_pretrained(tmp_path / "m", tiny_model("naive"), info)
+    assert "No figures were recorded" in (tmp_path / "m" / "README.md").read_text()

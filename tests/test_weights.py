@@ -1,0 +1,523 @@
+"""Every checkpoint layout loads to the same function, and every bad file is one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from setr import create_model, load_weights
+from setr.encoder import resample_grid
+from setr.errors import SetrError
+from setr.foreign import convert_foreign
+from setr.model import SETR
+from setr.pretrained import load_encoder, pretrained_id
+from setr.tensorfiles import read_tensor_file
+from tests.conftest import tiny_model
+
+SIZE = {"embed_dim": 64, "depth": 3, "num_heads": 4}
+VIT = "vit_base_patch16_384"
+
+
+def build(encoder: str = VIT, img_size: object = 64, **arguments: object) -> SETR:
+    torch.manual_seed(1)
+    return SETR(
+        encoder=encoder,
+        decoder="naive",
+        num_classes=3,
+        taps=(1, 3),
+        img_size=img_size,
+        encoder_args=SIZE,
+        decoder_args={"channels": 8},
+        **arguments,
+    ).eval()
+
+
+def source_vit(name: str = VIT, **arguments: object) -> torch.nn.Module:
+    """A timm model with random values everywhere, zero-initialised tensors included."""
+    torch.manual_seed(0)
+    vit = timm.create_model(name, num_classes=5, img_size=64, **SIZE, **arguments).eval()
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.normal_(std=0.2)
+    return vit
+
+
+def assert_same_maps(model: SETR, vit: torch.nn.Module) -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        expected = vit.forward_intermediates(images, indices=[0, 2], intermediates_only=True)
+        for ours, theirs in zip(model.encoder(images), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+# --- layouts --------------------------------------------------------------------------------------
+
+
+def google_arrays(vit: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The layout of Google's ViT and AugReg files: kernels (in, out), attention split by head."""
+    state = {k: v.detach().numpy() for k, v in vit.state_dict().items()}
+    width, heads = SIZE["embed_dim"], SIZE["num_heads"]
+    arrays = {
+        "cls": state["cls_token"],
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    for i in range(SIZE["depth"]):
+        ours, theirs = f"blocks.{i}.", f"Transformer/encoderblock_{i}/"
+        for a, b in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            arrays[f"{theirs}{b}/scale"] = state[f"{ours}{a}.weight"]
+            arrays[f"{theirs}{b}/bias"] = state[f"{ours}{a}.bias"]
+        weights = np.split(state[f"{ours}attn.qkv.weight"], 3)
+        biases = np.split(state[f"{ours}attn.qkv.bias"], 3)
+        attn = f"{theirs}MultiHeadDotProductAttention_1/"
+        for name, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
+            arrays[f"{attn}{name}/kernel"] = weight.T.reshape(width, heads, -1)
+            arrays[f"{attn}{name}/bias"] = bias.reshape(heads, -1)
+        out = state[f"{ours}attn.proj.weight"]
+        arrays[f"{attn}out/kernel"] = out.T.reshape(heads, -1, width)
+        arrays[f"{attn}out/bias"] = state[f"{ours}attn.proj.bias"]
+        for j in (0, 1):
+            mlp = f"{theirs}MlpBlock_3/Dense_{j}/"
+            arrays[f"{mlp}kernel"] = state[f"{ours}mlp.fc{j + 1}.weight"].T
+            arrays[f"{mlp}bias"] = state[f"{ours}mlp.fc{j + 1}.bias"]
+    return arrays
+
+
+def huggingface_state(vit: torch.nn.Module, generation: int) -> dict[str, Tensor]:
+    """Names of transformers' ViTModel; the mapping was checked against transformers 5.23."""
+    rename = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "norm": "layernorm",
+    }
+    layer = {
+        4: ("encoder.layer.", "attention.attention.query attention.attention.key "
+            "attention.attention.value attention.output.dense intermediate.dense output.dense"),
+        5: ("layers.", "attention.q_proj attention.k_proj attention.v_proj attention.o_proj "
+            "mlp.fc1 mlp.fc2"),
+    }  # fmt: skip
+    stem, names = layer[generation]
+    query, key, value, out, fc1, fc2 = names.split()
+    parts = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": out,
+             "mlp.fc1": fc1, "mlp.fc2": fc2}  # fmt: skip
+    state = {}
+    for name, tensor in vit.state_dict().items():
+        if name.startswith("blocks."):
+            _, i, rest = name.split(".", 2)
+            part, kind = rest.rsplit(".", 1)
+            if part == "attn.qkv":
+                for target, chunk in zip((query, key, value), tensor.chunk(3), strict=True):
+                    state[f"vit.{stem}{i}.{target}.{kind}"] = chunk.clone()
+            else:
+                state[f"vit.{stem}{i}.{parts[part]}.{kind}"] = tensor
+        elif name in rename:
+            state[f"vit.{rename[name]}"] = tensor
+        elif name.rsplit(".", 1)[0] in rename:
+            part, kind = name.rsplit(".", 1)
+            state[f"vit.{rename[part]}.{kind}"] = tensor
+    return state
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "pth", "bin", "google", "hf4", "hf5"])
+def test_encoder_layouts_give_the_same_maps(tmp_path, layout):
+    vit = source_vit()
+    if layout == "google":
+        path = tmp_path / "vit.npz"
+        np.savez(path, **{f"opt/target/{k}": v for k, v in google_arrays(vit).items()})
+    elif layout.startswith("hf"):
+        path = tmp_path / "model.safetensors"
+        save_file(huggingface_state(vit, int(layout[2])), path)
+    elif layout == "safetensors":
+        path = tmp_path / "model.safetensors"
+        save_file(vit.state_dict(), path)
+    else:
+        path = tmp_path / f"model.{layout}"
+        torch.save({"model": vit.state_dict()}, path)
+    model = build()
+    report = load_weights(model, path)
+    assert_same_maps(model, vit)
+    assert report.encoder_share == 1
+    assert not report.missing
+    assert not report.resized
+    assert report.dialect == {"google": "google", "hf4": "huggingface", "hf5": "huggingface"}.get(
+        layout, "timm"
+    )
+
+
+def test_google_layout_agrees_with_timms_own_reader(tmp_path):
+    vit = source_vit()
+    path = tmp_path / "vit.npz"
+    np.savez(path, **google_arrays(vit))
+    other = timm.create_model(VIT, num_classes=5, img_size=64, **SIZE).eval()
+    other.load_pretrained(str(path))
+    model = build()
+    load_weights(model, path)
+    assert_same_maps(model, other)
+
+
+def test_distilled_deit_has_two_prefix_tokens(tmp_path):
+    name = "deit_base_distilled_patch16_384"
+    vit = source_vit(name)
+    path = tmp_path / "deit.pth"
+    torch.save({"model": vit.state_dict()}, path)
+    model = build(name)
+    assert load_weights(model, path).dialect == "deit"
+    assert_same_maps(model, vit)
+    bilinear = build(name, pos_interp="bilinear")
+    load_weights(bilinear, path)
+    assert_same_maps(bilinear, vit)
+
+
+def test_distilled_deit_in_a_plain_vit_drops_the_distillation_token(tmp_path):
+    vit = source_vit("deit_base_distilled_patch16_384")
+    path = tmp_path / "deit.pth"
+    torch.save({"model": vit.state_dict()}, path)
+    model = build()
+    report = load_weights(model, path)
+    assert "encoder.vit.dist_token" in report.unexpected
+    own = model.encoder.vit.pos_embed
+    torch.testing.assert_close(own[:, 0], vit.pos_embed[:, 0])
+    torch.testing.assert_close(own[:, 1:], vit.pos_embed[:, 2:])
+
+
+def test_registers_and_folded_class_position(tmp_path):
+    """DINOv2's own file covers the class token; timm's variant with registers does not."""
+    name = "vit_small_patch14_reg4_dinov2"
+    torch.manual_seed(0)
+    vit = timm.create_model(name, num_classes=0, img_size=56, **SIZE).eval()
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.normal_(std=0.2)
+    state = {k.replace("reg_token", "register_tokens"): v for k, v in vit.state_dict().items()}
+    class_position = torch.randn(1, 1, 64)
+    state["pos_embed"] = torch.cat([class_position, state["pos_embed"]], dim=1)
+    state["cls_token"] = state["cls_token"] - class_position
+    state["mask_token"] = torch.zeros(1, 64)
+    path = tmp_path / "dinov2.pth"
+    torch.save(state, path)
+    model = build(name, img_size=56)
+    assert "mask_token" in load_weights(model, path).unexpected
+    images = torch.randn(1, 3, 56, 56)
+    expected = vit.forward_intermediates(images, indices=[0, 2], intermediates_only=True)
+    for ours, theirs in zip(model.encoder(images), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_real_dinov2_file(shared):
+    model = create_model(
+        "setr_pup_small", encoder="vit_small_patch14_dinov2", num_classes=5, img_size=(112, 168)
+    )
+    report = load_weights(model, shared / "weights/dinov2_vits14.safetensors")
+    assert report.encoder_share == 1
+    assert report.resized == ["encoder.vit.pos_embed"]
+    assert str(report).startswith("dialect timm: 172 tensors loaded (100.0% of the encoder)")
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_resnets_of_torchvision_and_timm(tmp_path, hybrid):
+    torch.manual_seed(0)
+    resnet = timm.create_model("resnet18", num_classes=4).eval()  # torchvision's names and shapes
+    path = tmp_path / "resnet18.pth"
+    torch.save(resnet.state_dict(), path)
+    if hybrid:
+        model = build(resnet="resnet18")
+        report = load_weights(model, path, partial=True)
+        assert report.encoder_share > 0.5
+        stem = model.encoder.vit.patch_embed.backbone
+    else:
+        model = SETR(encoder="resnet18", decoder="fcn", num_classes=3, taps=(3, 4),
+                     decoder_args={"channels": 8})  # fmt: skip
+        assert load_weights(model, path).encoder_share == 1
+        stem = model.encoder.net
+    assert torch.equal(stem.layer4[1].conv2.weight, resnet.layer4[1].conv2.weight)
+
+
+def test_our_own_files_round_trip(tmp_path):
+    source, target = tiny_model("mla"), tiny_model("mla")
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    report = load_weights(target, tmp_path)
+    assert report.dialect == "setr"
+    for name, value in source.state_dict().items():
+        assert torch.equal(value, target.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["official/naive", "official/mla", "mmseg/pup_ade"])
+def test_converted_model_loads_back_from_its_own_layout(shared, tmp_path, name):
+    from setr.hub import from_pretrained, save_pretrained
+
+    model, info, _ = convert_foreign(shared / f"parity/{name}.pth", num_heads=4)
+    save_pretrained(tmp_path / "model", model, info)
+    again, info_again = from_pretrained(tmp_path / "model")
+    images = torch.randn(1, 3, 50, 70)
+    with torch.inference_mode():
+        assert torch.equal(model(images), again(images))
+    assert info_again == info
+    assert again.arguments == model.arguments
+
+
+def test_report_names_functions_that_differ(shared):
+    """Shapes fit, functions do not: the model built by name follows the authors, not the port."""
+    target, _, _ = convert_foreign(shared / "parity/official/naive.pth", num_heads=4)
+    arguments = {**target.arguments, "decoder_args": {"channels": 32}}
+    arguments["aux_args"] = {"channels": 32, "num_convs": 2, "scale": 4, "final_scale": 4}
+    other = SETR(**{**arguments, "pos_interp": "bicubic"})
+    report = load_weights(other, shared / "parity/mmseg/naive_ade.pth")
+    assert report.differences == ["pos_interp 'bicubic' instead of 'bilinear'",
+                                  "final_scale 1 instead of 4"]  # fmt: skip
+    assert len(report.filled) == 8
+
+
+# --- position embeddings --------------------------------------------------------------------------
+
+
+def test_positions_resample_the_grid_and_keep_the_prefix(tmp_path):
+    vit = source_vit()
+    path = tmp_path / "vit.safetensors"
+    save_file(vit.state_dict(), path)
+    for mode in ("bicubic", "bilinear"):
+        model = build(img_size=(48, 96))
+        report = load_weights(model, path, pos_interp=mode)
+        assert report.resized == ["encoder.vit.pos_embed"]
+        own = model.encoder.vit.pos_embed
+        assert torch.equal(own[:, :1], vit.pos_embed[:, :1])
+        expected = resample_grid(vit.pos_embed[:, 1:], (4, 4), (3, 6), mode=mode)
+        torch.testing.assert_close(own[:, 1:], expected)
+
+
+def test_square_grid_with_the_models_count_is_not_mistaken_for_its_shape(tmp_path):
+    """4x4 positions in a 2x8 model must be resampled although both hold 16."""
+    vit = source_vit()
+    path = tmp_path / "vit.safetensors"
+    save_file(vit.state_dict(), path)
+    model = build(img_size=(32, 128))
+    assert load_weights(model, path).resized == ["encoder.vit.pos_embed"]
+    expected = resample_grid(vit.pos_embed[:, 1:], (4, 4), (2, 8), mode="bicubic")
+    torch.testing.assert_close(model.encoder.vit.pos_embed[:, 1:], expected)
+
+
+def test_rectangular_grid_needs_the_size_it_was_trained_at(tmp_path):
+    source = build(img_size=(48, 80))
+    path = tmp_path / "encoder.safetensors"
+    save_file(source.encoder.vit.state_dict(), path)
+    target = build(img_size=(48, 80))
+    assert not load_weights(target, path).resized
+    with pytest.raises(SetrError, match="15 positions are no square grid"):
+        load_weights(build(), path)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def evil_pickle(path: Path, marker: Path, how: str, zipped: bool) -> None:
+    class Evil:
+        def __reduce__(self):
+            return {
+                "system": (os.system, (f"touch {marker}",)),
+                "exec": (exec, (f"open({str(marker)!r}, 'w')",)),
+                "popen": (subprocess.Popen, (["touch", str(marker)],)),
+                "touch": (Path.touch, (marker,)),
+                "open": (open, (str(marker), "w")),
+            }[how]
+
+    weights = {"backbone.blocks.0.x": torch.zeros(2)}
+    torch.save({"state_dict": weights, "meta": Evil()}, path, _use_new_zipfile_serialization=zipped)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("how", ["system", "exec", "popen", "touch", "open"])
+def test_code_in_a_pickle_is_refused_and_never_run(tmp_path, how, zipped):
+    path, marker = tmp_path / "evil.pth", tmp_path / "marker"
+    evil_pickle(path, marker, how, zipped)
+    with pytest.raises(SetrError, match="contains code"):
+        read_tensor_file(path)
+    assert not marker.exists()
+
+
+def test_the_file_would_create_the_marker_if_it_were_unpickled(tmp_path):
+    """The proof's other half: the same file does harm in an unrestricted loader."""
+    path, marker = tmp_path / "evil.pth", tmp_path / "marker"
+    evil_pickle(path, marker, "open", True)
+    code = f"import torch; torch.load({str(path)!r}, weights_only=False)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert marker.exists()
+
+
+def zip_of(path: Path, name: str, data: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return path
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Every kind of broken file with the words its error must contain."""
+    good = folder / "good.pth"
+    torch.save({"state_dict": build().state_dict()}, good)
+    data = good.read_bytes()
+    plain = folder / "good.safetensors"
+    save_file(build().state_dict(), plain)
+    cases = {
+        "missing": (b"", "no such weight file"),
+        "empty.pth": (b"", "empty"),
+        "html.pth": (b"<!DOCTYPE html><html>404</html>", "web page"),
+        "lfs.bin": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
+        "cut.pth": (data[: len(data) // 2], "broken"),
+        "cut.safetensors": (plain.read_bytes()[:5000], "broken"),
+        "noise.pth": (bytes(range(256)) * 40, "broken"),
+        "text.safetensors": (b"hello world, this is no weight file", "broken"),
+    }
+    found = {}
+    for name, (content, words) in cases.items():
+        if name != "missing":
+            (folder / name).write_bytes(content)
+        found[name] = (folder / name, words)
+    found["bomb"] = (zip_of(folder / "bomb.npz", "a.npy", npy(np.zeros(10**7))), "zip bomb")
+    found["path"] = (zip_of(folder / "path.npz", "../a.npy", npy(np.arange(3.0))), "leaves")
+    pickled = npy(np.array([{"a": 1}], dtype=object))
+    found["object"] = (zip_of(folder / "object.npz", "a.npy", pickled), "pickled object")
+    tensors = {
+        "dots": ({"../../etc/x": torch.zeros(2)}, "leaves its folder"),
+        "nan": ({"blocks.0.norm1.weight": torch.tensor([1.0, float("nan")])}, "NaN"),
+        "huge": ({"a": torch.zeros(1).expand(10**6, 10**6)}, "more values"),
+        "sparse": ({"a": torch.eye(3).to_sparse()}, "sparse"),
+        "strange": ({"foo.weight": torch.zeros(2)}, "no known layout"),
+        "nothing": ({"epoch": 3}, "no tensors"),
+        "list": ([torch.zeros(2)], "not named tensors"),
+        "cut_model": ({"backbone.blocks.0.norm1.weight": torch.zeros(2)}, "decoder|fits|missing"),
+    }
+    for name, (values, words) in tensors.items():
+        torch.save(values, folder / f"{name}.pth")
+        found[name] = (folder / f"{name}.pth", words)
+    return found
+
+
+def test_bad_files_are_one_line_and_change_nothing(tmp_path):
+    model = build()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for name, (path, words) in bad_files(tmp_path).items():
+        with pytest.raises(SetrError, match=words) as caught:
+            load_weights(model, path)
+        assert "\n" not in str(caught.value), name
+        assert len(str(caught.value)) < 500, name
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_wrong_encoder_is_refused_and_partial_accepts_it(tmp_path):
+    path = tmp_path / "vit.safetensors"
+    state = source_vit().state_dict()
+    save_file({k: v for k, v in state.items() if not k.startswith("blocks.1.")}, path)
+    model = build()
+    with pytest.raises(SetrError, match=r"fits 70% of the encoder \(missing: .*--partial"):
+        load_weights(model, path)
+    report = load_weights(model, path, partial=True)
+    assert len(report.missing) == 12
+    assert 0.6 < report.encoder_share < 0.8
+
+
+def test_a_missing_patch_embedding_is_refused_although_it_is_small(tmp_path):
+    path = tmp_path / "vit.safetensors"
+    state = source_vit().state_dict()
+    save_file({k: v for k, v in state.items() if k != "patch_embed.proj.weight"}, path)
+    with pytest.raises(SetrError, match="patch_embed"):
+        load_weights(build(), path)
+
+
+def test_other_width_is_refused(tmp_path):
+    path = tmp_path / "vit.safetensors"
+    save_file(source_vit().state_dict(), path)
+    with pytest.raises(SetrError, match=r"is \(64,\), the model's is \(32,\)"):
+        load_weights(tiny_model("naive"), path)
+
+
+def test_other_class_count_only_with_new_head(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(tiny_model("pup", num_classes=7).state_dict(), path)
+    model = tiny_model("pup", num_classes=5)
+    before = model.decoder.classifier.weight.clone()
+    with pytest.raises(SetrError, match=r"is for 7 classes, the model has 5.*--new-head"):
+        load_weights(model, path)
+    report = load_weights(model, path, new_head=True)
+    kept = {name.rsplit(".", 1)[0] for name in report.new_head}
+    assert kept == {"decoder.classifier", "aux_heads.0.classifier", "aux_heads.1.classifier"}
+    assert torch.equal(model.decoder.classifier.weight, before)
+
+
+def test_other_decoder_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(tiny_model("pup").state_dict(), path)
+    with pytest.raises(SetrError, match="has another decoder"):
+        load_weights(tiny_model("mla"), path)
+
+
+def test_encoder_file_is_no_whole_model(tmp_path):
+    path = tmp_path / "vit.safetensors"
+    save_file(source_vit().state_dict(), path)
+    with pytest.raises(SetrError, match=r"holds an encoder only.*load_weights"):
+        convert_foreign(path)
+
+
+def test_heads_must_divide_the_width(shared):
+    with pytest.raises(SetrError, match="cannot be split into 5 heads"):
+        convert_foreign(shared / "parity/official/pup.pth", num_heads=5)
+
+
+# --- pretrained by tag ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("encoder", "tag", "name"),
+    [
+        (VIT, "augreg_in21k", "vit_base_patch16_224.augreg_in21k"),
+        (VIT, "deit", "deit_base_patch16_384.fb_in1k"),
+        ("vit_small_patch14_dinov2", "lvd142m", "vit_small_patch14_dinov2.lvd142m"),
+        ("resnet101", "tv_in1k", "resnet101.tv_in1k"),
+    ],
+)
+def test_tags_name_timm_weights(encoder, tag, name):
+    assert pretrained_id(encoder, tag) == name
+
+
+def test_unknown_tag_lists_the_known_ones():
+    with pytest.raises(SetrError, match=r"pretrained 'nope'.*augreg_in21k"):
+        pretrained_id(VIT, "nope")
+
+
+def test_download_is_refused_politely_offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SetrError, match=r"not in the cache, and HF_HUB_OFFLINE is set; download"):
+        load_encoder(create_model("setr_naive_tiny", num_classes=2, img_size=64), "augreg_in21k")
+
+
+def test_no_network_is_noticed_at_once(monkeypatch, tmp_path):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    with pytest.raises(SetrError, match=r"huggingface\.co is out of reach \(Name or service"):
+        load_encoder(create_model("setr_naive_tiny", num_classes=2, img_size=64), "augreg_in21k")
