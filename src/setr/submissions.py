@@ -1,7 +1,7 @@
 """Predictions in the form the test servers of Cityscapes and ADE20K take.
 
-Cityscapes: one 8-bit PNG per image, 2048x1024, of regular label ids (7, 8, 11, …, 33; not training
-ids), named CITY_SEQUENCE_FRAME*.png, each image once (cityscapesScripts, header and getPrediction of
+Cityscapes: one 8-bit PNG per image, 2048x1024, of regular label ids (7, 8, 11, …, 33, not training
+ids), named CITY_SEQUENCE_FRAME*.png, each image once (cityscapesScripts, getPrediction of
 evaluation/evalPixelLevelSemanticLabeling.py). ADE20K: one 8-bit PNG per image of ids 1 .. 150,
 named as the image (CSAILVision/sceneparsing README "Submission format"). Both without palette, in
 one zip file.
