@@ -27,6 +27,12 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what tests remember about their files out of the user's cache."""
+    os.environ["SETR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def tiny_model(decoder: str = "pup", num_classes: int = 5, **arguments: object) -> SETR:
     """Two blocks of width 32 in 8 px patches: builds and runs in milliseconds."""
     settings: dict[str, object] = {

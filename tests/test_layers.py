@@ -39,7 +39,8 @@ ORDER = (
     ),
     *("protocols", "inference", "hub", "foreign"),
     # runs
-    *("progress", "checkpoint", "config", "evaluation", "optim", "recipes", "engine", "predictor"),
+    *("progress", "provenance", "checkpoint", "config", "paper", "evaluation", "optim", "recipes"),
+    *("results", "submissions", "engine", "predictor"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
     # the command line

@@ -29,7 +29,8 @@ VERBS = {
     "doctor": "check a data set before training: setr doctor DATA",
     "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
     "models": "list the named models: setr models [PATTERN]",
-    "recipes": "list the named experiments",
+    "recipes": "list the named experiments: setr recipes [--table N]",
+    "results": "finished runs beside the paper's tables: setr results",
 }
 
 

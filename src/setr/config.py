@@ -202,6 +202,8 @@ class TrainConfig:
 class EvalConfig:
     """How the trained model is tested; stored with it."""
 
+    protocol: Literal["paper-ss", "mmseg-ss", "whole"] | None = None
+    """Named protocol; on other data than the paper's it takes window and stride from below."""
     window: tuple[int, int] | None = None
     """Height and width of the sliding window in pixels; whole images if not given."""
     stride: tuple[int, int] | None = None

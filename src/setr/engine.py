@@ -38,6 +38,8 @@ from setr.model import SETR, create_model
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr, trainable
 from setr.pretrained import load_encoder
 from setr.progress import Progress, counting
+from setr.protocols import preset
+from setr.provenance import provenance
 from setr.transforms import Augmentation, rare_class_odds
 
 STATE = Path("last") / "state.pt"
@@ -102,11 +104,7 @@ class _Run:
             labels=self.labels,
             mean=config.model.mean,
             std=config.model.std,
-            protocol=Protocol(
-                window=config.eval.window,
-                stride=config.eval.stride,
-                short_side=config.data.short_side,
-            ),
+            protocol=_protocol(config, self.labels),
             recipe=config.recipe,
             crop_size=config.data.crop_size,
             pretrained=config.model.pretrained,
@@ -217,7 +215,13 @@ class _Run:
             results["multi_scale"] = evaluate_split(
                 model, info, self.val, precision=self.config.train.precision, detailed=False
             )
-        metrics = {**results, "seconds": self.seconds + time.monotonic() - self.began}
+        metrics = {
+            **results,
+            "recipe": self.config.recipe,
+            "split": self.val.split,
+            "seconds": self.seconds + time.monotonic() - self.began,
+            "provenance": provenance(self.config.train.seed),
+        }
         write_json(self.out / "metrics.json", metrics)
         return metrics
 
@@ -309,6 +313,18 @@ def _build_model(config: Config, num_classes: int) -> SETR:
             f"training {trained:,} of {total:,} parameters ({trained / total:.1%})", file=sys.stderr
         )
     return model
+
+
+def _protocol(config: Config, labels: Labels) -> Protocol:
+    own = Protocol(
+        window=config.eval.window,
+        stride=config.eval.stride,
+        short_side=config.data.short_side,
+        long_side=config.data.long_side,
+    )
+    if config.eval.protocol is None:
+        return own
+    return preset(config.eval.protocol, own=own, labels=labels, grid=config.data.crop_size)
 
 
 def _augmentation(config: Config, pixels: np.ndarray) -> Augmentation:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.errors import USAGE, SetrError
+from setr.paper import describe, paper_config, systems
 
 _RECIPES: dict[str, Callable[[], Config]] = {}
 
@@ -26,8 +28,10 @@ def recipe(name: str) -> Config:
     Raises:
         SetrError: unknown name; the nearest are listed.
     """
+    if name in systems():
+        return replace(paper_config(systems()[name]), recipe=name, out=f"runs/{name}")
     if name not in _RECIPES:
-        near = difflib.get_close_matches(name, _RECIPES, 3, cutoff=0.3)
+        near = difflib.get_close_matches(name, list_recipes(), 3, cutoff=0.3)
         raise SetrError(
             f"recipe '{name}' is unknown; nearest: {', '.join(near) or 'none'} "
             "(`setr recipes` lists all)",
@@ -37,8 +41,9 @@ def recipe(name: str) -> Config:
 
 
 def list_recipes() -> dict[str, str]:
-    """Recipe names with the first line of their description."""
-    return {name: (build.__doc__ or "").splitlines()[0] for name, build in _RECIPES.items()}
+    """Recipe names with the first line of their description; the paper's follow our own."""
+    own = {name: (build.__doc__ or "").splitlines()[0] for name, build in _RECIPES.items()}
+    return own | {name: describe(system) for name, system in systems().items()}
 
 
 @_register
@@ -173,3 +178,57 @@ def camvid_setr_pup_small_cpu() -> Config:
 def camvid_setr_mla_small_cpu() -> Config:
     """SETR-MLA, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two CPU cores."""
     return _camvid_cpu("mla")
+
+
+# --- ours on the paper's data sets and two more: what one would train today -----------------------
+
+_MODERN_CROPS = {"cityscapes": 768, "ade20k": 512, "pascal_context": 480, "voc": 512,
+                 "coco_stuff": 512}  # fmt: skip
+
+
+def _modern(dataset: str, decoder: str, encoder: str, patch: int, weights: str) -> Config:
+    """AdamW with layer-wise decay on a self-supervised ViT-B, 40k steps."""
+    crop = -(-_MODERN_CROPS[dataset] // patch) * patch
+    side = 1024 if dataset == "cityscapes" else crop
+    return Config(
+        model=ModelConfig(
+            name=f"setr_{decoder}_base", encoder=encoder, pretrained=weights, drop_path=0.1
+        ),
+        data=DataConfig(
+            root=f"data/{dataset}",
+            labels=dataset,
+            crop_size=(crop, crop),
+            short_side=side,
+            long_side=4 * side,
+            workers=4,
+        ),
+        optim=OptimConfig(
+            name="adamw",
+            lr=1e-4,
+            neck_lr_factor=10,
+            min_lr=0,
+            weight_decay=0.05,
+            layer_decay=0.8,
+            warmup_steps=1500,
+        ),
+        train=TrainConfig(
+            steps=40_000, batch_size=8 if dataset == "cityscapes" else 16, eval_every=8000
+        ),
+        eval=EvalConfig(window=(crop, crop), stride=(crop * 2 // 3, crop * 2 // 3)),
+    )
+
+
+def _register_modern() -> None:
+    titles = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "pascal_context": "Pascal Context",
+              "voc": "VOC 2012", "coco_stuff": "COCO-Stuff"}  # fmt: skip
+    for dataset, title in titles.items():
+        for decoder, tag, encoder, patch, weights in (
+            ("pup", "dinov2", "vit_base_patch14_dinov2", 14, "lvd142m"),
+            ("mla", "dinov3", "vit_base_patch16_dinov3", 16, "lvd1689m"),
+        ):
+            build = partial(_modern, dataset, decoder, encoder, patch, weights)
+            build.__doc__ = f"ours: SETR-{decoder.upper()}, {encoder}, {title}, AdamW, 40k"
+            _RECIPES[f"{dataset}_setr_{decoder}_base_{tag}_40k"] = build
+
+
+_register_modern()

@@ -1,0 +1,67 @@
+"""`setr results`: our figures beside the paper's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from setr.cli import parse
+from setr.errors import OK, USAGE, SetrError
+from setr.images import write_bytes
+from setr.paper import TABLES
+from setr.results import as_html, as_markdown, as_text, collect, other_lines, paper_lines
+
+_SHORT = ("row", "setting", "paper", "ours", "difference", "recipe", "seeds")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Collect finished runs into the paper's Tables 2 to 7."""
+
+    runs: Path = Path("runs")
+    """Folder whose subfolders are runs."""
+    table: int | None = None
+    """One table, 2 to 7."""
+    all: bool = False
+    """Also show rows nobody has run here yet."""
+    format: Literal["text", "markdown", "html"] = "text"
+    """Form of the tables; text leaves out command, commit and hardware."""
+    output: Path | None = None
+    """File to write to instead of the terminal."""
+    json: bool = False
+    """Print the lines as JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Print or write the tables."""
+    given = parse(Arguments, arguments, "results")
+    if given.table is not None and given.table not in TABLES:
+        raise SetrError(f"--table {given.table}: the paper's results are Tables 2 to 7", code=USAGE)
+    if not given.runs.is_dir() and not given.all:
+        raise SetrError(f"{given.runs}: no such folder; --runs DIR, or --all for the paper's rows")
+    runs = collect(given.runs)
+    titles = {}
+    for number, lines in paper_lines(runs, given.table).items():
+        shown = [line for line in lines if given.all or line.ours]
+        if shown:
+            titles[f"Table {number}"] = shown
+    others = other_lines(runs) if given.table is None else []
+    if others:
+        titles["Other recipes"] = others
+    if not titles:
+        print(f"no finished runs in {given.runs}; --all shows the paper's rows", file=sys.stderr)
+        return OK
+    if given.json:
+        text = json.dumps({title: [line._asdict() for line in v] for title, v in titles.items()})
+    elif given.format == "text":
+        text = as_text(titles, _SHORT)
+    else:
+        text = {"markdown": as_markdown, "html": as_html}[given.format](titles)
+    if given.output:
+        write_bytes(given.output, (text.rstrip("\n") + "\n").encode())
+    else:
+        print(text)
+    return OK

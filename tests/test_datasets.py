@@ -1,0 +1,386 @@
+"""Finding files: every released layout on real samples, own layouts, and everything in disorder."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from setr.datasets import Pairs, open_dataset
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.images import encode_png, read_mask
+from setr.labels import IGNORE, known_labels
+from setr.layouts import Found, NoSplitError
+
+IDS = np.zeros((6, 8), np.uint8)
+PHOTO = np.full((6, 8, 3), 90, np.uint8)
+
+
+def put(path: Path, array: np.ndarray = IDS) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(array))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two training pairs and one for validation, described by a data.yaml."""
+    for split, stem in (("train", "a"), ("train", "b"), ("val", "c")):
+        put(tmp_path / "images" / split / f"{stem}.png", PHOTO)
+        put(tmp_path / "labels" / split / f"{stem}.png")
+    (tmp_path / "data.yaml").write_text("classes: [road, car]\n")
+    return tmp_path
+
+
+def fails(path, split="train", code=DATA_CHECK_FAILED, labels=None) -> str:
+    with pytest.raises(SetrError) as caught:
+        open_dataset(str(path), split, labels)
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- released layouts, real samples ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "split", "labels", "count", "classes"),
+    [
+        ("cityscapes", "train", None, 2, 19),
+        ("cityscapes_mini", "val", None, 1, 19),
+        ("cityscapes_mini", "val", "cityscapes:train_ids", 1, 19),
+        ("ade20k", "val", None, 3, 150),
+        ("ade20k/ADEChallengeData2016", "val", None, 3, 150),
+        ("pascal_context", "val", None, 4, 60),
+        ("pascal_context/VOCdevkit/VOC2010", "val", "pascal_context_59", 4, 59),
+        ("voc", "val", None, 4, 21),
+        ("coco_stuff", "train+val", "coco_stuff", 16, 171),
+        ("../camvid", "val", "camvid", 101, 11),
+    ],
+)
+def test_released_layouts(shared, path, split, labels, count, classes):
+    dataset = open_dataset(str(shared / "data" / "samples" / path), split, labels)
+    assert len(dataset) == count
+    assert len(dataset.labels.classes) == classes
+    image, mask = dataset.load(count - 1)
+    assert image.shape[:2] == mask.shape
+    assert mask.dtype == np.uint8
+    assert set(np.unique(mask)) <= {*range(classes), IGNORE}
+    assert (mask != IGNORE).any()
+
+
+def test_cityscapes_label_ids_become_19_classes(shared):
+    dataset = open_dataset(str(shared / "data" / "samples" / "cityscapes"), "train")
+    raw = read_mask(dataset.pairs[0].mask)
+    mask = dataset.load(0).mask
+    assert dataset.pairs[0].mask.name.endswith("_gtFine_labelIds.png")
+    np.testing.assert_array_equal(mask == 0, raw == 7)
+    np.testing.assert_array_equal(mask == 13, raw == 26)
+    ignored = [*range(7), 9, 10, 14, 15, 16, 18, 29, 30]
+    np.testing.assert_array_equal(mask == IGNORE, np.isin(raw, ignored))
+
+
+def test_ade20k_zero_is_ignored(shared):
+    dataset = open_dataset(str(shared / "data" / "samples" / "ade20k"), "val")
+    raw, mask = read_mask(dataset.pairs[0].mask), dataset.load(0).mask
+    np.testing.assert_array_equal(mask, np.where(raw == 0, IGNORE, raw.astype(int) - 1))
+
+
+@pytest.mark.parametrize("labels", ["pascal_context", "pascal_context_59"])
+def test_pascal_context_png_and_mat_agree(shared, tmp_path, labels):
+    """Where only the released .mat files exist, they are read, with their own ids."""
+    pytest.importorskip("scipy")
+    source = shared / "data" / "samples" / "pascal_context"
+    png = open_dataset(str(source), "val", labels)
+    mat = open_dataset(str(source), "val", f"{labels}:mat")
+    assert mat.pairs[0].mask.suffix == ".mat"
+    voc = tmp_path / "VOCdevkit" / "VOC2010"
+    for name in ("JPEGImages", "ImageSets"):
+        shutil.copytree(source / "VOCdevkit" / "VOC2010" / name, voc / name)
+    shutil.copytree(source / "trainval_mat_rebuilt", tmp_path / "trainval")
+    alone = open_dataset(str(tmp_path), "val", labels)
+    for i in range(4):
+        np.testing.assert_array_equal(png.load(i).mask, mat.load(i).mask)
+        np.testing.assert_array_equal(png.load(i).mask, alone.load(i).mask)
+
+
+def test_voc_border_is_ignored(shared):
+    dataset = open_dataset(str(shared / "data" / "samples" / "voc"), "val")
+    np.testing.assert_array_equal(dataset.load(0).mask, read_mask(dataset.pairs[0].mask))
+
+
+def test_coco_stuff_ids(shared):
+    dataset = open_dataset(str(shared / "data" / "samples" / "coco_stuff"), "val", "coco_stuff")
+    raw, mask = read_mask(dataset.pairs[0].mask), dataset.load(0).mask
+    np.testing.assert_array_equal(mask == IGNORE, raw == 255)
+    facts = {0: "person", 97: "cabinet", 156: "sky-other", 181: "wood"}  # labels.txt counts from 1
+    label_map, names = dataset.labels.label_map, dataset.labels.classes
+    assert {raw: names[label_map[raw]] for raw in facts} == facts
+    assert all((mask[raw == i] == label_map[i]).all() for i in np.unique(raw))
+
+
+def test_the_full_ade20k_is_refused_with_the_reason(shared):
+    root = shared / "data" / "samples" / "ade20k_full_format"
+    for path in (root, root / "ADE20K_2021_17_01"):
+        assert "SceneParsing-150" in fails(path)
+
+
+def cityscapes(root: Path, kind: str, split: str, ids: str, names=("a",)) -> None:
+    for name in names:
+        stem = f"{name}_000000_000001"
+        put(root / "leftImg8bit" / split / name / f"{stem}_leftImg8bit.png", PHOTO)
+        put(root / kind / split / name / f"{stem}_{kind}_{ids}.png", IDS + 7)
+
+
+def test_cityscapes_coarse_joins_the_fine_set(tmp_path):
+    cityscapes(tmp_path, "gtFine", "train", "labelIds")
+    cityscapes(tmp_path, "gtCoarse", "train_extra", "labelIds", ("b", "c"))
+    dataset = open_dataset(str(tmp_path), "train+train_extra")
+    kinds = [pair.mask.relative_to(tmp_path).parts[0] for pair in dataset.pairs]
+    assert kinds == ["gtFine", "gtCoarse", "gtCoarse"]
+    assert (dataset.load(2).mask == 0).all()
+
+
+def test_cityscapes_instance_ids_are_refused(tmp_path):
+    cityscapes(tmp_path, "gtFine", "train", "instanceIds")
+    assert "hold object numbers" in fails(tmp_path)
+
+
+def test_cityscapes_test_images_have_no_masks(tmp_path):
+    put(tmp_path / "leftImg8bit" / "test" / "a" / "a_000000_000001_leftImg8bit.png", PHOTO)
+    dataset = open_dataset(str(tmp_path), "test")
+    assert dataset.pairs[0].mask is None
+    with pytest.raises(SetrError, match="has no mask"):
+        dataset.load(0)
+
+
+def test_coco_2017_folders(tmp_path):
+    put(tmp_path / "train2017" / "1.png", PHOTO)
+    put(tmp_path / "stuffthingmaps" / "train2017" / "1.png", IDS + 181)
+    dataset = open_dataset(str(tmp_path), "train")
+    assert dataset.labels == known_labels("coco_stuff")
+    assert dataset.labels.classes[dataset.load(0).mask[0, 0]] == "wood"
+
+
+# --- own data -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masks", ["labels", "masks", "annotations"])
+def test_plain_folders(tmp_path, masks):
+    put(tmp_path / "images" / "train" / "city" / "a.PNG", PHOTO)
+    put(tmp_path / masks / "train" / "city" / "a.png")
+    put(tmp_path / "val" / "images" / "b.png", PHOTO)
+    put(tmp_path / "val" / masks / "b.png")
+    for split in ("train", "val"):
+        assert len(open_dataset(str(tmp_path), split, "camvid")) == 1
+
+
+def test_segnet_folders_with_a_list(tmp_path):
+    for stem in "abc":
+        put(tmp_path / "train" / f"{stem}.png", PHOTO)
+        put(tmp_path / "trainannot" / f"{stem}.png")
+    (tmp_path / "train.txt").write_bytes(b"/x/c.png /x/c.png\r\n\r\n  a.png \r\n")
+    dataset = open_dataset(str(tmp_path), "train", "camvid")
+    assert [pair.image.stem for pair in dataset.pairs] == ["c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "images/train/a.png\tlabels/train/a.png\n\nimages/val/c.png labels/val/c.png"),
+        (
+            "list.csv",
+            "mask,image\nlabels/train/a.png,images/train/a.png\nlabels/val/c.png,images/val/c.png",
+        ),
+    ],
+)
+def test_lists_of_pairs(folder, name, text):
+    (folder / name).write_text("\ufeff" + text)
+    (folder / "data.yaml").write_text(f"train: {name}\nclasses: [road, car]\n")
+    dataset = open_dataset(str(folder / "data.yaml"), "train")
+    assert [pair.image.stem for pair in dataset.pairs] == ["a", "c"]
+    assert dataset.load(1).mask.shape == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("list.txt", "only.png\n", "is not 'image mask'"),
+        ("list.txt", "a b c\n", "use a .csv"),
+        ("list.txt", "\n", "lists no images"),
+        ("list.txt", "a.png x\na.png y\n", "'a.png' is listed more than once"),
+        ("list.csv", "picture,mask\n1,2\n", "columns image and mask"),
+        ("none.txt", None, "cannot read"),
+    ],
+)
+def test_wrong_lists(folder, name, text, message):
+    if text is not None:
+        (folder / name).write_text(text)
+    (folder / "data.yaml").write_text(f"train: {name}\nclasses: [road]\n")
+    assert message in fails(folder)
+
+
+def test_a_data_yaml_with_everything(folder):
+    (folder / "data.yaml").write_text(
+        "train: images/train\nclasses: {road: [1, 2, 3], car: '#040506'}\n"
+        "label_map: {0: car, 5: ignore}\nignore: [7, 8]\n"
+    )
+    dataset = open_dataset(str(folder), "train")
+    assert dataset.labels.colours == ((1, 2, 3), (4, 5, 6))
+    assert dataset.labels.label_map == {0: 1, 5: IGNORE, 7: IGNORE, 8: IGNORE}
+    assert (dataset.load(0).mask == 1).all()
+
+
+def test_rgb_masks_by_a_colour_map(folder):
+    put(folder / "labels" / "train" / "a.png", np.full((6, 8, 3), (9, 8, 7), np.uint8))
+    (folder / "data.yaml").write_text(
+        "classes: {road: [1, 1, 1], car: [9, 8, 7]}\ncolour_map: classes\n"
+    )
+    dataset = open_dataset(str(folder), "train")
+    assert (dataset.load(0).mask == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("clases: [a]", "did you mean 'classes'"),
+        ("- a", "expected keys"),
+        ("classes: [a", "not valid YAML"),
+        ("classes: road", "must list the class names"),
+        ("classes: [road]\nlabel_map: {0: raod}", "did you mean 'road'"),
+    ],
+)
+def test_a_wrong_data_yaml_is_a_usage_error(folder, text, message):
+    (folder / "data.yaml").write_text(text)
+    assert message in fails(folder, code=USAGE)
+
+
+def test_classes_are_never_guessed(folder):
+    (folder / "data.yaml").unlink()
+    assert "setr init-data" in fails(folder, code=USAGE)
+    assert "no such file or folder" in fails(folder / "gone", code=USAGE)
+
+
+def test_a_split_that_does_not_exist(folder):
+    with pytest.raises(NoSplitError, match="no split 'test'"):
+        open_dataset(str(folder), "test")
+
+
+# --- disorder -------------------------------------------------------------------------------------
+
+
+def test_an_empty_folder(folder):
+    for path in (folder / "images" / "train").iterdir():
+        path.unlink()
+    assert "no images in this folder" in fails(folder)
+
+
+def test_missing_masks_are_counted_and_named(folder):
+    (folder / "labels" / "train" / "b.png").unlink()
+    assert "no mask for 1 of 2 images: b.png" in fails(folder)
+
+
+def test_a_mask_without_image_is_noted(folder):
+    put(folder / "labels" / "train" / "z.png")
+    assert "1 masks have no image: z.png" in open_dataset(str(folder), "train").notes[0]
+
+
+def test_two_images_of_one_stem(folder):
+    put(folder / "images" / "train" / "a.jpg", PHOTO)
+    assert "'a' is the stem of several images" in fails(folder)
+
+
+def test_names_that_differ_in_case_only(folder):
+    put(folder / "images" / "train" / "A.png", PHOTO)
+    put(folder / "labels" / "train" / "A.png")
+    assert len(open_dataset(str(folder), "train")) == 3
+
+
+def test_hidden_files_are_left_out(folder):
+    for name in (".DS_Store", "._a.png", "Thumbs.db"):
+        (folder / "images" / "train" / name).write_bytes(b"x")
+        (folder / "labels" / "train" / name).write_bytes(b"x")
+    dataset = open_dataset(str(folder), "train")
+    assert len(dataset) == 2
+    assert not dataset.notes
+
+
+def test_link_loops_end_and_bad_links_are_named(folder):
+    train = folder / "images" / "train"
+    (train / "loop").symlink_to(train)
+    assert len(open_dataset(str(folder), "train")) == 2
+    (train / "d.png").symlink_to(train / "gone.png")
+    put(folder / "labels" / "train" / "d.png")
+    with pytest.raises(SetrError, match=r"d\.png: a link that leads nowhere"):
+        open_dataset(str(folder), "train").load(2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("a\r\n\r\nb \r\n", None),
+        ("a\nnowhere\n", "1 entries have no image: nowhere"),
+        ("a\na\n", "'a' is listed more than once"),
+    ],
+)
+def test_list_files_beside_folders(folder, lines, message):
+    (folder / "train.txt").write_bytes(lines.encode())
+    if message is None:
+        assert len(open_dataset(str(folder), "train")) == 2
+    else:
+        assert message in fails(folder)
+
+
+def test_undecodable_names(folder):
+    name = os.fsdecode(b"caf\xe9.png")
+    put(folder / "images" / "train" / name, PHOTO)
+    put(folder / "labels" / "train" / name)
+    dataset = open_dataset(str(folder), "train")
+    assert dataset.pairs[2].image.name == name
+    assert dataset.load(2).mask.shape == (6, 8)
+
+
+def test_packed_pairs_are_a_sequence():
+    pairs = Pairs([Found(Path("/r"), ["a", "ü"], ["x", "y"]), Found(Path("/s"), ["b"], None)])
+    listed = [(Path("/r/a"), Path("/r/x")), (Path("/r/ü"), Path("/r/y")), (Path("/s/b"), None)]
+    assert list(pairs) == listed
+    assert pairs[-1] == listed[-1]
+    assert pairs[1:] == tuple(listed[1:])
+    assert list(pickle.loads(pickle.dumps(pairs))) == listed
+    with pytest.raises(IndexError):
+        pairs[3]
+
+
+def test_a_hundred_thousand_pairs_take_little_memory():
+    names = [f"images/train/frame_{i:07d}.png" for i in range(100_000)]
+    tracemalloc.start()
+    pairs = Pairs([Found(Path("/data"), names, names)])
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 100_000 * 100
+    assert pairs[99_999].mask == Path("/data/images/train/frame_0099999.png")
+
+
+def test_a_hugging_face_data_set(tmp_path, monkeypatch):
+    """A folder in the Hub's format: the same code path as an id, without network."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = {"image": [], "annotation": []}
+    for i in range(3):
+        rows["image"].append({"path": None, "bytes": encode_png(PHOTO)})
+        rows["annotation"].append({"path": None, "bytes": encode_png(IDS + i)})
+    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    table = datasets.Dataset.from_dict(rows, features=features)
+    (tmp_path / "data").mkdir()
+    table.to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
+    dataset = open_dataset(f"hf:{tmp_path}", "train", "camvid")
+    assert len(dataset) == 3
+    image, mask = dataset.load(2)
+    assert image.shape == (6, 8, 3)
+    assert (mask == 2).all()
+    assert "no split 'val'" in fails(f"hf:{tmp_path}", "val", USAGE, "camvid")
+    assert "--data.labels" in fails(f"hf:{tmp_path}", "train", USAGE)

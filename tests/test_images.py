@@ -1,0 +1,177 @@
+"""Decoding: every odd file of the reference data, and fast paths that change no pixel."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from setr import decode
+from setr.errors import SetrError
+from setr.images import check_whole, encode_png, read_image, read_mask
+
+UNREADABLE = {
+    "truncated.jpg": "truncated",
+    "truncated.png": "truncated",
+    "zero_byte.jpg": "empty",
+    "text_renamed.jpg": "not an image",
+    "bomb_400Mpx.png": "max-pixels",
+}
+
+
+@pytest.fixture(params=["kornia", "without"])
+def decoder(request, monkeypatch):
+    """Both with the extra `fast-io` and without it."""
+    if request.param == "without":
+        monkeypatch.setattr(decode, "_decode_png", None)
+    elif decode._decode_png is None:
+        pytest.skip("kornia-rs is not installed")
+
+
+def encoded(array: np.ndarray, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def photo(height: int = 37, width: int = 53) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.usefixtures("decoder")
+def test_unreadable_images_are_refused_with_the_reason(shared, name):
+    path = shared / "data" / "odd_inputs" / "images" / name
+    for read in (read_image, check_whole):
+        with pytest.raises(SetrError, match=UNREADABLE[name]) as caught:
+            read(path)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("decoder")
+def test_readable_images_equal_pillow(shared):
+    """Apart from the kinds whose rule differs from Pillow's on purpose."""
+    special = {"gray16.png", "rgba.png", "8000x6000.jpg", *UNREADABLE}
+    special |= {"exif_orientation_3.jpg", "exif_orientation_6.jpg"}
+    paths = sorted((shared / "data" / "odd_inputs" / "images").iterdir())
+    for path in (p for p in paths if p.name not in special):
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(read_image(path), expected, err_msg=path.name)
+        assert check_whole(path) == (expected.shape[:2], False)
+
+
+def test_16_bit_is_scaled_not_clipped():
+    ramp = np.arange(0, 65536, 257, dtype=np.uint16)[None]
+    np.testing.assert_array_equal(read_image(encode_png(ramp))[0, :, 0], np.arange(256))
+
+
+def test_alpha_is_dropped():
+    pixels = np.dstack((photo(), np.full((37, 53), 9, np.uint8)))
+    np.testing.assert_array_equal(read_image(encoded(pixels, "PNG")), pixels[..., :3])
+
+
+@pytest.mark.parametrize("turn", [3, 6])
+def test_exif_rotation_is_applied(turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    upright = photo()
+    jpeg = encoded(upright, "JPEG", quality=95, exif=exif)
+    plain = read_image(encoded(upright, "JPEG", quality=95))
+    expected = plain[::-1, ::-1] if turn == 3 else np.rot90(plain, -1)
+    np.testing.assert_array_equal(read_image(jpeg), expected)
+    assert check_whole(jpeg) == (expected.shape[:2], True)
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_a_cut_file_is_never_half_an_image(format, share):
+    data = encoded(photo(80, 90), format)
+    for read in (read_image, check_whole):
+        with pytest.raises(SetrError):
+            read(data[: int(len(data) * share)])
+
+
+@pytest.mark.usefixtures("decoder")
+def test_a_damaged_png_is_refused():
+    data = bytearray(encoded(photo(80, 90), "PNG"))
+    data[len(data) // 2] ^= 0x55
+    with pytest.raises(SetrError, match="broken image file"):
+        read_image(bytes(data))
+
+
+@pytest.mark.usefixtures("decoder")
+def test_trailing_bytes_do_no_harm():
+    for format in ("PNG", "JPEG"):
+        data = encoded(photo(), format)
+        np.testing.assert_array_equal(read_image(data + b"\0" * 9000), read_image(data))
+        assert check_whole(data + b"x" * 9000) == ((37, 53), False)
+
+
+def test_a_file_is_refused_by_size_from_its_header():
+    with pytest.raises(SetrError, match="53x37 is 1,961 pixels"):
+        read_image(encoded(photo(), "PNG"), max_pixels=1000)
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_masks_give_indices(bits):
+    ids = np.random.default_rng(0).integers(0, 2**bits, (20, 30), np.uint8)
+    image = Image.fromarray(ids, "P")
+    image.putpalette(np.random.default_rng(1).integers(0, 256, 768, np.uint8).tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", bits=bits)
+    np.testing.assert_array_equal(read_mask(buffer.getvalue()), ids)
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("index.png", "index.png"),
+        ("palette.png", "index.png"),
+        ("index16.png", "index.png"),
+        ("rgb_gray_triplet.png", "index.png"),
+    ],
+)
+def test_good_masks_are_the_index_mask(shared, name, expected):
+    masks = shared / "data" / "odd_inputs" / "masks"
+    with Image.open(masks / expected) as image:
+        np.testing.assert_array_equal(read_mask(masks / name), np.asarray(image))
+
+
+def test_bad_masks_are_refused(shared):
+    masks = shared / "data" / "odd_inputs" / "masks"
+    with pytest.raises(SetrError, match="JPEG has blurred ids"):
+        read_mask(masks / "lossy.jpg")
+    with pytest.raises(SetrError, match="colour_map"):
+        read_mask(masks / "rgb_colour.png")
+    with pytest.raises(SetrError, match="one id per pixel"):
+        read_mask(masks / "index.png", rgb=True)
+
+
+def test_matlab_labels(shared, tmp_path):
+    pytest.importorskip("scipy")
+    folder = shared / "data" / "samples" / "pascal_context" / "trainval_mat_rebuilt"
+    ids = read_mask(folder / "2008_008376.mat")
+    assert ids.dtype == np.uint16
+    assert ids.shape == (333, 500)
+    (tmp_path / "cut.mat").write_bytes((folder / "2008_008376.mat").read_bytes()[:500])
+    with pytest.raises(SetrError, match=r"cut\.mat"):
+        read_mask(tmp_path / "cut.mat")
+    with pytest.raises(SetrError, match="no such file"):
+        read_mask(tmp_path / "none.mat")
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    with pytest.raises(SetrError, match=r"a\.png: a link that leads nowhere"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(SetrError, match=r"b\.png: a link that leads to itself"):
+        read_image(tmp_path / "b.png")

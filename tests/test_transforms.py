@@ -1,0 +1,174 @@
+"""Augmentation: crop-first equals resize-then-crop, ids are never blended, odds are as told."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from setr import scenes
+from setr.labels import IGNORE
+from setr.transforms import (
+    PAD_COLOUR,
+    Augmentation,
+    Window,
+    base_scale,
+    distort,
+    rare_class_odds,
+)
+
+IMAGE, MASK = scenes.draw("train", 0, size=160)
+IMAGE, MASK = np.ascontiguousarray(IMAGE[:120]), np.ascontiguousarray(MASK[:120])
+PLAIN = {"flip": 0.0, "photometric": False, "max_class_share": 1.0}
+
+
+def whole_then_crop(array, resized, origin, size, interpolation):
+    whole = cv2.resize(array, resized[::-1], interpolation=interpolation)
+    return whole[origin[0] : origin[0] + size[0], origin[1] : origin[1] + size[1]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.5, 2.0), st.integers(0, 10**6))
+def test_a_window_equals_resizing_everything(scale, seed):
+    resized = round(120 * scale), round(160 * scale)
+    rng = np.random.default_rng(seed)
+    size = (48, 56)
+    origin = tuple(int(rng.integers(0, r - s + 1)) for r, s in zip(resized, size, strict=True))
+    window = Window((120, 160), resized, origin, size)
+    ours = window.cut(IMAGE, nearest=False, fill=PAD_COLOUR).astype(int)
+    theirs = whole_then_crop(IMAGE, resized, origin, size, cv2.INTER_LINEAR).astype(int)
+    # warpAffine places samples on a grid of 1/32 pixel
+    assert np.abs(ours - theirs).mean() < 1.0
+    for axis, length in enumerate((120, 160)):
+        places = np.arange(length, dtype=np.uint8).reshape((-1, 1) if axis == 0 else (1, -1))
+        field = np.ascontiguousarray(np.broadcast_to(places, (120, 160)))
+        picked = window.cut(field, nearest=True, fill=IGNORE)
+        picked = picked[:, 0] if axis == 0 else picked[0]
+        centres = (np.arange(size[axis]) + origin[axis] + 0.5) * length / resized[axis] - 0.5
+        assert np.abs(picked - centres).max() <= 0.5 + 1 / 32
+
+
+def test_at_scale_one_it_is_the_plain_crop():
+    window = Window((120, 160), (120, 160), (11, 23), (48, 56))
+    np.testing.assert_array_equal(window.cut(IMAGE, nearest=False, fill=0), IMAGE[11:59, 23:79])
+    np.testing.assert_array_equal(window.cut(MASK, nearest=True, fill=0), MASK[11:59, 23:79])
+
+
+def test_origins_and_scales_are_uniform():
+    """Crops of a coordinate image tell where they lie; compared with resize-then-crop's law."""
+    rows = np.repeat(np.arange(120, dtype=np.uint8)[:, None], 160, axis=1)
+    augment = Augmentation((30, 40), scale_range=(0.5, 2.0), **PLAIN)
+    image = np.repeat(rows[..., None], 3, axis=2)
+    tops, extents = [], []
+    for seed in range(1500):
+        cropped, _ = augment(image, rows, np.random.default_rng(seed))
+        column = cropped[:, 0, 0].astype(float)
+        tops.append(column[0])
+        extents.append(column[-1] - column[0])
+    rng = np.random.default_rng(0)
+    scales = rng.uniform(0.5, 2.0, 200_000)
+    heights = np.round(120 * scales)
+    origins = np.floor(rng.uniform(size=200_000) * (heights - 30 + 1))
+    for ours, law in ((tops, origins / scales), (extents, 29 / scales)):
+        quantiles = [5, 25, 50, 75, 95]
+        np.testing.assert_allclose(np.percentile(ours, quantiles), np.percentile(law, quantiles),
+                                   atol=4.0)  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_ids_are_never_blended_and_padding_is_ignored(seed):
+    augment = Augmentation((150, 170), scale_range=(0.4, 1.2))
+    image, mask = augment(IMAGE, MASK, np.random.default_rng(seed))
+    assert set(np.unique(mask)) <= set(np.unique(MASK)) | {IGNORE}
+    assert image.shape == (150, 170, 3)
+    assert mask.shape == (150, 170)
+
+
+def test_outside_the_image_is_mean_colour_and_ignored():
+    window = Window((120, 160), (120, 160), (0, 0), (130, 170))
+    image = window.cut(IMAGE, nearest=False, fill=PAD_COLOUR)
+    assert (image[120:] == PAD_COLOUR).all()
+    assert (window.cut(MASK, nearest=True, fill=IGNORE)[:, 160:] == IGNORE).all()
+
+
+def test_a_dominating_class_is_cropped_around():
+    mask = np.zeros((100, 400), np.uint8)
+    mask[:, 360:] = 1
+    image = np.zeros((100, 400, 3), np.uint8)
+    free = Augmentation((100, 100), scale_range=(1, 1), **PLAIN)
+    held = Augmentation((100, 100), scale_range=(1, 1), **{**PLAIN, "max_class_share": 0.75})
+
+    def shares(augment):
+        return [augment(image, mask, np.random.default_rng(s))[1].mean() for s in range(200)]
+
+    assert np.mean([share >= 0.25 for share in shares(held)]) > 2 * np.mean(
+        [share >= 0.25 for share in shares(free)]
+    )
+
+
+def test_crops_without_a_counted_pixel_are_drawn_again():
+    mask = np.full((60, 300), IGNORE, np.uint8)
+    mask[:, 250:] = 1
+    image = np.zeros((60, 300, 3), np.uint8)
+    augment = Augmentation((60, 60), scale_range=(1, 1), **PLAIN)
+    kept = [(augment(image, mask, np.random.default_rng(s))[1] == 1).any() for s in range(100)]
+    assert np.mean(kept) > 0.8  # 1 - (191 / 241)^10 = 0.90; a single draw would give 0.21
+
+
+def test_rare_crops_hold_the_rare_class():
+    mask = np.zeros((200, 400), np.uint8)
+    mask[150:153, 300:304] = 1
+    image = np.zeros((200, 400, 3), np.uint8)
+    odds = rare_class_odds(np.bincount(mask.ravel(), minlength=3))
+    np.testing.assert_allclose(odds[1] / odds[0], np.sqrt((mask == 0).sum() / 12))
+    assert odds[2] == 0
+    assert sum(odds) == pytest.approx(1)
+    share = {}
+    for rare in (0.0, 1.0):
+        augment = Augmentation((40, 40), scale_range=(0.5, 2), rare_crops=rare, class_odds=odds,
+                               **PLAIN)  # fmt: skip
+        crops = [augment(image, mask, np.random.default_rng(s))[1] for s in range(200)]
+        share[rare] = np.mean([(crop == 1).any() for crop in crops])
+    assert share[0.0] < 0.1
+    assert share[1.0] > 0.9 * odds[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "long", "expected"),
+    [
+        ((1024, 2048), None, None, 1.0),
+        ((512, 683), 512, 2048, 1.0),
+        ((256, 2048), 512, 2048, 1.0),  # the long side stops it
+        ((1024, 2048), 1025, 2049, 2049 / 2048),
+        ((333, 500), 520, 520, 520 / 500),
+    ],
+)
+def test_base_scale(size, short, long, expected):
+    assert base_scale(*size, short, long) == expected
+
+
+def test_flip_turns_both():
+    augment = Augmentation((120, 160), scale_range=(1, 1), **{**PLAIN, "flip": 1.0})
+    image, mask = augment(IMAGE, MASK, np.random.default_rng(0))
+    np.testing.assert_array_equal(image, IMAGE[:, ::-1])
+    np.testing.assert_array_equal(mask, MASK[:, ::-1])
+
+
+def test_distortion_stays_within_its_ranges():
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    values = [int(distort(grey, np.random.default_rng(s))[0, 0, 0]) for s in range(400)]
+    assert (min(values), max(values)) != (100, 100)
+    assert min(values) >= round((100 - 32) * 0.5) - 2
+    assert max(values) <= round((100 + 32) * 1.5) + 2
+    assert 0.1 < np.mean([v == 100 for v in values]) < 0.4  # 1/4 is left alone: grey has no hue
+
+
+def test_the_same_generator_gives_the_same_sample():
+    augment = Augmentation((64, 64))
+    first = augment(IMAGE, MASK, np.random.default_rng((1, 2, 3)))
+    second = augment(IMAGE, MASK, np.random.default_rng((1, 2, 3)))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
