@@ -6,7 +6,7 @@ map find the bands of all classes at once. Boundary F (Csurka et al., BMVC 2013)
 mean of precision and recall of one-pixel contours matched within `tolerance`. Counts are summed
 over the whole set before dividing, as for IoU. Ignored pixels are ignored in both maps and neither
 make nor hide a band. Contours: many data sets ignore a thin line along every boundary, so ignored
-pixels within the tolerance of a class count as the nearest class first.
+pixels up to the tolerance and one pixel away from a class count as it first.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BoundaryCounts:
         ):
             self.counts[:, column] += np.bincount(ids[region], minlength=K)[:K]
         tolerance = max(1.0, TOLERANCE * diagonal)
-        truth = fill_ignored(truth, tolerance)
+        truth = fill_ignored(truth, tolerance + 1)
         prediction = np.where(truth == IGNORE, IGNORE, guess).astype(np.uint8)
         truth_contour, predicted_contour = contour(truth), contour(prediction)
         for c in np.union1d(truth[truth_contour], prediction[predicted_contour]):

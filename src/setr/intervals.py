@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from setr.errors import SetrError
 from setr.metrics import ratio
 
 STEPS = 1 << 30
@@ -102,7 +103,12 @@ def paired_difference(
         `difference`, mean of ours - theirs; `interval`, its bootstrap 95 % interval; `p`, two-sided
         p-value of the sign-flip permutation test (exact up to its draws, no normality assumed);
         `better`, the share of images on which ours is higher; `images`, N.
+
+    Raises:
+        SetrError: no images.
     """
+    if not len(ours):
+        raise SetrError("nothing to compare: no image has counted pixels in both tests")
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     rng = np.random.default_rng(seed)
     count, observed = len(difference), float(difference.mean())

@@ -39,8 +39,8 @@ class Arguments:
     """Also test with the paper's six scales and flip."""
     scales: tuple[float, ...] | None = None
     """Factors on the image, in place of the protocol's."""
-    flip: bool | None = None
-    """Average with the mirrored image, in place of the protocol's choice."""
+    flip: bool = False
+    """Average with the mirrored image, whatever the protocol."""
     window: tuple[int, int] | None = None
     """Height and width of the sliding window in pixels, in place of the protocol's."""
     stride: tuple[int, int] | None = None
@@ -125,8 +125,8 @@ def _test(
 def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
     """The protocol with the fields given on the command line."""
     fields = ("scales", "flip", "window", "stride", "short_side")
-    chosen = {name: getattr(given, name) for name in fields}
-    return dataclasses.replace(protocol, **{k: v for k, v in chosen.items() if v is not None})
+    chosen = {name: getattr(given, name) for name in fields if getattr(given, name)}
+    return dataclasses.replace(protocol, **chosen)
 
 
 def _table(given: Arguments, metrics: dict[str, Any]) -> str:

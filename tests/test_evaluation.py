@@ -1,0 +1,261 @@
+"""Testing a model on a split: figures, protocols, several processes, bad input, `setr eval`."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import setr
+from setr import scenes
+from setr.cli import main
+from setr.datasets import open_dataset
+from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
+from setr.evaluation import evaluate as evaluate_with_workers
+from setr.evaluation import evaluate_split
+from setr.gallery import Gallery
+from setr.hub import ModelInfo, save_pretrained
+from setr.inference import Protocol, normalize
+from setr.labels import Labels
+from setr.metrics import ConfusionMatrix
+from tests.conftest import tiny_model, write_scene_folders
+
+evaluate = functools.partial(evaluate_with_workers, workers=0, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two model directories and a data folder with five test images."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        model = tiny_model("naive", num_classes=9)
+        save_pretrained(root / name, model, ModelInfo(labels=scenes.LABELS))
+    write_scene_folders(root / "data", {"val": 2, "test": 5})
+    return root
+
+
+def test_figures_equal_the_plain_computation(runs: Path) -> None:
+    figures = evaluate(str(runs / "one"), runs / "data", split="test")
+    predictor = setr.load(runs / "one", precision="fp32", device="cpu")
+    dataset = open_dataset(str(runs / "data"), "test")
+    counts = ConfusionMatrix(9)
+    for i in range(len(dataset)):
+        image, mask = dataset.load(i)
+        x = normalize(torch.from_numpy(image)[None], predictor.info.mean, predictor.info.std)
+        with torch.inference_mode():
+            guess = predictor.model(x).argmax(dim=1)[0]
+        counts.update(guess, torch.from_numpy(mask))
+    expected = counts.summary(scenes.LABELS.classes)
+    for key in ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"):
+        assert figures[key] == pytest.approx(expected[key], abs=1e-4)
+    moved = np.abs(np.array(figures["confusion"]) - counts.matrix).sum() / 2
+    assert moved <= 2  # of 11 520 pixels, near-ties decided by the last bit
+    assert figures["images"] == 5
+    assert figures["protocol"] == "whole image"
+    assert evaluate(predictor, dataset)["miou"] == figures["miou"]
+
+
+def test_named_protocol_and_absent_rule(runs: Path) -> None:
+    paper = evaluate(runs / "one", runs / "data", protocol="paper-ms")
+    assert "window 32x32, stride 22x22" in paper["protocol"]
+    assert "flip" in paper["protocol"]
+    zero = evaluate(runs / "one", runs / "data", absent="zero")
+    assert zero["absent"] == "zero"
+    with pytest.raises(SetrError, match="give its ModelInfo"):
+        evaluate(tiny_model(), runs / "data")
+
+
+def _worker(rank: int, root: str, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2
+    )
+    figures = evaluate(Path(root) / "one", Path(root) / "data", split="test")
+    Path(out, f"{rank}.json").write_text(json.dumps(figures))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_bits_of_one(runs: Path, tmp_path: Path) -> None:
+    """Five images, so that the shares differ; one of them broken."""
+    single = evaluate(runs / "one", runs / "data", split="test")
+    arguments = (str(runs), str(tmp_path))
+    torch.multiprocessing.spawn(_worker, arguments, nprocs=2)  # type: ignore[no-untyped-call]
+    for rank in (0, 1):
+        several = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert several.pop("seconds") > 0
+        assert several == {k: v for k, v in single.items() if k != "seconds"}
+
+
+def test_detailed_figures_are_there(runs: Path) -> None:
+    figures = evaluate(runs / "one", runs / "data", split="test")
+    low, high = figures["intervals"]["miou"]
+    assert low <= figures["miou"] <= high
+    assert 0 <= figures["image_miou"] <= 1
+    assert 0 <= figures["calibration"]["ece"] <= 1
+    assert sum(figures["calibration"]["pixels"]) == np.sum(figures["confusion"])
+    assert set(figures["recall_by_size"]) == {"small", "medium", "large"}
+    plain = evaluate(runs / "one", runs / "data", split="test", detailed=False)
+    assert "boundary" not in plain
+    assert plain["miou"] == figures["miou"]
+
+
+def test_gallery_keeps_the_extremes(runs: Path, tmp_path: Path) -> None:
+    gallery = Gallery(shown=2)
+    evaluate(runs / "one", runs / "data", split="test", on_image=gallery)
+    mious = [row[1] for row in gallery.rows.values()]
+    assert len(mious) == 5
+    assert [t.figures["miou"] for t in gallery.worst] == sorted(mious)[:2]
+    assert [t.figures["miou"] for t in gallery.best] == sorted(mious, reverse=True)[:2]
+    gallery.write_csv(tmp_path / "images.csv")
+    rows = list(csv.DictReader((tmp_path / "images.csv").open()))
+    assert [row["image"] for row in rows] == [f"scene_{i:03d}.png" for i in range(5)]
+    assert float(rows[0]["miou"]) == pytest.approx(gallery.rows[0][1])
+
+
+def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    code = main(["eval", *map(str, arguments), "--workers", "0", "--precision", "fp32"])
+    return code, *capsys.readouterr()
+
+
+def test_command_writes_everything(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    code, text, errors = run(
+        capsys, runs / "one", runs / "data", "--split", "test", "--multi-scale", "--json", "-o", out
+    )
+    assert code == OK
+    metrics = json.loads(text)
+    assert set(metrics) == {"single_scale", "multi_scale"}
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    assert len((out / "images.csv").read_text().splitlines()) == 6
+    assert "<svg" in (out / "report.html").read_text()
+    assert str(out) in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "described", "key"),
+    [
+        (["--protocol", "paper-ss"], "window 32x32, stride 22x22; short side raised", "single"),
+        (["--protocol", "mmseg-ms"], "scales 0.5, 0.75", "multi"),
+        (["--protocol", "whole"], "whole image", "single"),
+        (["--protocol", "paper-ss:ade20k", "--short-side", 64, "--window", 48, 48,
+          "--stride", 40, 40], "short side 64; window 48x48, stride 40x40", "single"),
+        (["--scales", 1, 0.5, "--flip"], "scales 1, 0.5; flip; whole image", "multi"),
+    ],
+)  # fmt: skip
+def test_command_protocols(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    options: list,
+    described: str,
+    key: str,
+) -> None:
+    code, text, _ = run(capsys, runs / "one", runs / "data", *options, "--json", "-o", tmp_path)
+    assert code == OK
+    assert described in json.loads(text)[f"{key}_scale"]["protocol"]
+
+
+def test_command_compares_models(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = [runs / "one", runs / "data", "--split", "test", "-o", tmp_path]
+    code, text, _ = run(capsys, *arguments, "--compare", runs / "two")
+    assert code == OK
+    assert "one against two" in text
+    assert "p = " in text
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    other = metrics["compare"][str(runs / "two")]
+    assert other["against"]["images"] == 5
+    difference = metrics["single_scale"]["image_miou"] - other["image_miou"]
+    assert other["against"]["difference"] == pytest.approx(difference)
+    assert run(capsys, *arguments, "--compare", runs / "one")[0] == USAGE
+
+
+def test_a_truncated_image_is_named_and_counted(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = write_scene_folders(tmp_path / "data", {"val": 3})
+    broken = data / "images" / "val" / "scene_001.png"
+    broken.write_bytes(broken.read_bytes()[:900])
+    code, text, errors = run(capsys, runs / "one", data, "--json", "-o", tmp_path)
+    figures = json.loads(text)["single_scale"]
+    assert code == FAILED
+    assert figures["images"] == 2
+    assert "scene_001.png" in figures["failed"][0]
+    assert "1 of 3 images failed" in errors
+    assert "scene_001.png" in (tmp_path / "report.html").read_text()
+
+
+def one_line(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
+    code, _, errors = run(capsys, *arguments)
+    (line,) = [row for row in errors.splitlines() if row.startswith("setr: ")]
+    return code, line
+
+
+def test_other_classes_are_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = write_scene_folders(tmp_path / "data", {"val": 1})
+    names = list(scenes.CLASSES)
+    (data / "data.yaml").write_text(f"classes: [{', '.join([*names, 'more'])}]\n")
+    code, line = one_line(capsys, runs / "one", data)
+    assert (code, "has 9 classes but data has 10" in line) == (DATA_CHECK_FAILED, True)
+    swapped = [names[1], names[0], *names[2:]]
+    (data / "data.yaml").write_text(f"classes: [{', '.join(swapped)}]\n")
+    code, line = one_line(capsys, runs / "one", data)
+    assert (code, "class 0 is 'sky' in the model but 'hill'" in line) == (DATA_CHECK_FAILED, True)
+
+
+def test_data_without_labels_or_images(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = write_scene_folders(tmp_path / "data", {"val": 2})
+    for mask in (data / "labels" / "val").iterdir():
+        mask.unlink()
+    code, line = one_line(capsys, runs / "one", data)
+    assert code == DATA_CHECK_FAILED
+    assert "labels/val" in line
+    assert one_line(capsys, runs / "one", data, "--split", "test")[0] == DATA_CHECK_FAILED
+    code, line = one_line(capsys, runs / "one", tmp_path / "nowhere")
+    assert (code, "no such file or folder" in line) == (USAGE, True)
+
+
+def test_empty_split_and_nothing_readable(runs: Path, tmp_path: Path) -> None:
+    predictor = setr.load(runs / "one")
+    dataset = open_dataset(str(runs / "data"), "test")
+    with pytest.raises(SetrError, match="has no images"):
+        evaluate(predictor, dataclasses.replace(dataset, pairs=()))
+    data = write_scene_folders(tmp_path / "data", {"val": 1})
+    (data / "images" / "val" / "scene_000.png").write_bytes(b"")
+    with pytest.raises(SetrError, match=r"none of the 1 images .*scene_000\.png"):
+        evaluate(predictor, str(data))
+
+
+def test_broken_weights_are_an_error_not_a_figure(runs: Path) -> None:
+    model = tiny_model("naive", num_classes=9)
+    with torch.no_grad():
+        next(iter(model.decoder.parameters())).fill_(float("nan"))
+    dataset = open_dataset(str(runs / "data"), "val")
+    with pytest.raises(SetrError, match=r"scene_000\.png: the model's scores are not numbers"):
+        evaluate_split(model, ModelInfo(labels=scenes.LABELS), dataset)
+
+
+def test_unknown_protocol_names_the_nearest(runs: Path, capsys: pytest.CaptureFixture) -> None:
+    code, line = one_line(capsys, runs / "one", runs / "data", "--protocol", "paper-sss")
+    assert (code, "did you mean 'paper-ss'" in line) == (USAGE, True)
+
+
+def test_stored_protocol_is_the_default(runs: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    protocol = Protocol(window=(32, 32), stride=(16, 16), short_side=40)
+    labels = Labels(tuple(scenes.CLASSES))
+    save_pretrained(tmp_path, tiny_model(num_classes=9), ModelInfo(labels, protocol=protocol))
+    figures = evaluate(tmp_path, runs / "data")
+    assert figures["protocol"] == "short side 40; window 32x32, stride 16x16"

@@ -1,0 +1,300 @@
+"""Figures against written-out definitions and the official evaluators."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from setr.boundary import BoundaryCounts, band, contour, fill_ignored
+from setr.calibration import Calibration
+from setr.errors import SetrError
+from setr.images import read_mask
+from setr.intervals import Bootstrap, image_miou, paired_difference
+from setr.labels import IGNORE
+from setr.metrics import ConfusionMatrix, summarize
+from setr.regions import RegionRecall
+from setr.scorecard import Scorecard
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+def random_pair(seed: int, K: int = 5, shape: tuple[int, int] = (40, 56)):
+    """Blocky truth with ignored pixels, and a prediction that is mostly right."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, K, (shape[0] // 8, shape[1] // 8), dtype=np.uint8)
+    truth = cv2.resize(small, shape[::-1], interpolation=cv2.INTER_NEAREST)
+    wrong = rng.random(shape) < 0.2
+    prediction = np.where(wrong, rng.integers(0, K, shape), np.roll(truth, 2, axis=1))
+    truth = np.where(rng.random(shape) < 0.05, IGNORE, truth)
+    return prediction.astype(np.uint8), truth.astype(np.uint8)
+
+
+def count(prediction: np.ndarray, truth: np.ndarray, K: int = 5) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(K)
+    matrix.update(torch.from_numpy(prediction), torch.from_numpy(truth))
+    return matrix
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("K", [1, 5, 150, 255])
+def test_counts_equal_a_loop(K: int, kind: torch.dtype) -> None:
+    rng = np.random.default_rng(K)
+    truth = rng.choice([*range(K), IGNORE], 500).astype(np.uint8)
+    prediction = rng.integers(0, min(K + 3, 256), 500)
+    matrix = ConfusionMatrix(K)
+    matrix.update(torch.from_numpy(prediction).to(kind), torch.from_numpy(truth))
+    expected = np.zeros((K, K + 1), np.int64)
+    for t, p in zip(truth, prediction, strict=True):
+        if t != IGNORE:
+            expected[t, min(p, K)] += 1
+    assert np.array_equal(matrix.matrix, expected)
+
+
+def test_negative_predictions_are_foreign() -> None:
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.tensor([-1, 0, 1]), torch.tensor([0, 0, 1], dtype=torch.uint8))
+    assert matrix.matrix.tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_figures_by_hand() -> None:
+    truth = np.array([[0, 0, 0, 1, 1, IGNORE]], np.uint8)
+    prediction = np.array([[0, 0, 2, 1, 7, 0]], np.uint8)
+    figures = count(prediction, truth, K=4).summary(NAMES[:4])
+    assert figures["iou"] == {"a": 2 / 3, "b": 1 / 2, "c": 0.0, "d": None}
+    assert figures["accuracy"] == {"a": 2 / 3, "b": 1 / 2, "c": None, "d": None}
+    assert figures["miou"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert figures["pixel_accuracy"] == pytest.approx(3 / 5)
+    assert figures["mean_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert figures["frequency_weighted_iou"] == pytest.approx(0.6 * 2 / 3 + 0.4 * 1 / 2)
+    zero = count(prediction, truth, K=4).summary(NAMES[:4], absent="zero")
+    assert zero["miou"] == pytest.approx((2 / 3 + 1 / 2) / 4)
+    assert zero["mean_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 4)
+    assert (figures["absent"], zero["absent"]) == ("skip", "zero")
+
+
+def test_nothing_counted_has_no_figures() -> None:
+    figures = count(np.zeros((2, 2), np.uint8), np.full((2, 2), IGNORE, np.uint8)).summary(NAMES)
+    assert figures["miou"] is None
+    assert figures["pixel_accuracy"] is None
+
+
+def test_sizes_must_agree() -> None:
+    with pytest.raises(SetrError, match="differ in size"):
+        ConfusionMatrix(2).update(torch.zeros(3, 4), torch.zeros(4, 3))
+
+
+def test_camvid_case_equals_the_referees(shared: Path) -> None:
+    """Figures of the official tools, `metric_cases/README.md`."""
+    folder = shared / "data" / "metric_cases" / "camvid"
+    matrix = ConfusionMatrix(11)
+    for path in sorted((folder / "gt").iterdir()):
+        truth = read_mask(path).astype(np.uint8)
+        truth[truth == 11] = IGNORE
+        prediction = read_mask(folder / "pred" / path.name).astype(np.uint8)
+        matrix.update(torch.from_numpy(prediction), torch.from_numpy(truth))
+    figures = matrix.summary(tuple(map(str, range(11))))
+    assert figures["miou"] == pytest.approx(0.67086744, abs=1e-8)
+    assert figures["pixel_accuracy"] == pytest.approx(0.91448798, abs=1e-8)
+    assert figures["mean_accuracy"] == pytest.approx(0.76721613, abs=1e-8)
+    assert figures["frequency_weighted_iou"] == pytest.approx(0.84817014, abs=1e-8)
+    expected = [0.86684, 0.866343, 0.131204, 0.899786, 0.7823, 0.887787, 0.482612, 0.710208,
+                0.748457, 0.418642, 0.585361]  # fmt: skip
+    assert list(figures["iou"].values()) == pytest.approx(expected, abs=1e-6)
+
+
+def slow_band(mask: np.ndarray, width: int) -> np.ndarray:
+    """The reference definition: erosion by `width` steps, the outside being background."""
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
+    return mask & (eroded == 0)
+
+
+@pytest.mark.parametrize("width", [1, 3, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_bands_equal_erosion_class_by_class(seed: int, width: int) -> None:
+    ids, _ = random_pair(seed)
+    expected = np.zeros(ids.shape, bool)
+    for c in range(5):
+        expected |= slow_band(ids == c, width)
+    assert np.array_equal(band(ids, width), expected)
+
+
+def test_boundary_iou_equals_its_definition() -> None:
+    counts = BoundaryCounts(5)
+    hits, union = np.zeros(5), np.zeros(5)
+    for seed in range(3):
+        prediction, truth = random_pair(seed)
+        truth = np.where(truth == IGNORE, 0, truth)
+        counts.update(prediction, truth)
+        width = round(0.02 * float(np.hypot(*truth.shape)))
+        for c in range(5):
+            t, p = slow_band(truth == c, width), slow_band(prediction == c, width)
+            hits[c] += (t & p).sum()
+            union[c] += (t | p).sum()
+    figures = counts.summary(NAMES)
+    assert list(figures["iou_by_class"].values()) == pytest.approx(hits / union)
+    assert figures["iou"] == pytest.approx((hits / union).mean())
+
+
+def test_boundary_f_by_brute_force() -> None:
+    prediction, truth = random_pair(5)
+    truth = np.where(truth == IGNORE, 0, truth).astype(np.uint8)
+    counts = BoundaryCounts(5)
+    counts.update(prediction, truth)
+    tolerance = max(1.0, 0.0075 * float(np.hypot(*truth.shape)))
+    expected = []
+    for c in range(5):
+        t = np.argwhere(contour(truth) & (truth == c))
+        p = np.argwhere(contour(prediction) & (prediction == c))
+        distance = np.sqrt(((t[:, None] - p[None]) ** 2).sum(-1))
+        recall = (distance.min(axis=1) <= tolerance).mean()
+        precision = (distance.min(axis=0) <= tolerance).mean()
+        expected.append(2 * precision * recall / (precision + recall))
+    assert list(counts.summary(NAMES)["f_by_class"].values()) == pytest.approx(expected)
+
+
+def test_boundary_of_a_perfect_and_a_hopeless_prediction() -> None:
+    _, truth = random_pair(1)
+    perfect, hopeless = BoundaryCounts(5), BoundaryCounts(5)
+    perfect.update(np.where(truth == IGNORE, 3, truth).astype(np.uint8), truth)
+    assert perfect.summary(NAMES)["iou"] == 1.0
+    clean = np.zeros((40, 40), np.uint8)
+    clean[10:20, 10:20] = 1
+    hopeless.update(np.zeros_like(clean), clean)
+    figures = hopeless.summary(NAMES)
+    assert figures["iou_by_class"]["b"] == 0.0
+    assert figures["f_by_class"] == {"a": 0.0, "b": 0.0, "c": None, "d": None, "e": None}
+
+
+def test_an_ignored_line_between_classes_keeps_its_contour() -> None:
+    """As in VOC, where a line along every boundary is ignored."""
+    truth = np.zeros((100, 200), np.uint8)
+    truth[:, 100:] = 1
+    prediction = truth.copy()
+    truth[:, 99:102] = IGNORE
+    counts = BoundaryCounts(2)
+    counts.update(prediction, truth)
+    assert counts.summary(("a", "b"))["f"] == 1.0
+    filled = fill_ignored(truth, 2)
+    assert not (filled == IGNORE).any()
+    wide = np.where((np.arange(200) > 60) & (np.arange(200) < 140), IGNORE, truth)
+    assert (fill_ignored(wide.astype(np.uint8), 2)[:, 64:136] == IGNORE).all()
+
+
+def test_calibration_equals_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    confidence = torch.from_numpy(rng.random(5000).astype(np.float32))
+    correct = torch.from_numpy(rng.random(5000)) < confidence**2
+    counts = Calibration(bins=10)
+    for part in (slice(0, 1000), slice(1000, 5000)):
+        counts.update(confidence[part], correct[part])
+    figures = counts.summary()
+    expected, edges = 0.0, np.linspace(0, 1, 11)
+    for low, high in pairwise(edges):
+        inside = (confidence.numpy() >= low) & (confidence.numpy() < high)
+        gap = correct.numpy()[inside].mean() - confidence.numpy()[inside].mean()
+        expected += abs(gap) * inside.sum() / 5000
+    assert figures["ece"] == pytest.approx(expected, abs=1e-6)
+    assert sum(figures["pixels"]) == 5000
+
+
+def test_calibration_of_a_perfectly_sure_and_right_model() -> None:
+    counts = Calibration()
+    counts.update(torch.ones(10), torch.ones(10, dtype=torch.bool))
+    assert counts.summary()["ece"] == 0.0
+    assert Calibration().summary()["ece"] is None
+
+
+def test_recall_by_size_by_hand() -> None:
+    truth = np.zeros((300, 300), np.uint8)
+    truth[10:20, 10:20] = 1  # 100 px, found
+    truth[10:20, 40:50] = 1  # 100 px, missed
+    truth[100:150, 100:150] = 1  # 2500 px, 60 % right
+    prediction = np.zeros_like(truth)
+    prediction[10:20, 10:20] = 1
+    prediction[100:150, 100:130] = 1
+    recall = RegionRecall(2)
+    recall.update(prediction, truth)
+    figures = recall.summary()
+    assert figures["small"] == {"regions": 2, "found": 0.5, "recall": 0.5}
+    assert figures["medium"] == {"regions": 1, "found": 1.0, "recall": 0.6}
+    assert figures["large"]["regions"] == 1  # the background
+
+
+def test_bootstrap_is_streaming_resampling() -> None:
+    """Replicate r equals the figures of the set with its images repeated by their weights."""
+    matrices = [count(*random_pair(seed)).matrix for seed in range(12)]
+    bootstrap = Bootstrap(5, replicates=20, seed=3)
+    for index in np.random.default_rng(0).permutation(12):  # any order
+        bootstrap.update(int(index), matrices[index])
+    weights = np.stack([np.random.default_rng((3, i)).poisson(1.0, 20) for i in range(12)])
+    mious = []
+    for r in range(20):
+        repeated = sum(w * m for w, m in zip(weights[:, r], matrices, strict=True))
+        mious.append(summarize(repeated, NAMES)["miou"])
+    low, high = np.quantile(mious, [0.025, 0.975])
+    assert bootstrap.summary()["miou"] == pytest.approx([low, high])
+
+
+def test_bootstrap_interval_is_as_wide_as_theory_says() -> None:
+    """Accuracy per image varies independently: the interval is near mean ± 1.96 errors."""
+    rng = np.random.default_rng(0)
+    bootstrap = Bootstrap(2)
+    hits = rng.integers(300, 900, 200)
+    for i, hit in enumerate(hits):
+        bootstrap.update(i, np.array([[hit, 1000 - hit, 0], [0, 0, 0]]))
+    low, high = bootstrap.summary()["pixel_accuracy"]
+    error = 1.96 * hits.std() / 1000 / np.sqrt(200)
+    assert low == pytest.approx(hits.mean() / 1000 - error, abs=0.15 * error)
+    assert high == pytest.approx(hits.mean() / 1000 + error, abs=0.15 * error)
+
+
+def test_image_miou_counts_the_classes_of_the_image() -> None:
+    assert image_miou(count(np.array([[0, 0, 1]]), np.array([[0, 0, 0]])).matrix) == 1 / 3
+    assert image_miou(np.zeros((5, 6), np.int64)) is None
+
+
+def test_paired_difference() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.random(60)
+    same = paired_difference(base, base)
+    assert same["p"] == 1.0
+    assert same["difference"] == 0.0
+    better = paired_difference(base + 0.05 + 0.02 * rng.standard_normal(60), base)
+    assert better["p"] < 0.001
+    assert better["interval"][0] < 0.05 < better["interval"][1]
+    noise = paired_difference(base + 0.05 * rng.standard_normal(60), base)
+    assert noise["p"] > 0.01
+    with pytest.raises(SetrError, match="no image"):
+        paired_difference(np.array([]), np.array([]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=5), st.integers(0, 4))
+def test_any_order_and_split_gives_the_same_bits(seeds: list[int], cut: int) -> None:
+    def card(order: list[tuple[int, int]]) -> Scorecard:
+        result = Scorecard(NAMES)
+        for index, seed in order:
+            prediction, truth = map(torch.from_numpy, random_pair(seed))
+            confidence = torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed))
+            result.update(index, prediction, truth, confidence)
+        return result
+
+    numbered = list(enumerate(seeds))
+    whole = card(numbered)
+    first, second = card(numbered[cut:][::-1]), card(numbered[:cut])
+    first.confusion.counts += second.confusion.counts
+    first.calibration.counts += second.calibration.counts
+    first.totals += second.totals
+    first.boundary.counts += second.boundary.counts
+    first.regions.counts += second.regions.counts
+    first.bootstrap.counts += second.bootstrap.counts
+    first.bootstrap.images += second.bootstrap.images
+    assert first.summary() == whole.summary()

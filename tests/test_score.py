@@ -1,0 +1,167 @@
+"""`setr score`: label images against truth, with the official figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from setr.cli import main
+from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE
+from setr.images import encode_png, write_bytes
+
+
+def save(folder: Path, **images: list | np.ndarray) -> Path:
+    """Write small label images NAME.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, ids in images.items():
+        write_bytes(folder / f"{name}.png", encode_png(np.array(ids, np.uint8)))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    prediction = save(tmp_path / "pred", a=[[0, 1, 1]], b=[[1, 1, 0]])
+    truth = save(tmp_path / "gt", a=[[0, 1, 0]], b=[[1, 255, 0]])
+    return prediction, truth
+
+
+def score(capsys: pytest.CaptureFixture, *arguments: object) -> dict:
+    assert main(["score", *map(str, arguments), "--json"]) == OK
+    return json.loads(capsys.readouterr().out)
+
+
+def failure(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
+    code = main(["score", *map(str, arguments)])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("setr: ")]
+    return code, lines[0]
+
+
+def test_camvid_equals_the_referees(shared: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = shared / "data" / "metric_cases" / "camvid"
+    figures = score(
+        capsys, folder / "pred", folder / "gt", "--num-classes", 11, "--ignore-index", 11
+    )
+    assert figures["miou"] == pytest.approx(0.67086744, abs=1e-8)
+    assert figures["pixel_accuracy"] == pytest.approx(0.91448798, abs=1e-8)
+    assert figures["mean_accuracy"] == pytest.approx(0.76721613, abs=1e-8)
+    assert figures["frequency_weighted_iou"] == pytest.approx(0.84817014, abs=1e-8)
+    assert figures["iou"]["2"] == pytest.approx(0.131204, abs=1e-6)
+
+
+@pytest.mark.parametrize(("absent", "miou"), [("skip", 1.0), ("zero", 0.1)])
+def test_ade20k_equals_its_server(
+    shared: Path, capsys: pytest.CaptureFixture, absent: str, miou: float
+) -> None:
+    folder = shared / "data" / "metric_cases" / "ade_shipped"
+    figures = score(
+        capsys, folder / "pred", folder / "gt", "--num-classes", 150, "--reduce-zero-label",
+        "--absent", absent,
+    )  # fmt: skip
+    assert figures["miou"] == pytest.approx(miou, abs=1e-12)
+    assert figures["pixel_accuracy"] == 1.0
+    assert figures["absent"] == absent
+
+
+def test_figures_and_table(folders: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+    figures = score(capsys, *folders, "--num-classes", 3)
+    assert figures["iou"] == {"0": 2 / 3, "1": 2 / 3, "2": None}
+    assert figures["images"] == 2
+    assert figures["failed"] == []
+    assert main(["score", *map(str, folders), "--num-classes", "3"]) == OK
+    table = capsys.readouterr().out
+    assert "66.67" in table
+    assert "1 of 3 classes do not occur" in table
+    assert "--absent zero" in table
+
+
+def test_label_map(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As for Cityscapes: ids in files are not training ids; a predicted void pixel is wrong."""
+    prediction = save(tmp_path / "pred", x=[[7, 7, 8, 0, 200]])
+    truth = save(tmp_path / "gt", x=[[7, 8, 8, 8, 0]])
+    mapping = tmp_path / "map.yaml"
+    mapping.write_text("classes: [road, walk]\nlabel_map: {0: ignore, 7: road, 8: walk}\n")
+    figures = score(capsys, prediction, truth, "--label-map", mapping)
+    assert figures["iou"] == {"road": 1 / 2, "walk": 1 / 3}
+    assert figures["pixel_accuracy"] == 1 / 2
+    bare = tmp_path / "map.json"
+    bare.write_text(json.dumps({"0": "ignore", "7": 0, "8": 1}))
+    figures = score(capsys, prediction, truth, "--label-map", bare, "--num-classes", 2)
+    assert figures["iou"] == {"0": 1 / 2, "1": 1 / 3}
+
+
+def test_known_map_and_cityscapes_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    prediction = save(tmp_path / "pred", bonn_000001_000019_leftImg8bit=[[0, 1, 10]])
+    truth = save(tmp_path / "gt", bonn_000001_000019_gtFine_labelIds=[[0, 1, 11]])
+    figures = score(capsys, prediction, truth, "--label-map", "camvid")
+    assert figures["pixel_accuracy"] == 1.0
+    assert set(figures["iou"]) >= {"sky", "bicyclist"} or len(figures["iou"]) == 11
+
+
+def test_a_truncated_file_is_named_and_counted(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture
+) -> None:
+    whole = (folders[0] / "b.png").read_bytes()
+    (folders[0] / "b.png").write_bytes(whole[: len(whole) // 2])
+    assert main(["score", *map(str, folders), "--num-classes", "2", "--json"]) == FAILED
+    streams = capsys.readouterr()
+    figures = json.loads(streams.out)
+    assert figures["images"] == 1
+    assert len(figures["failed"]) == 1
+    assert "b.png" in figures["failed"][0]
+    assert "1 of 2 images failed" in streams.err
+
+
+def test_sizes_must_agree(folders: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+    save(folders[0], b=[[1, 1]])
+    code, line = failure(capsys, *folders, "--num-classes", 2)
+    assert code == DATA_CHECK_FAILED
+    assert "b.png" in line
+    assert "2x1 but its truth 3x1" in line
+
+
+def test_unlisted_truth_is_an_error(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture
+) -> None:
+    code, line = failure(capsys, *folders, "--num-classes", 2, "--ignore-index", 9)
+    assert code == DATA_CHECK_FAILED
+    assert "b.png" in line
+    assert "255 (1 px)" in line
+
+
+def test_missing_predictions_are_named(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture
+) -> None:
+    (folders[0] / "a.png").unlink()
+    code, line = failure(capsys, *folders, "--num-classes", 2)
+    assert code == DATA_CHECK_FAILED
+    assert "no prediction for 1 of 2 images" in line
+    assert line.endswith(": a")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--num-classes or --label-map"),
+        (["--num-classes", 2, "--label-map", "nowhere.yaml"], "nowhere.yaml"),
+        (["--label-map", "camvid", "--num-classes", 12], "has 11 classes"),
+        (["--label-map", "camvid", "--reduce-zero-label"], "give one"),
+        (["--num-classes", 0], "1 to 255 classes"),
+    ],
+)
+def test_contradicting_options(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture, options: list, message: str
+) -> None:
+    code, line = failure(capsys, *folders, *options)
+    assert code in (USAGE, FAILED)
+    assert message in line
+
+
+def test_empty_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "empty").mkdir()
+    code, line = failure(capsys, tmp_path / "empty", tmp_path / "empty", "--num-classes", 2)
+    assert (code, "no label images" in line) == (DATA_CHECK_FAILED, True)
+    code, line = failure(capsys, tmp_path / "none", tmp_path / "empty", "--num-classes", 2)
+    assert (code, "no such folder" in line) == (USAGE, True)
