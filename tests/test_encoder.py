@@ -149,8 +149,14 @@ def test_gradient_checkpointing_gives_identical_gradients(kind):
     if kind == "vit":
         model: SETR = tiny_model("mla")
     else:
-        model = SETR(encoder="resnet10t", decoder="semantic_fpn", num_classes=2, taps=(1, 2, 3, 4),
-                     neck_args={"channels": 8}, decoder_args={"channels": 8, "dropout": 0.0})  # fmt: skip
+        model = SETR(
+            encoder="resnet10t",
+            decoder="semantic_fpn",
+            num_classes=2,
+            taps=(1, 2, 3, 4),
+            neck_args={"channels": 8},
+            decoder_args={"channels": 8, "dropout": 0.0},
+        )
     model.train()
     images = torch.randn(2, 3, 64, 64)
     state = {k: v.clone() for k, v in model.state_dict().items()}
