@@ -37,7 +37,7 @@ ORDER = (
         "region_losses",
         "losses",
     ),
-    *("protocols", "inference", "hub", "foreign"),
+    *("protocols", "inference", "hub", "foreign", "complexity"),
     # runs
     *("progress", "provenance", "checkpoint", "config", "paper", "evaluation", "optim", "recipes"),
     *("results", "submissions", "engine", "predictor"),

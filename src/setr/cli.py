@@ -28,6 +28,7 @@ VERBS = {
     "predict": "segment images: setr predict MODEL IMAGES… -o OUT",
     "doctor": "check a data set before training: setr doctor DATA",
     "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
+    "convert": "turn a foreign checkpoint into a model directory: setr convert FILE -o DIR",
     "models": "list the named models: setr models [PATTERN]",
     "recipes": "list the named experiments: setr recipes [--table N]",
     "results": "finished runs beside the paper's tables: setr results",

@@ -213,6 +213,18 @@ def resample_grid(
     return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
 
 
+def list_encoders(pattern: str = "*") -> list[str]:
+    """timm ids of plain vision transformers, filtered by a shell pattern."""
+    import timm
+
+    return [
+        name
+        for name in timm.list_models(pattern)
+        if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|beit3|aimv2)_", name)
+        and not re.search(r"relpos|srelpos|_rope|naflex|_r26_|_r50_|_resnet|hybrid", name)
+    ]
+
+
 def encoder_depth(name: str) -> int:
     """Number of blocks of a timm ViT, without allocating its weights."""
     with torch.device("meta"):

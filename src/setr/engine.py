@@ -22,6 +22,7 @@ from torch import Tensor
 
 from setr import __version__
 from setr.checkpoint import load_state, save_state
+from setr.complexity import parameter_counts
 from setr.config import Config
 from setr.datasets import open_dataset
 from setr.doctor import check, class_weights, describe_map
@@ -32,7 +33,7 @@ from setr.images import write_bytes
 from setr.inference import MULTI_SCALES, Protocol, normalize
 from setr.labels import Labels
 from setr.loader import training_batches
-from setr.lora import add_lora, parameter_counts
+from setr.lora import add_lora
 from setr.losses import count_weight, segmentation_loss
 from setr.model import SETR, create_model
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr, trainable

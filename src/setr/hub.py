@@ -197,7 +197,7 @@ tags: [semantic-segmentation, setr]
 ---
 # {info.recipe}
 
-A {arguments["decoder"].upper()} decoder on `{arguments["encoder"]}`{crop}; tested on {window}.
+The {arguments["decoder"].upper()} decoder on `{arguments["encoder"]}`{crop}; tested on {window}.
 Encoder: {weights}.
 
 {model.num_classes} classes: {", ".join(info.labels.classes)}.

@@ -71,9 +71,3 @@ def merged_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             merged[name] = value
     return merged
-
-
-def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters of a model."""
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)

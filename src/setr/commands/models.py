@@ -1,8 +1,11 @@
-"""`setr models [PATTERN]`."""
+"""`setr models [PATTERN] [--table2] [--encoders]`."""
 
 from __future__ import annotations
 
+import fnmatch
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 
@@ -12,19 +15,78 @@ from setr.errors import OK, USAGE, SetrError
 
 @dataclass(frozen=True)
 class Arguments:
-    """List the named models."""
+    """List the named models with their size, cost and the licence of their encoder's weights."""
 
     pattern: tyro.conf.Positional[str] = "*"
     """Shell pattern, for example '*pup*'."""
+    size: int = 512
+    """Image side in pixels for positions and operations."""
+    classes: int = 150
+    """Number of classes."""
+    table2: bool = False
+    """Compare the parameters with the paper's Table 2 instead, part by part."""
+    encoders: bool = False
+    """List timm's plain vision transformers that can be an encoder instead."""
+    json: bool = False
+    """Print JSON."""
 
 
 def run(arguments: list[str]) -> int:
-    """Print one model name a line."""
+    """Print one model a line."""
     given = parse(Arguments, arguments, "models")
+    if given.size < 16 or given.classes < 1:
+        raise SetrError("--size: give 16 pixels or more, --classes: 1 or more", code=USAGE)
+    if given.encoders:
+        rows, text = _encoders(given.pattern)
+    elif given.table2:
+        rows, text = _table2(given.pattern)
+    else:
+        rows, text = _models(given)
+    if not rows:
+        raise SetrError(f"no model matches '{given.pattern}'; `setr models` lists all", code=USAGE)
+    print(json.dumps(rows) if given.json else text)
+    return OK
+
+
+def _models(given: Arguments) -> tuple[list[Any], str]:
     from setr.catalog import list_models
+    from setr.complexity import model_figures
 
     names = list_models(given.pattern)
-    if not names:
-        raise SetrError(f"no model matches '{given.pattern}'; `setr models` lists all", code=USAGE)
-    print("\n".join(names))
-    return OK
+    rows = [model_figures(n, num_classes=given.classes, size=given.size) for n in names]
+    note = (
+        f"{given.classes} classes, {given.size}x{given.size}; parameters with auxiliary heads, "
+        "GFLOPs without (a multiply-add is two)"
+    )
+    lines = [f"{'model':<20}{'encoder':<24}{'M params':>9}{'GFLOPs':>9}{'stride':>8}  licence"]
+    lines += [
+        f"{r['name']:<20}{r['encoder']:<24}{r['parameters'] / 1e6:>9.2f}{r['gflops']:>9.1f}"
+        f"{r['stride']:>8}  {r['licence']}"
+        for r in rows
+    ]
+    return rows, "\n".join([*lines, note])
+
+
+def _table2(pattern: str) -> tuple[list[Any], str]:
+    from setr.complexity import TABLE2, table2_figures
+
+    rows = [table2_figures(row) for row in TABLE2 if fnmatch.fnmatch(row.name, pattern)]
+    parts = ("encoder", "neck", "decoder", "aux_heads", "unused_classifiers", "total")
+    lines = [f"{'Table 2':<26}{'paper M':>9}" + "".join(f"{p:>19}" for p in parts) + "   rest M"]
+    lines += [
+        f"{r['system']:<26}{r['paper_millions']:>9.2f}"
+        + "".join(f"{r[p]:>19,}" for p in parts)
+        + f"{r['difference_millions']:>9.3f}"
+        for r in rows
+    ]
+    lines.append("at 512x512 with 150 classes; unused_classifiers: 76,950 in each head of the")
+    lines.append("authors' code that it never calls and our models do not carry")
+    lines += [f"{r['system']}: {r['note']}" for r in rows if r["note"]]
+    return rows, "\n".join(lines)
+
+
+def _encoders(pattern: str) -> tuple[list[Any], str]:
+    from setr.encoder import list_encoders
+
+    names = list_encoders(pattern)
+    return names, "\n".join(names)

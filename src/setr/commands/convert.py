@@ -1,0 +1,118 @@
+"""`setr convert SOURCE -o DIR`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from setr.cli import parse
+from setr.errors import OK, USAGE, SetrError
+from setr.labels import Labels, known_labels
+
+if TYPE_CHECKING:
+    from setr.hub import ModelInfo
+    from setr.model import SETR
+    from setr.weights import LoadReport
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Turn a foreign checkpoint into a model directory that eval and predict understand.
+
+    A SETR checkpoint of the authors or of mmsegmentation needs nothing but its file. An encoder
+    (Google .npz, timm, DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start
+    at random.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Checkpoint file or model directory."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Folder to write."""
+    model: str | None = None
+    """Named model to load an encoder (or weights of this toolkit) into."""
+    encoder: str | None = None
+    """Any timm encoder in place of the model's own."""
+    num_heads: int | None = None
+    """Attention heads of a SETR checkpoint; one per 64 channels by default."""
+    img_size: tuple[int, int] | None = None
+    """Height and width in pixels the position grid is made for."""
+    labels: str | None = None
+    """Known data set whose class names, colours and label map to store."""
+    num_classes: int | None = None
+    """Number of classes for --model, where --labels is not given."""
+    odd_sizes: Literal["crop", "squeeze"] = "crop"
+    """What happens to images whose sides are no multiples of 16; squeeze is mmsegmentation's."""
+    pos_interp: Literal["bicubic", "bilinear"] = "bicubic"
+    """How an encoder's position grid is resampled; bilinear reproduces checkpoints of 2021."""
+    partial: bool = False
+    """Accept an encoder that matches below 95 %."""
+    new_head: bool = False
+    """Start head tensors that do not fit anew."""
+    overwrite: bool = False
+    """Replace an existing model directory."""
+    json: bool = False
+    """Print the report as JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Convert; prints what was loaded, resized, missing and unexpected."""
+    given = parse(Arguments, arguments, "convert")
+    if (given.out / "config.json").exists() and not given.overwrite:
+        raise SetrError(f"{given.out}: holds a model; add --overwrite", code=USAGE)
+    labels = known_labels(given.labels) if given.labels else None
+    from setr.hub import save_pretrained
+
+    model, info, report = _into_model(given, labels) if given.model else _whole(given, labels)
+    command = f"setr convert {' '.join(Path(a).name for a in arguments)}"  # no paths in a card
+    save_pretrained(given.out, model, dataclasses.replace(info, command=command))
+    if given.json:
+        print(json.dumps(dataclasses.asdict(report)))
+    else:
+        print(report)
+        print(f"wrote {given.out}", file=sys.stderr)
+    return OK
+
+
+def _whole(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, LoadReport]:
+    """A complete SETR checkpoint."""
+    from setr.foreign import convert_foreign
+
+    return convert_foreign(
+        given.source,
+        num_heads=given.num_heads,
+        img_size=given.img_size,
+        labels=labels,
+        odd_sizes=given.odd_sizes,
+    )
+
+
+def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, LoadReport]:
+    """An encoder, or weights that fit a named model."""
+    from setr.hub import ModelInfo
+    from setr.model import create_model
+    from setr.weights import load_weights
+
+    if labels is None and given.num_classes is None:
+        raise SetrError("--model needs --labels NAME or --num-classes K", code=USAGE)
+    if labels is None:
+        labels = Labels(tuple(f"class {i}" for i in range(given.num_classes or 0)))
+    model = create_model(
+        given.model or "",
+        num_classes=len(labels.classes),
+        encoder=given.encoder,
+        img_size=given.img_size,
+        pos_interp=given.pos_interp,
+    )
+    report = load_weights(model, given.source, partial=given.partial, new_head=given.new_head)
+    info = ModelInfo(
+        labels=labels,
+        recipe=f"{given.model} from {given.source.name}",
+        pretrained=given.source.name,
+    )
+    return model, info, report
