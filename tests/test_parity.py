@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 import setr
+from setr.labels import known_labels
 from setr.model import resize
+from setr.protocols import preset
 
 CASES = (
     *("official/naive", "official/pup", "official/mla"),
@@ -94,8 +96,24 @@ def test_names_colours_crop_and_protocol_come_along(shared):
     assert info.labels.classes == tuple(f"c{i}" for i in range(7))
     assert info.labels.colours[1] == (9, 31, 77)
     assert info.crop_size == (64, 64)
-    assert info.protocol.window == (64, 64)
-    assert info.protocol.stride == (42, 42)
+    assert info.protocol == preset("paper-ss", grid=(64, 64))
+
+
+def test_a_known_class_list_brings_its_label_map_and_test_sizes(shared, tmp_path):
+    """A port checkpoint that names ADE20K's classes is tested as the port tests ADE20K."""
+    known = known_labels("ade20k")
+    values = torch.load(shared / "parity/mmseg/mla_ade.pth", weights_only=True)
+    state = values["state_dict"]
+    for name in [n for n in state if ".conv_seg." in n]:
+        shape = (150, *state[name].shape[1:])
+        state[name] = torch.zeros(shape)
+    names = [f"{name} " for name in known.classes]
+    torch.save({"state_dict": state, "meta": {"CLASSES": names}}, tmp_path / "ade.pth")
+    info = setr.load(tmp_path / "ade.pth", num_heads=4, device="cpu").info
+    assert info.labels == known
+    assert info.protocol.window == (512, 512)
+    assert info.protocol.stride == (341, 341)
+    assert (info.protocol.short_side, info.protocol.long_side) == (512, 2048)
 
 
 def main(folder: Path) -> None:

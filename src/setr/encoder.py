@@ -214,7 +214,7 @@ def resample_grid(
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
-    """timm ids of plain vision transformers, filtered by a shell pattern."""
+    """Ids of timm's plain vision transformers, filtered by a shell pattern."""
     import timm
 
     return [

@@ -17,9 +17,9 @@ from setr.architecture import read_architecture
 from setr.dialects import Translation, translate
 from setr.errors import SetrError
 from setr.hub import ModelInfo
-from setr.inference import Protocol
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR, OddSizes
+from setr.protocols import preset
 from setr.tensorfiles import read_tensor_file
 from setr.weights import LoadReport
 
@@ -90,7 +90,9 @@ def convert_foreign(
     crop = (size, size) if isinstance(size, int) else tuple(size)
     info = ModelInfo(
         labels=labels,
-        protocol=Protocol(window=crop, stride=(crop[0] * 2 // 3, crop[1] * 2 // 3)),
+        protocol=preset(
+            "mmseg-ss" if found.dialect == "mmseg" else "paper-ss", labels=labels, grid=crop
+        ),
         recipe=f"SETR-{arguments['decoder'].upper()} converted from {Path(source).name}",
         crop_size=crop,
     )
@@ -139,10 +141,15 @@ def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> La
         return Labels(tuple(f"class {i}" for i in range(num_classes)))
     for name in known_datasets():
         known = known_labels(name)
-        if [c.lower() for c in known.classes] == [str(c).lower() for c in classes]:
+        if [_plain_name(c) for c in known.classes] == [_plain_name(c) for c in classes]:
             return known
     colours = palette if len(palette) == num_classes else ()
     try:
         return Labels.from_dict({"classes": classes, "colours": colours})
     except (TypeError, ValueError, IndexError) as error:
         raise SetrError(f"{source}: its class list is broken ({error})") from None
+
+
+def _plain_name(name: object) -> str:
+    """A class name for comparison: ADE20K's list is published with synonyms and stray blanks."""
+    return str(name).replace(";", ",").partition(",")[0].strip().lower()

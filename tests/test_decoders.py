@@ -1,0 +1,129 @@
+"""One tester for all decoders, and the algebra they rely on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from setr.baselines import FCN, FPNNeck, SemanticFPN
+from setr.decoders import (
+    MLA,
+    PUP,
+    ChannelNorm,
+    MLANeck,
+    Naive,
+    PointwiseHead,
+    UpsampleHead,
+    upsample,
+)
+
+C, K = 24, 5
+
+DECODERS = {
+    "naive": (lambda: Naive(C, K, channels=16), 1),
+    "naive of the port": (lambda: Naive(C, K, channels=16, final_scale=4), 4),
+    "pup": (lambda: PUP(C, K, channels=16), 8),
+    "pup of the port": (lambda: PUP(C, K, channels=16, final_scale=2), 16),
+    "mla": (lambda: MLA(C, K, stream_channels=8), 4),
+    "mla of the port": (
+        lambda: MLA(C, K, stream_channels=8, classifier_kernel=1, align_corners=False),
+        4,
+    ),
+    "auxiliary": (
+        lambda: UpsampleHead(C, K, num_convs=2, scale=4, final_scale=4, channels=16),
+        16,
+    ),
+    "auxiliary of mla": (lambda: PointwiseHead(C, K), 1),
+    "fcn": (lambda: FCN(C, K, channels=16), 1),
+    "fcn auxiliary": (lambda: FCN(C, K, channels=16, num_convs=1, concat_input=False), 1),
+}
+
+
+def maps(h: int = 5, w: int = 7) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, C, h, w, generator=generator) for _ in range(4)]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_scale_shape_and_gradients(name):
+    torch.manual_seed(0)
+    build, scale = DECODERS[name]
+    decoder = build()
+    logits = decoder(maps())
+    assert logits.shape == (2, K, 5 * scale, 7 * scale)
+    logits.square().mean().backward()
+    for parameter_name, parameter in decoder.named_parameters():
+        assert parameter.grad is not None, parameter_name
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_state_loads_into_a_second_instance(name):
+    build, _ = DECODERS[name]
+    first, second = build().eval(), build().eval()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(maps()), second(maps()))
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_classifying_commutes_with_upsampling(scale, align_corners):
+    """Bilinear weights sum to one and a 1x1 convolution is linear per pixel."""
+    torch.manual_seed(0)
+    classifier, x = nn.Conv2d(C, K, 1).double(), maps()[0].double()
+    before = upsample(classifier(x), scale, align_corners=align_corners)
+    after = classifier(upsample(x, scale, align_corners=align_corners))
+    torch.testing.assert_close(before, after)
+
+
+def test_pup_is_figure_1b():
+    """conv, x2, conv, x2, conv, x2, conv, x2, then the classifier at full size."""
+    torch.manual_seed(0)
+    decoder = PUP(C, K, channels=16).double().eval()
+    x = decoder.norm(maps()[-1].double())
+    for conv in decoder.convs:
+        x = F.interpolate(conv(x), scale_factor=2, mode="bilinear", align_corners=False)
+    expected = decoder.classifier(x)
+    logits = decoder([m.double() for m in maps()])
+    ours = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_four_times_four_is_not_sixteen():
+    """Why the port's Naive head is another function: final_scale is an option, not a detail."""
+    x = maps()[0]
+    twice = upsample(upsample(x, 4), 4)
+    assert (twice - upsample(x, 16)).abs().max() > 0.01
+
+
+def test_mla_neck_sums_from_the_deepest():
+    torch.manual_seed(0)
+    neck = MLANeck([C] * 4, channels=8).eval()
+    features = maps()
+    base = neck(features)
+    for changed in range(4):
+        other = [f + 1.0 * torch.randn_like(f) if i == changed else f
+                 for i, f in enumerate(features)]  # fmt: skip
+        moved = [not torch.equal(a, b) for a, b in zip(base, neck(other), strict=True)]
+        assert moved == [i <= changed for i in range(4)]
+
+
+def test_channel_norm_is_layer_norm_of_tokens():
+    x = maps()[0]
+    norm = ChannelNorm(C)
+    tokens = F.layer_norm(x.flatten(2).transpose(1, 2), (C,), norm.weight, norm.bias, eps=1e-6)
+    torch.testing.assert_close(norm(x).flatten(2).transpose(1, 2), tokens)
+
+
+@pytest.mark.parametrize(("h", "w"), [(8, 8), (8, 16)])
+def test_semantic_fpn_joins_four_resolutions(h, w):
+    torch.manual_seed(0)
+    features = [torch.randn(2, 8 * (i + 1), h >> i, w >> i) for i in range(4)]
+    neck, decoder = FPNNeck([8, 16, 24, 32], channels=12), SemanticFPN(12, K, channels=8)
+    logits = decoder(neck(features))
+    assert logits.shape == (2, K, h, w)
+    logits.square().mean().backward()
+    parameters = [*neck.parameters(), *decoder.parameters()]
+    assert all(p.grad is not None for p in parameters)
+    assert [len(level) for level in decoder.levels] == [1, 1, 2, 3]

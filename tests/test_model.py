@@ -1,0 +1,226 @@
+"""The assembled models: names, parameter counts of Table 2, sizes, auxiliary outputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import setr
+from setr.catalog import default_taps
+from setr.complexity import (
+    TABLE2,
+    UNUSED_CLASSIFIER,
+    forward_flops,
+    meta_model,
+    model_figures,
+    parameter_counts,
+    table2_figures,
+)
+from setr.errors import SetrError
+from setr.model import SETR, create_model, resize
+from tests.conftest import tiny_model
+
+NAMES = setr.list_models()
+
+
+# --- names and counts -----------------------------------------------------------------------------
+
+
+def test_names():
+    assert {f"setr_{d}_{s}" for d in ("naive", "pup", "mla")
+            for s in ("tiny", "small", "base", "large")} <= set(NAMES)  # fmt: skip
+    assert {"hybrid_base", "fcn_r101", "semantic_fpn_r101"} <= set(NAMES)
+    assert setr.list_models("*pup_l*") == ["setr_pup_large"]
+    with pytest.raises(SetrError, match=r"'setr_pop_base' is unknown; nearest: setr_pup_base"):
+        create_model("setr_pop_base", num_classes=2)
+
+
+PRINTED = {  # the paper's Table 2, millions of parameters as printed
+    "fcn_r101": "68.59",
+    "semantic_fpn_r101": "47.51",
+    "setr_naive_base": "87.69",
+    "setr_mla_base": "92.59",
+    "setr_pup_base": "97.64",
+    "setr_naive_large": "305.67",
+    "setr_mla_large": "310.57",
+    "setr_pup_large": "318.31",
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_parameters_equal_table_2_to_the_printed_digit(name):
+    row = next(r for r in TABLE2 if r.name == name)
+    figures = table2_figures(row)
+    assert f"{figures['total'] / 1e6:.2f}" == PRINTED[name] == f"{row.paper:.2f}"
+
+
+def test_counts_part_by_part():
+    """The terms of the authors' code, unused classifier apart (76,950 in every head)."""
+    pup = table2_figures(next(r for r in TABLE2 if r.name == "setr_pup_large"))
+    assert pup["encoder"] == 304_147_456
+    assert pup["decoder"] + UNUSED_CLASSIFIER == 4_249_388
+    assert pup["aux_heads"] + 4 * UNUSED_CLASSIFIER == 4 * 2_477_612
+    mla = table2_figures(next(r for r in TABLE2 if r.name == "setr_mla_base"))
+    assert (mla["encoder"], mla["neck"]) == (86_433_024, 3_155_968)
+    assert mla["decoder"] + UNUSED_CLASSIFIER == 2_539_820
+    assert mla["aux_heads"] + 4 * UNUSED_CLASSIFIER == 4 * 115_350
+
+
+def test_hybrid_is_shown_term_by_term():
+    """No configuration was published: 0.39 M of the paper's 112.59 M stay unexplained."""
+    figures = table2_figures(next(r for r in TABLE2 if r.name == "hybrid_base"))
+    model = meta_model("hybrid_base", num_classes=150, img_size=512)
+    embed = model.encoder.vit.patch_embed
+    terms = {
+        "resnet": parameter_counts(embed.backbone)[1],
+        "projection": parameter_counts(embed.proj)[1],
+        "blocks": parameter_counts(model.encoder.vit.blocks)[1],
+    }
+    assert terms == {"resnet": 23_527_264, "projection": 1_573_632, "blocks": 85_054_464}
+    tokens = 768 + (32 * 32 + 1) * 768
+    assert sum(terms.values()) + tokens == figures["encoder"]
+    assert figures["total"] == 112_200_976
+    assert figures["difference_millions"] == 0.389
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_builds_and_answers_at_the_images_size(name):
+    model = meta_model(name, num_classes=7, img_size=64)
+    with torch.device("meta"):
+        images = torch.empty(1, 3, 70, 100)
+    assert model.eval()(images).shape == (1, 7, 70, 100)
+    output = model(images, with_aux=True)
+    assert len(output.aux) == len(model.aux_heads)
+    assert output.size[0] >= 70
+    assert output.size[1] >= 100
+
+
+def test_operations_follow_the_formula():
+    """Naive on T-Tiny: 2 operations per multiply-add, counted by hand."""
+    model = meta_model("setr_naive_tiny", num_classes=3, img_size=64)
+    N, C, hidden = 16 + 1, 192, 768
+    block = 2 * N * C * (3 * C + C + 2 * hidden) + 2 * 2 * N * N * C
+    embed = 2 * 16 * C * 3 * 16 * 16
+    head = 2 * 16 * (C * 256 + 256 * 3)
+    assert forward_flops(model, 64, 64) == 12 * block + embed + head
+    assert model_figures("setr_naive_tiny", num_classes=3, size=64)["gflops"] * 1e9 == (
+        12 * block + embed + head
+    )
+
+
+# --- taps -----------------------------------------------------------------------------------------
+
+
+def test_taps_of_the_paper():
+    assert default_taps("naive", 24) == ((10, 15, 20, 24), (10, 15, 20))
+    assert default_taps("pup", 24) == ((10, 15, 20, 24),) * 2
+    assert default_taps("mla", 24) == ((6, 12, 18, 24),) * 2
+    assert default_taps("naive", 12) == ((3, 6, 9, 12), (3, 6, 9))
+    assert default_taps("pup", 12) == ((5, 8, 10, 12),) * 2
+    assert default_taps("mla", 12) == ((3, 6, 9, 12),) * 2
+
+
+def test_deit_base_has_its_own_auxiliary_layers_and_two_prefix_tokens():
+    with torch.device("meta"):
+        model = create_model(
+            "setr_pup_base", num_classes=19, encoder="deit_base_distilled_patch16_384", img_size=768
+        )
+    assert model.arguments["aux_taps"] == (5, 8, 10, 12)
+    assert model.encoder.vit.num_prefix_tokens == 2
+    assert model.encoder.vit.pos_embed.shape == (1, 48 * 48 + 2, 768)
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", ["naive", "pup", "mla"])
+@pytest.mark.parametrize("size", [(32, 32), (40, 24), (33, 47)])
+def test_every_parameter_gets_a_gradient(decoder, size):
+    torch.manual_seed(0)
+    model = tiny_model(decoder)
+    output = model(torch.randn(2, 3, *size), with_aux=True)
+    sum(x.square().mean() for x in (output.logits, *output.aux)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+
+
+@pytest.mark.parametrize("decoder", ["naive", "pup", "mla"])
+def test_plain_call_is_the_resized_main_output(decoder):
+    model = tiny_model(decoder).eval()
+    images = torch.randn(1, 3, 33, 47)
+    output = model(images, with_aux=True)
+    assert output.size == (40, 48)
+    assert torch.equal(model(images), resize(output.logits, (40, 48))[..., :33, :47])
+
+
+def test_return_type_does_not_depend_on_the_mode():
+    model, images = tiny_model("pup"), torch.randn(2, 3, 32, 32)
+    for mode in (True, False):
+        model.train(mode)
+        assert isinstance(model(images), torch.Tensor)
+        assert len(model(images, with_aux=True).aux) == 2
+
+
+def test_squeezing_odd_sizes_is_the_named_defect():
+    torch.manual_seed(0)
+    crop, squeeze = tiny_model("mla").eval(), tiny_model("mla", odd_sizes="squeeze").eval()
+    squeeze.load_state_dict(crop.state_dict())
+    even, odd = torch.randn(1, 3, 32, 48), torch.randn(1, 3, 33, 41)
+    assert torch.equal(crop(even), squeeze(even))
+    padded = squeeze(odd, with_aux=True).logits
+    expected = F.interpolate(padded, size=(33, 41), mode="bilinear", align_corners=False)
+    assert torch.equal(squeeze(odd), expected)
+    assert not torch.allclose(crop(odd), squeeze(odd))
+
+
+def test_auxiliary_heads_can_be_left_out():
+    assert not tiny_model("pup", aux_taps=()).aux_heads
+    with torch.device("meta"):
+        assert not create_model("fcn_r101", num_classes=2, aux=False).aux_heads
+
+
+@pytest.mark.parametrize("name", ["fcn_r101", "semantic_fpn_r101", "hybrid_base"])
+def test_baselines_and_hybrid_train_a_step(name):
+    """Small stand-ins of the same classes, a size that is no multiple of the stride."""
+    torch.manual_seed(0)
+    arguments: dict[str, object] = {"encoder": "resnet10t"}
+    if name == "hybrid_base":
+        arguments = {
+            "resnet": "resnet10t",
+            "encoder_args": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+            "channels": 8,
+            "img_size": 64,
+        }
+    model = create_model(name, num_classes=3, **arguments)  # type: ignore[arg-type]
+    images = torch.randn(2, 3, 50, 70)
+    assert model.eval()(images).shape == (2, 3, 50, 70)
+    output = model.train()(images, with_aux=True)
+    sum(x.square().mean() for x in (output.logits, *output.aux)).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_fcn_dilates_to_stride_8():
+    with torch.device("meta"):
+        model = create_model("fcn_r101", num_classes=3).eval()
+        output = model(torch.empty(1, 3, 128, 64), with_aux=True)
+    assert output.logits.shape[-2:] == output.aux[0].shape[-2:] == (16, 8)
+
+
+def test_hybrid_tokens_stand_for_16_pixels():
+    with torch.device("meta"):
+        model = create_model("hybrid_base", num_classes=3, img_size=(64, 128)).eval()
+        maps = model.encoder(torch.empty(1, 3, 96, 160))
+    assert model.encoder.vit.patch_embed.grid_size == (4, 8)
+    assert maps[0].shape == (1, 768, 6, 10)
+
+
+def test_refusals():
+    with pytest.raises(SetrError, match="num_classes 0"):
+        tiny_model("pup", num_classes=0)
+    with pytest.raises(SetrError, match=r"aux_taps \(7,\): must be among"):
+        tiny_model("pup", aux_taps=(7,))
+    with pytest.raises(SetrError, match="fcn_r101 has a fixed width"):
+        create_model("fcn_r101", num_classes=2, channels=64)
+    with pytest.raises(SetrError, match="is not a timm ResNet"):
+        SETR(encoder="vit_tiny_patch16_384", decoder="fcn", num_classes=2, taps=(4,))
