@@ -109,10 +109,15 @@ def test_refusals():
         add_lora(baseline, 2)
 
 
-def test_training_prints_the_trained_share(config, capsys):
-    small = dataclasses.replace(config, model=dataclasses.replace(config.model, lora_rank=2))
-    train(small)
+@pytest.mark.parametrize("change", [{"lora_rank": 2}, {"freeze": 3}, {"freeze": -1}])
+def test_training_prints_the_trained_share(config, capsys, change):
+    train(dataclasses.replace(config, model=dataclasses.replace(config.model, **change)))
     assert "training " in capsys.readouterr().err
     model, info = from_pretrained(config.out)
     assert not any("parametrizations" in name for name in model.state_dict())
     assert info.crop_size == (64, 64)
+
+
+def test_freeze_and_lora_exclude_each_other(config):
+    with pytest.raises(SetrError, match="choose one"):
+        dataclasses.replace(config.model, freeze=1, lora_rank=2)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,6 @@ def save_pretrained(
         info: what else evaluation needs.
         state: weights to save in place of the model's own (a moving average).
     """
-    from safetensors.torch import save
-
     folder.mkdir(parents=True, exist_ok=True)
     merged = merged_state(state or model.state_dict())
     tensors = {k: v.detach().contiguous() for k, v in merged.items()}
@@ -76,7 +76,7 @@ def save_pretrained(
         "protocol": dataclasses.asdict(info.protocol),
         **{name: getattr(info, name) for name in _PLAIN_FIELDS},
     }
-    write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
+    _write_tensors(folder / "model.safetensors", tensors)
     write_bytes(folder / "config.json", (json.dumps(values, indent=1) + "\n").encode())
     write_bytes(folder / "README.md", _card(model, info).encode())
 
@@ -162,6 +162,20 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
 
 def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write safetensors without a second copy in memory; the final name appears when complete."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        save_file(tensors, part, {"format": "pt"})
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise SetrError(f"{path}: cannot write: {str(error).splitlines()[0]:.100}") from None
 
 
 def encoder_licence(arguments: dict[str, Any]) -> str:

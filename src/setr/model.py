@@ -91,6 +91,9 @@ class SETR(nn.Module):
             raise SetrError(f"num_classes {num_classes}: a model needs at least one class")
         if not set(aux_taps) <= set(taps):
             raise SetrError(f"aux_taps {aux_taps}: must be among the taps {taps}")
+        convolutional = decoder in ("fcn", "semantic_fpn")
+        if convolutional and (pos_interp != "bicubic" or prefix_tokens != "keep"):
+            raise SetrError(f"pos_interp, prefix_tokens: {encoder} has neither; leave them out")
         self.num_classes = num_classes
         self.odd_sizes = odd_sizes
         vit_args: dict[str, Any] = {
@@ -99,7 +102,7 @@ class SETR(nn.Module):
             "prefix_tokens": prefix_tokens,
         }
         self.encoder: Backbone
-        if decoder in ("fcn", "semantic_fpn"):
+        if convolutional:
             self.encoder = ResNetEncoder(encoder, taps=tuple(taps), **(encoder_args or {}))
         elif resnet:
             self.encoder = hybrid_encoder(

@@ -1,0 +1,111 @@
+"""`setr convert` and `setr models` on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import setr
+from setr.cli import main
+from setr.errors import FAILED, OK, USAGE
+from setr.hub import from_pretrained
+from tests.conftest import tiny_model
+
+
+def last_line(capsys) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", ["official/pup", "mmseg/mla_ade_patchbias"])
+def test_foreign_checkpoint_becomes_a_model_directory(shared, tmp_path, capsys, name):
+    source = shared / f"parity/{name}.pth"
+    out = tmp_path / "model"
+    assert main(["convert", str(source), "-o", str(out), "--num-heads", "4", "--json"]) == OK
+    report = json.loads(capsys.readouterr().out)
+    assert report["dialect"] == name.split("/")[0]
+    assert report["encoder_share"] == 1
+    assert not report["missing"]
+    config = json.loads((out / "config.json").read_text())
+    assert config["labels"]["classes"][0] == "c0"
+    assert config["crop_size"] == [64, 64]
+    assert config["model"]["pos_interp"] == "bilinear"
+    assert str(shared) not in (out / "README.md").read_text()
+    images = torch.randn(1, 3, 64, 64)
+    direct = setr.load(source, num_heads=4, device="cpu").model
+    with torch.inference_mode():
+        assert torch.equal(setr.load(out, device="cpu").model(images), direct(images))
+
+
+def test_existing_model_is_kept(shared, tmp_path, capsys):
+    source, out = str(shared / "parity/official/naive.pth"), str(tmp_path / "m")
+    assert main(["convert", source, "-o", out, "--num-heads", "4"]) == OK
+    capsys.readouterr()
+    assert main(["convert", source, "-o", out, "--num-heads", "4"]) == USAGE
+    assert "add --overwrite" in last_line(capsys)
+    assert main(["convert", source, "-o", out, "--num-heads", "2", "--overwrite"]) == OK
+    model, _ = from_pretrained(out)
+    assert model.encoder.vit.blocks[0].attn.num_heads == 2
+
+
+def test_encoder_goes_into_a_named_model(tmp_path, capsys):
+    source = tiny_model("pup", encoder_args={}, taps=(1, 2), aux_taps=())
+    path = tmp_path / "vit.safetensors"
+    save_file(source.encoder.vit.state_dict(), path)
+    command = ["convert", str(path), "-o", str(tmp_path / "m"), "--model", "setr_naive_nano"]
+    assert main(command) == USAGE
+    assert "--labels NAME or --num-classes K" in last_line(capsys)
+    command += ["--num-classes", "3", "--img-size", "32", "32"]
+    assert main(command) == FAILED  # two of six blocks
+    assert "--partial" in last_line(capsys)
+    assert main([*command, "--partial"]) == OK
+    assert "missing" in capsys.readouterr().out
+    model, info = from_pretrained(tmp_path / "m")
+    assert torch.equal(model.encoder.vit.pos_embed, source.encoder.vit.pos_embed)
+    assert info.pretrained == "vit.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing.pth"], "no such weight file"),
+        (["nothing.pth", "--model", "setr_nope", "--num-classes", "2"], "is unknown; nearest"),
+        (["nothing.pth", "--labels", "nope"], "data set 'nope' is unknown"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, arguments, words):
+    assert main(["convert", *arguments, "-o", str(tmp_path / "m")]) != OK
+    assert words in last_line(capsys)
+    assert not (tmp_path / "m").exists()
+
+
+def test_models_prints_figures(capsys):
+    assert main(["models", "setr_*_tiny", "--size", "64", "--classes", "3", "--json"]) == OK
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["name"] for r in rows] == ["setr_naive_tiny", "setr_pup_tiny", "setr_mla_tiny"]
+    assert all(r["gflops"] > 0 and r["licence"] == "apache-2.0" for r in rows)
+    assert main(["models", "setr_naive_tiny"]) == OK
+    assert "6.04" in capsys.readouterr().out
+
+
+def test_models_compares_with_table_2(capsys):
+    assert main(["models", "*_base", "--table2"]) == OK
+    out = capsys.readouterr().out
+    assert "97,641,180" in out
+    assert "no configuration was published" in out
+
+
+def test_models_lists_encoders(capsys):
+    assert main(["models", "*dinov3*", "--encoders"]) == OK
+    assert "vit_small_patch16_dinov3" in capsys.readouterr().out.splitlines()
+
+
+def test_models_refusals(capsys):
+    assert main(["models", "nope*"]) == USAGE
+    assert "no model matches 'nope*'" in last_line(capsys)
+    assert main(["models", "--size", "0"]) == USAGE
+    assert "--size" in last_line(capsys)
