@@ -46,6 +46,10 @@ def test_everything_comes_back(folder):
     assert model.arguments == tiny_model("mla").arguments
 
 
+def test_all_files_are_readable_alike(folder):
+    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1
+
+
 def test_card_names_figures_licence_and_command(folder):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: setr\n")
@@ -116,7 +120,7 @@ def test_hub_refusals_are_one_line(monkeypatch, kind, words):
     assert "\n" not in str(caught.value)
 
 
-def test_push_uploads_the_three_files_only(folder, monkeypatch):
+def test_push_uploads_no_training_state(folder, monkeypatch):
     (folder / "last").mkdir()
     (folder / "last" / "state.pt").write_bytes(b"x")
     calls = []
@@ -132,7 +136,7 @@ def test_push_uploads_the_three_files_only(folder, monkeypatch):
     assert push_to_hub(folder, "me/model", private=True) == "https://huggingface.co/me/model"
     assert calls == [
         ("create", "me/model", {"private": True, "exist_ok": True}),
-        ("upload", "me/model", ["config.json", "model.safetensors", "README.md"]),
+        ("upload", "me/model", ["config.json", "model.safetensors", "README.md", "config.yaml"]),
     ]
 
 

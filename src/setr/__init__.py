@@ -17,11 +17,14 @@ _EXPORTS = {
     "SetrError": "errors",
     "create_model": "model",
     "evaluate": "evaluation",
+    "from_pretrained": "hub",
     "list_models": "catalog",
     "list_recipes": "recipes",
     "load": "predictor",
     "load_weights": "weights",
+    "push_to_hub": "hub",
     "recipe": "recipes",
+    "save_pretrained": "hub",
     "train": "engine",
 }
 __all__ = ["__version__", *_EXPORTS]

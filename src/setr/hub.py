@@ -25,7 +25,8 @@ from setr.model import SETR
 from setr.remote import fetch
 
 FORMAT = "setr-1"
-FILES = ("config.json", "model.safetensors", "README.md")
+FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
+"""What a repository holds; `config.yaml` (the training settings) only if the model was trained."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ModelInfo:
 
 
 def save_pretrained(
-    folder: Path, model: SETR, info: ModelInfo, *, state: dict[str, Tensor] | None = None
+    folder: str | Path, model: SETR, info: ModelInfo, *, state: dict[str, Tensor] | None = None
 ) -> None:
     """Write a model directory; each file appears under its name when complete.
 
@@ -66,6 +67,7 @@ def save_pretrained(
         info: what else evaluation needs.
         state: weights to save in place of the model's own (a moving average).
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     merged = merged_state(state or model.state_dict())
     tensors = {k: v.detach().contiguous() for k, v in merged.items()}
@@ -104,18 +106,18 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
     return _read_folder(fetch(str(source), FILES, revision=revision))
 
 
-def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
+def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
     """Upload a model directory to the Hub and return its address.
 
-    Only the three files of the layout are uploaded, never training state. The access token is the
-    one `hf auth login` stored.
+    Only the files of the layout are uploaded, never training state. The access token is the one
+    `hf auth login` stored.
 
     Raises:
         SetrError: no model directory, no permission or no network.
     """
     from huggingface_hub import HfApi
 
-    _read_folder(folder)
+    _read_folder(Path(folder))
     try:
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -171,7 +173,10 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode  # safetensors would leave the file to its owner alone
         save_file(tensors, part, {"format": "pt"})
+        part.chmod(mode)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
