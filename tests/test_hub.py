@@ -14,6 +14,7 @@ from setr.errors import SetrError
 from setr.hub import ModelInfo, encoder_licence, from_pretrained, push_to_hub, save_pretrained
 from setr.inference import Protocol
 from setr.labels import Labels
+from setr.model import create_model
 from tests.conftest import tiny_model
 
 INFO = ModelInfo(
@@ -181,6 +182,20 @@ def test_a_missing_path_is_not_looked_up_on_the_hub():
     for name in ("no_such_folder", "/tmp/no/such/folder", "a/b/c"):
         with pytest.raises(SetrError, match="no such model directory"):
             from_pretrained(name)
+
+
+@pytest.mark.parametrize("name", ["hybrid_base", "fcn_r101", "semantic_fpn_r101"])
+def test_hybrid_and_baselines_come_back(tmp_path, name):
+    arguments = {"encoder": "resnet10t"}
+    if name == "hybrid_base":
+        arguments = {"resnet": "resnet10t", "img_size": (64, 96), "channels": 8,
+                     "encoder_args": {"embed_dim": 32, "depth": 2, "num_heads": 2}}  # fmt: skip
+    model = create_model(name, num_classes=5, **arguments).eval()
+    save_pretrained(tmp_path / "m", model, INFO)
+    again, _ = from_pretrained(tmp_path / "m")
+    images = torch.randn(1, 3, 50, 70)
+    with torch.inference_mode():
+        assert torch.equal(model(images), again(images))
 
 
 def test_plain_info_makes_a_card_too(tmp_path):

@@ -475,8 +475,44 @@ def test_other_decoder_is_refused(tmp_path):
 def test_encoder_file_is_no_whole_model(tmp_path):
     path = tmp_path / "vit.safetensors"
     save_file(source_vit().state_dict(), path)
-    with pytest.raises(SetrError, match=r"holds an encoder only.*load_weights"):
+    with pytest.raises(SetrError, match=r"holds an encoder only .*load_weights"):
         convert_foreign(path)
+
+
+def damaged(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A checkpoint with one tensor missing, flattened or of another size, for many tensors."""
+    found = {}
+    for name in list(state)[::19]:
+        rest = {k: v for k, v in state.items() if k != name}
+        found[f"without {name}"] = rest
+        found[f"flat {name}"] = {**rest, name: state[name].flatten()[:3].clone()}
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["official/naive", "official/mla", "mmseg/pup_ade", "mmseg/mla_ade"]
+)
+def test_damaged_checkpoints_fail_in_one_line(shared, tmp_path, name):
+    """Whatever is missing or misshapen: SetrError, or a tensor the function does not need."""
+    values = torch.load(shared / f"parity/{name}.pth", weights_only=True)
+    model, _, _ = convert_foreign(shared / f"parity/{name}.pth", num_heads=4)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    path, messages = tmp_path / "damaged.pth", []
+    cases = damaged(values["state_dict"])
+    for state in cases.values():
+        torch.save({"state_dict": state}, path)
+        for load in (
+            lambda: convert_foreign(path, num_heads=4),
+            lambda: load_weights(model, path),
+        ):
+            try:
+                load()
+            except SetrError as error:
+                messages.append(str(error))
+    assert len(messages) > len(cases)
+    assert not any("\n" in message for message in messages)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
 
 
 def test_heads_must_divide_the_width(shared):

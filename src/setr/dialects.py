@@ -52,7 +52,12 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     tensors = {re.sub(r"^(module\.)+", "", name): value for name, value in given.items()}
     for marker, convert in _DIALECTS:
         if any(re.match(marker, name) for name in tensors):
-            return convert(tensors)
+            try:
+                return convert(tensors)
+            except (KeyError, IndexError, RuntimeError) as error:
+                raise SetrError(
+                    f"{source}: cut or damaged, tensors contradict its layout ({error!r:.80})"
+                ) from None
     raise SetrError(
         f"{source}: no known layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "readable are SETR models of this toolkit, the authors and mmsegmentation, and encoders "

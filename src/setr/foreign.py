@@ -67,20 +67,26 @@ def convert_foreign(
     found = translate(file.tensors, source)
     if found.dialect not in ("official", "mmseg"):
         raise SetrError(
-            f"{source}: holds {'an encoder' if not found.whole else 'bare weights'} only (layout "
-            f"{found.dialect}); load it into a model: setr.load_weights(model, path), "
-            "--model.pretrained, or `setr convert --model NAME`"
+            f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "
+            f"{found.dialect}); give the model's folder, or load it into a model: "
+            "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`"
         )
-    arguments = read_architecture(
-        found,
-        file.meta,
-        source=source,
-        num_heads=num_heads,
-        taps=taps,
-        aux_taps=aux_taps,
-        img_size=img_size,
-    )
-    model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
+    try:
+        arguments = read_architecture(
+            found,
+            file.meta,
+            source=source,
+            num_heads=num_heads,
+            taps=taps,
+            aux_taps=aux_taps,
+            img_size=img_size,
+        )
+        model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
+    except (KeyError, IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise SetrError(
+            f"{source}: its tensors describe no SETR model ({error!r:.100}); the file is cut or of "
+            "another network"
+        ) from None
     labels = labels or _stored_labels(file.meta, model.num_classes, source)
     if len(labels.classes) != model.num_classes:
         raise SetrError(
@@ -134,17 +140,17 @@ def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[
 
 def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> Labels:
     """Classes and colours a checkpoint records; a known data set brings its label map along."""
-    stored = meta.get("dataset_meta") or meta
+    stored = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else meta
     classes = stored.get("classes") or stored.get("CLASSES")
     palette = stored.get("palette") or stored.get("PALETTE") or ()
-    if not classes or len(classes) != num_classes:
+    if not isinstance(classes, list | tuple) or len(classes) != num_classes:
         return Labels(tuple(f"class {i}" for i in range(num_classes)))
     for name in known_datasets():
         known = known_labels(name)
         if [_plain_name(c) for c in known.classes] == [_plain_name(c) for c in classes]:
             return known
-    colours = palette if len(palette) == num_classes else ()
     try:
+        colours = palette if len(palette) == num_classes else ()
         return Labels.from_dict({"classes": classes, "colours": colours})
     except (TypeError, ValueError, IndexError) as error:
         raise SetrError(f"{source}: its class list is broken ({error})") from None

@@ -190,7 +190,7 @@ def _require_encoder(
         detail = f"missing: {', '.join((stem + missing)[:3])}"
     raise SetrError(
         f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder these weights "
-        "were made for (--model.encoder), or accept it with --partial"
+        "were made for (--model.encoder), or accept it: partial=True, `setr convert --partial`"
     )
 
 
@@ -207,8 +207,8 @@ def _head_message(
     else:
         what = f"has another decoder ({odd[0]} does not fit)"
     return (
-        f"{source}: {what}; to start {len(odd)} head tensors anew ({', '.join(odd[:2])}, …), add "
-        "--new-head (new_head=True)"
+        f"{source}: {what}; to start {len(odd)} head tensors anew ({', '.join(odd[:2])}, …): "
+        "new_head=True, `setr convert --new-head`"
     )
 
 
