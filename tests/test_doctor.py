@@ -28,22 +28,20 @@ MASKS = {
     "transposed.png": "mask is 360x480 but its image 480x360; rotated",
     "lossy.jpg": "JPEG has blurred ids",
     "rgb_colour.png": "RGB colour mask.*colour_map",
-    "palette.png": None,
-    "index.png": None,
-    "index16.png": None,
-    "rgb_gray_triplet.png": None,
     "all_ignore.png": None,
+    "index.png palette.png index16.png rgb_gray_triplet.png": None,
 }
 
 
-def with_mask(root: Path, shared: Path, name: str, classes: str) -> Path:
-    """A good pair for validation, and the mask in question for training."""
+def with_mask(root: Path, shared: Path, names: str, classes: str) -> Path:
+    """A good pair for validation, and the masks in question for training."""
     source = shared / "data" / "odd_inputs" / "masks"
-    for split, mask in (("train", name), ("val", "index.png")):
+    for split, masks in (("train", names.split()), ("val", ["index.png"])):
         for kind in ("images", "labels"):
             (root / kind / split).mkdir(parents=True)
-        shutil.copy(source / "photo.png", root / "images" / split / f"{Path(mask).stem}.png")
-        shutil.copy(source / mask, root / "labels" / split / mask)
+        for mask in masks:
+            shutil.copy(source / "photo.png", root / "images" / split / f"{Path(mask).stem}.png")
+            shutil.copy(source / mask, root / "labels" / split / mask)
     (root / "data.yaml").write_text(classes)
     return root
 
