@@ -57,6 +57,7 @@ class Pairs(Sequence[Pair]):
             (part.root, _Names(part.images), None if part.masks is None else _Names(part.masks))
             for part in parts
         ]
+        self.roots = tuple(os.path.abspath(part.root) for part in parts)
         self._length = sum(len(images) for _, images, _ in self._parts)
 
     def __len__(self) -> int:

@@ -120,11 +120,9 @@ def _binary(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> Finding | Non
     """Masks of 0 and 255 whose 255 was meant as a class, not as ignore."""
     rows = seen.having(BINARY)
     ignored = (dataset.labels.label_map or {}).get(IGNORE) == IGNORE
-    if not len(rows) or not ignored or len(rows) + len(seen.problems) < len(dataset):
+    if not len(rows) or not ignored or not pixels[0] or pixels[1:].any():
         return None
     classes = dataset.labels.classes
-    if len(classes) > 1 and pixels[1:].any():
-        return None
     lost = classes[1] if len(classes) > 1 else "the other class"
     text = (
         f"masks hold only 0 and 255, and 255 means ignore: class '{lost}' would vanish; map it in "
@@ -267,6 +265,8 @@ def class_weights(pixels: np.ndarray, kind: str, *, limit: float = 4.0) -> np.nd
     share = pixels / max(pixels.sum(), 1)
     present = share > 0
     weights = np.ones_like(share)
+    if not present.any():
+        return weights
     weights[present] = np.median(share[present]) / share[present]
     if kind == "sqrt_median_frequency":
         weights = np.sqrt(weights)

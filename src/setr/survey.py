@@ -24,7 +24,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from setr.datasets import Dataset, Pairs, SceneDataset
+from setr.datasets import Dataset, HubDataset, Pairs, SceneDataset
 from setr.errors import SetrError
 from setr.images import check_whole, read_image, write_bytes
 from setr.labels import IGNORE
@@ -199,11 +199,12 @@ def difference_hash(image: np.ndarray) -> int:
 
 def _keys(dataset: Dataset) -> Iterator[int]:
     """A number per pair that changes when a file does; 0 where a file is missing."""
-    if not isinstance(dataset.pairs, Pairs):  # not files: name and position stand for the content
+    if isinstance(dataset, SceneDataset | HubDataset):  # no files of their own
+        version = dataset.rows._fingerprint if isinstance(dataset, HubDataset) else VERSION
         for index in range(len(dataset)):
-            yield _digest(f"{dataset.name}/{dataset.split}/{index}/{VERSION}")
+            yield _digest(f"{dataset.name}/{dataset.split}/{version}/{index}")
         return
-    for image, mask in dataset.pairs.names():
+    for image, mask in _names(dataset):
         try:
             first = os.stat(image)
             text = f"{image}|{first.st_size}|{first.st_mtime_ns}"
@@ -216,6 +217,12 @@ def _keys(dataset: Dataset) -> Iterator[int]:
         yield _digest(text)
 
 
+def _names(dataset: Dataset) -> Iterator[tuple[str, str | None]]:
+    if isinstance(dataset.pairs, Pairs):
+        return dataset.pairs.names()
+    return ((str(p.image), None if p.mask is None else str(p.mask)) for p in dataset.pairs)
+
+
 def _digest(text: str) -> int:
     data = text.encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
@@ -223,7 +230,7 @@ def _digest(text: str) -> int:
 
 def _cache_file(dataset: Dataset) -> Path:
     base = os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr")
-    place = os.path.abspath(dataset.pairs[0].image) if len(dataset) else ""
+    place = [str(root) for root in dataset.pairs.roots] if isinstance(dataset.pairs, Pairs) else []
     labels = json.dumps(dataset.labels.to_dict(), sort_keys=True)
     name = hashlib.blake2b(
         f"{VERSION}|{dataset.name}|{dataset.split}|{place}|{labels}".encode(

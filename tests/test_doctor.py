@@ -1,0 +1,320 @@
+"""The check before training: every bad mask ends as it should, through doctor and through train."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from setr import scenes, survey
+from setr.cli import main
+from setr.datasets import open_dataset
+from setr.doctor import check, class_weights, describe_map, diagnose, figures
+from setr.engine import train
+from setr.errors import DATA_CHECK_FAILED, OK, SetrError
+from setr.images import encode_png, read_mask
+from setr.labels import IGNORE, Labels, known_labels
+
+# mask file: what the error says; None where it must be accepted
+MASKS = {
+    "out_of_range.png": r"out_of_range\.png.*77 \(.* px\), 254 .*first at x=",
+    "half_size.png": "mask is 240x180 but its image 480x360; masks are never resized",
+    "transposed.png": "mask is 360x480 but its image 480x360; rotated",
+    "lossy.jpg": "JPEG has blurred ids",
+    "rgb_colour.png": "RGB colour mask.*colour_map",
+    "all_ignore.png": None,
+    "index.png palette.png index16.png rgb_gray_triplet.png": None,
+}
+
+
+def with_mask(root: Path, shared: Path, names: str, classes: str) -> Path:
+    """A good pair for validation, and the masks in question for training."""
+    source = shared / "data" / "odd_inputs" / "masks"
+    for split, masks in (("train", names.split()), ("val", ["index.png"])):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for mask in masks:
+            shutil.copy(source / "photo.png", root / "images" / split / f"{Path(mask).stem}.png")
+            shutil.copy(source / mask, root / "labels" / split / mask)
+    (root / "data.yaml").write_text(classes)
+    return root
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_odd_masks_through_doctor_and_training(tmp_path, shared, config, name, capsys):
+    root = with_mask(tmp_path / "data", shared, name, "labels: camvid\n")
+    if name == "all_ignore.png":
+        (root / "data.yaml").write_text(
+            f"classes: {json.dumps(known_labels('camvid').classes)}\nignore: [11, 255]\n"
+        )
+    data = dataclasses.replace(config.data, root=str(root), crop_size=(64, 64), short_side=64)
+    run = dataclasses.replace(
+        config, data=data, train=dataclasses.replace(config.train, steps=1, batch_size=1)
+    )
+    expected = MASKS[name]
+    assert main(["doctor", str(root)]) == (OK if expected is None else DATA_CHECK_FAILED)
+    shown = capsys.readouterr().out
+    if expected is None:
+        figures = train(run)
+        log = (Path(config.out) / "log.jsonl").read_text().splitlines()
+        assert np.isfinite(json.loads(log[0])["loss"])
+        assert figures["single_scale"]["images"] == 1
+    else:
+        assert "1 errors" in shown
+        with pytest.raises(SetrError, match=expected) as caught:
+            train(run)
+        assert caught.value.code == DATA_CHECK_FAILED
+        assert not Path(config.out).exists()
+
+
+def test_colour_masks_with_a_colour_map(tmp_path, shared):
+    root = with_mask(tmp_path, shared, "rgb_colour.png", "labels: camvid\n")
+    camvid = known_labels("camvid")
+    names = dict(zip(camvid.classes, map(list, camvid.colours), strict=True))
+    colours = {"#{:02x}{:02x}{:02x}".format(*c): n for n, c in names.items()} | {"0,0,0": "ignore"}
+    (root / "data.yaml").write_text(
+        f"classes: {json.dumps(names)}\ncolour_map: {json.dumps(colours)}\n"
+    )
+    mask = open_dataset(str(root), "train").load(0).mask
+    truth = read_mask(shared / "data" / "odd_inputs" / "masks" / "index.png")
+    np.testing.assert_array_equal(mask, np.where(truth == 11, IGNORE, truth))
+
+
+def test_binary_masks_do_not_lose_a_class(tmp_path, shared):
+    root = with_mask(tmp_path, shared, "binary_0_255.png", "classes: [back, thing]\n")
+    checkup = check(open_dataset(str(root), "train"))
+    with pytest.raises(SetrError, match=r"'thing' would vanish.*\{0: back, 255: thing\}"):
+        checkup.raise_problems()
+    (root / "data.yaml").write_text("classes: [back, thing]\nlabel_map: {0: back, 255: thing}\n")
+    checkup = check(open_dataset(str(root), "train"))
+    assert not checkup.problems
+    assert checkup.pixels.all()
+
+
+def test_all_ignored_masks_are_a_warning(tmp_path, shared):
+    root = with_mask(tmp_path, shared, "all_ignore.png", "classes: [a, b]\n")
+    (finding,) = check(open_dataset(str(root), "train")).findings
+    assert finding.level == "warning"
+    assert "ignored everywhere" in finding.text
+
+
+def test_classes_that_never_occur(folder_data):
+    dataset = open_dataset(str(folder_data), "train")
+    wider = Labels((*scenes.CLASSES, "dragon"))
+    checkup = check(dataclasses.replace(dataset, labels=wider))
+    assert any("never occur: " in f.text and "dragon" in f.text for f in checkup.findings)
+
+
+def test_pixels_and_images_are_counted_exactly(folder_data):
+    dataset = open_dataset(str(folder_data), "train")
+    masks = [dataset.load(i).mask for i in range(len(dataset))]
+    counts = np.bincount(np.stack(masks).ravel(), minlength=256)[:9]
+    checkup = check(dataset)
+    np.testing.assert_array_equal(checkup.pixels, counts)
+    images = [sum(bool((mask == k).any()) for mask in masks) for k in range(9)]
+    np.testing.assert_array_equal(checkup.survey.images(9), images)
+    values = figures(checkup)
+    assert values["sizes"] == {"48x48": 6}
+    assert values["classes"]["sky"]["share"] == pytest.approx(counts[0] / counts.sum())
+
+
+def reading(monkeypatch) -> list[int]:
+    """Numbers of the pairs that are read from now on."""
+    seen: list[int] = []
+    real = survey._examine
+
+    def examine(dataset, index, full):
+        seen.append(index)
+        return real(dataset, index, full)
+
+    monkeypatch.setattr(survey, "_examine", examine)
+    return seen
+
+
+def test_only_what_changed_is_read_again(folder_data, monkeypatch):
+    seen = reading(monkeypatch)
+    first = check(open_dataset(str(folder_data), "train"))
+    assert sorted(seen) == list(range(6))
+    seen.clear()
+    again = check(open_dataset(str(folder_data), "train"))
+    assert not seen
+    np.testing.assert_array_equal(first.pixels, again.pixels)
+
+    mask = folder_data / "labels" / "train" / "scene_003.png"
+    changed = np.full((48, 48), 2, np.uint8)
+    mask.write_bytes(encode_png(changed))
+    (folder_data / "images" / "train" / "scene_000.png").unlink()
+    (folder_data / "labels" / "train" / "scene_000.png").unlink()
+    dataset = open_dataset(str(folder_data), "train")
+    partly = check(dataset)
+    assert seen == [2]
+    masks = np.stack([dataset.load(i).mask for i in range(5)])
+    np.testing.assert_array_equal(
+        partly.pixels, np.bincount(masks.ravel(), minlength=256)[:9]
+    )  # fmt: skip
+
+
+def test_a_full_check_reads_once_more_and_other_labels_anew(folder_data, monkeypatch):
+    dataset = open_dataset(str(folder_data), "train")
+    check(dataset)
+    seen = reading(monkeypatch)
+    check(dataset, full=True)
+    assert len(seen) == 6
+    check(dataset)
+    assert len(seen) == 6
+    check(dataclasses.replace(dataset, labels=Labels(tuple("abcdefghi"))))
+    assert len(seen) == 12
+
+
+def test_problems_are_looked_at_again_and_kept(folder_data, monkeypatch):
+    broken = folder_data / "images" / "train" / "scene_001.png"
+    good = broken.read_bytes()
+    broken.write_bytes(good[:100])
+    dataset = open_dataset(str(folder_data), "train")
+    assert len(check(dataset).problems) == 1
+    seen = reading(monkeypatch)
+    assert len(check(dataset).problems) == 1
+    assert seen == [1]
+    broken.write_bytes(good)
+    assert not check(dataset).problems
+
+
+def test_a_damaged_cache_is_no_harm(folder_data):
+    dataset = open_dataset(str(folder_data), "train")
+    expected = check(dataset).pixels
+    place = survey._cache_file(dataset)
+    place.write_bytes(place.read_bytes()[:200])
+    np.testing.assert_array_equal(check(dataset).pixels, expected)
+
+
+def test_a_cache_that_cannot_be_written_is_no_harm(folder_data, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SETR_CACHE", str(tmp_path / "file" / "below"))
+    assert not check(open_dataset(str(folder_data), "train")).problems
+
+
+def test_listed_files_that_do_not_exist_are_named(folder_data):
+    (folder_data / "t.txt").write_text("images/train/nope.png labels/train/scene_001.png\n")
+    names = ", ".join(scenes.CLASSES)
+    (folder_data / "data.yaml").write_text(f"train: t.txt\nclasses: [{names}]\n")
+    with pytest.raises(SetrError, match=r"nope\.png: no such file"):
+        check(open_dataset(str(folder_data), "train")).raise_problems()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_an_unreadable_file_is_named(folder_data):
+    (folder_data / "images" / "train" / "scene_001.png").chmod(0)
+    with pytest.raises(SetrError, match=r"scene_001\.png: permission denied"):
+        check(open_dataset(str(folder_data), "train")).raise_problems()
+
+
+def test_leaks_identical_and_nearly(folder_data):
+    source = folder_data / "images" / "train" / "scene_001.png"
+    shutil.copy(source, folder_data / "images" / "val" / "scene_000.png")
+    image = cv2.resize(cv2.imread(str(source)), (48, 48), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(folder_data / "images" / "val" / "scene_001.png"), cv2.add(image, 2))
+    checkups = [check(open_dataset(str(folder_data), s), full=True) for s in ("train", "val")]
+    leaks = [f for f in diagnose(checkups) if "train and val" in f.text]
+    assert [(f.count, Path(f.files[0]).name) for f in leaks] == [
+        (1, "scene_000.png"),
+        (1, "scene_001.png"),
+    ]
+
+
+def test_camvid_has_no_trouble(shared):
+    data = str(shared / "data" / "camvid")
+    checkup = check(open_dataset(data, "val", "camvid"), full=True)
+    assert not checkup.findings
+    assert figures(checkup)["sizes"] == {"480x360": 101}
+
+
+def test_class_weights_by_hand():
+    pixels = np.array([100, 10, 40, 0])
+    weights = class_weights(pixels, "auto", limit=100)
+    np.testing.assert_allclose(weights, [0.4, 4.0, 1.0, 1.0])
+    np.testing.assert_allclose(class_weights(pixels, "sqrt_median_frequency"),
+                               [0.4**0.5, 2.0, 1.0, 1.0])  # fmt: skip
+    assert class_weights(np.array([1000, 1, 10]), "median_frequency").max() == 4
+
+
+def test_the_map_is_told_in_one_line():
+    labels = Labels(("a", "b"), label_map={0: 0, 1: 0, 2: 0, 5: 1, 255: IGNORE})
+    text = describe_map(labels)
+    assert text == "ids in the masks: a 0-2; b 5; ignored: 255; any other is an error"
+    coloured = Labels(("a",), colour_map={(1, 2, 3): 0, (9, 9, 9): IGNORE})
+    assert "a #010203; ignored: #090909" in describe_map(coloured)
+
+
+def test_command_json_and_page(folder_data, tmp_path, capsys):
+    foreign = encode_png(np.full((48, 48), 99, np.uint8))
+    (folder_data / "labels" / "val" / "scene_001.png").write_bytes(foreign)
+    page = tmp_path / "page.html"
+    assert main(["doctor", str(folder_data), "--json", "--page", str(page)]) == DATA_CHECK_FAILED
+    values = json.loads(capsys.readouterr().out)
+    assert not values["ok"]
+    assert set(values["splits"]) == {"train", "val", "test"}
+    (error,) = [f for f in values["findings"] if f["level"] == "error"]
+    assert error["split"] == "val"
+    assert "99 (2304 px)" in error["files"][0]
+    text = page.read_text()
+    assert text.count("<img") == 6 + 2 + 2
+    assert "99 (2304 px)" in text
+    assert "http" not in text
+
+
+def test_a_split_with_missing_masks_fails_the_command(folder_data, capsys):
+    (folder_data / "labels" / "val" / "scene_001.png").unlink()
+    assert main(["doctor", str(folder_data)]) == DATA_CHECK_FAILED
+    assert "no mask for 1 of 3 images: scene_001.png" in capsys.readouterr().out
+
+
+def test_init_data_describes_ids(folder_data, capsys):
+    (folder_data / "data.yaml").unlink()
+    assert main(["init-data", str(folder_data)]) == OK
+    assert main(["init-data", str(folder_data)]) == 2
+    dataset = open_dataset(str(folder_data), "train")
+    assert dataset.labels.classes[0] == "class_0"
+    assert dataset.labels.label_map[255] == IGNORE
+    assert main(["doctor", str(folder_data)]) == OK
+
+
+def test_init_data_describes_colours_and_splits(tmp_path, shared):
+    masks = shared / "data" / "odd_inputs" / "masks"
+    for i in range(5):
+        for kind, name in (("images", "photo.png"), ("masks", "rgb_colour.png")):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            shutil.copy(masks / name, tmp_path / kind / f"{i}.png")
+    assert main(["init-data", str(tmp_path)]) == OK
+    train, val = (open_dataset(str(tmp_path), split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (4, 1)
+    assert train.labels.colours[train.load(0).mask[0, 0]] == tuple(
+        cv2.imread(str(masks / "rgb_colour.png"))[0, 0, ::-1].tolist()
+    )
+
+
+def test_init_data_takes_binary_masks_as_two_classes(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:3] = 255
+    (tmp_path / "masks" / "a.png").write_bytes(encode_png(mask))
+    (tmp_path / "images" / "a.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    assert main(["init-data", str(tmp_path)]) == OK
+    dataset = open_dataset(str(tmp_path), "train")
+    assert dataset.labels.classes == ("background", "foreground")
+    assert not check(dataset).problems
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [("voc", "needs no data.yaml"), ("labelme_voc", "labelme_export_voc")],
+)
+def test_init_data_says_what_it_will_not_describe(shared, capsys, sample, message):
+    assert main(["init-data", str(shared / "data" / "samples" / sample)]) != OK
+    assert message in capsys.readouterr().err

@@ -1,0 +1,197 @@
+"""Recipes: every row of the paper has one, every one builds, survives YAML and trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from setr.cli import main
+from setr.config import Config, EvalConfig
+from setr.engine import train
+from setr.errors import USAGE
+from setr.labels import known_datasets, known_labels
+from setr.model import create_model
+from setr.paper import TABLES, rows, systems
+from setr.recipes import list_recipes, recipe
+
+# what can be trained from real samples, by data set: split, and the layout's own folder
+SAMPLES = {
+    "cityscapes": ("samples/cityscapes_mini", "val"),
+    "ade20k": ("samples/ade20k", "val"),
+    "pascal_context": ("samples/pascal_context", "val"),
+    "voc": ("samples/voc", "val"),
+    "coco_stuff": ("samples/coco_stuff", "train"),
+    "camvid": ("camvid", "val"),
+}
+FAMILIES = (
+    *("cityscapes_setr_naive_large_40k", "cityscapes_setr_pup_base_deit_80k"),
+    *("cityscapes_hybrid_base_40k", "cityscapes_fcn_r101_40k", "cityscapes_semantic_fpn_r101_80k"),
+    *("ade20k_setr_mla_large_160k", "pascal_context_setr_pup_large_80k", "camvid_setr_pup_small"),
+    *("voc_setr_pup_base_dinov2_40k", "coco_stuff_setr_mla_base_dinov3_40k"),
+)
+
+
+def test_every_figure_stands_in_the_paper(shared):
+    text = (shared / "paper.txt").read_text(encoding="utf-8").replace("<i>", "").replace("</i>", "")
+    lines = [re.sub(r"[\[\(]\d+[\]\)]|\s+", " ", line) for line in text.splitlines()]
+    for row in rows():
+        name = row.method if row.table != 7 else "SETR-PUP"
+        assert any(
+            line.startswith(name) and f"{row.miou:.2f}" in line for line in lines
+        ), row  # fmt: skip
+        if row.pixel_accuracy:
+            assert any(f"{row.miou:.2f} {row.pixel_accuracy:.2f}" in line for line in lines), row
+
+
+def test_the_tables_are_complete():
+    """Cells of our systems and of the two baselines: method lines times columns."""
+    counts = {table: len(rows(table)) for table in TABLES}
+    assert counts == {2: 28, 3: 12, 4: 8, 5: 8, 6: 8, 7: 2}
+    assert {row.recipe for row in rows()} <= set(systems())
+    assert set(systems()) <= set(list_recipes())
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_yaml_round_trip_and_data(name):
+    config = recipe(name)
+    assert Config.from_yaml(config.to_yaml()) == config
+    assert config.recipe == name
+    assert config.out == f"runs/{name}"
+    assert config.data.labels is None or config.data.labels in known_datasets()
+
+
+def test_every_recipe_builds_on_the_meta_device():
+    seen = set()
+    for name in list_recipes():
+        config = recipe(name)
+        model = dataclasses.replace(config.model, pretrained=None)
+        if model in seen:
+            continue
+        seen.add(model)
+        classes = len(known_labels(config.data.labels).classes) if config.data.labels else 9
+        with torch.device("meta"):
+            built = create_model(
+                model.name,
+                num_classes=classes,
+                img_size=model.img_size,
+                encoder=model.encoder,
+                channels=model.channels,
+                pos_interp=model.pos_interp,
+                prefix_tokens=model.prefix_tokens,
+            )
+        assert built.num_classes == classes
+        patch = built.encoder.patch_size
+        assert all(side % patch == 0 for side in config.data.crop_size), name
+
+
+def test_settings_of_the_authors_code():
+    """Optimiser, schedule, crop and batch (section 4.1 and the authors' configurations)."""
+    rates = {
+        "cityscapes_setr_pup_large_80k": 0.01,
+        "cityscapes_setr_naive_base_40k": 0.01,
+        "cityscapes_setr_mla_large_40k": 0.002,
+        "ade20k_setr_pup_large_160k": 0.001,
+        "ade20k_setr_mla_large_160k": 0.001,
+        "ade20k_setr_naive_large_160k": 0.01,
+        "pascal_context_setr_pup_large_80k": 0.001,
+        "pascal_context_setr_mla_large_80k": 0.001,
+        "pascal_context_setr_naive_large_80k": 0.01,
+    }
+    crops = {"cityscapes": 768, "ade20k": 512, "pascal_context": 480}
+    for name, rate in rates.items():
+        config, dataset = recipe(name), name.split("_setr")[0]
+        assert config.optim.lr == rate, name
+        assert config.optim.name == "sgd"
+        assert (config.optim.momentum, config.optim.weight_decay) == (0.9, 0)
+        assert (config.optim.head_lr_factor, config.optim.neck_lr_factor) == (10, 1)
+        assert (config.optim.power, config.optim.min_lr) == (0.9, 1e-4)
+        assert config.train.aux_weight == 0.4
+        assert config.train.loss_norm == "all"
+        assert config.train.batch_size == (8 if dataset == "cityscapes" else 16)
+        assert config.data.crop_size == (crops[dataset],) * 2
+        assert config.model.img_size == crops[dataset]
+        assert config.data.scale_range == (0.5, 2.0)
+        assert config.data.max_class_share == 0.75
+        assert config.model.prefix_tokens == ("drop" if "mla" in name else "keep")
+        assert f"_{config.train.steps // 1000}k" in name
+
+
+def test_pretraining_follows_the_name():
+    assert recipe("cityscapes_setr_pup_large_random_40k").model.pretrained is None
+    assert recipe("cityscapes_setr_pup_large_40k").model.pretrained == "orig_in21k"
+    deit = recipe("cityscapes_setr_pup_base_deit_80k").model
+    assert (deit.pretrained, deit.encoder) == ("deit", "deit_base_distilled_patch16_384")
+
+
+def test_test_server_rows_train_on_more():
+    assert recipe("cityscapes_setr_pup_large_test_server_100k").data.train_split == "train+val"
+    coarse = recipe("cityscapes_setr_pup_large_coarse_100k").data.train_split
+    assert coarse == "train+val+train_extra"
+
+
+def test_recipes_of_before_keep_their_values():
+    demo, camvid = recipe("demo"), recipe("camvid_setr_pup_small_cpu")
+    assert (demo.train.steps, demo.optim.lr, demo.data.crop_size) == (220, 1e-3, (128, 128))
+    assert (camvid.train.steps, camvid.model.channels) == (1000, 128)
+    assert camvid.data.crop_size == (308, 420)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_steps_on_real_samples(shared, tmp_path, name):
+    """The smallest model of each family: native layout, two steps, evaluation."""
+    config = recipe(name)
+    dataset = next(d for d in SAMPLES if name.startswith(d))
+    folder, split = SAMPLES[dataset]
+    model = dataclasses.replace(config.model, pretrained=None, channels=16, img_size=64)
+    if config.model.name.startswith("setr"):
+        decoder = config.model.name.split("_")[1]
+        model = dataclasses.replace(model, name=f"setr_{decoder}_nano", encoder=None)
+    elif config.model.name == "hybrid_base":
+        model = dataclasses.replace(model, encoder="vit_tiny_patch16_224")
+    else:
+        model = dataclasses.replace(model, encoder="resnet26", channels=None, img_size=None)
+    data = dataclasses.replace(
+        config.data,
+        root=str(shared / "data" / folder),
+        train_split=split,
+        val_split=split if dataset != "camvid" else "val",
+        crop_size=(64, 64),
+        short_side=64,
+        long_side=None,
+        workers=0,
+    )
+    config = dataclasses.replace(
+        config,
+        out=str(tmp_path / "run"),
+        model=model,
+        data=data,
+        train=dataclasses.replace(
+            config.train, steps=2, batch_size=2, precision="fp32", eval_every=0
+        ),
+        eval=EvalConfig(),
+    )
+    if dataset == "camvid":
+        few = tmp_path / "few.csv"
+        images = sorted((shared / "data" / folder / "images" / "val").iterdir())[:2]
+        lines = [f"{p},{p.parents[2] / 'labels' / 'val' / p.stem}.png" for p in images]
+        few.write_text("image,mask\n" + "\n".join(lines) + "\n")
+        (tmp_path / "data.yaml").write_text("labels: camvid\ntrain: few.csv\nval: few.csv\n")
+        data = dataclasses.replace(data, root=str(tmp_path), train_split="train")
+        config = dataclasses.replace(config, data=data)
+    figures = train(config)
+    assert 0 <= figures["single_scale"]["miou"] <= 1
+    assert figures["recipe"] == name
+    assert figures["provenance"]["seed"] == 0
+
+
+def test_the_command_lists_rows_and_commands(capsys, tmp_path):
+    assert main(["recipes", "--table", "6", "--runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"SETR-PUP +80k, MS +82\.15 +setr train cityscapes_setr_pup_large_80k", shown)
+    assert main(["recipes", "--table", "2", "--runs", str(tmp_path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 28
+    assert main(["recipes", "--table", "1"]) == USAGE

@@ -1,0 +1,90 @@
+"""Runs beside the paper's figures: what counts, what does not, and how it is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from setr.cli import main
+from setr.config import Config
+from setr.recipes import recipe
+from setr.results import as_html, as_markdown, collect, other_lines, paper_lines
+
+NAME = "cityscapes_setr_pup_large_80k"
+
+
+def finished(folder: Path, config: Config, miou: float, seed: int = 0) -> None:
+    folder.mkdir(parents=True)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+    (folder / "config.yaml").write_text(config.to_yaml())
+    figures = {"miou": miou, "pixel_accuracy": None, "iou": {}}
+    values = {
+        "single_scale": figures,
+        "recipe": config.recipe,
+        "provenance": {"command": "setr train x", "commit": "abc", "hardware": "H", "seed": seed},
+    }
+    (folder / "metrics.json").write_text(json.dumps(values))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    finished(tmp_path / "a", recipe(NAME), 0.79)
+    finished(tmp_path / "b", recipe(NAME), 0.80, seed=1)
+    moved = dataclasses.replace(recipe(NAME).data, root="/elsewhere", workers=9)
+    finished(tmp_path / "c", dataclasses.replace(recipe(NAME), data=moved), 0.81, seed=2)
+    shorter = dataclasses.replace(recipe(NAME).train, steps=5)
+    finished(tmp_path / "d", dataclasses.replace(recipe(NAME), train=shorter), 0.10)
+    finished(tmp_path / "e", recipe("demo"), 0.5)
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "metrics.json").write_text("{")
+    return tmp_path
+
+
+def test_runs_of_the_recipe_are_averaged_over_seeds(runs):
+    lines = paper_lines(collect(runs), 6)[6]
+    (line,) = [line for line in lines if line.ours]
+    assert (line.row, line.setting, line.paper) == ("SETR-PUP", "80k, SS", "79.34")
+    assert line.ours == "80.00 ± 1.00 (n=3)"
+    assert line.difference == "+0.66"
+    assert (line.commit, line.hardware, line.seeds) == ("abc", "H", "0; 1; 2")
+
+
+def test_the_same_row_of_another_table_is_filled_too(runs):
+    assert [line.paper for line in paper_lines(collect(runs), 2)[2] if line.ours] == ["79.34"]
+
+
+def test_changed_settings_never_stand_in_a_table(runs):
+    others = {line.setting: line for line in other_lines(collect(runs))}
+    assert others["single scale, train.steps=5"].ours == "10.00"
+    assert others["single scale"].recipe == "demo"
+    assert len(others) == 2
+
+
+def test_a_run_without_settings_does_not_count(runs):
+    (runs / "a" / "config.yaml").unlink()
+    assert "settings unknown" in {
+        line.setting.split(", ")[-1] for line in other_lines(collect(runs))
+    }
+
+
+def test_markdown_and_html(runs):
+    titles = {"Table 6": paper_lines(collect(runs), 6)[6]}
+    assert "| SETR-PUP | 80k, SS | 79.34 | 80.00 ± 1.00 (n=3) | +0.66 |" in as_markdown(titles)
+    assert "<td>80.00 ± 1.00 (n=3)</td>" in as_html(titles)
+
+
+def test_the_command(runs, capsys):
+    assert main(["results", "--runs", str(runs)]) == 0
+    shown = capsys.readouterr().out
+    assert "Table 6" in shown
+    assert "Other recipes" in shown
+    assert main(["results", "--runs", str(runs), "--json", "--table", "6"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["Table 6"]
+    page = runs / "r.html"
+    assert main(["results", "--runs", str(runs), "--format", "html", "--output", str(page)]) == 0
+    assert page.read_text().startswith("<!doctype html>")
+    assert main(["results", "--runs", str(runs / "none")]) == 1
+    assert "no such folder" in capsys.readouterr().err
