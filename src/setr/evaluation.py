@@ -31,7 +31,7 @@ from setr.protocols import Protocol, preset
 from setr.scorecard import Scorecard
 
 
-class Tested(NamedTuple):
+class Outcome(NamedTuple):
     """One tested image.
 
     Attributes:
@@ -108,7 +108,7 @@ def evaluate_split(
     workers: int = 1,
     detailed: bool = True,
     absent: Absent = "skip",
-    on_image: Callable[[Tested], None] | None = None,
+    on_image: Callable[[Outcome], None] | None = None,
 ) -> dict[str, Any]:
     """Test a model on a split under `info.protocol`.
 
@@ -178,7 +178,7 @@ def _test_image(
     index: int,
     images: Tensor,
     masks: Tensor,
-) -> Tested:
+) -> Outcome:
     device = card.confusion.counts.device
     name = dataset.pairs[index].image.name
     x = normalize(images.to(device), info.mean, info.std)
@@ -188,7 +188,7 @@ def _test_image(
     except SetrError as error:
         raise SetrError(f"{name}: {error}") from None
     figures = card.update(index, prediction[0], masks[0].to(device), confidence[0])
-    return Tested(
+    return Outcome(
         index,
         name,
         images[0].numpy(),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr.charts import confusion_chart, loss_chart, reliability_chart
-from setr.evaluation import Tested
+from setr.evaluation import Outcome
 from setr.gallery import Gallery
 from setr.labels import Labels
 from setr.page import (
@@ -256,7 +256,7 @@ def _legend(labels: Labels) -> str:
     return legend(labels) + f'<p class="legend"><span>{dot(WRONG)}wrong (error map)</span></p>'
 
 
-def _rows(labels: Labels, images: Sequence[Tested]) -> Iterable[str]:
+def _rows(labels: Labels, images: Sequence[Outcome]) -> Iterable[str]:
     if not images:
         yield '<p class="note">No further images.</p>'
     for t in images:
