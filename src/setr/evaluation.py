@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
         image: uint8 RGB (H, W, 3).
         truth: training ids (H, W) uint8, `IGNORE` is not counted.
         prediction: ids (H, W) uint8.
-        confidence: probability of the predicted class (H, W) float32.
+        confidence: probability of the predicted class (H, W) float32; None if not `detailed`.
         figures: `miou` and `pixel_accuracy` of this image alone.
     """
 
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
     image: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
-    confidence: np.ndarray
+    confidence: np.ndarray | None
     figures: dict[str, float | None]
 
 
@@ -184,17 +184,20 @@ def _test_image(
     x = normalize(images.to(device), info.mean, info.std)
     size = (masks.shape[-2], masks.shape[-1])
     try:
-        prediction, confidence = predict_mask(model, x, info.protocol, size=size)
+        prediction, confidence = predict_mask(
+            model, x, info.protocol, size=size, with_confidence=card.detailed
+        )
     except SetrError as error:
         raise SetrError(f"{name}: {error}") from None
-    figures = card.update(index, prediction[0], masks[0].to(device), confidence[0])
+    sure = None if confidence is None else confidence[0]
+    figures = card.update(index, prediction[0], masks[0].to(device), sure)
     return Outcome(
         index,
         name,
         images[0].numpy(),
         masks[0].numpy(),
         prediction[0].cpu().numpy(),
-        confidence[0].cpu().numpy(),
+        None if sure is None else sure.cpu().numpy(),
         figures,
     )
 
