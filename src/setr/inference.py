@@ -25,6 +25,7 @@ from torch import Tensor
 
 from setr.errors import SetrError
 from setr.protocols import MULTI_SCALES, Protocol
+from setr.row_blocks import source_rows
 
 __all__ = ["MULTI_SCALES", "Protocol", "normalize", "predict_mask", "predict_scores"]
 
@@ -161,7 +162,9 @@ def _score_blocks(
         limit = BLOCK_BYTES.get(images.device.type, BLOCK_BYTES["cuda"])
         rows = max(8, limit // (4 * images.shape[0] * K * max(W, views[0].size[1])))
         bottom = min(H, top + rows)
-        blocks = (_resize_rows(view.rows, view.size, (H, W), top, bottom) for view in views)
+        blocks = (
+            _resize_rows(view.rows, view.size, (H, W), top, bottom, images.device) for view in views
+        )
         if len(views) == 1:
             yield next(blocks)
         else:
@@ -276,13 +279,18 @@ class _Window:
     def rows(self, first: int, last: int) -> Tensor:
         """Logits (B, K, last - first, window width) float32 at the view's resolution."""
         source = (self.height, self.logits.shape[-1])
-        rows = _resize_rows(self._fetch, source, self.padded, first, last)
+        device = self.logits.device
+        rows = _resize_rows(self._fetch, source, self.padded, first, last, device)
         return rows[..., : self.size[1]]
 
     def forget_above(self, row: int) -> None:
         """Free the logits that only rows of the view above `row` need."""
-        first = int(_source_rows(self.height, self.padded[0], row - self.top, 1)[0])
-        if row > self.top and first > self.first:
+        if row <= self.top:
+            return
+        at = row - self.top
+        lower, _, _ = source_rows(at, at + 1, self.height, self.padded[0], self.logits)
+        first = int(lower)
+        if first > self.first:
             self.logits = self.logits[..., first - self.first :, :].clone()
             self.first = first
 
@@ -298,18 +306,13 @@ def _coarse_logits(model: Model, images: Tensor) -> tuple[Tensor, tuple[int, int
     return model(images), (images.shape[-2], images.shape[-1])
 
 
-def _source_rows(height: int, target: int, first: int, count: int) -> Tensor:
-    """Positions (count,) in a map of `height` rows of the rows from `first` on after a resize."""
-    rows = torch.arange(first, first + count, dtype=torch.float32)
-    return ((rows + 0.5) * (height / target) - 0.5).clamp_(min=0)
-
-
 def _resize_rows(
     fetch: Callable[[int, int], Tensor],
     source: tuple[int, int],
     target: tuple[int, int],
     first: int,
     last: int,
+    device: torch.device,
 ) -> Tensor:
     """Rows first .. last-1 of a bilinear resize (align_corners=False) from source to target size.
 
@@ -319,18 +322,17 @@ def _resize_rows(
         target: (H, W) after the resize.
         first: first row wanted.
         last: row after the last.
+        device: of the map.
     """
     if source[0] == target[0]:
         rows = fetch(first, last)
     else:
-        position = _source_rows(source[0], target[0], first, last - first)
-        upper = position.long().clamp_(max=source[0] - 1)
-        lower = (upper + 1).clamp_(max=source[0] - 1)
-        top = int(upper[0])
-        block = fetch(top, int(lower[-1]) + 1)
-        weight = (position - upper).to(block.device)[:, None]
-        upper, lower = (upper - top).to(block.device), (lower - top).to(block.device)
-        rows = torch.lerp(block[..., upper, :], block[..., lower, :], weight)
+        like = torch.empty(0, device=device)
+        lower, upper, share = source_rows(first, last, source[0], target[0], like)
+        top = int(lower[0])
+        block = fetch(top, int(upper[-1]) + 1)
+        lower, upper = lower.long() - top, upper.long() - top
+        rows = torch.lerp(block[..., lower, :], block[..., upper, :], share[:, None])
     if source[1] != target[1]:
         rows = F.interpolate(rows, (last - first, target[1]), mode="bilinear", align_corners=False)
     return rows
