@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from setr import inference
 from setr.errors import SetrError
-from setr.inference import normalize, predict_mask, predict_scores, window_starts
+from setr.inference import best_class, normalize, predict_mask, predict_scores, window_starts
 from setr.model import SETR, Output
 from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset
 
@@ -119,11 +120,11 @@ def plainly(model: SETR, images: Tensor, protocol: Protocol, size: tuple[int, in
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-@pytest.mark.parametrize("block", [1, 32 << 20], ids=["small-blocks", "one-block"])
+@pytest.mark.parametrize("block", [1, 256 << 20], ids=["small-blocks", "one-block"])
 def test_blocks_of_rows_equal_the_plain_computation(
     model: SETR, protocol: Protocol, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "BLOCK_BYTES", block)
+    monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", block)
     images, size = random_images(83, 121), (83, 121)
     with torch.inference_mode():
         expected = plainly(model, images, protocol, size)
@@ -157,7 +158,7 @@ def test_windows_run_in_batches() -> None:
 
 def test_scores_above_the_block_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tall image holds about two rows of windows, however tall it is."""
-    monkeypatch.setattr(inference, "BLOCK_BYTES", 1)
+    monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
     held = []
     original = inference._View._compute
 
@@ -182,6 +183,15 @@ def test_padded_logits_are_cropped_not_squeezed() -> None:
     scores = predict_scores(Padding(), random_images(18, 18), Protocol())  # type: ignore[arg-type]
     full = F.interpolate(torch.arange(8.0)[None, None, :, None], (32, 1), mode="bilinear")
     torch.testing.assert_close(scores[0, 0, :, 0], full[0, 0, :18, 0])
+
+
+def test_best_class_takes_the_first_of_equals() -> None:
+    scores = torch.randint(0, 6, (2, 9, 5, 7), generator=torch.Generator().manual_seed(0)).float()
+    best, ids = best_class(scores)
+    assert ids.dtype == torch.uint8
+    assert torch.equal(best, scores.amax(dim=1))
+    assert np.array_equal(ids.numpy(), scores.numpy().argmax(axis=1))
+    assert (best_class(torch.rand(1, 255, 4, 4))[1] < 255).all()
 
 
 def test_nan_scores_are_an_error() -> None:

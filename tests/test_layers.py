@@ -43,6 +43,7 @@ ORDER = (
     *("results", "submissions", "engine", "predictor"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
+    *("explain", "montage", "figures"),
     # the command line
     *("cli", "commands"),
 )

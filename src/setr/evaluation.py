@@ -31,7 +31,7 @@ from setr.protocols import Protocol, preset
 from setr.scorecard import Scorecard
 
 
-class Tested(NamedTuple):
+class Outcome(NamedTuple):
     """One tested image.
 
     Attributes:
@@ -40,7 +40,7 @@ class Tested(NamedTuple):
         image: uint8 RGB (H, W, 3).
         truth: training ids (H, W) uint8, `IGNORE` is not counted.
         prediction: ids (H, W) uint8.
-        confidence: probability of the predicted class (H, W) float32.
+        confidence: probability of the predicted class (H, W) float32; None if not `detailed`.
         figures: `miou` and `pixel_accuracy` of this image alone.
     """
 
@@ -49,7 +49,7 @@ class Tested(NamedTuple):
     image: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
-    confidence: np.ndarray
+    confidence: np.ndarray | None
     figures: dict[str, float | None]
 
 
@@ -108,7 +108,7 @@ def evaluate_split(
     workers: int = 1,
     detailed: bool = True,
     absent: Absent = "skip",
-    on_image: Callable[[Tested], None] | None = None,
+    on_image: Callable[[Outcome], None] | None = None,
 ) -> dict[str, Any]:
     """Test a model on a split under `info.protocol`.
 
@@ -178,23 +178,26 @@ def _test_image(
     index: int,
     images: Tensor,
     masks: Tensor,
-) -> Tested:
+) -> Outcome:
     device = card.confusion.counts.device
     name = dataset.pairs[index].image.name
     x = normalize(images.to(device), info.mean, info.std)
     size = (masks.shape[-2], masks.shape[-1])
     try:
-        prediction, confidence = predict_mask(model, x, info.protocol, size=size)
+        prediction, confidence = predict_mask(
+            model, x, info.protocol, size=size, with_confidence=card.detailed
+        )
     except SetrError as error:
         raise SetrError(f"{name}: {error}") from None
-    figures = card.update(index, prediction[0], masks[0].to(device), confidence[0])
-    return Tested(
+    sure = None if confidence is None else confidence[0]
+    figures = card.update(index, prediction[0], masks[0].to(device), sure)
+    return Outcome(
         index,
         name,
         images[0].numpy(),
         masks[0].numpy(),
         prediction[0].cpu().numpy(),
-        confidence[0].cpu().numpy(),
+        None if sure is None else sure.cpu().numpy(),
         figures,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from setr.evaluation import Tested
+from setr.evaluation import Outcome
 from setr.images import write_bytes
 from setr.intervals import paired_difference
 
@@ -27,10 +27,10 @@ class Gallery:
     def __init__(self, shown: int = 6) -> None:
         self.shown = shown
         self.rows: dict[int, tuple[str, float | None, float | None]] = {}
-        self._worst: list[tuple[float, int, Tested]] = []
-        self._best: list[tuple[float, int, Tested]] = []
+        self._worst: list[tuple[float, int, Outcome]] = []
+        self._best: list[tuple[float, int, Outcome]] = []
 
-    def __call__(self, tested: Tested) -> None:
+    def __call__(self, tested: Outcome) -> None:
         """Take one image."""
         miou = tested.figures["miou"]
         self.rows[tested.number] = (tested.name, miou, tested.figures["pixel_accuracy"])
@@ -42,12 +42,12 @@ class Gallery:
                 heapq.heappop(heap)
 
     @property
-    def worst(self) -> list[Tested]:
+    def worst(self) -> list[Outcome]:
         """Images with the lowest mIoU, lowest first."""
         return [item[2] for item in sorted(self._worst, key=lambda item: -item[0])]
 
     @property
-    def best(self) -> list[Tested]:
+    def best(self) -> list[Outcome]:
         """Images with the highest mIoU, highest first, without those among the worst."""
         taken = {tested.number for tested in self.worst}
         ordered = sorted(self._best, key=lambda item: -item[0])

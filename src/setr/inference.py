@@ -25,6 +25,7 @@ from torch import Tensor
 
 from setr.errors import SetrError
 from setr.protocols import MULTI_SCALES, Protocol
+from setr.row_blocks import source_rows
 
 __all__ = ["MULTI_SCALES", "Protocol", "normalize", "predict_mask", "predict_scores"]
 
@@ -32,8 +33,9 @@ Model = Callable[[Tensor], Any]
 """Normalised images (b, 3, h, w) -> logits (b, K, h, w). A `SETR` gives them un-resized by its
 method `coarse`, which saves most of the memory."""
 
-BLOCK_BYTES = 32 << 20
-"""Scores held at once, in bytes of float32, besides the windows' own."""
+BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+"""Scores held at once, in bytes of float32, besides the windows' own; on CPUs a block stays in the
+cache, which makes the best class three times as fast to find."""
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -78,7 +80,8 @@ def predict_mask(
     *,
     size: tuple[int, int] | None = None,
     batch_windows: int = 8,
-) -> tuple[Tensor, Tensor]:
+    with_confidence: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Best class of every pixel, in memory that does not grow with K x H x W.
 
     Args:
@@ -87,26 +90,44 @@ def predict_mask(
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
         batch_windows: windows per forward pass.
+        with_confidence: also compute the probabilities.
 
     Returns:
-        Ids uint8 (B, H, W) and their probabilities float32 (B, H, W), 0 to 1.
+        Ids uint8 (B, H, W), and their probabilities float32 (B, H, W), 0 to 1, or None.
 
     Raises:
         SetrError: the model's scores are not numbers (NaN).
     """
     ids, confidences = [], []
     for block in _score_blocks(model, images, protocol, size, batch_windows):
-        best, index = block.max(dim=1)
+        best, index = best_class(block)
         if best.isnan().any():
             raise SetrError(
                 "the model's scores are not numbers (NaN); its weights are broken, or the "
                 "precision is too low: try fp32"
             )
-        ids.append(index.to(torch.uint8))
-        confidences.append(
-            best if protocol.is_multi_scale else (best - block.logsumexp(dim=1)).exp_()
-        )
-    return torch.cat(ids, dim=1), torch.cat(confidences, dim=1)
+        ids.append(index)
+        if with_confidence and not protocol.is_multi_scale:
+            best = (block - best[:, None]).exp_().sum(dim=1).reciprocal_()
+        confidences.append(best)
+    return torch.cat(ids, dim=1), torch.cat(confidences, dim=1) if with_confidence else None
+
+
+def best_class(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest score and its class, the first of equals: (B, K, H, W) -> (B, H, W), uint8 (B, H, W).
+
+    On CPUs `max(dim=1)` walks across memory and keeps 64-bit indices; the largest score and then a
+    comparison per class, both in vector registers, take a third of its time.
+    """
+    if scores.device.type != "cpu":
+        best, index = scores.max(dim=1)
+        return best, index.to(torch.uint8)
+    best, K = scores.amax(dim=1), scores.shape[1]
+    rank = torch.zeros(best.shape, dtype=torch.uint8)  # K - class; 0 where the score is NaN
+    for k in range(K):
+        equal = (scores[:, k] == best).view(torch.uint8)
+        torch.maximum(rank, equal.mul_(K - k), out=rank)
+    return best, K - rank
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -138,9 +159,12 @@ def _score_blocks(
     top = 0
     while top < H:
         K = views[0].num_classes
-        rows = max(8, BLOCK_BYTES // (4 * images.shape[0] * K * max(W, views[0].size[1])))
+        limit = BLOCK_BYTES.get(images.device.type, BLOCK_BYTES["cuda"])
+        rows = max(8, limit // (4 * images.shape[0] * K * max(W, views[0].size[1])))
         bottom = min(H, top + rows)
-        blocks = (_resize_rows(view.rows, view.size, (H, W), top, bottom) for view in views)
+        blocks = (
+            _resize_rows(view.rows, view.size, (H, W), top, bottom, images.device) for view in views
+        )
         if len(views) == 1:
             yield next(blocks)
         else:
@@ -255,13 +279,18 @@ class _Window:
     def rows(self, first: int, last: int) -> Tensor:
         """Logits (B, K, last - first, window width) float32 at the view's resolution."""
         source = (self.height, self.logits.shape[-1])
-        rows = _resize_rows(self._fetch, source, self.padded, first, last)
+        device = self.logits.device
+        rows = _resize_rows(self._fetch, source, self.padded, first, last, device)
         return rows[..., : self.size[1]]
 
     def forget_above(self, row: int) -> None:
         """Free the logits that only rows of the view above `row` need."""
-        first = int(_source_rows(self.height, self.padded[0], row - self.top, 1)[0])
-        if row > self.top and first > self.first:
+        if row <= self.top:
+            return
+        at = row - self.top
+        lower, _, _ = source_rows(at, at + 1, self.height, self.padded[0], self.logits)
+        first = int(lower)
+        if first > self.first:
             self.logits = self.logits[..., first - self.first :, :].clone()
             self.first = first
 
@@ -277,18 +306,13 @@ def _coarse_logits(model: Model, images: Tensor) -> tuple[Tensor, tuple[int, int
     return model(images), (images.shape[-2], images.shape[-1])
 
 
-def _source_rows(height: int, target: int, first: int, count: int) -> Tensor:
-    """Positions (count,) in a map of `height` rows of the rows from `first` on after a resize."""
-    rows = torch.arange(first, first + count, dtype=torch.float32)
-    return ((rows + 0.5) * (height / target) - 0.5).clamp_(min=0)
-
-
 def _resize_rows(
     fetch: Callable[[int, int], Tensor],
     source: tuple[int, int],
     target: tuple[int, int],
     first: int,
     last: int,
+    device: torch.device,
 ) -> Tensor:
     """Rows first .. last-1 of a bilinear resize (align_corners=False) from source to target size.
 
@@ -298,18 +322,17 @@ def _resize_rows(
         target: (H, W) after the resize.
         first: first row wanted.
         last: row after the last.
+        device: of the map.
     """
     if source[0] == target[0]:
         rows = fetch(first, last)
     else:
-        position = _source_rows(source[0], target[0], first, last - first)
-        upper = position.long().clamp_(max=source[0] - 1)
-        lower = (upper + 1).clamp_(max=source[0] - 1)
-        top = int(upper[0])
-        block = fetch(top, int(lower[-1]) + 1)
-        weight = (position - upper).to(block.device)[:, None]
-        upper, lower = (upper - top).to(block.device), (lower - top).to(block.device)
-        rows = torch.lerp(block[..., upper, :], block[..., lower, :], weight)
+        like = torch.empty(0, device=device)
+        lower, upper, share = source_rows(first, last, source[0], target[0], like)
+        top = int(lower[0])
+        block = fetch(top, int(upper[-1]) + 1)
+        lower, upper = lower.long() - top, upper.long() - top
+        rows = torch.lerp(block[..., lower, :], block[..., upper, :], share[:, None])
     if source[1] != target[1]:
         rows = F.interpolate(rows, (last - first, target[1]), mode="bilinear", align_corners=False)
     return rows

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr.charts import confusion_chart, loss_chart, reliability_chart
-from setr.evaluation import Tested
+from setr.evaluation import Outcome
 from setr.gallery import Gallery
 from setr.labels import Labels
 from setr.page import (
+    IGNORED,
+    RIGHT,
     WRONG,
     bar,
     dot,
@@ -143,6 +145,7 @@ def _headline(protocols: dict[str, Any]) -> list[tuple[str, str]]:
         (percent(figures["image_miou"]), "mIoU % of the average image"),
         (percent(figures["boundary"]["iou"]), "boundary IoU %"),
         (percent(figures["boundary"]["f"]), "boundary F %"),
+        (percent(figures.get("calibration", {}).get("ece"), 2), "calibration error %"),
     ]
 
 
@@ -253,17 +256,23 @@ def _sizes(buckets: dict[str, Any]) -> str:
 
 
 def _legend(labels: Labels) -> str:
-    return legend(labels) + f'<p class="legend"><span>{dot(WRONG)}wrong (error map)</span></p>'
+    return legend(labels) + (
+        f'<p class="legend">error map: <span>{dot(WRONG)}wrong</span><span>{dot(RIGHT)}right</span>'
+        f"<span>{dot(IGNORED)}not counted</span></p>"
+    )
 
 
-def _rows(labels: Labels, images: Sequence[Tested]) -> Iterable[str]:
+def _rows(labels: Labels, images: Sequence[Outcome]) -> Iterable[str]:
     if not images:
         yield '<p class="note">No further images.</p>'
     for t in images:
-        heading = f"<h3>{escape(t.name)}: mIoU {percent(t.figures['miou'])} %</h3>"
         pictures = _pictures(labels, t.image, t.truth, t.prediction)
-        pictures += figure(heat(t.confidence), "confidence", photo=True)
-        yield f'<div class="grid">{heading}{pictures}</div>'
+        if t.confidence is not None:
+            pictures += figure(heat(t.confidence), "confidence", photo=True)
+        yield (
+            f"<h3>{escape(t.name)}: mIoU {percent(t.figures['miou'])} %</h3>"
+            f'<div class="grid">{pictures}</div>'
+        )
 
 
 def _pictures(labels: Labels, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> str:

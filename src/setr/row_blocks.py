@@ -75,7 +75,7 @@ def row_blocks(
     H, W = target.shape[-2:]
     rows = max(1, BLOCK_BYTES // (B * K * size[1] * x.element_size()))
     for top in range(0, H, rows):
-        y = _source_rows(top, min(top + rows, H), h, size[0], x)
+        y = source_rows(top, min(top + rows, H), h, size[0], x)
         first, last = int(y[0].min()), int(y[1].max()) + 1
         slab = x[:, :, first:last].requires_grad_(with_grad)
         mixed = torch.lerp(
@@ -93,7 +93,7 @@ def exact(logits: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _source_rows(top: int, bottom: int, h: int, H: int, like: Tensor) -> tuple[Tensor, ...]:
+def source_rows(top: int, bottom: int, h: int, H: int, like: Tensor) -> tuple[Tensor, ...]:
     """Bilinear source rows of output rows top..bottom: lower index, upper index, upper share."""
     centre = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (h / H) - 0.5
     centre = centre.clamp(0, h - 1)

@@ -1,0 +1,194 @@
+"""`setr explain attention|features|position|compare …`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from setr.cli import parse
+from setr.errors import OK, USAGE, SetrError
+
+if TYPE_CHECKING:
+    from setr.figures import Figure
+    from setr.labels import Labels
+
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Picture = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+Out = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a point of the image attends to, per head and layer (Figure 6 of the paper)."""
+
+    model: Model
+    """Model directory, Hub name or checkpoint."""
+    image: Picture
+    """Image file."""
+    point: tuple[str, ...] = ()
+    """Points X,Y in pixels of the image; its centre if not given."""
+    layer: tuple[int, ...] = ()
+    """Blocks, counted from 1; the last if not given."""
+    head: int | None = None
+    """One head, counted from 1; all of them and their mean if not given."""
+    short_side: int | None = None
+    """Short side the image is scaled to; the model's own if not given."""
+    out: Out = Path("explain")
+    """Folder for attention.png and attention.html."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Outputs of layers as colours and as their strongest channels (Figure 5 of the paper)."""
+
+    model: Model
+    """Model directory, Hub name or checkpoint."""
+    image: Picture
+    """Image file."""
+    layers: str = ""
+    """Blocks joined with commas, counted from 1; four spread evenly if not given."""
+    channels: int = 4
+    """Channel maps per layer."""
+    short_side: int | None = None
+    """Short side the image is scaled to; the model's own if not given."""
+    out: Out = Path("explain")
+    """Folder for features.png and features.html."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How similar the position embeddings of patches are."""
+
+    model: Model
+    """Model directory, Hub name or checkpoint."""
+    grid: int = 7
+    """Rows and columns of positions shown."""
+    out: Out = Path("explain")
+    """Folder for position.png and position.html."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Two models side by side on one image (Figures 2 to 4 of the paper)."""
+
+    image: Picture
+    """Image file."""
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+    """First model."""
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
+    """Second model."""
+    truth: Path | None = None
+    """Label image of the truth."""
+    out: Out = Path("explain")
+    """Folder for compare.png and compare.html."""
+
+
+def run(arguments: list[str]) -> int:
+    """Make one of the figures."""
+    kinds: dict[str, tuple[Any, Callable[[Any], None]]] = {
+        "attention": (Attention, _attention),
+        "features": (Features, _features),
+        "position": (Position, _position),
+        "compare": (Compare, _compare),
+    }
+    kind = arguments[0] if arguments else "--help"
+    if kind in ("-h", "--help"):
+        print("usage: setr explain KIND …    setr explain KIND --help\n")
+        for name, (options, _) in kinds.items():
+            print(f"  {name:<10} {options.__doc__.splitlines()[0]}")
+        return OK if arguments else USAGE
+    if kind not in kinds:
+        raise SetrError(f"explain '{kind}': choose from {', '.join(kinds)}", code=USAGE)
+    options, make = kinds[kind]
+    make(parse(options, arguments[1:], f"explain {kind}"))
+    return OK
+
+
+def _attention(given: Attention) -> None:
+    from setr.figures import attention_figure, open_view
+    from setr.predictor import load
+
+    points = [_point(text) for text in given.point]
+    predictor = load(given.model)
+    view = open_view(predictor, given.image, given.short_side)
+    figure = attention_figure(predictor, view, points, given.layer, given.head)
+    _write(given.out, "attention", f"Attention of {given.model}", figure)
+
+
+def _features(given: Features) -> None:
+    from setr.figures import features_figure, open_view
+    from setr.predictor import load
+
+    layers = _numbers(given.layers)
+    predictor = load(given.model)
+    view = open_view(predictor, given.image, given.short_side)
+    figure = features_figure(predictor, view, layers, given.channels)
+    _write(given.out, "features", f"Features of {given.model}", figure)
+
+
+def _position(given: Position) -> None:
+    from setr.figures import position_figure
+    from setr.predictor import load
+
+    figure = position_figure(load(given.model, device="cpu"), given.grid)
+    _write(given.out, "position", f"Position embeddings of {given.model}", figure, width=150)
+
+
+def _compare(given: Compare) -> None:
+    from setr.figures import compare_figure
+    from setr.predictor import load
+
+    a, b = load(given.a), load(given.b)
+    names = (Path(given.a).name, Path(given.b).name)
+    figure = compare_figure(a, b, names, given.image, given.truth)
+    _write(given.out, "compare", f"{names[0]} and {names[1]}", figure, labels=a.info.labels)
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise SetrError(f"--point {text}: give X,Y in pixels, such as 120,80", code=USAGE) from None
+    return x, y
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise SetrError(f"--layers {text}: give numbers such as 1,9,17,24", code=USAGE) from None
+
+
+def _write(
+    out: Path,
+    name: str,
+    title: str,
+    figure: Figure,
+    *,
+    labels: Labels | None = None,
+    width: int = 320,
+) -> None:
+    """Write NAME.png and NAME.html."""
+    from setr import page
+    from setr.images import encode_png, write_bytes
+    from setr.montage import montage, with_legend
+
+    out.mkdir(parents=True, exist_ok=True)
+    picture = montage(figure.rows, width=width)
+    parts = [f'<p class="note">{page.escape(figure.note)}</p>']
+    if labels:
+        picture = with_legend(picture, labels, figure.legend)
+        parts.append(page.legend(labels, figure.legend))
+    else:
+        parts.append(page.heat_scale("low", "high"))
+    for row in figure.rows:
+        cells = "".join(page.figure(p, caption, photo=True) for p, caption in row)
+        parts.append(f'<div class="grid">{cells}</div>')
+    write_bytes(out / f"{name}.png", encode_png(picture))
+    page.write_page(out / f"{name}.html", title, parts)
+    print(f"written to {out}: {name}.png, {name}.html", file=sys.stderr)

@@ -1,0 +1,237 @@
+"""What a model looks at: attention maps, features per layer, position embeddings (Figures 5, 6).
+
+Attention runs as one fused kernel that never shows its weights. Here the queries and keys that
+reach this kernel are caught in the layers asked for, after their norms and rotary embeddings, and
+only there the softmax is computed once more. So it works for every timm ViT, EVA included, without
+a second implementation of any of them.
+
+Shapes: C width of the encoder, h x w patch grid, N tokens with prefix tokens, M heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from setr.errors import SetrError
+from setr.model import SETR
+
+MAX_TOKENS = 20_000
+"""Above this many patches attention maps are refused: a full map would take gigabytes."""
+
+
+class _Catcher(TorchFunctionMode):
+    """Keeps the queries and keys of fused attention while `layer` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer: int | None = None
+        self.caught: dict[int, tuple[Tensor, Tensor, float]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and self.layer is not None:
+            query, key = args[0], args[1]
+            scale = kwargs.get("scale") or query.shape[-1] ** -0.5
+            if key.shape[1] != query.shape[1]:  # grouped queries share keys
+                key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            self.caught[self.layer] = (query.float(), key.float(), scale)
+        return func(*args, **kwargs)
+
+
+def catch_attention(
+    model: SETR, images: Tensor, layers: Sequence[int]
+) -> dict[int, tuple[Tensor, Tensor, float]]:
+    """Run the encoder and keep what attention in some layers is computed from.
+
+    Args:
+        model: a model with a ViT encoder.
+        images: normalised images (B, 3, H, W).
+        layers: block numbers from 1.
+
+    Returns:
+        Per layer queries and keys (B, M, N, d) float32 and the scale of their product.
+
+    Raises:
+        SetrError: no ViT, no such layer, blocks without plain attention, too many patches.
+    """
+    blocks = _blocks(model, layers)
+    h, w = grid_size(model, images)
+    if h * w > MAX_TOKENS:
+        raise SetrError(
+            f"{images.shape[-1]}x{images.shape[-2]} pixels are {h * w} patches, more than "
+            f"{MAX_TOKENS}; use a smaller --short-side"
+        )
+    catcher = _Catcher()
+    with _watching(blocks, layers, catcher), catcher:
+        model.encoder(images)
+    missing = [layer for layer in layers if layer not in catcher.caught]
+    if missing:
+        raise SetrError(f"layer {missing[0]} has no plain attention that could be shown")
+    return catcher.caught
+
+
+@contextmanager
+def _watching(blocks: Sequence[Any], layers: Sequence[int], catcher: _Catcher) -> Iterator[None]:
+    """Tell the catcher which of the layers is running, and make them use the fused kernel."""
+    handles: list[Any] = []
+    fused: list[tuple[Any, bool]] = []
+    for layer in layers:
+        attn: Any = getattr(blocks[layer - 1], "attn", None)
+        if not hasattr(attn, "fused_attn"):
+            continue
+
+        def enter(*_: Any, layer: int = layer) -> None:
+            catcher.layer = layer
+
+        def leave(*_: Any) -> None:
+            catcher.layer = None
+
+        handles += [attn.register_forward_pre_hook(enter), attn.register_forward_hook(leave)]
+        fused.append((attn, attn.fused_attn))
+        attn.fused_attn = True
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for attn, before in fused:
+            attn.fused_attn = before
+
+
+def attention_maps(
+    model: SETR, images: Tensor, layers: Sequence[int], point: tuple[int, int]
+) -> dict[int, np.ndarray]:
+    """What one patch attends to: per layer (M, h, w), weights of the patches for each head.
+
+    A map sums to 1 less the weight of the prefix tokens.
+
+    Args:
+        model: a model with a ViT encoder.
+        images: one normalised image (1, 3, H, W).
+        layers: block numbers from 1.
+        point: row and column of the patch in the grid.
+
+    Raises:
+        SetrError: as `catch_attention`, or a point outside the grid.
+    """
+    h, w = grid_size(model, images)
+    if not (0 <= point[0] < h and 0 <= point[1] < w):
+        raise SetrError(f"patch {point}: the grid has {h} rows and {w} columns")
+    maps = {}
+    for layer, (query, key, scale) in catch_attention(model, images, layers).items():
+        token = query.shape[2] - h * w + point[0] * w + point[1]
+        logits = query[0, :, token : token + 1] @ key[0].transpose(1, 2) * scale
+        maps[layer] = logits.softmax(dim=-1)[:, 0, -h * w :].reshape(-1, h, w).cpu().numpy()
+    return maps
+
+
+def attention_rollout(model: SETR, images: Tensor, point: tuple[int, int]) -> np.ndarray:
+    """Attention of a patch followed back through all layers (Abnar and Zuidema, ACL 2020): (h, w).
+
+    Per layer the mean over heads and the identity (the residual path) count half each.
+    """
+    h, w = grid_size(model, images)
+    layers = range(len(_blocks(model, ())), 0, -1)
+    caught = catch_attention(model, images, layers)
+    flow: Tensor | None = None
+    for layer in layers:
+        query, key, scale = caught[layer]
+        if flow is None:
+            flow = query.new_zeros(query.shape[2])
+            flow[query.shape[2] - h * w + point[0] * w + point[1]] = 1.0
+        mixed = torch.zeros_like(flow)
+        for q, k in zip(query[0], key[0], strict=True):  # a head at a time bounds the memory
+            mixed += flow @ (q @ k.T * scale).softmax(dim=-1)
+        flow = 0.5 * flow + 0.5 * mixed / query.shape[1]
+    assert flow is not None
+    return flow[-h * w :].reshape(h, w).cpu().numpy()
+
+
+def layer_features(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[int, np.ndarray]:
+    """Outputs of blocks as maps (C, h, w) (Figure 5).
+
+    Raises:
+        SetrError: no ViT or no such layer.
+    """
+    _blocks(model, layers)
+    ordered = sorted(set(layers))
+    vit: Any = model.encoder.vit
+    maps = vit.forward_intermediates(
+        images, indices=[layer - 1 for layer in ordered], intermediates_only=True
+    )
+    return {layer: m[0].float().cpu().numpy() for layer, m in zip(ordered, maps, strict=True)}
+
+
+def principal_colours(features: np.ndarray) -> np.ndarray:
+    """(C, h, w) -> (h, w, 3) in 0 to 1: the three principal components as red, green, blue.
+
+    Each is stretched from its 2nd to its 98th percentile. Its sign, arbitrary in a decomposition,
+    is chosen so that the largest entry of the axis is positive.
+    """
+    C, h, w = features.shape
+    tokens = features.reshape(C, -1).T.astype(np.float64)
+    tokens = tokens - tokens.mean(axis=0)
+    _, _, axes = np.linalg.svd(tokens, full_matrices=False)
+    axes = axes[:3]
+    largest = axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)]
+    values = tokens @ (axes * np.sign(largest)[:, None]).T
+    if values.shape[1] < 3:
+        values = np.pad(values, ((0, 0), (0, 3 - values.shape[1])))
+    return np.stack([stretch(v) for v in values.T], axis=-1).reshape(h, w, 3)
+
+
+def strongest_channels(features: np.ndarray, count: int) -> list[tuple[int, np.ndarray]]:
+    """The channels that vary most over the image: [(number, (h, w) in 0 to 1)]."""
+    order = np.argsort(-features.reshape(len(features), -1).std(axis=1))[:count]
+    return [(int(c), stretch(features[c])) for c in order]
+
+
+def stretch(values: np.ndarray) -> np.ndarray:
+    """Values scaled so that their 2nd percentile is 0 and their 98th is 1, clipped."""
+    low, high = np.percentile(values, [2, 98])
+    return np.asarray(np.clip((values - low) / max(high - low, 1e-12), 0, 1))
+
+
+def position_similarity(model: SETR) -> np.ndarray:
+    """Cosine similarity between the position embeddings of patches: (h, w, h, w), -1 to 1.
+
+    Raises:
+        SetrError: the encoder has none, for example because its positions are rotary.
+    """
+    _blocks(model, ())
+    vit: Any = model.encoder.vit
+    embedding = getattr(vit, "pos_embed", None)
+    if not isinstance(embedding, Tensor):
+        raise SetrError(
+            "this encoder has no position embedding to show; its positions are rotary or relative"
+        )
+    h, w = vit.patch_embed.grid_size
+    tokens = F.normalize(embedding[0, -h * w :].detach().float(), dim=1)
+    return (tokens @ tokens.T).reshape(h, w, h, w).cpu().numpy()
+
+
+def grid_size(model: SETR, images: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches of an image."""
+    p = model.encoder.patch_size
+    return -(-images.shape[-2] // p), -(-images.shape[-1] // p)
+
+
+def _blocks(model: SETR, layers: Sequence[int]) -> Any:
+    """The encoder's blocks, after checking that it is a ViT and has these layers."""
+    blocks = getattr(getattr(model.encoder, "vit", None), "blocks", None)
+    if blocks is None:
+        raise SetrError("this model's encoder is no vision transformer: it has no attention")
+    wrong = [layer for layer in layers if not 1 <= layer <= len(blocks)]
+    if wrong:
+        raise SetrError(f"layer {wrong[0]}: this model's blocks are numbered 1 to {len(blocks)}")
+    return blocks

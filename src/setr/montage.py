@@ -1,0 +1,86 @@
+"""Pictures put side by side with captions, as one PNG for a paper or a slide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from setr.labels import Labels
+
+GAP, CAPTION, LINE = 8, 24, 26
+Panel = tuple[np.ndarray, str]
+"""A picture uint8 RGB (H, W, 3) and its caption."""
+
+
+def montage(rows: Iterable[Sequence[Panel]], *, width: int = 320) -> np.ndarray:
+    """Rows of pictures of equal width with captions below, uint8 RGB on white.
+
+    Args:
+        rows: panels row by row.
+        width: of every panel in pixels.
+    """
+    strips = []
+    for row in rows:
+        tiles = [_tile(picture, caption, width) for picture, caption in row]
+        height = max(tile.shape[0] for tile in tiles)
+        strips.append(np.concatenate([_grown(tile, height) for tile in tiles], axis=1))
+    total = max(strip.shape[1] for strip in strips)
+    return np.concatenate([_grown(strip, strip.shape[0], total) for strip in strips])
+
+
+def with_legend(picture: np.ndarray, labels: Labels, ids: Iterable[int]) -> np.ndarray:
+    """A picture with the names and colours of classes below it."""
+    font = ImageFont.load_default(14)
+    entries, x, y = [], GAP, 0
+    for i in ids:
+        if i >= len(labels.classes):
+            continue
+        length = 22 + int(font.getlength(labels.classes[i])) + 14
+        if x + length > picture.shape[1] and x > GAP:
+            x, y = GAP, y + LINE
+        entries.append((x, y, i))
+        x += length
+    strip = Image.new("RGB", (picture.shape[1], y + LINE + GAP), "white")
+    draw = ImageDraw.Draw(strip)
+    for x, y, i in entries:
+        draw.rectangle((x, y + 4, x + 16, y + 20), fill=tuple(labels.colours[i]), outline="grey")
+        draw.text((x + 22, y + 4), labels.classes[i], fill="black", font=font)
+    return np.concatenate([picture, np.asarray(strip)])
+
+
+def mark(picture: np.ndarray, x: float, y: float) -> np.ndarray:
+    """A copy with a ring around a point, black on white so that it shows on any ground."""
+    copy = np.ascontiguousarray(picture)
+    if copy is picture:
+        copy = picture.copy()
+    radius = max(4, round(0.02 * max(picture.shape[:2])))
+    for colour, thickness in (
+        ((255, 255, 255), max(3, radius // 2)),
+        ((0, 0, 0), max(1, radius // 5)),
+    ):
+        cv2.circle(copy, (round(x), round(y)), radius, colour, thickness, cv2.LINE_AA)
+    return copy
+
+
+def _tile(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
+    scale = width / picture.shape[1]
+    size = (width, max(1, round(picture.shape[0] * scale)))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=how)
+    tile = Image.new("RGB", (width + GAP, size[1] + CAPTION + GAP), "white")
+    tile.paste(Image.fromarray(picture), (GAP // 2, GAP // 2))
+    ImageDraw.Draw(tile).text(
+        (GAP // 2 + 2, size[1] + GAP // 2 + 4),
+        caption,
+        fill="black",
+        font=ImageFont.load_default(14),
+    )
+    return np.asarray(tile)
+
+
+def _grown(picture: np.ndarray, height: int, width: int | None = None) -> np.ndarray:
+    missing = height - picture.shape[0], (width or picture.shape[1]) - picture.shape[1]
+    return np.pad(picture, ((0, missing[0]), (0, missing[1]), (0, 0)), constant_values=255)

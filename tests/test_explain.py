@@ -1,0 +1,252 @@
+"""Attention, features, positions: numbers against timm's own softmax, pictures and the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from setr import scenes
+from setr.cli import main
+from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.explain import (
+    attention_maps,
+    attention_rollout,
+    layer_features,
+    position_similarity,
+    principal_colours,
+    stretch,
+    strongest_channels,
+)
+from setr.figures import View, attention_figure
+from setr.hub import ModelInfo, save_pretrained
+from setr.images import encode_png, write_bytes
+from setr.model import SETR, create_model
+from setr.montage import mark, montage, with_legend
+from setr.predictor import Predictor
+from tests.conftest import tiny_model
+
+SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 2}
+ENCODERS = {
+    "plain": ("vit_tiny_patch16_224", SMALL),
+    "registers": ("vit_small_patch14_reg4_dinov2", SMALL),
+    "eva02": ("eva02_tiny_patch14_224", SMALL),
+    "dinov3": ("vit_small_patch16_dinov3", SMALL),
+    "qk-norm": ("vit_tiny_patch16_224", {**SMALL, "qk_norm": True}),
+}
+
+
+def build(name: str, **arguments: object) -> SETR:
+    encoder, encoder_args = ENCODERS[name]
+    torch.manual_seed(0)
+    return create_model(
+        "setr_naive_tiny", num_classes=3, encoder=encoder, encoder_args=encoder_args, img_size=56,
+        taps=(1, 3), aux=False, channels=8, **arguments,
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.inference_mode()
+def test_attention_equals_timms_own_softmax(name: str) -> None:
+    """timm's unfused path computes the softmax openly; what enters its dropout is the truth."""
+    model = build(name)
+    images = torch.rand(1, 3, 50, 72)
+    p = model.encoder.patch_size
+    h, w = -(-50 // p), -(-72 // p)
+    maps = attention_maps(model, images, (1, 3), (1, 2))
+    attn = model.encoder.vit.blocks[2].attn
+    assert attn.fused_attn  # put back as it was
+    attn.fused_attn = False
+    seen = []
+    attn.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.encoder(images)
+    (weights,) = seen
+    row = weights.shape[-1] - h * w + w + 2
+    expected = weights[0, :, row, -h * w :].reshape(-1, h, w)
+    assert maps[3].shape == (2, h, w)
+    torch.testing.assert_close(torch.from_numpy(maps[3]), expected, atol=1e-6, rtol=1e-4)
+    assert set(maps) == {1, 3}
+
+
+@torch.inference_mode()
+def test_looking_does_not_change_the_model() -> None:
+    model = build("registers")
+    images = torch.rand(1, 3, 56, 56)
+    before = model(images)
+    attention_maps(model, images, (1, 2, 3), (0, 0))
+    assert torch.equal(model(images), before)
+    assert not any(block.attn._forward_hooks for block in model.encoder.vit.blocks)
+
+
+@torch.inference_mode()
+def test_rollout_equals_the_product_of_matrices() -> None:
+    model = build("registers")
+    images = torch.rand(1, 3, 56, 56)
+    weights: list[torch.Tensor] = []
+    for block in model.encoder.vit.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_pre_hook(lambda _, x: weights.append(x[0]))
+    model.encoder(images)
+    product = torch.eye(weights[0].shape[-1])
+    for w in weights:
+        product = (0.5 * w[0].mean(dim=0) + 0.5 * torch.eye(len(product))) @ product
+    for block in model.encoder.vit.blocks:
+        block.attn.fused_attn = True
+    rollout = attention_rollout(model, images, (2, 1))
+    expected = product[-16 + 2 * 4 + 1, -16:].reshape(4, 4)
+    torch.testing.assert_close(torch.from_numpy(rollout), expected, atol=1e-6, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_dropped_prefix_tokens_are_no_patches() -> None:
+    model = build("plain", prefix_tokens="drop")
+    maps = attention_maps(model, torch.rand(1, 3, 48, 48), (2,), (0, 0))
+    np.testing.assert_allclose(maps[2].sum(axis=(1, 2)), 1.0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_features_are_the_encoders_maps() -> None:
+    model = build("plain")
+    images = torch.rand(1, 3, 40, 56)
+    features = layer_features(model, images, (3, 1))
+    for tap, expected in zip((1, 3), model.encoder(images), strict=True):
+        np.testing.assert_allclose(features[tap], expected[0].numpy(), atol=1e-5)
+
+
+def test_principal_colours_find_the_directions_of_variance() -> None:
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(-1, 1, 40)
+    axis, across = rng.standard_normal((2, 16))
+    features = 5 * axis[:, None, None] * ramp[None, :, None]
+    features = features + across[:, None, None] * rng.standard_normal((40, 30))
+    colours = principal_colours(features)
+    assert colours.shape == (40, 30, 3)
+    assert abs(np.corrcoef(colours[..., 0].mean(axis=1), ramp)[0, 1]) > 0.99
+    assert principal_colours(np.ones((2, 4, 5))).shape == (4, 5, 3)
+
+
+def test_strongest_channels_and_stretch() -> None:
+    features = np.stack([np.zeros((3, 3)), np.arange(9.0).reshape(3, 3), np.ones((3, 3))])
+    features[2, 0, 0] = 2
+    assert [number for number, _ in strongest_channels(features, 2)] == [1, 2]
+    assert stretch(np.arange(101.0)).min() == 0
+    assert stretch(np.arange(101.0)).max() == 1
+
+
+def test_position_similarity() -> None:
+    similarity = position_similarity(build("plain"))
+    assert similarity.shape == (3, 3, 3, 3)  # 56 px hold three patches of 16
+    for y in range(3):
+        assert similarity[y, 1, y, 1] == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(SetrError, match="rotary"):
+        position_similarity(build("dinov3"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": (4,)}, "numbered 1 to 3"),
+        ({"layers": (1,), "point": (9, 0)}, "3 rows"),
+    ],
+)
+def test_impossible_requests(arguments: dict, message: str) -> None:
+    with pytest.raises(SetrError, match=message):
+        attention_maps(build("plain"), torch.rand(1, 3, 48, 48), **{"point": (0, 0), **arguments})
+
+
+def test_a_convolutional_encoder_has_no_attention() -> None:
+    model = create_model("fcn_r101", num_classes=3, encoder_args={}).eval()
+    with pytest.raises(SetrError, match="no vision transformer"):
+        attention_maps(model, torch.rand(1, 3, 32, 32), (1,), (0, 0))
+
+
+def test_montage_and_legend() -> None:
+    wide, tall = np.full((20, 60, 3), 10, np.uint8), np.full((60, 20, 3), 200, np.uint8)
+    picture = montage([[(wide, "a"), (tall, "b")], [(wide, "c")]], width=100)
+    assert picture.shape[1] == 2 * 108
+    assert (picture[4, 4] == 10).all()
+    assert (picture[:, -1] == 255).all()
+    marked = mark(wide, 30, 10)
+    assert (wide == 10).all()
+    assert (marked != wide).any()
+    grown = with_legend(picture, scenes.LABELS, range(9))
+    colours = {tuple(c) for c in grown[picture.shape[0] :].reshape(-1, 3)}
+    assert set(scenes.LABELS.colours) <= colours
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("explain")
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        model = tiny_model(num_classes=9)
+        save_pretrained(root / name, model, ModelInfo(labels=scenes.LABELS))
+    image, mask = scenes.draw("test", 0)
+    write_bytes(root / "scene.png", encode_png(np.ascontiguousarray(image[:90])))
+    write_bytes(root / "truth.png", encode_png(np.ascontiguousarray(mask[:90])))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("attention", ["a", "scene.png", "--point", "100,50", "20,80", "--layer", "1", "2"]),
+        ("attention", ["a", "scene.png", "--head", "2", "--short-side", "64"]),
+        ("features", ["a", "scene.png", "--layers", "1,2", "--channels", "2"]),
+        ("position", ["a", "--grid", "3"]),
+        ("compare", ["scene.png", "a", "b", "--truth", "truth.png"]),
+    ],
+)
+def test_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["explain", kind, *arguments, "-o", str(tmp_path)]) == OK
+    with Image.open(tmp_path / f"{kind}.png") as picture:
+        assert min(picture.size) > 100
+    page = (tmp_path / f"{kind}.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("<figure>") >= 3
+    if kind == "compare":
+        assert "person" in page
+        assert "% right" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["attentoin"], USAGE, "choose from attention"),
+        (["attention", "a", "scene.png", "--point", "1-2"], USAGE, "give X,Y"),
+        (["attention", "a", "scene.png", "--point", "500,2"], USAGE, "outside the image"),
+        (["attention", "a", "scene.png", "--layer", "9"], FAILED, "numbered 1 to 2"),
+        (["attention", "a", "scene.png", "--head", "9"], USAGE, "has 1 to 2"),
+        (["features", "a", "scene.png", "--layers", "x"], USAGE, "give numbers"),
+        (["attention", "a", "nowhere.png"], FAILED, "no such file"),
+    ],
+)
+def test_command_errors(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    extra = ["-o", str(tmp_path)] if len(arguments) > 1 else []
+    assert main(["explain", *arguments, *extra]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_point_marks_the_patch_under_it(folder: Path) -> None:
+    """The patch a pixel belongs to is found in the resized image, at its far edge too."""
+    predictor = Predictor(tiny_model(num_classes=9), ModelInfo(labels=scenes.LABELS), device="cpu")
+    image = np.zeros((30, 50, 3), np.uint8)
+    view = View(image, torch.rand(1, 3, 60, 100))
+    figure = attention_figure(predictor, view, [(49.9, 29.9), (0, 0)], (2,), head=1)
+    assert [len(row) for row in figure.rows] == [3, 3]
+    assert all(panel[0].shape == (30, 50, 3) for row in figure.rows for panel in row)

@@ -1,0 +1,114 @@
+"""The HTML pages: complete, self-contained, safe with odd names."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from setr.charts import confusion_chart, loss_chart, reliability_chart
+from setr.evaluation import Outcome
+from setr.gallery import Gallery, paired
+from setr.labels import Labels
+from setr.page import bar, error_map, figure, heat, write_page
+from setr.report import write_evaluation
+from setr.scorecard import Scorecard
+
+NAMES = ("road", "side<walk>", 'a "quoted" & long name', "never")
+
+
+class Balanced(HTMLParser):
+    """Raises where tags do not close in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        if tag not in ("meta", "img", "br", "html", "body"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("html", "body"):
+            assert self.open.pop() == tag
+
+
+def simulated(seed: int = 0, images: int = 5) -> tuple[dict, Gallery]:
+    rng = np.random.default_rng(seed)
+    card, gallery = Scorecard(NAMES), Gallery(shown=2)
+    for number in range(images):
+        truth = np.repeat(rng.integers(0, 3, (6, 1)), 40, axis=0).astype(np.uint8)
+        truth = np.repeat(truth, 600, axis=1)
+        wrong = rng.random(truth.shape) < 0.1 * (number + 1)
+        prediction = np.where(wrong, 0, truth).astype(np.uint8)
+        confidence = rng.random(truth.shape).astype(np.float32)
+        figures = card.update(
+            number, *map(torch.from_numpy, (prediction, truth)), torch.from_numpy(confidence)
+        )
+        image = rng.integers(0, 255, (*truth.shape, 3), dtype=np.uint8)
+        name = f"<b>{number}\udcff.png"
+        gallery(Outcome(number, name, image, truth, prediction, confidence, figures))
+    return {**card.summary(), "protocol": "whole image", "seconds": 1.0}, gallery
+
+
+def test_evaluation_page(tmp_path: Path) -> None:
+    figures, gallery = simulated()
+    others, theirs = simulated(seed=1)
+    metrics = {
+        "single_scale": {**figures, "failed": ["x.png: <broken>"]},
+        "multi_scale": figures,
+        "compare": {"runs/other": {**others, "against": paired(gallery, theirs)}},
+    }
+    path = tmp_path / "report.html"
+    write_evaluation(path, "run <1>", metrics, Labels(NAMES), gallery)
+    page = path.read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert not parser.open
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "http" not in page
+    assert "<b>0" not in page
+    assert "<walk>" not in page
+    assert page.count("<figure>") == 5 * 4  # two worst, two best, five pictures each
+    for text in ("side&lt;walk&gt;", "x.png: &lt;broken&gt;", "1 classes occur in neither",
+                 "prefers-color-scheme:dark", "viewport", "other"):  # fmt: skip
+        assert text in page
+    shown = re.findall(r"([\d.]+) %</h3>", page)
+    mious = sorted(100 * row[1] for row in gallery.rows.values() if row[1] is not None)
+    assert [float(v) for v in shown] == pytest.approx([*mious[:2], *mious[:-3:-1]], abs=0.06)
+
+
+def test_charts_show_the_numbers() -> None:
+    matrix = np.array([[90, 10, 0], [5, 95, 0]])
+    chart = confusion_chart(matrix, ("a", "b"))
+    assert "a predicted as b: 10.0 %" in chart
+    assert "other" not in chart
+    matrix[0, 2] = 20
+    assert "a predicted as other: 16.7 %" in confusion_chart(matrix, ("a", "b"))
+    large = confusion_chart(np.eye(60, 61, dtype=np.int64), tuple(map(str, range(60))))
+    assert "data:image/png" in large
+    calibration = {"pixels": [0, 30], "accuracy": [None, 0.6], "confidence": [None, 0.8]}
+    assert "confidence 80.0 %, accuracy 60.0 %" in reliability_chart(calibration)
+    assert "polyline" in loss_chart(np.array([1, 2, 3]), np.array([3.0, 2.0, 1.0]))
+
+
+def test_pictures() -> None:
+    values = np.linspace(0, 1, 5)[None]
+    levels = heat(values).astype(int).sum(axis=2)[0]
+    assert (np.diff(levels) > 0).all()  # lightness rises, so a grey print can be read
+    truth = np.array([[0, 1, 255]], np.uint8)
+    assert len(np.unique(error_map(np.array([[0, 0, 0]]), truth).reshape(-1, 3), axis=0)) == 3
+    assert 'alt="a &lt; b"' in figure(np.zeros((4, 1000, 3), np.uint8), "a < b")
+    assert bar(None) == "n/a"
+
+
+def test_page_title_is_escaped(tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", "a & b", ["<p>text</p>"])
+    assert "<title>a &amp; b</title>" in (tmp_path / "page.html").read_text()
