@@ -159,13 +159,13 @@ def camvid_setr_mla_small() -> Config:
 @_register
 def camvid_setr_naive_small_cpu() -> Config:
     """SETR-Naive, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two CPU cores."""
-    return _camvid_cpu("naive", 600)
+    return _camvid_cpu("naive", 400)
 
 
 @_register
 def camvid_setr_pup_small_cpu() -> Config:
     """SETR-PUP with 128 channels, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two CPU cores."""
-    config = _camvid_cpu("pup", 600)
+    config = _camvid_cpu("pup", 400)
     return replace(config, model=replace(config.model, channels=128))
 
 
