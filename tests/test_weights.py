@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import subprocess
@@ -284,6 +285,17 @@ def test_report_names_functions_that_differ(shared):
     assert len(report.filled) == 8
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_settings_objects_beside_the_weights_are_skipped(tmp_path, zipped):
+    """Training checkpoints of DeiT carry an argparse.Namespace, others NumPy values."""
+    vit, path = source_vit(), tmp_path / "checkpoint.pth"
+    extras = {"args": argparse.Namespace(lr=0.1), "best": np.float64(3.0), "epoch": 3}
+    torch.save({"model": vit.state_dict(), **extras}, path, _use_new_zipfile_serialization=zipped)
+    model = build()
+    load_weights(model, path)
+    assert_same_maps(model, vit)
+
+
 # --- position embeddings --------------------------------------------------------------------------
 
 
@@ -404,6 +416,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "sparse": ({"a": torch.eye(3).to_sparse()}, "sparse"),
         "strange": ({"foo.weight": torch.zeros(2)}, "no known layout"),
         "nothing": ({"epoch": 3}, "no tensors"),
+        "module": (torch.nn.Linear(2, 2), "holds Python objects"),
         "list": ([torch.zeros(2)], "not named tensors"),
         "cut_model": ({"backbone.blocks.0.norm1.weight": torch.zeros(2)}, "decoder|fits|missing"),
     }

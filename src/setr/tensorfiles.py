@@ -27,10 +27,13 @@ MAX_RATIO = 20
 
 _INERT_PACKAGES = frozenset(
     {"addict", "argparse", "collections", "datetime", "mmcls", "mmcv", "mmdet", "mmengine"}
-    | {"mmpretrain", "mmseg", "numpy", "omegaconf", "pytorch_lightning", "torch", "yacs"}
+    | {"mmpretrain", "mmseg", "numpy", "omegaconf", "pytorch_lightning", "yacs"}
 )
 """Packages whose objects checkpoints are known to carry; they are skipped, never imported."""
-_INERT_NAMES = frozenset({"builtins.getattr", "builtins.slice", "_codecs.encode"})
+_LEGACY_PICKLES = 5  # magic number, protocol, system, values, storage keys; then raw numbers
+_INERT_NAMES = frozenset(
+    f"builtins.{name}" for name in ("getattr", "slice", "set", "bytearray", "complex")
+) | {"_codecs.encode"}
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,13 @@ def _read_torch(path: Path) -> TensorFile:
                 f"{path}: contains code ({code[0]}), which is never run; ask for a file with "
                 "tensors only, best as .safetensors"
             ) from None
-        with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
-            values = torch.load(path, **arguments)
+        try:
+            with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
+                values = torch.load(path, **arguments)
+        except pickle.UnpicklingError:
+            raise SetrError(
+                f"{path}: holds Python objects in place of named tensors; save model.state_dict()"
+            ) from None
     if not isinstance(values, dict):
         raise SetrError(f"{path}: holds a {type(values).__name__}, not named tensors")
     meta = values.get("meta")
@@ -188,7 +196,7 @@ def _pickles(path: Path) -> list[bytes]:
         with zipfile.ZipFile(path) as archive:
             return [archive.read(n) for n in archive.namelist() if n.endswith(".pkl")]
     data, streams, start = path.read_bytes(), [], 0
-    while start < len(data) and data[start : start + 1] == pickle.PROTO:
+    while len(streams) < _LEGACY_PICKLES and data[start : start + 1] == pickle.PROTO:
         end = max(position or 0 for _, _, position in pickletools.genops(data[start:])) + 1
         streams.append(data[start : start + end])
         start += end
