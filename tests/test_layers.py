@@ -26,7 +26,18 @@ ORDER = (
     # checks of a data set
     *("survey", "doctor", "init_data"),
     # networks and weights
-    *("encoder", "hybrid", "decoders", "baselines", "catalog", "tensorfiles", "dialects"),
+    *(
+        "encoder",
+        "hybrid",
+        "decoders",
+        "baselines",
+        "catalog",
+        "tensorfiles",
+        "naming",
+        "setr_layouts",
+        "encoder_layouts",
+        "dialects",
+    ),
     *(
         "architecture",
         "weights",

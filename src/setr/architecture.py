@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.catalog import default_taps
-from setr.dialects import Tensors, Translation
 from setr.errors import SetrError
+from setr.naming import Tensors, Translation
 
 HEAD_WIDTH = 64
 _KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}

@@ -108,7 +108,7 @@ class _Run:
             protocol=_protocol(config, self.labels),
             recipe=config.recipe,
             crop_size=config.data.crop_size,
-            pretrained=config.model.pretrained,
+            pretrained=config.model.pretrained and Path(config.model.pretrained).name,
             command=f"setr train config.yaml --out runs/{config.recipe}",
         )
         self.step, self.seconds = 0, 0.0

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from setr.architecture import read_architecture
-from setr.dialects import Translation, translate
+from setr.dialects import translate
 from setr.errors import SetrError
 from setr.hub import ModelInfo
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR, OddSizes
+from setr.naming import Translation
 from setr.protocols import preset
 from setr.tensorfiles import read_tensor_file
 from setr.weights import LoadReport

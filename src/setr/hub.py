@@ -6,6 +6,7 @@ classes, colours, label map, normalisation and test protocol.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,6 +23,7 @@ from setr.inference import Protocol
 from setr.labels import Labels
 from setr.lora import merged_state
 from setr.model import SETR
+from setr.pretrained import pretrained_id
 from setr.remote import fetch
 
 FORMAT = "setr-1"
@@ -183,18 +185,22 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         raise SetrError(f"{path}: cannot write: {str(error).splitlines()[0]:.100}") from None
 
 
-def encoder_licence(arguments: dict[str, Any]) -> str:
-    """Licence of the encoder weights timm offers for a model, as its model card states it."""
+def encoder_licence(arguments: dict[str, Any], tag: str | None = None) -> str:
+    """Licence of the encoder weights timm offers for a model, by their tag or timm's default."""
     import timm
 
-    config = timm.get_pretrained_cfg(arguments["encoder"])
+    name = arguments["encoder"]
+    if tag and not Path(tag).suffix:
+        with contextlib.suppress(SetrError):
+            name = pretrained_id(name, tag)
+    config = timm.get_pretrained_cfg(name)
     return (config.license if config else None) or "unknown"
 
 
 def _card(model: SETR, info: ModelInfo) -> str:
     """The model card: what, how good, from which weights, and how to make it again."""
     arguments = model.arguments
-    licence = encoder_licence(arguments)
+    licence = encoder_licence(arguments, info.pretrained)
     figures = "\n".join(f"| {key} | {value} |" for key, value in info.metrics.items())
     table = f"| figure | value |\n|---|---|\n{figures}" if figures else "No figures were recorded."
     weights = (

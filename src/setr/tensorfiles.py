@@ -195,7 +195,8 @@ def _pickles(path: Path) -> list[bytes]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return [archive.read(n) for n in archive.namelist() if n.endswith(".pkl")]
-    data, streams, start = path.read_bytes(), [], 0
+    data, start = path.read_bytes(), 0
+    streams: list[bytes] = []
     while len(streams) < _LEGACY_PICKLES and data[start : start + 1] == pickle.PROTO:
         end = max(position or 0 for _, _, position in pickletools.genops(data[start:])) + 1
         streams.append(data[start : start + end])

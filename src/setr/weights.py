@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from setr.architecture import dialect_options, function_options
-from setr.dialects import Translation, translate
+from setr.dialects import translate
 from setr.encoder import PosInterp, resample_grid
 from setr.errors import SetrError
+from setr.naming import Translation
 from setr.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
