@@ -6,7 +6,8 @@
 Every round runs all variants one after the other on the same files, so that they share the
 machine's moods; the table shows medians over rounds and the ratio to the peer, round by round.
 Files are drawn (smooth noise and edges, which compress like photos), or taken from `--images`, a
-folder in Cityscapes' layout. The peer runs its own pipeline, in its own Python, on the same files.
+folder in Cityscapes' layout. The peer runs its own pipeline, in its own Python, on the same files;
+it pads and stacks later, which is not counted for it, while our time includes stacking.
 """
 
 from __future__ import annotations
