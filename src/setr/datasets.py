@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +94,11 @@ class _Names:
     """Strings in one buffer."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self.ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        self.buffer = b"".join(encoded)
+        buffer, ends = bytearray(), array("q")
+        for name in names:
+            buffer += os.fsencode(name)
+            ends.append(len(buffer))
+        self.buffer, self.ends = bytes(buffer), np.array(ends, np.int64)
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -38,8 +38,8 @@ def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | N
         # OpenCV fills the missing part of a truncated file with grey: take whole files only
         if not data.rstrip(b"\0").endswith(b"\xff\xd9") or orientation(image) != 1:
             return None
-    elif data[24] != 8 or b"IEND" not in data[-64:] or b"eXIf" in data:
-        return None  # byte 24 is the bit depth; rotated files go to Pillow
+    elif data[24] != 8 or b"IEND" not in data[-64:] or b"eXIf" in data[:4096] + data[-4096:]:
+        return None  # byte 24 is the bit depth; EXIF stands before or behind the pixels
     elif _decode_png is not None:
         try:
             mode = "rgb" if image.mode == "RGB" else "mono"

@@ -82,9 +82,9 @@ class Labels:
 
     @cached_property
     def _lookup8(self) -> tuple[np.ndarray, np.ndarray]:
-        """For 8-bit masks: training ids, and 1 where a raw id is not listed."""
+        """For 8-bit masks: the training id of a raw id, and whether it is listed."""
         table = self._lookup[:256]
-        return table.astype(np.uint8), (table < 0).astype(np.uint8)
+        return table.astype(np.uint8), table >= 0
 
     @cached_property
     def _colour_lookup(self) -> np.ndarray:
@@ -104,8 +104,9 @@ class Labels:
             raw = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
             ids = self._colour_lookup[raw]
         elif raw.dtype == np.uint8:
-            known, unlisted = self._lookup8
-            if not cv2.LUT(raw, unlisted).any():
+            known, listed = self._lookup8
+            used = cv2.calcHist([raw], [0], None, [256], [0, 256]).ravel() > 0
+            if not (used & ~listed).any():
                 return cv2.LUT(raw, known)
             ids = self._lookup[raw]
         else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,27 +207,31 @@ def _read_list(root: Path, listed: Path) -> Found:
     Names are relative to `root`. Whether the files exist is left to the check before training, so
     that a million lines open in seconds.
     """
-    rows: Iterable[Sequence[str]]
+    images, masks = [], []
+    for row in _rows(listed):
+        if len(row) != 2 or not all(row):
+            raise _error(
+                f"{listed}: '{' '.join(row)}' is not 'image mask'; separate the two by a tab, or "
+                "use a .csv, where names contain blanks"
+            )
+        images.append(row[0])
+        masks.append(row[1])
+    if not images:
+        raise _error(f"{listed}: lists no images")
+    _refuse_doubles(listed, images, "listed more than once")
+    return Found(root, images, masks)
+
+
+def _rows(listed: Path) -> Iterator[Sequence[str]]:
     with _open_list(listed) as file:
         if listed.suffix.lower() == ".csv":
             table = csv.DictReader(file)
             if not {"image", "mask"} <= set(table.fieldnames or ()):
                 raise _error(f"{listed}: the first line must name the columns image and mask")
-            rows = [(row["image"] or "", row["mask"] or "") for row in table]
+            yield from ((row["image"] or "", row["mask"] or "") for row in table)
         else:
-            split = (line.strip().split("\t" if "\t" in line else None) for line in file)
-            rows = [row for row in split if row]
-    bad = next((row for row in rows if len(row) != 2 or not all(row)), None)
-    if bad is not None:
-        raise _error(
-            f"{listed}: '{' '.join(bad)}' is not 'image mask'; separate the two by a tab, or use "
-            "a .csv, where names contain blanks"
-        )
-    if not rows:
-        raise _error(f"{listed}: lists no images")
-    images = [row[0] for row in rows]
-    _refuse_doubles(listed, images, "listed more than once")
-    return Found(root, images, [row[1] for row in rows])
+            words = (line.strip().split("\t" if "\t" in line else None) for line in file)
+            yield from (row for row in words if row)
 
 
 def _open_list(path: Path):  # type: ignore[no-untyped-def]

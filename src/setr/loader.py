@@ -81,7 +81,8 @@ class _Whole(TorchDataset):
             return error
 
 
-def _stack(samples: list[Loaded]) -> tuple[Tensor, Tensor] | SetrError:
+def stack(samples: list[Loaded]) -> tuple[Tensor, Tensor] | SetrError:
+    """Samples of equal size -> images uint8 (B, H, W, 3) and masks uint8 (B, H, W)."""
     arrays = []
     for sample in samples:
         if isinstance(sample, SetrError):
@@ -118,7 +119,7 @@ def training_batches(
         _Augmented(dataset, augment, seed),
         batch_sampler=BatchOrder(len(dataset), batch_size, seed=seed, start=start, stop=stop),
         num_workers=workers,
-        collate_fn=_stack,
+        collate_fn=stack,
         worker_init_fn=_one_thread,
         generator=torch.Generator(),  # or making the loader would advance the global one
         pin_memory=torch.cuda.is_available(),
@@ -136,7 +137,7 @@ def whole_images(
             batch_size=1,
             sampler=indices,
             num_workers=workers,
-            collate_fn=_stack,
+            collate_fn=stack,
             worker_init_fn=_one_thread,
             generator=torch.Generator(),  # or making the loader would advance the global one
         )

@@ -61,15 +61,18 @@ class Augmentation:
         for _ in range(10):
             window = Window((H, W), size, self._origin(size, centre, rng), self.crop_size)
             cropped = window.cut(mask, nearest=True, fill=IGNORE)
-            counts = np.bincount(cropped.ravel(), minlength=256)[:IGNORE]
-            if 0 < counts.max() <= self.max_class_share * counts.sum():
+            if self._fits(cropped):
                 break
         image = window.cut(image, nearest=False, fill=PAD_COLOUR)
         if rng.random() < self.flip:
-            image, cropped = image[:, ::-1], cropped[:, ::-1]
+            image, cropped = cv2.flip(image, 1), cv2.flip(cropped, 1)
         if self.photometric:
             image = distort(image, rng)
         return np.ascontiguousarray(image), np.ascontiguousarray(cropped)
+
+    def _fits(self, cropped: np.ndarray) -> bool:
+        counts = cv2.calcHist([cropped], [0], None, [256], [0, 256])[:IGNORE]
+        return bool(0 < counts.max() <= self.max_class_share * counts.sum())
 
     def _origin(
         self, size: tuple[int, int], centre: tuple[float, float] | None, rng: np.random.Generator
