@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Arguments:
     """Test a model on a data set; writes metrics.json, images.csv and report.html."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Model directory."""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Model directory, Hub name or checkpoint."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Folder or YAML file of the data set, or `scenes` for drawn scenes."""
     split: str = "val"
@@ -47,8 +47,8 @@ class Arguments:
     """Vertical and horizontal step of the window in pixels, in place of the protocol's."""
     short_side: int | None = None
     """Images are first scaled to this short side in pixels, in place of the protocol's."""
-    compare: tuple[Path, ...] = ()
-    """Further model directories, tested on the same images; differences come with p-values."""
+    compare: tuple[str, ...] = ()
+    """Further models, tested on the same images; differences come with p-values."""
     absent: Literal["skip", "zero"] = "skip"
     """Classes in neither truth nor prediction: left out of the means, or counted as 0."""
     precision: Precision = "auto"
@@ -56,7 +56,7 @@ class Arguments:
     workers: int = 1
     """Processes that decode images; 0 decodes in this one."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Folder for the results; MODEL/eval-SPLIT if not given."""
+    """Folder for the results; eval-SPLIT in the model directory if not given."""
     json: bool = False
     """Print the figures as JSON."""
 
@@ -78,12 +78,14 @@ def run(arguments: list[str]) -> int:
         other = Gallery(shown=0)
         theirs, _ = _test(given, path, other)
         compared = {**theirs[first], "against": paired(gallery, other)}
-        metrics.setdefault("compare", {})[str(path)] = compared
-    out = given.out or given.model / f"eval-{given.split}"
+        metrics.setdefault("compare", {})[path] = compared
+    name = Path(given.model).name
+    home = Path(given.model) if Path(given.model).is_dir() else Path("runs") / name
+    out = given.out or home / f"eval-{given.split}"
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", metrics)
     gallery.write_csv(out / "images.csv")
-    title = f"{given.model.name} on {dataset.name}, {given.split}"
+    title = f"{name} on {dataset.name}, {given.split}"
     write_evaluation(out / "report.html", title, metrics, dataset.labels, gallery)
     print(json.dumps(metrics) if given.json else _table(given, metrics))
     print(f"written to {out}: metrics.json, images.csv, report.html", file=sys.stderr)
@@ -91,18 +93,16 @@ def run(arguments: list[str]) -> int:
 
 
 def _test(
-    given: Arguments, path: Path, gallery: Gallery
+    given: Arguments, path: str, gallery: Gallery
 ) -> tuple[dict[str, dict[str, Any]], Dataset]:
     """Figures of one model by protocol, and the split; the gallery sees the first protocol."""
-    import torch
-
     from setr.datasets import open_dataset
     from setr.evaluation import evaluate_split, resolve_protocol
-    from setr.hub import from_pretrained
+    from setr.predictor import load
 
-    model, info = from_pretrained(path)
+    predictor = load(path)
+    model, info = predictor.model, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     protocol = _overridden(given, resolve_protocol(given.protocol, model, info))
     protocols = [protocol]
     if given.multi_scale and not protocol.is_multi_scale:
@@ -131,18 +131,19 @@ def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
 
 def _table(given: Arguments, metrics: dict[str, Any]) -> str:
     """The figures of every protocol and model side by side, and how sure the differences are."""
+    name = Path(given.model).name
     columns = {k: v for k, v in metrics.items() if k != "compare"}
     first = next(iter(columns))
     others = metrics.get("compare", {})
     if others:
-        columns = {given.model.name: metrics[first]}
+        columns = {name: metrics[first]}
         columns |= {Path(path).name: figures for path, figures in others.items()}
     lines = [figures_table(columns), f"protocol: {metrics[first]['protocol']}"]
     for path, figures in others.items():
         against = figures["against"]
         low, high = (f"{100 * v:+.2f}" for v in against["interval"])
         lines.append(
-            f"{given.model.name} against {Path(path).name}: {100 * against['difference']:+.2f} "
+            f"{name} against {Path(path).name}: {100 * against['difference']:+.2f} "
             f"mIoU per image (95 % interval {low} to {high}, p = {against['p']:.4f}, "
             f"{against['images']} images)"
         )
