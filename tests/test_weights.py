@@ -495,7 +495,7 @@ def test_encoder_file_is_no_whole_model(tmp_path):
 def damaged(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """A checkpoint with one tensor missing, flattened or of another size, for many tensors."""
     found = {}
-    for name in list(state)[::19]:
+    for name in list(state)[::37]:
         rest = {k: v for k, v in state.items() if k != name}
         found[f"without {name}"] = rest
         found[f"flat {name}"] = {**rest, name: state[name].flatten()[:3].clone()}
