@@ -17,6 +17,7 @@ ORDER = (
         "labels",
         "images",
         "layouts",
+        "pairs",
         "scenes",
         "datasets",
     ),

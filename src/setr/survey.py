@@ -24,10 +24,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from setr.datasets import Dataset, HubDataset, Pairs, SceneDataset
+from setr.datasets import Dataset, HubDataset, SceneDataset
 from setr.errors import SetrError
 from setr.images import check_whole, read_image, write_bytes
 from setr.labels import IGNORE
+from setr.pairs import Pairs
 
 VERSION = 1
 FULL, ROTATED, ALL_IGNORED, BINARY = 1, 2, 4, 8
