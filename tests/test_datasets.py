@@ -15,7 +15,7 @@ from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import encode_png, read_mask
 from setr.labels import IGNORE, Labels, known_labels
-from setr.layouts import Found, NoSplitError
+from setr.pairing import Found, NoSplitError
 from setr.pairs import Pairs
 
 IDS = np.zeros((6, 8), np.uint8)

@@ -10,7 +10,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from setr.layouts import Found
+from setr.pairing import Found
 
 
 class Pair(NamedTuple):
