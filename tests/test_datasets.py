@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from setr.datasets import Pairs, open_dataset
+from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import encode_png, read_mask
-from setr.labels import IGNORE, known_labels
-from setr.layouts import Found, NoSplitError
+from setr.labels import IGNORE, Labels, known_labels
+from setr.pairing import Found, NoSplitError
+from setr.pairs import Pairs
 
 IDS = np.zeros((6, 8), np.uint8)
 PHOTO = np.full((6, 8, 3), 90, np.uint8)
@@ -143,6 +144,20 @@ def test_cityscapes_coarse_joins_the_fine_set(tmp_path):
     kinds = [pair.mask.relative_to(tmp_path).parts[0] for pair in dataset.pairs]
     assert kinds == ["gtFine", "gtCoarse", "gtCoarse"]
     assert (dataset.load(2).mask == 0).all()
+
+
+def test_a_model_is_tested_on_any_encoding_of_its_classes(tmp_path):
+    """What a model carries are Cityscapes' label ids; these files hold training ids."""
+    put(tmp_path / "leftImg8bit" / "val" / "a" / "a_000000_000001_leftImg8bit.png", PHOTO)
+    put(tmp_path / "gtFine" / "val" / "a" / "a_000000_000001_gtFine_labelTrainIds.png", IDS + 13)
+    dataset = open_dataset(str(tmp_path), "val", known_labels("cityscapes"))
+    assert (dataset.load(0).mask == 13).all()
+
+
+def test_a_models_own_map_is_kept_for_other_folders(folder):
+    (folder / "data.yaml").unlink()
+    own = Labels(known_labels("camvid").classes, label_map={0: 4})
+    assert (open_dataset(str(folder), "train", own).load(0).mask == 4).all()
 
 
 def test_cityscapes_instance_ids_are_refused(tmp_path):

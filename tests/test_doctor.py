@@ -227,6 +227,14 @@ def test_leaks_identical_and_nearly(folder_data):
     ]
 
 
+def test_the_same_image_twice_in_a_split(folder_data):
+    train = folder_data / "images" / "train"
+    shutil.copy(train / "scene_001.png", train / "scene_004.png")
+    dataset = open_dataset(str(folder_data), "train")
+    (finding,) = [f for f in check(dataset, full=True).findings if "repeat" in f.text]
+    assert [Path(file).name for file in finding.files] == ["scene_004.png"]
+
+
 def test_camvid_has_no_trouble(shared):
     data = str(shared / "data" / "camvid")
     checkup = check(open_dataset(data, "val", "camvid"), full=True)

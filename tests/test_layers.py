@@ -16,7 +16,9 @@ ORDER = (
         "decode",
         "labels",
         "images",
+        "pairing",
         "layouts",
+        "pairs",
         "scenes",
         "datasets",
     ),
@@ -24,7 +26,7 @@ ORDER = (
     # figures
     *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
     # checks of a data set
-    *("survey", "doctor", "init_data"),
+    *("survey_rows", "survey", "doctor", "init_data"),
     # networks and weights
     *(
         "encoder",

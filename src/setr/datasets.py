@@ -8,12 +8,10 @@ unknown classes and no implicit shift of ids.
 from __future__ import annotations
 
 import difflib
-import os
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -21,8 +19,9 @@ import yaml
 from setr import scenes
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import Source, read_image, read_mask
-from setr.labels import Labels, known_labels
-from setr.layouts import Found, find_split
+from setr.labels import Labels, known_labels, known_name
+from setr.layouts import find_split
+from setr.pairs import Pair, Pairs
 
 SPLITS = ("train", "val", "test")
 YAML_KEYS = (
@@ -33,79 +32,11 @@ HUB = "hf:"
 _HUB_MASKS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "segmentation_mask")
 
 
-class Pair(NamedTuple):
-    """One image file and its mask file; `mask` is None where only images exist."""
-
-    image: Path
-    mask: Path | None
-
-
 class Sample(NamedTuple):
     """One decoded example: image uint8 RGB (H, W, 3), mask uint8 training ids (H, W)."""
 
     image: np.ndarray
     mask: np.ndarray
-
-
-class Pairs(Sequence[Pair]):
-    """File names of a split, packed into bytes: a million `Path` objects would take a gigabyte.
-
-    Packed bytes also stay shared between data-loading processes, where objects would be copied.
-    """
-
-    def __init__(self, parts: Sequence[Found]) -> None:
-        self._parts = [
-            (part.root, _Names(part.images), None if part.masks is None else _Names(part.masks))
-            for part in parts
-        ]
-        self.roots = tuple(os.path.abspath(part.root) for part in parts)
-        self._length = sum(len(images) for _, images, _ in self._parts)
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
-    def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
-        if index < 0:
-            index += len(self)
-        for root, images, masks in self._parts:
-            if 0 <= index < len(images):
-                return Pair(root / images[index], None if masks is None else root / masks[index])
-            index -= len(images)
-        raise IndexError(index)
-
-    def __iter__(self) -> Iterator[Pair]:
-        return (self[i] for i in range(len(self)))
-
-    def names(self) -> Iterator[tuple[str, str | None]]:
-        """The pairs as plain path strings, which is faster."""
-        for root, images, masks in self._parts:
-            base = os.path.join(root, "")
-            for i in range(len(images)):
-                yield base + images[i], None if masks is None else os.path.join(base, masks[i])
-
-
-class _Names:
-    """Strings in one buffer."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        buffer, ends = bytearray(), array("q")
-        for name in names:
-            buffer += os.fsencode(name)
-            ends.append(len(buffer))
-        self.buffer, self.ends = bytes(buffer), np.array(ends, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.buffer[start : self.ends[index]])
 
 
 @dataclass(frozen=True)
@@ -217,13 +148,13 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
     if path.startswith(HUB):
         return _open_hub(path, split, labels)
     root, own, folders = read_description(Path(path))
-    chosen = own or labels
-    wanted = chosen if isinstance(chosen, str) else None
+    given = own or labels
+    wanted = given if isinstance(given, str) else None
     parts = [find_split(root, part, folders, wanted) for part in split.split("+")]
-    if not isinstance(chosen, Labels):
-        if len({part.labels for part in parts}) > 1:
-            raise SetrError(f"{root}: the splits of '{split}' code ids differently", code=USAGE)
-        chosen = _known(wanted, parts[0].labels)
+    implied = {part.labels for part in parts}
+    if len(implied) > 1:
+        raise SetrError(f"{root}: the splits of '{split}' code their ids differently", code=USAGE)
+    chosen = own if isinstance(own, Labels) else _with_encoding(given, implied.pop())
     if chosen is None:
         raise SetrError(
             f"{path}: class names are unknown; write a data.yaml beside the images "
@@ -234,13 +165,18 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
     return Dataset(root.name, split, chosen, Pairs(parts), notes)
 
 
-def _known(wanted: str | None, implied: str | None) -> Labels | None:
-    """Known classes by name; the layout says how the files encode them."""
-    name = wanted or implied
-    if wanted and implied and ":" not in wanted:
-        base, _, encoding = implied.partition(":")
-        if encoding and wanted.startswith(base):  # pascal_context_59 from files of pascal_context
-            name = f"{wanted}:{encoding}"
+def _with_encoding(given: Labels | str | None, implied: str | None) -> Labels | None:
+    """The classes that were asked for, with the ids the files of a known layout have.
+
+    A model that carries classes of a known data set is tested on any encoding of it.
+    """
+    name = known_name(given) if isinstance(given, Labels) else given or implied
+    base, _, encoding = (implied or "").partition(":")
+    related = name is not None and base and name.startswith(base)  # as pascal_context_59 is
+    if isinstance(given, Labels) and not related:
+        return given
+    if name and related and encoding and ":" not in name:
+        name = f"{name}:{encoding}"
     return known_labels(name) if name else None
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from setr.datasets import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.labels import IGNORE, Labels
-from setr.survey import ALL_IGNORED, BINARY, ROTATED, Progress, Survey, survey
+from setr.survey import Progress, survey
+from setr.survey_rows import ALL_IGNORED, BINARY, ROTATED, Survey
 
 SHOWN = 10
 NEAR_BITS = 3
@@ -98,6 +99,7 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
             problems.append(vanished.text)
     findings += [Finding("warning", dataset.split, note) for note in dataset.notes]
     findings += _ignored(dataset, seen)
+    findings += _doubles(dataset, seen)
     findings += _absent(dataset, pixels)
     rotated = seen.having(ROTATED)
     if len(rotated):
@@ -138,6 +140,17 @@ def _ignored(dataset: Dataset, seen: Survey) -> list[Finding]:
         return []
     text = "masks are ignored everywhere; they teach nothing and count nowhere"
     return [_about(dataset, "warning", text, rows)]
+
+
+def _doubles(dataset: Dataset, seen: Survey) -> list[Finding]:
+    """Images that are in the split twice; only a full check knows."""
+    read = np.flatnonzero(seen.content)
+    _, first = np.unique(seen.content[read], return_index=True)
+    again = np.setdiff1d(read, read[first])
+    if not len(again):
+        return []
+    text = "images repeat an earlier one of the split, byte for byte"
+    return [_about(dataset, "warning", text, again)]
 
 
 def _absent(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:

@@ -18,7 +18,8 @@ import numpy as np
 from setr.datasets import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import read_mask, walk_images, write_bytes
-from setr.layouts import MASK_FOLDERS, NoSplitError, find_split
+from setr.layouts import find_split
+from setr.pairing import MASK_FOLDERS, NoSplitError
 
 IMAGE_NAMES = ("images", "image", "imgs", "img", "JPEGImages")
 MASK_NAMES = (*MASK_FOLDERS, "mask", "label", "annotation", "SegmentationClass", "gt", "GT")

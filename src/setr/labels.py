@@ -252,3 +252,9 @@ def known_labels(name: str) -> Labels:
             raise SetrError(f"{base} has no ids '{encoding}'; besides its own: {listed}")
         values["label_map"] = encodings[encoding]
     return Labels.from_dict(values)
+
+
+def known_name(labels: Labels) -> str | None:
+    """The known data set that has these classes, if any."""
+    same = (name for name in known_datasets() if known_labels(name).classes == labels.classes)
+    return next(same, None)

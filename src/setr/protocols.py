@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from setr.errors import USAGE, SetrError
 from setr.images import MAX_PIXELS
-from setr.labels import Labels, known_datasets, known_labels
+from setr.labels import Labels, known_name
 
 MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The paper's test scales (section 4.1)."""
@@ -166,7 +166,8 @@ def preset(
             f":{', :'.join(_PAPER)} for that data set's sizes",
             code=USAGE,
         )
-    sizes = _PAPER.get(dataset or _paper_dataset(labels))
+    known = known_name(labels) if labels else None
+    sizes = _PAPER.get(dataset or known or "")
     if base == "whole":
         return Protocol(short_side=own.short_side, long_side=own.long_side)
     if sizes:
@@ -185,11 +186,3 @@ def preset(
     if base == "mmseg-ss":
         return dataclasses.replace(protocol, short_side=port_short, long_side=port_long)
     return protocol
-
-
-def _paper_dataset(labels: Labels | None) -> str:
-    """Which of the paper's data sets has these classes; "" for none."""
-    for name in known_datasets():
-        if labels and name in _PAPER and known_labels(name).classes == labels.classes:
-            return name
-    return ""

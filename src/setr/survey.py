@@ -2,36 +2,43 @@
 
 A survey costs minutes on a large data set, so its result is kept in the user's cache folder
 (`SETR_CACHE`, else `~/.cache/setr`). A pair is read again only if name, size or time of one of its
-files changed, if it had a problem, or if more is asked than was read. Everything is held in arrays:
-a million pairs take some 50 MB.
+files changed, if it had a problem, or if more is asked than was read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from setr.datasets import Dataset, HubDataset, Pairs, SceneDataset
+from setr.datasets import Dataset, HubDataset, SceneDataset
 from setr.errors import SetrError
-from setr.images import check_whole, read_image, write_bytes
+from setr.images import check_whole, read_image
 from setr.labels import IGNORE
+from setr.pairs import Pairs
+from setr.survey_rows import (
+    ALL_IGNORED,
+    BINARY,
+    FULL,
+    ROTATED,
+    Survey,
+    join_rows,
+    load_survey,
+    save_survey,
+    take_rows,
+)
 
 VERSION = 1
-FULL, ROTATED, ALL_IGNORED, BINARY = 1, 2, 4, 8
-"""Flags of a pair: image decoded too; EXIF rotation; no counted pixel; ids are 0 and 255 only."""
 _CHUNK = 2048  # pairs handed to the threads at a time
 
 Progress = Callable[[int, int], None]
@@ -49,46 +56,6 @@ class _Look(NamedTuple):
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class Survey:
-    """One row per pair of a split.
-
-    Attributes:
-        key: (N,) uint64, of names, sizes and times of the files.
-        size: (N, 2) int32, height and width of the image; 0 where unreadable.
-        flags: (N,) uint8.
-        content: (N,) uint64 checksum of the image file; 0 unless fully read.
-        look: (N,) uint64 difference hash of the image; 0 unless fully read.
-        ends: (N,) where a pair's entries in `classes` and `counts` end.
-        classes: training ids that occur, pair after pair.
-        counts: their pixels.
-        problems: what is wrong with a pair, by its number.
-    """
-
-    key: np.ndarray
-    size: np.ndarray
-    flags: np.ndarray
-    content: np.ndarray
-    look: np.ndarray
-    ends: np.ndarray
-    classes: np.ndarray
-    counts: np.ndarray
-    problems: dict[int, str]
-
-    def pixels(self, num_classes: int) -> np.ndarray:
-        """(K,) counted pixels per class."""
-        sums = np.bincount(self.classes, weights=self.counts, minlength=256)
-        return sums[:num_classes].astype(np.int64)
-
-    def images(self, num_classes: int) -> np.ndarray:
-        """(K,) images in which a class occurs."""
-        return np.bincount(self.classes, minlength=256)[:num_classes]
-
-    def having(self, flag: int) -> np.ndarray:
-        """Numbers of the pairs with a flag."""
-        return np.flatnonzero(self.flags & flag)
-
-
 def survey(dataset: Dataset, *, full: bool = False, progress: Progress | None = None) -> Survey:
     """Look at every pair of a split.
 
@@ -100,11 +67,11 @@ def survey(dataset: Dataset, *, full: bool = False, progress: Progress | None = 
     """
     keys = np.fromiter(_keys(dataset), np.uint64, len(dataset))
     place = _cache_file(dataset)
-    kept = _load(place)
+    kept = load_survey(place)
     rows = _known_rows(keys, kept, full)
     if kept is not None and (rows >= 0).all():
         same = len(rows) == len(kept.key) and (rows == np.arange(len(rows))).all()
-        return kept if same else _take(kept, rows, keys)
+        return kept if same else take_rows(kept, rows, keys)
     missing = np.flatnonzero(rows < 0)
     fresh = _examine_all(dataset, missing, full, progress)
     if len(missing) == len(keys):
@@ -112,8 +79,8 @@ def survey(dataset: Dataset, *, full: bool = False, progress: Progress | None = 
     else:
         assert kept is not None
         rows[missing] = len(kept.key) + np.arange(len(missing))
-        result = _take(_concatenate(kept, fresh), rows, keys)
-    _save(place, result)
+        result = take_rows(join_rows(kept, fresh), rows, keys)
+    save_survey(place, result)
     return result
 
 
@@ -256,56 +223,3 @@ def _known_rows(keys: np.ndarray, kept: Survey | None, full: bool) -> np.ndarray
         usable &= ~np.isin(found, list(kept.problems))
     rows[usable] = found[usable]
     return rows
-
-
-def _take(kept: Survey, rows: np.ndarray, keys: np.ndarray) -> Survey:
-    """The given rows of a survey, in that order, under new keys."""
-    starts = np.concatenate(([0], kept.ends[:-1]))
-    lengths = (kept.ends - starts)[rows]
-    ends = np.cumsum(lengths)
-    entries = np.repeat(starts[rows] - (ends - lengths), lengths) + np.arange(lengths.sum())
-    problems = {i: kept.problems[int(r)] for i, r in enumerate(rows) if int(r) in kept.problems}
-    per_pair = {name: getattr(kept, name)[rows] for name in ("size", "flags", "content", "look")}
-    return Survey(
-        key=keys, **per_pair, ends=ends, classes=kept.classes[entries], counts=kept.counts[entries],
-        problems=problems,
-    )  # fmt: skip
-
-
-def _concatenate(first: Survey, second: Survey) -> Survey:
-    offset = len(first.key)
-    joined = {
-        name: np.concatenate((getattr(first, name), getattr(second, name)))
-        for name in Survey.__annotations__
-        if name != "problems"
-    }
-    shift = first.ends[-1] if offset else 0
-    joined["ends"] = np.concatenate((first.ends, second.ends + shift))
-    later = {offset + i: text for i, text in second.problems.items()}
-    return Survey(**joined, problems={**first.problems, **later})
-
-
-def _save(place: Path, result: Survey) -> None:
-    """Keep a survey; a cache folder that cannot be written costs time later, nothing else."""
-    arrays = {n: getattr(result, n) for n in Survey.__annotations__ if n != "problems"}
-    text = json.dumps(result.problems).encode("utf-8", "surrogatepass")
-    buffer = io.BytesIO()
-    np.savez(buffer, problems=np.frombuffer(text, np.uint8), **arrays)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(place, buffer.getvalue())
-    except (OSError, SetrError):
-        return
-
-
-def _load(place: Path) -> Survey | None:
-    try:
-        with np.load(place, allow_pickle=False) as file:
-            arrays = {n: file[n] for n in Survey.__annotations__}
-        text = arrays.pop("problems").tobytes().decode("utf-8", "surrogatepass")
-        problems = {int(i): str(line) for i, line in json.loads(text).items()}
-        return Survey(**arrays, problems=problems)
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
-    except Exception:  # zipfile.BadZipFile and zlib.error: a damaged cache is no cache
-        return None

@@ -16,7 +16,7 @@ from setr.datasets import SPLITS, Dataset, open_dataset
 from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
 from setr.doctor_page import write_page
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
-from setr.layouts import NoSplitError
+from setr.pairing import NoSplitError
 from setr.progress import counting
 
 

@@ -1,0 +1,192 @@
+"""Which mask belongs to which image: folders by stem, lists by line, and what does not fit.
+
+Masks that lack an image are noted, images that lack a mask refused; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.images import IMAGE_SUFFIXES, walk_images
+
+MASK_FOLDERS = ("labels", "masks", "annotations")
+
+
+class NoSplitError(SetrError):
+    """The data set has no split of that name."""
+
+
+class Found(NamedTuple):
+    """The files of a split.
+
+    Attributes:
+        root: folder the names are relative to.
+        images: image files.
+        masks: the mask of each image; None where the split has none (a test set).
+        labels: known data set, with the encoding of its ids, that the layout implies.
+        notes: what is odd but no error.
+    """
+
+    root: Path
+    images: Sequence[str]
+    masks: Sequence[str] | None
+    labels: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def configured_files(root: Path, place: Path) -> Found:
+    """The pairs of an image folder or list file that a data.yaml names."""
+    if place.suffix.lower() in (".txt", ".csv"):
+        return read_list(root, place)
+    relative = place.relative_to(root) if place.is_relative_to(root) else place
+    for masks in MASK_FOLDERS:
+        renamed = Path(*[masks if part == "images" else part for part in relative.parts])
+        if renamed != relative and (root / renamed).is_dir():
+            return pair_folders(root, str(relative), str(renamed), None)
+    if not place.is_dir():
+        raise data_error(f"{place}: no such folder or list file")
+    raise data_error(
+        f"{place}: found no mask folder; masks lie in the same path with 'images' replaced by "
+        f"{', '.join(MASK_FOLDERS)}; for other places name both files in a list (.txt or .csv)"
+    )
+
+
+def read_list(root: Path, listed: Path) -> Found:
+    """`image mask` per line (tab or blank between), or a CSV with the columns image and mask.
+
+    Names are relative to `root`. Whether the files exist is left to the check before training, so
+    that a million lines open in seconds.
+    """
+    images, masks = [], []
+    for row in _rows(listed):
+        if len(row) != 2 or not all(row):
+            raise data_error(
+                f"{listed}: '{' '.join(row)}' is not 'image mask'; separate the two by a tab, or "
+                "use a .csv, where names contain blanks"
+            )
+        images.append(row[0])
+        masks.append(row[1])
+    if not images:
+        raise data_error(f"{listed}: lists no images")
+    _refuse_doubles(listed, images, "listed more than once")
+    return Found(root, images, masks)
+
+
+def _rows(listed: Path) -> Iterator[Sequence[str]]:
+    with _open_list(listed) as file:
+        if listed.suffix.lower() == ".csv":
+            table = csv.DictReader(file)
+            if not {"image", "mask"} <= set(table.fieldnames or ()):
+                raise data_error(f"{listed}: the first line must name the columns image and mask")
+            yield from ((row["image"] or "", row["mask"] or "") for row in table)
+        else:
+            words = (line.strip().split("\t" if "\t" in line else None) for line in file)
+            yield from (row for row in words if row)
+
+
+def _open_list(path: Path):  # type: ignore[no-untyped-def]
+    try:
+        return path.open(encoding="utf-8-sig", newline=None)
+    except OSError as error:
+        raise data_error(f"{path}: cannot read ({error.strerror})") from None
+
+
+def listed_names(listed: Path) -> list[str]:
+    """First words of a list file; blank lines and line ends of any kind do not matter."""
+    with _open_list(listed) as file:
+        names = [line.split()[0] for line in file if line.strip()]
+    _refuse_doubles(listed, names, "listed more than once")
+    return names
+
+
+def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Found:
+    """Pair two folders by path and stem."""
+    files = names_below(root / images, "")
+    masks_of: dict[str, str] = {}
+    for name in names_below(root / masks, "", IMAGE_SUFFIXES | {".mat"}):
+        masks_of.setdefault(os.path.splitext(name)[0], name)
+    stems = [os.path.splitext(name)[0] for name in files]
+    _refuse_doubles(root / images, stems, "the stem of several images; masks would be mixed up")
+    missing = [name for name, stem in zip(files, stems, strict=True) if stem not in masks_of]
+    _refuse(root / masks, missing, len(files))
+    pairs = [f"{masks}/{masks_of.pop(stem)}" for stem in stems]
+    notes: tuple[str, ...] = ()
+    if masks_of:
+        shown = ", ".join(sorted(masks_of.values())[:5])
+        notes = (f"{root / masks}: {len(masks_of)} masks have no image: {shown}",)
+    return Found(root, [f"{images}/{name}" for name in files], pairs, labels, notes)
+
+
+def pair_names(
+    root: Path, names: list[str], masks: str, labels: str, suffix: str = ".png"
+) -> Found:
+    """Pair `JPEGImages/NAME.jpg` with `MASKS/NAME.png`."""
+    images = [f"JPEGImages/{name}.jpg" for name in names]
+    paired = [f"{masks}/{name}{suffix}" for name in names]
+    for files in (images, paired):
+        present = set(names_below((root / files[0]).parent, "", IMAGE_SUFFIXES | {".mat"}))
+        missing = [f for f in files if os.path.basename(f) not in present]
+        _refuse((root / files[0]).parent, missing, len(names), "file")
+    return Found(root, images, paired, labels)
+
+
+def only_listed(found: Found, listed: Path) -> Found:
+    """Keep what a list file names: any folder, any suffix."""
+    assert found.masks is not None
+    place = {Path(name).stem: i for i, name in enumerate(found.images)}
+    stems = [Path(name).stem for name in listed_names(listed)]
+    unknown = [stem for stem in stems if stem not in place]
+    if unknown:
+        raise data_error(
+            f"{listed}: {len(unknown)} entries have no image: {', '.join(unknown[:10])}"
+        )
+    _refuse_doubles(listed, stems, "listed more than once")
+    keep = [place[stem] for stem in stems]
+    return found._replace(
+        images=[found.images[i] for i in keep], masks=[found.masks[i] for i in keep]
+    )
+
+
+def names_below(folder: Path, prefix: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
+    """Names below a folder that must exist and hold images."""
+    if not folder.is_dir():
+        raise data_error(f"{folder}: no such folder")
+    names = walk_images(folder, suffixes)
+    if not names:
+        raise data_error(f"{folder}: no images in this folder")
+    return [prefix + name for name in names] if prefix else names
+
+
+def below(root: Path, *names: str) -> Path:
+    """The first of these folders below `root` that exists, else `root`."""
+    return next((root / name for name in names if (root / name).is_dir()), root)
+
+
+def refuse_missing(place: Path, images: list[str], masks: list[str], present: set[str]) -> None:
+    """Raise an error that counts and names the images whose mask is not present."""
+    missing = [i for i, m in zip(images, masks, strict=True) if m not in present]
+    _refuse(place, missing, len(images))
+
+
+def _refuse(place: Path, missing: list[str], total: int, kind: str = "mask") -> None:
+    if missing:
+        shown = ", ".join(os.path.basename(name) for name in missing[:10])
+        more = ", …" if len(missing) > 10 else ""
+        raise data_error(f"{place}: no {kind} for {len(missing)} of {total} images: {shown}{more}")
+
+
+def _refuse_doubles(place: Path, names: list[str], what: str) -> None:
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        doubles = sorted({n for n in names if n in seen or seen.add(n)})  # type: ignore[func-returns-value]
+        raise data_error(f"{place}: '{doubles[0]}' is {what} ({len(doubles)} such names)")
+
+
+def data_error(message: str) -> SetrError:
+    """An error of the data set: exit code 3."""
+    return SetrError(message, code=DATA_CHECK_FAILED)
