@@ -188,6 +188,20 @@ def test_an_ignored_line_between_classes_keeps_its_contour() -> None:
     assert (fill_ignored(wide.astype(np.uint8), 2)[:, 64:136] == IGNORE).all()
 
 
+def test_contours_inside_a_wide_ignored_region_are_not_wrong() -> None:
+    truth = np.zeros((100, 200), np.uint8)
+    truth[:, 100:] = 1
+    truth[:, 20:70] = IGNORE
+    prediction = np.where(truth == IGNORE, 0, truth).astype(np.uint8)
+    prediction[30:60, 30:60] = 1  # where nobody knows
+    counts = BoundaryCounts(2)
+    counts.update(prediction, truth)
+    assert counts.summary(("a", "b"))["f"] == 1.0
+    prediction[truth == IGNORE] = 2  # a foreign id, as in scored files that keep void
+    counts.update(prediction, truth)
+    assert counts.summary(("a", "b"))["f"] == 1.0
+
+
 def test_calibration_equals_its_definition() -> None:
     rng = np.random.default_rng(0)
     confidence = torch.from_numpy(rng.random(5000).astype(np.float32))

@@ -6,7 +6,8 @@ map find the bands of all classes at once. Boundary F (Csurka et al., BMVC 2013)
 mean of precision and recall of one-pixel contours matched within `tolerance`. Counts are summed
 over the whole set before dividing, as for IoU. Ignored pixels are ignored in both maps and neither
 make nor hide a band. Contours: many data sets ignore a thin line along every boundary, so ignored
-pixels up to the tolerance and one pixel away from a class count as it first.
+pixels up to the tolerance and one pixel away from a class count as it first; predicted contours
+on ignored pixels are never wrong.
 """
 
 from __future__ import annotations
@@ -52,14 +53,19 @@ class BoundaryCounts:
         ):
             self.counts[:, column] += np.bincount(ids[region], minlength=K)[:K]
         tolerance = max(1.0, TOLERANCE * diagonal)
+        ignored = truth == IGNORE
         truth = fill_ignored(truth, tolerance + 1)
-        prediction = np.where(truth == IGNORE, IGNORE, guess).astype(np.uint8)
+        prediction = np.where(ignored & (guess >= K), IGNORE, guess).astype(np.uint8)
+        prediction = fill_ignored(prediction, tolerance + 1)
+        prediction[truth == IGNORE] = IGNORE
         truth_contour, predicted_contour = contour(truth), contour(prediction)
         for c in np.union1d(truth[truth_contour], prediction[predicted_contour]):
             if c < K:
                 t, p = truth_contour & (truth == c), predicted_contour & (prediction == c)
-                self.counts[c, 3:5] += _near(p, t, tolerance), p.sum()
-                self.counts[c, 5:7] += _near(t, p, tolerance), t.sum()
+                found, matched = _near(p, t, tolerance), _near(t, p, tolerance)
+                guessed = p & (found | ~ignored)
+                self.counts[c, 3:5] += found.sum(), guessed.sum()
+                self.counts[c, 5:7] += matched.sum(), t.sum()
 
     def summary(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """`iou` and `f` averaged over the classes that have them, and both by class."""
@@ -93,7 +99,7 @@ def fill_ignored(ids: np.ndarray, distance: float) -> np.ndarray:
     """Ids (H, W) in which ignored pixels at most `distance` from a class take the nearest one."""
     ignored = ids == IGNORE
     if not ignored.any() or ignored.all():
-        return ids
+        return ids.copy()
     away, nearest = cv2.distanceTransformWithLabels(
         ignored.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
@@ -112,18 +118,19 @@ def contour(ids: np.ndarray) -> np.ndarray:
     return edge
 
 
-def _near(points: np.ndarray, targets: np.ndarray, tolerance: float) -> int:
-    """How many points have a target within `tolerance` pixels (Euclidean)."""
+def _near(points: np.ndarray, targets: np.ndarray, tolerance: float) -> np.ndarray:
+    """(H, W) bool: the points that have a target within `tolerance` pixels (Euclidean)."""
+    near = np.zeros(points.shape, bool)
     if not points.any() or not targets.any():
-        return 0
+        return near
     rows, columns = np.nonzero(points)
     margin = int(tolerance) + 1
     box = (
         slice(max(rows.min() - margin, 0), rows.max() + margin + 1),
         slice(max(columns.min() - margin, 0), columns.max() + margin + 1),
     )
-    if not targets[box].any():
-        return 0
-    away = (~targets[box]).astype(np.uint8)
-    distance = cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return int((distance[points[box]] <= tolerance).sum())
+    if targets[box].any():
+        away = (~targets[box]).astype(np.uint8)
+        distance = cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        near[box] = points[box] & (distance <= tolerance)
+    return near
