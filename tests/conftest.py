@@ -6,6 +6,8 @@ import dataclasses
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine down
+
 import pytest
 import torch
 
