@@ -156,12 +156,18 @@ def test_predict_globs_and_json(model_dir, photo, tmp_path, capsys):
 
 
 def test_two_images_never_write_one_file(model_dir, photo, tmp_path, capsys):
-    write_bytes(tmp_path / "a.png", encode_png(photo))
-    write_bytes(tmp_path / "a.bmp", encode_png(photo))
-    code = main(["predict", str(model_dir), str(tmp_path), "-o", str(tmp_path / "out")])
+    for folder in ("one", "two"):
+        for name in ("a.png", "a.bmp", "b.png"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_bytes(tmp_path / folder / name, encode_png(photo))
+    out = tmp_path / "out"
+    assert main(["predict", str(model_dir), str(tmp_path / "one"), "-o", str(out)]) == OK
+    assert sorted(os.listdir(out)) == ["a.bmp.png", "a.png.png", "b.png"]
+    both = [str(tmp_path / folder / "b.png") for folder in ("one", "two")]
+    code = main(["predict", str(model_dir), *both, "-o", str(tmp_path / "clash")])
     assert code == USAGE
     assert "would both write" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "clash").exists()
 
 
 def test_awkward_names(model_dir, photo, tmp_path, capsys):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from setr.evaluation import autocast_dtype
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.hub import ModelInfo, from_pretrained
 from setr.images import MAX_PIXELS, encode_png, read_image, write_bytes
-from setr.inference import normalize, predict_scores
+from setr.inference import normalize, predict_mask, predict_scores
 from setr.labels import Labels
 from setr.model import SETR
 
@@ -34,23 +34,29 @@ class Result:
     Attributes:
         image: the input, uint8 RGB (H, W, 3).
         mask: training ids (H, W) uint8.
+        confidence: probability of the chosen class (H, W) float32, 0 to 1.
         labels: class names and colours of the ids.
     """
 
-    def __init__(self, image: np.ndarray, scores: torch.Tensor, labels: Labels) -> None:
-        self.image, self.labels = image, labels
-        self.mask: np.ndarray = scores.argmax(dim=0).to(torch.uint8).numpy()
-        self._scores = scores
+    def __init__(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        confidence: np.ndarray,
+        labels: Labels,
+        compute_scores: Callable[[], np.ndarray],
+    ) -> None:
+        self.image, self.mask, self.confidence, self.labels = image, mask, confidence, labels
+        self._compute_scores = compute_scores
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """Class probabilities (K, H, W) float32; they sum to 1 over K."""
-        return self._scores.float().softmax(dim=0).numpy()
+        """Class probabilities (K, H, W) float32; they sum to 1 over K.
 
-    @cached_property
-    def confidence(self) -> np.ndarray:
-        """Probability of the chosen class (H, W) float32, 0 to 1."""
-        return self.scores.max(axis=0)
+        Computed when first asked for, by a second run of the model: masks of large images with many
+        classes are possible where their scores would not fit into memory.
+        """
+        return self._compute_scores()
 
     @cached_property
     def shares(self) -> dict[str, float]:
@@ -160,15 +166,25 @@ class Predictor:
             SetrError: unreadable file or an array of another kind.
         """
         image = self._as_array(source)
-        x = torch.from_numpy(image)[None].to(self.device)
+        mask, confidence = self._run(predict_mask, image)
+
+        def scores() -> np.ndarray:
+            values: np.ndarray = self._run(predict_scores, image)[0].softmax(dim=0).numpy()
+            return values
+
+        return Result(image, mask[0].numpy(), confidence[0].numpy(), self.info.labels, scores)
+
+    def _run(self, function: Callable[..., Any], image: np.ndarray) -> Any:
+        """Apply `predict_mask` or `predict_scores` to one image; tensors come back on the CPU."""
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
         ):
+            x = torch.from_numpy(image)[None].to(self.device)
             x = normalize(x, self.info.mean, self.info.std)
             size = (image.shape[0], image.shape[1])
-            scores = predict_scores(self.model, x, self.info.protocol, size=size)
-        return Result(image, scores[0].cpu(), self.info.labels)
+            found = function(self.model, x, self.info.protocol, size=size)
+        return found.cpu() if isinstance(found, torch.Tensor) else tuple(f.cpu() for f in found)
 
     def _as_array(self, source: Any) -> np.ndarray:
         if isinstance(source, str | os.PathLike | bytes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,7 +28,8 @@ class Arguments:
     images: tyro.conf.Positional[tuple[str, ...]]
     """Files, folders (walked, hidden files left out) or quoted globs."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])]
-    """Folder for the results; the layout of a walked folder is kept."""
+    """Folder for the results, named after the images (a.png and a.jpg give a.png.png, a.jpg.png);
+    the layout of a walked folder is kept."""
     save: str = "mask"
     """What to write, joined with commas: mask (palette PNG of ids), color, overlay, scores."""
     device: str = "auto"
@@ -99,22 +101,23 @@ def find_images(sources: tuple[str, ...]) -> list[tuple[Path, Path]]:
 
 
 def _output_names(files: list[tuple[Path, Path]], out: Path) -> list[Path]:
-    """Output stems, one per image.
+    """Output names without ending, one per image: its stem, or its whole name where stems clash.
 
     Raises:
-        SetrError: two images would write to one name.
+        SetrError: two images would still write to one name.
     """
-    stems: dict[Path, Path] = {}
+    stems = Counter(below.with_suffix("") for _, below in files)
+    names: dict[Path, Path] = {}
     for file, below in files:
-        stem = out / below.with_suffix("")
-        if stem in stems:
+        stem = below.with_suffix("")
+        name = out / (stem if stems[stem] == 1 else below)
+        if name in names:
             raise SetrError(
-                f"{file} and {stems[stem]} would both write {stem}.png; rename one or use two "
-                "output folders",
+                f"{file} and {names[name]} would both write {name}.png; use two output folders",
                 code=USAGE,
             )
-        stems[stem] = file
-    return list(stems)
+        names[name] = file
+    return list(names)
 
 
 def _printable(text: str) -> str:
