@@ -175,3 +175,14 @@ def test_links_that_lead_nowhere_are_named(tmp_path):
         read_image(tmp_path / "a.png")
     with pytest.raises(SetrError, match=r"b\.png: a link that leads to itself"):
         read_image(tmp_path / "b.png")
+
+
+def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
+    """Root reads every file, so the system's refusal is acted."""
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(SetrError, match=r"a\.png: permission denied"):
+        read_image(tmp_path / "a.png")

@@ -133,13 +133,6 @@ def test_test_server_rows_train_on_more():
     assert coarse == "train+val+train_extra"
 
 
-def test_recipes_of_before_keep_their_values():
-    demo, camvid = recipe("demo"), recipe("camvid_setr_pup_small_cpu")
-    assert (demo.train.steps, demo.optim.lr, demo.data.crop_size) == (220, 1e-3, (128, 128))
-    assert (camvid.train.steps, camvid.model.channels) == (1000, 128)
-    assert camvid.data.crop_size == (308, 420)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_two_steps_on_real_samples(shared, tmp_path, name):
     """The smallest model of each family: native layout, two steps, evaluation."""
