@@ -282,6 +282,12 @@ def test_a_split_with_missing_masks_fails_the_command(folder_data, capsys):
     assert "no mask for 1 of 3 images: scene_001.png" in capsys.readouterr().out
 
 
+def test_a_foreign_layout_is_refused_once(shared, capsys):
+    folder = shared / "data" / "samples" / "ade20k_full_format"
+    assert main(["doctor", str(folder)]) == DATA_CHECK_FAILED
+    assert capsys.readouterr().out.count("SceneParsing-150") == 1
+
+
 def test_init_data_describes_ids(folder_data, capsys):
     (folder_data / "data.yaml").unlink()
     assert main(["init-data", str(folder_data)]) == OK

@@ -74,7 +74,9 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
         except SetrError as error:
             if error.code != DATA_CHECK_FAILED:
                 raise
-            opened.append(Finding("error", split, str(error)))
+            finding = Finding("error", split, str(error))
+            if all(getattr(other, "text", None) != finding.text for other in opened):
+                opened.append(finding)  # what is wrong with the whole folder is told once
         else:
             unlabelled = len(dataset) and dataset.sources(0)[1] is None
             if unlabelled and not dataset.name.startswith("scenes"):
