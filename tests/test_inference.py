@@ -244,6 +244,13 @@ def test_port_scales_the_original_and_caps_the_long_side() -> None:
     assert preset("mmseg-ss:pascal_context").view_size(375, 500, 1.0) == (390, 520)
 
 
+def test_a_line_of_pixels_is_not_blown_up() -> None:
+    with pytest.raises(SetrError, match="3000x1 would be enlarged to 1638000x546"):
+        Protocol(short_side=546).view_size(1, 3000, 1.0)
+    assert Protocol().view_size(1, 3000, 1.0) == (1, 3000)
+    assert Protocol(short_side=546).view_size(6000, 8000, 1.0) == (546, 728)
+
+
 def test_presets_of_other_data_use_the_models_own_sizes() -> None:
     own = Protocol(short_side=546)
     paper = preset("paper-ms", own=own, grid=(378, 504))

@@ -52,7 +52,7 @@ def predict_scores(
     protocol: Protocol,
     *,
     size: tuple[int, int] | None = None,
-    batch_windows: int = 8,
+    batch_windows: int | None = None,
 ) -> Tensor:
     """Scores of images under a protocol.
 
@@ -61,7 +61,8 @@ def predict_scores(
         images: normalised images (B, 3, H, W).
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
-        batch_windows: windows per forward pass.
+        batch_windows: windows per forward pass; by default 8 on a GPU, and 2 on a CPU, which one
+            window keeps busy and whose memory then stays low.
 
     Returns:
         (B, K, H, W) float32, whose softmax over K is the class probabilities.
@@ -79,7 +80,7 @@ def predict_mask(
     protocol: Protocol,
     *,
     size: tuple[int, int] | None = None,
-    batch_windows: int = 8,
+    batch_windows: int | None = None,
     with_confidence: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Best class of every pixel, in memory that does not grow with K x H x W.
@@ -89,7 +90,8 @@ def predict_mask(
         images: normalised images (B, 3, H, W).
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
-        batch_windows: windows per forward pass.
+        batch_windows: windows per forward pass; by default 8 on a GPU, and 2 on a CPU, which one
+            window keeps busy and whose memory then stays low.
         with_confidence: also compute the probabilities.
 
     Returns:
@@ -143,7 +145,7 @@ def _score_blocks(
     images: Tensor,
     protocol: Protocol,
     size: tuple[int, int] | None,
-    batch_windows: int,
+    batch_windows: int | None,
 ) -> Iterator[Tensor]:
     """Consecutive blocks of rows (B, K, rows, W) float32, top to bottom.
 
@@ -151,6 +153,7 @@ def _score_blocks(
     """
     H, W = size or (images.shape[-2], images.shape[-1])
     flips = (False, True)[: 1 + protocol.flip]
+    batch_windows = batch_windows or (2 if images.device.type == "cpu" else 8)
     views = [
         _View(model, images, protocol, scale, flip, batch_windows)
         for scale in protocol.scales

@@ -85,7 +85,7 @@ class Protocol:
         if height * width > max(MAX_PIXELS, H * W):
             raise SetrError(
                 f"an image of {W}x{H} would be enlarged to {width}x{height}, above the limit of "
-                f"{MAX_PIXELS:,} pixels; test it whole, without a short side (--protocol mmseg-ss)"
+                f"{MAX_PIXELS:,} pixels: its sides differ too much for this protocol; cut it up"
             )
         return height, width
 
