@@ -15,15 +15,23 @@ import pytest
 import torch
 
 import setr.engine as engine
+from setr.checkpoint import newest_state
 from setr.config import Config
-from setr.engine import STATE, train
+from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
+from setr.runfolder import LAST, RunFolder
 from tests.conftest import tiny_config, write_scene_folders
 
 
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / STATE, weights_only=True)["model"]
+    """Weights, optimiser and moving average of the newest state."""
+    state = newest_state(folder / LAST)
+    assert state is not None
+    tensors = {name: torch.zeros(state.shape(name)) for name in state.names()}
+    for name, tensor in tensors.items():
+        state.read(name, tensor)
+    return tensors
 
 
 def with_train(config: Config, **changes: object) -> Config:
@@ -68,7 +76,7 @@ def test_accumulation_equals_the_larger_batch(tmp_path, monkeypatch):
     gradients = []
     for accumulate in (1, 4):
         config = tiny_config(tmp_path / str(accumulate), batch_size=4, accumulate=accumulate)
-        run = engine._Run(config, Path(config.out), resume=False)
+        run = engine._Run(config, RunFolder(Path(config.out)))
         run.model.eval()
         monkeypatch.setattr(run.model, "train", lambda: None)
         monkeypatch.setattr(run.optimizer, "zero_grad", lambda set_to_none: None)
@@ -115,7 +123,7 @@ def test_resume_refuses_another_model(config):
 
 def test_a_broken_state_is_one_clear_line(config):
     train(config)
-    state = Path(config.out) / STATE
+    (state,) = Path(config.out, LAST).glob("step-*/rank-00000.safetensors")
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(SetrError, match="broken training state"):
         train(config, resume=True)
@@ -157,4 +165,6 @@ def test_a_signal_saves_and_exits_130(tmp_path, number):
     assert process.returncode == INTERRUPTED
     assert "--resume" in message
     assert "Traceback" not in message
-    assert torch.load(out / STATE, weights_only=True)["step"] >= 1
+    state = newest_state(out / LAST)
+    assert state is not None
+    assert state.step >= 1

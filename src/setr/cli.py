@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SetrError as error:
         if debug:
             raise
-        return _fail(str(error), error.code)
+        return error.code if error.reported else _fail(str(error), error.code)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
