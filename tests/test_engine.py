@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import setr.checkpoint as checkpoint
 import setr.engine as engine
 from setr.checkpoint import newest_state
 from setr.config import Config
@@ -119,6 +121,62 @@ def test_resume_refuses_another_model(config):
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=8))
     with pytest.raises(SetrError, match="another model"):
         train(other, resume=True)
+
+
+def test_resume_refuses_other_data_or_classes(config):
+    train(config)
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, root="scenes:13"))
+    with pytest.raises(SetrError, match=r"other data or classes: data\.train\.pairs 13, not 12"):
+        train(other, resume=True)
+
+
+def test_resume_without_a_state_is_refused(config):
+    with pytest.raises(SetrError, match="no training state to resume from"):
+        train(config, resume=True)
+
+
+def test_a_restart_by_the_launcher_resumes_by_itself(config, monkeypatch):
+    train(config)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = train(config)
+    assert (
+        again["single_scale"]
+        == json.loads((Path(config.out) / "metrics.json").read_text())["single_scale"]
+    )
+
+
+def test_a_full_disk_costs_the_save_and_not_the_run(config, monkeypatch, capsys):
+    saves = []
+
+    def full(*arguments: object) -> None:
+        saves.append(arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    metrics = train(with_train(config, save_every=2))
+    assert metrics["single_scale"]["miou"] is not None
+    assert len(saves) == 2
+    lines = capsys.readouterr().err
+    assert "state of step 2 not saved (the disk is full)" in lines
+    assert "training goes on" in lines
+
+
+def test_a_resumed_log_has_every_step_once(config, monkeypatch):
+    config = with_train(config, save_every=3, steps=4, log_every=1)
+    original = engine._Run.train_step
+
+    def dying(self, images, masks):
+        if self.step == 3 and not self.folder.state:
+            (self.folder.out / "log.jsonl").open("a").write('{"step": 4, "lo')  # a torn line
+            raise KeyboardInterrupt
+        return original(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    train(config, resume=True)
+    lines = (Path(config.out) / "log.jsonl").read_text().splitlines()
+    assert [line["step"] for line in map(json.loads, lines) if "loss" in line] == [1, 2, 3, 4]
 
 
 def test_a_broken_state_is_one_clear_line(config):

@@ -161,10 +161,10 @@ def _meet(place: Place, timeout: float) -> Any:
             f"{torch.cuda.device_count()}; start as many processes as GPUs",
             code=USAGE,
         )
+    # torchrun keeps a fresh store for every start of the workers
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        tcp = dist.TCPStore(
+        store = dist.TCPStore(
             place.address,
             place.port,
             place.world,
@@ -172,13 +172,12 @@ def _meet(place: Place, timeout: float) -> Any:
             timeout=patience,
             wait_for_workers=False,
         )
-        store = dist.PrefixStore(f"setr/{attempt}", tcp)
-        arrived = store.add("arrived", 1)
-        store.set(f"here/{place.rank}", socket.gethostname())
+        arrived = store.add("setr/arrived", 1)
+        store.set(f"setr/here/{place.rank}", socket.gethostname())
         try:
-            store.wait([f"here/{rank}" for rank in range(place.world)], patience)
+            store.wait([f"setr/here/{rank}" for rank in range(place.world)], patience)
         except dist.DistStoreError:
-            arrived = store.add("arrived", 0)
+            arrived = store.add("setr/arrived", 0)
             raise SetrError(
                 f"{arrived} of {place.world} processes came to {where} within {timeout:g} s; "
                 "check that every host runs its share and reaches this address",

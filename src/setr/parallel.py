@@ -9,6 +9,7 @@ takes. Nothing needs `find_unused_parameters`; `static_graph` fails under accumu
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -47,7 +48,12 @@ class Parallel:
             fully_shard(model)
         else:
             devices = [p.device.index for p in model.parameters() if p.is_cuda][:1] or None
-            self.call = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+            arguments = inspect.signature(DistributedDataParallel).parameters
+            new = (
+                "forward_sync_buffers"  # the name since torch 2.12; batch norms are in step anyway
+            )
+            sync = {new if new in arguments else "broadcast_buffers": False}
+            self.call = DistributedDataParallel(model, device_ids=devices, **sync)
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Undo the average over processes that torch takes of gradients."""

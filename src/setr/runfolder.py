@@ -16,7 +16,7 @@ from torch import Tensor
 
 from setr.checkpoint import State, newest_state, remove_parts, save_state
 from setr.config import Config
-from setr.distributed import on_first, rank, restarted, say
+from setr.distributed import any_of, on_first, rank, restarted, say
 from setr.errors import USAGE, SetrError
 from setr.images import write_bytes
 
@@ -38,7 +38,7 @@ class RunFolder:
     def __init__(self, out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
         self.out, self.last = out, out / LAST
         exists = on_first(out.exists)
-        again = restarted()  # by torchrun or SLURM: the command is the one of the first start
+        again = any_of(restarted())  # by the launcher, with the command of the first start
         if exists and not (resume or overwrite or again):
             raise SetrError(
                 f"{out}: this run exists; add --resume to continue it, --overwrite to replace it, "
