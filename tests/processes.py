@@ -28,7 +28,8 @@ def settings(out: Path, case: str) -> Config:
     options: dict[str, Any] = {
         "whole": {},
         "accumulate": {"accumulate": 2},
-        "sharded": {"sharding": "full", "ema": 0.9, "grad_checkpointing": True},
+        "sharded": {"sharding": "full", "ema": 0.9},
+        "resharded": {"sharding": "full", "ema": 0.9},
         "endless": {"steps": 1_000_000},
         "dies": {"save_every": 4},
         "batch": {"batch_size": 3},

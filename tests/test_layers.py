@@ -21,6 +21,7 @@ ORDER = (
         "layouts",
         "pairs",
         "scenes",
+        "shards",
         "datasets",
     ),
     *("transforms", "loader"),

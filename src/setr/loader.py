@@ -8,7 +8,7 @@ processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -24,6 +24,7 @@ from setr.transforms import Augmentation
 
 Loaded = tuple[np.ndarray, np.ndarray] | SetrError
 Position = tuple[int, int]  # (epoch, index)
+Permute = Callable[[np.random.Generator], np.ndarray]
 
 
 class Share(NamedTuple):
@@ -58,6 +59,7 @@ class BatchOrder:
         start: first step.
         stop: step after the last.
         share: which part of every batch to yield.
+        permute: gives an epoch's order; any order of the samples by default.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class BatchOrder:
         start: int,
         stop: int,
         share: Share | None = None,
+        permute: Permute | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.stop = start, stop
         self.share = share or Share(0, 1, 1)
+        self.permute: Permute = permute or (lambda rng: rng.permutation(length))
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -84,7 +88,7 @@ class BatchOrder:
             for position in step * self.batch_size + self.share.of(self.batch_size):
                 if position // self.length != epoch:
                     epoch = int(position // self.length)
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+                    order = self.permute(np.random.default_rng((self.seed, epoch)))
                 batch.append((epoch, int(order[position % self.length])))
             yield batch
 
@@ -154,7 +158,15 @@ def training_batches(
 
     `batch_size` counts the images of all processes; `share` selects those of this one.
     """
-    order = BatchOrder(len(dataset), batch_size, seed=seed, start=start, stop=stop, share=share)
+    order = BatchOrder(
+        len(dataset),
+        batch_size,
+        seed=seed,
+        start=start,
+        stop=stop,
+        share=share,
+        permute=dataset.permutation,
+    )
     loader = DataLoader(
         _Augmented(dataset, augment, seed),
         batch_sampler=order,

@@ -52,7 +52,7 @@ class Parallel:
             new = (
                 "forward_sync_buffers"  # the name since torch 2.12; batch norms are in step anyway
             )
-            sync = {new if new in arguments else "broadcast_buffers": False}
+            sync: dict[str, Any] = {new if new in arguments else "broadcast_buffers": False}
             self.call = DistributedDataParallel(model, device_ids=devices, **sync)
 
     def scale_loss(self, loss: Tensor) -> Tensor:
