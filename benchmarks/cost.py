@@ -27,12 +27,16 @@ def count(name: str, size: int, classes: int, *, checkpointing: bool, dtype: tor
     if checkpointing:
         model.set_grad_checkpointing()
     model.train()
-    seen: dict[int, int] = {id(p.untyped_storage()._cdata): 0 for p in model.parameters()}
+    vit = model.encoder.vit
+    tokens = (size // model.encoder.patch_size) ** 2 + vit.num_prefix_tokens
+    seen: dict[int, int] = {}
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: list[torch.Tensor] = []
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
+        if tensor.shape[-2:] == (tokens, tokens):  # fused attention keeps no such matrix
+            return tensor
         if storage._cdata not in parameters and storage._cdata not in seen:
             seen[storage._cdata] = storage.nbytes()
             kept.append(tensor)  # or another tensor could get its place

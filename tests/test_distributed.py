@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,12 +23,13 @@ from setr.distributed import Place, differences, place_of
 from setr.engine import train
 from setr.errors import SetrError
 from setr.loader import BatchOrder, Share
+from setr.runfolder import LAST
 from tests.processes import STEPS, settings
 from tests.test_engine import final_state
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds, for machines that are busy with other things
-CASES = ("batch", "seeds", "whole", "accumulate", "sharded")
+CASES = ("batch", "seeds", "whole", "accumulate", "sharded", "resharded")
 
 
 def free_port() -> str:
@@ -82,18 +84,20 @@ def run_pair(out: Path, *cases: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """All cases in one pair of processes; starting Python costs more than they do."""
-    out = tmp_path_factory.mktemp("pair")
-    return out, run_pair(out, *CASES)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    for case in ("whole", "accumulate", "resharded"):
+        train(settings(out, case))
+    return out
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("alone")
-    for case in ("whole", "accumulate"):
-        train(settings(out, case))
-    return out
+def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """All cases in one pair of processes; starting Python costs more than they do."""
+    out = tmp_path_factory.mktemp("pair")
+    shutil.copytree(alone / "resharded", out / "resharded")
+    shutil.rmtree(out / "resharded" / LAST / f"step-{STEPS:08}")
+    return out, run_pair(out, *CASES)
 
 
 def require_close(first: Path, second: Path, *, part: str = "model/") -> None:
@@ -127,8 +131,16 @@ def test_two_processes_log_the_same_losses(pair, alone):
 
 
 def test_sharded_equals_copied(pair, alone):
-    """FSDP2 == one process; also with recomputed activations and a moving average."""
+    """FSDP2, block by block, == one process with plain weights."""
     require_close(pair[0] / "sharded", alone / "whole")
+
+
+def test_a_state_fits_any_number_of_processes_and_any_sharding(pair, alone):
+    """One process saves in step 6, two continue with sharded weights, one reads what they save."""
+    folder = pair[0] / "resharded"
+    assert len(list((folder / LAST).glob(f"step-{STEPS:08}/rank-*"))) == 2
+    for part in ("model/", "optimizer/", "ema/"):
+        require_close(folder, alone / "resharded", part=part)
 
 
 def test_what_does_not_fit_together_is_named(pair):
