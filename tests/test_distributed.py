@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from setr.distributed import Place, differences, place_of
+from setr.distributed import differences
 from setr.engine import train
 from setr.errors import SetrError
+from setr.launch import Place, place_of
 from setr.loader import BatchOrder, Share
 from setr.runfolder import LAST
 from tests.processes import STEPS, settings

@@ -9,7 +9,7 @@ import setr
 
 ORDER = (
     # processes
-    *("errors", "progress", "watch", "distributed"),
+    *("errors", "progress", "watch", "launch", "distributed"),
     # files and samples
     *(
         "remote",

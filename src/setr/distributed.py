@@ -8,21 +8,20 @@ does nothing. `parallel.py` spreads a model over the processes.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
 import os
-import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from setr.errors import USAGE, SetrError
+from setr.launch import meet, place_of
 from setr.progress import Progress
 from setr.watch import Watch
 
@@ -30,82 +29,6 @@ T = TypeVar("T")
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start."""
 _SHOWN = 5  # differences named
-
-
-class Place(NamedTuple):
-    """Where this process stands, as its launcher tells.
-
-    Attributes:
-        rank: its number, 0 to world - 1.
-        world: number of processes.
-        local_rank: its number on its host, which is the number of its GPU.
-        address: host where rank 0 listens.
-        port: of that host.
-    """
-
-    rank: int
-    world: int
-    local_rank: int
-    address: str
-    port: int
-
-
-def place_of(env: Mapping[str, str]) -> Place | None:
-    """The place that torchrun (RANK, WORLD_SIZE, …) or srun (SLURM_PROCID, …) gives a process.
-
-    A batch script without `srun` is one process, whatever it reserved. torchrun inside a SLURM job
-    wins. MASTER_ADDR and MASTER_PORT override what is read off the SLURM job.
-
-    Returns:
-        None for a process on its own.
-
-    Raises:
-        SetrError: half an environment, or numbers that contradict each other.
-    """
-    if "RANK" in env or "WORLD_SIZE" in env:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        values = {name: env.get(name, "") for name in names}
-        values["LOCAL_RANK"] = values["LOCAL_RANK"] or values["RANK"]
-    elif int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        values = {
-            "RANK": env.get("SLURM_PROCID", ""),
-            "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
-            "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env),
-            "MASTER_PORT": env.get("MASTER_PORT")
-            or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000),
-        }
-    else:
-        return None
-    missing = [name for name, value in values.items() if not value]
-    if missing:
-        raise SetrError(
-            f"{', '.join(missing)}: not set although other processes are announced; start with "
-            "torchrun or srun, or unset RANK and WORLD_SIZE",
-            code=USAGE,
-        )
-    numbers = [name for name in values if name != "MASTER_ADDR" and not values[name].isdigit()]
-    if numbers:
-        raise SetrError(f"{numbers[0]}={values[numbers[0]]}: must be a number", code=USAGE)
-    rank, world = int(values["RANK"]), int(values["WORLD_SIZE"])
-    if not rank < world:
-        raise SetrError(f"RANK={rank}: must be below WORLD_SIZE={world}", code=USAGE)
-    return Place(
-        rank, world, int(values["LOCAL_RANK"]), values["MASTER_ADDR"], int(values["MASTER_PORT"])
-    )
-
-
-def _first_host(env: Mapping[str, str]) -> str:
-    """First of a SLURM host list: `gpu[03-07,9],x1` -> `gpu03`."""
-    names = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
-    found = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,]*))?", names)
-    return "".join(part or "" for part in found.groups()) if found else ""
-
-
-def restarted() -> bool:
-    """Whether torchrun or SLURM started this run again after a failure."""
-    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    return any(int(os.environ.get(name) or 0) > 0 for name in names)
 
 
 @contextlib.contextmanager
@@ -123,8 +46,19 @@ def joined(*, timeout: float = JOIN_SECONDS) -> Iterator[None]:
     if place is None or place.world == 1 or dist.is_initialized():
         yield
         return
-    store = _meet(place, timeout)
-    watch = Watch(store.clone(), place.rank, place.world)
+    cuda = torch.cuda.is_available()
+    if cuda and place.local_rank >= torch.cuda.device_count():
+        raise SetrError(
+            f"process {place.local_rank} of this host has no GPU of its own: there are "
+            f"{torch.cuda.device_count()}; start as many processes as GPUs",
+            code=USAGE,
+        )
+    store, watched = meet(place, timeout)
+    if cuda:
+        torch.cuda.set_device(place.local_rank)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
+    watch = Watch(watched, place.rank, place.world)
     watch.start()
     Progress.silent = place.rank > 0
     try:
@@ -148,55 +82,6 @@ def joined(*, timeout: float = JOIN_SECONDS) -> Iterator[None]:
     finally:
         Progress.silent = False
         dist.destroy_process_group()
-
-
-def _meet(place: Place, timeout: float) -> Any:
-    """The store of all processes, with the default group made."""
-    where = f"{place.address}:{place.port}"
-    patience = datetime.timedelta(seconds=timeout)
-    cuda = torch.cuda.is_available()
-    if cuda and place.local_rank >= torch.cuda.device_count():
-        raise SetrError(
-            f"process {place.local_rank} of this host has no GPU of its own: there are "
-            f"{torch.cuda.device_count()}; start as many processes as GPUs",
-            code=USAGE,
-        )
-    # torchrun keeps a fresh store for every start of the workers
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        store = dist.TCPStore(
-            place.address,
-            place.port,
-            place.world,
-            is_master=place.rank == 0 and not agent,
-            timeout=patience,
-            wait_for_workers=False,
-        )
-        arrived = store.add("setr/arrived", 1)
-        store.set(f"setr/here/{place.rank}", socket.gethostname())
-        try:
-            store.wait([f"setr/here/{rank}" for rank in range(place.world)], patience)
-        except dist.DistStoreError:
-            arrived = store.add("setr/arrived", 0)
-            raise SetrError(
-                f"{arrived} of {place.world} processes came to {where} within {timeout:g} s; "
-                "check that every host runs its share and reaches this address",
-                code=USAGE,
-            ) from None
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" in str(error):
-            raise SetrError(
-                f"port {place.port} is in use on this host; set another MASTER_PORT "
-                "(torchrun: --master-port, or --standalone)",
-                code=USAGE,
-            ) from None
-        raise SetrError(f"{where}: rank 0 does not answer within {timeout:g} s; "
-                        "check MASTER_ADDR and the firewall", code=USAGE) from None  # fmt: skip
-    if cuda:
-        torch.cuda.set_device(place.local_rank)
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
-    return store
 
 
 def _is_connection(error: Exception) -> bool:

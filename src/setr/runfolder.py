@@ -16,9 +16,10 @@ from torch import Tensor
 
 from setr.checkpoint import State, newest_state, remove_parts, save_state
 from setr.config import Config
-from setr.distributed import any_of, on_first, rank, restarted, say
+from setr.distributed import any_of, on_first, rank, say
 from setr.errors import USAGE, SetrError
 from setr.images import write_bytes
+from setr.launch import restarted
 
 LAST = "last"
 

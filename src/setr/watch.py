@@ -53,7 +53,7 @@ class Watch:
                 line = " ".join(problem.split())
                 host = socket.gethostname()
                 self._tell(f"rank {self.rank} on {host} stopped: {line}")
-            self.store.set(f"setr/beat/{self.rank}", "left")
+            self.store.set(f"beat/{self.rank}", "left")
         except RuntimeError:  # the store's host left first
             return
 
@@ -64,7 +64,7 @@ class Watch:
 
     def _tell(self, line: str) -> None:
         """Tell all; the first line told stays."""
-        self.lost = self.store.compare_set("setr/lost", "", line).decode()
+        self.lost = self.store.compare_set("lost", "", line).decode()
 
     def _run(self) -> None:
         following = (self.rank + 1) % self.world
@@ -72,19 +72,19 @@ class Watch:
         while not self._leaving.wait(BEAT):
             count += 1
             try:
-                self.store.set(f"setr/beat/{self.rank}", str(count))
-                key = f"setr/beat/{following}"
+                self.store.set(f"beat/{self.rank}", str(count))
+                key = f"beat/{following}"
                 beat = self.store.get(key) if self.store.check([key]) else b""
                 if beat not in (seen, b"left"):
                     seen, since = beat, time.monotonic()
                 if beat != b"left" and time.monotonic() - since > SILENCE:
-                    host = self.store.get(f"setr/here/{following}").decode()
+                    host = self.store.get(f"host/{following}").decode()
                     self._tell(
                         f"lost rank {following} on {host}: no sign of life for {SILENCE:g} s; "
                         "see its own output, then continue with --resume"
                     )
-                elif self.store.check(["setr/lost"]):
-                    self.lost = self.store.get("setr/lost").decode()
+                elif self.store.check(["lost"]):
+                    self.lost = self.store.get("lost").decode()
             except RuntimeError:
                 if self._leaving.is_set():
                     return
