@@ -25,12 +25,12 @@ from setr.errors import SetrError
 from setr.launch import Place, place_of
 from setr.loader import BatchOrder, Share
 from setr.runfolder import LAST
-from tests.processes import STEPS, settings
+from tests.processes import STEPS, evaluate_model, settings
 from tests.test_engine import final_state
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds, for machines that are busy with other things
-CASES = ("batch", "seeds", "whole", "accumulate", "sharded", "resharded")
+CASES = ("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "evaluate")
 
 
 def free_port() -> str:
@@ -89,6 +89,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
     for case in ("whole", "accumulate", "resharded"):
         train(settings(out, case))
+    evaluate_model(out / "evaluate")
     return out
 
 
@@ -106,10 +107,6 @@ def require_close(first: Path, second: Path, *, part: str = "model/") -> None:
     for name in a:
         if name.startswith(part) and a[name].is_floating_point():
             torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-6, msg=name)
-
-
-def figures(run: Path) -> dict[str, float]:
-    return json.loads((run / "metrics.json").read_text())["single_scale"]
 
 
 @pytest.mark.parametrize("case", ["whole", "accumulate"])
@@ -142,6 +139,15 @@ def test_a_state_fits_any_number_of_processes_and_any_sharding(pair, alone):
     assert len(list((folder / LAST).glob(f"step-{STEPS:08}/rank-*"))) == 2
     for part in ("model/", "optimizer/", "ema/"):
         require_close(folder, alone / "resharded", part=part)
+
+
+def test_two_processes_test_a_model_as_one(pair, alone):
+    """Every image once, integer counts: the same bits in both processes and alone."""
+    whole = json.loads((alone / "evaluate" / "0.json").read_text())
+    assert whole["images"] == 7
+    assert whole["confusion"]
+    for rank in (0, 1):
+        assert json.loads((pair[0] / "evaluate" / f"{rank}.json").read_text()) == whole
 
 
 def test_what_does_not_fit_together_is_named(pair):

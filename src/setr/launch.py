@@ -91,6 +91,12 @@ def _first_host(env: Mapping[str, str]) -> str:
     return "".join(part or "" for part in found.groups()) if found else ""
 
 
+def is_first() -> bool:
+    """Whether this is the process that prints results."""
+    place = place_of(os.environ)
+    return place is None or place.rank == 0
+
+
 def restarted() -> bool:
     """Whether torchrun or SLURM started this run again after a failure."""
     names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
