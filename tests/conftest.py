@@ -16,7 +16,7 @@ from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfi
 from setr.images import encode_png, write_bytes
 from setr.model import SETR, create_model
 
-torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture(scope="session")

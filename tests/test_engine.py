@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -14,16 +15,25 @@ from pathlib import Path
 import pytest
 import torch
 
+import setr.checkpoint as checkpoint
 import setr.engine as engine
+from setr.checkpoint import newest_state
 from setr.config import Config
-from setr.engine import STATE, train
+from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
+from setr.runfolder import LAST, RunFolder
 from tests.conftest import tiny_config, write_scene_folders
 
 
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / STATE, weights_only=True)["model"]
+    """Weights, optimiser and moving average of the newest state."""
+    state = newest_state(folder / LAST)
+    assert state is not None
+    tensors = {name: torch.zeros(state.shape(name)) for name in state.names()}
+    for name, tensor in tensors.items():
+        state.read(name, tensor)
+    return tensors
 
 
 def with_train(config: Config, **changes: object) -> Config:
@@ -68,7 +78,7 @@ def test_accumulation_equals_the_larger_batch(tmp_path, monkeypatch):
     gradients = []
     for accumulate in (1, 4):
         config = tiny_config(tmp_path / str(accumulate), batch_size=4, accumulate=accumulate)
-        run = engine._Run(config, Path(config.out), resume=False)
+        run = engine._Run(config, RunFolder(Path(config.out)))
         run.model.eval()
         monkeypatch.setattr(run.model, "train", lambda: None)
         monkeypatch.setattr(run.optimizer, "zero_grad", lambda set_to_none: None)
@@ -113,9 +123,65 @@ def test_resume_refuses_another_model(config):
         train(other, resume=True)
 
 
+def test_resume_refuses_other_data_or_classes(config):
+    train(config)
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, root="scenes:13"))
+    with pytest.raises(SetrError, match=r"other data or classes: data\.train\.pairs 13, not 12"):
+        train(other, resume=True)
+
+
+def test_resume_without_a_state_is_refused(config):
+    with pytest.raises(SetrError, match="no training state to resume from"):
+        train(config, resume=True)
+
+
+def test_a_restart_by_the_launcher_resumes_by_itself(config, monkeypatch):
+    train(config)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = train(config)
+    assert (
+        again["single_scale"]
+        == json.loads((Path(config.out) / "metrics.json").read_text())["single_scale"]
+    )
+
+
+def test_a_full_disk_costs_the_save_and_not_the_run(config, monkeypatch, capsys):
+    saves = []
+
+    def full(*arguments: object) -> None:
+        saves.append(arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    metrics = train(with_train(config, save_every=2))
+    assert metrics["single_scale"]["miou"] is not None
+    assert len(saves) == 2
+    lines = capsys.readouterr().err
+    assert "state of step 2 not saved (the disk is full)" in lines
+    assert "training goes on" in lines
+
+
+def test_a_resumed_log_has_every_step_once(config, monkeypatch):
+    config = with_train(config, save_every=3, steps=4, log_every=1)
+    original = engine._Run.train_step
+
+    def dying(self, images, masks):
+        if self.step == 3 and not self.folder.state:
+            (self.folder.out / "log.jsonl").open("a").write('{"step": 4, "lo')  # a torn line
+            raise KeyboardInterrupt
+        return original(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    train(config, resume=True)
+    lines = (Path(config.out) / "log.jsonl").read_text().splitlines()
+    assert [line["step"] for line in map(json.loads, lines) if "loss" in line] == [1, 2, 3, 4]
+
+
 def test_a_broken_state_is_one_clear_line(config):
     train(config)
-    state = Path(config.out) / STATE
+    (state,) = Path(config.out, LAST).glob("step-*/rank-00000.safetensors")
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(SetrError, match="broken training state"):
         train(config, resume=True)
@@ -157,4 +223,6 @@ def test_a_signal_saves_and_exits_130(tmp_path, number):
     assert process.returncode == INTERRUPTED
     assert "--resume" in message
     assert "Traceback" not in message
-    assert torch.load(out / STATE, weights_only=True)["step"] >= 1
+    state = newest_state(out / LAST)
+    assert state is not None
+    assert state.step >= 1

@@ -8,9 +8,10 @@ from pathlib import Path
 import setr
 
 ORDER = (
+    # processes
+    *("errors", "progress", "watch", "launch", "distributed"),
     # files and samples
     *(
-        "errors",
         "remote",
         "_torchvision",
         "decode",
@@ -20,6 +21,7 @@ ORDER = (
         "layouts",
         "pairs",
         "scenes",
+        "shards",
         "datasets",
     ),
     *("transforms", "loader"),
@@ -52,8 +54,9 @@ ORDER = (
     ),
     *("protocols", "inference", "hub", "foreign", "complexity"),
     # runs
-    *("progress", "provenance", "checkpoint", "config", "paper", "evaluation", "optim", "recipes"),
-    *("results", "submissions", "engine", "predictor"),
+    *("provenance", "parallel", "checkpoint", "config", "paper", "evaluation", "optim", "recipes"),
+    *("results", "submissions", "interrupt", "facts", "runfolder", "snapshot", "build", "engine"),
+    "predictor",
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
     *("explain", "montage", "figures"),

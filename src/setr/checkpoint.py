@@ -1,44 +1,272 @@
-"""The training state: everything an interrupted run needs to continue bit for bit.
+"""Training states on disk: what an interrupted run needs to continue bit for bit.
 
-Tensors and plain values only, so it loads with `weights_only=True`. A save writes a new file,
-flushes it to disk and renames it; the final name always holds a complete state.
+`last/step-00001000/` holds one safetensors file per writing process and `state.json` with plain
+values, the place of every slice, and checksums: nothing that could be executed. A sharded run
+writes its slices in parallel; any number of processes reads them. (torch's distributed checkpoint
+does the same but keeps its index as a pickle.) A folder is written under another name, flushed to
+disk and renamed, so a name that counts holds a complete state. The newest whole one is read.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from setr import __version__
+from setr.distributed import gather, on_first, rank, say, world
 from setr.errors import SetrError
 
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+FORMAT = "setr-state-1"
+_INDEX = "state.json"
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Read a training state without executing anything in it.
+class State(NamedTuple):
+    """A complete training state on disk.
+
+    Attributes:
+        folder: where it is.
+        step: after which it was saved.
+        values: the plain values saved.
+        tensors: their shapes and places.
+    """
+
+    folder: Path
+    step: int
+    values: dict[str, Any]
+    tensors: dict[str, Any]
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return list(self.tensors)
+
+    def shape(self, name: str) -> list[int]:
+        """Shape of a tensor."""
+        return list(self.tensors[name]["shape"])
+
+    def read(self, name: str, into: Tensor) -> None:
+        """Fill a tensor, of which this process may hold a slice of the rows only.
+
+        Raises:
+            SetrError: the state has no such tensor, or of another shape.
+        """
+        entry = self.tensors.get(name)
+        shape = list(into.shape)
+        if entry is None or entry["shape"] != shape:
+            has = "lacks it" if entry is None else f"has {entry['shape']}, not {shape}"
+            raise SetrError(f"{self.folder}: is of another model: for {name} it {has}")
+        target = into.to_local() if isinstance(into, DTensor) else into
+        first, last = _rows(into, rank()) if isinstance(into, DTensor) else (0, (shape or [1])[0])
+        with torch.no_grad():
+            for number, (start, stop) in entry["rows"]:
+                a, b = max(start, first), min(stop, last)
+                if a < b:
+                    part = _open(self.folder / _file(number)).get_slice(name)
+                    value = part[a - start : b - start] if shape else _scalar(self, number, name)
+                    (target[a - first : b - first] if shape else target).copy_(value)
+
+
+def save_state(
+    last: Path, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int
+) -> str | None:
+    """Write a state and drop all but the newest `keep`; called by all processes.
+
+    Args:
+        last: folder of the states.
+        step: after which it is saved.
+        values: plain values, as JSON has them.
+        tensors: whole, or sharded by rows over the processes.
+        keep: number of states to keep.
+
+    Returns:
+        None, or in every process why it could not be written; the states before are untouched.
+    """
+    sharded = any(isinstance(t, DTensor) for t in tensors.values())
+    if rank() > 0 and not sharded:
+        return None
+    part = last / f".step-{step:08}.part"
+    problem = _attempt(lambda: _begin(last, part)) if rank() == 0 else None
+    if sharded:
+        gather(None)  # the folder exists now
+    digest: dict[str, Any] = {}
+    problem = problem or _attempt(lambda: digest.update(_write_tensors(part, tensors)))
+    written = gather((problem, digest)) if sharded else [(problem, digest)]
+    problem = next((p for p, _ in written if p), None)
+    if problem is None and rank() == 0:
+        content = {
+            "format": FORMAT,
+            "version": __version__,
+            "step": step,
+            "values": dict(values),
+            "tensors": _index(tensors, len(written)),
+            "files": {_file(number): d for number, (_, d) in enumerate(written)},
+        }
+        problem = _attempt(lambda: _finish(last, part, step, content, keep))
+    if rank() == 0 and problem:
+        shutil.rmtree(part, ignore_errors=True)
+    return gather(problem)[0] if sharded else problem
+
+
+def newest_state(last: Path) -> State | None:
+    """The newest state that is whole, or None if there is none at all; called by all processes.
+
+    A broken one is named on stderr and the one before it is taken.
 
     Raises:
-        SetrError: missing, truncated, or not a training state.
+        SetrError: there are states, but none is whole.
     """
-    if not path.is_file():
-        raise SetrError(f"{path}: no training state to resume from; start without --resume")
+    names = on_first(lambda: [p.name for p in _states(last)])
+    problems = []
+    for name in reversed(names):
+        found, problem = _examine(last / name)
+        problem = next((f"rank {r}: {p}" if world() > 1 else p
+                        for r, p in enumerate(gather(problem)) if p), "")  # fmt: skip
+        if not problem and found:
+            return found
+        problems.append(f"{last / name}: broken training state ({problem})")
+        if name != names[0]:
+            say(f"warning: {problems[-1]}; falling back to the one before")
+    if problems:
+        raise SetrError(f"{problems[-1]}; none is whole, start again with --overwrite")
+    return None
+
+
+def _states(last: Path) -> list[Path]:
+    return sorted(p for p in last.glob("step-*") if p.is_dir()) if last.is_dir() else []
+
+
+def _file(number: int) -> str:
+    return f"rank-{number:05}.safetensors"
+
+
+def _rows(tensor: DTensor, number: int) -> tuple[int, int]:
+    """Rows of a tensor that process `number` holds: FSDP2 gives each the same count, rounded up."""
+    each = -(-tensor.shape[0] // world())
+    return min(number * each, tensor.shape[0]), min((number + 1) * each, tensor.shape[0])
+
+
+def _index(tensors: Mapping[str, Tensor], writers: int) -> dict[str, Any]:
+    index = {}
+    for name, tensor in tensors.items():
+        shape = list(tensor.shape)
+        rows: list[Any] = [(0, (0, (shape or [1])[0]))]
+        if isinstance(tensor, DTensor):
+            rows = [(n, _rows(tensor, n)) for n in range(writers)]
+        index[name] = {"shape": shape, "rows": rows}
+    return index
+
+
+def _attempt(action: Any) -> str | None:
+    """Do it, or say in a line why it failed."""
+    from safetensors import SafetensorError
+
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SetrError(f"{path}: broken training state ({reason:.100})") from None
-    if not isinstance(state, dict) or "step" not in state:
-        raise SetrError(f"{path}: not a training state of this toolkit")
-    return dict(state)
+        action()
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        return "the disk is full" if full else str(error).splitlines()[0]
+    return None
+
+
+def _begin(last: Path, part: Path) -> None:
+    remove_parts(last)
+    part.mkdir(parents=True)
+
+
+def remove_parts(last: Path) -> None:
+    """Remove what a save that was interrupted left behind."""
+    for leftover in last.glob(".step-*.part"):
+        shutil.rmtree(leftover)
+
+
+def _write_tensors(part: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write this process's tensors; returns size and checksum of the file."""
+    from safetensors.torch import save_file
+
+    own = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            own[name] = tensor.to_local().detach().cpu().contiguous()
+        elif rank() == 0:
+            own[name] = tensor.detach().cpu().contiguous()
+    path = part / _file(rank())
+    save_file(own, path)
+    _flush(path)
+    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def _finish(last: Path, part: Path, step: int, content: dict[str, Any], keep: int) -> None:
+    text = json.dumps(content)
+    check = hashlib.sha256(text.encode()).hexdigest()
+    (part / _INDEX).write_text(f'{{"sha256": "{check}", "state":\n{text}\n}}\n', encoding="utf-8")
+    _flush(part / _INDEX)
+    final = last / f"step-{step:08}"
+    if final.exists():  # broken, or it would have been resumed from
+        shutil.rmtree(final)
+    os.replace(part, final)
+    _flush(last)
+    for old in _states(last)[:-keep]:
+        shutil.rmtree(old)
+
+
+def _flush(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _examine(folder: Path) -> tuple[State | None, str]:
+    """A state, or what is wrong with it; each process reads a share of the files."""
+    try:
+        lines = (folder / _INDEX).read_text(encoding="utf-8").split("\n")
+        check = json.loads(lines[0].rstrip().removesuffix(', "state":') + "}")["sha256"]
+        if hashlib.sha256(lines[1].encode()).hexdigest() != check:
+            return None, f"{_INDEX}: checksum differs"
+        content = json.loads(lines[1])
+        if content["format"] != FORMAT:
+            return None, f"{_INDEX}: format is not {FORMAT}"
+        files = content["files"]
+    except FileNotFoundError:
+        return None, f"{_INDEX}: no such file"
+    except (OSError, ValueError, LookupError, TypeError):
+        return None, f"{_INDEX}: not a training state of this toolkit"
+    for name in list(files)[rank() :: world()]:
+        path = folder / name
+        if not path.is_file():
+            return None, f"{name}: no such file"
+        size = path.stat().st_size
+        if size != files[name]["bytes"]:
+            return None, f"{name}: {size} of {files[name]['bytes']} bytes"
+        if _digest(path) != files[name]["sha256"]:
+            return None, f"{name}: checksum differs"
+    return State(folder, content["step"], content["values"], content["tensors"]), ""
+
+
+def _open(path: Path) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(path, "pt")
+
+
+def _scalar(state: State, number: int, name: str) -> Tensor:
+    value: Tensor = _open(state.folder / _file(number)).get_tensor(name)
+    return value

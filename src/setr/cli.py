@@ -29,6 +29,7 @@ VERBS = {
     "doctor": "check a data set before training: setr doctor DATA",
     "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
     "convert": "turn a foreign checkpoint into a model directory: setr convert FILE -o DIR",
+    "shard": "pack a data set into tar files: setr shard DATA OUT",
     "models": "list the named models: setr models [PATTERN]",
     "recipes": "list the named experiments: setr recipes [--table N]",
     "results": "finished runs beside the paper's tables: setr results",
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SetrError as error:
         if debug:
             raise
-        return _fail(str(error), error.code)
+        return error.code if error.reported else _fail(str(error), error.code)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:

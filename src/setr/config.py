@@ -160,7 +160,11 @@ class TrainConfig:
     batch_size: int = 8
     """Images per step, over all processes and accumulation."""
     accumulate: int = 1
-    """Parts a batch is computed in; each holds batch_size / accumulate images in memory."""
+    """Parts a batch is computed in, one after the other; each process then holds batch_size /
+    accumulate / processes images in memory."""
+    sharding: Literal["none", "full"] = "none"
+    """With several processes: `full` keeps a slice of weights, gradients and moments in each
+    (FSDP2) in place of a copy of all (DDP)."""
     precision: Precision = "auto"
     """bf16 where the hardware has it, else fp32; the loss is always fp32."""
     aux_weight: float = 0.4
@@ -181,6 +185,8 @@ class TrainConfig:
     """Steps between evaluations on the validation split; 0 evaluates at the end only."""
     save_every: int = 1000
     """Steps between saves of the training state."""
+    keep_states: int = 2
+    """Training states kept; a broken one is skipped for the one before it."""
     log_every: int = 50
     """Steps between lines of the log."""
     seed: int = 0
@@ -196,6 +202,7 @@ class TrainConfig:
         _check(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
         _check(self.save_every > 0 and self.log_every > 0, "train.save_every, log_every: give >= 1")
         _check(self.eval_every >= 0, "train.eval_every: give 0 or more")
+        _check(self.keep_states > 0, f"train.keep_states {self.keep_states}: give at least 1")
 
 
 @dataclass(frozen=True)

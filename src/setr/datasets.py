@@ -22,6 +22,7 @@ from setr.images import Source, read_image, read_mask
 from setr.labels import Labels, known_labels, known_name
 from setr.layouts import find_split
 from setr.pairs import Pair, Pairs
+from setr.shards import Shards, is_shards
 
 SPLITS = ("train", "val", "test")
 YAML_KEYS = (
@@ -59,6 +60,15 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def version(self) -> str | None:
+        """Changes with the content; None where the pairs are files, whose times tell."""
+        return None
+
+    def permutation(self, rng: np.random.Generator) -> np.ndarray:
+        """An order of the samples for one epoch."""
+        return rng.permutation(len(self))
 
     def sources(self, index: int) -> tuple[Source, Source | None]:
         """What image and mask are decoded from: paths, or the bytes of files."""
@@ -102,6 +112,11 @@ class Dataset:
 class SceneDataset(Dataset):
     """The embedded data set: drawn street scenes, generated from a seed, never on disk."""
 
+    @property
+    def version(self) -> str:
+        """The same scenes for ever."""
+        return "drawn"
+
     def load(self, index: int) -> Sample:
         """Draw scene number `index` of this split."""
         return Sample(*scenes.draw(self.split, index))
@@ -119,6 +134,11 @@ class HubDataset(Dataset):
     rows: Any = None
     mask_column: str = ""
 
+    @property
+    def version(self) -> str:
+        """What the library knows the rows by."""
+        return str(self.rows._fingerprint)
+
     def sources(self, index: int) -> tuple[Source, Source | None]:
         """Bytes (or paths) of image and mask as the data set stores them."""
         row = self.rows[index]
@@ -126,13 +146,48 @@ class HubDataset(Dataset):
         return image["bytes"] or image["path"], mask["bytes"] or mask["path"]
 
 
+@dataclass(frozen=True)
+class ShardDataset(Dataset):
+    """A split packed into tar files (see `shards.py`).
+
+    Attributes:
+        shards: the opened split.
+    """
+
+    shards: Any = None
+
+    @property
+    def version(self) -> str:
+        """Checksum of the index, which holds those of all files."""
+        return str(self.shards.content)
+
+    def permutation(self, rng: np.random.Generator) -> np.ndarray:
+        """An order that reads some shards at a time."""
+        order: np.ndarray = self.shards.permutation(rng)
+        return order
+
+    def sources(self, index: int) -> tuple[Source, Source | None]:
+        """Bytes of image and mask."""
+        image, mask = self.shards.read(index)
+        return image, mask
+
+    def load(self, index: int) -> Sample:
+        """As `Dataset.load`; errors name the sample, which has no path."""
+        try:
+            return super().load(index)
+        except SetrError as error:
+            name = self.pairs[index].image
+            raise SetrError(str(error).replace("image data", str(name))) from None
+
+
 def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> Dataset:
     """Open one split of a data set.
 
     Args:
-        path: a folder, a YAML file, `hf:OWNER/NAME` for a Hugging Face data set, or `scenes` for
-            the embedded drawn data, 1000 for training and a tenth of that for other splits
-            (`scenes:COUNT` for another number).
+        path: a folder, a YAML file, a folder or address of shards (`setr shard`, s3://…),
+            `hf:OWNER/NAME` for a Hugging Face data set, or `scenes` for the embedded drawn data,
+            1000 for training and a tenth of that for other splits (`scenes:COUNT` for another
+            number).
         split: `train`, `val`, `test` or another the layout has, or several joined with `+`.
         labels: classes, or the name of a known data set, to use where the data has no data.yaml
             that names its own. A name takes the encoding of the mask files found.
@@ -147,6 +202,8 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
         return SceneDataset("scenes", split, scenes.LABELS, pairs)
     if path.startswith(HUB):
         return _open_hub(path, split, labels)
+    if is_shards(path):
+        return _open_shards(path, split)
     root, own, folders = read_description(Path(path))
     given = own or labels
     wanted = given if isinstance(given, str) else None
@@ -178,6 +235,14 @@ def _with_encoding(given: Labels | str | None, implied: str | None) -> Labels | 
     if name and related and encoding and ":" not in name:
         name = f"{name}:{encoding}"
     return known_labels(name) if name else None
+
+
+def _open_shards(path: str, split: str) -> Dataset:
+    """Shards carry their classes with them."""
+    shards = Shards(path, split)
+    name, labels = shards.description["name"], Labels.from_dict(shards.description["labels"])
+    pairs = tuple(Pair(Path(name, split, n), Path(name, split, f"{n}:mask")) for n in shards.names)
+    return ShardDataset(name, split, labels, pairs, (), shards)
 
 
 def _open_hub(path: str, split: str, labels: Labels | str | None) -> Dataset:

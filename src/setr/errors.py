@@ -24,3 +24,4 @@ class SetrError(ValueError):
     def __init__(self, message: str, *, code: int = FAILED) -> None:
         super().__init__(message)
         self.code = code
+        self.reported = False  # another process of the run prints it

@@ -2,12 +2,14 @@
 
 The permutation of an epoch comes from (seed, epoch), the position in it from the step, the
 augmentation of a sample from (seed, epoch, index). Nothing else carries state, so a resumed run
-sees the batches the uninterrupted one would have seen, whatever the number of workers.
+sees the batches the uninterrupted one would have seen, whatever the number of workers and of
+processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,6 +24,29 @@ from setr.transforms import Augmentation
 
 Loaded = tuple[np.ndarray, np.ndarray] | SetrError
 Position = tuple[int, int]  # (epoch, index)
+Permute = Callable[[np.random.Generator], np.ndarray]
+
+
+class Share(NamedTuple):
+    """The part of a global batch that one process computes.
+
+    The batch is cut into micro-batches, each of these into one slice per process: a micro-batch
+    holds the same images, and batch norm sees the same ones together, for any number of processes.
+
+    Attributes:
+        rank: of the process.
+        world: number of processes.
+        accumulate: micro-batches per batch.
+    """
+
+    rank: int
+    world: int
+    accumulate: int
+
+    def of(self, batch_size: int) -> np.ndarray:
+        """Positions in the batch, in ascending order."""
+        cut = np.arange(batch_size).reshape(self.accumulate, self.world, -1)
+        return cut[:, self.rank].ravel()
 
 
 class BatchOrder:
@@ -33,11 +58,25 @@ class BatchOrder:
         seed: of the order.
         start: first step.
         stop: step after the last.
+        share: which part of every batch to yield.
+        permute: gives an epoch's order; any order of the samples by default.
     """
 
-    def __init__(self, length: int, batch_size: int, *, seed: int, start: int, stop: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        share: Share | None = None,
+        permute: Permute | None = None,
+    ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.stop = start, stop
+        self.share = share or Share(0, 1, 1)
+        self.permute: Permute = permute or (lambda rng: rng.permutation(length))
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -46,10 +85,10 @@ class BatchOrder:
         epoch, order = -1, np.empty(0, np.int64)
         for step in range(self.start, self.stop):
             batch = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            for position in step * self.batch_size + self.share.of(self.batch_size):
                 if position // self.length != epoch:
-                    epoch = position // self.length
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+                    epoch = int(position // self.length)
+                    order = self.permute(np.random.default_rng((self.seed, epoch)))
                 batch.append((epoch, int(order[position % self.length])))
             yield batch
 
@@ -113,11 +152,24 @@ def training_batches(
     start: int,
     stop: int,
     workers: int,
+    share: Share | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of steps start .. stop-1: images uint8 (B, H, W, 3), masks uint8 (B, H, W)."""
+    """Batches of steps start .. stop-1: images uint8 (B, H, W, 3), masks uint8 (B, H, W).
+
+    `batch_size` counts the images of all processes; `share` selects those of this one.
+    """
+    order = BatchOrder(
+        len(dataset),
+        batch_size,
+        seed=seed,
+        start=start,
+        stop=stop,
+        share=share,
+        permute=dataset.permutation,
+    )
     loader = DataLoader(
         _Augmented(dataset, augment, seed),
-        batch_sampler=BatchOrder(len(dataset), batch_size, seed=seed, start=start, stop=stop),
+        batch_sampler=order,
         num_workers=workers,
         collate_fn=stack,
         worker_init_fn=_one_thread,

@@ -6,13 +6,12 @@ layer-wise decay makes early blocks learn slower. The schedule is a pure functio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from setr.config import OptimConfig
 from setr.model import SETR
+from setr.parallel import local
 
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "gamma")
 
@@ -79,13 +78,8 @@ class MovingAverage:
         floats, targets = [], []
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                floats.append(self.state[name])
-                targets.append(value)
+                floats.append(local(self.state[name]))
+                targets.append(local(value))
             else:
                 self.state[name].copy_(value)
         torch._foreach_lerp_(floats, targets, 1 - decay)
-
-
-def trainable(model: nn.Module) -> Iterator[Tensor]:
-    """The parameters that receive gradients."""
-    return (p for p in model.parameters() if p.requires_grad)

@@ -16,6 +16,9 @@ class Progress:
         start: steps done before.
     """
 
+    silent = False
+    """In a process that is not the first of several: the first one shows."""
+
     def __init__(self, name: str, total: int, *, start: int = 0) -> None:
         self.name, self.total, self.start = name, total, start
         self.began = self.shown = time.monotonic()
@@ -32,7 +35,8 @@ class Progress:
         if loss is not None:
             self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
         now = time.monotonic()
-        if now - self.shown < (0.2 if self.live else 15) and done != self.total:
+        early = now - self.shown < (0.2 if self.live else 15) and done != self.total
+        if early or self.silent:
             return
         self.shown = now
         rates = self.rates()
@@ -60,7 +64,7 @@ class Progress:
 
     def close(self) -> None:
         """End the line."""
-        if self.live:
+        if self.live and not self.silent:
             print(file=sys.stderr)
 
 

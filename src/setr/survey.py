@@ -21,7 +21,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from setr.datasets import Dataset, HubDataset, SceneDataset
+from setr.datasets import Dataset, SceneDataset
 from setr.errors import SetrError
 from setr.images import check_whole, read_image
 from setr.labels import IGNORE
@@ -166,10 +166,9 @@ def difference_hash(image: np.ndarray) -> int:
 
 def _keys(dataset: Dataset) -> Iterator[int]:
     """A number per pair that changes when a file does; 0 where a file is missing."""
-    if isinstance(dataset, SceneDataset | HubDataset):  # no files of their own
-        version = dataset.rows._fingerprint if isinstance(dataset, HubDataset) else VERSION
+    if dataset.version is not None:
         for index in range(len(dataset)):
-            yield _digest(f"{dataset.name}/{dataset.split}/{version}/{index}")
+            yield _digest(f"{dataset.name}/{dataset.split}/{dataset.version}/{index}/{VERSION}")
         return
     for image, mask in _names(dataset):
         try:

@@ -39,8 +39,11 @@ def run(arguments: list[str]) -> int:
     rest = arguments[1:] if named else arguments
     given = parse(Arguments, rest, "train RECIPE", default=default)
     from setr.engine import train
+    from setr.launch import is_first
 
     metrics = train(given.config, resume=given.resume, overwrite=given.overwrite)
+    if not is_first():
+        return OK
     print(json.dumps(metrics) if given.json else figures_table(metrics))
     return OK
 

@@ -1,0 +1,105 @@
+"""From the settings of a run to its parts: the last place that sees a `Config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from setr.complexity import parameter_counts
+from setr.config import Config
+from setr.distributed import say, world
+from setr.errors import USAGE, SetrError
+from setr.hub import ModelInfo
+from setr.inference import Protocol
+from setr.labels import Labels
+from setr.loader import Share
+from setr.lora import add_lora
+from setr.model import SETR, create_model
+from setr.pretrained import load_encoder
+from setr.protocols import preset
+from setr.transforms import Augmentation, rare_class_odds
+
+
+def build_model(config: Config, num_classes: int) -> SETR:
+    """The model to train, with what is frozen frozen."""
+    settings = config.model
+    model = create_model(
+        settings.name,
+        num_classes=num_classes,
+        img_size=settings.img_size,
+        encoder=settings.encoder,
+        aux=settings.aux,
+        channels=settings.channels,
+        pos_interp=settings.pos_interp,
+        prefix_tokens=settings.prefix_tokens,
+        encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
+    )
+    if settings.pretrained:
+        report = load_encoder(model, settings.pretrained)
+        say(f"{settings.pretrained}: {report}")
+    if settings.lora_rank:
+        add_lora(model, settings.lora_rank)
+    model.encoder.freeze(settings.freeze)
+    trained, total = parameter_counts(model)
+    if trained < total:
+        say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
+    return model
+
+
+def build_augmentation(config: Config, pixels: np.ndarray) -> Augmentation:
+    """The augmentation of a training split with these pixel counts (K,)."""
+    data = config.data
+    return Augmentation(
+        crop_size=data.crop_size,
+        short_side=data.short_side,
+        long_side=data.long_side,
+        rare_crops=data.rare_class_crops,
+        class_odds=rare_class_odds(pixels),
+        scale_range=data.scale_range,
+        flip=data.flip,
+        photometric=data.photometric,
+        max_class_share=data.max_class_share,
+    )
+
+
+def build_info(config: Config, labels: Labels) -> ModelInfo:
+    """What is stored with the model."""
+    return ModelInfo(
+        labels=labels,
+        mean=config.model.mean,
+        std=config.model.std,
+        protocol=_protocol(config, labels),
+        recipe=config.recipe,
+        crop_size=config.data.crop_size,
+        pretrained=config.model.pretrained and Path(config.model.pretrained).name,
+        command=f"setr train config.yaml --out runs/{config.recipe}",
+    )
+
+
+def _protocol(config: Config, labels: Labels) -> Protocol:
+    own = Protocol(
+        window=config.eval.window,
+        stride=config.eval.stride,
+        short_side=config.data.short_side,
+        long_side=config.data.long_side,
+    )
+    if config.eval.protocol is None:
+        return own
+    return preset(config.eval.protocol, own=own, labels=labels, grid=config.data.crop_size)
+
+
+def build_share(config: Config, rank: int) -> Share:
+    """The part of every batch that process `rank` computes.
+
+    Raises:
+        SetrError: the batch cannot be cut into equal parts.
+    """
+    batch, parts = config.train.batch_size, config.train.accumulate
+    if batch % (world() * parts):
+        raise SetrError(
+            f"train.batch_size {batch}: must be a multiple of processes ({world()}) x "
+            f"train.accumulate ({parts})",
+            code=USAGE,
+        )
+    return Share(rank, world(), parts)

@@ -1,0 +1,95 @@
+"""`setr shard DATA OUT`: pack a data set into tar files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from setr.cli import parse
+from setr.errors import OK, USAGE, SetrError
+
+if TYPE_CHECKING:
+    from setr.datasets import Dataset
+    from setr.shards import Packed
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Pack a data set into tar files (webdataset layout) that train like the folder itself."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Folder or YAML file of the data set, or `scenes`."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder to write; then train with --data.root OUT, or copy it to object storage."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits to pack."""
+    labels: str | None = None
+    """Known data set whose classes to use where the folder names none."""
+    samples: int = 1000
+    """Samples per tar file."""
+
+
+def run(arguments: list[str]) -> int:
+    """Check the splits, then write them."""
+    given: Arguments = parse(Arguments, arguments, "shard")
+    if given.samples < 1:
+        raise SetrError(f"--samples {given.samples}: give at least 1", code=USAGE)
+    from setr.datasets import open_dataset
+    from setr.doctor import check
+    from setr.images import write_bytes
+    from setr.progress import counting
+    from setr.shards import FORMAT, INDEX, write_split
+
+    if (given.out / INDEX).exists():
+        raise SetrError(f"{given.out}: holds shards already; choose another OUT", code=USAGE)
+    opened = [open_dataset(given.data, split, given.labels) for split in given.splits]
+    for dataset in opened:
+        check(dataset, progress=counting(f"check {dataset.split}")).raise_problems()
+    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        entries = {
+            d.split: write_split(given.out, d.split, _samples(d), per_shard=given.samples)
+            for d in opened
+        }
+    except OSError as error:
+        raise SetrError(f"{given.out}: cannot write: {error.strerror}") from None
+    labels = opened[0].labels.to_dict()
+    content = {"format": FORMAT, "name": opened[0].name, "labels": labels, "splits": entries}
+    write_bytes(given.out / INDEX, (json.dumps(content, indent=1) + "\n").encode())
+    for split, entry in entries.items():
+        count = sum(shard["samples"] for shard in entry["shards"])
+        print(f"{split}: {count} samples in {len(entry['shards'])} shards", file=sys.stderr)
+    return OK
+
+
+def _samples(dataset: Dataset) -> Iterator[Packed]:
+    """Files as they are; drawn scenes and MATLAB masks as PNG."""
+    from setr.datasets import SceneDataset
+    from setr.images import encode_png, read_mask
+    from setr.progress import counting
+    from setr.shards import Packed
+
+    show = counting(f"pack {dataset.split}")
+    for index in range(len(dataset)):
+        name = dataset.pairs[index].image.name
+        if isinstance(dataset, SceneDataset):
+            image, mask = map(encode_png, dataset.load(index))
+            yield Packed(name, image, ".png", mask)
+        else:
+            first, second = dataset.sources(index)
+            assert second is not None  # checked
+            suffix = Path(name).suffix.lower() or ".jpg"
+            mat = not isinstance(second, bytes) and str(second).endswith(".mat")
+            packed = encode_png(read_mask(second)) if mat else _content(second)
+            yield Packed(name, _content(first), suffix, packed)
+        show(index + 1, len(dataset))
+
+
+def _content(source: object) -> bytes:
+    return source if isinstance(source, bytes) else Path(str(source)).read_bytes()

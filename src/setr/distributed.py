@@ -1,0 +1,191 @@
+"""The processes of a run: who they are, what they agree on, and what happens when one is lost.
+
+torch's own engine, without a launcher of our own: `torchrun`, or `srun` with one task per process,
+starts the same command on every device. Without either, or with a world of one, everything here
+does nothing. `parallel.py` spreads a model over the processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from setr.errors import USAGE, SetrError
+from setr.launch import meet, place_of
+from setr.progress import Progress
+from setr.watch import Watch
+
+T = TypeVar("T")
+JOIN_SECONDS = 300
+"""How long processes wait for each other at the start."""
+_SHOWN = 5  # differences named
+
+
+@contextlib.contextmanager
+def joined(*, timeout: float = JOIN_SECONDS) -> Iterator[None]:
+    """Join the other processes for the length of a `with` block, if there are any.
+
+    Inside, a lost process ends the others within 30 seconds with a line that names it, and only
+    rank 0 says something on the terminal. A group that exists already is used and left alone.
+
+    Raises:
+        SetrError: a wrong world size, a port in use, processes that do not arrive, more processes
+            than GPUs, or a process that was lost.
+    """
+    place = place_of(os.environ)
+    if place is None or place.world == 1 or dist.is_initialized():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda and place.local_rank >= torch.cuda.device_count():
+        raise SetrError(
+            f"process {place.local_rank} of this host has no GPU of its own: there are "
+            f"{torch.cuda.device_count()}; start as many processes as GPUs",
+            code=USAGE,
+        )
+    store, watched = meet(place, timeout)
+    if cuda:
+        torch.cuda.set_device(place.local_rank)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
+    watch = Watch(watched, place.rank, place.world)
+    watch.start()
+    Progress.silent = place.rank > 0
+    try:
+        yield
+    except SetrError as error:
+        watch.leave("" if error.reported else str(error))
+        raise
+    except RuntimeError as error:
+        lost = watch.find_lost() if _is_connection(error) else None
+        if lost is None:
+            watch.leave(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            raise
+        watch.leave("")
+        raise SetrError(lost) from None
+    except BaseException as error:
+        watch.leave(type(error).__name__)
+        raise
+    else:
+        watch.leave("")
+        dist.barrier()
+    finally:
+        Progress.silent = False
+        dist.destroy_process_group()
+
+
+def _is_connection(error: Exception) -> bool:
+    """Whether an error of torch comes from another process that vanished."""
+    words = ("connection", "gloo", "nccl", "timed out", "peer", "socket", "broken pipe")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def rank() -> int:
+    """Number of this process; 0 without a group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Number of processes; 1 without a group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device() if world() > 1 else 0)
+
+
+def say(text: str) -> None:
+    """A line on stderr, from rank 0 only."""
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in place."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    if world() == 1:
+        return flag
+    return bool(add_up(torch.tensor(int(flag), device=device())))
+
+
+def together(error: SetrError) -> SetrError:
+    """Mark an error that all processes raise, so that only rank 0 prints it."""
+    error.reported = rank() != 0
+    return error
+
+
+def on_first(action: Callable[[], T]) -> T:
+    """Do something on rank 0 and give everyone its result, or its error."""
+    if world() == 1:
+        return action()
+    outcome: list[Any] = [None]
+    if rank() == 0:
+        try:
+            outcome = [(action(), None)]
+        except SetrError as error:
+            outcome = [(None, error)]
+    dist.broadcast_object_list(outcome, src=0)
+    result, problem = outcome[0]
+    if problem is not None:
+        raise together(problem)
+    return result
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def require_equal(facts: Mapping[str, Any]) -> None:
+    """Compare what the processes were given; they must have the same, by hash.
+
+    Raises:
+        SetrError: names what differs, and in which process.
+    """
+    text = json.dumps(facts, sort_keys=True, default=str)
+    digests = gather(hashlib.sha256(text.encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    others = gather((socket.gethostname(), dict(facts)))
+    mine = others[0][1]
+    for number, (host, theirs) in enumerate(others):
+        found = differences(mine, theirs)
+        if found:
+            raise together(
+                SetrError(
+                    f"rank {number} on {host} was given something else than rank 0: "
+                    f"{found}; start all processes with the same command, data and versions",
+                    code=USAGE,
+                )
+            )
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """What differs between two sets of facts: `key a, not b; …`; empty if nothing does."""
+    keys = [k for k in {**first, **second} if first.get(k) != second.get(k)]
+    named = [f"{k} {second.get(k)!r:.60}, not {first.get(k)!r:.60}" for k in keys[:_SHOWN]]
+    more = [f"and {len(keys) - _SHOWN} more"] if len(keys) > _SHOWN else []
+    return "; ".join(named + more)

@@ -1,0 +1,125 @@
+"""The folder of a training run: who may write it, and what is in it.
+
+A model directory in Hub layout (the weights that scored best) with `config.yaml`, `log.jsonl`,
+`metrics.json` and `last/`, the states to resume from. Only rank 0 writes, except slices of a
+sharded state. A disk that is full is reported and costs that save, never the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from setr.checkpoint import State, newest_state, remove_parts, save_state
+from setr.config import Config
+from setr.distributed import any_of, on_first, rank, say
+from setr.errors import USAGE, SetrError
+from setr.images import write_bytes
+from setr.launch import restarted
+
+LAST = "last"
+
+
+class RunFolder:
+    """Files of one run.
+
+    Args:
+        out: the folder.
+        resume: continue from its newest state.
+        overwrite: replace what it holds.
+
+    Raises:
+        SetrError: it exists and neither is asked for; or nothing to resume from.
+    """
+
+    def __init__(self, out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.out, self.last = out, out / LAST
+        exists = on_first(out.exists)
+        again = any_of(restarted())  # by the launcher, with the command of the first start
+        if exists and not (resume or overwrite or again):
+            raise SetrError(
+                f"{out}: this run exists; add --resume to continue it, --overwrite to replace it, "
+                "or choose another --out",
+                code=USAGE,
+            )
+        self.state: State | None = None
+        if resume or again:
+            self.state = newest_state(self.last)
+        if resume and not again and self.state is None:
+            raise SetrError(
+                f"{self.last}: no training state to resume from; start without --resume"
+            )
+
+    def open(self, config: Config) -> None:
+        """Make the folder, with what is kept of an earlier run in it."""
+        on_first(lambda: self._open(config))
+
+    def _open(self, config: Config) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if self.state is None:
+                for old in self.last.glob("step-*/state.json"):
+                    old.unlink()  # a state without it is none, whatever happens next
+                (self.out / "log.jsonl").unlink(missing_ok=True)
+            else:
+                self._forget_after(self.state.step)
+            remove_parts(self.last)
+            for part in self.out.glob(".*.part"):
+                part.unlink()
+        except OSError as error:
+            raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
+        write_bytes(self.out / "config.yaml", config.to_yaml().encode())
+
+    def _forget_after(self, step: int) -> None:
+        """Drop what an interrupted process logged after the state that is resumed from."""
+        path = self.out / "log.jsonl"
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, LookupError, TypeError):  # cut off
+                continue
+        write_bytes(path, "".join(kept).encode())
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append to `log.jsonl`."""
+
+        def append() -> None:
+            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+        if rank() == 0:
+            self._attempt("log line", append)
+
+    def save(
+        self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int
+    ) -> bool:
+        """Save a training state; False, with a warning, if the disk does not take it."""
+        problem = save_state(self.last, step, values, tensors, keep=keep)
+        if problem:
+            say(f"warning: {self.last}: state of step {step} not saved ({problem}); the one before "
+                "stays, training goes on")  # fmt: skip
+        return not problem
+
+    def attempt(self, what: str, action: Callable[[], None]) -> bool:
+        """Write something on rank 0; False, with a warning, if the disk does not take it.
+
+        Called by all processes, which get the same answer.
+        """
+        return on_first(lambda: self._attempt(what, action))
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except (OSError, SetrError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            say(f"warning: {self.out}: {what} not written ({reason}); training goes on")
+            return False
+        return True

@@ -1,0 +1,208 @@
+"""Samples packed into tar files, for data sets of millions of files and for object storage.
+
+The layout is webdataset's: `KEY.jpg` followed by `KEY.mask.png`, files as they were, so other tools
+read the shards too. Beside them `SPLIT.npz` tells where every sample is. With it a sample is one
+range read, from a disk or through fsspec from s3://, gs://, https://, …; any order can be resumed
+at any position by any number of processes, which streaming readers cannot promise.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+
+INDEX = "shards.json"
+FORMAT = "setr-shards-1"
+BUFFER = 4096
+"""Samples shuffled among each other; they come from some shards read side by side."""
+
+
+class Packed(NamedTuple):
+    """One sample as it goes into a shard."""
+
+    name: str
+    image: bytes
+    suffix: str
+    mask: bytes
+
+
+def is_shards(path: str) -> bool:
+    """Whether a path is a folder of shards, or an address that only shards can be read from."""
+    return "://" in path or os.path.isfile(os.path.join(path, INDEX))
+
+
+class Shards:
+    """One split of a folder or an address of shards.
+
+    Args:
+        root: the folder or address.
+        split: of the data set.
+
+    Raises:
+        SetrError: not reachable, no such split, or a shard that is missing or cut off.
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        self.root, self.split = root.rstrip("/"), split
+        self._files: dict[int, Any] = {}
+        self._process = os.getpid()
+        self.description = self._description()
+        splits = self.description["splits"]
+        if split not in splits:
+            raise SetrError(f"{root}: no split '{split}'; it has {', '.join(splits)}", code=USAGE)
+        self.shards: list[dict[str, Any]] = splits[split]["shards"]
+        data = self._read(splits[split]["index"])
+        self.content = zlib.crc32(data)
+        if self.content != splits[split]["crc"]:
+            raise SetrError(
+                f"{self.root}/{splits[split]['index']}: checksum differs; copy it again"
+            )
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            self.shard, self.start, self.size, self.crc = (
+                arrays[name] for name in ("shard", "start", "size", "crc")
+            )
+            self.names: list[str] = arrays["names"].tobytes().decode().split("\n")[:-1]
+        for shard in self.shards:
+            size = self._size(shard["file"])
+            if size != shard["bytes"]:
+                what = "missing" if size < 0 else f"{size:,} of {shard['bytes']:,} bytes"
+                raise SetrError(
+                    f"{self.root}/{shard['file']}: {what}; copy it again", code=DATA_CHECK_FAILED
+                )
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+    def read(self, index: int) -> tuple[bytes, bytes]:
+        """The files of one sample: image and mask.
+
+        Raises:
+            SetrError: unreadable, or other bytes than were written.
+        """
+        file = self.shards[self.shard[index]]["file"]
+        (a, b), (m, n) = self.start[index].tolist(), self.size[index].tolist()
+        data = self._read(file, a, b + n)
+        parts = data[:m], data[b - a :]
+        for part, size, crc in zip(parts, (m, n), self.crc[index].tolist(), strict=True):
+            if len(part) != size or zlib.crc32(part) != crc:
+                raise SetrError(
+                    f"{self.root}/{file}: {self.names[index]}: checksum differs; copy the shard "
+                    "again"
+                )
+        return parts
+
+    def permutation(self, rng: np.random.Generator) -> np.ndarray:
+        """An order for one epoch: shards shuffled, then samples within a moving buffer."""
+        counts = np.array([shard["samples"] for shard in self.shards])
+        ends = np.cumsum(counts)
+        order = np.concatenate(
+            [np.arange(ends[i] - counts[i], ends[i]) for i in rng.permutation(len(counts))]
+        )
+        for start in range(0, len(order), BUFFER):
+            order[start : start + BUFFER] = rng.permutation(order[start : start + BUFFER])
+        return order
+
+    def _description(self) -> dict[str, Any]:
+        data = self._read(INDEX)
+        try:
+            values = json.loads(data)
+            if values["format"] != FORMAT:
+                raise ValueError
+        except (ValueError, LookupError, TypeError):
+            raise SetrError(f"{self.root}/{INDEX}: not a description of shards") from None
+        return dict(values)
+
+    def _store(self) -> tuple[Any, str]:
+        """The file system and the path in it; made anew in a forked process."""
+        import fsspec
+
+        if self._process != os.getpid() or -1 not in self._files:
+            self._process, self._files = os.getpid(), {}
+            try:
+                self._files[-1] = fsspec.core.url_to_fs(self.root)
+            except (ImportError, ValueError) as error:
+                raise SetrError(f"{self.root}: {str(error).splitlines()[0]}", code=USAGE) from None
+        found: tuple[Any, str] = self._files[-1]
+        return found
+
+    def _read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        store, root = self._store()
+        try:
+            data: bytes = store.cat_file(f"{root}/{name}", start=start, end=stop)
+        except FileNotFoundError:
+            raise SetrError(f"{self.root}/{name}: no such file", code=USAGE) from None
+        except Exception as error:  # network and permission errors of many libraries
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SetrError(f"{self.root}/{name}: cannot read ({reason[:160]})") from None
+        return data
+
+    def _size(self, name: str) -> int:
+        store, root = self._store()
+        try:
+            return int(store.size(f"{root}/{name}"))
+        except FileNotFoundError:
+            return -1
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SetrError(f"{self.root}/{name}: cannot read ({reason[:160]})") from None
+
+
+def write_split(
+    out: Path, split: str, samples: Iterable[Packed], *, per_shard: int
+) -> dict[str, Any]:
+    """Write the shards and the index of one split; returns its entry in `shards.json`."""
+    rows: dict[str, list[Any]] = {"shard": [], "start": [], "size": [], "crc": []}
+    names: list[str] = []
+    shards: list[dict[str, Any]] = []
+    for number, group in itertools.groupby(enumerate(samples), lambda pair: pair[0] // per_shard):
+        part, file = out / f".{split}.part", f"{split}-{number:06}.tar"
+        count = len(names)
+        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for key, sample in group:
+                names.append(sample.name)
+                rows["shard"].append(number)
+                rows["start"].append(
+                    [
+                        _add(archive, f"{key:08}{sample.suffix}", sample.image),
+                        _add(archive, f"{key:08}.mask.png", sample.mask),
+                    ]
+                )
+                rows["size"].append([len(sample.image), len(sample.mask)])
+                rows["crc"].append([zlib.crc32(sample.image), zlib.crc32(sample.mask)])
+        os.replace(part, out / file)
+        size = (out / file).stat().st_size
+        shards.append({"file": file, "samples": len(names) - count, "bytes": size})
+    buffer = io.BytesIO()
+    text = "".join(f"{name}\n" for name in names).encode()
+    np.savez(
+        buffer,
+        names=np.frombuffer(text, np.uint8),
+        shard=np.array(rows["shard"], np.int32),
+        start=np.array(rows["start"], np.int64),
+        size=np.array(rows["size"], np.int64),
+        crc=np.array(rows["crc"], np.int64),
+    )
+    (out / f"{split}.npz").write_bytes(buffer.getvalue())
+    return {"shards": shards, "index": f"{split}.npz", "crc": zlib.crc32(buffer.getvalue())}
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a file; returns where its bytes start."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+    return int(archive.offset) - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -1,0 +1,92 @@
+"""What the processes of `test_distributed.py` run: `python -m tests.processes OUT CASE PORT …`.
+
+The launcher's variables (RANK, WORLD_SIZE) come from the environment; a port of 0 keeps the
+launcher's own. Each case trains into OUT/CASE, or prints the error it ends with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from setr import distributed, engine
+from setr.config import Config
+from setr.datasets import open_dataset
+from setr.engine import train
+from setr.errors import SetrError
+from setr.evaluation import evaluate_split
+from setr.hub import ModelInfo
+from setr.scenes import LABELS
+from tests.conftest import tiny_config, tiny_model
+
+STEPS = 10
+
+
+def settings(out: Path, case: str) -> Config:
+    """Batch norm, auxiliary heads, unequal numbers of ignored pixels; a global batch of four."""
+    options: dict[str, Any] = {
+        "whole": {},
+        "accumulate": {"accumulate": 2},
+        "sharded": {"sharding": "full", "ema": 0.9},
+        "resharded": {"sharding": "full", "ema": 0.9, "save_every": 6},
+        "endless": {"steps": 1_000_000},
+        "dies": {"save_every": 4},
+        "batch": {"batch_size": 3},
+        "seeds": {"seed": int(os.environ.get("RANK", 0))},
+    }[case]
+    config = tiny_config(out / case, **{"steps": STEPS, "batch_size": 4, **options})
+    # gentle, so that rounding grows slowly: where it flips a ReLU, weights differ by more than 1e-6
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.002))
+    return config
+
+
+def die_once() -> None:
+    """Rank 1 is killed in step 7 of the first start."""
+    original = engine._Run.train_step
+
+    def step(self: engine._Run, images: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
+        if self.step == 6 and self.folder.state is None and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, images, masks)
+
+    engine._Run.train_step = step  # type: ignore[method-assign]
+
+
+def evaluate_model(out: Path) -> None:
+    """Every figure of a fixed model on seven images, which two processes cannot share evenly."""
+    with distributed.joined():
+        torch.manual_seed(0)
+        model = tiny_model("naive", num_classes=len(LABELS.classes))
+        dataset = open_dataset("scenes:70", "val")
+        figures = evaluate_split(model, ModelInfo(LABELS), dataset, precision="fp32", workers=0)
+        del figures["seconds"]
+        out.mkdir(exist_ok=True)
+        (out / f"{distributed.rank()}.json").write_text(json.dumps(figures))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    for case, port in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+        if port != "0":
+            os.environ["MASTER_PORT"] = port
+        if case == "dies":
+            die_once()
+        if case == "evaluate":
+            evaluate_model(out / case)
+            continue
+        try:
+            train(settings(out, case), resume=(out / case).exists() and case != "dies")
+        except SetrError as error:
+            print(f"{case}: {error}" if not error.reported else f"{case}: reported")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Two processes give the numbers of one; what does not fit together is named.
+
+The processes are started by hand, as `srun` does, or by torchrun; they speak over gloo.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from setr.distributed import differences
+from setr.engine import train
+from setr.errors import SetrError
+from setr.launch import Place, place_of
+from setr.loader import BatchOrder, Share
+from setr.runfolder import LAST
+from tests.processes import STEPS, evaluate_model, settings
+from tests.test_engine import final_state
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 600  # seconds, for machines that are busy with other things
+CASES = ("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "evaluate")
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def environment(**values: object) -> dict[str, str]:
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TORCHELASTIC"))}
+    path = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    return {**plain, "OMP_NUM_THREADS": "1", "PYTHONPATH": path} | {
+        k: str(v) for k, v in values.items()
+    }
+
+
+def start(command: list[str], **values: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=environment(**values),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"a process hangs: {out} {err}")
+
+
+def start_pair(out: Path, *cases: str, **values: object) -> list[subprocess.Popen[str]]:
+    """Two processes that run cases together."""
+    arguments = [word for case in cases for word in (case, free_port())]
+    values |= {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    command = ["-m", "tests.processes", str(out), *arguments]
+    return [start(command, RANK=rank, LOCAL_RANK=rank, **values) for rank in (0, 1)]
+
+
+def run_pair(out: Path, *cases: str) -> list[str]:
+    """Run cases in two processes; what each printed."""
+    both = start_pair(out, *cases)
+    results = [finish(process) for process in both]
+    for process, (_, errors) in zip(both, results, strict=True):
+        assert process.returncode == 0, errors
+    return [printed for printed, _ in results]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    for case in ("whole", "accumulate", "resharded"):
+        train(settings(out, case))
+    evaluate_model(out / "evaluate")
+    return out
+
+
+@pytest.fixture(scope="module")
+def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """All cases in one pair of processes; starting Python costs more than they do."""
+    out = tmp_path_factory.mktemp("pair")
+    shutil.copytree(alone / "resharded", out / "resharded")
+    shutil.rmtree(out / "resharded" / LAST / f"step-{STEPS:08}")
+    return out, run_pair(out, *CASES)
+
+
+def require_close(first: Path, second: Path, *, part: str = "model/") -> None:
+    a, b = final_state(first), final_state(second)
+    for name in a:
+        if name.startswith(part) and a[name].is_floating_point():
+            torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("case", ["whole", "accumulate"])
+def test_two_processes_equal_one(pair, alone, case):
+    """2 x batch 2 == 1 x batch 4, with batch norm, auxiliary heads and ignored pixels."""
+    require_close(pair[0] / case, alone / case)
+    state = final_state(alone / case)
+    assert any("running_var" in name for name in state)
+    assert any("aux_heads" in name for name in state)
+
+
+def test_two_processes_log_the_same_losses(pair, alone):
+    logs = [
+        [json.loads(line) for line in (folder / "whole" / "log.jsonl").read_text().splitlines()]
+        for folder in (pair[0], alone)
+    ]
+    losses = [{line["step"]: line["loss"] for line in log if "loss" in line} for log in logs]
+    assert list(losses[0]) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), rtol=1e-6)
+
+
+def test_sharded_equals_copied(pair, alone):
+    """FSDP2, block by block, == one process with plain weights."""
+    require_close(pair[0] / "sharded", alone / "whole")
+
+
+def test_a_state_fits_any_number_of_processes_and_any_sharding(pair, alone):
+    """One process saves in step 6, two continue with sharded weights, one reads what they save."""
+    folder = pair[0] / "resharded"
+    assert len(list((folder / LAST).glob(f"step-{STEPS:08}/rank-*"))) == 2
+    for part in ("model/", "optimizer/", "ema/"):
+        require_close(folder, alone / "resharded", part=part)
+
+
+def test_two_processes_test_a_model_as_one(pair, alone):
+    """Every image once, integer counts: the same bits in both processes and alone."""
+    whole = json.loads((alone / "evaluate" / "0.json").read_text())
+    assert whole["images"] == 7
+    assert whole["confusion"]
+    for rank in (0, 1):
+        assert json.loads((pair[0] / "evaluate" / f"{rank}.json").read_text()) == whole
+
+
+def test_what_does_not_fit_together_is_named(pair):
+    first, second = pair[1]
+    assert "train.batch_size 3: must be a multiple of processes (2)" in first
+    assert "rank 1 on" in first
+    assert "train.seed 1, not 0" in first
+    assert "seeds: reported" in second
+
+
+def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never appears"
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+def test_a_lost_process_is_named_and_the_others_stop(tmp_path):
+    first, second = start_pair(tmp_path, "endless", SETR_SILENCE=6)
+    wait_for(tmp_path / "endless" / "log.jsonl", [first, second])
+    second.kill()
+    lost = time.monotonic()
+    printed, errors = finish(first)
+    assert time.monotonic() - lost < 30
+    assert "lost rank 1 on" in printed + errors
+    assert "Traceback" not in errors
+    second.communicate()
+
+
+def test_two_torchrun_agents_restart_and_equal_one_process(tmp_path, alone):
+    """Rank 1 is killed; torchrun starts both again, which continue from step 4 by themselves."""
+    command = [
+        *("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
+        *("--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
+        *("--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"),
+        *("-m", "tests.processes", str(tmp_path), "dies", "0"),
+    ]
+    agents = [start(command, SETR_SILENCE=6) for _ in range(2)]
+    outputs = [finish(agent) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert "continuing after step 4" in outputs[0][1] + outputs[1][1]
+    require_close(tmp_path / "dies", alone / "whole")
+
+
+def test_shares_cut_every_micro_batch_evenly():
+    orders = [
+        [list(BatchOrder(10, 8, seed=1, start=2, stop=5, share=Share(r, w, 2))) for r in range(w)]
+        for w in (1, 2, 4)
+    ]
+    for many in orders[1:]:
+        for step in range(3):
+            whole = orders[0][0][step]
+            for half in range(2):
+                size = 4 // len(many)
+                parts = [o[step][half * size : (half + 1) * size] for o in many]
+                assert list(itertools.chain(*parts)) == whole[half * 4 : half * 4 + 4]
+
+
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[03-07,9],x1",
+    "SLURM_JOB_ID": "41",
+}
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "host",
+    "MASTER_PORT": "77",
+}
+
+
+def test_places_of_launchers():
+    assert place_of({}) is None
+    assert place_of(TORCHRUN) == Place(3, 4, 1, "host", 77)
+    assert place_of(SLURM) == Place(5, 8, 1, "gpu03", 20041)
+    assert place_of({**SLURM, **TORCHRUN}) == Place(3, 4, 1, "host", 77)
+    assert place_of({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None  # sbatch without srun
+    named = {**SLURM, "SLURM_STEP_NODELIST": "a-1,b", "MASTER_PORT": "5"}
+    assert place_of(named) == Place(5, 8, 1, "a-1", 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RANK": "4"}, "RANK=4: must be below WORLD_SIZE=4"),
+        ({"RANK": "x"}, "RANK=x: must be a number"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR: not set"),
+    ],
+)
+def test_wrong_environments_are_one_line(changes, message):
+    with pytest.raises(SetrError, match=message):
+        place_of({**TORCHRUN, **changes})
+
+
+def test_differences_are_named():
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == "b 3, not 2; c 4, not None"
+    assert differences({"a": 1}, {"a": 1}) == ""
