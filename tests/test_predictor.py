@@ -19,7 +19,9 @@ from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
 from setr.images import encode_png, read_mask, write_bytes
 from setr.inference import Protocol
+from setr.labels import known_labels
 from setr.predictor import Predictor, load
+from setr.submissions import check_submission
 from tests.conftest import tiny_model
 
 
@@ -189,3 +191,19 @@ def test_protocol_is_stored_with_the_model(model_dir):
     wide = dataclasses.replace(info, protocol=Protocol(scales=(1.0, 1.5), flip=True))
     result = Predictor(from_pretrained(model_dir)[0], wide).predict(np.zeros((32, 32, 3), np.uint8))
     assert result.mask.shape == (32, 32)
+
+
+def test_submission_for_a_test_server(photo, tmp_path, capsys):
+    model_dir, images, out = tmp_path / "model", tmp_path / "in", tmp_path / "out"
+    info = ModelInfo(labels=known_labels("ade20k"))
+    save_pretrained(model_dir, tiny_model(num_classes=150), info)
+    images.mkdir()
+    write_bytes(images / "ADE_test_00000001.jpg", encode_png(photo))
+    arguments = ["predict", str(model_dir), str(images), "-o", str(out), "--submit", "ade20k"]
+    assert main(arguments) == OK
+    assert check_submission("ade20k", out / "ade20k.zip") == 1
+    write_bytes(images / "ADE_test_00000002.jpg", b"broken")
+    (out / "ade20k.zip").unlink()
+    assert main(arguments) == FAILED
+    assert "ADE_test_00000002.jpg: not an image" in capsys.readouterr().err
+    assert list(out.iterdir()) == []

@@ -6,9 +6,11 @@ import glob
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -16,7 +18,11 @@ from setr.cli import parse
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.images import MAX_PIXELS, list_images
 
-Kind = Literal["mask", "color", "overlay", "scores"]
+if TYPE_CHECKING:
+    from setr.labels import Labels
+
+Write = Callable[[Path, Path, Any], list[str]]
+"""Image, output name without ending, `Result` -> the files written."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Arguments:
     the layout of a walked folder is kept."""
     save: str = "mask"
     """What to write, joined with commas: mask (palette PNG of ids), color, overlay, scores."""
+    submit: Literal["cityscapes", "ade20k"] | None = None
+    """Write only OUT/NAME.zip, in the form that data set's test server takes."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -57,18 +65,18 @@ def run(arguments: list[str]) -> int:
         given.model, device=given.device, precision=given.precision, max_pixels=given.max_pixels
     )
     outcomes, broken = [], []
-    for done, ((path, _), output) in enumerate(zip(files, outputs, strict=True), 1):
-        try:
-            result = predictor.predict(path)
-            written = [output.with_name(output.name + KINDS[kind]) for kind in kinds]
-            for kind, target in zip(kinds, written, strict=True):
-                result.save(target, kind)
-            outcomes.append({"image": str(path), "files": [str(w) for w in written]})
-            if not given.json:
-                print(_printable(f"{done}/{len(files)}  {path}  {result!r}"))
-        except SetrError as error:
-            broken.append(str(error))
-            outcomes.append({"image": str(path), "error": str(error)})
+    with _writer(given, kinds, predictor.info.labels) as write:
+        for done, ((path, _), output) in enumerate(zip(files, outputs, strict=True), 1):
+            try:
+                result = predictor.predict(path)
+                outcomes.append({"image": str(path), "files": write(path, output, result)})
+                if not given.json:
+                    print(_printable(f"{done}/{len(files)}  {path}  {result!r}"))
+            except SetrError as error:
+                if given.submit:  # a server refuses a submission with holes
+                    raise
+                broken.append(str(error))
+                outcomes.append({"image": str(path), "error": str(error)})
     if given.json:
         print(json.dumps({"images": outcomes, "failed": len(broken)}))
     for problem in broken:
@@ -76,6 +84,35 @@ def run(arguments: list[str]) -> int:
     if broken:
         print(f"setr: {len(broken)} of {len(files)} images failed", file=sys.stderr)
     return FAILED if broken else OK
+
+
+@contextmanager
+def _writer(given: Arguments, kinds: list[str], labels: Labels) -> Iterator[Write]:
+    """What happens to each result: files of the kinds asked for, or an entry of a submission."""
+    from setr.predictor import KINDS, Result
+
+    def save(_: Path, output: Path, result: Result) -> list[str]:
+        written = [output.with_name(output.name + KINDS[kind]) for kind in kinds]
+        for kind, target in zip(kinds, written, strict=True):
+            result.save(target, kind)
+        return [str(path) for path in written]
+
+    if given.submit is None:
+        yield save
+        return
+    from setr.submissions import Submission, check_submission
+
+    path = Path(given.out) / f"{given.submit}.zip"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Submission(given.submit, path, labels) as submission:
+
+        def add(image: Path, _: Path, result: Result) -> list[str]:
+            submission.add(image.name, result.mask)
+            return [str(path)]
+
+        yield add
+    count = check_submission(given.submit, path)
+    print(f"setr: {path}: {count} predictions, checked against the server's rules", file=sys.stderr)
 
 
 def find_images(sources: tuple[str, ...]) -> list[tuple[Path, Path]]:
