@@ -7,7 +7,6 @@ launcher's own. Each case trains into OUT/CASE, or prints the error it ends with
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -16,15 +15,11 @@ from typing import Any
 
 import torch
 
-from setr import distributed, engine
+from setr import cli, distributed, engine
 from setr.config import Config
-from setr.datasets import open_dataset
 from setr.engine import train
 from setr.errors import SetrError
-from setr.evaluation import evaluate_split
-from setr.hub import ModelInfo
-from setr.scenes import LABELS
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import tiny_config
 
 STEPS = 10
 
@@ -59,16 +54,10 @@ def die_once() -> None:
     engine._Run.train_step = step  # type: ignore[method-assign]
 
 
-def evaluate_model(out: Path) -> None:
-    """Every figure of a fixed model on seven images, which two processes cannot share evenly."""
-    with distributed.joined():
-        torch.manual_seed(0)
-        model = tiny_model("naive", num_classes=len(LABELS.classes))
-        dataset = open_dataset("scenes:70", "val")
-        figures = evaluate_split(model, ModelInfo(LABELS), dataset, precision="fp32", workers=0)
-        del figures["seconds"]
-        out.mkdir(exist_ok=True)
-        (out / f"{distributed.rank()}.json").write_text(json.dumps(figures))
+def evaluate(out: Path) -> None:
+    """`setr eval` on seven images, which two processes cannot share evenly."""
+    options = ["--precision", "fp32", "--workers", "0", "--out", str(out / "figures")]
+    assert cli.main(["eval", str(out / "model"), "scenes:70", *options]) == 0
 
 
 def main() -> None:
@@ -80,7 +69,7 @@ def main() -> None:
         if case == "dies":
             die_once()
         if case == "evaluate":
-            evaluate_model(out / case)
+            evaluate(out)
             continue
         try:
             train(settings(out, case), resume=(out / case).exists() and case != "dies")

@@ -25,7 +25,7 @@ from setr.errors import SetrError
 from setr.launch import Place, place_of
 from setr.loader import BatchOrder, Share
 from setr.runfolder import LAST
-from tests.processes import STEPS, evaluate_model, settings
+from tests.processes import STEPS, evaluate, settings
 from tests.test_engine import final_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +89,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
     for case in ("whole", "accumulate", "resharded"):
         train(settings(out, case))
-    evaluate_model(out / "evaluate")
+    shutil.copytree(out / "whole", out / "model")
+    evaluate(out)
     return out
 
 
@@ -97,7 +98,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """All cases in one pair of processes; starting Python costs more than they do."""
     out = tmp_path_factory.mktemp("pair")
-    shutil.copytree(alone / "resharded", out / "resharded")
+    for name in ("resharded", "model"):
+        shutil.copytree(alone / name, out / name)
     shutil.rmtree(out / "resharded" / LAST / f"step-{STEPS:08}")
     return out, run_pair(out, *CASES)
 
@@ -142,12 +144,16 @@ def test_a_state_fits_any_number_of_processes_and_any_sharding(pair, alone):
 
 
 def test_two_processes_test_a_model_as_one(pair, alone):
-    """Every image once, integer counts: the same bits in both processes and alone."""
-    whole = json.loads((alone / "evaluate" / "0.json").read_text())
-    assert whole["images"] == 7
-    assert whole["confusion"]
-    for rank in (0, 1):
-        assert json.loads((pair[0] / "evaluate" / f"{rank}.json").read_text()) == whole
+    """Every image once, integer counts: the same bits, and every image in the report."""
+    both = []
+    for folder in (alone, pair[0]):
+        metrics = json.loads((folder / "figures" / "metrics.json").read_text())
+        figures = metrics["single_scale"]
+        del figures["seconds"]
+        both.append((figures, (folder / "figures" / "images.csv").read_text()))
+    assert both[0] == both[1]
+    assert both[0][0]["images"] == 7
+    assert both[0][0]["confusion"]
 
 
 def test_what_does_not_fit_together_is_named(pair):
