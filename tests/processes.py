@@ -6,10 +6,12 @@ launcher's own. Each case trains into OUT/CASE, or prints the error it ends with
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ def settings(out: Path, case: str) -> Config:
         "resharded": {"sharding": "full", "ema": 0.9, "save_every": 6},
         "endless": {"steps": 1_000_000},
         "dies": {"save_every": 4},
+        "stops": {},
         "batch": {"batch_size": 3},
         "seeds": {"seed": int(os.environ.get("RANK", 0))},
     }[case]
@@ -42,16 +45,21 @@ def settings(out: Path, case: str) -> Config:
     return config
 
 
-def die_once() -> None:
-    """Rank 1 is killed in step 7 of the first start."""
+@contextlib.contextmanager
+def struck(number: signal.Signals) -> Iterator[None]:
+    """Rank 1 gets a signal in step 7 of the first start."""
     original = engine._Run.train_step
 
     def step(self: engine._Run, images: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
         if self.step == 6 and self.folder.state is None and distributed.rank() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return original(self, images, masks)
 
     engine._Run.train_step = step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        engine._Run.train_step = original  # type: ignore[method-assign]
 
 
 def evaluate(out: Path) -> None:
@@ -66,13 +74,14 @@ def main() -> None:
     for case, port in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
         if port != "0":
             os.environ["MASTER_PORT"] = port
-        if case == "dies":
-            die_once()
         if case == "evaluate":
             evaluate(out)
             continue
+        signals = {"dies": signal.SIGKILL, "stops": signal.SIGTERM}
+        strike = struck(signals[case]) if case in signals else contextlib.nullcontext()
         try:
-            train(settings(out, case), resume=(out / case).exists() and case != "dies")
+            with strike:
+                train(settings(out, case), resume=case == "resharded")
         except SetrError as error:
             print(f"{case}: {error}" if not error.reported else f"{case}: reported")
 

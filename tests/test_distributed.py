@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from setr.distributed import differences
+from setr.distributed import differences, joined
 from setr.engine import train
 from setr.errors import SetrError
 from setr.launch import Place, place_of
@@ -30,7 +30,7 @@ from tests.test_engine import final_state
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds, for machines that are busy with other things
-CASES = ("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "evaluate")
+CASES = ("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "evaluate")
 
 
 def free_port() -> str:
@@ -164,6 +164,13 @@ def test_what_does_not_fit_together_is_named(pair):
     assert "seeds: reported" in second
 
 
+def test_a_signal_to_one_process_stops_and_saves_all(pair):
+    first, second = pair[1]
+    assert "stops: stopped after step 7; continue with `setr train" in first
+    assert "stops: reported" in second
+    assert [p.name for p in (pair[0] / "stops" / LAST).iterdir()] == ["step-00000007"]
+
+
 def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
@@ -251,6 +258,34 @@ def test_places_of_launchers():
 def test_wrong_environments_are_one_line(changes, message):
     with pytest.raises(SetrError, match=message):
         place_of({**TORCHRUN, **changes})
+
+
+@pytest.fixture
+def first_of_two(monkeypatch):
+    for name, value in {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", free_port())
+
+
+def test_a_port_in_use_is_one_line(first_of_two):
+    with socket.socket() as taken:
+        taken.bind(("", int(os.environ["MASTER_PORT"])))
+        taken.listen()
+        with pytest.raises(SetrError, match=r"port \d+ is in use.*MASTER_PORT"), joined():
+            pass
+
+
+def test_processes_that_do_not_come_are_counted(first_of_two):
+    message = r"1 of 2 processes came to 127\.0\.0\.1:\d+ within 1 s"
+    with pytest.raises(SetrError, match=message), joined(timeout=1):
+        pass
+
+
+def test_a_first_process_that_does_not_come_is_one_line(first_of_two, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SetrError, match="rank 0 does not answer within 1 s"), joined(timeout=1):
+        pass
 
 
 def test_differences_are_named():
