@@ -6,25 +6,22 @@ launcher's own. Each case trains into OUT/CASE, or prints the error it ends with
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from setr import distributed, engine
+from setr import cli, distributed, engine
 from setr.config import Config
-from setr.datasets import open_dataset
 from setr.engine import train
 from setr.errors import SetrError
-from setr.evaluation import evaluate_split
-from setr.hub import ModelInfo
-from setr.scenes import LABELS
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import tiny_config
 
 STEPS = 10
 
@@ -38,6 +35,7 @@ def settings(out: Path, case: str) -> Config:
         "resharded": {"sharding": "full", "ema": 0.9, "save_every": 6},
         "endless": {"steps": 1_000_000},
         "dies": {"save_every": 4},
+        "stops": {},
         "batch": {"batch_size": 3},
         "seeds": {"seed": int(os.environ.get("RANK", 0))},
     }[case]
@@ -47,28 +45,27 @@ def settings(out: Path, case: str) -> Config:
     return config
 
 
-def die_once() -> None:
-    """Rank 1 is killed in step 7 of the first start."""
+@contextlib.contextmanager
+def struck(number: signal.Signals) -> Iterator[None]:
+    """Rank 1 gets a signal in step 7 of the first start."""
     original = engine._Run.train_step
 
     def step(self: engine._Run, images: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
         if self.step == 6 and self.folder.state is None and distributed.rank() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return original(self, images, masks)
 
     engine._Run.train_step = step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        engine._Run.train_step = original  # type: ignore[method-assign]
 
 
-def evaluate_model(out: Path) -> None:
-    """Every figure of a fixed model on seven images, which two processes cannot share evenly."""
-    with distributed.joined():
-        torch.manual_seed(0)
-        model = tiny_model("naive", num_classes=len(LABELS.classes))
-        dataset = open_dataset("scenes:70", "val")
-        figures = evaluate_split(model, ModelInfo(LABELS), dataset, precision="fp32", workers=0)
-        del figures["seconds"]
-        out.mkdir(exist_ok=True)
-        (out / f"{distributed.rank()}.json").write_text(json.dumps(figures))
+def evaluate(out: Path) -> None:
+    """`setr eval` on seven images, which two processes cannot share evenly."""
+    options = ["--precision", "fp32", "--workers", "0", "--out", str(out / "figures")]
+    assert cli.main(["eval", str(out / "model"), "scenes:70", *options]) == 0
 
 
 def main() -> None:
@@ -77,13 +74,14 @@ def main() -> None:
     for case, port in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
         if port != "0":
             os.environ["MASTER_PORT"] = port
-        if case == "dies":
-            die_once()
         if case == "evaluate":
-            evaluate_model(out / case)
+            evaluate(out)
             continue
+        signals = {"dies": signal.SIGKILL, "stops": signal.SIGTERM}
+        strike = struck(signals[case]) if case in signals else contextlib.nullcontext()
         try:
-            train(settings(out, case), resume=(out / case).exists() and case != "dies")
+            with strike:
+                train(settings(out, case), resume=case == "resharded")
         except SetrError as error:
             print(f"{case}: {error}" if not error.reported else f"{case}: reported")
 

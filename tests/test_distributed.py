@@ -19,18 +19,18 @@ import numpy as np
 import pytest
 import torch
 
-from setr.distributed import differences
+from setr.distributed import differences, joined
 from setr.engine import train
 from setr.errors import SetrError
 from setr.launch import Place, place_of
 from setr.loader import BatchOrder, Share
 from setr.runfolder import LAST
-from tests.processes import STEPS, evaluate_model, settings
+from tests.processes import STEPS, evaluate, settings
 from tests.test_engine import final_state
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds, for machines that are busy with other things
-CASES = ("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "evaluate")
+CASES = ("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "evaluate")
 
 
 def free_port() -> str:
@@ -89,7 +89,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
     for case in ("whole", "accumulate", "resharded"):
         train(settings(out, case))
-    evaluate_model(out / "evaluate")
+    shutil.copytree(out / "whole", out / "model")
+    evaluate(out)
     return out
 
 
@@ -97,7 +98,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """All cases in one pair of processes; starting Python costs more than they do."""
     out = tmp_path_factory.mktemp("pair")
-    shutil.copytree(alone / "resharded", out / "resharded")
+    for name in ("resharded", "model"):
+        shutil.copytree(alone / name, out / name)
     shutil.rmtree(out / "resharded" / LAST / f"step-{STEPS:08}")
     return out, run_pair(out, *CASES)
 
@@ -142,12 +144,16 @@ def test_a_state_fits_any_number_of_processes_and_any_sharding(pair, alone):
 
 
 def test_two_processes_test_a_model_as_one(pair, alone):
-    """Every image once, integer counts: the same bits in both processes and alone."""
-    whole = json.loads((alone / "evaluate" / "0.json").read_text())
-    assert whole["images"] == 7
-    assert whole["confusion"]
-    for rank in (0, 1):
-        assert json.loads((pair[0] / "evaluate" / f"{rank}.json").read_text()) == whole
+    """Every image once, integer counts: the same bits, and every image in the report."""
+    both = []
+    for folder in (alone, pair[0]):
+        metrics = json.loads((folder / "figures" / "metrics.json").read_text())
+        figures = metrics["single_scale"]
+        del figures["seconds"]
+        both.append((figures, (folder / "figures" / "images.csv").read_text()))
+    assert both[0] == both[1]
+    assert both[0][0]["images"] == 7
+    assert both[0][0]["confusion"]
 
 
 def test_what_does_not_fit_together_is_named(pair):
@@ -156,6 +162,13 @@ def test_what_does_not_fit_together_is_named(pair):
     assert "rank 1 on" in first
     assert "train.seed 1, not 0" in first
     assert "seeds: reported" in second
+
+
+def test_a_signal_to_one_process_stops_and_saves_all(pair):
+    first, second = pair[1]
+    assert "stops: stopped after step 7; continue with `setr train" in first
+    assert "stops: reported" in second
+    assert [p.name for p in (pair[0] / "stops" / LAST).iterdir()] == ["step-00000007"]
 
 
 def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:
@@ -245,6 +258,34 @@ def test_places_of_launchers():
 def test_wrong_environments_are_one_line(changes, message):
     with pytest.raises(SetrError, match=message):
         place_of({**TORCHRUN, **changes})
+
+
+@pytest.fixture
+def first_of_two(monkeypatch):
+    for name, value in {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", free_port())
+
+
+def test_a_port_in_use_is_one_line(first_of_two):
+    with socket.socket() as taken:
+        taken.bind(("", int(os.environ["MASTER_PORT"])))
+        taken.listen()
+        with pytest.raises(SetrError, match=r"port \d+ is in use.*MASTER_PORT"), joined():
+            pass
+
+
+def test_processes_that_do_not_come_are_counted(first_of_two):
+    message = r"1 of 2 processes came to 127\.0\.0\.1:\d+ within 1 s"
+    with pytest.raises(SetrError, match=message), joined(timeout=1):
+        pass
+
+
+def test_a_first_process_that_does_not_come_is_one_line(first_of_two, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SetrError, match="rank 0 does not answer within 1 s"), joined(timeout=1):
+        pass
 
 
 def test_differences_are_named():

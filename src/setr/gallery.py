@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from setr.distributed import gather
 from setr.evaluation import Outcome
 from setr.images import write_bytes
 from setr.intervals import paired_difference
@@ -37,9 +38,26 @@ class Gallery:
         if miou is None or not self.shown:
             return
         for heap, key in ((self._worst, -miou), (self._best, miou)):
-            heapq.heappush(heap, (key, tested.number, tested))
-            if len(heap) > self.shown:
-                heapq.heappop(heap)
+            self._keep(heap, (key, tested.number, tested))
+
+    def _keep(
+        self, heap: list[tuple[float, int, Outcome]], item: tuple[float, int, Outcome]
+    ) -> None:
+        heapq.heappush(heap, item)
+        if len(heap) > self.shown:
+            heapq.heappop(heap)
+
+    def gather(self) -> None:
+        """Take in what the other processes of a test collected, if there are any."""
+        parts = gather((self.rows, self._worst, self._best))
+        if len(parts) == 1:
+            return
+        self._worst, self._best = [], []
+        for rows, worst, best in parts:
+            self.rows.update(rows)
+            for heap, items in ((self._worst, worst), (self._best, best)):
+                for item in items:
+                    self._keep(heap, item)
 
     @property
     def worst(self) -> list[Outcome]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -53,6 +54,8 @@ class Parallel:
                 "forward_sync_buffers"  # the name since torch 2.12; batch norms are in step anyway
             )
             sync: dict[str, Any] = {new if new in arguments else "broadcast_buffers": False}
+            # a class token's gradient has other strides in dimensions of size 1: no difference
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             self.call = DistributedDataParallel(model, device_ids=devices, **sync)
 
     def scale_loss(self, loss: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import tyro
 
 from setr.cli import parse
 from setr.config import Precision
-from setr.errors import USAGE, SetrError
+from setr.errors import OK, USAGE, SetrError
 from setr.tables import figures_table, report_failed
 
 if TYPE_CHECKING:
@@ -64,12 +64,21 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Print the figures of one split and write them to a folder with a report."""
     given: Arguments = parse(Arguments, arguments, "eval")
+    if len({given.model, *given.compare}) <= len(given.compare):
+        raise SetrError("--compare names a model twice", code=USAGE)
+    from setr.distributed import joined
+
+    with joined():
+        return _run(given)
+
+
+def _run(given: Arguments) -> int:
+    """The same in one of the processes; the first writes and prints."""
+    from setr.distributed import rank
     from setr.evaluation import write_json
     from setr.gallery import Gallery, paired
     from setr.report import write_evaluation
 
-    if len({given.model, *given.compare}) <= len(given.compare):
-        raise SetrError("--compare names a model twice", code=USAGE)
     gallery = Gallery()
     metrics: dict[str, Any]
     metrics, dataset = _test(given, given.model, gallery)
@@ -79,6 +88,8 @@ def run(arguments: list[str]) -> int:
         theirs, _ = _test(given, path, other)
         compared = {**theirs[first], "against": paired(gallery, other)}
         metrics.setdefault("compare", {})[path] = compared
+    if rank() > 0:
+        return OK
     name = Path(given.model).name
     home = Path(given.model) if Path(given.model).is_dir() else Path("runs") / name
     out = given.out or home / f"eval-{given.split}"
@@ -119,6 +130,7 @@ def _test(
             absent=given.absent,
             on_image=gallery if chosen is protocol else None,
         )
+    gallery.gather()
     return results, dataset
 
 
