@@ -12,6 +12,7 @@ from setr.decoders import (
     MLA,
     PUP,
     ChannelNorm,
+    ConvBNReLU,
     MLANeck,
     Naive,
     PointwiseHead,
@@ -127,3 +128,23 @@ def test_semantic_fpn_joins_four_resolutions(h, w):
     parameters = [*neck.parameters(), *decoder.parameters()]
     assert all(p.grad is not None for p in parameters)
     assert [len(level) for level in decoder.levels] == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_folded_norm_is_the_same_function(bias):
+    torch.manual_seed(0)
+    layer = ConvBNReLU(3, 4, 3, bias=bias).double()
+    norm = layer[1]
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        torch.nn.init.normal_(tensor)
+    torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    layer.eval()
+    plain = layer(x)
+    assert plain.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), plain, rtol=1e-12, atol=1e-12)
+        layer.train()
+        before = norm.running_mean.clone()
+        layer(x)
+        assert (norm.running_mean != before).all()  # batch statistics, as training needs them

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.decoders import conv_bn_relu, upsample
+from setr.decoders import ConvBNReLU, upsample
 
 
 class FCN(nn.Module):
@@ -42,12 +42,12 @@ class FCN(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(
             *(
-                conv_bn_relu(in_channels if i == 0 else channels, channels, 3, bias=False)
+                ConvBNReLU(in_channels if i == 0 else channels, channels, 3, bias=False)
                 for i in range(num_convs)
             )
         )
         self.join = (
-            conv_bn_relu(in_channels + channels, channels, 3, bias=False) if concat_input else None
+            ConvBNReLU(in_channels + channels, channels, 3, bias=False) if concat_input else None
         )
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
@@ -96,7 +96,7 @@ class SemanticFPN(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(
             nn.ModuleList(
-                conv_bn_relu(in_channels if i == 0 else channels, channels, 3, bias=False)
+                ConvBNReLU(in_channels if i == 0 else channels, channels, 3, bias=False)
                 for i in range(max(1, level))
             )
             for level in range(num_streams)

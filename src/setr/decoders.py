@@ -11,6 +11,7 @@ Shapes: B batch, C encoder width, h x w patch grid, K classes.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +29,32 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def conv_bn_relu(in_channels: int, channels: int, kernel_size: int, *, bias: bool) -> nn.Sequential:
-    """Convolution, batch norm, ReLU; the resolution stays."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=bias),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-    )
+class ConvBNReLU(nn.Sequential):
+    """Convolution, batch norm, ReLU; the resolution stays.
+
+    Without gradients and in eval mode the norm is folded into the convolution: the same function,
+    one pass over the map and one copy of it less.
+    """
+
+    def __init__(self, in_channels: int, channels: int, kernel_size: int, *, bias: bool) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=bias),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, channels, h, w)."""
+        conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
+        if norm.training or torch.is_grad_enabled():
+            out: Tensor = super().forward(x)
+            return out
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight = conv.weight * scale[:, None, None, None]
+        shift = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+        return F.relu_(F.conv2d(x, weight, norm.bias - shift * scale, padding=conv.padding[0]))
 
 
 def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
@@ -74,7 +94,7 @@ class UpsampleHead(nn.Module):
         self.norm = ChannelNorm(in_channels)
         widths = [in_channels] + [channels] * num_convs
         self.convs = nn.ModuleList(
-            conv_bn_relu(a, b, kernel_size, bias=True) for a, b in pairwise(widths)
+            ConvBNReLU(a, b, kernel_size, bias=True) for a, b in pairwise(widths)
         )
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.scale = scale
@@ -144,10 +164,8 @@ class MLANeck(nn.Module):
         super().__init__()
         self.channels = channels
         self.norms = nn.ModuleList(ChannelNorm(width) for width in widths)
-        self.reduce = nn.ModuleList(
-            conv_bn_relu(width, channels, 1, bias=False) for width in widths
-        )
-        self.refine = nn.ModuleList(conv_bn_relu(channels, channels, 3, bias=False) for _ in widths)
+        self.reduce = nn.ModuleList(ConvBNReLU(width, channels, 1, bias=False) for width in widths)
+        self.refine = nn.ModuleList(ConvBNReLU(channels, channels, 3, bias=False) for _ in widths)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """M maps (B, C, h, w), shallow to deep -> M maps (B, channels, h, w) in the same order."""
@@ -186,8 +204,8 @@ class MLA(nn.Module):
         super().__init__()
         self.streams = nn.ModuleList(
             nn.Sequential(
-                conv_bn_relu(in_channels, stream_channels, 3, bias=False),
-                conv_bn_relu(stream_channels, stream_channels, 3, bias=False),
+                ConvBNReLU(in_channels, stream_channels, 3, bias=False),
+                ConvBNReLU(stream_channels, stream_channels, 3, bias=False),
             )
             for _ in range(num_streams)
         )
