@@ -148,3 +148,17 @@ def test_the_folded_norm_is_the_same_function(bias):
         before = norm.running_mean.clone()
         layer(x)
         assert (norm.running_mean != before).all()  # batch statistics, as training needs them
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize(("h", "scale"), [(1, 2), (9, 2), (40, 2), (20, 4)])
+def test_bands_of_rows_equal_the_whole(kernel_size, h, scale):
+    torch.manual_seed(0)
+    layer = ConvBNReLU(3, 4, kernel_size, bias=True).double().eval()
+    classifier = torch.nn.Conv2d(4, 2, 1).double()
+    x = torch.randn(2, 3, h, 5, dtype=torch.float64)
+    with torch.no_grad():
+        whole = classifier(layer(upsample(x, scale)))
+        banded = layer.upsampled(x, scale, then=classifier)
+        torch.testing.assert_close(banded, whole, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(layer.upsampled(x, scale), layer(upsample(x, scale)))

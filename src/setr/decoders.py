@@ -10,6 +10,7 @@ Shapes: B batch, C encoder width, h x w patch grid, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import cast
 
@@ -29,6 +30,9 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+BAND_ROWS = 32  # of an upsampled map at a time on CPUs; 256 channels of them fit the caches
+
+
 class ConvBNReLU(nn.Sequential):
     """Convolution, batch norm, ReLU; the resolution stays.
 
@@ -42,19 +46,60 @@ class ConvBNReLU(nn.Sequential):
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
         )
+        self.margin = kernel_size // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, channels, h, w)."""
-        conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
-        if norm.training or torch.is_grad_enabled():
+        if self._needs_layers():
             out: Tensor = super().forward(x)
             return out
+        return self._folded(x, (self.margin, self.margin))
+
+    def upsampled(
+        self, x: Tensor, scale: int, then: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """`then(forward(upsample(x, scale)))`: (B, C, h, w) -> (B, …, scale*h, scale*w).
+
+        On CPUs, without gradients, it goes by bands of rows, with the same values: the upsampled
+        map, the largest of the network, never exists as a whole.
+
+        Args:
+            x: the map before upsampling.
+            scale: whole factor.
+            then: a function of single pixels, such as a classifier; none by default.
+        """
+        then = then or nn.Identity()
+        if self._needs_layers() or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return then(self(upsample(x, scale)))
+        height, m = x.shape[-2] * scale, self.margin
+        bands = []
+        for top in range(0, height, BAND_ROWS):
+            rows = _upsampled_rows(x, scale, top - m, min(top + BAND_ROWS, height) + m)
+            bands.append(then(self._folded(rows, (0, m))))
+        return torch.cat(bands, dim=-2)
+
+    def _needs_layers(self) -> bool:
+        return self.training or torch.is_grad_enabled()
+
+    def _folded(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight = conv.weight * scale[:, None, None, None]
         shift = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-        return F.relu_(F.conv2d(x, weight, norm.bias - shift * scale, padding=conv.padding[0]))
+        return F.relu_(F.conv2d(x, weight, norm.bias - shift * scale, padding=padding))
+
+
+def _upsampled_rows(x: Tensor, scale: int, first: int, last: int) -> Tensor:
+    """Rows first .. last-1 of `upsample(x, scale)`; rows outside the map are zero."""
+    h = x.shape[-2]
+    start, stop = max(0, first // scale - 1), min(h, -(-last // scale) + 1)
+    top, bottom = max(first, 0), min(last, h * scale)
+    rows = upsample(x[..., start:stop, :], scale)[
+        ..., top - start * scale : bottom - start * scale, :
+    ]
+    return F.pad(rows, (0, 0, top - first, last - bottom))
 
 
 def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
@@ -105,10 +150,15 @@ class UpsampleHead(nn.Module):
 
         s = scale^(num_convs - 1) * final_scale.
         """
-        x = self.norm(features[-1])
-        for i, conv in enumerate(self.convs):
-            x = conv(x if i == 0 else upsample(x, self.scale))
-        return upsample(self.classifier(x), self.final_scale)
+        first, *later = cast(list[ConvBNReLU], list(self.convs))
+        x = first(self.norm(features[-1]))
+        for conv in later[:-1]:
+            x = conv.upsampled(x, self.scale)
+        if later:
+            logits = later[-1].upsampled(x, self.scale, then=self.classifier)
+        else:
+            logits = self.classifier(x)
+        return upsample(logits, self.final_scale)
 
 
 class Naive(UpsampleHead):

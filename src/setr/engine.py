@@ -82,6 +82,10 @@ class _Run:
         torch.manual_seed(config.train.seed)
         self.device = distributed.device()
         self.dtype = autocast_dtype(config.train.precision, self.device)
+        if self.dtype is torch.float16:
+            raise SetrError(
+                "train.precision fp16: needs a loss scaler, which is not built in; use bf16 or fp32"
+            )
         self.info = build_info(config, self.dataset.labels)
         self.model = build_model(config, len(self.dataset.labels.classes)).to(self.device)
         if config.train.grad_checkpointing:
