@@ -63,7 +63,8 @@ def test_every_verb_has_help(verb, capsys):
         (["predict", "nowhere", "nothing.png"], "out"),
     ],
 )
-def test_usage_errors_are_one_line(capsys, arguments, expected):
+def test_usage_errors_are_one_line(capsys, arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # away from a runs/demo that somebody made
     code, out, err = run(capsys, *arguments)
     assert code == USAGE
     assert out == ""
