@@ -239,8 +239,7 @@ def test_resnets_of_torchvision_and_timm(tmp_path, hybrid):
     torch.save(resnet.state_dict(), path)
     if hybrid:
         model = build(resnet="resnet18")
-        report = load_weights(model, path, partial=True)
-        assert report.encoder_share > 0.5
+        assert load_weights(model, path).encoder_share == 1  # of its part, the ResNet
         stem = model.encoder.vit.patch_embed.backbone
     else:
         model = SETR(encoder="resnet18", decoder="fcn", num_classes=3, taps=(3, 4),
@@ -248,6 +247,21 @@ def test_resnets_of_torchvision_and_timm(tmp_path, hybrid):
         assert load_weights(model, path).encoder_share == 1
         stem = model.encoder.net
     assert torch.equal(stem.layer4[1].conv2.weight, resnet.layer4[1].conv2.weight)
+
+
+def test_a_vit_fills_its_part_of_a_hybrid(tmp_path):
+    vit = build().encoder.vit
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    model = build(resnet="resnet18")
+    report = load_weights(model, tmp_path / "vit.safetensors")
+    assert report.encoder_share == 1
+    assert any(".patch_embed.backbone." in name for name in report.missing)
+    for name, value in vit.blocks.state_dict().items():
+        assert torch.equal(value, model.encoder.vit.blocks.state_dict()[name]), name
+    state = {k: v for k, v in vit.state_dict().items() if "mlp" not in k}
+    save_file(state, tmp_path / "half.safetensors")
+    with pytest.raises(SetrError, match="of the encoder"):
+        load_weights(model, tmp_path / "half.safetensors")
 
 
 def test_our_own_files_round_trip(tmp_path):

@@ -150,11 +150,13 @@ def match_weights(
             unfit.append(name)
     heads = [n for n in own if not n.startswith("encoder.")]
     encoder = [n for n in own if n.startswith("encoder.")]
-    share = sum(n in state for n in encoder) / len(encoder)
+    part = _expected(model, found, encoder)
+    share = sum(n in state for n in part) / len(part)
     odd_heads = [n for n in heads if n not in state] if found.whole else []
     missing = [n for n in encoder if n not in state] + [n for n in odd_heads if n not in given]
     if not partial:
-        _require_encoder(source, unfit, missing, own, given, share)
+        absent = [n for n in part if n not in state]
+        _require_encoder(source, unfit, absent, own, given, share)
     if odd_heads and not new_head:
         raise SetrError(_head_message(source, model, odd_heads, own, given))
     report = LoadReport(
@@ -225,11 +227,27 @@ def _differences(model: Loadable, found: Translation, source: str) -> list[str]:
     ]
 
 
+def _expected(model: Loadable, found: Translation, encoder: list[str]) -> list[str]:
+    """The encoder's tensors a file must fill: of a Hybrid, a ViT or a ResNet fills its own part."""
+    if found.whole or not model.arguments["resnet"]:
+        return encoder
+    if found.dialect == "resnet":
+        return [n for n in encoder if ".patch_embed.backbone." in n]
+    return [n for n in encoder if ".patch_embed." not in n]
+
+
 def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
     """Give an encoder's tensors the names they have in the model."""
-    if found.dialect != "resnet":
-        return {f"encoder.vit.{name}": value for name, value in found.tensors.items()}
     hybrid = model.arguments["resnet"] is not None
+    if found.dialect != "resnet":
+        # a projection of pixels has no place in a Hybrid, whose patches are ResNet features
+        stem = found.tensors.get("patch_embed.proj.weight")
+        pixels = hybrid and stem is not None and stem.shape[1] == 3
+        return {
+            f"encoder.vit.{name}": value
+            for name, value in found.tensors.items()
+            if not (pixels and name.startswith("patch_embed.proj."))
+        }
     prefix = "encoder.vit.patch_embed.backbone." if hybrid else "encoder.net."
     return {prefix + name: value for name, value in found.tensors.items()}
 
