@@ -21,8 +21,9 @@ fix: $(STAMP)  ## apply formatting and safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## benchmarks that need no other package
-	$(BIN)/python benchmarks/model.py
+bench: $(STAMP)  ## data path and evaluation; --peer-python adds mmsegmentation beside them
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/evaluation.py --only slide metric --out runs/bench
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
