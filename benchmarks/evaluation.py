@@ -233,7 +233,7 @@ def main() -> None:
                   f"{figures['peak_mb']:>8} MB", flush=True)  # fmt: skip
     if given.tiny:
         return
-    given.out.mkdir(exist_ok=True)
+    given.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine(), "repeats": given.repeats, "rows": rows}
     (given.out / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n")
 
