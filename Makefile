@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+CORE := $(VENV)/.core
+STAMP := $(VENV)/.dev
 
 .PHONY: demo test lint fix bench clean
 
-demo: $(STAMP)  ## train a small model on drawn scenes, evaluate it, write runs/demo
+demo: $(CORE)  ## train a small model on drawn scenes, evaluate it, write runs/demo
 	$(BIN)/setr demo
 
 test: $(STAMP)  ## the whole test suite, no network
@@ -25,9 +27,14 @@ bench: $(STAMP)  ## data path and evaluation; --peer-python adds mmsegmentation 
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/evaluation.py --only slide metric --out runs/bench
 
-$(STAMP): pyproject.toml constraints.txt
+# The demo needs the core and nothing else; tests and lint need every extra that CI exercises.
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(PIP) ".[fast-io]"
+	@touch $(CORE)
+
+$(STAMP): $(CORE)
+	$(PIP) ".[dev]"
 	@touch $(STAMP)
 
 clean:
