@@ -31,6 +31,7 @@ ORDER = (
     *("survey_rows", "survey", "doctor", "init_data"),
     # networks and weights
     *(
+        "attention",
         "encoder",
         "hybrid",
         "decoders",

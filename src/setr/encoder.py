@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr import _torchvision  # noqa: F401  must come before timm
+from setr.attention import speed_up
 from setr.errors import SetrError
 
 PosInterp = Literal["bicubic", "bilinear"]
@@ -130,6 +131,8 @@ class Encoder(Backbone):
         self.vit.prune_intermediate_layers(
             [tap - 1 for tap in taps], prune_norm=True, prune_head=True
         )
+        for block in self.vit.blocks:
+            speed_up(block)
         self.patch_size = self.vit.patch_embed.feat_ratio()
         self.channels: int = self.vit.embed_dim
         self.widths = [self.channels] * len(taps)
