@@ -125,14 +125,15 @@ def _camvid(decoder: str) -> Config:
 
 
 def _camvid_cpu(decoder: str) -> Config:
-    """The same within 45 minutes on two cores: fewer steps, smaller crops."""
+    """The same within 45 minutes on two cores: fewer steps, the first four blocks frozen."""
     config = _camvid(decoder)
     return replace(
         config,
-        data=replace(config.data, crop_size=(308, 420), workers=1),
+        model=replace(config.model, freeze=4),
+        data=replace(config.data, workers=1),
         optim=replace(config.optim, warmup_steps=60),
         train=replace(
-            config.train, steps=1000, batch_size=4, ema=0.99, eval_every=0, save_every=250
+            config.train, steps=800, batch_size=4, ema=0.99, eval_every=0, save_every=250
         ),
         eval=EvalConfig(),
     )
