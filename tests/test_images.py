@@ -10,7 +10,7 @@ from PIL import Image
 
 from setr import decode
 from setr.errors import SetrError
-from setr.images import check_whole, encode_png, read_image, read_mask
+from setr.images import Rows, check_whole, encode_png, read_image, read_mask
 
 UNREADABLE = {
     "truncated.jpg": "truncated",
@@ -186,3 +186,54 @@ def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(SetrError, match=r"a\.png: permission denied"):
         read_image(tmp_path / "a.png")
+
+
+def plain_png(**options):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", **options)
+    return pixels, buffer.getvalue()
+
+
+@pytest.mark.usefixtures("decoder")
+def test_rows_are_those_of_the_whole_image(tmp_path):
+    pixels, data = plain_png()
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    for source in (path, data):
+        rows = Rows(source)
+        assert rows.shape == (40, 50, 3)
+        for stop in (1, 17, 40, 99):
+            np.testing.assert_array_equal(rows[:stop], pixels[:stop])
+        np.testing.assert_array_equal(rows[:], pixels)
+
+
+@pytest.mark.usefixtures("decoder")
+def test_rows_below_those_asked_for_are_not_decoded():
+    pixels, data = plain_png(compress_level=0)
+    broken = bytearray(data)
+    broken[-60:-20] = bytes(40)  # inside the last rows
+    rows = Rows(bytes(broken))
+    np.testing.assert_array_equal(rows[:20], pixels[:20])
+    with pytest.raises(SetrError, match="broken image file"):
+        rows[:]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("missing.png", "no such file"), ("empty.png", "0 bytes"), ("text.png", "not an image")],
+)
+def test_rows_of_a_bad_file_name_it(tmp_path, name, problem):
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_bytes(b"hello")
+    with pytest.raises(SetrError, match=problem) as caught:
+        Rows(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_rows_of_other_files_are_decoded_whole(tmp_path):
+    pixels, _ = plain_png()
+    for suffix, options in ((".jpg", {}), (".bmp", {}), (".tif", {})):
+        path = tmp_path / f"a{suffix}"
+        Image.fromarray(pixels).save(path, **options)
+        np.testing.assert_array_equal(Rows(path)[:13], read_image(path)[:13])

@@ -172,3 +172,27 @@ def test_the_same_generator_gives_the_same_sample():
     second = augment(IMAGE, MASK, np.random.default_rng((1, 2, 3)))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class Recorded:
+    """An image that remembers the rows it was asked for."""
+
+    def __init__(self, pixels):
+        self.pixels, self.shape, self.asked = pixels, pixels.shape, 0
+
+    def __getitem__(self, rows):
+        self.asked = rows.stop
+        return np.ascontiguousarray(self.pixels[rows])
+
+
+def test_only_rows_above_the_crop_are_asked_for_and_change_nothing():
+    saved = 0
+    for seed in range(60):
+        augment = Augmentation((48, 56), scale_range=(0.5, 2.0))
+        image = Recorded(IMAGE)
+        part, mask = augment(image, MASK, np.random.default_rng(seed))
+        whole, same = augment(IMAGE, MASK, np.random.default_rng(seed))
+        np.testing.assert_array_equal(part, whole)
+        np.testing.assert_array_equal(mask, same)
+        saved += image.asked < len(IMAGE)
+    assert saved > 20

@@ -18,7 +18,7 @@ import yaml
 
 from setr import scenes
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.images import Source, read_image, read_mask
+from setr.images import Named, Rows, Source, read_mask
 from setr.labels import Labels, known_labels, known_name
 from setr.layouts import find_split
 from setr.pairs import Pair, Pairs
@@ -81,10 +81,19 @@ class Dataset:
         Raises:
             SetrError: unreadable file, sizes that differ, ids outside the classes; names the file.
         """
+        rows, mask = self.open(index)
+        return Sample(rows[:], mask)
+
+    def open(self, index: int) -> tuple[np.ndarray | Rows, np.ndarray]:
+        """The mask of one pair, and an image of which only the rows asked for are decoded.
+
+        Raises:
+            SetrError: as `load`, here or when rows are asked for.
+        """
         image_source, mask_source = self.sources(index)
-        image = read_image(image_source)
-        raw = self.raw_mask(index, mask_source, image.shape[:2])
-        return Sample(image, self.to_train_ids(index, raw))
+        rows = Rows(image_source)
+        raw = self.raw_mask(index, mask_source, rows.shape[:2])
+        return rows, self.to_train_ids(index, raw)
 
     def raw_mask(self, index: int, source: Source | None, size: tuple[int, ...]) -> np.ndarray:
         """Ids (H, W) or colours (H, W, 3) as a mask file holds them, of its image's (H, W)."""
@@ -117,9 +126,9 @@ class SceneDataset(Dataset):
         """The same scenes for ever."""
         return "drawn"
 
-    def load(self, index: int) -> Sample:
+    def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw scene number `index` of this split."""
-        return Sample(*scenes.draw(self.split, index))
+        return scenes.draw(self.split, index)
 
 
 @dataclass(frozen=True)
@@ -167,17 +176,10 @@ class ShardDataset(Dataset):
         return order
 
     def sources(self, index: int) -> tuple[Source, Source | None]:
-        """Bytes of image and mask."""
+        """Bytes of image and mask, named after the sample, which has no path."""
         image, mask = self.shards.read(index)
-        return image, mask
-
-    def load(self, index: int) -> Sample:
-        """As `Dataset.load`; errors name the sample, which has no path."""
-        try:
-            return super().load(index)
-        except SetrError as error:
-            name = self.pairs[index].image
-            raise SetrError(str(error).replace("image data", str(name))) from None
+        pair = self.pairs[index]
+        return Named(image, str(pair.image)), Named(mask, str(pair.mask))
 
 
 def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> Dataset:

@@ -7,6 +7,8 @@ asked about files it would read differently: rotated, transparent, 16-bit, cut o
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,34 @@ def orientation(image: Any) -> int:
     return int(image.getexif().get(0x0112, 1))
 
 
+def can_stop_early(image: Any, data: bytes) -> bool:
+    """Whether the upper rows of an open Pillow image can be decoded alone: plain 8-bit RGB PNG."""
+    if image.format != "PNG" or image.mode != "RGB" or "transparency" in image.info:
+        return False
+    depth, interlaced, ends = data[24], data[28], data[:4096] + data[-4096:]
+    return depth == 8 and not interlaced and b"IEND" in data[-64:] and b"eXIf" not in ends
+
+
+def first_rows(data: bytes, count: int) -> bytes:
+    """A PNG file that claims to be `count` rows high, so that a decoder stops there."""
+    header = data[12:20] + struct.pack(">I", count) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def decode_png(image: Any, data: bytes) -> np.ndarray | None:
+    """Pixels of an open 8-bit PNG (RGB or one channel) by kornia-rs; None to use Pillow."""
+    if _decode_png is None:
+        return None
+    mode = "rgb" if image.mode == "RGB" else "mono"
+    try:
+        pixels = np.asarray(_decode_png(data, image.size[::-1], mode))
+    except Exception:  # its own exception type; Pillow then names the reason
+        return None
+    return pixels[..., 0] if mode == "mono" else pixels
+
+
 def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | None:
     """Pixels of an open 8-bit PNG (RGB, grey, palette indices) or RGB JPEG; None to use Pillow."""
-    width, height = image.size
     if image.format not in ("PNG", "JPEG") or image.info.get("transparency") is not None:
         return None
     data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
@@ -41,12 +68,7 @@ def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | N
     elif data[24] != 8 or b"IEND" not in data[-64:] or b"eXIf" in data[:4096] + data[-4096:]:
         return None  # byte 24 is the bit depth; EXIF stands before or behind the pixels
     elif _decode_png is not None:
-        try:
-            mode = "rgb" if image.mode == "RGB" else "mono"
-            pixels = np.asarray(_decode_png(data, (height, width), mode))
-        except Exception:  # its own exception type; Pillow then names the reason
-            return None
-        return pixels[..., 0] if mode == "mono" else pixels
+        return decode_png(image, data)
     elif image.mode != "RGB":
         return None  # as fast in Pillow; OpenCV would turn palette indices into colours
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION

@@ -23,7 +23,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from setr.decode import decode_fast, orientation, read_mat
+from setr.decode import (
+    can_stop_early,
+    decode_fast,
+    decode_png,
+    first_rows,
+    orientation,
+    read_mat,
+)
 from setr.errors import SetrError
 
 IMAGE_SUFFIXES = frozenset(
@@ -36,6 +43,56 @@ LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 Source = str | os.PathLike | bytes
+
+
+class Named(bytes):
+    """The bytes of a file with the name that errors call it by."""
+
+    name: str
+
+    def __new__(cls, data: bytes, name: str) -> Named:
+        """The bytes `data`, called `name`."""
+        named = super().__new__(cls, data)
+        named.name = name
+        return named
+
+
+class Rows:
+    """An image whose rows are decoded when asked for: `rows[:n]` is uint8 RGB (n, W, 3).
+
+    A crop rarely reaches the lower edge, and PNG decoding is most of a data path's time, so a
+    plain PNG file is decoded down to the rows wanted. Other files are decoded whole.
+
+    Args:
+        source: a path, or the bytes of a file.
+
+    Raises:
+        SetrError: as `read_image`, here or when rows are asked for.
+    """
+
+    def __init__(self, source: Source) -> None:
+        name = _name(source)
+        if not isinstance(source, bytes):
+            try:
+                source = Path(os.fsdecode(source)).read_bytes()
+            except OSError as error:
+                raise _unreadable(name, error, source) from None
+        self.data = Named(source, name)
+        with _open(self.data, MAX_PIXELS) as image:
+            early = can_stop_early(image, source)
+            self.shape: tuple[int, ...] = (image.size[1], image.size[0], 3)
+        self.pixels = None if early else read_image(self.data)
+        if self.pixels is not None:
+            self.shape = self.pixels.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """The rows above `rows.stop`."""
+        if self.pixels is not None:
+            return self.pixels[rows]
+        data = Named(first_rows(self.data, len(range(self.shape[0])[rows])), self.data.name)
+        with _open(data, MAX_PIXELS) as image:
+            pixels = decode_png(image, data)
+            return np.asarray(image) if pixels is None else pixels
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -193,7 +250,9 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
 
 
 def _name(source: Source) -> str:
-    return "image data" if isinstance(source, bytes) else os.fsdecode(source)
+    if isinstance(source, bytes):
+        return source.name if isinstance(source, Named) else "image data"
+    return os.fsdecode(source)
 
 
 class _open:  # noqa: N801  used as a function in `with`
@@ -243,11 +302,15 @@ def _unreadable(name: str, error: Exception, source: Source) -> SetrError:
         return SetrError(f"{name}: permission denied")
     if isinstance(error, IsADirectoryError):
         return SetrError(f"{name}: is a folder, not an image file")
-    if not isinstance(source, bytes) and os.path.exists(source) and os.path.getsize(source) == 0:
+    if not (len(source) if isinstance(source, bytes) else _size(source)):
         return SetrError(f"{name}: the file is empty (0 bytes)")
     if isinstance(error, Image.UnidentifiedImageError):
         return SetrError(f"{name}: not an image in a known format")
     return SetrError(f"{name}: broken image file ({str(error).splitlines()[0]})")
+
+
+def _size(path: str | os.PathLike) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else -1
 
 
 def _to_rgb(image: Any) -> Any:

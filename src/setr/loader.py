@@ -101,7 +101,7 @@ class _Augmented(TorchDataset):
         epoch, index = position
         rng = np.random.default_rng((self.seed, epoch, index))
         try:
-            return self.augment(*self.dataset.load(index), rng)
+            return self.augment(*self.dataset.open(index), rng)
         except SetrError as error:
             return error
 

@@ -10,11 +10,13 @@ whatever the number of workers or processes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from setr.images import Rows
 from setr.labels import IGNORE
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: zero after normalisation
@@ -48,9 +50,12 @@ class Augmentation:
     class_odds: tuple[float, ...] = ()
 
     def __call__(
-        self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+        self, image: np.ndarray | Rows, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 (H, W, 3), mask uint8 (H, W) -> the same kinds, of `crop_size`.
+
+        The crop is chosen by the mask alone; of the image only the rows above its lower edge are
+        asked for.
 
         Where the resized image is smaller than the crop, the rest is mean colour and ignored.
         """
@@ -63,12 +68,12 @@ class Augmentation:
             cropped = window.cut(mask, nearest=True, fill=IGNORE)
             if self._fits(cropped):
                 break
-        image = window.cut(image, nearest=False, fill=PAD_COLOUR)
+        pixels = window.cut(image[: window.lowest_row], nearest=False, fill=PAD_COLOUR)
         if rng.random() < self.flip:
-            image, cropped = cv2.flip(image, 1), cv2.flip(cropped, 1)
+            pixels, cropped = cv2.flip(pixels, 1), cv2.flip(cropped, 1)
         if self.photometric:
-            image = distort(image, rng)
-        return np.ascontiguousarray(image), np.ascontiguousarray(cropped)
+            pixels = distort(pixels, rng)
+        return np.ascontiguousarray(pixels), np.ascontiguousarray(cropped)
 
     def _fits(self, cropped: np.ndarray) -> bool:
         counts = cv2.calcHist([cropped], [0], None, [256], [0, 256])[:IGNORE]
@@ -134,6 +139,12 @@ class Window:
     resized: tuple[int, int]
     origin: tuple[int, int]
     size: tuple[int, int]
+
+    @property
+    def lowest_row(self) -> int:
+        """Number of source rows that bilinear sampling of the window can touch."""
+        bottom = min(self.origin[0] + self.size[0], self.resized[0])
+        return min(self.source[0], math.ceil(bottom * self.source[0] / self.resized[0]) + 1)
 
     def cut(self, array: np.ndarray, *, nearest: bool, fill: int | tuple[int, ...]) -> np.ndarray:
         """Resample the window of (H, W[, 3]) uint8; outside the resized image it holds `fill`."""
