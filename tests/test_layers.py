@@ -57,10 +57,11 @@ ORDER = (
     # runs
     *("provenance", "parallel", "checkpoint", "config", "paper", "evaluation", "optim", "recipes"),
     *("results", "submissions", "interrupt", "facts", "runfolder", "snapshot", "build", "engine"),
-    "predictor",
+    # predictions
+    *("montage", "polygons", "annotations", "result", "outputs", "predictor"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
-    *("explain", "montage", "figures"),
+    *("explain", "figures"),
     # the command line
     *("cli", "commands"),
 )

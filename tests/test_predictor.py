@@ -88,7 +88,7 @@ def test_save_kinds(model_dir, photo, tmp_path):
     result.save(tmp_path / "scores.npz", "scores")
     saved = np.load(tmp_path / "scores.npz")
     np.testing.assert_allclose(saved["scores"], result.scores, atol=1e-3)
-    with pytest.raises(SetrError, match="choose from mask, color, overlay, scores"):
+    with pytest.raises(SetrError, match="choose from mask, ids, color, overlay"):
         result.save(tmp_path / "x.png", "video")
 
 

@@ -6,11 +6,8 @@ array and answers at the input's own size, under the protocol stored with the mo
 
 from __future__ import annotations
 
-import base64
-import html
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,106 +19,10 @@ from setr.errors import SetrError
 from setr.evaluation import autocast_dtype
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.hub import ModelInfo, from_pretrained
-from setr.images import MAX_PIXELS, encode_png, read_image, write_bytes
+from setr.images import MAX_PIXELS, read_image
 from setr.inference import normalize, predict_mask, predict_scores
-from setr.labels import Labels
 from setr.model import SETR
-
-
-class Result:
-    """What a model says about one image.
-
-    Attributes:
-        image: the input, uint8 RGB (H, W, 3).
-        mask: training ids (H, W) uint8.
-        confidence: probability of the chosen class (H, W) float32, 0 to 1.
-        labels: class names and colours of the ids.
-    """
-
-    def __init__(
-        self,
-        image: np.ndarray,
-        mask: np.ndarray,
-        confidence: np.ndarray,
-        labels: Labels,
-        compute_scores: Callable[[], np.ndarray],
-    ) -> None:
-        self.image, self.mask, self.confidence, self.labels = image, mask, confidence, labels
-        self._compute_scores = compute_scores
-
-    @cached_property
-    def scores(self) -> np.ndarray:
-        """Class probabilities (K, H, W) float32; they sum to 1 over K.
-
-        Computed when first asked for, by a second run of the model: masks of large images with many
-        classes are possible where their scores would not fit into memory.
-        """
-        return self._compute_scores()
-
-    @cached_property
-    def shares(self) -> dict[str, float]:
-        """Share of the image per class, largest first, without classes that do not occur."""
-        counts = np.bincount(self.mask.ravel(), minlength=len(self.labels.classes))
-        order = np.argsort(-counts)
-        return {self.labels.classes[i]: counts[i] / self.mask.size for i in order if counts[i]}
-
-    def color(self) -> np.ndarray:
-        """The mask in class colours, uint8 RGB (H, W, 3)."""
-        return self.labels.palette[self.mask]
-
-    def overlay(self, opacity: float = 0.55) -> np.ndarray:
-        """The image under its class colours, uint8 RGB (H, W, 3)."""
-        mixed = (1 - opacity) * self.image + opacity * self.color()
-        return np.rint(mixed).astype(np.uint8)
-
-    def save(self, path: str | os.PathLike, kind: str = "mask") -> None:
-        """Write one picture or array; the file appears when complete.
-
-        Args:
-            path: the file to write; its folder is made.
-            kind: `mask` (palette PNG whose indices are training ids), `color` or `overlay` (RGB
-                PNG), `scores` (npz with float16 probabilities (K, H, W) and the class names).
-
-        Raises:
-            SetrError: unknown kind, or a file that cannot be written.
-        """
-        if kind not in KINDS:
-            raise SetrError(f"save kind '{kind}': choose from {', '.join(KINDS)}")
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, self._encode(kind))
-
-    def _encode(self, kind: str) -> bytes:
-        if kind == "mask":
-            return encode_png(self.mask, palette=self.labels.palette)
-        if kind == "scores":
-            import io
-
-            buffer = io.BytesIO()
-            names = np.array(self.labels.classes)
-            np.savez_compressed(buffer, scores=self.scores.astype(np.float16), classes=names)
-            return buffer.getvalue()
-        return encode_png(self.color() if kind == "color" else self.overlay())
-
-    def __repr__(self) -> str:
-        height, width = self.mask.shape
-        top = ", ".join(f"{name} {share:.0%}" for name, share in list(self.shares.items())[:4])
-        return f"<Result {width}x{height}: {top}>"
-
-    def _repr_html_(self) -> str:
-        """How a notebook shows it: the overlay with a legend."""
-        data = base64.b64encode(encode_png(self.overlay())).decode()
-        legend = " ".join(
-            f'<span style="white-space:nowrap"><span style="display:inline-block;width:.8em;'
-            f'height:.8em;background:rgb{tuple(self.labels.colours[self.labels.classes.index(n)])}">'
-            f"</span> {html.escape(n)} {share:.1%}</span>"
-            for n, share in self.shares.items()
-        )
-        return f'<img src="data:image/png;base64,{data}" style="max-width:100%"><p>{legend}</p>'
-
-
-KINDS = {"mask": ".png", "color": "_color.png", "overlay": "_overlay.png", "scores": "_scores.npz"}
-"""What can be saved, with the ending of the file name."""
+from setr.result import Result
 
 
 class Predictor:
@@ -172,7 +73,9 @@ class Predictor:
             values: np.ndarray = self._run(predict_scores, image)[0].softmax(dim=0).numpy()
             return values
 
-        return Result(image, mask[0].numpy(), confidence[0].numpy(), self.info.labels, scores)
+        path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+        ids, sure = mask[0].numpy(), confidence[0].numpy()
+        return Result(image, ids, sure, self.info.labels, scores, path=path)
 
     def _run(self, function: Callable[..., Any], image: np.ndarray) -> Any:
         """Apply `predict_mask` or `predict_scores` to one image; tensors come back on the CPU."""

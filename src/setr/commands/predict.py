@@ -37,7 +37,8 @@ class Arguments:
     """Folder for the results, named after the images (a.png and a.jpg give a.png.png, a.jpg.png);
     the layout of a walked folder is kept."""
     save: str = "mask"
-    """What to write, joined with commas: mask (palette PNG of ids), color, overlay, scores."""
+    """What to write, joined with commas: mask (palette PNG of ids), ids (grey PNG), color, overlay,
+    confidence, scores, share, geojson, coco, coco_rle, labelme."""
     submit: Literal["cityscapes", "ade20k"] | None = None
     """Write only OUT/NAME.zip, in the form that data set's test server takes."""
     device: str = "auto"
@@ -53,12 +54,10 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Segment every image; broken ones are named at the end, exit code 1."""
     given = parse(Arguments, arguments, "predict")
-    from setr.predictor import KINDS, load
+    from setr.outputs import parse_kinds
+    from setr.predictor import load
 
-    kinds = [kind.strip() for kind in given.save.split(",")]
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown:
-        raise SetrError(f"--save {unknown[0]}: choose from {', '.join(KINDS)}", code=USAGE)
+    kinds = parse_kinds(given.save)
     files = find_images(given.images)
     outputs = _output_names(files, Path(given.out))
     predictor = load(
@@ -87,15 +86,13 @@ def run(arguments: list[str]) -> int:
 
 
 @contextmanager
-def _writer(given: Arguments, kinds: list[str], labels: Labels) -> Iterator[Write]:
+def _writer(given: Arguments, kinds: tuple[str, ...], labels: Labels) -> Iterator[Write]:
     """What happens to each result: files of the kinds asked for, or an entry of a submission."""
-    from setr.predictor import KINDS, Result
+    from setr.outputs import write
+    from setr.result import Result
 
     def save(_: Path, output: Path, result: Result) -> list[str]:
-        written = [output.with_name(output.name + KINDS[kind]) for kind in kinds]
-        for kind, target in zip(kinds, written, strict=True):
-            result.save(target, kind)
-        return [str(path) for path in written]
+        return [str(path) for path in write(result, output, kinds)]
 
     if given.submit is None:
         yield save

@@ -1,0 +1,248 @@
+"""Result: what a model says about one image, in every form a user takes it away.
+
+Pictures (`mask`, `ids`, `color`, `overlay`, `confidence`), arrays (`scores`), figures (`share`) and
+polygons (`geojson`, `coco`, `coco_rle`, `labelme`). `Result.save` writes one of them; `outputs.py`
+writes several, named after the image. A notebook shows the overlay with its legend.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from setr.annotations import Georeference, to_coco, to_geojson, to_labelme
+from setr.errors import SetrError
+from setr.images import encode_png, write_bytes
+from setr.labels import Labels
+from setr.montage import with_legend
+from setr.polygons import Polygon, mask_polygons, simplified
+
+NOTEBOOK_WIDTH = 960
+"""Pictures in a notebook are at most this wide, in pixels."""
+
+
+class Result:
+    """What a model says about one image.
+
+    Attributes:
+        image: the input, uint8 RGB (H, W, 3).
+        mask: training ids (H, W) uint8; 255 where a map has no data.
+        confidence: probability of the chosen class (H, W) float32, 0 to 1.
+        labels: class names and colours of the ids.
+        path: the image file; empty where the image came from memory.
+        geo: where the pixels lie on a map, for a georeferenced raster.
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        confidence: np.ndarray,
+        labels: Labels,
+        compute_scores: Callable[[], np.ndarray],
+        *,
+        path: str = "",
+        geo: Georeference | None = None,
+    ) -> None:
+        self.image, self.mask, self.confidence, self.labels = image, mask, confidence, labels
+        self.path, self.geo = path, geo
+        self._compute_scores = compute_scores
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Class probabilities (K, H, W) float32; they sum to 1 over K.
+
+        Computed when first asked for, by a second run of the model: masks of large images with many
+        classes are possible where their scores would not fit into memory.
+        """
+        return self._compute_scores()
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the image per class, largest first, without classes that do not occur."""
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.labels.classes))
+        counts = counts[: len(self.labels.classes)]
+        order = np.argsort(-counts, kind="stable")
+        total = max(1, counts.sum())
+        return {self.labels.classes[i]: float(counts[i] / total) for i in order if counts[i]}
+
+    @cached_property
+    def _regions(self) -> list[Polygon]:
+        return mask_polygons(self.mask, len(self.labels.classes))
+
+    def polygons(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> list[Polygon]:
+        """One polygon per connected region; see `setr.polygons`.
+
+        Args:
+            tolerance: the outline may move by this many pixels to save corners; 0 is exact.
+            min_pixels: smaller regions are left out.
+        """
+        return [simplified(p, tolerance) for p in self._regions if p.pixels >= min_pixels]
+
+    def geojson(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> dict[str, Any]:
+        """A FeatureCollection, in map coordinates if the image has a georeference, else pixels."""
+        polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
+        return to_geojson(polygons, self.labels, geo=self.geo)
+
+    def coco(
+        self, *, tolerance: float = 0.0, min_pixels: int = 1, all_run_lengths: bool = False
+    ) -> dict[str, Any]:
+        """COCO annotations: a polygon per region, run lengths where it has holes (or for all)."""
+        return to_coco(
+            self.polygons(min_pixels=min_pixels),
+            self.labels,
+            file_name=_text(os.path.basename(self.path)),
+            size=self.mask.shape,
+            tolerance=tolerance,
+            all_run_lengths=all_run_lengths,
+        )
+
+    def labelme(
+        self, *, tolerance: float = 0.0, min_pixels: int = 1, folder: str | os.PathLike = ""
+    ) -> dict[str, Any]:
+        """A LabelMe file for the image; `folder` is where it will lie."""
+        image = os.path.relpath(self.path, folder or ".") if self.path else ""
+        polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
+        return to_labelme(polygons, self.labels, file_name=_text(image), size=self.mask.shape)
+
+    def color(self) -> np.ndarray:
+        """The mask in class colours, uint8 RGB (H, W, 3)."""
+        return self.labels.palette[self.mask]
+
+    def overlay(self, opacity: float = 0.55) -> np.ndarray:
+        """The image under its class colours, uint8 RGB (H, W, 3)."""
+        return cv2.addWeighted(self.image, 1 - opacity, self.color(), opacity, 0)
+
+    def share(self) -> dict[str, Any]:
+        """Size, mean confidence, and per class its share and number of pixels, as plain values."""
+        counts = np.bincount(self.mask.ravel(), minlength=256)
+        classes = self.labels.classes
+        pixels = {name: int(counts[classes.index(name)]) for name in self.shares}
+        return {
+            "image": _text(self.path),
+            "size": list(self.mask.shape),
+            "mean_confidence": float(self.confidence.mean(dtype=np.float64)),
+            "shares": self.shares,
+            "pixels": pixels,
+        }
+
+    def save(self, path: str | os.PathLike, kind: str = "mask", **options: Any) -> None:
+        """Write one picture, array or file of polygons; it appears when complete.
+
+        Args:
+            path: the file to write; its folder is made.
+            kind: one of `KINDS`.
+            options: `tolerance` and `min_pixels` of the kinds with polygons.
+
+        Raises:
+            SetrError: unknown kind, or a file that cannot be written.
+        """
+        path = Path(path)
+        data = self.encode(kind, folder=path.parent, **options)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SetrError(f"{path.parent}: cannot make this folder: {error.strerror}") from None
+        write_bytes(path, data)
+
+    def encode(self, kind: str, *, folder: str | os.PathLike = "", **options: Any) -> bytes:
+        """The bytes of the file that `save` writes; `folder` is where it will lie."""
+        if kind == "scores":
+            return _npz(
+                scores=self.scores.astype(np.float16), classes=np.array(self.labels.classes)
+            )
+        if kind in _PICTURES:
+            return _PICTURES[kind](self)
+        if kind in _POLYGONS:
+            return _json(_POLYGONS[kind](self, **options))
+        if kind == "labelme":
+            return _json(self.labelme(folder=folder, **options))
+        if kind == "share":
+            return _json(self.share())
+        raise SetrError(f"save kind '{kind}': choose from {', '.join(KINDS)}")
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        top = ", ".join(f"{name} {share:.0%}" for name, share in list(self.shares.items())[:4])
+        return f"<Result {width}x{height}: {top}>"
+
+    def _repr_png_(self) -> bytes:
+        """How viewers without HTML show it: the overlay with a legend below."""
+        ids = [self.labels.classes.index(name) for name in self.shares]
+        return encode_png(with_legend(self._small_overlay(), self.labels, ids))
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: the overlay with a legend and the classes' shares."""
+        data = base64.b64encode(encode_png(self._small_overlay())).decode()
+        legend = " ".join(
+            f'<span style="white-space:nowrap"><span style="display:inline-block;width:.8em;'
+            f'height:.8em;background:rgb{tuple(self.labels.colours[self.labels.classes.index(n)])}">'
+            f"</span> {html.escape(n)} {share:.1%}</span>"
+            for n, share in self.shares.items()
+        )
+        return f'<img src="data:image/png;base64,{data}" style="max-width:100%"><p>{legend}</p>'
+
+    def _small_overlay(self) -> np.ndarray:
+        """The overlay, shrunk to what a notebook can show."""
+        picture = self.overlay()
+        scale = NOTEBOOK_WIDTH / picture.shape[1]
+        if scale >= 1:
+            return picture
+        size = (NOTEBOOK_WIDTH, max(1, round(picture.shape[0] * scale)))
+        return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _text(name: str) -> str:
+    """A file name as text that can be written; bytes that are no UTF-8 become `?`."""
+    return name.encode("utf-8", "replace").decode()
+
+
+_PICTURES: dict[str, Callable[[Result], bytes]] = {
+    "mask": lambda r: encode_png(r.mask, palette=r.labels.palette),
+    "ids": lambda r: encode_png(r.mask),
+    "color": lambda r: encode_png(r.color()),
+    "overlay": lambda r: encode_png(r.overlay()),
+    "confidence": lambda r: encode_png(np.rint(r.confidence * 255).astype(np.uint8)),
+}
+_POLYGONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "geojson": Result.geojson,
+    "coco": Result.coco,
+    "coco_rle": lambda r, **options: r.coco(all_run_lengths=True, **options),
+}
+KINDS = {
+    "mask": ".png",
+    "ids": "_ids.png",
+    "color": "_color.png",
+    "overlay": "_overlay.png",
+    "confidence": "_confidence.png",
+    "scores": "_scores.npz",
+    "share": "_share.json",
+    "geojson": ".geojson",
+    "coco": "_coco.json",
+    "coco_rle": "_coco_rle.json",
+    "labelme": ".json",
+}
+"""What can be saved, with the ending of the file name: `mask` is a palette PNG whose indices are
+training ids, `ids` the same as plain grey, `color` and `overlay` are RGB, `confidence` is grey
+(255 = certain), `scores` holds float16 probabilities (K, H, W) and the class names, `share` the
+classes' shares, the others polygons."""
