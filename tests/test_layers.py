@@ -55,7 +55,17 @@ ORDER = (
     ),
     *("protocols", "inference", "hub", "foreign", "complexity"),
     # runs
-    *("provenance", "parallel", "checkpoint", "config", "paper", "evaluation", "optim", "recipes"),
+    *(
+        "provenance",
+        "parallel",
+        "checkpoint",
+        "config",
+        "paper",
+        "evaluation",
+        "adjustment",
+        "optim",
+        "recipes",
+    ),
     *("results", "submissions", "interrupt", "facts", "runfolder", "snapshot", "build", "engine"),
     # predictions
     *("montage", "polygons", "annotations", "result", "outputs", "predictor"),

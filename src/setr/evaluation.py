@@ -132,7 +132,7 @@ def evaluate_split(
     Raises:
         SetrError: no images, none readable, other classes, or scores that are not numbers.
     """
-    _require_fit(model, info, dataset)
+    require_fit(model, info, dataset)
     device = next(model.parameters()).device
     dtype = autocast_dtype(precision, device)
     was_training = model.training
@@ -209,7 +209,8 @@ def _process() -> tuple[int, int]:
     return 0, 1
 
 
-def _require_fit(model: SETR, info: ModelInfo, dataset: Dataset) -> None:
+def require_fit(model: SETR, info: ModelInfo, dataset: Dataset) -> None:
+    """Refuse a split without images or with other classes than the model's."""
     if not len(dataset):
         raise SetrError(
             f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED

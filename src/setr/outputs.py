@@ -77,4 +77,3 @@ def write(result: Result, stem: Path, kinds: Iterable[str], **options: Any) -> l
     for kind, path in zip(kinds, written, strict=True):
         result.save(path, kind, **(options if kind in POLYGON_KINDS else {}))
     return written
-

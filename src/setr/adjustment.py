@@ -1,0 +1,160 @@
+"""Logit adjustment: one constant per class that raises mIoU, found on a validation split.
+
+A pixel gets its most probable class, which maximises pixel accuracy. mIoU counts every class the
+same, so a rare class should win below one half; class weights in the loss push the other way, and
+too far where the truth is thin. Constants added to the class logits correct both. They commute with
+the bilinear resize (its weights sum to 1), so they live in the classifier's bias and cost nothing.
+
+After Menon et al., Long-tail learning via logit adjustment (ICLR 2021); here the constants are not
+derived from class frequencies but searched for: one class at a time, the best threshold exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setr.config import Precision
+from setr.datasets import Dataset
+from setr.evaluation import autocast_dtype, require_fit
+from setr.hub import ModelInfo
+from setr.inference import normalize, predict_scores
+from setr.loader import whole_images
+from setr.model import SETR
+from setr.progress import Progress
+
+SAMPLE_BYTES = 2**27
+"""Scores kept of the whole split."""
+GRID = np.linspace(-4, 4, 161, dtype=np.float32)
+"""Constants tried, in logits."""
+
+
+def adjust_logits(
+    model: SETR,
+    info: ModelInfo,
+    dataset: Dataset,
+    *,
+    precision: Precision = "auto",
+    workers: int = 0,
+) -> list[float]:
+    """Find the constants on a split and add them to the model's classifier.
+
+    Args:
+        model: changed in place.
+        info: its protocol is used, single-scale.
+        dataset: a split with masks; the model must not have been trained on it.
+        precision: as in `evaluate_split`.
+        workers: processes that decode images.
+
+    Returns:
+        What was added to each class's logit.
+
+    Raises:
+        SetrError: no images, or other classes than the model's.
+    """
+    require_fit(model, info, dataset)
+    scores, truth = _sample(model, info, dataset, precision, workers)
+    offsets = best_offsets(scores, truth)
+    bias = model.decoder.classifier.bias
+    with torch.no_grad():
+        bias += torch.from_numpy(offsets).to(bias)
+    return offsets.tolist()
+
+
+def best_offsets(scores: np.ndarray, truth: np.ndarray, *, rounds: int = 4) -> np.ndarray:
+    """Constants (K,) that maximise the mIoU of `argmax(scores + constants)`.
+
+    Coordinate ascent: for one class at a time every threshold of the grid is scored from one
+    histogram. The result is never worse on these pixels than zeros.
+
+    Args:
+        scores: (n, K) logits or log-probabilities of pixels.
+        truth: (n,) class ids, 0 to K - 1.
+        rounds: passes over the classes; it stops early when one changes nothing.
+    """
+    K = scores.shape[1]
+    offsets = np.zeros(K, np.float32)
+    best = _miou(_counts(scores.argmax(axis=1), truth, K), np.bincount(truth, minlength=K))[0]
+    for _ in range(rounds):
+        before = best
+        for k in range(K):
+            values = _thresholds(scores + offsets, truth, k)
+            at = int(np.argmax(values))
+            if values[at] > best + 1e-7:
+                best = float(values[at])
+                offsets[k] += GRID[at]
+        if best == before:
+            break
+    return offsets - offsets.mean()
+
+
+def _thresholds(scores: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+    """MIoU for every constant of the grid added to class k alone."""
+    K, G = scores.shape[1], len(GRID)
+    others = scores.copy()
+    others[:, k] = -np.inf
+    other = others.argmax(axis=1)
+    margin = np.take_along_axis(others, other[:, None], axis=1)[:, 0] - scores[:, k]
+    first = np.searchsorted(GRID, margin, side="right")  # from this constant on, k wins
+
+    def wins(chosen: np.ndarray) -> np.ndarray:  # pixels that k has won at each constant
+        return np.cumsum(np.bincount(first[chosen], minlength=G + 1)[:G])
+
+    def keeps(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:  # (G, K) left to the others
+        table = np.bincount(first[chosen] * K + values[chosen], minlength=(G + 1) * K)
+        table = table.reshape(G + 1, K)
+        return table[::-1].cumsum(axis=0)[::-1][1:]
+
+    everywhere = np.ones(len(truth), bool)
+    predicted, hits = keeps(other, everywhere), keeps(other, other == truth)
+    predicted[:, k], hits[:, k] = wins(everywhere), wins(truth == k)
+    return _miou((hits, predicted), np.bincount(truth, minlength=K))
+
+
+def _counts(prediction: np.ndarray, truth: np.ndarray, K: int) -> tuple[np.ndarray, np.ndarray]:
+    hits = np.bincount(truth[prediction == truth], minlength=K)
+    return hits[None], np.bincount(prediction, minlength=K)[None]
+
+
+def _miou(counts: tuple[np.ndarray, np.ndarray], true: np.ndarray) -> np.ndarray:
+    """Mean over the classes in the truth: hits and predicted (G, K), true (K,) -> (G,)."""
+    hits, predicted = counts
+    present = true > 0
+    union = predicted + true - hits
+    found: np.ndarray = (hits[:, present] / union[:, present]).mean(axis=1)
+    return found
+
+
+def _sample(
+    model: SETR, info: ModelInfo, dataset: Dataset, precision: Precision, workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (n, K) and truth (n,) of pixels drawn evenly from all images of a split."""
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(precision, device)
+    protocol = replace(info.protocol, scales=(1.0,), flip=False)
+    per_image = max(1, SAMPLE_BYTES // (4 * model.num_classes * len(dataset)))
+    was_training = model.training
+    model.eval()
+    scores, truth = [], []
+    progress = Progress("adjust", len(dataset))
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        for index, sample in enumerate(whole_images(dataset, workers, range(len(dataset)))):
+            if isinstance(sample, Exception):
+                raise sample
+            images, masks = sample
+            x = normalize(images.to(device), info.mean, info.std)
+            size = (masks.shape[-2], masks.shape[-1])
+            logits: Tensor = predict_scores(model, x, protocol, size=size)[0].flatten(1)
+            ids = masks.flatten().numpy()
+            counted = np.flatnonzero(ids < model.num_classes)
+            rng = np.random.default_rng(index)
+            chosen = rng.choice(counted, min(per_image, len(counted)), replace=False)
+            scores.append(logits[:, torch.from_numpy(chosen).to(device)].T.float().cpu().numpy())
+            truth.append(ids[chosen].astype(np.int64))
+            progress.update(index + 1, images=1)
+    progress.close()
+    model.train(was_training)
+    return np.concatenate(scores), np.concatenate(truth)

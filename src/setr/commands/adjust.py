@@ -1,0 +1,58 @@
+"""`setr adjust MODEL DATA -o OUT [options]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from setr.cli import parse
+from setr.config import Precision
+from setr.errors import USAGE, SetrError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Add one constant per class to a model's logits so that mIoU on a validation split rises."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Model directory, Hub name or checkpoint."""
+    data: Annotated[str, tyro.conf.Positional]
+    """Folder or YAML file of the data set."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Folder for the adjusted model."""
+    split: str = "val"
+    """Split to search on: one the model was not trained on, and not the one it is judged by."""
+    precision: Precision = "auto"
+    """Compute in this precision."""
+    workers: int = 2
+    """Processes that decode images."""
+
+
+def run(arguments: list[str]) -> int:
+    """Write the adjusted model and print what was added to each class."""
+    given = parse(Arguments, arguments, "adjust")
+    from setr.adjustment import adjust_logits
+    from setr.datasets import open_dataset
+    from setr.evaluation import evaluate_split
+    from setr.hub import save_pretrained
+    from setr.predictor import load
+
+    if given.out.exists() and any(given.out.iterdir()):
+        raise SetrError(f"{given.out}: exists; choose another folder with -o", code=USAGE)
+    predictor = load(given.model)
+    model, info = predictor.model, predictor.info
+    dataset = open_dataset(given.data, given.split, info.labels)
+    added = adjust_logits(model, info, dataset, precision=given.precision, workers=given.workers)
+    figures = evaluate_split(
+        model, info, dataset, precision=given.precision, detailed=False, workers=given.workers
+    )
+    score = round(figures["miou"] or 0.0, 4)
+    metrics = {f"{given.split} mIoU, logits adjusted on it": score}
+    save_pretrained(given.out, model, replace(info, metrics={**info.metrics, **metrics}))
+    for name, value in zip(info.labels.classes, added, strict=True):
+        print(f"{name:<24}{value:+.2f}")
+    print(f"{given.split} mIoU {100 * score:.2f}; written to {given.out}")
+    return 0

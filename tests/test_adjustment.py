@@ -1,0 +1,78 @@
+"""Logit adjustment: against a search by hand, and through the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from setr import adjustment, scenes
+from setr.adjustment import GRID, best_offsets
+from setr.cli import main
+from setr.hub import ModelInfo, save_pretrained
+from tests.conftest import tiny_model
+
+
+def pixels(n=4000, K=4, seed=0):
+    """Scores of a classifier that favours the rarest class, and the truth."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(K, n, p=[0.6, 0.3, 0.07, 0.03])
+    scores = rng.normal(size=(n, K)).astype(np.float32)
+    scores[np.arange(n), truth] += 2
+    scores[:, 3] += 2
+    return scores, truth
+
+
+def miou(prediction, truth, K=4):
+    return np.mean(
+        [((prediction == k) & (truth == k)).sum() / ((prediction == k) | (truth == k)).sum()
+         for k in range(K)]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_every_threshold_of_a_class_has_the_miou_it_would_have(k):
+    scores, truth = pixels(500)
+    found = adjustment._thresholds(scores, truth, k)
+    for at in range(0, len(GRID), 16):
+        moved = scores.copy()
+        moved[:, k] += GRID[at]
+        assert found[at] == pytest.approx(miou(moved.argmax(1), truth), abs=1e-12)
+
+
+def test_finds_what_a_wrong_prior_costs_and_carries_over_to_new_pixels():
+    offsets = best_offsets(*pixels())
+    scores, truth = pixels(seed=1)
+    before, after = miou(scores.argmax(1), truth), miou((scores + offsets).argmax(1), truth)
+    assert offsets[3] < offsets[:3].min() - 1
+    assert after > before + 0.05
+
+
+def test_is_never_worse_and_leaves_a_perfect_model_alone():
+    for seed in range(5):
+        scores, truth = pixels(300, seed=seed)
+        offsets = best_offsets(scores, truth)
+        assert miou((scores + offsets).argmax(1), truth) >= miou(scores.argmax(1), truth)
+    truth = np.arange(100) % 4
+    assert not best_offsets(10 * np.eye(4, dtype=np.float32)[truth], truth).any()
+
+
+def test_command_writes_a_model_that_scores_higher(tmp_path, capsys):
+    tiny_run = tmp_path / "model"
+    torch.manual_seed(0)
+    save_pretrained(
+        tiny_run, tiny_model(num_classes=len(scenes.CLASSES)), ModelInfo(labels=scenes.LABELS)
+    )
+    out = tmp_path / "adjusted"
+    assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(out), "--workers", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "mIoU" in printed
+    scores = []
+    for number, model in enumerate((tiny_run, out)):
+        assert main(["eval", str(model), "scenes:40", "--out", str(tmp_path / str(number))]) == 0
+        figures = json.loads((tmp_path / str(number) / "metrics.json").read_text())
+        scores.append(figures["single_scale"]["miou"])
+    assert scores[1] > scores[0]
+    assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(out)]) == 2
