@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from setr import inference
+from setr import inference, windows
 from setr.errors import SetrError
-from setr.inference import best_class, normalize, predict_mask, predict_scores, window_starts
+from setr.inference import best_class, mask_blocks, normalize, predict_mask, predict_scores
 from setr.model import SETR, Output
 from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset
+from setr.windows import window_starts
 
 SIZES = [(64, 64), (1, 1), (1, 97), (33, 70), (70, 33), (40, 129), (129, 40)]
 PROTOCOLS = {
@@ -27,6 +28,8 @@ PROTOCOLS = {
         scales=MULTI_SCALES, flip=True, window=(48, 48), stride=(32, 32), short_side=52,
         fill_window=True,
     ),
+    "blended": Protocol().in_windows(32),
+    "blended-multi-scale": Protocol(scales=MULTI_SCALES, flip=True).in_windows(40),
     "port-like": Protocol(window=(48, 48), stride=(31, 31), short_side=60, long_side=90),
 }  # fmt: skip
 
@@ -87,8 +90,9 @@ def test_one_window_equals_whole(model: SETR, size: tuple[int, int]) -> None:
 def test_windows_do_not_change_a_pointwise_model(size: tuple[int, int]) -> None:
     images = random_images(*size)
     whole = predict_scores(pointwise, images, Protocol())
-    slide = predict_scores(pointwise, images, PROTOCOLS["slide"])
-    torch.testing.assert_close(slide, whole, atol=1e-6, rtol=0)
+    for name in ("slide", "blended"):
+        slide = predict_scores(pointwise, images, PROTOCOLS[name])
+        torch.testing.assert_close(slide, whole, atol=1e-6, rtol=0)
 
 
 def test_flip_of_a_symmetric_model_changes_nothing() -> None:
@@ -109,8 +113,12 @@ def plainly(model: SETR, images: Tensor, protocol: Protocol, size: tuple[int, in
         sh, sw = protocol.stride or (wh, ww)
         total, count = torch.zeros(1, 5, H, W), torch.zeros(1, 1, H, W)
         for y, x in itertools.product(window_starts(H, wh, sh), window_starts(W, ww, sw)):
-            total[..., y : y + wh, x : x + ww] += model(view[..., y : y + wh, x : x + ww])
-            count[..., y : y + wh, x : x + ww] += 1
+            weight = torch.ones(wh, ww)
+            if protocol.blend:  # highest in the middle, falling evenly towards the border
+                tall, wide = (1 - (2 * torch.arange(n) + 1 - n).abs() / n for n in (wh, ww))
+                weight = tall[:, None] * wide
+            total[..., y : y + wh, x : x + ww] += weight * model(view[..., y : y + wh, x : x + ww])
+            count[..., y : y + wh, x : x + ww] += weight
         merged = total / count
         merged = merged.flip(-1) if flip else merged
         views.append(F.interpolate(merged, size, mode="bilinear", align_corners=False))
@@ -160,13 +168,13 @@ def test_scores_above_the_block_are_dropped(monkeypatch: pytest.MonkeyPatch) -> 
     """A tall image holds about two rows of windows, however tall it is."""
     monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
     held = []
-    original = inference._View._compute
+    original = windows.View._compute
 
-    def watched(view: inference._View) -> None:
+    def watched(view: windows.View) -> None:
         original(view)
         held.append(sum(w.logits.numel() for w in view.live))
 
-    monkeypatch.setattr(inference._View, "_compute", watched)
+    monkeypatch.setattr(windows.View, "_compute", watched)
     protocol = Protocol(window=(32, 32), stride=(16, 16))
     predict_mask(pointwise, random_images(640, 32), protocol, batch_windows=1)
     assert len(held) == 39
@@ -280,3 +288,41 @@ def test_impossible_protocols(arguments: dict, message: str) -> None:
 def test_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(SetrError, match="did you mean 'paper-ms'"):
         preset("paper_ms")
+
+
+def test_blended_windows_show_no_border() -> None:
+    """Scores that depend on the place in the window: averaged they jump, blended they do not."""
+
+    def place(images: Tensor) -> Tensor:
+        ramp = torch.linspace(-1, 1, images.shape[-1]).expand(1, 1, *images.shape[-2:])
+        return torch.cat([ramp, -ramp], dim=1).expand(images.shape[0], -1, -1, -1)
+
+    averaged = Protocol(window=(32, 32), stride=(24, 24))
+    steps = {}
+    for name, protocol in (("averaged", averaged), ("blended", Protocol().in_windows(32))):
+        scores = predict_scores(place, random_images(8, 200), protocol)
+        steps[name] = float(scores[0, 0].diff(dim=-1).abs().max())
+    assert steps["averaged"] > 0.7
+    assert steps["blended"] < 0.25  # the slope of the weights over the overlap of 8 pixels
+
+
+@pytest.mark.parametrize("name", ["slide", "blended"])
+def test_strips_of_pieces_equal_the_whole(model: SETR, name: str) -> None:
+    """A source read piece by piece, in vertical strips, gives the values of the whole image."""
+    images, read = random_images(83, 150), []
+
+    class Source:
+        shape, device = images.shape, images.device
+
+        def __getitem__(self, place: tuple) -> Tensor:
+            read.append(images[place].shape[-2:].numel())
+            return images[place]
+
+    with torch.inference_mode():
+        ids, confidence = predict_mask(model, images, PROTOCOLS[name])
+        for start, stop in ((0, 64), (64, 65), (65, 150)):
+            blocks = mask_blocks(model, Source(), PROTOCOLS[name], columns=(start, stop))
+            parts = [torch.cat(block, dim=1) for block in zip(*blocks, strict=True)]
+            assert torch.equal(parts[0], ids[..., start:stop])
+            torch.testing.assert_close(parts[1], confidence[..., start:stop], atol=1e-6, rtol=1e-6)
+    assert max(read) <= 48 * 48

@@ -53,7 +53,7 @@ ORDER = (
         "region_losses",
         "losses",
     ),
-    *("protocols", "inference", "hub", "foreign", "complexity"),
+    *("protocols", "windows", "inference", "hub", "foreign", "complexity"),
     # runs
     *(
         "provenance",
@@ -68,7 +68,8 @@ ORDER = (
     ),
     *("results", "submissions", "interrupt", "facts", "runfolder", "snapshot", "build", "engine"),
     # predictions
-    *("montage", "polygons", "annotations", "result", "outputs", "predictor"),
+    *("urls", "arrays", "video", "montage", "polygons", "annotations", "rasters", "result"),
+    *("outputs", "predictor", "filming", "mapping", "streams"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
     *("explain", "figures"),

@@ -115,6 +115,24 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return pixels
 
 
+def from_pillow(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A Pillow image as uint8 RGB (H, W, 3), by the rules of `read_image`.
+
+    Raises:
+        SetrError: truncated, broken, empty, or above `max_pixels`.
+    """
+    name = getattr(image, "filename", "") or "Pillow image"
+    width, height = image.size
+    if not 0 < width * height <= max_pixels:
+        raise SetrError(
+            f"{name}: {width}x{height} pixels; the limit is {max_pixels:,} (max_pixels)"
+        )
+    try:
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SetrError(f"{name}: broken image file ({str(error).splitlines()[0]})") from None
+
+
 def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
 

@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from setr.errors import USAGE, SetrError
+from setr.rasters import RASTER_KINDS, write_raster
 from setr.result import KINDS, Result
 
 NAME_MAX = 255
@@ -64,7 +67,8 @@ def write(result: Result, stem: Path, kinds: Iterable[str], **options: Any) -> l
     Args:
         result: what a model says about an image.
         stem: output folder and name without ending; folders are made.
-        kinds: of `KINDS`, as `parse_kinds` gives them.
+        kinds: of `KINDS`, as `parse_kinds` gives them; mask and confidence of a georeferenced
+            raster are GeoTIFF files.
         options: `tolerance` and `min_pixels` of the kinds with polygons.
 
     Returns:
@@ -73,7 +77,19 @@ def write(result: Result, stem: Path, kinds: Iterable[str], **options: Any) -> l
     Raises:
         SetrError: a file that cannot be written.
     """
-    written = [output_path(stem, kind) for kind in kinds]
+    endings = KINDS if result.geo is None else {**KINDS, **RASTER_KINDS}
+    written = [with_ending(stem, endings[kind]) for kind in kinds]
     for kind, path in zip(kinds, written, strict=True):
-        result.save(path, kind, **(options if kind in POLYGON_KINDS else {}))
+        if path.suffix == ".tif":
+            _write_map(result, path, kind)
+        else:
+            result.save(path, kind, **(options if kind in POLYGON_KINDS else {}))
     return written
+
+
+def _write_map(result: Result, path: Path, kind: str) -> None:
+    assert result.geo is not None
+    if kind == "mask":
+        write_raster(path, result.mask, result.geo, result.labels)
+    else:
+        write_raster(path, np.rint(result.confidence * 255).astype(np.uint8), result.geo, None)

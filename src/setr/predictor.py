@@ -1,28 +1,43 @@
 """Predictor: image in, Result out. The one class behind the command line, notebooks and scripts.
 
-`setr.load(...)` gives a Predictor; `.predict(...)` takes a path, file bytes, a PIL image or a numpy
-array and answers at the input's own size, under the protocol stored with the model.
+`setr.load(...)` gives a Predictor; `.predict(...)` takes a path, file bytes, a PIL image, an array,
+a tensor or an address and answers at the input's own size, under the protocol stored with the
+model. Images too large to be run at once go by blended windows. Videos and rasters larger than
+memory have rooms of their own, `video.py` and `mapping.py`.
 """
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from setr.arrays import as_image
 from setr.config import Precision
 from setr.errors import SetrError
 from setr.evaluation import autocast_dtype
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.hub import ModelInfo, from_pretrained
-from setr.images import MAX_PIXELS, read_image
-from setr.inference import normalize, predict_mask, predict_scores
+from setr.images import MAX_PIXELS, walk_images
+from setr.inference import Protocol, normalize, predict_mask, predict_scores
+from setr.labels import IGNORE
 from setr.model import SETR
+from setr.rasters import Raster, is_georeferenced
 from setr.result import Result
+from setr.urls import is_url
+from setr.video import frames, is_video
+
+WHOLE_PIXELS = 2048 * 2048
+"""An image of more pixels, after the protocol's resize, is run by windows where the protocol has
+none: attention's cost grows with the square of the pixels."""
+WINDOW = 512
+"""Side of these windows in pixels, where the model does not name its crop size."""
 
 
 class Predictor:
@@ -34,6 +49,9 @@ class Predictor:
         device: `auto` takes a GPU if there is one.
         precision: `auto` computes in bf16 where the hardware does.
         max_pixels: larger files are refused from their header.
+        window: run every image by blended windows of so many pixels; by default the model's own
+            protocol decides, and only images above `WHOLE_PIXELS` go by windows.
+        allow_urls: `predict` may download http(s) addresses.
     """
 
     def __init__(
@@ -44,11 +62,17 @@ class Predictor:
         device: str = "auto",
         precision: Precision = "auto",
         max_pixels: int = MAX_PIXELS,
+        window: int | None = None,
+        allow_urls: bool = False,
     ) -> None:
+        if window is not None and window < 1:
+            raise SetrError(f"window {window}: give pixels from 1")
         self.device = _device(device)
         self.model = model.eval().to(self.device)
         self.info = info
         self.max_pixels = max_pixels
+        self.window = window
+        self.allow_urls = allow_urls
         self.dtype = autocast_dtype(precision, self.device)
 
     @property
@@ -56,52 +80,112 @@ class Predictor:
         """Class names in id order."""
         return self.info.labels.classes
 
-    def predict(self, source: Any) -> Result:
+    def predict(
+        self,
+        source: Any,
+        *,
+        bands: tuple[int, ...] = (),
+        value_range: tuple[float, float] | None = None,
+    ) -> Result:
         """Segment one image.
 
         Args:
-            source: a path, the bytes of a file, a PIL image, or an array uint8 RGB (H, W, 3) or
-                grey (H, W).
+            source: a path; the bytes of a file, or an open one; a PIL image; an array uint8 RGB
+                (H, W, 3) or grey (H, W); a tensor of these or (3, H, W), uint8 or float from 0 to
+                1; an http(s) address if `allow_urls`. A GeoTIFF gives a result with georeference.
+            bands: of a GeoTIFF; see `rasters.Raster`.
+            value_range: of a GeoTIFF; see `rasters.Raster`.
 
         Raises:
-            SetrError: unreadable file or an array of another kind.
+            SetrError: unreadable, too large, or an array of another kind.
         """
+        if is_georeferenced(source):
+            return self._predict_raster(Raster(source, bands=bands, value_range=value_range))
         image = self._as_array(source)
-        mask, confidence = self._run(predict_mask, image)
+        found = self._result(image, self._protocol(image.shape))
+        found.path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+        return found
+
+    def predict_all(self, *sources: Any) -> Iterator[Result]:
+        """Segment many images, one at a time.
+
+        Args:
+            sources: files, folders (walked, hidden files left out), globs, videos (frame by frame),
+                or anything `predict` takes.
+
+        Raises:
+            SetrError: a source that names nothing, or an image that cannot be read.
+        """
+        for source in sources:
+            if isinstance(source, str | os.PathLike) and not is_url(os.fspath(source)):
+                for path in _expand(os.fspath(source)):
+                    yield self.predict(path)
+            else:
+                yield self.predict(source)
+
+    @property
+    def raster_protocol(self) -> Protocol:
+        """How rasters are run: blended windows, never resized."""
+        return Protocol().in_windows(self._window)
+
+    @property
+    def _window(self) -> int:
+        return self.window or (max(self.info.crop_size) if self.info.crop_size else WINDOW)
+
+    def _protocol(self, shape: tuple[int, ...]) -> Protocol:
+        """The model's own protocol, by windows where asked for or where the image is too large."""
+        own = self.info.protocol
+        if self.window is None:
+            height, width = own.view_size(shape[0], shape[1], max(own.scales))
+            if own.window is not None or height * width <= WHOLE_PIXELS:
+                return own
+        return own.in_windows(self._window)
+
+    def _predict_raster(self, opened: Raster) -> Result:
+        with opened as raster:
+            H, W = raster.shape
+            if not raster.fits(self.max_pixels):
+                raise SetrError(
+                    f"{raster.name}: {W}x{H} is {H * W:,} pixels, above the limit of "
+                    f"{self.max_pixels:,}; raise --max-pixels, or write mask and confidence alone, "
+                    "which any size fits"
+                )
+            image = raster.read((0, H), (0, W))
+            has_data = raster.has_data((0, H), (0, W))
+        found = self._result(image, self.raster_protocol)
+        found.mask[~has_data] = IGNORE
+        found.path, found.geo = raster.name, raster.geo
+        return found
+
+    def _result(self, image: np.ndarray, protocol: Protocol) -> Result:
+        mask, confidence = self._run(predict_mask, image, protocol)
 
         def scores() -> np.ndarray:
-            values: np.ndarray = self._run(predict_scores, image)[0].softmax(dim=0).numpy()
+            values: np.ndarray = self._run(predict_scores, image, protocol)[0].softmax(0).numpy()
             return values
 
-        path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
-        ids, sure = mask[0].numpy(), confidence[0].numpy()
-        return Result(image, ids, sure, self.info.labels, scores, path=path)
+        return Result(image, mask[0].numpy(), confidence[0].numpy(), self.info.labels, scores)
 
-    def _run(self, function: Callable[..., Any], image: np.ndarray) -> Any:
+    def _run(self, function: Callable[..., Any], image: np.ndarray, protocol: Protocol) -> Any:
         """Apply `predict_mask` or `predict_scores` to one image; tensors come back on the CPU."""
+        with self.computing():
+            x = torch.from_numpy(image)[None].to(self.device)
+            x = normalize(x, self.info.mean, self.info.std)
+            size = (image.shape[0], image.shape[1])
+            found = function(self.model, x, protocol, size=size)
+        return found.cpu() if isinstance(found, torch.Tensor) else tuple(f.cpu() for f in found)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inference mode in the predictor's precision."""
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
         ):
-            x = torch.from_numpy(image)[None].to(self.device)
-            x = normalize(x, self.info.mean, self.info.std)
-            size = (image.shape[0], image.shape[1])
-            found = function(self.model, x, self.info.protocol, size=size)
-        return found.cpu() if isinstance(found, torch.Tensor) else tuple(f.cpu() for f in found)
+            yield
 
     def _as_array(self, source: Any) -> np.ndarray:
-        if isinstance(source, str | os.PathLike | bytes):
-            return read_image(source, max_pixels=self.max_pixels)
-        if hasattr(source, "convert"):  # PIL
-            source = source.convert("RGB")
-        image = np.array(source)
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise SetrError(
-                f"array {image.shape} {image.dtype}: give uint8 RGB (H, W, 3) or grey (H, W)"
-            )
-        return np.ascontiguousarray(image)
+        return as_image(source, max_pixels=self.max_pixels, allow_urls=self.allow_urls)
 
 
 def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> Predictor:
@@ -133,3 +217,20 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise SetrError(f"device '{name}': {str(error).splitlines()[0]:.100}") from None
+
+
+def _expand(source: str) -> Iterator[str | np.ndarray]:
+    """The images a file, folder, glob or video stands for."""
+    if os.path.isdir(source):
+        paths = [os.path.join(source, name) for name in walk_images(Path(source))]
+    elif os.path.lexists(source) or not glob.has_magic(source):
+        paths = [source]
+    else:
+        paths = sorted(glob.glob(source))
+    if not paths:
+        raise SetrError(f"{source}: no images found here")
+    for path in paths:
+        if is_video(path):
+            yield from frames(path)
+        else:
+            yield path

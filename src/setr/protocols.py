@@ -36,6 +36,8 @@ class Protocol:
         short_side: the image is first scaled to this short side in pixels; None keeps its size.
         long_side: the scaling to `short_side` stops where the long side reaches this many pixels.
         fill_window: a scaled short side below the window's is raised to it (section 4.1).
+        blend: where windows overlap, each counts the more the closer the pixel is to its centre, so
+            that no border shows; otherwise all count the same, as in the paper.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -45,6 +47,7 @@ class Protocol:
     short_side: int | None = None
     long_side: int | None = None
     fill_window: bool = False
+    blend: bool = False
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
@@ -98,6 +101,11 @@ class Protocol:
         """The same with the paper's six scales and flip."""
         return dataclasses.replace(self, scales=MULTI_SCALES, flip=True)
 
+    def in_windows(self, window: int) -> Protocol:
+        """The same by blended windows of so many pixels, each overlapping the next by a quarter."""
+        side = max(1, window - window // 4)
+        return dataclasses.replace(self, window=(window, window), stride=(side, side), blend=True)
+
     def describe(self) -> str:
         """The protocol in one line for people."""
         parts = [
@@ -107,6 +115,7 @@ class Protocol:
             "flip" if self.flip else "",
             _window_text(self.window, self.stride),
             "short side raised to the window" if self.fill_window else "",
+            "blended" if self.blend else "",
         ]
         return "; ".join(part for part in parts if part)
 

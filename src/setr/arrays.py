@@ -1,0 +1,65 @@
+"""Anything that holds one image -> uint8 RGB (H, W, 3)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from setr.errors import SetrError
+from setr.images import MAX_PIXELS, from_pillow, read_image
+from setr.urls import download, is_url
+
+KINDS = "uint8 RGB (H, W, 3) or grey (H, W)"
+
+
+def as_image(source: Any, *, max_pixels: int = MAX_PIXELS, allow_urls: bool = False) -> np.ndarray:
+    """Read one image, whatever holds it.
+
+    Args:
+        source: a path; the bytes of a file, or an open one; a Pillow image; an array uint8 RGB
+            (H, W, 3) or grey (H, W); a tensor of the same or, as torchvision has it, (3, H, W) or
+            (1, H, W), uint8 or float from 0 to 1; an http(s) address if `allow_urls`.
+        max_pixels: larger images are refused, files from their header.
+        allow_urls: download addresses.
+
+    Raises:
+        SetrError: unreadable, too large, or of another kind.
+    """
+    if isinstance(source, str) and is_url(source):
+        if not allow_urls:
+            raise SetrError(f"{source}: downloads are off; allow them with --allow-urls")
+        source = download(source)
+    elif isinstance(source, bytearray | memoryview):
+        source = bytes(source)
+    elif hasattr(source, "read") and not hasattr(source, "convert"):
+        source = source.read()
+    if isinstance(source, str | os.PathLike | bytes):
+        return read_image(source, max_pixels=max_pixels)
+    if hasattr(source, "convert"):
+        return from_pillow(source, max_pixels=max_pixels)
+    array = _from_tensor(source) if isinstance(source, torch.Tensor) else np.array(source)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+        raise SetrError(f"array {array.shape} {array.dtype}: give {KINDS}")
+    if array.shape[0] * array.shape[1] > max_pixels:
+        raise SetrError(f"array {array.shape}: above the limit of {max_pixels:,} pixels")
+    return np.ascontiguousarray(array)
+
+
+def _from_tensor(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as an array with channels last; float values 0 to 1 become 0 to 255."""
+    values = tensor.detach().cpu()
+    shape = tuple(values.shape)
+    if values.ndim == 3 and shape[0] in (1, 3):
+        values = values.permute(1, 2, 0).expand(-1, -1, 3)
+    if values.is_floating_point():
+        if not (values.numel() and values.min() >= 0 and values.max() <= 1):
+            raise SetrError(f"tensor {shape} {tensor.dtype}: float images have values from 0 to 1")
+        values = (values.float() * 255).round().to(torch.uint8)
+    if values.dtype != torch.uint8 or values.ndim not in (2, 3):
+        raise SetrError(f"tensor {shape} {tensor.dtype}: give one image (3, H, W), or {KINDS}")
+    return values.numpy()

@@ -1,0 +1,250 @@
+"""GeoTIFF files: pixels by windows, and label rasters with the same georeference (extra `geo`).
+
+A raster may be larger than memory: pixels are read where a window of the model needs them, and
+labels are written block by block. Whether a TIFF file has a georeference is told from its tags
+alone, without the extra.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from setr.annotations import Georeference
+from setr.errors import SetrError
+from setr.labels import IGNORE, Labels
+
+CACHE_BYTES = 64 << 20
+"""What GDAL may keep of a file."""
+RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
+"""Kinds of output that are rasters where the input is one, with the ending of the file name."""
+_GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
+
+
+def is_georeferenced(path: Any) -> bool:
+    """Whether a path names a TIFF file whose tags place it on a map."""
+    if not isinstance(path, str | os.PathLike):
+        return False
+    if os.path.splitext(os.fspath(path))[1].lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+            tags = ImageFileDirectory_v2(head)
+            file.seek(tags.next)
+            tags.load(file)
+            return any(tag in tags for tag in _GEO_TAGS)
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return False  # no TIFF: whoever reads it names the reason
+
+
+class Raster:
+    """An open GeoTIFF, read by windows; used in `with`.
+
+    Args:
+        path: the file.
+        bands: numbers from 1 of the three bands shown as red, green and blue, or of one; by default
+            the first three, or the first of fewer.
+        value_range: the values that become 0 and 255; by default the whole range of 8 and 16 bits.
+
+    Attributes:
+        shape: (H, W).
+        geo: its place on the map.
+
+    Raises:
+        SetrError: extra `geo` missing, unreadable, no such band, or values of no known range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        bands: tuple[int, ...] = (),
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
+        self.name = os.fspath(path)
+        self._gdal = _gdal(self.name)
+        self._env = self._gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
+        self._env.__enter__()
+        try:
+            self._file = self._gdal.open(self.name)
+        except Exception as error:
+            self._env.__exit__(None, None, None)
+            raise _unreadable(self.name, error) from None
+        count = self._file.count
+        self.bands = bands or ((1, 2, 3) if count >= 3 else (1,))
+        self.shape: tuple[int, int] = self._file.shape
+        self.geo = Georeference(_crs(self._file.crs), tuple(self._file.transform)[:6])
+        try:
+            self._check(count, value_range)
+        except SetrError:
+            self.__exit__()
+            raise
+
+    def _check(self, count: int, value_range: tuple[float, float] | None) -> None:
+        wrong = [band for band in self.bands if not 1 <= band <= count]
+        if wrong or len(self.bands) not in (1, 3):
+            given = ",".join(map(str, self.bands))
+            raise SetrError(f"{self.name}: bands {given}: give one or three of 1 to {count}")
+        kind = self._file.dtypes[self.bands[0] - 1]
+        full = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}.get(kind)
+        if value_range is None and full is None:
+            raise SetrError(f"{self.name}: has {kind} values; give the range that becomes 0 to 255")
+        self.low, self.high = value_range or full  # type: ignore[misc]
+        if not self.low < self.high:
+            raise SetrError(f"value range {self.low:g} to {self.high:g}: give low, then high")
+        self.as_is = kind == "uint8" and (self.low, self.high) == (0, 255)
+
+    def __enter__(self) -> Raster:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+        self._env.__exit__(None, None, None)
+
+    def fits(self, max_pixels: int) -> bool:
+        """Whether the raster has at most so many pixels."""
+        return self.shape[0] * self.shape[1] <= max_pixels
+
+    def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """Pixels of a window as uint8 RGB (h, w, 3).
+
+        Raises:
+            SetrError: the file is cut off or broken there.
+        """
+        try:
+            values = self._file.read(list(self.bands), window=(rows, columns))
+        except Exception as error:
+            raise _unreadable(self.name, error) from None
+        if not self.as_is:
+            scaled = (values.astype(np.float32) - self.low) * (255 / (self.high - self.low))
+            values = np.nan_to_num(np.clip(np.rint(scaled), 0, 255)).astype(np.uint8)
+        if len(values) == 1:
+            values = np.repeat(values, 3, axis=0)
+        return np.ascontiguousarray(values.transpose(1, 2, 0))
+
+    def has_data(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """Where a window holds data (h, w) bool: not `nodata`, not transparent, not masked."""
+        try:
+            return np.asarray(self._file.dataset_mask(window=(rows, columns)) > 0)
+        except Exception as error:
+            raise _unreadable(self.name, error) from None
+
+
+class RasterWriter:
+    """A label or grey raster with a georeference; it appears under its name when complete.
+
+    Used in `with`; leaving the block by an error writes nothing.
+
+    Args:
+        path: the file.
+        shape: (H, W).
+        geo: its place on the map.
+        labels: given, values are ids: they get the classes' colours, and 255 is `nodata`.
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, int], geo: Georeference, labels: Labels | None
+    ) -> None:
+        self.path = path
+        self._gdal = _gdal(str(path))
+        self._part = path.with_name(f".{uuid.uuid4().hex}.part")
+        self._profile = {
+            "driver": "GTiff",
+            "dtype": "uint8",
+            "count": 1,
+            "height": shape[0],
+            "width": shape[1],
+            "crs": geo.crs or None,
+            "transform": self._gdal.Affine(*geo.transform),
+            "nodata": None if labels is None else IGNORE,
+            "tiled": True,
+            "blockxsize": 512,
+            "blockysize": 512,
+            "compress": "deflate",
+            "bigtiff": "if_safer",
+        }
+        self._labels = labels
+
+    def __enter__(self) -> RasterWriter:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._env = self._gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
+            self._env.__enter__()
+            self._file = self._gdal.open(self._part, "w", **self._profile)
+            if self._labels is not None:
+                colours = {i: (*map(int, c), 255) for i, c in enumerate(self._labels.colours)}
+                self._file.write_colormap(1, {**colours, IGNORE: (0, 0, 0, 0)})
+                self._file.update_tags(
+                    **{f"class_{i}": n for i, n in enumerate(self._labels.classes)}
+                )
+        except Exception as error:
+            self._part.unlink(missing_ok=True)
+            raise _unwritable(self.path, error) from None
+        return self
+
+    def write(self, values: np.ndarray, row: int, column: int) -> None:
+        """Values uint8 (h, w) with their upper left corner at a place."""
+        h, w = values.shape
+        try:
+            self._file.write(values, 1, window=((row, row + h), (column, column + w)))
+        except Exception as error:
+            raise _unwritable(self.path, error) from None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self._file.close()
+            if kind is None:
+                os.replace(self._part, self.path)
+        except Exception as problem:
+            raise _unwritable(self.path, problem) from None
+        finally:
+            self._env.__exit__(None, None, None)
+            self._part.unlink(missing_ok=True)
+
+
+def write_raster(path: Path, values: np.ndarray, geo: Georeference, labels: Labels | None) -> None:
+    """Write a whole raster uint8 (H, W); see `RasterWriter`."""
+    with RasterWriter(path, values.shape, geo, labels) as file:  # type: ignore[arg-type]
+        file.write(values, 0, 0)
+
+
+def spans(length: int, step: int) -> Iterable[tuple[int, int]]:
+    """(first, one after the last) of consecutive pieces."""
+    return ((start, min(start + step, length)) for start in range(0, length, step))
+
+
+def _gdal(name: str) -> Any:
+    try:
+        import rasterio
+    except ImportError:
+        raise SetrError(f'{name}: GeoTIFF files need rasterio; pip install "setr[geo]"') from None
+    return rasterio
+
+
+def _crs(crs: Any) -> str:
+    """`EPSG:32633` where the system is a numbered one, else WKT, empty without any."""
+    if crs is None:
+        return ""
+    authority = crs.to_authority()
+    return ":".join(authority) if authority else crs.to_wkt()
+
+
+def _unreadable(name: str, error: Exception) -> SetrError:
+    return SetrError(f"{name}: broken GeoTIFF file ({_reason(error):.120})")
+
+
+def _unwritable(path: Path, error: Exception) -> SetrError:
+    return SetrError(f"{path}: cannot write: {_reason(error):.120}")
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]

@@ -1,0 +1,99 @@
+"""Video files: frames in and out one at a time, so memory does not grow with the length.
+
+OpenCV decodes and encodes; what is written is MPEG-4 without sound.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from setr.errors import SetrError
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
+
+
+def is_video(path: Any) -> bool:
+    """Whether a path names a video, by its suffix."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
+    """The frames of a video, uint8 RGB (H, W, 3), upright; one is in memory at a time.
+
+    Raises:
+        SetrError: no such file, or not a video.
+    """
+    with VideoReader(path) as reader:
+        yield from reader
+
+
+class VideoReader:
+    """An open video; used in `with` and iterated once."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.name = os.fspath(path)
+
+    def __enter__(self) -> VideoReader:
+        if not os.path.isfile(self.name):
+            raise SetrError(f"{self.name}: no such file")
+        if not os.path.getsize(self.name):
+            raise SetrError(f"{self.name}: the file is empty (0 bytes)")
+        self._file = cv2.VideoCapture(self.name)
+        if not self._file.isOpened():
+            raise SetrError(f"{self.name}: not a video in a known format, or broken")
+        rate = self._file.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate < 1000 else 25.0
+        self.announced = max(0, int(self._file.get(cv2.CAP_PROP_FRAME_COUNT)))
+        return self
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        found, frame = self._file.read()
+        if not found:
+            raise SetrError(f"{self.name}: holds no frame that can be read")
+        while found:
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            found, frame = self._file.read()
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.release()
+
+
+class VideoWriter:
+    """A video that appears under its name when complete; its size is that of the first frame."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self.path, self.rate = path, rate
+        self._part = path.with_name(f".{uuid.uuid4().hex}.part.mp4")
+        self._file: Any = None
+
+    def __enter__(self) -> VideoWriter:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SetrError(f"{self.path}: cannot write: {error.strerror}") from None
+        return self
+
+    def add(self, picture: np.ndarray) -> None:
+        """Append a frame uint8 RGB (H, W, 3)."""
+        if self._file is None:
+            size = (picture.shape[1], picture.shape[0])
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._file = cv2.VideoWriter(str(self._part), codec, self.rate, size)
+            if not self._file.isOpened():
+                raise SetrError(f"{self.path}: cannot write a video of {size[0]}x{size[1]}")
+        self._file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._file is not None:
+            self._file.release()
+        if kind is None and self._file is not None:
+            os.replace(self._part, self.path)
+        else:
+            self._part.unlink(missing_ok=True)

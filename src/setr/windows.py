@@ -1,0 +1,232 @@
+"""Sliding windows: where they lie, and their merged logits as rows are asked for.
+
+A `View` is an image at one scale and flip. Its windows run in batches, from the top down, and their
+logits are kept at the decoder's own scale until the last row they reach has been asked for. The
+image may be a tensor, or a source that reads pieces of a file.
+
+Shapes: B batch, H x W view, K classes.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from setr.protocols import Protocol
+from setr.row_blocks import source_rows
+
+Model = Callable[[Tensor], Any]
+"""Normalised images (b, 3, h, w) -> logits (b, K, h, w). A `SETR` gives them un-resized by its
+method `coarse`, which saves most of the memory."""
+
+
+class Pixels(typing.Protocol):
+    """Normalised images that are read piece by piece: `source[..., top:bottom, left:right]`."""
+
+    shape: tuple[int, int, int, int]
+    device: torch.device
+
+    def __getitem__(self, place: tuple[Any, slice, slice]) -> Tensor: ...
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Start positions that cover `length` pixels; the last window is moved back to the edge."""
+    if length <= window:
+        return [0]
+    count = -(-(length - window) // stride) + 1
+    return [min(i * stride, length - window) for i in range(count)]
+
+
+class View:
+    """Merged logits of one scale and flip, computed from the top down as rows are asked for."""
+
+    def __init__(
+        self,
+        model: Model,
+        images: Tensor | Pixels,
+        protocol: Protocol,
+        scale: float,
+        flip: bool,
+        batch_windows: int,
+        columns: tuple[int, int] | None,
+    ) -> None:
+        H, W = images.shape[-2:]
+        size = protocol.view_size(H, W, scale)
+        self.images: Tensor | Pixels = images
+        if size != (H, W) or flip:
+            assert isinstance(images, Tensor)  # pieces and strips: one scale of 1, no flip
+            assert columns is None
+            view = images
+            if size != (H, W):
+                view = F.interpolate(images, size, mode="bilinear", align_corners=False)
+            self.images = view.flip(-1) if flip else view
+        self.model, self.flip, self.batch = model, flip, batch_windows
+        window = protocol.window or size
+        stride = protocol.stride or window
+        self.window = min(window[0], size[0]), min(window[1], size[1])
+        self.tops, lefts = (
+            window_starts(length, w, s)
+            for length, w, s in zip(size, self.window, stride, strict=True)
+        )
+        self.columns = columns or (0, size[1])
+        start, stop = self.columns
+        self.lefts = [x for x in lefts if x < stop and x + self.window[1] > start]
+        self.size = size[0], stop - start  # of what is computed
+        self.blend = protocol.blend
+        shape = _pyramid if self.blend else torch.ones
+        self.weights = [shape(w).to(images.device) for w in self.window]
+        self.live: list[Window] = []
+        self.num_rows = 0  # rows of windows computed so far
+
+    @property
+    def num_classes(self) -> int:
+        """K, which only the model's first answer tells."""
+        if not self.live:
+            self._compute()
+        return self.live[0].logits.shape[1]
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Merged logits (B, K, last - first, W') float32; later calls may not start higher."""
+        self.live = [w for w in self.live if w.top + self.window[0] > first]
+        while self.num_rows < len(self.tops) and self.tops[self.num_rows] < last:
+            for window in self.live:
+                window.forget_above(first)
+            self._compute()
+        if len(self.tops) * len(self.lefts) == 1 and self.window[1] == self.size[1]:
+            merged = self.live[0].rows(first, last)
+        else:
+            merged = self._merge(first, last)
+        return merged.flip(-1) if self.flip else merged
+
+    def _merge(self, first: int, last: int) -> Tensor:
+        (wh, ww), (start, stop) = self.window, self.columns
+        B, K = self.live[0].logits.shape[:2]
+        total = torch.zeros(B, K, last - first, stop - start, device=self.images.device)
+        for window in self.live:
+            a, b = max(first, window.top), min(last, window.top + wh)
+            if a < b:
+                part = window.rows(a - window.top, b - window.top)
+                if self.blend:
+                    part = part * self.weights[0][a - window.top : b - window.top, None]
+                    part *= self.weights[1]
+                c, d = max(start, window.left), min(stop, window.left + ww)
+                part = part[..., c - window.left : d - window.left]
+                total[:, :, a - first : b - first, c - start : d - start] += part
+        down = _coverage(self.tops, self.weights[0], first, last)
+        across = _coverage(self.lefts, self.weights[1], start, stop)
+        return total.div_(down[:, None] * across)
+
+    def _compute(self) -> None:
+        """Run the next row of windows, or as many rows as fit into one batch."""
+        wh, ww = self.window
+        B = self.images.shape[0]
+        per_call = max(1, self.batch // B)
+        num = max(1, per_call // len(self.lefts))
+        tops = self.tops[self.num_rows : self.num_rows + num]
+        self.num_rows += len(tops)
+        places = [(top, left) for top in tops for left in self.lefts]
+        for start in range(0, len(places), per_call):
+            chunk = places[start : start + per_call]
+            crops = [self.images[..., y : y + wh, x : x + ww] for y, x in chunk]
+            logits, size = _coarse_logits(self.model, crops[0] if len(crops) == 1 else _cat(crops))
+            for (top, left), part in zip(chunk, logits.split(B), strict=True):
+                self.live.append(Window(top, left, part, size, self.window))
+
+
+def _pyramid(length: int) -> Tensor:
+    """Weights along a window: 1 in the middle, falling evenly to nearly 0 at both ends."""
+    ramp = torch.arange(length) + 0.5
+    return torch.minimum(ramp, length - ramp) / (length / 2)
+
+
+def _coverage(starts: list[int], weights: Tensor, first: int, last: int) -> Tensor:
+    """Sum of the windows' weights at each of the positions first .. last-1 along one axis."""
+    total = weights.new_zeros(last - first)
+    for start in starts:
+        a, b = max(first, start), min(last, start + len(weights))
+        if a < b:
+            total[a - first : b - first] += weights[a - start : b - start]
+    return total
+
+
+def _cat(crops: list[Tensor]) -> Tensor:
+    return torch.cat(crops)
+
+
+class Window:
+    """Logits of one window at the decoder's scale."""
+
+    def __init__(
+        self, top: int, left: int, logits: Tensor, padded: tuple[int, int], size: tuple[int, int]
+    ) -> None:
+        self.top, self.left = top, left
+        self.logits = logits
+        self.height = logits.shape[-2]
+        self.padded, self.size = padded, size  # in pixels; the logits cover the padded size
+        self.first = 0  # row of the full logits that `logits` begins with
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Logits (B, K, last - first, window width) float32 at the view's resolution."""
+        source = (self.height, self.logits.shape[-1])
+        device = self.logits.device
+        rows = resize_rows(self._fetch, source, self.padded, first, last, device)
+        return rows[..., : self.size[1]]
+
+    def forget_above(self, row: int) -> None:
+        """Free the logits that only rows of the view above `row` need."""
+        if row <= self.top:
+            return
+        at = row - self.top
+        lower, _, _ = source_rows(at, at + 1, self.height, self.padded[0], self.logits)
+        first = int(lower)
+        if first > self.first:
+            self.logits = self.logits[..., first - self.first :, :].clone()
+            self.first = first
+
+    def _fetch(self, first: int, last: int) -> Tensor:
+        return self.logits[..., first - self.first : last - self.first, :].float()
+
+
+def _coarse_logits(model: Model, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Logits at any scale, and the size in pixels they cover."""
+    if hasattr(model, "coarse"):
+        output = model.coarse(images)
+        return output.logits, output.size
+    return model(images), (images.shape[-2], images.shape[-1])
+
+
+def resize_rows(
+    fetch: Callable[[int, int], Tensor],
+    source: tuple[int, int],
+    target: tuple[int, int],
+    first: int,
+    last: int,
+    device: torch.device,
+) -> Tensor:
+    """Rows first .. last-1 of a bilinear resize (align_corners=False) from source to target size.
+
+    Args:
+        fetch: (first, last) -> those rows of the source map, float32.
+        source: (h, w) of the map.
+        target: (H, W) after the resize.
+        first: first row wanted.
+        last: row after the last.
+        device: of the map.
+    """
+    if source[0] == target[0]:
+        rows = fetch(first, last)
+    else:
+        like = torch.empty(0, device=device)
+        lower, upper, share = source_rows(first, last, source[0], target[0], like)
+        top = int(lower[0])
+        block = fetch(top, int(upper[-1]) + 1)
+        lower, upper = lower.long() - top, upper.long() - top
+        rows = torch.lerp(block[..., lower, :], block[..., upper, :], share[:, None])
+    if source[1] != target[1]:
+        rows = F.interpolate(rows, (last - first, target[1]), mode="bilinear", align_corners=False)
+    return rows
