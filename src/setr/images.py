@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import uuid
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,8 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         SetrError: missing, unreadable, truncated, not an image, or above `max_pixels`.
     """
     with _open(source, max_pixels) as image:
+        if image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False):
+            _note(f"{_name(source)}: has several frames or pages; the first is used")
         pixels = decode_fast(image, source) if image.mode == "RGB" else None
         if pixels is None:
             pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
@@ -325,6 +329,14 @@ def _unreadable(name: str, error: Exception, source: Source) -> SetrError:
     if isinstance(error, Image.UnidentifiedImageError):
         return SetrError(f"{name}: not an image in a known format")
     return SetrError(f"{name}: broken image file ({str(error).splitlines()[0]})")
+
+
+@lru_cache(maxsize=10_000)
+def _note(text: str) -> None:
+    """Say something on stderr (logger `setr`), once however often a file is read."""
+    logging.getLogger("setr").warning(
+        "setr: %s", " ".join(text.encode("utf-8", "replace").decode().split())
+    )
 
 
 def _size(path: str | os.PathLike) -> int:

@@ -56,8 +56,8 @@ def predict_raster(
     Args:
         predictor: the model.
         path: a GeoTIFF.
-        out: files by kind, of `rasters.RASTER_KINDS`: `mask` holds ids with the classes' colours, 255 where
-            the input has no data; `confidence` 0 to 255.
+        out: files by kind, of `rasters.RASTER_KINDS`: `mask` holds ids with the classes' colours,
+            255 where the input has no data; `confidence` 0 to 255.
         bands: see `Raster`.
         value_range: see `Raster`.
         strip: columns computed at a time; less takes less memory and more time.

@@ -212,7 +212,7 @@ class RasterWriter:
 
 def write_raster(path: Path, values: np.ndarray, geo: Georeference, labels: Labels | None) -> None:
     """Write a whole raster uint8 (H, W); see `RasterWriter`."""
-    with RasterWriter(path, values.shape, geo, labels) as file:  # type: ignore[arg-type]
+    with RasterWriter(path, values.shape, geo, labels) as file:
         file.write(values, 0, 0)
 
 

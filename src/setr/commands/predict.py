@@ -50,7 +50,7 @@ class Arguments:
     window: int | None = None
     """Run images by blended windows of so many pixels, whatever the model's protocol."""
     bands: str = ""
-    """Bands of a GeoTIFF shown as red, green and blue, such as 4,3,2; the first three by default."""
+    """Bands of a GeoTIFF shown as red, green and blue, such as 4,3,2; by default the first."""
     value_range: str = ""
     """Values of a GeoTIFF that become 0 and 255, such as 0,3000; 8 and 16 bits have a default."""
     allow_urls: bool = False

@@ -1,0 +1,109 @@
+"""Files of a result: kinds, names, what they hold."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from setr import scenes
+from setr.errors import USAGE, SetrError
+from setr.images import read_image, read_mask
+from setr.outputs import output_path, parse_kinds, write
+from setr.result import KINDS, Result
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    image, mask = scenes.draw("photo", 3, size=64)
+    confidence = np.linspace(0, 1, mask.size, dtype=np.float32).reshape(mask.shape)
+    scores = np.eye(len(scenes.CLASSES), dtype=np.float32)[mask].transpose(2, 0, 1)
+    return Result(image, mask, confidence, scenes.LABELS, lambda: scores, path="in/photo.jpg")
+
+
+def test_every_kind_is_written_and_says_the_same(result: Result, tmp_path: Path) -> None:
+    files = dict(zip(KINDS, write(result, tmp_path / "deep" / "photo", KINDS), strict=True))
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == sorted(
+        p.name for p in files.values()
+    )
+    assert len(set(files.values())) == len(KINDS)
+    for kind in ("mask", "ids"):
+        np.testing.assert_array_equal(read_mask(files[kind]), result.mask)
+    with Image.open(files["mask"]) as picture, Image.open(files["ids"]) as grey:
+        assert (picture.mode, grey.mode) == ("P", "L")
+    np.testing.assert_array_equal(read_image(files["mask"]), result.color())
+    np.testing.assert_array_equal(read_image(files["color"]), result.color())
+    np.testing.assert_array_equal(read_image(files["overlay"]), result.overlay())
+    np.testing.assert_allclose(read_mask(files["confidence"]) / 255, result.confidence, atol=0.002)
+    np.testing.assert_array_equal(np.load(files["scores"])["scores"].argmax(axis=0), result.mask)
+    share = json.loads(files["share"].read_text())
+    assert share["shares"] == result.shares
+    assert sum(share["pixels"].values()) == result.mask.size
+    assert share["mean_confidence"] == pytest.approx(0.5, abs=1e-3)
+    regions = len(result.polygons())
+    assert len(json.loads(files["geojson"].read_text())["features"]) == regions
+    coco = json.loads(files["coco"].read_text())
+    assert len(coco["annotations"]) == regions
+    assert coco["images"][0]["file_name"] == "photo.jpg"
+    labelme = json.loads(files["labelme"].read_text())
+    assert len(labelme["shapes"]) == regions
+    image = (files["labelme"].parent / labelme["imagePath"]).resolve()
+    assert image == Path("in/photo.jpg").resolve()
+
+
+def test_options_reach_the_polygons(result: Result, tmp_path: Path) -> None:
+    write(result, tmp_path / "a", ("mask", "geojson"), tolerance=2.0, min_pixels=50)
+    found = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    assert min(f["properties"]["pixels"] for f in found) >= 50
+    points = sum(len(ring) for f in found for ring in f["geometry"]["coordinates"])
+    exact = sum(len(ring) for p in result.polygons(min_pixels=50) for ring in p.rings)
+    assert points < exact
+
+
+def test_kinds_on_the_command_line() -> None:
+    assert parse_kinds("mask, palette,coco") == ("mask", "coco")
+    for wrong in ("mask,pictures", ""):
+        with pytest.raises(SetrError, match="choose from mask, ids") as caught:
+            parse_kinds(wrong)
+        assert caught.value.code == USAGE
+
+
+def test_names_that_grow_too_long_are_cut_and_stay_apart(result: Result, tmp_path: Path) -> None:
+    for letter in ("a", "é", "日"):
+        stem = (letter * 251).encode()[:251].decode(errors="ignore")
+        other = stem[:-1] + "z"
+        names = {output_path(tmp_path / s, kind).name for s in (stem, other) for kind in KINDS}
+        assert len(names) == 2 * len(KINDS)
+        assert max(len(name.encode()) for name in names) <= 255
+        assert stem + ".png" in names
+        for path in write(result, tmp_path / stem, ("mask", "overlay", "share")):
+            assert path.is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_named(result: Result, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetrError, match="file: cannot make this folder"):
+        write(result, tmp_path / "file" / "a", ("mask",))
+
+
+def test_a_notebook_shows_overlay_legend_and_shares(result: Result) -> None:
+    page = result._repr_html_()
+    assert "data:image/png" in page
+    for name, share in result.shares.items():
+        assert f"{name} {share:.1%}" in page
+    with Image.open(io.BytesIO(result._repr_png_())) as picture:
+        assert picture.width == 64
+        assert picture.height > 64  # the legend below
+        colours = {c[1] for c in picture.convert("RGB").getcolors(1 << 20)}
+    shown = scenes.CLASSES.index(next(iter(result.shares)))
+    assert tuple(scenes.LABELS.colours[shown]) in colours
+    image = np.zeros((40, 2000, 3), np.uint8)
+    wide = Result(
+        image, image[..., 0], np.ones((40, 2000), np.float32), scenes.LABELS, lambda: image
+    )
+    with Image.open(io.BytesIO(wide._repr_png_())) as picture:
+        assert picture.width == 960

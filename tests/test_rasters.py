@@ -1,0 +1,220 @@
+"""GeoTIFF: georeference kept, windows without seams, memory of a strip, labels in map units."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from setr import mapping, rasters, scenes
+from setr.cli import main
+from setr.errors import FAILED, OK, SetrError
+from setr.hub import ModelInfo, save_pretrained
+from setr.labels import IGNORE
+from setr.mapping import predict_raster
+from setr.outputs import write
+from setr.polygons import signed_area
+from setr.predictor import Predictor
+from setr.rasters import Raster, is_georeferenced
+from tests.conftest import tiny_model
+
+rasterio = pytest.importorskip("rasterio", reason='needs the extra: pip install "setr[geo]"')
+TRANSFORM = rasterio.Affine(0.5, 0.0, 500_000.0, 0.0, -0.5, 5_400_000.0)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    model = tiny_model(num_classes=len(scenes.CLASSES))
+    info = ModelInfo(labels=scenes.LABELS, crop_size=(32, 32))
+    return Predictor(model, info, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    parts = [scenes.draw("map", i, size=64)[0] for i in range(4)]
+    return np.concatenate(parts, axis=1)[:60, :230]
+
+
+def write_tiff(path: Path, bands: np.ndarray, **profile: object) -> Path:
+    """Bands (n, H, W) with a georeference unless `profile` says otherwise."""
+    settings = {"crs": "EPSG:32633", "transform": TRANSFORM, **profile}
+    count, height, width = bands.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": bands.dtype}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **settings) as file:
+        file.write(bands)
+    return path
+
+
+def test_labels_keep_the_georeference(predictor, pixels, tmp_path):
+    path = write_tiff(tmp_path / "map.tif", pixels.transpose(2, 0, 1))
+    out = {"mask": tmp_path / "o" / "l.tif", "confidence": tmp_path / "o" / "c.tif"}
+    shares = predict_raster(predictor, path, out)
+    expected = predictor.predict(path)
+    with rasterio.open(out["mask"]) as file:
+        assert (file.crs, file.transform) == (rasterio.CRS.from_epsg(32633), TRANSFORM)
+        assert (file.nodata, file.dtypes, file.is_tiled) == (IGNORE, ("uint8",), True)
+        np.testing.assert_array_equal(file.read(1), expected.mask)
+        assert file.colormap(1)[3] == (*scenes.LABELS.colours[3], 255)
+        assert file.tags()["class_3"] == scenes.CLASSES[3]
+    with rasterio.open(out["confidence"]) as file:
+        assert file.transform == TRANSFORM
+        np.testing.assert_allclose(file.read(1) / 255, expected.confidence, atol=0.003)
+    assert shares == pytest.approx(expected.shares)
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["c.tif", "l.tif"]
+
+
+@pytest.mark.parametrize("strip", [1, 40, 64])
+def test_strips_give_the_labels_of_the_whole(predictor, pixels, tmp_path, strip):
+    path = write_tiff(tmp_path / "map.tif", pixels[:40, :100].transpose(2, 0, 1))
+    predict_raster(predictor, path, {"mask": tmp_path / "l.tif"}, strip=strip)
+    with rasterio.open(tmp_path / "l.tif") as file:
+        np.testing.assert_array_equal(file.read(1), predictor.predict(path).mask)
+
+
+def test_pixels_are_read_window_by_window(predictor, tmp_path, monkeypatch):
+    tall = np.zeros((3, 700, 96), np.uint8)
+    path = write_tiff(tmp_path / "map.tif", tall, tiled=True, blockxsize=16, blockysize=16)
+    sizes, original = [], Raster.read
+
+    def watched(raster: Raster, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        found = original(raster, rows, columns)
+        sizes.append(found.shape[0] * found.shape[1])
+        return found
+
+    monkeypatch.setattr(Raster, "read", watched)
+    predict_raster(predictor, path, {"mask": tmp_path / "l.tif"}, strip=64)
+    assert max(sizes) == 32 * 32
+    with pytest.raises(SetrError, match="above the limit of 1,000"):
+        Predictor(predictor.model, predictor.info, max_pixels=1000).predict(path)
+
+
+def test_without_data_there_is_no_label(predictor, pixels, tmp_path):
+    bands = pixels[:40, :60].transpose(2, 0, 1).copy()
+    bands[:, :10] = 0
+    path = write_tiff(tmp_path / "map.tif", bands, nodata=0)
+    empty = (bands == 0).all(axis=0)
+    result = predictor.predict(path)
+    np.testing.assert_array_equal(result.mask == IGNORE, empty)
+    assert sum(result.shares.values()) == pytest.approx(1)
+    predict_raster(predictor, path, {"mask": tmp_path / "l.tif"})
+    with rasterio.open(tmp_path / "l.tif") as file:
+        np.testing.assert_array_equal(file.read(1), result.mask)
+        np.testing.assert_array_equal(file.dataset_mask() == 0, empty)
+
+
+def test_bands_and_value_ranges(tmp_path, pixels):
+    wide = pixels.transpose(2, 0, 1).astype(np.uint16) * 10
+    four = np.concatenate([np.zeros_like(wide[:1]), wide[::-1]])
+    path = write_tiff(tmp_path / "four.tif", four)
+    H, W = pixels.shape[:2]
+    with Raster(path, bands=(4, 3, 2), value_range=(0, 2550)) as raster:
+        np.testing.assert_array_equal(raster.read((0, H), (0, W)), pixels)
+    with Raster(path, bands=(2,)) as raster:
+        grey = raster.read((5, 9), (1, 8))
+        assert grey.shape == (4, 7, 3)
+        np.testing.assert_array_equal(grey[..., 0], np.rint(four[1, 5:9, 1:8] / 257))
+    floats = write_tiff(tmp_path / "floats.tif", np.full((1, 4, 4), np.nan, np.float32))
+    with Raster(floats, value_range=(0, 1)) as raster:
+        assert (raster.read((0, 4), (0, 4)) == 0).all()
+    for wrong, reason in (
+        ({"bands": (5, 2, 1)}, "bands 5,2,1: give one or three of 1 to 4"),
+        ({"bands": (1, 2)}, "give one or three"),
+        ({"value_range": (9.0, 1.0)}, "give low, then high"),
+    ):
+        with pytest.raises(SetrError, match=reason):
+            Raster(path, **wrong)
+    with pytest.raises(SetrError, match="has float32 values; give the range"):
+        Raster(floats)
+
+
+def test_what_has_a_georeference(shared, tmp_path):
+    tiny = np.zeros((1, 4, 4), np.uint8)
+    assert is_georeferenced(write_tiff(tmp_path / "a.tif", tiny))
+    assert is_georeferenced(write_tiff(tmp_path / "b.TIFF", tiny, BIGTIFF="YES"))
+    Image.fromarray(tiny[0]).save(tmp_path / "plain.tif")
+    assert not is_georeferenced(tmp_path / "plain.tif")
+    assert not is_georeferenced(shared / "data" / "odd_inputs" / "images" / "photo.tif")
+    for name, data in (("text.tif", b"text"), ("empty.tif", b""), ("cut.tif", b"II*\0\x10")):
+        (tmp_path / name).write_bytes(data)
+        assert not is_georeferenced(tmp_path / name)
+    assert not is_georeferenced(tmp_path / "gone.tif")
+    assert not is_georeferenced(b"II*\0")
+
+
+def test_broken_rasters_and_folders_are_one_line(predictor, pixels, tmp_path):
+    path = write_tiff(tmp_path / "map.tif", np.tile(pixels, (4, 2, 1)).transpose(2, 0, 1))
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes(path.read_bytes()[:60_000])
+    with pytest.raises(SetrError, match=r"cut\.tif: broken GeoTIFF") as caught:
+        predict_raster(predictor, cut, {"mask": tmp_path / "l.tif"})
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.tif", "map.tif"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetrError, match=r"l\.tif: cannot write"):
+        predict_raster(predictor, path, {"mask": tmp_path / "file" / "l.tif"})
+
+
+def test_without_the_extra_the_georeference_is_not_dropped(predictor, tmp_path, monkeypatch):
+    path = write_tiff(tmp_path / "map.tif", np.zeros((3, 8, 8), np.uint8))
+    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    with pytest.raises(SetrError, match=r'pip install "setr\[geo\]"'):
+        predictor.predict(path)
+
+
+def test_geojson_in_map_units(predictor, pixels, tmp_path):
+    path = write_tiff(tmp_path / "map.tif", pixels.transpose(2, 0, 1))
+    result = predictor.predict(path)
+    mask, geojson = write(result, tmp_path / "labels", ("mask", "geojson"))
+    assert mask.name == "labels.tif"
+    collection = json.loads(geojson.read_text())
+    assert collection["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::32633"
+    area = sum(
+        signed_area(np.array(ring[:-1]))
+        for feature in collection["features"]
+        for ring in feature["geometry"]["coordinates"]
+    )
+    assert area == pytest.approx(60 * 230 * 0.25)
+    shapes = [(f["geometry"], f["properties"]["class_id"]) for f in collection["features"]]
+    features = pytest.importorskip("rasterio.features")
+    again = features.rasterize(shapes, (60, 230), fill=255, transform=TRANSFORM)
+    np.testing.assert_array_equal(again, result.mask)
+
+
+def test_rasters_from_the_command_line(predictor, pixels, tmp_path, capsys):
+    save_pretrained(tmp_path / "model", predictor.model, predictor.info)
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    write_tiff(folder / "sub" / "map.tif", pixels.transpose(2, 0, 1))
+    Image.fromarray(pixels).save(folder / "plain.tif")
+    command = ["predict", str(tmp_path / "model"), str(folder), "-o", str(out)]
+    assert main(command) == OK
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == [
+        "plain.png",
+        "sub/map.tif",
+    ]
+    path = str(folder / "sub" / "map.tif")
+    options = ["--bands", "3,2,1", "--value-range", "0,255"]
+    assert main([*command[:2], path, "-o", str(out), "--save", "geojson,mask", *options]) == OK
+    assert {"map.tif", "map.geojson"} <= {p.name for p in out.iterdir()}
+    capsys.readouterr()
+    assert main([*command[:2], path, "-o", str(out), "--bands", "7,8,9"]) == FAILED
+    assert "give one or three of 1 to 3" in capsys.readouterr().err
+
+
+def test_the_strip_bounds_what_is_held(predictor, pixels, tmp_path, monkeypatch):
+    """Label blocks are as wide as a strip, whatever the raster."""
+    path = write_tiff(tmp_path / "map.tif", pixels.transpose(2, 0, 1))
+    widths, original = [], rasters.RasterWriter.write
+
+    def watched(writer: object, values: np.ndarray, row: int, column: int) -> None:
+        widths.append(values.shape[1])
+        original(writer, values, row, column)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mapping.RasterWriter, "write", watched)
+    predict_raster(predictor, path, {"mask": tmp_path / "l.tif"}, strip=50)
+    assert max(widths) == 50
