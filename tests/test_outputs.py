@@ -20,6 +20,7 @@ from setr.result import KINDS, Result
 @pytest.fixture(scope="module")
 def result() -> Result:
     image, mask = scenes.draw("photo", 3, size=64)
+    mask[mask == 255] = 0
     confidence = np.linspace(0, 1, mask.size, dtype=np.float32).reshape(mask.shape)
     scores = np.eye(len(scenes.CLASSES), dtype=np.float32)[mask].transpose(2, 0, 1)
     return Result(image, mask, confidence, scenes.LABELS, lambda: scores, path="in/photo.jpg")
