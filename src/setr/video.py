@@ -45,7 +45,7 @@ class VideoReader:
             raise SetrError(f"{self.name}: no such file")
         if not os.path.getsize(self.name):
             raise SetrError(f"{self.name}: the file is empty (0 bytes)")
-        self._file = cv2.VideoCapture(self.name)
+        self._file = cv2.VideoCapture(os.path.abspath(self.name))  # never `protocol:name`
         if not self._file.isOpened():
             raise SetrError(f"{self.name}: not a video in a known format, or broken")
         rate = self._file.get(cv2.CAP_PROP_FPS)
@@ -85,7 +85,7 @@ class VideoWriter:
         if self._file is None:
             size = (picture.shape[1], picture.shape[0])
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._file = cv2.VideoWriter(str(self._part), codec, self.rate, size)
+            self._file = cv2.VideoWriter(os.path.abspath(self._part), codec, self.rate, size)
             if not self._file.isOpened():
                 raise SetrError(f"{self.path}: cannot write a video of {size[0]}x{size[1]}")
         self._file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

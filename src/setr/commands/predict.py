@@ -76,6 +76,8 @@ def run(arguments: list[str]) -> int:
 
     kinds = parse_kinds(given.save or "mask")
     streams, rest = split_sources(given.images)
+    if given.submit and streams:
+        raise SetrError(f"--submit takes images, not {streams[0].source}", code=USAGE)
     special = {stream.source for stream in streams}
     files = [file for file in find_images(tuple(rest)) if str(file[0]) not in special]
     outputs = _output_names(files, Path(given.out))
