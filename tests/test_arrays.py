@@ -236,6 +236,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
             self.redirect("/image.png")
         elif self.path == "/to-file":
             self.redirect("file:///etc/hostname")
+        elif self.path == "/to-ftp":
+            self.redirect("ftp://127.0.0.1/image.png")
         elif self.path == "/loop":
             self.redirect("/loop")
         elif self.path == "/cut.png":
@@ -291,7 +293,8 @@ def test_addresses_only_when_allowed(server, predictor):
     ("place", "reason"),
     [
         ("/none.png", "answers 404"),
-        ("/to-file", "no http address"),
+        ("/to-file", "not allowed"),
+        ("/to-ftp", "no http address"),
         ("/loop", "answers 302"),
         ("/cut.png", "cut off|no download"),
         ("/slow", "no download|not here after"),

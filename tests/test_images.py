@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from setr import decode
+from setr.decode import check_png_rows
 from setr.errors import SetrError
 from setr.images import Rows, check_whole, encode_png, read_image, read_mask
 
@@ -103,6 +105,48 @@ def test_a_damaged_png_is_refused():
     data[len(data) // 2] ^= 0x55
     with pytest.raises(SetrError, match="broken image file"):
         read_image(bytes(data))
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "I;16", "RGBA"])
+def test_a_png_with_fewer_rows_than_its_header_promises_is_refused(mode):
+    """Pillow would leave the rest black, without a word."""
+    image = Image.fromarray(photo())
+    image = Image.new(mode, (53, 37), 1) if mode == "I;16" else image.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    data = bytearray(buffer.getvalue())
+    assert read_image(bytes(data)).shape == (37, 53, 3)
+    data[20:24] = (90).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(SetrError, match="less than its header promises"):
+        read_image(bytes(data))
+    if mode not in ("RGB", "RGBA"):
+        with pytest.raises(SetrError, match="less than its header promises"):
+            read_mask(bytes(data))
+
+
+def test_black_and_interlaced_pngs_are_read():
+    black = np.zeros((37, 53), np.uint8)
+    np.testing.assert_array_equal(read_mask(encode_png(black.astype(np.uint16))), black)
+    # 3 x 2 grey pixels 10..60 in the passes of Adam7, which Pillow reads and cannot write
+    rows = [[10], [20], [30], [40, 50, 60]]
+    passes = b"".join(bytes([0, *row]) for row in rows)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        )
+
+    def file(inflated: bytes) -> bytes:
+        header = (3).to_bytes(4, "big") + (2).to_bytes(4, "big") + bytes([8, 0, 0, 0, 1])
+        parts = (b"IHDR", header), (b"IDAT", zlib.compress(inflated)), (b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+    assert check_png_rows(Image.open(io.BytesIO(file(passes))), file(passes)) is None
+    assert read_image(file(passes)).shape == (2, 3, 3)
+    with pytest.raises(OSError, match="4 bytes less"):
+        check_png_rows(Image.open(io.BytesIO(file(passes[:-4]))), file(passes[:-4]))
 
 
 @pytest.mark.usefixtures("decoder")

@@ -100,7 +100,7 @@ def test_a_notebook_shows_overlay_legend_and_shares(result: Result) -> None:
         assert picture.width == 64
         assert picture.height > 64  # the legend below
         colours = {c[1] for c in picture.convert("RGB").getcolors(1 << 20)}
-    shown = scenes.CLASSES.index(next(iter(result.shares)))
+    shown = scenes.LABELS.classes.index(next(iter(result.shares)))
     assert tuple(scenes.LABELS.colours[shown]) in colours
     image = np.zeros((40, 2000, 3), np.uint8)
     wide = Result(

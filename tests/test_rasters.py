@@ -60,7 +60,7 @@ def test_labels_keep_the_georeference(predictor, pixels, tmp_path):
         assert (file.nodata, file.dtypes, file.is_tiled) == (IGNORE, ("uint8",), True)
         np.testing.assert_array_equal(file.read(1), expected.mask)
         assert file.colormap(1)[3] == (*scenes.LABELS.colours[3], 255)
-        assert file.tags()["class_3"] == scenes.CLASSES[3]
+        assert file.tags()["class_3"] == scenes.LABELS.classes[3]
     with rasterio.open(out["confidence"]) as file:
         assert file.transform == TRANSFORM
         np.testing.assert_allclose(file.read(1) / 255, expected.confidence, atol=0.003)

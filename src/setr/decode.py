@@ -56,6 +56,48 @@ def decode_png(image: Any, data: bytes) -> np.ndarray | None:
     return pixels[..., 0] if mode == "mono" else pixels
 
 
+def check_png_rows(image: Any, source: str | os.PathLike | bytes) -> None:
+    """Refuse a PNG file with less data than its header promises, whose rest Pillow leaves black.
+
+    Raises:
+        OSError: the data ends early.
+    """
+    if image.format != "PNG" or getattr(image, "is_animated", False):
+        return
+    data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
+    interlaced = data[28] == 1
+    image.load()
+    if not interlaced and np.asarray(image)[-1].any():
+        return  # what is missing would be zero
+    missing = _png_bytes(*image.size, depth=data[24], colour=data[25], interlaced=interlaced)
+    inflate, at = zlib.decompressobj(), 8
+    while missing > 0 and at + 12 <= len(data):
+        (length,), kind = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
+        if kind == b"IDAT":
+            feed = data[at + 8 : at + 8 + length]
+            while feed and missing > 0:
+                missing -= len(inflate.decompress(feed, 1 << 20))
+                feed = inflate.unconsumed_tail
+        at += 12 + length
+    if missing > 0:
+        raise OSError(f"{missing:,} bytes less than its header promises")
+
+
+def _png_bytes(width: int, height: int, *, depth: int, colour: int, interlaced: bool) -> int:
+    """Inflated size of a PNG's rows, each with its filter byte (PNG specification, section 7)."""
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    steps = [(0, 0, 1, 1)]
+    if interlaced:
+        steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+                 (0, 1, 1, 2)]  # fmt: skip
+    total = 0
+    for x, y, dx, dy in steps:
+        columns, rows = -(-(width - x) // dx), -(-(height - y) // dy)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
+
+
 def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | None:
     """Pixels of an open 8-bit PNG (RGB, grey, palette indices) or RGB JPEG; None to use Pillow."""
     if image.format not in ("PNG", "JPEG") or image.info.get("transparency") is not None:

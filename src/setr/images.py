@@ -27,6 +27,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from setr.decode import (
     can_stop_early,
+    check_png_rows,
     decode_fast,
     decode_png,
     first_rows,
@@ -94,6 +95,8 @@ class Rows:
         data = Named(first_rows(self.data, len(range(self.shape[0])[rows])), self.data.name)
         with _open(data, MAX_PIXELS) as image:
             pixels = decode_png(image, data)
+            if pixels is None:
+                check_png_rows(image, data)
             return np.asarray(image) if pixels is None else pixels
 
 
@@ -115,6 +118,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             _note(f"{_name(source)}: has several frames or pages; the first is used")
         pixels = decode_fast(image, source) if image.mode == "RGB" else None
         if pixels is None:
+            check_png_rows(image, source)
             pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
         return pixels
 
@@ -166,10 +170,15 @@ def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS
                     "remove colour_map, or save the mask in RGB"
                 )
             pixels = decode_fast(image, source) if image.mode == "RGB" else None
+            if pixels is None:
+                check_png_rows(image, source)
             return np.asarray(image.convert("RGB")) if pixels is None else pixels
         if image.mode in ("P", "L"):
             pixels = decode_fast(image, source)
+            if pixels is None:
+                check_png_rows(image, source)
             return np.asarray(image) if pixels is None else pixels
+        check_png_rows(image, source)
         image.load()
         if image.mode == "1":
             return np.asarray(image, dtype=np.uint8)

@@ -101,10 +101,25 @@ class Predictor:
         """
         if is_georeferenced(source):
             return self._predict_raster(Raster(source, bands=bands, value_range=value_range))
-        image = self._as_array(source)
-        found = self._result(image, self._protocol(image.shape))
-        found.path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
-        return found
+        return self.predict_batch([source])[0]
+
+    def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
+        """Segment images of one size in one pass of the model.
+
+        Args:
+            sources: each as `predict` takes it; georeferences are not read.
+
+        Raises:
+            SetrError: as `predict`, and for images of several sizes.
+        """
+        images = [self._as_array(source) for source in sources]
+        sizes = {image.shape[:2] for image in images}
+        if len(sizes) != 1:
+            raise SetrError(f"sizes {sorted(sizes)}: a batch needs images of one size")
+        results = self._results(images, self._protocol(images[0].shape))
+        for result, source in zip(results, sources, strict=True):
+            result.path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+        return results
 
     def predict_all(self, *sources: Any) -> Iterator[Result]:
         """Segment many images, one at a time.
@@ -152,27 +167,30 @@ class Predictor:
                 )
             image = raster.read((0, H), (0, W))
             has_data = raster.has_data((0, H), (0, W))
-        found = self._result(image, self.raster_protocol)
+        (found,) = self._results([image], self.raster_protocol)
         found.mask[~has_data] = IGNORE
         found.path, found.geo = raster.name, raster.geo
         return found
 
-    def _result(self, image: np.ndarray, protocol: Protocol) -> Result:
-        mask, confidence = self._run(predict_mask, image, protocol)
+    def _results(self, images: Sequence[np.ndarray], protocol: Protocol) -> list[Result]:
+        masks, confidences = self._run(predict_mask, images, protocol)
 
-        def scores() -> np.ndarray:
-            values: np.ndarray = self._run(predict_scores, image, protocol)[0].softmax(0).numpy()
-            return values
+        def scores_of(image: np.ndarray) -> Callable[[], np.ndarray]:
+            return lambda: self._run(predict_scores, [image], protocol)[0].softmax(dim=0).numpy()
 
-        return Result(image, mask[0].numpy(), confidence[0].numpy(), self.info.labels, scores)
+        return [
+            Result(image, mask.numpy(), sure.numpy(), self.info.labels, scores_of(image))
+            for image, mask, sure in zip(images, masks, confidences, strict=True)
+        ]
 
-    def _run(self, function: Callable[..., Any], image: np.ndarray, protocol: Protocol) -> Any:
-        """Apply `predict_mask` or `predict_scores` to one image; tensors come back on the CPU."""
+    def _run(
+        self, function: Callable[..., Any], images: Sequence[np.ndarray], protocol: Protocol
+    ) -> Any:
+        """Apply `predict_mask` or `predict_scores`; tensors come back on the CPU."""
         with self.computing():
-            x = torch.from_numpy(image)[None].to(self.device)
-            x = normalize(x, self.info.mean, self.info.std)
-            size = (image.shape[0], image.shape[1])
-            found = function(self.model, x, protocol, size=size)
+            x = torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
+            x = normalize(x.to(self.device), self.info.mean, self.info.std)
+            found = function(self.model, x, protocol, size=(x.shape[-2], x.shape[-1]))
         return found.cpu() if isinstance(found, torch.Tensor) else tuple(f.cpu() for f in found)
 
     @contextmanager

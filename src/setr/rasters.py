@@ -37,7 +37,7 @@ def is_georeferenced(path: Any) -> bool:
     try:
         with open(path, "rb") as file:
             head = file.read(16)
-            tags = ImageFileDirectory_v2(head)
+            tags = ImageFileDirectory_v2(head if head[2:3] == b"+" else head[:8])  # +: BigTIFF
             file.seek(tags.next)
             tags.load(file)
             return any(tag in tags for tag in _GEO_TAGS)
@@ -176,16 +176,19 @@ class RasterWriter:
     def __enter__(self) -> RasterWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._env = self._gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
-            self._env.__enter__()
+        except OSError as error:
+            raise SetrError(f"{self.path}: cannot write: {error.strerror}") from None
+        self._env = self._gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
+        self._env.__enter__()
+        try:
             self._file = self._gdal.open(self._part, "w", **self._profile)
             if self._labels is not None:
                 colours = {i: (*map(int, c), 255) for i, c in enumerate(self._labels.colours)}
                 self._file.write_colormap(1, {**colours, IGNORE: (0, 0, 0, 0)})
-                self._file.update_tags(
-                    **{f"class_{i}": n for i, n in enumerate(self._labels.classes)}
-                )
+                names = {f"class_{i}": name for i, name in enumerate(self._labels.classes)}
+                self._file.update_tags(**names)
         except Exception as error:
+            self._env.__exit__(None, None, None)
             self._part.unlink(missing_ok=True)
             raise _unwritable(self.path, error) from None
         return self

@@ -68,7 +68,8 @@ def download(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) 
             if announced.isdigit() and len(data) < int(announced):
                 raise SetrError(f"{url}: cut off after {len(data):,} of {int(announced):,} bytes")
     except urllib.error.HTTPError as error:
-        raise SetrError(f"{url}: the server answers {error.code} {error.reason}") from None
+        reason = " ".join(str(error.reason).split())
+        raise SetrError(f"{url}: the server answers {error.code} {reason:.120}") from None
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, SetrError):
             raise
