@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS, from_pillow, read_image
+from setr.images import MAX_PIXELS, Named, from_pillow, read_image
 from setr.urls import download, is_url
 
 KINDS = "uint8 RGB (H, W, 3) or grey (H, W)"
@@ -31,7 +31,7 @@ def as_image(source: Any, *, max_pixels: int = MAX_PIXELS, allow_urls: bool = Fa
     if isinstance(source, str) and is_url(source):
         if not allow_urls:
             raise SetrError(f"{source}: downloads are off; allow them with --allow-urls")
-        source = download(source)
+        source = Named(download(source), source)
     elif isinstance(source, bytearray | memoryview):
         source = bytes(source)
     elif hasattr(source, "read") and not hasattr(source, "convert"):
