@@ -73,8 +73,8 @@ def download(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) 
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, SetrError):
             raise
-        reason = getattr(error, "reason", None) or error
-        raise SetrError(f"{url}: no download ({str(reason) or type(error).__name__:.80})") from None
+        cause = getattr(error, "reason", None) or error
+        raise SetrError(f"{url}: no download ({str(cause) or type(error).__name__:.80})") from None
     return bytes(data)
 
 
