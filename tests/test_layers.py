@@ -17,6 +17,7 @@ ORDER = (
         "decode",
         "labels",
         "images",
+        "storage",
         "pairing",
         "layouts",
         "pairs",
@@ -70,6 +71,7 @@ ORDER = (
     # predictions
     *("urls", "arrays", "video", "montage", "polygons", "annotations", "rasters", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),
+    *("inputs", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
     *("explain", "figures"),

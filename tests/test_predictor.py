@@ -141,7 +141,8 @@ def test_predict_does_the_good_files_and_names_the_broken_ones(model_dir, photo,
     assert "2 of 4 images failed" in err
     assert "Traceback" not in err
     written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
-    assert written == ["good.png", "good_overlay.png", "sub/good.png", "sub/good_overlay.png"]
+    pictures = ["good.png", "good_overlay.png", "sub/good.png", "sub/good_overlay.png"]
+    assert written == sorted([*pictures, "manifest.jsonl"])
     with Image.open(out / "good.png") as image:
         assert image.size == (64, 50)
 
@@ -164,7 +165,7 @@ def test_two_images_never_write_one_file(model_dir, photo, tmp_path, capsys):
             write_bytes(tmp_path / folder / name, encode_png(photo))
     out = tmp_path / "out"
     assert main(["predict", str(model_dir), str(tmp_path / "one"), "-o", str(out)]) == OK
-    assert sorted(os.listdir(out)) == ["a.bmp.png", "a.png.png", "b.png"]
+    assert sorted(os.listdir(out)) == ["a.bmp.png", "a.png.png", "b.png", "manifest.jsonl"]
     both = [str(tmp_path / folder / "b.png") for folder in ("one", "two")]
     code = main(["predict", str(model_dir), *both, "-o", str(tmp_path / "clash")])
     assert code == USAGE
@@ -182,7 +183,7 @@ def test_awkward_names(model_dir, photo, tmp_path, capsys):
     code = main(["predict", str(model_dir), str(folder), "-o", str(tmp_path / "out")])
     capsys.readouterr()
     assert code == OK
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([*names, "manifest.jsonl"])
 
 
 def test_protocol_is_stored_with_the_model(model_dir):

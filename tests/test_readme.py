@@ -38,7 +38,8 @@ def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys
             arguments = [a for a in arguments if a not in ("--model.pretrained", "lvd142m")]
             arguments += SMALLER.split()
         assert main(arguments) == OK, command
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"holiday.png", "holiday_overlay.png"}
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert written == {"holiday.png", "holiday_overlay.png", "manifest.jsonl"}
     capsys.readouterr()
     code = next(b for b in blocks("python") if "setr.load" in b)
     monkeypatch.setattr(setr, "create_model", lambda *a, **k: None, raising=False)  # 318 M weights

@@ -18,11 +18,15 @@ from setr.shards import BUFFER, Shards
 from setr.transforms import Augmentation
 
 
-@pytest.fixture
-def packed(folder_data, tmp_path):
-    out = tmp_path / "packed"
-    assert main(["shard", str(folder_data), str(out), "--samples", "4"]) == 0
+@pytest.fixture(params=["tar", "parquet"])
+def packed(folder_data, tmp_path, request):
+    out, form = tmp_path / "packed", request.param
+    assert main(["shard", str(folder_data), str(out), "--samples", "4", "--format", form]) == 0
     return out
+
+
+def shard_file(packed, name):
+    return next(packed.glob(f"{name}.*"))
 
 
 def test_samples_classes_and_names_are_the_same(folder_data, packed):
@@ -37,11 +41,31 @@ def test_samples_classes_and_names_are_the_same(folder_data, packed):
         assert check(ours).pixels.tolist() == check(theirs).pixels.tolist()
 
 
-def test_other_tools_see_webdatasets_layout(packed):
-    with tarfile.open(packed / "train-000000.tar") as archive:
-        names = archive.getnames()
-    assert names[:4] == ["00000000.png", "00000000.mask.png", "00000001.png", "00000001.mask.png"]
-    assert len(names) == 8
+def test_other_tools_see_a_known_layout(packed, folder_data):
+    path = shard_file(packed, "train-000000")
+    names = ["00000000.png", "00000000.mask.png", "00000001.png", "00000001.mask.png"]
+    if path.suffix == ".tar":
+        with tarfile.open(path) as archive:
+            assert archive.getnames()[:4] == names
+            assert len(archive.getnames()) == 8
+        return
+    rows = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    assert [row[c]["path"] for row in rows for c in ("image", "mask")][:4] == names
+    dataset = open_dataset(str(folder_data), "train")
+    for i, row in enumerate(rows):
+        image, mask = dataset.sources(i)
+        assert row["image"]["bytes"] == image.read_bytes()
+        assert row["mask"]["bytes"] == mask.read_bytes()
+
+
+def test_row_groups_join_without_a_seam(folder_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("setr.shards.GROUP", 2)
+    out = str(tmp_path / "out")
+    assert main(["shard", str(folder_data), out, "--samples", "5", "--format", "parquet"]) == 0
+    ours, theirs = open_dataset(out, "train"), open_dataset(str(folder_data), "train")
+    for i in range(len(theirs)):
+        np.testing.assert_array_equal(ours.load(i).mask, theirs.load(i).mask)
+        np.testing.assert_array_equal(ours.load(i).image, theirs.load(i).image)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -81,19 +105,19 @@ def test_through_fsspec(packed):
 
 
 def test_missing_cut_and_corrupt_shards_are_named(packed):
-    path = packed / "train-000001.tar"
+    path = shard_file(packed, "train-000001")
     data = path.read_bytes()
     flipped = bytearray(data)
-    flipped[600] ^= 1
+    flipped[int(Shards(str(packed), "train").start[4][0]) + 88] ^= 1
     path.write_bytes(flipped)
-    with pytest.raises(SetrError, match=r"train-000001\.tar: scene_004\.png: checksum differs"):
+    with pytest.raises(SetrError, match=r"train-000001\.\w+: scene_004\.png: checksum differs"):
         open_dataset(str(packed), "train").load(4)
     path.write_bytes(data[:-1])
-    with pytest.raises(SetrError, match=r"train-000001\.tar: .* of .* bytes") as caught:
+    with pytest.raises(SetrError, match=r"train-000001\.\w+: .* of .* bytes") as caught:
         open_dataset(str(packed), "train")
     assert caught.value.code == DATA_CHECK_FAILED
     path.unlink()
-    with pytest.raises(SetrError, match=r"train-000001\.tar: missing"):
+    with pytest.raises(SetrError, match=r"train-000001\.\w+: missing"):
         open_dataset(str(packed), "train")
 
 

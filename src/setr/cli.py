@@ -30,7 +30,7 @@ VERBS = {
     "doctor": "check a data set before training: setr doctor DATA",
     "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
     "convert": "turn a foreign checkpoint into a model directory: setr convert FILE -o DIR",
-    "shard": "pack a data set into tar files: setr shard DATA OUT",
+    "shard": "pack a data set into tar or Parquet files: setr shard DATA OUT",
     "models": "list the named models: setr models [PATTERN]",
     "recipes": "list the named experiments: setr recipes [--table N]",
     "results": "finished runs beside the paper's tables: setr results",

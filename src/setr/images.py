@@ -244,9 +244,16 @@ def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes
     return buffer.getvalue()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that its final name never holds half of it."""
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
+def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
+    """Write a file so that its final name never holds half of it.
+
+    Args:
+        path: the file.
+        data: its content.
+        mark: names the unfinished file. One writer at a time may use it; what a killed process left
+            is then overwritten by the next. Random by default.
+    """
+    part = path.with_name(f".{mark or uuid.uuid4().hex}.part")
     try:
         part.write_bytes(data)
         os.replace(part, path)

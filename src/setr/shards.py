@@ -1,9 +1,14 @@
-"""Samples packed into tar files, for data sets of millions of files and for object storage.
+"""Samples packed into tar or Parquet files, for millions of files and for object storage.
 
-The layout is webdataset's: `KEY.jpg` followed by `KEY.mask.png`, files as they were, so other tools
-read the shards too. Beside them `SPLIT.npz` tells where every sample is. With it a sample is one
-range read, from a disk or through fsspec from s3://, gs://, https://, …; any order can be resumed
-at any position by any number of processes, which streaming readers cannot promise.
+Files go in as they were, so other tools read the shards too. Tar files have webdataset's layout:
+`KEY.jpg` followed by `KEY.mask.png`. Parquet files have the columns `key`, `image` and `mask`, the
+last two as Hugging Face stores images: structs of bytes and path.
+
+Beside them `SPLIT.npz` tells at which byte every image and mask begins (in Parquet files, too: they
+are written without compression, so that a value lies there as it is). With it a sample is one range
+read of a tar file, or two of a Parquet file, from a disk or through fsspec from s3://, gs://,
+https://, …, and needs neither tarfile nor pyarrow; any order can be resumed at any position by any
+number of processes, which streaming readers cannot promise.
 """
 
 from __future__ import annotations
@@ -14,18 +19,24 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.storage import file_system, first_line
 
+Form = Literal["tar", "parquet"]
 INDEX = "shards.json"
 FORMAT = "setr-shards-1"
 BUFFER = 4096
 """Samples shuffled among each other; they come from some shards read side by side."""
+GAP = 4096
+"""Image and mask at most this many bytes apart are read at once."""
+GROUP = 100
+"""Samples per row group of a Parquet file."""
 
 
 class Packed(NamedTuple):
@@ -95,8 +106,11 @@ class Shards:
         """
         file = self.shards[self.shard[index]]["file"]
         (a, b), (m, n) = self.start[index].tolist(), self.size[index].tolist()
-        data = self._read(file, a, b + n)
-        parts = data[:m], data[b - a :]
+        if 0 <= b - (a + m) <= GAP:
+            data = self._read(file, a, b + n)
+            parts = data[:m], data[b - a :]
+        else:
+            parts = self._read(file, a, a + m), self._read(file, b, b + n)
         for part, size, crc in zip(parts, (m, n), self.crc[index].tolist(), strict=True):
             if len(part) != size or zlib.crc32(part) != crc:
                 raise SetrError(
@@ -128,14 +142,9 @@ class Shards:
 
     def _store(self) -> tuple[Any, str]:
         """The file system and the path in it; made anew in a forked process."""
-        import fsspec
-
         if self._process != os.getpid() or -1 not in self._files:
             self._process, self._files = os.getpid(), {}
-            try:
-                self._files[-1] = fsspec.core.url_to_fs(self.root)
-            except (ImportError, ValueError) as error:
-                raise SetrError(f"{self.root}: {str(error).splitlines()[0]}", code=USAGE) from None
+            self._files[-1] = file_system(self.root)
         found: tuple[Any, str] = self._files[-1]
         return found
 
@@ -146,8 +155,7 @@ class Shards:
         except FileNotFoundError:
             raise SetrError(f"{self.root}/{name}: no such file", code=USAGE) from None
         except Exception as error:  # network and permission errors of many libraries
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise SetrError(f"{self.root}/{name}: cannot read ({reason[:160]})") from None
+            raise SetrError(f"{self.root}/{name}: cannot read ({first_line(error)})") from None
         return data
 
     def _size(self, name: str) -> int:
@@ -157,32 +165,30 @@ class Shards:
         except FileNotFoundError:
             return -1
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise SetrError(f"{self.root}/{name}: cannot read ({reason[:160]})") from None
+            raise SetrError(f"{self.root}/{name}: cannot read ({first_line(error)})") from None
 
 
 def write_split(
-    out: Path, split: str, samples: Iterable[Packed], *, per_shard: int
+    out: Path, split: str, samples: Iterable[Packed], *, per_shard: int, form: Form = "tar"
 ) -> dict[str, Any]:
-    """Write the shards and the index of one split; returns its entry in `shards.json`."""
+    """Write the shards and the index of one split; returns its entry in `shards.json`.
+
+    Raises:
+        SetrError: Parquet without pyarrow.
+    """
     rows: dict[str, list[Any]] = {"shard": [], "start": [], "size": [], "crc": []}
     names: list[str] = []
     shards: list[dict[str, Any]] = []
     for number, group in itertools.groupby(enumerate(samples), lambda pair: pair[0] // per_shard):
-        part, file = out / f".{split}.part", f"{split}-{number:06}.tar"
+        part, file = out / f".{split}.part", f"{split}-{number:06}.{form}"
         count = len(names)
-        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as archive:
-            for key, sample in group:
-                names.append(sample.name)
-                rows["shard"].append(number)
-                rows["start"].append(
-                    [
-                        _add(archive, f"{key:08}{sample.suffix}", sample.image),
-                        _add(archive, f"{key:08}.mask.png", sample.mask),
-                    ]
-                )
-                rows["size"].append([len(sample.image), len(sample.mask)])
-                rows["crc"].append([zlib.crc32(sample.image), zlib.crc32(sample.mask)])
+        write = _write_tar if form == "tar" else _write_parquet
+        for sample, starts in write(part, group):
+            names.append(sample.name)
+            rows["shard"].append(number)
+            rows["start"].append(starts)
+            rows["size"].append([len(sample.image), len(sample.mask)])
+            rows["crc"].append([zlib.crc32(sample.image), zlib.crc32(sample.mask)])
         os.replace(part, out / file)
         size = (out / file).stat().st_size
         shards.append({"file": file, "samples": len(names) - count, "bytes": size})
@@ -198,6 +204,65 @@ def write_split(
     )
     (out / f"{split}.npz").write_bytes(buffer.getvalue())
     return {"shards": shards, "index": f"{split}.npz", "crc": zlib.crc32(buffer.getvalue())}
+
+
+def _write_tar(
+    path: Path, samples: Iterable[tuple[int, Packed]]
+) -> Iterator[tuple[Packed, list[int]]]:
+    """Write a tar file; yields every sample with the first bytes of its image and mask."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for key, sample in samples:
+            image = _add(archive, f"{key:08}{sample.suffix}", sample.image)
+            yield sample, [image, _add(archive, f"{key:08}.mask.png", sample.mask)]
+
+
+def _write_parquet(
+    path: Path, samples: Iterable[tuple[int, Packed]]
+) -> Iterator[tuple[Packed, list[int]]]:
+    """The same as a Parquet file: plain encoding, no compression, no statistics of the pixels."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise SetrError('--format parquet needs pyarrow; pip install "setr[parquet]"') from None
+    file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("key", pa.string()), ("image", file), ("mask", file)])
+    waiting = iter(samples)
+    with (
+        open(path, "w+b") as sink,
+        pq.ParquetWriter(
+            sink, schema, compression="none", use_dictionary=False, write_statistics=False
+        ) as writer,
+    ):
+        while group := list(itertools.islice(waiting, GROUP)):
+            begin = sink.tell()
+            writer.write_table(pa.Table.from_pylist([_row(*pair) for pair in group], schema))
+            end = sink.tell()
+            sink.seek(begin)
+            data = sink.read(end - begin)
+            images = _places(data, [sample.image for _, sample in group], 0)
+            masks = _places(data, [sample.mask for _, sample in group], images[-1])
+            for (_, sample), image, mask in zip(group, images, masks, strict=True):
+                yield sample, [begin + image, begin + mask]
+
+
+def _row(key: int, sample: Packed) -> dict[str, Any]:
+    image = {"bytes": sample.image, "path": f"{key:08}{sample.suffix}"}
+    return {
+        "key": f"{key:08}",
+        "image": image,
+        "mask": {"bytes": sample.mask, "path": f"{key:08}.mask.png"},
+    }
+
+
+def _places(data: bytes, values: list[bytes], position: int) -> list[int]:
+    """Where values begin that lie one after another in some data."""
+    places = []
+    for value in values:
+        position = data.index(value, position)
+        places.append(position)
+        position += len(value)
+    return places
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:

@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from setr.cli import parse
-from setr.errors import FAILED, OK, USAGE, SetrError
-from setr.images import MAX_PIXELS, list_images
+from setr.errors import OK, USAGE, SetrError
+from setr.images import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from setr.labels import Labels
-    from setr.predictor import Predictor
+    from setr.batch import Finish, Outcome, Task
+    from setr.inputs import Item
     from setr.streams import Stream
 
-Write = Callable[[Path, Path, Any], list[str]]
-"""Image, output name without ending, `Result` -> the files written."""
+Engine = Callable[[Sequence["Task"]], Iterator["Outcome"]]
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Segment images; every output has the size of its input."""
+    """Segment images; every output has the size of its input.
+
+    OUT/manifest.jsonl has one line per image. The same command continues where a stopped one ended,
+    and does again what has changed since: images, model or settings.
+    """
 
     model: tyro.conf.Positional[str]
-    """A model directory."""
+    """A model directory, Hub name or checkpoint."""
     images: tyro.conf.Positional[tuple[str, ...]]
-    """Files, folders (walked, hidden files left out), quoted globs, videos, GeoTIFF files."""
+    """Files, folders (walked, hidden files left out), quoted globs, videos, GeoTIFF files, tar
+    shards, Parquet files, or addresses of images and archives for fsspec (s3://…)."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])]
-    """Folder for the results, named after the images (a.png and a.jpg give a.png.png, a.jpg.png);
-    the layout of a walked folder is kept."""
+    """Folder or fsspec address for the results, named after the images (a.png and a.jpg give
+    a.png.png, a.jpg.png); the layout of a walked folder is kept."""
     save: str | None = None
     """What to write, joined with commas: mask (palette PNG of ids; GeoTIFF of a GeoTIFF), ids (grey
     PNG), color, overlay, confidence, scores, share, geojson, coco, coco_rle, labelme. By default
@@ -57,6 +59,26 @@ class Arguments:
     """Download images named by http(s) addresses."""
     submit: Literal["cityscapes", "ade20k"] | None = None
     """Write only OUT/NAME.zip, in the form that data set's test server takes."""
+    pack: Literal["no", "tar", "parquet"] = "no"
+    """Write archives of many results instead of single files."""
+    pack_samples: int = 1000
+    """Results per archive."""
+    manifest: Literal["jsonl", "parquet"] = "jsonl"
+    """parquet writes the manifest also as a table when all is done."""
+    retry: bool = False
+    """Try images again that failed before."""
+    shard: str = "0/1"
+    """i/n does only the i-th part of n, counted from 0, for n processes that share OUT."""
+    batch: int = 8
+    """Images of one size per pass of the model."""
+    exact: bool = True
+    """Batch only where that gives, bit for bit, the results of one by one."""
+    workers: int = min(4, os.cpu_count() or 1)
+    """Threads that decode, and as many that encode."""
+    engine: Literal["plain", "ray"] = "plain"
+    """ray: a pool of actors, here or on the cluster RAY_ADDRESS names (extra ray)."""
+    actors: int | None = None
+    """Of the Ray engine; one per GPU, or as many as the processors suffice for, if not given."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -69,78 +91,203 @@ class Arguments:
 
 def run(arguments: list[str]) -> int:
     """Segment every image; broken ones are named at the end, exit code 1."""
-    given = parse(Arguments, arguments, "predict")
+    given: Arguments = parse(Arguments, arguments, "predict")
+    for name in ("pack_samples", "batch", "workers", "actors"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise SetrError(f"{flag} {getattr(given, name)}: give at least 1", code=USAGE)
+    from setr.batch import Task
+    from setr.inputs import find_items, in_shard, output_names
     from setr.outputs import parse_kinds
-    from setr.predictor import load
+    from setr.storage import is_address
     from setr.streams import split_sources
 
-    kinds = parse_kinds(given.save or "mask")
+    shard, kinds = _shard(given.shard), parse_kinds(given.save or "mask")
     streams, rest = split_sources(given.images)
-    if given.submit and streams:
-        raise SetrError(f"--submit takes images, not {streams[0].source}", code=USAGE)
     special = {stream.source for stream in streams}
-    files = [file for file in find_images(tuple(rest)) if str(file[0]) not in special]
-    outputs = _output_names(files, Path(given.out))
-    predictor = load(
-        given.model,
-        device=given.device,
-        precision=given.precision,
-        max_pixels=given.max_pixels,
-        window=given.window,
-        allow_urls=given.allow_urls,
+    items = [item for item in find_items(rest) if item.place not in special]
+    names = output_names(items)
+    if streams and (given.submit or is_address(given.out)):
+        what = "--submit takes images" if given.submit else f"{given.out}: takes images"
+        raise SetrError(f"{what}, not {streams[0].source}", code=USAGE)
+    if given.submit:
+        return _submit(given, items)
+    tasks = [Task(item, name) for item, name in zip(items, names, strict=True)]
+    films = _stream_tasks(given, streams, names)
+    return _predict(
+        given,
+        [task for task in tasks if in_shard(task.item, shard)],
+        {task: stream for task, stream in films.items() if in_shard(task.item, shard)},
+        kinds,
+        shard,
     )
-    outcomes, broken = _run_streams(given, predictor, streams, outputs)
-    with _writer(given, kinds, predictor.info.labels) as write:
-        for done, ((path, _), output) in enumerate(zip(files, outputs, strict=True), 1):
-            try:
-                result = predictor.predict(path)
-                outcomes.append({"image": str(path), "files": write(path, output, result)})
-                if not given.json:
-                    print(_printable(f"{done}/{len(files)}  {path}  {result!r}"))
-            except SetrError as error:
-                if given.submit:  # a server refuses a submission with holes
-                    raise
-                broken.append(str(error))
-                outcomes.append({"image": str(path), "error": str(error)})
-    if given.json:
-        print(json.dumps({"images": outcomes, "failed": len(broken)}))
-    for problem in broken:
-        print(f"setr: {_printable(' '.join(problem.split()))}", file=sys.stderr)
-    if broken:
-        total = len(files) + len(streams)
-        print(f"setr: {len(broken)} of {total} images failed", file=sys.stderr)
-    return FAILED if broken else OK
 
 
-def _run_streams(
-    given: Arguments, predictor: Predictor, streams: list[Stream], taken: list[Path]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Segment videos, GeoTIFF files and addresses; the outcome of each, and what went wrong."""
+def _predict(
+    given: Arguments,
+    tasks: list[Task],
+    films: dict[Task, Stream],
+    kinds: tuple[str, ...],
+    shard: tuple[int, int],
+) -> int:
+    """Run what is not settled yet, and note every outcome in the manifest."""
+    from setr import tally
+    from setr.batch import Finish
+    from setr.interrupt import Interrupt
+    from setr.manifest import Manifest, write_parquet
+    from setr.packs import Packer
+    from setr.settled import run_name, settled
+    from setr.storage import Storage
+
+    storage = Storage(given.out)
+    deciding = [given.save, given.pack, given.tolerance, given.min_pixels, _loading(given)]
+    deciding += [given.bands, given.value_range, None if given.exact else given.batch]
+    polygons = {"tolerance": given.tolerance, "min_pixels": given.min_pixels}
+    name = run_name(given.model, deciding)
+    finish = Finish(given.out, kinds, name, given.pack != "no", polygons)
+    images, streams = _engines(given, finish, films)
+    suffix = "" if shard == (0, 1) else f"-{shard[0]}-of-{shard[1]}"
+    everything = [*films, *tasks]
+    holds = settled(everything, storage, name, retry=given.retry)
+    with Manifest(storage, f"manifest{suffix}", holds) as manifest, Interrupt() as stop:
+        first, second = (
+            [task for task in part if task.item.name not in manifest.done]
+            for part in (films, tasks)
+        )
+        todo = len(first) + len(second)
+        tally.beginning(manifest, len(everything), todo)
+        packer = Packer(
+            storage, manifest, given.pack, stem=f"part{suffix}", samples=given.pack_samples
+        )
+        show = tally.shower(len(everything), len(everything) - todo, quiet=given.json)
+        broken: list[str] = []
+        for outcome in chain(streams(first), images(second) if second else ()):
+            packer.add(outcome)
+            if outcome.row["status"] == "failed":
+                broken.append(outcome.text)
+            show(outcome)
+            if stop.requested:
+                break
+        packer.flush()
+        if given.manifest == "parquet" and not stop.requested:
+            write_parquet(manifest)
+        if given.json:
+            print(json.dumps(tally.report(everything, manifest)))
+        return tally.ending(everything, manifest, broken)
+
+
+def _engines(given: Arguments, finish: Finish, films: dict[Task, Stream]) -> tuple[Engine, Engine]:
+    """What runs images, and what runs streams; a model that cannot be loaded fails here."""
+    from setr.batch import outcomes
+    from setr.predictor import load
+
+    options: dict[str, Any] = {
+        "batch": given.batch,
+        "exact": given.exact,
+        "workers": given.workers,
+        "max_pixels": given.max_pixels,
+        "scores": "scores" in finish.kinds,
+    }
+    loading = _loading(given)
+    on_ray = given.engine == "ray"
+    predictor = None if on_ray and not films else load(given.model, **loading)
+
+    def streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            yield _stream(given, finish, predictor, task, films[task])
+
+    if on_ray:
+        import torch
+
+        from setr.batch_ray import Work, ray_outcomes
+
+        work = Work(given.model, loading, options, finish, torch.get_num_threads())
+        return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), streams
+    return (lambda tasks: outcomes(predictor, tasks, finish, finish.failed, **options)), streams  # type: ignore[arg-type]
+
+
+def _loading(given: Arguments) -> dict[str, Any]:
+    """Keywords of `setr.load`."""
+    names = ("device", "precision", "max_pixels", "window", "allow_urls")
+    return {name: getattr(given, name) for name in names}
+
+
+def _stream_tasks(
+    given: Arguments, streams: Sequence[Stream], taken: Sequence[str]
+) -> dict[Task, Stream]:
+    """Videos, GeoTIFF files and addresses as tasks, none of whose outputs has a name in use."""
+    from setr.batch import Task
+    from setr.inputs import Item, file_stamp
+    from setr.streams import stems
+
+    out = Path(given.out)
+    places = stems(streams, out, [out / name for name in taken]) if streams else []
+    return {
+        Task(
+            Item(str(stream.below), stream.source, file_stamp(stream.source)),
+            str(place.relative_to(out)),
+        ): stream
+        for stream, place in zip(streams, places, strict=True)
+    }
+
+
+def _stream(
+    given: Arguments, finish: Finish, predictor: Any, task: Task, stream: Stream
+) -> Outcome:
+    """Segment one video, GeoTIFF or address; its files are written even where others are packed."""
+    from setr.batch import Outcome, row_of
     from setr.outputs import parse_kinds
     from setr.progress import counting
-    from setr.streams import predict_stream, stems
+    from setr.streams import predict_stream
 
-    outcomes: list[dict[str, Any]] = []
-    broken = []
-    for stream, stem in zip(streams, stems(streams, Path(given.out), taken), strict=True):
-        try:
-            files, text = predict_stream(
-                predictor,
-                stream,
-                stem,
-                parse_kinds(given.save) if given.save else None,
-                bands=tuple(int(band) for band in _numbers("bands", given.bands)),
-                value_range=_range(given.value_range),
-                polygon_options={"tolerance": given.tolerance, "min_pixels": given.min_pixels},
-                on_frame=counting(os.path.basename(stream.source)),
-            )
-            outcomes.append({"image": stream.source, "files": [str(file) for file in files]})
+    out = Path(given.out)
+    try:
+        files, text = predict_stream(
+            predictor,
+            stream,
+            out / task.output,
+            parse_kinds(given.save) if given.save else None,
+            bands=tuple(int(band) for band in _numbers("bands", given.bands)),
+            value_range=_range(given.value_range),
+            polygon_options=finish.polygons,
+            on_frame=counting(os.path.basename(stream.source)),
+        )
+    except SetrError as error:
+        return finish.failed(task, error)
+    names = [str(file.relative_to(out)) for file in files]
+    return Outcome({**row_of(task, "ok", finish.run), "files": names}, {}, text)
+
+
+def _submit(given: Arguments, items: Sequence[Item]) -> int:
+    """One zip file for a test server, which refuses a submission with holes."""
+    from setr.inputs import read_item
+    from setr.manifest import printable
+    from setr.predictor import load
+    from setr.submissions import Submission, check_submission
+
+    assert given.submit is not None
+    predictor = load(given.model, **_loading(given))
+    path = Path(given.out) / f"{given.submit}.zip"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Submission(given.submit, path, predictor.info.labels) as submission:
+        for done, item in enumerate(items, 1):
+            result = predictor.predict(read_item(item))
+            submission.add(os.path.basename(item.name), result.mask)
             if not given.json:
-                print(_printable(f"{stream.source}  {text}"))
-        except SetrError as error:
-            broken.append(str(error))
-            outcomes.append({"image": stream.source, "error": str(error)})
-    return outcomes, broken
+                print(printable(f"{done}/{len(items)}  {item.shown}  {result!r}"))
+    count = check_submission(given.submit, path)
+    if given.json:
+        names = [{"image": item.shown, "files": [str(path)]} for item in items]
+        print(json.dumps({"images": names, "failed": 0}))
+    print(f"setr: {path}: {count} predictions, checked against the server's rules", file=sys.stderr)
+    return OK
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and int(number) < int(count):
+        return int(number), int(count)
+    raise SetrError(f"--shard {text}: give i/n with i from 0 to n - 1, as 0/4", code=USAGE)
 
 
 def _range(text: str) -> tuple[float, float] | None:
@@ -155,77 +302,3 @@ def _numbers(flag: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise SetrError(f"--{flag} {text}: give numbers joined with commas", code=USAGE) from None
-
-
-@contextmanager
-def _writer(given: Arguments, kinds: tuple[str, ...], labels: Labels) -> Iterator[Write]:
-    """What happens to each result: files of the kinds asked for, or an entry of a submission."""
-    from setr.outputs import write
-    from setr.result import Result
-
-    def save(_: Path, output: Path, result: Result) -> list[str]:
-        options = {"tolerance": given.tolerance, "min_pixels": given.min_pixels}
-        return [str(path) for path in write(result, output, kinds, **options)]
-
-    if given.submit is None:
-        yield save
-        return
-    from setr.submissions import Submission, check_submission
-
-    path = Path(given.out) / f"{given.submit}.zip"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Submission(given.submit, path, labels) as submission:
-
-        def add(image: Path, _: Path, result: Result) -> list[str]:
-            submission.add(image.name, result.mask)
-            return [str(path)]
-
-        yield add
-    count = check_submission(given.submit, path)
-    print(f"setr: {path}: {count} predictions, checked against the server's rules", file=sys.stderr)
-
-
-def find_images(sources: tuple[str, ...]) -> list[tuple[Path, Path]]:
-    """Files, folders and globs -> (file, its path below what was asked for), no file twice.
-
-    Raises:
-        SetrError: a source that names nothing.
-    """
-    found: dict[Path, Path] = {}
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            inside = [(file, file.relative_to(path)) for file in list_images(path)]
-        elif path.exists() or path.is_symlink() or not glob.has_magic(source):
-            inside = [(path, Path(path.name))]
-        else:
-            inside = [(Path(f), Path(Path(f).name)) for f in sorted(glob.glob(source))]
-        if not inside:
-            raise SetrError(f"{source}: no images found here", code=USAGE)
-        for file, below in inside:
-            found.setdefault(file, below)
-    return list(found.items())
-
-
-def _output_names(files: list[tuple[Path, Path]], out: Path) -> list[Path]:
-    """Output names without ending, one per image: its stem, or its whole name where stems clash.
-
-    Raises:
-        SetrError: two images would still write to one name.
-    """
-    stems = Counter(below.with_suffix("") for _, below in files)
-    names: dict[Path, Path] = {}
-    for file, below in files:
-        stem = below.with_suffix("")
-        name = out / (stem if stems[stem] == 1 else below)
-        if name in names:
-            raise SetrError(
-                f"{file} and {names[name]} would both write {name}.png; use two output folders",
-                code=USAGE,
-            )
-        names[name] = file
-    return list(names)
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Pack a data set into tar files (webdataset layout) that train like the folder itself."""
+    """Pack a data set into tar (webdataset layout) or Parquet files that train like the folder."""
 
     data: Annotated[str, tyro.conf.Positional]
     """Folder or YAML file of the data set, or `scenes`."""
@@ -32,7 +32,9 @@ class Arguments:
     labels: str | None = None
     """Known data set whose classes to use where the folder names none."""
     samples: int = 1000
-    """Samples per tar file."""
+    """Samples per file."""
+    format: Literal["tar", "parquet"] = "tar"
+    """Of the files; parquet needs the extra parquet."""
 
 
 def run(arguments: list[str]) -> int:
@@ -54,7 +56,9 @@ def run(arguments: list[str]) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         entries = {
-            d.split: write_split(given.out, d.split, _samples(d), per_shard=given.samples)
+            d.split: write_split(
+                given.out, d.split, _samples(d), per_shard=given.samples, form=given.format
+            )
             for d in opened
         }
     except OSError as error:

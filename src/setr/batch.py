@@ -1,0 +1,292 @@
+"""Predict any number of images: decode | model | encode at the same time, in bounded memory.
+
+Threads decode ahead and write behind while the calling thread runs the model, so that the model
+never waits for files. Images of one size share passes of the model, but only where that does not
+change a bit: the first full batch of every size is also run one by one, and where the two differ
+(fp32 matrix products round differently for another number of rows) that size goes on one by one.
+Results therefore do not depend on order, neighbours, `--shard`, a restart or the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from setr.errors import SetrError
+from setr.images import MAX_PIXELS, read_image
+from setr.inputs import Item, read_item
+from setr.outputs import POLYGON_KINDS, output_path
+from setr.result import KINDS, Result
+from setr.storage import Storage
+
+BATCH = 8
+"""Images per pass of the model."""
+BATCH_PIXELS = 4_000_000
+"""Larger images are run alone: one of them keeps any device busy."""
+AHEAD_BYTES = 512 << 20
+"""Decoded images held before and behind the model, as far as one image leaves the choice."""
+
+
+class Task(NamedTuple):
+    """One image and where its outputs go: a name below the output folder, without ending."""
+
+    item: Item
+    output: str
+
+
+class Outcome(NamedTuple):
+    """What became of one image.
+
+    Attributes:
+        row: its line in the manifest.
+        files: outputs that are not written yet, by name (for packs).
+        text: the result in one line; the error where it failed.
+    """
+
+    row: dict[str, Any]
+    files: dict[str, bytes]
+    text: str
+
+
+class PredictsBatches(Protocol):
+    """The part of a `Predictor` that is used here."""
+
+    def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
+        """Results of images of one size."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Turns a result into files and a row; safe in threads, and sent to other processes.
+
+    Args:
+        out: the output folder or address.
+        kinds: what to write, of `result.KINDS`.
+        run: name of the model and the settings.
+        packed: leave the files to who packs them.
+        polygons: `tolerance` and `min_pixels` of the kinds with polygons.
+    """
+
+    out: str
+    kinds: tuple[str, ...]
+    run: str
+    packed: bool = False
+    polygons: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def _storage(self) -> Storage:
+        return Storage(self.out)
+
+    def __call__(self, task: Task, result: Result) -> Outcome:
+        """Encode the outputs, and write them unless they are packed."""
+        files = {}
+        for kind in self.kinds:
+            name = self.name(task.output, kind)
+            folder = os.path.dirname(self._storage.path(name))
+            options = self.polygons if kind in POLYGON_KINDS else {}
+            files[name] = result.encode(kind, folder=folder, **options)
+        if not self.packed:
+            for name, data in files.items():
+                self._storage.write(name, data)
+        height, width = result.mask.shape
+        row = {
+            **row_of(task, "ok", self.run),
+            "files": list(files),
+            "width": width,
+            "height": height,
+            "classes": {name: round(float(share), 6) for name, share in result.shares.items()},
+        }
+        return Outcome(row, files if self.packed else {}, repr(result))
+
+    def failed(self, task: Task, error: SetrError) -> Outcome:
+        """The outcome of an image that cannot be done."""
+        text = str(error)
+        if task.item.part is not None or task.item.place not in text:
+            text = f"{task.item.shown}: {text.removeprefix('image data: ')}"
+        return Outcome({**row_of(task, "failed", self.run), "error": text}, {}, text)
+
+    def name(self, output: str, kind: str) -> str:
+        """File name of one kind; in a pack, with the ending webdataset expects after its key."""
+        if self.packed:
+            return f"{output}.{kind}{PurePosixPath(f'_{KINDS[kind]}').suffix}"
+        return str(PurePosixPath(output).parent / output_path(Path(output), kind).name)
+
+
+def row_of(task: Task, status: str, run: str) -> dict[str, Any]:
+    """What the manifest says about every image, whatever became of it."""
+    item = task.item
+    return {
+        "name": item.name,
+        "input": item.shown,
+        "status": status,
+        "run": run,
+        "stamp": item.stamp,
+        "output": task.output,
+    }
+
+
+def outcomes(
+    predictor: PredictsBatches,
+    tasks: Iterable[Task],
+    finish: Callable[[Task, Result], Outcome],
+    failed: Callable[[Task, SetrError], Outcome],
+    *,
+    batch: int = BATCH,
+    exact: bool = True,
+    workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+    scores: bool = False,
+) -> Iterator[Outcome]:
+    """Run every task; each yields exactly one outcome, in an order that the tasks alone decide.
+
+    Args:
+        predictor: the model.
+        tasks: the images.
+        finish: encodes (and writes) a result; called in threads.
+        failed: the outcome of an image that cannot be done.
+        batch: images of one size per pass of the model.
+        exact: batch only where the results stay those of one by one. Otherwise every pass of the
+            model has `batch` images, filled up with black ones, so that results still do not depend
+            on the neighbours.
+        workers: threads that decode, and as many that encode.
+        max_pixels: larger images are refused from their header.
+        scores: the outputs need the class probabilities, which only this thread can compute.
+    """
+    model = _Batches(predictor, batch, exact)
+    with (
+        ThreadPoolExecutor(workers, "decode") as readers,
+        ThreadPoolExecutor(workers, "encode") as writers,
+    ):
+        writing: deque[Future[Outcome]] = deque()
+        groups: dict[tuple[int, ...], list[tuple[Task, np.ndarray]]] = {}
+        held = largest = 0
+
+        def write(group: list[tuple[Task, np.ndarray]]) -> None:
+            for task, found in zip(
+                (task for task, _ in group), model.run([image for _, image in group]), strict=True
+            ):
+                if isinstance(found, Result):
+                    found.path = found.path or task.item.path
+                    if scores:
+                        _ = found.scores
+                writing.append(writers.submit(_finished, finish, failed, task, found))
+
+        def written(limit: int) -> Iterator[Outcome]:
+            while len(writing) > limit:
+                yield writing.popleft().result()
+
+        def room() -> int:
+            return max(1, min(2 * workers + batch, AHEAD_BYTES // max(largest, 1)))
+
+        for task, image in _decoded(tasks, readers, room, max_pixels):
+            if isinstance(image, SetrError):
+                writing.append(writers.submit(failed, task, image))
+            else:
+                largest = max(largest, image.nbytes)
+                group = groups.setdefault(image.shape, [])
+                group.append((task, image))
+                held += image.nbytes
+                if len(group) == batch or image.shape[0] * image.shape[1] > BATCH_PIXELS:
+                    held -= sum(i.nbytes for _, i in groups.pop(image.shape))
+                    write(group)
+                while held > AHEAD_BYTES:
+                    oldest = groups.pop(next(iter(groups)))
+                    held -= sum(i.nbytes for _, i in oldest)
+                    write(oldest)
+            yield from written(room())
+        for group in groups.values():
+            write(group)
+            yield from written(room())
+        yield from written(0)
+
+
+def _decoded(
+    tasks: Iterable[Task], readers: ThreadPoolExecutor, room: Callable[[], int], max_pixels: int
+) -> Iterator[tuple[Task, np.ndarray | SetrError]]:
+    """Images in the order of the tasks, some decoded ahead."""
+    waiting: deque[tuple[Task, Future[np.ndarray | SetrError]]] = deque()
+    for task in tasks:
+        waiting.append((task, readers.submit(_decode, task.item, max_pixels)))
+        while len(waiting) > room():
+            first, image = waiting.popleft()
+            yield first, image.result()
+    for task, image in waiting:
+        yield task, image.result()
+
+
+def _decode(item: Item, max_pixels: int) -> np.ndarray | SetrError:
+    try:
+        return read_image(read_item(item), max_pixels=max_pixels)
+    except SetrError as error:
+        return error
+    except MemoryError:
+        return SetrError(f"{item.shown}: does not fit into memory; lower --max-pixels")
+
+
+def _finished(
+    finish: Callable[[Task, Result], Outcome],
+    failed: Callable[[Task, SetrError], Outcome],
+    task: Task,
+    found: Result | SetrError,
+) -> Outcome:
+    return failed(task, found) if isinstance(found, SetrError) else finish(task, found)
+
+
+class _Batches:
+    """Runs images of one size, together where that is allowed."""
+
+    def __init__(self, predictor: PredictsBatches, batch: int, exact: bool) -> None:
+        self.predictor, self.batch, self.exact = predictor, batch, exact
+        self.same: dict[tuple[int, ...], bool] = {}  # by shape: batched == one by one
+
+    def run(self, images: list[np.ndarray]) -> list[Result | SetrError]:
+        shape, count = images[0].shape, len(images)
+        if self.batch == 1 or shape[0] * shape[1] > BATCH_PIXELS:
+            return self._singly(images)
+        if not self.exact:
+            black = [np.zeros(shape, np.uint8)] * (self.batch - count)
+            return self._together(images + black)[:count]
+        if count < self.batch or self.same.get(shape) is False:
+            return self._singly(images)
+        found = self._together(images)
+        if shape not in self.same:
+            single = self._singly(images)
+            self.same[shape] = all(map(_equal, found, single))
+            return single
+        return found
+
+    def _together(self, images: list[np.ndarray]) -> list[Result | SetrError]:
+        try:
+            return list(self.predictor.predict_batch(images))
+        except (SetrError, torch.OutOfMemoryError):  # one of them, or all at once
+            return self._singly(images)
+
+    def _singly(self, images: list[np.ndarray]) -> list[Result | SetrError]:
+        return [self._single(image) for image in images]
+
+    def _single(self, image: np.ndarray) -> Result | SetrError:
+        try:
+            return self.predictor.predict_batch([image])[0]
+        except SetrError as error:
+            return error
+        except (MemoryError, torch.OutOfMemoryError):
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            return SetrError(f"{size} pixels do not fit into memory; give the model a window")
+
+
+def _equal(one: Result | SetrError, other: Result | SetrError) -> bool:
+    return (
+        isinstance(one, Result)
+        and isinstance(other, Result)
+        and np.array_equal(one.mask, other.mask)
+        and np.array_equal(one.confidence, other.confidence)
+    )

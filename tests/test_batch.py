@@ -1,0 +1,380 @@
+"""Many images: the same bits however they are batched, packed, split, killed and read."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from setr import scenes
+from setr.batch import _Batches
+from setr.cli import main
+from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.hub import ModelInfo, save_pretrained
+from setr.images import encode_png, write_bytes
+from setr.inference import Protocol
+from setr.inputs import find_items, read_item
+from setr.manifest import Manifest
+from setr.predictor import load
+from setr.result import Result
+from setr.storage import Storage
+from tests.conftest import tiny_model
+
+SIZES = ((48, 48), (48, 48), (40, 56), (48, 48), (48, 48), (40, 56), (37, 48), (48, 48), (48, 48))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    info = ModelInfo(labels=scenes.LABELS, protocol=Protocol())
+    save_pretrained(folder, tiny_model(num_classes=len(scenes.CLASSES)), info)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine images of three sizes in two folders, and a broken one."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, (height, width) in enumerate(SIZES):
+        image = scenes.draw("photo", i, size=64)[0][:height, :width]
+        path = folder / ("a" if i % 2 else "b") / f"p{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_bytes(path, encode_png(image))
+    write_bytes(folder / "a" / "broken.png", b"no image")
+    return folder
+
+
+def predict(model: Path, source: object, out: object, *options: str) -> int:
+    given = [str(a) for a in (model, source, "-o", out, "--precision", "fp32", *options)]
+    return main(["predict", *given])
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    files = (p for p in out.rglob("*") if p.is_file() and not p.name.startswith("manifest"))
+    return {str(p.relative_to(out)): p.read_bytes() for p in files}
+
+
+def rows(out: Path, name: str = "manifest.jsonl") -> dict[str, dict]:
+    """Outcomes by name; none is there twice."""
+    lines = [json.loads(line) for line in (out / name).read_text().splitlines()]
+    found = {line["name"]: line for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(model_dir: Path, photos: Path) -> dict[str, bytes]:
+    """Every output, one image after the other by a Predictor."""
+    predictor, found = load(model_dir, precision="fp32"), {}
+    for path in sorted(photos.rglob("p*.png")):
+        name = str(path.relative_to(photos))
+        result = predictor.predict(path)
+        found[name] = result.encode("mask")
+        found[name.replace(".png", "_scores.npz")] = result.encode("scores")
+    return found
+
+
+@pytest.mark.parametrize("options", [("--batch", "1"), ("--batch", "2"), ("--batch", "5")])
+def test_outputs_are_those_of_one_by_one(model_dir, photos, expected, tmp_path, options):
+    code = predict(model_dir, photos, tmp_path, "--save", "mask,scores", "--workers", "2", *options)
+    assert code == FAILED  # the broken one
+    written = outputs(tmp_path)
+    assert written.keys() == expected.keys()
+    for name, data in written.items():
+        if name.endswith(".png"):
+            assert data == expected[name]
+        else:  # npz files hold the time of writing
+            ours, theirs = np.load(io.BytesIO(data)), np.load(io.BytesIO(expected[name]))
+            np.testing.assert_array_equal(ours["scores"], theirs["scores"])
+    settled = rows(tmp_path)
+    assert len(settled) == len(SIZES) + 1
+    assert settled["a/broken.png"]["status"] == "failed"
+    assert "not an image" in settled["a/broken.png"]["error"]
+    ok = settled["b/p2.png"]
+    assert (ok["files"], ok["width"], ok["height"]) == (["b/p2.png", "b/p2_scores.npz"], 56, 40)
+    assert sum(ok["classes"].values()) == pytest.approx(1, abs=1e-4)
+
+
+class Rounding:
+    """A model whose batched confidences may differ in the last bit."""
+
+    def __init__(self, differs: bool) -> None:
+        self.differs, self.calls = differs, []
+
+    def predict_batch(self, images):
+        self.calls.append(len(images))
+        error = np.float32(1e-7 if self.differs and len(images) > 1 else 0)
+        size = images[0].shape[:2]
+        return [
+            Result(i, i[..., 0], np.full(size, 0.5, np.float32) + error, scenes.LABELS, None)
+            for i in images
+        ]
+
+
+@pytest.mark.parametrize(
+    ("differs", "calls"), [(False, [4, 1, 1, 1, 1, 4, 1]), (True, [4, 1, 1, 1, 1] + [1] * 5)]
+)
+def test_images_are_batched_only_where_no_bit_changes(differs, calls):
+    model = Rounding(differs)
+    batches = _Batches(model, 4, exact=True)
+    image = np.zeros((8, 8, 3), np.uint8)
+    found = [r for n in (4, 4, 1) for r in batches.run([image] * n)]
+    assert model.calls == calls
+    assert all((r.confidence == 0.5).all() for r in found)
+
+
+def test_inexact_batches_are_filled_up():
+    model = Rounding(True)
+    found = _Batches(model, 4, exact=False).run([np.ones((8, 8, 3), np.uint8)] * 3)
+    assert model.calls == [4]
+    assert len(found) == 3
+
+
+def test_the_same_command_again_does_nothing(model_dir, photos, tmp_path, capsys):
+    predict(model_dir, photos, tmp_path)
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+    capsys.readouterr()
+    assert predict(model_dir, photos, tmp_path, "--json") == FAILED
+    captured = capsys.readouterr()
+    assert "10 of 10 images were done before" in captured.err
+    assert json.loads(captured.out)["failed"] == 1
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")} == times
+
+
+def test_what_changed_is_done_again(model_dir, photos, tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(photos, source)
+    predict(model_dir, source, out)
+    before = rows(out)
+    write_bytes(source / "b" / "p0.png", encode_png(np.zeros((20, 30, 3), np.uint8)))
+    (out / "a" / "p1.png").unlink()
+    write_bytes(source / "c.png", encode_png(np.zeros((8, 8, 3), np.uint8)))
+    capsys.readouterr()
+    assert predict(model_dir, source, out) == FAILED
+    assert "2 outcomes no longer hold" in capsys.readouterr().err
+    after = rows(out)
+    assert after["b/p0.png"]["width"] == 30
+    assert (out / "a" / "p1.png").is_file()
+    assert {k for k in after if after[k] != before.get(k)} == {"b/p0.png", "c.png"}
+    predict(model_dir, source, out, "--save", "overlay")
+    assert all(row["files"][0].endswith("_overlay.png") for row in rows(out).values()
+               if row["status"] == "ok")  # fmt: skip
+    write_bytes(source / "a" / "broken.png", encode_png(np.zeros((8, 8, 3), np.uint8)))
+    assert predict(model_dir, source, out, "--save", "overlay") == OK
+
+
+def test_failures_are_tried_again_when_asked(model_dir, photos, tmp_path, capsys):
+    predict(model_dir, photos, tmp_path)
+    assert predict(model_dir, photos, tmp_path, "--retry") == FAILED
+    err = capsys.readouterr().err
+    assert "9 of 10 images were done before" in err
+    assert err.count("not an image") == 2
+    assert len(rows(tmp_path)) == 10
+
+
+def test_kill_9_leaves_neither_a_gap_nor_a_duplicate(model_dir, photos, expected, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for i in range(40):
+        shutil.copytree(photos, source / f"{i:02}")
+    command = [sys.executable, "-m", "setr", "predict", model_dir, source, "-o", out]
+    process = subprocess.Popen(
+        [*command, "--precision", "fp32", "--workers", "2"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    manifest, deadline = out / "manifest.jsonl", time.monotonic() + 60
+    while not (manifest.exists() and manifest.stat().st_size > 20_000):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = manifest.read_bytes().count(b"\n")
+    assert 0 < done < 400
+    with open(manifest, "r+b") as file:  # as if it had died inside a write
+        file.truncate(manifest.stat().st_size - 30)
+    assert predict(model_dir, source, out) == FAILED
+    settled = rows(out)
+    assert len(settled) == 400
+    assert sum(row["status"] == "failed" for row in settled.values()) == 40
+    written = outputs(out)
+    assert len(written) == 360  # and nothing unfinished
+    for name, data in written.items():
+        assert data == expected[name.partition("/")[2]]
+
+
+def test_shards_of_the_work_cover_it_once(model_dir, photos, tmp_path):
+    for i in range(3):
+        predict(model_dir, photos, tmp_path, "--shard", f"{i}/3")
+    parts = [rows(tmp_path, f"manifest-{i}-of-3.jsonl") for i in range(3)]
+    assert sum(map(len, parts)) == len(SIZES) + 1
+    assert set().union(*parts) == {item.name for item in find_items([str(photos)])}
+    assert len(outputs(tmp_path)) == len(SIZES)
+
+
+@pytest.fixture(scope="module")
+def archives(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos in a tar shard and in a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("archives")
+    names = sorted(str(p.relative_to(photos)) for p in photos.rglob("*.png"))
+    with tarfile.open(folder / "photos.tar", "w") as archive:
+        for name in names:
+            archive.add(photos / name, name)
+        member = tarfile.TarInfo("../../up.png")
+        archive.addfile(member)
+        archive.addfile(tarfile.TarInfo("a/p1.mask.png"))
+    images = [{"bytes": (photos / n).read_bytes(), "path": None} for n in names]
+    pq.write_table(
+        pa.table({"image": images, "name": names}), folder / "photos.parquet", row_group_size=4
+    )
+    return folder
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_archives_in(model_dir, archives, expected, tmp_path, form):
+    assert predict(model_dir, archives / f"photos.{form}", tmp_path) == FAILED
+    masks = {f"photos/{k}": v for k, v in expected.items() if k.endswith(".png")}
+    assert outputs(tmp_path) == masks
+    settled = rows(tmp_path)
+    assert f"photos.{form}:a/broken.png: not an image" in settled["photos/a/broken.png"]["error"]
+    if form == "tar":
+        assert "empty" in settled["photos/up.png"]["error"]
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_packs_out_survive_a_stop_at_any_line(model_dir, photos, expected, tmp_path, form):
+    options = ("--pack", form, "--pack-samples", "4", "--save", "mask,ids")
+    predict(model_dir, photos, tmp_path, *options)
+    whole = (tmp_path / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    packs = outputs(tmp_path)
+    assert sorted(packs) == [f"part-00000{i}.{form}" for i in range(3)]
+    for kept in range(len(whole)):
+        torn = whole[kept][:20] if kept % 2 else b""
+        (tmp_path / "manifest.jsonl").write_bytes(b"".join(whole[:kept]) + torn)
+        predict(model_dir, photos, tmp_path, *options)
+        masks = read_packs(tmp_path, form)
+        assert masks == {k: v for k, v in expected.items() if k.endswith(".png")}
+        assert len(rows(tmp_path)) == len(SIZES) + 1
+
+
+def read_packs(out: Path, form: str) -> dict[str, bytes]:
+    """Masks of all packs; none is there twice."""
+    found: list[tuple[str, bytes]] = []
+    for path in sorted(out.glob(f"*.{form}")):
+        if form == "tar":
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    if member.name.endswith(".mask.png"):
+                        data = archive.extractfile(member).read()
+                        found.append((member.name.replace(".mask.png", ".png"), data))
+        else:
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(path).to_pylist()
+            assert {"name", "input", "width", "height", "mask", "ids"} == set(table[0])
+            found += [(row["name"], row["mask"]) for row in table]
+    assert len(found) == len(dict(found))
+    return dict(found)
+
+
+def test_object_storage_in_and_out(model_dir, photos, archives, expected, tmp_path, monkeypatch):
+    store = fsspec.filesystem("memory")
+    store.put(f"{photos}/", "/photos", recursive=True)
+    store.put(str(archives / "photos.tar"), "/tars/photos.tar")
+    monkeypatch.setattr("setr.manifest.PART_ROWS", 3)
+    masks = {k: v for k, v in expected.items() if k.endswith(".png")}
+    assert predict(model_dir, "memory://photos", "memory://out") == FAILED
+    assert {k: store.cat(f"/out/{k}") for k in masks} == masks
+    lines = store.cat("/out/manifest.jsonl").splitlines()
+    assert len({json.loads(line)["name"] for line in lines}) == len(lines) == 10
+    assert not store.glob("/out/manifest-*")
+    # a run that was killed before it gathered its parts
+    store.pipe("/out/manifest.jsonl", b"\n".join(lines[:4]) + b"\n")
+    store.pipe("/out/manifest-000000.jsonl", b"\n".join(lines[3:6]) + b"\n")
+    assert predict(model_dir, "memory://photos", "memory://out") == FAILED
+    again = store.cat("/out/manifest.jsonl").splitlines()
+    assert sorted(again) == sorted(lines)
+    assert predict(model_dir, "memory://photos/b/*.png", tmp_path / "glob") == OK
+    assert outputs(tmp_path / "glob").keys() == {k[2:] for k in masks if k.startswith("b/")}
+    assert predict(model_dir, "memory://tars", tmp_path / "tar") == FAILED
+    assert outputs(tmp_path / "tar") == {f"photos/{k}": v for k, v in masks.items()}
+    item = find_items([f"local://{photos}/b/p0.png"])[0]
+    assert read_item(item) == (photos / "b" / "p0.png").read_bytes()
+
+
+def test_manifest_as_a_table(model_dir, photos, tmp_path):
+    import pyarrow.parquet as pq
+
+    predict(model_dir, photos, tmp_path, "--manifest", "parquet")
+    table = {row["name"]: row for row in pq.read_table(tmp_path / "manifest.parquet").to_pylist()}
+    for name, row in rows(tmp_path).items():
+        assert table[name]["status"] == row["status"]
+        assert dict(table[name]["classes"] or ()) == row.get("classes", {})
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with (
+        Manifest(Storage(str(tmp_path)), "manifest", lambda row: True),
+        pytest.raises(SetrError, match="another run is writing it"),
+    ):
+        Manifest(Storage(str(tmp_path)), "manifest", lambda row: True)
+
+
+def test_a_file_that_is_no_manifest_stays(model_dir, photos, tmp_path, capsys):
+    (tmp_path / "manifest.jsonl").write_text('{"my": "own"}\n')
+    assert predict(model_dir, photos, tmp_path) == FAILED
+    assert "manifest.jsonl: line 1 is no outcome" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["manifest.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shard", "4/4"), "--shard 4/4: give i/n with i from 0 to n - 1"),
+        (("--batch", "0"), "--batch 0: give at least 1"),
+        (("nothing.tar",), "nothing.tar: no such file"),
+        (("nowhere://x",), "nowhere://x"),
+        (("memory://empty/*.png",), "no images found here"),
+    ],
+)
+def test_wrong_use_is_one_line(model_dir, photos, tmp_path, capsys, arguments, message):
+    given = [str(model_dir), str(photos), *arguments, "-o", str(tmp_path / "out")]
+    assert main(["predict", *given]) == USAGE
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_archives_are_named(model_dir, tmp_path, capsys):
+    for name in ("x.tar", "x.parquet"):
+        (tmp_path / name).write_bytes(b"broken" * 200)
+        assert predict(model_dir, tmp_path / name, tmp_path / "out") == FAILED
+        assert f"{name}: not a readable archive" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bits(model_dir, photos, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
+    plain, ray, packed = (tmp_path / name for name in ("plain", "ray", "packed"))
+    options = ("--engine", "ray", "--actors", "1")
+    predict(model_dir, photos, plain)
+    assert predict(model_dir, photos, ray, *options) == FAILED
+    masks = {k: v for k, v in expected.items() if k.endswith(".png")}
+    assert outputs(ray) == outputs(plain) == masks
+    assert rows(ray) == rows(plain)
+    assert predict(model_dir, photos, packed, *options, "--pack", "tar") == FAILED
+    assert read_packs(packed, "tar") == masks
