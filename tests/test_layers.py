@@ -67,8 +67,13 @@ ORDER = (
         "recipes",
     ),
     *("results", "submissions", "interrupt", "facts", "runfolder", "snapshot", "build", "engine"),
+<<<<<<< HEAD
     # predictions
     *("montage", "polygons", "annotations", "result", "outputs", "predictor"),
+=======
+    *("runtime", "predictor"),
+    *("graphs", "quantize", "onnx_file", "export", "bench"),
+>>>>>>> e436adb (Export to ONNX, OpenVINO and torch.export, compared with PyTorch; run the files again)
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
     *("explain", "figures"),

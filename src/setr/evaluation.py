@@ -94,7 +94,8 @@ def resolve_protocol(protocol: str | Protocol | None, model: SETR, info: ModelIn
     """A preset's name -> its settings for this model; None gives the model's own."""
     if not isinstance(protocol, str):
         return protocol or info.protocol
-    patches = getattr(getattr(model.encoder, "vit", None), "patch_embed", None)
+    vit = getattr(getattr(model, "encoder", None), "vit", None)
+    patches = getattr(vit, "patch_embed", None)
     grid = {"grid": tuple(patches.img_size)} if patches is not None else {}
     return preset(protocol, own=info.protocol, labels=info.labels, **grid)
 
@@ -133,7 +134,7 @@ def evaluate_split(
         SetrError: no images, none readable, other classes, or scores that are not numbers.
     """
     require_fit(model, info, dataset)
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = autocast_dtype(precision, device)
     was_training = model.training
     model.eval()

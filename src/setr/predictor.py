@@ -23,6 +23,7 @@ from setr.images import MAX_PIXELS, read_image
 from setr.inference import normalize, predict_mask, predict_scores
 from setr.model import SETR
 from setr.result import Result
+from setr.runtime import SUFFIXES, ExportedModel, open_exported
 
 
 class Predictor:
@@ -38,7 +39,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: SETR,
+        model: SETR | ExportedModel,
         info: ModelInfo,
         *,
         device: str = "auto",
@@ -108,8 +109,9 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
     """Load a trained model.
 
     Args:
-        source: a model directory, `owner/name` on the Hub, or a SETR checkpoint (.pth) of the
-            authors or of mmsegmentation.
+        source: a model directory, `owner/name` on the Hub, a SETR checkpoint (.pth) of the authors
+            or of mmsegmentation, or a file of `setr export` (.onnx, .xml), whose precision is its
+            own.
         device: `auto`, `cpu`, `cuda`, …
         options: further keywords of `Predictor`; for a foreign checkpoint also those of
             `foreign.convert_foreign`, for example `num_heads`.
@@ -117,6 +119,12 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
     Raises:
         SetrError: missing or broken model, or no such device.
     """
+    if Path(source).suffix in SUFFIXES:
+        network, info = open_exported(Path(source), device)
+        if options.pop("precision", "auto") not in ("auto", network.export["precision"]):
+            own = network.export["precision"]
+            raise SetrError(f"{source}: computes in {own}; leave --precision out, or export again")
+        return Predictor(network, info, device="cpu", precision="fp32", **options)
     if Path(source).is_file():
         given = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
         model, info = load_foreign(source, **given)
