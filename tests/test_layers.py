@@ -53,7 +53,7 @@ ORDER = (
         "region_losses",
         "losses",
     ),
-    *("protocols", "inference", "hub", "foreign", "complexity"),
+    *("protocols", "inference", "hub", "foreign", "runtime", "complexity"),
     # runs
     *(
         "provenance",
@@ -67,13 +67,9 @@ ORDER = (
         "recipes",
     ),
     *("results", "submissions", "interrupt", "facts", "runfolder", "snapshot", "build", "engine"),
-<<<<<<< HEAD
     # predictions
     *("montage", "polygons", "annotations", "result", "outputs", "predictor"),
-=======
-    *("runtime", "predictor"),
-    *("graphs", "quantize", "onnx_file", "export", "bench"),
->>>>>>> e436adb (Export to ONNX, OpenVINO and torch.export, compared with PyTorch; run the files again)
+    *("graphs", "quantize", "onnx_file", "export", "bench_row", "bench"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
     *("explain", "figures"),

@@ -157,17 +157,28 @@ def _write(
     if format == "onnx":
         write_onnx(program, path, head, stored, images)
         return
-    ov = import_openvino(path)
     plain = path.with_suffix(".onnx")
     write_onnx(program, plain, head, {}, None)
+    write_openvino(plain, path, precision, stored, images)
+    for file in plain.parent.glob(f"{plain.name}*"):
+        file.unlink()
+
+
+def write_openvino(
+    plain: Path,
+    path: Path,
+    precision: ExportPrecision,
+    stored: dict[str, str],
+    images: list[np.ndarray] | None = None,
+) -> None:
+    """Turn an fp32 ONNX file into OpenVINO's format; int8 needs `images` to quantise with."""
+    ov = import_openvino(path)
     network = ov.convert_model(plain)
     if images:
         network = quantized(network, images)
     for key, text in stored.items():
         network.set_rt_info(text, ["setr", key])
     ov.save_model(network, path, compress_to_fp16=precision in ("bf16", "fp16"))
-    for file in plain.parent.glob(f"{plain.name}*"):
-        file.unlink()
 
 
 def open_run(path: Path, outputs: tuple[str, ...]) -> Run:
@@ -241,7 +252,7 @@ def _sizes(model: SETR) -> list[tuple[int, int, int]]:
 def compare_accuracy(
     path: Path, model: SETR, info: ModelInfo, stored: dict[str, str], dataset: Dataset
 ) -> dict[str, float]:
-    """mIoU on a split of PyTorch in fp32 and of a file, 0 to 1."""
+    """The mIoU on a split of PyTorch in fp32 and of a file, 0 to 1."""
     values = {key: json.loads(text) for key, text in stored.items()}
     networks: dict[str, Callable[[], Any]] = {
         "pytorch_fp32": lambda: model,

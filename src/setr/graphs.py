@@ -15,7 +15,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +91,8 @@ def _prepared(model: SETR, dtype: torch.dtype) -> SETR:
     copied.aux_heads = nn.ModuleList()
     for module in copied.modules():
         if isinstance(module, ConvBNReLU):
-            module[0] = fuse_conv_bn_eval(module[0], module[1])  # type: ignore[type-var]
-            module[1] = nn.Identity()
+            conv, norm = cast(nn.Conv2d, module[0]), cast(nn.BatchNorm2d, module[1])
+            module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
         if hasattr(module, "dynamic_img_pad"):  # `Graph` has padded already
             module.dynamic_img_pad, module.strict_img_size = False, False  # type: ignore[assignment]
     rope = getattr(getattr(copied.encoder, "vit", None), "rope", None)

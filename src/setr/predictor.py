@@ -47,10 +47,21 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.device = _device(device)
-        self.model = model.eval().to(self.device)
+        self.model: SETR | ExportedModel = model.eval().to(self.device)
         self.info = info
         self.max_pixels = max_pixels
         self.dtype = autocast_dtype(precision, self.device)
+
+    @property
+    def network(self) -> SETR:
+        """The model as a PyTorch network.
+
+        Raises:
+            SetrError: the model is an exported file, which gives scores and nothing else.
+        """
+        if isinstance(self.model, ExportedModel):
+            raise SetrError("an exported file gives scores only; load the model it came from")
+        return self.model
 
     @property
     def classes(self) -> Sequence[str]:

@@ -7,7 +7,9 @@ run through the network as prediction runs them. Whether that is good enough is 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 
 from setr.datasets import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.evaluation import spread
 from setr.hub import ModelInfo
 from setr.inference import normalize
 from setr.runtime import INPUT
@@ -40,11 +43,10 @@ def calibration_images(
     Raises:
         SetrError: no image of the split can be read.
     """
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round())
     found, problem = [], "the split has no images"
-    for place, index in enumerate(chosen.astype(int)):
+    for place, index in enumerate(spread(len(dataset), count)):
         try:
-            image = dataset.load(int(index)).image
+            image = dataset.load(index).image
         except SetrError as error:
             problem = str(error)
             continue
@@ -74,9 +76,10 @@ def quantized(network: Any, images: list[np.ndarray]) -> Any:
     except ImportError:
         raise SetrError('--precision int8: needs nncf; pip install "setr[openvino]"') from None
     nncf.set_log_level(logging.ERROR)
-    return nncf.quantize(
-        network,
-        nncf.Dataset(images, lambda image: {INPUT: image}),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(images),
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bars
+        return nncf.quantize(
+            network,
+            nncf.Dataset(images, lambda image: {INPUT: image}),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(images),
+        )

@@ -91,9 +91,7 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
         raise SetrError(f"{path}: its metadata is broken ({error!r:.120})") from None
 
 
-def onnx_run(
-    path: Path, outputs: Sequence[str], device: str = "cpu"
-) -> tuple[Run, dict[str, str]]:
+def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[Run, dict[str, str]]:
     """An ONNX file in ONNX Runtime -> a function for these outputs, and the file's metadata."""
     try:
         import onnxruntime as ort

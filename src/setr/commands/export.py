@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from setr.cli import parse
-from setr.errors import OK, SetrError
+from setr.errors import OK
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,14 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "export")
     from setr.datasets import open_dataset
     from setr.export import export
-    from setr.model import SETR
     from setr.predictor import load
 
     predictor = load(given.model, device="cpu")
-    if not isinstance(predictor.model, SETR):
-        raise SetrError(f"{given.model}: is an exported file already; give the model's directory")
     calibration = None
     if given.calibration:
         calibration = open_dataset(given.calibration, given.split, predictor.info.labels)
     report = export(
-        predictor.model,
+        predictor.network,
         predictor.info,
         given.out,
         format=given.format,
