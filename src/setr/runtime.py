@@ -154,9 +154,11 @@ def openvino_run(
     )
     request = compiled.create_infer_request()
 
+    count = len(kept)  # the closure must not keep the model itself: its weights are copied by now
+
     def run(images: np.ndarray) -> list[np.ndarray]:
         found = request.infer({0: images}, share_inputs=True)
-        return [found[i] for i in range(len(kept))]
+        return [found[i] for i in range(count)]
 
     return run, stored
 
