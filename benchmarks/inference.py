@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,22 +66,12 @@ def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 def peer_model(model: str, size: int) -> Any:
     """One of mmsegmentation's SETR models with random weights."""
     import torch
+    from peers import load_mmseg
 
-    class NoOps(types.ModuleType):
-        """mmcv-lite has no compiled operators; SETR uses none, but the package imports them."""
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return type(name, (torch.nn.Module,), {})
-
-    sys.modules["mmcv.ops"] = NoOps("mmcv.ops")
-    sys.modules["timm"] = None  # type: ignore[assignment]  # optional there, and unused here
+    load_mmseg()
     from mmengine.config import Config
     from mmseg.registry import MODELS
-    from mmseg.utils import register_all_modules
 
-    register_all_modules()
     torch.manual_seed(0)
     decoder, _, scale = model.partition("_")
     width, depth, heads = SIZES[scale]
