@@ -111,7 +111,7 @@ def test_a_file_is_tested_like_a_model(onnx_file, model):
 def test_openvino_with_rope_and_int8(photo, tmp_path, capsys):
     pytest.importorskip("openvino")
     torch.manual_seed(0)
-    model = trained(with_encoder("vit_small_patch16_dinov3"))
+    model = trained(with_encoder("vit_small_patch16_dinov3", "naive"))
     report = export(model, INFO, tmp_path / "m.xml", format="openvino")
     assert max(report["difference"].values()) < 1e-5
     same_result(tmp_path / "m.xml", model, photo)
