@@ -227,7 +227,7 @@ def _process() -> tuple[int, int]:
 
 
 def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
-    """Refuse a split without images or with other classes than the model\'s."""
+    """Refuse a split without images or with other classes than the model's."""
     if not len(dataset):
         raise SetrError(
             f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
