@@ -54,7 +54,7 @@ ORDER = (
         "region_losses",
         "losses",
     ),
-    *("protocols", "windows", "inference", "hub", "foreign", "complexity"),
+    *("protocols", "windows", "inference", "hub", "foreign", "runtime", "complexity"),
     # runs
     *(
         "provenance",
@@ -72,6 +72,7 @@ ORDER = (
     *("urls", "arrays", "video", "montage", "polygons", "annotations", "rasters", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),
     *("inputs", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
+    *("graphs", "quantize", "onnx_file", "export", "bench_row", "bench"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
     *("explain", "figures"),

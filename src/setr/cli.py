@@ -27,6 +27,8 @@ VERBS = {
     "score": "score label images against truth: setr score PRED_DIR TRUTH_DIR",
     "explain": "attention, features, positions of a model: setr explain attention MODEL IMAGE",
     "predict": "segment images: setr predict MODEL IMAGES… -o OUT",
+    "export": "write a model for another runtime: setr export MODEL --format onnx -o OUT",
+    "bench": "how fast a model runs on this machine, in every runtime: setr bench MODEL",
     "doctor": "check a data set before training: setr doctor DATA",
     "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
     "convert": "turn a foreign checkpoint into a model directory: setr convert FILE -o DIR",

@@ -28,6 +28,7 @@ from setr.metrics import Absent
 from setr.model import SETR
 from setr.progress import Progress
 from setr.protocols import Protocol, preset
+from setr.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.scorecard import Scorecard
 
 
@@ -65,7 +66,8 @@ def evaluate(
     """Test a model, for example `evaluate("runs/x", "data/camvid", protocol="paper-ms")`.
 
     Args:
-        model: a model directory, a `Predictor`, or a `SETR` together with `info`.
+        model: a model directory, a file of `setr export`, a `Predictor`, or a `SETR` together with
+            `info`.
         data: a folder, a YAML file, `scenes`, or an opened split.
         protocol: a name of `setr.protocols.PRESETS`, a `Protocol`, or None for the model's own.
         split: which split of `data`.
@@ -78,7 +80,9 @@ def evaluate(
     Raises:
         SetrError: a model or data set that cannot be opened or do not fit, an unknown protocol.
     """
-    if isinstance(model, str | os.PathLike):
+    if isinstance(model, str | os.PathLike) and Path(model).suffix in SUFFIXES:
+        model, info = open_exported(Path(model))
+    elif isinstance(model, str | os.PathLike):
         model, info = from_pretrained(Path(model))
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     elif hasattr(model, "info"):
@@ -90,17 +94,20 @@ def evaluate(
     return evaluate_split(model, info, dataset, **options)
 
 
-def resolve_protocol(protocol: str | Protocol | None, model: SETR, info: ModelInfo) -> Protocol:
+def resolve_protocol(
+    protocol: str | Protocol | None, model: SETR | ExportedModel, info: ModelInfo
+) -> Protocol:
     """A preset's name -> its settings for this model; None gives the model's own."""
     if not isinstance(protocol, str):
         return protocol or info.protocol
-    patches = getattr(getattr(model.encoder, "vit", None), "patch_embed", None)
+    vit = getattr(getattr(model, "encoder", None), "vit", None)
+    patches = getattr(vit, "patch_embed", None)
     grid = {"grid": tuple(patches.img_size)} if patches is not None else {}
     return preset(protocol, own=info.protocol, labels=info.labels, **grid)
 
 
 def evaluate_split(
-    model: SETR,
+    model: SETR | ExportedModel,
     info: ModelInfo,
     dataset: Dataset,
     *,
@@ -108,6 +115,7 @@ def evaluate_split(
     workers: int = 1,
     detailed: bool = True,
     absent: Absent = "skip",
+    count: int | None = None,
     on_image: Callable[[Outcome], None] | None = None,
 ) -> dict[str, Any]:
     """Test a model on a split under `info.protocol`.
@@ -123,6 +131,7 @@ def evaluate_split(
         workers: processes that decode.
         detailed: see `Scorecard`.
         absent: see `setr.metrics`.
+        count: test only so many images, spread evenly over the split; all by default.
         on_image: called with every image tested by this process.
 
     Returns:
@@ -133,14 +142,15 @@ def evaluate_split(
         SetrError: no images, none readable, other classes, or scores that are not numbers.
     """
     require_fit(model, info, dataset)
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = autocast_dtype(precision, device)
     was_training = model.training
     model.eval()
     rank, world = _process()
     card = Scorecard(dataset.labels.classes, device, detailed=detailed, absent=absent)
     began = time.monotonic()
-    indices = range(rank, len(dataset), world)
+    chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
+    indices = chosen[rank::world]
     progress = Progress("eval", len(indices))
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for done, (index, sample) in enumerate(
@@ -171,7 +181,7 @@ def evaluate_split(
 
 
 def _test_image(
-    model: SETR,
+    model: SETR | ExportedModel,
     info: ModelInfo,
     card: Scorecard,
     dataset: Dataset,
@@ -202,6 +212,13 @@ def _test_image(
     )
 
 
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` of the numbers 0 .. length - 1, evenly spread, first and last among them."""
+    if count >= length:
+        return list(range(length))
+    return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
+
+
 def _process() -> tuple[int, int]:
     """(rank, number of processes)."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -209,7 +226,7 @@ def _process() -> tuple[int, int]:
     return 0, 1
 
 
-def require_fit(model: SETR, info: ModelInfo, dataset: Dataset) -> None:
+def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
     """Refuse a split without images or with other classes than the model's."""
     if not len(dataset):
         raise SetrError(

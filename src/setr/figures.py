@@ -98,7 +98,7 @@ def attention_figure(
     Raises:
         SetrError: a point outside the image, no such layer or head.
     """
-    model, patch = predictor.model, predictor.model.encoder.patch_size
+    model, patch = predictor.network, predictor.network.encoder.patch_size
     H, W = view.image.shape[:2]
     layers = layers or (len(model.encoder.stages()),)
     rows: list[list[Panel]] = []
@@ -149,7 +149,7 @@ def features_figure(
         layers: blocks from 1; four spread evenly if empty.
         channels: channel maps per layer.
     """
-    model, patch = predictor.model, predictor.model.encoder.patch_size
+    model, patch = predictor.network, predictor.network.encoder.patch_size
     depth = len(model.encoder.stages())
     layers = layers or sorted({max(1, round(depth * i / 3)) for i in range(4)})
     rows: list[list[Panel]] = [[(view.image, "image")]]
@@ -170,7 +170,7 @@ def features_figure(
 
 def position_figure(predictor: Predictor, grid: int = 7) -> Figure:
     """Similarity of the embeddings of grid x grid positions to those of all positions."""
-    similarity = position_similarity(predictor.model)
+    similarity = position_similarity(predictor.network)
     h, w = similarity.shape[:2]
     ys, xs = (np.unique(np.linspace(0, n - 1, min(grid, n)).round().astype(int)) for n in (h, w))
     low = float(np.percentile(similarity, 1))

@@ -73,19 +73,33 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     merged = merged_state(state or model.state_dict())
     tensors = {k: v.detach().contiguous() for k, v in merged.items()}
-    values = {
-        "format": FORMAT,
-        "model": model.arguments,
-        "labels": info.labels.to_dict(),
-        "protocol": dataclasses.asdict(info.protocol),
-        **{name: getattr(info, name) for name in _PLAIN_FIELDS},
-    }
+    values = describe(model, info)
     _write_tensors(folder / "model.safetensors", tensors)
     write_bytes(folder / "config.json", (json.dumps(values, indent=1) + "\n").encode())
     write_bytes(folder / "README.md", _card(model, info).encode())
 
 
 _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
+
+
+def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
+    """What `config.json` holds, and every exported file too."""
+    return {
+        "format": FORMAT,
+        "model": model.arguments,
+        "labels": info.labels.to_dict(),
+        "protocol": dataclasses.asdict(info.protocol),
+        **{name: getattr(info, name) for name in _PLAIN_FIELDS},
+    }
+
+
+def read_info(values: dict[str, Any]) -> ModelInfo:
+    """The `ModelInfo` in what `describe` gave; KeyError or TypeError where it is something else."""
+    return ModelInfo(
+        labels=Labels.from_dict(values["labels"]),
+        protocol=Protocol(**{k: _tuples(v) for k, v in values["protocol"].items()}),
+        **{name: _tuples(values[name]) for name in _PLAIN_FIELDS if name in values},
+    )
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple[SETR, ModelInfo]:
@@ -144,12 +158,7 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise SetrError(f"{folder}/config.json: format is not '{FORMAT}'")
         model = SETR(**{k: _tuples(v) for k, v in values["model"].items()})
-        protocol = Protocol(**{k: _tuples(v) for k, v in values["protocol"].items()})
-        info = ModelInfo(
-            labels=Labels.from_dict(values["labels"]),
-            protocol=protocol,
-            **{name: _tuples(values[name]) for name in _PLAIN_FIELDS if name in values},
-        )
+        info = read_info(values)
     except FileNotFoundError:
         raise SetrError(f"{folder}: no config.json; is this a model directory?") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

@@ -30,6 +30,7 @@ from setr.labels import IGNORE
 from setr.model import SETR
 from setr.rasters import Raster, is_georeferenced
 from setr.result import Result
+from setr.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.urls import is_url
 from setr.video import frames, is_video
 
@@ -56,7 +57,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: SETR,
+        model: SETR | ExportedModel,
         info: ModelInfo,
         *,
         device: str = "auto",
@@ -68,12 +69,23 @@ class Predictor:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1")
         self.device = _device(device)
-        self.model = model.eval().to(self.device)
+        self.model: SETR | ExportedModel = model.eval().to(self.device)
         self.info = info
         self.max_pixels = max_pixels
         self.window = window
         self.allow_urls = allow_urls
         self.dtype = autocast_dtype(precision, self.device)
+
+    @property
+    def network(self) -> SETR:
+        """The model as a PyTorch network.
+
+        Raises:
+            SetrError: the model is an exported file, which gives scores and nothing else.
+        """
+        if isinstance(self.model, ExportedModel):
+            raise SetrError("an exported file gives scores only; load the model it came from")
+        return self.model
 
     @property
     def classes(self) -> Sequence[str]:
@@ -210,8 +222,9 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
     """Load a trained model.
 
     Args:
-        source: a model directory, `owner/name` on the Hub, or a SETR checkpoint (.pth) of the
-            authors or of mmsegmentation.
+        source: a model directory, `owner/name` on the Hub, a SETR checkpoint (.pth) of the authors
+            or of mmsegmentation, or a file of `setr export` (.onnx, .xml), whose precision is its
+            own.
         device: `auto`, `cpu`, `cuda`, …
         options: further keywords of `Predictor`; for a foreign checkpoint also those of
             `foreign.convert_foreign`, for example `num_heads`.
@@ -219,6 +232,12 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
     Raises:
         SetrError: missing or broken model, or no such device.
     """
+    if Path(source).suffix in SUFFIXES:
+        network, info = open_exported(Path(source), device)
+        if options.pop("precision", "auto") not in ("auto", network.export["precision"]):
+            own = network.export["precision"]
+            raise SetrError(f"{source}: computes in {own}; leave --precision out, or export again")
+        return Predictor(network, info, device="cpu", precision="fp32", **options)
     if Path(source).is_file():
         given = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
         model, info = load_foreign(source, **given)

@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     if given.out.exists() and any(given.out.iterdir()):
         raise SetrError(f"{given.out}: exists; choose another folder with -o", code=USAGE)
     predictor = load(given.model)
-    model, info = predictor.model, predictor.info
+    model, info = predictor.network, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels)
     added = adjust_logits(model, info, dataset, precision=given.precision, workers=given.workers)
     figures = evaluate_split(

@@ -1,0 +1,205 @@
+"""How fast a model runs on this machine: every runtime and precision, one table, one advice.
+
+Each row runs in a process of its own (`bench_row.py`), so that its peak memory is its own and a
+failure is a row's failure. Exported files are written without the checks of `setr export`: the
+table itself shows agreement with PyTorch's fp32 masks, and the mIoU where labels are given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from setr.datasets import open_dataset
+from setr.errors import SetrError
+from setr.export import MAX_DROP, ExportPrecision, metadata, write_openvino
+from setr.graphs import Graph, trace
+from setr.onnx_file import write_onnx
+from setr.predictor import Predictor, load
+from setr.provenance import hardware
+from setr.quantize import calibration_images
+
+MIN_AGREEMENT = 0.99
+"""Share of pixels that must keep their class where no labels tell how good a row is."""
+
+
+class Row(NamedTuple):
+    """A runtime and a precision."""
+
+    runtime: str
+    precision: str
+
+
+ROWS = (
+    Row("eager", "fp32"),
+    Row("eager", "bf16"),
+    Row("compile", "fp32"),
+    Row("compile", "bf16"),
+    Row("onnxruntime", "fp32"),
+    Row("openvino", "fp32"),
+    Row("openvino", "bf16"),
+    Row("openvino", "int8"),
+)
+"""The first is what the others are compared with."""
+
+
+def bench(
+    source: str,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    count: int = 20,
+    size: tuple[int, int] | None = None,
+    batches: tuple[int, ...] = (1, 8),
+    seconds: float = 5.0,
+    rows: tuple[Row, ...] = ROWS,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Time a model in every runtime.
+
+    Args:
+        source: a model directory, Hub name or checkpoint.
+        data: labelled data set for mIoU and int8; without it, drawn scenes give the agreement and
+            the int8 row is left out.
+        split: of the data.
+        count: images of the split that are used.
+        size: (height, width) in pixels that is timed; by default the model's window or crop.
+        batches: batch sizes.
+        seconds: each is timed for at least so long.
+        rows: what to time; `ROWS[0]` is always first.
+        device: of the PyTorch rows.
+
+    Returns:
+        `hardware`, `threads`, `size`, `rows` (each with the figures of `bench_row.run_row`, or
+        `error`) and `advice`.
+
+    Raises:
+        SetrError: a model or data set that cannot be opened, or a first row that fails.
+    """
+    predictor = load(source, device="cpu")
+    info = predictor.info
+    if data is not None:
+        open_dataset(data, split, info.labels)
+    size = size or info.protocol.window or info.crop_size or (512, 512)
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="setr-bench-") as name:
+        folder = Path(name)
+        files = _export(predictor, folder, data, split, rows)
+        for row in (ROWS[0], *(r for r in rows if r != ROWS[0])):
+            job = {
+                "source": str(files.get(row, source)),
+                "runtime": row.runtime,
+                "precision": row.precision,
+                "device": device if row.runtime in ("eager", "compile") else "cpu",
+                "size": size,
+                "batches": batches,
+                "seconds": seconds,
+                "data": data,
+                "split": split,
+                "count": count,
+                "masks": str(folder / f"{row.runtime}-{row.precision}.npz"),
+                "reference": str(folder / f"{ROWS[0].runtime}-{ROWS[0].precision}.npz"),
+            }
+            missing = files.get(row)
+            figures = {"error": missing} if isinstance(missing, str) else run_process(job)
+            found.append({**row._asdict(), **figures})
+            print(f"setr: timed {row.runtime} {row.precision}", file=sys.stderr)
+    if "error" in found[0]:
+        raise SetrError(f"{source}: {found[0]['error']}")
+    return {
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "size": list(size),
+        "rows": found,
+        "advice": advice(source, found),
+    }
+
+
+def _export(
+    predictor: Predictor, folder: Path, data: str | None, split: str, rows: tuple[Row, ...]
+) -> dict[Row, Path | str]:
+    """Files for the rows that need one; where there is none, the reason."""
+    model, info = predictor.network, predictor.info
+    wanted = [row for row in rows if row.runtime in ("onnxruntime", "openvino")]
+    if not wanted:
+        return {}
+    files: dict[Row, Path | str] = {}
+    plain = folder / "model.onnx"
+    program = trace(Graph(model, "logits"))
+    try:
+        write_onnx(program, plain, "logits", metadata(model, info, "fp32", "logits"), None)
+    except SetrError as error:
+        return dict.fromkeys(wanted, str(error))
+    for row in wanted:
+        precision: ExportPrecision = row.precision  # type: ignore[assignment]
+        if row.runtime == "onnxruntime":
+            files[row] = plain
+            continue
+        path, images = folder / f"{precision}.xml", None
+        if precision == "int8":
+            if data is None:
+                files[row] = "needs --data: int8 takes its ranges from images"
+                continue
+            images = calibration_images(open_dataset(data, split, info.labels), info)
+        try:
+            write_openvino(
+                plain, path, precision, metadata(model, info, precision, "logits"), images
+            )
+            files[row] = path
+        except SetrError as error:
+            files[row] = str(error)
+    return files
+
+
+def run_process(job: dict[str, Any]) -> dict[str, Any]:
+    """One row in a fresh process; `error` where it failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "setr.bench_row"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        check=False,
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"ended with code {done.returncode}"
+        return {"error": reason[:200]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def advice(source: str, rows: list[dict[str, Any]]) -> str:
+    """The fastest row at the first batch size that keeps the masks, and how to have it."""
+    timed = [row for row in rows if "error" not in row]
+    reference = timed[0]
+
+    def good(row: dict[str, Any]) -> bool:
+        if reference["miou"] is not None:
+            return bool(row["miou"] >= reference["miou"] - MAX_DROP)
+        return bool(row["agreement"] >= MIN_AGREEMENT)
+
+    batch = next(iter(reference["batches"]))
+    speed = lambda row: row["batches"][batch]["images_per_second"]  # noqa: E731
+    best = max((row for row in timed if good(row)), key=speed)
+    ratio = speed(best) / speed(reference)
+    name = f"{best['runtime']} {best['precision']}"
+    text = f"fastest that keeps the masks, batch {batch}: {name}, {speed(best):.2f} images/s"
+    if best is reference:
+        return f"{text}; nothing to change"
+    file = (
+        f"--format {'onnx -o model.onnx' if name.startswith('onnx') else 'openvino -o model.xml'}"
+    )
+    precision = best["precision"]
+    check = "" if precision == "fp32" else f" --precision {precision} --calibration DATA"
+    how = {
+        "eager": f"setr predict {source} --precision {precision}",
+        "compile": "torch.compile(predictor.model.coarse) in your own program",
+    }.get(best["runtime"], f"setr export {source} {file}{check}")
+    return f"{text}, {ratio:.1f} times eager fp32: {how}"

@@ -1,0 +1,79 @@
+"""`setr export MODEL --format FORMAT -o OUT`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from setr.cli import parse
+from setr.errors import OK
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write a model as one file for another runtime, after comparing it with PyTorch.
+
+    The file takes any batch, height and width. fp32 is written only if its logits are PyTorch's
+    (to 1e-4 of the largest, at two sizes); bf16, fp16 and int8 only if the mIoU on the calibration
+    data falls by no more than half a point.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Model directory, Hub name or checkpoint."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """File to write: .onnx, .xml (OpenVINO; its .bin goes beside it) or .pt2 (torch.export)."""
+    format: Literal["onnx", "openvino", "torch"]
+    """Runtime it is for."""
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    """Of weights and arithmetic. onnx has no bf16, torch no int8."""
+    argmax: bool = False
+    """Output the best class (uint8, image size) in place of full-size logits."""
+    calibration: str | None = None
+    """Labelled data set: int8 takes its ranges from it, and the mIoU is compared on it."""
+    split: str = "val"
+    """Split of the calibration data."""
+    json: bool = False
+    """Print what was compared as JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Export; prints what was compared."""
+    given: Arguments = parse(Arguments, arguments, "export")
+    from setr.datasets import open_dataset
+    from setr.export import export
+    from setr.predictor import load
+
+    predictor = load(given.model, device="cpu")
+    calibration = None
+    if given.calibration:
+        calibration = open_dataset(given.calibration, given.split, predictor.info.labels)
+    report = export(
+        predictor.network,
+        predictor.info,
+        given.out,
+        format=given.format,
+        precision=given.precision,
+        head="mask" if given.argmax else "logits",
+        calibration=calibration,
+    )
+    print(json.dumps({"file": str(given.out), **report}) if given.json else _text(given, report))
+    return OK
+
+
+def _text(given: Arguments, report: dict[str, Any]) -> str:
+    lines = [
+        f"{size:>12}  largest difference {report['difference'][size]:.1e} of the largest logit, "
+        f"same class on {report['agreement'][size]:.2%} of pixels (noise)"
+        for size in report["difference"]
+    ]
+    if "miou" in report:
+        before, after = (100 * report["miou"][k] for k in ("pytorch_fp32", "exported"))
+        lines.append(
+            f"mIoU on {given.calibration} ({given.split}): PyTorch fp32 {before:.2f}, "
+            f"this file {after:.2f}"
+        )
+    return "\n".join([*lines, f"wrote {given.out} ({report['bytes'] / 1e6:.1f} MB)"])

@@ -1,0 +1,133 @@
+"""A trained model as one graph for other runtimes: any batch, any height and width.
+
+What is traced is `Graph`: padding to whole patches, the network, and one of two heads at the
+image's size. Batch norm is folded into the convolutions before; the resampling of position
+embeddings becomes two small matrix products, because runtimes disagree about antialiased bicubic
+resizing (OpenVINO's differs from PyTorch's by 1e-2) and none disagrees about a product.
+
+Shapes: B batch, H x W image, p patch size, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from setr.decoders import ConvBNReLU
+from setr.model import SETR
+
+Head = Literal["logits", "mask"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Graph(nn.Module):
+    """A model as it is exported.
+
+    Args:
+        model: stays as it is; the graph has its own copy.
+        head: `logits` (B, K, H, W) float32, or `mask`, the best class uint8 (B, H, W).
+        dtype: of weights and arithmetic; inputs and logits stay float32.
+    """
+
+    def __init__(self, model: SETR, head: Head, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model = _prepared(model, dtype)
+        self.patch_size = model.encoder.patch_size
+        self.squeeze = model.odd_sizes == "squeeze"
+        self.head, self.dtype = head, dtype
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images float32 (B, 3, H, W) -> the head, and the logits it came from."""
+        H, W = images.shape[-2:]
+        p = self.patch_size
+        height, width = (H + p - 1) // p * p, (W + p - 1) // p * p
+        padded = F.pad(images, (0, width - W, 0, height - H)).to(self.dtype)
+        coarse = self.model.coarse(padded).logits.float()
+        size = (H, W) if self.squeeze else (height, width)
+        logits = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        logits = logits[..., :H, :W]
+        return logits.argmax(dim=1).to(torch.uint8) if self.head == "mask" else logits, coarse
+
+
+def trace(graph: Graph) -> torch.export.ExportedProgram:
+    """The graph with free batch, height and width."""
+    p = graph.patch_size
+    images = torch.zeros(2, 3, 5 * p + 3, 9 * p - 2)
+    free = torch.export.Dim.DYNAMIC
+    with quiet(), torch.enable_grad():  # without gradients decoders go the way of eager inference
+        program = torch.export.export(
+            graph, (images,), dynamic_shapes={"images": {0: free, 2: free, 3: free}}, strict=False
+        )
+        bicubic = torch.ops.aten._upsample_bicubic2d_aa
+        return program.run_decompositions({bicubic.vec: _bicubic_vec, bicubic.default: _bicubic})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's notes on its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _prepared(model: SETR, dtype: torch.dtype) -> SETR:
+    """A frozen copy for tracing, batch norms folded, without auxiliary heads."""
+    copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
+    copied.aux_heads = nn.ModuleList()
+    for module in copied.modules():
+        if isinstance(module, ConvBNReLU):
+            conv, norm = cast(nn.Conv2d, module[0]), cast(nn.BatchNorm2d, module[1])
+            module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+        if hasattr(module, "dynamic_img_pad"):  # `Graph` has padded already
+            module.dynamic_img_pad, module.strict_img_size = False, False  # type: ignore[assignment]
+    rope = getattr(getattr(copied.encoder, "vit", None), "rope", None)
+    kept = {name: b.clone() for name, b in rope.named_buffers()} if rope is not None else {}
+    copied.to(dtype)
+    for name, buffer in kept.items():  # angles need all their digits
+        owner, _, leaf = name.rpartition(".")
+        setattr(rope.get_submodule(owner), leaf, buffer)  # type: ignore[union-attr]
+    return copied
+
+
+def _bicubic_vec(x: Tensor, size: Any, align_corners: bool, scale_factors: Any) -> Tensor:
+    return _bicubic(x, size, align_corners)
+
+
+def _bicubic(
+    x: Tensor, size: Any, align_corners: bool, scale_h: Any = None, scale_w: Any = None
+) -> Tensor:
+    """Antialiased bicubic resize, as `F.interpolate` without align_corners, by two products."""
+    down = bicubic_weights(x.shape[-2], size[0])
+    across = bicubic_weights(x.shape[-1], size[1])
+    return (down.to(x.dtype) @ x) @ across.to(x.dtype).t()
+
+
+def bicubic_weights(old: int, new: int) -> Tensor:
+    """Weights (new, old) float32 of an antialiased bicubic resize along one axis.
+
+    The kernel of Keys (1981) with a = -0.5, stretched where the axis shrinks; rows sum to 1. At the
+    old size it is the identity.
+    """
+    step = old / new
+    centre = (torch.arange(new, dtype=torch.float32) + 0.5) * step
+    place = torch.arange(old, dtype=torch.float32) + 0.5
+    x = ((place - centre[:, None]) / torch.sym_max(step, 1.0)).abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((2.5 - 0.5 * x) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return weights / weights.sum(dim=1, keepdim=True)

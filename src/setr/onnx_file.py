@@ -1,0 +1,83 @@
+"""Writing ONNX files: names of inputs and outputs, metadata, weights inside, int8.
+
+`torch.onnx` gives the graph; here its axes get names people understand, and everything a deployer
+needs goes into `metadata_props`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from setr.errors import SetrError
+from setr.graphs import quiet
+from setr.quantize import quantized
+from setr.runtime import COARSE, INPUT
+
+OPSET = 20
+MAX_INSIDE = 1_900_000_000
+"""Bytes of weights above which they go to a second file, since protobuf ends at 2 GiB."""
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    head: str,
+    stored: dict[str, str],
+    images: list[np.ndarray] | None,
+) -> None:
+    """Write a traced graph as ONNX.
+
+    Args:
+        program: from `graphs.trace`.
+        path: the file; weights above `MAX_INSIDE` go beside it.
+        head: name of the first output.
+        stored: metadata, each value written under `setr.KEY`.
+        images: normalised images (1, 3, H, W) to quantise with; None leaves the precision.
+
+    Raises:
+        SetrError: the packages for ONNX are not installed.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError:
+        raise SetrError(f'{path.name}: needs onnx; pip install "setr[onnx]"') from None
+    with quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[head, COARSE],
+            verbose=False,
+        )
+    assert exported is not None
+    proto: Any = exported.model_proto
+    if images:
+        proto = quantized(proto, images)
+    _name_axes(proto)
+    proto.graph.name = "setr"
+    for key, text in stored.items():
+        proto.metadata_props.add(key=f"setr.{key}", value=text)
+    large = proto.ByteSize() > MAX_INSIDE
+    onnx.save_model(proto, path, save_as_external_data=large, location=f"{path.name}.data")
+
+
+def _name_axes(proto: Any) -> None:
+    """Symbols such as s34 become batch, height and width."""
+    axes = proto.graph.input[0].type.tensor_type.shape.dim
+    names = {
+        axes[i].dim_param: name
+        for i, name in ((0, "batch"), (2, "height"), (3, "width"))
+        if axes[i].dim_param
+    }
+    symbol = re.compile("|".join(map(re.escape, names)) or "(?!)")
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = symbol.sub(lambda found: names[found[0]], axis.dim_param)

@@ -1,0 +1,83 @@
+"""`setr bench`: rows in processes of their own, agreement, advice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from setr import scenes
+from setr.bench import ROWS, Row, advice, bench, run_process
+from setr.cli import main
+from setr.commands.bench import table
+from setr.errors import FAILED, USAGE, SetrError
+from setr.hub import ModelInfo, save_pretrained
+from tests.conftest import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    info = ModelInfo(labels=scenes.LABELS, crop_size=(32, 48))
+    save_pretrained(folder, tiny_model("naive", num_classes=len(scenes.CLASSES)), info)
+    return folder
+
+
+def test_rows_are_timed_and_compared(model_dir):
+    pytest.importorskip("onnxruntime")
+    report = bench(
+        str(model_dir),
+        data="scenes:20",
+        count=2,
+        batches=(1, 2),
+        seconds=0.01,
+        rows=(Row("onnxruntime", "fp32"),),
+    )
+    assert report["size"] == [32, 48]
+    first, second = report["rows"]
+    assert (first["runtime"], first["precision"]) == ROWS[0]
+    assert first["agreement"] == 1.0
+    assert second["agreement"] > 0.999
+    assert second["miou"] == pytest.approx(first["miou"], abs=1e-3)
+    for row in (first, second):
+        assert set(row["batches"]) == {"1", "2"}
+        for timed in row["batches"].values():
+            assert 0 < timed["p50_ms"] <= timed["p95_ms"]
+            assert timed["peak_mb"] > 50
+    text = table(report)
+    assert "onnxruntime fp32" in text
+    assert text.endswith(report["advice"])
+    json.dumps(report)
+
+
+def row(runtime: str, precision: str, speed: float, agreement: float, miou: float | None) -> dict:
+    timed = {"images_per_second": speed, "p50_ms": 1.0, "p95_ms": 1.0, "peak_mb": 1.0}
+    return {"runtime": runtime, "precision": precision, "agreement": agreement, "miou": miou,
+            "batches": {"1": timed}}  # fmt: skip
+
+
+def test_the_advice_is_the_fastest_row_that_keeps_the_masks():
+    rows = [row("eager", "fp32", 1, 1.0, 0.70), row("openvino", "bf16", 3, 0.98, 0.698),
+            row("openvino", "int8", 6, 0.95, 0.68)]  # fmt: skip
+    text = advice("runs/x", [*rows, {"runtime": "compile", "precision": "fp32", "error": "no C++"}])
+    assert "openvino bf16, 3.00 images/s, 3.0 times eager fp32" in text
+    assert "setr export runs/x --format openvino -o model.xml --precision bf16" in text
+    for r in rows:
+        r["miou"] = None
+    assert "nothing to change" in advice("runs/x", rows)
+
+
+def test_a_row_that_fails_says_why(model_dir):
+    job = {"source": str(model_dir / "none.onnx"), "runtime": "onnxruntime", "device": "cpu"}
+    assert "no such file" in run_process(job)["error"]
+
+
+def test_what_cannot_be_timed(model_dir, capsys, tmp_path):
+    assert main(["bench", str(model_dir), "--skip", "eager"]) == USAGE
+    assert main(["bench", str(model_dir), "--batches", "0"]) == USAGE
+    assert main(["bench", str(tmp_path / "none")]) == FAILED
+    assert capsys.readouterr().err.count("\n") == 3
+    with pytest.raises(SetrError, match="nowhere: no such"):
+        bench(str(model_dir), data="nowhere")

@@ -1,0 +1,242 @@
+"""Exported files: the same logits, the same Result, and nothing written that is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import setr
+from setr import scenes
+from setr.cli import main
+from setr.datasets import open_dataset
+from setr.errors import OK, USAGE, SetrError
+from setr.evaluation import evaluate, spread
+from setr.export import compare, export
+from setr.graphs import Graph, bicubic_weights, trace
+from setr.hub import ModelInfo, save_pretrained
+from setr.inference import Protocol
+from setr.model import SETR, create_model
+from setr.predictor import Predictor, load
+from setr.quantize import calibration_images
+from tests.conftest import tiny_model
+
+INFO = ModelInfo(labels=scenes.LABELS, protocol=Protocol(window=(40, 40), stride=(24, 24)))
+K = len(scenes.CLASSES)
+SMALL = {"depth": 2, "embed_dim": 64, "num_heads": 2}
+
+
+def trained(model: SETR) -> SETR:
+    """Batch norms that have seen data: folding them must keep the function."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias):
+                tensor.data.normal_(std=0.2, generator=generator)
+            for tensor in (module.running_var, module.weight):
+                tensor.data.uniform_(0.5, 2, generator=generator)
+    return model.eval()
+
+
+def with_encoder(encoder: str, decoder: str = "mla") -> SETR:
+    return create_model(
+        f"setr_{decoder}_tiny", num_classes=K, encoder=encoder, channels=16, taps=(1, 2), aux=False,
+        encoder_args=SMALL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> SETR:
+    torch.manual_seed(0)
+    return trained(tiny_model("pup", num_classes=K))
+
+
+@pytest.fixture(scope="module")
+def onnx_file(model: SETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    save_pretrained(folder / "model", model, INFO)
+    assert main(["export", str(folder / "model"), "--format", "onnx", "--argmax",
+                 "-o", str(folder / "model.onnx")]) == OK  # fmt: skip
+    assert sorted(p.name for p in folder.iterdir()) == ["model", "model.onnx"]
+    return folder / "model.onnx"
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return scenes.draw("photo", 0, size=64)[0][:50]
+
+
+def same_result(path: Path, model: SETR, photo: np.ndarray) -> None:
+    ours = Predictor(model, INFO, device="cpu", precision="fp32").predict(photo)
+    theirs = setr.load(path).predict(photo)
+    np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-5)
+    np.testing.assert_allclose(theirs.confidence, ours.confidence, atol=1e-5)
+    assert (theirs.mask == ours.mask).mean() > 0.999
+    assert theirs.labels == ours.labels
+
+
+def test_an_onnx_file_gives_the_same_result_by_windows(onnx_file, model, photo):
+    same_result(onnx_file, model, photo)
+
+
+def test_its_own_head_needs_no_toolkit(onnx_file, model):
+    ort = pytest.importorskip("onnxruntime")
+    session = ort.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    assert image.shape == ["batch", 3, "height", "width"]
+    x = torch.randn(3, 3, 41, 27)
+    (mask,) = session.run(["mask"], {"images": x.numpy()})
+    assert mask.dtype == np.uint8
+    with torch.inference_mode():
+        assert (model(x).argmax(dim=1).numpy() == mask).mean() > 0.999
+    stored = session.get_modelmeta().custom_metadata_map
+    assert json.loads(stored["setr.labels"])["classes"] == list(scenes.CLASSES)
+    assert json.loads(stored["setr.labels"])["label_map"]
+    assert json.loads(stored["setr.mean"]) == list(INFO.mean)
+    assert json.loads(stored["setr.licence"]) == "apache-2.0"
+    assert json.loads(stored["setr.protocol"])["window"] == [40, 40]
+
+
+def test_a_file_is_tested_like_a_model(onnx_file, model):
+    data = open_dataset("scenes:20", "val")
+    ours = evaluate(model, data, info=INFO, precision="fp32", workers=0, detailed=False)
+    theirs = evaluate(onnx_file, data, precision="fp32", workers=0, detailed=False)
+    assert theirs["miou"] == pytest.approx(ours["miou"], abs=1e-4)
+
+
+def test_openvino_with_rope_and_int8(photo, tmp_path, capsys):
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    model = trained(with_encoder("vit_small_patch16_dinov3", "naive"))
+    report = export(model, INFO, tmp_path / "m.xml", format="openvino")
+    assert max(report["difference"].values()) < 1e-5
+    same_result(tmp_path / "m.xml", model, photo)
+    with pytest.raises(SetrError, match="computes in fp32"):
+        load(tmp_path / "m.xml", precision="bf16")
+    data = open_dataset("scenes:20", "val")
+    report = export(
+        model, INFO, tmp_path / "q.xml", format="openvino", precision="int8", calibration=data
+    )
+    assert set(report["miou"]) == {"pytorch_fp32", "exported"}
+    assert load(tmp_path / "q.xml").predict(photo).mask.shape == (50, 64)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.xml", "q.bin", "q.xml"]
+    (tmp_path / "m.bin").unlink()
+    with pytest.raises(SetrError, match=r"m\.xml: not an OpenVINO model, or its \.bin is missing"):
+        load(tmp_path / "m.xml")
+
+
+def test_torch_export_carries_its_description(tmp_path):
+    torch.manual_seed(0)
+    model = trained(with_encoder("vit_small_patch14_dinov2", "naive"))
+    path = tmp_path / "m.pt2"
+    assert max(export(model, INFO, path, format="torch")["difference"].values()) < 1e-5
+    files = {"setr.json": ""}
+    torch.export.load(path, extra_files=files)
+    assert json.loads(files["setr.json"])["labels"]["classes"] == list(scenes.CLASSES)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: tiny_model("mla", num_classes=K, pos_interp="bilinear", prefix_tokens="drop"),
+        lambda: tiny_model("naive", num_classes=K, odd_sizes="squeeze"),
+        lambda: with_encoder("eva02_small_patch14_224", "pup"),
+        lambda: create_model(
+            "hybrid_base", num_classes=K, img_size=64, resnet="resnet18", taps=(1, 2), aux=False,
+            channels=16, encoder_args=SMALL,
+        ),
+    ],
+    ids=["mla 2021", "squeeze", "eva02 patch 14", "hybrid"],
+)  # fmt: skip
+def test_graphs_of_other_models_equal_them_at_any_size(build):
+    torch.manual_seed(0)
+    model = trained(build())
+    program = trace(Graph(model, "logits")).module(check_guards=False)
+    for shape in ((1, 3, 64, 64), (3, 3, 37, 90)):
+        x = torch.randn(shape)
+        with torch.inference_mode():
+            logits, coarse = program(x)
+            torch.testing.assert_close(logits, model(x), atol=1e-5, rtol=1e-4)
+            assert coarse.shape == model.coarse(x).logits.shape
+
+
+@pytest.mark.parametrize(("old", "new"), [(14, 14), (14, 33), (37, 9), (24, 25), (1, 5), (5, 1)])
+def test_bicubic_weights_are_those_of_interpolate(old, new):
+    x = torch.randn(1, 2, old, 3)
+    expected = F.interpolate(x, (new, 3), mode="bicubic", antialias=True)
+    torch.testing.assert_close(bicubic_weights(old, new) @ x, expected, atol=1e-5, rtol=0)
+
+
+def test_a_file_that_differs_is_not_written(onnx_file, model, tmp_path, monkeypatch):
+    other = trained(tiny_model("pup", num_classes=K))
+    other.load_state_dict(model.state_dict())
+    other.decoder.classifier.bias.data[3] += 0.05
+    with pytest.raises(SetrError, match=r"differ from PyTorch's by .* nothing was written"):
+        compare(onnx_file, other, "mask", exact=True)
+
+    def worse(path, *_):
+        path.write_bytes(b"draft")
+
+    monkeypatch.setattr("setr.export._write", worse)
+    monkeypatch.setattr("setr.export.compare", lambda *_, **__: {})
+    monkeypatch.setattr(
+        "setr.export.compare_accuracy", lambda *_: {"pytorch_fp32": 0.80, "exported": 0.79}
+    )
+    data = open_dataset("scenes:20", "val")
+    with pytest.raises(SetrError, match=r"fp16 lowers the mIoU from 80\.00 to 79\.00"):
+        export(model, INFO, tmp_path / "m.onnx", format="onnx", precision="fp16", calibration=data)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "onnx", "out": "m.pt2"}, "onnx files end in .onnx"),
+        ({"format": "onnx", "precision": "bf16"}, "onnx files have fp32, fp16, int8"),
+        ({"format": "onnx", "precision": "int8"}, "give --calibration DATA"),
+    ],
+)
+def test_what_cannot_be_is_said_first(options, message, model, tmp_path):
+    out = tmp_path / options.pop("out", "m.onnx")
+    with pytest.raises(SetrError, match=message) as caught:
+        export(model, INFO, out, **options)
+    assert caught.value.code == USAGE
+
+
+def test_files_of_others_are_one_line(tmp_path, onnx_file, capsys):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "other.onnx")
+    (tmp_path / "broken.onnx").write_bytes(onnx_file.read_bytes()[:1000])
+    for name, message in (
+        ("other.onnx", "was not written by setr export"),
+        ("broken.onnx", "not an ONNX model that can be run"),
+        ("none.onnx", "no such file"),
+    ):
+        assert main(["predict", str(tmp_path / name), str(tmp_path), "-o", str(tmp_path)]) != OK
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert message in err or "no images found" in err
+        with pytest.raises(SetrError, match=message):
+            load(tmp_path / name)
+    with pytest.raises(SetrError, match="gives scores only"):
+        _ = load(onnx_file).network
+    with pytest.raises(SetrError, match="device 'mps'"):
+        load(onnx_file, device="mps")
+
+
+def test_calibration_images_are_what_the_network_sees():
+    images = calibration_images(open_dataset("scenes:90", "val"), INFO, count=3)
+    assert [image.shape for image in images] == [(1, 3, 40, 40)] * 3
+    assert abs(np.mean(images)) < 2
+    assert spread(10, 3) == [0, 4, 9]
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(7, 1) == [0]
