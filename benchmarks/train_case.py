@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peers import load_mmseg
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def run(case: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -52,8 +52,12 @@ def counter() -> FlopCounterMode:
     """Counts operations, those of torch's attention for CPUs too, which its list lacks."""
     aten = torch.ops.aten
     attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+            q, k, v
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+            sdpa_backward_flop_count(g, q, k, v)
+        ),
     }
     return FlopCounterMode(display=False, custom_mapping=attention)
 
