@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from setr.config import OptimConfig
 from setr.model import SETR
@@ -35,7 +36,9 @@ def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
         for (factor, decay), parameters in groups.items()
     ]
     if config.name == "sgd":
-        return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, fused=FUSED)
+        # torch 2.13 has no fused SGD for sharded weights
+        fused = FUSED and not any(isinstance(p, DTensor) for p in model.parameters())
+        return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, fused=fused)
     return torch.optim.AdamW(listed, lr=config.lr, fused=FUSED)
 
 
