@@ -68,7 +68,7 @@ def cases(groups: Sequence[str], peer: bool, tiny: bool, cuda: bool) -> list[dic
             for classes in (19, 1000):
                 add("growth", decoder=decoder, classes=classes)
     if "memory" in groups:
-        for side in (256, 512, 1024, 1536, 2048):
+        for side in (256, 512, 768, 1024, 1536):
             for loss in ("fused", "plain"):
                 add("memory", side=side, loss=loss)
     if "gpu" in groups and cuda:

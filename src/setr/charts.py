@@ -122,7 +122,7 @@ def line_chart(curves: dict[str, list[tuple[float, float]]], x_name: str, y_name
     right = max(x for curve in curves.values() for x, _ in curve)
     high = max(y for curve in curves.values() for _, y in curve)
     parts = [
-        "<style>svg{color:#444}text{font:12px system-ui,sans-serif;fill:#444}"
+        "<style>text{font:12px system-ui,sans-serif;fill:#777}"
         "line{stroke:#888}polyline{fill:none;stroke-width:2}</style>",
         '<line x1="60" y1="250" x2="600" y2="250"/><line x1="60" y1="20" x2="60" y2="250"/>',
         f'<text x="330" y="288" text-anchor="middle">{escape(x_name)}</text>',
