@@ -22,10 +22,11 @@ import resource
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from peers import load_mmseg
 
 CASES = ("slide", "metric", "huge")
 
@@ -115,22 +116,11 @@ def peer(case: str, sizes: dict[str, Any], repeats: int) -> dict[str, float]:
     """The same case by mmsegmentation, run with its own interpreter."""
     import torch
 
-    class NoOps(types.ModuleType):
-        """mmcv-lite has no compiled operators; SETR uses none, but the package imports them."""
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return type(name, (torch.nn.Module,), {})
-
-    sys.modules["mmcv.ops"] = NoOps("mmcv.ops")
-    sys.modules["timm"] = None  # type: ignore[assignment]  # optional there, and unused here
+    load_mmseg()
     from mmengine.config import Config
     from mmseg.evaluation.metrics import IoUMetric
     from mmseg.registry import MODELS
-    from mmseg.utils import register_all_modules
 
-    register_all_modules()
     torch.manual_seed(0)
     if case == "metric":
         torch.set_num_threads(1)

@@ -17,8 +17,8 @@ from setr.decoders import (
     Naive,
     PointwiseHead,
     UpsampleHead,
-    upsample,
 )
+from setr.upsampled_convolution import classify_upsampled, conv_of_upsampled, upsample
 
 C, K = 24, 5
 
@@ -162,3 +162,60 @@ def test_bands_of_rows_equal_the_whole(kernel_size, h, scale):
         banded = layer.upsampled(x, scale, then=classifier)
         torch.testing.assert_close(banded, whole, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(layer.upsampled(x, scale), layer(upsample(x, scale)))
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 4), (5, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolving_commutes_with_upsampling(kernel_size, scale, h, w, bias):
+    """Values and gradients of the cheap forms, borders included."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, kernel_size, padding=kernel_size // 2, bias=bias).double()
+    x = torch.randn(2, 3, h, w, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *conv.parameters()]
+
+    def with_gradients(y):
+        return y, *torch.autograd.grad((y.sin() * 3).sum(), inputs)
+
+    plain = with_gradients(conv(upsample(x, scale)))
+    torch.testing.assert_close(with_gradients(conv_of_upsampled(x, conv, scale)), plain)
+    for align_corners in (False, True):
+        plain = with_gradients(conv(upsample(x, scale, align_corners=align_corners)))
+        cheap = classify_upsampled(x, conv, scale, align_corners=align_corners)
+        torch.testing.assert_close(with_gradients(cheap), plain)
+
+
+def test_the_cheap_forms_round_about_as_much_in_bf16():
+    """Distance from fp64, beside that of the plain order under the same autocast."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(32, 16, 3, padding=1), torch.randn(2, 32, 12, 12)
+    for cheap in (conv_of_upsampled, classify_upsampled):
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, plain = cheap(x, conv, 2), conv(upsample(x, 2))
+        exact = F.conv2d(
+            upsample(x.double(), 2), conv.weight.double(), conv.bias.double(), padding=1
+        )
+        assert (ours - exact).norm() < 1.35 * (plain - exact).norm()
+
+
+@pytest.mark.parametrize("name", ["pup", "auxiliary"])
+def test_training_is_the_plain_sequence_of_layers(name):
+    """Outputs, gradients and running statistics in training mode."""
+    torch.manual_seed(0)
+    build, _ = DECODERS[name]
+    ours = build().double()
+    theirs = build().double()
+    theirs.load_state_dict(ours.state_dict())
+    x = maps()[-1].double()
+    y = theirs.norm(x)
+    for i, conv in enumerate(theirs.convs):
+        y = nn.Sequential.forward(conv, y if i == 0 else upsample(y, theirs.scale))
+    y = upsample(theirs.classifier(y), theirs.final_scale)
+    logits = ours([x])
+    torch.testing.assert_close(logits, y)
+    for result in (logits, y):
+        result.square().mean().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from setr.charts import confusion_chart, loss_chart, reliability_chart
+from setr.charts import confusion_chart, line_chart, loss_chart, reliability_chart
 from setr.evaluation import Outcome
 from setr.gallery import Gallery, paired
 from setr.labels import Labels
@@ -97,6 +97,13 @@ def test_charts_show_the_numbers() -> None:
     calibration = {"pixels": [0, 30], "accuracy": [None, 0.6], "confidence": [None, 0.8]}
     assert "confidence 80.0 %, accuracy 60.0 %" in reliability_chart(calibration)
     assert "polyline" in loss_chart(np.array([1, 2, 3]), np.array([3.0, 2.0, 1.0]))
+    lines = line_chart({"flat": [(1, 2), (2, 2)], "steep": [(1, 1), (2, 4)]}, "side", "MB")
+    assert [lines.count(text) for text in ("<polyline", ">flat<", ">steep<", "xmlns")] == [
+        2,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_pictures() -> None:

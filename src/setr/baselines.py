@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.decoders import ConvBNReLU, upsample
+from setr.decoders import ConvBNReLU
+from setr.upsampled_convolution import upsample
 
 
 class FCN(nn.Module):

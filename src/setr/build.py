@@ -89,13 +89,19 @@ def _protocol(config: Config, labels: Labels) -> Protocol:
     return preset(config.eval.protocol, own=own, labels=labels, grid=config.data.crop_size)
 
 
-def build_share(config: Config, rank: int) -> Share:
-    """The part of every batch that process `rank` computes.
+def build_share(config: Config, rank: int, pairs: int) -> Share:
+    """The part of every batch that process `rank` computes, of a split with so many pairs.
 
     Raises:
-        SetrError: the batch cannot be cut into equal parts.
+        SetrError: the batch is larger than the split, or cannot be cut into equal parts.
     """
     batch, parts = config.train.batch_size, config.train.accumulate
+    if batch > pairs:
+        raise SetrError(
+            f"train.batch_size {batch}: split '{config.data.train_split}' has {pairs} pairs, and "
+            f"no step may see one twice; give at most {pairs}",
+            code=USAGE,
+        )
     if batch % (world() * parts):
         raise SetrError(
             f"train.batch_size {batch}: must be a multiple of processes ({world()}) x "

@@ -166,7 +166,10 @@ class TrainConfig:
     """With several processes: `full` keeps a slice of weights, gradients and moments in each
     (FSDP2) in place of a copy of all (DDP)."""
     precision: Precision = "auto"
-    """bf16 where the hardware has it, else fp32; the loss is always fp32."""
+    """auto: bf16 where the hardware has it, else fp16 on GPUs and fp32 on CPUs. fp16 trains with a
+    scaled loss and leaves out steps that overflow. The loss itself is always fp32."""
+    compile: bool = False
+    """Train through torch.compile; testing and what is saved stay the same."""
     aux_weight: float = 0.4
     """Factor on each auxiliary loss."""
     loss_norm: Literal["valid", "all"] = "valid"

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from setr.upsampled_convolution import classify_upsampled, conv_of_upsampled, upsample
+
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of a (B, C, h, w) map, as the authors apply to tokens."""
@@ -37,7 +39,8 @@ class ConvBNReLU(nn.Sequential):
     """Convolution, batch norm, ReLU; the resolution stays.
 
     Without gradients and in eval mode the norm is folded into the convolution: the same function,
-    one pass over the map and one copy of it less.
+    one pass over the map and one copy of it less. With gradients an upsampling before the
+    convolution is computed after it (`upsampled_convolution.py`).
     """
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, *, bias: bool) -> None:
@@ -60,8 +63,9 @@ class ConvBNReLU(nn.Sequential):
     ) -> Tensor:
         """`then(forward(upsample(x, scale)))`: (B, C, h, w) -> (B, …, scale*h, scale*w).
 
-        On CPUs, without gradients, it goes by bands of rows, with the same values: the upsampled
-        map, the largest of the network, never exists as a whole.
+        On CPUs the same function at less cost. Without gradients it goes by bands of rows: the
+        upsampled map, the largest of the network, never exists as a whole. With gradients the
+        convolution sees the map before upsampling where that is possible.
 
         Args:
             x: the map before upsampling.
@@ -69,8 +73,11 @@ class ConvBNReLU(nn.Sequential):
             then: a function of single pixels, such as a classifier; none by default.
         """
         then = then or nn.Identity()
-        if self._needs_layers() or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return then(self(upsample(x, scale)))
+        if self._needs_layers():
+            conv, norm, relu = self
+            return then(relu(norm(conv_of_upsampled(x, cast(nn.Conv2d, conv), scale))))
         height, m = x.shape[-2] * scale, self.margin
         bands = []
         for top in range(0, height, BAND_ROWS):
@@ -100,14 +107,6 @@ def _upsampled_rows(x: Tensor, scale: int, first: int, last: int) -> Tensor:
         ..., top - start * scale : bottom - start * scale, :
     ]
     return F.pad(rows, (0, 0, top - first, last - bottom))
-
-
-def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
-    """Bilinear upsampling by a whole factor: (B, C, h, w) -> (B, C, scale*h, scale*w)."""
-    if scale == 1:
-        return x
-    size = (x.shape[-2] * scale, x.shape[-1] * scale)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
 class UpsampleHead(nn.Module):
@@ -270,10 +269,7 @@ class MLA(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """M maps (B, C, h, w) -> logits (B, K, 4h, 4w)."""
         x = torch.cat([stream(f) for stream, f in zip(self.streams, features, strict=True)], dim=1)
-        if self.classifier.kernel_size == (1, 1):  # commutes with the resize: move K channels
-            return upsample(self.classifier(x), 4, align_corners=self.align_corners)
-        logits: Tensor = self.classifier(upsample(x, 4, align_corners=self.align_corners))
-        return logits
+        return classify_upsampled(x, self.classifier, 4, align_corners=self.align_corners)
 
 
 class PointwiseHead(nn.Module):

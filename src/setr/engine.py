@@ -27,7 +27,8 @@ from setr.facts import require_same_run, run_facts
 from setr.hub import from_pretrained, save_pretrained
 from setr.inference import MULTI_SCALES, normalize
 from setr.interrupt import Interrupt
-from setr.loader import training_batches
+from setr.loader import batch_files, training_batches
+from setr.loss_scale import LossScaler
 from setr.losses import count_weight, segmentation_loss
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr
 from setr.parallel import Parallel, clip_gradients, full_tensors
@@ -72,7 +73,7 @@ class _Run:
         self.began = time.monotonic()
         self.dataset = open_dataset(config.data.root, config.data.train_split, config.data.labels)
         self.val = open_dataset(config.data.root, config.data.val_split, config.data.labels)
-        self.share = build_share(config, distributed.rank())
+        self.share = build_share(config, distributed.rank(), len(self.dataset))
         self.facts = run_facts(config, self.dataset, self.val)
         distributed.require_equal(self.facts)
         if folder.state:
@@ -82,15 +83,12 @@ class _Run:
         torch.manual_seed(config.train.seed)
         self.device = distributed.device()
         self.dtype = autocast_dtype(config.train.precision, self.device)
-        if self.dtype is torch.float16:
-            raise SetrError(
-                "train.precision fp16: needs a loss scaler, which is not built in; use bf16 or fp32"
-            )
+        self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
         self.info = build_info(config, self.dataset.labels)
         self.model = build_model(config, len(self.dataset.labels.classes)).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
-        self.parallel = Parallel(self.model, config.train.sharding)
+        self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
         self.weight: Tensor | None = None
@@ -99,11 +97,12 @@ class _Run:
             self.weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
         self.step, self.seconds = 0, 0.0
         self.figures: dict[str, Any] = {}  # of the best weights so far, which are in the folder
-        self.stop = False
+        self.stop = self.warned = False
         if folder.state:
             restore(folder.state, self.model, self.optimizer, self.ema)
             self.step = folder.state.step
             self.seconds, self.figures = (folder.state.values[k] for k in ("seconds", "figures"))
+            self.scaler.restore(folder.state.values.get("scaler", {}))
             say(f"continuing after step {self.step}")
         folder.open(config)
 
@@ -186,25 +185,38 @@ class _Run:
                     weight=self.weight,
                     kind=config.train.loss,
                 )
-                self.parallel.scale_loss(losses["loss"]).backward()
+                self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
         values = add_up(torch.stack(list(sums.values()))).tolist()
         totals = dict(zip(sums, values, strict=True))
-        if not np.isfinite(totals["loss"]):
+        if not np.isfinite(totals["loss"]) and not self.scaler.enabled:
             raise together(
                 SetrError(
                     f"loss is {totals['loss']} at step {self.step + 1} with lr {rate:.3g}; lower "
-                    "--optim.lr, or set --train.precision fp32"
+                    "--optim.lr, or set --train.precision fp32; the batch was "
+                    f"{', '.join(self._batch_files())}"
                 )
             )
+        if totals["main"] == 0 and not self.warned:
+            self.warned = True
+            say(
+                f"warning: step {self.step + 1} has no counted pixel, so it teaches nothing; all "
+                f"are ignored in the crops of {', '.join(self._batch_files())}"
+            )
+        self.scaler.unscale(self.optimizer)
         if config.optim.clip_grad:
             clip_gradients(self.model, config.optim.clip_grad)
-        self.optimizer.step()
+        moved = self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
+        if self.ema and moved:
             self.ema.update(self.model, self.step)
-        return {**totals, "lr": rate}
+        return {**totals, "lr": rate, **self.scaler.figures()}
+
+    def _batch_files(self) -> list[str]:
+        """Names of the images of this step, of all processes."""
+        config = self.config.train
+        return batch_files(self.dataset, config.batch_size, seed=config.seed, step=self.step)
 
     def finish(self) -> dict[str, Any]:
         """Write the best weights' figures; if asked, test them multi-scale first."""
@@ -257,6 +269,7 @@ class _Run:
         values = {
             "facts": self.facts,
             "figures": self.figures,
+            "scaler": self.scaler.state(),
             "seconds": self.seconds + time.monotonic() - self.began,
         }
         tensors = snapshot(self.model, self.optimizer, self.ema)

@@ -252,7 +252,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     """The autocast type of a precision; None computes in fp32.
 
     `auto` is bf16 where the hardware multiplies it (CUDA since Ampere, CPUs with AVX512-BF16 or
-    AMX), else fp32.
+    AMX), else fp16 on CUDA and fp32 on CPUs.
 
     Raises:
         SetrError: the hardware lacks the precision asked for.
@@ -265,9 +265,9 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
         raise SetrError("precision fp16: CPUs train in bf16 or fp32; set --train.precision auto")
     if precision == "bf16" and not has_bf16:
         raise SetrError(f"precision bf16: this {device.type} lacks it; set --train.precision auto")
-    if precision == "fp32" or (precision == "auto" and not has_bf16):
-        return None
-    return torch.float16 if precision == "fp16" else torch.bfloat16
+    if precision == "auto":
+        precision = "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
+    return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -179,6 +179,20 @@ def training_batches(
     return _raising(loader)
 
 
+def batch_files(dataset: Dataset, batch_size: int, *, seed: int, step: int) -> list[str]:
+    """Names of the images that `training_batches` puts into a step, of all processes."""
+    order = BatchOrder(
+        len(dataset),
+        batch_size,
+        seed=seed,
+        start=step,
+        stop=step + 1,
+        permute=dataset.permutation,
+    )
+    (batch,) = order
+    return [str(dataset.pairs[index].image) for _, index in batch]
+
+
 def whole_images(
     dataset: Dataset, workers: int, indices: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor] | SetrError]:

@@ -7,40 +7,71 @@ Shapes: B batch, K classes, h x w logits, H x W target.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from setr.labels import IGNORE
 from setr.model import Output
-from setr.region_losses import hard_target, upsample_dice, upsample_lovasz
-from setr.row_blocks import upsample_sum
+from setr.region_losses import (
+    hard_target,
+    pixel_cross_entropy,
+    upsample_dice,
+    upsample_lovasz,
+)
+from setr.row_blocks import Block, differentiated, upsample_sum
 
 LossKind = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]
 
 
 def upsample_cross_entropy(
-    logits: Tensor, target: Tensor, size: tuple[int, int], *, weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    size: tuple[int, int],
+    *,
+    weight: Tensor | None = None,
+    align_corners: bool = False,
 ) -> Tensor:
     """Sum over counted pixels of the cross-entropy of bilinearly resized logits.
+
+    One Triton kernel where there is CUDA and Triton (`triton_loss.py`), blocks of rows elsewhere.
 
     Args:
         logits: (B, K, h, w), any float dtype; the loss is computed in fp32 (fp64 stays fp64).
         target: (B, H, W) training ids; `IGNORE` and everything outside the image is not counted.
         size: (H', W') the logits are resized to, at least (H, W); the rest is cropped away.
         weight: (K,) class weights.
+        align_corners: of the resize; False everywhere in this package's models.
 
     Returns:
         A scalar: the sum, not the mean; 0 (with zero gradient) if no pixel counts.
     """
+    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+        from setr.triton_loss import upsample_cross_entropy as in_one_kernel
 
-    def cross_entropy(wide: Tensor, truth: Tensor, top: int) -> Tensor:
-        scale = None if weight is None else weight.to(wide.dtype)
-        return F.cross_entropy(wide, truth, weight=scale, ignore_index=IGNORE, reduction="sum")
+        return in_one_kernel(logits, target, size, weight=weight, align_corners=align_corners)
 
-    return upsample_sum(logits, target, size, cross_entropy)
+    def cross_entropy(wide: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        counted = truth != IGNORE
+        scale = counted.to(wide.dtype)
+        true = truth.where(counted, 0)[..., None]
+        if weight is not None:
+            scale *= weight.to(wide.dtype)[true[..., 0]]
+        likely = wide.log_softmax(-1)
+        value = -(likely.gather(-1, true)[..., 0] * scale).sum()
+        slope = likely.exp_()  # softmax - one-hot, for each counted pixel
+        slope.scatter_add_(-1, true, slope.new_full((), -1.0).expand(true.shape))
+        return value, slope.mul_(scale[..., None])
+
+    return upsample_sum(logits, target, size, cross_entropy, align_corners=align_corners)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def upsample_focal(
@@ -56,14 +87,14 @@ def upsample_focal(
     p is the probability of the true class. Arguments as `upsample_cross_entropy`.
     """
 
-    def focal(wide: Tensor, truth: Tensor, top: int) -> Tensor:
-        plain = F.cross_entropy(wide, truth, ignore_index=IGNORE, reduction="none")
+    def focal(wide: Tensor, truth: Tensor, block: Block) -> Tensor:
+        plain = pixel_cross_entropy(wide, truth)
         values = (1 - torch.exp(-plain)).pow(gamma) * plain
         if weight is not None:
             values = values * weight.to(wide.dtype)[truth.where(truth != IGNORE, 0)]
         return values.sum()
 
-    return upsample_sum(logits, target, size, focal)
+    return upsample_sum(logits, target, size, differentiated(focal))
 
 
 def count_weight(target: Tensor, weight: Tensor | None = None) -> Tensor:

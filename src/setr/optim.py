@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from setr.config import OptimConfig
 from setr.model import SETR
 from setr.parallel import local
 
+FUSED = True
+"""Update all weights in one pass over memory; torch has it for CUDA and for CPUs."""
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "gamma")
 
 
@@ -33,8 +36,10 @@ def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
         for (factor, decay), parameters in groups.items()
     ]
     if config.name == "sgd":
-        return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(listed, lr=config.lr)
+        # torch 2.13 has no fused SGD for sharded weights
+        fused = FUSED and not any(isinstance(p, DTensor) for p in model.parameters())
+        return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(listed, lr=config.lr, fused=FUSED)
 
 
 def _lr_factor(name: str, model: SETR, config: OptimConfig) -> float:

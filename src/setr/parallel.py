@@ -9,7 +9,10 @@ takes. Nothing needs `find_unused_parameters`; `static_graph` fails under accumu
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -22,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from setr.distributed import world
+from setr.errors import SetrError
 from setr.model import SETR
 
 Sharding = Literal["none", "full"]
@@ -34,14 +38,24 @@ class Parallel:
         model: on its device; changed in place (batch norms; with sharding its parameters too).
         sharding: `none` copies the model to every process (DDP), `full` keeps a slice of every
             parameter, gradient and optimiser state in each (FSDP2), block by block.
+        compiled: call it through torch.compile.
+
+    Raises:
+        SetrError: nothing here that torch.compile could compile with.
     """
 
-    def __init__(self, model: SETR, sharding: Sharding) -> None:
+    def __init__(self, model: SETR, sharding: Sharding, *, compiled: bool = False) -> None:
         self.model = model
         self.call: Callable[..., Any] = model
         self.sharded = sharding == "full" and world() > 1
-        if world() == 1:
-            return
+        if world() > 1:
+            self._spread()
+        if compiled:
+            _require_compiler(next(model.parameters()).device)
+            self.call = torch.compile(self.call)
+
+    def _spread(self) -> None:
+        model = self.model
         sync_batch_norms(model)
         if self.sharded:
             for block in model.encoder.stages():
@@ -86,6 +100,18 @@ class Parallel:
             for block in blocks:
                 block.reshard()
                 block.set_reshard_after_forward(block is not self.model, recurse=False)
+
+
+def _require_compiler(device: torch.device) -> None:
+    """torch.compile writes C++ for CPUs and Triton for GPUs."""
+    if device.type == "cpu":
+        named = os.environ.get("CXX")
+        lacks = not any(map(shutil.which, [named] if named else ["g++", "clang++", "cl"]))
+        what = "a C++ compiler (g++, or the one CXX names)"
+    else:
+        lacks, what = importlib.util.find_spec("triton") is None, "Triton (pip install triton)"
+    if lacks:
+        raise SetrError(f"train.compile: needs {what} on this machine; install it or leave it off")
 
 
 def full_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:

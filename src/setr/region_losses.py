@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr.labels import IGNORE
-from setr.row_blocks import PixelLoss, exact, row_blocks, upsample_sum
+from setr.row_blocks import (
+    Block,
+    BlockLoss,
+    classes_last,
+    differentiated,
+    row_blocks,
+    upsample_sum,
+)
 
 
 @torch.no_grad()
@@ -38,16 +45,23 @@ def hard_target(
         threshold: probability of the true class.
         min_share: 0 to 1.
     """
-    truth = target.long()
-    likely = torch.empty(target.shape, dtype=exact(logits).dtype, device=logits.device)
-    for block in row_blocks(exact(logits), target, size):
-        rows = slice(block.top, block.top + block.wide.shape[2])
-        loss = F.cross_entropy(block.wide, truth[:, rows], ignore_index=IGNORE, reduction="none")
-        likely[:, rows] = torch.exp(-loss)
+    x = classes_last(logits)
+    likely = x.new_empty(target.shape)
+    for block in row_blocks(x, target, size):
+        pixels = (slice(None), block.rows, block.columns)
+        likely[pixels] = torch.exp(-pixel_cross_entropy(block.wide, target[pixels].long()))
     counted = likely[target != IGNORE]
     keep = int(len(counted) * min_share)
     limit = counted.kthvalue(keep).values if keep else counted.new_zeros(())
     return torch.where((likely < threshold) | (likely <= limit), target, IGNORE)
+
+
+def pixel_cross_entropy(wide: Tensor, truth: Tensor) -> Tensor:
+    """Logits (B, r, c, K) and target (B, r, c) -> (B, r, c); 0 where ignored."""
+    loss = F.cross_entropy(
+        wide.flatten(0, 2), truth.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    return loss.view(truth.shape)
 
 
 def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tensor:
@@ -57,12 +71,13 @@ def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tens
     Arguments as `upsample_cross_entropy`.
     """
     K = logits.shape[1]
-    sums = torch.zeros(2, K, dtype=exact(logits).dtype, device=logits.device)  # I, P
+    x = classes_last(logits)
+    sums = x.new_zeros(2, K)  # I, P
     number = _class_counts(target, K).to(sums)
     with torch.no_grad():
-        for block in row_blocks(exact(logits), target, size):
-            hit, mass = _masses(block.wide, target[:, block.top :][:, : block.wide.shape[2]])
-            sums += torch.stack((hit, mass))
+        for block in row_blocks(x, target, size):
+            truth = target[:, block.rows, block.columns].long()
+            sums += torch.stack(_masses(block.wide, truth))
     sums.requires_grad_()
     present = number > 0
     with torch.enable_grad():
@@ -70,7 +85,7 @@ def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tens
         value = (1 - ratios)[present].sum() / present.sum().clamp(min=1)
         slope = torch.autograd.grad(value, sums)[0]
 
-    def linear(wide: Tensor, truth: Tensor, top: int) -> Tensor:
+    def linear(wide: Tensor, truth: Tensor, block: Block) -> Tensor:
         hit, mass = _masses(wide, truth)
         return (hit * slope[0] + mass * slope[1]).sum()
 
@@ -82,13 +97,13 @@ def upsample_lovasz(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Te
 
     Holds one probability per pixel and present class; arguments as `upsample_cross_entropy`.
     """
-    x = exact(logits)
+    x = classes_last(logits)
     present = _class_counts(target, logits.shape[1]).nonzero()[:, 0]
     likely = x.new_empty(len(present), *target.shape)
     with torch.no_grad():
         for block in row_blocks(x, target, size):
-            rows = slice(block.top, block.top + block.wide.shape[2])
-            likely[:, :, rows] = block.wide.softmax(dim=1)[:, present].transpose(0, 1)
+            shares = block.wide.softmax(dim=-1)[..., present]
+            likely[:, :, block.rows, block.columns] = shares.movedim(-1, 0)
     counted = target != IGNORE
     value, slope = x.new_zeros(()), torch.zeros_like(likely)
     for i, k in enumerate(present):
@@ -100,9 +115,9 @@ def upsample_lovasz(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Te
         value += (errors * steps).sum() / len(present)
         slope[i][counted] = torch.where(own, -steps, steps) / len(present)
 
-    def linear(wide: Tensor, truth: Tensor, top: int) -> Tensor:
-        probabilities = wide.softmax(dim=1)[:, present].transpose(0, 1)
-        return (probabilities * slope[:, :, top : top + wide.shape[2]]).sum()
+    def linear(wide: Tensor, truth: Tensor, block: Block) -> Tensor:
+        probabilities = wide.softmax(dim=-1)[..., present].movedim(-1, 0)
+        return (probabilities * slope[:, :, block.rows, block.columns]).sum()
 
     return _carried_back(value, logits, target, size, linear)
 
@@ -116,12 +131,12 @@ def _jaccard_steps(own: Tensor) -> Tensor:
     return torch.diff(jaccard, prepend=jaccard.new_zeros(1))
 
 
-def _masses(wide: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _masses(wide: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """(K,) probability on a class's own pixels, and on all counted pixels."""
-    counted = target != IGNORE
-    probabilities = wide.softmax(dim=1) * counted[:, None]
-    own = F.one_hot(target.where(counted, 0).long(), wide.shape[1]).permute(0, 3, 1, 2)
-    return (probabilities * own).sum(dim=(0, 2, 3)), probabilities.sum(dim=(0, 2, 3))
+    counted = truth != IGNORE
+    probabilities = wide.softmax(dim=-1) * counted[..., None]
+    own = F.one_hot(truth.where(counted, 0), wide.shape[-1])
+    return (probabilities * own).sum(dim=(0, 1, 2)), probabilities.sum(dim=(0, 1, 2))
 
 
 def _class_counts(target: Tensor, num_classes: int) -> Tensor:
@@ -129,8 +144,8 @@ def _class_counts(target: Tensor, num_classes: int) -> Tensor:
 
 
 def _carried_back(
-    value: Tensor, logits: Tensor, target: Tensor, size: tuple[int, int], linear: PixelLoss
+    value: Tensor, logits: Tensor, target: Tensor, size: tuple[int, int], linear: BlockLoss
 ) -> Tensor:
     """`value`, with the gradient of a function that is linear in the probabilities."""
-    slope = upsample_sum(logits, target, size, linear)
+    slope = upsample_sum(logits, target, size, differentiated(linear))
     return value + (slope - slope.detach())

@@ -1,34 +1,59 @@
 """Resized logits in blocks of rows: what every loss of this package is computed on.
 
 Training with five heads and 150 classes at 512x512 would hold gigabytes of resized logits. Here
-blocks of output rows are resized, turned into loss and gradient, and dropped; what stays is the
-gradient at the decoder's own scale. Values and gradients equal `F.interpolate` (bilinear,
-align_corners=False) followed by the plain loss.
+blocks of output pixels are resized, turned into loss and gradient, and dropped; what stays is the
+gradient at the decoder's own scale. Values and gradients equal `F.interpolate` (bilinear) followed
+by the plain loss.
 
-Shapes: B batch, K classes, h x w logits, H x W target.
+Two things make it quicker than calling those functions block by block. Bilinear resizing is a
+product with a narrow matrix along each axis, its gradient the product with the transposed one. And
+classes come last, so that a pixel's softmax reads memory in order and stays in the caches.
+
+Shapes: B batch, K classes, h x w logits, H x W target, r x c pixels of a block.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_BYTES = 4 << 20  # of resized logits at a time; fits the second-level caches
+BLOCK_BYTES = 1 << 20  # of resized logits at a time and thread; fits the second-level caches
+BLOCK_COLUMNS = 64  # on CPUs: a wider block makes the matrix along the columns larger than it saves
+DEVICE_BLOCK_BYTES = 128 << 20  # on other devices, where few large operations are quicker
 
-PixelLoss = Callable[[Tensor, Tensor, int], Tensor]
-"""Logits (B, K, r, W), target (B, r, W) and the first of these r rows -> the sum over the block."""
+BlockLoss = Callable[[Tensor, Tensor, "Block"], Tensor]
+"""Logits (B, r, c, K) and target (B, r, c) of a block -> sum over its pixels."""
+PixelLoss = Callable[[Tensor, Tensor, "Block"], tuple[Tensor, Tensor]]
+"""The same, with the sum's gradient by the logits; `differentiated` makes one of the other."""
 
 
 def upsample_sum(
-    logits: Tensor, target: Tensor, size: tuple[int, int], pixel_loss: PixelLoss
+    logits: Tensor,
+    target: Tensor,
+    size: tuple[int, int],
+    pixel_loss: PixelLoss,
+    *,
+    align_corners: bool = False,
 ) -> Tensor:
     """Sum of a per-pixel loss over the resized logits."""
-    total: Tensor = _UpsampleSum.apply(logits, target, size, pixel_loss)
+    total: Tensor = _UpsampleSum.apply(logits, target, size, pixel_loss, align_corners)
     return total
+
+
+def differentiated(function: BlockLoss) -> PixelLoss:
+    """The value of a function of a block's logits and target, with its gradient by autograd."""
+
+    def pixel_loss(wide: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            value = function(wide.requires_grad_(), truth, block)
+            return value.detach(), torch.autograd.grad(value, wide)[0]
+
+    return pixel_loss
 
 
 class _UpsampleSum(torch.autograd.Function):
@@ -36,66 +61,136 @@ class _UpsampleSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, size: tuple[int, int], pixel_loss: PixelLoss
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        size: tuple[int, int],
+        pixel_loss: PixelLoss,
+        align_corners: bool,
     ) -> Tensor:
-        x = exact(logits)
+        x = classes_last(logits)
         grad = torch.zeros_like(x) if logits.requires_grad else None
-        total = x.new_zeros(())
-        with torch.enable_grad():
-            for block in row_blocks(x, target, size, with_grad=grad is not None):
-                rows = slice(block.top, block.top + block.wide.shape[2])
-                part = pixel_loss(block.wide, target[:, rows].long(), block.top)
-                total += part.detach()
-                if grad is not None:
-                    grad[:, :, block.source] += torch.autograd.grad(part, block.slab)[0]
+        parts = []
+        for block in row_blocks(x, target, size, align_corners=align_corners):
+            truth = target[:, block.rows, block.columns].long()
+            part, slope = pixel_loss(block.wide, truth, block)
+            parts.append(part)
+            if grad is not None:
+                block.add_gradient(grad, slope)
         if grad is not None:
-            ctx.save_for_backward(grad.to(logits.dtype))
-        return total
+            ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(logits.dtype))
+        return torch.stack(parts).sum()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
-        return grad * grad_output.to(grad.dtype), None, None, None
+        # the scale in full: alone, it is too small a number for fp16
+        return (grad.to(grad_output.dtype) * grad_output).to(grad.dtype), None, None, None, None
 
 
-class RowBlock(NamedTuple):
-    """Output rows from `top` on, and the source rows they come from."""
+@dataclass(frozen=True)
+class Block:
+    """Output pixels and what they were resized from.
 
-    top: int
-    source: slice
-    slab: Tensor
+    Attributes:
+        rows: of the output.
+        columns: of the output.
+        wide: (B, r, c, K) resized logits.
+    """
+
+    rows: slice
+    columns: slice
     wide: Tensor
+    _source: tuple[slice, slice]
+    _weights: tuple[Tensor, Tensor]
+
+    def add_gradient(self, grad: Tensor, slope: Tensor) -> None:
+        """Add a gradient by `wide` to the gradient (B, h, w, K) by the logits."""
+        with exact_products(grad):
+            narrow = _columns(self._weights[1].T, slope)
+            grad[:, self._source[0], self._source[1]] += _rows(self._weights[0].T, narrow)
 
 
 def row_blocks(
-    x: Tensor, target: Tensor, size: tuple[int, int], *, with_grad: bool = False
-) -> Iterator[RowBlock]:
-    """Resized logits (B, K, r, W) in blocks of as many rows as fit `BLOCK_BYTES`."""
-    B, K, h, _ = x.shape
+    x: Tensor, target: Tensor, size: tuple[int, int], *, align_corners: bool = False
+) -> Iterator[Block]:
+    """Logits (B, h, w, K) resized to `size`, in blocks that cover the target."""
+    B, h, w, K = x.shape
     H, W = target.shape[-2:]
-    rows = max(1, BLOCK_BYTES // (B * K * size[1] * x.element_size()))
-    for top in range(0, H, rows):
-        y = source_rows(top, min(top + rows, H), h, size[0], x)
-        first, last = int(y[0].min()), int(y[1].max()) + 1
-        slab = x[:, :, first:last].requires_grad_(with_grad)
-        mixed = torch.lerp(
-            slab[:, :, y[0].long() - first], slab[:, :, y[1].long() - first], y[2][:, None]
+    on_cpu = x.device.type == "cpu"
+    limit = BLOCK_BYTES * torch.get_num_threads() if on_cpu else DEVICE_BLOCK_BYTES
+    c = min(W, BLOCK_COLUMNS) if on_cpu else W
+    r = min(H, max(1, limit // (B * c * K * x.element_size())))
+    across = [
+        (
+            slice(left, min(left + c, W)),
+            *_axis(left, min(left + c, W), w, size[1], x, align_corners),
         )
-        wide = F.interpolate(
-            mixed, size=(mixed.shape[2], size[1]), mode="bilinear", align_corners=False
-        )
-        yield RowBlock(top, slice(first, last), slab, wide[..., :W])
+        for left in range(0, W, c)
+    ]
+    for top in range(0, H, r):
+        rows = slice(top, min(top + r, H))
+        y, down = _axis(rows.start, rows.stop, h, size[0], x, align_corners)
+        for columns, z, along in across:
+            with exact_products(x):
+                wide = _columns(along, _rows(down, x[:, y, z]))
+            yield Block(rows, columns, wide, (y, z), (down, along))
 
 
-def exact(logits: Tensor) -> Tensor:
-    """Detached logits in fp32; fp64 stays."""
-    x = logits.detach()
-    return x if x.dtype == torch.float64 else x.float()
+def classes_last(logits: Tensor) -> Tensor:
+    """Detached logits (B, K, h, w) as (B, h, w, K) in fp32; fp64 stays."""
+    x = logits.detach().permute(0, 2, 3, 1)
+    return (x if x.dtype == torch.float64 else x.float()).contiguous()
 
 
-def source_rows(top: int, bottom: int, h: int, H: int, like: Tensor) -> tuple[Tensor, ...]:
+@contextlib.contextmanager
+def exact_products(like: Tensor) -> Iterator[None]:
+    """Matrix products inside are fp32, whatever autocast and the matmul precision are set to."""
+    precision = torch.get_float32_matmul_precision()
+    with torch.autocast(like.device.type, enabled=False):
+        if precision == "highest":
+            yield
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
+def _rows(weights: Tensor, x: Tensor) -> Tensor:
+    """Weights (m, n) along the rows of x: (B, n, c, K) -> (B, m, c, K)."""
+    B, _, c, K = x.shape
+    return torch.matmul(weights, x.flatten(2)).view(B, -1, c, K)
+
+
+def _columns(weights: Tensor, x: Tensor) -> Tensor:
+    """Weights (m, n) along the columns of x: (B, r, n, K) -> (B, r, m, K)."""
+    return torch.matmul(weights, x)
+
+
+def _axis(
+    first: int, last: int, n: int, N: int, like: Tensor, align_corners: bool
+) -> tuple[slice, Tensor]:
+    """The inputs that outputs first .. last-1 of an axis need, and their weights (outputs, inputs).
+
+    The axis is resized from n to N.
+    """
+    lower, upper, share = source_rows(first, last, n, N, like, align_corners=align_corners)
+    start = int(lower.min())
+    weights = like.new_zeros(last - first, int(upper.max()) + 1 - start)
+    number = torch.arange(last - first, device=like.device)
+    weights[number, lower.long() - start] = 1 - share
+    weights[number, upper.long() - start] += share
+    return slice(start, start + weights.shape[1]), weights
+
+
+def source_rows(
+    top: int, bottom: int, h: int, H: int, like: Tensor, *, align_corners: bool = False
+) -> tuple[Tensor, ...]:
     """Bilinear source rows of output rows top..bottom: lower index, upper index, upper share."""
-    centre = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (h / H) - 0.5
+    rows = torch.arange(top, bottom, dtype=torch.float64)
+    centre = rows * ((h - 1) / max(1, H - 1)) if align_corners else (rows + 0.5) * (h / H) - 0.5
     centre = centre.clamp(0, h - 1)
     lower = centre.floor()
     upper = (lower + 1).clamp(max=h - 1)

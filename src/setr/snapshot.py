@@ -49,8 +49,9 @@ def restore(
             saved.setdefault(parameter_name, []).append(key)
     for name, parameter in model.named_parameters():
         for key in saved.get(name, ()):
-            # moments are shaped as their parameter; a step count is one number on the CPU
+            # moments are shaped as their parameter; a step count is one number, where it is counted
             alike = state.shape(f"optimizer/{name}/{key}") == list(parameter.shape)
-            value = torch.zeros_like(parameter) if alike else torch.zeros(())
+            counts = parameter.device if optimizer.defaults.get("fused") else None
+            value = torch.zeros_like(parameter) if alike else torch.zeros((), device=counts)
             state.read(f"optimizer/{name}/{key}", value)
             optimizer.state[parameter][key] = value.detach()

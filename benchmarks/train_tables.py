@@ -1,0 +1,126 @@
+"""Tables and plot of `train_step.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+def markdown(record: dict[str, Any]) -> dict[str, str]:
+    """The tables of docs/performance.md by the kind of their cases, and the machine."""
+    machine = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    texts = {"machine": f"{machine}; {record['repeats']} steps x {record['rounds']} rounds\n"}
+    for kind, table in TABLES.items():
+        rows = [r for r in record["rows"] if r["kind"] == kind and "failed" not in r]
+        if rows:
+            texts[kind] = table(rows)
+    return texts
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """A document with what stands between `<!-- KIND -->` and `<!-- end -->` replaced."""
+    for kind, table in tables.items():
+        before, mark, rest = text.partition(f"<!-- {kind} -->\n")
+        if mark:
+            text = f"{before}{mark}{table}<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    return text
+
+
+def step_table(rows: Rows) -> str:
+    """Ours beside the peer's step in fp32."""
+    peers = {
+        row["decoder"]: row for row in rows if (row["who"], row["precision"]) == ("mmseg", "fp32")
+    }
+    lines = []
+    for row in rows:
+        peer = peers.get(row["decoder"])
+        faster = f"{peer['median'] / row['median']:.2f}" if peer else ""
+        share = f"{row['peak_mb'] / peer['peak_mb']:.2f}" if peer else ""
+        what = [row["decoder"], row["who"], row["precision"]]
+        lines.append([*what, f"{row['median']:.2f}", floor(row), row["peak_mb"], faster, share])
+    head = ("decoder", "who", "precision", "s", "floor s", "peak MB")
+    return grid([*head, "times faster than the peer's fp32", "of its memory"], lines)
+
+
+def parts_table(rows: Rows) -> str:
+    """One table for each decoder and precision."""
+    texts = []
+    for row in rows:
+        rate = row["flops_per_second"]
+        everything = {
+            key: sum(part[key] for part in row["parts"].values()) for key in ("seconds", "flops")
+        }
+        lines = [
+            [name, f"{part['seconds']:.2f}", f"{part['flops'] / 1e9:.0f}",
+             f"{part['flops'] / rate:.2f}"]
+            for name, part in [*row["parts"].items(), ("all", everything)]
+        ]  # fmt: skip
+        texts.append(f"{row['decoder']}, {row['precision']}, {rate / 1e9:.0f} GFLOP/s measured:\n")
+        texts.append(grid(["part", "s", "GFLOP", "floor s"], lines))
+    return "\n".join(texts)
+
+
+def growth_table(rows: Rows) -> str:
+    """Time and memory over image side, batch and classes."""
+    names = ("decoder", "side", "batch", "classes")
+    lines = [[*(r[n] for n in names), f"{r['median']:.2f}", r["peak_mb"]] for r in rows]
+    return grid([*names, "s", "peak MB"], lines)
+
+
+def memory_table(rows: Rows) -> str:
+    """Peak memory of the loss alone."""
+    found = {(r["side"], r["loss"]): r["peak_mb"] for r in rows}
+    sides = sorted({r["side"] for r in rows})
+    lines = [[side, *(found.get((side, loss), "") for loss in ("fused", "plain"))]
+             for side in sides]  # fmt: skip
+    return grid(["image side", "fused, MB", "plain, MB"], lines)
+
+
+def gpu_table(rows: Rows) -> str:
+    """MFU: operations of the model, per second, over the measured rate of a matrix product."""
+    lines = []
+    for r in rows:
+        used = r["flops"] / r["median"] / r["flops_per_second"] if r["flops"] else None
+        what = [r[name] for name in ("who", "size", "side", "batch", "loss", "compile")]
+        speed = [f"{1000 * r['median']:.1f}", f"{r['batch'] / r['median']:.1f}"]
+        lines.append([*what, *speed, r["peak_mb"], "" if used is None else f"{100 * used:.0f}"])
+    head = ("who", "size", "side", "batch", "loss", "compiled", "ms", "images/s", "peak MB")
+    return grid([*head, "MFU %"], lines)
+
+
+TABLES: dict[str, Callable[[Rows], str]] = {
+    "step": step_table,
+    "parts": parts_table,
+    "growth": growth_table,
+    "memory": memory_table,
+    "gpu": gpu_table,
+}
+
+
+def floor(row: dict[str, Any]) -> str:
+    """Seconds its operations take at the measured rate; empty where they were not counted."""
+    return f"{row['flops'] / row['flops_per_second']:.2f}" if row["flops"] else ""
+
+
+def grid(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows) + "\n"
+
+
+def plot(rows: Rows) -> str:
+    """Peak memory of the loss over the image's side, as SVG."""
+    from setr.charts import line_chart
+
+    names = {"fused": "fused loss", "plain": "interpolate, then cross-entropy"}
+    curves = {
+        name: [
+            (r["side"], r["peak_mb"])
+            for r in rows
+            if r["kind"] == "memory" and r["loss"] == loss and "failed" not in r
+        ]
+        for loss, name in names.items()
+    }
+    return line_chart(curves, "image side in pixels", "peak memory of loss and gradient in MB")

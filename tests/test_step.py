@@ -1,0 +1,191 @@
+"""The optimiser step: fp16 with a loss scaler, torch.compile, fused updates, and bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import setr.engine as engine
+import setr.optim as optim
+from setr.config import Config, OptimConfig
+from setr.engine import train
+from setr.errors import USAGE, SetrError
+from setr.images import encode_png
+from setr.loss_scale import MAX_SKIPPED, LossScaler
+from setr.optim import build_optimizer
+from setr.parallel import Parallel
+from tests.conftest import tiny_config, tiny_model, write_scene_folders
+from tests.test_engine import final_state, with_train
+
+CPU = torch.device("cpu")
+
+
+def on_folder(config: Config, data: Path) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(data)))
+
+
+def log_lines(config: Config) -> list[dict]:
+    text = (Path(config.out) / "log.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+
+
+def stopped_and_resumed(config: Config, monkeypatch, at: int) -> None:
+    """Train to step `at`, stop, continue to the end."""
+    original = engine._Run.train_step
+
+    def stopping(self, images, masks):
+        parts = original(self, images, masks)
+        self.stop = self.step + 1 == at
+        return parts
+
+    monkeypatch.setattr(engine._Run, "train_step", stopping)
+    with pytest.raises(SetrError, match="--resume"):
+        train(config)
+    monkeypatch.setattr(engine._Run, "train_step", original)
+    train(config, resume=True)
+
+
+def assert_same_weights(a: Config, b: Config) -> None:
+    first, second = final_state(Path(a.out)), final_state(Path(b.out))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- fp16 -----------------------------------------------------------------------------------------
+
+
+def one_weight() -> tuple[nn.Parameter, torch.optim.Optimizer]:
+    weight = nn.Parameter(torch.ones(1))
+    return weight, torch.optim.SGD([weight], lr=0.25)
+
+
+def test_a_scaled_step_is_the_plain_step():
+    weight, optimizer = one_weight()
+    scaler = LossScaler(CPU, enabled=True)
+    scaler.scale(2 * weight.sum()).backward()
+    assert weight.grad.item() == 2 * 2.0**16
+    scaler.unscale(optimizer)
+    assert weight.grad.item() == 2
+    assert scaler.step(optimizer)
+    assert weight.item() == 0.5
+    assert scaler.figures() == {"skipped": 0}
+
+
+def test_overflow_is_left_out_counted_and_ends_in_one_line():
+    weight, optimizer = one_weight()
+    scaler = LossScaler(CPU, enabled=True)
+
+    def overflowing_step() -> bool:
+        weight.grad = torch.full((1,), float("inf"))
+        scaler.scale(weight.sum())
+        scaler.unscale(optimizer)
+        return scaler.step(optimizer)
+
+    for count in range(1, MAX_SKIPPED):
+        assert not overflowing_step()
+        assert scaler.figures() == {"skipped": count}
+        assert weight.item() == 1
+    with pytest.raises(SetrError, match=f"{MAX_SKIPPED} steps in a row .* fp16 cannot hold"):
+        overflowing_step()
+
+
+def test_fp16_trains_and_resumes_exactly(tmp_path, monkeypatch):
+    """On a GPU without bf16; here the CPU takes its part."""
+    monkeypatch.setattr(engine, "autocast_dtype", lambda precision, device: torch.float16)
+    monkeypatch.setattr(engine, "evaluate_split", lambda *_, **__: {"miou": 0.5})
+    whole, parts = (tiny_config(tmp_path / name, accumulate=2) for name in ("whole", "parts"))
+    train(whole)
+    assert [line["skipped"] for line in log_lines(whole)] == [0, 0, 0, 0]
+    stopped_and_resumed(parts, monkeypatch, at=2)
+    assert_same_weights(whole, parts)
+
+
+# --- torch.compile and fused updates --------------------------------------------------------------
+
+
+def test_a_compiled_run_resumes_exactly(tmp_path, monkeypatch):
+    """Traced and differentiated ahead of time, without the minutes that code generation takes."""
+    compile_ = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(engine, "evaluate_split", lambda *_, **__: {"miou": 0.5})
+    whole, parts = (
+        tiny_config(tmp_path / name, compile=True, steps=3) for name in ("whole", "parts")
+    )
+    train(whole)
+    stopped_and_resumed(parts, monkeypatch, at=1)
+    assert_same_weights(whole, parts)
+    plain = tiny_config(tmp_path / "plain", steps=3)
+    train(plain)
+    losses = [[line["loss"] for line in log_lines(config)] for config in (whole, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_compile_without_a_compiler_is_one_line(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SetrError, match=r"train\.compile: needs a C\+\+ compiler"):
+        Parallel(tiny_model(), "none", compiled=True)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_updates_equal_plain_ones(name, monkeypatch):
+    states = []
+    for fused in (True, False):
+        monkeypatch.setattr(optim, "FUSED", fused)
+        torch.manual_seed(0)
+        model = tiny_model("naive")
+        optimizer = build_optimizer(model, OptimConfig(name=name, weight_decay=0.1))
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        states.append(model.state_dict())
+    torch.testing.assert_close(states[0], states[1])
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_a_non_finite_loss_names_step_rate_and_files(tmp_path):
+    data = write_scene_folders(tmp_path / "data", {"train": 3, "val": 1})
+    config = on_folder(tiny_config(tmp_path / "run", steps=9), data)
+    wild = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e30))
+    with pytest.raises(SetrError, match=r"at step \d with lr 1?\d*\.?\d*e\+\d\d") as caught:
+        train(wild)
+    assert str(caught.value).count(".png") == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_without_a_counted_pixel_is_named_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "evaluate_split", lambda *_, **__: {"miou": 0.5})
+    data = write_scene_folders(tmp_path / "data", {"train": 2, "val": 1})
+    for path in (data / "labels" / "train").glob("*.png"):
+        path.write_bytes(encode_png(np.full((48, 48), 255, np.uint8)))
+    config = on_folder(tiny_config(tmp_path / "run", steps=2), data)
+    train(config)
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "no counted pixel" in x]
+    assert line.startswith("warning: step 1 ")
+    assert "scene_000.png" in line
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(tmp_path):
+    with pytest.raises(SetrError, match=r"train\.batch_size 13: .* has 12 pairs") as caught:
+        train(tiny_config(tmp_path / "run", batch_size=13))
+    assert caught.value.code == USAGE
+
+
+def test_a_precision_the_hardware_lacks_is_refused(config):
+    with pytest.raises(SetrError, match=r"precision fp16: CPUs train in bf16 or fp32"):
+        train(with_train(config, precision="fp16"))
+
+
+def test_accumulation_must_divide_the_batch(config):
+    with pytest.raises(SetrError, match=r"train\.accumulate 2: must divide train\.batch_size 3"):
+        with_train(config, batch_size=3, accumulate=2)
