@@ -1,7 +1,7 @@
 """SETR-PUP by mmsegmentation 1.2.2 with its own recipe, on the same images, steps and crop as ours.
 
     PEER/bin/python benchmarks/camvid/rival_mmseg.py --data CAMVID --out runs/mmseg \
-        --weights dinov2_vits14.safetensors --steps 2000 --batch-size 8 --short-side 546 \
+        --weights dinov2_vits14.safetensors --steps 1500 --batch-size 8 --short-side 546 \
         --crop 378 504 --multi-scale
 
 The recipe is `setr_vit-l_pup_8xb1-80k_cityscapes-768x768`: SGD 0.01, heads ten times faster,
