@@ -9,8 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 import setr
+from setr.build import build_model
+from setr.cli import parse
+from setr.commands.train import Arguments
+from setr.config import Config
+from setr.recipes import recipe
 
 BENCH = Path(__file__).resolve().parents[1] / "benchmarks" / "camvid"
 SOURCE = Path(setr.__file__).parents[1]
@@ -83,3 +90,59 @@ def test_pretrained_rows_ask_for_their_weights(tmp_path):
     told = bench("main", "--data", tmp_path, "--runs", tmp_path / "r", "--results",
                  tmp_path / "r.json", code=1)  # fmt: skip
     assert "naive: starts from pretrained weights; give --weights FILE" in told
+
+
+def test_every_row_is_a_valid_run_of_its_recipe(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    from manifest import TABLES
+    from runner import plain
+
+    names = [row.name for rows in TABLES.values() for row in rows]
+    assert len(names) == len(set(names))
+    for row in (row for rows in TABLES.values() for row in rows):
+        values = yaml.safe_load(recipe(row.recipe).to_yaml())
+        for name, value in plain(row.settings).items():
+            section, key = name.split(".")
+            values[section][key] = value
+        config = Config.from_yaml(yaml.safe_dump(values), source=row.name)
+        assert config.data.val_split == "val"  # nothing is chosen on test
+        assert "test" not in config.data.train_split
+        assert row.against is None or row.against in names
+        if {"model.name", "model.taps", "model.patch_stride", "model.lora_rank"} & set(
+            row.settings
+        ):
+            with torch.device("meta"):
+                build_model(config, 11)
+
+
+def test_settings_reach_the_command_line(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    from runner import as_arguments
+
+    settings = {
+        "model.freeze": -1,
+        "model.aux": False,
+        "model.taps": (9, 12),
+        "data.crop_size": (252, 336),
+        "data.short_side": None,
+        "data.photometric": True,
+    }
+    given = parse(Arguments, as_arguments(settings), "train").config
+    assert (given.model.freeze, given.model.aux, given.model.taps) == (-1, False, (9, 12))
+    assert (given.data.crop_size, given.data.short_side) == ((252, 336), None)
+    assert given.data.photometric
+
+
+def test_the_final_model_takes_what_helped_on_val_one_of_each_kind(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    from manifest import combined
+
+    gains = {"decay": 1.0, "ema": 0.2, "input546": 2.0, "stride8": 3.0, "drop": -1.0, "rare": 0.6}
+    settings = combined(gains, noise=0.4)
+    assert settings["optim.layer_decay"] == 0.75
+    assert settings["model.patch_stride"] == 8
+    assert settings["data.short_side"] is None
+    assert settings["train.ema"] == 0.0
+    assert settings["data.rare_class_crops"] == 0.5
+    assert combined(gains, noise=0.7)["optim.layer_decay"] == 0.75
+    assert "data.rare_class_crops" not in combined(gains, noise=0.7)

@@ -78,7 +78,12 @@ def make(bench: Bench, table: str, only: list[str] | None) -> None:
 
 
 def with_best(store: Store) -> dict[str, list[Row]]:
-    """The tables, with the rows that the finished switches lead to."""
+    """The tables, with the rows that the finished switches lead to.
+
+    Once such a run is recorded its settings stay, whatever further seeds of the switches say.
+    """
+    if record := store.runs.get("best-s0"):
+        return {**TABLES, "main": [*TABLES["main"], *best_rows(record["settings"])]}
     plain, *switched = TABLES["steps"]
     base = store.score(plain, "val")
     gains = {

@@ -62,8 +62,7 @@ def schedule(steps: int) -> dict[str, Any]:
 
 
 JOINED = {"data.train_split": "train+val", "train.eval_every": 0}
-"""Trained on both splits; the figure on val is then one of training, and nothing is chosen by it:
-the weights after the last step are kept."""
+"""Trained on both splits; nothing is chosen: the weights after the last step are kept."""
 
 # --- main result ----------------------------------------------------------------------------------
 
@@ -146,17 +145,22 @@ def _steps() -> list[Row]:
     return rows
 
 
+MIN_GAIN = 0.3
+"""Points of mIoU on the validation clip below which a gain counts for none."""
+
+
 def combined(gains: dict[str, float], noise: float) -> dict[str, Any]:
     """Settings of all switches that helped on the validation clip, at the long schedule.
 
     Args:
         gains: mIoU on val over the plain row, in points, by switch.
-        noise: standard deviation over the plain row's seeds; smaller gains do not count.
+        noise: standard deviation over the plain row's seeds; gains up to it do not count.
     """
+    least = max(noise, MIN_GAIN)
     best: dict[str, str] = {}
     for key, gain in gains.items():
         place = SWITCHES[key][1] or key
-        if gain > noise and gain > gains.get(best.get(place, ""), 0.0):
+        if gain > least and gain > gains.get(best.get(place, ""), 0.0):
             best[place] = key
     settings = dict(PLAIN)
     for key in SWITCHES:

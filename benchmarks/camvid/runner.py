@@ -128,6 +128,7 @@ class Bench:
             self._setr([*command, *(["--multi-scale"] if row.multi_scale else [])], folder)
         figures = read(tested)
         source = trained["provenance"]
+        joined = "val" in setting(row, "data.train_split").split("+")  # a figure of training
         return {
             **self._common(row, seed),
             "command": self._command(row, seed),
@@ -137,14 +138,14 @@ class Bench:
             "train_seconds": round(trained["seconds"], 1),
             "seconds_per_step": seconds_per_step(folder / "log.jsonl"),
             "peak_mb": round(peak),
-            "val": {"single_scale": brief(trained["single_scale"])},
+            "val": {} if joined else {"single_scale": brief(trained["single_scale"])},
             "test": {protocol: brief(found) for protocol, found in figures.items()},
         }
 
     def _train(self, row: Row, seed: int, folder: Path) -> float:
         """Train, or continue, up to `metrics.json`; returns the peak memory in MB."""
         peak = folder / "peak.json"
-        if (folder / "metrics.json").is_file():
+        if (folder / "metrics.json").is_file() and peak.is_file():
             return float(read(peak)["mb"])
         states = list((folder / "last").glob("step-*/state.json"))
         arguments = ["train", row.recipe, "--out", str(folder), *self._options(row, seed)]
@@ -160,10 +161,13 @@ class Bench:
     def _options(self, row: Row, seed: int) -> list[str]:
         options = ["--data.root", str(self.data), "--train.seed", str(seed)]
         if row.weights:
-            if self.weights is None:
-                raise SystemExit(f"{row.name}: starts from pretrained weights; give --weights FILE")
-            options += ["--model.pretrained", str(self.weights)]
+            options += ["--model.pretrained", self._weights(row)]
         return options + as_arguments(row.settings)
+
+    def _weights(self, row: Row) -> str:
+        if self.weights is None:
+            raise SystemExit(f"{row.name}: starts from pretrained weights; give --weights FILE")
+        return str(self.weights)
 
     def _command(self, row: Row, seed: int) -> str:
         """The run as a user would type it."""
@@ -212,10 +216,11 @@ class Bench:
     def _rival_command(self, row: Row, seed: int, folder: Path) -> list[str]:
         if self.peer is None:
             raise SystemExit(f"{row.name}: give the rival's interpreter, --peer-python PYTHON")
+        start = self._weights(row) if row.weights else None
+        if row.trainer == "segformer" and not self.tiny:
+            start = self.rival_weights
         places = ["--data", str(self.data), "--out", str(folder)]
-        start = str(self.weights) if row.trainer == "mmseg" and row.weights else self.rival_weights
-        if row.trainer == "segformer" or row.weights:
-            places += ["--weights", start] if start and not self.tiny else []
+        places += ["--weights", start] if start else []
         script = str(HERE / RIVALS[row.trainer])
         return [self.peer, script, *places, *self._rival_options(row, seed)]
 
