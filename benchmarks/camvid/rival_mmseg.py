@@ -35,6 +35,10 @@ def import_mmseg() -> None:
         import mmcv.ops  # noqa: F401
     except ImportError:
         sys.modules["mmcv.ops"] = NoOps("mmcv.ops")
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:  # a build for another torch; mmengine asks for its version and no more
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
     sys.modules["timm"] = None  # type: ignore[assignment]  # optional there, and unused here
     from mmseg.utils import register_all_modules
 
