@@ -280,6 +280,16 @@ def test_classes_are_never_guessed(folder):
     assert "no such file or folder" in fails(folder / "gone", code=USAGE)
 
 
+def test_splits_are_joined_by_name(folder_data):
+    joined = open_dataset(str(folder_data), "train+val")
+    parts = [open_dataset(str(folder_data), split) for split in ("train", "val")]
+    names = [pair.image for part in parts for pair in part.pairs]
+    assert len(joined) == 9
+    assert [pair.image for pair in joined.pairs] == names
+    with pytest.raises(SetrError, match="tets"):
+        open_dataset(str(folder_data), "train+tets")
+
+
 def test_a_split_that_does_not_exist(folder):
     with pytest.raises(NoSplitError, match="no split 'test'"):
         open_dataset(str(folder), "test")

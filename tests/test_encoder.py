@@ -85,6 +85,43 @@ def test_dropped_prefix_tokens_leave_patches_only():
     assert tokens.shape[1] == 16
 
 
+# --- overlapping patches --------------------------------------------------------------------------
+
+
+def test_overlapping_patches_are_the_plain_ones_at_finer_places():
+    plain, fine = tiny_vit(), tiny_vit(patch_stride=8)
+    images = torch.randn(1, 3, 64, 96)
+    tokens = fine.vit.patch_embed(images)  # (B, h, w, C); token i covers pixels 8i - 4 to 8i + 12
+    assert tokens.shape[1:3] == (8, 12)
+    shifted = plain.vit.patch_embed(F.pad(images, (4, 12, 4, 12)))
+    torch.testing.assert_close(tokens[:, ::2, ::2], shifted[:, :4, :6])
+    assert [tuple(m.shape) for m in fine(images[..., :50, :70])] == [(1, 64, 7, 9)] * 2
+
+
+def test_a_stride_of_the_patch_changes_nothing_and_weights_fit_any_stride():
+    plain, same, fine = tiny_vit(), tiny_vit(patch_stride=16), tiny_vit(patch_stride=10)
+    images = torch.randn(1, 3, 50, 70)
+    assert all(map(torch.equal, plain(images), same(images)))
+    fine.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
+def test_overlapping_patches_of_other_families(name):
+    encoder = Encoder(name, taps=(1, 2), patch_stride=8, depth=2, img_size=112)
+    maps = encoder(torch.zeros(1, 3, 64, 80))
+    assert [tuple(m.shape[-2:]) for m in maps] == [(8, 10)] * 2
+
+
+def test_strides_that_are_refused():
+    for stride in (7, 18, 0):
+        with pytest.raises(SetrError, match=r"patches of 16 px; give 16, 14, 12, 10, 8 or"):
+            tiny_vit(patch_stride=stride)
+    with pytest.raises(SetrError, match="ResNet in place of patches"):
+        create_model("hybrid_base", num_classes=2, patch_stride=8)
+    with pytest.raises(SetrError, match="patch_stride: resnet101c has none of them"):
+        create_model("fcn_r101", num_classes=2, patch_stride=8)
+
+
 # --- the block (paper eq. 1 to 3) -----------------------------------------------------------------
 
 

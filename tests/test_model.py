@@ -174,6 +174,16 @@ def test_squeezing_odd_sizes_is_the_named_defect():
     assert not torch.allclose(crop(odd), squeeze(odd))
 
 
+def test_other_taps_take_their_auxiliary_heads_along():
+    mla = tiny_model("mla", taps=(2,), aux_taps=(2,))
+    assert create_model("setr_mla_nano", num_classes=2, taps=(3, 6)).arguments["aux_taps"] == (3, 6)
+    assert create_model("setr_naive_nano", num_classes=2, taps=(3, 6)).encoder.taps == (3, 6)
+    assert create_model("setr_naive_nano", num_classes=2, taps=(3, 6)).arguments["aux_taps"] == (3,)
+    assert mla.encoder.taps == (2,)
+    with pytest.raises(SetrError, match="fixed width and stages"):
+        create_model("fcn_r101", num_classes=2, taps=(3, 4))
+
+
 def test_auxiliary_heads_can_be_left_out():
     assert not tiny_model("pup", aux_taps=()).aux_heads
     with torch.device("meta"):
@@ -222,7 +232,7 @@ def test_refusals():
         tiny_model("pup", aux_taps=(7,))
     with pytest.raises(SetrError, match="fcn_r101 has a fixed width"):
         create_model("fcn_r101", num_classes=2, channels=64)
-    with pytest.raises(SetrError, match="pos_interp, prefix_tokens: resnet101c has neither"):
+    with pytest.raises(SetrError, match="patch_stride: resnet101c has none of them"):
         create_model("fcn_r101", num_classes=2, pos_interp="bilinear")
     with pytest.raises(SetrError, match="is not a timm ResNet"):
         SETR(encoder="vit_tiny_patch16_384", decoder="fcn", num_classes=2, taps=(4,))

@@ -31,8 +31,10 @@ def build_model(config: Config, num_classes: int) -> SETR:
         encoder=settings.encoder,
         aux=settings.aux,
         channels=settings.channels,
+        taps=settings.taps,
         pos_interp=settings.pos_interp,
         prefix_tokens=settings.prefix_tokens,
+        patch_stride=settings.patch_stride,
         encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
     )
     if settings.pretrained:

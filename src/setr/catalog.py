@@ -71,12 +71,15 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
     """
     quarters = tuple(sorted({max(1, round(depth * i / 4)) for i in (1, 2, 3, 4)}))
     late = {24: (10, 15, 20, 24), 12: (5, 8, 10, 12)}.get(depth, quarters)
-    if decoder == "mla":
-        return quarters, quarters
-    if decoder == "pup":
-        return late, late
-    taps = (10, 15, 20, 24) if depth == 24 else quarters
-    return taps, taps[:-1]
+    taps = quarters
+    if decoder == "pup" or (decoder == "naive" and depth == 24):
+        taps = late
+    return taps, _aux_taps(decoder, taps)
+
+
+def _aux_taps(decoder: str, taps: tuple[int, ...]) -> tuple[int, ...]:
+    """Every tap has an auxiliary head; Naive's last one, which its decoder reads, has none."""
+    return taps[:-1] if decoder == "naive" else taps
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -89,6 +92,7 @@ def model_settings(
     *,
     encoder: str | None = None,
     channels: int | None = None,
+    taps: tuple[int, ...] | None = None,
     encoder_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keywords of `SETR` for a named model.
@@ -97,6 +101,7 @@ def model_settings(
         name: one of `list_models()`.
         encoder: timm id in place of the name's own.
         channels: width of the heads' convolutions; 256 in the paper.
+        taps: blocks the heads read, from 1; auxiliary heads follow them.
         encoder_args: further keywords of the encoder; a `depth` moves the taps.
 
     Raises:
@@ -104,9 +109,11 @@ def model_settings(
     """
     if name in _TRANSFORMERS:
         settings = _transformer_settings(name, encoder, channels, encoder_args)
+        if taps:
+            settings["taps"], settings["aux_taps"] = taps, _aux_taps(settings["decoder"], taps)
     elif name in _BASELINES:
-        if channels:
-            raise SetrError(f"channels {channels}: {name} has a fixed width; leave it out")
+        if channels or taps:
+            raise SetrError(f"channels, taps: {name} has a fixed width and stages; leave them out")
         settings = dict(_BASELINES[name])
     else:
         near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)

@@ -38,6 +38,10 @@ class ModelConfig:
     """Width of the heads' convolutions; 256 in the paper."""
     img_size: int | None = None
     """Side in pixels the position grid is made for; the encoder's own by default."""
+    taps: tuple[int, ...] | None = None
+    """Blocks the heads read, counted from 1; the paper's by default."""
+    patch_stride: int | None = None
+    """Pixels from one token to the next; below the patch size patches overlap."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block, 0 to 1."""
     aux: bool = True
@@ -300,6 +304,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         value = float(value) if hint is float and type(value) is int else value
         ok = type(value) is hint
     elif isinstance(value, tuple):
+        if options[-1] is Ellipsis:
+            options = options[:1] * len(value)
         value = tuple(float(v) if o is float else v for o, v in zip(options, value, strict=False))
         ok = tuple(map(type, value)) == options
     else:

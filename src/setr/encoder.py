@@ -29,7 +29,7 @@ class Backbone(nn.Module):
 
     Attributes:
         widths: channels of each map `forward` returns.
-        patch_size: image sides are padded to multiples of this many pixels.
+        patch_size: pixels per token; image sides are padded to multiples of it.
     """
 
     widths: list[int]
@@ -101,6 +101,9 @@ class Encoder(Backbone):
         prefix_tokens: `keep` class, distillation and register tokens through the blocks, or `drop`
             them after the position embedding (both public SETR-MLA implementations do). Decoders
             never see them either way.
+        patch_stride: pixels from one token to the next; None, the patch size, as in the paper. A
+            smaller one lets patches overlap: a finer map from the same weights, at a cost that
+            grows with the fourth power (Amir et al. 2021, section 3.1).
         timm_args: further keywords of `timm.create_model`, for example `depth` or `drop_path_rate`.
 
     Raises:
@@ -118,6 +121,7 @@ class Encoder(Backbone):
         img_size: int | tuple[int, int] | None = None,
         pos_interp: PosInterp = "bicubic",
         prefix_tokens: PrefixTokens = "keep",
+        patch_stride: int | None = None,
         **timm_args: Any,
     ) -> None:
         super().__init__()
@@ -133,6 +137,8 @@ class Encoder(Backbone):
         )
         for block in self.vit.blocks:
             speed_up(block)
+        if patch_stride is not None:
+            _overlap_patches(self.vit, name, patch_stride)
         self.patch_size = self.vit.patch_embed.feat_ratio()
         self.channels: int = self.vit.embed_dim
         self.widths = [self.channels] * len(taps)
@@ -262,6 +268,26 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
     if getattr(vit, "attn_pool", None) is not None:
         vit.attn_pool = None  # SigLIP's pooling head: maps never pass it, so it gets no gradient
     return vit
+
+
+def _overlap_patches(vit: Any, name: str, stride: int) -> None:
+    """Lay a timm ViT's patches `stride` pixels apart, each centred on its cell of that grid.
+
+    Position embeddings keep the grid they were made for and are resampled at run time.
+    """
+    embed = vit.patch_embed
+    size = embed.proj.kernel_size[0]
+    if hasattr(embed, "backbone"):
+        raise SetrError(f"patch_stride {stride}: {name} has a ResNet in place of patches")
+    if not 0 < stride <= size or (size - stride) % 2:
+        raise SetrError(
+            f"patch_stride {stride}: {name} has patches of {size} px; give "
+            f"{', '.join(str(s) for s in range(size, 0, -2) if s >= size / 2)} or another "
+            "that is smaller by an even number, so that patches stay centred"
+        )
+    embed.proj.stride = (stride, stride)
+    embed.proj.padding = ((size - stride) // 2,) * 2
+    embed.patch_size = (stride, stride)  # timm computes padding and map sizes from it
 
 
 def _require_absolute_positions(vit: Any, name: str) -> None:

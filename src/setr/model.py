@@ -60,6 +60,7 @@ class SETR(nn.Module):
             on the neck's maps for MLA, `FCN` for the baselines.
         pos_interp: see `Encoder`.
         prefix_tokens: see `Encoder`.
+        patch_stride: see `Encoder`.
         odd_sizes: what happens to images whose sides are no multiples of the patch: `crop` pads
             them and cuts the logits back; `squeeze` resizes the padded logits to the image, which
             shifts them by up to a patch: mmsegmentation's behaviour, for comparisons only.
@@ -81,6 +82,7 @@ class SETR(nn.Module):
         aux_args: Mapping[str, Any] | None = None,
         pos_interp: PosInterp = "bicubic",
         prefix_tokens: PrefixTokens = "keep",
+        patch_stride: int | None = None,
         odd_sizes: OddSizes = "crop",
     ) -> None:
         super().__init__()
@@ -92,14 +94,18 @@ class SETR(nn.Module):
         if not set(aux_taps) <= set(taps):
             raise SetrError(f"aux_taps {aux_taps}: must be among the taps {taps}")
         convolutional = decoder in ("fcn", "semantic_fpn")
-        if convolutional and (pos_interp != "bicubic" or prefix_tokens != "keep"):
-            raise SetrError(f"pos_interp, prefix_tokens: {encoder} has neither; leave them out")
+        if convolutional and (pos_interp != "bicubic" or prefix_tokens != "keep" or patch_stride):
+            raise SetrError(
+                f"pos_interp, prefix_tokens, patch_stride: {encoder} has none of them; leave them "
+                "out"
+            )
         self.num_classes = num_classes
         self.odd_sizes = odd_sizes
         vit_args: dict[str, Any] = {
             "img_size": img_size,
             "pos_interp": pos_interp,
             "prefix_tokens": prefix_tokens,
+            "patch_stride": patch_stride,
         }
         self.encoder: Backbone
         if convolutional:
@@ -198,6 +204,7 @@ def create_model(
     pretrained: str | None = None,
     aux: bool = True,
     channels: int | None = None,
+    taps: tuple[int, ...] | None = None,
     **arguments: Any,
 ) -> SETR:
     """Build a named model, for example `create_model("setr_pup_base", num_classes=19)`.
@@ -211,13 +218,18 @@ def create_model(
             downloads, for example `augreg_in21k` or `deit`.
         aux: with the auxiliary heads at the paper's layers, which only training needs.
         channels: width of the heads' convolutions; 256 in the paper. Not for the baselines.
+        taps: blocks the heads read, from 1, in place of the paper's. Not for the baselines.
         arguments: further keywords of `SETR`.
 
     Raises:
         SetrError: unknown name (the nearest are listed), encoder or weights.
     """
     settings = model_settings(
-        name, encoder=encoder, channels=channels, encoder_args=arguments.pop("encoder_args", None)
+        name,
+        encoder=encoder,
+        channels=channels,
+        taps=taps,
+        encoder_args=arguments.pop("encoder_args", None),
     )
     if not aux:
         settings["aux_taps"] = ()
