@@ -99,7 +99,8 @@ def test_a_run_leaves_a_model_directory(config):
     metrics = train(config)
     out = Path(config.out)
     names = {"config.yaml", "config.json", "model.safetensors", "README.md", "metrics.json"}
-    assert names | {"log.jsonl", "last"} == {p.name for p in out.iterdir()}
+    names |= {"log.jsonl", "log.csv", "samples", "last"}
+    assert names == {p.name for p in out.iterdir()}
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert {"miou", "pixel_accuracy", "mean_accuracy", "iou"} <= metrics["single_scale"].keys()
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

@@ -57,6 +57,7 @@ ORDER = (
         "losses",
     ),
     *("protocols", "windows", "inference", "hub", "foreign", "runtime", "complexity"),
+    *("machine", "memory"),
     # runs
     *(
         "provenance",
@@ -69,19 +70,11 @@ ORDER = (
         "optim",
         "recipes",
     ),
-    *(
-        "results",
-        "submissions",
-        "interrupt",
-        "facts",
-        "loss_scale",
-        "runfolder",
-        "snapshot",
-        "build",
-        "engine",
-    ),
+    *("results", "submissions", "interrupt", "facts", "loss_scale"),
+    *("montage", "samples", "trackers", "runfolder", "snapshot", "build", "features", "sources"),
+    *("estimate", "telemetry", "profiling", "engine"),
     # predictions
-    *("urls", "arrays", "video", "montage", "polygons", "annotations", "rasters", "result"),
+    *("urls", "arrays", "video", "polygons", "annotations", "rasters", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),
     *("inputs", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
     *("graphs", "quantize", "onnx_file", "export", "bench_row", "bench"),

@@ -8,7 +8,9 @@ import numpy as np
 
 from setr.complexity import parameter_counts
 from setr.config import Config
+from setr.datasets import Dataset
 from setr.distributed import say, world
+from setr.doctor import check, describe_map
 from setr.errors import USAGE, SetrError
 from setr.hub import ModelInfo
 from setr.inference import Protocol
@@ -17,11 +19,12 @@ from setr.loader import Share
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.pretrained import load_encoder
+from setr.progress import counting
 from setr.protocols import preset
 from setr.transforms import Augmentation, rare_class_odds
 
 
-def build_model(config: Config, num_classes: int) -> SETR:
+def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SETR:
     """The model to train, with what is frozen frozen."""
     settings = config.model
     model = create_model(
@@ -44,9 +47,24 @@ def build_model(config: Config, num_classes: int) -> SETR:
         add_lora(model, settings.lora_rank)
     model.encoder.freeze(settings.freeze)
     trained, total = parameter_counts(model)
-    if trained < total:
+    if trained < total and not quiet:
         say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
     return model
+
+
+def checked_pixels(dataset: Dataset, val: Dataset) -> np.ndarray:
+    """Check both splits, say what was found, and count the training split's pixels: (K,).
+
+    Raises:
+        SetrError: pairs that cannot be used.
+    """
+    say(f"{dataset.name}: {describe_map(dataset.labels)}")
+    for split in (val, dataset):
+        checkup = check(split, progress=counting(f"check {split.split}"))
+        checkup.raise_problems()
+        for finding in checkup.findings:
+            say(f"{finding.level}: {finding.split}: {finding.text}")
+    return checkup.pixels
 
 
 def build_augmentation(config: Config, pixels: np.ndarray) -> Augmentation:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from setr.hub import encoder_licence
-from setr.model import SETR, create_model
+from setr.model import SETR, Features, create_model
 
 UNUSED_CLASSIFIER = 512 * 150 + 150
 """Parameters of the 1x1 classifier 512 -> 150 that every head of the authors' code creates and
@@ -85,6 +85,31 @@ def forward_flops(model: SETR, H: int, W: int) -> int:
         model(torch.empty(1, 3, H, W, device=device))
     model.train(was_training)
     return int(counter.get_total_flops())
+
+
+def training_flops(model: SETR, H: int, W: int, *, cached: bool = False) -> int:
+    """Floating-point operations of one image's forward and backward pass, with auxiliary heads.
+
+    What is frozen has no backward pass. Counting conventions as in `forward_flops`.
+
+    Args:
+        model: on the meta device, in train mode, without recomputation.
+        H: height of the image in pixels.
+        W: width.
+        cached: the encoder's features are given, not computed.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    images = torch.empty(2, 3, H, W, device=device)
+    inputs: Tensor | Features = images
+    if cached:
+        with torch.no_grad():
+            inputs = Features(model.encoder(images), (H, W))
+    with FlopCounterMode(display=False) as counter:
+        output = model(inputs, with_aux=True)
+        torch.autograd.backward([x.sum() for x in (output.logits, *output.aux)])
+    return int(counter.get_total_flops()) // 2  # batch norm wants more than one value per channel
 
 
 def model_figures(name: str, *, num_classes: int, size: int) -> dict[str, Any]:

@@ -163,6 +163,9 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = 8
     """Images per step, over all processes and accumulation."""
+    batch: Literal["fixed", "auto"] = "fixed"
+    """`auto` sets batch_size to the largest that fits the device's free memory, by estimate; the
+    learning rate stays as it is."""
     accumulate: int = 1
     """Parts a batch is computed in, one after the other; each process then holds batch_size /
     accumulate / processes images in memory."""
@@ -188,6 +191,17 @@ class TrainConfig:
     saved; 0 for none."""
     grad_checkpointing: bool = False
     """Recompute encoder activations in the backward pass to save memory."""
+    cache_features: Literal["none", "once", "flip"] = "none"
+    """With a frozen encoder (model.freeze -1): compute its features of every image once, keep them
+    on disk and train the heads from there; `flip` keeps mirrored images, too. Images are scaled to
+    fit data.crop_size; nothing else of the augmentation applies."""
+    log: str = ""
+    """Trackers besides log.jsonl and log.csv: tensorboard, wandb, or both with a comma."""
+    samples: int = 4
+    """Validation images drawn with their prediction at each evaluation; 0 for none."""
+    profile: int = 0
+    """Steps to profile after the second one: a trace.json for Chrome or Perfetto, and the ten
+    costliest operations by module; 0 for none."""
     eval_every: int = 0
     """Steps between evaluations on the validation split; 0 evaluates at the end only."""
     save_every: int = 1000
@@ -209,7 +223,16 @@ class TrainConfig:
         _check(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
         _check(self.save_every > 0 and self.log_every > 0, "train.save_every, log_every: give >= 1")
         _check(self.eval_every >= 0, "train.eval_every: give 0 or more")
+        _check(self.samples >= 0, f"train.samples {self.samples}: give 0 or more")
+        _check(self.profile >= 0, f"train.profile {self.profile}: give steps, or 0 for none")
+        unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
+        _check(not unknown, f"train.log {self.log}: give tensorboard, wandb or both with a comma")
         _check(self.keep_states > 0, f"train.keep_states {self.keep_states}: give at least 1")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `log`."""
+        return tuple(name.strip() for name in self.log.split(",") if name.strip())
 
 
 @dataclass(frozen=True)
@@ -239,6 +262,12 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            self.train.cache_features == "none" or self.model.freeze == -1,
+            "train.cache_features: features stay the same only with --model.freeze -1",
+        )
 
     def to_yaml(self) -> str:
         """All settings as YAML; `from_yaml` gives an equal object back."""

@@ -6,6 +6,7 @@ update; periodically evaluate, save, log. The same code runs in one process and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -16,33 +17,39 @@ import torch
 from torch import Tensor
 
 from setr import distributed
-from setr.build import build_augmentation, build_info, build_model, build_share
+from setr.build import build_info, build_model, build_share, checked_pixels
 from setr.config import Config
 from setr.datasets import open_dataset
 from setr.distributed import add_up, say, together
-from setr.doctor import check, class_weights, describe_map
+from setr.doctor import class_weights
 from setr.errors import INTERRUPTED, SetrError
+from setr.estimate import explained, settled
 from setr.evaluation import autocast_dtype, evaluate_split, write_json
 from setr.facts import require_same_run, run_facts
 from setr.hub import from_pretrained, save_pretrained
-from setr.inference import MULTI_SCALES, normalize
+from setr.inference import MULTI_SCALES
 from setr.interrupt import Interrupt
-from setr.loader import batch_files, training_batches
+from setr.loader import batch_files
 from setr.loss_scale import LossScaler
 from setr.losses import count_weight, segmentation_loss
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr
 from setr.parallel import Parallel, clip_gradients, full_tensors
-from setr.progress import Progress, counting
+from setr.profiling import Profile
+from setr.progress import Progress
 from setr.provenance import provenance
 from setr.runfolder import RunFolder
+from setr.samples import Samples
 from setr.snapshot import restore, snapshot
+from setr.sources import open_source
+from setr.telemetry import Telemetry
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train a model and write it to `config.out`.
 
     The folder is a model directory in Hub layout (the weights that scored best on the validation
-    split) with `config.yaml`, `log.jsonl`, `metrics.json` and `last/`, the states to resume from.
+    split) with `config.yaml`, `log.jsonl`, `log.csv`, `samples/`, `metrics.json` and `last/`, the
+    states to resume from.
     Started by torchrun or srun, all processes train one model together (see `distributed.py`).
 
     Args:
@@ -60,34 +67,41 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             interruption.
     """
     with distributed.joined():
-        run = _Run(config, RunFolder(Path(config.out), resume=resume, overwrite=overwrite))
-        run.loop()
-        return run.finish()
+        trackers = config.train.trackers
+        folder = RunFolder(Path(config.out), resume=resume, overwrite=overwrite, trackers=trackers)
+        with contextlib.closing(folder):
+            run = _Run(config, folder)
+            run.loop()
+            return run.finish()
 
 
 class _Run:
     """The parts of one training run and the steps over them."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
-        self.config, self.folder = config, folder
-        self.began = time.monotonic()
+        self.folder, self.began = folder, time.monotonic()
         self.dataset = open_dataset(config.data.root, config.data.train_split, config.data.labels)
         self.val = open_dataset(config.data.root, config.data.val_split, config.data.labels)
-        self.share = build_share(config, distributed.rank(), len(self.dataset))
+        self.device = distributed.device()
+        num_classes = len(self.dataset.labels.classes)
+        before = folder.state.values["facts"] if folder.state else None
+        config = settled(config, num_classes, len(self.dataset), self.device, before=before)
+        self.config = config
+        share = build_share(config, distributed.rank(), len(self.dataset))
         self.facts = run_facts(config, self.dataset, self.val)
         distributed.require_equal(self.facts)
-        if folder.state:
-            require_same_run(folder.out, folder.state.values["facts"], self.facts)
-        pixels = distributed.on_first(self._check_data)
-        self.augment = build_augmentation(config, pixels)
+        if before:
+            require_same_run(folder.out, before, self.facts)
+        pixels = distributed.on_first(lambda: checked_pixels(self.dataset, self.val))
         torch.manual_seed(config.train.seed)
-        self.device = distributed.device()
         self.dtype = autocast_dtype(config.train.precision, self.device)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
         self.info = build_info(config, self.dataset.labels)
-        self.model = build_model(config, len(self.dataset.labels.classes)).to(self.device)
+        self.model = build_model(config, num_classes).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
+        self.source = open_source(config, self.dataset, self.model, self.dtype, pixels, share)
+        self.telemetry = Telemetry(config, num_classes, self.device, self.dtype)
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
@@ -106,43 +120,32 @@ class _Run:
             say(f"continuing after step {self.step}")
         folder.open(config)
 
-    def _check_data(self) -> np.ndarray:
-        say(f"{self.dataset.name}: {describe_map(self.dataset.labels)}")
-        for dataset in (self.val, self.dataset):
-            checkup = check(dataset, progress=counting(f"check {dataset.split}"))
-            checkup.raise_problems()
-            for finding in checkup.findings:
-                say(f"{finding.level}: {finding.split}: {finding.text}")
-        return checkup.pixels
-
     def loop(self) -> None:
         """Run the remaining steps."""
         config = self.config.train
-        batches = training_batches(
-            self.dataset,
-            self.augment,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start=self.step,
-            stop=config.steps,
-            workers=self.config.data.workers,
-            share=self.share,
-        )
+        batches = self.source.batches(self.step)
         progress = Progress("train", config.steps, start=self.step)
-        with Interrupt() as interrupt:
+        profile = Profile(
+            self.model, config.profile, self.folder.out, remaining=config.steps - self.step
+        )
+        with Interrupt() as interrupt, profile:
             while self.step < config.steps:
                 waiting = time.monotonic()
                 images, masks = next(batches)
                 waited = time.monotonic() - waiting
-                parts = self.train_step(images, masks)
+                with explained(self.config, self.model.num_classes, self.device):
+                    parts = self.train_step(images, masks)
                 self.step += 1
+                profile.step()
                 progress.update(self.step, wait=waited, images=config.batch_size, **parts)
                 last = self.step == config.steps
                 stop = distributed.any_of(self.stop or interrupt.requested) and not last
                 if self.step % config.log_every == 0 or last:
-                    self.folder.log({"step": self.step, **parts, **progress.rates()})
+                    rates = self.telemetry.figures(progress.rates())
+                    self.folder.log({"step": self.step, **parts, **rates})
                 if last or (config.eval_every and self.step % config.eval_every == 0):
-                    self._validate()
+                    with progress.paused():
+                        self._validate()
                 saved = True
                 if last or stop or self.step % config.save_every == 0:
                     saved = self._save()
@@ -175,8 +178,7 @@ class _Run:
         ):
             with self.parallel.micro_batch(last=number == count):
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    x = normalize(part, self.info.mean, self.info.std)
-                    output = self.parallel.call(x, with_aux=True)
+                    output = self.parallel.call(self.source.inputs(part), with_aux=True)
                 losses = segmentation_loss(
                     output,
                     target,
@@ -188,7 +190,10 @@ class _Run:
                 self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
-        values = add_up(torch.stack(list(sums.values()))).tolist()
+        self.scaler.unscale(self.optimizer)
+        norm = clip_gradients(self.model, config.optim.clip_grad)
+        summed = add_up(torch.stack(list(sums.values())))
+        *values, length = torch.cat([summed, norm.reshape(1)]).tolist()
         totals = dict(zip(sums, values, strict=True))
         if not np.isfinite(totals["loss"]) and not self.scaler.enabled:
             raise together(
@@ -204,13 +209,12 @@ class _Run:
                 f"warning: step {self.step + 1} has no counted pixel, so it teaches nothing; all "
                 f"are ignored in the crops of {', '.join(self._batch_files())}"
             )
-        self.scaler.unscale(self.optimizer)
-        if config.optim.clip_grad:
-            clip_gradients(self.model, config.optim.clip_grad)
         moved = self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema and moved:
             self.ema.update(self.model, self.step)
+        if np.isfinite(length):
+            totals["gradient_norm"] = length
         return {**totals, "lr": rate, **self.scaler.figures()}
 
     def _batch_files(self) -> list[str]:
@@ -246,13 +250,19 @@ class _Run:
         if self.ema:
             kept = {k: v.clone() for k, v in self.model.state_dict().items()}
             self.model.load_state_dict(self.ema.state)
-        precision = self.config.train.precision
+        samples = Samples(self.val.labels, self.config.train.samples)
         with self.parallel.whole():
             figures = evaluate_split(
-                self.model, self.info, self.val, precision=precision, detailed=False
+                self.model,
+                self.info,
+                self.val,
+                precision=self.config.train.precision,
+                detailed=False,
+                on_image=samples,
             )
         score = figures["miou"] or 0.0
         self.folder.log({"step": self.step, "val": figures})
+        self.folder.picture(self.step, samples.picture())
         if not self.figures or score > (self.figures["miou"] or 0.0):
             state = full_tensors(self.model.state_dict())
             metrics = {"val mIoU": round(score, 4), "step": self.step}

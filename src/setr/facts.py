@@ -21,8 +21,9 @@ from setr.errors import USAGE, SetrError
 from setr.pairs import Pairs
 
 _SAMPLED = 64  # files whose size is compared
-_PER_PROCESS = ("out", "data.root", "data.workers", "model.pretrained")
-"""Settings that may differ: places, which hosts may name differently, and helpers."""
+_PER_PROCESS = ("out", "data.root", "data.workers", "model.pretrained", "train.batch", "train.log",
+                "train.samples", "train.profile")  # fmt: skip
+"""Settings that may differ: places, which hosts may name differently, helpers, what is shown."""
 
 
 def run_facts(config: Config, *datasets: Dataset) -> dict[str, Any]:

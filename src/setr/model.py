@@ -40,6 +40,18 @@ class Output(NamedTuple):
     size: tuple[int, int]
 
 
+class Features(NamedTuple):
+    """What an encoder makes of images, given to a model in place of them.
+
+    Attributes:
+        maps: one (B, C, h, w) per tapped block.
+        size: (H, W) of the images in pixels.
+    """
+
+    maps: list[Tensor]
+    size: tuple[int, int]
+
+
 class SETR(nn.Module):
     """A segmentation transformer (paper sections 3.2 and 3.3), or one of the paper's baselines.
 
@@ -132,29 +144,32 @@ class SETR(nn.Module):
             for i in self.aux_indices
         )
 
-    def forward(self, images: Tensor, with_aux: bool = False) -> Tensor | Output:
+    def forward(self, images: Tensor | Features, with_aux: bool = False) -> Tensor | Output:
         """Normalised images (B, 3, H, W), any size -> logits (B, K, H, W), or `Output`.
 
-        The return type depends on `with_aux` alone, never on train or eval mode.
+        The return type depends on `with_aux` alone, never on train or eval mode. `Features` of a
+        frozen encoder go straight to the heads.
         """
+        if not isinstance(images, Features):
+            images = Features(self.encoder(images), (images.shape[-2], images.shape[-1]))
+        H, W = images.size
         if with_aux:
-            features = self.neck(self.encoder(images))
+            features = self.neck(images.maps)
             aux = [
                 head([features[i]])
                 for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
             ]
-            return Output(self.decoder(features), aux, self.covered_size(images))
-        output = self.coarse(images)
-        return resize(output.logits, output.size)[..., : images.shape[-2], : images.shape[-1]]
+            return Output(self.decoder(features), aux, self.covered_size(H, W))
+        logits = self.decoder(self.neck(images.maps))
+        return resize(logits, self.covered_size(H, W))[..., :H, :W]
 
     def coarse(self, images: Tensor) -> Output:
         """Images as in `forward` -> un-resized logits without auxiliary ones, for inference."""
         logits = self.decoder(self.neck(self.encoder(images)))
-        return Output(logits, [], self.covered_size(images))
+        return Output(logits, [], self.covered_size(*images.shape[-2:]))
 
-    def covered_size(self, images: Tensor) -> tuple[int, int]:
-        """The size in pixels that logits cover: the image's, rounded up to whole patches."""
-        H, W = images.shape[-2:]
+    def covered_size(self, H: int, W: int) -> tuple[int, int]:
+        """The size in pixels that logits of an H x W image cover: rounded up to whole patches."""
         p = self.encoder.patch_size
         return (H, W) if self.odd_sizes == "squeeze" else (-(-H // p) * p, -(-W // p) * p)
 

@@ -208,6 +208,13 @@ def _column(values: Tensor) -> Tensor:
 
 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
-    """Scale gradients down to a norm, over all processes' parts of them; returns the old norm."""
-    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)
+    """The gradients' norm, over all processes' parts of them; scale them down to a limit above 0.
+
+    Returns the norm before.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if limit:
+        norm = nn.utils.clip_grad_norm_(trained, limit)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

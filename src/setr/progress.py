@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class Progress:
@@ -52,6 +53,13 @@ class Progress:
         line = "  ".join(parts)
         print(f"\r{line:<90}" if self.live else line, end="" if self.live else "\n",
               file=sys.stderr, flush=True)  # fmt: skip
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, time does not count: an evaluation between steps does not slow them."""
+        began = time.monotonic()
+        yield
+        self.began += time.monotonic() - began
 
     def rates(self) -> dict[str, float]:
         """Images per second, seconds per step, and the share of time spent waiting for data."""

@@ -1,25 +1,27 @@
 """The folder of a training run: who may write it, and what is in it.
 
-A model directory in Hub layout (the weights that scored best) with `config.yaml`, `log.jsonl`,
-`metrics.json` and `last/`, the states to resume from. Only rank 0 writes, except slices of a
-sharded state. A disk that is full is reported and costs that save, never the run.
+A model directory in Hub layout (the weights that scored best) with `config.yaml`, the logs of
+`trackers.py`, `metrics.json` and `last/`, the states to resume from. Only rank 0 writes, except
+slices of a sharded state. A disk that is full is reported and costs that save, never the run.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from setr.checkpoint import State, newest_state, remove_parts, save_state
 from setr.config import Config
-from setr.distributed import any_of, on_first, rank, say
+from setr.distributed import any_of, on_first, say
 from setr.errors import USAGE, SetrError
 from setr.images import write_bytes
 from setr.launch import restarted
+from setr.trackers import Tracker, open_trackers, require
 
 LAST = "last"
 
@@ -31,13 +33,24 @@ class RunFolder:
         out: the folder.
         resume: continue from its newest state.
         overwrite: replace what it holds.
+        trackers: names of those besides the built-in ones.
 
     Raises:
-        SetrError: it exists and neither is asked for; or nothing to resume from.
+        SetrError: it exists and neither is asked for; nothing to resume from; a tracker that is
+            not installed.
     """
 
-    def __init__(self, out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        trackers: Sequence[str] = (),
+    ) -> None:
+        require(trackers)
         self.out, self.last = out, out / LAST
+        self.tracker_names, self.trackers = trackers, list[Tracker]()
         exists = on_first(out.exists)
         again = any_of(restarted())  # by the launcher, with the command of the first start
         if exists and not (resume or overwrite or again):
@@ -64,39 +77,31 @@ class RunFolder:
             if self.state is None:
                 for old in self.last.glob("step-*/state.json"):
                     old.unlink()  # a state without it is none, whatever happens next
-                (self.out / "log.jsonl").unlink(missing_ok=True)
-            else:
-                self._forget_after(self.state.step)
             remove_parts(self.last)
             for part in self.out.glob(".*.part"):
                 part.unlink()
+            step = self.state.step if self.state else 0
+            self.trackers = open_trackers(self.out, self.tracker_names, step)
         except OSError as error:
             raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
         write_bytes(self.out / "config.yaml", config.to_yaml().encode())
 
-    def _forget_after(self, step: int) -> None:
-        """Drop what an interrupted process logged after the state that is resumed from."""
-        path = self.out / "log.jsonl"
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, LookupError, TypeError):  # cut off
-                continue
-        write_bytes(path, "".join(kept).encode())
-
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append to `log.jsonl`."""
+        """Hand the figures of a step to all trackers."""
+        for tracker in self.trackers:
+            self._attempt("log line", partial(tracker.line, line))
 
-        def append() -> None:
-            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+    def picture(self, step: int, picture: np.ndarray | None) -> None:
+        """Hand a picture of predictions to all trackers; None is no picture."""
+        if picture is None:
+            return
+        for tracker in self.trackers:
+            self._attempt("picture", partial(tracker.picture, step, picture))
 
-        if rank() == 0:
-            self._attempt("log line", append)
+    def close(self) -> None:
+        """Close the trackers."""
+        for tracker in self.trackers:
+            self._attempt("log", tracker.close)
 
     def save(
         self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int

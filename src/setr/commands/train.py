@@ -25,8 +25,10 @@ class Arguments:
     """Continue from the last saved state."""
     overwrite: bool = False
     """Replace an existing run."""
+    estimate: bool = False
+    """Print the memory the run will need, and train nothing."""
     json: bool = False
-    """Print the final figures as JSON."""
+    """Print the figures as JSON."""
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
@@ -38,6 +40,8 @@ def run(arguments: list[str]) -> int:
     default = Arguments(config=_named_config(named) if named else Config())
     rest = arguments[1:] if named else arguments
     given = parse(Arguments, rest, "train RECIPE", default=default)
+    if given.estimate:
+        return _estimate(given.config, as_json=given.json)
     from setr.engine import train
     from setr.launch import is_first
 
@@ -46,6 +50,30 @@ def run(arguments: list[str]) -> int:
         return OK
     print(json.dumps(metrics) if given.json else figures_table(metrics))
     return OK
+
+
+def _estimate(config: Config, *, as_json: bool) -> int:
+    """Memory by part, for this machine's device."""
+    from setr.distributed import device
+    from setr.estimate import forecast, forecast_text
+
+    values = forecast(config, _num_classes(config), device())
+    print(json.dumps(values) if as_json else forecast_text(values))
+    return OK
+
+
+def _num_classes(config: Config) -> int:
+    """Of the data, or where they are not on this machine, of the data set they are said to be."""
+    from setr.datasets import open_dataset
+    from setr.labels import known_labels
+
+    data = config.data
+    try:
+        return len(open_dataset(data.root, data.train_split, data.labels).labels.classes)
+    except SetrError:
+        if data.labels is None:
+            raise
+        return len(known_labels(data.labels).classes)
 
 
 def _named_config(name: str) -> Config:

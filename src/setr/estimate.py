@@ -1,0 +1,285 @@
+"""What a run will need, before it starts: memory by part, the largest batch, and what to change.
+
+`memory.py` rehearses the step; here are the settings of a run around it, and the sentences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from setr import distributed
+from setr.build import build_model
+from setr.complexity import training_flops
+from setr.config import Config
+from setr.errors import SetrError
+from setr.evaluation import autocast_dtype
+from setr.machine import free_bytes
+from setr.memory import Memory, step_memory
+from setr.model import SETR
+
+SHARE = 0.92
+"""Part of the free memory that `batch auto` fills; kernels need room the rehearsal does not see."""
+
+
+def estimate(config: Config, num_classes: int, device: torch.device) -> Memory:
+    """The memory of one process of this run.
+
+    Sharding is not counted: with it the parameters, gradients and moments are fewer.
+    """
+    train = config.train
+    return _estimate(
+        _meta_settings(config),
+        num_classes,
+        device,
+        train.batch_size // (train.accumulate * distributed.world()),
+        train.accumulate > 1,
+    )
+
+
+def flops_per_image(config: Config, num_classes: int) -> int:
+    """Operations of forward and backward pass that the model needs for one crop."""
+    plain = dataclasses.replace(config.train, grad_checkpointing=False)
+    return _flops(_meta_settings(dataclasses.replace(config, train=plain)), num_classes)
+
+
+def _meta_settings(config: Config) -> Config:
+    """What of the settings matters here, so that equal questions are asked once."""
+    model = dataclasses.replace(config.model, pretrained=None)
+    kept = {"precision", "ema", "grad_checkpointing", "cache_features"}
+    train = {f.name: getattr(config.train, f.name) for f in dataclasses.fields(config.train)
+             if f.name in kept}  # fmt: skip
+    return Config(
+        model=model,
+        data=dataclasses.replace(type(config.data)(), crop_size=config.data.crop_size),
+        optim=dataclasses.replace(type(config.optim)(), name=config.optim.name),
+        train=dataclasses.replace(type(config.train)(), **train),
+    )
+
+
+def _meta_model(config: Config, num_classes: int) -> SETR:
+    with torch.device("meta"):
+        model = build_model(config, num_classes, quiet=True)
+    if config.train.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model
+
+
+@lru_cache(maxsize=64)
+def _estimate(
+    config: Config, num_classes: int, device: torch.device, batch: int, keeps_gradients: bool
+) -> Memory:
+    return step_memory(
+        _meta_model(config, num_classes),
+        batch=batch,
+        size=config.data.crop_size,
+        device=device,
+        dtype=autocast_dtype(config.train.precision, device),
+        moments=2 if config.optim.name == "adamw" else 1,
+        average=config.train.ema > 0,
+        keeps_gradients=keeps_gradients,
+        cached=config.train.cache_features != "none",
+    )
+
+
+@lru_cache(maxsize=64)
+def _flops(config: Config, num_classes: int) -> int:
+    model = _meta_model(config, num_classes)
+    return training_flops(
+        model, *config.data.crop_size, cached=config.train.cache_features != "none"
+    )
+
+
+def with_batch(config: Config, batch: int) -> Config:
+    """The same run with another batch."""
+    train = dataclasses.replace(config.train, batch_size=batch, batch="fixed")
+    return dataclasses.replace(config, train=train)
+
+
+def largest_batch(
+    config: Config, num_classes: int, device: torch.device, *, room: int, at_most: int
+) -> tuple[int, Memory] | None:
+    """The largest batch whose estimate fits into `room` bytes, and the estimate.
+
+    Multiples of what all processes and micro-batches share evenly; None if one image each is too
+    much. The estimate grows at least linearly, so a line through two batches leads to the third.
+    """
+    unit = config.train.accumulate * distributed.world()
+
+    def need(units: int) -> int:
+        return estimate(with_batch(config, units * unit), num_classes, device).total
+
+    most = max(1, at_most // unit)
+    low, high = 1, min(2, most)
+    below, above = need(low), need(high)
+    if below > room:
+        return None
+    while above <= room and high < most:
+        slope = max(1, (above - below) / (high - low))
+        low, below = high, above
+        high = min(most, max(high + 1, int(high + (room - above) / slope)))
+        above = need(high)
+    while above > room and high - low > 1:
+        middle = min(high - 1, max(low + 1, int(low + (room - below) * (high - low)
+                                                / (above - below))))  # fmt: skip
+        if (needed := need(middle)) > room:
+            high, above = middle, needed
+        else:
+            low, below = middle, needed
+    units = high if above <= room else low
+    chosen = with_batch(config, units * unit)
+    return units * unit, estimate(chosen, num_classes, device)
+
+
+def _room(free: int, device: torch.device) -> int:
+    """What `batch auto` fills; processes on CPUs share the memory of their machine."""
+    return int(SHARE * free / (distributed.world() if device.type == "cpu" else 1))
+
+
+def settled(
+    config: Config,
+    num_classes: int,
+    images: int,
+    device: torch.device,
+    *,
+    before: Mapping[str, Any] | None = None,
+) -> Config:
+    """The settings with `train.batch auto` turned into a number.
+
+    Args:
+        config: of the run.
+        num_classes: K.
+        images: in the training split; a batch is never larger.
+        device: this process's.
+        before: facts of the run that is continued; it keeps its batch.
+
+    Raises:
+        SetrError: not even the smallest batch fits; says what would make it smaller.
+    """
+    if config.train.batch == "fixed":
+        return config
+    if before:
+        return with_batch(config, before["train.batch_size"])
+    free = min(distributed.gather(free_bytes(device)))
+    room = _room(free, device)
+    found = distributed.on_first(
+        lambda: largest_batch(config, num_classes, device, room=room, at_most=images)
+    )
+    if found is None:
+        unit = config.train.accumulate * distributed.world()
+        smallest = with_batch(config, unit)
+        raise SetrError(
+            f"train.batch auto: even {unit} needs {_gb(estimate(smallest, num_classes, device))}; "
+            + advice(smallest, num_classes, device)
+        )
+    batch, memory = found
+    distributed.say(f"batch {batch}: {_gb(memory)} of {_gb(free)} free, by estimate")
+    return with_batch(config, batch)
+
+
+def forecast(config: Config, num_classes: int, device: torch.device) -> dict[str, Any]:
+    """What `setr train … --estimate` tells, in plain values; memory in bytes."""
+    at_most = 4 * config.train.batch_size + 64
+    free = free_bytes(device)
+    found = largest_batch(config, num_classes, device, room=_room(free, device), at_most=at_most)
+    return {
+        "recipe": config.recipe,
+        "device": device.type,
+        "precision": _name(autocast_dtype(config.train.precision, device)),
+        "batch_size": config.train.batch_size,
+        "crop_size": list(config.data.crop_size),
+        "num_classes": num_classes,
+        **dataclasses.asdict(estimate(config, num_classes, device)),
+        "free": free,
+        "largest_batch": found and found[0],
+        "training_gflops_per_image": flops_per_image(config, num_classes) / 1e9,
+        "advice": advice(config, num_classes, device),
+    }
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def forecast_text(values: dict[str, Any]) -> str:
+    """The same for people."""
+    H, W = values["crop_size"]
+    rows = [
+        f"{values['recipe']}: batch {values['batch_size']} of {H}x{W}, {values['num_classes']} "
+        f"classes, {values['precision']}, {values['device']}, one process of the run"
+    ]
+    for name in (f.name for f in dataclasses.fields(Memory)):
+        note = ""
+        if name == "total":
+            note = f"   at once; {_gb(values['free'])} are free"
+        elif name == "gradients":
+            note = "   they replace activations during the backward pass"
+        rows.append(f"  {name:<12} {values[name] / 1e9:8.2f} GB{note}")
+    largest = values["largest_batch"]
+    fits = f"the largest batch that fits is {largest}" if largest else "no batch fits"
+    return "\n".join([*rows, f"by estimate {fits}; {values['advice']}"])
+
+
+def advice(config: Config, num_classes: int, device: torch.device) -> str:
+    """What to change, and what is then needed: `these need less: … (7.1 GB)`."""
+    train = config.train
+    unit = distributed.world() * train.accumulate
+    parts = train.batch_size // unit
+    options: dict[str, Config] = {}
+    if not train.grad_checkpointing and train.cache_features == "none":
+        options["--train.grad-checkpointing"] = _with(config, grad_checkpointing=True)
+    if parts > 1:
+        factor = next(f for f in range(2, parts + 1) if parts % f == 0)
+        more = train.accumulate * factor
+        options[f"--train.accumulate {more} (the same batch in parts)"] = _with(
+            config, accumulate=more
+        )
+        options[f"--train.batch-size {parts // 2 * unit}"] = with_batch(config, parts // 2 * unit)
+    patch = _meta_model(_meta_settings(config), num_classes).encoder.patch_size
+    H, W = (max(patch, round(side * 0.75 / patch) * patch) for side in config.data.crop_size)
+    data = dataclasses.replace(config.data, crop_size=(H, W))
+    options[f"--data.crop-size {H} {W}"] = dataclasses.replace(config, data=data)
+    found = {name: estimate(other, num_classes, device) for name, other in options.items()}
+    return "these need less: " + ", ".join(f"{name}: {_gb(m)}" for name, m in found.items())
+
+
+def _with(config: Config, **changes: object) -> Config:
+    train = dataclasses.replace(config.train, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(config, train=train)
+
+
+def _gb(memory: Memory | int) -> str:
+    return f"{(memory.total if isinstance(memory, Memory) else memory) / 1e9:.1f} GB"
+
+
+@contextlib.contextmanager
+def explained(config: Config, num_classes: int, device: torch.device) -> Iterator[None]:
+    """Inside, running out of memory ends as one line that says what to change and by how much."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        train, (H, W) = config.train, config.data.crop_size
+        needed = estimate(config, num_classes, device)
+        raise SetrError(
+            f"out of memory at batch {train.batch_size} of {H}x{W} on {device.type}, which needs "
+            f"{_gb(needed)} by estimate; {advice(config, num_classes, device)}; or let "
+            "--train.batch auto choose"
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on a GPU or a CPU."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "DefaultCPUAllocator" in text
+        or "out of memory" in text
+        or "could not create a memory" in text  # oneDNN
+    )

@@ -1,0 +1,85 @@
+"""What the machine has: memory that is free, memory that was taken, and its matrix rate."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process may still take of a device, with what it holds already."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    return available_bytes() + resident_bytes()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most this process has held: of tensors on a GPU, of all memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0  # not told there without further packages
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def resident_bytes() -> int:
+    """Main memory this process holds now (its peak, where the system tells no more)."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * _page_bytes()
+    return peak_bytes(torch.device("cpu"))
+
+
+def available_bytes() -> int:
+    """Main memory that can be taken without swapping, within the limit of a container."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = dict(row.split(":", 1) for row in Path("/proc/meminfo").read_text().splitlines())
+        found.append(1024 * int(lines["MemAvailable"].split()[0]))
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+        limit = int((group / "memory.max").read_text())
+        found.append(max(0, limit - int((group / "memory.current").read_text())))
+    return min(found, default=_all_pages())
+
+
+def _page_bytes() -> int:
+    return int(os.sysconf("SC_PAGE_SIZE"))
+
+
+def _all_pages() -> int:
+    try:
+        return int(os.sysconf("SC_PHYS_PAGES")) * _page_bytes()
+    except (AttributeError, OSError, ValueError):
+        return sys.maxsize
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype | None) -> float:
+    """Operations per second of a square matrix product; None is fp32.
+
+    The best of a few repetitions, on random numbers of a generator of their own.
+    """
+    side, repeats = (8192, 5) if device.type == "cuda" else (1024, 3)
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn(side, side, device=device, generator=generator).to(dtype or torch.float32)
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first one warms up
+        _wait(device)
+        began = time.perf_counter()
+        a @ a
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

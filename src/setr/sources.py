@@ -1,0 +1,111 @@
+"""What a training step is fed: augmented images, or stored features of a frozen encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setr.build import build_augmentation
+from setr.config import Config
+from setr.datasets import Dataset
+from setr.features import FeatureFiles, open_features, split_maps
+from setr.inference import normalize
+from setr.loader import BatchOrder, Share, training_batches
+from setr.model import SETR, Features
+
+
+class Source(Protocol):
+    """Where batches come from, and how they enter the model."""
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of this process from a step on: inputs, and masks uint8 (B, H, W)."""
+        ...
+
+    def inputs(self, part: Tensor) -> Tensor | Features:
+        """What the model is called with, from inputs on the device; under autocast."""
+        ...
+
+
+class _Images:
+    def __init__(self, config: Config, dataset: Dataset, pixels: np.ndarray, share: Share) -> None:
+        self.config, self.dataset, self.share = config, dataset, share
+        self.augment = build_augmentation(config, pixels)
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images uint8 (B, H, W, 3) and masks."""
+        train = self.config.train
+        return training_batches(
+            self.dataset,
+            self.augment,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            start=start,
+            stop=train.steps,
+            workers=self.config.data.workers,
+            share=self.share,
+        )
+
+    def inputs(self, part: Tensor) -> Tensor:
+        """Normalise them."""
+        return normalize(part, self.config.model.mean, self.config.model.std)
+
+
+class _Features:
+    def __init__(
+        self, config: Config, stored: FeatureFiles, widths: list[int], share: Share
+    ) -> None:
+        self.config, self.stored, self.widths, self.share = config, stored, widths, share
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Maps float16 (B, C, h, w) and masks; mirrored with probability data.flip."""
+        train, stored = self.config.train, self.stored
+        order = BatchOrder(
+            len(stored.maps) // stored.views,
+            train.batch_size,
+            seed=train.seed,
+            start=start,
+            stop=train.steps,
+            share=self.share,
+        )
+        for positions in order:
+            views = []
+            for epoch, index in positions:
+                draw = np.random.default_rng((train.seed, epoch, index)).random()
+                mirrored = stored.views == 2 and draw < self.config.data.flip
+                views.append(index * stored.views + mirrored)
+            yield (
+                torch.from_numpy(np.stack([stored.maps[view] for view in views])),
+                torch.from_numpy(np.stack([stored.masks[view] for view in views])),
+            )
+
+    def inputs(self, part: Tensor) -> Features:
+        """One map per tap."""
+        return Features(split_maps(part, self.widths), self.config.data.crop_size)
+
+
+def open_source(
+    config: Config,
+    dataset: Dataset,
+    model: SETR,
+    dtype: torch.dtype | None,
+    pixels: np.ndarray,
+    share: Share,
+) -> Source:
+    """The source a run's settings ask for; computes features if they are not known.
+
+    Args:
+        config: of the run.
+        dataset: the training split.
+        model: on its device, with what is frozen frozen.
+        dtype: of autocast; None for fp32.
+        pixels: (K,) counted pixels of the split.
+        share: the part of every batch that this process computes.
+    """
+    if config.train.cache_features == "none":
+        return _Images(config, dataset, pixels, share)
+    stored = open_features(config, dataset, model, dtype)
+    return _Features(config, stored, model.encoder.widths, share)

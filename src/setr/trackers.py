@@ -1,0 +1,226 @@
+"""Where the figures of a run go: log.jsonl, log.csv and pictures always, trackers on demand.
+
+One interface, `Tracker`; the run folder calls it and knows nothing else of them. A resumed run
+first drops what was written after the state it continues from, so every step stands once.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from setr.errors import USAGE, SetrError
+from setr.images import encode_png, write_bytes
+
+
+class Tracker:
+    """One place figures go to.
+
+    Args:
+        out: the run folder.
+        step: the run continues after this step; 0 begins anew.
+    """
+
+    def __init__(self, out: Path, step: int) -> None:
+        self.out = out
+
+    def line(self, line: Mapping[str, Any]) -> None:
+        """Take the figures of a step: `step`, and numbers by name, in any depth."""
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """Take a picture uint8 RGB (H, W, 3) of predictions."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+def scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers in nested figures, by path: `val/iou/road`; `step` is left out."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
+            found[prefix + key] = value
+    return found
+
+
+class JsonLines(Tracker):
+    """`log.jsonl`: one JSON object per line, everything in it."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        super().__init__(out, step)
+        self.path = out / "log.jsonl"
+        if not step or not self.path.is_file():
+            self.path.unlink(missing_ok=True)
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, LookupError, TypeError):  # cut off
+                continue
+        write_bytes(self.path, "".join(kept).encode())
+
+    def line(self, line: Mapping[str, Any]) -> None:
+        """Append."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class CsvTable(Tracker):
+    """`log.csv`: a row per line, a column per number; cells without a figure are empty."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        super().__init__(out, step)
+        self.path = out / "log.csv"
+        self.columns: list[str] = []
+        rows = [row for row in self._rows() if row["step"].isdigit() and int(row["step"]) <= step]
+        self.path.unlink(missing_ok=True)
+        if rows:
+            self._rewrite(rows)
+
+    def line(self, line: Mapping[str, Any]) -> None:
+        """Append; where a new figure turns up, the table gets one more column."""
+        row = {"step": line["step"], **scalars(line)}
+        new = [key for key in row if key not in self.columns]
+        if new:
+            rows: list[Mapping[str, Any]] = list(self._rows())
+            self.columns += new
+            self._rewrite([*rows, row])
+            return
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(encoding="utf-8", errors="replace", newline="") as file:
+            reader = csv.DictReader(file)
+            self.columns = list(reader.fieldnames or [])
+            return [row for row in reader if row.get("step") and None not in row.values()]
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        part = self.path.with_name(".log.csv.part")
+        with part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, self.path)
+
+
+class Pictures(Tracker):
+    """`samples/step-000500.png`: validation images beside truth and prediction."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        super().__init__(out, step)
+        for path in (out / "samples").glob("step-*.png"):
+            number = path.stem.removeprefix("step-")
+            if not step or (number.isdigit() and int(number) > step):
+                path.unlink()
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """Write it."""
+        folder = self.out / "samples"
+        folder.mkdir(exist_ok=True)
+        write_bytes(folder / f"step-{step:06d}.png", encode_png(picture))
+
+
+class TensorBoard(Tracker):
+    """Event files in `tensorboard/`, for `tensorboard --logdir runs`."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        super().__init__(out, step)
+        from torch.utils.tensorboard import SummaryWriter
+
+        if not step:
+            shutil.rmtree(out / "tensorboard", ignore_errors=True)
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def line(self, line: Mapping[str, Any]) -> None:
+        """Add every number as a curve."""
+        for name, value in scalars(line).items():
+            self.writer.add_scalar(name, value, line["step"])
+        self.writer.flush()
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """Add it to the images."""
+        self.writer.add_image("samples", picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.writer.close()
+
+
+class WeightsAndBiases(Tracker):
+    """Weights & Biases, offline unless WANDB_MODE says otherwise; `wandb sync` uploads."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        super().__init__(out, step)
+        import wandb
+
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
+        known = out / "wandb" / "run_id"
+        if not step:
+            shutil.rmtree(out / "wandb", ignore_errors=True)
+        known.parent.mkdir(parents=True, exist_ok=True)
+        if not known.is_file():
+            known.write_text(uuid.uuid4().hex[:8])
+        self.image = wandb.Image
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "setr"),
+            name=out.name,
+            id=known.read_text(),
+            dir=str(out),
+            mode=mode,
+            resume="allow",
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+    def line(self, line: Mapping[str, Any]) -> None:
+        """Log every number."""
+        self.run.log(scalars(line), step=line["step"])
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """Log it as an image."""
+        self.run.log({"samples": self.image(picture)}, step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self.run.finish()
+
+
+_ALWAYS: tuple[Callable[[Path, int], Tracker], ...] = (JsonLines, CsvTable, Pictures)
+_ON_DEMAND: dict[str, Callable[[Path, int], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+}
+
+
+def require(names: Sequence[str]) -> None:
+    """Refuse a tracker that is not installed.
+
+    Raises:
+        SetrError: says how to install it.
+    """
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder `wandb` of other runs is no package
+            raise SetrError(
+                f'train.log {name}: it is not installed; pip install "setr[log]"', code=USAGE
+            )
+
+
+def open_trackers(out: Path, names: Sequence[str], step: int) -> list[Tracker]:
+    """The built-in ones and those named, continuing after a step; 0 begins anew."""
+    return [build(out, step) for build in (*_ALWAYS, *(_ON_DEMAND[name] for name in names))]

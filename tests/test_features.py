@@ -1,0 +1,183 @@
+"""Training with less: stored features, frozen blocks; what is saved is really not computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import setr.engine as engine
+import setr.features as features
+from setr.config import Config
+from setr.datasets import open_dataset
+from setr.engine import train
+from setr.errors import SetrError
+from setr.features import fit, open_features
+from setr.hub import from_pretrained
+from setr.inference import normalize
+from setr.labels import IGNORE
+from setr.model import Features
+from setr.recipes import recipe
+from setr.runfolder import RunFolder
+from tests.conftest import tiny_config, tiny_model
+
+
+def frozen(out: Path, cache: str = "flip", **settings: object) -> Config:
+    config = tiny_config(out, **settings)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, freeze=-1),
+        train=dataclasses.replace(config.train, cache_features=cache),
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SETR_CACHE", str(tmp_path / "cache"))
+
+
+def test_heads_from_features_equal_the_whole_model():
+    for decoder in ("naive", "pup", "mla"):
+        model = tiny_model(decoder).eval()
+        images = torch.randn(2, 3, 40, 50)
+        given = Features(model.encoder(images), (40, 50))
+        assert torch.equal(model(given), model(images))
+        ours, theirs = model(given, with_aux=True), model(images, with_aux=True)
+        assert ours.size == theirs.size
+        assert all(torch.equal(a, b) for a, b in zip(ours.aux, theirs.aux, strict=True))
+
+
+def test_stored_views_equal_the_encoder(tmp_path):
+    config = frozen(tmp_path / "run")
+    run = engine._Run(config, RunFolder(Path(config.out)))
+    dataset = open_dataset(config.data.root, "train")
+    stored = open_features(config, dataset, run.model, None)
+    assert len(stored.maps) == 2 * len(dataset)
+    for index, mirrored in ((0, 0), (3, 1)):
+        image, mask = dataset.load(index)
+        if mirrored:
+            image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
+        image, mask = fit(image, mask, config.data.crop_size)
+        x = normalize(torch.from_numpy(image)[None], run.info.mean, run.info.std)
+        with torch.no_grad():
+            direct = torch.cat(run.model.encoder(x), dim=1)[0].numpy()
+        view = 2 * index + mirrored
+        assert np.array_equal(stored.masks[view], mask)
+        np.testing.assert_allclose(stored.maps[view], direct, rtol=2e-3, atol=2e-3)
+
+
+def test_fit_keeps_the_shape_and_ignores_the_rest():
+    image, mask = np.full((40, 80, 3), 9, np.uint8), np.ones((40, 80), np.uint8)
+    image, mask = fit(image, mask, (64, 64))
+    assert mask.shape == (64, 64)
+    assert (mask[:32] == 1).all()
+    assert (mask[32:] == IGNORE).all()
+    assert (image[:32] == 9).all()
+
+
+def test_training_from_features_resumes_bit_for_bit_and_never_encodes(tmp_path, monkeypatch):
+    from tests.test_engine import final_state
+
+    def no_images(self, x):
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(engine._Run, "_validate", lambda self: None)
+    monkeypatch.setattr(engine._Run, "finish", lambda self: {})
+    train(frozen(tmp_path / "whole", steps=4))  # computes the features
+    monkeypatch.setattr("setr.encoder.Encoder.forward", no_images)
+    parts = frozen(tmp_path / "parts", steps=4, save_every=2)
+    original = engine._Run.train_step
+
+    def dying(self, images, masks):
+        if self.step == 3 and not self.folder.state:
+            raise KeyboardInterrupt
+        return original(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts)
+    train(parts, resume=True)
+    whole, again = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_cached_run_is_a_model_directory_like_any_other(tmp_path):
+    metrics = train(frozen(tmp_path / "run", steps=2))
+    assert metrics["single_scale"]["miou"] is not None
+    model, _ = from_pretrained(tmp_path / "run")
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 9, 64, 64)
+
+
+def test_other_weights_data_or_sizes_are_computed_anew(tmp_path):
+    keys = set()
+    changes = (
+        {},
+        {"train": {"seed": 1}},
+        {"data": {"root": "scenes:13"}},
+        {"data": {"crop_size": (48, 64)}},
+        {"train": {"cache_features": "once"}},
+    )
+    for change in changes:
+        config = frozen(tmp_path / "run")
+        for part, values in change.items():
+            changed = dataclasses.replace(getattr(config, part), **values)
+            config = dataclasses.replace(config, **{part: changed})
+        torch.manual_seed(config.train.seed)
+        model = engine.build_model(config, 9)
+        keys.add(features._key(config, open_dataset(config.data.root, "train"), model, None))
+    assert len(keys) == len(changes)
+
+
+def test_half_computed_features_are_none(tmp_path, monkeypatch):
+    config = frozen(tmp_path / "run")
+    run = engine._Run(config, RunFolder(Path(config.out)))
+    (folder,) = (tmp_path / "cache" / "features").iterdir()
+    assert json.loads((folder / "facts.json").read_text())["views"] == len(run.source.stored.maps)
+    (folder / "facts.json").unlink()
+    seen = []
+    original = features._views
+    monkeypatch.setattr(features, "_views", lambda *a: seen.append(a) or original(*a))
+    open_features(config, run.dataset, run.model, None)
+    assert len(seen) == 1
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
+    with pytest.raises(SetrError, match=r"0\.0 GB are free; set SETR_CACHE"):
+        train(frozen(tmp_path / "run"))
+    assert list((tmp_path / "cache" / "features").iterdir()) == []
+
+
+def test_frozen_blocks_have_no_backward_pass():
+    """A block whose output needs no gradient has no node in the graph, so no backward work."""
+    model = tiny_model("mla", taps=(1, 2), aux_taps=())
+    model.encoder.freeze(1)
+    needs = []
+    for block in model.encoder.stages():
+        block.register_forward_hook(lambda m, i, out: needs.append(out.requires_grad))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(len(needs)) or t,
+                                                  lambda t: t):  # fmt: skip
+        output = model.train()(torch.randn(2, 3, 32, 32), with_aux=True)
+    assert needs == [False, True]
+    assert 0 not in kept  # nothing saved before the first free block
+    output.logits.sum().backward()
+    reached = {n for n, p in model.encoder.named_parameters() if p.grad is not None}
+    assert reached
+    assert all("blocks.1." in name for name in reached)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "last4", "lora"])
+def test_recipes_train_a_part(kind):
+    config = recipe(f"camvid_setr_mla_small_{kind}_cpu")
+    with torch.device("meta"):
+        model = engine.build_model(config, 11)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and "encoder" in n}
+    expected = {"frozen": 0, "last4": 4, "lora": 12}[kind]
+    assert len({n.split("blocks.")[1].split(".")[0] for n in trained}) == expected

@@ -1,0 +1,224 @@
+"""The estimate of memory against what steps really take, and what is said when it is short."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import setr.engine as engine
+import setr.estimate as estimating
+from setr.cli import main
+from setr.config import Config, DataConfig, ModelConfig, TrainConfig
+from setr.engine import train
+from setr.errors import USAGE, SetrError
+from setr.estimate import (
+    estimate,
+    flops_per_image,
+    forecast_text,
+    is_out_of_memory,
+    largest_batch,
+    settled,
+)
+from setr.machine import free_bytes, peak_bytes, resident_bytes
+from setr.memory import step_memory
+from tests.conftest import tiny_config, tiny_model
+
+CPU = torch.device("cpu")
+
+
+def nano(**train_settings: object) -> Config:
+    return Config(
+        model=ModelConfig(name="setr_pup_nano", img_size=64, channels=16),
+        data=DataConfig(crop_size=(64, 64)),
+        train=TrainConfig(**{"batch_size": 4, "precision": "fp32", **train_settings}),  # type: ignore[arg-type]
+    )
+
+
+def rehearsed(**options: object):
+    with torch.device("meta"):
+        model = tiny_model("pup")
+    settings = {"batch": 2, "size": (64, 64), "device": CPU, **options}
+    return step_memory(model, **settings)
+
+
+def test_fixed_parts_are_exact():
+    model = tiny_model("pup")
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    trained = 4 * sum(p.numel() for p in model.parameters())
+    found = rehearsed(moments=2, average=True)
+    assert found.parameters == weights
+    assert found.gradients == trained
+    assert found.optimizer == 2 * trained + weights
+    assert found.total > found.process + weights + found.optimizer + found.activations
+
+
+def test_activations_equal_what_autograd_keeps():
+    """Counted by hooks on what a real forward pass saves, storage by storage."""
+    model = tiny_model("pup").train()
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    images = torch.randn(2, 3, 64, 64)
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
+        output = model(images, with_aux=True)
+    heads = {x.untyped_storage().data_ptr() for x in (output.logits, *output.aux)}
+    saved = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in heads) - (
+        images.untyped_storage().nbytes() if images.data_ptr() in kept else 0
+    )
+    found = rehearsed()
+    inputs = images.untyped_storage().nbytes()
+    assert found.activations - inputs == pytest.approx(saved, rel=0.1)
+
+
+def test_activations_grow_with_the_batch_and_shrink_by_recomputation():
+    one, two, four = (rehearsed(batch=b).activations for b in (1, 2, 4))
+    assert four - two == pytest.approx(2 * (two - one), rel=0.01)
+    with torch.device("meta"):
+        model = tiny_model("pup")
+    model.set_grad_checkpointing()
+    recomputed = step_memory(model, batch=4, size=(64, 64), device=CPU)
+    assert recomputed.activations < four
+    assert recomputed.logits == rehearsed(batch=4).logits
+
+
+def test_frozen_blocks_keep_nothing():
+    with torch.device("meta"):
+        model = tiny_model("naive", aux_taps=())
+        model.encoder.freeze(-1)
+    found = step_memory(model, batch=4, size=(64, 64), device=CPU)
+    assert found.activations < rehearsed(batch=4).activations / 4
+    assert found.gradients < found.parameters / 3
+
+
+def test_flops_count_forward_and_backward_once():
+    config = nano()
+    plain = flops_per_image(config, 5)
+    again = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, grad_checkpointing=True)
+    )
+    assert flops_per_image(again, 5) == plain  # recomputed operations are no use to the model
+    frozen = dataclasses.replace(config, model=dataclasses.replace(config.model, freeze=-1))
+    assert flops_per_image(frozen, 5) < 0.9 * plain
+    cached = dataclasses.replace(
+        frozen, train=dataclasses.replace(frozen.train, cache_features="once")
+    )
+    assert flops_per_image(cached, 5) < flops_per_image(frozen, 5)
+
+
+def test_the_largest_batch_fits_and_the_next_one_does_not(monkeypatch):
+    config = nano()
+
+    def total(batch: int) -> int:
+        return estimate(estimating.with_batch(config, batch), 5, CPU).total
+
+    room = (total(11) + total(12)) // 2
+    assert largest_batch(config, 5, CPU, room=room, at_most=1000)[0] == 11
+    assert largest_batch(config, 5, CPU, room=room, at_most=7)[0] == 7
+    assert largest_batch(config, 5, CPU, room=1000, at_most=1000) is None
+    monkeypatch.setattr(estimating, "free_bytes", lambda device: 1000)
+    auto = dataclasses.replace(config, train=dataclasses.replace(config.train, batch="auto"))
+    with pytest.raises(SetrError, match=r"even 1 needs .* GB; these need less: --train.grad-check"):
+        settled(auto, 5, 1000, CPU)
+
+
+def test_batch_auto_trains_and_is_kept_on_resume(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path / "run", batch="auto", steps=2, save_every=1)
+    metrics = train(config)
+    assert metrics["single_scale"]["miou"] is not None
+    assert Config.load(tmp_path / "run" / "config.yaml").train.batch_size == 12  # all images
+    monkeypatch.setattr(estimating, "free_bytes", lambda device: 1000)
+    train(config, resume=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't"
+                     " allocate memory: you tried to allocate 4 bytes."),
+        MemoryError(),
+    ],
+)  # fmt: skip
+def test_out_of_memory_is_one_line_with_figures(config, monkeypatch, error):
+    def short(self, images, masks):
+        raise error
+
+    monkeypatch.setattr(engine._Run, "train_step", short)
+    with pytest.raises(SetrError) as caught:
+        train(config)
+    said = str(caught.value)
+    assert said.startswith("out of memory at batch 2 of 64x64 on cpu, which needs 0.")
+    for part in ("--train.grad-checkpointing: 0.", "--train.accumulate 2", "--train.batch-size 1:"):
+        assert part in said
+    assert "\n" not in said
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced on Linux")
+def test_a_real_allocation_failure_is_explained(tmp_path):
+    """A process with a limit on its memory runs into it on its own."""
+    code = (
+        "import resource, sys, torch, setr.engine\n"
+        "from pathlib import Path\n"
+        "from tests.conftest import tiny_config\n"
+        "import dataclasses\n"
+        "c = tiny_config(Path(sys.argv[1]), batch_size=512, steps=1)\n"
+        "run = setr.engine._Run(c, setr.engine.RunFolder(Path(c.out)))\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 10**9,) * 2)\n"
+        "from setr.estimate import explained\n"
+        "with explained(c, 9, torch.device('cpu')):\n"
+        "    torch.empty(10**9)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert "out of memory at batch 512 of 64x64" in result.stderr, result.stderr[-500:]
+
+
+def test_the_command_prints_parts_and_advice(capsys):
+    options = ["--train.batch-size", "2", "--model.name", "setr_naive_nano"]
+    assert main(["train", "demo", "--estimate", *options, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["total"] >= values["process"] + values["parameters"] + values["optimizer"]
+    assert values["largest_batch"] > 2
+    shown = forecast_text(values)
+    for word in (
+        "parameters",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "total",
+        "at once",
+        "the largest batch that fits is",
+        "--train.grad-checkpointing",
+    ):
+        assert word in shown  # fmt: skip
+
+
+def test_the_machine_tells_its_memory():
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert 1e8 < resident_bytes() <= peak_bytes(CPU) * 1.01
+    assert peak_bytes(CPU) >= 1000 * used
+    assert free_bytes(CPU) > resident_bytes()
+
+
+def test_a_cache_needs_a_frozen_encoder():
+    with pytest.raises(SetrError, match=r"only with --model\.freeze -1") as caught:
+        Config(train=TrainConfig(cache_features="flip"))
+    assert caught.value.code == USAGE
+    Config(model=ModelConfig(freeze=-1), train=TrainConfig(cache_features="flip"))

@@ -1,0 +1,166 @@
+"""Logs of a run: every tracker gets the same figures, a resumed log has every step once."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import setr.engine as engine
+import setr.trackers as trackers
+from setr.config import TrainConfig
+from setr.engine import train
+from setr.errors import USAGE, SetrError
+from setr.images import read_image
+from setr.trackers import CsvTable, JsonLines, Pictures, Tracker, open_trackers, scalars
+from tests.conftest import tiny_config
+
+LINES = [
+    {"step": 2, "loss": 1.5, "lr": 0.1},
+    {"step": 4, "loss": 1.25, "lr": 0.05},
+    {"step": 4, "val": {"miou": 0.5, "iou": {"road": 0.5, "sky": None}, "absent": "skip"}},
+    {"step": 6, "loss": 1.0, "lr": 0.01},
+]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_numbers_come_by_path():
+    assert scalars(LINES[2]) == {"val/miou": 0.5, "val/iou/road": 0.5}
+    assert scalars({"step": 3, "good": True, "loss": 2}) == {"loss": 2}
+
+
+def test_jsonl_and_csv_hold_the_same(tmp_path):
+    table, lines = CsvTable(tmp_path, 0), JsonLines(tmp_path, 0)
+    for line in LINES:
+        table.line(line)
+        lines.line(line)
+    assert [json.loads(t) for t in (tmp_path / "log.jsonl").read_text().splitlines()] == LINES
+    found = rows(tmp_path)
+    assert [row["step"] for row in found] == ["2", "4", "4", "6"]
+    assert [row["loss"] for row in found] == ["1.5", "1.25", "", "1.0"]
+    assert [row["val/miou"] for row in found] == ["", "", "0.5", ""]
+
+
+@pytest.mark.parametrize("kind", [CsvTable, JsonLines])
+def test_resuming_drops_what_came_after_and_torn_lines(tmp_path, kind):
+    tracker = kind(tmp_path, 0)
+    for line in LINES:
+        tracker.line(line)
+    (path,) = tmp_path.glob("log.*")
+    path.open("a").write('{"step": 8, "lo' if kind is JsonLines else "8,0.")
+    again = kind(tmp_path, 4)
+    again.line({"step": 5, "loss": 0.5, "lr": 0.0, "new": 1})
+    if kind is CsvTable:
+        steps = [row["step"] for row in rows(tmp_path)]
+        assert [row["new"] for row in rows(tmp_path)] == ["", "", "", "1"]
+    else:
+        steps = [str(json.loads(t)["step"]) for t in path.read_text().splitlines()]
+    assert steps == ["2", "4", "4", "5"]
+    kind(tmp_path, 0)
+    assert not path.exists()
+
+
+def test_pictures_are_kept_by_step(tmp_path):
+    tracker = Pictures(tmp_path, 0)
+    for step in (2, 4):
+        tracker.picture(step, np.full((8, 8, 3), step, np.uint8))
+    Pictures(tmp_path, 2)
+    assert [p.name for p in (tmp_path / "samples").iterdir()] == ["step-000002.png"]
+
+
+def test_a_run_logs_losses_rates_and_pictures(tmp_path):
+    config = tiny_config(tmp_path / "run", steps=2, eval_every=1, samples=2)
+    train(config)
+    out = Path(config.out)
+    figures = json.loads((out / "log.jsonl").read_text().splitlines()[0])
+    expected = {"main", "aux_1", "lr", "gradient_norm", "images_per_second", "data_wait_percent",
+                "peak_memory_gb", "mfu_percent", "loss"}  # fmt: skip
+    assert expected <= figures.keys()
+    assert figures["gradient_norm"] > 0
+    assert 0 < figures["mfu_percent"] < 100
+    assert 0.1 < figures["peak_memory_gb"] < 30
+    assert {p.name for p in (out / "samples").iterdir()} == {"step-000001.png", "step-000002.png"}
+    picture = read_image(out / "samples" / "step-000002.png")
+    assert picture.shape[1] == 3 * (320 + 8)
+    assert picture.shape[0] > 2 * 320
+
+
+def test_resume_with_trackers_and_profiler_is_bit_for_bit(tmp_path, monkeypatch, capsys):
+    """What is only watched must not change a weight; every tracker goes on where it was."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from tests.test_engine import final_state
+
+    train(tiny_config(tmp_path / "plain", steps=3))
+    watched = tiny_config(tmp_path / "watched", steps=3, save_every=2, log="tensorboard",
+                          profile=1, eval_every=2)  # fmt: skip
+    original = engine._Run.train_step
+
+    def dying(self, images, masks):
+        if self.step == 2 and not self.folder.state:
+            raise KeyboardInterrupt
+        return original(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(watched)
+    train(watched, resume=True)
+    plain, parts = final_state(tmp_path / "plain"), final_state(tmp_path / "watched")
+    assert all((plain[name] == parts[name]).all() for name in plain)
+    events = EventAccumulator(str(tmp_path / "watched" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.step for event in events.Images("samples")] == [2, 3]
+    trace = json.loads((tmp_path / "watched" / "trace.json").read_text())
+    assert any(e.get("name") == "module: encoder.vit.blocks.0" for e in trace["traceEvents"])
+    assert "encoder.vit.blocks.*" in capsys.readouterr().err
+
+
+def test_a_tracker_that_fails_costs_its_line_and_not_the_run(config, monkeypatch, capsys):
+    class Broken(Tracker):
+        def line(self, line):
+            raise OSError(28, "No space left on device")
+
+    def both(out, names, step):
+        return [*open_trackers(out, names, step), Broken(out, step)]
+
+    monkeypatch.setattr("setr.runfolder.open_trackers", both)
+    assert train(config)["single_scale"]["miou"] is not None
+    assert "log line not written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named_before_anything_starts(config, monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    watched = dataclasses.replace(config, train=dataclasses.replace(config.train, log="wandb"))
+    with pytest.raises(SetrError, match=r'pip install "setr\[log\]"') as caught:
+        train(watched)
+    assert caught.value.code == USAGE
+    assert not Path(config.out).exists()
+
+
+def test_names_of_trackers_are_checked():
+    assert TrainConfig(log="tensorboard, wandb").trackers == ("tensorboard", "wandb")
+    with pytest.raises(SetrError, match="give tensorboard, wandb or both"):
+        TrainConfig(log="mlflow")
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # the same calls without its process
+    (tmp_path / "run").mkdir()
+    for step in (0, 4):
+        *_, tracker = open_trackers(tmp_path / "run", ["wandb"], step)
+        for line in LINES:
+            tracker.line(line)
+        tracker.picture(6, np.zeros((8, 8, 3), np.uint8))
+        tracker.close()
+    assert len((tmp_path / "run" / "wandb" / "run_id").read_text()) == 8
