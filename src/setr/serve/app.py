@@ -8,8 +8,7 @@ GET  /healthz        alive           GET /readyz                taking requests
 GET  /metrics        Prometheus
 """
 
-from __future__ import annotations
-
+# no postponed annotations here: FastAPI reads those of functions that use local limits
 import asyncio
 import base64
 from collections.abc import AsyncIterator
