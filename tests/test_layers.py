@@ -87,12 +87,8 @@ ORDER = (
     *("graphs", "quantize", "onnx_file", "export", "bench_row", "bench"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
-<<<<<<< HEAD
     *("explain", "figures"),
-=======
-    *("explain", "montage", "figures"),
     "serve",
->>>>>>> 2e328d6 (A server over models: dynamic batching, bounded requests, drain, metrics)
     # the command line
     *("cli", "commands"),
 )

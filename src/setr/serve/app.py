@@ -13,7 +13,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 
 from setr import __version__
 from setr.images import encode_png
-from setr.serve.answers import FORMATS, Options, choose
+from setr.serve.answers import FORMATS, FormatName, Options, choose, encode
 from setr.serve.bodies import Gone
 from setr.serve.gate import Gate, Keys, refuse
 from setr.serve.limits import Limits, Refusal
@@ -49,7 +49,6 @@ from setr.serve.schema import (
 )
 from setr.serve.service import Service
 
-FormatName = Literal["mask", "color", "overlay", "confidence", "json", "rle", "scores"]
 T = TypeVar("T")
 
 ModelName = Annotated[str | None, Query(description="A name of /v1/models; the first if left out.")]
@@ -112,28 +111,33 @@ def _add_segment(app: FastAPI, service: Service) -> None:
             FormatName | None, Query(description="Of the answer; else `Accept` decides, else mask.")
         ] = None,
         opacity: Annotated[float, Query(ge=0, le=1, description="Of the overlay.")] = 0.55,
+        tolerance: Annotated[
+            float,
+            Query(ge=0, le=1000, description="Pixels that polygons may be off, for fewer corners."),
+        ] = 0.0,
+        min_pixels: Annotated[
+            int, Query(ge=1, description="Polygons of smaller regions are left out.")
+        ] = 1,
         deadline: Annotated[
             float, Query(gt=0, le=service.limits.deadline, description="Seconds to wait.")
         ] = service.limits.deadline,
     ) -> Response:
         name = choose(format, request.headers.get("accept", ""))
-        form = FORMATS[name]
+        options = Options(opacity, tolerance, min_pixels)
         content = await service.compute(
             request,
             model,
             "scores" if name == "scores" else "segment",
             deadline,
             lambda image: image,
-            lambda model_name, result: form.encode(
-                model_name, service.models[model_name][1], result, Options(opacity)
-            ),
+            lambda served, result: encode(name, served, service.models[served][1], result, options),
         )
         note = request.state.note
         return Response(
             content,
-            media_type=form.media_type,
+            media_type=FORMATS[name].media_type,
             headers={
-                "Content-Disposition": f'inline; filename="{name}.{form.ending}"',
+                "Content-Disposition": f'inline; filename="image{FORMATS[name].ending}"',
                 "Server-Timing": ", ".join(
                     f"{part};dur={note[f'{part}_ms']}" for part in ("queue", "model", "encode")
                 ),

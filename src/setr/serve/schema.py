@@ -149,9 +149,9 @@ def segment_responses() -> dict[int | str, dict[str, Any]]:
     """`responses` of `/v1/segment`: 200 in all formats, and the errors."""
     content: dict[str, Any] = {}
     for form in FORMATS.values():
-        content.setdefault(form.media_type, {"schema": _BINARY})
+        schema = {"type": "object"} if form.media_type.endswith("json") else _BINARY
+        content.setdefault(form.media_type, {"schema": schema})
     content["application/json"] = {"schema": {"$ref": "#/components/schemas/Segmentation"}}
-    content["application/vnd.setr.rle+json"] = {"schema": {"type": "object"}}
     says = "; ".join(f"`{name}`: {form.says}" for name, form in FORMATS.items())
     return {
         200: {"description": says, "content": content, "model": Segmentation},
