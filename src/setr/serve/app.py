@@ -82,6 +82,7 @@ def create_app(
         summary="Semantic segmentation over HTTP",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the client's own Host header
         lifespan=lifespan,
     )
     _handle_errors(app)

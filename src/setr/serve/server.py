@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from setr.errors import SetrError
+from setr.serve.gate import Gate
 from setr.serve.limits import Limits
 
 PART_WAY = 5.0
@@ -90,40 +91,45 @@ def protocol(limits: Limits) -> type[H11Protocol]:
     return PatientProtocol
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server; a signal ends it in order and is not raised again."""
+class Server(uvicorn.Server):
+    """uvicorn's server; a signal ends it in order and is not raised again.
 
-    def __init__(self, config: uvicorn.Config, service: Any) -> None:
+    Args:
+        app: as `create_app` gives it.
+        limits: of the server.
+    """
+
+    def __init__(self, app: Gate, limits: Limits) -> None:
+        self.service = app.service
+        config = uvicorn.Config(
+            app,
+            http=protocol(limits),
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            backlog=1024,
+            timeout_keep_alive=max(1, round(limits.header_seconds)),
+            timeout_graceful_shutdown=max(1, round(limits.drain)),
+        )
         super().__init__(config)
-        self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop listening, finish what is running."""
         self.service.draining = True
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
 
 
-def serve(app: Any, sock: socket.socket, limits: Limits) -> None:
+def serve(app: Gate, sock: socket.socket, limits: Limits) -> None:
     """Serve until a signal says stop."""
     with contextlib.suppress(ValueError, OSError):  # a thousand idle clients need a thousand files
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    config = uvicorn.Config(
-        app,
-        http=protocol(limits),
-        ws="none",
-        loop="asyncio",
-        lifespan="on",
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        backlog=1024,
-        timeout_keep_alive=max(1, round(limits.header_seconds)),
-        timeout_graceful_shutdown=max(1, round(limits.drain)),
-    )
-    server = _Server(config, app.service)
     host, port = sock.getsockname()[:2]
-    names = ", ".join(app.service.models.by_name)
     shown = f"[{host}]" if ":" in host else host
+    names = ", ".join(app.service.models.by_name)
     print(f"setr: serving {names} on http://{shown}:{port}", file=sys.stderr, flush=True)
-    server.run(sockets=[sock])
+    Server(app, limits).run(sockets=[sock])
