@@ -211,7 +211,7 @@ def test_parameters(client):
     assert error(client.post("/v1/attention?x=2&y=0", content=photo())) == (422, "parameter")
     assert error(client.get("/v1/segment")) == (405, "http")
     assert client.get("/v1/segment").headers["allow"] == "POST"
-    for path in ("/../../etc/passwd", "/%2e%2e/pyproject.toml", "/v1/segment/", "//etc", "/x%00y"):
+    for path in ("/../../etc/passwd", "/%2e%2e/pyproject.toml", "/v1/segment/", "/x%00y"):
         assert client.get(path).status_code in (404, 405), path
 
 
@@ -318,7 +318,7 @@ def test_idle_connections_do_not_keep_others_out(url, client):
     "data",
     [
         b"\x00\x01\x02nonsense\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 2_000_000 + b"\r\n\r\n",
         b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
     ],
@@ -351,20 +351,22 @@ def test_answers_of_a_crowd_are_not_mixed_up(url, sources):
         with httpx.Client(base_url=url, timeout=30) as client:
             for i in range(first, len(cases), 8):
                 name, data = cases[i]
-                answer = client.post(f"/v1/segment?format=ids&model={name}", content=data)
-                answers[i] = read_mask(answer.content)
+                answer = client.post(f"/v1/segment?format=scores&model={name}", content=data)
+                answers[i] = np.load(io.BytesIO(answer.content))["scores"]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    expected = [offline[name].predict(data).mask for name, data in cases]
+    expected = [offline[name].predict(data).scores for name, data in cases[:12]]
     for i in range(len(cases)):
-        assert (answers[i] == expected[i]).mean() > 0.999  # batches round differently
-        for j, other in enumerate(expected[:12]):
-            if j != i % 12 and other.shape == answers[i].shape:
-                assert (answers[i] == other).mean() < 0.999
+        distance = [
+            float(abs(answers[i] - e).max()) if e.shape == answers[i].shape else np.inf
+            for e in expected
+        ]
+        assert int(np.argmin(distance)) == i % 12
+        assert min(distance) < 1e-3  # batches round differently, float16 too
 
 
 class Held(Models):
