@@ -17,8 +17,8 @@ ENV PATH=/opt/setr/bin:$PATH
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # torch first: it is large, and changes far less often than the source
-RUN torch="$(grep -E '^torch(vision)?==' constraints.txt | cut -d' ' -f1)" \
-    && pip install --index-url "https://download.pytorch.org/whl/${TORCH}" ${torch}
+RUN pip install --index-url "https://download.pytorch.org/whl/${TORCH}" \
+    --extra-index-url https://pypi.org/simple --constraint constraints.txt torch torchvision
 COPY src src
 RUN pip install --constraint constraints.txt ".[serve,fast-io]"
 
