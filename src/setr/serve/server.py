@@ -123,11 +123,16 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()
 
 
-def serve(app: Gate, sock: socket.socket, limits: Limits) -> None:
-    """Serve until a signal says stop."""
-    with contextlib.suppress(ValueError, OSError):  # a thousand idle clients need a thousand files
+def allow_connections() -> None:
+    """Raise the soft limit of open files: a thousand idle clients need a thousand of them."""
+    with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def serve(app: Gate, sock: socket.socket, limits: Limits) -> None:
+    """Serve until a signal says stop."""
+    allow_connections()
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     names = ", ".join(app.service.models.by_name)
