@@ -178,7 +178,7 @@ def test_two_models_and_a_slider(open_page, photo):
 def test_keyboard_alone(open_page, photo):
     page = open_page()
     choosers: list[Any] = []
-    page.on("filechooser", choosers.append)
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.wait_for_timeout(500)  # until the browser passes file dialogs on
     page.keyboard.press("o")
     page.wait_for_timeout(500)
