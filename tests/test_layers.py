@@ -81,6 +81,7 @@ ORDER = (
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
     *("explain", "figures"),
+    "serve",
     # the command line
     *("cli", "commands"),
 )

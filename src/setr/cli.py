@@ -29,6 +29,7 @@ VERBS = {
     "predict": "segment images: setr predict MODEL IMAGES… -o OUT",
     "export": "write a model for another runtime: setr export MODEL --format onnx -o OUT",
     "bench": "how fast a model runs on this machine, in every runtime: setr bench MODEL",
+    "serve": "a server and a web page: setr serve MODEL…",
     "doctor": "check a data set before training: setr doctor DATA",
     "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
     "convert": "turn a foreign checkpoint into a model directory: setr convert FILE -o DIR",

@@ -68,7 +68,11 @@ class View(NamedTuple):
 
 def open_view(predictor: Predictor, path: Path, short_side: int | None = None) -> View:
     """Read an image and scale it as the model's protocol does, or to another short side."""
-    image = read_image(path)
+    return make_view(predictor, read_image(path), short_side)
+
+
+def make_view(predictor: Predictor, image: np.ndarray, short_side: int | None = None) -> View:
+    """Scale an image uint8 RGB (H, W, 3) as the model's protocol does, or to a short side."""
     protocol = dataclasses.replace(predictor.info.protocol, window=None, fill_window=False)
     if short_side:
         protocol = dataclasses.replace(protocol, short_side=short_side)

@@ -45,6 +45,12 @@ MAX_PIXELS = 150_000_000
 LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+class ImageTooLargeError(SetrError):
+    """An image above a limit of pixels, known from its header."""
+
+
 Source = str | os.PathLike | bytes
 
 
@@ -308,7 +314,7 @@ class _open:  # noqa: N801  used as a function in `with`
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 self.image = Image.open(file)
         except Image.DecompressionBombError:
-            raise SetrError(
+            raise ImageTooLargeError(
                 f"{name}: more than {self.max_pixels:,} pixels; raise --max-pixels to read it"
             ) from None
         except Exception as error:
@@ -316,7 +322,7 @@ class _open:  # noqa: N801  used as a function in `with`
         width, height = self.image.size
         if width * height > self.max_pixels:
             self.image.close()
-            raise SetrError(
+            raise ImageTooLargeError(
                 f"{name}: {width}x{height} is {width * height:,} pixels, above the limit of "
                 f"{self.max_pixels:,}; raise --max-pixels to read it"
             )

@@ -1,0 +1,42 @@
+# syntax=docker/dockerfile:1
+# setr serve in a container, without root.
+#
+#   docker build -t setr .                                             CPU
+#   docker build -t setr:cuda --build-arg TORCH=cu130 .                CUDA (wheels bring their own libraries)
+#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs/demo:/models/demo:ro" setr /models/demo
+#   docker run --rm --gpus all -p 127.0.0.1:8000:8000 -v … setr:cuda /models/demo
+#
+# Everything but `serve` works too: docker run --rm --entrypoint setr setr --help
+ARG PYTHON=3.11
+
+FROM python:${PYTHON}-slim-bookworm AS build
+ARG TORCH=cpu
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+RUN python -m venv /opt/setr
+ENV PATH=/opt/setr/bin:$PATH
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+# torch first: it is large, and changes far less often than the source
+RUN pip install --index-url "https://download.pytorch.org/whl/${TORCH}" \
+    --extra-index-url https://pypi.org/simple --constraint constraints.txt torch torchvision
+COPY src src
+RUN pip install --constraint constraints.txt ".[serve,fast-io]"
+
+FROM python:${PYTHON}-slim-bookworm
+COPY --from=build /opt/setr /opt/setr
+# two malloc arenas: decoding threads would otherwise keep one each, and resident memory creeps up
+ENV PATH=/opt/setr/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    MALLOC_ARENA_MAX=2 \
+    HF_HOME=/tmp/huggingface
+RUN useradd --system --uid 10001 --no-create-home --home-dir /tmp setr
+USER 10001
+WORKDIR /tmp
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+# in a container the port is closed until it is published, so listening on all addresses is right
+ENTRYPOINT ["setr", "serve", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["--help"]

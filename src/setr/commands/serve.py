@@ -1,0 +1,105 @@
+"""`setr serve MODEL…`: an HTTP server and a web page."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from setr.cli import parse
+from setr.errors import OK, USAGE, SetrError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Serve models over HTTP, with a page to try them in a browser."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Model directories, Hub names or checkpoints; NAME=MODEL gives another name than the folder's.
+    The first is the default."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: Annotated[int, tyro.conf.arg(aliases=["-p"])] = 8000
+    """Port; 0 takes a free one."""
+    api_keys: Path | None = None
+    """File with one key per line; requests then need one. SETR_API_KEYS (comma-separated) does the
+    same. Without keys everybody who reaches the port is served."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the forward pass."""
+    batch: int = 8
+    """Images of one size that run together."""
+    wait_ms: float = 5.0
+    """How long an image waits for others of its size while the model is idle."""
+    queue: int = 64
+    """Requests inside at once; more are refused with 429."""
+    deadline: float = 60.0
+    """Seconds from a request's first byte to its answer."""
+    max_mb: float = 32.0
+    """Largest body in megabytes."""
+    max_pixels: int = 50_000_000
+    """Larger images are refused from their header."""
+    max_patches: int = 20_000
+    """Most patches in one pass of a transformer; attention costs their square."""
+    drain: float = 60.0
+    """Seconds that running requests get after SIGTERM."""
+    quiet: bool = False
+    """No access log."""
+
+
+def run(arguments: list[str]) -> int:
+    """Load the models, then serve until a signal says stop."""
+    given = parse(Arguments, arguments, "serve")
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise SetrError(f'setr serve needs {error.name}; pip install "setr[serve]"') from None
+    from setr.serve.app import create_app
+    from setr.serve.gate import Keys
+    from setr.serve.limits import Limits
+    from setr.serve.models import Models
+    from setr.serve.server import listen, serve
+
+    if not given.models:
+        raise SetrError("give a model: setr serve runs/demo", code=USAGE)
+    limits = Limits(
+        max_bytes=int(given.max_mb * (1 << 20)),
+        max_pixels=given.max_pixels,
+        max_patches=given.max_patches,
+        queue=given.queue,
+        deadline=given.deadline,
+        batch=given.batch,
+        wait=given.wait_ms / 1000,
+        drain=given.drain,
+    )
+    keys = Keys(read_keys(given.api_keys))
+    with listen(given.host, given.port) as sock:
+        models = Models(given.models, limits, device=given.device, precision=given.precision)
+        serve(create_app(models, limits, keys, log=not given.quiet), sock, limits)
+    return OK
+
+
+def read_keys(path: Path | None) -> list[str]:
+    """Keys of a file and of SETR_API_KEYS.
+
+    Raises:
+        SetrError: no such file, or a file without keys, which would let everybody in.
+    """
+    keys = [key.strip() for key in os.environ.get("SETR_API_KEYS", "").split(",") if key.strip()]
+    if path is None:
+        return keys
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetrError(f"{path}: cannot read the keys ({error})", code=USAGE) from None
+    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not found:
+        raise SetrError(f"{path}: has no keys; write one per line", code=USAGE)
+    return keys + found

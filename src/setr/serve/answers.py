@@ -1,0 +1,134 @@
+"""A `Result` as the bytes of an answer, in the format a request asks for."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Literal, NamedTuple
+
+from setr.images import encode_png
+from setr.outputs import POLYGON_KINDS
+from setr.predictor import Predictor, Result
+from setr.serve.limits import Refusal
+from setr.serve.models import summary
+
+FormatName = Literal[
+    "mask", "ids", "color", "overlay", "confidence", "json", "geojson", "coco_rle", "coco",
+    "labelme", "scores",
+]  # fmt: skip
+
+
+class Options(NamedTuple):
+    """What a request may say about its answer."""
+
+    opacity: float = 0.55
+    tolerance: float = 0.0
+    min_pixels: int = 1
+
+
+class Format(NamedTuple):
+    """One kind of answer.
+
+    Attributes:
+        media_type: of the body.
+        ending: of a file it is saved as.
+        says: one line for the documents.
+    """
+
+    media_type: str
+    ending: str
+    says: str
+
+
+FORMATS: dict[FormatName, Format] = {
+    "mask": Format("image/png", ".png", "palette PNG; its indices are class ids"),
+    "ids": Format("image/png", "_ids.png", "class ids, grey PNG"),
+    "color": Format("image/png", "_color.png", "the mask in class colours, RGB PNG"),
+    "overlay": Format("image/png", "_overlay.png", "the image under its class colours, RGB PNG"),
+    "confidence": Format(
+        "image/png", "_confidence.png", "probability of the chosen class, grey PNG, 255 is 1"
+    ),
+    "json": Format("application/json", ".json", "shares, and mask and confidence as PNG in base64"),
+    "geojson": Format("application/geo+json", ".geojson", "polygons in pixels, y down the image"),
+    "coco": Format("application/vnd.coco+json", "_coco.json", "COCO annotations with polygons"),
+    "coco_rle": Format(
+        "application/vnd.coco.rle+json", "_coco_rle.json", "COCO annotations with run lengths"
+    ),
+    "labelme": Format("application/vnd.labelme+json", "_labelme.json", "a LabelMe file"),
+    "scores": Format(
+        "application/x-npz", "_scores.npz", "float16 probabilities (K, H, W) and class names"
+    ),
+}
+"""Answers of `/v1/segment`; of several with one media type, `Accept` means the first."""
+
+
+def encode(
+    kind: FormatName, name: str, predictor: Predictor, result: Result, options: Options
+) -> bytes:
+    """The body of an answer.
+
+    Args:
+        kind: of `FORMATS`.
+        name: of the model, as served.
+        predictor: the model.
+        result: what it says.
+        options: of the request.
+    """
+    if kind == "json":
+        return _everything(name, predictor, result)
+    if kind == "overlay":
+        return encode_png(result.overlay(options.opacity))
+    if kind in POLYGON_KINDS:
+        return result.encode(kind, tolerance=options.tolerance, min_pixels=options.min_pixels)
+    return result.encode(kind)
+
+
+def _everything(name: str, predictor: Predictor, result: Result) -> bytes:
+    """The `Segmentation` that the page draws."""
+    height, width = result.mask.shape
+    answer = {
+        "model": name,
+        "width": width,
+        "height": height,
+        "mean_confidence": result.share()["mean_confidence"],
+        "classes": summary(predictor, result),
+        "mask": base64.b64encode(result.encode("mask")).decode(),
+        "confidence": base64.b64encode(result.encode("confidence")).decode(),
+    }
+    return json.dumps(answer, ensure_ascii=False).encode()
+
+
+def choose(name: FormatName | None, accept: str) -> FormatName:
+    """The format a request asks for by parameter, else by its `Accept` header, else `mask`.
+
+    Raises:
+        Refusal: 406, nothing of what `Accept` lists.
+    """
+    if name is not None:
+        return name
+    wanted: list[tuple[float, int, str]] = []
+    for part in accept.split(","):
+        kind, _, rest = part.partition(";")
+        weight = _weight(rest)
+        if kind.strip() and weight > 0:
+            wanted.append((-weight, len(wanted), kind.strip().lower()))
+    for _, _, kind in sorted(wanted):
+        for format_name, form in FORMATS.items():
+            if kind in ("*/*", form.media_type, form.media_type.partition("/")[0] + "/*"):
+                return format_name
+    if not wanted:
+        return "mask"
+    kinds = ", ".join(dict.fromkeys(form.media_type for form in FORMATS.values()))
+    raise Refusal(406, "accept", f"this server answers in {kinds}; or give ?format=")
+
+
+def _weight(parameters: str) -> float:
+    """The q of an `Accept` entry; 1 without, 0 where it is no number."""
+    for parameter in parameters.split(";"):
+        key, _, value = parameter.partition("=")
+        if key.strip().lower() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0

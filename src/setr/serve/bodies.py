@@ -1,0 +1,142 @@
+"""Reading an image out of a request: bounded while it arrives, raw bytes or a form.
+
+A body is cut at the limit, not buffered and then measured; one that dawdles is given up. The name a
+form gives its file is never used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from setr.serve.limits import Admission, Refusal
+
+FIELD = "image"
+"""Name of the form field that holds the image."""
+
+RAW_TYPES = ("image/png", "image/jpeg", "image/webp", "image/tiff", "application/octet-stream")
+"""Content types listed in the OpenAPI document; any other `image/…` is taken too."""
+
+
+class Gone(Exception):  # noqa: N818  an outcome, not a fault
+    """The client hung up."""
+
+
+@asynccontextmanager
+async def image_bytes(request: Request, admission: Admission) -> AsyncIterator[bytes]:
+    """The bytes of the image a request carries, counted in `admission` while in use.
+
+    Raises:
+        Refusal: 400 empty or a broken form, 408 too slow, 413 too large, 415 another type, 429
+            other large bodies are inside.
+        Gone: the client hung up.
+    """
+    kind = _content_type(request)
+    held = 0
+    try:
+        body = bytearray()
+        try:
+            async with _timeout(admission.limits.body_seconds):
+                async for chunk in _chunks(request, admission.limits.max_bytes):
+                    admission.hold_bytes(len(chunk))
+                    held += len(chunk)
+                    body += chunk
+        except asyncio.TimeoutError:
+            seconds = f"{admission.limits.body_seconds:g}"
+            raise Refusal(
+                408, "slow", f"the body did not arrive within {seconds} seconds"
+            ) from None
+        except ClientDisconnect:
+            raise Gone from None
+        data = await _file_of_form(request, body) if kind == "form" else bytes(body)
+        del body
+        if not data:
+            raise Refusal(400, "empty", "the image is empty (0 bytes)")
+        yield data
+    finally:
+        admission.free_bytes(held)
+
+
+def _content_type(request: Request) -> str:
+    """`raw` or `form`."""
+    kind = request.headers.get("content-type", "application/octet-stream")
+    kind = kind.partition(";")[0].strip().lower()
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(415, "content_type", "send the image itself, without Content-Encoding")
+    if kind == "multipart/form-data":
+        return "form"
+    if kind == "application/octet-stream" or kind.startswith("image/"):
+        return "raw"
+    raise Refusal(
+        415,
+        "content_type",
+        "send the bytes of an image as image/… or application/octet-stream, or a form: "
+        "curl -F image=@photo.jpg",
+    )
+
+
+async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it arrives, up to `limit` bytes."""
+    too_large = Refusal(413, "too_large", f"the body is above the limit of {limit:,} bytes")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > limit:
+        raise too_large
+    total = 0
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total > limit:
+            raise too_large
+        yield chunk
+
+
+class _InMemory(MultiPartParser):
+    """Keeps files in memory, where the limit on the body bounds them; nothing touches a disk."""
+
+    spool_max_size = 1 << 62
+
+
+async def _file_of_form(request: Request, body: bytearray) -> bytes:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield bytes(body)
+
+    try:
+        parser = _InMemory(request.headers, stream(), max_files=1, max_fields=16)
+        form = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError, LookupError) as error:
+        reason = str(getattr(error, "message", "")) or "no boundary"
+        raise Refusal(400, "form", f"the form cannot be read ({reason:.80})") from None
+    try:
+        file = form.get(FIELD)
+        if not isinstance(file, UploadFile):
+            raise Refusal(400, "form", f"the form has no file in a field called '{FIELD}'")
+        return await file.read()
+    finally:
+        await form.close()
+
+
+@asynccontextmanager
+async def _timeout(seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout`, which Python 3.10 lacks."""
+    task = asyncio.current_task()
+    assert task is not None
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    handle = asyncio.get_running_loop().call_later(seconds, expire)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if expired:
+            raise asyncio.TimeoutError from None
+        raise
+    finally:
+        handle.cancel()

@@ -1,0 +1,200 @@
+"""What every request passes: its id, the key, one line of log, headers, and errors as JSON.
+
+A plain ASGI layer around the app, so that it also sees what the framework refuses. The log has one
+JSON object per request on stderr: never image content, file names, query strings or keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import re
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+
+from setr.serve.limits import Refusal
+from setr.serve.service import Service
+
+OPEN_ROUTES = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+"""What needs no key: static pages and probes."""
+
+CHUNK = 256 * 1024
+"""Bytes of an answer handed over at a time."""
+
+ROUTES = (*sorted(OPEN_ROUTES), "/metrics", "/v1/models", "/v1/segment", "/v1/attention")
+"""Names in log and metrics; everything else is `other`, or strangers would choose our labels."""
+
+
+class Keys:
+    """API keys, kept as digests; no keys let everybody in."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def check(self, headers: Headers) -> None:
+        """Refuse a request without a valid key in `Authorization: Bearer` or `X-API-Key`.
+
+        Raises:
+            Refusal: 401.
+        """
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+        # a list: all are compared, so the time tells nothing
+        if not any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419
+            raise Refusal(401, "key", "give a valid key: Authorization: Bearer KEY")
+
+
+class Gate:
+    """ASGI layer around the app.
+
+    Args:
+        app: the app.
+        service: what its routes share.
+        keys: who may come in.
+        log: whether to write the access log.
+    """
+
+    def __init__(self, app: Any, service: Service, keys: Keys, *, log: bool = True) -> None:
+        self.app, self.service, self.keys, self.log = app, service, keys, log
+        self.limits, self.metrics = service.limits, service.metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle one connection of any type."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        await _Exchange(self, scope, receive, send).run()
+
+
+def refuse(scope: Any, refusal: Refusal) -> JSONResponse:
+    """The answer to a refused request; its code goes into the log."""
+    scope["state"]["note"]["error"] = refusal.code
+    headers = dict(refusal.headers)
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(refusal.content, refusal.status, headers)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, gate: Gate, scope: Any, receive: Any, send: Any) -> None:
+        self.gate, self.scope, self.receive, self._send = gate, scope, receive, send
+        self.headers = Headers(scope=scope)
+        given = self.headers.get("x-request-id", "")
+        self.id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
+        self.began = time.monotonic()
+        self.status, self.sent, self.received = 0, 0, 0
+        self.complete = False
+        self.more_to_read = (
+            "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
+        )
+        self.note: dict[str, Any] = {}
+        scope.setdefault("state", {}).update(began=self.began, note=self.note)
+
+    async def run(self) -> None:
+        try:
+            try:
+                self._check()
+            except Refusal as refusal:
+                await refuse(self.scope, refusal)(self.scope, self.read, self.send)
+            else:
+                await self.gate.app(self.scope, self.read, self.send)
+        except (TimeoutError, asyncio.TimeoutError):
+            self.note["error"] = "answer not taken"
+            raise ConnectionAbortedError from None
+        except Exception:  # the app has answered 500 by now
+            print(f"setr: request {self.id}", file=sys.stderr)
+            traceback.print_exc()
+            if not self.complete:
+                raise ConnectionAbortedError from None
+        finally:
+            self._record()
+
+    def _check(self) -> None:
+        path = self.scope["path"]
+        if self.headers.get("sec-fetch-site") == "cross-site" and path not in OPEN_ROUTES:
+            raise Refusal(403, "cross_site", "pages of other sites may not use this server")
+        if self.gate.keys and path not in OPEN_ROUTES:
+            self.gate.keys.check(self.headers)
+
+    async def read(self) -> Any:
+        """The next part of the body."""
+        message = await self.receive()
+        if message["type"] == "http.request":
+            self.received += len(message.get("body", b""))
+            self.more_to_read = message.get("more_body", False)
+        return message
+
+    async def send(self, message: Any) -> None:
+        """Add our headers, and hand large bodies over in parts that each have a time limit."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.id
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers.setdefault("Cache-Control", "no-store")
+            if self.more_to_read:
+                headers["Connection"] = "close"
+            await self._send(message)
+            return
+        body, more = message.get("body", b""), message.get("more_body", False)
+        for start in range(0, len(body), CHUNK):
+            part = {"type": message["type"], "body": body[start : start + CHUNK], "more_body": True}
+            await asyncio.wait_for(self._send(part), self.gate.limits.send_seconds)
+            self.sent += len(part["body"])
+        if not more:
+            await self._discard()
+            last = {"type": message["type"], "body": b"", "more_body": False}
+            await asyncio.wait_for(self._send(last), self.gate.limits.send_seconds)
+            self.complete = True
+
+    async def _discard(self, most: int = 16 << 20, seconds: float = 2.0) -> None:
+        """Read on for a moment where an answer came before the body's end.
+
+        Closing at once would reset the connection, and many clients would lose the answer.
+        """
+        start = self.received
+        end = time.monotonic() + seconds
+        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+            while self.more_to_read and self.received - start < most:
+                message = await asyncio.wait_for(self.read(), max(0.0, end - time.monotonic()))
+                if message["type"] == "http.disconnect":
+                    return
+
+    def _record(self) -> None:
+        seconds = time.monotonic() - self.began
+        path = self.scope["path"]
+        route = path if path in ROUTES else "other"
+        self.gate.metrics.requests.labels(route, str(self.status)).inc()
+        self.gate.metrics.seconds.labels(route).observe(seconds)
+        if not self.gate.log:
+            return
+        client = self.scope.get("client")
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "id": self.id,
+            "client": client[0] if client else None,
+            "method": self.scope["method"],
+            "route": route,
+            "status": self.status,
+            "ms": round(1000 * seconds, 1),
+            "bytes_in": self.received,
+            "bytes_out": self.sent,
+            **self.note,
+        }
+        print(json.dumps(line), file=sys.stderr, flush=True)

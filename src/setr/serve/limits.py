@@ -1,0 +1,145 @@
+"""What one request, and all requests together, may cost; and the refusal that says so.
+
+Everything a stranger can send is bounded before memory or time is spent on it: bytes while they
+arrive, pixels from the header, patches from the model's protocol, requests by their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from setr.errors import USAGE, SetrError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the server; sizes of one request unless they say otherwise."""
+
+    max_bytes: int = 32 << 20
+    """Bytes of a request's body."""
+    max_pixels: int = 50_000_000
+    """Pixels of an image, read from its header; all admitted images may hold twice as many."""
+    max_patches: int = 20_000
+    """Patches one pass of a transformer may hold; attention costs their square."""
+    queue: int = 64
+    """Requests admitted at once: waiting, computing or being answered."""
+    deadline: float = 60.0
+    """Seconds from the request's first byte to its answer."""
+    batch: int = 8
+    """Images of one size in one pass of the model."""
+    wait: float = 0.005
+    """Seconds an image waits for others of its size while the model is idle."""
+    header_seconds: float = 10.0
+    """For the headers of a request to arrive; also how long an idle connection is kept."""
+    body_seconds: float = 30.0
+    """For a body to arrive."""
+    send_seconds: float = 30.0
+    """For a client to take the next 256 KB of an answer."""
+    drain: float = 60.0
+    """For running requests to finish after SIGTERM."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0 or (name != "wait" and not value):
+                raise SetrError(f"{name} {value}: give a positive number", code=USAGE)
+
+
+class Refusal(Exception):  # noqa: N818  the client's problem, not an error of the server
+    """An answer other than the one asked for.
+
+    Args:
+        status: HTTP status.
+        code: a word for programs.
+        message: one sentence for people: the value, the rule, the fix.
+        retry_after: seconds after which a new attempt makes sense.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to the answer."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+    @property
+    def content(self) -> dict[str, dict[str, str]]:
+        """The JSON body of every error this server answers with."""
+        return {"error": {"code": self.code, "message": self.message}}
+
+
+class Admission:
+    """Who may be inside at once, by number, by pixels and by bytes of bodies.
+
+    Used on the event loop alone, so plain counters suffice.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.requests = 0
+        self.pixels = 0
+        self.bytes = 0
+        self.seconds_per_image = 0.1
+
+    def retry_after(self) -> int:
+        """Seconds until those inside are done, from 1 to 60."""
+        return max(1, min(60, math.ceil(self.requests * self.seconds_per_image)))
+
+    def busy(self) -> Refusal:
+        """The refusal of a server that is full."""
+        return Refusal(
+            429,
+            "busy",
+            f"{self.requests} requests are waiting already; try again in a moment",
+            retry_after=self.retry_after(),
+        )
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """A place inside.
+
+        Raises:
+            Refusal: 429, all places are taken.
+        """
+        if self.requests >= self.limits.queue:
+            raise self.busy()
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    @contextmanager
+    def hold_pixels(self, count: int) -> Iterator[None]:
+        """Memory for a decoded image.
+
+        Raises:
+            Refusal: 429, other large images are inside.
+        """
+        if self.pixels and self.pixels + count > 2 * self.limits.max_pixels:
+            raise self.busy()
+        self.pixels += count
+        try:
+            yield
+        finally:
+            self.pixels -= count
+
+    def hold_bytes(self, count: int) -> None:
+        """Memory for a part of a body, until `free_bytes`.
+
+        Raises:
+            Refusal: 429, other large bodies are inside.
+        """
+        if self.bytes and self.bytes + count > 16 * self.limits.max_bytes:
+            raise self.busy()
+        self.bytes += count
+
+    def free_bytes(self, count: int) -> None:
+        """Undo `hold_bytes`."""
+        self.bytes -= count

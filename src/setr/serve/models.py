@@ -1,0 +1,239 @@
+"""The models of one server: loading them, what each can take, and the computing itself.
+
+Shapes: H x W image in pixels, h x w patch grid, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from setr.errors import USAGE, SetrError
+from setr.explain import attention_maps, attention_rollout
+from setr.figures import make_view
+from setr.predictor import Predictor, Result, load
+from setr.serve.batching import DeadlinePassed
+from setr.serve.limits import Limits, Refusal
+
+BATCH_PIXELS = 8_000_000
+"""Pixels of all images in one batch; a larger image runs alone."""
+
+MAX_SCORES = 250_000_000
+"""Most scores (K x H x W) of an answer, half a gigabyte in float16."""
+
+Task = Literal["segment", "scores", "attention"]
+
+
+class Key(NamedTuple):
+    """What runs together: one task of one model on images of one size."""
+
+    model: str
+    task: Task
+    height: int
+    width: int
+
+
+class Question(NamedTuple):
+    """What a patch attends to: an image, a point in fractions of it, a layer (0 for rollout)."""
+
+    image: np.ndarray
+    x: float
+    y: float
+    layer: int
+
+
+class Attention(NamedTuple):
+    """The answer to a `Question`.
+
+    Attributes:
+        values: weights (h, w), for one layer the mean of its heads.
+        cell: row and column of the patch asked about.
+        covers: height and width in pixels of the image that the grid covers, its padding included.
+        heads: heads that were averaged.
+    """
+
+    values: np.ndarray
+    cell: tuple[int, int]
+    covers: tuple[float, float]
+    heads: int
+
+
+class Models:
+    """Loaded models by name, in the order given.
+
+    Args:
+        sources: `MODEL` or `NAME=MODEL`, as `setr.load` takes them.
+        limits: of the server.
+        options: keywords of `setr.load`.
+
+    Raises:
+        SetrError: a model that cannot be loaded, or two of one name.
+    """
+
+    def __init__(self, sources: Sequence[str], limits: Limits, **options: Any) -> None:
+        self.limits = limits
+        self.by_name: dict[str, Predictor] = {}
+        self._running: Callable[[], bool] | None = None
+        for source in sources:
+            name, path = split_name(source)
+            if name in self.by_name:
+                raise SetrError(
+                    f"{source}: a model is called '{name}' already; give NAME={path}", code=USAGE
+                )
+            self.by_name[name] = load(path, max_pixels=limits.max_pixels, **options)
+        for predictor in self.by_name.values():
+            encoder = getattr(predictor.model, "encoder", None)
+            if isinstance(encoder, torch.nn.Module):
+                encoder.register_forward_pre_hook(self._stop_if_unwanted)
+            predictor.predict(np.zeros((64, 64, 3), np.uint8))  # the first run allocates
+
+    def __getitem__(self, name: str | None) -> tuple[str, Predictor]:
+        """A model by name, the first one for None."""
+        name = name or next(iter(self.by_name))
+        if name not in self.by_name:
+            known = ", ".join(self.by_name)
+            raise Refusal(404, "unknown_model", f"no model of that name here; there are: {known}")
+        return name, self.by_name[name]
+
+    def max_pixels(self, name: str) -> int:
+        """Pixels of an image this model takes, if its sides do not differ extremely."""
+        predictor = self.by_name[name]
+        protocol, patch = predictor.info.protocol, patch_size(predictor)
+        if patch and not protocol.window and not protocol.short_side:
+            largest = max(protocol.scales) ** 2
+            return min(self.limits.max_pixels, int(self.limits.max_patches * patch**2 / largest))
+        return self.limits.max_pixels
+
+    def check(self, name: str, height: int, width: int, task: Task) -> None:
+        """Refuse what would take too long or too much memory.
+
+        Raises:
+            Refusal: 413; 422 for sides the model's protocol cannot take.
+        """
+        predictor = self.by_name[name]
+        protocol, patch = predictor.info.protocol, patch_size(predictor)
+        try:
+            view = protocol.view_size(height, width, max(protocol.scales))
+        except SetrError as error:
+            raise Refusal(422, "shape", str(error)) from None
+        window = protocol.window if protocol.window and task != "attention" else view
+        sides = (min(a, b) for a, b in zip(window, view, strict=True))
+        patches = int(np.prod([-(-side // patch) for side in sides])) if patch else 0
+        if patches > self.limits.max_patches:
+            raise Refusal(
+                413,
+                "too_many_patches",
+                f"{width}x{height} pixels are {patches:,} patches for {name}, above the limit of "
+                f"{self.limits.max_patches:,}; scale the image to at most "
+                f"{self.max_pixels(name):,} pixels",
+            )
+        if task == "scores" and height * width * len(predictor.classes) > MAX_SCORES:
+            raise Refusal(
+                413,
+                "too_many_scores",
+                f"{width}x{height} pixels and {len(predictor.classes)} classes are above the limit "
+                f"of {MAX_SCORES:,} scores; ask for a mask, or scale the image down",
+            )
+
+    def batch_size(self, key: Key) -> int:
+        """Images of a key that run together."""
+        if key.task == "attention":
+            return 1
+        return min(self.limits.batch, max(1, BATCH_PIXELS // (key.height * key.width)))
+
+    def run(self, key: Key, items: Sequence[Any], wanted: Callable[[], bool]) -> Sequence[Any]:
+        """Compute a batch; called by one thread alone, because attention hooks into the model."""
+        predictor = self.by_name[key.model]
+        with self._wanted(wanted):
+            if key.task == "attention":
+                return [_attention(predictor, question) for question in items]
+            try:
+                results = predictor.predict_batch(items)
+            except SetrError:
+                if len(items) == 1:
+                    raise
+                return [self._alone(key, item, wanted) for item in items]
+            if key.task == "scores":
+                for result in results:
+                    result.scores  # noqa: B018  computed here, in the model's thread
+            return results
+
+    def _alone(self, key: Key, item: Any, wanted: Callable[[], bool]) -> Any:
+        """One item of a batch that failed; its error is its own."""
+        try:
+            return self.run(key, [item], wanted)[0]
+        except SetrError as error:
+            return error
+
+    @contextmanager
+    def _wanted(self, wanted: Callable[[], bool]) -> Iterator[None]:
+        self._running = wanted
+        try:
+            yield
+        finally:
+            self._running = None
+
+    def _stop_if_unwanted(self, *_: Any) -> None:
+        """Before every pass of an encoder: stop between windows once nobody waits any more."""
+        if self._running is not None and not self._running():
+            raise DeadlinePassed
+
+
+def split_name(source: str) -> tuple[str, str]:
+    """`NAME=MODEL` or a path or Hub name -> (name, what to load)."""
+    name, equals, path = source.partition("=")
+    if equals and name and "/" not in name:
+        return name, path
+    return Path(source).resolve().name if Path(source).exists() else Path(source).name, source
+
+
+def patch_size(predictor: Predictor) -> int:
+    """Pixels of a patch's side; 0 for models without a transformer of ours."""
+    encoder: Any = getattr(predictor.model, "encoder", None)
+    return int(encoder.patch_size) if hasattr(encoder, "vit") else 0
+
+
+def num_layers(predictor: Predictor) -> int:
+    """Blocks whose attention can be shown; 0 for models without."""
+    blocks = getattr(getattr(getattr(predictor.model, "encoder", None), "vit", None), "blocks", ())
+    return len(blocks)
+
+
+def summary(predictor: Predictor, result: Result) -> list[dict[str, Any]]:
+    """The classes that occur, largest share first."""
+    labels = predictor.info.labels
+    ids = {name: i for i, name in enumerate(labels.classes)}
+    return [
+        {"id": ids[name], "name": name, "color": hex_colour(labels.colours[ids[name]]), "share": s}
+        for name, s in result.shares.items()
+    ]
+
+
+def hex_colour(colour: Sequence[int]) -> str:
+    """(112, 128, 144) -> #708090."""
+    return "#" + "".join(f"{value:02x}" for value in colour)
+
+
+@torch.inference_mode()
+def _attention(predictor: Predictor, question: Question) -> Attention:
+    view = make_view(predictor, question.image)
+    p = patch_size(predictor)
+    H, W = view.pixels.shape[-2:]
+    cell = (
+        min(int(question.y * H), H - 1) // p if p else 0,
+        min(int(question.x * W), W - 1) // p if p else 0,
+    )
+    model = predictor.model
+    if question.layer:
+        heads = attention_maps(model, view.pixels, [question.layer], cell)[question.layer]
+        values, count = heads.mean(axis=0), len(heads)
+    else:
+        values, count = attention_rollout(model, view.pixels, cell), 0
+    scale = question.image.shape[0] / H, question.image.shape[1] / W
+    covers = values.shape[0] * p * scale[0], values.shape[1] * p * scale[1]
+    return Attention(values, cell, covers, count)

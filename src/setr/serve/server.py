@@ -1,0 +1,140 @@
+"""The listening side: sockets, time limits for slow clients, and an orderly end.
+
+uvicorn gives no time limit for headers, nor to a client that never takes its answer; the protocol
+here does. On SIGTERM or SIGINT the server stops listening, answers what it has, and ends with 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import sys
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from setr.errors import SetrError
+from setr.serve.gate import Gate
+from setr.serve.limits import Limits
+
+PART_WAY = 5.0
+"""Seconds a closing connection may take to flush what its client has not taken yet."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; connections are refused until the server runs.
+
+    Raises:
+        SetrError: the address is taken or is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except (OSError, OverflowError) as error:
+        sock.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SetrError(f"{host}:{port}: cannot listen here ({reason})") from None
+    return sock
+
+
+def protocol(limits: Limits) -> type[H11Protocol]:
+    """Uvicorn's HTTP protocol with time limits."""
+
+    class PatientProtocol(H11Protocol):
+        """Gives up on headers that dawdle and on answers that are not taken."""
+
+        _waiting: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await_headers()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is None or self.cycle.response_complete:
+                self._await_headers()
+            else:
+                self._stop_waiting()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            if self.transport.is_closing():
+                self.loop.call_later(PART_WAY, self.transport.abort)
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self.loop.call_later(limits.send_seconds, self.transport.abort)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing():
+                self.loop.call_later(limits.send_seconds, self.transport.abort)
+
+        def _await_headers(self) -> None:
+            if self._waiting is None:
+                self._waiting = self.loop.call_later(limits.header_seconds, self.transport.abort)
+
+        def _stop_waiting(self) -> None:
+            if self._waiting is not None:
+                self._waiting.cancel()
+                self._waiting = None
+
+    return PatientProtocol
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; a signal ends it in order and is not raised again.
+
+    Args:
+        app: as `create_app` gives it.
+        limits: of the server.
+    """
+
+    def __init__(self, app: Gate, limits: Limits) -> None:
+        self.service = app.service
+        config = uvicorn.Config(
+            app,
+            http=protocol(limits),
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            backlog=1024,
+            timeout_keep_alive=max(1, round(limits.header_seconds)),
+            timeout_graceful_shutdown=max(1, round(limits.drain)),
+        )
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop listening, finish what is running."""
+        self.service.draining = True
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
+
+
+def allow_connections() -> None:
+    """Raise the soft limit of open files: a thousand idle clients need a thousand of them."""
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def serve(app: Gate, sock: socket.socket, limits: Limits) -> None:
+    """Serve until a signal says stop."""
+    allow_connections()
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    names = ", ".join(app.service.models.by_name)
+    print(f"setr: serving {names} on http://{shown}:{port}", file=sys.stderr, flush=True)
+    Server(app, limits).run(sockets=[sock])

@@ -1,0 +1,291 @@
+"""The page in a real browser: headless Chromium through Playwright, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+pytest.importorskip("playwright", reason="needs playwright (extra test)")
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from setr import scenes
+from setr.images import encode_png, read_image, read_mask
+from setr.serve.limits import Limits
+from setr.serve.models import Models
+from tests.serving import running, save_models
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"
+)
+LIMITS = Limits(max_bytes=200_000, max_patches=900, drain=3.0)
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+DESKTOP = {"viewport": {"width": 1280, "height": 800}}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    sources = save_models(tmp_path_factory.mktemp("models"))
+    return Models(sources, LIMITS, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def url(models: Models) -> Iterator[str]:
+    with running(models, LIMITS) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    options = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, url: str) -> Iterator[Any]:
+    """A function that opens the page; at the end nothing may have gone wrong in it."""
+    contexts, problems, foreign = [], [], []
+
+    def open_page(address: str = url, **options: Any) -> Any:
+        context = browser.new_context(**(options or DESKTOP))
+        context.set_default_timeout(60_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        own = (address, "blob:", "data:")
+        page.on("request", lambda r: None if r.url.startswith(own) else foreign.append(r.url))
+        page.goto(address)
+        wait_until(page, "!!state.info")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not problems
+    assert not foreign
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "street.png"
+    path.write_bytes(encode_png(scenes.draw("page", 0, size=64)[0][:48]))
+    return path
+
+
+def give(page: Any, file: Path) -> None:
+    page.set_input_files("#file", str(file))
+
+
+def wait_for_result(page: Any) -> None:
+    page.wait_for_selector("#side:not([hidden])")
+    page.wait_for_selector("#busy", state="hidden")
+
+
+def click(page: Any, x: float, y: float) -> None:
+    box = page.locator("#frame").bounding_box()
+    page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+
+
+def wait_until(page: Any, expression: str, seconds: float = 60) -> None:
+    """As `wait_for_function`, whose polling the page's Content-Security-Policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
+
+
+def no_sideways_scrolling(page: Any) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_from_a_picture_to_pixels_and_files(open_page, models, photo, tmp_path):
+    page = open_page()
+    give(page, photo)
+    wait_for_result(page)
+    expected = models.by_name["pup"].predict(photo)
+    names = page.locator("#legendA .name").all_inner_texts()
+    assert names == list(expected.shares)
+    assert len(names) > 1
+    # the page reads the very ids of the mask
+    ids = page.evaluate("Array.from(state.answers[0].mask.data)")
+    assert ids == expected.mask.ravel().tolist()
+    sure = page.evaluate("Array.from(state.answers[0].sure.data)")
+    assert max(abs(a - 255 * b) for a, b in zip(sure, expected.confidence.ravel(), strict=True)) < 1
+    # a pixel
+    click(page, 0.51, 0.26)
+    page.wait_for_selector("#heat:not([hidden])")
+    assert page.inner_text("#pointclass") == expected.labels.classes[expected.mask[12, 32]]
+    assert "column 32, row 12" in page.inner_text("#pointwhere")
+    page.select_option("#layer", "0")
+    page.wait_for_selector("#ring.asking", state="hidden")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#heat")
+    # the legend lights its class alone
+    before = page.evaluate("document.querySelector('#overlayA').toDataURL()")
+    page.hover("#legendA button >> nth=0")
+    lit = page.evaluate("document.querySelector('#overlayA').toDataURL()")
+    assert lit != before
+    page.mouse.move(5, 5)
+    assert page.evaluate("document.querySelector('#overlayA').toDataURL()") == before
+    # files
+    for kind in ("mask", "overlay", "polygons"):
+        with page.expect_download() as waiting:
+            page.click(f"[data-save={kind}]")
+        waiting.value.save_as(tmp_path / waiting.value.suggested_filename)
+    assert (read_mask(tmp_path / "street_mask.png") == expected.mask).all()
+    overlay = read_image(tmp_path / "street_overlay.png")
+    assert abs(overlay.astype(int) - expected.overlay()).max() <= 2
+    features = json.loads((tmp_path / "street.geojson").read_text())["features"]
+    assert sum(f["properties"]["pixels"] for f in features) == expected.mask.size
+
+
+def test_two_models_and_a_slider(open_page, photo):
+    page = open_page()
+    give(page, photo)
+    wait_for_result(page)
+    page.select_option("#modelB", "mla")
+    page.wait_for_selector("#legendB:not([hidden])")
+    assert page.inner_text("#tagA") == "pup"
+    assert page.inner_text("#tagB") == "mla"
+    page.focus("#split")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    assert page.get_attribute("#split", "aria-valuenow") == "60"
+    box = page.locator("#frame").bounding_box()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 80)
+    page.mouse.up()
+    assert page.get_attribute("#split", "aria-valuenow") == "25"
+    assert "inset(0px 75% 0px 0px)" in page.evaluate("overlayA.style.clipPath")
+    click(page, 0.8, 0.2)
+    page.wait_for_selector("#heat:not([hidden])")
+    assert "mla" in page.inner_text("#pointwhere")
+
+
+def test_keyboard_alone(open_page, photo):
+    page = open_page()
+    choosers: list[Any] = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
+    page.wait_for_timeout(500)  # until the browser passes file dialogs on
+    page.keyboard.press("o")
+    page.wait_for_timeout(500)
+    choosers[0].set_files(str(photo))
+    wait_for_result(page)
+    page.focus("#frame")
+    for key in ("ArrowLeft", "ArrowUp", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#ring:not([hidden])")
+    assert page.inner_text("#live")
+    page.keyboard.press("]")
+    assert page.inner_text("#opacityout") == "60%"
+
+
+def test_drop_and_paste(open_page, photo):
+    page = open_page()
+    script = """([bytes, kind]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], 'dropped.png', {type: 'image/png'}));
+        const event = kind === 'drop' ? new DragEvent('drop', {dataTransfer: data, bubbles: true})
+            : new ClipboardEvent('paste', {clipboardData: data, bubbles: true});
+        document.body.dispatchEvent(event);
+    }"""
+    page.evaluate(script, [list(photo.read_bytes()), "drop"])
+    wait_for_result(page)
+    assert "dropped" in page.inner_text("#under")
+    page.evaluate(script, [list(photo.read_bytes()), "paste"])
+    wait_until(page, "document.querySelector('#under').innerText.includes('pasted')")
+
+
+def test_bad_files_in_plain_words(open_page, photo, tmp_path):
+    page = open_page()
+    bad = {
+        "empty.png": (b"", "empty"),
+        "letter.jpg": (b"Dear reader", "not a picture"),
+        "cut.png": (photo.read_bytes()[:700], "damaged"),
+        "large.bin": (bytes(300_000), "too large"),
+    }
+    for name, (data, words) in bad.items():
+        (tmp_path / name).write_bytes(data)
+        give(page, tmp_path / name)
+        wait_until(page, f"!banner.hidden && banner.innerText.includes({words!r})")
+        assert page.is_visible("#welcome")
+        page.click("#dismiss")
+    give(page, photo)  # and goes on
+    wait_for_result(page)
+    assert page.is_hidden("#banner")
+
+
+def test_formats_browsers_cannot_show_and_sizes_models_cannot_take(open_page, models, tmp_path):
+    page = open_page()
+    image = Image.fromarray(scenes.draw("page", 1, size=64)[0])
+    image.save(tmp_path / "map.tif")
+    give(page, tmp_path / "map.tif")
+    wait_for_result(page)
+    assert page.evaluate("[state.picture.width, state.picture.height]") == [64, 64]
+    image.resize((480, 300)).save(tmp_path / "wide.jpg")
+    give(page, tmp_path / "wide.jpg")
+    wait_until(page, "under.innerText.includes('scaled from 480 × 300')")
+    assert page.evaluate("state.answers[0].width * state.answers[0].height") <= 900 * 64
+
+
+def test_a_lost_server_and_its_return(open_page, models, photo):
+    with running(models, LIMITS) as (address, _):
+        page = open_page(address)
+        port = int(address.rsplit(":", 1)[1])
+    give(page, photo)
+    wait_until(page, "banner.innerText.includes('does not answer')")
+    with running(models, LIMITS, port=port):
+        wait_until(page, "banner.innerText.includes('is back')")
+        page.click("#again")
+        wait_for_result(page)
+        assert page.is_hidden("#banner")
+
+
+def test_a_key_is_asked_for(open_page, models, browser, photo):
+    with running(models, LIMITS, keys=("secret",)) as (address, _):
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(address)
+        for key in ("wrong", "secret"):
+            page.wait_for_selector("#keydialog[open]")
+            page.fill("#key", key)
+            page.keyboard.press("Enter")
+        wait_until(page, "!!state.info")
+        give(page, photo)
+        wait_for_result(page)
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_every_size_and_theme(open_page, photo, device, scheme, tmp_path):
+    page = open_page(color_scheme=scheme, **device)
+    assert no_sideways_scrolling(page)
+    give(page, photo)
+    wait_for_result(page)
+    click(page, 0.4, 0.4)
+    page.wait_for_selector("#heat:not([hidden])")
+    assert no_sideways_scrolling(page)
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, back[4:-1].split(","))) < 60) == (scheme == "dark")
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('button, select')].filter(e => e.offsetParent)"
+        ".map(e => e.offsetHeight)"
+    )
+    assert min(sizes) >= 36  # a finger hits them
+    if folder := os.environ.get("SETR_SCREENSHOTS"):
+        name = f"{'phone' if device is PHONE else 'desktop'}_{scheme}.png"
+        page.screenshot(path=Path(folder) / name)
