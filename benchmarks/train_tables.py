@@ -70,12 +70,13 @@ def growth_table(rows: Rows) -> str:
 
 
 def memory_table(rows: Rows) -> str:
-    """Peak memory of the loss alone."""
+    """Peak memory of the loss alone, under its plot."""
     found = {(r["side"], r["loss"]): r["peak_mb"] for r in rows}
     sides = sorted({r["side"] for r in rows})
     lines = [[side, *(found.get((side, loss), "") for loss in ("fused", "plain"))]
              for side in sides]  # fmt: skip
-    return grid(["image side", "fused, MB", "plain, MB"], lines)
+    picture = "![Peak memory of the loss over the image's side](images/train_memory.svg)\n\n"
+    return picture + grid(["image side", "fused, MB", "plain, MB"], lines)
 
 
 def gpu_table(rows: Rows) -> str:
