@@ -11,8 +11,9 @@ import torch
 from setr import adjustment, scenes
 from setr.adjustment import GRID, best_offsets
 from setr.cli import main
+from setr.engine import train
 from setr.hub import ModelInfo, save_pretrained
-from tests.conftest import tiny_model
+from tests.conftest import tiny_config, tiny_model
 
 
 def pixels(n=4000, K=4, seed=0):
@@ -76,3 +77,14 @@ def test_command_writes_a_model_that_scores_higher(tmp_path, capsys):
         scores.append(figures["single_scale"]["miou"])
     assert scores[1] > scores[0]
     assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(out)]) == 2
+
+
+def test_a_run_adjusts_its_model_once(tmp_path):
+    config = tiny_config(tmp_path / "run", adjust_logits=True)
+    adjusted = train(config)
+    plain = train(tiny_config(tmp_path / "plain"))
+    assert adjusted["single_scale"]["miou"] > plain["single_scale"]["miou"]
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    again = train(config, resume=True)
+    assert again["single_scale"] == adjusted["single_scale"]
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights

@@ -26,42 +26,46 @@ from setr.loader import whole_images
 from setr.model import SETR
 from setr.progress import Progress
 
+ADJUSTED = "logits adjusted on"
+"""Key of a model card's figures that names the split."""
 SAMPLE_BYTES = 2**27
 """Scores kept of the whole split."""
 GRID = np.linspace(-4, 4, 161, dtype=np.float32)
 """Constants tried, in logits."""
 
 
-def adjust_logits(
+def find_offsets(
     model: SETR,
     info: ModelInfo,
     dataset: Dataset,
     *,
     precision: Precision = "auto",
     workers: int = 0,
-) -> list[float]:
-    """Find the constants on a split and add them to the model's classifier.
+) -> np.ndarray:
+    """Search the constants on a split.
 
     Args:
-        model: changed in place.
+        model: stays as it is.
         info: its protocol is used, single-scale.
         dataset: a split with masks; the model must not have been trained on it.
         precision: as in `evaluate_split`.
         workers: processes that decode images.
 
     Returns:
-        What was added to each class's logit.
+        (K,) what to add to each class's logit, for `shift_logits`.
 
     Raises:
         SetrError: no images, or other classes than the model's.
     """
     require_fit(model, info, dataset)
-    scores, truth = _sample(model, info, dataset, precision, workers)
-    offsets = best_offsets(scores, truth)
+    return best_offsets(*_sample(model, info, dataset, precision, workers))
+
+
+def shift_logits(model: SETR, offsets: np.ndarray) -> None:
+    """Add constants (K,) to the logits of a model for good: they become part of its bias."""
     bias = model.decoder.classifier.bias
     with torch.no_grad():
         bias += torch.from_numpy(offsets).to(bias)
-    return offsets.tolist()
 
 
 def best_offsets(scores: np.ndarray, truth: np.ndarray, *, rounds: int = 4) -> np.ndarray:

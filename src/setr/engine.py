@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from setr import distributed
+from setr.adjustment import ADJUSTED, find_offsets, shift_logits
 from setr.build import build_info, build_model, build_share, checked_pixels
 from setr.config import Config
 from setr.datasets import open_dataset
@@ -224,6 +226,8 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """Write the best weights' figures; if asked, test them multi-scale first."""
+        if self.config.train.adjust_logits:
+            self._adjust()
         results = {"single_scale": self.figures}
         if self.config.eval.multi_scale:
             model, info = from_pretrained(self.folder.out)
@@ -274,6 +278,23 @@ class _Run:
                 self.figures = figures
         if self.ema:
             self.model.load_state_dict(kept)
+
+    def _adjust(self) -> None:
+        """Shift the best weights' logits by what the validation split asks for, once."""
+        precision, out = self.config.train.precision, self.folder.out
+        model, info = from_pretrained(out)
+        model.to(self.device)
+        new = ADJUSTED not in info.metrics  # else done before this run was continued
+        if new:
+            search = partial(find_offsets, model, info, self.val, precision=precision)
+            shift_logits(model, distributed.on_first(search))
+        figures = evaluate_split(model, info, self.val, precision=precision, detailed=False)
+        metrics = {**info.metrics, "val mIoU": round(figures["miou"] or 0.0, 4)}
+        info = dataclasses.replace(info, metrics={**metrics, ADJUSTED: self.val.split})
+        if not new or self.folder.attempt(
+            "adjusted weights", lambda: save_pretrained(out, model, info)
+        ):
+            self.figures = figures
 
     def _save(self) -> bool:
         values = {

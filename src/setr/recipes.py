@@ -118,6 +118,7 @@ def _camvid(decoder: str) -> Config:
             batch_size=8,
             ema=0.999,
             class_weights="sqrt_median_frequency",
+            adjust_logits=True,
             eval_every=2000,
         ),
         eval=EvalConfig(multi_scale=True),

@@ -228,7 +228,7 @@ def _attention(predictor: Predictor, question: Question) -> Attention:
         min(int(question.y * H), H - 1) // p if p else 0,
         min(int(question.x * W), W - 1) // p if p else 0,
     )
-    model = predictor.model
+    model = predictor.network
     if question.layer:
         heads = attention_maps(model, view.pixels, [question.layer], cell)[question.layer]
         values, count = heads.mean(axis=0), len(heads)
