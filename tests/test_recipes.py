@@ -163,7 +163,7 @@ def test_two_steps_on_real_samples(shared, tmp_path, name):
         model=model,
         data=data,
         train=dataclasses.replace(
-            config.train, steps=2, batch_size=2, precision="fp32", eval_every=0
+            config.train, steps=2, batch_size=1, precision="fp32", eval_every=0
         ),
         eval=EvalConfig(),
     )

@@ -16,6 +16,7 @@ Shapes: B batch, C channels in, D out, h x w map, s upsampling factor.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,10 +45,16 @@ def classify_upsampled(
     taps = conv.weight.permute(0, 2, 3, 1).reshape(9 * D, -1, 1, 1)
     z = F.conv2d(x, taps).reshape(B, D, 3, 3, h, w).transpose(3, 4).reshape(B, D, 3 * h, 3 * w)
     z = z if z.dtype == torch.float64 else z.float()
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         out = _shifted_rows(h, scale, z, align_corners) @ z
         out = out @ _shifted_rows(w, scale, z, align_corners).T
     return out if conv.bias is None else out + conv.bias[:, None, None]
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in the operands' own types; the meta device knows no autocast."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _shifted_rows(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
