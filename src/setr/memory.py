@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from setr.inference import normalize
 from setr.machine import resident_bytes
 from setr.model import SETR, Features
-from setr.row_blocks import BLOCK_BYTES
+from setr.row_blocks import BLOCK_BYTES, DEVICE_BLOCK_BYTES, classes_last
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,12 @@ class _HeldByLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
-        x = logits.detach().float()
+        x = classes_last(logits)
         grad = torch.zeros_like(x)
-        block = x.new_empty(4 * BLOCK_BYTES // x.element_size())
-        ctx.save_for_backward(grad.to(logits.dtype))
+        on_cpu = x.device.type == "cpu"
+        limit = BLOCK_BYTES * torch.get_num_threads() if on_cpu else DEVICE_BLOCK_BYTES
+        block = x.new_empty(4 * limit // x.element_size())
+        ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(logits.dtype))
         return block.new_zeros(())
 
     @staticmethod
