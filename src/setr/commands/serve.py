@@ -45,6 +45,8 @@ class Arguments:
     """Larger images are refused from their header."""
     max_patches: int = 20_000
     """Most patches in one pass of a transformer; attention costs their square."""
+    window: int | None = None
+    """Run images by blended windows of so many pixels, so that any size is taken."""
     drain: float = 60.0
     """Seconds that running requests get after SIGTERM."""
     quiet: bool = False
@@ -81,7 +83,13 @@ def run(arguments: list[str]) -> int:
     )
     keys = Keys(read_keys(given.api_keys))
     with listen(given.host, given.port) as sock:
-        models = Models(given.models, limits, device=given.device, precision=given.precision)
+        models = Models(
+            given.models,
+            limits,
+            device=given.device,
+            precision=given.precision,
+            window=given.window,
+        )
         serve(create_app(models, limits, keys, log=not given.quiet), sock, limits)
     return OK
 

@@ -34,6 +34,7 @@ from setr.serve.models import (
     hex_colour,
     num_layers,
     patch_size,
+    protocol_of,
 )
 from setr.serve.pages import add_pages
 from setr.serve.schema import (
@@ -210,7 +211,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
             name=name,
             recipe=info.recipe,
             parameters=sum(p.numel() for p in predictor.model.parameters()),
-            protocol=info.protocol.describe(),
+            protocol=protocol_of(predictor).describe(),
             max_pixels=service.models.max_pixels(name),
             layers=num_layers(predictor),
             patch=patch_size(predictor),

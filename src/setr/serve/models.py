@@ -17,6 +17,7 @@ from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.figures import make_view
 from setr.predictor import Predictor, Result, load
+from setr.protocols import Protocol
 from setr.serve.batching import DeadlinePassed
 from setr.serve.limits import Limits, Refusal
 
@@ -103,7 +104,7 @@ class Models:
     def max_pixels(self, name: str) -> int:
         """Pixels of an image this model takes, if its sides do not differ extremely."""
         predictor = self.by_name[name]
-        protocol, patch = predictor.info.protocol, patch_size(predictor)
+        protocol, patch = protocol_of(predictor), patch_size(predictor)
         if patch and not protocol.window and not protocol.short_side:
             largest = max(protocol.scales) ** 2
             return min(self.limits.max_pixels, int(self.limits.max_patches * patch**2 / largest))
@@ -116,7 +117,7 @@ class Models:
             Refusal: 413; 422 for sides the model's protocol cannot take.
         """
         predictor = self.by_name[name]
-        protocol, patch = predictor.info.protocol, patch_size(predictor)
+        protocol, patch = protocol_of(predictor), patch_size(predictor)
         try:
             view = protocol.view_size(height, width, max(protocol.scales))
         except SetrError as error:
@@ -196,6 +197,12 @@ def patch_size(predictor: Predictor) -> int:
     """Pixels of a patch's side; 0 for models without a transformer of ours."""
     encoder: Any = getattr(predictor.model, "encoder", None)
     return int(encoder.patch_size) if hasattr(encoder, "vit") else 0
+
+
+def protocol_of(predictor: Predictor) -> Protocol:
+    """How a model is run here; images too large to be seen whole are refused, not cut unasked."""
+    own = predictor.info.protocol
+    return own if predictor.window is None else own.in_windows(predictor.window)
 
 
 def num_layers(predictor: Predictor) -> int:
