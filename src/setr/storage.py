@@ -102,9 +102,9 @@ class Storage:
             raise SetrError(f"{self.path(name)}: cannot write: {reason}") from None
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file, or the folder of a video, is there."""
         if self._store is None:
-            return os.path.isfile(self.path(name))
+            return os.path.exists(self.path(name))
         return bool(self._store.exists(f"{self._base}/{name}"))
 
     def names(self, prefix: str) -> list[str]:
