@@ -195,7 +195,7 @@ def test_names_that_need_care(predictor, photo, tmp_path, capsys, monkeypatch):
     assert {f"{stem}.png" for stem in stems} <= written
     assert f"{deep.relative_to(folder)}/far.png" in written
     assert len(written) == 2 * (len(stems) + 1)
-    assert sorted(os.listdir(tmp_path / "up")) == ["far.png", "far_overlay.png"]
+    assert sorted(p.name for p in (tmp_path / "up").glob("*.png")) == ["far.png", "far_overlay.png"]
 
 
 def test_folders_globs_and_lists(predictor, photo, tmp_path):

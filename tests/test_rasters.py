@@ -194,6 +194,7 @@ def test_rasters_from_the_command_line(predictor, pixels, tmp_path, capsys):
     command = ["predict", str(tmp_path / "model"), str(folder), "-o", str(out)]
     assert main(command) == OK
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == [
+        "manifest.jsonl",
         "plain.png",
         "sub/map.tif",
     ]

@@ -122,7 +122,7 @@ def test_a_video_from_the_command_line(predictor, tmp_path, capsys):
     command = ["predict", str(tmp_path / "model"), "-o", str(out)]
     assert main([*command, str(clip)]) == OK
     assert f"{COUNT} frames" in capsys.readouterr().out
-    assert sorted(p.name for p in out.iterdir()) == ["clip_overlay.mp4"]
+    assert sorted(p.name for p in out.iterdir()) == ["clip_overlay.mp4", "manifest.jsonl"]
     assert len(list(predictor.predict_all(str(clip)))) == COUNT
     code = main([*command, str(tmp_path / "*.avi"), str(clip), "--save", "mask", "--json"])
     captured = capsys.readouterr()
