@@ -401,7 +401,7 @@ def test_full_queue_late_and_leaving_clients(sources):
         leaver.sendall(
             b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
         )
-        until(lambda: service.admission.requests == 2 and len(service.batcher) == 1)
+        until(lambda: service.admission.requests == 2 and len(service.batcher) == 2)
         full = client.post("/v1/segment", content=photo())
         assert error(full) == (429, "busy")
         assert 1 <= int(full.headers["retry-after"]) <= 60
