@@ -57,7 +57,7 @@ def test_labels_keep_the_georeference(predictor, pixels, tmp_path):
     expected = predictor.predict(path)
     with rasterio.open(out["mask"]) as file:
         assert (file.crs, file.transform) == (rasterio.CRS.from_epsg(32633), TRANSFORM)
-        assert (file.nodata, file.dtypes, file.is_tiled) == (IGNORE, ("uint8",), True)
+        assert (file.nodata, file.dtypes, file.profile["tiled"]) == (IGNORE, ("uint8",), True)
         np.testing.assert_array_equal(file.read(1), expected.mask)
         assert file.colormap(1)[3] == (*scenes.LABELS.colours[3], 255)
         assert file.tags()["class_3"] == scenes.LABELS.classes[3]
