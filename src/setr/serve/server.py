@@ -116,6 +116,15 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and only then say so."""
+        await super().startup(sockets)
+        names = ", ".join(self.service.models.by_name)
+        for sock in sockets or []:
+            host, port = sock.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"setr: serving {names} on http://{shown}:{port}", file=sys.stderr, flush=True)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop listening, finish what is running."""
         self.service.draining = True
@@ -133,8 +142,4 @@ def allow_connections() -> None:
 def serve(app: Gate, sock: socket.socket, limits: Limits) -> None:
     """Serve until a signal says stop."""
     allow_connections()
-    host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    names = ", ".join(app.service.models.by_name)
-    print(f"setr: serving {names} on http://{shown}:{port}", file=sys.stderr, flush=True)
     Server(app, limits).run(sockets=[sock])
