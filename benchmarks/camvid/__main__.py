@@ -84,7 +84,8 @@ def with_best(store: Store) -> dict[str, list[Row]]:
     """
     if record := store.runs.get("best-s0"):
         return {**TABLES, "main": [*TABLES["main"], *best_rows(record["settings"])]}
-    plain, *switched = TABLES["steps"]
+    plain, *others = TABLES["steps"]
+    switched = [row for row in others if row.name.startswith("with_")]
     base = store.score(plain, "val")
     gains = {
         row.name.removeprefix("with_"): mean(store.score(row, "val")) - mean(base)  # type: ignore[operator]

@@ -78,9 +78,8 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
     H, W = view.image.shape[:2]
     points = [(0.5 * W, 0.85 * H), (0.5 * W, 0.15 * H), (0.2 * W, 0.5 * H)]
     depth = len(predictor.model.encoder.stages())
-    layers = sorted({1, max(1, depth // 2), depth})
     for title, figure in (
-        ("Where points of the image look", attention_figure(predictor, view, points, layers)),
+        ("Where points of the image look", attention_figure(predictor, view, points, [depth])),
         ("What the layers hold", features_figure(predictor, view, [])),
         ("Which positions resemble each other", position_figure(predictor)),
     ):

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from rival import SCALES, Timer, arguments, classes_of, finish, images, save_labels
 
+from setr import _torchvision  # noqa: F401  transformers imports torchvision
 from setr.datasets import open_dataset
 from setr.loader import training_batches
 from setr.transforms import Augmentation
@@ -40,7 +41,12 @@ def build(given: argparse.Namespace, num_classes: int) -> Any:
         "decoder_hidden_size": 768,
     }
     if given.tiny:
-        shape = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 40, 64], "decoder_hidden_size": 16}
+        shape = {
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [8, 16, 40, 64],
+            "sr_ratios": [1, 1, 1, 1],
+            "decoder_hidden_size": 16,
+        }
     if given.weights:
         return SegformerForSemanticSegmentation.from_pretrained(
             given.weights, num_labels=num_classes, decoder_hidden_size=768,
