@@ -26,11 +26,11 @@ from setr.images import encode_png, write_bytes
 MODELS = [f"setr_{d}_{s}" for s in ("base", "large") for d in ("naive", "pup", "mla")]
 
 
-def noise(root: Path, size: int, classes: int) -> Path:
-    """A data set of two noisy images per split, whose masks hold every class."""
+def noise(root: Path, size: int, classes: int, count: int) -> Path:
+    """A data set of noisy images, as many as a batch, whose masks hold every class."""
     rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for number in range(2):
+    for split, images in (("train", count), ("val", 1)):
+        for number in range(images):
             image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
             mask = rng.integers(0, classes, (size, size), dtype=np.uint8)
             for kind, array in (("images", image), ("labels", mask)):
@@ -77,7 +77,7 @@ def call(arguments: list[str], threads: int) -> str:
 def compare(given: argparse.Namespace, model: str, checkpointing: bool) -> dict:
     """Estimate and measured peak of one setting, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        root = noise(Path(folder) / "data", given.size, given.classes)
+        root = noise(Path(folder) / "data", given.size, given.classes, given.batch)
         config = settings(given, model, checkpointing, root)
         path = Path(folder) / "config.yaml"
         path.write_text(config.to_yaml())
