@@ -203,7 +203,7 @@ def parts(case: dict[str, Any], repeats: int) -> dict[str, dict[str, Any]]:
                 heads = zip(model.aux_heads, model.aux_indices, strict=True)
                 aux = [head([features_in[i]]) for head, i in heads]
         leaves = cut([logits, *aux])
-        output = Output(leaves[0], leaves[1:], model.covered_size(images))
+        output = Output(leaves[0], leaves[1:], model.covered_size(*images.shape[-2:]))
         with watch.part("loss, forward"):
             loss = loss_of(case, output, target)
         with watch.part("loss, backward"):
