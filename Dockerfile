@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
 # setr serve in a container, without root.
 #
-#   docker build -t setr .                                             CPU
-#   docker build -t setr:cuda --build-arg TORCH=cu130 .                CUDA (wheels bring their own libraries)
+#   docker build -t setr --build-arg TORCH_INDEX=ADDRESS .    CPU: ADDRESS of torch's CPU wheels, see pytorch.org
+#   docker build -t setr:cuda .                               CUDA: the plain wheels bring their own libraries
 #   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs/demo:/models/demo:ro" setr /models/demo
 #   docker run --rm --gpus all -p 127.0.0.1:8000:8000 -v … setr:cuda /models/demo
 #
@@ -10,15 +10,15 @@
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
-ARG TORCH=cpu
+ARG TORCH_INDEX=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/setr
 ENV PATH=/opt/setr/bin:$PATH
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # torch first: it is large, and changes far less often than the source
-RUN pip install --index-url "https://download.pytorch.org/whl/${TORCH}" \
-    --extra-index-url https://pypi.org/simple --constraint constraints.txt torch torchvision
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --constraint constraints.txt torch \
+    && pip install --constraint constraints.txt torchvision
 COPY src src
 RUN pip install --constraint constraints.txt ".[serve,fast-io]"
 
