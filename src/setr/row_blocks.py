@@ -70,16 +70,17 @@ class _UpsampleSum(torch.autograd.Function):
     ) -> Tensor:
         x = classes_last(logits)
         grad = torch.zeros_like(x) if logits.requires_grad else None
-        parts = []
+        # one running sum: a small tensor kept per block would pin the freed blocks between them
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
         for block in row_blocks(x, target, size, align_corners=align_corners):
             truth = target[:, block.rows, block.columns].long()
             part, slope = pixel_loss(block.wide, truth, block)
-            parts.append(part)
+            total += part
             if grad is not None:
                 block.add_gradient(grad, slope)
         if grad is not None:
             ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(logits.dtype))
-        return torch.stack(parts).sum()
+        return total.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
