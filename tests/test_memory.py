@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -159,9 +160,10 @@ def test_out_of_memory_is_one_line_with_figures(config, monkeypatch, error):
     with pytest.raises(SetrError) as caught:
         train(config)
     said = str(caught.value)
-    assert said.startswith("out of memory at batch 2 of 64x64 on cpu, which needs 0.")
-    for part in ("--train.grad-checkpointing: 0.", "--train.accumulate 2", "--train.batch-size 1:"):
-        assert part in said
+    # the process's own size counts, so the figure depends on what ran in it before
+    start = r"out of memory at batch 2 of 64x64 on cpu, which needs \d+\.\d GB by estimate"
+    for part in (start, r"checkpointing: \d", "--train.accumulate 2", "--train.batch-size 1:"):
+        assert re.search(part, said)
     assert "\n" not in said
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 

@@ -83,6 +83,8 @@ def step_memory(
     weights = _bytes([*model.parameters(), *model.buffers()])
     optimizer = moments * trained + (weights if average else 0)
     process = resident_bytes() + KERNELS if device.type == "cpu" else 0
+    if device.type == "cpu" and dtype is torch.bfloat16:
+        process += weights // 2  # what bf16 products took beyond their tensors: 2 bytes a weight
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         model.train()
