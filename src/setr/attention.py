@@ -2,7 +2,7 @@
 
 PyTorch's fused attention kernel for CPUs is no faster in bf16 than in fp32: it converts inside.
 Plain products of one head at a time reach the bf16 rate of the matrix library instead, and a block
-of scores stays in the cache (measured in docs/performance.md). Scores are rounded to bf16 before
+of scores stays in the cache (measured in docs/decisions.md). Scores are rounded to bf16 before
 the softmax, as in unfused attention under autocast; the keys are centred first, which changes no
 softmax and makes the scores, and so their rounding, smaller. The softmax sums in fp32. Memory is
 linear in the number of tokens: blocks of scores are recomputed in the backward pass.
