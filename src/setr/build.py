@@ -35,6 +35,7 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         aux=settings.aux,
         channels=settings.channels,
         taps=settings.taps,
+        align_corners=settings.align_corners,
         pos_interp=settings.pos_interp,
         prefix_tokens=settings.prefix_tokens,
         patch_stride=settings.patch_stride,

@@ -93,6 +93,7 @@ def model_settings(
     encoder: str | None = None,
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
+    align_corners: bool | None = None,
     encoder_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keywords of `SETR` for a named model.
@@ -102,10 +103,11 @@ def model_settings(
         encoder: timm id in place of the name's own.
         channels: width of the heads' convolutions; 256 in the paper.
         taps: blocks the heads read, from 1; auxiliary heads follow them.
+        align_corners: of MLA's x4 upsampling; the authors' True by default.
         encoder_args: further keywords of the encoder; a `depth` moves the taps.
 
     Raises:
-        SetrError: unknown name (the nearest are listed).
+        SetrError: unknown name (the nearest are listed), or an option the model does not have.
     """
     if name in _TRANSFORMERS:
         settings = _transformer_settings(name, encoder, channels, encoder_args)
@@ -118,6 +120,10 @@ def model_settings(
     else:
         near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)
         raise SetrError(f"model '{name}' is unknown; nearest: {', '.join(near)}")
+    if align_corners is not None:
+        if settings["decoder"] != "mla":
+            raise SetrError(f"align_corners: {name} has no such choice, only MLA; leave it out")
+        settings["decoder_args"]["align_corners"] = align_corners
     if encoder:
         settings["encoder"] = encoder
     settings["encoder_args"] = {**settings["encoder_args"], **(encoder_args or {})}
