@@ -93,7 +93,7 @@ def model_settings(
     encoder: str | None = None,
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
-    align_corners: bool | None = None,
+    align_corners: bool = True,
     encoder_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keywords of `SETR` for a named model.
@@ -103,7 +103,7 @@ def model_settings(
         encoder: timm id in place of the name's own.
         channels: width of the heads' convolutions; 256 in the paper.
         taps: blocks the heads read, from 1; auxiliary heads follow them.
-        align_corners: of MLA's x4 upsampling; the authors' True by default.
+        align_corners: of MLA's x4 upsampling, as in the authors' code; the others have none.
         encoder_args: further keywords of the encoder; a `depth` moves the taps.
 
     Raises:
@@ -120,10 +120,10 @@ def model_settings(
     else:
         near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)
         raise SetrError(f"model '{name}' is unknown; nearest: {', '.join(near)}")
-    if align_corners is not None:
+    if not align_corners:
         if settings["decoder"] != "mla":
-            raise SetrError(f"align_corners: {name} has no such choice, only MLA; leave it out")
-        settings["decoder_args"]["align_corners"] = align_corners
+            raise SetrError(f"align_corners: {name} upsamples without it already; leave it out")
+        settings["decoder_args"]["align_corners"] = False
     if encoder:
         settings["encoder"] = encoder
     settings["encoder_args"] = {**settings["encoder_args"], **(encoder_args or {})}

@@ -40,8 +40,8 @@ class ModelConfig:
     """Side in pixels the position grid is made for; the encoder's own by default."""
     taps: tuple[int, ...] | None = None
     """Blocks the heads read, counted from 1; the paper's by default."""
-    align_corners: bool | None = None
-    """Of MLA's upsampling: the authors' True by default; False aligns crops with whole images."""
+    align_corners: bool = True
+    """Of MLA's upsampling, as in the authors' code; without, crops and whole images align."""
     patch_stride: int | None = None
     """Pixels from one token to the next; below the patch size patches overlap."""
     drop_path: float = 0.0

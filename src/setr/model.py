@@ -220,7 +220,7 @@ def create_model(
     aux: bool = True,
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
-    align_corners: bool | None = None,
+    align_corners: bool = True,
     **arguments: Any,
 ) -> SETR:
     """Build a named model, for example `create_model("setr_pup_base", num_classes=19)`.
@@ -235,9 +235,9 @@ def create_model(
         aux: with the auxiliary heads at the paper's layers, which only training needs.
         channels: width of the heads' convolutions; 256 in the paper. Not for the baselines.
         taps: blocks the heads read, from 1, in place of the paper's. Not for the baselines.
-        align_corners: of MLA's x4 upsampling; the authors' True by default. It shifts maps by up to
-            half a patch towards the borders, differently at each image size: choose False where
-            images are tested whole, at another size than the training crops.
+        align_corners: of MLA's x4 upsampling, as in the authors' code. It shifts maps by up to half
+            a patch towards the borders, differently at each image size: choose False where images
+            are tested whole, at another size than the training crops.
         arguments: further keywords of `SETR`.
 
     Raises:
