@@ -73,7 +73,7 @@ def ours(case: str, precision: str, sizes: dict[str, Any], repeats: int) -> dict
     import torch
 
     from setr.evaluation import autocast_dtype
-    from setr.inference import predict_mask
+    from setr.inference import NormalizedImages, predict_mask
     from setr.metrics import ConfusionMatrix
     from setr.protocols import Protocol
 
@@ -95,7 +95,8 @@ def ours(case: str, precision: str, sizes: dict[str, Any], repeats: int) -> dict
     else:
         model, (H, W) = our_model(19, sizes["window"]), sizes["slide"]
         protocol = Protocol(window=(sizes["window"],) * 2, stride=(sizes["stride"],) * 2)
-    x = torch.randn(1, 3, H, W)
+    pixels = torch.randint(0, 256, (1, H, W, 3), dtype=torch.uint8)
+    x = NormalizedImages(pixels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     dtype = autocast_dtype(precision, torch.device("cpu"))  # type: ignore[arg-type]
 
     @torch.inference_mode()

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from setr import inference, windows
 from setr.errors import SetrError
-from setr.inference import best_class, mask_blocks, normalize, predict_mask, predict_scores
+from setr.inference import (
+    NormalizedImages,
+    best_class,
+    mask_blocks,
+    normalize,
+    predict_mask,
+    predict_scores,
+)
 from setr.model import SETR, Output
 from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset
 from setr.windows import window_starts
@@ -223,6 +230,14 @@ def test_normalize() -> None:
     x = normalize(image, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
     expected = torch.tensor([(0 - 0.5) / 0.1, (128 / 255 - 0.4) / 0.2, (1 - 0.3) / 0.5])
     torch.testing.assert_close(x[0, :, 0, 0], expected)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_images_normalised_where_read_give_the_same_scores(protocol: Protocol) -> None:
+    pixels = torch.randint(0, 256, (2, 70, 61, 3), dtype=torch.uint8)
+    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.5)
+    lazy = predict_scores(pointwise, NormalizedImages(pixels, mean, std), protocol)
+    assert torch.equal(lazy, predict_scores(pointwise, normalize(pixels, mean, std), protocol))
 
 
 @pytest.mark.parametrize(

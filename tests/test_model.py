@@ -184,6 +184,19 @@ def test_other_taps_take_their_auxiliary_heads_along():
         create_model("fcn_r101", num_classes=2, taps=(3, 4))
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_upsampling_of_mla_is_a_choice(align_corners):
+    torch.manual_seed(0)
+    model = create_model("setr_mla_nano", num_classes=3, align_corners=align_corners).eval()
+    features = [torch.randn(1, model.neck.channels, 3, 5) for _ in range(4)]
+    streams = zip(model.decoder.streams, features, strict=True)
+    x = torch.cat([stream(f) for stream, f in streams], dim=1)
+    x = F.interpolate(x, size=(12, 20), mode="bilinear", align_corners=align_corners)
+    torch.testing.assert_close(model.decoder(features), model.decoder.classifier(x))
+    with pytest.raises(SetrError, match="setr_pup_nano upsamples without it already"):
+        create_model("setr_pup_nano", num_classes=2, align_corners=False)
+
+
 def test_auxiliary_heads_can_be_left_out():
     assert not tiny_model("pup", aux_taps=()).aux_heads
     with torch.device("meta"):

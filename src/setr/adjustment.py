@@ -21,7 +21,7 @@ from setr.config import Precision
 from setr.datasets import Dataset
 from setr.evaluation import autocast_dtype, require_fit
 from setr.hub import ModelInfo
-from setr.inference import normalize, predict_scores
+from setr.inference import NormalizedImages, predict_scores
 from setr.loader import whole_images
 from setr.model import SETR
 from setr.progress import Progress
@@ -149,7 +149,7 @@ def _sample(
             if isinstance(sample, Exception):
                 raise sample
             images, masks = sample
-            x = normalize(images.to(device), info.mean, info.std)
+            x = NormalizedImages(images.to(device), info.mean, info.std)
             size = (masks.shape[-2], masks.shape[-1])
             logits: Tensor = predict_scores(model, x, protocol, size=size)[0].flatten(1)
             ids = masks.flatten().numpy()

@@ -22,7 +22,7 @@ from setr.datasets import Dataset, open_dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.hub import ModelInfo, from_pretrained
 from setr.images import write_bytes
-from setr.inference import normalize, predict_mask
+from setr.inference import NormalizedImages, predict_mask
 from setr.loader import whole_images
 from setr.metrics import Absent
 from setr.model import SETR
@@ -191,7 +191,7 @@ def _test_image(
 ) -> Outcome:
     device = card.confusion.counts.device
     name = dataset.pairs[index].image.name
-    x = normalize(images.to(device), info.mean, info.std)
+    x = NormalizedImages(images.to(device), info.mean, info.std)
     size = (masks.shape[-2], masks.shape[-1])
     try:
         prediction, confidence = predict_mask(

@@ -18,6 +18,7 @@ Shapes: B batch, H x W original image, K classes, "view" the resized image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,15 @@ from setr.errors import SetrError
 from setr.protocols import MULTI_SCALES, Protocol
 from setr.windows import Model, Pixels, View, resize_rows
 
-__all__ = ["MULTI_SCALES", "Protocol", "mask_blocks", "normalize", "predict_mask", "predict_scores"]
+__all__ = [
+    "MULTI_SCALES",
+    "NormalizedImages",
+    "Protocol",
+    "mask_blocks",
+    "normalize",
+    "predict_mask",
+    "predict_scores",
+]
 
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 """Scores held at once, in bytes of float32, besides the windows' own; on CPUs a block stays in the
@@ -41,9 +50,25 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return x.mul_(x.new_tensor(scale)[:, None, None]).add_(x.new_tensor(shift)[:, None, None])
 
 
+class NormalizedImages:
+    """Images uint8 RGB (B, H, W, 3) as `Pixels`: normalised where a window reads them.
+
+    A large image then never exists in float32 as a whole.
+    """
+
+    def __init__(self, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.images, self.mean, self.std = images, mean, std
+        B, H, W, channels = images.shape
+        self.shape, self.device = (B, channels, H, W), images.device
+
+    def __getitem__(self, place: tuple[Any, slice, slice]) -> Tensor:
+        _, rows, columns = place
+        return normalize(self.images[:, rows, columns], self.mean, self.std)
+
+
 def predict_scores(
     model: Model,
-    images: Tensor,
+    images: Tensor | Pixels,
     protocol: Protocol,
     *,
     size: tuple[int, int] | None = None,
@@ -53,7 +78,7 @@ def predict_scores(
 
     Args:
         model: see `Model`.
-        images: normalised images (B, 3, H, W).
+        images: normalised images (B, 3, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
         batch_windows: windows per forward pass; by default 8 on a GPU, and 2 on a CPU, which one
@@ -71,7 +96,7 @@ def predict_scores(
 
 def predict_mask(
     model: Model,
-    images: Tensor,
+    images: Tensor | Pixels,
     protocol: Protocol,
     *,
     size: tuple[int, int] | None = None,
@@ -82,7 +107,7 @@ def predict_mask(
 
     Args:
         model: see `Model`.
-        images: normalised images (B, 3, H, W).
+        images: normalised images (B, 3, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
         batch_windows: windows per forward pass; by default 8 on a GPU, and 2 on a CPU, which one
@@ -126,8 +151,7 @@ def mask_blocks(
     Args:
         model: see `Model`.
         images: normalised images (B, 3, H, W), or a source that reads them piece by piece.
-        protocol: scales, flip and window; one scale of 1 without flip where pixels are read piece
-            by piece or `columns` are given.
+        protocol: scales, flip and window; one scale of 1 without flip where `columns` are given.
         size: (H, W) of the result; the images' own by default.
         columns: first column and the one after the last, to compute a vertical strip of the result
             with the windows of the whole; all by default.

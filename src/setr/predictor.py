@@ -25,7 +25,7 @@ from setr.evaluation import autocast_dtype
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.hub import ModelInfo, from_pretrained
 from setr.images import MAX_PIXELS, walk_images
-from setr.inference import Protocol, normalize, predict_mask, predict_scores
+from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.labels import IGNORE
 from setr.model import SETR
 from setr.rasters import Raster, is_georeferenced
@@ -200,8 +200,8 @@ class Predictor:
     ) -> Any:
         """Apply `predict_mask` or `predict_scores`; tensors come back on the CPU."""
         with self.computing():
-            x = torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
-            x = normalize(x.to(self.device), self.info.mean, self.info.std)
+            pixels = torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
+            x = NormalizedImages(pixels.to(self.device), self.info.mean, self.info.std)
             found = function(self.model, x, protocol, size=(x.shape[-2], x.shape[-1]))
         return found.cpu() if isinstance(found, torch.Tensor) else tuple(f.cpu() for f in found)
 

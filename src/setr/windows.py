@@ -59,11 +59,10 @@ class View:
         size = protocol.view_size(H, W, scale)
         self.images: Tensor | Pixels = images
         if size != (H, W) or flip:
-            assert isinstance(images, Tensor)  # pieces and strips: one scale of 1, no flip
-            assert columns is None
-            view = images
+            assert columns is None  # strips: one scale of 1, no flip
+            view = images[..., 0:H, 0:W]
             if size != (H, W):
-                view = F.interpolate(images, size, mode="bilinear", align_corners=False)
+                view = F.interpolate(view, size, mode="bilinear", align_corners=False)
             self.images = view.flip(-1) if flip else view
         self.model, self.flip, self.batch = model, flip, batch_windows
         window = protocol.window or size
