@@ -9,10 +9,11 @@ one kept connection, standard library only), and the bare model runs in a third 
 starts, on the same images in batches of one size. Images come from FOLDER at three sizes each.
 
 - bare: images per second of `Predictor.predict_batch` over the decoded images, batch as served.
-- load: images per second of all clients together, p50/p95/p99 of their latencies, batch sizes;
-  every answer is compared with the bare model's mask of its own image. One that differs on more
-  than 0.1 % of the pixels is wrong; an answer is counted as mixed up where another image of that
-  size is nearer.
+- load: images per second of all clients together, p50/p95/p99 of their latencies, batch sizes. What
+  is counted are the answers of `--seconds`, after `--ramp` seconds in which the queue fills;
+  every answer, these included, is compared with the bare model's mask of its own image. One that
+  differs on more than 0.1 % of the pixels is wrong; an answer is counted as mixed up where another
+  image of that size is nearer.
 - memory: resident size of the server every 5 s; the slope is fitted over the second half.
 - restart: SIGTERM under load, start again on the same port. Clients repeat what had no answer.
   Counts answers lost (an answer cut off) and requests repeated (no byte of an answer).
@@ -128,14 +129,14 @@ class Clients:
         self.port, self.cases, self.masks = port, cases, masks
         self.stopping = threading.Event()
         self.lock = threading.Lock()
-        self.seconds: list[float] = []
+        self.seconds: list[tuple[float, float]] = []  # when answered, and how long it took
         self.outcomes: Counter[str] = Counter()
         self.agreement: list[float] = []
         self.threads = [threading.Thread(target=self._work, args=(i,)) for i in range(count)]
 
     def run(self, seconds: float, during: Any = None) -> float:
         """Ask for so long; the seconds until the last answer."""
-        began = time.perf_counter()
+        began = self.began = time.perf_counter()
         for thread in self.threads:
             thread.start()
         if during:
@@ -189,18 +190,19 @@ class Clients:
             for other in self.masks
         )
         with self.lock:
-            self.seconds.append(seconds)
+            self.seconds.append((time.perf_counter() - self.began, seconds))
             self.agreement.append(agree)
             self.outcomes["answered"] += 1
             self.outcomes["identical"] += agree == 1
             self.outcomes["wrong"] += agree < 0.999
             self.outcomes["mixed up"] += mixed
 
-    def figures(self, elapsed: float) -> dict[str, Any]:
-        """What happened, in numbers."""
-        p50, p95, p99 = np.percentile(self.seconds, [50, 95, 99]) if self.seconds else [0.0] * 3
+    def figures(self, first: float, last: float) -> dict[str, Any]:
+        """What happened, in numbers; rate and latencies of the answers first .. last seconds."""
+        took = [seconds for when, seconds in self.seconds if first <= when < last]
+        p50, p95, p99 = np.percentile(took, [50, 95, 99]) if took else [0.0] * 3
         return {
-            "images_per_second": len(self.seconds) / elapsed,
+            "images_per_second": len(took) / (last - first),
             "p50_s": round(float(p50), 3),
             "p95_s": round(float(p95), 3),
             "p99_s": round(float(p99), 3),
@@ -209,9 +211,10 @@ class Clients:
         }
 
 
-def measure_load(server: Server, clients: Clients, seconds: float) -> dict[str, Any]:
+def measure_load(server: Server, clients: Clients, seconds: float, ramp: float) -> dict[str, Any]:
     """Throughput and latency."""
-    figures = clients.figures(clients.run(seconds))
+    clients.run(ramp + seconds)
+    figures = clients.figures(ramp, ramp + seconds)
     batches = server.metric("setr_batch_size_count")
     figures["mean_batch"] = round(server.metric("setr_batch_size_sum") / max(1.0, batches), 2)
     figures["resident_mb"] = round(server.resident_mb())
@@ -254,7 +257,7 @@ def measure_restart(
         codes.append(server.stop())
         replacement = again(server.port)
 
-    figures = clients.figures(clients.run(seconds, restart))
+    figures = clients.figures(0, clients.run(seconds, restart))
     figures["exit_status"] = codes[0]
     figures.setdefault("lost", 0)
     return figures, replacement
@@ -267,6 +270,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="images taken from the folder")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--ramp", type=float, default=15, help="seconds before the load is counted")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument(
         "--only", nargs="+", default=["load"], choices=["load", "memory", "restart"]
@@ -276,7 +280,8 @@ def main() -> None:
     given = parser.parse_args()
     cases = prepare(given.images, given.count)
     if given.bare:
-        figures = bare(given.model, cases, given.batch, given.seconds, given.bare)
+        seconds = given.seconds if "load" in given.only else 1
+        figures = bare(given.model, cases, given.batch, seconds, given.bare)
         print(json.dumps(figures))
         return
     given.out.mkdir(parents=True, exist_ok=True)
@@ -302,7 +307,7 @@ def main() -> None:
         for name in given.only:
             clients = Clients(server.port, cases, masks, given.clients)
             if name == "load":
-                report[name] = measure_load(server, clients, given.seconds)
+                report[name] = measure_load(server, clients, given.seconds, given.ramp)
                 share = report[name]["images_per_second"] / alone["images_per_second"]
                 report[name]["share_of_bare"] = round(share, 3)
             elif name == "memory":
