@@ -13,7 +13,7 @@ if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
 import pytest
 import torch
 
-from setr import scenes
+from setr import cpu_blocks, products, scenes
 from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.images import encode_png, write_bytes
 from setr.model import SETR, create_model
@@ -29,6 +29,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the reference data in {folder} (or SETR_SHARED)")
     return folder
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 products go to oneDNN, whatever the processor and however small they are."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("needs a PyTorch with oneDNN")
+    monkeypatch.setattr(products, "WORTH_IT", 1)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(cpu_blocks, "onednn_is_faster", lambda: True)
 
 
 @pytest.fixture(autouse=True, scope="session")

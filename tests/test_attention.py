@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from setr import attention
-from setr.attention import speed_up
+from setr.cpu_blocks import speed_up
 from setr.encoder import Encoder
 
 
@@ -37,7 +37,7 @@ def qkv(*shape, strided=False):
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("scores", [100, 2**21])
 def test_equals_fp64_attention_within_bf16_rounding(monkeypatch, calls, scores, strided):
-    monkeypatch.setattr(attention, "SCORES", scores)
+    monkeypatch.setitem(attention.SCORES, torch.bfloat16, scores)
     block = Block()
     speed_up(block)
     tensors = qkv(2, 3, 37, 16, strided=strided)
@@ -48,6 +48,22 @@ def test_equals_fp64_attention_within_bf16_rounding(monkeypatch, calls, scores, 
     out = F.scaled_dot_product_attention(*exact)
     for x, true in zip(ours, [out, *torch.autograd.grad(out.square().sum(), exact)], strict=True):
         assert (x.double() - true).norm() / true.norm() < 2**-6
+    assert calls
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("scores", [100, 2**19])
+def test_equals_fp64_attention_in_fp32(onednn, monkeypatch, calls, scores, strided):
+    monkeypatch.setitem(attention.SCORES, torch.float32, scores)
+    block = Block()
+    speed_up(block)
+    tensors = [x.detach().float().requires_grad_() for x in qkv(2, 3, 37, 16, strided=strided)]
+    out = block(*tensors)
+    ours = [out, *torch.autograd.grad(out.square().sum(), tensors)]
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    out = F.scaled_dot_product_attention(*exact)
+    for x, true in zip(ours, [out, *torch.autograd.grad(out.square().sum(), exact)], strict=True):
+        assert (x.double() - true).norm() / true.norm() < 1e-6
     assert calls
 
 

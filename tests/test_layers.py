@@ -32,7 +32,9 @@ ORDER = (
     *("survey_rows", "survey", "doctor", "init_data"),
     # networks and weights
     *(
+        "products",
         "attention",
+        "cpu_blocks",
         "encoder",
         "hybrid",
         "upsampled_convolution",

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr import _torchvision  # noqa: F401  must come before timm
-from setr.attention import speed_up
+from setr.cpu_blocks import speed_up
 from setr.errors import SetrError
 
 PosInterp = Literal["bicubic", "bilinear"]

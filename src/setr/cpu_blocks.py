@@ -1,0 +1,82 @@
+"""Encoder blocks on CPUs: linear layers and attention by faster routes to the same values.
+
+In fp32, linear layers and attention multiply with oneDNN where MKL is slow (`products.py`); under
+bf16 autocast attention runs as plain products (`attention.py`). The blocks stay timm's: while one
+of them computes, two of torch's functions are answered here, and everything else is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from setr.attention import attention
+from setr.products import linear, onednn_is_faster, worth_it
+
+
+class _Route(TorchFunctionMode):
+    """Answers the calls of two functions that fit."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Every torch call made while the mode is on comes through here."""
+        kwargs = kwargs or {}
+        if func is F.linear and not _in_bf16() and worth_it(*args[:2]):
+            return linear(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and _fits(*args, **kwargs):
+            return attention(*args)
+        return func(*args, **kwargs)
+
+
+_ROUTE = _Route()
+
+
+def _fits(
+    *args: Any, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **kwargs: Any
+) -> bool:
+    plain = len(args) == 3 and attn_mask is None and not dropout_p and not any(kwargs.values())
+    if not plain or args[0].ndim != 4:
+        return False
+    q, k, _ = args
+    return _in_bf16() or worth_it(q[0, 0], k[0, 0])
+
+
+def _in_bf16() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+
+
+def _applies() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return _in_bf16() or (not torch.is_autocast_enabled("cpu") and onednn_is_faster())
+
+
+def speed_up(block: nn.Module) -> None:
+    """Let a module's linear layers and attention take the faster routes wherever they apply.
+
+    They apply on CPUs, in fp32 and under bf16 autocast, without compilation; attention without a
+    mask or dropout. The module's parameters, names and copies stay what they are: the change is a
+    pair of hooks.
+    """
+    block.register_forward_pre_hook(_enter)
+    block.register_forward_hook(_leave, always_call=True)
+
+
+def _enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    if _applies():
+        _ROUTE.__enter__()
+
+
+def _leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    if _applies():
+        _ROUTE.__exit__(None, None, None)
