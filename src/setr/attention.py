@@ -41,6 +41,8 @@ class _Attention(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         q, k = q * scale, k - k.mean(dim=-2, keepdim=True)
+        if q.dtype is torch.float32:  # oneDNN wants the rows of a head without gaps
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         B, h, N, D = q.shape
         out = q.new_empty(B, N, h, D).transpose(1, 2)  # the layout the next projection reads
         for head, rows in _blocks(q, k):
@@ -53,6 +55,8 @@ class _Attention(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
+        if q.dtype is torch.float32:
+            grad = grad.contiguous()
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
         for head, rows in _blocks(q, k):
             p = _scores(q, k, head, rows)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from setr.products import product, worth_it
+
 
 def free_bytes(device: torch.device) -> int:
     """What this process may still take of a device, with what it holds already."""
@@ -63,7 +65,7 @@ def _all_pages() -> int:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype | None) -> float:
-    """Operations per second of a square matrix product; None is fp32.
+    """Operations per second of a square matrix product as encoder blocks compute it; None is fp32.
 
     The best of a few repetitions, on random numbers of a generator of their own.
     """
@@ -74,7 +76,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     for _ in range(repeats + 1):  # the first one warms up
         _wait(device)
         began = time.perf_counter()
-        a @ a
+        product(a, a) if worth_it(a, a) else a @ a
         _wait(device)
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best

@@ -54,8 +54,15 @@ def worth_it(x: Tensor, weight: Tensor) -> bool:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` by oneDNN, without derivative: (..., K), (O, K), (O,) -> (..., O)."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(
+        _dense(x), _dense(weight), bias, "none", [], ""
+    )
     return out
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Rows or columns without gaps; for any other layout oneDNN has only its reference loops."""
+    return x if x.is_contiguous() or x.mT.is_contiguous() else x.contiguous()
 
 
 class _Linear(torch.autograd.Function):
