@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from setr.catalog import list_models
-from setr.images import write_bytes
+from setr.files import write_bytes
 from setr.model import create_model
 
 BLOCKS = {

@@ -14,7 +14,8 @@ import numpy as np
 
 import setr
 from setr import scenes
-from setr.images import encode_png, write_bytes
+from setr.files import write_bytes
+from setr.images import encode_png
 from setr.montage import montage, with_legend
 from setr.page import heat
 from setr.result import Result

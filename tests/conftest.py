@@ -15,7 +15,8 @@ import torch
 
 from setr import cpu_blocks, products, scenes
 from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from setr.images import encode_png, write_bytes
+from setr.files import write_bytes
+from setr.images import encode_png
 from setr.model import SETR, create_model
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))

@@ -21,8 +21,9 @@ from setr import scenes
 from setr.arrays import as_image
 from setr.cli import main
 from setr.errors import FAILED, OK, SetrError
+from setr.files import write_bytes
 from setr.hub import ModelInfo, save_pretrained
-from setr.images import encode_png, read_image, read_mask, write_bytes
+from setr.images import encode_png, read_image, read_mask
 from setr.inference import Protocol
 from setr.predictor import Predictor
 from setr.urls import download

@@ -22,8 +22,9 @@ from setr import scenes
 from setr.batch import _Batches
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.files import write_bytes
 from setr.hub import ModelInfo, save_pretrained
-from setr.images import encode_png, write_bytes
+from setr.images import encode_png
 from setr.inference import Protocol
 from setr.inputs import find_items, read_item
 from setr.manifest import Manifest

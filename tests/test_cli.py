@@ -10,7 +10,8 @@ import pytest
 
 from setr.cli import VERBS, main
 from setr.errors import FAILED, OK, USAGE
-from setr.images import encode_png, write_bytes
+from setr.files import write_bytes
+from setr.images import encode_png
 from setr.scenes import draw
 
 

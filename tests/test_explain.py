@@ -22,8 +22,9 @@ from setr.explain import (
     strongest_channels,
 )
 from setr.figures import View, attention_figure
+from setr.files import write_bytes
 from setr.hub import ModelInfo, save_pretrained
-from setr.images import encode_png, write_bytes
+from setr.images import encode_png
 from setr.model import SETR, create_model
 from setr.montage import mark, montage, with_legend
 from setr.predictor import Predictor

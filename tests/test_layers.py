@@ -16,6 +16,7 @@ ORDER = (
         "_torchvision",
         "decode",
         "labels",
+        "files",
         "images",
         "storage",
         "pairing",

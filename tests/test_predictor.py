@@ -16,8 +16,9 @@ import setr
 from setr import scenes
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.files import write_bytes
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
-from setr.images import encode_png, read_mask, write_bytes
+from setr.images import encode_png, read_mask
 from setr.inference import Protocol
 from setr.labels import known_labels
 from setr.predictor import Predictor, load

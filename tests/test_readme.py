@@ -9,7 +9,8 @@ from pathlib import Path
 import setr
 from setr.cli import main
 from setr.errors import OK
-from setr.images import encode_png, write_bytes
+from setr.files import write_bytes
+from setr.images import encode_png
 from setr.scenes import draw
 from tests.conftest import write_scene_folders
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from setr.doctor import Checkup, Finding, describe_map, figures
 from setr.errors import SetrError
-from setr.images import write_bytes
+from setr.files import write_bytes
 from setr.labels import Labels
 
 THUMBNAILS = 12

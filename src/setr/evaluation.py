@@ -20,8 +20,8 @@ from torch import Tensor
 from setr.config import Precision
 from setr.datasets import Dataset, open_dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.files import write_bytes
 from setr.hub import ModelInfo, from_pretrained
-from setr.images import write_bytes
 from setr.inference import NormalizedImages, predict_mask
 from setr.loader import whole_images
 from setr.metrics import Absent

@@ -12,7 +12,7 @@ import numpy as np
 
 from setr.distributed import gather
 from setr.evaluation import Outcome
-from setr.images import write_bytes
+from setr.files import write_bytes
 from setr.intervals import paired_difference
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from setr.errors import SetrError
-from setr.images import write_bytes
+from setr.files import write_bytes
 from setr.inference import Protocol
 from setr.labels import Labels
 from setr.lora import merged_state

@@ -1,4 +1,4 @@
-"""The only place that decodes and encodes image files.
+"""The only place that decodes images and encodes PNG files.
 
 `read_image` gives uint8 RGB (H, W, 3), `read_mask` gives label ids (H, W). Files are recognised by
 content, not by suffix. One rule for orientation: EXIF rotation is applied, so arrays are what a
@@ -16,7 +16,6 @@ import errno
 import io
 import logging
 import os
-import uuid
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -36,9 +35,6 @@ from setr.decode import (
 )
 from setr.errors import SetrError
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-)
 MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""
 
@@ -248,49 +244,6 @@ def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
-    """Write a file so that its final name never holds half of it.
-
-    Args:
-        path: the file.
-        data: its content.
-        mark: names the unfinished file. One writer at a time may use it; what a killed process left
-            is then overwritten by the next. Random by default.
-    """
-    part = path.with_name(f".{mark or uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SetrError(f"{path}: cannot write: {error.strerror}") from None
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder; see `walk_images`."""
-    return [folder / name for name in walk_images(folder)]
-
-
-def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Files below a folder by suffix (any case), sorted, as names relative to it.
-
-    Hidden files are left out; links to folders are not followed, so loops cannot trap the walk.
-    Plain strings, because a million `Path` objects take a gigabyte.
-    """
-    found, waiting = [], [""]
-    while waiting:
-        prefix = waiting.pop()
-        with os.scandir(os.path.join(folder, prefix)) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(f"{prefix}{entry.name}/")
-                elif os.path.splitext(entry.name)[1].lower() in suffixes:
-                    found.append(prefix + entry.name)
-    return sorted(found)
 
 
 def _name(source: Source) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 
 from setr.datasets import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.images import read_mask, walk_images, write_bytes
+from setr.files import walk_images, write_bytes
+from setr.images import read_mask
 from setr.layouts import find_split
 from setr.pairing import MASK_FOLDERS, NoSplitError
 

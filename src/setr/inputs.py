@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from setr.errors import USAGE, SetrError
-from setr.images import IMAGE_SUFFIXES, Source, walk_images
+from setr.files import IMAGE_SUFFIXES, walk_images
+from setr.images import Source
 from setr.storage import file_system, first_line, is_address, read_range
 
 ARCHIVES = (".tar", ".parquet")

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from setr.images import encode_png, write_bytes
+from setr.files import write_bytes
+from setr.images import encode_png
 from setr.labels import IGNORE, Labels
 
 WIDTH = 520

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.images import IMAGE_SUFFIXES, walk_images
+from setr.files import IMAGE_SUFFIXES, walk_images
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
 

@@ -22,9 +22,10 @@ from setr.arrays import as_image
 from setr.config import Precision
 from setr.errors import SetrError
 from setr.evaluation import autocast_dtype
+from setr.files import walk_images
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.hub import ModelInfo, from_pretrained
-from setr.images import MAX_PIXELS, walk_images
+from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.labels import IGNORE
 from setr.model import SETR

@@ -22,7 +22,8 @@ import numpy as np
 
 from setr.annotations import Georeference, to_coco, to_geojson, to_labelme
 from setr.errors import SetrError
-from setr.images import encode_png, write_bytes
+from setr.files import write_bytes
+from setr.images import encode_png
 from setr.labels import Labels
 from setr.montage import with_legend
 from setr.polygons import Polygon, mask_polygons, simplified

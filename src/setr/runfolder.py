@@ -19,7 +19,7 @@ from setr.checkpoint import State, newest_state, remove_parts, save_state
 from setr.config import Config
 from setr.distributed import any_of, on_first, say
 from setr.errors import USAGE, SetrError
-from setr.images import write_bytes
+from setr.files import write_bytes
 from setr.launch import restarted
 from setr.trackers import Tracker, open_trackers, require
 

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.images import list_images, read_mask
+from setr.files import list_images
+from setr.images import read_mask
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
 from setr.metrics import Absent
 from setr.scorecard import Scorecard

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.errors import USAGE, SetrError
-from setr.images import write_bytes
+from setr.files import write_bytes
 
 
 def is_address(text: str) -> bool:

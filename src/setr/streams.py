@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from setr.errors import USAGE, SetrError
+from setr.files import walk_images
 from setr.filming import predict_video
-from setr.images import walk_images
 from setr.mapping import predict_raster
 from setr.outputs import with_ending, write
 from setr.predictor import Predictor

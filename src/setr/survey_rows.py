@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from setr.errors import SetrError
-from setr.images import write_bytes
+from setr.files import write_bytes
 
 FULL, ROTATED, ALL_IGNORED, BINARY = 1, 2, 4, 8
 """Flags of a pair: image decoded too; EXIF rotation; no counted pixel; ids are 0 and 255 only."""

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from setr.errors import USAGE, SetrError
-from setr.images import encode_png, write_bytes
+from setr.files import write_bytes
+from setr.images import encode_png
 
 
 class Tracker:

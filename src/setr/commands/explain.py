@@ -175,7 +175,8 @@ def _write(
 ) -> None:
     """Write NAME.png and NAME.html."""
     from setr import page
-    from setr.images import encode_png, write_bytes
+    from setr.files import write_bytes
+    from setr.images import encode_png
     from setr.montage import montage, with_legend
 
     out.mkdir(parents=True, exist_ok=True)

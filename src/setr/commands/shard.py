@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
         raise SetrError(f"--samples {given.samples}: give at least 1", code=USAGE)
     from setr.datasets import open_dataset
     from setr.doctor import check
-    from setr.images import write_bytes
+    from setr.files import write_bytes
     from setr.progress import counting
     from setr.shards import FORMAT, INDEX, write_split
 

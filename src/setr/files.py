@@ -1,0 +1,56 @@
+"""Files in folders: images found below one, and any file written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from setr.errors import SetrError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+)
+
+
+def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
+    """Write a file so that its final name never holds half of it.
+
+    Args:
+        path: the file.
+        data: its content.
+        mark: names the unfinished file. One writer at a time may use it; what a killed process left
+            is then overwritten by the next. Random by default.
+    """
+    part = path.with_name(f".{mark or uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files below a folder; see `walk_images`."""
+    return [folder / name for name in walk_images(folder)]
+
+
+def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
+    """Files below a folder by suffix (any case), sorted, as names relative to it.
+
+    Hidden files are left out; links to folders are not followed, so loops cannot trap the walk.
+    Plain strings, because a million `Path` objects take a gigabyte.
+    """
+    found, waiting = [], [""]
+    while waiting:
+        prefix = waiting.pop()
+        with os.scandir(os.path.join(folder, prefix)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{prefix}{entry.name}/")
+                elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                    found.append(prefix + entry.name)
+    return sorted(found)
