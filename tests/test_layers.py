@@ -66,6 +66,7 @@ ORDER = (
         "provenance",
         "parallel",
         "checkpoint",
+        "typed_yaml",
         "config",
         "paper",
         "evaluation",

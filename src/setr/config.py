@@ -6,14 +6,11 @@ the run folder are generated from them. Networks, losses and metrics never see t
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal
 
-import yaml
-
+from setr import typed_yaml
 from setr.errors import USAGE, SetrError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -276,7 +273,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """All settings as YAML; `from_yaml` gives an equal object back."""
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+        return typed_yaml.dump(self)
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "config") -> Config:
@@ -285,13 +282,7 @@ class Config:
         Raises:
             SetrError: not YAML, an unknown key (the nearest is named), or a value out of its range.
         """
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SetrError(
-                f"{source}: not valid YAML ({str(error).splitlines()[0]})", code=USAGE
-            ) from None
-        return _build(cls, values, source)
+        return typed_yaml.parse(cls, text, source)
 
     @classmethod
     def load(cls, path: Path) -> Config:
@@ -299,50 +290,3 @@ class Config:
         if not path.is_file():
             raise SetrError(f"{path}: no such config file", code=USAGE)
         return cls.from_yaml(path.read_text(encoding="utf-8"), source=str(path))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _build(kind: Any, values: Any, source: str, prefix: str = "") -> Any:
-    """Make a dataclass from a mapping, strictly."""
-    _check(isinstance(values, dict), f"{source}: {prefix or 'the file'} must hold keys and values")
-    hints = get_type_hints(kind)
-    arguments = {}
-    for key, value in values.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, 1)
-            hint = f"; did you mean '{prefix}{near[0]}'?" if near else ""
-            raise SetrError(f"{source}: unknown key '{prefix}{key}'{hint}", code=USAGE)
-        if dataclasses.is_dataclass(hints[key]):
-            arguments[key] = _build(hints[key], value, source, f"{prefix}{key}.")
-        else:
-            arguments[key] = _typed(hints[key], value, f"{source}: {prefix}{key}")
-    return kind(**arguments)
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """Check a plain value against a field's type; lists become tuples."""
-    options = get_args(hint)
-    if type(None) in options:
-        if value is None:
-            return None
-        hint = next(o for o in options if o is not type(None))
-        options = get_args(hint)
-    if isinstance(value, list):
-        value = tuple(value)
-    if hint in (int, float, str, bool):
-        value = float(value) if hint is float and type(value) is int else value
-        ok = type(value) is hint
-    elif isinstance(value, tuple):
-        if options[-1] is Ellipsis:
-            options = options[:1] * len(value)
-        value = tuple(float(v) if o is float else v for o, v in zip(options, value, strict=False))
-        ok = tuple(map(type, value)) == options
-    else:
-        ok = value in options
-    _check(ok, f"{where}: {value!r} is not {getattr(hint, '__name__', hint)}")
-    return value

@@ -1,0 +1,90 @@
+"""Dataclasses of plain values as YAML and back: strict about keys and types."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+
+from setr.errors import USAGE, SetrError
+
+T = TypeVar("T")
+
+
+def dump(settings: Any) -> str:
+    """All fields of a dataclass, those of nested ones too; `parse` gives an equal object back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+
+
+def parse(kind: type[T], text: str, source: str) -> T:
+    """A dataclass from YAML; a missing key takes its default.
+
+    Args:
+        kind: the dataclass.
+        text: the YAML.
+        source: where it came from, for messages.
+
+    Raises:
+        SetrError: not YAML, an unknown key (the nearest is named), or a value of another type.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SetrError(
+            f"{source}: not valid YAML ({str(error).splitlines()[0]})", code=USAGE
+        ) from None
+    found: T = _build(kind, values, source)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _build(kind: Any, values: Any, source: str, prefix: str = "") -> Any:
+    """Make a dataclass from a mapping, strictly."""
+    if not isinstance(values, dict):
+        where = prefix or "the file"
+        raise SetrError(f"{source}: {where} must hold keys and values", code=USAGE)
+    hints = get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, 1)
+            hint = f"; did you mean '{prefix}{near[0]}'?" if near else ""
+            raise SetrError(f"{source}: unknown key '{prefix}{key}'{hint}", code=USAGE)
+        if dataclasses.is_dataclass(hints[key]):
+            arguments[key] = _build(hints[key], value, source, f"{prefix}{key}.")
+        else:
+            arguments[key] = _typed(hints[key], value, f"{source}: {prefix}{key}")
+    return kind(**arguments)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """Check a plain value against a field's type; lists become tuples."""
+    options = get_args(hint)
+    if type(None) in options:
+        if value is None:
+            return None
+        hint = next(o for o in options if o is not type(None))
+        options = get_args(hint)
+    if isinstance(value, list):
+        value = tuple(value)
+    if hint in (int, float, str, bool):
+        value = float(value) if hint is float and type(value) is int else value
+        ok = type(value) is hint
+    elif isinstance(value, tuple):
+        if options[-1] is Ellipsis:
+            options = options[:1] * len(value)
+        value = tuple(float(v) if o is float else v for o, v in zip(options, value, strict=False))
+        ok = tuple(map(type, value)) == options
+    else:
+        ok = value in options
+    if not ok:
+        kind = getattr(hint, "__name__", hint)
+        raise SetrError(f"{where}: {value!r} is not {kind}", code=USAGE)
+    return value
