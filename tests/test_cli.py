@@ -86,3 +86,12 @@ def test_predict_needs_a_model(capsys, tmp_path):
     assert code == FAILED
     assert "no such model directory" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_help_names_the_kind_of_an_optional_value(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "finetune", "--help"])
+    shown = capsys.readouterr().out
+    assert "--model.channels INT " in shown
+    assert "{None}" not in shown
+    assert len({len(line) for line in shown.splitlines() if line.startswith("│")}) == 1

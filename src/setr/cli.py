@@ -98,13 +98,36 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
     import tyro
 
     caught = io.StringIO()
+    shown: Any = _HelpWithoutNone(sys.stdout)
     try:
-        with contextlib.redirect_stderr(caught):
+        with contextlib.redirect_stderr(caught), contextlib.redirect_stdout(shown):
             return tyro.cli(kind, args=args, prog=f"setr {verb}", **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise SetrError(_one_line(caught.getvalue(), verb), code=USAGE) from None
+
+
+class _HelpWithoutNone:
+    """Standard output that writes the parser's `{None}|INT` as `INT`; defaults say None anyway."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Each line keeps its width, and so the box its border."""
+        lines = text.split("\n")
+        for i, line in enumerate(lines):
+            shorter = line.replace("{None}|", "")
+            border = shorter.rfind("│")
+            if border > 0:
+                gap = " " * (len(line) - len(shorter))
+                shorter = shorter[:border] + gap + shorter[border:]
+            lines[i] = shorter
+        return int(self._stream.write("\n".join(lines)))
 
 
 def _one_line(boxed: str, verb: str) -> str:
