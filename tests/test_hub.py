@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from setr.errors import SetrError
 from setr.hub import ModelInfo, encoder_licence, from_pretrained, push_to_hub, save_pretrained
@@ -202,3 +203,32 @@ def test_plain_info_makes_a_card_too(tmp_path):
     info = dataclasses.replace(ModelInfo(labels=INFO.labels))
     save_pretrained(tmp_path / "m", tiny_model("naive"), info)
     assert "No figures were recorded" in (tmp_path / "m" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "encoder", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"]
+)
+def test_weights_and_buffers_come_back_in_place(tmp_path, encoder):
+    """Position tables of rotary encoders are in no file; they are made when the model is."""
+    torch.manual_seed(0)
+    small = {"embed_dim": 48, "depth": 1, "num_heads": 2}
+    model = tiny_model("pup", encoder=encoder, encoder_args=small, taps=(1,), aux_taps=()).eval()
+    save_pretrained(tmp_path / "m", model, INFO)
+    again, _ = from_pretrained(tmp_path / "m")
+    own = dict(model.named_buffers())
+    for name, buffer in again.named_buffers():
+        assert torch.equal(buffer, own[name])
+    image = torch.rand(1, 3, 70, 50)
+    assert torch.equal(again(image), model(image))
+    for p in again.parameters():
+        p.data.add_(1)  # pages of the file, but never written back
+    assert torch.equal(from_pretrained(tmp_path / "m")[0](image), model(image))
+    assert torch.nn.Linear(2, 2).weight.device.type == "cpu"  # nothing of it is left behind
+
+
+def test_a_file_in_half_precision_is_loaded_in_full(folder):
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in load_file(
+        folder / "model.safetensors").items()}  # fmt: skip
+    save_file(halves, folder / "model.safetensors")
+    model, _ = from_pretrained(folder)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -11,11 +11,13 @@ import dataclasses
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from setr.errors import SetrError
 from setr.files import write_bytes
@@ -157,7 +159,8 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise SetrError(f"{folder}/config.json: format is not '{FORMAT}'")
-        model = SETR(**{k: _tuples(v) for k, v in values["model"].items()})
+        with _without_memory():
+            model = SETR(**{k: _tuples(v) for k, v in values["model"].items()})
         info = read_info(values)
     except FileNotFoundError:
         raise SetrError(f"{folder}: no config.json; is this a model directory?") from None
@@ -165,12 +168,39 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         raise SetrError(f"{folder}/config.json: broken ({error!r:.120})") from None
     path = folder / "model.safetensors"
     try:
-        model.load_state_dict(load_file(path))
+        _take_over(model, load_file(path))
     except FileNotFoundError:
         raise SetrError(f"{path}: no such file; the model directory is incomplete") from None
     except (SafetensorError, RuntimeError) as error:
         raise SetrError(f"{path}: broken or of another model ({str(error)[:120]!r})") from None
     return model.eval(), info
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """Parameters made inside take neither memory nor time; buffers are made in full."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+        if value is not None:
+            value = nn.Parameter(value.to("meta"), requires_grad=value.requires_grad)
+        register(module, name, value)
+
+    nn.Module.register_parameter = register_empty  # type: ignore
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore
+
+
+def _take_over(model: SETR, tensors: dict[str, Tensor]) -> None:
+    """Put a file's tensors in a model's place: pages of the file, read when they are first used."""
+    for name, own in model.state_dict().items():
+        if name in tensors:
+            found = tensors[name].to(own.dtype)
+            # Windows cannot replace a file that is in use
+            tensors[name] = found.clone() if os.name == "nt" else found
+    model.load_state_dict(tensors, assign=True)
 
 
 def _tuples(value: Any) -> Any:
