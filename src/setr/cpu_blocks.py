@@ -31,14 +31,22 @@ class _Route(TorchFunctionMode):
     ) -> Any:
         """Every torch call made while the mode is on comes through here."""
         kwargs = kwargs or {}
-        if func is F.linear and not _in_bf16() and worth_it(*args[:2]):
-            return linear(*args, **kwargs)
+        if func is F.linear and not _in_bf16():
+            x, weight, bias = _linear_arguments(*args, **kwargs)
+            if worth_it(x, weight):
+                return linear(x, weight, bias)
         if func is F.scaled_dot_product_attention and _fits(*args, **kwargs):
             return attention(*args)
         return func(*args, **kwargs)
 
 
 _ROUTE = _Route()
+
+
+def _linear_arguments(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return input, weight, bias
 
 
 def _fits(
