@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from setr import adjustment, scenes
-from setr.adjustment import GRID, best_offsets
+from setr.adjustment import GRID, best_multiple, best_offsets
 from setr.cli import main
 from setr.engine import train
 from setr.hub import ModelInfo, save_pretrained
@@ -51,6 +52,32 @@ def test_finds_what_a_wrong_prior_costs_and_carries_over_to_new_pixels():
     assert after > before + 0.05
 
 
+def test_one_multiple_takes_class_weights_back():
+    """Scores with weights of 1/share in them ask for about +1; without, for less than none."""
+    rng = np.random.default_rng(0)
+    share = np.array([0.6, 0.3, 0.07, 0.03])
+
+    def draw(weighted):
+        truth = rng.choice(4, 20_000, p=share)
+        scores = rng.normal(size=(20_000, 4)) / 1.5
+        scores[np.arange(20_000), truth] += 1 / 1.5**2
+        scores = scores * 1.5**2 + (0 if weighted else np.log(share))  # log-probabilities
+        return scores.astype(np.float32), truth
+
+    counts = (1e6 * share).astype(np.int64)
+    slope = np.log(share[0] / share[3])
+    found = {}
+    for weighted in (True, False):
+        offsets = best_multiple(*draw(weighted), counts)
+        found[weighted] = (offsets[0] - offsets[3]) / slope
+        scores, truth = draw(weighted)
+        assert miou((scores + offsets).argmax(1), truth) >= miou(scores.argmax(1), truth)
+    assert found[True] == pytest.approx(found[False] + 1, abs=0.25)
+    assert found[True] > 0.2
+    even = best_multiple(10 * np.eye(4, dtype=np.float32)[truth], truth, np.array([5, 0, 5, 5]))
+    assert not even.any()
+
+
 def test_is_never_worse_and_leaves_a_perfect_model_alone():
     for seed in range(5):
         scores, truth = pixels(300, seed=seed)
@@ -60,14 +87,15 @@ def test_is_never_worse_and_leaves_a_perfect_model_alone():
     assert not best_offsets(10 * np.eye(4, dtype=np.float32)[truth], truth).any()
 
 
-def test_command_writes_a_model_that_scores_higher(tmp_path, capsys):
+@pytest.mark.parametrize("by", ["frequency", "class"])
+def test_command_writes_a_model_that_scores_higher(tmp_path, capsys, by):
     tiny_run = tmp_path / "model"
     torch.manual_seed(0)
     save_pretrained(
         tiny_run, tiny_model(num_classes=len(scenes.CLASSES)), ModelInfo(labels=scenes.LABELS)
     )
     out = tmp_path / "adjusted"
-    assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(out), "--workers", "0"]) == 0
+    assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(out), "--by", by]) == 0
     printed = capsys.readouterr().out
     assert "mIoU" in printed
     scores = []
@@ -79,11 +107,17 @@ def test_command_writes_a_model_that_scores_higher(tmp_path, capsys):
     assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(out)]) == 2
 
 
-def test_a_run_adjusts_its_model_once(tmp_path):
+def test_a_run_adjusts_its_model_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(adjustment, "MULTIPLES", [-0.5])
     config = tiny_config(tmp_path / "run", adjust_logits=True)
     adjusted = train(config)
     plain = train(tiny_config(tmp_path / "plain"))
-    assert adjusted["single_scale"]["miou"] > plain["single_scale"]["miou"]
+    assert adjusted["single_scale"]["iou"] != plain["single_scale"]["iou"]
+    biases = [
+        load_file(tmp_path / name / "model.safetensors")["decoder.classifier.bias"]
+        for name in ("run", "plain")
+    ]
+    assert (biases[0] - biases[1]).argmax() == 8  # persons are the rarest class of the scenes
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
     again = train(config, resume=True)
     assert again["single_scale"]["iou"] == adjusted["single_scale"]["iou"]

@@ -1,12 +1,14 @@
-"""Logit adjustment: one constant per class that raises mIoU, found on a validation split.
+"""Logit adjustment: constants on the class logits that raise mIoU, found on a validation split.
 
 A pixel gets its most probable class, which maximises pixel accuracy. mIoU counts every class the
 same, so a rare class should win below one half; class weights in the loss push the other way, and
 too far where the truth is thin. Constants added to the class logits correct both. They commute with
 the bilinear resize (its weights sum to 1), so they live in the classifier's bias and cost nothing.
 
-After Menon et al., Long-tail learning via logit adjustment (ICLR 2021); here the constants are not
-derived from class frequencies but searched for: one class at a time, the best threshold exactly.
+Two ways. By frequency, as Menon et al. (Long-tail learning via logit adjustment, ICLR 2021): the
+constants are a multiple of the log of a class's share of the training pixels, and only the multiple
+is searched for; one number cannot fit the peculiarities of a small split. By class: every constant
+is, one class at a time, the best threshold exactly.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ SAMPLE_BYTES = 2**27
 """Scores kept of the whole split."""
 GRID = np.linspace(-4, 4, 161, dtype=np.float32)
 """Constants tried, in logits."""
+MULTIPLES = np.linspace(-1.5, 1.5, 61)
+"""Multiples of log share tried; class weights of 1/share^a in the loss ask for about a."""
 
 
 def find_offsets(
@@ -39,6 +43,7 @@ def find_offsets(
     info: ModelInfo,
     dataset: Dataset,
     *,
+    pixels: np.ndarray | None = None,
     precision: Precision = "auto",
     workers: int = 0,
 ) -> np.ndarray:
@@ -48,6 +53,8 @@ def find_offsets(
         model: stays as it is.
         info: its protocol is used, single-scale.
         dataset: a split with masks; the model must not have been trained on it.
+        pixels: (K,) counts of the classes in the training split, to adjust by frequency; None
+            searches every class.
         precision: as in `evaluate_split`.
         workers: processes that decode images.
 
@@ -58,7 +65,8 @@ def find_offsets(
         SetrError: no images, or other classes than the model's.
     """
     require_fit(model, info, dataset)
-    return best_offsets(*_sample(model, info, dataset, precision, workers))
+    scores, truth = _sample(model, info, dataset, precision, workers)
+    return best_offsets(scores, truth) if pixels is None else best_multiple(scores, truth, pixels)
 
 
 def shift_logits(model: SETR, offsets: np.ndarray) -> None:
@@ -66,6 +74,27 @@ def shift_logits(model: SETR, offsets: np.ndarray) -> None:
     bias = model.decoder.classifier.bias
     with torch.no_grad():
         bias += torch.from_numpy(offsets).to(bias)
+
+
+def best_multiple(scores: np.ndarray, truth: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """The multiple of the classes' log shares (K,) that maximises mIoU; the smallest of equals.
+
+    Args:
+        scores: (n, K) logits or log-probabilities of pixels.
+        truth: (n,) class ids, 0 to K - 1.
+        pixels: (K,) counts in the training split; a class without any counts as the rarest.
+    """
+    counts = np.maximum(pixels, pixels[pixels > 0].min(initial=1))
+    direction = np.log(counts / counts.sum())
+    direction = (direction - direction.mean()).astype(np.float32)
+    true = np.bincount(truth, minlength=scores.shape[1])
+
+    def miou(multiple: float) -> float:
+        moved = scores + np.float32(multiple) * direction
+        return float(_miou(_counts(moved.argmax(axis=1), truth, scores.shape[1]), true)[0])
+
+    best = max(sorted(MULTIPLES, key=abs), key=miou)
+    return np.float32(best) * direction
 
 
 def best_offsets(scores: np.ndarray, truth: np.ndarray, *, rounds: int = 4) -> np.ndarray:

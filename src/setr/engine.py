@@ -102,6 +102,7 @@ class _Run:
         self.model = build_model(config, num_classes).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
+        self.pixels = pixels
         self.source = open_source(config, self.dataset, self.model, self.dtype, pixels, share)
         self.telemetry = Telemetry(config, num_classes, self.device, self.dtype)
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
@@ -286,7 +287,9 @@ class _Run:
         model.to(self.device)
         new = ADJUSTED not in info.metrics  # else done before this run was continued
         if new:
-            search = partial(find_offsets, model, info, self.val, precision=precision)
+            search = partial(
+                find_offsets, model, info, self.val, pixels=self.pixels, precision=precision
+            )
             shift_logits(model, distributed.on_first(search))
         figures = evaluate_split(model, info, self.val, precision=precision, detailed=False)
         metrics = {**info.metrics, "val mIoU": round(figures["miou"] or 0.0, 4)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,7 +15,12 @@ from setr.errors import USAGE, SetrError
 
 @dataclass(frozen=True)
 class Arguments:
-    """Add one constant per class to a model's logits so that mIoU on a validation split rises."""
+    """Add constants to a model's class logits so that mIoU on a validation split rises.
+
+    By frequency, they are one multiple of the log of each class's share of the training pixels: it
+    takes back what class weights overdo, or raises rare classes where there were none. By class,
+    each is searched alone: more on that split, and more of it is chance.
+    """
 
     model: Annotated[str, tyro.conf.Positional]
     """Model directory, Hub name or checkpoint."""
@@ -25,6 +30,10 @@ class Arguments:
     """Folder for the adjusted model."""
     split: str = "val"
     """Split to search on: one the model was not trained on, and not the one it is judged by."""
+    by: Literal["frequency", "class"] = "frequency"
+    """One multiple of the training frequencies, or every class alone."""
+    train_split: str = "train"
+    """Split whose pixels are counted."""
     precision: Precision = "auto"
     """Compute in this precision."""
     workers: int = 2
@@ -36,6 +45,7 @@ def run(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, "adjust")
     from setr.adjustment import ADJUSTED, find_offsets, shift_logits
     from setr.datasets import open_dataset
+    from setr.doctor import check
     from setr.evaluation import evaluate_split
     from setr.hub import save_pretrained
     from setr.predictor import load
@@ -45,7 +55,12 @@ def run(arguments: list[str]) -> int:
     predictor = load(given.model)
     model, info = predictor.network, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels)
-    added = find_offsets(model, info, dataset, precision=given.precision, workers=given.workers)
+    pixels = None
+    if given.by == "frequency":
+        pixels = check(open_dataset(given.data, given.train_split, info.labels)).pixels
+    added = find_offsets(
+        model, info, dataset, pixels=pixels, precision=given.precision, workers=given.workers
+    )
     shift_logits(model, added)
     figures = evaluate_split(
         model, info, dataset, precision=given.precision, detailed=False, workers=given.workers
