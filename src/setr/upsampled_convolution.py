@@ -16,6 +16,7 @@ Shapes: B batch, C channels in, D out, h x w map, s upsampling factor.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -73,18 +74,61 @@ def conv_of_upsampled(x: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:
     if scale != 2 or conv.kernel_size != (3, 3):
         out: Tensor = conv(upsample(x, scale))
         return out
-    weight = conv.weight
     wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    spread = F.conv_transpose2d(wide, weight.flip(2, 3).transpose(0, 1), stride=2, padding=1)
-    # the convolution pads the upsampled map with zeros; the filter continues it instead
-    beyond = [
+    spread = F.conv_transpose2d(wide, _transposed(conv.weight), stride=2, padding=1)
+    filtered: Tensor = _Filtered.apply(spread, conv.bias, *_beyond(x, conv.weight))
+    return filtered
+
+
+def doubled_bands(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Iterator[Tensor]:
+    """`conv2d(upsample(x, 2), weight, bias, padding=1)` in bands of rows, without gradients.
+
+    Neither the upsampled map nor the zeros between its samples exist as a whole, and a band that
+    fits the caches is filtered there.
+
+    Args:
+        x: (B, C, h, w); channels last is the faster layout.
+        weight: (D, C, 3, 3).
+        bias: (D,).
+        rows: of a band, even.
+
+    Yields:
+        (B, D, rows, 2w), from the top; the last may have fewer.
+    """
+    height = 2 * x.shape[-2]
+    transposed, wide = _transposed(weight), F.pad(x, (1, 1, 1, 1), mode="replicate")
+    above, below, left, right = _beyond(x, weight)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        part = wide[..., top // 2 : bottom // 2 + 2, :]
+        spread = F.conv_transpose2d(part, transposed, stride=2, padding=1)
+        y = F.conv2d(spread, _filter(spread), bias, groups=spread.shape[1])
+        if top == 0:
+            y[..., :1, :] -= above
+        if bottom == height:
+            y[..., -1:, :] -= below
+        y[..., :1] -= left[..., top:bottom, :]
+        y[..., -1:] -= right[..., top:bottom, :]
+        yield y
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """The same convolution over a map with zeros between its samples, as a transposed one."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def _beyond(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the edges of a 3x3 convolution get from one pixel beyond the map upsampled by 2.
+
+    The convolution pads with zeros there; the filter continues the map instead. Top, bottom, left
+    and right, one pixel wide, corners in top and bottom.
+    """
+    return (
         F.conv2d(_doubled(x[..., :1, :], (1, 2), (1, 1, 0, 0)), weight[..., :1, :]),
         F.conv2d(_doubled(x[..., -1:, :], (1, 2), (1, 1, 0, 0)), weight[..., 2:, :]),
         F.conv2d(_doubled(x[..., :1], (2, 1)), weight[..., :1], padding=(1, 0)),
         F.conv2d(_doubled(x[..., -1:], (2, 1)), weight[..., 2:], padding=(1, 0)),
-    ]
-    filtered: Tensor = _Filtered.apply(spread, conv.bias, *beyond)
-    return filtered
+    )
 
 
 def _doubled(
