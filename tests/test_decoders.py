@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from setr.baselines import FCN, FPNNeck, SemanticFPN
 from setr.decoders import (
@@ -162,6 +163,11 @@ def test_bands_of_rows_equal_the_whole(kernel_size, h, scale):
         banded = layer.upsampled(x, scale, then=classifier)
         torch.testing.assert_close(banded, whole, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(layer.upsampled(x, scale), layer(upsample(x, scale)))
+        layer[0], layer[1] = fuse_conv_bn_eval(layer[0], layer[1]), torch.nn.Identity()
+        layer.in_graph = True
+        with torch.enable_grad():  # as it is traced
+            graph = layer.upsampled(x, scale, then=classifier).detach()
+        torch.testing.assert_close(graph, whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])

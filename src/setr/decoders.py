@@ -22,6 +22,7 @@ from setr.upsampled_convolution import (
     classify_upsampled,
     conv_of_upsampled,
     doubled_bands,
+    doubled_in_graph,
     upsample,
 )
 
@@ -55,6 +56,7 @@ class ConvBNReLU(nn.Sequential):
             nn.ReLU(inplace=True),
         )
         self.margin = kernel_size // 2
+        self.in_graph = False  # set in a copy to be exported, whose norm is in its convolution
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, channels, h, w)."""
@@ -78,6 +80,9 @@ class ConvBNReLU(nn.Sequential):
             then: a function of single pixels, such as a classifier; none by default.
         """
         then = then or nn.Identity()
+        if self.in_graph and scale == 2 and self.margin == 1:
+            weight, bias = (cast(Tensor, p) for p in (self[0].weight, self[0].bias))
+            return then(F.relu(doubled_in_graph(x, weight, bias)))
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return then(self(upsample(x, scale)))
         if self._needs_layers():

@@ -148,7 +148,8 @@ def _write(
 ) -> None:
     """Trace the model and write it in one of the formats."""
     native = precision if format == "torch" or precision == "fp16" else "fp32"
-    program = trace(Graph(model, head, DTYPES["fp32" if format == "openvino" else native]))
+    dtype = DTYPES["fp32" if format == "openvino" else native]
+    program = trace(Graph(model, head, dtype, spread=precision != "int8"))
     if format == "torch":
         values = {key: json.loads(text) for key, text in stored.items()}
         torch.export.save(program, path, extra_files={"setr.json": json.dumps(values)})

@@ -36,11 +36,20 @@ class Graph(nn.Module):
         model: stays as it is; the graph has its own copy.
         head: `logits` (B, K, H, W) float32, or `mask`, the best class uint8 (B, H, W).
         dtype: of weights and arithmetic; inputs and logits stay float32.
+        spread: convolve before upsampling by 2 (`upsampled_convolution.py`); without it int8 is as
+            fast and keeps more digits.
     """
 
-    def __init__(self, model: SETR, head: Head, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: SETR,
+        head: Head,
+        dtype: torch.dtype = torch.float32,
+        *,
+        spread: bool = True,
+    ) -> None:
         super().__init__()
-        self.model = _prepared(model, dtype)
+        self.model = _prepared(model, dtype, spread)
         self.patch_size = model.encoder.patch_size
         self.squeeze = model.odd_sizes == "squeeze"
         self.head, self.dtype = head, dtype
@@ -85,7 +94,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _prepared(model: SETR, dtype: torch.dtype) -> SETR:
+def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:
     """A frozen copy for tracing, batch norms folded, without auxiliary heads."""
     copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
     copied.aux_heads = nn.ModuleList()
@@ -93,6 +102,7 @@ def _prepared(model: SETR, dtype: torch.dtype) -> SETR:
         if isinstance(module, ConvBNReLU):
             conv, norm = cast(nn.Conv2d, module[0]), cast(nn.BatchNorm2d, module[1])
             module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+            module.in_graph = spread
         if hasattr(module, "dynamic_img_pad"):  # `Graph` has padded already
             module.dynamic_img_pad, module.strict_img_size = False, False  # type: ignore[assignment]
     rope = getattr(getattr(copied.encoder, "vit", None), "rope", None)

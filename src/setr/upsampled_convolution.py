@@ -112,6 +112,28 @@ def doubled_bands(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Iterato
         yield y
 
 
+def doubled_in_graph(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`conv2d(upsample(x, 2), weight, bias, padding=1)` for exported graphs: nothing in place.
+
+    (B, C, h, w) -> (B, D, 2h, 2w). The edges are computed on their own and joined on.
+    """
+    wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    spread = F.conv_transpose2d(wide, _transposed(weight), stride=2, padding=1)
+    y = F.conv2d(spread, _filter(spread), bias, groups=spread.shape[1])
+    above, below, left, right = _beyond(x, weight)
+    first, last = y[..., :1, :] - above, y[..., -1:, :] - below
+    inner = slice(1, -1)
+    rows = (
+        (first, left[..., :1, :], right[..., :1, :]),
+        (y[..., inner, :], left[..., inner, :], right[..., inner, :]),
+        (last, left[..., -1:, :], right[..., -1:, :]),
+    )
+    return torch.cat(
+        [torch.cat([z[..., :1] - a, z[..., inner], z[..., -1:] - b], dim=-1) for z, a, b in rows],
+        dim=-2,
+    )
+
+
 def _transposed(weight: Tensor) -> Tensor:
     """The same convolution over a map with zeros between its samples, as a transposed one."""
     return weight.flip(2, 3).transpose(0, 1)
