@@ -103,7 +103,7 @@ def finetune() -> Config:
 
 
 def _camvid(decoder: str) -> Config:
-    """CamVid with a DINOv2 ViT-S/14: images enlarged to 630x840, so that thin things get tokens."""
+    """CamVid with a DINOv2 ViT-S/14: images enlarged to 546x728, so that thin things get tokens."""
     return Config(
         model=ModelConfig(
             name=f"setr_{decoder}_small",
@@ -114,8 +114,8 @@ def _camvid(decoder: str) -> Config:
             root="data/camvid",
             labels="camvid",
             crop_size=(378, 504),
-            short_side=630,
-            scale_range=(0.65, 1.25),
+            short_side=546,
+            scale_range=(0.7, 1.3),
             max_class_share=1.0,
         ),
         optim=replace(_FINE_TUNING, warmup_steps=200),
@@ -142,7 +142,7 @@ def _camvid_cpu(decoder: str) -> Config:
         data=replace(config.data, photometric=False, workers=1),
         optim=replace(config.optim, warmup_steps=60),
         train=replace(
-            config.train, steps=1300, batch_size=4, ema=0.99, eval_every=0, save_every=250
+            config.train, steps=1200, batch_size=4, ema=0.99, eval_every=0, save_every=250
         ),
         eval=EvalConfig(),
     )
