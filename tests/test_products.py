@@ -29,7 +29,7 @@ def test_linear_equals_fp64(onednn, shape, bias):
 
 
 def test_rows_with_gaps_are_made_dense_first(onednn):
-    """oneDNN would compute them by its reference loops, a thousand times slower."""
+    """oneDNN would compute them by its reference loops."""
     rows = torch.randn(6, 3, 4)[:, 1]
     assert products._dense(rows).is_contiguous()
     whole = torch.randn(6, 4)
