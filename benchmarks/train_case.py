@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
 import statistics
 import time
@@ -49,9 +50,12 @@ def run(case: dict[str, Any], repeats: int) -> dict[str, Any]:
 
 
 def counter() -> FlopCounterMode:
-    """Counts operations, those of torch's attention for CPUs too, which its list lacks."""
+    """Counts operations, those its list lacks too: torch's attention for CPUs, oneDNN's linear."""
     aten = torch.ops.aten
-    attention = {
+    further = {
+        torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: (
+            2 * math.prod(x) * weight[0]
+        ),
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
             q, k, v
         ),
@@ -59,7 +63,7 @@ def counter() -> FlopCounterMode:
             sdpa_backward_flop_count(g, q, k, v)
         ),
     }
-    return FlopCounterMode(display=False, custom_mapping=attention)
+    return FlopCounterMode(display=False, custom_mapping=further)
 
 
 def timed(work: Callable[[], object], device: str) -> float:
