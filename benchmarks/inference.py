@@ -194,9 +194,13 @@ def prepare(job: dict[str, Any], work: Path) -> dict[str, Any]:
         for contender in job["contenders"]:
             runtime, precision = contender.split()
             if runtime == "openvino":
-                given = [x.numpy() for x in images] if precision == "int8" else None
+                given, plain = None, work / "m.onnx"
+                if precision == "int8":  # as `setr export` makes it
+                    given, plain = [x.numpy() for x in images], work / "plain.onnx"
+                    graph = Graph(model, "logits", spread=False)
+                    write_onnx(trace(graph), plain, "logits", stored("fp32"), None)
                 path = work / f"{precision}.xml"
-                write_openvino(work / "m.onnx", path, precision, stored(precision), given)  # type: ignore[arg-type]
+                write_openvino(plain, path, precision, stored(precision), given)  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in model.parameters())
     return {"gflops": forward_flops(model, size, size) / 1e9, "parameters": parameters}
 
