@@ -120,9 +120,7 @@ def model_settings(
     else:
         near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)
         raise SetrError(f"model '{name}' is unknown; nearest: {', '.join(near)}")
-    if not align_corners:
-        if settings["decoder"] != "mla":
-            raise SetrError(f"align_corners: {name} upsamples without it already; leave it out")
+    if settings["decoder"] == "mla" and not align_corners:
         settings["decoder_args"]["align_corners"] = False
     if encoder:
         settings["encoder"] = encoder

@@ -108,7 +108,7 @@ def _camvid(decoder: str) -> Config:
         model=ModelConfig(
             name=f"setr_{decoder}_small",
             encoder="vit_small_patch14_dinov2",
-            align_corners=decoder != "mla",
+            align_corners=False,
         ),
         data=DataConfig(
             root="data/camvid",
