@@ -5,10 +5,14 @@ same, so a rare class should win below one half; class weights in the loss push 
 too far where the truth is thin. Constants added to the class logits correct both. They commute with
 the bilinear resize (its weights sum to 1), so they live in the classifier's bias and cost nothing.
 
-Two ways. By frequency, as Menon et al. (Long-tail learning via logit adjustment, ICLR 2021): the
-constants are a multiple of the log of a class's share of the training pixels, and only the multiple
-is searched for; one number cannot fit the peculiarities of a small split. By class: every constant
-is, one class at a time, the best threshold exactly.
+Two ways. By IoU, from two rules with one number to search for. A multiple of the log of a class's
+share of the training pixels takes back what class weights added, or adds what is missing (Menon et
+al., Long-tail learning via logit adjustment, ICLR 2021). And a class that is hard to find wins at a
+lower probability: giving it one more pixel of probability p changes its IoU by (p(1 + IoU) - IoU)
+over its union, so against a class so large that a pixel changes nothing, the odds to reach are IoU
+to 1, and minus log IoU is what its logit lacks (on such decisions: Nowozin, Optimal decisions from
+probabilistic models: the intersection-over-union case, CVPR 2014). By class: every constant is
+searched alone, one class at a time, the best threshold exactly.
 """
 
 from __future__ import annotations
@@ -34,8 +38,10 @@ SAMPLE_BYTES = 2**27
 """Scores kept of the whole split."""
 GRID = np.linspace(-4, 4, 161, dtype=np.float32)
 """Constants tried, in logits."""
-MULTIPLES = np.linspace(-1.5, 1.5, 61)
+MULTIPLES = np.linspace(-1.5, 1.5, 31)
 """Multiples of log share tried; class weights of 1/share^a in the loss ask for about a."""
+LOWEST = 0.05
+"""IoU below which a class is helped no further: -log is 3 logits there."""
 
 
 def find_offsets(
@@ -53,8 +59,8 @@ def find_offsets(
         model: stays as it is.
         info: its protocol is used, single-scale.
         dataset: a split with masks; the model must not have been trained on it.
-        pixels: (K,) counts of the classes in the training split, to adjust by frequency; None
-            searches every class.
+        pixels: (K,) counts of the classes in the training split, to adjust by IoU; None searches
+            every class.
         precision: as in `evaluate_split`.
         workers: processes that decode images.
 
@@ -66,7 +72,7 @@ def find_offsets(
     """
     require_fit(model, info, dataset)
     scores, truth = _sample(model, info, dataset, precision, workers)
-    return best_offsets(scores, truth) if pixels is None else best_multiple(scores, truth, pixels)
+    return best_offsets(scores, truth) if pixels is None else best_by_iou(scores, truth, pixels)
 
 
 def shift_logits(model: SETR, offsets: np.ndarray) -> None:
@@ -76,25 +82,39 @@ def shift_logits(model: SETR, offsets: np.ndarray) -> None:
         bias += torch.from_numpy(offsets).to(bias)
 
 
-def best_multiple(scores: np.ndarray, truth: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """The multiple of the classes' log shares (K,) that maximises mIoU; the smallest of equals.
+def best_by_iou(
+    scores: np.ndarray, truth: np.ndarray, pixels: np.ndarray, *, rounds: int = 5
+) -> np.ndarray:
+    """Constants (K,) by the first way: `multiple * log share - log IoU`, the best multiple.
+
+    IoU is that of the decision itself, so the two are found in turns, from `IoU = 1` on. The result
+    is never worse on these pixels than zeros, or than a multiple of the log shares alone.
 
     Args:
         scores: (n, K) logits or log-probabilities of pixels.
         truth: (n,) class ids, 0 to K - 1.
         pixels: (K,) counts in the training split; a class without any counts as the rarest.
+        rounds: how often the multiple is searched.
     """
     counts = np.maximum(pixels, pixels[pixels > 0].min(initial=1))
-    direction = np.log(counts / counts.sum())
-    direction = (direction - direction.mean()).astype(np.float32)
+    share = np.log(counts / counts.sum())
+    share -= share.mean()
     true = np.bincount(truth, minlength=scores.shape[1])
 
-    def miou(multiple: float) -> float:
-        moved = scores + np.float32(multiple) * direction
-        return float(_miou(_counts(moved.argmax(axis=1), truth, scores.shape[1]), true)[0])
+    def iou(offsets: np.ndarray) -> np.ndarray:
+        found = (scores + offsets.astype(np.float32)).argmax(axis=1)
+        return _iou(_counts(found, truth, scores.shape[1]), true)[0]
 
-    best = max(sorted(MULTIPLES, key=abs), key=miou)
-    return np.float32(best) * direction
+    hard = np.zeros(len(share))
+    best, best_miou = hard, np.nanmean(iou(hard))
+    for _ in range(rounds):
+        tried = {multiple: iou(multiple * share + hard) for multiple in sorted(MULTIPLES, key=abs)}
+        multiple, reached = max(tried.items(), key=lambda one: np.nanmean(one[1]))
+        if np.nanmean(reached) > best_miou:
+            best, best_miou = multiple * share + hard, np.nanmean(reached)
+        lacks = -np.log(np.maximum(np.nan_to_num(reached, nan=1.0), LOWEST))
+        hard = (hard + lacks) / 2
+    return (best - best.mean()).astype(np.float32)
 
 
 def best_offsets(scores: np.ndarray, truth: np.ndarray, *, rounds: int = 4) -> np.ndarray:
@@ -154,10 +174,15 @@ def _counts(prediction: np.ndarray, truth: np.ndarray, K: int) -> tuple[np.ndarr
 
 def _miou(counts: tuple[np.ndarray, np.ndarray], true: np.ndarray) -> np.ndarray:
     """Mean over the classes in the truth: hits and predicted (G, K), true (K,) -> (G,)."""
+    found: np.ndarray = np.nanmean(_iou(counts, true), axis=1)
+    return found
+
+
+def _iou(counts: tuple[np.ndarray, np.ndarray], true: np.ndarray) -> np.ndarray:
+    """Hits and predicted (G, K), true (K,) -> (G, K); nan for classes not in the truth."""
     hits, predicted = counts
-    present = true > 0
     union = predicted + true - hits
-    found: np.ndarray = (hits[:, present] / union[:, present]).mean(axis=1)
+    found: np.ndarray = np.where(true > 0, hits / np.maximum(union, 1), np.nan)
     return found
 
 

@@ -17,9 +17,10 @@ from setr.errors import USAGE, SetrError
 class Arguments:
     """Add constants to a model's class logits so that mIoU on a validation split rises.
 
-    By frequency, they are one multiple of the log of each class's share of the training pixels: it
-    takes back what class weights overdo, or raises rare classes where there were none. By class,
-    each is searched alone: more on that split, and more of it is chance.
+    By IoU, they follow from two rules and one number that is searched for: a multiple of the log of
+    each class's share of the training pixels takes back what class weights overdo (or raises rare
+    classes where there were none), and a class with a low IoU is given -log IoU. By class, each is
+    searched alone: more on that split, and more of it is chance.
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -30,8 +31,8 @@ class Arguments:
     """Folder for the adjusted model."""
     split: str = "val"
     """Split to search on: one the model was not trained on, and not the one it is judged by."""
-    by: Literal["frequency", "class"] = "frequency"
-    """One multiple of the training frequencies, or every class alone."""
+    by: Literal["iou", "class"] = "iou"
+    """By the classes' frequency and IoU, or every class alone."""
     train_split: str = "train"
     """Split whose pixels are counted."""
     precision: Precision = "auto"
@@ -56,7 +57,7 @@ def run(arguments: list[str]) -> int:
     model, info = predictor.network, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels)
     pixels = None
-    if given.by == "frequency":
+    if given.by == "iou":
         pixels = check(open_dataset(given.data, given.train_split, info.labels)).pixels
     added = find_offsets(
         model, info, dataset, pixels=pixels, precision=given.precision, workers=given.workers
