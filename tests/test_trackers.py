@@ -154,13 +154,20 @@ def test_names_of_trackers_are_checked():
 
 
 def test_wandb_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "disabled")  # the same calls without its process
-    (tmp_path / "run").mkdir()
+    """Runs without an account or network; a continued run keeps its id, so a sync joins them."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    folder = tmp_path / "run" / "wandb"
+    folder.parent.mkdir()
     for step in (0, 4):
         *_, tracker = open_trackers(tmp_path / "run", ["wandb"], step)
         for line in LINES:
             tracker.line(line)
         tracker.picture(6, np.zeros((8, 8, 3), np.uint8))
         tracker.close()
-    assert len((tmp_path / "run" / "wandb" / "run_id").read_text()) == 8
+    wandb.teardown()  # its process writes on after `finish`
+    run_id = (folder / "run_id").read_text()
+    logs = list(folder.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
+    assert 1 <= len(logs) <= 2  # two in the same second share a folder
+    assert all(b"val/miou" in log.read_bytes() for log in logs)
+    assert list(folder.glob("offline-run-*/files/media/images/*.png"))
