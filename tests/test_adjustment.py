@@ -53,7 +53,7 @@ def test_finds_what_a_wrong_prior_costs_and_carries_over_to_new_pixels():
 
 
 def test_a_class_that_is_hard_to_find_wins_at_a_lower_probability():
-    """Two classes of one share, one of them hidden in the background: no multiple tells them apart."""
+    """No multiple of log share tells two classes of one share apart, of which one is hidden."""
     share, signal = np.array([0.9, 0.05, 0.05]), np.array([1.0, 4.0, 1.0])
 
     def draw(seed, n=100_000):

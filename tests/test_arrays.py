@@ -23,8 +23,9 @@ from setr.cli import main
 from setr.errors import FAILED, OK, SetrError
 from setr.files import write_bytes
 from setr.hub import ModelInfo, save_pretrained
-from setr.images import encode_png, read_image, read_mask
+from setr.images import encode_png, read_image
 from setr.inference import Protocol
+from setr.masks import read_mask
 from setr.predictor import Predictor
 from setr.urls import download
 from tests.conftest import tiny_model

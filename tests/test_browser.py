@@ -18,7 +18,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from setr import scenes
-from setr.images import encode_png, read_image, read_mask
+from setr.images import encode_png, read_image
+from setr.masks import read_mask
 from setr.serve.limits import Limits
 from setr.serve.models import Models
 from tests.serving import running, save_models

@@ -13,8 +13,9 @@ import pytest
 
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.images import encode_png, read_mask
+from setr.images import encode_png
 from setr.labels import IGNORE, Labels, known_labels
+from setr.masks import read_mask
 from setr.pairing import Found, NoSplitError
 from setr.pairs import Pairs
 

@@ -12,7 +12,8 @@ from PIL import Image
 from setr import decode
 from setr.decode import check_png_rows
 from setr.errors import SetrError
-from setr.images import Rows, check_whole, encode_png, read_image, read_mask
+from setr.images import Rows, check_whole, encode_png, read_image
+from setr.masks import read_mask
 
 UNREADABLE = {
     "truncated.jpg": "truncated",

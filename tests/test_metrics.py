@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from setr.boundary import BoundaryCounts, band, contour, fill_ignored
 from setr.calibration import Calibration
 from setr.errors import SetrError
-from setr.images import read_mask
 from setr.intervals import Bootstrap, image_miou, paired_difference
 from setr.labels import IGNORE
+from setr.masks import read_mask
 from setr.metrics import ConfusionMatrix, summarize
 from setr.regions import RegionRecall
 from setr.scorecard import Scorecard

@@ -12,7 +12,8 @@ from PIL import Image
 
 from setr import scenes
 from setr.errors import USAGE, SetrError
-from setr.images import read_image, read_mask
+from setr.images import read_image
+from setr.masks import read_mask
 from setr.outputs import output_path, parse_kinds, write
 from setr.result import KINDS, Result
 

@@ -23,7 +23,8 @@ import httpx
 from setr import predictor, scenes
 from setr.cli import main
 from setr.errors import FAILED, USAGE
-from setr.images import encode_png, read_image, read_mask
+from setr.images import encode_png, read_image
+from setr.masks import read_mask
 from setr.serve.answers import FORMATS
 from setr.serve.limits import Limits
 from setr.serve.models import Models, split_name

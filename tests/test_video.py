@@ -16,7 +16,7 @@ from setr.cli import main
 from setr.errors import FAILED, OK, SetrError
 from setr.filming import predict_video
 from setr.hub import ModelInfo, save_pretrained
-from setr.images import read_mask
+from setr.masks import read_mask
 from setr.predictor import Predictor
 from setr.video import VideoReader, VideoWriter, frames
 from tests.conftest import tiny_model

@@ -189,8 +189,8 @@ class TrainConfig:
     """Decay of an exponential moving average of the weights, which is then what is evaluated and
     saved; 0 for none."""
     adjust_logits: bool = False
-    """When done, adjust the class logits for the validation split's mIoU, as `setr adjust` does; its
-    own mIoU is then no longer an unseen figure."""
+    """When done, adjust the class logits for the validation split's mIoU, as `setr adjust` does;
+    its own mIoU is then no longer an unseen figure."""
     grad_checkpointing: bool = False
     """Recompute encoder activations in the backward pass to save memory."""
     cache_features: Literal["none", "once", "flip"] = "none"

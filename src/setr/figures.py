@@ -25,9 +25,10 @@ from setr.explain import (
     principal_colours,
     strongest_channels,
 )
-from setr.images import read_image, read_mask
+from setr.images import read_image
 from setr.inference import normalize
 from setr.labels import IGNORE
+from setr.masks import read_mask
 from setr.montage import Panel, mark
 from setr.page import RIGHT, WRONG, error_map, heat
 from setr.predictor import Predictor

@@ -1,9 +1,9 @@
-"""The only place that decodes images and encodes PNG files.
+"""The only place that opens image files and encodes PNG.
 
-`read_image` gives uint8 RGB (H, W, 3), `read_mask` gives label ids (H, W). Files are recognised by
-content, not by suffix. One rule for orientation: EXIF rotation is applied, so arrays are what a
-viewer shows. Every failure is a `SetrError` naming the file and the reason; a truncated file is an
-error, never half grey.
+`read_image` gives uint8 RGB (H, W, 3); masks have rules of their own (`masks.py`). Files are
+recognised by content, not by suffix. One rule for orientation: EXIF rotation is applied, so arrays
+are what a viewer shows. Every failure is a `SetrError` naming the file and the reason; a truncated
+file is an error, never half grey.
 
 Pillow reads the header and everything unusual; the pixels of ordinary 8-bit PNG and JPEG files come
 from kornia-rs (extra `fast-io`) or OpenCV, which are faster and give the same values. Where these
@@ -31,14 +31,11 @@ from setr.decode import (
     decode_png,
     first_rows,
     orientation,
-    read_mat,
 )
 from setr.errors import SetrError
 
 MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""
-
-LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -76,14 +73,14 @@ class Rows:
     """
 
     def __init__(self, source: Source) -> None:
-        name = _name(source)
+        name = source_name(source)
         if not isinstance(source, bytes):
             try:
                 source = Path(os.fsdecode(source)).read_bytes()
             except OSError as error:
-                raise _unreadable(name, error, source) from None
+                raise unreadable(name, error, source) from None
         self.data = Named(source, name)
-        with _open(self.data, MAX_PIXELS) as image:
+        with opened(self.data, MAX_PIXELS) as image:
             early = can_stop_early(image, source)
             self.shape: tuple[int, ...] = (image.size[1], image.size[0], 3)
         self.pixels = None if early else read_image(self.data)
@@ -95,7 +92,7 @@ class Rows:
         if self.pixels is not None:
             return self.pixels[rows]
         data = Named(first_rows(self.data, len(range(self.shape[0])[rows])), self.data.name)
-        with _open(data, MAX_PIXELS) as image:
+        with opened(data, MAX_PIXELS) as image:
             pixels = decode_png(image, data)
             if pixels is None:
                 check_png_rows(image, data)
@@ -115,9 +112,9 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         SetrError: missing, unreadable, truncated, not an image, or above `max_pixels`.
     """
-    with _open(source, max_pixels) as image:
+    with opened(source, max_pixels) as image:
         if image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False):
-            _note(f"{_name(source)}: has several frames or pages; the first is used")
+            _note(f"{source_name(source)}: has several frames or pages; the first is used")
         pixels = decode_fast(image, source) if image.mode == "RGB" else None
         if pixels is None:
             check_png_rows(image, source)
@@ -143,68 +140,6 @@ def from_pillow(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise SetrError(f"{name}: broken image file ({str(error).splitlines()[0]})") from None
 
 
-def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
-
-    A MATLAB file gives its variable `LabelMap` (Pascal Context; extra `mat`).
-
-    Args:
-        source: a path, or the bytes of a file.
-        rgb: the mask holds colours: give (H, W, 3) uint8.
-        max_pixels: larger masks are refused from the header.
-
-    Raises:
-        SetrError: as `read_image`, and for lossy formats, colour masks unless `rgb`, and masks of
-            ids if `rgb`.
-    """
-    if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
-        return _mat_mask(os.fspath(source))
-    with _open(source, max_pixels) as image:
-        if image.format in LOSSY_FORMATS:
-            raise SetrError(
-                f"{_name(source)}: a mask stored as {image.format} has blurred ids; "
-                "save masks as PNG"
-            )
-        if rgb:
-            if image.mode not in ("RGB", "RGBA", "P"):
-                raise SetrError(
-                    f"{_name(source)}: holds one id per pixel but the data set has a colour_map; "
-                    "remove colour_map, or save the mask in RGB"
-                )
-            pixels = decode_fast(image, source) if image.mode == "RGB" else None
-            if pixels is None:
-                check_png_rows(image, source)
-            return np.asarray(image.convert("RGB")) if pixels is None else pixels
-        if image.mode in ("P", "L"):
-            pixels = decode_fast(image, source)
-            if pixels is None:
-                check_png_rows(image, source)
-            return np.asarray(image) if pixels is None else pixels
-        check_png_rows(image, source)
-        image.load()
-        if image.mode == "1":
-            return np.asarray(image, dtype=np.uint8)
-        if image.mode.startswith("I"):
-            ids = np.asarray(image)
-            if ids.min() < 0 or ids.max() > 65535:
-                raise SetrError(f"{_name(source)}: ids {ids.min()}..{ids.max()} exceed 0..65535")
-            return ids.astype(np.uint16)
-        channels = np.asarray(image.convert("RGB"))
-        if image.mode == "RGB" and (channels == channels[..., :1]).all():
-            return np.ascontiguousarray(channels[..., 0])  # R=G=B=id, as some tools export
-        raise SetrError(
-            f"{_name(source)}: a {image.mode} colour mask; save one id per pixel (8-bit grey or "
-            "palette PNG), or give a colour_map in data.yaml (`setr init-data DIR` writes one)"
-        )
-
-
-def _mat_mask(path: str) -> np.ndarray:
-    try:
-        return read_mat(path)
-    except OSError as error:
-        raise _unreadable(path, error, path) from None
-
-
 def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], bool]:
     """Header and end of an image file, without decoding.
 
@@ -214,7 +149,7 @@ def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[
     Raises:
         SetrError: missing, unreadable, not an image, too large, or (PNG and JPEG) cut off.
     """
-    with _open(source, max_pixels) as image:
+    with opened(source, max_pixels) as image:
         width, height = image.size
         turn = orientation(image)
         marker = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(image.format)
@@ -246,13 +181,14 @@ def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes
     return buffer.getvalue()
 
 
-def _name(source: Source) -> str:
+def source_name(source: Source) -> str:
+    """What errors call a file by."""
     if isinstance(source, bytes):
         return source.name if isinstance(source, Named) else "image data"
     return os.fsdecode(source)
 
 
-class _open:  # noqa: N801  used as a function in `with`
+class opened:  # noqa: N801  used as a function in `with`
     """Open with PIL, check the pixel limit, and turn every failure into one line."""
 
     def __init__(self, source: Source, max_pixels: int) -> None:
@@ -260,7 +196,7 @@ class _open:  # noqa: N801  used as a function in `with`
         self.image: Any = None
 
     def __enter__(self) -> Any:
-        name = _name(self.source)
+        name = source_name(self.source)
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
         try:
             with warnings.catch_warnings():
@@ -271,7 +207,7 @@ class _open:  # noqa: N801  used as a function in `with`
                 f"{name}: more than {self.max_pixels:,} pixels; raise --max-pixels to read it"
             ) from None
         except Exception as error:
-            raise _unreadable(name, error, self.source) from None
+            raise unreadable(name, error, self.source) from None
         width, height = self.image.size
         if width * height > self.max_pixels:
             self.image.close()
@@ -286,10 +222,11 @@ class _open:  # noqa: N801  used as a function in `with`
         if isinstance(error, (OSError, SyntaxError, ValueError)) and not isinstance(
             error, SetrError
         ):
-            raise _unreadable(_name(self.source), error, self.source) from None
+            raise unreadable(source_name(self.source), error, self.source) from None
 
 
-def _unreadable(name: str, error: Exception, source: Source) -> SetrError:
+def unreadable(name: str, error: Exception, source: Source) -> SetrError:
+    """Why a file could not be read, in one line."""
     if isinstance(error, FileNotFoundError):
         link = not isinstance(source, bytes) and os.path.islink(source)
         return SetrError(f"{name}: " + ("a link that leads nowhere" if link else "no such file"))

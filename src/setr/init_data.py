@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from setr.datasets import SPLITS
+from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import walk_images, write_bytes
-from setr.images import read_mask
 from setr.layouts import find_split
+from setr.masks import read_mask
 from setr.pairing import MASK_FOLDERS, NoSplitError
 
 IMAGE_NAMES = ("images", "image", "imgs", "img", "JPEGImages")

@@ -14,8 +14,8 @@ import yaml
 
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import list_images
-from setr.images import read_mask
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
+from setr.masks import read_mask
 from setr.metrics import Absent
 from setr.scorecard import Scorecard
 

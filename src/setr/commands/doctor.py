@@ -12,7 +12,8 @@ from typing import Annotated
 import tyro
 
 from setr.cli import parse
-from setr.datasets import SPLITS, Dataset, open_dataset
+from setr.data_yaml import SPLITS
+from setr.datasets import Dataset, open_dataset
 from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
 from setr.doctor_page import write_page
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError

@@ -75,7 +75,8 @@ def run(arguments: list[str]) -> int:
 def _samples(dataset: Dataset) -> Iterator[Packed]:
     """Files as they are; drawn scenes and MATLAB masks as PNG."""
     from setr.datasets import SceneDataset
-    from setr.images import encode_png, read_mask
+    from setr.images import encode_png
+    from setr.masks import read_mask
     from setr.progress import counting
     from setr.shards import Packed
 

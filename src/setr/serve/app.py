@@ -17,15 +17,13 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from setr import __version__
 from setr.images import encode_png
 from setr.serve.answers import FORMATS, FormatName, Options, choose, encode
-from setr.serve.bodies import Gone
-from setr.serve.gate import Gate, Keys, refuse
+from setr.serve.faults import handle_errors
+from setr.serve.gate import Gate, Keys
 from setr.serve.limits import Limits, Refusal
 from setr.serve.models import (
     Attention,
@@ -86,7 +84,7 @@ def create_app(
         redirect_slashes=False,  # a redirect would repeat the client's own Host header
         lifespan=lifespan,
     )
-    _handle_errors(app)
+    handle_errors(app)
     add_pages(app)
     _add_probes(app, service)
     _add_models(app, service)
@@ -261,37 +259,6 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     )
     async def metrics() -> Response:
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4")
-
-
-def _handle_errors(app: FastAPI) -> None:
-    """Every error has the same JSON."""
-
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, refusal: Refusal) -> Response:
-        return refuse(request.scope, refusal)
-
-    @app.exception_handler(Gone)
-    async def gone(request: Request, _: Gone) -> Response:
-        return refuse(request.scope, Refusal(499, "gone", "the client hung up"))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return refuse(request.scope, Refusal(422, "parameter", f"{where}: {first['msg']}"))
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        answer = refuse(request.scope, Refusal(error.status_code, "http", str(error.detail)))
-        for key, value in (error.headers or {}).items():
-            answer.headers[key] = value
-        return answer
-
-    @app.exception_handler(Exception)
-    async def fault(request: Request, _: Exception) -> Response:
-        return refuse(
-            request.scope, Refusal(500, "internal", "a fault of this server; see its log")
-        )
 
 
 def _declare_keys(app: FastAPI) -> None:
