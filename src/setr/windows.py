@@ -225,7 +225,7 @@ def resize_rows(
         top = int(lower[0])
         block = fetch(top, int(upper[-1]) + 1)
         lower, upper = lower.long() - top, upper.long() - top
-        rows = torch.lerp(block[..., lower, :], block[..., upper, :], share[:, None])
+        rows = torch.lerp(block.index_select(2, lower), block.index_select(2, upper), share[:, None])
     if source[1] != target[1]:
         rows = F.interpolate(rows, (last - first, target[1]), mode="bilinear", align_corners=False)
     return rows
