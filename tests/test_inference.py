@@ -24,7 +24,7 @@ from setr.inference import (
 )
 from setr.model import SETR, Output
 from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset
-from setr.windows import window_starts
+from setr.windows import _widened, window_starts
 
 SIZES = [(64, 64), (1, 1), (1, 97), (33, 70), (70, 33), (40, 129), (129, 40)]
 PROTOCOLS = {
@@ -341,3 +341,13 @@ def test_strips_of_pieces_equal_the_whole(model: SETR, name: str) -> None:
             assert torch.equal(parts[0], ids[..., start:stop])
             torch.testing.assert_close(parts[1], confidence[..., start:stop], atol=1e-6, rtol=1e-6)
     assert max(read) <= 48 * 48
+
+
+@pytest.mark.parametrize(
+    ("w", "width"), [(1, 2), (5, 10), (5, 20), (4, 14), (7, 3), (8, 6), (6, 6), (39, 546), (9, 10)]
+)
+def test_widened_rows_are_those_of_the_bilinear_resize(w, width):
+    rows = torch.randn(2, 3, 4, w, dtype=torch.float64)
+    wanted = F.interpolate(rows, (4, width), mode="bilinear", align_corners=False)
+    assert torch.allclose(_widened(rows, width), wanted, rtol=0, atol=1e-12)
+    assert _widened(rows.requires_grad_(), width).requires_grad

@@ -37,7 +37,7 @@ __all__ = [
     "predict_scores",
 ]
 
-BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Scores held at once, in bytes of float32, besides the windows' own; on CPUs a block stays in the
 cache, which makes the best class three times as fast to find."""
 
