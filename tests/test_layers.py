@@ -38,6 +38,7 @@ ORDER = (
         "products",
         "attention",
         "cpu_blocks",
+        "recompute",
         "encoder",
         "hybrid",
         "upsampled_convolution",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from setr import _torchvision  # noqa: F401  must come before timm
 from setr.cpu_blocks import speed_up
 from setr.errors import SetrError
+from setr.recompute import recompute_cheap
 
 PosInterp = Literal["bicubic", "bilinear"]
 PrefixTokens = Literal["keep", "drop"]
@@ -137,6 +138,7 @@ class Encoder(Backbone):
         )
         for block in self.vit.blocks:
             speed_up(block)
+            recompute_cheap(block)
         if patch_stride is not None:
             _overlap_patches(self.vit, name, patch_stride)
         self.patch_size = self.vit.patch_embed.feat_ratio()
@@ -158,6 +160,8 @@ class Encoder(Backbone):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass; gradients stay the same."""
         self.vit.set_grad_checkpointing(enable)
+        for block in self.vit.blocks:
+            block.keeps_all = enable
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, H, W), any H and W -> one (B, C, h, w) map per tap.

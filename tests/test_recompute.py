@@ -1,0 +1,113 @@
+"""Cheap activations are made again: gradients equal to the bit, less kept, nothing left behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from setr import recompute
+from setr.memory import step_memory
+from setr.model import create_model
+from setr.recompute import recompute_cheap
+
+ENCODERS = ("vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch14_dinov2")
+
+
+def model_of(encoder, keeps_all):
+    torch.manual_seed(0)
+    model = create_model(
+        "setr_naive_tiny", encoder=encoder, num_classes=5, img_size=56, taps=(2,)
+    ).train()
+    for block in model.encoder.stages():
+        block.keeps_all = keeps_all
+    return model
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_gradients_are_equal_to_the_bit(encoder, bf16):
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    found = []
+    for keeps_all in (True, False):
+        model = model_of(encoder, keeps_all)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(images)
+        logits.square().sum().backward()
+        found.append([logits, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True) if a is not None)
+
+
+def test_a_block_keeps_a_quarter_less():
+    kept = [
+        step_memory(
+            model_of("vit_small_patch16_224", keeps_all).to("meta"),
+            batch=2, size=(224, 224), device=torch.device("cpu"),
+        ).activations
+        for keeps_all in (True, False)
+    ]  # fmt: skip
+    assert kept[1] < 0.77 * kept[0]
+
+
+class Block(nn.Module):
+    """An activation between two layers; `spoil` changes its input afterwards."""
+
+    def __init__(self, spoil=False, fail=False):
+        super().__init__()
+        self.first, self.act, self.second = nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)
+        self.spoil, self.fail = spoil, fail
+
+    def forward(self, x):
+        wide = self.first(x)
+        out = self.second(self.act(wide))
+        if self.spoil:
+            with torch.no_grad():
+                wide += 1
+        if self.fail:
+            raise RuntimeError("broken block")
+        return out
+
+
+def test_a_changed_input_is_an_error_and_not_a_wrong_gradient():
+    block = Block(spoil=True)
+    recompute_cheap(block)
+    with pytest.raises(RuntimeError, match=r"in ?place"):
+        block(torch.randn(2, 4)).sum().backward()
+
+
+def test_an_output_that_was_changed_is_kept():
+    class Doubled(Block):
+        def forward(self, x):
+            act = self.act(self.first(x))
+            act *= 2
+            return self.second(act)
+
+    found = []
+    for treat in (lambda block: None, recompute_cheap):
+        torch.manual_seed(0)
+        block = Doubled()
+        treat(block)
+        block(torch.ones(2, 4)).sum().backward()
+        found.append(block.second.weight.grad)
+    assert torch.equal(*found)
+
+
+def test_nothing_is_left_behind_by_a_block_that_fails():
+    block = Block(fail=True)
+    recompute_cheap(block)
+    with pytest.raises(RuntimeError, match="broken block"):
+        block(torch.randn(2, 4))
+    assert not recompute._STACK
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        nn.Linear(4, 4)(torch.randn(2, 4, requires_grad=True))
+    assert kept  # our hooks are gone
+
+
+def test_checkpointing_takes_over():
+    model = model_of("vit_tiny_patch16_224", False)
+    model.set_grad_checkpointing()
+    assert all(block.keeps_all for block in model.encoder.stages())
+    with torch.no_grad():
+        model(torch.randn(1, 3, 56, 56))
+    assert not recompute._STACK
