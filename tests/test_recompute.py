@@ -97,7 +97,7 @@ def test_nothing_is_left_behind_by_a_block_that_fails():
     recompute_cheap(block)
     with pytest.raises(RuntimeError, match="broken block"):
         block(torch.randn(2, 4))
-    assert not recompute._STACK
+    assert not recompute._RUNNING.blocks
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         nn.Linear(4, 4)(torch.randn(2, 4, requires_grad=True))
@@ -110,4 +110,4 @@ def test_checkpointing_takes_over():
     assert all(block.keeps_all for block in model.encoder.stages())
     with torch.no_grad():
         model(torch.randn(1, 3, 56, 56))
-    assert not recompute._STACK
+    assert not recompute._RUNNING.blocks

@@ -11,6 +11,7 @@ takes over where it is on.
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -68,7 +69,14 @@ class _Kept(saved_tensors_hooks):
         return _Recipe(module, input, input._version, tensor.shape)
 
 
-_STACK: list[_Kept | None] = []
+class _Running(threading.local):
+    """The blocks that are computing in this thread, outer first; None where one keeps all."""
+
+    def __init__(self) -> None:
+        self.blocks: list[_Kept | None] = []
+
+
+_RUNNING = _Running()
 
 
 def recompute_cheap(block: nn.Module) -> None:
@@ -88,20 +96,24 @@ def _enter(block: nn.Module, inputs: tuple[Any, ...]) -> None:
     if torch.compiler.is_compiling():
         return
     wanted = torch.is_grad_enabled() and not getattr(block, "keeps_all", False)
-    _STACK.append(_Kept() if wanted else None)
-    if _STACK[-1] is not None:
-        _STACK[-1].__enter__()
+    kept = _Kept() if wanted else None
+    _RUNNING.blocks.append(kept)
+    if kept is not None:
+        kept.__enter__()
 
 
 def _leave(block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
     if torch.compiler.is_compiling():
         return
-    kept = _STACK.pop()
+    kept = _RUNNING.blocks.pop()
     if kept is not None:
         kept.__exit__()
         kept.cheap.clear()
 
 
 def _offer(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    if not torch.compiler.is_compiling() and _STACK and _STACK[-1] is not None:
-        _STACK[-1].offer(module, inputs[0], output)
+    if torch.compiler.is_compiling() or not _RUNNING.blocks:
+        return
+    kept = _RUNNING.blocks[-1]
+    if kept is not None:
+        kept.offer(module, inputs[0], output)
