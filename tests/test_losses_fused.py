@@ -149,3 +149,18 @@ def test_a_scaled_loss_keeps_small_fp16_gradients():
     assert logits.grad is not None
     expected = -0.5 * 256 * 1e-8 * 2.0**10
     assert logits.grad[0, 0, 0, 0].item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [50.0, 500.0, 1e4])
+def test_confident_mistakes_keep_their_digits(scale):
+    """Where the true class has a probability of 1e-30 and less, down to one that underflows."""
+    logits = (scale * torch.randn(1, 7, 8, 8)).requires_grad_()
+    target = torch.randint(7, (1, 16, 16), dtype=torch.uint8)
+    target[:, :3] = IGNORE
+    loss = upsample_cross_entropy(logits, target, (16, 16))
+    (found,) = torch.autograd.grad(loss, logits)
+    exact = logits.detach().double().requires_grad_()
+    wide = F.interpolate(exact, (16, 16), mode="bilinear")
+    wanted = F.cross_entropy(wide, target.long(), ignore_index=IGNORE, reduction="sum")
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert torch.allclose(found.double(), torch.autograd.grad(wanted, exact)[0], atol=1e-5)

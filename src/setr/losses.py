@@ -24,6 +24,9 @@ from setr.region_losses import (
 )
 from setr.row_blocks import Block, differentiated, upsample_sum
 
+TINY = 1e-30
+"""Probability below which its own logarithm is not used."""
+
 LossKind = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]
 
 
@@ -60,11 +63,17 @@ def upsample_cross_entropy(
         true = truth.where(counted, 0)[..., None]
         if weight is not None:
             scale *= weight.to(wide.dtype)[true[..., 0]]
-        likely = wide.log_softmax(-1)
-        value = -(likely.gather(-1, true)[..., 0] * scale).sum()
-        slope = likely.exp_()  # softmax - one-hot, for each counted pixel
+        slope = wide.softmax(-1)
+        likely = slope.gather(-1, true)[..., 0]
+        plain = -likely.log()
+        if (likely < TINY).any():  # the logarithm has lost its digits: by way of the largest class
+            exact = wide.amax(-1) - slope.amax(-1).log() - wide.gather(-1, true)[..., 0]
+            plain = plain.where(likely >= TINY, exact)
+        value = (plain * scale).sum()
         slope.scatter_add_(-1, true, slope.new_full((), -1.0).expand(true.shape))
-        return value, slope.mul_(scale[..., None])
+        if weight is not None or not counted.all():
+            slope *= scale[..., None]
+        return value, slope  # softmax - one-hot, for each counted pixel
 
     return upsample_sum(logits, target, size, cross_entropy, align_corners=align_corners)
 
