@@ -144,6 +144,11 @@ class UpsampleHead(nn.Module):
         self.scale = scale
         self.final_scale = final_scale
 
+    def leave_last_to_resize(self, patch_size: int) -> None:
+        """Drop a last upsampling that ends at image size: the model's one resize is the same."""
+        if self.scale ** (len(self.convs) - 1) * self.final_scale == patch_size:
+            self.final_scale = 1
+
     def forward(self, features: list[Tensor]) -> Tensor:
         """List of (B, C, h, w), the last is used -> logits (B, K, s*h, s*w).
 
@@ -176,8 +181,8 @@ class PUP(UpsampleHead):
     """Progressive upsampling: four 3x3 convolutions, each followed by x2 (section 3.3 (2)).
 
     Logits come at 8 times the patch grid; the last x2 of Figure 1(b) commutes with the classifier
-    and is the model's one resize. `final_scale=2` does it here, as mmsegmentation does: the same
-    function except under `odd_sizes="squeeze"`.
+    and is the model's one resize. `final_scale=2` names it as mmsegmentation's does; it is left to
+    the resize all the same, except under `odd_sizes="squeeze"`, where the two differ.
     """
 
     def __init__(

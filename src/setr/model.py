@@ -138,6 +138,8 @@ class SETR(nn.Module):
         self.decoder = _DECODERS[decoder](
             widths[-1], num_classes, **streams, **(decoder_args or {})
         )
+        if isinstance(self.decoder, UpsampleHead) and odd_sizes == "crop" and not patch_stride:
+            self.decoder.leave_last_to_resize(self.encoder.patch_size)
         self.aux_indices = [tuple(taps).index(tap) for tap in aux_taps]
         self.aux_heads = nn.ModuleList(
             _AUX_HEADS[decoder](widths[i], num_classes, **(aux_args or {}))
