@@ -62,7 +62,7 @@ ORDER = (
         "triton_loss",
         "losses",
     ),
-    *("protocols", "windows", "inference", "hub", "foreign", "runtime", "complexity"),
+    *("protocols", "windows", "inference", "hub", "averaging", "foreign", "runtime", "complexity"),
     *("machine", "memory"),
     # runs
     *(

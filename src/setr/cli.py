@@ -24,6 +24,7 @@ VERBS = {
     "train": "train a recipe, or continue a run: setr train RECIPE [--optim.lr 0.01 …]",
     "eval": "test a model on a data set: setr eval MODEL DATA",
     "adjust": "raise a model's mIoU by one constant per class: setr adjust MODEL DATA -o OUT",
+    "average": "one model from the mean weights of several runs: setr average RUN RUN… -o OUT",
     "score": "score label images against truth: setr score PRED_DIR TRUTH_DIR",
     "explain": "attention, features, positions of a model: setr explain attention MODEL IMAGE",
     "predict": "segment images: setr predict MODEL IMAGES… -o OUT",

@@ -1,0 +1,45 @@
+"""`setr average MODEL MODEL… -o OUT`."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from setr.cli import parse
+from setr.errors import USAGE, SetrError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Average the weights of runs that started from the same pretrained weights (a model soup).
+
+    The result costs what one of them costs and is often better than each, above all on data unlike
+    the training set. Test it: runs that ended too far apart average to something worse.
+    """
+
+    models: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Two or more model directories or Hub names; the first one's test protocol stays."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Folder for the averaged model."""
+
+
+def run(arguments: list[str]) -> int:
+    """Write the averaged model and say how to test it."""
+    given = parse(Arguments, arguments, "average")
+    if len(given.models) < 2:
+        raise SetrError(f"{len(given.models)} model to average; give two or more", code=USAGE)
+    if given.out.exists() and any(given.out.iterdir()):
+        raise SetrError(f"{given.out}: exists; choose another folder with -o", code=USAGE)
+    from setr.averaging import average
+    from setr.hub import save_pretrained
+
+    model, info = average(given.models)
+    command = shlex.join(["setr", "average", *given.models, "-o", str(given.out)])
+    save_pretrained(given.out, model, replace(info, command=command))
+    print(f"mean of {len(given.models)} models written to {given.out}; test it: "
+          f"setr eval {given.out} DATA")  # fmt: skip
+    return 0

@@ -1,0 +1,76 @@
+"""Averages of models: exact means, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from setr import scenes
+from setr.averaging import average
+from setr.cli import main
+from setr.errors import SetrError
+from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.inference import Protocol
+from tests.conftest import tiny_model
+
+K = len(scenes.LABELS.classes)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Three models of one architecture that differ in every tensor, running figures included."""
+    folders = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = tiny_model(num_classes=K)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.rand_like(tensor) + name.endswith("running_var"))
+        info = ModelInfo(scenes.LABELS, metrics={"val mIoU": 0.5}, command="setr train")
+        folders.append(tmp_path / f"run{seed}")
+        save_pretrained(folders[-1], model, replace(info, protocol=Protocol(short_side=64 + seed)))
+    return folders
+
+
+def test_every_tensor_is_the_mean(runs, tmp_path, capsys):
+    out = tmp_path / "mean"
+    assert main(["average", *map(str, runs), "-o", str(out)]) == 0
+    assert "setr eval" in capsys.readouterr().out
+    found, info = from_pretrained(out)
+    states = [from_pretrained(run)[0].state_dict() for run in runs]
+    assert any("running_var" in name for name in states[0])
+    for name, tensor in found.state_dict().items():
+        mean = sum(s[name].double() for s in states) / 3
+        assert torch.equal(tensor, mean.to(tensor.dtype)), name
+    assert info.protocol.short_side == 64
+    assert info.metrics == {}
+    assert info.command.startswith("setr average")
+
+
+def test_a_model_averaged_with_itself_is_itself(runs):
+    model, _ = average([runs[0]] * 3)
+    same = from_pretrained(runs[0])[0].state_dict()
+    assert all(torch.equal(v, same[k]) for k, v in model.state_dict().items())
+    assert not model.training
+
+
+def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):
+    other = tmp_path / "other"
+    save_pretrained(other, tiny_model(num_classes=K, channels=8), ModelInfo(scenes.LABELS))
+    with pytest.raises(SetrError, match="not the same aux_args, decoder_args"):
+        average([runs[0], other])
+    grey = tmp_path / "grey"
+    save_pretrained(grey, tiny_model(num_classes=K), ModelInfo(scenes.LABELS, std=(1.0, 1.0, 1.0)))
+    with pytest.raises(SetrError, match="normalisation"):
+        average([runs[0], grey])
+    out = tmp_path / "out"
+    assert main(["average", str(runs[0]), "-o", str(out)]) == 2
+    assert main(["average", str(runs[0]), str(tmp_path / "none"), "-o", str(out)]) == 1
+    assert main(["average", *map(str, runs), "-o", str(runs[0])]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert not out.exists()
