@@ -144,7 +144,9 @@ def our_step(case: dict[str, Any]) -> Callable[[], object]:
         model.zero_grad(set_to_none=True)
         with torch.autocast(case["device"], dtype, enabled=dtype is not None):
             output = call(images, with_aux=True)
-        loss_of(case, output, target).backward()
+        loss = loss_of(case, output, target)
+        del output  # as in training: nothing needs the logits any more
+        loss.backward()
 
     return work
 

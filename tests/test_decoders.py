@@ -160,13 +160,13 @@ def test_bands_of_rows_equal_the_whole(kernel_size, h, scale):
     x = torch.randn(2, 3, h, 5, dtype=torch.float64)
     with torch.no_grad():
         whole = classifier(layer(upsample(x, scale)))
-        banded = layer.upsampled(x, scale, then=classifier)
+        banded = layer.upsampled(x, scale, classifier=classifier)
         torch.testing.assert_close(banded, whole, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(layer.upsampled(x, scale), layer(upsample(x, scale)))
         layer[0], layer[1] = fuse_conv_bn_eval(layer[0], layer[1]), torch.nn.Identity()
         layer.in_graph = True
         with torch.enable_grad():  # as it is traced
-            graph = layer.upsampled(x, scale, then=classifier).detach()
+            graph = layer.upsampled(x, scale, classifier=classifier).detach()
         torch.testing.assert_close(graph, whole, rtol=1e-12, atol=1e-12)
 
 

@@ -42,6 +42,7 @@ ORDER = (
         "encoder",
         "hybrid",
         "upsampled_convolution",
+        "normalised",
         "decoders",
         "baselines",
         "catalog",

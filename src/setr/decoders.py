@@ -10,7 +10,6 @@ Shapes: B batch, C encoder width, h x w patch grid, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import cast
 
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from setr.normalised import normalised
 from setr.upsampled_convolution import (
     classify_upsampled,
     conv_of_upsampled,
@@ -65,10 +65,8 @@ class ConvBNReLU(nn.Sequential):
             return out
         return F.relu_(F.conv2d(x, *self._merged(), padding=self.margin))
 
-    def upsampled(
-        self, x: Tensor, scale: int, then: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """`then(forward(upsample(x, scale)))`: (B, C, h, w) -> (B, …, scale*h, scale*w).
+    def upsampled(self, x: Tensor, scale: int, classifier: nn.Conv2d | None = None) -> Tensor:
+        """`classifier(forward(upsample(x, scale)))`: (B, C, h, w) -> (B, …, scale*h, scale*w).
 
         On CPUs the same function at less cost: the convolution sees the map before upsampling where
         that is possible. Without gradients it goes by bands of rows: the upsampled map, the largest
@@ -77,17 +75,17 @@ class ConvBNReLU(nn.Sequential):
         Args:
             x: the map before upsampling.
             scale: whole factor.
-            then: a function of single pixels, such as a classifier; none by default.
+            classifier: a 1x1 convolution, or nothing.
         """
-        then = then or nn.Identity()
+        then: nn.Module = classifier or nn.Identity()
         if self.in_graph and scale == 2 and self.margin == 1:
             weight, bias = (cast(Tensor, p) for p in (self[0].weight, self[0].bias))
             return then(F.relu(doubled_in_graph(x, weight, bias)))
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return then(self(upsample(x, scale)))
         if self._needs_layers():
-            conv, norm, relu = self
-            return then(relu(norm(conv_of_upsampled(x, cast(nn.Conv2d, conv), scale))))
+            y = conv_of_upsampled(x, cast(nn.Conv2d, self[0]), scale)
+            return normalised(y, self[1], classifier)
         if scale != 2 or self.margin != 1:
             return then(self(upsample(x, scale)))
         weight, bias = self._merged()
@@ -159,7 +157,7 @@ class UpsampleHead(nn.Module):
         for conv in later[:-1]:
             x = conv.upsampled(x, self.scale)
         if later:
-            logits = later[-1].upsampled(x, self.scale, then=self.classifier)
+            logits = later[-1].upsampled(x, self.scale, classifier=self.classifier)
         else:
             logits = self.classifier(x)
         return upsample(logits.contiguous(), self.final_scale)

@@ -180,16 +180,7 @@ class _Run:
             zip(images.chunk(count), masks.chunk(count), strict=True), 1
         ):
             with self.parallel.micro_batch(last=number == count):
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    output = self.parallel.call(self.source.inputs(part), with_aux=True)
-                losses = segmentation_loss(
-                    output,
-                    target,
-                    normalizer=normalizer,
-                    aux_weight=config.train.aux_weight,
-                    weight=self.weight,
-                    kind=config.train.loss,
-                )
+                losses = self._losses(part, target, normalizer)
                 self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
@@ -219,6 +210,20 @@ class _Run:
         if np.isfinite(length):
             totals["gradient_norm"] = length
         return {**totals, "lr": rate, **self.scaler.figures()}
+
+    def _losses(self, images: Tensor, target: Tensor, normalizer: Tensor) -> dict[str, Tensor]:
+        """The losses of a micro-batch; its logits are gone when the backward pass begins."""
+        train = self.config.train
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            output = self.parallel.call(self.source.inputs(images), with_aux=True)
+        return segmentation_loss(
+            output,
+            target,
+            normalizer=normalizer,
+            aux_weight=train.aux_weight,
+            weight=self.weight,
+            kind=train.loss,
+        )
 
     def _batch_files(self) -> list[str]:
         """Names of the images of this step, of all processes."""

@@ -99,6 +99,7 @@ def step_memory(
                 loss = torch.stack([_HeldByLoss.apply(x) for x in (output.logits, *output.aux)])
                 held = tally.now - weights
                 logits = _bytes([output.logits, *output.aux]) + tally.now - before
+                output = None
                 loss.sum().backward()
                 if not keeps_gradients:
                     model.zero_grad(set_to_none=True)
@@ -143,7 +144,11 @@ class _HeldByLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
-        return grad * grad_output.to(grad.dtype)
+        return torch.mul(
+            grad,
+            grad_output.to(grad.dtype),
+            out=torch.empty(grad.shape, dtype=grad.dtype, device=grad.device),
+        )
 
 
 class _Tally(TorchDispatchMode):

@@ -74,7 +74,7 @@ def conv_of_upsampled(x: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:
     if scale != 2 or conv.kernel_size != (3, 3):
         out: Tensor = conv(upsample(x, scale))
         return out
-    wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    wide = _Continued.apply(x)
     spread = F.conv_transpose2d(wide, _transposed(conv.weight), stride=2, padding=1)
     filtered: Tensor = _Filtered.apply(spread, conv.bias, *_beyond(x, conv.weight))
     return filtered
@@ -160,6 +160,19 @@ def _doubled(
     size = [factor * n for factor, n in zip(factors, strip.shape[-2:], strict=True)]
     line = F.interpolate(strip, size=size, mode="bilinear", align_corners=False)
     return F.pad(line, ends, mode="replicate")
+
+
+class _Continued(torch.autograd.Function):
+    """One pixel of replication on every side; PyTorch's layer keeps x for the sake of its shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return F.pad(x, (1, 1, 1, 1), mode="replicate")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        inner = grad[..., 1:-1, 1:-1]
+        return torch.ops.aten.replication_pad2d_backward(grad, inner, (1, 1, 1, 1))
 
 
 class _Filtered(torch.autograd.Function):

@@ -1,0 +1,90 @@
+"""Batch norm, ReLU and a classifier that keep only the map before them for the backward pass.
+
+PUP ends with these three layers on the largest map of the network: 134 MB for two 512 px images in
+fp32. As layers they keep it twice, before the norm and after the ReLU, and the backward pass puts
+two gradients of that size beside it. They treat every channel alone or sum over channels, so here
+the backward pass goes by groups of channels: what the ReLU gave is made again for a group, its
+gradient takes its place in the result, and nothing else of that size exists.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUP = 16
+"""Channels of a group."""
+
+
+def normalised(x: Tensor, norm: nn.Module, classifier: nn.Conv2d | None = None) -> Tensor:
+    """`classifier(relu(norm(x)))`: (B, C, h, w) -> (B, C or K, h, w).
+
+    A batch norm learns from the batch as it does on its own.
+
+    Args:
+        x: the map.
+        norm: batch norm of C channels; the layers one by one if it is of another kind.
+        classifier: 1x1 convolution to K channels, or nothing.
+    """
+    if type(norm) is not nn.BatchNorm2d or not norm.training:
+        y: Tensor = F.relu_(norm(x))
+        return y if classifier is None else classifier(y)
+    weight = bias = None
+    if classifier is not None:
+        weight, bias, device = classifier.weight, classifier.bias, x.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    out: Tensor = _Normalised.apply(x, norm.weight, norm.bias, weight, bias, norm)
+    return out
+
+
+class _Normalised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        norm: nn.BatchNorm2d,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, shift, weight)
+        ctx.eps = norm.eps
+        y: Tensor = F.relu_(norm(x))
+        return y if weight is None else F.conv2d(y.to(weight.dtype), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, scale, shift, weight = ctx.saved_tensors
+        of_x, of_scale, of_shift = (torch.empty_like(t) for t in (x, scale, shift))
+        of_weight = None if weight is None else torch.empty_like(weight)
+        grad = grad.contiguous()
+        for first in range(0, x.shape[1], GROUP):
+            at = slice(first, first + GROUP)
+            part, a, b = x[:, at].contiguous(), scale[at], shift[at]
+            y, mean, inverse = torch.native_batch_norm(part, a, b, None, None, True, 0.0, ctx.eps)
+            y = F.relu_(y)
+            if of_weight is None:
+                g = grad[:, at]
+            else:
+                g, of_weight[:, at] = _backward_of_classifier(grad, y, weight[:, at])
+            g = torch.ops.aten.threshold_backward(g, y, 0).to(x.dtype)
+            of_x[:, at], of_scale[at], of_shift[at] = torch.ops.aten.native_batch_norm_backward(
+                g, part, a, None, None, mean, inverse, True, ctx.eps, (True, True, True)
+            )
+        of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
+        return of_x, of_scale, of_shift, of_weight, of_bias, None
+
+
+def _backward_of_classifier(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of a 1x1 convolution's input and weight."""
+    of_y, of_weight, _ = torch.ops.aten.convolution_backward(
+        grad, y.to(weight.dtype), weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1,
+        (True, True, False),
+    )  # fmt: skip
+    return of_y, of_weight
