@@ -38,7 +38,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-BAND_ROWS = 32  # of an upsampled map at a time on CPUs; 256 channels of them fit the caches
+BAND_ROWS = 16  # of an upsampled map at a time on CPUs; 256 channels of them fit the caches
 
 
 class ConvBNReLU(nn.Sequential):
@@ -90,8 +90,17 @@ class ConvBNReLU(nn.Sequential):
             return then(self(upsample(x, scale)))
         weight, bias = self._merged()
         x = x.contiguous(memory_format=torch.channels_last)
-        bands = [then(F.relu_(y)) for y in doubled_bands(x, weight, bias, BAND_ROWS)]
-        return torch.cat(bands, dim=-2)
+        B, _, h, w = x.shape
+        out, top = None, 0
+        for y in doubled_bands(x, weight, bias, BAND_ROWS):
+            band = then(F.relu_(y))
+            if out is None:  # maps for the next convolution keep its layout, logits the usual one
+                layout = torch.contiguous_format if classifier else torch.channels_last
+                size = (B, band.shape[1], 2 * h, 2 * w)
+                out = torch.empty(size, dtype=band.dtype, device=x.device, memory_format=layout)
+            out[..., top : top + band.shape[-2], :] = band
+            top += band.shape[-2]
+        return cast(Tensor, out)
 
     def _needs_layers(self) -> bool:
         return self.training or torch.is_grad_enabled()

@@ -96,11 +96,12 @@ def doubled_bands(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Iterato
         (B, D, rows, 2w), from the top; the last may have fewer.
     """
     height = 2 * x.shape[-2]
-    transposed, wide = _transposed(weight), F.pad(x, (1, 1, 1, 1), mode="replicate")
+    transposed = _transposed(weight)
     above, below, left, right = _beyond(x, weight)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        part = wide[..., top // 2 : bottom // 2 + 2, :]
+        part = x[..., max(top // 2 - 1, 0) : bottom // 2 + 1, :]
+        part = F.pad(part, (1, 1, int(top == 0), int(bottom == height)), mode="replicate")
         spread = F.conv_transpose2d(part, transposed, stride=2, padding=1)
         y = F.conv2d(spread, _filter(spread), bias, groups=spread.shape[1])
         if top == 0:
