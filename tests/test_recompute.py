@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from setr import recompute
+from setr.decoders import ChannelNorm, MLANeck, UpsampleHead
 from setr.memory import step_memory
 from setr.model import create_model
 from setr.recompute import recompute_cheap
@@ -47,6 +50,29 @@ def test_a_block_keeps_a_quarter_less():
         for keeps_all in (True, False)
     ]  # fmt: skip
     assert kept[1] < 0.77 * kept[0]
+
+
+@pytest.mark.parametrize("decoder", ["naive", "pup", "mla"])
+def test_heads_do_not_keep_their_norms(decoder):
+    """One map of the encoder's width less for every head, or stream, and equal gradients."""
+    found, norms = {}, 0
+    for keeps_all in (True, False):
+        torch.manual_seed(0)
+        model = create_model(f"setr_{decoder}_tiny", num_classes=5, img_size=64, taps=(3, 6, 9, 12))
+        heads = [m for m in model.modules() if isinstance(m, (UpsampleHead, MLANeck))]
+        for head in heads:
+            head.keeps_all = keeps_all
+        norms = sum(isinstance(m, ChannelNorm) for m in model.modules())
+        torch.manual_seed(1)
+        model(torch.randn(2, 3, 64, 64), with_aux=True).logits.square().sum().backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        kept = step_memory(
+            copy.deepcopy(model).to("meta"), batch=2, size=(64, 64), device=torch.device("cpu")
+        ).activations
+        found[keeps_all] = kept, grads
+    assert found[True][0] - found[False][0] == norms * 2 * 192 * 4 * 4 * 4
+    assert len(found[True][1]) > 100
+    assert all(torch.equal(a, b) for a, b in zip(found[True][1], found[False][1], strict=True))
 
 
 class Block(nn.Module):

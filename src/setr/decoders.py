@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.normalised import normalised
+from setr.recompute import recompute_cheap
 from setr.upsampled_convolution import (
     classify_upsampled,
     conv_of_upsampled,
@@ -150,6 +151,7 @@ class UpsampleHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.scale = scale
         self.final_scale = final_scale
+        recompute_cheap(self)
 
     def leave_last_to_resize(self, patch_size: int) -> None:
         """Drop a last upsampling that ends at image size: the model's one resize is the same."""
@@ -227,6 +229,7 @@ class MLANeck(nn.Module):
         self.norms = nn.ModuleList(ChannelNorm(width) for width in widths)
         self.reduce = nn.ModuleList(ConvBNReLU(width, channels, 1, bias=False) for width in widths)
         self.refine = nn.ModuleList(ConvBNReLU(channels, channels, 3, bias=False) for _ in widths)
+        recompute_cheap(self)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """M maps (B, C, h, w), shallow to deep -> M maps (B, channels, h, w) in the same order."""

@@ -3,7 +3,8 @@
 A transformer block keeps the inputs of its linear layers. Two kinds of them are one pointwise step
 away from a tensor that is kept anyway: the output of the MLP's activation, the widest map of the
 block, and the outputs of the norms. They are a quarter of what a ViT block keeps; to compute them
-again takes less than one percent of a step. Values and gradients are equal to the bit.
+again takes less than one percent of a step. Values and gradients are equal to the bit. The same
+holds for the norm each head starts with.
 
 Checkpointing (`set_grad_checkpointing`) goes further, at the price of a second forward pass, and
 takes over where it is on.
@@ -41,7 +42,7 @@ class _Recipe(NamedTuple):
         plain = nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
         with torch.no_grad(), plain:
             made: Tensor = self.module.forward(self.input)
-        return made.view(self.shape)
+        return made if made.shape == self.shape else made.view(self.shape)
 
 
 class _Kept(saved_tensors_hooks):
@@ -63,7 +64,8 @@ class _Kept(saved_tensors_hooks):
         if found is None:
             return tensor
         output, module, input = found
-        same = tensor.numel() == output.numel() and tensor.is_contiguous()
+        itself = tensor.shape == output.shape and tensor.stride() == output.stride()
+        same = itself or (tensor.numel() == output.numel() and tensor.is_contiguous())
         if not same or tensor.dtype is not output.dtype or output._version:
             return tensor
         return _Recipe(module, input, input._version, tensor.shape)
@@ -80,7 +82,7 @@ _RUNNING = _Running()
 
 
 def recompute_cheap(block: nn.Module) -> None:
-    """Let a block keep recipes for the outputs of its `CHEAP` modules.
+    """Let a block, or a head, keep recipes for the outputs of its `CHEAP` modules.
 
     Hooks alone: parameters, names and copies stay what they are. A block whose attribute
     `keeps_all` is true, or that is being compiled, keeps everything.
