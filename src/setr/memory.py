@@ -83,8 +83,10 @@ def step_memory(
     weights = _bytes([*model.parameters(), *model.buffers()])
     optimizer = moments * trained + (weights if average else 0)
     process = resident_bytes() + KERNELS if device.type == "cpu" else 0
-    if device.type == "cpu" and dtype is torch.bfloat16:
-        process += weights // 2  # what bf16 products took beyond their tensors: 2 bytes a weight
+    if device.type == "cpu":
+        # what processes took beyond their tensors: 2 bytes a weight in bf16; in fp32 the room that
+        # freed gradients leave in the heap, where larger activations do not fit
+        process += weights // 2 if dtype is torch.bfloat16 else trained
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         model.train()
