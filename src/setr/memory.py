@@ -146,11 +146,7 @@ class _HeldByLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
-        return torch.mul(
-            grad,
-            grad_output.to(grad.dtype),
-            out=torch.empty(grad.shape, dtype=grad.dtype, device=grad.device),
-        )
+        return grad * grad_output.to(grad.dtype)
 
 
 class _Tally(TorchDispatchMode):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 16
+GROUP = 32
 """Channels of a group."""
 
 
@@ -63,7 +63,6 @@ class _Normalised(torch.autograd.Function):
         x, scale, shift, weight = ctx.saved_tensors
         of_x, of_scale, of_shift = (torch.empty_like(t) for t in (x, scale, shift))
         of_weight = None if weight is None else torch.empty_like(weight)
-        grad = grad.contiguous()
         for first in range(0, x.shape[1], GROUP):
             at = slice(first, first + GROUP)
             part, a, b = x[:, at].contiguous(), scale[at], shift[at]
@@ -82,9 +81,13 @@ class _Normalised(torch.autograd.Function):
 
 
 def _backward_of_classifier(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of a 1x1 convolution's input and weight."""
-    of_y, of_weight, _ = torch.ops.aten.convolution_backward(
-        grad, y.to(weight.dtype), weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1,
-        (True, True, False),
-    )  # fmt: skip
-    return of_y, of_weight
+    """Gradients of a 1x1 convolution's input and weight.
+
+    As matrix products: the library's convolution lays the whole gradient out anew for every group.
+    """
+    y, w = y.to(weight.dtype), weight.flatten(1)
+    of_y, of_weight = torch.empty_like(y), torch.zeros_like(w)
+    for g, image, out in zip(grad.flatten(2), y.flatten(2), of_y.flatten(2), strict=True):
+        torch.mm(w.t(), g, out=out)
+        of_weight += g @ image.t()
+    return of_y, of_weight.view_as(weight)

@@ -86,9 +86,7 @@ class _UpsampleSum(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
         # the scale in full: alone, it is too small a number for fp16
-        scaled = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-        torch.mul(grad.to(grad_output.dtype), grad_output, out=scaled)
-        return scaled, None, None, None, None
+        return (grad.to(grad_output.dtype) * grad_output).to(grad.dtype), None, None, None, None
 
 
 @dataclass(frozen=True)
