@@ -167,15 +167,18 @@ class Encoder(Backbone):
         """Normalised images (B, 3, H, W), any H and W -> one (B, C, h, w) map per tap.
 
         A side that is no multiple of the patch size is padded with zeros at the bottom or right.
+        Maps are views of the blocks' tokens: channels last, nothing copied.
         """
-        H, W = images.shape[-2:]
+        B, _, H, W = images.shape
         p = self.patch_size
-        maps: list[Tensor] = self.vit.forward_intermediates(
+        tokens: list[Tensor] = self.vit.forward_intermediates(
             F.pad(images, (0, -W % p, 0, -H % p)) if H % p or W % p else images,
             indices=[tap - 1 for tap in self.taps],
             intermediates_only=True,
+            output_fmt="NLC",
         )
-        return maps
+        h, w = -(-H // p), -(-W // p)
+        return [t.reshape(B, h, w, -1).permute(0, 3, 1, 2) for t in tokens]
 
     def _pos_embed(self, patches: Tensor) -> Tensor:
         """Add position embeddings in the way of the 2021 code: (B, h, w, C) -> (B, N, C)."""

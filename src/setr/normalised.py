@@ -73,6 +73,7 @@ class _Normalised(torch.autograd.Function):
             else:
                 g, of_weight[:, at] = _backward_of_classifier(grad, y, weight[:, at])
             g = torch.ops.aten.threshold_backward(g, y, 0).to(x.dtype)
+            del y  # before the next map of its size
             of_x[:, at], of_scale[at], of_shift[at] = torch.ops.aten.native_batch_norm_backward(
                 g, part, a, None, None, mean, inverse, True, ctx.eps, (True, True, True)
             )
