@@ -65,20 +65,34 @@ class _Normalised(torch.autograd.Function):
         of_weight = None if weight is None else torch.empty_like(weight)
         for first in range(0, x.shape[1], GROUP):
             at = slice(first, first + GROUP)
-            part, a, b = x[:, at].contiguous(), scale[at], shift[at]
-            y, mean, inverse = torch.native_batch_norm(part, a, b, None, None, True, 0.0, ctx.eps)
-            y = F.relu_(y)
-            if of_weight is None:
-                g = grad[:, at]
-            else:
-                g, of_weight[:, at] = _backward_of_classifier(grad, y, weight[:, at])
-            g = torch.ops.aten.threshold_backward(g, y, 0).to(x.dtype)
-            del y  # before the next map of its size
-            of_x[:, at], of_scale[at], of_shift[at] = torch.ops.aten.native_batch_norm_backward(
-                g, part, a, None, None, mean, inverse, True, ctx.eps, (True, True, True)
+            some = None if weight is None else weight[:, at]
+            whole = grad[:, at] if weight is None else grad
+            of_x[:, at], of_scale[at], of_shift[at], of_some = _backward_of_group(
+                whole, x[:, at].contiguous(), scale[at], shift[at], some, ctx.eps
             )
+            if of_weight is not None and of_some is not None:
+                of_weight[:, at] = of_some
         of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
         return of_x, of_scale, of_shift, of_weight, of_bias, None
+
+
+def _backward_of_group(
+    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of a group of channels: of the map, the norm's two vectors and the weight."""
+    y, mean, inverse = torch.native_batch_norm(x, scale, shift, None, None, True, 0.0, eps)
+    y, of_weight = F.relu_(y), None
+    if weight is None:
+        grad = grad.masked_fill(y <= 0, 0)
+    else:
+        grad, of_weight = _backward_of_classifier(grad, y, weight)
+        grad.masked_fill_(y <= 0, 0)
+    grad = grad.to(x.dtype)
+    del y  # before the next map of its size
+    of_x, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
+        grad, x, scale, None, None, mean, inverse, True, eps, (True, True, True)
+    )
+    return of_x, of_scale, of_shift, of_weight
 
 
 def _backward_of_classifier(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
