@@ -66,6 +66,15 @@ def schedule(steps: int) -> dict[str, Any]:
     }
 
 
+def crops(height: int, width: int) -> dict[str, Any]:
+    """Crops of this size, and tests in windows of it, two thirds apart."""
+    return {
+        "data.crop_size": (height, width),
+        "eval.window": (height, width),
+        "eval.stride": (height * 2 // 3, width * 2 // 3),
+    }
+
+
 JOINED = {"data.train_split": "train+val", "train.eval_every": 0}
 """Trained on both splits; nothing is chosen: the weights after the last step are kept."""
 
@@ -101,7 +110,7 @@ PLAIN = {
     "train.class_weights": "none",
     "data.photometric": False,
     "data.short_side": None,
-    "data.crop_size": (252, 336),
+    **crops(252, 336),
 }
 """The recipe without any of the switches; images at their own 480x360."""
 
@@ -118,12 +127,12 @@ SWITCHES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "input546": (
         "input enlarged to 546x728",
         "tokens",
-        {"data.short_side": 546, "data.crop_size": (378, 504)},
+        {"data.short_side": 546, **crops(378, 504)},
     ),
     "input728": (
         "input enlarged to 728x971",
         "tokens",
-        {"data.short_side": 728, "data.crop_size": (504, 672)},
+        {"data.short_side": 728, **crops(504, 672)},
     ),
     "stride10": ("patches overlap, stride 10", "tokens", {"model.patch_stride": 10}),
     "stride8": ("patches overlap, stride 8", "tokens", {"model.patch_stride": 8}),
@@ -232,9 +241,7 @@ def _questions() -> list[Row]:
         steps = int(SHORT * factor)
         rows.append(_question(f"steps_{steps}", f"{text} the steps", schedule(steps)))
     for crop in ((252, 336), (546, 728)):
-        rows.append(
-            _question(f"crop_{crop[0]}", f"crops of {crop[0]}x{crop[1]}", {"data.crop_size": crop})
-        )
+        rows.append(_question(f"crop_{crop[0]}", f"crops of {crop[0]}x{crop[1]}", crops(*crop)))
     rows.append(
         _question("bilinear", "position embeddings bilinear", {"model.pos_interp": "bilinear"})
     )
@@ -322,7 +329,7 @@ def shrunk(row: Row) -> Row:
         "model.encoder": None,
         "model.channels": 16,
         "model.img_size": 64,
-        "data.crop_size": (48, 64),
+        **crops(48, 64),
         "data.short_side": 48,
         **schedule(2),
         "train.eval_every": 0,
