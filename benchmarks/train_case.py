@@ -126,12 +126,14 @@ def loss_of(case: dict[str, Any], output: Any, target: Any) -> Any:
     import torch.nn.functional as F
 
     from setr.losses import count_weight, segmentation_loss
+    from setr.upsampled_convolution import upsample
 
     if case["loss"] == "fused":
         return segmentation_loss(output, target, normalizer=count_weight(target))["loss"]
+    aux = [upsample(x, output.aux_scale) for x in output.aux]
     losses = [
         F.cross_entropy(F.interpolate(x.float(), size=output.size, mode="bilinear"), target)
-        for x in (output.logits, *output.aux)
+        for x in (output.logits, *aux)
     ]
     return losses[0] + 0.4 * sum(losses[1:])
 

@@ -12,9 +12,11 @@ from setr import row_blocks
 from setr.labels import IGNORE
 from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
 from setr.model import Output
+from setr.upsampled_convolution import upsample
 
 
-def plain(logits, target, size, weight=None):
+def plain(logits, target, size, weight=None, scale=1):
+    logits = upsample(logits, scale)
     wide = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     H, W = target.shape[-2:]
     return F.cross_entropy(
@@ -33,10 +35,10 @@ def value_and_grad(function, logits, *arguments, **keywords):
 @given(
     st.integers(1, 3), st.integers(1, 6), st.integers(1, 5), st.integers(1, 6),
     st.integers(0, 30), st.integers(0, 30), st.sampled_from([0.0, 0.3, 1.0]),
-    st.booleans(), st.integers(0, 10_000),
+    st.booleans(), st.sampled_from([1, 2, 4]), st.integers(0, 10_000),
 )  # fmt: skip
 def test_equals_interpolate_then_cross_entropy(
-    B, K, h, w, extra_h, extra_w, ignored, weighted, seed
+    B, K, h, w, extra_h, extra_w, ignored, weighted, scale, seed
 ):
     generator = torch.Generator().manual_seed(seed)
     size = (h + extra_h, w + extra_w)
@@ -45,8 +47,9 @@ def test_equals_interpolate_then_cross_entropy(
     target = torch.randint(K, (B, H, W), generator=generator)
     target[torch.rand(target.shape, generator=generator) < ignored] = IGNORE
     weight = torch.rand(K, generator=generator, dtype=torch.float64) if weighted else None
-    ours = value_and_grad(upsample_cross_entropy, logits, target, size, weight=weight)
-    theirs = value_and_grad(plain, logits, target, size, weight=weight)
+    keywords = {"weight": weight, "scale": scale}
+    ours = value_and_grad(upsample_cross_entropy, logits, target, size, **keywords)
+    theirs = value_and_grad(plain, logits, target, size, **keywords)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from setr.labels import IGNORE
 from setr.losses import upsample_cross_entropy
+from setr.upsampled_convolution import upsample
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -136,6 +137,10 @@ def test_the_loss_is_exact_under_autocast_and_a_lower_matmul_precision():
     try:
         with torch.autocast("cpu", torch.bfloat16):
             assert_equal(upsample_cross_entropy, "cpu", case)
+            coarse = logits.detach().requires_grad_()
+            total = upsample_cross_entropy(coarse, *case[1:3], scale=2)
+        expected, _ = plain(upsample(logits, 2), *case[1:])
+        assert total.item() == pytest.approx(expected.item(), rel=1e-6)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")

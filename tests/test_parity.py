@@ -18,6 +18,7 @@ import setr
 from setr.labels import known_labels
 from setr.model import resize
 from setr.protocols import preset
+from setr.upsampled_convolution import upsample
 
 CASES = (
     *("official/naive", "official/pup", "official/mla"),
@@ -46,7 +47,8 @@ def errors(folder: Path, case: str, dtype: torch.dtype) -> dict[str, dict[str, f
         with torch.inference_mode():
             images = reference["input"].to(dtype)
             output, full = model(images, with_aux=True), model(images)
-        aux = zip(output.aux, reference["aux"], strict=True)
+        wider = [upsample(x, output.aux_scale) for x in output.aux]
+        aux = zip(wider, reference["aux"], strict=True)
         assert full.shape == reference["full"].shape
         found[tag] = {
             "head": relative(output.logits, reference["decode_head"]),

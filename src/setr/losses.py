@@ -23,6 +23,7 @@ from setr.region_losses import (
     upsample_lovasz,
 )
 from setr.row_blocks import Block, differentiated, upsample_sum
+from setr.upsampled_convolution import upsample
 
 TINY = 1e-30
 """Probability below which its own logarithm is not used."""
@@ -37,6 +38,7 @@ def upsample_cross_entropy(
     *,
     weight: Tensor | None = None,
     align_corners: bool = False,
+    scale: int = 1,
 ) -> Tensor:
     """Sum over counted pixels of the cross-entropy of bilinearly resized logits.
 
@@ -48,6 +50,7 @@ def upsample_cross_entropy(
         size: (H', W') the logits are resized to, at least (H, W); the rest is cropped away.
         weight: (K,) class weights.
         align_corners: of the resize; False everywhere in this package's models.
+        scale: whole factor by which the logits are upsampled before that resize.
 
     Returns:
         A scalar: the sum, not the mean; 0 (with zero gradient) if no pixel counts.
@@ -55,27 +58,30 @@ def upsample_cross_entropy(
     if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
         from setr.triton_loss import upsample_cross_entropy as in_one_kernel
 
-        return in_one_kernel(logits, target, size, weight=weight, align_corners=align_corners)
+        wider = upsample(logits, scale)
+        return in_one_kernel(wider, target, size, weight=weight, align_corners=align_corners)
 
     def cross_entropy(wide: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         counted = truth != IGNORE
-        scale = counted.to(wide.dtype)
+        share = counted.to(wide.dtype)
         true = truth.where(counted, 0)[..., None]
         if weight is not None:
-            scale *= weight.to(wide.dtype)[true[..., 0]]
+            share *= weight.to(wide.dtype)[true[..., 0]]
         slope = wide.softmax(-1)
         likely = slope.gather(-1, true)[..., 0]
         plain = -likely.log()
         if (likely < TINY).any():  # the logarithm has lost its digits: by way of the largest class
             exact = wide.amax(-1) - slope.amax(-1).log() - wide.gather(-1, true)[..., 0]
             plain = plain.where(likely >= TINY, exact)
-        value = (plain * scale).sum()
+        value = (plain * share).sum()
         slope.scatter_add_(-1, true, slope.new_full((), -1.0).expand(true.shape))
         if weight is not None or not counted.all():
-            slope *= scale[..., None]
+            slope *= share[..., None]
         return value, slope  # softmax - one-hot, for each counted pixel
 
-    return upsample_sum(logits, target, size, cross_entropy, align_corners=align_corners)
+    return upsample_sum(
+        logits, target, size, cross_entropy, align_corners=align_corners, scale=scale
+    )
 
 
 @functools.cache
@@ -142,8 +148,9 @@ def segmentation_loss(
     """
     divisor = normalizer.clamp(min=1e-12)
     means = [_main_loss(output, target, divisor, weight, kind)]
+    scale = output.aux_scale
     means += [
-        upsample_cross_entropy(logits, target, output.size, weight=weight) / divisor
+        upsample_cross_entropy(logits, target, output.size, weight=weight, scale=scale) / divisor
         for logits in output.aux
     ]
     parts = {"main": means[0].detach()}

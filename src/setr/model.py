@@ -33,11 +33,14 @@ class Output(NamedTuple):
         logits: (B, K, h, w) of the main decoder, at its own scale.
         aux: the same of each auxiliary head, in the order of `aux_taps`.
         size: (H', W') to resize to: the image padded at the bottom and right to whole patches.
+        aux_scale: bilinear upsampling of the auxiliary logits before that resize, left to the loss;
+            by 4 and then by 4 differs from by 16.
     """
 
     logits: Tensor
     aux: list[Tensor]
     size: tuple[int, int]
+    aux_scale: int = 1
 
 
 class Features(NamedTuple):
@@ -141,9 +144,10 @@ class SETR(nn.Module):
         if isinstance(self.decoder, UpsampleHead) and odd_sizes == "crop" and not patch_stride:
             self.decoder.leave_last_to_resize(self.encoder.patch_size)
         self.aux_indices = [tuple(taps).index(tap) for tap in aux_taps]
+        aux_class, aux_args = _AUX_HEADS[decoder], dict(aux_args or {})
+        self.aux_scale = aux_args.pop("final_scale", 1) if aux_class is UpsampleHead else 1
         self.aux_heads = nn.ModuleList(
-            _AUX_HEADS[decoder](widths[i], num_classes, **(aux_args or {}))
-            for i in self.aux_indices
+            aux_class(widths[i], num_classes, **aux_args) for i in self.aux_indices
         )
 
     def forward(self, images: Tensor | Features, with_aux: bool = False) -> Tensor | Output:
@@ -161,7 +165,7 @@ class SETR(nn.Module):
                 head([features[i]])
                 for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
             ]
-            return Output(self.decoder(features), aux, self.covered_size(H, W))
+            return Output(self.decoder(features), aux, self.covered_size(H, W), self.aux_scale)
         logits = self.decoder(self.neck(images.maps))
         return resize(logits, self.covered_size(H, W))[..., :H, :W]
 

@@ -39,9 +39,10 @@ def upsample_sum(
     pixel_loss: PixelLoss,
     *,
     align_corners: bool = False,
+    scale: int = 1,
 ) -> Tensor:
-    """Sum of a per-pixel loss over the resized logits."""
-    total: Tensor = _UpsampleSum.apply(logits, target, size, pixel_loss, align_corners)
+    """Sum of a per-pixel loss over the logits, upsampled by `scale` and resized to `size`."""
+    total: Tensor = _UpsampleSum.apply(logits, target, size, pixel_loss, align_corners, scale)
     return total
 
 
@@ -67,12 +68,13 @@ class _UpsampleSum(torch.autograd.Function):
         size: tuple[int, int],
         pixel_loss: PixelLoss,
         align_corners: bool,
+        scale: int,
     ) -> Tensor:
         x = classes_last(logits)
         grad = torch.zeros_like(x) if logits.requires_grad else None
         # one running sum: a small tensor kept per block would pin the freed blocks between them
         total = torch.zeros((), dtype=torch.float64, device=x.device)
-        for block in row_blocks(x, target, size, align_corners=align_corners):
+        for block in row_blocks(x, target, size, align_corners=align_corners, scale=scale):
             truth = target[:, block.rows, block.columns].long()
             part, slope = pixel_loss(block.wide, truth, block)
             total += part
@@ -86,7 +88,8 @@ class _UpsampleSum(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
         # the scale in full: alone, it is too small a number for fp16
-        return (grad.to(grad_output.dtype) * grad_output).to(grad.dtype), None, None, None, None
+        scaled = (grad.to(grad_output.dtype) * grad_output).to(grad.dtype)
+        return scaled, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,17 @@ class Block:
 
 
 def row_blocks(
-    x: Tensor, target: Tensor, size: tuple[int, int], *, align_corners: bool = False
+    x: Tensor,
+    target: Tensor,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    scale: int = 1,
 ) -> Iterator[Block]:
-    """Logits (B, h, w, K) resized to `size`, in blocks that cover the target."""
+    """Logits (B, h, w, K), upsampled and resized to `size`, in blocks that cover the target.
+
+    Two resizes in a row are one product with the product of their matrices.
+    """
     B, h, w, K = x.shape
     H, W = target.shape[-2:]
     on_cpu = x.device.type == "cpu"
@@ -125,13 +136,13 @@ def row_blocks(
     across = [
         (
             slice(left, min(left + c, W)),
-            *_axis(left, min(left + c, W), w, size[1], x, align_corners),
+            *_axis(left, min(left + c, W), w, size[1], x, align_corners, scale),
         )
         for left in range(0, W, c)
     ]
     for top in range(0, H, r):
         rows = slice(top, min(top + r, H))
-        y, down = _axis(rows.start, rows.stop, h, size[0], x, align_corners)
+        y, down = _axis(rows.start, rows.stop, h, size[0], x, align_corners, scale)
         for columns, z, along in across:
             with exact_products(x):
                 wide = _columns(along, _rows(down, x[:, y, z]))
@@ -171,12 +182,17 @@ def _columns(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _axis(
-    first: int, last: int, n: int, N: int, like: Tensor, align_corners: bool
+    first: int, last: int, n: int, N: int, like: Tensor, align_corners: bool, scale: int
 ) -> tuple[slice, Tensor]:
     """The inputs that outputs first .. last-1 of an axis need, and their weights (outputs, inputs).
 
-    The axis is resized from n to N.
+    The axis is upsampled from n to scale * n and resized from there to N.
     """
+    if scale != 1:
+        middle, outer = _axis(first, last, scale * n, N, like, align_corners, 1)
+        inputs, inner = _axis(middle.start, middle.stop, n, scale * n, like, False, 1)
+        with exact_products(like):
+            return inputs, outer @ inner
     lower, upper, share = source_rows(first, last, n, N, like, align_corners=align_corners)
     start = int(lower.min())
     weights = like.new_zeros(last - first, int(upper.max()) + 1 - start)
