@@ -258,10 +258,12 @@ def matmul_rates(_: dict[str, Any], __: Path) -> dict[str, float]:
 STEPS = {"rates": matmul_rates, "weights": peer, "prepare": prepare, "peer": peer, "ours": ours}
 
 
-def start(python: str, step: str, work: Path, threads: int, **job: Any) -> dict[str, Any]:
-    """Run one step in a fresh process and read its figures."""
+def start(
+    python: str, step: str, work: Path, threads: int, script: str = __file__, **job: Any
+) -> dict[str, Any]:
+    """Run one step of a benchmark script in a fresh process and read its figures."""
     done = subprocess.run(
-        [python, __file__, "--step", json.dumps({"step": step, "work": str(work), **job})],
+        [python, script, "--step", json.dumps({"step": step, "work": str(work), **job})],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
