@@ -150,7 +150,7 @@ class Timed:
     def __init__(self, rows: Any) -> None:
         self.rows, self.shape, self.seconds = rows, rows.shape, 0.0
 
-    def __getitem__(self, part: slice) -> np.ndarray:
+    def __getitem__(self, part: slice | tuple[slice, slice]) -> np.ndarray:
         start = time.perf_counter()
         pixels = self.rows[part]
         self.seconds += time.perf_counter() - start

@@ -251,6 +251,7 @@ def test_rows_are_those_of_the_whole_image(tmp_path):
         for stop in (1, 17, 40, 99):
             np.testing.assert_array_equal(rows[:stop], pixels[:stop])
         np.testing.assert_array_equal(rows[:], pixels)
+        np.testing.assert_array_equal(rows[3:17, 5:9], pixels[3:17, 5:9])
 
 
 @pytest.mark.usefixtures("decoder")

@@ -50,6 +50,25 @@ def test_a_window_equals_resizing_everything(scale, seed):
         assert np.abs(picked - centres).max() <= 0.5 + 1 / 32
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(30, 300), st.integers(30, 400), st.integers(0, 10_000))
+def test_its_reach_is_all_it_samples(height, width, seed):
+    """Cut from what `reach` names as from the whole image, at any scale and place."""
+    rng = np.random.default_rng(seed)
+    size = 30 + seed % 40, 50
+    top, left = (
+        int(rng.integers(0, max(r - s, 0) + 1)) for r, s in ((height, size[0]), (width, size[1]))
+    )
+    window = Window((120, 160), (height, width), (top, left), size)
+    rows, columns = window.reach
+    part = IMAGE[rows, columns]
+    ours = window.cut(part, nearest=False, fill=0, corner=(rows.start, columns.start))
+    whole = window.cut(IMAGE, nearest=False, fill=0)
+    off = np.abs(ours.astype(int) - whole)  # positions are counted in fp32 from another corner
+    assert off.max() <= 1
+    assert off.mean() < 0.1
+
+
 def test_at_scale_one_it_is_the_plain_crop():
     window = Window((120, 160), (120, 160), (11, 23), (48, 56))
     np.testing.assert_array_equal(window.cut(IMAGE, nearest=False, fill=0), IMAGE[11:59, 23:79])
@@ -180,9 +199,9 @@ class Recorded:
     def __init__(self, pixels):
         self.pixels, self.shape, self.asked = pixels, pixels.shape, 0
 
-    def __getitem__(self, rows):
-        self.asked = rows.stop
-        return np.ascontiguousarray(self.pixels[rows])
+    def __getitem__(self, place):
+        self.asked = place[0].stop
+        return np.ascontiguousarray(self.pixels[place])
 
 
 def test_only_rows_above_the_crop_are_asked_for_and_change_nothing():

@@ -41,7 +41,8 @@ def can_stop_early(image: Any, data: bytes) -> bool:
 def first_rows(data: bytes, count: int) -> bytes:
     """A PNG file that claims to be `count` rows high, so that a decoder stops there."""
     header = data[12:20] + struct.pack(">I", count) + data[24:29]
-    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    check = struct.pack(">I", zlib.crc32(header))
+    return b"".join((data[:12], header, check, memoryview(data)[33:]))
 
 
 def decode_png(image: Any, data: bytes) -> np.ndarray | None:
@@ -67,9 +68,10 @@ def check_png_rows(image: Any, source: str | os.PathLike | bytes) -> None:
     data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
     interlaced = data[28] == 1
     image.load()
-    if not interlaced and np.asarray(image)[-1].any():
+    width, height = image.size
+    if not interlaced and image.crop((0, height - 1, width, height)).getbbox():
         return  # what is missing would be zero
-    missing = _png_bytes(*image.size, depth=data[24], colour=data[25], interlaced=interlaced)
+    missing = _png_bytes(width, height, depth=data[24], colour=data[25], interlaced=interlaced)
     inflate, at = zlib.decompressobj(), 8
     while missing > 0 and at + 12 <= len(data):
         (length,), kind = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]

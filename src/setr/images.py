@@ -60,7 +60,7 @@ class Named(bytes):
 
 
 class Rows:
-    """An image whose rows are decoded when asked for: `rows[:n]` is uint8 RGB (n, W, 3).
+    """An image whose rows are decoded when asked for: `rows[a:b, c:d]` is uint8 RGB.
 
     A crop rarely reaches the lower edge, and PNG decoding is most of a data path's time, so a
     plain PNG file is decoded down to the rows wanted. Other files are decoded whole.
@@ -73,30 +73,35 @@ class Rows:
     """
 
     def __init__(self, source: Source) -> None:
-        name = source_name(source)
+        self.name = source_name(source)
         if not isinstance(source, bytes):
             try:
                 source = Path(os.fsdecode(source)).read_bytes()
             except OSError as error:
-                raise unreadable(name, error, source) from None
-        self.data = Named(source, name)
-        with opened(self.data, MAX_PIXELS) as image:
+                raise unreadable(self.name, error, source) from None
+        self.data = source
+        with opened(source, MAX_PIXELS, self.name) as image:
             early = can_stop_early(image, source)
             self.shape: tuple[int, ...] = (image.size[1], image.size[0], 3)
-        self.pixels = None if early else read_image(self.data)
+        self.pixels = None if early else read_image(Named(source, self.name))
         if self.pixels is not None:
             self.shape = self.pixels.shape
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """The rows above `rows.stop`."""
+    def __getitem__(self, place: slice | tuple[slice, slice]) -> np.ndarray:
+        """The pixels of rows, or of rows and columns, without steps."""
         if self.pixels is not None:
-            return self.pixels[rows]
-        data = Named(first_rows(self.data, len(range(self.shape[0])[rows])), self.data.name)
-        with opened(data, MAX_PIXELS) as image:
+            return self.pixels[place]
+        rows, columns = place if isinstance(place, tuple) else (place, slice(None))
+        (top, bottom, _), (left, right, _) = (
+            part.indices(size) for part, size in zip((rows, columns), self.shape, strict=False)
+        )
+        data = first_rows(self.data, bottom)
+        with opened(data, MAX_PIXELS, self.name) as image:
             pixels = decode_png(image, data)
-            if pixels is None:
-                check_png_rows(image, data)
-            return np.asarray(image) if pixels is None else pixels
+            if pixels is not None:
+                return pixels[top:, left:right]
+            check_png_rows(image, data)
+            return np.asarray(image.crop((left, top, right, bottom)))  # Pillow hands out copies
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -191,12 +196,13 @@ def source_name(source: Source) -> str:
 class opened:  # noqa: N801  used as a function in `with`
     """Open with PIL, check the pixel limit, and turn every failure into one line."""
 
-    def __init__(self, source: Source, max_pixels: int) -> None:
+    def __init__(self, source: Source, max_pixels: int, name: str | None = None) -> None:
         self.source, self.max_pixels = source, max_pixels
+        self.name = source_name(source) if name is None else name
         self.image: Any = None
 
     def __enter__(self) -> Any:
-        name = source_name(self.source)
+        name = self.name
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
         try:
             with warnings.catch_warnings():
@@ -222,7 +228,7 @@ class opened:  # noqa: N801  used as a function in `with`
         if isinstance(error, (OSError, SyntaxError, ValueError)) and not isinstance(
             error, SetrError
         ):
-            raise unreadable(source_name(self.source), error, self.source) from None
+            raise unreadable(self.name, error, self.source) from None
 
 
 def unreadable(name: str, error: Exception, source: Source) -> SetrError:

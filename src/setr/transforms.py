@@ -10,7 +10,6 @@ whatever the number of workers or processes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -54,8 +53,7 @@ class Augmentation:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 (H, W, 3), mask uint8 (H, W) -> the same kinds, of `crop_size`.
 
-        The crop is chosen by the mask alone; of the image only the rows above its lower edge are
-        asked for.
+        The crop is chosen by the mask alone; of the image only what it needs is asked for.
 
         Where the resized image is smaller than the crop, the rest is mean colour and ignored.
         """
@@ -68,7 +66,13 @@ class Augmentation:
             cropped = window.cut(mask, nearest=True, fill=IGNORE)
             if self._fits(cropped):
                 break
-        pixels = window.cut(image[: window.lowest_row], nearest=False, fill=PAD_COLOUR)
+        rows, columns = window.reach
+        pixels = window.cut(
+            image[rows, columns],
+            nearest=False,
+            fill=PAD_COLOUR,
+            corner=(rows.start, columns.start),
+        )
         if rng.random() < self.flip:
             pixels, cropped = cv2.flip(pixels, 1), cv2.flip(cropped, 1)
         if self.photometric:
@@ -141,21 +145,37 @@ class Window:
     size: tuple[int, int]
 
     @property
-    def lowest_row(self) -> int:
-        """Number of source rows that bilinear sampling of the window can touch."""
-        bottom = min(self.origin[0] + self.size[0], self.resized[0])
-        return min(self.source[0], math.ceil(bottom * self.source[0] / self.resized[0]) + 1)
+    def reach(self) -> tuple[slice, slice]:
+        """Source rows and columns that bilinear sampling of the window can touch."""
+        reach = []
+        for first, length, n, N in zip(
+            self.origin, self.size, self.source, self.resized, strict=True
+        ):
+            last = min(first + length, N)
+            reach.append(slice(max(0, first * n // N - 1), min(n, -(-last * n // N) + 1)))
+        return reach[0], reach[1]
 
-    def cut(self, array: np.ndarray, *, nearest: bool, fill: int | tuple[int, ...]) -> np.ndarray:
-        """Resample the window of (H, W[, 3]) uint8; outside the resized image it holds `fill`."""
+    def cut(
+        self,
+        array: np.ndarray,
+        *,
+        nearest: bool,
+        fill: int | tuple[int, ...],
+        corner: tuple[int, int] = (0, 0),
+    ) -> np.ndarray:
+        """Resample the window of (H, W[, 3]) uint8; outside the resized image it holds `fill`.
+
+        The array is the source, or the part of it below and right of `corner` that `reach` names.
+        """
         (top, left), (height, width) = self.origin, self.size
         inside = min(height, self.resized[0] - top), min(width, self.resized[1] - left)
+        y, x = corner
         if self.source == self.resized:
-            part = array[top : top + inside[0], left : left + inside[1]]
+            part = array[top - y : top - y + inside[0], left - x : left - x + inside[1]]
         else:
             sy, sx = self.source[0] / self.resized[0], self.source[1] / self.resized[1]
             matrix = np.array(  # pixel centres: source = (target + origin + 0.5) * s - 0.5
-                [[sx, 0, (left + 0.5) * sx - 0.5], [0, sy, (top + 0.5) * sy - 0.5]]
+                [[sx, 0, (left + 0.5) * sx - 0.5 - x], [0, sy, (top + 0.5) * sy - 0.5 - y]]
             )
             part = cv2.warpAffine(
                 array,
