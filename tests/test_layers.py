@@ -39,6 +39,7 @@ ORDER = (
         "attention",
         "cpu_blocks",
         "recompute",
+        "backbone",
         "encoder",
         "hybrid",
         "upsampled_convolution",

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr import _torchvision  # noqa: F401  must come before timm
-from setr.encoder import Backbone, Encoder
+from setr.backbone import Backbone
+from setr.encoder import Encoder
 from setr.errors import SetrError
 
 HYBRID_STRIDE = 16

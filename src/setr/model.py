@@ -15,10 +15,11 @@ from typing import Any, Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from setr.backbone import Backbone
 from setr.baselines import FCN, FPNNeck, SemanticFPN
 from setr.catalog import DecoderName, model_settings
 from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
-from setr.encoder import Backbone, Encoder, PosInterp, PrefixTokens
+from setr.encoder import Encoder, PosInterp, PrefixTokens
 from setr.errors import SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.pretrained import load_encoder

@@ -1,0 +1,72 @@
+"""What every encoder has in common, transformer or convolutional: stages, depths, freezing."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from setr.errors import SetrError
+
+
+class Backbone(nn.Module):
+    """What a model needs to know about its encoder, transformer or convolutional.
+
+    Attributes:
+        widths: channels of each map `forward` returns.
+        patch_size: pixels per token; image sides are padded to multiples of it.
+    """
+
+    widths: list[int]
+    patch_size: int
+    stage_pattern: str
+    """Regular expression whose first group is the number of the stage a parameter belongs to."""
+    first_stage: int
+    """The number of the first stage in parameter names."""
+    _free_stages: list[nn.Module] | None = None
+
+    def stages(self) -> list[nn.Module]:
+        """The transformer blocks or residual stages, shallow to deep; the stem is none of them."""
+        raise NotImplementedError
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        raise NotImplementedError
+
+    def layer_depth(self, name: str) -> int:
+        """Distance of a parameter from the heads: 1 for the last stage, largest for the stem."""
+        found = re.search(self.stage_pattern, name)
+        count = len(self.stages())
+        return count - (int(found[1]) - self.first_stage) if found else count + 1
+
+    def freeze(self, count: int) -> None:
+        """Keep the stem and the first `count` stages as they are; -1 freezes the whole encoder.
+
+        Frozen stages also stay in eval mode, so that neither drop path nor batch statistics move.
+
+        Raises:
+            SetrError: more stages than the encoder has.
+        """
+        stages = self.stages()
+        if not -1 <= count <= len(stages):
+            raise SetrError(
+                f"freeze {count}: this encoder has {len(stages)} blocks; give -1 (all of it), "
+                f"0 (nothing) or up to {len(stages)}"
+            )
+        if count == 0:
+            return
+        free = {id(p) for stage in stages[count:] for p in stage.parameters()} if count > 0 else ()
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in free)
+        self._free_stages = stages[count:] if count > 0 else []
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As `nn.Module.train`, but frozen stages stay in eval mode."""
+        super().train(mode)
+        if self._free_stages is not None:
+            for child in self.children():
+                child.eval()
+            for stage in self._free_stages:
+                stage.train(mode)
+        return self
