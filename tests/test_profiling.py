@@ -14,7 +14,7 @@ class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.small = nn.Linear(8, 8)
-        self.layers = nn.ModuleList(nn.Linear(256, 256) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Linear(512, 512) for _ in range(2))
 
     def forward(self, x):
         for layer in self.layers:
@@ -26,7 +26,7 @@ def profiled(tmp_path, capsys, *, steps: int, remaining: int) -> list[str]:
     model = Two()
     with Profile(model, steps, tmp_path, remaining=remaining) as profile:
         for _ in range(remaining):
-            model(torch.randn(512, 256, requires_grad=True)).sum().backward()
+            model(torch.randn(1024, 512, requires_grad=True)).sum().backward()
             profile.step()
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
     return capsys.readouterr().err.splitlines()
