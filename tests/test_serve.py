@@ -324,10 +324,14 @@ def test_idle_connections_do_not_keep_others_out(url, client):
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000,
         b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
+        b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nsix\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000_000,  # still sending when refused
     ],
 )
 def test_broken_http(url, data):
-    assert raw(url, data).startswith(b"HTTP/1.1 400")
+    head, _, body = raw(url, data).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["code"] == "http"
 
 
 def test_pages_of_other_sites_are_refused(client):

@@ -7,21 +7,25 @@ here does. On SIGTERM or SIGINT the server stops listening, answers what it has,
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import socket
 import sys
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from setr.errors import SetrError
 from setr.serve.gate import Gate
-from setr.serve.limits import Limits
+from setr.serve.limits import Limits, Refusal
 
 PART_WAY = 5.0
 """Seconds a closing connection may take to flush what its client has not taken yet."""
+LINGER = 2.0
+"""Seconds for which what a client still sends is read and dropped after it was refused."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,12 +53,15 @@ def protocol(limits: Limits) -> type[H11Protocol]:
         """Gives up on headers that dawdle and on answers that are not taken."""
 
         _waiting: Any = None
+        _refused = False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._await_headers()
 
         def data_received(self, data: bytes) -> None:
+            if self._refused:
+                return
             super().data_received(data)
             if self.cycle is None or self.cycle.response_complete:
                 self._await_headers()
@@ -64,6 +71,27 @@ def protocol(limits: Limits) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
             super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            """Refuse what is not HTTP; closing before all was read would take the answer back."""
+            self._refused = True
+            self._stop_waiting()
+            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in mid-answer
+                self.transport.abort()
+                return
+            if self.cycle is not None:  # its app may still be at work
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            body = json.dumps(Refusal(400, "http", f"{msg[:-1]}: see RFC 9112").content).encode()
+            headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+            for event in (
+                h11.Response(status_code=400, headers=[*headers, ("connection", "close")]),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event))
+            self.transport.write_eof()
+            self.loop.call_later(LINGER, self.transport.abort)
 
         def shutdown(self) -> None:
             super().shutdown()
