@@ -37,6 +37,7 @@ def settings(out: Path, case: str) -> Config:
         "dies": {"save_every": 4},
         "stops": {},
         "batch": {"batch_size": 3},
+        "overflows": {},
         "seeds": {"seed": int(os.environ.get("RANK", 0))},
     }[case]
     config = tiny_config(out / case, **{"steps": STEPS, "batch_size": 4, **options})
@@ -64,6 +65,21 @@ def struck(number: signal.Signals) -> Iterator[None]:
         engine._Run.train_step = original  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def overflowing() -> Iterator[None]:
+    """Rank 1 alone finds the gradients' norm too large."""
+    original = engine.clip_gradients
+
+    def clip(model: torch.nn.Module, limit: float) -> torch.Tensor:
+        return original(model, limit) * (torch.inf if distributed.rank() == 1 else 1)
+
+    engine.clip_gradients = clip
+    try:
+        yield
+    finally:
+        engine.clip_gradients = original
+
+
 def evaluate(out: Path) -> None:
     """`setr eval` on seven images, which two processes cannot share evenly."""
     options = ["--precision", "fp32", "--workers", "0", "--out", str(out / "figures")]
@@ -79,10 +95,13 @@ def main() -> None:
         if case == "evaluate":
             evaluate(out)
             continue
-        signals = {"dies": signal.SIGKILL, "stops": signal.SIGTERM}
-        strike = struck(signals[case]) if case in signals else contextlib.nullcontext()
+        faults = {
+            "dies": lambda: struck(signal.SIGKILL),
+            "stops": lambda: struck(signal.SIGTERM),
+            "overflows": overflowing,
+        }
         try:
-            with strike:
+            with faults.get(case, contextlib.nullcontext)():
                 train(settings(out, case), resume=case == "resharded")
         except SetrError as error:
             print(f"{case}: {error}" if not error.reported else f"{case}: reported")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import setr.checkpoint as checkpoint
-from setr.checkpoint import newest_state, save_state
+from setr.checkpoint import newest_state, remove_states, save_state
 from setr.errors import SetrError
 
 VALUES = {"facts": {"a": 1}, "seconds": 2.5}
@@ -89,6 +89,32 @@ def test_a_broken_state_falls_back_to_the_one_before(tmp_path, capsys, message):
     assert "falling back" in line
     save(tmp_path, 2)  # the resumed run comes to the same step again
     require_whole(tmp_path, 2)
+
+
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "state.json"])
+def test_a_broken_state_never_takes_the_place_of_the_one_just_written(tmp_path, name):
+    save(tmp_path, 1, 8)
+    (tmp_path / "step-00000008" / name).unlink()
+    save(tmp_path, 2, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+    require_whole(tmp_path, 2)
+
+
+def test_only_a_folder_with_an_index_counts_as_kept(tmp_path):
+    save(tmp_path, 1, 2)
+    (tmp_path / "step-00000002" / "state.json").unlink()
+    save(tmp_path, 3, keep=2)
+    assert {p.name for p in tmp_path.iterdir()} == {"step-00000001", "step-00000003"}
+
+
+def test_removed_states_count_no_more_wherever_it_is_cut_off(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", lambda path: (path / "state.json").unlink())
+        remove_states(tmp_path)
+    assert newest_state(tmp_path) is None
+    remove_states(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_none_whole_is_an_error(tmp_path):

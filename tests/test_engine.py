@@ -22,6 +22,7 @@ from setr.config import Config
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
+from setr.results import collect
 from setr.runfolder import LAST, RunFolder
 from tests.conftest import tiny_config, write_scene_folders
 
@@ -115,6 +116,71 @@ def test_an_existing_run_is_never_overwritten_silently(config):
         train(config)
     assert caught.value.code == USAGE
     train(config, overwrite=True)
+
+
+def stop_after(monkeypatch, step: int) -> None:
+    original = engine._Run.train_step
+
+    def stopping(self, images, masks):
+        self.stop = self.step + 1 == step
+        return original(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", stopping)
+
+
+def test_an_overwritten_run_leaves_nothing_of_the_old_one_and_can_be_resumed(
+    config, monkeypatch, capsys
+):
+    out = Path(config.out)
+    train(with_train(config, save_every=1, keep_states=2))  # states of steps 3 and 4
+    new = with_train(config, seed=1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(SetrError, match="stopped after step 1"):
+            train(new, overwrite=True)
+    assert {p.name for p in out.iterdir()} == {
+        *("config.yaml", "log.jsonl", "log.csv", "samples", "last")
+    }
+    assert Config.load(out / "config.yaml") == new
+    assert [p.name for p in (out / LAST).iterdir()] == ["step-00000001"]
+    train(new, resume=True)
+    assert "continuing after step 1" in capsys.readouterr().err
+    assert collect(out.parent)[0].provenance["seed"] == 1
+
+
+def test_a_refused_overwrite_leaves_the_run_as_it_was(config):
+    train(config)
+    before = {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}
+    nowhere = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
+    with pytest.raises(SetrError, match="no such file or folder"):
+        train(nowhere, overwrite=True)
+    assert before == {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}
+
+
+def test_a_continued_run_has_no_figures_of_other_settings(config, monkeypatch):
+    train(config)
+    stop_after(monkeypatch, 5)
+    with pytest.raises(SetrError, match="stopped after step 5"):
+        train(with_train(config, steps=6), resume=True)
+    assert not Path(config.out, "metrics.json").exists()
+    assert Path(config.out, "model.safetensors").exists()
+
+
+def test_an_empty_folder_is_free_and_others_are_named(config):
+    out = Path(config.out)
+    (out / "lost+found").mkdir(parents=True)  # a fresh volume
+    (out / ".hidden").touch()
+    RunFolder(out)
+    (out / "notes.txt").touch()
+    with pytest.raises(SetrError, match=r"holds no run, but notes\.txt;") as caught:
+        RunFolder(out)
+    assert caught.value.code == USAGE
+    with pytest.raises(SetrError, match="no run folder"):
+        RunFolder(out / "notes.txt")
+    RunFolder(out, overwrite=True)
+    (out / "config.yaml").touch()
+    with pytest.raises(SetrError, match="this run exists"):
+        RunFolder(out)
 
 
 def test_resume_refuses_another_model(config):

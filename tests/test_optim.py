@@ -43,9 +43,28 @@ def test_polynomial_decay_and_warm_up_by_hand():
     warm = OptimConfig(lr=1.0, min_lr=0.0, warmup_steps=9, power=1.0)
     assert learning_rate(warm, 0, 1000) == pytest.approx(0.1)
     assert learning_rate(warm, 9, 1000) == pytest.approx(0.991)
-    optimizer = build_optimizer(tiny_model("pup"), OptimConfig())
-    set_lr(optimizer, 0.5)
-    assert {g["lr"] for g in optimizer.param_groups} == {0.5, 5.0}
+
+
+def test_all_groups_end_at_the_same_rate():
+    """As mmcv's poly policy in the authors' code; heads start ten times higher."""
+    config = OptimConfig(lr=0.01, min_lr=1e-4)
+    optimizer = build_optimizer(tiny_model("pup"), config)
+    for step, rates in ((0, {0.01, 0.1}), (100, {1e-4})):
+        set_lr(optimizer, config, step, 100)
+        found = {g["lr"] for g in optimizer.param_groups}
+        assert sorted(found) == pytest.approx(sorted(rates))
+    set_lr(optimizer, config, 90, 100)
+    decay = 0.1**0.9
+    assert {round(g["lr"], 12) for g in optimizer.param_groups} == {
+        round(1e-4 + (0.01 - 1e-4) * decay, 12),
+        round(1e-4 + (0.1 - 1e-4) * decay, 12),
+    }
+    assert learning_rate(config, 50, 100, factor=1e-3) == pytest.approx(1e-5)  # never rises
+
+
+def test_baselines_decay_norms_too():
+    config = OptimConfig(weight_decay=0.1, decay_norms=True)
+    assert {decay for _, decay in factors(tiny_model("pup"), config).values()} == {0.1}
 
 
 def test_moving_average_by_hand():

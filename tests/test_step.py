@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import setr.engine as engine
 import setr.optim as optim
+import setr.parallel as parallel
 from setr.config import Config, OptimConfig
 from setr.engine import train
 from setr.errors import USAGE, SetrError
@@ -22,6 +24,7 @@ from setr.images import encode_png
 from setr.loss_scale import MAX_SKIPPED, LossScaler
 from setr.optim import build_optimizer
 from setr.parallel import Parallel
+from setr.runfolder import RunFolder
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 from tests.test_engine import final_state, with_train
 
@@ -128,6 +131,35 @@ def test_a_compiled_run_resumes_exactly(tmp_path, monkeypatch):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_are_exchanged_in_the_last_micro_batch_alone(monkeypatch, compiled):
+    """The group has one process, which is told of two."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        spread = Parallel(tiny_model("naive"), "none", compiled=compiled)
+        exchanged = []
+
+        def exchange(_, bucket):
+            exchanged.append(bucket)
+            done = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        spread.copies.register_comm_hook(None, exchange)
+        counts = []
+        for last in (False, False, True, False):
+            with spread.micro_batch(last=last):
+                output = spread.call(torch.randn(2, 3, 32, 32), with_aux=True)
+                sum(logits.sum() for logits in (output.logits, *output.aux)).backward()
+            counts.append(len(exchanged))
+            exchanged.clear()
+    finally:
+        dist.destroy_process_group()
+    assert [count > 0 for count in counts] == [False, False, True, False]
+
+
 def test_compile_without_a_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SetrError, match=r"train\.compile: needs a C\+\+ compiler"):
@@ -161,6 +193,23 @@ def test_a_non_finite_loss_names_step_rate_and_files(tmp_path):
         train(wild)
     assert str(caught.value).count(".png") == 2
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_non_finite_gradient_ends_before_the_weights_move(tmp_path, factor, clip):
+    data = write_scene_folders(tmp_path / "data", {"train": 3, "val": 1})
+    config = on_folder(tiny_config(tmp_path / "run", ema=0.9), data)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, clip_grad=clip))
+    run = engine._Run(config, RunFolder(Path(config.out)))
+    before = [p.clone() for p in run.model.parameters()]
+    average = {k: v.clone() for k, v in run.ema.state.items()}
+    next(run.model.parameters()).register_hook(lambda gradient: gradient * factor)
+    message = r"gradient norm is (inf|nan) at step 1 with lr 0\.01; .*\.png, .*\.png$"
+    with pytest.raises(SetrError, match=message):
+        run.train_step(*next(run.source.batches(0)))
+    assert all(map(torch.equal, before, run.model.parameters()))
+    assert all(torch.equal(average[k], v) for k, v in run.ema.state.items())
 
 
 def test_a_batch_without_a_counted_pixel_is_named_once(tmp_path, monkeypatch, capsys):

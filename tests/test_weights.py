@@ -254,14 +254,32 @@ def test_a_vit_fills_its_part_of_a_hybrid(tmp_path):
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
     model = build(resnet="resnet18")
     report = load_weights(model, tmp_path / "vit.safetensors")
-    assert report.encoder_share == 1
-    assert any(".patch_embed.backbone." in name for name in report.missing)
+    assert (report.part, report.encoder_share, report.missing) == ("ViT", 1, [])
+    assert "100.0% of the ViT" in str(report)
     for name, value in vit.blocks.state_dict().items():
         assert torch.equal(value, model.encoder.vit.blocks.state_dict()[name]), name
     state = {k: v for k, v in vit.state_dict().items() if "mlp" not in k}
     save_file(state, tmp_path / "half.safetensors")
     with pytest.raises(SetrError, match="of the encoder"):
         load_weights(model, tmp_path / "half.safetensors")
+
+
+def test_a_hybrid_takes_two_tags(monkeypatch):
+    """Every tensor of ViT and ResNet is set but the 1x1 projection between them."""
+    monkeypatch.setattr(
+        "setr.pretrained._download", lambda name: timm.create_model(name).state_dict()
+    )
+    hybrid = {"encoder": "vit_tiny_patch16_224", "resnet": "resnet18", "aux": False}
+    model = create_model("hybrid_base", num_classes=2, img_size=64, **hybrid)
+    before = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("encoder.")}
+    reports = [
+        load_encoder(model, "augreg_in21k"),
+        load_encoder(model, "gluon_in1k", resnet=True),
+    ]
+    assert [report.part for report in reports] == ["ViT", "ResNet"]
+    loaded = {name for report in reports for name in report.loaded}
+    kept = {name for name in before if name not in loaded}
+    assert kept == {f"encoder.vit.patch_embed.proj.{part}" for part in ("weight", "bias")}
 
 
 def test_our_own_files_round_trip(tmp_path):
@@ -555,12 +573,37 @@ def test_heads_must_divide_the_width(shared):
     [
         (VIT, "augreg_in21k", "vit_base_patch16_224.augreg_in21k"),
         (VIT, "deit", "deit_base_patch16_384.fb_in1k"),
+        (VIT, "deit_distilled", "deit_base_distilled_patch16_384.fb_in1k"),
+        ("resnet50c", "gluon_in1k", "resnet50c.gluon_in1k"),
+        ("vit_base_patch16_384", "orig_in21k_ft_in1k", "vit_base_patch16_384.orig_in21k_ft_in1k"),
         ("vit_small_patch14_dinov2", "lvd142m", "vit_small_patch14_dinov2.lvd142m"),
         ("resnet101", "tv_in1k", "resnet101.tv_in1k"),
     ],
 )
 def test_tags_name_timm_weights(encoder, tag, name):
     assert pretrained_id(encoder, tag) == name
+
+
+def test_pretrained_may_be_a_switch_as_in_timm(monkeypatch):
+    asked = []
+
+    def download(name: str) -> dict[str, torch.Tensor]:
+        asked.append(name)
+        return timm.create_model(name).state_dict()
+
+    monkeypatch.setattr("setr.pretrained._download", download)
+    create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=False)
+    assert asked == []
+    create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=True)
+    assert asked == ["vit_tiny_patch16_384.augreg_in21k_ft_in1k"]
+    with pytest.raises(SetrError, match="timm has no weights for vit_base_patch32_plus_256"):
+        create_model(
+            "setr_naive_base",
+            num_classes=2,
+            img_size=64,
+            encoder="vit_base_patch32_plus_256",
+            pretrained=True,
+        )
 
 
 def test_unknown_tag_lists_the_known_ones():

@@ -41,9 +41,15 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         patch_stride=settings.patch_stride,
         encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
     )
-    if settings.pretrained:
-        report = load_encoder(model, settings.pretrained)
-        say(f"{settings.pretrained}: {report}")
+    if settings.pretrained_resnet and not model.arguments["resnet"]:
+        raise SetrError(
+            f"model.pretrained_resnet: {settings.name} has no ResNet in front of its encoder; give "
+            "encoder weights with --model.pretrained",
+            code=USAGE,
+        )
+    for source, resnet in ((settings.pretrained, False), (settings.pretrained_resnet, True)):
+        if source:
+            say(f"{source}: {load_encoder(model, source, resnet=resnet)}")
     if settings.lora_rank:
         add_lora(model, settings.lora_rank)
     model.encoder.freeze(settings.freeze)
@@ -119,8 +125,8 @@ def build_share(config: Config, rank: int, pairs: int) -> Share:
     batch, parts = config.train.batch_size, config.train.accumulate
     if batch > pairs:
         raise SetrError(
-            f"train.batch_size {batch}: split '{config.data.train_split}' has {pairs} pairs, and "
-            f"no step may see one twice; give at most {pairs}",
+            f"train.batch_size {batch}: split '{config.data.train_split}' has {pairs} pairs; give at "
+            f"most {pairs}, or list more images",
             code=USAGE,
         )
     if batch % (world() * parts):

@@ -78,14 +78,14 @@ class State(NamedTuple):
 def save_state(
     last: Path, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int
 ) -> str | None:
-    """Write a state and drop all but the newest `keep`; called by all processes.
+    """Write a state; it and the `keep` - 1 before it stay. Called by all processes.
 
     Args:
         last: folder of the states.
         step: after which it is saved.
         values: plain values, as JSON has them.
         tensors: whole, or sharded by rows over the processes.
-        keep: number of states to keep.
+        keep: number of states to keep, from 1.
 
     Returns:
         None, or in every process why it could not be written; the states before are untouched.
@@ -183,9 +183,22 @@ def _begin(last: Path, part: Path) -> None:
 
 
 def remove_parts(last: Path) -> None:
-    """Remove what a save that was interrupted left behind."""
+    """Remove what a save or a removal that was interrupted left behind."""
     for leftover in last.glob(".step-*.part"):
         shutil.rmtree(leftover)
+
+
+def remove_states(last: Path) -> None:
+    """Remove all states."""
+    remove_parts(last)
+    for state in _states(last):
+        _retire(state)
+    remove_parts(last)
+
+
+def _retire(state: Path) -> None:
+    """Take a state its name, at once; `remove_parts` removes the files, which may take long."""
+    os.replace(state, state.with_name(f".{state.name}.old.part"))
 
 
 def _write_tensors(part: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -211,11 +224,15 @@ def _finish(last: Path, part: Path, step: int, content: dict[str, Any], keep: in
     _flush(part / _INDEX)
     final = last / f"step-{step:08}"
     if final.exists():  # broken, or it would have been resumed from
-        shutil.rmtree(final)
+        _retire(final)
     os.replace(part, final)
     _flush(last)
-    for old in _states(last)[:-keep]:
-        shutil.rmtree(old)
+    # a later one is broken too, and one without an index is none: neither takes a whole one's place
+    kept = [s for s in _states(last) if s.name <= final.name and (s / _INDEX).is_file()][-keep:]
+    for state in _states(last):
+        if state not in kept:
+            _retire(state)
+    remove_parts(last)
 
 
 def _flush(path: Path) -> None:

@@ -31,6 +31,8 @@ class ModelConfig:
     """Any timm ViT in place of the name's own encoder."""
     pretrained: str | None = None
     """Encoder weights: a checkpoint file, or a tag timm downloads; nothing for random weights."""
+    pretrained_resnet: str | None = None
+    """The same for the ResNet in front of a Hybrid's transformer."""
     channels: int | None = None
     """Width of the heads' convolutions; 256 in the paper."""
     img_size: int | None = None
@@ -135,12 +137,14 @@ class OptimConfig:
     """Momentum of SGD."""
     weight_decay: float = 0.0
     """Weight decay; norms, biases and position embeddings have none."""
+    decay_norms: bool = False
+    """Weight decay for them too, as mmsegmentation trains FCN and Semantic FPN."""
     layer_decay: float = 1.0
     """Factor on the learning rate from each block to the one before it; 1 for none."""
     power: float = 0.9
     """Power of the polynomial decay."""
     min_lr: float = 1e-4
-    """Learning rate the decay ends at, absolute; each group's factors apply to it too."""
+    """Learning rate the decay ends at, the same for all groups, as in the authors' code."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     clip_grad: float = 0.0

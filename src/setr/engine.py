@@ -65,8 +65,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
 
     Raises:
         SetrError: bad data (exit code 3), an existing run, another model or data than the run to
-            continue, processes that do not fit together, a lost one, a non-finite loss, an
-            interruption.
+            continue, processes that do not fit together, a lost one, a non-finite loss or
+            gradient, an interruption.
     """
     with distributed.joined():
         trackers = config.train.trackers
@@ -163,7 +163,7 @@ class _Run:
         """One optimiser step on this process's share of a batch."""
         config = self.config
         rate = learning_rate(config.optim, self.step, config.train.steps)
-        set_lr(self.optimizer, rate)
+        set_lr(self.optimizer, config.optim, self.step, config.train.steps)
         # drop path draws from (seed, step, rank): nothing random has to be saved
         draw = (config.train.seed, self.step, distributed.rank())
         torch.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
@@ -186,17 +186,18 @@ class _Run:
                 sums[name] = sums.get(name, 0.0) + value.detach()
         self.scaler.unscale(self.optimizer)
         norm = clip_gradients(self.model, config.optim.clip_grad)
-        summed = add_up(torch.stack(list(sums.values())))
-        *values, length = torch.cat([summed, norm.reshape(1)]).tolist()
+        # all processes have the norm: its mean tells all the same, even where one alone overflows
+        *values, length = add_up(torch.stack([*sums.values(), norm / distributed.world()])).tolist()
         totals = dict(zip(sums, values, strict=True))
-        if not np.isfinite(totals["loss"]) and not self.scaler.enabled:
-            raise together(
-                SetrError(
-                    f"loss is {totals['loss']} at step {self.step + 1} with lr {rate:.3g}; lower "
-                    "--optim.lr, or set --train.precision fp32; the batch was "
-                    f"{', '.join(self._batch_files())}"
+        for name, value in (("loss", totals["loss"]), ("gradient norm", length)):
+            if not (np.isfinite(value) or self.scaler.enabled):
+                raise together(
+                    SetrError(
+                        f"{name} is {value} at step {self.step + 1} with lr {rate:.3g}; lower "
+                        "--optim.lr, or set --train.precision fp32; the batch was "
+                        f"{', '.join(self._batch_files())}"
+                    )
                 )
-            )
         if totals["main"] == 0 and not self.warned:
             self.warned = True
             say(

@@ -22,7 +22,7 @@ from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
 from setr.encoder import Encoder, PosInterp, PrefixTokens
 from setr.errors import SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
-from setr.pretrained import load_encoder
+from setr.pretrained import default_tag, load_encoder
 
 OddSizes = Literal["crop", "squeeze"]
 
@@ -223,7 +223,8 @@ def create_model(
     num_classes: int,
     img_size: int | tuple[int, int] | None = None,
     encoder: str | None = None,
-    pretrained: str | None = None,
+    pretrained: str | bool | None = None,
+    pretrained_resnet: str | None = None,
     aux: bool = True,
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
@@ -237,8 +238,9 @@ def create_model(
         num_classes: K.
         img_size: image side or (height, width) the position grid is made for.
         encoder: any timm ViT id in place of the name's own (a ResNet for the baselines).
-        pretrained: encoder weights: None for random, a checkpoint file, or a tag that timm
-            downloads, for example `augreg_in21k` or `deit`.
+        pretrained: encoder weights: None or False for random, a checkpoint file, a tag that timm
+            downloads, for example `augreg_in21k` or `deit`, or True for timm's own choice.
+        pretrained_resnet: the same for the ResNet of a Hybrid, for example `gluon_in1k`.
         aux: with the auxiliary heads at the paper's layers, which only training needs.
         channels: width of the heads' convolutions; 256 in the paper. Not for the baselines.
         taps: blocks the heads read, from 1, in place of the paper's. Not for the baselines.
@@ -261,6 +263,9 @@ def create_model(
     if not aux:
         settings["aux_taps"] = ()
     model = SETR(num_classes=num_classes, img_size=img_size, **{**settings, **arguments})
-    if pretrained is not None:
-        load_encoder(model, pretrained)
+    if pretrained:
+        name = settings["encoder"]
+        load_encoder(model, default_tag(name) if pretrained is True else pretrained)
+    if pretrained_resnet:
+        load_encoder(model, pretrained_resnet, resnet=True)
     return model

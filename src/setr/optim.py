@@ -22,14 +22,15 @@ NO_DECAY = ("pos_embed", "cls_token", "reg_token", "gamma")
 def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over groups of equal learning-rate factor and weight decay.
 
-    Every group carries `lr_factor`; `set_lr` multiplies it with the schedule.
+    Every group carries `lr_factor`, a factor on its peak rate; `set_lr` reads it.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim <= 1 or any(word in name for word in NO_DECAY)
-        key = (_lr_factor(name, model, config), 0.0 if plain else config.weight_decay)
+        spared = plain and not config.decay_norms
+        key = (_lr_factor(name, model, config), 0.0 if spared else config.weight_decay)
         groups.setdefault(key, []).append(parameter)
     listed = [
         {"params": parameters, "lr_factor": factor, "weight_decay": decay}
@@ -50,17 +51,22 @@ def _lr_factor(name: str, model: SETR, config: OptimConfig) -> float:
     return float(config.layer_decay ** model.layer_depth(name))
 
 
-def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The base rate at a step: linear warm-up, then polynomial decay to `min_lr`."""
-    decay = (1 - step / steps) ** config.power
-    rate = config.min_lr + (config.lr - config.min_lr) * decay
+def learning_rate(config: OptimConfig, step: int, steps: int, factor: float = 1.0) -> float:
+    """The rate of a group at a step: linear warm-up, then polynomial decay to `min_lr`.
+
+    The decay starts at `lr` times the group's factor and ends at `min_lr` for all groups, as in the
+    authors' code (mmcv's "poly" policy); a group that starts lower stays where it is.
+    """
+    peak = config.lr * factor
+    low = min(config.min_lr, peak)
+    rate = low + (peak - low) * (1 - step / steps) ** config.power
     return rate * min(1.0, (step + 1) / (config.warmup_steps + 1))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the base rate times its factor."""
+def set_lr(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, steps: int) -> None:
+    """Give every group its rate at a step."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_factor"]
+        group["lr"] = learning_rate(config, step, steps, group["lr_factor"])
 
 
 class MovingAverage:

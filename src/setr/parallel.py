@@ -47,6 +47,7 @@ class Parallel:
     def __init__(self, model: SETR, sharding: Sharding, *, compiled: bool = False) -> None:
         self.model = model
         self.call: Callable[..., Any] = model
+        self.copies: DistributedDataParallel | None = None  # `call` may be its compiled form
         self.sharded = sharding == "full" and world() > 1
         if world() > 1:
             self._spread()
@@ -70,7 +71,7 @@ class Parallel:
             sync: dict[str, Any] = {new if new in arguments else "broadcast_buffers": False}
             # a class token's gradient has other strides in dimensions of size 1: no difference
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
-            self.call = DistributedDataParallel(model, device_ids=devices, **sync)
+            self.call = self.copies = DistributedDataParallel(model, device_ids=devices, **sync)
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Undo the average over processes that torch takes of gradients."""
@@ -81,10 +82,10 @@ class Parallel:
         """Gradients are exchanged only in the last micro-batch of a step."""
         if self.sharded:
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
-        if last or not isinstance(self.call, DistributedDataParallel):
+        if last or self.copies is None:
             yield
         else:
-            with self.call.no_sync():
+            with self.copies.no_sync():
                 yield
 
     @contextlib.contextmanager

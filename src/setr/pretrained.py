@@ -15,23 +15,38 @@ from setr.weights import Loadable, LoadReport, load_weights, match_weights
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def load_encoder(model: Loadable, source: str) -> LoadReport:
+def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadReport:
     """Load encoder weights from a file, or by the tag of weights that timm downloads.
 
     Args:
         model: its heads keep their values, unless the file holds a whole model.
-        source: a path, or a tag such as `augreg_in21k`, `deit` or `lvd142m`.
+        source: a path, or a tag such as `augreg_in21k`, `deit`, `deit_distilled` or `lvd142m`.
+        resnet: the tag is one of a Hybrid's ResNet, not of its ViT.
 
     Raises:
         SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
     """
     if Path(source).exists() or Path(source).suffix or "/" in source:
         return load_weights(model, source, new_head=True)
-    name = pretrained_id(model.arguments["encoder"], source)
+    name = pretrained_id(model.arguments["resnet" if resnet else "encoder"], source)
     found = translate(_download(name), name)
     state, report = match_weights(model, found, name)
     model.load_state_dict(state, strict=False)
     return report
+
+
+def default_tag(encoder: str) -> str:
+    """The tag of the weights timm takes for an encoder where none is named.
+
+    Raises:
+        SetrError: timm publishes none.
+    """
+    import timm
+
+    tag = timm.get_pretrained_cfg(encoder).tag if timm.is_model(encoder) else None
+    if not tag or not timm.list_pretrained(f"{encoder}.{tag}"):
+        raise SetrError(f"pretrained: timm has no weights for {encoder}; give a file, or None")
+    return str(tag)
 
 
 def pretrained_id(encoder: str, tag: str) -> str:
@@ -42,8 +57,11 @@ def pretrained_id(encoder: str, tag: str) -> str:
     """
     import timm
 
-    if tag == "deit":
-        encoder, tag = re.sub(r"^(vit|deit)_", "deit_", encoder), "fb_in1k"
+    if tag in ("deit", "deit_distilled"):
+        encoder = re.sub(r"^(vit|deit)_", "deit_", encoder)
+        if tag == "deit_distilled" and "_distilled_" not in encoder:
+            encoder = encoder.replace("_patch", "_distilled_patch")
+        tag = "fb_in1k"
     family = re.sub(r"_\d+$", "", encoder.partition(".")[0])
     known = [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
     fits = [name for name in known if name.endswith(f".{tag}")]

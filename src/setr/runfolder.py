@@ -7,6 +7,7 @@ slices of a sharded state. A disk that is full is reported and costs that save, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from setr.checkpoint import State, newest_state, remove_parts, save_state
+from setr.checkpoint import State, newest_state, remove_parts, remove_states, save_state
 from setr.config import Config
 from setr.distributed import any_of, on_first, say
 from setr.errors import USAGE, SetrError
@@ -24,6 +25,8 @@ from setr.launch import restarted
 from setr.trackers import Tracker, open_trackers, require
 
 LAST = "last"
+_SETTINGS, _FIGURES = "config.yaml", "metrics.json"
+_MODEL = ("model.safetensors", "config.json", "README.md")
 
 
 class RunFolder:
@@ -36,8 +39,8 @@ class RunFolder:
         trackers: names of those besides the built-in ones.
 
     Raises:
-        SetrError: it exists and neither is asked for; nothing to resume from; a tracker that is
-            not installed.
+        SetrError: it holds a run or something else, and neither is asked for; nothing to resume
+            from; a tracker that is not installed.
     """
 
     def __init__(
@@ -51,14 +54,9 @@ class RunFolder:
         require(trackers)
         self.out, self.last = out, out / LAST
         self.tracker_names, self.trackers = trackers, list[Tracker]()
-        exists = on_first(out.exists)
         again = any_of(restarted())  # by the launcher, with the command of the first start
-        if exists and not (resume or overwrite or again):
-            raise SetrError(
-                f"{out}: this run exists; add --resume to continue it, --overwrite to replace it, "
-                "or choose another --out",
-                code=USAGE,
-            )
+        if not (resume or overwrite or again):
+            on_first(lambda: _require_free(out))
         self.state: State | None = None
         if resume or again:
             self.state = newest_state(self.last)
@@ -74,17 +72,21 @@ class RunFolder:
     def _open(self, config: Config) -> None:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            if self.state is None:
-                for old in self.last.glob("step-*/state.json"):
-                    old.unlink()  # a state without it is none, whatever happens next
             remove_parts(self.last)
             for part in self.out.glob(".*.part"):
                 part.unlink()
+            old = [_FIGURES]  # only a finished run has them, and of its own settings
+            if self.state is None:
+                remove_states(self.last)
+                old += _MODEL
+            for name in old:
+                (self.out / name).unlink(missing_ok=True)
+            # before all else, so that a folder in which anything stands is known as a run
+            write_bytes(self.out / _SETTINGS, config.to_yaml().encode())
             step = self.state.step if self.state else 0
             self.trackers = open_trackers(self.out, self.tracker_names, step)
         except OSError as error:
             raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
-        write_bytes(self.out / "config.yaml", config.to_yaml().encode())
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Hand the figures of a step to all trackers."""
@@ -128,3 +130,34 @@ class RunFolder:
             say(f"warning: {self.out}: {what} not written ({reason}); training goes on")
             return False
         return True
+
+
+def _require_free(out: Path) -> None:
+    """Refuse a folder in which something stands.
+
+    Raises:
+        SetrError: it holds a run or other files, or cannot be read.
+    """
+    try:
+        found = os.listdir(out)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SetrError(
+            f"{out}: no run folder ({error.strerror}); choose another --out", code=USAGE
+        ) from None
+    if _SETTINGS in found or LAST in found:
+        raise SetrError(
+            f"{out}: this run exists; add --resume to continue it, --overwrite to replace it, "
+            "or choose another --out",
+            code=USAGE,
+        )
+    # a fresh volume has lost+found
+    other = sorted(name for name in found if name[0] != "." and name != "lost+found")
+    if other:
+        more = f" and {len(other) - 1} more" if other[1:] else ""
+        raise SetrError(
+            f"{out}: holds no run, but {other[0]}{more}; choose another --out, move them away, or "
+            "add --overwrite to train into it nevertheless",
+            code=USAGE,
+        )

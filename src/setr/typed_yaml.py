@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
@@ -75,12 +76,12 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, list):
         value = tuple(value)
     if hint in (int, float, str, bool):
-        value = float(value) if hint is float and type(value) is int else value
+        value = _as_float(value) if hint is float else value
         ok = type(value) is hint
     elif isinstance(value, tuple):
         if options[-1] is Ellipsis:
             options = options[:1] * len(value)
-        value = tuple(float(v) if o is float else v for o, v in zip(options, value, strict=False))
+        value = tuple(map(_as_float, value)) if float in options else value
         ok = tuple(map(type, value)) == options
     else:
         ok = value in options
@@ -88,3 +89,14 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         kind = getattr(hint, "__name__", hint)
         raise SetrError(f"{where}: {value!r} is not {kind}", code=USAGE)
     return value
+
+
+def _as_float(value: Any) -> Any:
+    """A whole number, or text of a finite one (YAML reads `1e-3` as text), as float; else as is."""
+    if type(value) not in (int, str):
+        return value
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return value
+    return number if math.isfinite(number) else value

@@ -54,7 +54,8 @@ class LoadReport:
         new_head: tensors of heads that do not fit and keep the model's own values.
         filled: names the layout does not store, set to the value it implies.
         differences: options in which the model computes another function than the file's.
-        encoder_share: part of the encoder's tensors that was found, 0 to 1.
+        encoder_share: share of the tensors of `part` that was found, 0 to 1.
+        part: what the file fills: `encoder`, or of a Hybrid its `ViT` or its `ResNet`.
     """
 
     dialect: str
@@ -66,11 +67,12 @@ class LoadReport:
     filled: list[str]
     differences: list[str]
     encoder_share: float
+    part: str = "encoder"
 
     def __str__(self) -> str:
         parts = [
             f"dialect {self.dialect}: {len(self.loaded)} tensors loaded "
-            f"({self.encoder_share:.1%} of the encoder)"
+            f"({self.encoder_share:.1%} of the {self.part})"
         ]
         for label, names in (
             ("resized", self.resized),
@@ -150,12 +152,12 @@ def match_weights(
             unfit.append(name)
     heads = [n for n in own if not n.startswith("encoder.")]
     encoder = [n for n in own if n.startswith("encoder.")]
-    part = _expected(model, found, encoder)
+    title, part = _expected(model, found, encoder)
     share = sum(n in state for n in part) / len(part)
     odd_heads = [n for n in heads if n not in state] if found.whole else []
-    missing = [n for n in encoder if n not in state] + [n for n in odd_heads if n not in given]
+    absent = [n for n in part if n not in state]
+    missing = absent + [n for n in odd_heads if n not in given]
     if not partial:
-        absent = [n for n in part if n not in state]
         _require_encoder(source, unfit, absent, own, given, share)
     if odd_heads and not new_head:
         raise SetrError(_head_message(source, model, odd_heads, own, given))
@@ -169,6 +171,7 @@ def match_weights(
         filled=[n for n in found.filled if n in state],
         differences=_differences(model, found, source),
         encoder_share=share,
+        part=title,
     )
     return state, report
 
@@ -227,13 +230,13 @@ def _differences(model: Loadable, found: Translation, source: str) -> list[str]:
     ]
 
 
-def _expected(model: Loadable, found: Translation, encoder: list[str]) -> list[str]:
-    """The encoder's tensors a file must fill: of a Hybrid, a ViT or a ResNet fills its own part."""
+def _expected(model: Loadable, found: Translation, encoder: list[str]) -> tuple[str, list[str]]:
+    """The part a file must fill, and its tensors: of a Hybrid, a ViT or a ResNet fills its own."""
     if found.whole or not model.arguments["resnet"]:
-        return encoder
+        return "encoder", encoder
     if found.dialect == "resnet":
-        return [n for n in encoder if ".patch_embed.backbone." in n]
-    return [n for n in encoder if ".patch_embed." not in n]
+        return "ResNet", [n for n in encoder if ".patch_embed.backbone." in n]
+    return "ViT", [n for n in encoder if ".patch_embed." not in n]
 
 
 def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:

@@ -34,11 +34,8 @@ class Arguments:
 
 def run(arguments: list[str]) -> int:
     """Train; prints the figures of the validation split."""
-    named = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if named is None and not {"-h", "--help"} & set(arguments):
-        raise SetrError("train needs a recipe; `setr recipes` lists them", code=USAGE)
+    named, rest = _split(arguments)
     default = Arguments(config=_named_config(named) if named else Config())
-    rest = arguments[1:] if named else arguments
     given = parse(Arguments, rest, "train RECIPE", default=default)
     if given.estimate:
         return _estimate(given.config, as_json=given.json)
@@ -50,6 +47,27 @@ def run(arguments: list[str]) -> int:
         return OK
     print(json.dumps(metrics) if given.json else figures_table(metrics))
     return OK
+
+
+def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """What to train, and the options; before it only switches may stand, which take no value.
+
+    Raises:
+        SetrError: nothing is named there, and no help is asked for.
+    """
+    switches = {f"--{f.name}" for f in dataclasses.fields(Arguments) if f.name != "config"}
+    first = next((word for word in arguments if word not in switches), None)
+    if first and not first.startswith("-"):
+        place = arguments.index(first)
+        return first, arguments[:place] + arguments[place + 1 :]
+    if {"-h", "--help"} & set(arguments):
+        return None, arguments
+    before = f" before {first}" if first else ""
+    raise SetrError(
+        f"train needs a recipe{before} (or a config.yaml, or a run folder to --resume); "
+        "`setr recipes` lists them",
+        code=USAGE,
+    )
 
 
 def _estimate(config: Config, *, as_json: bool) -> int:

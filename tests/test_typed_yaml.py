@@ -1,0 +1,30 @@
+"""Settings in YAML: numbers in any form people write, and nothing else in their place."""
+
+from __future__ import annotations
+
+import pytest
+
+from setr.config import Config
+from setr.errors import SetrError
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("1e-3", 1e-3), ("'2E-4'", 2e-4), ("1", 1.0), ("5.e-1", 0.5)]
+)
+def test_a_rate_in_yaml_may_have_any_form_of_a_number(text, rate):
+    assert Config.from_yaml(f"optim: {{lr: {text}, min_lr: 0}}").optim.lr == rate
+    scales = Config.from_yaml(f"data: {{scale_range: [{text}, 2]}}").data.scale_range
+    assert scales == (rate, 2.0)
+
+
+@pytest.mark.parametrize("text", ["fast", "nan", "inf", "1e999", "true", "[1e-3]"])
+def test_what_is_no_finite_number_is_refused(text):
+    with pytest.raises(SetrError, match=r"optim\.lr: .* is not float"):
+        Config.from_yaml(f"optim: {{lr: {text}}}")
+    with pytest.raises(SetrError, match=r"data\.scale_range: .* is not tuple"):
+        Config.from_yaml(f"data: {{scale_range: [{text}, 2]}}")
+
+
+def test_a_list_of_another_length_is_refused():
+    with pytest.raises(SetrError, match=r"data\.crop_size: \(64, 64, 3\) is not tuple"):
+        Config.from_yaml("data: {crop_size: [64, 64, 3]}")
