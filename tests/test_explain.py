@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from setr import scenes
+from setr import cpu_blocks, scenes
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.explain import (
@@ -21,7 +21,7 @@ from setr.explain import (
     stretch,
     strongest_channels,
 )
-from setr.figures import View, attention_figure
+from setr.figures import View, attention_figure, spread_layers
 from setr.files import write_bytes
 from setr.hub import ModelInfo, save_pretrained
 from setr.images import encode_png
@@ -70,6 +70,23 @@ def test_attention_equals_timms_own_softmax(name: str) -> None:
     assert maps[3].shape == (2, h, w)
     torch.testing.assert_close(torch.from_numpy(maps[3]), expected, atol=1e-6, rtol=1e-4)
     assert set(maps) == {1, 3}
+
+
+@pytest.mark.parametrize("name", ["plain", "eva02"])
+@torch.inference_mode()
+def test_attention_is_seen_where_blocks_take_the_faster_route(
+    onednn: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As on AMD processors with AVX-512, where attention never reaches the fused kernel."""
+    model, images, calls = build(name), torch.rand(1, 3, 50, 72), []
+    real = cpu_blocks.attention
+    monkeypatch.setattr(cpu_blocks, "attention", lambda *a: calls.append(1) or real(*a))
+    routed = attention_maps(model, images, (1, 3), (1, 2))
+    assert len(calls) == 3  # every block's, the watched ones' too
+    monkeypatch.setattr(cpu_blocks, "onednn_is_faster", lambda: False)
+    plain = attention_maps(model, images, (1, 3), (1, 2))
+    for layer in (1, 3):
+        np.testing.assert_allclose(routed[layer], plain[layer], atol=1e-6)
 
 
 @torch.inference_mode()
@@ -144,6 +161,12 @@ def test_position_similarity() -> None:
         assert similarity[y, 1, y, 1] == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(SetrError, match="rotary"):
         position_similarity(build("dinov3"))
+
+
+def test_features_are_shown_of_the_layers_of_figure_5():
+    assert spread_layers(24) == [1, 9, 17, 24]
+    assert spread_layers(12) == [1, 5, 9, 12]
+    assert spread_layers(2) == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ ORDER = (
         "checkpoint",
         "typed_yaml",
         "config",
+        "settings",
+        "paper_tables",
         "paper",
         "evaluation",
         "adjustment",

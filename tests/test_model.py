@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -249,3 +251,17 @@ def test_refusals():
         create_model("fcn_r101", num_classes=2, pos_interp="bilinear")
     with pytest.raises(SetrError, match="is not a timm ResNet"):
         SETR(encoder="vit_tiny_patch16_384", decoder="fcn", num_classes=2, taps=(4,))
+
+
+def test_the_table_in_the_documents_is_the_commands():
+    """All names, and parameters and operations of two models, in docs/models.md."""
+    text = (Path(__file__).parents[1] / "docs/models.md").read_text(encoding="utf-8")
+    cells = [[c.strip(" `") for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    table = {row[0]: row for row in cells if len(row) == 6 and row[0] in NAMES}
+    assert list(table) == NAMES
+    for name in ("setr_mla_tiny", "setr_pup_nano"):
+        found = model_figures(name, num_classes=150, size=512)
+        assert table[name][2:4] == [
+            f"{found['parameters'] / 1e6:.2f}",
+            f"{found['gflops']:.1f}",
+        ]

@@ -74,8 +74,9 @@ def forward_flops(model: SETR, H: int, W: int) -> int:
     """Floating-point operations of one image's forward pass, without auxiliary heads.
 
     A multiplication and an addition count as two; the convention of many papers, "multiply-adds",
-    is half of it. Only matrix products, convolutions and attention are counted, those of the plain
-    order of operations: what is saved on some device is not left out.
+    is half of it. Only matrix products, convolutions and attention are counted, in the order that
+    every device computes (MLA classifies before its upsampling); what single devices save is not
+    left out.
     """
     from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode

@@ -5,7 +5,6 @@ Compared between the processes of a run at its start, and between a run and its 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -19,16 +18,18 @@ from setr.datasets import Dataset
 from setr.distributed import differences, say
 from setr.errors import USAGE, SetrError
 from setr.pairs import Pairs
+from setr.settings import PER_PROCESS, flat
 
 _SAMPLED = 64  # files whose size is compared
-_PER_PROCESS = ("out", "data.root", "data.workers", "model.pretrained", "train.batch", "train.log",
-                "train.samples", "train.profile")  # fmt: skip
-"""Settings that may differ: places, which hosts may name differently, helpers, what is shown."""
 
 
 def run_facts(config: Config, *datasets: Dataset) -> dict[str, Any]:
     """Settings, versions, and what identifies the data without reading them all."""
-    facts = {k: v for k, v in _flat(dataclasses.asdict(config)) if k not in _PER_PROCESS}
+    facts = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in flat(config).items()
+        if key not in PER_PROCESS
+    }
     facts |= {"setr": __version__, "torch": torch.__version__.split("+")[0]}
     for dataset in datasets:
         facts |= {f"data.{dataset.split}.{k}": v for k, v in data_facts(dataset).items()}
@@ -66,14 +67,6 @@ def _size(path: Any) -> int:
         return os.stat(path).st_size
     except OSError:
         return -1
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
 
 
 def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -151,12 +151,13 @@ def features_figure(
     Args:
         predictor: the model.
         view: the image.
-        layers: blocks from 1; four spread evenly if empty.
+        layers: blocks from 1; if empty, the first and three more at equal distances, which are the
+            paper's 1, 9, 17 and 24 where there are 24.
         channels: channel maps per layer.
     """
     model, patch = predictor.network, predictor.network.encoder.patch_size
     depth = len(model.encoder.stages())
-    layers = layers or sorted({max(1, round(depth * i / 3)) for i in range(4)})
+    layers = layers or spread_layers(depth)
     rows: list[list[Panel]] = [[(view.image, "image")]]
     for layer, maps in layer_features(model, view.pixels, layers).items():
         colours = view.at_image_size(principal_colours(maps), patch)
@@ -171,6 +172,11 @@ def features_figure(
         "Per layer the three principal components over the image as red, green and blue, and the "
         "channels that vary most, dark to bright from their 2nd to their 98th percentile.",
     )
+
+
+def spread_layers(depth: int) -> list[int]:
+    """The first of `depth` blocks and three more at equal distances, counted from 1."""
+    return sorted({min(depth, 1 + i * -(-depth // 3)) for i in range(4)})
 
 
 def position_figure(predictor: Predictor, grid: int = 7) -> Figure:

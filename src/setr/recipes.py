@@ -12,7 +12,8 @@ from functools import partial
 
 from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.errors import USAGE, SetrError
-from setr.paper import describe, paper_config, systems
+from setr.paper import paper_config
+from setr.paper_tables import describe, systems
 
 _RECIPES: dict[str, Callable[[], Config]] = {}
 
@@ -139,7 +140,7 @@ def _camvid(decoder: str) -> Config:
 
 
 def _camvid_cpu(decoder: str) -> Config:
-    """The same within 45 minutes on two cores: fewer steps, for which less is asked of them.
+    """The same within 45 minutes on two cores with bf16: fewer steps, and less asked of them.
 
     Without photometric distortion and auxiliary heads; see docs/decisions.md.
     """
@@ -176,13 +177,13 @@ def camvid_setr_mla_small() -> Config:
 
 @_register
 def camvid_setr_naive_small_cpu() -> Config:
-    """SETR-Naive, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two CPU cores."""
+    """SETR-Naive, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two cores with bf16."""
     return _camvid_cpu("naive")
 
 
 @_register
 def camvid_setr_pup_small_cpu() -> Config:
-    """SETR-PUP with 128 channels, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two CPU cores."""
+    """SETR-PUP of 128 channels, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two cores with bf16."""
     config = _camvid_cpu("pup")
     return replace(
         config,
@@ -193,7 +194,7 @@ def camvid_setr_pup_small_cpu() -> Config:
 
 @_register
 def camvid_setr_mla_small_cpu() -> Config:
-    """SETR-MLA, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two CPU cores."""
+    """SETR-MLA, DINOv2 ViT-S/14, CamVid; fits 45 minutes on two cores with bf16."""
     return _camvid_cpu("mla")
 
 

@@ -8,7 +8,6 @@ apart, with what was changed.
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import json
 import statistics
@@ -18,18 +17,12 @@ from typing import Any, NamedTuple
 
 from setr.config import Config
 from setr.errors import SetrError
-from setr.paper import Row, rows
+from setr.paper_tables import Row, rows
 from setr.recipes import recipe
+from setr.settings import FREE, WEIGHTS, flat
 
 COLUMNS = ("row", "setting", "paper", "ours", "difference", "recipe", "command", "commit",
            "hardware", "seeds")  # fmt: skip
-
-
-_FREE = {
-    *("recipe", "out", "data.root", "data.workers", "train.precision", "train.accumulate"),
-    *("train.grad_checkpointing", "train.save_every", "train.log_every", "train.seed"),
-}
-"""Settings that may differ from the recipe's without making it another experiment."""
 
 
 class Run(NamedTuple):
@@ -98,22 +91,14 @@ def _changes(place: Path, name: str) -> tuple[str, ...]:
         own, named = Config.load(place), recipe(name)
     except SetrError:
         return ("settings unknown",)
-    mine, theirs = _flat(dataclasses.asdict(own)), _flat(dataclasses.asdict(named))
-    if mine["model.pretrained"] and theirs["model.pretrained"]:
-        mine["model.pretrained"] = theirs["model.pretrained"]  # the same weights from a file
-    return tuple(
-        f"{key}={value}" for key, value in mine.items() if key not in _FREE and value != theirs[key]
-    )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    mine, theirs = flat(own), flat(named)
+    for key in WEIGHTS:
+        if mine[key] and theirs[key]:
+            mine[key] = theirs[key]  # the same weights from a file
+    changes = [f"{k}={v}" for k, v in mine.items() if k not in FREE and v != theirs[k]]
+    if own.data.val_split in own.data.train_split.split("+"):
+        changes.append("tested on images it was trained on")
+    return tuple(changes)
 
 
 def _percent(tested: dict[str, dict[str, Any]], key: str) -> dict[str, float]:
@@ -149,7 +134,7 @@ def _line(row: Row, setting: str, paper: float, runs: list[Run], key: str) -> Li
         _figure(values),
         "" if mean is None else f"{mean - paper:+.2f}",
         row.recipe,
-        _joined(measured, "command") or f"setr train {row.recipe}",
+        _joined(measured, "command") or (f"setr train {row.recipe}" if row.recipe else ""),
         _joined(measured, "commit"),
         _joined(measured, "hardware"),
         _joined(measured, "seed"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setr.cli import parse
 from setr.errors import OK, USAGE, SetrError
-from setr.paper import TABLES
+from setr.paper_tables import TABLES
 from setr.recipes import list_recipes
 from setr.results import as_text, collect, paper_lines
 
@@ -42,7 +42,11 @@ def run(arguments: list[str]) -> int:
 
 def _print_table(given: Arguments) -> int:
     if given.table not in TABLES:
-        raise SetrError(f"--table {given.table}: the paper's results are Tables 2 to 7", code=USAGE)
+        raise SetrError(
+            f"--table {given.table}: the paper's results are Tables 2 to 7 (Table 1 lists the two "
+            "encoders: `setr models '*_base'`, `setr models '*_large'`)",
+            code=USAGE,
+        )
     lines = paper_lines(collect(given.runs), given.table)[given.table]
     if given.json:
         print(json.dumps([line._asdict() for line in lines]))
