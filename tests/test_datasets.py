@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import sys
 import tracemalloc
+import types
 from pathlib import Path
 
 import numpy as np
@@ -268,11 +270,33 @@ def test_rgb_masks_by_a_colour_map(folder):
         ("classes: [a", "not valid YAML"),
         ("classes: road", "must list the class names"),
         ("classes: [road]\nlabel_map: {0: raod}", "did you mean 'road'"),
+        ("classes: [a, b]\nlabel_map: [0, 1]", "label_map [0, 1]: give a table"),
+        ("classes: [a, b]\nlabel_map: [0, 1]\nignore: 2", "label_map [0, 1]: give a table"),
+        ("classes: [a, b]\nlabel_map: 5", "label_map 5: give a table"),
+        ("classes: [a, b]\nlabel_map: {0: null}", "label_map value None: give a class name"),
+        ("classes: [a, b]\nlabel_map: {0: [a]}", "label_map value ['a']: give a class name"),
+        ("classes: [a, b]\nlabel_map: {null: a}", "label_map key None: raw ids are whole"),
+        ("classes: [a, b]\ncolours: 5", "colours 5: give a list"),
+        ("classes: [a, b]\nignore: {a: 1}", "ignore {'a': 1}: give an id"),
+        ("classes: [a, b]\nignore: [[1]]", "ignore [1]: give an id"),
+        ("classes: [a, b]\ncolour_map: {'#000000': null}", "colour_map value None: give a class"),
+        ("classes: [a, b]\ncolour_map: {null: a}", "colour None: give [red, green, blue]"),
     ],
 )
 def test_a_wrong_data_yaml_is_a_usage_error(folder, text, message):
     (folder / "data.yaml").write_text(text)
     assert message in fails(folder, code=USAGE)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_an_unreadable_data_yaml_is_one_line(folder):
+    (folder / "data.yaml").chmod(0)
+    assert "data.yaml: cannot read" in fails(folder, code=USAGE)
+
+
+@pytest.mark.parametrize("count", ["abc", "0", "-3", "1.5"])
+def test_a_wrong_number_of_scenes(count):
+    assert f"scenes:{count}: give a number of scenes" in fails(f"scenes:{count}", code=USAGE)
 
 
 def test_classes_are_never_guessed(folder):
@@ -361,6 +385,43 @@ def test_list_files_beside_folders(folder, lines, message):
         assert message in fails(folder)
 
 
+@pytest.fixture
+def cities(folder):
+    for city in ("cityA", "cityB"):
+        for kind, array in (("images", PHOTO), ("labels", IDS)):
+            put(folder / kind / "train" / city / "0001.png", array)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("entry", "image"),
+    [
+        ("cityA/0001.png", "cityA/0001.png"),
+        ("cityB/0001", "cityB/0001.png"),
+        ("/there/images/train/cityB/0001.jpg", "cityB/0001.png"),
+        ("/there/a.jpg", "a.png"),
+        ("b", "b.png"),
+    ],
+)
+def test_a_list_names_images_by_their_path(cities, entry, image):
+    (cities / "train.txt").write_text(f"{entry}\n")
+    (pair,) = open_dataset(str(cities), "train").pairs
+    assert pair.image == cities / "images" / "train" / image
+    assert pair.mask == cities / "labels" / "train" / image
+
+
+def test_a_list_that_fits_several_images_or_another_folder(cities):
+    (cities / "train.txt").write_text("0001\n")
+    message = fails(cities)
+    assert "'0001' fits 2 images (images/train/cityA/0001.png and images/train/cityB/" in message
+    shutil.rmtree(cities / "images" / "train" / "cityA")
+    assert len(open_dataset(str(cities), "train")) == 1
+    (cities / "train.txt").write_text("cityA/0001.png\n")
+    assert "1 entries have no image: cityA/0001.png" in fails(cities)
+    (cities / "train.txt").write_text("cityB/0001.png\n0001.png\n")
+    assert "cityB/0001.png' is listed more than once" in fails(cities)
+
+
 def test_undecodable_names(folder):
     name = os.fsdecode(b"caf\xe9.png")
     put(folder / "images" / "train" / name, PHOTO)
@@ -381,6 +442,12 @@ def test_packed_pairs_are_a_sequence():
         pairs[3]
 
 
+def test_names_are_those_of_the_pairs():
+    names = ["images/a.png", "/elsewhere/b.png"]
+    pairs = Pairs([Found(Path("/r"), names, names), Found(Path("s"), ["c"], None)])
+    assert [*pairs.names()] == [(str(i), None if m is None else str(m)) for i, m in pairs]
+
+
 def test_a_hundred_thousand_pairs_take_little_memory():
     names = [f"images/train/frame_{i:07d}.png" for i in range(100_000)]
     tracemalloc.start()
@@ -394,15 +461,15 @@ def test_a_hundred_thousand_pairs_take_little_memory():
 def test_a_hugging_face_data_set(tmp_path, monkeypatch):
     """A folder in the Hub's format: the same code path as an id, without network."""
     datasets = pytest.importorskip("datasets")
+    arrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = {"image": [], "annotation": []}
     for i in range(3):
         rows["image"].append({"path": None, "bytes": encode_png(PHOTO)})
         rows["annotation"].append({"path": None, "bytes": encode_png(IDS + i)})
-    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
-    table = datasets.Dataset.from_dict(rows, features=features)
     (tmp_path / "data").mkdir()
-    table.to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
+    place = tmp_path / "data" / "train-00000-of-00001.parquet"
+    parquet.write_table(arrow.Table.from_pydict(rows), place)
     dataset = open_dataset(f"hf:{tmp_path}", "train", "camvid")
     assert len(dataset) == 3
     image, mask = dataset.load(2)
@@ -410,3 +477,68 @@ def test_a_hugging_face_data_set(tmp_path, monkeypatch):
     assert (mask == 2).all()
     assert "no split 'val'" in fails(f"hf:{tmp_path}", "val", USAGE, "camvid")
     assert "--data.labels" in fails(f"hf:{tmp_path}", "train", USAGE)
+    own = tmp_path / "own.yaml"
+    own.write_text(f"path: hf:{tmp_path}\nclasses: [a, b]\nlabel_map: {{0: a, 1: b, 2: ignore}}\n")
+    dataset = open_dataset(str(own), "train")
+    assert [int(dataset.load(i).mask[0, 0]) for i in range(3)] == [0, 1, IGNORE]
+
+
+class HubRows:
+    """What is used of `datasets.Dataset`: three rows of an image and a mask of one id."""
+
+    _fingerprint = "f"
+    column_names = ("image", "label")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict:
+        mask = encode_png(IDS + self.first + index)
+        files = (("image", encode_png(PHOTO)), ("label", mask))
+        return {column: {"bytes": data, "path": None} for column, data in files}
+
+    def cast_column(self, column: str, kind: object) -> HubRows:
+        assert kind == "undecoded"
+        return self
+
+    def select_columns(self, columns: list[str]) -> HubRows:
+        return self
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The Hub holds `me/photos` with the splits train, validation and extra."""
+    splits = {"train": HubRows(0), "validation": HubRows(10), "extra": HubRows(20)}
+    module = types.ModuleType("datasets")
+    module.load_dataset = lambda name: {"me/photos": splits}[name]
+    module.Image = lambda decode: "decoded" if decode else "undecoded"
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+@pytest.mark.parametrize(
+    ("splits", "split", "first"),
+    [("", "train", 0), ("", "val", 10), ("", "extra", 20), ("val: extra\n", "val", 20)],
+)
+def test_a_hugging_face_data_set_with_own_classes(hub, tmp_path, splits, split, first):
+    ids = f"{{{first}: car, {first + 1}: road, {first + 2}: ignore}}"
+    description = tmp_path / "photos.yaml"
+    description.write_text(f"path: hf:me/photos\n{splits}classes: [road, car]\nlabel_map: {ids}\n")
+    dataset = open_dataset(str(description), split)
+    assert dataset.name == "me/photos"
+    assert dataset.labels.classes == ("road", "car")
+    assert [int(dataset.load(i).mask[0, 0]) for i in range(3)] == [1, 0, IGNORE]
+
+
+def test_a_hugging_face_description_that_lacks_something(hub, tmp_path):
+    description = tmp_path / "photos.yaml"
+    description.write_text("path: hf:me/photos\n")
+    assert "'path: hf:me/photos' and 'classes:'" in fails(description, code=USAGE)
+    description.write_text("path: hf:me/photos\nclasses: [road]\nval: valid\n")
+    assert "no split 'valid'; it has train, validation, extra" in fails(
+        description, "val", code=USAGE
+    )
+    with pytest.raises(NoSplitError, match="no split 'test'"):
+        open_dataset(str(description), "test")

@@ -161,6 +161,18 @@ def test_only_what_changed_is_read_again(folder_data, monkeypatch):
     )  # fmt: skip
 
 
+def test_lists_of_absolute_paths_are_remembered(folder_data, monkeypatch):
+    names = [f"train/scene_{i:03d}.png" for i in range(6)]
+    lines = [f"{folder_data}/images/{n} {folder_data}/labels/{n}\n" for n in names]
+    (folder_data / "t.txt").write_text("".join(lines))
+    with (folder_data / "data.yaml").open("a") as file:
+        file.write("train: t.txt\n")
+    check(open_dataset(str(folder_data), "train"))
+    seen = reading(monkeypatch)
+    check(open_dataset(str(folder_data), "train"))
+    assert not seen
+
+
 def test_a_full_check_reads_once_more_and_other_labels_anew(folder_data, monkeypatch):
     dataset = open_dataset(str(folder_data), "train")
     check(dataset)
@@ -226,6 +238,32 @@ def test_leaks_identical_and_nearly(folder_data):
         (1, "scene_000.png"),
         (1, "scene_001.png"),
     ]
+
+
+@pytest.mark.parametrize("at_once", [7, 1 << 16])
+def test_near_hashes_equal_the_comparison_of_all(monkeypatch, at_once):
+    monkeypatch.setattr(survey, "_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    for case in range(20):
+        known = rng.integers(1, 2**64, 40, dtype=np.uint64)
+        if case % 2:  # flat skies: many hashes share their pieces
+            known[:20] &= np.uint64(0xFFFF)
+        flipped = np.zeros((300, 64), bool)
+        for row in flipped:  # 0 to 6 bits away from a known hash, anywhere or in one piece
+            width = (64, 16)[rng.integers(2)]
+            bits = rng.choice(width, rng.integers(7), replace=False)
+            row[bits + width * rng.integers(64 // width)] = True
+        away = np.packbits(flipped, axis=1).view(np.uint64)[:, 0]
+        others = rng.integers(2**20, size=50, dtype=np.uint64)
+        hashes = np.concatenate([rng.choice(known, 300) ^ away, others])
+        hashes[::9] = known[0] = 0  # 0 stands for no hash
+        apart = [min(int(a ^ b).bit_count() for b in known.tolist() if b) for a in hashes.tolist()]
+        expected = [i for i, n in enumerate(apart) if n <= 3 and hashes[i]]
+        assert survey.near_hashes(known, hashes, 3).tolist() == expected
+        assert {2, 3, 4} <= set(apart)
+    none = np.zeros(0, np.uint64)
+    assert not len(survey.near_hashes(none, hashes, 3))
+    assert not len(survey.near_hashes(known, none, 3))
 
 
 def test_the_same_image_twice_in_a_split(folder_data):
@@ -311,6 +349,20 @@ def test_init_data_describes_colours_and_splits(tmp_path, shared):
     assert train.labels.colours[train.load(0).mask[0, 0]] == tuple(
         cv2.imread(str(masks / "rgb_colour.png"))[0, 0, ::-1].tolist()
     )
+
+
+def test_init_data_tells_of_images_without_mask(folder_data, tmp_path, capsys):
+    for kind, count in (("images", 10), ("masks", 3)):
+        (tmp_path / kind).mkdir()
+        for i in range(count):
+            source = folder_data / kind.replace("masks", "labels") / "train" / "scene_000.png"
+            shutil.copy(source, tmp_path / kind / f"{i}.png")
+    assert main(["init-data", str(tmp_path)]) == OK
+    names = ", ".join(f"images/{i}.png" for i in range(3, 8))
+    note = f"7 of 10 images have no mask, left out: {names}, …\n"
+    assert f"warning: {tmp_path}: {note}" in capsys.readouterr().err
+    assert f"# {note}" in (tmp_path / "data.yaml").read_text()
+    assert sum(len(open_dataset(str(tmp_path), split)) for split in ("train", "val")) == 3
 
 
 def test_init_data_takes_binary_masks_as_two_classes(tmp_path):

@@ -122,6 +122,10 @@ def test_other_weights_data_or_sizes_are_computed_anew(tmp_path):
         {"data": {"root": "scenes:13"}},
         {"data": {"crop_size": (48, 64)}},
         {"train": {"cache_features": "once"}},
+        {"model": {"patch_stride": 8}},
+        {"model": {"pos_interp": "bilinear"}},
+        {"model": {"prefix_tokens": "drop"}},
+        {"model": {"drop_path": 0.1}},  # one of the encoder_args
     )
     for change in changes:
         config = frozen(tmp_path / "run")
@@ -132,6 +136,102 @@ def test_other_weights_data_or_sizes_are_computed_anew(tmp_path):
         model = engine.build_model(config, 9)
         keys.add(features._key(config, open_dataset(config.data.root, "train"), model, None))
     assert len(keys) == len(changes)
+
+
+def key_of(config: Config) -> str:
+    torch.manual_seed(0)
+    dataset = open_dataset(config.data.root, "train")
+    return features._key(config, dataset, engine.build_model(config, 9), None)
+
+
+def test_other_library_versions_are_computed_anew(tmp_path, monkeypatch):
+    config = frozen(tmp_path / "run")
+    keys = {key_of(config)}
+    for library in ("torch", "timm", "cv2"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{library}.__version__", "0.0")
+            keys.add(key_of(config))
+    assert len(keys) == 4
+
+
+def test_other_heads_share_the_features(tmp_path):
+    """Their width changes nothing in the encoder."""
+    config = frozen(tmp_path / "run")
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=24))
+    assert key_of(wider) == key_of(config)
+
+
+def test_lists_of_absolute_paths_tell_data_sets_apart(tmp_path, folder_data):
+    def listed(name: str, numbers: range) -> Config:
+        place = tmp_path / name
+        place.mkdir()
+        lines = [
+            f"{folder_data}/images/train/scene_{i:03d}.png "
+            f"{folder_data}/labels/train/scene_{i:03d}.png\n"
+            for i in numbers
+        ]
+        (place / "train.txt").write_text("".join(lines))
+        description = (folder_data / "data.yaml").read_text()
+        (place / "data.yaml").write_text(description + "train: train.txt\n")
+        config = frozen(tmp_path / "run")
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(place)))
+
+    assert key_of(listed("first", range(3))) != key_of(listed("last", range(3, 6)))
+    with pytest.raises(SetrError, match=r"scene_006\.png: it or its mask does not exist"):
+        key_of(listed("gone", range(5, 7)))
+
+
+def in_the_middle(monkeypatch, action) -> None:
+    """Do something once while features are being computed, after some of them are written."""
+    original = features._views
+
+    def views(*arguments):
+        for number, view in enumerate(original(*arguments)):
+            if number == 3:
+                monkeypatch.setattr(features, "_views", original)
+                action()
+            yield view
+
+    monkeypatch.setattr(features, "_views", views)
+
+
+def test_two_runs_at_once_leave_each_other_alone(tmp_path, monkeypatch):
+    config = frozen(tmp_path / "run")
+    torch.manual_seed(0)
+    model, dataset = engine.build_model(config, 9), open_dataset(config.data.root, "train")
+    place = tmp_path / "cache" / "features"
+    first: list[tuple[int, np.ndarray]] = []
+
+    def other_run():
+        stored = open_features(config, dataset, model, None)
+        (folder,) = (f for f in place.iterdir() if not f.name.startswith("."))
+        first.append((folder.stat().st_ino, np.array(stored.maps)))
+
+    in_the_middle(monkeypatch, other_run)
+    ours = open_features(config, dataset, model, None)
+    (folder,) = place.iterdir()
+    inode, theirs = first[0]
+    assert folder.stat().st_ino == inode  # the first to finish is kept
+    np.testing.assert_array_equal(ours.maps, theirs)
+    assert np.asarray(ours.maps).any(axis=(1, 2, 3)).all()
+
+
+def test_leftovers_of_killed_runs_go_when_nobody_computes(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    config = frozen(tmp_path / "run")
+    torch.manual_seed(0)
+    model, dataset = engine.build_model(config, 9), open_dataset(config.data.root, "train")
+    place = tmp_path / "cache" / "features"
+    left = place / ".0123.part"
+    left.mkdir(parents=True)
+    (left / "maps.npy").write_bytes(b"half")
+    with (tmp_path / "cache" / "features.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        open_features(config, dataset, model, None)
+        assert left.is_dir()  # may be that of the other run
+    shutil.rmtree(next(f for f in place.iterdir() if f != left))
+    open_features(config, dataset, model, None)
+    assert [f.name.startswith(".") for f in place.iterdir()] == [False]
 
 
 def test_half_computed_features_are_none(tmp_path, monkeypatch):

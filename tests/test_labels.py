@@ -123,6 +123,11 @@ def test_colour_map_from_the_classes_own_colours():
         ({"classes": ["a"], "label_map": {70000: "a"}}, "0..65535"),
         ({"classes": ["a"], "label_map": {0: 3}}, r"classes 0\.\.0"),
         ({"classes": ["a"], "colour_map": [1]}, "give 'classes' or"),
+        ({"classes": ["a"], "label_map": {True: "a"}}, "key True: raw ids"),
+        ({"classes": ["a"], "label_map": {0: 0.5}}, "label_map value 0.5: give a class name"),
+        ({"classes": ["a"], "colours": {"a": [1, 2, 3]}}, "give a list with one colour"),
+        ({"classes": ["a"], "colours": [[float("inf"), 2, 3]]}, r"colour \[inf, 2, 3\]"),
+        ({"classes": ["a"], "colour_map": {"#000000": "b"}}, "colour_map value 'b' is not among"),
     ],
 )
 def test_wrong_descriptions_are_one_clear_line(values, message):

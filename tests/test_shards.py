@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import tarfile
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.doctor import check
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.images import encode_png
 from setr.loader import training_batches
 from setr.shards import BUFFER, Shards
 from setr.transforms import Augmentation
@@ -25,6 +27,11 @@ def packed(folder_data, tmp_path, request):
     return out
 
 
+def by_name(dataset):
+    """Numbers of the samples: those of a folder are sorted, those of shards shuffled."""
+    return {pair.image.name: i for i, pair in enumerate(dataset.pairs)}
+
+
 def shard_file(packed, name):
     return next(packed.glob(f"{name}.*"))
 
@@ -34,10 +41,11 @@ def test_samples_classes_and_names_are_the_same(folder_data, packed):
         ours, theirs = open_dataset(str(packed), split), open_dataset(str(folder_data), split)
         assert len(ours) == len(theirs)
         assert ours.labels == theirs.labels
-        for i in range(len(ours)):
-            for a, b in zip(ours.load(i), theirs.load(i), strict=True):
+        places = by_name(theirs)
+        assert by_name(ours).keys() == places.keys()
+        for name, i in by_name(ours).items():
+            for a, b in zip(ours.load(i), theirs.load(places[name]), strict=True):
                 np.testing.assert_array_equal(a, b)
-            assert ours.pairs[i].image.name == theirs.pairs[i].image.name
         assert check(ours).pixels.tolist() == check(theirs).pixels.tolist()
 
 
@@ -52,8 +60,9 @@ def test_other_tools_see_a_known_layout(packed, folder_data):
     rows = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
     assert [row[c]["path"] for row in rows for c in ("image", "mask")][:4] == names
     dataset = open_dataset(str(folder_data), "train")
-    for i, row in enumerate(rows):
-        image, mask = dataset.sources(i)
+    places = by_name(dataset)
+    for pair, row in zip(open_dataset(str(packed), "train").pairs, rows, strict=False):
+        image, mask = dataset.sources(places[pair.image.name])
         assert row["image"]["bytes"] == image.read_bytes()
         assert row["mask"]["bytes"] == mask.read_bytes()
 
@@ -63,9 +72,56 @@ def test_row_groups_join_without_a_seam(folder_data, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     assert main(["shard", str(folder_data), out, "--samples", "5", "--format", "parquet"]) == 0
     ours, theirs = open_dataset(out, "train"), open_dataset(str(folder_data), "train")
-    for i in range(len(theirs)):
-        np.testing.assert_array_equal(ours.load(i).mask, theirs.load(i).mask)
-        np.testing.assert_array_equal(ours.load(i).image, theirs.load(i).image)
+    places = by_name(theirs)
+    for name, i in by_name(ours).items():
+        np.testing.assert_array_equal(ours.load(i).mask, theirs.load(places[name]).mask)
+        np.testing.assert_array_equal(ours.load(i).image, theirs.load(places[name]).image)
+
+
+def test_neighbours_in_a_folder_are_none_in_the_shards(tmp_path):
+    """An epoch shuffles blocks of neighbours only, so a sorted folder must not stay sorted."""
+    for name in ("first", "again"):
+        out = str(tmp_path / name)
+        assert main(["shard", "scenes:60", out, "--splits", "train", "--samples", "20"]) == 0
+    first, again = (Shards(str(tmp_path / name), "train") for name in ("first", "again"))
+    numbers = [int(name[-9:-4]) for name in first.names]
+    assert sorted(numbers) == list(range(60))
+    for start in range(0, 60, 20):  # every shard holds samples of every third of the folder
+        assert {number // 20 for number in numbers[start : start + 20]} == {0, 1, 2}
+    assert again.names == first.names
+
+
+def test_every_split_keeps_its_own_map(tmp_path):
+    """Cityscapes with label ids for training (road is 7) and training ids for validation."""
+    for split, ids, road in (("train", "labelIds", 7), ("val", "labelTrainIds", 0)):
+        for kind, name, array in (
+            ("leftImg8bit", "leftImg8bit", np.zeros((8, 8, 3), np.uint8)),
+            ("gtFine", f"gtFine_{ids}", np.full((8, 8), road, np.uint8)),
+        ):
+            place = tmp_path / "data" / kind / split / "a" / f"a_000000_000001_{name}.png"
+            place.parent.mkdir(parents=True)
+            place.write_bytes(encode_png(array))
+    out = str(tmp_path / "out")
+    assert main(["shard", str(tmp_path / "data"), out]) == 0
+    for split in ("train", "val"):
+        assert (open_dataset(out, split).load(0).mask == 0).all()
+
+
+def test_shards_with_one_map_for_all_splits_are_still_read(packed):
+    place = packed / "shards.json"
+    values = json.loads(place.read_text())
+    for entry in values["splits"].values():
+        values["labels"] = entry.pop("labels")
+    expected = open_dataset(str(packed), "train").labels
+    place.write_text(json.dumps(values))
+    assert open_dataset(str(packed), "train").labels == expected
+
+
+def test_no_splits_and_absent_splits(packed, folder_data, tmp_path, capsys):
+    assert main(["shard", str(folder_data), str(tmp_path / "none"), "--splits"]) == USAGE
+    assert "--splits: name at least one split" in capsys.readouterr().err
+    assert main(["doctor", str(packed)]) == 0  # there is no test split
+    assert "ready to train" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -108,9 +164,11 @@ def test_missing_cut_and_corrupt_shards_are_named(packed):
     path = shard_file(packed, "train-000001")
     data = path.read_bytes()
     flipped = bytearray(data)
-    flipped[int(Shards(str(packed), "train").start[4][0]) + 88] ^= 1
+    shards = Shards(str(packed), "train")
+    flipped[int(shards.start[4][0]) + 88] ^= 1
     path.write_bytes(flipped)
-    with pytest.raises(SetrError, match=r"train-000001\.\w+: scene_004\.png: checksum differs"):
+    message = rf"train-000001\.\w+: {re.escape(shards.names[4])}: checksum differs"
+    with pytest.raises(SetrError, match=message):
         open_dataset(str(packed), "train").load(4)
     path.write_bytes(data[:-1])
     with pytest.raises(SetrError, match=r"train-000001\.\w+: .* of .* bytes") as caught:

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from setr.errors import USAGE, SetrError
-from setr.labels import Labels
+from setr.labels import Labels, as_label_map
 
+HUB = "hf:"
+"""Prefix of a Hugging Face `datasets` id (extra `hf`)."""
 SPLITS = ("train", "val", "test")
 YAML_KEYS = (
     "path", *SPLITS, "classes", "colours", "label_map", "colour_map", "ignore", "labels",
@@ -19,7 +21,10 @@ YAML_KEYS = (
 
 
 def read_description(path: Path) -> tuple[Path, Labels | str | None, Mapping[str, str]]:
-    """A folder or YAML file -> (root, labels or a known name, folder or list file by split)."""
+    """A folder or YAML file -> (root, labels or a known name, folder or list file by split).
+
+    Where `path` in it is `hf:OWNER/NAME`, that is the root, and what splits name are splits there.
+    """
     if not path.exists():
         raise SetrError(f"{path}: no such file or folder", code=USAGE)
     if path.is_dir():
@@ -28,6 +33,8 @@ def read_description(path: Path) -> tuple[Path, Labels | str | None, Mapping[str
         path = path / "data.yaml"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SetrError(f"{path}: cannot read ({error.strerror})", code=USAGE) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SetrError(
             f"{path}: not valid YAML ({str(error).splitlines()[0]})", code=USAGE
@@ -39,7 +46,8 @@ def read_description(path: Path) -> tuple[Path, Labels | str | None, Mapping[str
         near = difflib.get_close_matches(str(unknown[0]), YAML_KEYS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(YAML_KEYS)}"
         raise SetrError(f"{path}: unknown key '{unknown[0]}'{hint}", code=USAGE)
-    root = (path.parent / str(values.get("path", "."))).resolve()
+    place = str(values.get("path", "."))
+    root = Path(place) if place.startswith(HUB) else (path.parent / place).resolve()
     folders = {split: str(values[split]) for split in SPLITS if split in values}
     return root, _labels_of(values, path), folders
 
@@ -55,20 +63,26 @@ def _labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     colours = values.get("colours")
     if isinstance(classes, dict) and any(classes.values()):
         colours = list(classes.values())
-    label_map = dict(values.get("label_map") or {})
-    if "ignore" in values:
-        ignored = values["ignore"] if isinstance(values["ignore"], list) else [values["ignore"]]
-        if not label_map:
-            label_map = {i: i for i in range(len(classes))}
-        label_map.update(dict.fromkeys(ignored, "ignore"))
     try:
         return Labels.from_dict(
             {
                 "classes": list(classes),
                 "colours": colours,
-                "label_map": label_map,
+                "label_map": _label_map(values, len(classes)),
                 "colour_map": values.get("colour_map"),
             }
         )
     except SetrError as error:
         raise SetrError(f"{path}: {error}", code=USAGE) from None
+
+
+def _label_map(values: Mapping[str, Any], count: int) -> Mapping[Any, Any]:
+    """`label_map`, by default the ids 0 .. count-1, with the ids of `ignore` added."""
+    given = as_label_map(values.get("label_map"))
+    if "ignore" not in values:
+        return given
+    ignored = values["ignore"] if isinstance(values["ignore"], list) else [values["ignore"]]
+    wrong = [value for value in ignored if type(value) is not int]
+    if wrong:
+        raise SetrError(f"ignore {wrong[0]!r}: give an id of the masks, or a list of ids")
+    return {**(given or {i: i for i in range(count)}), **dict.fromkeys(ignored, "ignore")}

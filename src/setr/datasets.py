@@ -7,7 +7,7 @@ unknown classes and no implicit shift of ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr import scenes
-from setr.data_yaml import read_description
+from setr.data_yaml import HUB, read_description
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import Named, Rows, Source
 from setr.labels import Labels, known_labels, known_name
 from setr.layouts import find_split
 from setr.masks import read_mask
+from setr.pairing import NoSplitError
 from setr.pairs import Pair, Pairs
 from setr.shards import Shards, is_shards
 
-HUB = "hf:"
-"""Prefix of a Hugging Face `datasets` id (extra `hf`)."""
 _HUB_MASKS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "segmentation_mask")
 
 
@@ -194,16 +193,18 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
         SetrError: no such path, no such split, no pairs, masks missing, or classes unknown.
     """
     if path.partition(":")[0] == "scenes":
-        count = int(path.partition(":")[2] or 1000)
+        count = _scene_count(path)
         count = count if split == "train" else max(count // 10, 2)
         pairs = tuple(Pair(Path(f"{split}_{i:05d}.png"), None) for i in range(count))
         return SceneDataset("scenes", split, scenes.LABELS, pairs)
     if path.startswith(HUB):
-        return _open_hub(path, split, labels)
+        return _open_hub(path, split, labels, {})
     if is_shards(path):
         return _open_shards(path, split)
     root, own, folders = read_description(Path(path))
     given = own or labels
+    if str(root).startswith(HUB):
+        return _open_hub(str(root), split, given, folders)
     wanted = given if isinstance(given, str) else None
     parts = [find_split(root, part, folders, wanted) for part in split.split("+")]
     implied = {part.labels for part in parts}
@@ -218,6 +219,13 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
         )
     notes = tuple(note for part in parts for note in part.notes)
     return Dataset(root.name, split, chosen, Pairs(parts), notes)
+
+
+def _scene_count(path: str) -> int:
+    number = path.partition(":")[2] or "1000"
+    if not number.isdecimal() or not int(number):
+        raise SetrError(f"{path}: give a number of scenes, 1 or more, as scenes:500", code=USAGE)
+    return int(number)
 
 
 def _with_encoding(given: Labels | str | None, implied: str | None) -> Labels | None:
@@ -238,28 +246,36 @@ def _with_encoding(given: Labels | str | None, implied: str | None) -> Labels | 
 def _open_shards(path: str, split: str) -> Dataset:
     """Shards carry their classes with them."""
     shards = Shards(path, split)
-    name, labels = shards.description["name"], Labels.from_dict(shards.description["labels"])
+    name, labels = shards.description["name"], Labels.from_dict(shards.labels)
     pairs = tuple(Pair(Path(name, split, n), Path(name, split, f"{n}:mask")) for n in shards.names)
     return ShardDataset(name, split, labels, pairs, (), shards)
 
 
-def _open_hub(path: str, split: str, labels: Labels | str | None) -> Dataset:
+def _open_hub(
+    path: str, split: str, labels: Labels | str | None, renamed: Mapping[str, str]
+) -> Dataset:
     """A Hugging Face data set; its masks' ids need `labels`."""
     try:
         import datasets as hub
     except ImportError:
         raise SetrError(f'{path}: needs Hugging Face datasets; pip install "setr[hf]"') from None
     if labels is None:
-        raise SetrError(f"{path}: name the data set of its classes with --data.labels", code=USAGE)
+        raise SetrError(
+            f"{path}: name the data set of its classes with --data.labels, or give a YAML file "
+            f"with 'path: {path}' and 'classes:' as the data",
+            code=USAGE,
+        )
     name = path.removeprefix(HUB)
-    names = {"val": "validation"}
     try:
         available = hub.load_dataset(name)
     except Exception as error:  # network, gating and format errors of several libraries
         raise SetrError(f"{path}: cannot load ({' '.join(str(error).split())[:160]})") from None
-    key = split if split in available else names.get(split, split)
+    key = renamed.get(split, split)
+    if key == "val" and key not in available and "validation" in available:
+        key = "validation"
     if key not in available:
-        raise SetrError(f"{path}: no split '{split}'; it has {', '.join(available)}", code=USAGE)
+        kind = SetrError if split in renamed else NoSplitError
+        raise kind(f"{path}: no split '{key}'; it has {', '.join(available)}", code=USAGE)
     rows = available[key]
     column = next((c for c in _HUB_MASKS if c in rows.column_names), None)
     if "image" not in rows.column_names or column is None:

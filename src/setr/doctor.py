@@ -15,7 +15,7 @@ import numpy as np
 from setr.datasets import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.labels import IGNORE, Labels
-from setr.survey import Progress, survey
+from setr.survey import Progress, near_hashes, survey
 from setr.survey_rows import ALL_IGNORED, BINARY, ROTATED, Survey
 
 SHOWN = 10
@@ -178,23 +178,11 @@ def leaks(first: Checkup, second: Checkup) -> list[Finding]:
     if len(same):
         text = f"images are in both {between}, byte for byte; remove them from one"
         found.append(_about(second.dataset, "warning", text, same))
-    near = np.setdiff1d(_near(a.look[a.look != 0], b.look), same)
+    near = np.setdiff1d(near_hashes(a.look, b.look, NEAR_BITS), same)
     if len(near):
         text = f"images are nearly the same in {between} (video frames?); figures flatter then"
         found.append(_about(second.dataset, "warning", text, near))
     return found
-
-
-def _near(known: np.ndarray, looks: np.ndarray) -> np.ndarray:
-    """Rows of `looks` within `NEAR_BITS` of any known hash."""
-    ones = np.array([bin(i).count("1") for i in range(256)], np.uint8)
-    known = np.unique(known)
-    near = np.zeros(len(looks), bool)
-    for row, look in enumerate(looks):
-        if look:
-            apart = ones[(known ^ look).view(np.uint8).reshape(-1, 8)].sum(axis=1)
-            near[row] = bool((apart <= NEAR_BITS).any())
-    return np.flatnonzero(near)
 
 
 def diagnose(checkups: Iterable[Checkup]) -> list[Finding]:

@@ -3,9 +3,10 @@
 A view is a whole image scaled to fit the crop size, as it is or mirrored; the rest is mean colour
 and ignored. The maps of all taps lie one after the other in `maps.npy` (fp16), the masks of the
 same views in `masks.npy`; both are read through the memory map. They live in the user's cache
-folder under a key made of everything they depend on: the encoder's weights, the files of the split,
-the labels, the size, normalisation and precision. `facts.json` is written last: without it a
-folder is none.
+folder under a key made of everything they depend on: the encoder's weights and settings, the files
+of the split, the labels, the size, normalisation, precision and library versions. `facts.json` is
+written last: without it a folder is none. Each run computes in a scratch folder of its own; of
+several runs that compute the same features at once, the first to finish gives them their name.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import timm
 import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
@@ -29,7 +33,7 @@ from setr.config import Config
 from setr.datasets import Dataset
 from setr.distributed import say, world
 from setr.encoder import Encoder
-from setr.errors import USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.inference import normalize
 from setr.labels import IGNORE
 from setr.loader import whole_images
@@ -39,6 +43,10 @@ from setr.survey import survey
 from setr.transforms import PAD_COLOUR, Window
 
 VERSION = 1
+_OF_HEADS = frozenset(
+    {"decoder", "num_classes", "aux_taps", "decoder_args", "neck_args", "aux_args", "odd_sizes"}
+)
+"""Arguments of `SETR` that do not change what its encoder gives."""
 
 
 class FeatureFiles(NamedTuple):
@@ -82,7 +90,7 @@ def open_features(
 
     Raises:
         SetrError: several processes, an encoder whose maps differ in size, a full disk, an image
-            that cannot be read, features that fp16 cannot hold.
+            that cannot be read or does not exist, features that fp16 cannot hold.
     """
     if world() > 1:
         raise SetrError("train.cache_features: one process reads them; start without torchrun",
@@ -95,7 +103,7 @@ def open_features(
         )
     views = 2 if config.train.cache_features == "flip" else 1
     folder = _folder(_key(config, dataset, model, dtype))
-    if not (folder / "facts.json").is_file():
+    if not _complete(folder):
         _compute(config, dataset, model, dtype, folder, views)
     maps, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("maps", "masks"))
     say(f"features of {len(dataset)} images: {folder} ({maps.nbytes / 1e9:.1f} GB)")
@@ -107,11 +115,15 @@ def _folder(key: str) -> Path:
     return Path(base) / "features" / key
 
 
+def _complete(folder: Path) -> bool:
+    return (folder / "facts.json").is_file()
+
+
 def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | None) -> str:
     facts: dict[str, Any] = {
         "version": VERSION,
-        "encoder": model.arguments["encoder"],
-        "taps": model.arguments["taps"],
+        "encoder": {k: v for k, v in model.arguments.items() if k not in _OF_HEADS},
+        "libraries": [torch.__version__, timm.__version__, cv2.__version__],
         "labels": dataset.labels.to_dict(),
         "size": config.data.crop_size,
         "mean": config.model.mean,
@@ -121,7 +133,14 @@ def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | Non
         "device": next(model.parameters()).device.type,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    digest.update(survey(dataset).key.tobytes())
+    files = survey(dataset).key
+    if not files.all():  # what does not exist cannot tell one data set from another
+        raise SetrError(
+            f"{dataset.pairs[int(files.argmin())].image}: it or its mask does not exist; "
+            "`setr doctor` lists what is missing",
+            code=DATA_CHECK_FAILED,
+        )
+    digest.update(files.tobytes())
     for name, value in sorted(model.encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -143,42 +162,75 @@ def _compute(
     model.eval()
     progress = Progress("features", count)
     maps = masks = None
-    place = folder.with_name(f".{folder.name}.part")
     try:
-        for number, (image, mask) in enumerate(_views(config, dataset, views)):
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, dtype, enabled=dtype is not None),
-            ):
-                x = normalize(torch.from_numpy(image)[None].to(device), info.mean, info.std)
-                found = torch.cat(model.encoder(x), dim=1)[0].to(torch.float16).cpu()
-            if not bool(torch.isfinite(found).all()):
-                raise SetrError(
-                    "train.cache_features: features exceed the range of fp16; leave it out"
-                )
-            if maps is None or masks is None:
-                maps, masks = _files(place, (count, *found.shape), (count, *size))
-            maps[number], masks[number] = found.numpy(), mask
-            progress.update(number + 1, images=1)
-        for file in (maps, masks):
-            if file is not None:
-                file.flush()
-        (place / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(place, folder)
+        with _scratch(folder.parent) as place:
+            for number, (image, mask) in enumerate(_views(config, dataset, views)):
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(device.type, dtype, enabled=dtype is not None),
+                ):
+                    x = normalize(torch.from_numpy(image)[None].to(device), info.mean, info.std)
+                    found = torch.cat(model.encoder(x), dim=1)[0].to(torch.float16).cpu()
+                if not bool(torch.isfinite(found).all()):
+                    raise SetrError(
+                        "train.cache_features: features exceed the range of fp16; leave it out"
+                    )
+                if maps is None or masks is None:
+                    maps, masks = _files(place, (count, *found.shape), (count, *size))
+                maps[number], masks[number] = found.numpy(), mask
+                progress.update(number + 1, images=1)
+            for file in (maps, masks):
+                if file is not None:
+                    file.flush()
+            (place / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
+            _publish(place, folder)
     except OSError as error:
         raise SetrError(f"{folder}: cannot write features: {error.strerror}") from None
     finally:
-        shutil.rmtree(place, ignore_errors=True)
         progress.close()
         model.train(was_training)
+
+
+@contextmanager
+def _scratch(base: Path) -> Iterator[Path]:
+    """A new folder for unfinished features; it is gone afterwards, published or not.
+
+    Every run that computes holds a shared lock, which ends with its process. Whoever gets the lock
+    alone knows that all scratch folders are leftovers of killed runs, and removes them. Without
+    locks (Windows, some network disks) leftovers stay.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    with base.with_name(f"{base.name}.lock").open("w") as lock:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for left in base.glob(".*.part"):
+                    shutil.rmtree(left, ignore_errors=True)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        place = base / f".{uuid.uuid4().hex}.part"
+        place.mkdir()
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _publish(place: Path, folder: Path) -> None:
+    """Rename a finished scratch folder, unless another run has published the same features."""
+    try:
+        os.rename(place, folder)  # refused where a folder with files is
+    except OSError:
+        if _complete(folder):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(place, folder)
 
 
 def _files(
     place: Path, maps: tuple[int, ...], masks: tuple[int, ...]
 ) -> tuple[np.memmap, np.memmap]:
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
     needed = 2 * int(np.prod(maps)) + int(np.prod(masks))
     free = shutil.disk_usage(place).free
     if needed > free:

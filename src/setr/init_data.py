@@ -27,13 +27,15 @@ MASK_NAMES = (*MASK_FOLDERS, "mask", "label", "annotation", "SegmentationClass",
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json")
 MOST_VALUES = 256
 """More ids or colours than this are no classes."""
+SHOWN = 5
 
 
 class Draft(NamedTuple):
-    """A data.yaml and the list files beside it, not yet written."""
+    """A data.yaml and the list files beside it, not yet written; `note` tells what was left out."""
 
     yaml: str
     lists: dict[str, str]
+    note: str = ""
 
 
 def draft(root: Path, *, val_share: float = 0.2) -> Draft:
@@ -62,17 +64,24 @@ def draft(root: Path, *, val_share: float = 0.2) -> Draft:
             )
         splits[split] = ""
         pairs += zip(found.images, found.masks or (), strict=False)
-    lists = {}
+    lists: dict[str, str] = {}
+    alone: list[str] = []
     if not pairs:
-        pairs = _flat_pairs(root)
+        pairs, alone = _flat_pairs(root)
         lists = _split_lists(pairs, val_share)
         splits = {split: f"{split}.txt" for split in ("train", "val")}
     ids, colours = _values(root, [mask for _, mask in pairs])
     names = _class_names(root)
     body = _colour_classes(colours) if colours else _id_classes(ids, names)
     head = [f"# {len(pairs)} pairs found by `setr init-data`; check with `setr doctor {root}`."]
+    note = ""
+    if alone:
+        shown = ", ".join(alone[:SHOWN]) + (", …" if len(alone) > SHOWN else "")
+        shown = " ".join(shown.encode("utf-8", "replace").decode().split())  # fits a comment
+        note = f"{len(alone)} of {len(pairs) + len(alone)} images have no mask, left out: {shown}"
+        head.append(f"# {note}")
     head += [f"{split}: {place}" for split, place in splits.items() if place]
-    return Draft("\n".join([*head, *body]) + "\n", lists)
+    return Draft("\n".join([*head, *body]) + "\n", lists, note)
 
 
 def write(root: Path, made: Draft) -> list[Path]:
@@ -83,8 +92,8 @@ def write(root: Path, made: Draft) -> list[Path]:
     return [root / name for name in files]
 
 
-def _flat_pairs(root: Path) -> list[tuple[str, str]]:
-    """Pairs by stem of an image folder and a mask folder without splits."""
+def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """Pairs by stem of an image folder and a mask folder without splits; images without mask."""
     for images in IMAGE_NAMES:
         for masks in MASK_NAMES:
             if (root / images).is_dir() and (root / masks).is_dir():
@@ -93,7 +102,7 @@ def _flat_pairs(root: Path) -> list[tuple[str, str]]:
                          for n in walk_images(root / images)}  # fmt: skip
                 pairs = [(f"{images}/{n}", f"{masks}/{m}") for n, m in names.items() if m]
                 if pairs:
-                    return pairs
+                    return pairs, [f"{images}/{n}" for n, m in names.items() if not m]
     if next(root.rglob("*.json"), None) and not any((root / m).is_dir() for m in MASK_NAMES):
         raise SetrError(
             f"{root}: holds outlines in JSON but no mask images; export masks first (labelme: "

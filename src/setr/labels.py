@@ -157,9 +157,14 @@ class Labels:
             SetrError: a class name the list does not have, or values of the wrong kind.
         """
         classes = tuple(str(c) for c in values["classes"])
-        colours = tuple(_colour(c) for c in values.get("colours") or ())
-        given = values.get("label_map") or {}
-        label_map = {_raw_id(r): _train_id(t, classes) for r, t in given.items()}
+        listed = values.get("colours") or ()
+        if not isinstance(listed, list | tuple):
+            raise SetrError(f"colours {listed!r}: give a list with one colour per class")
+        colours = tuple(_colour(c) for c in listed)
+        label_map = {
+            _raw_id(raw): _train_id("label_map", target, classes)
+            for raw, target in as_label_map(values.get("label_map")).items()
+        }
         by_colour = values.get("colour_map")
         if by_colour == "classes":
             by_colour = dict(zip(colours, classes, strict=False))
@@ -167,8 +172,24 @@ class Labels:
                 raise SetrError("colour_map: classes needs one colour per class, all different")
         if by_colour is not None and not isinstance(by_colour, Mapping):
             raise SetrError("colour_map: give 'classes' or a table of colour: class")
-        colour_map = {_colour(c): _train_id(t, classes) for c, t in (by_colour or {}).items()}
+        colour_map = {
+            _colour(colour): _train_id("colour_map", target, classes)
+            for colour, target in (by_colour or {}).items()
+        }
         return cls(classes, colours, label_map, colour_map or None)
+
+
+def as_label_map(value: Any) -> Mapping[Any, Any]:
+    """What a file gives for `label_map`, as a table; nothing is an empty one.
+
+    Raises:
+        SetrError: something else.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise SetrError(f"label_map {value!r}: give a table of id: class, as {{0: road, 7: car}}")
+    return value
 
 
 def _valid(train: int, num_classes: int) -> bool:
@@ -191,28 +212,30 @@ def _colour(value: Any) -> Colour:
         else:
             parts = [int(v) for v in (value.split(",") if isinstance(value, str) else value)]
         red, green, blue = parts
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SetrError(f"colour {value!r}: give [red, green, blue] or '#rrggbb'") from None
     return red, green, blue
 
 
 def _raw_id(value: Any) -> int:
-    try:
+    """A whole number, or one in quotes, as JSON has them for keys."""
+    if type(value) is int or (isinstance(value, str) and value.strip().isdecimal()):
         return int(value)
-    except (TypeError, ValueError):
-        raise SetrError(f"label_map key '{value}': raw ids are whole numbers") from None
+    raise SetrError(f"label_map key {value!r}: raw ids are whole numbers from 0 to 65535")
 
 
-def _train_id(value: Any, classes: Sequence[str]) -> int:
+def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
     if value == "ignore":
         return IGNORE
     if isinstance(value, str):
         if value not in classes:
             near = difflib.get_close_matches(value, classes, 1)
             hint = f"; did you mean '{near[0]}'?" if near else "; use a class name or 'ignore'"
-            raise SetrError(f"label_map value '{value}' is not among the classes{hint}")
+            raise SetrError(f"{key} value {value!r} is not among the classes{hint}")
         return list(classes).index(value)
-    return int(value)
+    if type(value) is not int:
+        raise SetrError(f"{key} value {value!r}: give a class name, its number, or 'ignore'")
+    return value
 
 
 def draw_colours(count: int) -> tuple[Colour, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ class Found(NamedTuple):
         masks: the mask of each image; None where the split has none (a test set).
         labels: known data set, with the encoding of its ids, that the layout implies.
         notes: what is odd but no error.
+        folder: below `root`, that holds the images; empty where a list names them.
     """
 
     root: Path
@@ -37,6 +38,7 @@ class Found(NamedTuple):
     masks: Sequence[str] | None
     labels: str | None = None
     notes: tuple[str, ...] = ()
+    folder: str = ""
 
 
 def configured_files(root: Path, place: Path) -> Found:
@@ -119,7 +121,7 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Fou
     if masks_of:
         shown = ", ".join(sorted(masks_of.values())[:5])
         notes = (f"{root / masks}: {len(masks_of)} masks have no image: {shown}",)
-    return Found(root, [f"{images}/{name}" for name in files], pairs, labels, notes)
+    return Found(root, [f"{images}/{name}" for name in files], pairs, labels, notes, images)
 
 
 def pair_names(
@@ -136,20 +138,66 @@ def pair_names(
 
 
 def only_listed(found: Found, listed: Path) -> Found:
-    """Keep what a list file names: any folder, any suffix."""
+    """Keep what a list file names, with any suffix.
+
+    An entry is a path below the image folder; folders may be left out at its beginning, as in a
+    bare stem, or stand before it, as on the machine where the list was made. What both name must
+    agree.
+
+    Raises:
+        SetrError: entries that fit no image, or several.
+    """
     assert found.masks is not None
-    place = {Path(name).stem: i for i, name in enumerate(found.images)}
-    stems = [Path(name).stem for name in listed_names(listed)]
-    unknown = [stem for stem in stems if stem not in place]
+    images = _Stems(name.removeprefix(f"{found.folder}/") for name in found.images)
+    keep, unknown = [], []
+    for name in listed_names(listed):
+        fitting = images.fitting(name)
+        if len(fitting) > 1:
+            shown = " and ".join(found.images[i] for i in fitting[:2])
+            raise data_error(
+                f"{listed}: '{name}' fits {len(fitting)} images ({shown}); name the folder, too"
+            )
+        if fitting:
+            keep.append(fitting[0])
+        else:
+            unknown.append(name)
     if unknown:
         raise data_error(
             f"{listed}: {len(unknown)} entries have no image: {', '.join(unknown[:10])}"
         )
-    _refuse_doubles(listed, stems, "listed more than once")
-    keep = [place[stem] for stem in stems]
-    return found._replace(
-        images=[found.images[i] for i in keep], masks=[found.masks[i] for i in keep]
-    )
+    kept = [found.images[i] for i in keep]
+    _refuse_doubles(listed, kept, "listed more than once")
+    return found._replace(images=kept, masks=[found.masks[i] for i in keep])
+
+
+class _Stems:
+    """Image paths without suffix, found by their end."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._whole: dict[str, int] = {}
+        self._ends: dict[str, list[int]] = {}
+        for i, name in enumerate(names):
+            stem = os.path.splitext(name)[0]
+            self._whole[stem] = i
+            for end in _ends(stem):
+                self._ends.setdefault(end, []).append(i)
+
+    def fitting(self, entry: str) -> list[int]:
+        """Numbers of the images an entry may mean.
+
+        The image of that path, else those whose path ends so, else the one whose path is the
+        longest end of the entry.
+        """
+        stem = os.path.splitext(entry)[0]
+        if stem not in self._whole and stem in self._ends:
+            return self._ends[stem]
+        return [self._whole[end] for end in _ends(stem) if end in self._whole][:1]
+
+
+def _ends(path: str) -> list[str]:
+    """a/b/c -> a/b/c, b/c, c."""
+    parts = path.split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
 def names_below(folder: Path, prefix: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:

@@ -60,7 +60,8 @@ class Pairs(Sequence[Pair]):
         for root, images, masks in self._parts:
             base = os.path.join(root, "")
             for i in range(len(images)):
-                yield base + images[i], None if masks is None else os.path.join(base, masks[i])
+                mask = None if masks is None else os.path.join(base, masks[i])
+                yield os.path.join(base, images[i]), mask
 
 
 class _Names:

@@ -26,13 +26,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.pairing import NoSplitError
 from setr.storage import file_system, first_line
 
 Form = Literal["tar", "parquet"]
 INDEX = "shards.json"
 FORMAT = "setr-shards-1"
 BUFFER = 4096
-"""Samples shuffled among each other; they come from some shards read side by side."""
+"""Samples shuffled among each other in an epoch; they come from a few shards."""
 GAP = 4096
 """Image and mask at most this many bytes apart are read at once."""
 GROUP = 100
@@ -71,7 +72,11 @@ class Shards:
         self.description = self._description()
         splits = self.description["splits"]
         if split not in splits:
-            raise SetrError(f"{root}: no split '{split}'; it has {', '.join(splits)}", code=USAGE)
+            raise NoSplitError(
+                f"{root}: no split '{split}'; it has {', '.join(splits)}", code=USAGE
+            )
+        # once there was one map for all splits
+        self.labels: dict[str, Any] = splits[split].get("labels") or self.description["labels"]
         self.shards: list[dict[str, Any]] = splits[split]["shards"]
         data = self._read(splits[split]["index"])
         self.content = zlib.crc32(data)
@@ -120,7 +125,11 @@ class Shards:
         return parts
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
-        """An order for one epoch: shards shuffled, then samples within a moving buffer."""
+        """An order for one epoch: shards shuffled, then every `BUFFER` samples among each other.
+
+        Samples lie in the shards in random order, so those of one block are a random part of the
+        split, and an epoch still reads a few shards at a time.
+        """
         counts = np.array([shard["samples"] for shard in self.shards])
         ends = np.cumsum(counts)
         order = np.concatenate(

@@ -40,6 +40,7 @@ from setr.survey_rows import (
 
 VERSION = 1
 _CHUNK = 2048  # pairs handed to the threads at a time
+_AT_ONCE = 1 << 16  # hashes compared at a time, few enough for the processor's cache
 
 Progress = Callable[[int, int], None]
 
@@ -159,6 +160,43 @@ def difference_hash(image: np.ndarray) -> int:
     small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
     bits = np.packbits(small[:, 1:] > small[:, :-1])
     return int.from_bytes(bits.tobytes(), "big")
+
+
+def near_hashes(known: np.ndarray, hashes: np.ndarray, bits: int) -> np.ndarray:
+    """Places of the hashes (uint64) that differ from some known one in at most so many bits.
+
+    Cut into one piece more than bits may differ, two such hashes have one piece in common, so only
+    hashes with an equal piece at the same place are compared. 0 is no hash.
+    """
+    known = np.unique(known[known != 0])
+    values, places = np.unique(hashes, return_inverse=True)
+    near = np.isin(values, known)
+    width = 64 // (bits + 1)
+    for shift in range(0, 64, width):
+        theirs, ours = ((h >> np.uint64(shift)) % np.uint64(1 << width) for h in (known, values))
+        order = np.argsort(theirs)
+        theirs, ordered = theirs[order], known[order]
+        left = np.flatnonzero(~near)
+        first = np.searchsorted(theirs, ours[left])
+        number = np.searchsorted(theirs, ours[left], "right") - first
+        full = np.flatnonzero(np.diff(np.cumsum(number) // _AT_ONCE)) + 1
+        for part in np.split(np.arange(len(left)), full):
+            n = number[part]
+            mine = np.repeat(left[part], n)
+            other = np.arange(len(mine)) + np.repeat(first[part] - np.cumsum(n) + n, n)
+            near[mine[_ones(values[mine] ^ ordered[other]) <= bits]] = True
+    return np.flatnonzero(near[places] & (hashes != 0))
+
+
+def _ones(x: np.ndarray) -> np.ndarray:
+    """Bits set in each of (N,) uint64: sums of pairs, of fours, of eights, then of all bytes."""
+    pairs, fours, eights, bytes_ = map(
+        np.uint64, (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101)
+    )
+    x = x - (x >> np.uint64(1) & pairs)
+    x = (x & fours) + (x >> np.uint64(2) & fours)
+    sums: np.ndarray = (x + (x >> np.uint64(4)) & eights) * bytes_ >> np.uint64(56)
+    return sums
 
 
 # --- remembering ----------------------------------------------------------------------------------

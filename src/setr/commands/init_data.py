@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,8 @@ def run(arguments: list[str]) -> int:
     made = draft(given.folder, val_share=given.val_share)
     files = write(given.folder, made)
     print(made.yaml, end="")
+    if made.note:
+        print(f"warning: {given.folder}: {made.note}", file=sys.stderr)
     print(
         f"wrote {', '.join(map(str, files))}; name the classes, then `setr doctor {given.folder}`"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "shard")
     if given.samples < 1:
         raise SetrError(f"--samples {given.samples}: give at least 1", code=USAGE)
+    if not given.splits:
+        raise SetrError("--splits: name at least one split, as train", code=USAGE)
     from setr.datasets import open_dataset
     from setr.doctor import check
     from setr.files import write_bytes
@@ -56,15 +59,17 @@ def run(arguments: list[str]) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         entries = {
-            d.split: write_split(
-                given.out, d.split, _samples(d), per_shard=given.samples, form=given.format
-            )
+            d.split: {
+                **write_split(
+                    given.out, d.split, _samples(d), per_shard=given.samples, form=given.format
+                ),
+                "labels": d.labels.to_dict(),  # of one data set, splits may code their ids apart
+            }
             for d in opened
         }
     except OSError as error:
         raise SetrError(f"{given.out}: cannot write: {error.strerror}") from None
-    labels = opened[0].labels.to_dict()
-    content = {"format": FORMAT, "name": opened[0].name, "labels": labels, "splits": entries}
+    content = {"format": FORMAT, "name": opened[0].name, "splits": entries}
     write_bytes(given.out / INDEX, (json.dumps(content, indent=1) + "\n").encode())
     for split, entry in entries.items():
         count = sum(shard["samples"] for shard in entry["shards"])
@@ -73,7 +78,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _samples(dataset: Dataset) -> Iterator[Packed]:
-    """Files as they are; drawn scenes and MATLAB masks as PNG."""
+    """Files as they are; drawn scenes and MATLAB masks as PNG.
+
+    In a random order, always the same: an epoch shuffles neighbouring samples only, and neighbours
+    in a folder are often alike, as those of one city, film or kind of scene.
+    """
+    import numpy as np
+
     from setr.datasets import SceneDataset
     from setr.images import encode_png
     from setr.masks import read_mask
@@ -81,7 +92,8 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
     from setr.shards import Packed
 
     show = counting(f"pack {dataset.split}")
-    for index in range(len(dataset)):
+    order = np.random.default_rng(zlib.crc32(dataset.split.encode())).permutation(len(dataset))
+    for done, index in enumerate(order.tolist(), 1):
         name = dataset.pairs[index].image.name
         if isinstance(dataset, SceneDataset):
             image, mask = map(encode_png, dataset.load(index))
@@ -93,7 +105,7 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
             mat = not isinstance(second, bytes) and str(second).endswith(".mat")
             packed = encode_png(read_mask(second)) if mat else _content(second)
             yield Packed(name, _content(first), suffix, packed)
-        show(index + 1, len(dataset))
+        show(done, len(dataset))
 
 
 def _content(source: object) -> bytes:
