@@ -130,7 +130,9 @@ def test_command_writes_a_model_that_scores_higher(tmp_path, capsys, by):
         figures = json.loads((tmp_path / str(number) / "metrics.json").read_text())
         scores.append(figures["single_scale"]["miou"])
     assert scores[1] > scores[0]
-    assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(out)]) == 2
+    for taken in (out, out / "config.json"):
+        assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(taken)]) == 2
+        assert f"{taken}: exists; choose another folder" in capsys.readouterr().err
 
 
 def test_a_run_adjusts_its_model_once(tmp_path):

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from setr import scenes
-from setr.batch import _Batches
+from setr import predictor, scenes
+from setr.batch import NoMemoryError, _Batches, predict_each
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.files import write_bytes
@@ -144,6 +144,60 @@ def test_inexact_batches_are_filled_up():
     assert len(found) == 3
 
 
+SHORT = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+)
+
+
+class Cramped(Rounding):
+    """A model in whose memory `fits` images of 8x8 pixels fit, and none larger."""
+
+    def __init__(self, fits: int, error: BaseException) -> None:
+        super().__init__(differs=False)
+        self.fits, self.error = fits, error
+
+    def predict_batch(self, images):
+        found = super().predict_batch(images)
+        if len(images) * images[0].shape[0] > 8 * self.fits:
+            raise self.error
+        return found
+
+
+@pytest.mark.parametrize("error", SHORT, ids=["cuda", "cpu", "python"])
+def test_a_batch_that_does_not_fit_into_memory_runs_one_by_one(error):
+    model, small, large = Cramped(2, error), np.zeros((8, 8, 3), np.uint8), (40, 8, 3)
+    found = predict_each(model, [small] * 3)
+    assert model.calls == [3, 1, 1, 1]
+    assert all(isinstance(result, Result) for result in found)
+    for lost in predict_each(model, [np.zeros(large, np.uint8)] * 2):
+        assert isinstance(lost, NoMemoryError)
+        assert str(lost) == "8x40 pixels do not fit into memory; give the model a window"
+        assert lost.__context__ is None  # it would keep the tensors that were too many
+    with pytest.raises(RuntimeError, match="shape"):
+        predict_each(Cramped(1, RuntimeError("shape mismatch")), [small] * 2)
+
+
+@pytest.mark.parametrize("function", ["predict_mask", "predict_scores"])
+@pytest.mark.parametrize("error", SHORT, ids=["cuda", "cpu", "python"])
+def test_predict_without_enough_memory_names_the_images(
+    model_dir, photos, tmp_path, capsys, monkeypatch, function, error
+):
+    real = getattr(predictor, function)
+
+    def short(model, images, *rest, **options):
+        if images.shape[-1] > 48:
+            raise error
+        return real(model, images, *rest, **options)
+
+    monkeypatch.setattr(predictor, function, short)
+    assert predict(model_dir, photos, tmp_path, "--save", "scores") == FAILED
+    assert "56x40 pixels do not fit into memory" in capsys.readouterr().err
+    failed = {name for name, row in rows(tmp_path).items() if row["status"] == "failed"}
+    assert failed == {"a/broken.png", "b/p2.png", "a/p5.png"}
+
+
 def test_the_same_command_again_does_nothing(model_dir, photos, tmp_path, capsys):
     predict(model_dir, photos, tmp_path)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
@@ -175,6 +229,38 @@ def test_what_changed_is_done_again(model_dir, photos, tmp_path, capsys):
                if row["status"] == "ok")  # fmt: skip
     write_bytes(source / "a" / "broken.png", encode_png(np.zeros((8, 8, 3), np.uint8)))
     assert predict(model_dir, source, out, "--save", "overlay") == OK
+
+
+def test_only_what_changes_outputs_makes_them_anew(model_dir, photos, tmp_path, capsys):
+    predict(model_dir, photos, tmp_path, "--max-pixels", "2400")
+    assert sum(row["status"] == "failed" for row in rows(tmp_path).values()) == 1
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+    assert len(times) == len(SIZES)
+    for options, held in (
+        (("--max-pixels", "2000"), 9),  # what is done is done
+        (("--max-pixels", "2000", "--allow-urls"), 9),
+        (("--max-pixels", "2000", "--device", "cpu", "--allow-urls"), 9),
+        (("--save", "mask", "--workers", "1"), 9),
+        (("--save", "mask", "--workers", "1"), 10),
+        (("--save", "palette"), 10),
+        (("--save", "mask", "--tolerance", "2"), 0),
+    ):
+        capsys.readouterr()
+        assert predict(model_dir, photos, tmp_path, *options) == FAILED
+        err = capsys.readouterr().err
+        assert (f"{held} of 10 images were done before" in err) == (held > 0), options
+        if held:
+            assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")} == times
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")} != times
+
+
+def test_a_raised_limit_does_what_it_refused(model_dir, photos, tmp_path, capsys):
+    predict(model_dir, photos, tmp_path, "--max-pixels", "2300")
+    assert "48x48 is 2,304 pixels, above the limit" in capsys.readouterr().err
+    assert len(list(tmp_path.rglob("*.png"))) == 3
+    predict(model_dir, photos, tmp_path)
+    assert len(list(tmp_path.rglob("*.png"))) == len(SIZES)
+    assert "3 of 10 images were done before" in capsys.readouterr().err
 
 
 def test_failures_are_tried_again_when_asked(model_dir, photos, tmp_path, capsys):
@@ -314,6 +400,12 @@ def test_object_storage_in_and_out(model_dir, photos, archives, expected, tmp_pa
     assert outputs(tmp_path / "glob").keys() == {k[2:] for k in masks if k.startswith("b/")}
     assert predict(model_dir, "memory://tars", tmp_path / "tar") == FAILED
     assert outputs(tmp_path / "tar") == {f"photos/{k}": v for k, v in masks.items()}
+    before = store.cat("/photos/b/p0.png")
+    assert predict(model_dir, "memory://photos", "memory://photos/") == USAGE
+    assert store.cat("/photos/b/p0.png") == before
+    assert predict(model_dir, "memory://photos", "memory://photos/out") == FAILED
+    assert predict(model_dir, "memory://photos", "memory://photos/out") == FAILED
+    assert len(store.find("/photos/out")) == len(SIZES) + 1  # no masks of masks
     item = find_items([f"local://{photos}/b/p0.png"])[0]
     assert read_item(item) == (photos / "b" / "p0.png").read_bytes()
 

@@ -9,11 +9,14 @@ import time
 
 import pytest
 
-from setr.cli import VERBS, _HelpWithoutNone, main
+from setr.cli import VERBS, _HelpWithoutNone, _reason, main
 from setr.errors import FAILED, OK, USAGE
 from setr.files import write_bytes
+from setr.hub import ModelInfo, save_pretrained
 from setr.images import encode_png
+from setr.labels import Labels
 from setr.scenes import draw
+from tests.conftest import tiny_model
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -54,6 +57,8 @@ def test_every_verb_has_help(verb, capsys):
     [
         (["trian"], "did you mean 'train'?"),
         (["train"], "setr recipes"),
+        (["train", "--resume", "demoo"], "nearest: demo"),
+        (["train", "--train.steps", "5", "demo"], "needs a recipe before --train.steps"),
         (["train", "demoo"], "nearest: demo"),
         (["train", "demo", "--optim.lrr", "3"], "did you mean --optim.lr?"),
         (["train", "demo", "--optim.lr", "fast"], "could not convert"),
@@ -78,6 +83,34 @@ def test_usage_errors_are_one_line(capsys, arguments, expected, tmp_path, monkey
 def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="unknown"):
         main(["train", "demoo", "--debug"])
+
+
+def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
+    """No matter which command: the file, and the system's reason."""
+    (tmp_path / "file").write_text("in the way")
+    image = tmp_path / "a.png"
+    write_bytes(image, encode_png(draw("x", 0)[0]))
+    save_pretrained(tmp_path / "model", tiny_model(), ModelInfo(labels=Labels(tuple("abcde"))))
+    below = tmp_path / "file" / "out"
+    for arguments in (
+        ["shard", "scenes:20", below],
+        ["explain", "position", tmp_path / "model", "-o", below],
+        ["predict", tmp_path / "model", image, "-o", below],
+    ):
+        code, out, err = run(capsys, *arguments)
+        assert code == FAILED, arguments
+        assert out == ""
+        assert err.splitlines()[-1] == f"setr: {below}: Not a directory"
+        assert "Traceback" not in err
+    with pytest.raises(NotADirectoryError):
+        main(["explain", "position", str(tmp_path / "model"), "-o", str(below), "--debug"])
+
+
+def test_an_error_of_a_loader_is_its_last_line():
+    text = "Caught OSError in worker 0.\nTraceback (most recent call last):\nOSError: disk gone"
+    assert _reason(OSError(text)) == "OSError: disk gone"
+    assert _reason(OSError(24, "Too many open files")) == "Too many open files"
+    assert _reason(OSError()) == "OSError"
 
 
 def test_predict_needs_a_model(capsys, tmp_path):

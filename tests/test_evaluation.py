@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from setr import scenes
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
+from setr.evaluation import autocast_dtype, evaluate_split
 from setr.evaluation import evaluate as evaluate_with_workers
-from setr.evaluation import evaluate_split
 from setr.gallery import Gallery
 from setr.hub import ModelInfo, save_pretrained
 from setr.inference import Protocol, normalize
@@ -162,6 +163,55 @@ def test_command_protocols(
     code, text, _ = run(capsys, runs / "one", runs / "data", *options, "--json", "-o", tmp_path)
     assert code == OK
     assert described in json.loads(text)[f"{key}_scale"]["protocol"]
+
+
+@pytest.mark.parametrize("options", [["--protocol", "whole"], ["--protocol", "mmseg-ss"], []])
+def test_command_also_tests_with_several_scales(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str]
+) -> None:
+    arguments = [runs / "one", runs / "data", *options, "--multi-scale", "--no-detailed"]
+    code, text, _ = run(capsys, *arguments, "--json", "-o", tmp_path)
+    assert code == OK
+    figures = json.loads(text)
+    assert list(figures) == ["single_scale", "multi_scale"]
+    assert "scales 0.5, 0.75" in figures["multi_scale"]["protocol"]
+    assert "scales" not in figures["single_scale"]["protocol"]
+
+
+def test_command_without_the_detailed_figures(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [runs / "one", runs / "data", "-o", tmp_path, "--compare", runs / "two"]
+    assert run(capsys, *arguments)[0] == OK
+    whole = json.loads((tmp_path / "metrics.json").read_text())
+    code, text, errors = run(capsys, *arguments, "--no-detailed")
+    assert code == OK
+    assert "boundary" not in text
+    assert "one against two" in text
+    assert "metrics.json, images.csv\n" in errors
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images.csv", "metrics.json"]
+    plain = json.loads((tmp_path / "metrics.json").read_text())
+    assert plain["single_scale"]["iou"] == whole["single_scale"]["iou"]
+    assert plain["compare"][str(runs / "two")]["against"] == whole["compare"][str(runs / "two")][
+        "against"
+    ]  # fmt: skip
+
+
+def test_precision_of_builds_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wheels for macOS on ARM lack the operator that tells whether bf16 is fast."""
+    cpu, question = torch.device("cpu"), "_is_mkldnn_bf16_supported"
+    asked: list[int] = []
+    fake = SimpleNamespace(**{question: lambda: asked.append(1) or True})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", fake)
+    assert autocast_dtype("fp32", cpu) is None
+    assert not asked
+    assert autocast_dtype("auto", cpu) is torch.bfloat16
+    delattr(fake, question)
+    for precision in ("auto", "fp32"):
+        assert autocast_dtype(precision, cpu) is None
+    with pytest.raises(SetrError, match="this cpu lacks it"):
+        autocast_dtype("bf16", cpu)
 
 
 def test_command_compares_models(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

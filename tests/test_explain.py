@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from setr import cpu_blocks, scenes
+from setr import cpu_blocks, explain, scenes
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.explain import (
@@ -116,6 +116,28 @@ def test_rollout_equals_the_product_of_matrices() -> None:
     rollout = attention_rollout(model, images, (2, 1))
     expected = product[-16 + 2 * 4 + 1, -16:].reshape(4, 4)
     torch.testing.assert_close(torch.from_numpy(rollout), expected, atol=1e-6, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_rollout_by_blocks_of_rows_is_the_same_and_can_be_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """17 to 21 tokens in blocks of 5 and in one; between the blocks it asks whether to go on."""
+    for name in ENCODERS:
+        model, images = build(name), torch.rand(1, 3, 56, 56)
+        whole = attention_rollout(model, images, (1, 2))
+        asked: list[int] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(explain, "ROLLOUT_ROWS", 5)
+            rows = attention_rollout(model, images, (1, 2), check=lambda a=asked: a.append(1))
+        np.testing.assert_allclose(rows, whole, rtol=1e-5, atol=1e-7)
+        assert len(asked) in (3 * 2 * 4, 3 * 2 * 5)  # layers, heads, blocks
+
+    def end() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        attention_rollout(model, images, (1, 2), check=end)
 
 
 @torch.inference_mode()

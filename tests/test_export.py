@@ -192,6 +192,21 @@ def test_a_file_that_differs_is_not_written(onnx_file, model, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["model[1].xml", "*.xml", "[!a].xml"])
+def test_signs_in_a_name_mean_themselves(model, tmp_path, monkeypatch, name):
+    """`[1]` is no pattern: every file arrives, and their size is told."""
+
+    def drafts(path: Path, *_: object) -> None:
+        path.write_bytes(b"graph")
+        path.with_suffix(".bin").write_bytes(b"weights")
+
+    monkeypatch.setattr("setr.export._write", drafts)
+    monkeypatch.setattr("setr.export.compare", lambda *_, **__: {})
+    report = export(model, INFO, tmp_path / name, format="openvino")
+    assert report["bytes"] == len(b"graph" + b"weights")
+    assert {p.name for p in tmp_path.iterdir()} == {name, name.replace(".xml", ".bin")}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 from setr import decode
 from setr.decode import check_png_rows
 from setr.errors import SetrError
-from setr.images import Rows, check_whole, encode_png, read_image
+from setr.images import ImageTooLargeError, Rows, check_whole, encode_png, opened, read_image
 from setr.masks import read_mask
 
 UNREADABLE = {
@@ -26,7 +28,7 @@ UNREADABLE = {
 
 @pytest.fixture(params=["kornia", "without"])
 def decoder(request, monkeypatch):
-    """Both with the extra `fast-io` and without it."""
+    """Both with kornia-rs and without it."""
     if request.param == "without":
         monkeypatch.setattr(decode, "_decode_png", None)
     elif decode._decode_png is None:
@@ -161,6 +163,39 @@ def test_trailing_bytes_do_no_harm():
 def test_a_file_is_refused_by_size_from_its_header():
     with pytest.raises(SetrError, match="53x37 is 1,961 pixels"):
         read_image(encoded(photo(), "PNG"), max_pixels=1000)
+
+
+def header_of(side: int) -> bytes:
+    """The first bytes of a PNG file of so many pixels squared; the pixels themselves lack."""
+    size = side.to_bytes(4, "big") * 2
+    kinds = (b"IHDR", size + b"\x08\x00\x00\x00\x00"), (b"IDAT", b"")
+    chunks = [len(d).to_bytes(4, "big") + k + d + zlib.crc32(k + d).to_bytes(4, "big")
+              for k, d in kinds]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_a_raised_limit_is_the_only_one(monkeypatch):
+    """Pillow by itself refuses more than 178,956,970 pixels, whatever the limit."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    data = header_of(20_000)
+    with pytest.raises(ImageTooLargeError, match="raise --max-pixels"):
+        read_image(data)
+    with ThreadPoolExecutor(4) as threads:
+        limits = [400_000_000, 300_000_000] * 20
+        for limit, size in zip(limits, threads.map(partial(size_of, data), limits), strict=True):
+            assert size == ((20_000, 20_000) if limit == 400_000_000 else None)
+    with pytest.raises(ImageTooLargeError, match="20000x20000 is 400,000,000 pixels"):
+        read_image(data, max_pixels=300_000_000)
+    with pytest.raises(ImageTooLargeError, match="raise --max-pixels"):
+        read_image(data)
+
+
+def size_of(data: bytes, max_pixels: int) -> tuple[int, int] | None:
+    try:
+        with opened(data, max_pixels) as image:
+            return image.size
+    except ImageTooLargeError:
+        return None
 
 
 @pytest.mark.usefixtures("decoder")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from setr import scorecard
 from setr.boundary import BoundaryCounts, band, contour, fill_ignored
 from setr.calibration import Calibration
 from setr.errors import SetrError
@@ -273,6 +276,40 @@ def test_bootstrap_interval_is_as_wide_as_theory_says() -> None:
 def test_image_miou_counts_the_classes_of_the_image() -> None:
     assert image_miou(count(np.array([[0, 0, 1]]), np.array([[0, 0, 0]])).matrix) == 1 / 3
     assert image_miou(np.zeros((5, 6), np.int64)) is None
+
+
+def test_threads_count_what_one_after_the_other_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images wait, and in other threads than the model's."""
+    pairs = [random_pair(seed) for seed in range(12)]
+    boundary, regions = BoundaryCounts(5), RegionRecall(5)
+    for prediction, truth in pairs:
+        boundary.update(prediction, truth)
+        regions.update(prediction, truth)
+    seen, real = set(), scorecard._shapes
+
+    def watched(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        seen.add(threading.current_thread())
+        return real(*arguments)
+
+    monkeypatch.setattr(scorecard, "_shapes", watched)
+    for ahead in (0, 2 * pairs[0][1].size, scorecard.AHEAD_PIXELS):
+        monkeypatch.setattr(scorecard, "AHEAD_PIXELS", ahead)
+        card = Scorecard(NAMES)
+        for index, (prediction, truth) in enumerate(pairs):
+            card.update(index, torch.from_numpy(prediction), torch.from_numpy(truth))
+            assert sum(waiting for waiting, _ in card._waiting) <= ahead
+        assert np.array_equal(card.boundary.counts, boundary.counts)
+        assert np.array_equal(card.regions.counts, regions.counts)
+    assert threading.main_thread() not in seen
+    assert boundary.counts.sum() > 0
+
+
+def test_what_fails_in_a_thread_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorecard, "_shapes", lambda *_: 1 / 0)
+    card = Scorecard(NAMES)
+    card.update(0, *map(torch.from_numpy, random_pair(0)))
+    with pytest.raises(ZeroDivisionError):
+        card.summary()
 
 
 def test_paired_difference() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import setr
 from setr import scenes
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.evaluation import resolve_protocol
 from setr.files import write_bytes
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
 from setr.images import encode_png
@@ -175,6 +177,105 @@ def test_two_images_never_write_one_file(model_dir, photo, tmp_path, capsys):
     assert not (tmp_path / "clash").exists()
 
 
+@pytest.mark.parametrize(
+    ("names", "save", "clash"),
+    [
+        (("a.png", "a_overlay.png"), "mask,overlay", "a_overlay.png"),
+        (("a.png", "a_ids.jpg"), "ids,labelme,mask", "a_ids.png"),
+        (("a.png", "a_coco.png"), "coco,labelme", "a_coco.json"),
+        (("a.jpg", "a.png/b.jpg"), "mask", "a.png"),
+    ],
+)
+def test_no_two_kinds_write_one_file(model_dir, photo, tmp_path, capsys, names, save, clash):
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(tmp_path / "in" / name, encode_png(photo))
+    command = ["predict", str(model_dir), str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    assert main([*command, "--save", save]) == USAGE
+    err = capsys.readouterr().err
+    assert f"would both write {clash}" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--save", "share"]) == OK
+
+
+@pytest.mark.parametrize(
+    ("images", "out", "options"),
+    [
+        ("street.png", ".", ()),
+        (".", ".", ()),
+        ("street.png", "../photos", ()),
+        ("street.png", "../linked", ()),
+        ("../elsewhere/street.png", ".", ()),
+        ("street.jpg street_overlay.png", ".", ("--save", "overlay")),
+        ("part-000000.tar", ".", ("--pack", "tar")),
+        ("street.png", "file://{here}", ()),
+    ],
+)
+def test_an_input_is_never_overwritten(
+    model_dir, photo, tmp_path, monkeypatch, capsys, images, out, options
+):
+    here = tmp_path / "photos"
+    (tmp_path / "elsewhere").mkdir()
+    here.mkdir()
+    (tmp_path / "linked").symlink_to(here)
+    for name in ("street.png", "street_overlay.png"):
+        write_bytes(here / name, encode_png(photo))
+    with tarfile.open(here / "part-000000.tar", "w") as archive:
+        archive.add(here / "street.png", "street.png")
+    (tmp_path / "elsewhere" / "street.png").symlink_to(here / "street.png")
+    write_bytes(tmp_path / "elsewhere" / "street.jpg", encode_png(photo))
+    (here / "street.jpg").symlink_to(tmp_path / "elsewhere" / "street.jpg")
+    before = {path.name: path.read_bytes() for path in here.iterdir()}
+    monkeypatch.chdir(here)
+    command = ["predict", str(model_dir), *images.split(), "-o", out.format(here=here), *options]
+    assert main(command) == USAGE
+    err = capsys.readouterr().err
+    assert "is an input that this run would replace" in err
+    assert "choose another folder with -o" in err
+    assert err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == before
+
+
+def test_results_inside_the_folder_are_no_images(model_dir, photo, tmp_path, monkeypatch, capsys):
+    """Or the same command would segment its own masks, and could not continue."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    write_bytes(tmp_path / "sub" / "street.jpg", encode_png(photo))
+    command = ["predict", str(model_dir), ".", "-o", "out", "--save", "mask,overlay"]
+    for _ in range(2):
+        assert main(command) == OK
+    assert "1 of 1 images were done before" in capsys.readouterr().err
+    files = sorted(str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file())
+    assert files == ["manifest.jsonl", "sub/street.png", "sub/street_overlay.png"]
+    assert main(["predict", str(model_dir), "out", "-o", "more"]) == OK  # unless asked for
+    assert len(list(Path("more").rglob("*.png"))) == 2
+
+
+def test_a_protocol_by_its_name(model_dir, photo, tmp_path, capsys):
+    write_bytes(tmp_path / "a.png", encode_png(photo))
+    command = ["predict", str(model_dir), str(tmp_path / "a.png"), "--save", "scores"]
+    found = {}
+    for name in (None, "whole", "paper-ms"):
+        options = ["--protocol", name] if name else []
+        out = tmp_path / str(name)
+        assert main([*command, "-o", str(out), "--precision", "fp32", *options]) == OK
+        found[name] = np.load(out / "a_scores.npz")["scores"]
+    model, info = from_pretrained(model_dir)
+    several = dataclasses.replace(info, protocol=resolve_protocol("paper-ms", model, info))
+    expected = Predictor(model, several, precision="fp32").predict(photo).scores
+    assert np.array_equal(found["paper-ms"], expected.astype(np.float16))
+    assert np.array_equal(found["whole"], found[None])  # what the model's own is
+    assert not np.array_equal(found["whole"], found["paper-ms"])
+    capsys.readouterr()
+    for wrong, message in (
+        (("--protocol", "paper"), "did you mean 'paper-"),
+        (("--protocol", "whole", "--engine", "ray"), "--protocol whole: unknown to --engine ray"),
+    ):
+        assert main([*command, "-o", str(tmp_path / "whole"), *wrong]) == USAGE
+        assert message in capsys.readouterr().err
+
+
 def test_awkward_names(model_dir, photo, tmp_path, capsys):
     names = ["ü b.png", "-x.png", "%s.png", "new\nline.png", "日本.png", "a.b.png"]
     names.append(os.fsdecode(b"latin\xe9.png"))
@@ -196,7 +297,7 @@ def test_protocol_is_stored_with_the_model(model_dir):
     assert result.mask.shape == (32, 32)
 
 
-def test_submission_for_a_test_server(photo, tmp_path, capsys):
+def test_submission_for_a_test_server(photo, tmp_path, monkeypatch, capsys):
     model_dir, images, out = tmp_path / "model", tmp_path / "in", tmp_path / "out"
     info = ModelInfo(labels=known_labels("ade20k"))
     save_pretrained(model_dir, tiny_model(num_classes=150), info)
@@ -205,6 +306,14 @@ def test_submission_for_a_test_server(photo, tmp_path, capsys):
     arguments = ["predict", str(model_dir), str(images), "-o", str(out), "--submit", "ade20k"]
     assert main(arguments) == OK
     assert check_submission("ade20k", out / "ade20k.zip") == 1
+    seen, plain, predict = [], load(model_dir), Predictor.predict
+    with monkeypatch.context() as patch:
+        patch.setattr(  # what is asked for, without its hundred windows
+            Predictor, "predict", lambda s, i: seen.append(s.info.protocol) or predict(plain, i)
+        )
+        assert main([*arguments, "--protocol", "paper-ms"]) == OK
+    assert [protocol.is_multi_scale for protocol in seen] == [True]
+    assert seen[0].window == (512, 512)
     write_bytes(images / "ADE_test_00000002.jpg", b"broken")
     (out / "ade20k.zip").unlink()
     assert main(arguments) == FAILED

@@ -12,7 +12,7 @@ from PIL import Image
 
 from setr import mapping, rasters, scenes
 from setr.cli import main
-from setr.errors import FAILED, OK, SetrError
+from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.hub import ModelInfo, save_pretrained
 from setr.labels import IGNORE
 from setr.mapping import predict_raster
@@ -205,6 +205,25 @@ def test_rasters_from_the_command_line(predictor, pixels, tmp_path, capsys):
     capsys.readouterr()
     assert main([*command[:2], path, "-o", str(out), "--bands", "7,8,9"]) == FAILED
     assert "give one or three of 1 to 3" in capsys.readouterr().err
+
+
+def test_a_raster_is_never_overwritten(predictor, pixels, tmp_path, monkeypatch, capsys):
+    save_pretrained(tmp_path / "model", predictor.model, predictor.info)
+    for folder in (tmp_path, tmp_path / "out"):
+        folder.mkdir(exist_ok=True)
+        write_tiff(folder / "map.tif", pixels.transpose(2, 0, 1))
+    before = (tmp_path / "map.tif").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for source in ("map.tif", "."):
+        assert main(["predict", "model", source, "-o", "."]) == USAGE
+        assert "map.tif: is an input" in capsys.readouterr().err
+    assert (tmp_path / "map.tif").read_bytes() == before
+    protocol = ("--protocol", "whole")
+    assert main(["predict", "model", "map.tif", "-o", "out", *protocol]) == USAGE
+    assert "map.tif is a GeoTIFF file" in capsys.readouterr().err
+    assert main(["predict", "model", ".", "-o", "out", "--json"]) == OK
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert [image["image"] for image in images] == ["map.tif"]  # and not what lies in OUT
 
 
 def test_the_strip_bounds_what_is_held(predictor, pixels, tmp_path, monkeypatch):

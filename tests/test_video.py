@@ -13,9 +13,11 @@ import torch
 
 from setr import scenes
 from setr.cli import main
-from setr.errors import FAILED, OK, SetrError
+from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.files import write_bytes
 from setr.filming import predict_video
 from setr.hub import ModelInfo, save_pretrained
+from setr.images import encode_png
 from setr.masks import read_mask
 from setr.predictor import Predictor
 from setr.video import VideoReader, VideoWriter, frames
@@ -131,4 +133,28 @@ def test_a_video_from_the_command_line(predictor, tmp_path, capsys):
     assert "not a video" in answer[0]["error"]
     assert answer[1]["files"] == [str(out / "clip")]
     assert len(list((out / "clip").glob("*.png"))) == COUNT
+    assert main([*command, str(clip), "--save", "mask"]) == OK  # the same as before: nothing to do
+    assert "1 of 1 images were done before" in capsys.readouterr().err
     assert cv2.VideoCapture(str(out / "clip_overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == COUNT
+
+
+def test_no_input_is_overwritten_by_a_video_or_its_frames(predictor, tmp_path, monkeypatch, capsys):
+    save_pretrained(tmp_path / "model", predictor.model, predictor.info)
+    write_clip(tmp_path / "clip.mp4")
+    write_clip(tmp_path / "clip_overlay.mp4")
+    (tmp_path / "clip").mkdir()
+    write_bytes(tmp_path / "clip" / "000001.png", encode_png(scenes.draw("video", 0)[0]))
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for images, options in (
+        (("clip.mp4", "clip_overlay.mp4"), ()),
+        (("clip.mp4", "clip/000001.png"), ("--save", "mask")),
+    ):
+        assert main(["predict", "model", *images, "-o", ".", *options]) == USAGE
+        assert "is an input that this run would replace" in capsys.readouterr().err
+    (tmp_path / "in" / "clip").mkdir(parents=True)
+    write_bytes(tmp_path / "in" / "clip" / "000001.jpg", encode_png(scenes.draw("video", 0)[0]))
+    assert main(["predict", "model", "clip.mp4", "in", "-o", "out", "--save", "mask"]) == USAGE
+    assert "would both write clip;" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in before} == before
+    assert not (tmp_path / "out").exists()

@@ -121,15 +121,13 @@ def contour(ids: np.ndarray) -> np.ndarray:
 def _near(points: np.ndarray, targets: np.ndarray, tolerance: float) -> np.ndarray:
     """(H, W) bool: the points that have a target within `tolerance` pixels (Euclidean)."""
     near = np.zeros(points.shape, bool)
-    if not points.any() or not targets.any():
-        return near
-    rows, columns = np.nonzero(points)
+    left, top, width, height = cv2.boundingRect(points.view(np.uint8))
     margin = int(tolerance) + 1
     box = (
-        slice(max(rows.min() - margin, 0), rows.max() + margin + 1),
-        slice(max(columns.min() - margin, 0), columns.max() + margin + 1),
+        slice(max(top - margin, 0), top + height + margin),
+        slice(max(left - margin, 0), left + width + margin),
     )
-    if targets[box].any():
+    if width and targets[box].any():
         away = (~targets[box]).astype(np.uint8)
         distance = cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         near[box] = points[box] & (distance <= tolerance)

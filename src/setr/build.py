@@ -125,8 +125,8 @@ def build_share(config: Config, rank: int, pairs: int) -> Share:
     batch, parts = config.train.batch_size, config.train.accumulate
     if batch > pairs:
         raise SetrError(
-            f"train.batch_size {batch}: split '{config.data.train_split}' has {pairs} pairs; give at "
-            f"most {pairs}, or list more images",
+            f"train.batch_size {batch}: split '{config.data.train_split}' has {pairs} pairs; give "
+            f"at most {pairs}, or list more images",
             code=USAGE,
         )
     if batch % (world() * parts):

@@ -14,6 +14,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from setr import __version__
@@ -57,8 +58,20 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if debug:
+            raise
+        return _fail(_reason(error), FAILED)
     except MemoryError:
         return _fail("out of memory; lower the batch size or the image size", FAILED)
+
+
+def _reason(error: OSError) -> str:
+    """The file and what the system says about it, where no better message was found."""
+    named = isinstance(error.filename, str | bytes | os.PathLike)  # not the number of an open file
+    path = f"{os.fsdecode(error.filename)}: " if named else ""
+    lines = (error.strerror or str(error)).splitlines()  # a loader's begin with a traceback
+    return path + (lines[-1] if lines else type(error).__name__)
 
 
 def _fail(message: str, code: int) -> int:
@@ -107,6 +120,12 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
         if stop.code in (0, None):
             raise
         raise SetrError(_one_line(caught.getvalue(), verb), code=USAGE) from None
+
+
+def require_unused(out: Path) -> None:
+    """Refuse a folder for results (-o) that is a file or holds something."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise SetrError(f"{out}: exists; choose another folder with -o", code=USAGE)
 
 
 class _HelpWithoutNone:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from setr.config import Precision
 from setr.datasets import Dataset, open_dataset
+from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.files import write_bytes
 from setr.hub import ModelInfo, from_pretrained
@@ -146,11 +147,10 @@ def evaluate_split(
     dtype = autocast_dtype(precision, device)
     was_training = model.training
     model.eval()
-    rank, world = _process()
     card = Scorecard(dataset.labels.classes, device, detailed=detailed, absent=absent)
     began = time.monotonic()
     chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
-    indices = chosen[rank::world]
+    indices = chosen[rank() :: world()]
     progress = Progress("eval", len(indices))
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for done, (index, sample) in enumerate(
@@ -219,13 +219,6 @@ def spread(length: int, count: int) -> list[int]:
     return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
 
 
-def _process() -> tuple[int, int]:
-    """(rank, number of processes)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
 def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
     """Refuse a split without images or with other classes than the model's."""
     if not len(dataset):
@@ -257,17 +250,26 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     Raises:
         SetrError: the hardware lacks the precision asked for.
     """
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if precision == "fp32":
+        return None
     if precision == "fp16" and device.type == "cpu":
         raise SetrError("precision fp16: CPUs train in bf16 or fp32; set --train.precision auto")
+    has_bf16 = _multiplies_bf16(device)
     if precision == "bf16" and not has_bf16:
         raise SetrError(f"precision bf16: this {device.type} lacks it; set --train.precision auto")
     if precision == "auto":
         precision = "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
     return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return (  # builds for some processors carry neither oneDNN nor its question
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

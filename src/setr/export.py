@@ -85,8 +85,9 @@ def export(
         if calibration is not None:
             report["miou"] = compare_accuracy(draft, model, info, stored, calibration)
             _require_accuracy(report["miou"], precision, path)
-        report["bytes"] = sum(f.stat().st_size for f in folder.glob(f"{path.stem}.*"))
-        for file in sorted(folder.glob(f"{path.stem}.*")):  # weights come before .xml
+        files = _beginning(folder, f"{path.stem}.")
+        report["bytes"] = sum(file.stat().st_size for file in files)
+        for file in files:  # weights come before .xml
             os.replace(file, path.with_name(file.name))
     return report
 
@@ -161,8 +162,13 @@ def _write(
     plain = path.with_suffix(".onnx")
     write_onnx(program, plain, head, {}, None)
     write_openvino(plain, path, precision, stored, images)
-    for file in plain.parent.glob(f"{plain.name}*"):
+    for file in _beginning(plain.parent, plain.name):
         file.unlink()
+
+
+def _beginning(folder: Path, start: str) -> list[Path]:
+    """Files of a folder whose names begin like this, sorted; `[` and `*` mean themselves."""
+    return sorted(file for file in folder.iterdir() if file.name.startswith(start))
 
 
 def write_openvino(

@@ -6,7 +6,7 @@ are what a viewer shows. Every failure is a `SetrError` naming the file and the 
 file is an error, never half grey.
 
 Pillow reads the header and everything unusual; the pixels of ordinary 8-bit PNG and JPEG files come
-from kornia-rs (extra `fast-io`) or OpenCV, which are faster and give the same values. Where these
+from kornia-rs or OpenCV, which are faster and give the same values. Where these
 refuse, Pillow tries and names the reason.
 """
 
@@ -16,6 +16,7 @@ import errno
 import io
 import logging
 import os
+import threading
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +39,8 @@ MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` holds files to a limit
+_PILLOW = threading.Lock()
 
 
 class ImageTooLargeError(SetrError):
@@ -204,10 +207,9 @@ class opened:  # noqa: N801  used as a function in `with`
     def __enter__(self) -> Any:
         name = self.name
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+        _let_pillow_open(self.max_pixels)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                self.image = Image.open(file)
+            self.image = Image.open(file)
         except Image.DecompressionBombError:
             raise ImageTooLargeError(
                 f"{name}: more than {self.max_pixels:,} pixels; raise --max-pixels to read it"
@@ -229,6 +231,18 @@ class opened:  # noqa: N801  used as a function in `with`
             error, SetrError
         ):
             raise unreadable(self.name, error, self.source) from None
+
+
+def _let_pillow_open(pixels: int) -> None:
+    """Raise Pillow's own limit, at twice of which it refuses files, where ours was raised.
+
+    It belongs to the whole process and other threads are opening files meanwhile, so it only rises.
+    It is never lifted: it is the only guard of pictures inside a file (ICO) that its header hides.
+    """
+    if pixels > MAX_PIXELS:
+        with _PILLOW:
+            if Image.MAX_IMAGE_PIXELS is not None:
+                Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, pixels)
 
 
 def unreadable(name: str, error: Exception, source: Source) -> SetrError:

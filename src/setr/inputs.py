@@ -13,7 +13,7 @@ import posixpath
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -21,7 +21,16 @@ from typing import Any, NamedTuple
 from setr.errors import USAGE, SetrError
 from setr.files import IMAGE_SUFFIXES, walk_images
 from setr.images import Source
-from setr.storage import file_system, first_line, is_address, read_range
+from setr.storage import (
+    Identity,
+    Storage,
+    file_system,
+    first_line,
+    identity,
+    is_address,
+    read_range,
+)
+from setr.urls import is_url
 
 ARCHIVES = (".tar", ".parquet")
 NAME_COLUMNS = ("name", "key", "__key__", "file_name", "path", "id")
@@ -74,24 +83,57 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 
 
 def output_names(items: Sequence[Item]) -> list[str]:
-    """Output names without ending: an image's stem, or its whole name where stems clash.
+    """Output names without ending: an image's stem, or its whole name where stems clash."""
+    stems = [os.path.splitext(item.name)[0] for item in items]
+    count = Counter(stems)
+    return [
+        stem if count[stem] == 1 else item.name for item, stem in zip(items, stems, strict=True)
+    ]
+
+
+def check_outputs(
+    written: Iterable[tuple[Item, Iterable[str]]], others: Iterable[str], storage: Storage
+) -> None:
+    """Refuse a run in which a file would be written twice, or in place of an input.
+
+    Args:
+        written: every input, and the files (or folders of files) below OUT that come of it.
+        others: further files below OUT that the run may replace.
+        storage: OUT.
 
     Raises:
-        SetrError: two images would still write to one name.
+        SetrError: names the file.
     """
-    stems = Counter(os.path.splitext(item.name)[0] for item in items)
-    names: dict[str, Item] = {}
-    for item in items:
-        stem = os.path.splitext(item.name)[0]
-        name = stem if stems[stem] == 1 else item.name
-        if name in names:
-            raise SetrError(
-                f"{item.shown} and {names[name].shown} would both write {name}.png; use two "
-                "output folders",
-                code=USAGE,
-            )
-        names[name] = item
-    return list(names)
+    owners: dict[str, Item] = {}
+    inputs: dict[Identity | None, str] = {}
+    for item, names in written:
+        if not is_url(item.place):
+            inputs[identity(item.place)] = item.place
+        for name in names:
+            if owners.setdefault(name, item) is not item:
+                raise _clash(item, owners[name], name)
+    inputs.pop(None, None)
+    for name, item in owners.items():
+        folder = posixpath.dirname(name)
+        while folder:
+            if folder in owners:
+                raise _clash(item, owners[folder], folder)
+            folder = posixpath.dirname(folder)
+    for name in (*owners, *others):
+        for found in storage.identities(name):
+            if found in inputs:
+                raise SetrError(
+                    f"{inputs[found]}: is an input that this run would replace by its results; "
+                    "choose another folder with -o",
+                    code=USAGE,
+                )
+
+
+def _clash(one: Item, other: Item, name: str) -> SetrError:
+    return SetrError(
+        f"{one.shown} and {other.shown} would both write {name}; use two output folders",
+        code=USAGE,
+    )
 
 
 def in_shard(item: Item, shard: tuple[int, int]) -> bool:

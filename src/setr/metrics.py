@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from setr.errors import SetrError
-from setr.labels import IGNORE
 
 Absent = Literal["skip", "zero"]
 
@@ -127,12 +126,3 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Part / whole as float64, NaN where the whole is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(part / np.where(whole > 0, whole, np.nan), dtype=np.float64)
-
-
-def class_pixels(masks: Any, num_classes: int) -> np.ndarray:
-    """(K,) pixel counts over an iterable of masks of training ids; ignored pixels left out."""
-    counts = np.zeros(256, dtype=np.int64)
-    for mask in masks:
-        counts += np.bincount(mask.ravel(), minlength=256)
-    counts[IGNORE] = 0
-    return counts[:num_classes]

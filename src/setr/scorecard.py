@@ -1,11 +1,14 @@
 """Everything that is counted of a test, in one streaming object.
 
 Predictions come in image by image and are not kept. All state is integers, so the figures are the
-same bits for any order of images and any number of processes.
+same bits for any order of images and any number of threads and processes.
 """
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,11 @@ from setr.intervals import STEPS, Bootstrap, image_miou
 from setr.labels import IGNORE
 from setr.metrics import Absent, ConfusionMatrix, summarize
 from setr.regions import RegionRecall
+
+THREADS = min(4, os.cpu_count() or 1)
+"""They follow outlines and regions, up to seconds per image, while the model runs the next."""
+AHEAD_PIXELS = 16_000_000
+"""Of images that wait for them; one image alone may be larger, and the model then waits for it."""
 
 
 class Scorecard:
@@ -45,9 +53,29 @@ class Scorecard:
         self.totals = np.zeros(3, dtype=np.int64)  # images, images with an mIoU, its sum in steps
         self.failed: list[str] = []
         self.calibration = Calibration(device=device)
-        self.boundary = BoundaryCounts(K)
-        self.regions = RegionRecall(K)
+        self._boundary, self._regions = BoundaryCounts(K), RegionRecall(K)
+        self._threads = ThreadPoolExecutor(THREADS, "score")  # they end with this object
+        self._waiting: deque[tuple[int, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
         self.bootstrap = Bootstrap(K, replicates=1000 if detailed else 1)
+
+    @property
+    def boundary(self) -> BoundaryCounts:
+        """Of all images so far."""
+        self._collect(0)
+        return self._boundary
+
+    @property
+    def regions(self) -> RegionRecall:
+        """Of all images so far."""
+        self._collect(0)
+        return self._regions
+
+    def _collect(self, pixels: int) -> None:
+        """Add what threads have counted, until at most so many pixels wait."""
+        while sum(waiting for waiting, _ in self._waiting) > pixels:
+            boundary, regions = self._waiting.popleft()[1].result()
+            self._boundary.counts += boundary
+            self._regions.counts += regions
 
     def update(
         self, index: int, prediction: Tensor, truth: Tensor, confidence: Tensor | None = None
@@ -76,8 +104,8 @@ class Scorecard:
         if self.detailed:
             self.bootstrap.update(index, matrix)
             guess, real = prediction.cpu().numpy(), truth.cpu().numpy()
-            self.boundary.update(guess, real)
-            self.regions.update(guess, real)
+            self._waiting.append((real.size, self._threads.submit(_shapes, K, guess, real)))
+            self._collect(AHEAD_PIXELS)
             if confidence is not None:
                 counted = truth != IGNORE
                 self.calibration.update(confidence[counted], (prediction == truth)[counted])
@@ -130,3 +158,11 @@ class Scorecard:
         if calibration["ece"] is not None:
             figures["calibration"] = calibration
         return figures
+
+
+def _shapes(K: int, prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of one image: those of `BoundaryCounts` and of `RegionRecall`."""
+    boundary, regions = BoundaryCounts(K), RegionRecall(K)
+    boundary.update(prediction, truth)
+    regions.update(prediction, truth)
+    return boundary.counts, regions.counts

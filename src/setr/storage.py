@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from setr.errors import USAGE, SetrError
 from setr.files import write_bytes
+
+Identity = str | tuple[int, int]
+"""What `identity` gives: an address, or device and number of a file."""
 
 
 def is_address(text: str) -> bool:
@@ -33,6 +38,48 @@ def file_system(address: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise SetrError(f"{address}: {str(error).splitlines()[0]}", code=USAGE) from None
     return found
+
+
+def identity(place: str) -> Identity | None:
+    """Equal for two names of one file (links, spellings) or object; None where no file is.
+
+    Args:
+        place: a path, or an address as its file system writes it.
+    """
+    if is_address(place) and not place.startswith("file://"):
+        return place
+    try:
+        status = os.stat(place.removeprefix("file://"))
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def result_test(out: str) -> Callable[[str, str], bool]:
+    """Tells, by name and place, whether a file found in a folder lies in `out` inside that folder.
+
+    The name is the file's path below the folder that was walked.
+    """
+    inner = _in_full(out)
+
+    @cache
+    def beginning(folder: str) -> str:  # of the names of results; no name begins with `/`
+        outer = _in_full(folder)
+        return inner.removeprefix(outer) or "/" if inner.startswith(outer) else "/"
+
+    def is_result(name: str, place: str) -> bool:
+        walked = "/" in name and place.endswith(name)
+        return walked and name.startswith(beginning(place.removesuffix(name)))
+
+    return is_result
+
+
+def _in_full(folder: str) -> str:
+    """A path without links, or an address as its file system writes it, with a slash behind."""
+    if is_address(folder):
+        store, path = file_system(folder)
+        folder = str(store.unstrip_protocol(path)).removeprefix("file://")
+    return (folder if is_address(folder) else os.path.realpath(folder)).rstrip("/") + "/"
 
 
 def first_line(error: Exception) -> str:
@@ -100,6 +147,16 @@ class Storage:
         except Exception as error:
             reason = getattr(error, "strerror", None) or first_line(error)
             raise SetrError(f"{self.path(name)}: cannot write: {reason}") from None
+
+    def identities(self, name: str) -> Iterator[Identity | None]:
+        """Of the file that writing this name would replace; of all files of a folder."""
+        if self.remote:
+            yield identity(self._store.unstrip_protocol(f"{self._base}/{name}"))
+            return
+        found = identity(self.path(name))
+        yield found
+        if found and os.path.isdir(self.path(name)):
+            yield from (identity(entry.path) for entry in os.scandir(self.path(name)))
 
     def exists(self, name: str) -> bool:
         """Whether the file, or the folder of a video, is there."""

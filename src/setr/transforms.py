@@ -222,12 +222,3 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if not contrast_first and contrast != 1.0:
         image = cv2.LUT(image, np.clip(np.rint(np.arange(256) * contrast), 0, 255).astype(np.uint8))
     return image
-
-
-def resize_short_side(image: np.ndarray, short_side: int | None) -> np.ndarray:
-    """Scale an image so that its short side has this many pixels; None keeps it."""
-    if short_side is None or short_side == min(image.shape[:2]):
-        return image
-    scale = short_side / min(image.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -136,7 +136,8 @@ class View:
         for start in range(0, len(places), per_call):
             chunk = places[start : start + per_call]
             crops = [self.images[..., y : y + wh, x : x + ww] for y, x in chunk]
-            logits, size = _coarse_logits(self.model, crops[0] if len(crops) == 1 else _cat(crops))
+            together = crops[0] if len(crops) == 1 else torch.cat(crops)
+            logits, size = _coarse_logits(self.model, together)
             for (top, left), part in zip(chunk, logits.split(B), strict=True):
                 self.live.append(Window(top, left, part, size, self.window))
 
@@ -155,10 +156,6 @@ def _coverage(starts: list[int], weights: Tensor, first: int, last: int) -> Tens
         if a < b:
             total[a - first : b - first] += weights[a - start : b - start]
     return total
-
-
-def _cat(crops: list[Tensor]) -> Tensor:
-    return torch.cat(crops)
 
 
 class Window:

@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_unused
 from setr.config import Precision
-from setr.errors import USAGE, SetrError
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ def run(arguments: list[str]) -> int:
     from setr.hub import save_pretrained
     from setr.predictor import load
 
-    if given.out.exists() and any(given.out.iterdir()):
-        raise SetrError(f"{given.out}: exists; choose another folder with -o", code=USAGE)
+    require_unused(given.out)
     predictor = load(given.model)
     model, info = predictor.network, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels)

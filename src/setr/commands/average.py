@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_unused
 from setr.errors import USAGE, SetrError
 
 
@@ -32,8 +32,7 @@ def run(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, "average")
     if len(given.models) < 2:
         raise SetrError(f"{len(given.models)} model to average; give two or more", code=USAGE)
-    if given.out.exists() and any(given.out.iterdir()):
-        raise SetrError(f"{given.out}: exists; choose another folder with -o", code=USAGE)
+    require_unused(given.out)
     from setr.averaging import average
     from setr.hub import save_pretrained
 

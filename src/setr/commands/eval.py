@@ -51,6 +51,9 @@ class Arguments:
     """Further models, tested on the same images; differences come with p-values."""
     absent: Literal["skip", "zero"] = "skip"
     """Classes in neither truth nor prediction: left out of the means, or counted as 0."""
+    detailed: bool = True
+    """Also boundary IoU and F, recall by size, calibration, intervals and report.html, which shows
+    them; all that takes processor time, up to seconds for a large image."""
     precision: Precision = "auto"
     """bf16 where the hardware has it, else fp32."""
     workers: int = 1
@@ -96,10 +99,15 @@ def _run(given: Arguments) -> int:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", metrics)
     gallery.write_csv(out / "images.csv")
-    title = f"{name} on {dataset.name}, {given.split}"
-    write_evaluation(out / "report.html", title, metrics, dataset.labels, gallery)
+    files, page = ["metrics.json", "images.csv"], out / "report.html"
+    if given.detailed:
+        title = f"{name} on {dataset.name}, {given.split}"
+        write_evaluation(page, title, metrics, dataset.labels, gallery)
+        files.append(page.name)
+    else:
+        page.unlink(missing_ok=True)  # of an earlier test, with other figures
     print(json.dumps(metrics) if given.json else _table(given, metrics))
-    print(f"written to {out}: metrics.json, images.csv, report.html", file=sys.stderr)
+    print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
     return report_failed(figures)
 
 
@@ -117,8 +125,10 @@ def _test(
     protocol = _overridden(given, resolve_protocol(given.protocol, model, info))
     protocols = [protocol]
     if given.multi_scale and not protocol.is_multi_scale:
-        several = (given.protocol or "").replace("-ss", "-ms") or protocol.multi_scale()
-        protocols.append(_overridden(given, resolve_protocol(several, model, info)))
+        named = (given.protocol or "").replace("-ss", "-ms")  # `whole` has no such twin
+        several = resolve_protocol(named or None, model, info)
+        several = several if several.is_multi_scale else several.multi_scale()
+        protocols.append(_overridden(given, several))
     results = {}
     for chosen in protocols:
         results["multi_scale" if chosen.is_multi_scale else "single_scale"] = evaluate_split(
@@ -127,6 +137,7 @@ def _test(
             dataset,
             precision=given.precision,
             workers=given.workers,
+            detailed=given.detailed,
             absent=given.absent,
             on_image=gallery if chosen is protocol else None,
         )

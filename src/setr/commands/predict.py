@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +20,7 @@ from setr.images import MAX_PIXELS
 if TYPE_CHECKING:
     from setr.batch import Finish, Outcome, Task
     from setr.inputs import Item
+    from setr.predictor import Predictor
     from setr.streams import Stream
 
 Engine = Callable[[Sequence["Task"]], Iterator["Outcome"]]
@@ -36,8 +37,8 @@ class Arguments:
     model: tyro.conf.Positional[str]
     """A model directory, Hub name or checkpoint."""
     images: tyro.conf.Positional[tuple[str, ...]]
-    """Files, folders (walked, hidden files left out), quoted globs, videos, GeoTIFF files, tar
-    shards, Parquet files, or addresses of images and archives for fsspec (s3://…)."""
+    """Files, folders (walked; hidden files and OUT left out), quoted globs, videos, GeoTIFF files,
+    tar shards, Parquet files, or addresses of images and archives for fsspec (s3://…)."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Folder or fsspec address for the results, named after the images (a.png and a.jpg give
     a.png.png, a.jpg.png); the layout of a walked folder is kept."""
@@ -49,6 +50,9 @@ class Arguments:
     """Polygons may leave out corners where that moves the outline by at most so many pixels."""
     min_pixels: int = 1
     """Polygons of smaller regions are left out."""
+    protocol: str | None = None
+    """paper-ss, paper-ms, mmseg-ss, mmseg-ms or whole, as in `setr eval`; the model's own if not
+    given."""
     window: int | None = None
     """Run images by blended windows of so many pixels, whatever the model's protocol."""
     bands: str = ""
@@ -97,74 +101,93 @@ def run(arguments: list[str]) -> int:
             flag = f"--{name.replace('_', '-')}"
             raise SetrError(f"{flag} {getattr(given, name)}: give at least 1", code=USAGE)
     from setr.batch import Task
-    from setr.inputs import find_items, in_shard, output_names
-    from setr.outputs import parse_kinds
-    from setr.storage import is_address
+    from setr.inputs import find_items, output_names
+    from setr.settled import stream_tasks
+    from setr.storage import is_address, result_test
     from setr.streams import split_sources
+    from setr.urls import is_url
 
-    shard, kinds = _shard(given.shard), parse_kinds(given.save or "mask")
-    streams, rest = split_sources(given.images)
-    special = {stream.source for stream in streams}
-    items = [item for item in find_items(rest) if item.place not in special]
-    names = output_names(items)
+    shard, is_result = _shard(given.shard), result_test(given.out)
+    found, rest = split_sources(given.images)
+    streams = [stream for stream in found if not is_result(str(stream.below), stream.source)]
+    special = {os.path.normpath(stream.source) for stream in found}
+    items = [
+        item
+        for item in find_items(rest)
+        if os.path.normpath(item.place) not in special and not is_result(item.name, item.place)
+    ]
+    if not streams and not items:
+        raise SetrError(f"{given.images[0]}: no images found outside {given.out}", code=USAGE)
     if streams and (given.submit or is_address(given.out)):
         what = "--submit takes images" if given.submit else f"{given.out}: takes images"
         raise SetrError(f"{what}, not {streams[0].source}", code=USAGE)
+    maps = [s.source for s in streams if not s.is_video and not is_url(s.source)]
+    if given.protocol and (maps or given.engine == "ray"):
+        what = f"{maps[0]} is a GeoTIFF file, run by windows" if maps else "unknown to --engine ray"
+        raise SetrError(f"--protocol {given.protocol}: {what}; leave one out", code=USAGE)
     if given.submit:
         return _submit(given, items)
+    names = output_names(items)
     tasks = [Task(item, name) for item, name in zip(items, names, strict=True)]
-    films = _stream_tasks(given, streams, names)
-    return _predict(
-        given,
-        [task for task in tasks if in_shard(task.item, shard)],
-        {task: stream for task, stream in films.items() if in_shard(task.item, shard)},
-        kinds,
-        shard,
-    )
+    return _predict(given, tasks, stream_tasks(streams, Path(given.out), names), shard)
 
 
 def _predict(
-    given: Arguments,
-    tasks: list[Task],
-    films: dict[Task, Stream],
-    kinds: tuple[str, ...],
-    shard: tuple[int, int],
+    given: Arguments, tasks: list[Task], films: dict[Task, Stream], shard: tuple[int, int]
 ) -> int:
     """Run what is not settled yet, and note every outcome in the manifest."""
     from setr import tally
-    from setr.batch import Finish
+    from setr.inputs import check_outputs, in_shard
     from setr.interrupt import Interrupt
     from setr.manifest import Manifest, write_parquet
     from setr.packs import Packer
-    from setr.settled import run_name, settled
+    from setr.settled import files_of, finishes, run_names, settled
     from setr.storage import Storage
 
     storage = Storage(given.out)
-    deciding = [given.save, given.pack, given.tolerance, given.min_pixels, _loading(given)]
-    deciding += [given.bands, given.value_range, None if given.exact else given.batch]
-    polygons = {"tolerance": given.tolerance, "min_pixels": given.min_pixels}
-    name = run_name(given.model, deciding)
-    finish = Finish(given.out, kinds, name, given.pack != "no", polygons)
-    images, streams = _engines(given, finish, films)
+    limits = {name: getattr(given, name) for name in ("max_pixels", "allow_urls", "device")}
     suffix = "" if shard == (0, 1) else f"-{shard[0]}-of-{shard[1]}"
+    stem, packs = f"manifest{suffix}", f"part{suffix}"
+    settings = [given.precision, given.protocol, given.window, given.pack]
+    finish = finishes(
+        given.out,
+        given.save,
+        run_names(given.model),
+        [*settings, None if given.exact else given.batch],
+        [given.bands, given.value_range],
+        packed=given.pack != "no",
+        polygons={"tolerance": given.tolerance, "min_pixels": given.min_pixels},
+    )
+    check_outputs(
+        ((task.item, files_of(task, films.get(task), finish)) for task in (*films, *tasks)),
+        [f"{stem}.parquet", *(storage.names(f"{packs}-") if given.pack != "no" else ())],
+        storage,
+    )
+    films = {task: stream for task, stream in films.items() if in_shard(task.item, shard)}
+    tasks = [task for task in tasks if in_shard(task.item, shard)]
     everything = [*films, *tasks]
-    holds = settled(everything, storage, name, retry=given.retry)
-    with Manifest(storage, f"manifest{suffix}", holds) as manifest, Interrupt() as stop:
+    images, streams = _engines(given, finish, films)
+    holds = settled(
+        {task: finish(films.get(task)).run for task in everything},
+        storage,
+        limits,
+        retry=given.retry,
+    )
+    with Manifest(storage, stem, holds) as manifest, Interrupt() as stop:
         first, second = (
             [task for task in part if task.item.name not in manifest.done]
             for part in (films, tasks)
         )
         todo = len(first) + len(second)
         tally.beginning(manifest, len(everything), todo)
-        packer = Packer(
-            storage, manifest, given.pack, stem=f"part{suffix}", samples=given.pack_samples
-        )
+        packer = Packer(storage, manifest, given.pack, stem=packs, samples=given.pack_samples)
         show = tally.shower(len(everything), len(everything) - todo, quiet=given.json)
         broken: list[str] = []
         for outcome in chain(streams(first), images(second) if second else ()):
-            packer.add(outcome)
             if outcome.row["status"] == "failed":
+                outcome.row["limits"] = limits
                 broken.append(outcome.text)
+            packer.add(outcome)
             show(outcome)
             if stop.requested:
                 break
@@ -176,34 +199,36 @@ def _predict(
         return tally.ending(everything, manifest, broken)
 
 
-def _engines(given: Arguments, finish: Finish, films: dict[Task, Stream]) -> tuple[Engine, Engine]:
+def _engines(
+    given: Arguments, finish: Callable[[Stream | None], Finish], films: dict[Task, Stream]
+) -> tuple[Engine, Engine]:
     """What runs images, and what runs streams; a model that cannot be loaded fails here."""
     from setr.batch import outcomes
-    from setr.predictor import load
 
+    plain = finish(None)
     options: dict[str, Any] = {
         "batch": given.batch,
         "exact": given.exact,
         "workers": given.workers,
         "max_pixels": given.max_pixels,
-        "scores": "scores" in finish.kinds,
+        "scores": "scores" in plain.kinds,
     }
     loading = _loading(given)
     on_ray = given.engine == "ray"
-    predictor = None if on_ray and not films else load(given.model, **loading)
+    predictor = None if on_ray and not films else _loaded(given)
 
     def streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
         for task in tasks:
-            yield _stream(given, finish, predictor, task, films[task])
+            yield _stream(given, finish(films[task]), predictor, task, films[task])
 
     if on_ray:
         import torch
 
         from setr.batch_ray import Work, ray_outcomes
 
-        work = Work(given.model, loading, options, finish, torch.get_num_threads())
+        work = Work(given.model, loading, options, plain, torch.get_num_threads())
         return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), streams
-    return (lambda tasks: outcomes(predictor, tasks, finish, finish.failed, **options)), streams  # type: ignore[arg-type]
+    return (lambda tasks: outcomes(predictor, tasks, plain, plain.failed, **options)), streams  # type: ignore[arg-type]
 
 
 def _loading(given: Arguments) -> dict[str, Any]:
@@ -212,23 +237,15 @@ def _loading(given: Arguments) -> dict[str, Any]:
     return {name: getattr(given, name) for name in names}
 
 
-def _stream_tasks(
-    given: Arguments, streams: Sequence[Stream], taken: Sequence[str]
-) -> dict[Task, Stream]:
-    """Videos, GeoTIFF files and addresses as tasks, none of whose outputs has a name in use."""
-    from setr.batch import Task
-    from setr.inputs import Item, file_stamp
-    from setr.streams import stems
+def _loaded(given: Arguments) -> Predictor:
+    """The model, with the protocol asked for."""
+    from setr.evaluation import resolve_protocol
+    from setr.predictor import load
 
-    out = Path(given.out)
-    places = stems(streams, out, [out / name for name in taken]) if streams else []
-    return {
-        Task(
-            Item(str(stream.below), stream.source, file_stamp(stream.source)),
-            str(place.relative_to(out)),
-        ): stream
-        for stream, place in zip(streams, places, strict=True)
-    }
+    predictor = load(given.model, **_loading(given))
+    protocol = resolve_protocol(given.protocol, predictor.model, predictor.info)
+    predictor.info = replace(predictor.info, protocol=protocol)
+    return predictor
 
 
 def _stream(
@@ -236,7 +253,6 @@ def _stream(
 ) -> Outcome:
     """Segment one video, GeoTIFF or address; its files are written even where others are packed."""
     from setr.batch import Outcome, row_of
-    from setr.outputs import parse_kinds
     from setr.progress import counting
     from setr.streams import predict_stream
 
@@ -246,7 +262,7 @@ def _stream(
             predictor,
             stream,
             out / task.output,
-            parse_kinds(given.save) if given.save else None,
+            finish.kinds,
             bands=tuple(int(band) for band in _numbers("bands", given.bands)),
             value_range=_range(given.value_range),
             polygon_options=finish.polygons,
@@ -262,11 +278,10 @@ def _submit(given: Arguments, items: Sequence[Item]) -> int:
     """One zip file for a test server, which refuses a submission with holes."""
     from setr.inputs import read_item
     from setr.manifest import printable
-    from setr.predictor import load
     from setr.submissions import Submission, check_submission
 
     assert given.submit is not None
-    predictor = load(given.model, **_loading(given))
+    predictor = _loaded(given)
     path = Path(given.out) / f"{given.submit}.zip"
     path.parent.mkdir(parents=True, exist_ok=True)
     with Submission(given.submit, path, predictor.info.labels) as submission:
