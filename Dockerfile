@@ -20,9 +20,19 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --constraint constraints.txt torch \
     && pip install --constraint constraints.txt torchvision
 COPY src src
-RUN pip install --constraint constraints.txt ".[serve,fast-io]"
+RUN pip install --constraint constraints.txt ".[serve]"
 
 FROM python:${PYTHON}-slim-bookworm
+ARG TORCH_INDEX=
+# CUDA only: the training loss is a Triton kernel, and Triton compiles the C code that starts it when
+# it is first used. A compiler is little beside the CUDA libraries; without one the loss would have
+# to be the slower one.
+# hadolint ignore=DL3008
+RUN if [ -z "$TORCH_INDEX" ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/setr /opt/setr
 # two malloc arenas: decoding threads would otherwise keep one each, and resident memory creeps up
 ENV PATH=/opt/setr/bin:$PATH \

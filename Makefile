@@ -30,7 +30,7 @@ bench: $(STAMP)  ## data path and evaluation; --peer-python adds mmsegmentation 
 # The demo needs the core and nothing else; tests and lint need every extra that CI exercises.
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) ".[fast-io]"
+	$(PIP) "."
 	@touch $(CORE)
 
 $(STAMP): $(CORE)
