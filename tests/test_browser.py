@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def open_page(browser: Any, url: str) -> Iterator[Any]:
     """A function that opens the page; at the end nothing may have gone wrong in it."""
     contexts, problems, foreign = [], [], []
 
-    def open_page(address: str = url, **options: Any) -> Any:
+    def open_page(address: str = url, ready: bool = True, **options: Any) -> Any:
         context = browser.new_context(**(options or DESKTOP))
         context.set_default_timeout(60_000)
         contexts.append(context)
@@ -68,7 +69,8 @@ def open_page(browser: Any, url: str) -> Iterator[Any]:
         own = (address, "blob:", "data:")
         page.on("request", lambda r: None if r.url.startswith(own) else foreign.append(r.url))
         page.goto(address)
-        wait_until(page, "!!state.info")
+        if ready:
+            wait_until(page, "!!state.info")
         return page
 
     yield open_page
@@ -82,6 +84,21 @@ def open_page(browser: Any, url: str) -> Iterator[Any]:
 def photo(tmp_path: Path) -> Path:
     path = tmp_path / "street.png"
     path.write_bytes(encode_png(scenes.draw("page", 0, size=64)[0][:48]))
+    return path
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    """Another photo, of other sides."""
+    path = tmp_path / "corner.png"
+    path.write_bytes(encode_png(scenes.draw("page", 2, size=56)[0]))
+    return path
+
+
+@pytest.fixture
+def letter(tmp_path: Path) -> Path:
+    path = tmp_path / "letter.jpg"
+    path.write_bytes(b"Dear reader")
     return path
 
 
@@ -99,12 +116,39 @@ def click(page: Any, x: float, y: float) -> None:
     page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
 
-def wait_until(page: Any, expression: str, seconds: float = 60) -> None:
-    """As `wait_for_function`, whose polling the page's Content-Security-Policy forbids."""
+def wait_for(page: Any, happened: Callable[[], Any], what: str, seconds: float = 60) -> None:
+    """Wait until something is true, and let the page go on meanwhile."""
     end = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, expression
+    while not happened():
+        assert time.monotonic() < end, what
         page.wait_for_timeout(50)
+
+
+def wait_until(page: Any, expression: str) -> None:
+    """As `wait_for_function`, whose polling the page's Content-Security-Policy forbids."""
+    wait_for(page, lambda: page.evaluate(expression), expression)
+
+
+def download(page: Any, kind: str, folder: Path) -> Path:
+    with page.expect_download() as waiting:
+        page.click(f"[data-save={kind}]")
+    path = folder / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    return path
+
+
+def enter_key(page: Any, key: str) -> None:
+    page.wait_for_selector("#keydialog[open]")
+    page.fill("#key", key)
+    page.keyboard.press("Enter")
+
+
+def screen(page: Any) -> list[str]:
+    """What is seen of a result: picture, overlay, legend, figures, models chosen."""
+    return page.evaluate(
+        "[base.toDataURL(), overlayA.toDataURL(), legendA.innerText, under.innerText,"
+        " modelA.value, modelB.value]"
+    )
 
 
 def no_sideways_scrolling(page: Any) -> bool:
@@ -120,9 +164,9 @@ def test_from_a_picture_to_pixels_and_files(open_page, models, photo, tmp_path):
     assert names == list(expected.shares)
     assert len(names) > 1
     # the page reads the very ids of the mask
-    ids = page.evaluate("Array.from(state.answers[0].mask.data)")
+    ids = page.evaluate("Array.from(state.shown.answers[0].mask.data)")
     assert ids == expected.mask.ravel().tolist()
-    sure = page.evaluate("Array.from(state.answers[0].sure.data)")
+    sure = page.evaluate("Array.from(state.shown.answers[0].sure.data)")
     assert max(abs(a - 255 * b) for a, b in zip(sure, expected.confidence.ravel(), strict=True)) < 1
     # a pixel
     click(page, 0.51, 0.26)
@@ -142,9 +186,7 @@ def test_from_a_picture_to_pixels_and_files(open_page, models, photo, tmp_path):
     assert page.evaluate("document.querySelector('#overlayA').toDataURL()") == before
     # files
     for kind in ("mask", "overlay", "polygons"):
-        with page.expect_download() as waiting:
-            page.click(f"[data-save={kind}]")
-        waiting.value.save_as(tmp_path / waiting.value.suggested_filename)
+        download(page, kind, tmp_path)
     assert (read_mask(tmp_path / "street_mask.png") == expected.mask).all()
     overlay = read_image(tmp_path / "street_overlay.png")
     assert abs(overlay.astype(int) - expected.overlay()).max() <= 2
@@ -160,6 +202,7 @@ def test_two_models_and_a_slider(open_page, photo):
     page.wait_for_selector("#legendB:not([hidden])")
     assert page.inner_text("#tagA") == "pup"
     assert page.inner_text("#tagB") == "mla"
+    assert re.search(r"pup: .*mean confidence \d+%\nmla: .*mean", page.inner_text("#under"))
     page.focus("#split")
     for _ in range(5):
         page.keyboard.press("ArrowRight")
@@ -176,14 +219,36 @@ def test_two_models_and_a_slider(open_page, photo):
     assert "mla" in page.inner_text("#pointwhere")
 
 
+def test_attention_lets_the_picture_through(open_page, photo):
+    page = open_page()
+    give(page, photo)
+    wait_for_result(page)
+    opacities = """levels => {
+        const map = {width: 4, height: 3, data: Uint8Array.from(levels)};
+        drawHeat(map, [48, 64], state.shown.answers[0]);
+        const drawn = heat.getContext('2d').getImageData(0, 0, heat.width, heat.height).data;
+        return [3, drawn.length - 1].map(i => drawn[i]);
+    }"""
+    # left above is the least, right below the most
+    least, most = page.evaluate(opacities, [0, *[40] * 10, 255])
+    assert least < 5
+    assert 200 < most < 255
+    least, most = page.evaluate(opacities, [240, *[244] * 10, 255])  # almost uniform
+    assert least < 5
+    assert 20 < most < 128
+    assert page.evaluate("document.querySelector('#most').textContent") == "most, 1.1 × the least"
+
+
 def test_keyboard_alone(open_page, photo):
     page = open_page()
-    choosers: list[Any] = []
-    page.on("filechooser", lambda chooser: choosers.append(chooser))
-    page.wait_for_timeout(500)  # until the browser passes file dialogs on
-    page.keyboard.press("o")
-    page.wait_for_timeout(500)
-    choosers[0].set_files(str(photo))
+    with page.expect_file_chooser() as waiting:  # the browser needs a moment to pass dialogs on
+
+        def opened() -> bool:
+            page.keyboard.press("o")
+            return waiting.is_done()
+
+        wait_for(page, opened, "a file dialog")
+    waiting.value.set_files(str(photo))
     wait_for_result(page)
     page.focus("#frame")
     for key in ("ArrowLeft", "ArrowUp", "Enter"):
@@ -235,11 +300,112 @@ def test_formats_browsers_cannot_show_and_sizes_models_cannot_take(open_page, mo
     image.save(tmp_path / "map.tif")
     give(page, tmp_path / "map.tif")
     wait_for_result(page)
-    assert page.evaluate("[state.picture.width, state.picture.height]") == [64, 64]
+    assert page.evaluate("[state.shown.picture.width, state.shown.picture.height]") == [64, 64]
     image.resize((480, 300)).save(tmp_path / "wide.jpg")
     give(page, tmp_path / "wide.jpg")
     wait_until(page, "under.innerText.includes('scaled from 480 × 300')")
-    assert page.evaluate("state.answers[0].width * state.answers[0].height") <= 900 * 64
+    width, height = page.evaluate("[state.shown.answers[0].width, state.shown.answers[0].height]")
+    assert width * height <= 900 * 64
+
+
+def test_a_file_that_fails_leaves_the_last_result(open_page, models, photo, letter, tmp_path):
+    page = open_page()
+    give(page, photo)
+    wait_for_result(page)
+    before = screen(page)
+    give(page, letter)
+    wait_until(page, "banner.innerText.includes('letter.jpg: This file is not a picture')")
+    assert page.is_visible("#side")
+    assert screen(page) == before
+    mask = download(page, "mask", tmp_path)
+    assert mask.name == "street_mask.png"
+    assert (read_mask(mask) == models.by_name["pup"].predict(photo).mask).all()
+    assert download(page, "polygons", tmp_path).name == "street.geojson"
+    click(page, 0.5, 0.5)
+    page.wait_for_selector("#heat:not([hidden])")
+
+
+def test_a_server_lost_in_between_leaves_the_last_result(open_page, models, photo, second):
+    with running(models, LIMITS) as (address, _):
+        page = open_page(address)
+        port = int(address.rsplit(":", 1)[1])
+        give(page, photo)
+        wait_for_result(page)
+        before = screen(page)
+    give(page, second)
+    wait_until(page, "banner.innerText.includes('corner.png: The server does not answer')")
+    assert screen(page) == before
+    page.select_option("#modelA", "mla")
+    wait_until(page, "banner.innerText.includes('street.png: The server does not answer')")
+    assert screen(page) == before  # the choice of model too
+    give(page, second)
+    wait_until(page, "banner.innerText.includes('corner.png')")
+    with running(models, LIMITS, port=port):
+        page.click("#again")
+        wait_for_result(page)
+        assert "corner.png" in page.inner_text("#under")
+
+
+@pytest.mark.parametrize("name", ["map.tif", "map.png"])
+def test_while_a_picture_waits_no_answers_are_shown(open_page, photo, tmp_path, name):
+    page = open_page()
+    give(page, photo)
+    wait_for_result(page)
+    before = screen(page)
+    Image.fromarray(scenes.draw("page", 1, size=64)[0]).save(tmp_path / name)
+    held: list[Any] = []
+    page.route("**/v1/segment*", lambda route: held.append(route))
+    give(page, tmp_path / name)
+    wait_until(page, "!busy.hidden")
+    assert page.is_hidden("#side")
+    assert page.is_hidden("#under")
+    wait_for(page, lambda: held, "the picture is sent")
+    page.evaluate("askPixel(0.5, 0.5)")
+    assert page.is_hidden("#ring")
+    page.click("#cancel")
+    assert screen(page) == before
+    page.unroute("**/v1/segment*")
+    give(page, tmp_path / name)
+    wait_for_result(page)
+    assert name in page.inner_text("#under")
+
+
+def test_a_lit_class_does_not_outlive_its_picture(open_page, photo, second):
+    page = open_page()
+    faintest = """Math.min(...overlayA.getContext('2d')
+        .getImageData(0, 0, overlayA.width, overlayA.height).data.filter((_, i) => i % 4 === 3))"""
+    for change in (lambda: give(page, second), lambda: page.select_option("#modelA", "mla")):
+        give(page, photo)
+        wait_for_result(page)
+        page.click("#legendA button >> nth=1")
+        page.mouse.move(5, 5)
+        assert page.locator("[aria-pressed=true]").count() == 1
+        assert page.evaluate(faintest) < 255
+        change()
+        wait_for_result(page)
+        assert page.locator("[aria-pressed=true]").count() == 0
+        assert page.evaluate("[state.pinned, state.lit]") == [None, None]
+        assert page.evaluate(faintest) == 255
+
+
+def test_waiting_for_a_place_ends_with_what_waits(open_page, models, photo):
+    with running(models, LIMITS) as (address, app):
+        page = open_page(address)
+        give(page, photo)
+        wait_for_result(page)
+        app.service.admission.requests += 1000  # the server is full; the next try is in 20 s
+        try:
+            for key in ("Escape", None):
+                click(page, 0.5, 0.5)
+                wait_until(page, "busytext.innerText.includes('free place')")
+                page.keyboard.press(key) if key else page.click("#cancel")
+                page.wait_for_selector("#busy", state="hidden", timeout=5000)
+                assert page.evaluate("waits.length") == 0
+                assert page.locator(".asking").count() == 0
+        finally:
+            app.service.admission.requests -= 1000
+        click(page, 0.5, 0.5)
+        page.wait_for_selector("#heat:not([hidden])")
 
 
 def test_a_lost_server_and_its_return(open_page, models, photo):
@@ -255,19 +421,41 @@ def test_a_lost_server_and_its_return(open_page, models, photo):
         assert page.is_hidden("#banner")
 
 
-def test_a_key_is_asked_for(open_page, models, browser, photo):
+def test_a_key_is_asked_for(open_page, models, photo):
     with running(models, LIMITS, keys=("secret",)) as (address, _):
-        context = browser.new_context()
-        page = context.new_page()
-        page.goto(address)
-        for key in ("wrong", "secret"):
-            page.wait_for_selector("#keydialog[open]")
-            page.fill("#key", key)
-            page.keyboard.press("Enter")
+        page = open_page(address, ready=False)
+        enter_key(page, "wrong")
+        enter_key(page, "secret")
         wait_until(page, "!!state.info")
         give(page, photo)
         wait_for_result(page)
-        context.close()
+
+
+def test_two_requests_ask_for_one_key(open_page, models, photo):
+    with running(models, LIMITS, keys=("secret",)) as (address, _):
+        page = open_page(address, ready=False)
+        enter_key(page, "secret")
+        wait_until(page, "!!state.info")
+        give(page, photo)
+        wait_for_result(page)
+        page.evaluate("sessionStorage.setItem('setr-key', 'withdrawn')")
+        refused: list[Any] = []
+        page.on("response", lambda r: refused.append(r) if r.status == 401 else None)
+        page.select_option("#modelB", "mla")
+        wait_for(page, lambda: len(refused) == 2, "both requests are refused")
+        enter_key(page, "secret")
+        page.wait_for_selector("#legendB:not([hidden])")
+        assert page.is_hidden("#keydialog")
+        # no key: said, and tried again
+        page.evaluate("sessionStorage.setItem('setr-key', 'withdrawn')")
+        page.select_option("#modelB", "")
+        page.wait_for_selector("#keydialog[open]")
+        page.click("#nokey")
+        wait_until(page, "banner.innerText.includes('only with a key')")
+        page.click("#again")
+        enter_key(page, "secret")
+        wait_for_result(page)
+        assert page.is_hidden("#legendB")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -287,6 +475,29 @@ def test_every_size_and_theme(open_page, photo, device, scheme, tmp_path):
         ".map(e => e.offsetHeight)"
     )
     assert min(sizes) >= 36  # a finger hits them
+    # one row of downloads, bars with an edge that dark classes need, a lone class in a full row
+    assert (
+        len(
+            set(
+                page.evaluate("[...document.querySelectorAll('[data-save]')].map(e => e.offsetTop)")
+            )
+        )
+        == 1
+    )
+    assert page.evaluate("getComputedStyle(document.querySelector('.bar i')).boxShadow") != "none"
+    lone = """([answer]) => {
+        legend(legendA, [{...answer, classes: answer.classes.slice(0, 1)}], 0);
+        const list = legendA.querySelector('ul');
+        return list.firstChild.offsetWidth / list.offsetWidth;
+    }"""
+    assert page.evaluate(f"({lone})(state.shown.answers)") > 0.95
+    # words for the hand at work, and a name at each choice
+    touch = device is PHONE
+    page.keyboard.press("Escape")
+    assert page.inner_text("#nopoint").startswith("Tap" if touch else "Click")
+    for label in ("Model", "Compare with"):
+        assert page.get_by_text(label, exact=True).is_visible()
+    assert re.search(r"pup, \d+ K parameters", page.inner_text("#facts"))
     if folder := os.environ.get("SETR_SCREENSHOTS"):
         name = f"{'phone' if device is PHONE else 'desktop'}_{scheme}.png"
         page.screenshot(path=Path(folder) / name)
