@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
+import dataclasses
 import io
 import json
 import re
+import resource
 import socket
 import threading
 import time
@@ -23,22 +24,19 @@ import httpx
 from setr import predictor, scenes
 from setr.cli import main
 from setr.errors import FAILED, USAGE
-from setr.images import encode_png, read_image
+from setr.images import read_image
 from setr.masks import read_mask
 from setr.serve.answers import FORMATS
 from setr.serve.limits import Limits
 from setr.serve.models import Models, split_name
 from setr.serve.server import allow_connections
-from tests.serving import running, save_models, until
+from tests.serving import connect, photo, request, running, save_models, until
 
 LIMITS = Limits(
-    max_bytes=300_000, max_pixels=90_000, max_patches=900, header_seconds=0.5, body_seconds=1.0,
-    deadline=20.0, batch=4,
+    max_bytes=300_000, max_pixels=90_000, max_patches=900, header_seconds=120.0, body_seconds=120.0,
+    deadline=120.0, batch=4,
 )  # fmt: skip
-
-
-def photo(index: int = 0, height: int = 40, width: int = 48) -> bytes:
-    return encode_png(scenes.draw("serve", index, size=max(height, width))[0][:height, :width])
+"""Nothing is too slow for them; `impatient` is the server for those who are."""
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +50,16 @@ def url(sources: list[str]) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def impatient(sources: list[str]) -> Iterator[str]:
+    limits = dataclasses.replace(LIMITS, header_seconds=2.0, body_seconds=2.0)
+    with running(Models(sources[:1], limits, device="cpu", precision="fp32"), limits) as (url, _):
+        yield url
+
+
 @pytest.fixture
 def client(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=120) as client:
         yield client
 
 
@@ -62,10 +67,9 @@ def error(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-def raw(url: str, data: bytes, *, wait: float = 5.0) -> bytes:
+def raw(url: str, data: bytes) -> bytes:
     """What the server says to these bytes, until it closes."""
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=wait) as sock:
+    with connect(url) as sock:
         sock.sendall(data)
         parts = []
         while part := sock.recv(65536):
@@ -285,32 +289,31 @@ def test_ten_gigabytes_are_cut_at_the_limit(url, client, announced):
     assert b"too_large" in answer
 
 
-def test_slow_clients_are_given_up(url):
-    began = time.monotonic()
-    assert raw(url, b"") == b""
-    assert raw(url, b"POST /v1/segment HTTP/1.1\r\nX-Slow: ") == b""
-    answer = raw(url, b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
-    assert answer.startswith(b"HTTP/1.1 408")
-    assert time.monotonic() - began < 10
+def test_slow_clients_are_given_up(impatient):
+    assert raw(impatient, b"") == b""
+    assert raw(impatient, b"POST /v1/segment HTTP/1.1\r\nX-Slow: ") == b""
+    assert raw(impatient, request(b"abcdefghi")[:-6]).startswith(b"HTTP/1.1 408")
 
 
-def test_a_trickle_of_headers_is_given_up(url):
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as sock:
-        began = time.monotonic()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            for byte in b"GET / HTTP/1.1\r\nX-Slow: " + b"a" * 1000:
+def test_a_trickle_of_headers_is_given_up(impatient):
+    def trickle() -> None:
+        with connect(impatient) as sock:
+            for byte in b"GET / HTTP/1.1\r\nX-Slow: " + b"a" * 2000:
                 sock.sendall(bytes([byte]))
                 time.sleep(0.05)
-        assert time.monotonic() - began < 20
+
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        trickle()
 
 
-def test_idle_connections_do_not_keep_others_out(url, client):
+def test_idle_connections_do_not_keep_others_out(impatient):
     allow_connections()
-    host, port = url.removeprefix("http://").split(":")
-    idle = [socket.create_connection((host, int(port)), timeout=5) for _ in range(1000)]
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2500:
+        pytest.skip("needs both ends of a thousand connections in one process (ulimit -Hn)")
+    idle = [connect(impatient) for _ in range(1000)]
     try:
-        assert client.post("/v1/segment", content=photo()).status_code == 200
+        with httpx.Client(base_url=impatient, timeout=120) as client:
+            assert client.post("/v1/segment", content=photo()).status_code == 200
         assert idle[-1].recv(1) == b""  # closed by the server after its time
     finally:
         for sock in idle:
@@ -355,7 +358,7 @@ def test_answers_of_a_crowd_are_not_mixed_up(url, sources):
     answers: dict[int, np.ndarray] = {}
 
     def work(first: int) -> None:
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=120) as client:
             for i in range(first, len(cases), 8):
                 name, data = cases[i]
                 answer = client.post(f"/v1/segment?format=scores&model={name}", content=data)
@@ -365,7 +368,8 @@ def test_answers_of_a_crowd_are_not_mixed_up(url, sources):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
+        assert not thread.is_alive()
     expected = [offline[name].predict(data).scores for name, data in cases[:12]]
     for i in range(len(cases)):
         distance = [
@@ -379,9 +383,13 @@ def test_answers_of_a_crowd_are_not_mixed_up(url, sources):
 class Held(Models):
     """Models that compute nothing until they may."""
 
-    may: threading.Event
+    def __init__(self, sources: list[str], limits: Limits) -> None:
+        super().__init__(sources, limits, device="cpu", precision="fp32")
+        self.began, self.may = threading.Event(), threading.Event()
+        self.stopped = False
 
     def run(self, key, items, wanted):
+        self.began.set()
         while not self.may.wait(0.01):
             if not wanted():
                 self.stopped = True
@@ -389,23 +397,17 @@ class Held(Models):
 
 
 def test_full_queue_late_and_leaving_clients(sources):
-    limits = Limits(queue=2, batch=1, deadline=20.0, drain=5.0)
-    models = Held(sources[:1], limits, device="cpu", precision="fp32")
-    models.may = threading.Event()
-    models.stopped = False
-    with running(models, limits) as (url, app), httpx.Client(base_url=url, timeout=30) as client:
+    limits = Limits(queue=2, batch=1, deadline=120.0, drain=5.0)
+    models = Held(sources[:1], limits)
+    with running(models, limits) as (url, app), httpx.Client(base_url=url, timeout=120) as client:
         service = app.service
         first = threading.Thread(target=lambda: client.post("/v1/segment", content=photo()))
         first.start()
-        until(lambda: service.admission.requests == 1 and not len(service.batcher))
-        late = client.post("/v1/segment?deadline=0.2", content=photo())
+        assert models.began.wait(120)
+        late = client.post("/v1/segment?deadline=3", content=photo())
         assert error(late) == (504, "deadline")
-        host, port = url.removeprefix("http://").split(":")
-        leaver = socket.create_connection((host, int(port)))
-        data = photo()
-        leaver.sendall(
-            b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
-        )
+        leaver = connect(url)
+        leaver.sendall(request(photo()))
         until(lambda: service.admission.requests == 2 and len(service.batcher) == 2)
         full = client.post("/v1/segment", content=photo())
         assert error(full) == (429, "busy")
@@ -414,10 +416,11 @@ def test_full_queue_late_and_leaving_clients(sources):
         until(lambda: service.admission.requests == 1)
         assert client.get("/readyz").status_code == 200
         models.may.set()
-        first.join(20)
+        first.join(120)
+        assert not first.is_alive()
         until(lambda: not service.admission.requests and not len(service.batcher))
         assert service.batcher.dropped == 2
-        assert service.admission.bytes == service.admission.pixels == 0
+        assert service.admission.bytes.held == service.admission.pixels.held == 0
         service.draining = True
         assert error(client.get("/readyz")) == (503, "draining")
 
@@ -425,7 +428,7 @@ def test_full_queue_late_and_leaving_clients(sources):
 def test_a_fault_is_500_and_the_server_lives(sources, capfd, monkeypatch):
     limits = Limits(drain=5.0)
     models = Models(sources[:1], limits, device="cpu", precision="fp32")
-    with running(models, limits) as (url, app), httpx.Client(base_url=url, timeout=30) as client:
+    with running(models, limits) as (url, app), httpx.Client(base_url=url, timeout=120) as client:
         with monkeypatch.context() as patch:
             patch.setattr(app.service.batcher, "_run", lambda *_: 1 / 0)
             answer = client.post("/v1/segment", content=photo())
@@ -438,8 +441,8 @@ def test_keys(sources):
     limits = Limits(drain=5.0)
     models = Models(sources[:1], limits, device="cpu", precision="fp32")
     with (
-        running(models, limits, keys=("secret", "ü2")) as (url, _),
-        httpx.Client(base_url=url, timeout=30) as client,
+        running(models, limits, keys=("other", "secret")) as (url, _),
+        httpx.Client(base_url=url, timeout=120) as client,
     ):
         wrong = client.post("/v1/segment", content=photo())
         assert error(wrong) == (401, "key")

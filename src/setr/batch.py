@@ -14,19 +14,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import torch
 
 from setr.errors import SetrError
+from setr.estimate import is_out_of_memory
 from setr.images import MAX_PIXELS, read_image
 from setr.inputs import Item, read_item
 from setr.outputs import POLYGON_KINDS, output_path
 from setr.result import KINDS, Result
 from setr.storage import Storage
+
+T = TypeVar("T")
 
 BATCH = 8
 """Images per pass of the model."""
@@ -57,11 +59,44 @@ class Outcome(NamedTuple):
     text: str
 
 
+class NoMemoryError(SetrError):
+    """An image that does not fit into memory."""
+
+
 class PredictsBatches(Protocol):
     """The part of a `Predictor` that is used here."""
 
     def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
         """Results of images of one size."""
+
+
+def attempt(compute: Callable[[], T], shape: Sequence[int]) -> T | SetrError:
+    """What is computed for an image of this shape (H, W, …), or why it cannot be."""
+    try:
+        return compute()
+    except SetrError as error:
+        return error.with_traceback(None)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # returned: one that is raised here would hold the frames, and so what did not fit
+        size = f"{shape[1]}x{shape[0]}"
+        return NoMemoryError(f"{size} pixels do not fit into memory; give the model a window")
+
+
+def predict_each(
+    predictor: PredictsBatches, images: Sequence[np.ndarray], *, together: bool = True
+) -> list[Result | SetrError]:
+    """Results of images of one size: in one pass, or one by one, also where one pass fails."""
+    if together and len(images) > 1:
+        found = attempt(partial(predictor.predict_batch, images), images[0].shape)
+        if not isinstance(found, SetrError):
+            return list(found)
+    return [attempt(partial(_predict, predictor, image), image.shape) for image in images]
+
+
+def _predict(predictor: PredictsBatches, image: np.ndarray) -> Result:
+    return predictor.predict_batch([image])[0]
 
 
 @dataclass(frozen=True)
@@ -176,8 +211,9 @@ def outcomes(
             ):
                 if isinstance(found, Result):
                     found.path = found.path or task.item.path
-                    if scores:
-                        _ = found.scores
+                    if scores:  # in this thread, because they need the model
+                        computed = attempt(partial(getattr, found, "scores"), found.mask.shape)
+                        found = computed if isinstance(computed, SetrError) else found
                 writing.append(writers.submit(_finished, finish, failed, task, found))
 
         def written(limit: int) -> Iterator[Outcome]:
@@ -228,7 +264,9 @@ def _decode(item: Item, max_pixels: int) -> np.ndarray | SetrError:
         return read_image(read_item(item), max_pixels=max_pixels)
     except SetrError as error:
         return error
-    except MemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return SetrError(f"{item.shown}: does not fit into memory; lower --max-pixels")
 
 
@@ -250,37 +288,20 @@ class _Batches:
 
     def run(self, images: list[np.ndarray]) -> list[Result | SetrError]:
         shape, count = images[0].shape, len(images)
+        singly = partial(predict_each, self.predictor, images, together=False)
         if self.batch == 1 or shape[0] * shape[1] > BATCH_PIXELS:
-            return self._singly(images)
+            return singly()
         if not self.exact:
             black = [np.zeros(shape, np.uint8)] * (self.batch - count)
-            return self._together(images + black)[:count]
+            return predict_each(self.predictor, images + black)[:count]
         if count < self.batch or self.same.get(shape) is False:
-            return self._singly(images)
-        found = self._together(images)
+            return singly()
+        found = predict_each(self.predictor, images)
         if shape not in self.same:
-            single = self._singly(images)
+            single = singly()
             self.same[shape] = all(map(_equal, found, single))
             return single
         return found
-
-    def _together(self, images: list[np.ndarray]) -> list[Result | SetrError]:
-        try:
-            return list(self.predictor.predict_batch(images))
-        except (SetrError, torch.OutOfMemoryError):  # one of them, or all at once
-            return self._singly(images)
-
-    def _singly(self, images: list[np.ndarray]) -> list[Result | SetrError]:
-        return [self._single(image) for image in images]
-
-    def _single(self, image: np.ndarray) -> Result | SetrError:
-        try:
-            return self.predictor.predict_batch([image])[0]
-        except SetrError as error:
-            return error
-        except (MemoryError, torch.OutOfMemoryError):
-            size = f"{image.shape[1]}x{image.shape[0]}"
-            return SetrError(f"{size} pixels do not fit into memory; give the model a window")
 
 
 def _equal(one: Result | SetrError, other: Result | SetrError) -> bool:

@@ -10,7 +10,7 @@ Shapes: C width of the encoder, h x w patch grid, N tokens with prefix tokens, M
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,21 +25,22 @@ from setr.model import SETR
 
 MAX_TOKENS = 20_000
 """Above this many patches attention maps are refused: a full map would take gigabytes."""
+ROLLOUT_ROWS = 512
+"""Rows of a head's weights that rollout holds at once: 40 MB at most, as fast as all of them."""
 
 
 class _Catcher(TorchFunctionMode):
-    """Keeps the queries and keys of fused attention while `layer` is set."""
+    """Keeps the queries and keys of the fused attention of one layer, while that layer runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: int, caught: dict[int, tuple[Tensor, Tensor, float]]) -> None:
         super().__init__()
-        self.layer: int | None = None
-        self.caught: dict[int, tuple[Tensor, Tensor, float]] = {}
+        self.layer, self.caught = layer, caught
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and self.layer is not None:
+        if func is F.scaled_dot_product_attention:
             query, key = args[0], args[1]
             scale = kwargs.get("scale") or query.shape[-1] ** -0.5
             if key.shape[1] != query.shape[1]:  # grouped queries share keys
@@ -71,18 +72,24 @@ def catch_attention(
             f"{images.shape[-1]}x{images.shape[-2]} pixels are {h * w} patches, more than "
             f"{MAX_TOKENS}; use a smaller --short-side"
         )
-    catcher = _Catcher()
-    with _watching(blocks, layers, catcher), catcher:
+    caught: dict[int, tuple[Tensor, Tensor, float]] = {}
+    with _watching(blocks, layers, caught):
         model.encoder(images)
-    missing = [layer for layer in layers if layer not in catcher.caught]
+    missing = [layer for layer in layers if layer not in caught]
     if missing:
         raise SetrError(f"layer {missing[0]} has no plain attention that could be shown")
-    return catcher.caught
+    return caught
 
 
 @contextmanager
-def _watching(blocks: Sequence[Any], layers: Sequence[int], catcher: _Catcher) -> Iterator[None]:
-    """Tell the catcher which of the layers is running, and make them use the fused kernel."""
+def _watching(
+    blocks: Sequence[Any], layers: Sequence[int], caught: dict[int, tuple[Tensor, Tensor, float]]
+) -> Iterator[None]:
+    """Make these layers use the fused kernel, and catch what they give it.
+
+    A catcher is on only inside its layer's attention: so it is asked before the faster routes of
+    `cpu_blocks`, which are on around the whole block and would answer the call themselves.
+    """
     handles: list[Any] = []
     fused: list[tuple[Any, bool]] = []
     for layer in layers:
@@ -90,13 +97,16 @@ def _watching(blocks: Sequence[Any], layers: Sequence[int], catcher: _Catcher) -
         if not hasattr(attn, "fused_attn"):
             continue
 
-        def enter(*_: Any, layer: int = layer) -> None:
-            catcher.layer = layer
+        catcher = _Catcher(layer, caught)
 
-        def leave(*_: Any) -> None:
-            catcher.layer = None
+        def enter(*_: Any, catcher: _Catcher = catcher) -> None:
+            catcher.__enter__()
 
-        handles += [attn.register_forward_pre_hook(enter), attn.register_forward_hook(leave)]
+        def leave(*_: Any, catcher: _Catcher = catcher) -> None:
+            catcher.__exit__(None, None, None)
+
+        handles.append(attn.register_forward_pre_hook(enter))
+        handles.append(attn.register_forward_hook(leave, always_call=True))
         fused.append((attn, attn.fused_attn))
         attn.fused_attn = True
     try:
@@ -135,23 +145,41 @@ def attention_maps(
     return maps
 
 
-def attention_rollout(model: SETR, images: Tensor, point: tuple[int, int]) -> np.ndarray:
+def attention_rollout(
+    model: SETR,
+    images: Tensor,
+    point: tuple[int, int],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """Attention of a patch followed back through all layers (Abnar and Zuidema, ACL 2020): (h, w).
 
-    Per layer the mean over heads and the identity (the residual path) count half each.
+    Per layer the mean over heads and the identity (the residual path) count half each. The N x N
+    weights of a head exist `ROLLOUT_ROWS` rows at a time.
+
+    Args:
+        model: a model with a ViT encoder.
+        images: one normalised image (1, 3, H, W).
+        point: row and column of the patch in the grid.
+        check: called before each of these blocks; whatever it raises ends the computation.
+
+    Raises:
+        SetrError: as `catch_attention`.
     """
     h, w = grid_size(model, images)
     layers = range(len(_blocks(model, ())), 0, -1)
     caught = catch_attention(model, images, layers)
     flow: Tensor | None = None
     for layer in layers:
-        query, key, scale = caught[layer]
+        query, key, scale = caught.pop(layer)
         if flow is None:
             flow = query.new_zeros(query.shape[2])
             flow[query.shape[2] - h * w + point[0] * w + point[1]] = 1.0
         mixed = torch.zeros_like(flow)
-        for q, k in zip(query[0], key[0], strict=True):  # a head at a time bounds the memory
-            mixed += flow @ (q @ k.T * scale).softmax(dim=-1)
+        for q, k in zip(query[0], key[0], strict=True):
+            for rows, part in zip(q.split(ROLLOUT_ROWS), flow.split(ROLLOUT_ROWS), strict=True):
+                check()
+                mixed += part @ (rows @ k.T * scale).softmax(dim=-1)
         flow = 0.5 * flow + 0.5 * mixed / query.shape[1]
     assert flow is not None
     return flow[-h * w :].reshape(h, w).cpu().numpy()

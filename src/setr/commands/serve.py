@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ class Arguments:
     api_keys: Path | None = None
     """File with one key per line; requests then need one. SETR_API_KEYS (comma-separated) does the
     same. Without keys everybody who reaches the port is served."""
+    open_metrics: bool = False
+    """/metrics needs no key, for a Prometheus that has none."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -71,6 +74,8 @@ def run(arguments: list[str]) -> int:
 
     if not given.models:
         raise SetrError("give a model: setr serve runs/demo", code=USAGE)
+    if not math.isfinite(given.max_mb):
+        raise SetrError(f"--max-mb {given.max_mb}: give a number of megabytes", code=USAGE)
     limits = Limits(
         max_bytes=int(given.max_mb * (1 << 20)),
         max_pixels=given.max_pixels,
@@ -81,7 +86,7 @@ def run(arguments: list[str]) -> int:
         wait=given.wait_ms / 1000,
         drain=given.drain,
     )
-    keys = Keys(read_keys(given.api_keys))
+    keys = Keys(read_keys(given.api_keys), open_metrics=given.open_metrics)
     with listen(given.host, given.port) as sock:
         models = Models(
             given.models,
@@ -98,16 +103,29 @@ def read_keys(path: Path | None) -> list[str]:
     """Keys of a file and of SETR_API_KEYS.
 
     Raises:
-        SetrError: no such file, or a file without keys, which would let everybody in.
+        SetrError: no such file, a source without keys, which would let everybody in, or a key that
+            clients cannot send.
     """
-    keys = [key.strip() for key in os.environ.get("SETR_API_KEYS", "").split(",") if key.strip()]
+    listed = os.environ.get("SETR_API_KEYS")
+    keys = [] if listed is None else _usable("SETR_API_KEYS", listed.split(","))
     if path is None:
         return keys
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SetrError(f"{path}: cannot read the keys ({error})", code=USAGE) from None
-    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not found:
-        raise SetrError(f"{path}: has no keys; write one per line", code=USAGE)
-    return keys + found
+    return keys + _usable(str(path), [line for line in lines if not line.strip().startswith("#")])
+
+
+def _usable(source: str, listed: list[str]) -> list[str]:
+    """The keys of a source; what is blank is none."""
+    keys = [key.strip() for key in listed if key.strip()]
+    if not keys:
+        raise SetrError(f"{source}: has no keys; write some, or leave it out", code=USAGE)
+    for number, key in enumerate(keys, 1):
+        if not (key.isascii() and key.isprintable()):
+            raise SetrError(
+                f"{source}: key {number} is not printable ASCII, as headers are; choose another",
+                code=USAGE,
+            )
+    return keys

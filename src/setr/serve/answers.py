@@ -11,6 +11,7 @@ from setr.outputs import POLYGON_KINDS
 from setr.predictor import Predictor, Result
 from setr.serve.limits import Refusal
 from setr.serve.models import summary
+from setr.serve.regions import large_regions
 
 FormatName = Literal[
     "mask", "ids", "color", "overlay", "confidence", "json", "geojson", "coco_rle", "coco",
@@ -73,12 +74,16 @@ def encode(
         predictor: the model.
         result: what it says.
         options: of the request.
+
+    Raises:
+        Refusal: 413, more regions than there is time for.
     """
     if kind == "json":
         return _everything(name, predictor, result)
     if kind == "overlay":
         return encode_png(result.overlay(options.opacity))
     if kind in POLYGON_KINDS:
+        result.mask = large_regions(result.mask, len(predictor.classes), options.min_pixels)
         return result.encode(kind, tolerance=options.tolerance, min_pixels=options.min_pixels)
     return result.encode(kind)
 

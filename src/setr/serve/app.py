@@ -4,16 +4,17 @@ POST /v1/segment     an image in, a mask or another format out
 POST /v1/attention   an image and a point in, what its patch attends to out
 GET  /v1/models      what is served, and its limits
 GET  /               the page        GET /docs, /openapi.json   the interface
-GET  /healthz        alive           GET /readyz                taking requests
+GET  /healthz        able to work    GET /readyz                taking requests
 GET  /metrics        Prometheus
 """
 
 # no postponed annotations here: FastAPI reads those of functions that use local limits
 import asyncio
 import base64
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
@@ -90,8 +91,7 @@ def create_app(
     _add_models(app, service)
     _add_segment(app, service)
     _add_attention(app, service)
-    if keys:
-        _declare_keys(app)
+    _declare_keys(app, keys)
     return Gate(app, service, keys, log=log)
 
 
@@ -177,7 +177,7 @@ def _add_attention(app: FastAPI, service: Service) -> None:
         return await service.compute(
             request,
             model,
-            "attention",
+            "attention" if chosen else "rollout",
             deadline,
             lambda image: Question(image, x, y, chosen),
             lambda name, answer: _attention_map(name, chosen, answer),
@@ -237,12 +237,19 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="Alive", tags=["operate"])
+    def check() -> None:
+        trouble = service.trouble()
+        if trouble is not None:
+            raise Refusal(503, "unhealthy", f"{trouble}; start this server anew")
+
+    @app.get("/healthz", responses=errors(503), summary="Able to work", tags=["operate"])
     async def healthz() -> Health:
+        check()
         return Health(status="ok")
 
     @app.get("/readyz", responses=errors(503), summary="Taking requests", tags=["operate"])
     async def readyz() -> Health:
+        check()
         if service.draining:
             raise Refusal(503, "draining", "this server is stopping")
         return Health(status="ready")
@@ -261,22 +268,14 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4")
 
 
-def _declare_keys(app: FastAPI) -> None:
+def _declare_keys(app: FastAPI, keys: Keys) -> None:
     """Write the keys into the OpenAPI document."""
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = plain()
-            document.setdefault("components", {})["securitySchemes"] = {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-            }
-            for path, operations in document["paths"].items():
-                if path.startswith("/v1/") or path == "/metrics":
-                    for operation in operations.values():
-                        operation["security"] = [{"bearer": []}, {"header": []}]
-        assert app.openapi_schema is not None
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    document = app.openapi()
+    guarded = [operations for path, operations in document["paths"].items() if keys.guard(path)]
+    for operation in itertools.chain.from_iterable(each.values() for each in guarded):
+        operation["security"] = [{"bearer": []}, {"header": []}]
+    if guarded:
+        document.setdefault("components", {})["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }

@@ -2,19 +2,27 @@
 
 One thread computes. It takes the kind whose oldest job has waited longest, so nobody starves; if
 that batch is not full and its oldest job is younger than `wait`, it gives others the time to come.
-Jobs whose client has gone or whose deadline has passed are dropped, before and while they run.
+Jobs whose client has gone or whose deadline has passed are dropped, before and while they run. The
+thread outlives every fault; `trouble` says where that does not help.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
+
+from setr.errors import SetrError
+
+MAX_FAULTS = 5
+"""Batches with faults, and no answer between them, after which the device counts as broken."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -82,9 +90,12 @@ class Batcher:
         self._waiting: OrderedDict[Hashable, deque[Job]] = OrderedDict()
         self._changed = threading.Condition()
         self._closing = False
+        self._running: Sequence[Job] = ()
+        self._began: float | None = None
+        self._faults = 0
         self.dropped = 0
-        self._thread = threading.Thread(target=self._loop, name="setr-model", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._loop, name="setr-model", daemon=True)
+        self.thread.start()
 
     def submit(self, key: Hashable, item: Any, deadline: float) -> Job:
         """Queue an item; its `future` holds the outcome.
@@ -105,31 +116,74 @@ class Batcher:
             return sum(len(jobs) for jobs in self._waiting.values())
 
     def close(self) -> None:
-        """Finish what waits, then stop."""
+        """Abandon every job; the thread ends as soon as it notices."""
         with self._changed:
             self._closing = True
+            for job in (*self._running, *chain.from_iterable(self._waiting.values())):
+                job.abandoned = True
             self._changed.notify()
-        self._thread.join()
+
+    def trouble(self, longest: float) -> str | None:
+        """Why nothing can be expected of the thread any more, None while all is well.
+
+        Args:
+            longest: seconds that no batch takes.
+        """
+        began = self._began
+        if not self.thread.is_alive() and not self._closing:
+            return "the model's thread has ended"
+        if began is not None and time.monotonic() - began > longest:
+            return f"a batch has been computing for more than {longest:g} seconds"
+        if self._faults >= MAX_FAULTS:
+            return f"{self._faults} batches in a row ended with faults"
+        return None
 
     def _loop(self) -> None:
-        while (taken := self._take()) is not None:
-            key, jobs = taken
-            began = time.monotonic()
-            for job in jobs:
-                job.waited, job.batch = began - job.entered, len(jobs)
-            try:
-                outcomes = self._run(key, [job.item for job in jobs], partial(_any_wanted, jobs))
-            except Exception as error:  # the thread outlives any fault; the request reports it
-                outcomes = [error] * len(jobs)
-            seconds = time.monotonic() - began
-            for job, outcome in zip(jobs, outcomes, strict=True):
-                job.computed = seconds
-                if isinstance(outcome, BaseException):
-                    job.future.set_exception(outcome)
-                else:
-                    job.future.set_result(outcome)
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        """Run the next batch; False when closed.
+
+        Images are large: nothing here outlives it.
+        """
+        taken = self._take()
+        if taken is None:
+            return False
+        key, jobs = taken
+        began = self._began = time.monotonic()
+        for job in jobs:
+            job.waited, job.batch = began - job.entered, len(jobs)
+        outcomes = self._outcomes(key, jobs)
+        seconds = time.monotonic() - began
+        self._began = None
+        if all(map(_is_fault, outcomes)):
+            self._faults += 1
+        elif not all(isinstance(outcome, BaseException) for outcome in outcomes):
+            self._faults = 0  # something was computed
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            job.computed = seconds
+            if isinstance(outcome, BaseException):
+                job.future.set_exception(outcome)
+            else:
+                job.future.set_result(outcome)
+        self._running = ()
+        try:
             self._observe(key, jobs, seconds)
-            del taken, jobs, outcomes, job, outcome  # images are large: keep none while idle
+        except Exception:
+            traceback.print_exc()
+        return True
+
+    def _outcomes(self, key: Any, jobs: Sequence[Job]) -> Sequence[Any]:
+        """One answer or exception per job."""
+        try:
+            outcomes = self._run(key, [job.item for job in jobs], partial(_any_wanted, jobs))
+            if len(outcomes) == len(jobs):
+                return outcomes
+            raise RuntimeError(f"{len(outcomes)} answers for {len(jobs)} images")
+        except BaseException as error:  # whatever it is, the thread goes on and the requests say so
+            fault = error if isinstance(error, Exception) else RuntimeError(repr(error))
+            return [fault] * len(jobs)
 
     def _take(self) -> tuple[Any, list[Job]] | None:
         """The next batch; None when closed and empty."""
@@ -151,9 +205,9 @@ class Batcher:
                 batch = [jobs.popleft() for _ in range(min(size, len(jobs)))]
                 if not jobs:
                     del self._waiting[key]
-                running = [job for job in batch if job.future.set_running_or_notify_cancel()]
-                if running:
-                    return key, running
+                self._running = [job for job in batch if job.future.set_running_or_notify_cancel()]
+                if self._running:
+                    return key, self._running
 
     def _drop_unwanted(self) -> None:
         for key in list(self._waiting):
@@ -169,6 +223,13 @@ class Batcher:
                 self._waiting[key] = kept
             else:
                 del self._waiting[key]
+
+
+def _is_fault(outcome: Any) -> bool:
+    """Whether an outcome is neither an answer nor what an image or its client brought about."""
+    return isinstance(outcome, BaseException) and not isinstance(
+        outcome, SetrError | DeadlinePassed
+    )
 
 
 def _any_wanted(jobs: Sequence[Job]) -> bool:

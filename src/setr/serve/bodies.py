@@ -43,7 +43,7 @@ async def image_bytes(request: Request, admission: Admission) -> AsyncIterator[b
         try:
             async with _timeout(admission.limits.body_seconds):
                 async for chunk in _chunks(request, admission.limits.max_bytes):
-                    admission.hold_bytes(len(chunk))
+                    admission.bytes.take(len(chunk))
                     held += len(chunk)
                     body += chunk
         except asyncio.TimeoutError:
@@ -59,7 +59,7 @@ async def image_bytes(request: Request, admission: Admission) -> AsyncIterator[b
             raise Refusal(400, "empty", "the image is empty (0 bytes)")
         yield data
     finally:
-        admission.free_bytes(held)
+        admission.bytes.give_back(held)
 
 
 def _content_type(request: Request) -> str:

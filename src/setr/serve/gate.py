@@ -36,23 +36,32 @@ ROUTES = (*sorted(OPEN_ROUTES), "/metrics", "/v1/models", "/v1/segment", "/v1/at
 
 
 class Keys:
-    """API keys, kept as digests; no keys let everybody in."""
+    """API keys, kept as digests; no keys let everybody in.
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
+    Args:
+        keys: in ASCII, which every client sends as it is.
+        open_metrics: `/metrics` needs none.
+    """
+
+    def __init__(self, keys: Iterable[str] = (), *, open_metrics: bool = False) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._open = OPEN_ROUTES | ({"/metrics"} if open_metrics else set())
 
-    def __bool__(self) -> bool:
-        return bool(self._digests)
+    def guard(self, path: str) -> bool:
+        """Whether a path needs a key."""
+        return bool(self._digests) and path not in self._open
 
-    def check(self, headers: Headers) -> None:
+    def check(self, path: str, headers: Headers) -> None:
         """Refuse a request without a valid key in `Authorization: Bearer` or `X-API-Key`.
 
         Raises:
             Refusal: 401.
         """
+        if not self.guard(path):
+            return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(given.encode()).digest()
         # a list: all are compared, so the time tells nothing
         if not any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419
             raise Refusal(401, "key", "give a valid key: Authorization: Bearer KEY")
@@ -104,7 +113,10 @@ class _Exchange:
             "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
         )
         self.note: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(began=self.began, note=self.note)
+        self.until_sent = contextlib.ExitStack()  # what is given back when the answer has gone
+        scope.setdefault("state", {}).update(
+            began=self.began, note=self.note, until_sent=self.until_sent
+        )
 
     async def run(self) -> None:
         try:
@@ -123,14 +135,14 @@ class _Exchange:
             if not self.complete:
                 raise ConnectionAbortedError from None
         finally:
+            self.until_sent.close()
             self._record()
 
     def _check(self) -> None:
         path = self.scope["path"]
         if self.headers.get("sec-fetch-site") == "cross-site" and path not in OPEN_ROUTES:
             raise Refusal(403, "cross_site", "pages of other sites may not use this server")
-        if self.gate.keys and path not in OPEN_ROUTES:
-            self.gate.keys.check(self.headers)
+        self.gate.keys.check(path, self.headers)
 
     async def read(self) -> Any:
         """The next part of the body."""

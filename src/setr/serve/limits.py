@@ -7,11 +7,14 @@ arrive, pixels from the header, patches from the model's protocol, requests by t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from setr.errors import USAGE, SetrError
+
+LONGEST = 1e6
+"""Longest time that may be given, in seconds; timers overflow at some thousand times that."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,12 @@ class Limits:
     """Pixels of an image, read from its header; all admitted images may hold twice as many."""
     max_patches: int = 20_000
     """Patches one pass of a transformer may hold; attention costs their square."""
+    rollout_patches: int = 8_192
+    """The same for rollout, which computes and sums the weights of every head of every block."""
+    max_scores: int = 250_000_000
+    """Scores (K x H x W) of an answer, and of all answers inside together: half a gigabyte."""
     queue: int = 64
-    """Requests admitted at once: waiting, computing or being answered."""
+    """Requests admitted at once: decoding, waiting, computing or encoding."""
     deadline: float = 60.0
     """Seconds from the request's first byte to its answer."""
     batch: int = 8
@@ -43,8 +50,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0 or (name != "wait" and not value):
-                raise SetrError(f"{name} {value}: give a positive number", code=USAGE)
+            most = LONGEST if isinstance(value, float) else math.inf
+            if not 0 <= value <= most or (name != "wait" and not value):  # neither does nan pass
+                rule = "a positive number" if most == math.inf else f"seconds up to {LONGEST:,.0f}"
+                raise SetrError(f"{name} {value}: give {rule}", code=USAGE)
 
 
 class Refusal(Exception):  # noqa: N818  the client's problem, not an error of the server
@@ -74,8 +83,48 @@ class Refusal(Exception):  # noqa: N818  the client's problem, not an error of t
         return {"error": {"code": self.code, "message": self.message}}
 
 
+class Budget:
+    """Something that all requests inside share; one alone always gets what it asks for.
+
+    Args:
+        most: how much there is.
+        busy: makes the refusal of who would have to wait.
+    """
+
+    def __init__(self, most: int, busy: Callable[[], Refusal]) -> None:
+        self.most, self.busy = most, busy
+        self.held = 0
+
+    def take(self, count: int) -> None:
+        """Hold more, until `give_back`.
+
+        Raises:
+            Refusal: 429, others hold too much.
+        """
+        if self.held and self.held + count > self.most:
+            raise self.busy()
+        self.held += count
+
+    def give_back(self, count: int) -> None:
+        """Undo `take`."""
+        self.held -= count
+
+    @contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        """Hold so much inside.
+
+        Raises:
+            Refusal: 429, others hold too much.
+        """
+        self.take(count)
+        try:
+            yield
+        finally:
+            self.give_back(count)
+
+
 class Admission:
-    """Who may be inside at once, by number, by pixels and by bytes of bodies.
+    """Who may be inside at once: by number, by pixels, by scores and by bytes of bodies.
 
     Used on the event loop alone, so plain counters suffice.
     """
@@ -83,8 +132,9 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.requests = 0
-        self.pixels = 0
-        self.bytes = 0
+        self.bytes = Budget(16 * limits.max_bytes, self.busy)
+        self.pixels = Budget(2 * limits.max_pixels, self.busy)
+        self.scores = Budget(limits.max_scores, self.busy)
         self.seconds_per_image = 0.1
 
     def retry_after(self) -> int:
@@ -114,32 +164,3 @@ class Admission:
             yield
         finally:
             self.requests -= 1
-
-    @contextmanager
-    def hold_pixels(self, count: int) -> Iterator[None]:
-        """Memory for a decoded image.
-
-        Raises:
-            Refusal: 429, other large images are inside.
-        """
-        if self.pixels and self.pixels + count > 2 * self.limits.max_pixels:
-            raise self.busy()
-        self.pixels += count
-        try:
-            yield
-        finally:
-            self.pixels -= count
-
-    def hold_bytes(self, count: int) -> None:
-        """Memory for a part of a body, until `free_bytes`.
-
-        Raises:
-            Refusal: 429, other large bodies are inside.
-        """
-        if self.bytes and self.bytes + count > 16 * self.limits.max_bytes:
-            raise self.busy()
-        self.bytes += count
-
-    def free_bytes(self, count: int) -> None:
-        """Undo `hold_bytes`."""
-        self.bytes -= count

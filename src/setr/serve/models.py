@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from setr.batch import attempt, predict_each
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.figures import make_view
@@ -24,10 +26,7 @@ from setr.serve.limits import Limits, Refusal
 BATCH_PIXELS = 8_000_000
 """Pixels of all images in one batch; a larger image runs alone."""
 
-MAX_SCORES = 250_000_000
-"""Most scores (K x H x W) of an answer, half a gigabyte in float16."""
-
-Task = Literal["segment", "scores", "attention"]
+Task = Literal["segment", "scores", "attention", "rollout"]
 
 
 class Key(NamedTuple):
@@ -110,6 +109,10 @@ class Models:
             return min(self.limits.max_pixels, int(self.limits.max_patches * patch**2 / largest))
         return self.limits.max_pixels
 
+    def scores(self, name: str, height: int, width: int, task: Task) -> int:
+        """Probabilities (K x H x W) that an answer holds; 0 where it has none."""
+        return height * width * len(self.by_name[name].classes) if task == "scores" else 0
+
     def check(self, name: str, height: int, width: int, task: Task) -> None:
         """Refuse what would take too long or too much memory.
 
@@ -122,54 +125,76 @@ class Models:
             view = protocol.view_size(height, width, max(protocol.scales))
         except SetrError as error:
             raise Refusal(422, "shape", str(error)) from None
-        window = protocol.window if protocol.window and task != "attention" else view
+        explains = task in ("attention", "rollout")
+        window = protocol.window if protocol.window and not explains else view
         sides = (min(a, b) for a, b in zip(window, view, strict=True))
         patches = int(np.prod([-(-side // patch) for side in sides])) if patch else 0
-        if patches > self.limits.max_patches:
+        size = f"{width}x{height} pixels"
+        limit = self.limits.max_patches
+        if patches > limit:
             raise Refusal(
                 413,
                 "too_many_patches",
-                f"{width}x{height} pixels are {patches:,} patches for {name}, above the limit of "
-                f"{self.limits.max_patches:,}; scale the image to at most "
-                f"{self.max_pixels(name):,} pixels",
+                f"{size} are {patches:,} patches for {name}, above the limit of {limit:,}; scale "
+                f"the image to at most {self.max_pixels(name):,} pixels",
             )
-        if task == "scores" and height * width * len(predictor.classes) > MAX_SCORES:
+        limit = self.limits.rollout_patches
+        if task == "rollout" and patches > limit:
+            raise Refusal(
+                413,
+                "too_many_patches",
+                f"{size} are {patches:,} patches for {name}, above the limit of {limit:,} for "
+                "rollout; ask for one layer, or scale the image to at most "
+                f"{height * width * limit // patches:,} pixels",
+            )
+        limit = self.limits.max_scores
+        if self.scores(name, height, width, task) > limit:
             raise Refusal(
                 413,
                 "too_many_scores",
-                f"{width}x{height} pixels and {len(predictor.classes)} classes are above the limit "
-                f"of {MAX_SCORES:,} scores; ask for a mask, or scale the image down",
+                f"{size} and {len(predictor.classes)} classes are above the limit of {limit:,} "
+                "scores; ask for a mask, or scale the image down",
             )
 
     def batch_size(self, key: Key) -> int:
         """Images of a key that run together."""
-        if key.task == "attention":
+        if key.task != "segment":
             return 1
         return min(self.limits.batch, max(1, BATCH_PIXELS // (key.height * key.width)))
 
     def run(self, key: Key, items: Sequence[Any], wanted: Callable[[], bool]) -> Sequence[Any]:
-        """Compute a batch; called by one thread alone, because attention hooks into the model."""
+        """Compute a batch; called by one thread alone, because attention hooks into the model.
+
+        Returns:
+            Per item a `Result` or an `Attention`, or the `SetrError` it failed with.
+        """
         predictor = self.by_name[key.model]
         with self._wanted(wanted):
-            if key.task == "attention":
-                return [_attention(predictor, question) for question in items]
-            try:
-                results = predictor.predict_batch(items)
-            except SetrError:
-                if len(items) == 1:
-                    raise
-                return [self._alone(key, item, wanted) for item in items]
-            if key.task == "scores":
-                for result in results:
-                    result.scores  # noqa: B018  computed here, in the model's thread
-            return results
+            if key.task == "segment":
+                return predict_each(predictor, items)
+            compute = _with_scores if key.task == "scores" else self._attention
+            shape = key.height, key.width
+            return [attempt(partial(compute, predictor, item), shape) for item in items]
 
-    def _alone(self, key: Key, item: Any, wanted: Callable[[], bool]) -> Any:
-        """One item of a batch that failed; its error is its own."""
-        try:
-            return self.run(key, [item], wanted)[0]
-        except SetrError as error:
-            return error
+    @torch.inference_mode()
+    def _attention(self, predictor: Predictor, question: Question) -> Attention:
+        view = make_view(predictor, question.image)
+        p = patch_size(predictor)
+        H, W = view.pixels.shape[-2:]
+        cell = (
+            min(int(question.y * H), H - 1) // p if p else 0,
+            min(int(question.x * W), W - 1) // p if p else 0,
+        )
+        model = predictor.network
+        if question.layer:
+            heads = attention_maps(model, view.pixels, [question.layer], cell)[question.layer]
+            values, count = heads.mean(axis=0), len(heads)
+        else:
+            check = self._stop_if_unwanted
+            values, count = attention_rollout(model, view.pixels, cell, check=check), 0
+        scale = question.image.shape[0] / H, question.image.shape[1] / W
+        covers = values.shape[0] * p * scale[0], values.shape[1] * p * scale[1]
+        return Attention(values, cell, covers, count)
 
     @contextmanager
     def _wanted(self, wanted: Callable[[], bool]) -> Iterator[None]:
@@ -180,7 +205,7 @@ class Models:
             self._running = None
 
     def _stop_if_unwanted(self, *_: Any) -> None:
-        """Before every pass of an encoder: stop between windows once nobody waits any more."""
+        """Before every pass of an encoder and every block of rollout: does anybody wait?"""
         if self._running is not None and not self._running():
             raise DeadlinePassed
 
@@ -226,21 +251,8 @@ def hex_colour(colour: Sequence[int]) -> str:
     return "#" + "".join(f"{value:02x}" for value in colour)
 
 
-@torch.inference_mode()
-def _attention(predictor: Predictor, question: Question) -> Attention:
-    view = make_view(predictor, question.image)
-    p = patch_size(predictor)
-    H, W = view.pixels.shape[-2:]
-    cell = (
-        min(int(question.y * H), H - 1) // p if p else 0,
-        min(int(question.x * W), W - 1) // p if p else 0,
-    )
-    model = predictor.network
-    if question.layer:
-        heads = attention_maps(model, view.pixels, [question.layer], cell)[question.layer]
-        values, count = heads.mean(axis=0), len(heads)
-    else:
-        values, count = attention_rollout(model, view.pixels, cell), 0
-    scale = question.image.shape[0] / H, question.image.shape[1] / W
-    covers = values.shape[0] * p * scale[0], values.shape[1] * p * scale[1]
-    return Attention(values, cell, covers, count)
+def _with_scores(predictor: Predictor, image: np.ndarray) -> Result:
+    """A result with its probabilities, already as small as the answer has them."""
+    result = predictor.predict(image)
+    result.scores = result.scores.astype(np.float16)
+    return result

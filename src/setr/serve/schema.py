@@ -129,13 +129,13 @@ _SAYS = {
     404: "No such model.",
     406: "Nothing this server can answer in.",
     408: "The body did not arrive in time.",
-    413: "Too many bytes, pixels, patches or scores.",
+    413: "Too many bytes, pixels, patches, scores or regions.",
     415: "Not an image by its content type.",
     422: "Not an image by its content, a broken one, or a wrong parameter.",
     429: "The queue is full; see Retry-After.",
     499: "The client hung up.",
     500: "A fault of the server.",
-    503: "Not ready, or out of memory.",
+    503: "Stopping, out of order or out of memory.",
     504: "The deadline passed.",
 }
 

@@ -1,13 +1,16 @@
 """The listening side: sockets, time limits for slow clients, and an orderly end.
 
 uvicorn gives no time limit for headers, nor to a client that never takes its answer; the protocol
-here does. On SIGTERM or SIGINT the server stops listening, answers what it has, and ends with 0.
+here does. On SIGTERM or SIGINT the server stops listening, answers what it has, and ends with 0,
+even where a thread is still computing when the time for that is over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import resource
 import socket
 import sys
@@ -18,7 +21,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from setr.errors import SetrError
+from setr.errors import OK, SetrError
 from setr.serve.gate import Gate
 from setr.serve.limits import Limits, Refusal
 
@@ -54,6 +57,19 @@ def protocol(limits: Limits) -> type[H11Protocol]:
 
         _waiting: Any = None
         _refused = False
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            app = self.app
+
+            async def in_time(scope: Any, receive: Any, send: Any) -> None:
+                try:
+                    await app(scope, receive, send)
+                except BaseException:  # uvicorn only closes, once the client has taken what waits
+                    self.loop.call_later(PART_WAY, self.transport.abort)
+                    raise
+
+            self.app = in_time
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -170,4 +186,9 @@ def allow_connections() -> None:
 def serve(app: Gate, sock: socket.socket, limits: Limits) -> None:
     """Serve until a signal says stop."""
     allow_connections()
+    # what a form may be wrong in is answered; on stderr it would stand between the lines of the log
+    logging.getLogger("python_multipart").addHandler(logging.NullHandler())
     Server(app, limits).run(sockets=[sock])
+    if app.service.computing:  # nobody waits for it, but Python would, without an end
+        sys.stderr.flush()
+        os._exit(OK)

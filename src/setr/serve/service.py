@@ -1,22 +1,25 @@
 """What the routes share: a request with an image on its way through the model.
 
 Body (bounded) -> header of the image (bounded) -> a place among those admitted -> decoding -> the
-queue -> the model -> encoding. Whoever hangs up or runs out of time leaves the queue.
+queue -> the model -> encoding. Whoever hangs up or runs out of time is waited for no longer, in
+whichever of these steps.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from starlette.requests import Request
 
+from setr.batch import NoMemoryError
 from setr.errors import SetrError
+from setr.estimate import is_out_of_memory
 from setr.images import ImageTooLargeError, check_whole, read_image
 from setr.serve.batching import Batcher, DeadlinePassed, Job
 from setr.serve.bodies import Gone, image_bytes
@@ -25,6 +28,11 @@ from setr.serve.metrics import Metrics
 from setr.serve.models import Key, Models, Task
 
 T = TypeVar("T")
+
+STUCK = 5.0
+"""A batch that takes this many times the deadline will never end."""
+LAST = 5.0
+"""Seconds that threads get to end after the last request has."""
 
 
 class Service:
@@ -47,13 +55,34 @@ class Service:
             lambda: self.admission.requests,
             lambda: self.batcher.dropped,
         )
-        # two are enough to keep decoding and encoding beside the model; more would fight it
-        self.threads = ThreadPoolExecutor(2, thread_name_prefix="setr-files")
+        self.threads = [self.batcher.thread]
+        # two of each keep up with the model, more would fight it; and what is slow to encode must
+        # not keep others from being decoded
+        self.decoding, self.encoding = self._pool("setr-decode"), self._pool("setr-encode")
+
+    def _pool(self, name: str) -> ThreadPoolExecutor:
+        def started() -> None:
+            self.threads.append(threading.current_thread())
+
+        return ThreadPoolExecutor(2, name, initializer=started)
 
     def close(self) -> None:
-        """Finish what waits and stop the threads."""
+        """Abandon what is left, and give the threads a moment to notice."""
         self.batcher.close()
-        self.threads.shutdown()
+        for pool in (self.decoding, self.encoding):
+            pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + LAST
+        for thread in self.threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    @property
+    def computing(self) -> bool:
+        """Whether a thread has not ended yet."""
+        return any(thread.is_alive() for thread in self.threads)
+
+    def trouble(self) -> str | None:
+        """Why this process can serve nobody any more, None while it can."""
+        return self.batcher.trouble(STUCK * self.limits.deadline)
 
     async def compute(
         self,
@@ -67,23 +96,31 @@ class Service:
         """An image from its request through the model to `encode(name, answer)`.
 
         Raises:
-            Refusal: whatever `bodies`, `limits`, `models` refuse; 422 unreadable; 504 too late.
+            Refusal: whatever `bodies`, `limits`, `models`, `encode` refuse; 422 unreadable; 503 out
+                of memory; 504 too late.
             Gone: the client hung up.
         """
-        end = request.state.began + deadline
         name, _ = self.models[model]
         async with image_bytes(request, self.admission) as data:
-            with self.admission.admit():
-                height, width = await self._in_thread(self._check, data)
+            with self.admission.admit(), _Client(request, deadline) as client:
+                most = self.limits.max_pixels
+                whole = self._thread(self.decoding, check_whole, data, max_pixels=most)
+                height, width = (await client.wait(whole))[0]
                 self.models.check(name, height, width, task)
                 request.state.note.update(model=name, task=task, width=width, height=height)
-                with self.admission.hold_pixels(height * width):
-                    image = await self._in_thread(self._decode, data)
+                scores = self.models.scores(name, height, width, task)
+                request.state.until_sent.enter_context(self.admission.scores.hold(scores))
+                with self.admission.pixels.hold(height * width):
+                    decoded = self._thread(self.decoding, read_image, data, max_pixels=most)
+                    image = await client.wait(decoded)
                     key = Key(name, task, *image.shape[:2])
-                    job = self.batcher.submit(key, make_item(image), end)
-                    answer = await self._outcome(request, job, deadline)
+                    job = self.batcher.submit(key, make_item(image), client.end)
+                    try:
+                        answer = await client.wait(asyncio.wrap_future(job.future))
+                    finally:
+                        job.abandoned = True
                     began = time.monotonic()
-                    encoded = await self._in_thread(encode, name, answer)
+                    encoded = await client.wait(self._thread(self.encoding, encode, name, answer))
                     request.state.note.update(
                         queue_ms=round(1000 * job.waited, 1),
                         model_ms=round(1000 * job.computed, 1),
@@ -92,40 +129,10 @@ class Service:
                     )
                     return encoded
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
-
-    def _check(self, data: bytes) -> tuple[int, int]:
-        return _readable(lambda: check_whole(data, max_pixels=self.limits.max_pixels)[0])
-
-    def _decode(self, data: bytes) -> np.ndarray:
-        return _readable(lambda: read_image(data, max_pixels=self.limits.max_pixels))
-
-    async def _outcome(self, request: Request, job: Job, deadline: float) -> Any:
-        """Wait for a job, its deadline or the client's leaving, whichever is first."""
-        answer = asyncio.wrap_future(job.future)
-        leaving = asyncio.ensure_future(request.receive())  # the body is read: only a hang-up comes
-        try:
-            await asyncio.wait(
-                {answer, leaving},
-                timeout=max(0.0, job.deadline - time.monotonic()),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if answer.done():
-                return answer.result()
-            if leaving.done():
-                raise Gone
-            raise DeadlinePassed
-        except DeadlinePassed:
-            raise Refusal(504, "deadline", f"no answer within {deadline:g} seconds") from None
-        except SetrError as error:
-            raise Refusal(422, "image", str(error)) from None
-        except (MemoryError, torch.OutOfMemoryError):
-            raise Refusal(503, "memory", "out of memory; send a smaller image") from None
-        finally:
-            job.abandoned = True
-            leaving.cancel()
-            answer.cancel()
+    def _thread(
+        self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any, **options: Any
+    ) -> asyncio.Future[T]:
+        return asyncio.wrap_future(pool.submit(function, *arguments, **options))
 
     def _observe(self, key: Key, jobs: Sequence[Job], seconds: float) -> None:
         share = seconds / len(jobs)
@@ -138,12 +145,58 @@ class Service:
             self.metrics.queue_seconds.observe(job.waited)
 
 
-def _readable(read: Callable[[], T]) -> T:
-    """What `images` reads, its errors as refusals."""
-    try:
-        return read()
-    except ImageTooLargeError as error:
-        message = str(error).partition("; ")[0].removeprefix("image data: ")
-        raise Refusal(413, "too_many_pixels", f"{message}; scale the image down") from None
-    except SetrError as error:
-        raise Refusal(422, "image", str(error)) from None
+class _Client:
+    """Whoever sent a request, while it waits.
+
+    Args:
+        request: its body has been read: only a hang-up still comes.
+        deadline: seconds that it waits, from the request's first byte.
+    """
+
+    def __init__(self, request: Request, deadline: float) -> None:
+        self.deadline = deadline
+        self.end = request.state.began + deadline
+        self._leaving = asyncio.ensure_future(request.receive())
+
+    def __enter__(self) -> _Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.cancel()
+
+    async def wait(self, answer: asyncio.Future[T]) -> T:
+        """The answer, unless the deadline or the client's leaving comes first.
+
+        Raises:
+            Refusal: 504 too late; and what the answer's error means to the client.
+            Gone: the client hung up.
+        """
+        first: set[asyncio.Future[Any]] = {answer, self._leaving}
+        left = max(0.0, self.end - time.monotonic())
+        try:
+            await asyncio.wait(first, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if self._leaving.done():
+                raise Gone
+            raise DeadlinePassed
+        except Exception as error:
+            refusal = self._refusal(error)
+            if refusal is None:
+                raise
+            raise refusal from None
+        finally:
+            answer.cancel()
+
+    def _refusal(self, error: Exception) -> Refusal | None:
+        """What an error means to the client; None for a fault of this server."""
+        if isinstance(error, DeadlinePassed):
+            return Refusal(504, "deadline", f"no answer within {self.deadline:g} seconds")
+        if isinstance(error, NoMemoryError) or is_out_of_memory(error):
+            return Refusal(503, "memory", "out of memory; send a smaller image")
+        if isinstance(error, ImageTooLargeError):
+            message = str(error).partition("; ")[0].removeprefix("image data: ")
+            return Refusal(413, "too_many_pixels", f"{message}; scale the image down")
+        if isinstance(error, SetrError):
+            return Refusal(422, "image", str(error))
+        return None

@@ -1,0 +1,320 @@
+"""What one client must not take from the others: time, memory, threads, and the server itself."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+import httpx
+
+from setr import scenes
+from setr.cli import main
+from setr.commands.serve import read_keys
+from setr.errors import USAGE, SetrError
+from setr.images import read_image
+from setr.result import Result
+from setr.serve import app as app_module
+from setr.serve import models as models_module
+from setr.serve import regions, server, service
+from setr.serve.app import create_app
+from setr.serve.batching import MAX_FAULTS, DeadlinePassed
+from setr.serve.gate import Gate
+from setr.serve.limits import Limits, Refusal
+from setr.serve.models import Key, Models, Question
+from setr.serve.regions import large_regions
+from tests.serving import connect, listening, photo, request, running, save_models, until
+
+LIMITS = Limits(deadline=120.0, drain=5.0, header_seconds=120.0, body_seconds=120.0)
+SHORT = RuntimeError("[alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+Client = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_models(tmp_path_factory.mktemp("models"))[0]
+
+
+@pytest.fixture
+def models(source: str) -> Models:
+    return Models([source], LIMITS, device="cpu", precision="fp32")
+
+
+@contextlib.contextmanager
+def asked(models: Models, **limits: Any) -> Iterator[tuple[Gate, Client, str]]:
+    """An app, its address, and a function that sends a photo and gives status and error code."""
+    models.limits = dataclasses.replace(LIMITS, **limits)
+    with (
+        running(models, models.limits) as (url, app),
+        httpx.Client(base_url=url, timeout=120) as client,
+    ):
+
+        def ask(path: str = "/v1/segment", content: bytes | None = None) -> tuple[int, str]:
+            if path.startswith("/v1/"):
+                answer = client.post(path, content=photo() if content is None else content)
+            else:
+                answer = client.get(path)
+            code = "" if answer.status_code == 200 else answer.json()["error"]["code"]
+            return answer.status_code, code
+
+        yield app, ask, url
+
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+class Stuck:
+    """Encodes nothing until it may."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self.may = threading.Semaphore(0), threading.Event()
+        monkeypatch.setattr(app_module, "encode", self)
+
+    def __call__(self, *_: Any) -> bytes:
+        self.began.release()
+        assert self.may.wait(120)
+        return b"done"
+
+
+def test_slow_encoding_ends_with_the_deadline_and_holds_up_no_decoding(models, monkeypatch):
+    stuck = Stuck(monkeypatch)
+    with asked(models) as (app, ask, url):
+        socks = [connect(url) for _ in range(2)]
+        for sock in socks:
+            sock.sendall(request(photo()))
+        for _ in socks:
+            assert stuck.began.acquire(timeout=120)
+        assert ask(content=b"no image") == (422, "image")
+        assert ask("/v1/segment?deadline=1") == (504, "deadline")
+        for sock in socks:
+            sock.close()
+        until(lambda: not app.service.admission.requests)
+        stuck.may.set()
+        assert ask() == (200, "")
+
+
+def test_slow_decoding_ends_with_the_deadline(models, monkeypatch):
+    may = threading.Event()
+    monkeypatch.setattr(service, "read_image", lambda *_, **__: may.wait(120))
+    with asked(models) as (app, ask, _):
+        assert ask("/v1/segment?deadline=1") == (504, "deadline")
+        assert not app.service.admission.requests
+        may.set()
+
+
+def test_a_noisy_mask_makes_no_polygons(models, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 9, (200, 200), dtype=np.uint8)
+    with pytest.raises(Refusal, match="min_pixels") as caught:
+        large_regions(noise, 9, 1)
+    assert (caught.value.status, caught.value.code) == (413, "too_many_regions")
+    assert (large_regions(noise, 9, 200) == 255).all()
+    monkeypatch.setattr(regions, "MAX_BOX_PIXELS", 40 * 48 - 1)
+    with asked(models) as (_, ask, _):
+        for kind in ("geojson", "coco", "coco_rle", "labelme"):
+            assert ask(f"/v1/segment?format={kind}") == (413, "too_many_regions")
+        assert ask("/v1/segment?format=geojson&min_pixels=100000") == (200, "")
+        assert ask("/v1/segment?format=mask") == (200, "")
+
+
+def test_polygons_are_those_of_the_whole_mask():
+    _, mask = scenes.draw("polygons", 1, size=96)
+    mask[::7, ::5] = 3
+    mask[50:60, 20:30] = 255
+    labels = scenes.LABELS
+
+    def polygons(mask: np.ndarray) -> bytes:
+        empty = np.zeros(mask.shape, np.float32)
+        return Result(mask, mask, empty, labels, empty.copy).encode("geojson", min_pixels=9)
+
+    large = large_regions(mask, len(labels.classes), 9)
+    assert (large != mask).any()
+    assert polygons(large) == polygons(mask)
+
+
+def test_rollout_stops_when_nobody_waits(models):
+    """Two blocks of two heads: asked before the encoder, and before each of their weights."""
+    calls: list[bool] = []
+
+    def wanted() -> bool:
+        calls.append(len(calls) < 3)
+        return calls[-1]
+
+    question = Question(read_image(photo()), 0.5, 0.5, 0)
+    key = Key("pup", "rollout", 40, 48)
+    with pytest.raises(DeadlinePassed):
+        models.run(key, [question], wanted)
+    assert calls == [True, True, True, False]
+    assert models.run(key, [question], lambda: True)[0].heads == 0
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_rollout_has_a_limit_of_its_own(models):
+    with asked(models, rollout_patches=29) as (_, ask, _):
+        assert ask("/v1/attention?x=0&y=0&layer=0") == (413, "too_many_patches")
+        assert ask("/v1/attention?x=0&y=0&layer=1") == (200, "")
+    with asked(models, rollout_patches=30) as (_, ask, _):
+        assert ask("/v1/attention?x=0&y=0&layer=0") == (200, "")
+
+
+def test_scores_run_alone_and_leave_the_model_at_half_size(models):
+    key = Key("pup", "scores", 40, 48)
+    assert models.batch_size(key) == 1
+    (result,) = models.run(key, [read_image(photo())], lambda: True)
+    assert result.scores.dtype == np.float16
+
+
+def test_all_scores_inside_have_a_limit_until_they_are_sent(models, monkeypatch):
+    count = 40 * 48 * len(scenes.CLASSES)
+    with asked(models, max_scores=count) as (app, ask, url):
+        held = app.service.admission.scores
+        assert ask("/v1/segment?format=scores") == (200, "")
+        until(lambda: held.held == 0)
+        monkeypatch.setattr(app_module, "encode", lambda *_: bytes(64 << 20))
+        with connect(url, buffer=4096) as slow:
+            slow.sendall(request(photo(), "format=scores"))
+            assert slow.recv(100).startswith(b"HTTP/1.1 200")
+            assert not app.service.admission.requests  # it is being sent
+            assert held.held == count
+            assert ask("/v1/segment?format=scores") == (429, "busy")
+        until(lambda: held.held == 0)
+        assert ask("/v1/segment?format=scores") == (200, "")
+    with asked(models, max_scores=count - 1) as (_, ask, _):
+        assert ask("/v1/segment?format=scores") == (413, "too_many_scores")
+
+
+def test_a_batch_that_does_not_fit_into_memory_runs_one_by_one(models, monkeypatch):
+    predictor = models.by_name["pup"]
+    real, sizes = predictor.predict_batch, []
+
+    def cramped(images: Any) -> Any:
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise SHORT
+        return real(images)
+
+    monkeypatch.setattr(predictor, "predict_batch", cramped)
+    images = [read_image(photo(i)) for i in range(3)]
+    found = models.run(Key("pup", "segment", 40, 48), images, lambda: True)
+    assert sizes == [3, 1, 1, 1]
+    for image, result in zip(images, found, strict=True):
+        assert (result.mask == real([image])[0].mask).all()
+
+
+def test_an_image_that_does_not_fit_into_memory_is_503(models, monkeypatch):
+    def short(*_: Any, **__: Any) -> Any:
+        raise SHORT
+
+    with asked(models) as (_, ask, _):
+        for where, name, path in (
+            (models.by_name["pup"], "predict_batch", "/v1/segment"),
+            (models.by_name["pup"], "predict_batch", "/v1/segment?format=scores"),
+            (models_module, "attention_maps", "/v1/attention?x=0&y=0"),
+            (models_module, "attention_rollout", "/v1/attention?x=0&y=0&layer=0"),
+            (service, "read_image", "/v1/segment"),
+            (app_module, "encode", "/v1/segment"),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(where, name, short)
+                assert ask(path) == (503, "memory"), (name, path)
+        assert ask() == (200, "")
+        assert ask("/healthz") == (200, "")
+
+
+# --- threads and connections ---------------------------------------------------------------------
+
+
+def test_who_never_takes_an_answer_is_disconnected(models, monkeypatch):
+    monkeypatch.setattr(server, "PART_WAY", 0.2)
+    limits = dataclasses.replace(LIMITS, send_seconds=0.5)
+    gate = create_app(models, limits)
+    routes = gate.app
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await routes(scope, receive, send)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+
+    gate.app = endless
+    with listening(gate, limits) as (url, listener), connect(url, buffer=4096) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: listener.server_state.tasks)
+        until(lambda: not listener.server_state.tasks)
+        until(lambda: not listener.server_state.connections)
+
+
+def test_a_server_that_only_fails_says_so(models, monkeypatch):
+    def fault(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with asked(models) as (app, ask, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(app.service.batcher, "_run", fault)
+            for _ in range(MAX_FAULTS):
+                assert ask("/healthz") == (200, "")
+                assert ask() == (500, "internal")
+        for path in ("/healthz", "/readyz"):
+            assert ask(path) == (503, "unhealthy")
+        assert ask() == (200, "")
+        for path in ("/healthz", "/readyz"):
+            assert ask(path) == (200, "")
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+def test_metrics_may_be_open(models):
+    with running(models, LIMITS, keys=("secret",), open_metrics=True) as (url, _):
+        assert httpx.get(f"{url}/metrics").status_code == 200
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+        assert "security" not in paths["/metrics"]["get"]
+        assert paths["/v1/models"]["get"]["security"]
+
+
+def test_keys_are_read_as_they_were_meant(tmp_path, monkeypatch):
+    monkeypatch.delenv("SETR_API_KEYS", raising=False)
+    assert read_keys(None) == []
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbffirst\r\n  # a note\n\n second \n#third\n")
+    assert read_keys(file) == ["first", "second"]
+    monkeypatch.setenv("SETR_API_KEYS", " a, b,")
+    assert read_keys(None) == ["a", "b"]
+    assert read_keys(file) == ["a", "b", "first", "second"]
+
+
+@pytest.mark.parametrize("listed", ["", " ", ",", "schlüssel", "a,b\x07"])
+def test_keys_that_would_let_all_or_nobody_in_end_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, listed: str
+) -> None:
+    monkeypatch.setenv("SETR_API_KEYS", listed)
+    assert main(["serve", "no/such/model"]) == USAGE
+    said = capsys.readouterr().err
+    assert said.startswith("setr: SETR_API_KEYS: ")
+    assert said.count("\n") == 1
+    assert "schl" not in said
+    monkeypatch.delenv("SETR_API_KEYS")
+    file = tmp_path / "keys"
+    file.write_text("\n".join(["# none", *listed.split(",")]), encoding="utf-8")
+    with pytest.raises(SetrError, match=r"keys: (has no keys|key [12] is not)"):
+        read_keys(file)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--max-mb nan", "--max-mb inf", "--deadline nan", "--drain inf", "--wait-ms nan",
+     "--wait-ms 1e300", "--wait-ms -1"],
+)  # fmt: skip
+def test_numbers_that_are_none_end_the_start(options, capsys):
+    assert main(["serve", "no/such/model", *options.split()]) == USAGE
+    assert capsys.readouterr().err.count("\n") == 1
