@@ -37,9 +37,13 @@ def test_import_and_help_load_neither_torch_nor_timm(code):
     probe = (
         f"{code}\nimport sys\nassert not {{'torch', 'timm', 'tyro', 'numpy'}} & set(sys.modules)"
     )
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True)
-    assert time.monotonic() - began < 2.0  # 0.05 s on an idle machine; CI machines are not idle
+    seconds: dict[str, list[float]] = {probe: [], "pass": []}
+    for _ in range(5):  # in turns, so that a busy machine slows both
+        for program, times in seconds.items():
+            began = time.monotonic()
+            subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+            times.append(time.monotonic() - began)
+    assert min(seconds[probe]) < 20 * min(seconds["pass"])  # about 4 times; torch takes 200 times
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
@@ -64,6 +68,10 @@ def test_every_verb_has_help(verb, capsys):
         (["train", "demo", "--optim.lr", "fast"], "could not convert"),
         (["train", "demo", "--optim.lr", "-1"], "optim.lr -1.0: give a positive"),
         (["train", "demo", "--train.accumulate", "3"], "must divide train.batch_size 16"),
+        (["train", "demo", "--train.seed", "-1"], "train.seed -1: give 0 or more"),
+        (["train", "demo", "--model.img-size", "-5"], "model.img_size -5: give at least 1"),
+        (["train", "demo", "--model.channels", "0"], "model.channels 0: give at least 1"),
+        (["train", "demo", "--train.aux-weight", "-1"], "train.aux_weight -1.0: give 0 or more"),
         (["train", "demo", "--data.root", "nowhere"], "nowhere: no such file or folder"),
         (["train", "nowhere.yaml"], "no such config file"),
         (["models", "nothing*"], "no model matches"),
@@ -131,3 +139,14 @@ def test_help_names_the_kind_of_an_optional_value(capsys):
     page = io.StringIO()
     _HelpWithoutNone(page).write("│ --a {None}|INT  │\n│ --b INT         │\n")
     assert page.getvalue() == "│ --a INT         │\n│ --b INT         │\n"
+
+
+def test_no_memory_is_one_line_and_other_faults_are_not_hidden(monkeypatch, capsys):
+    def dispatch(args: list[str]) -> int:
+        raise RuntimeError(args[0])
+
+    monkeypatch.setattr("setr.cli._dispatch", dispatch)
+    assert main(["DefaultCPUAllocator: can't allocate memory: you tried"]) == FAILED
+    assert capsys.readouterr().err.startswith("setr: out of memory; lower")
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(["a fault of ours"])

@@ -253,6 +253,24 @@ def test_a_data_yaml_with_everything(folder):
     assert (dataset.load(0).mask == 1).all()
 
 
+def test_ignore_adds_to_what_is_ignored_anyway(folder):
+    (folder / "data.yaml").write_text("classes: [road, car]\nignore: [7]\n")
+    labels = open_dataset(str(folder), "train").labels
+    assert labels.label_map == {0: 0, 1: 1, 7: IGNORE, 255: IGNORE}
+
+
+@pytest.mark.parametrize(("stem", "name"), [("ADE_val_00000001", "ade20k"), ("mine", None)])
+def test_folders_named_as_ade20k_are_it_by_their_files(tmp_path, stem, name):
+    for kind in ("images", "annotations"):
+        for part in ("training", "validation"):
+            put(tmp_path / kind / part / f"{stem}.png", PHOTO if kind == "images" else IDS)
+    if name:
+        assert len(open_dataset(str(tmp_path), "train").labels.classes) == 150
+    else:
+        fails(tmp_path)
+        assert len(open_dataset(str(tmp_path), "train", "ade20k").labels.classes) == 150
+
+
 def test_rgb_masks_by_a_colour_map(folder):
     put(folder / "labels" / "train" / "a.png", np.full((6, 8, 3), (9, 8, 7), np.uint8))
     (folder / "data.yaml").write_text(

@@ -171,6 +171,7 @@ def run_process(job: dict[str, Any]) -> dict[str, Any]:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"ended with code {done.returncode}"
+        reason = reason.removeprefix(f"{SetrError.__module__}.{SetrError.__name__}: ")
         return {"error": reason[:200]}
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -62,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _fail(_reason(error), FAILED)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        from setr.estimate import is_out_of_memory
+
+        if debug or not is_out_of_memory(error):
+            raise
         return _fail("out of memory; lower the batch size or the image size", FAILED)
 
 

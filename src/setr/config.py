@@ -70,6 +70,9 @@ class ModelConfig:
             "model.freeze and model.lora_rank: choose one; lora_rank freezes the encoder itself",
         )
         _check(min(self.std) > 0, f"model.std {self.std}: give positive numbers")
+        for name in ("img_size", "channels"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"model.{name} {value}: give at least 1")
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,8 @@ class TrainConfig:
             f"train.accumulate {self.accumulate}: must divide train.batch_size {self.batch_size}",
         )
         _check(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
+        _check(self.seed >= 0, f"train.seed {self.seed}: give 0 or more")
+        _check(self.aux_weight >= 0, f"train.aux_weight {self.aux_weight}: give 0 or more")
         _check(self.save_every > 0 and self.log_every > 0, "train.save_every, log_every: give >= 1")
         _check(self.eval_every >= 0, "train.eval_every: give 0 or more")
         _check(self.samples >= 0, f"train.samples {self.samples}: give 0 or more")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from setr.errors import USAGE, SetrError
-from setr.labels import Labels, as_label_map
+from setr.labels import IGNORE, Labels, as_label_map
 
 HUB = "hf:"
 """Prefix of a Hugging Face `datasets` id (extra `hf`)."""
@@ -77,7 +77,7 @@ def _labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
 
 
 def _label_map(values: Mapping[str, Any], count: int) -> Mapping[Any, Any]:
-    """`label_map`, by default the ids 0 .. count-1, with the ids of `ignore` added."""
+    """`label_map`, by default the ids 0 .. count-1 and 255, with the ids of `ignore` added."""
     given = as_label_map(values.get("label_map"))
     if "ignore" not in values:
         return given
@@ -85,4 +85,5 @@ def _label_map(values: Mapping[str, Any], count: int) -> Mapping[Any, Any]:
     wrong = [value for value in ignored if type(value) is not int]
     if wrong:
         raise SetrError(f"ignore {wrong[0]!r}: give an id of the masks, or a list of ids")
-    return {**(given or {i: i for i in range(count)}), **dict.fromkeys(ignored, "ignore")}
+    own = given or {**{i: i for i in range(count)}, IGNORE: "ignore"}
+    return {**own, **dict.fromkeys(ignored, "ignore")}

@@ -97,7 +97,10 @@ def _cityscapes(root: Path, split: str, wanted: str) -> Found | None:
 
 
 def _ade20k(root: Path, split: str, wanted: str) -> Found | None:
-    """`images/training` and `annotations/training` of ADEChallengeData2016."""
+    """`images/training` and `annotations/training` of ADEChallengeData2016.
+
+    Others name their folders so, too; the images' own names, or the classes asked for, tell.
+    """
     if (root / "images" / "ADE").is_dir() or any(root.glob("ADE20K_2021*")):
         raise data_error(
             f"{root}: this is the full ADE20K (its *_seg.png code thousands of classes in red and "
@@ -107,7 +110,10 @@ def _ade20k(root: Path, split: str, wanted: str) -> Found | None:
     name = _ADE_SPLITS.get(split, split)
     if split == "test" and (root / "testing").is_dir():
         return Found(root, names_below(root / "testing", "testing/"), None, "ade20k")
-    if not (root / "images" / name).is_dir() or name == split:
+    images = root / "images" / name
+    if not images.is_dir() or name == split:
+        return None
+    if not wanted.startswith("ade20k") and next(images.glob("ADE_*"), None) is None:
         return None
     return pair_folders(root, f"images/{name}", f"annotations/{name}", "ade20k")
 

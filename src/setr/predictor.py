@@ -239,6 +239,11 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
             own = network.export["precision"]
             raise SetrError(f"{source}: computes in {own}; leave --precision out, or export again")
         return Predictor(network, info, device="cpu", precision="fp32", **options)
+    if Path(source).suffix == ".pt2":
+        raise SetrError(
+            f"{source}: a torch.export file is for programs without this package; load the model "
+            "it was made from, or an .onnx or .xml export"
+        )
     if Path(source).is_file():
         given = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
         model, info = load_foreign(source, **given)

@@ -29,6 +29,8 @@ def fetch(repo_id: str, files: tuple[str, ...], *, revision: str | None = None) 
         raise SetrError(f"{repo_id}: not a Hub repository; those are called owner/name")
     wanted = {"revision": revision, "allow_patterns": list(files)}
     way_out = "download it on another machine and give the path"
+    if Path(repo_id).parent.is_dir():  # as runs/x: more likely a slip of the pen
+        way_out += f"; there is no folder {repo_id} here"
     try:
         return Path(snapshot_download(repo_id, local_files_only=True, **wanted))
     except errors.LocalEntryNotFoundError:

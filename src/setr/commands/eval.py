@@ -82,6 +82,8 @@ def _run(given: Arguments) -> int:
     from setr.gallery import Gallery, paired
     from setr.report import write_evaluation
 
+    if given.workers < 0:
+        raise SetrError(f"--workers {given.workers}: give 0 or more", code=USAGE)
     gallery = Gallery()
     metrics: dict[str, Any]
     metrics, dataset = _test(given, given.model, gallery)

@@ -135,6 +135,8 @@ def _position(given: Position) -> None:
     from setr.figures import position_figure
     from setr.predictor import load
 
+    if given.grid < 1:
+        raise SetrError(f"--grid {given.grid}: give at least 1", code=USAGE)
     figure = position_figure(load(given.model, device="cpu"), given.grid)
     _write(given.out, "position", f"Position embeddings of {given.model}", figure, width=150)
 
