@@ -16,6 +16,7 @@ import pytest
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import encode_png
+from setr.init_data import draft, write
 from setr.labels import IGNORE, Labels, known_labels
 from setr.masks import read_mask
 from setr.pairing import Found, NoSplitError
@@ -269,6 +270,10 @@ def test_folders_named_as_ade20k_are_it_by_their_files(tmp_path, stem, name):
     else:
         fails(tmp_path)
         assert len(open_dataset(str(tmp_path), "train", "ade20k").labels.classes) == 150
+        write(tmp_path, draft(tmp_path))
+        for split, part in (("train", "training"), ("val", "validation")):
+            (pair,) = open_dataset(str(tmp_path), split).pairs
+            assert pair.image.parent.name == part
 
 
 def test_rgb_masks_by_a_colour_map(folder):

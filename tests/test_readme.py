@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
 
 import setr
 from setr.cli import main
+from setr.config import ModelConfig
 from setr.errors import OK
 from setr.files import write_bytes
 from setr.images import encode_png
+from setr.recipes import recipe
 from setr.scenes import draw
 from tests.conftest import write_scene_folders
 
@@ -46,6 +49,17 @@ def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(setr, "create_model", lambda *a, **k: None, raising=False)  # 318 M weights
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "overlay.png").is_file()
+    small = recipe("finetune")
+    small = dataclasses.replace(
+        small,
+        model=ModelConfig(name="setr_naive_nano", channels=8),
+        data=dataclasses.replace(small.data, crop_size=(48, 48), workers=0),
+        train=dataclasses.replace(small.train, steps=2, batch_size=2),
+    )
+    monkeypatch.setattr(setr, "recipe", lambda name: small, raising=False)
+    code = next(b for b in blocks("python") if "setr.train" in b)
+    exec(compile(code, "README.md", "exec"), {"setr": setr})
+    assert (tmp_path / "runs" / "again" / "metrics.json").is_file()
 
 
 def test_the_two_commands_exist():

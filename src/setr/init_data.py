@@ -22,12 +22,21 @@ from setr.layouts import find_split
 from setr.masks import read_mask
 from setr.pairing import MASK_FOLDERS, NoSplitError
 
-IMAGE_NAMES = ("images", "image", "imgs", "img", "JPEGImages")
-MASK_NAMES = (*MASK_FOLDERS, "mask", "label", "annotation", "SegmentationClass", "gt", "GT")
+IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
+MASK_NAMES = (
+    *(*MASK_FOLDERS, "mask", "label", "annotation"),
+    *("ann_dir", "SegmentationClass", "gt", "GT"),
+)
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json")
 MOST_VALUES = 256
 """More ids or colours than this are no classes."""
 SHOWN = 5
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What folders of splits are called, and the split."""
 
 
 class Draft(NamedTuple):
@@ -69,7 +78,7 @@ def draft(root: Path, *, val_share: float = 0.2) -> Draft:
     if not pairs:
         pairs, alone = _flat_pairs(root)
         lists = _split_lists(pairs, val_share)
-        splits = {split: f"{split}.txt" for split in ("train", "val")}
+        splits = {split: f"{split}.txt" for split in SPLITS if f"{split}.txt" in lists}
     ids, colours = _values(root, [mask for _, mask in pairs])
     names = _class_names(root)
     body = _colour_classes(colours) if colours else _id_classes(ids, names)
@@ -118,14 +127,26 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _split_lists(pairs: list[tuple[str, str]], val_share: float) -> dict[str, str]:
-    """train.txt and val.txt; at least one pair each where there are two."""
-    order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].encode("utf-8", "surrogateescape")))
-    count = min(max(1, round(len(order) * val_share)), max(len(order) - 1, 1))
-    parts = {"val": sorted(order[:count]), "train": sorted(order[count:] or order)}
+    """train.txt and val.txt; at least one pair each where there are two.
+
+    Pairs in folders called after splits (`images/training`) stay in them.
+    """
+    parts: dict[str, list[tuple[str, str]]] = {}
+    for pair in pairs:
+        parts.setdefault(SPLIT_FOLDERS.get(pair[0].split("/")[1].lower(), ""), []).append(pair)
+    if not {"train", "val"} <= set(parts) or "" in parts:
+        parts = _by_name(pairs, val_share)
     return {
-        f"{split}.txt": "".join(f"{image}\t{mask}\n" for image, mask in part)
+        f"{split}.txt": "".join(f"{image}\t{mask}\n" for image, mask in sorted(part))
         for split, part in parts.items()
     }
+
+
+def _by_name(pairs: list[tuple[str, str]], val_share: float) -> dict[str, list[tuple[str, str]]]:
+    """A split by checksums of the names, so that it stays as it is when files are added."""
+    order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].encode("utf-8", "surrogateescape")))
+    count = min(max(1, round(len(order) * val_share)), max(len(order) - 1, 1))
+    return {"val": order[:count], "train": order[count:] or order}
 
 
 def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
@@ -192,7 +213,7 @@ def _id_classes(ids: Counter[int], names: list[str]) -> list[str]:
     naming = list(enumerate(names)) if names else list(zip(kept, listed, strict=True))
     ignored = sorted(set(ids) - {i for i, _ in naming})
     total = sum(ids.values())
-    lines = [] if names else ["# name the classes; ids to leave out go to 'ignore'"]
+    lines = [] if names else ["# name the classes, here and in label_map; ids to leave out go to 'ignore'"]
     lines.append("classes:")
     lines += [f"  - {_quote(name)}" for name in listed]
     lines.append("label_map:  # id in the masks: class, or ignore")
