@@ -213,7 +213,8 @@ def _id_classes(ids: Counter[int], names: list[str]) -> list[str]:
     naming = list(enumerate(names)) if names else list(zip(kept, listed, strict=True))
     ignored = sorted(set(ids) - {i for i, _ in naming})
     total = sum(ids.values())
-    lines = [] if names else ["# name the classes, here and in label_map; ids to leave out go to 'ignore'"]
+    hint = "# name the classes, here and in label_map; ids to leave out go to 'ignore'"
+    lines = [] if names else [hint]
     lines.append("classes:")
     lines += [f"  - {_quote(name)}" for name in listed]
     lines.append("label_map:  # id in the masks: class, or ignore")
