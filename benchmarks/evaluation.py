@@ -1,6 +1,6 @@
 """Speed and memory of evaluation: sliding windows, the metric, a huge image.
 
-    python benchmarks/evaluation.py [--peer-python PEER/bin/python] [--tiny] [--only slide metric]
+    python benchmarks/evaluation.py [--peer-python PEER/bin/python] [--tiny] [--only slide huge]
 
 Each case runs in a process of its own, so that its peak memory is its own; the peer (mmsegmentation
 1.2.2 with mmcv-lite, in another environment) runs between ours on the same machine. Prints a table
@@ -8,7 +8,9 @@ and writes JSON beside the results of the other benchmarks.
 
 - slide: 1024x2048, window 768, stride 512, ViT-tiny (192 wide, 12 blocks) with PUP (256 channels),
   19 classes, random weights; seconds per image, best of the repeats.
-- metric: one update with 512x512 pixels and 150 classes.
+- metric-uint8, metric-int64: one update with 512x512 pixels and 150 classes in blocks of 16 pixels,
+  in one thread, best of 20 times the repeats. Both sides get the same tensors: uint8 is what our
+  pipeline hands to its metric, int64 what mmsegmentation's hands to its own.
 - huge: 8000x6000, 150 classes, window 512, stride 341, argmax only.
 """
 
@@ -17,18 +19,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers import load_mmseg
+import torch
+from peers import load_mmseg, peak_mb
 
-CASES = ("slide", "metric", "huge")
+CASES = ("slide", "metric-uint8", "metric-int64", "huge")
 
 
 def measure(work: Callable[[], object], repeats: int) -> dict[str, float]:
@@ -39,11 +41,10 @@ def measure(work: Callable[[], object], repeats: int) -> dict[str, float]:
         began = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "seconds": min(seconds),
         "median": sorted(seconds)[len(seconds) // 2],
-        "peak_mb": round(peak),
+        "peak_mb": round(peak_mb()),
     }
 
 
@@ -60,6 +61,19 @@ def images(tiny: bool) -> dict[str, Any]:
     }
 
 
+def measure_metric(
+    case: str, side: int, update: Callable[[torch.Tensor, torch.Tensor], object], repeats: int
+) -> dict[str, float]:
+    """An update of either side's metric: the same masks, and the same number of repeats."""
+    torch.set_num_threads(1)
+    dtype = torch.uint8 if case == "metric-uint8" else torch.int64
+    truth = torch.randint(0, 150, (side // 16, side // 16), dtype=dtype)
+    truth = truth.repeat_interleave(16, 0).repeat_interleave(16, 1)
+    prediction = truth.roll(5, 1)
+    truth[::9] = 255
+    return measure(lambda: update(prediction, truth), repeats * 20)
+
+
 def our_model(num_classes: int, img_size: int) -> Any:
     from setr import create_model
 
@@ -70,23 +84,14 @@ def our_model(num_classes: int, img_size: int) -> Any:
 
 def ours(case: str, precision: str, sizes: dict[str, Any], repeats: int) -> dict[str, float]:
     """One of our cases in this process."""
-    import torch
-
     from setr.evaluation import autocast_dtype
     from setr.inference import NormalizedImages, predict_mask
     from setr.metrics import ConfusionMatrix
     from setr.protocols import Protocol
 
     torch.manual_seed(0)
-    if case == "metric":
-        torch.set_num_threads(1)
-        side = sizes["metric"]
-        truth = torch.randint(0, 150, (side // 16, side // 16), dtype=torch.uint8)
-        truth = truth.repeat_interleave(16, 0).repeat_interleave(16, 1)
-        prediction = truth.roll(5, 1)
-        truth[::9] = 255
-        counts = ConfusionMatrix(150)
-        return measure(lambda: counts.update(prediction, truth), repeats * 20)
+    if case.startswith("metric"):
+        return measure_metric(case, sizes["metric"], ConfusionMatrix(150).update, repeats)
     if case == "huge":
         window, stride, K = (512, 341, 150) if sizes["window"] == 768 else (96, 64, 150)
         model, (H, W) = our_model(K, window), sizes["huge"]
@@ -109,27 +114,20 @@ def ours(case: str, precision: str, sizes: dict[str, Any], repeats: int) -> dict
     began = time.perf_counter()
     work()
     seconds = time.perf_counter() - began
-    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return {"seconds": seconds, "median": seconds, "peak_mb": peak}
+    return {"seconds": seconds, "median": seconds, "peak_mb": round(peak_mb())}
 
 
 def peer(case: str, sizes: dict[str, Any], repeats: int) -> dict[str, float]:
     """The same case by mmsegmentation, run with its own interpreter."""
-    import torch
-
     load_mmseg()
     from mmengine.config import Config
     from mmseg.evaluation.metrics import IoUMetric
     from mmseg.registry import MODELS
 
     torch.manual_seed(0)
-    if case == "metric":
-        torch.set_num_threads(1)
-        side = sizes["metric"]
-        truth = torch.randint(0, 150, (side, side))
-        prediction = truth.roll(5, 1)
-        work = lambda: IoUMetric.intersect_and_union(prediction, truth, 150, 255)  # noqa: E731
-        return measure(work, repeats)
+    if case.startswith("metric"):
+        update = partial(IoUMetric.intersect_and_union, num_classes=150, ignore_index=255)
+        return measure_metric(case, sizes["metric"], update, repeats)
     window = sizes["window"]
     norm = {"type": "BN", "requires_grad": True}
     config = Config(
@@ -211,8 +209,8 @@ def main() -> None:
     rows = []
     for case in given.only:
         runs = [("setr fp32", "fp32"), ("setr default", "auto")]
-        if case == "metric":
-            runs = runs[:1]
+        if case.startswith("metric"):  # integers: there is no precision
+            runs = [("setr", "fp32")]
         if given.peer_python and case != "huge":
             runs.insert(1, ("mmseg", "mmseg"))
         for name, who in runs:
@@ -220,7 +218,7 @@ def main() -> None:
             arguments = ["--case", case, who, "--repeats", str(given.repeats)]
             figures = run_case(python, arguments + ["--tiny"] * given.tiny)
             rows.append({"case": case, "who": name, **figures})
-            print(f"{case:<8}{name:<14}{figures['seconds'] * 1000:>12.2f} ms"
+            print(f"{case:<14}{name:<14}{figures['seconds'] * 1000:>12.2f} ms"
                   f"{figures['peak_mb']:>8} MB", flush=True)  # fmt: skip
     if given.tiny:
         return
@@ -231,17 +229,14 @@ def main() -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    import torch
+    from setr.provenance import commit, hardware
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
+        "hardware": hardware(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "commit": commit,
+        "commit": commit(),
     }
 
 

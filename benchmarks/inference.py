@@ -6,7 +6,9 @@
 512x512, 150 classes, batch 1. Both sides carry the same random weights (the peer's, converted), so
 masks can be compared. Every contender runs in a process of its own, in turn, `--rounds` times, on
 the same machine; figures are medians over the rounds, and ratios are taken within a round. The
-floor is the model's operations over the rate of a 2048-cubed fp32 product measured in the same run.
+floor is the fewest operations any form of the model here needs, at the best rate of matrix products
+in the row's own precision, over shapes and libraries, measured before the model's rounds; int8 has
+none, because no rate is measured.
 `--trained` adds `setr bench` of a trained model: agreement and mIoU of every runtime where they
 mean something. With a GPU, rows in bf16 and compiled bf16 at batch 1 and 16 follow.
 
@@ -17,9 +19,9 @@ left out. Prints a table (`--markdown` for documents) and writes results/inferen
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +30,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from matrix_rates import matmul_rates
+from peers import load_mmseg, peak_mb
 
 CONTENDERS = (
     "mmseg fp32",
@@ -44,14 +49,6 @@ SIZES = {"tiny": (192, 12, 3), "base": (768, 12, 12), "large": (1024, 24, 16)}
 NUM_CLASSES = 150
 
 
-def peak_mb() -> float:
-    """Peak memory of this process alone; ru_maxrss may include the parent's at the fork."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     """Median seconds after one run that warms up, and what the work gives."""
     result = work()
@@ -66,7 +63,6 @@ def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 def peer_model(model: str, size: int) -> Any:
     """One of mmsegmentation's SETR models with random weights."""
     import torch
-    from peers import load_mmseg
 
     load_mmseg()
     from mmengine.config import Config
@@ -201,8 +197,23 @@ def prepare(job: dict[str, Any], work: Path) -> dict[str, Any]:
                     write_onnx(trace(graph), plain, "logits", stored("fp32"), None)
                 path = work / f"{precision}.xml"
                 write_openvino(plain, path, precision, stored(precision), given)  # type: ignore[arg-type]
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"gflops": forward_flops(model, size, size) / 1e9, "parameters": parameters}
+    return {
+        "gflops": forward_flops(model, size, size) / 1e9,
+        "least_gflops": least_flops(model, size) / 1e9,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def least_flops(model: Any, size: int) -> int:
+    """Operations of the form that needs the fewest, which files have: convolve, then upsample."""
+    from setr.complexity import forward_flops
+    from setr.decoders import ConvBNReLU
+
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, ConvBNReLU):
+            module.in_graph = True
+    return forward_flops(model, size, size)
 
 
 def ours(job: dict[str, Any], work: Path) -> dict[str, Any]:
@@ -239,22 +250,6 @@ def ours(job: dict[str, Any], work: Path) -> dict[str, Any]:
     return {"seconds": seconds, "peak_mb": peak}
 
 
-def matmul_rates(_: dict[str, Any], __: Path) -> dict[str, float]:
-    """Best rate in GFLOP/s of 2048-cubed products in PyTorch, by precision."""
-    import torch
-
-    from setr.products import product, worth_it
-
-    rates = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-        multiply = product if worth_it(a, b) else torch.mm
-        multiply(a, b)
-        best = min(timed(lambda f=multiply, a=a, b=b: f(a, b), 1)[0] for _ in range(10))
-        rates[name] = 2 * 2048**3 / best / 1e9
-    return rates
-
-
 STEPS = {"rates": matmul_rates, "weights": peer, "prepare": prepare, "peer": peer, "ours": ours}
 
 
@@ -284,6 +279,7 @@ def measure_model(name: str, given: argparse.Namespace, contenders: list[str]) -
             start(given.peer_python, "weights", work, given.threads, **job)
         own = [c for c in contenders if c != "mmseg fp32"]
         about = start(sys.executable, "prepare", work, given.threads, contenders=own, **job)
+        rates = start(sys.executable, "rates", work, given.threads, tiny=given.tiny)
         rounds: list[dict[str, dict[str, float]]] = []
         for _ in range(given.rounds):
             figures = {}
@@ -317,7 +313,7 @@ def measure_model(name: str, given: argparse.Namespace, contenders: list[str]) -
         }
         for c in contenders
     ]
-    return {"model": name, **about, "reference": first, "rows": rows}
+    return {"model": name, **about, "matmul_gflops": rates, "reference": first, "rows": rows}
 
 
 def measure_gpu(name: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -358,14 +354,16 @@ def bench_trained(
 
 def markdown(record: dict[str, Any]) -> str:
     """The record as tables for a document."""
-    rates = record["matmul_gflops"]
-    lines = [f"Matrix products: {rates['fp32']:.0f} GFLOP/s in fp32, {rates['bf16']:.0f} in bf16."]
+    lines = []
     for found in record["models"]:
-        floor = found["gflops"] / rates["fp32"]
+        floors = {p: found["least_gflops"] / rate for p, rate in found["matmul_gflops"].items()}
+        rates = (f"{rate:.0f} GFLOP/s in {p}" for p, rate in found["matmul_gflops"].items())
         lines += [
             "",
             f"{found['model']}: {found['parameters'] / 1e6:.1f} M parameters, "
-            f"{found['gflops']:.0f} GFLOP, floor in fp32 {floor:.2f} s.",
+            f"{found['gflops']:.0f} GFLOP, {found['least_gflops']:.0f} in the cheapest order; "
+            f"matrix products at {', '.join(rates)}: "
+            f"floor {', '.join(f'{floor:.2f} s in {p}' for p, floor in floors.items())}.",
             "",
             f"| contender | seconds | times {found['reference']} | peak MB | of its memory | "
             "floor / seconds | same class |",
@@ -373,7 +371,7 @@ def markdown(record: dict[str, Any]) -> str:
         ]
         lines += [
             f"| {r['contender']} | {r['seconds']:.2f} | {r['speedup']:.2f} | {r['peak_mb']:.0f} | "
-            f"{r['memory_ratio']:.2f} | {floor / r['seconds']:.0%} | {r['agreement']:.2%} |"
+            f"{r['memory_ratio']:.2f} | {of_floor(r, floors)} | {r['agreement']:.2%} |"
             for r in found["rows"]
         ]
     if record.get("trained"):
@@ -396,6 +394,12 @@ def markdown(record: dict[str, Any]) -> str:
             for r in g["rows"]
         ]
     return "\n".join(lines)
+
+
+def of_floor(row: dict[str, Any], floors: dict[str, float]) -> str:
+    """The floor of a row's own precision over its time; nothing where no rate was measured."""
+    floor = floors.get(row["contender"].split()[-1])
+    return "" if floor is None else f"{floor / row['seconds']:.0%}"
 
 
 def main() -> None:
@@ -432,7 +436,6 @@ def main() -> None:
         "machine": machine(given.threads),
         "settings": {"size": given.size, "classes": NUM_CLASSES, "batch": 1,
                      "rounds": given.rounds, "repeats": given.repeats},
-        "matmul_gflops": start(sys.executable, "rates", Path(), given.threads),
         "models": [] if given.gpu_only
         else [measure_model(name, given, contenders) for name in given.models],
     }  # fmt: skip

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import peak_mb
 
 CASES = {
     "image": ((1500, 2000), (3000, 4000), (6000, 8000)),
@@ -59,11 +59,10 @@ def run_case(case: str, size: Any, window: int) -> dict[str, float]:
         began = time.perf_counter()
         work()
         seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "seconds": seconds,
         "seconds_per_megapixel": seconds / pixels * 1e6,
-        "peak_mb": round(peak),
+        "peak_mb": round(peak_mb()),
     }
 
 

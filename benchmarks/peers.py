@@ -1,9 +1,11 @@
-"""What it takes to run the peer, mmsegmentation 1.2.2 with mmcv-lite, in its own interpreter."""
+"""What runs on both sides: loading the peer (mmsegmentation 1.2.2, mmcv-lite), peak memory."""
 
 from __future__ import annotations
 
+import resource
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,3 +27,12 @@ def load_mmseg() -> None:
     from mmseg.utils import register_all_modules
 
     register_all_modules()
+
+
+def peak_mb() -> float:
+    """Peak memory of this process alone; ru_maxrss begins at its parent's size at the fork."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

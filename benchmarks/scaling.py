@@ -4,9 +4,9 @@
 
 Each setting runs in processes of its own, with drawn numbers in place of images. A step is timed
 twice: as it is, and without exchanging gradients (the batch norms still exchange statistics); the
-difference is what the exchange costs after overlap. Strong scaling keeps the global batch, weak
-scaling the batch per process. Every process computes with one thread, so that a process is a unit
-of hardware on a CPU as it is on GPUs.
+difference is what the exchange costs after overlap. Strong scaling keeps the global batch, which
+every number of processes must divide, weak scaling the batch per process. Every process computes
+with one thread, so that a process is a unit of hardware on a CPU as it is on GPUs.
 """
 
 from __future__ import annotations
@@ -112,6 +112,12 @@ def main() -> None:
         with joined():
             print(json.dumps(run_steps(given, given.as_process)))
         return
+    for number in given.processes:
+        if given.batch % number:
+            parser.error(
+                f"--batch {given.batch}: strong scaling shares it among {number} processes; "
+                f"give a multiple of {number}"
+            )
     rows = []
     print(
         "| scaling | processes | global batch | s/step | images/s | efficiency | exchange "

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from peers import load_mmseg
+from peers import load_mmseg, peak_mb
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
@@ -36,11 +35,7 @@ def run(case: dict[str, Any], repeats: int) -> dict[str, Any]:
     for _ in range(warm_up):
         work()
     figures = {"seconds": [timed(work, case["device"]) for _ in range(repeats)]}
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**20
-        if case["device"] == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
+    peak = torch.cuda.max_memory_allocated() / 2**20 if case["device"] == "cuda" else peak_mb()
     figures |= {"peak_mb": round(peak), "flops": flops}
     if flops:
         figures["flops_per_second"] = matmul_rate(case)
@@ -245,11 +240,10 @@ def loss_alone(case: dict[str, Any]) -> dict[str, Any]:
     K, side = case["classes"], case["side"]
     logits = torch.randn(1, K, 32, 32, requires_grad=True)
     target = torch.randint(K, (1, side, side), dtype=torch.uint8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mb()
     target = target if case["loss"] == "fused" else target.long()
     loss_of(case, Output(logits, [], (side, side)), target).backward()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"peak_mb": round(after - before, 1)}
+    return {"peak_mb": round(peak_mb() - before, 1)}
 
 
 def peer_step(case: dict[str, Any]) -> Callable[[], object]:

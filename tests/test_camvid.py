@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,3 +145,56 @@ def test_the_final_model_takes_what_helped_on_val_one_of_each_kind(monkeypatch):
     assert settings["data.rare_class_crops"] == 0.5
     assert combined(gains, noise=0.7)["optim.layer_decay"] == 0.75
     assert "data.rare_class_crops" not in combined(gains, noise=0.7)
+
+
+def write_log(folder: Path, sessions: list[tuple[int, int, float]], peaks: list[float]) -> None:
+    """The logs of sessions of `setr train`: (first step - 1, last step, seconds of a step).
+
+    The first step of every session takes ten seconds more than the others.
+    """
+    lines = []
+    told = [f"continuing after step {start}" for start, _, _ in sessions if start]
+    for (start, last, pace), peak in zip(sessions, peaks, strict=True):
+        lines = [line for line in lines if line["step"] <= start]
+        for done in range(1, last - start + 1):
+            average = (10 + done * pace) / done
+            line = {"step": start + done, "seconds_per_step": average, "peak_memory_gb": peak}
+            lines += [line, {"step": start + done, "val": {"miou": 0.5}}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "train.log").write_text("\n".join(["train 1/9", *told, ""]))
+
+
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ([(0, 8, 2.0)], 2.0),
+        ([(0, 4, 2.0), (4, 8, 3.0)], 2.5),
+        ([(0, 6, 2.0), (4, 8, 3.0)], 2.5),  # steps 5 and 6 were lost
+        ([(0, 4, 2.0), (4, 6, 9.0), (4, 8, 3.0)], 2.5),
+        ([(0, 6, 2.0), (4, 6, 9.0), (2, 8, 3.0)], 17 / 6),  # the state of step 4 was broken
+        ([(0, 8, 2.0), (8, 8, 2.0)], 2.0),  # only the figures were missing
+        ([(0, 1, 2.0)], 12.0),
+    ],
+)
+def test_seconds_per_step_are_of_all_sessions(monkeypatch, tmp_path, sessions, expected):
+    monkeypatch.syspath_prepend(BENCH)
+    from runlog import seconds_per_step
+
+    write_log(tmp_path, sessions, [1.0] * len(sessions))
+    assert seconds_per_step(tmp_path) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_peak_is_that_of_the_largest_session(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCH)
+    from runner import Bench
+    from store import Store
+    from worker import Clock, Cost
+
+    write_log(tmp_path, [(0, 4, 1.0), (4, 8, 1.0)], [2.0, 1.0])
+    last = Cost(0, 1.0, 1000.0)  # of the session that finished the run
+    monkeypatch.setattr(Bench, "_setr", lambda *_: last)
+    monkeypatch.setattr(Bench, "_options", lambda *_: [])
+    store = Store(tmp_path / "camvid.json")
+    bench = Bench(store, tmp_path, tmp_path, None, None, None, 1, 1, Clock(None))
+    assert bench._train(SimpleNamespace(recipe="demo"), 0, tmp_path) == pytest.approx(2e9 / 2**20)
+    assert json.loads((tmp_path / "peak.json").read_text())["mb"] == pytest.approx(2e9 / 2**20)

@@ -30,7 +30,10 @@ from tests.test_engine import final_state
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds, for machines that are busy with other things
-CASES = ("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "evaluate")
+CASES = (
+    *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
+    "evaluate",
+)
 
 
 def free_port() -> str:
@@ -164,6 +167,12 @@ def test_what_does_not_fit_together_is_named(pair):
     assert "seeds: reported" in second
 
 
+def test_a_norm_that_overflows_in_one_process_ends_both(pair):
+    first, second = pair[1]
+    assert "overflows: gradient norm is inf at step 1 with lr" in first
+    assert "overflows: reported" in second
+
+
 def test_a_signal_to_one_process_stops_and_saves_all(pair):
     first, second = pair[1]
     assert "stops: stopped after step 7; continue with `setr train" in first
@@ -181,13 +190,14 @@ def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:
 
 
 def test_a_lost_process_is_named_and_the_others_stop(tmp_path):
-    first, second = start_pair(tmp_path, "endless", SETR_SILENCE=6)
+    first, second = start_pair(tmp_path, "endless", SETR_SILENCE=15)
     wait_for(tmp_path / "endless" / "log.jsonl", [first, second])
     second.kill()
     lost = time.monotonic()
     printed, errors = finish(first)
-    assert time.monotonic() - lost < 30
+    assert time.monotonic() - lost < 120  # torch alone would take ten minutes
     assert "lost rank 1 on" in printed + errors
+    assert "no sign of life for 15 s" in printed + errors
     assert "Traceback" not in errors
     second.communicate()
 
@@ -200,7 +210,7 @@ def test_two_torchrun_agents_restart_and_equal_one_process(tmp_path, alone):
         *("--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"),
         *("-m", "tests.processes", str(tmp_path), "dies", "0"),
     ]
-    agents = [start(command, SETR_SILENCE=6) for _ in range(2)]
+    agents = [start(command, SETR_SILENCE=15) for _ in range(2)]
     outputs = [finish(agent) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert "continuing after step 4" in outputs[0][1] + outputs[1][1]
@@ -277,8 +287,8 @@ def test_a_port_in_use_is_one_line(first_of_two):
 
 
 def test_processes_that_do_not_come_are_counted(first_of_two):
-    message = r"1 of 2 processes came to 127\.0\.0\.1:\d+ within 1 s"
-    with pytest.raises(SetrError, match=message), joined(timeout=1):
+    message = r"1 of 2 processes came to 127\.0\.0\.1:\d+ within 10 s"
+    with pytest.raises(SetrError, match=message), joined(timeout=10):
         pass
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from manifest import SEEDS, Row, schedule
+from runlog import logged_peak_mb, seconds_per_step
 from store import Record, Store, mean
 from worker import INTERRUPTED, Clock, Cost, last_lines, run_foreign, run_setr
 
@@ -136,22 +137,25 @@ class Bench:
             "hardware": source["hardware"],
             "torch": source["torch"],
             "train_seconds": round(trained["seconds"], 1),
-            "seconds_per_step": seconds_per_step(folder / "log.jsonl"),
+            "seconds_per_step": seconds_per_step(folder),
             "peak_mb": round(peak),
             "val": {} if joined else {"single_scale": brief(trained["single_scale"])},
             "test": {protocol: brief(found) for protocol, found in figures.items()},
         }
 
     def _train(self, row: Row, seed: int, folder: Path) -> float:
-        """Train, or continue, up to `metrics.json`; returns the peak memory in MB."""
+        """Train, or continue, to `metrics.json`; returns the peak memory of all sessions in MB."""
         peak = folder / "peak.json"
         if (folder / "metrics.json").is_file() and peak.is_file():
             return float(read(peak)["mb"])
         states = list((folder / "last").glob("step-*/state.json"))
+        if not states:
+            (folder / "train.log").unlink(missing_ok=True)  # it tells the sessions of this run
         arguments = ["train", row.recipe, "--out", str(folder), *self._options(row, seed)]
         cost = self._setr([*arguments, "--resume" if states else "--overwrite"], folder)
-        peak.write_text(json.dumps({"mb": cost.peak_mb}), encoding="utf-8")
-        return cost.peak_mb
+        highest = max(cost.peak_mb, logged_peak_mb(folder))  # of this session, and of those before
+        peak.write_text(json.dumps({"mb": highest}), encoding="utf-8")
+        return highest
 
     def _setr(self, arguments: list[str], folder: Path) -> Cost:
         cost = run_setr(arguments, folder, self.clock)
@@ -284,7 +288,7 @@ class Bench:
         peak = self._train(row, 0, folder)
         trained = read(folder / "metrics.json")
         tested = trained["single_scale"]
-        step = seconds_per_step(folder / "log.jsonl")
+        step = seconds_per_step(folder)
         return {
             "seconds_per_step": step,
             "peak_mb": round(peak),
@@ -360,20 +364,3 @@ def brief(figures: Record) -> Record:
         if part in figures:
             found[part] = {key: figures[part][key] for key in inner}
     return found
-
-
-def seconds_per_step(log: Path) -> float:
-    """Seconds per step between the first log line and the last one before an evaluation.
-
-    The log counts from the start; the difference leaves out the first steps, in which libraries
-    choose kernels and workers start.
-    """
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    tested = min((line["step"] for line in lines if "val" in line), default=0)
-    timed = [
-        (line["step"], line["step"] * line["seconds_per_step"])
-        for line in lines
-        if "seconds_per_step" in line and line["step"] <= (tested or line["step"])
-    ]
-    (first, start), (last, end) = timed[0], timed[-1]
-    return round((end - start) / (last - first) if last > first else end / last, 5)
