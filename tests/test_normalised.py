@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from setr.normalised import GROUP, normalised
+from setr import normalised as module
+from setr.normalised import normalised
 
-CHANNELS = 2 * GROUP + 3
+CHANNELS = 67
+
+
+@pytest.fixture(autouse=True)
+def many_blocks(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 10 * CHANNELS)
 
 
 def layers(dtype=torch.float64, K=5, bias=True):
@@ -62,7 +68,8 @@ def test_under_autocast_it_computes_as_the_layers_do():
     truth.backward(slope)
     torch.testing.assert_close(found.grad, wanted.grad)
     assert classifier.weight.grad.dtype is torch.float32
-    torch.testing.assert_close(classifier.weight.grad, plain.weight.grad, rtol=2e-2, atol=2e-2)
+    difference = classifier.weight.grad - plain.weight.grad  # sums of blocks are rounded
+    assert difference.norm() < 5e-3 * plain.weight.grad.norm()
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -84,4 +91,4 @@ def test_keeps_the_map_before_the_norm_alone():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         normalised(x, norm, classifier)
     own = {p.untyped_storage().data_ptr() for p in (*norm.parameters(), *classifier.parameters())}
-    assert sum(size for at, size in kept.items() if at not in own) == 4 * x.numel()
+    assert sum(size for at, size in kept.items() if at not in own) == 4 * x.numel() + 8 * CHANNELS

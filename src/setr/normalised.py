@@ -2,21 +2,23 @@
 
 PUP ends with these three layers on the largest map of the network: 134 MB for two 512 px images in
 fp32. As layers they keep it twice, before the norm and after the ReLU, and the backward pass puts
-two gradients of that size beside it. They treat every channel alone or sum over channels, so here
-the backward pass goes by groups of channels: what the ReLU gave is made again for a group, its
-gradient takes its place in the result, and nothing else of that size exists.
+two gradients of that size beside it. They treat every pixel alone, but for the norm's sums over
+pixels, so here the backward pass goes by blocks of pixels that fit the caches, twice: the first
+time what the ReLU gave is made again, its gradient goes to the result and into the sums, the second
+time the sums are spread over it. Nothing else of that size exists.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 32
-"""Channels of a group."""
+BLOCK = 1 << 19
+"""Elements of a block; 2 MB in fp32."""
 
 
 def normalised(x: Tensor, norm: nn.Module, classifier: nn.Conv2d | None = None) -> Tensor:
@@ -53,56 +55,54 @@ class _Normalised(torch.autograd.Function):
         bias: Tensor | None,
         norm: nn.BatchNorm2d,
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, shift, weight)
-        ctx.eps = norm.eps
-        y: Tensor = F.relu_(norm(x))
+        y, mean, inverse = torch.native_batch_norm(
+            x, scale, shift, norm.running_mean, norm.running_var, True, _share(norm), norm.eps
+        )
+        ctx.save_for_backward(x, scale, shift, weight, mean, inverse)
+        y = F.relu_(y)
         return y if weight is None else F.conv2d(y.to(weight.dtype), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, scale, shift, weight = ctx.saved_tensors
-        of_x, of_scale, of_shift = (torch.empty_like(t) for t in (x, scale, shift))
-        of_weight = None if weight is None else torch.empty_like(weight)
-        for first in range(0, x.shape[1], GROUP):
-            at = slice(first, first + GROUP)
-            some = None if weight is None else weight[:, at]
-            whole = grad[:, at] if weight is None else grad
-            of_x[:, at], of_scale[at], of_shift[at], of_some = _backward_of_group(
-                whole, x[:, at].contiguous(), scale[at], shift[at], some, ctx.eps
-            )
-            if of_weight is not None and of_some is not None:
-                of_weight[:, at] = of_some
+        x, scale, shift, weight, *figures = ctx.saved_tensors
+        mean, inverse = (figure[:, None] for figure in figures)
+        slope, shift = scale[:, None] * inverse, shift[:, None]
+        of_x, w = torch.empty_like(x), None if weight is None else weight.flatten(1)
+        of_scale, of_shift = torch.zeros_like(slope), torch.zeros_like(slope)
+        of_w = None if w is None else torch.zeros_like(w, dtype=slope.dtype)
+        for some, g, out in _blocks(x, grad, of_x):
+            centred = some - mean
+            y = (centred * slope).add_(shift).relu_()
+            if w is not None:
+                of_w += g @ y.to(w.dtype).t()
+                g = w.t() @ g
+            g = torch.ops.aten.threshold_backward(g.to(y.dtype), y, 0)
+            of_shift += g.sum(1, keepdim=True)
+            of_scale += torch.linalg.vecdot(g, centred)[:, None]
+            out.copy_(g)
+        of_scale *= inverse
+        count = x.numel() // x.shape[1]
+        tilt = -slope * inverse * of_scale / count
+        level = -slope * of_shift / count - tilt * mean
+        for some, out in _blocks(x, of_x):
+            torch.add(out * slope, (some * tilt).add_(level), out=out)
         of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
-        return of_x, of_scale, of_shift, of_weight, of_bias, None
+        if of_w is not None:
+            of_w = of_w.to(weight.dtype).view_as(weight)
+        return of_x, of_scale[:, 0], of_shift[:, 0], of_w, of_bias, None
 
 
-def _backward_of_group(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of a group of channels: of the map, the norm's two vectors and the weight."""
-    y, mean, inverse = torch.native_batch_norm(x, scale, shift, None, None, True, 0.0, eps)
-    y, of_weight = F.relu_(y), None
-    if weight is None:
-        grad = grad.masked_fill(y <= 0, 0)
-    else:
-        grad, of_weight = _backward_of_classifier(grad, y, weight)
-        grad.masked_fill_(y <= 0, 0)
-    grad = grad.to(x.dtype)
-    del y  # before the next map of its size
-    of_x, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
-        grad, x, scale, None, None, mean, inverse, True, eps, (True, True, True)
-    )
-    return of_x, of_scale, of_shift, of_weight
+def _share(norm: nn.BatchNorm2d) -> float:
+    """What this batch weighs in the running figures, which are told of it."""
+    if norm.num_batches_tracked is None:
+        return 0.0
+    norm.num_batches_tracked.add_(1)
+    return 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
 
 
-def _backward_of_classifier(grad: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of a 1x1 convolution's input and weight.
-
-    As matrix products: the library's convolution lays the whole gradient out anew for every group.
-    """
-    y, w = y.to(weight.dtype), weight.flatten(1)
-    of_y, of_weight = torch.empty_like(y), torch.zeros_like(w)
-    for g, image, out in zip(grad.flatten(2), y.flatten(2), of_y.flatten(2), strict=True):
-        torch.mm(w.t(), g, out=out)
-        of_weight += g @ image.t()
-    return of_y, of_weight.view_as(weight)
+def _blocks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of pixels of maps (B, any, h, w) as views (any, pixels); their size is that of x's."""
+    pixels = max(BLOCK // x.shape[1], 1)
+    maps = [m.flatten(2) for m in (x, *others)]
+    for image in zip(*maps, strict=True):
+        yield from zip(*(m.split(pixels, dim=1) for m in image), strict=True)
