@@ -301,3 +301,9 @@ def test_a_first_process_that_does_not_come_is_one_line(first_of_two, monkeypatc
 def test_differences_are_named():
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == "b 3, not 2; c 4, not None"
     assert differences({"a": 1}, {"a": 1}) == ""
+    ids = {"0": 0, "7": 1}
+    assert differences({"ids": ids}, {"ids": {**ids, "7": 2}}) == "ids 7 2, not 1"
+    names = [f"class {i}" for i in range(20)]
+    other = [*names[:9], "hill", *names[10:]]
+    assert differences({"names": names}, {"names": other}) == "names[9] 'hill', not 'class 9'"
+    assert differences({"names": names}, {"names": names[:9]}) == "names 9 entries, not 20"

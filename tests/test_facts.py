@@ -7,11 +7,12 @@ import shutil
 
 import pytest
 
+from setr.cli import main
 from setr.config import Config
 from setr.datasets import open_dataset
 from setr.distributed import differences
 from setr.errors import USAGE, SetrError
-from setr.facts import data_facts, require_same_run, run_facts
+from setr.facts import data_facts, data_record, require_same_run, run_facts
 
 
 def facts(root, config: Config | None = None):
@@ -39,6 +40,61 @@ def test_other_files_sizes_and_classes_are_named(folder_data, tmp_path):
     (folder_data / "data.yaml").write_text(text.replace("hill", "mountain"))
     found = differences(before, data_facts(open_dataset(str(folder_data), "train")))
     assert "classes" in found
+
+
+def test_resuming_with_other_ids_of_the_same_classes_is_refused(folder_data):
+    before = facts(folder_data)
+    text = (folder_data / "data.yaml").read_text()
+    classes = len(open_dataset(str(folder_data), "train").labels.classes)
+    ids = ", ".join(f"{i}: {'ignore' if i == 3 else i}" for i in range(classes))
+    (folder_data / "data.yaml").write_text(f"{text}label_map: {{{ids}, 255: ignore}}\n")
+    with pytest.raises(
+        SetrError, match=r"other data or classes: data\.train\.ids 3 'ignore', not 3"
+    ):
+        require_same_run("run", before, facts(folder_data))
+
+
+def test_resuming_with_other_masks_of_the_same_names_is_refused(folder_data):
+    before = facts(folder_data)
+    mask = folder_data / "labels" / "train" / "scene_000.png"
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    with pytest.raises(SetrError, match="mask sizes"):
+        require_same_run("run", before, facts(folder_data))
+
+
+def test_resuming_with_other_shards_of_the_same_names_is_refused(folder_data, tmp_path):
+    def packed(name: str) -> dict[str, object]:
+        out = tmp_path / name / "shards"
+        assert main(["shard", str(folder_data), str(out), "--splits", "train"]) == 0
+        return facts(out)
+
+    before = packed("first")
+    assert before == packed("again")
+    image = folder_data / "images" / "train" / "scene_000.png"
+    image.write_bytes((folder_data / "images" / "train" / "scene_001.png").read_bytes())
+    with pytest.raises(SetrError, match=r"data\.train\.checksum"):
+        require_same_run("run", before, packed("other"))
+
+
+def test_facts_an_earlier_version_did_not_keep_are_not_compared(folder_data):
+    now = facts(folder_data)
+    require_same_run("run", {k: v for k, v in now.items() if not k.endswith(".ids")}, now)
+    with pytest.raises(SetrError, match="other data"):
+        require_same_run("run", {k: v for k, v in now.items() if "data.train." not in k}, now)
+
+
+def test_the_record_beside_figures_tells_data_apart(folder_data, tmp_path):
+    def record(root):
+        train, val = (open_dataset(str(root), split) for split in ("train", "val"))
+        return data_record(run_facts(Config(), train, val), train, val)
+
+    first = record(folder_data)
+    assert (first["name"], first["train_images"], first["val_images"]) == ("data", 6, 3)
+    copy = shutil.copytree(folder_data, tmp_path / "elsewhere")
+    assert record(copy) == {**first, "name": "elsewhere"}
+    for kind in ("images", "labels"):
+        (copy / kind / "val" / "scene_000.png").unlink()
+    assert record(copy)["digest"] != first["digest"]
 
 
 def test_resuming_with_other_settings_is_named_and_accepted(folder_data, capsys):

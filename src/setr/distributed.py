@@ -28,7 +28,7 @@ from setr.watch import Watch
 T = TypeVar("T")
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start."""
-_SHOWN = 5  # differences named
+_SHOWN, _CUT = 5, 60  # differences named, characters of their values
 
 
 @contextlib.contextmanager
@@ -184,8 +184,30 @@ def require_equal(facts: Mapping[str, Any]) -> None:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """What differs between two sets of facts: `key a, not b; …`; empty if nothing does."""
-    keys = [k for k in {**first, **second} if first.get(k) != second.get(k)]
-    named = [f"{k} {second.get(k)!r:.60}, not {first.get(k)!r:.60}" for k in keys[:_SHOWN]]
-    more = [f"and {len(keys) - _SHOWN} more"] if len(keys) > _SHOWN else []
-    return "; ".join(named + more)
+    """What differs between two sets of facts: `key a, not b; …`; empty if nothing does.
+
+    Of maps inside them the keys that differ are named, of long lists the first such entry.
+    """
+    named = [text for key in {**first, **second} for text in _named(key, first, second)]
+    more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
+    return "; ".join(named[:_SHOWN] + more)
+
+
+def _named(key: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+    """The differences of one fact."""
+    mine, theirs = first.get(key), second.get(key)
+    if mine == theirs:
+        return
+    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+        for inner in {**mine, **theirs}:
+            yield from (f"{key} {text}" for text in _named(inner, mine, theirs))
+        return
+    if isinstance(mine, list) and isinstance(theirs, list) and len(repr(mine)) > _CUT:
+        place = next(
+            (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None
+        )
+        if place is None:
+            yield f"{key} {len(theirs)} entries, not {len(mine)}"
+            return
+        key, mine, theirs = f"{key}[{place}]", mine[place], theirs[place]
+    yield f"{key} {theirs!r:.{_CUT}}, not {mine!r:.{_CUT}}"

@@ -6,18 +6,20 @@ Compared between the processes of a run at its start, and between a run and its 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from setr import __version__
 from setr.config import Config
-from setr.datasets import Dataset
+from setr.datasets import Dataset, ShardDataset
 from setr.distributed import differences, say
 from setr.errors import USAGE, SetrError
-from setr.pairs import Pairs
+from setr.pairs import Pair, Pairs
 from setr.settings import PER_PROCESS, flat
 
 _SAMPLED = 64  # files whose size is compared
@@ -37,20 +39,53 @@ def run_facts(config: Config, *datasets: Dataset) -> dict[str, Any]:
 
 
 def data_facts(dataset: Dataset) -> dict[str, Any]:
-    """Classes, number and names of the files, and the sizes of some of them; not their times."""
+    """Classes and ids, number and names of the files, and sizes of some of them; not their times.
+
+    Shards have the checksum of their index, which holds those of all files.
+    """
     names = hashlib.sha256()
     for name in _names(dataset):
         names.update(f"{name}\n".encode("utf-8", "surrogateescape"))
-    sizes = []
+    sampled: list[Pair] = []
     if isinstance(dataset.pairs, Pairs):
         step = max(1, len(dataset) // _SAMPLED)
-        sizes = [_size(dataset.pairs[i].image) for i in range(0, len(dataset), step)]
+        sampled = [dataset.pairs[i] for i in range(0, len(dataset), step)]
+    labels = dataset.labels.to_dict()
     return {
-        "classes": list(dataset.labels.classes),
+        "classes": labels["classes"],
+        "ids": labels["label_map"],
+        "mask colours": labels.get("colour_map", {}),
         "pairs": len(dataset),
         "file names": names.hexdigest()[:16],
-        "file sizes": hashlib.sha256(str(sizes).encode()).hexdigest()[:16],
+        "file sizes": _digest([_size(pair.image) for pair in sampled]),
+        "mask sizes": _digest([_size(pair.mask) for pair in sampled]),
+        "checksum": dataset.version if isinstance(dataset, ShardDataset) else None,
     }
+
+
+def data_record(facts: dict[str, Any], train: Dataset, val: Dataset) -> dict[str, Any]:
+    """What stands beside a run's figures: the data set's name, classes, images, and a digest.
+
+    Equal digests mean equal facts of both splits, wherever the files lie.
+
+    Args:
+        facts: of the run, as `run_facts` gives them.
+        train: what it learned from.
+        val: what it was tested on.
+    """
+    own = {key: value for key, value in facts.items() if _identity(key, "data.")}
+    text = json.dumps(own, sort_keys=True)
+    return {
+        "name": val.name,
+        "classes": list(val.labels.classes),
+        "train_images": len(train),
+        "val_images": len(val),
+        "digest": hashlib.sha256(text.encode()).hexdigest()[:12],
+    }
+
+
+def _digest(values: list[int]) -> str:
+    return hashlib.sha256(str(values).encode()).hexdigest()[:16]
 
 
 def _names(dataset: Dataset) -> Iterator[str]:
@@ -62,9 +97,9 @@ def _names(dataset: Dataset) -> Iterator[str]:
     return ("/".join(path.split(os.sep)[-2:]) for path in paths)
 
 
-def _size(path: Any) -> int:
+def _size(path: Path | None) -> int:
     try:
-        return os.stat(path).st_size
+        return -1 if path is None else os.stat(path).st_size
     except OSError:
         return -1
 
@@ -72,9 +107,13 @@ def _size(path: Any) -> int:
 def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to continue a run with another model or other data; name other changes.
 
+    Facts that the version which began the run did not keep are not compared.
+
     Raises:
         SetrError: what differs.
     """
+    splits = {_split(key) for key in before}
+    now = {k: v for k, v in now.items() if k in before or _split(k) not in splits}
     for kind, prefix in (("another model", "model."), ("other data or classes", "data.")):
         mine = {k: v for k, v in before.items() if _identity(k, prefix)}
         theirs = {k: v for k, v in now.items() if _identity(k, prefix)}
@@ -82,6 +121,11 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
             raise SetrError(f"{out}: is a run of {kind}: {found}; choose another --out", code=USAGE)
     if found := differences(before, now):
         say(f"warning: {out}: continues with other settings than it began with: {found}")
+
+
+def _split(key: str) -> str:
+    """`data.train` of a fact about that split's files; of another fact, itself."""
+    return key.rpartition(".")[0] if key.startswith("data.") and key.count(".") == 2 else key
 
 
 def _identity(key: str, prefix: str) -> bool:
