@@ -145,7 +145,9 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one_and_can_be_resumed(
     assert [p.name for p in (out / LAST).iterdir()] == ["step-00000001"]
     train(new, resume=True)
     assert "continuing after step 1" in capsys.readouterr().err
-    assert collect(out.parent)[0].provenance["seed"] == 1
+    (run,) = collect(out.parent)
+    assert run.provenance["seed"] == 1
+    assert (run.data, len(run.content)) == ("scenes", 12)
 
 
 def test_a_refused_overwrite_leaves_the_run_as_it_was(config):

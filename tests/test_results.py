@@ -10,13 +10,29 @@ import pytest
 
 from setr.cli import main
 from setr.config import Config
+from setr.labels import known_labels
 from setr.recipes import recipe
 from setr.results import as_html, as_markdown, collect, other_lines, paper_lines
 
 NAME = "cityscapes_setr_pup_large_80k"
 
 
-def finished(folder: Path, config: Config, miou: float, seed: int = 0) -> None:
+CITYSCAPES = {
+    "name": "cityscapes",
+    "classes": list(known_labels("cityscapes").classes),
+    "train_images": 2975,
+    "val_images": 500,
+    "digest": "0f1e2d3c4b5a",
+}
+
+
+def finished(
+    folder: Path,
+    config: Config,
+    miou: float,
+    seed: int = 0,
+    data: dict[str, object] | None = CITYSCAPES,
+) -> None:
     folder.mkdir(parents=True)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
     (folder / "config.yaml").write_text(config.to_yaml())
@@ -26,6 +42,8 @@ def finished(folder: Path, config: Config, miou: float, seed: int = 0) -> None:
         "recipe": config.recipe,
         "provenance": {"command": "setr train x", "commit": "abc", "hardware": "H", "seed": seed},
     }
+    if data:
+        values["data"] = data
     (folder / "metrics.json").write_text(json.dumps(values))
 
 
@@ -37,7 +55,7 @@ def runs(tmp_path):
     finished(tmp_path / "c", dataclasses.replace(recipe(NAME), data=moved), 0.81, seed=2)
     shorter = dataclasses.replace(recipe(NAME).train, steps=5)
     finished(tmp_path / "d", dataclasses.replace(recipe(NAME), train=shorter), 0.10)
-    finished(tmp_path / "e", recipe("demo"), 0.5)
+    finished(tmp_path / "e", recipe("demo"), 0.5, data={**CITYSCAPES, "name": "scenes"})
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "metrics.json").write_text("{")
     return tmp_path
@@ -70,6 +88,38 @@ def test_a_run_without_settings_does_not_count(runs):
     }
 
 
+def test_runs_on_other_data_never_stand_beside_the_papers_figure(runs):
+    own = {**CITYSCAPES, "name": "own", "digest": "1", "classes": ["a", "b"]}
+    part = {**CITYSCAPES, "digest": "2", "val_images": 50}
+    finished(runs / "own", recipe(NAME), 0.99, data=own)
+    finished(runs / "part", recipe(NAME), 0.98, data=part)
+    finished(runs / "old", recipe(NAME), 0.97, data=None)
+    found = collect(runs)
+    (line,) = [line for line in paper_lines(found, 6)[6] if line.ours]
+    assert line.ours == "80.00 ± 1.00 (n=3)"
+    others = {line.ours: (line.setting, line.data) for line in other_lines(found)}
+    assert others["99.00"] == ("single scale, not the classes of cityscapes", "own")
+    assert others["98.00"] == ("single scale, 50 test images, not 500", "cityscapes (2)")
+    root = recipe(NAME).data.root
+    assert others["97.00"] == ("single scale, data not recorded", root)
+
+
+def test_runs_on_different_data_are_never_averaged(runs):
+    mine = {**CITYSCAPES, "name": "mine", "digest": "3"}
+    finished(runs / "g", recipe("demo"), 0.6, data=mine)
+    finished(runs / "h", recipe("demo"), 0.8, seed=1, data={**mine, "name": "moved"})
+    finished(runs / "i", recipe(NAME), 0.7, data={**CITYSCAPES, "digest": "4"})
+    found = collect(runs)
+    demo = {line.data: line.ours for line in other_lines(found) if line.recipe == "demo"}
+    assert demo == {"scenes": "50.00", "mine; moved": "70.00 ± 14.14 (n=2)"}
+    rows = {line.data: line.ours for line in paper_lines(found, 6)[6] if line.ours}
+    digest = CITYSCAPES["digest"]
+    assert rows == {
+        f"cityscapes ({digest})": "80.00 ± 1.00 (n=3)",
+        "cityscapes (4)": "70.00",
+    }
+
+
 def test_markdown_and_html(runs):
     titles = {"Table 6": paper_lines(collect(runs), 6)[6]}
     assert "| SETR-PUP | 80k, SS | 79.34 | 80.00 ± 1.00 (n=3) | +0.66 |" in as_markdown(titles)
@@ -82,7 +132,9 @@ def test_the_command(runs, capsys):
     assert "Table 6" in shown
     assert "Other recipes" in shown
     assert main(["results", "--runs", str(runs), "--json", "--table", "6"]) == 0
-    assert list(json.loads(capsys.readouterr().out)) == ["Table 6"]
+    titles = json.loads(capsys.readouterr().out)
+    assert list(titles) == ["Table 6"]
+    assert titles["Table 6"][0]["data"] == "cityscapes"
     page = runs / "r.html"
     assert main(["results", "--runs", str(runs), "--format", "html", "--output", str(page)]) == 0
     assert page.read_text().startswith("<!doctype html>")

@@ -27,7 +27,7 @@ from setr.doctor import class_weights
 from setr.errors import INTERRUPTED, SetrError
 from setr.estimate import explained, settled
 from setr.evaluation import autocast_dtype, evaluate_split, write_json
-from setr.facts import require_same_run, run_facts
+from setr.facts import data_record, require_same_run, run_facts
 from setr.hub import from_pretrained, save_pretrained
 from setr.inference import MULTI_SCALES
 from setr.interrupt import Interrupt
@@ -247,6 +247,7 @@ class _Run:
         metrics = {
             **results,
             "recipe": self.config.recipe,
+            "data": data_record(self.facts, self.dataset, self.val),
             "split": self.val.split,
             "seconds": self.seconds + time.monotonic() - self.began,
             "processes": distributed.world(),

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 TABLES = (2, 3, 4, 5, 6, 7)
 
+IMAGES = {"cityscapes": (2975, 500), "ade20k": (20210, 2000), "pascal_context": (4998, 5105)}
+"""Training and validation images of the paper's data sets (section 4.1)."""
+
 
 class Row(NamedTuple):
     """One figure of a table.

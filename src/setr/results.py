@@ -1,9 +1,9 @@
 """Our figures beside the paper's: collects finished runs into Tables 2 to 7.
 
-A run counts for a row if its recipe is the row's and its settings are the recipe's; what only says
-where and how the computation runs may differ. Several runs (seeds) are averaged, with the sample
-standard deviation. Runs with changed settings, and of recipes the paper does not have, are listed
-apart, with what was changed.
+A run counts for a row if its recipe is the row's, its settings are the recipe's, and its data are
+the paper's; what only says where and how the computation runs may differ. Several runs (seeds) on
+the same data are averaged, with the sample standard deviation. Runs with changed settings or other
+data, and of recipes the paper does not have, are listed apart, with what was changed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 from setr.config import Config
 from setr.errors import SetrError
-from setr.paper_tables import Row, rows
+from setr.labels import known_labels
+from setr.paper_tables import IMAGES, Row, rows, systems
 from setr.recipes import recipe
 from setr.settings import FREE, WEIGHTS, flat
 
-COLUMNS = ("row", "setting", "paper", "ours", "difference", "recipe", "command", "commit",
+COLUMNS = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "command", "commit",
            "hardware", "seeds")  # fmt: skip
+_SPARE = 3  # images by which lists of a data set in use differ
 
 
 class Run(NamedTuple):
@@ -35,6 +37,8 @@ class Run(NamedTuple):
         miou: by protocol, in percent.
         pixel_accuracy: by protocol, in percent.
         provenance: command, commit, hardware and seed, where recorded.
+        data: name of the data set, or the folder where nothing is recorded.
+        content: equal for runs on the same files, wherever they lie.
     """
 
     folder: Path
@@ -43,6 +47,8 @@ class Run(NamedTuple):
     miou: dict[str, float]
     pixel_accuracy: dict[str, float]
     provenance: dict[str, Any]
+    data: str
+    content: str
 
 
 class Line(NamedTuple):
@@ -54,6 +60,7 @@ class Line(NamedTuple):
     ours: str
     difference: str
     recipe: str
+    data: str
     command: str
     commit: str
     hardware: str
@@ -72,24 +79,40 @@ def collect(folder: Path) -> list[Run]:
             continue
         tested = {k: v for k, v in values.items() if isinstance(v, dict) and "miou" in v}
         name = str(values.get("recipe", place.parent.name))
+        config = _config(place.parent / "config.yaml")
+        data = values.get("data")
+        if not isinstance(data, dict):  # a run of a time when it was not recorded
+            root = config.data.root if config else str(place.parent)
+            data = {"name": root, "digest": root}
         found.append(
             Run(
                 place.parent,
                 name,
-                _changes(place.parent / "config.yaml", name),
+                _changes(config, name, data),
                 _percent(tested, "miou"),
                 _percent(tested, "pixel_accuracy"),
                 values.get("provenance") or {},
+                str(data.get("name")),
+                str(data.get("digest")),
             )
         )
     return found
 
 
-def _changes(place: Path, name: str) -> tuple[str, ...]:
-    """Settings of a run that differ from its recipe's, as `train.steps=4`."""
+def _config(place: Path) -> Config | None:
     try:
-        own, named = Config.load(place), recipe(name)
+        return Config.load(place)
     except SetrError:
+        return None
+
+
+def _changes(own: Config | None, name: str, data: dict[str, Any]) -> tuple[str, ...]:
+    """Settings of a run that differ from its recipe's, as `train.steps=4`, and other data."""
+    try:
+        named = recipe(name)
+    except SetrError:
+        own = None
+    if own is None:
         return ("settings unknown",)
     mine, theirs = flat(own), flat(named)
     for key in WEIGHTS:
@@ -98,7 +121,23 @@ def _changes(place: Path, name: str) -> tuple[str, ...]:
     changes = [f"{k}={v}" for k, v in mine.items() if k not in FREE and v != theirs[k]]
     if own.data.val_split in own.data.train_split.split("+"):
         changes.append("tested on images it was trained on")
+    if name in systems():
+        changes += _other_data(systems()[name].dataset, data)
     return tuple(changes)
+
+
+def _other_data(dataset: str, data: dict[str, Any]) -> list[str]:
+    """Why a run's data are not those of the paper's figure; empty if they are."""
+    if "classes" not in data:
+        return ["data not recorded"]
+    if tuple(data["classes"]) != known_labels(dataset).classes:
+        return [f"not the classes of {dataset}"]
+    counted = (data.get("train_images", 0), data.get("val_images", 0))
+    return [
+        f"{count} {part} images, not {usual}"
+        for part, count, usual in zip(("training", "test"), counted, IMAGES[dataset], strict=True)
+        if abs(count - usual) > _SPARE
+    ]
 
 
 def _percent(tested: dict[str, dict[str, Any]], key: str) -> dict[str, float]:
@@ -110,19 +149,33 @@ def _percent(tested: dict[str, dict[str, Any]], key: str) -> dict[str, float]:
 
 
 def paper_lines(runs: Sequence[Run], table: int | None = None) -> dict[int, list[Line]]:
-    """Tables by number; a row with a pixel accuracy is followed by a line for that."""
+    """Tables by number; a row with a pixel accuracy is followed by a line for that.
+
+    A row has one line for each content of the data it was run on.
+    """
     tables: dict[int, list[Line]] = {}
     for row in rows(table):
         lines = tables.setdefault(row.table, [])
         matching = [run for run in runs if run.recipe == row.recipe and not run.changed]
-        lines.append(_line(row, row.setting, row.miou, matching, "miou"))
-        if row.pixel_accuracy is not None:
-            setting = f"{row.setting}, pixel acc."
-            lines.append(_line(row, setting, row.pixel_accuracy, matching, "pixel_accuracy"))
+        for group in _by_content(matching) or [[]]:
+            lines.append(_line(row, row.setting, row.miou, group, "miou", runs))
+            if row.pixel_accuracy is not None:
+                setting, figure = f"{row.setting}, pixel acc.", row.pixel_accuracy
+                lines.append(_line(row, setting, figure, group, "pixel_accuracy", runs))
     return tables
 
 
-def _line(row: Row, setting: str, paper: float, runs: list[Run], key: str) -> Line:
+def _by_content(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs on the same data together."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.content, []).append(run)
+    return list(groups.values())
+
+
+def _line(
+    row: Row, setting: str, paper: float, runs: list[Run], key: str, every: Sequence[Run]
+) -> Line:
     """What was measured under the row's protocol; nothing for rows of a test server."""
     measured = [run for run in runs if row.protocol in getattr(run, key)]
     values = [getattr(run, key)[row.protocol] for run in measured]
@@ -134,6 +187,7 @@ def _line(row: Row, setting: str, paper: float, runs: list[Run], key: str) -> Li
         _figure(values),
         "" if mean is None else f"{mean - paper:+.2f}",
         row.recipe,
+        _data_names(measured, every),
         _joined(measured, "command") or (f"setr train {row.recipe}" if row.recipe else ""),
         _joined(measured, "commit"),
         _joined(measured, "hardware"),
@@ -142,13 +196,14 @@ def _line(row: Row, setting: str, paper: float, runs: list[Run], key: str) -> Li
 
 
 def other_lines(runs: Sequence[Run]) -> list[Line]:
-    """Runs that are no row of the paper, one line per recipe, changes and protocol."""
+    """Runs that are no row of the paper, one line per recipe, changes, protocol and data."""
     known = {row.recipe for row in rows()}
-    groups: dict[tuple[str, tuple[str, ...], str], list[Run]] = {}
+    groups: dict[tuple[str, tuple[str, ...], str, str], list[Run]] = {}
     for run in runs:
         for protocol in run.miou:
             if run.changed or run.recipe not in known:
-                groups.setdefault((run.recipe, run.changed, protocol), []).append(run)
+                key = (run.recipe, run.changed, protocol, run.content)
+                groups.setdefault(key, []).append(run)
     return [
         Line(
             name,
@@ -157,11 +212,21 @@ def other_lines(runs: Sequence[Run]) -> list[Line]:
             _figure([run.miou[protocol] for run in group]),
             "",
             name,
+            _data_names(group, runs),
             _joined(group, "command") or f"setr train {name}",
             *(_joined(group, key) for key in ("commit", "hardware", "seed")),
         )
-        for (name, changed, protocol), group in groups.items()
+        for (name, changed, protocol, _), group in groups.items()
     ]
+
+
+def _data_names(group: Sequence[Run], runs: Sequence[Run]) -> str:
+    """Names of a group's data; with its digest where others of that name hold something else."""
+    shown = []
+    for name in dict.fromkeys(run.data for run in group):
+        contents = {run.content for run in runs if run.data == name}
+        shown.append(f"{name} ({group[0].content})" if len(contents) > 1 else name)
+    return "; ".join(shown)
 
 
 def _figure(values: list[float]) -> str:

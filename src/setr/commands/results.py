@@ -14,7 +14,7 @@ from setr.files import write_bytes
 from setr.paper_tables import TABLES
 from setr.results import as_html, as_markdown, as_text, collect, other_lines, paper_lines
 
-_SHORT = ("row", "setting", "paper", "ours", "difference", "recipe", "seeds")
+_SHORT = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "seeds")
 
 
 @dataclass(frozen=True)
