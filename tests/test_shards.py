@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import tarfile
@@ -15,8 +16,9 @@ from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import encode_png
+from setr.inputs import find_items
 from setr.loader import training_batches
-from setr.shards import BUFFER, Shards
+from setr.shards import BUFFER, Keys, Shards
 from setr.transforms import Augmentation
 
 
@@ -51,7 +53,9 @@ def test_samples_classes_and_names_are_the_same(folder_data, packed):
 
 def test_other_tools_see_a_known_layout(packed, folder_data):
     path = shard_file(packed, "train-000000")
-    names = ["00000000.png", "00000000.mask.png", "00000001.png", "00000001.mask.png"]
+    stems = [name.removesuffix(".png") for name in Shards(str(packed), "train").names]
+    assert sorted(stems) == [f"scene_{i:03d}" for i in range(6)]
+    names = [f"{stem}{ending}" for stem in stems for ending in (".png", ".mask.png")][:4]
     if path.suffix == ".tar":
         with tarfile.open(path) as archive:
             assert archive.getnames()[:4] == names
@@ -65,6 +69,27 @@ def test_other_tools_see_a_known_layout(packed, folder_data):
         image, mask = dataset.sources(places[pair.image.name])
         assert row["image"]["bytes"] == image.read_bytes()
         assert row["mask"]["bytes"] == mask.read_bytes()
+
+
+def test_keys_are_the_images_names_unique_and_safe():
+    keys, names = (
+        Keys(),
+        ("a.jpg", "A.png", "a.b.jpg", "a_b.png", "a-2.png", "a.tif", "Straße 1.png"),
+    )
+    assert [keys(name) for name in names] == [
+        *("a", "A-2", "a_b", "a_b-2", "a-2-2", "a-3", "Straße 1")
+    ]
+    assert keys("0000007") == "0000007"
+    assert keys("bad\udcff:x.png") == "bad__x"
+    long = [keys(f"{'ü' * 60}{i}.png") for i in range(3)]
+    assert len({*long}) == 3
+    assert all(len(f"{key}.mask.png".encode()) < 100 for key in long)
+
+
+def test_outputs_of_a_packed_archive_are_named_after_the_images(packed):
+    items = find_items([str(shard_file(packed, "val-000000"))])
+    stems = {os.path.splitext(os.path.basename(item.name))[0] for item in items}
+    assert stems == {f"scene_{i:03d}" for i in range(3)}
 
 
 def test_row_groups_join_without_a_seam(folder_data, tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
 """Samples packed into tar or Parquet files, for millions of files and for object storage.
 
 Files go in as they were, so other tools read the shards too. Tar files have webdataset's layout:
-`KEY.jpg` followed by `KEY.mask.png`. Parquet files have the columns `key`, `image` and `mask`, the
-last two as Hugging Face stores images: structs of bytes and path.
+`KEY.jpg` followed by `KEY.mask.png`, KEY being the image's own name as `Keys` makes it. Parquet
+files have the columns `key`, `image` and `mask`, the last two as Hugging Face stores images:
+structs of bytes and path.
 
 Beside them `SPLIT.npz` tells at which byte every image and mask begins (in Parquet files, too: they
 are written without compression, so that a value lies there as it is). With it a sample is one range
@@ -17,6 +18,7 @@ import io
 import itertools
 import json
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -38,6 +40,9 @@ GAP = 4096
 """Image and mask at most this many bytes apart are read at once."""
 GROUP = 100
 """Samples per row group of a Parquet file."""
+KEY_BYTES = 72
+"""A longer name is cut: with number and ending, a tar file of the oldest kind takes 100."""
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f./\\:*?"<>|\ud800-\udfff]')
 
 
 class Packed(NamedTuple):
@@ -177,6 +182,28 @@ class Shards:
             raise SetrError(f"{self.root}/{name}: cannot read ({first_line(error)})") from None
 
 
+class Keys:
+    """Names of images as keys of an archive: without ending and folder, and unique.
+
+    Dots become `_`, since webdataset's keys end at the first one, and so does what file systems
+    refuse. A name that was there before, in whatever case, gets a number: `a`, `a-2`.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        """The key of the next image."""
+        stem = _UNSAFE.sub("_", os.path.splitext(os.path.basename(name))[0])
+        stem = stem.encode()[:KEY_BYTES].decode(errors="ignore") or "_"
+        key = stem
+        while (folded := key.casefold()) in self._taken:
+            self._taken[stem.casefold()] += 1
+            key = f"{stem}-{self._taken[stem.casefold()]}"
+        self._taken[folded] = 1
+        return key
+
+
 def write_split(
     out: Path, split: str, samples: Iterable[Packed], *, per_shard: int, form: Form = "tar"
 ) -> dict[str, Any]:
@@ -188,11 +215,12 @@ def write_split(
     rows: dict[str, list[Any]] = {"shard": [], "start": [], "size": [], "crc": []}
     names: list[str] = []
     shards: list[dict[str, Any]] = []
+    keys = Keys()
     for number, group in itertools.groupby(enumerate(samples), lambda pair: pair[0] // per_shard):
         part, file = out / f".{split}.part", f"{split}-{number:06}.{form}"
         count = len(names)
         write = _write_tar if form == "tar" else _write_parquet
-        for sample, starts in write(part, group):
+        for sample, starts in write(part, ((keys(sample.name), sample) for _, sample in group)):
             names.append(sample.name)
             rows["shard"].append(number)
             rows["start"].append(starts)
@@ -216,17 +244,17 @@ def write_split(
 
 
 def _write_tar(
-    path: Path, samples: Iterable[tuple[int, Packed]]
+    path: Path, samples: Iterable[tuple[str, Packed]]
 ) -> Iterator[tuple[Packed, list[int]]]:
     """Write a tar file; yields every sample with the first bytes of its image and mask."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for key, sample in samples:
-            image = _add(archive, f"{key:08}{sample.suffix}", sample.image)
-            yield sample, [image, _add(archive, f"{key:08}.mask.png", sample.mask)]
+            image = _add(archive, f"{key}{sample.suffix}", sample.image)
+            yield sample, [image, _add(archive, f"{key}.mask.png", sample.mask)]
 
 
 def _write_parquet(
-    path: Path, samples: Iterable[tuple[int, Packed]]
+    path: Path, samples: Iterable[tuple[str, Packed]]
 ) -> Iterator[tuple[Packed, list[int]]]:
     """The same as a Parquet file: plain encoding, no compression, no statistics of the pixels."""
     try:
@@ -255,12 +283,12 @@ def _write_parquet(
                 yield sample, [begin + image, begin + mask]
 
 
-def _row(key: int, sample: Packed) -> dict[str, Any]:
-    image = {"bytes": sample.image, "path": f"{key:08}{sample.suffix}"}
+def _row(key: str, sample: Packed) -> dict[str, Any]:
+    image = {"bytes": sample.image, "path": f"{key}{sample.suffix}"}
     return {
-        "key": f"{key:08}",
+        "key": key,
         "image": image,
-        "mask": {"bytes": sample.mask, "path": f"{key:08}.mask.png"},
+        "mask": {"bytes": sample.mask, "path": f"{key}.mask.png"},
     }
 
 
