@@ -96,6 +96,46 @@ def test_save_kinds(model_dir, photo, tmp_path):
         result.save(tmp_path / "x.png", "video")
 
 
+def test_the_suffix_chooses_the_format(model_dir, photo, tmp_path):
+    result = load(model_dir).predict(photo)
+    for name, kind, form, expected in (
+        ("a.png", "overlay", "PNG", result.overlay()),
+        ("a.TIF", "overlay", "TIFF", result.overlay()),
+        ("a.bmp", "ids", "BMP", result.mask),
+        ("a.tiff", "mask", "TIFF", result.mask),
+        ("a", "mask", "PNG", result.mask),
+        ("a.jpg", "overlay", "JPEG", None),
+        ("a.webp", "confidence", "WEBP", None),
+    ):
+        result.save(tmp_path / name, kind)
+        with Image.open(tmp_path / name) as image:
+            assert image.format == form
+            if expected is not None:
+                np.testing.assert_array_equal(np.asarray(image), expected)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert abs(np.asarray(image, float) - result.overlay()).mean() < 8
+    result.save(tmp_path / "a.json", "geojson")
+    assert json.loads((tmp_path / "a.json").read_text())["type"] == "FeatureCollection"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "says"),
+    [
+        ("x.jpg", "mask", r"not written as \.jpg, which would change its values; .* \.png"),
+        ("x.geojson", "mask", r"not written as \.geojson; .*such as 'geojson'"),
+        ("x.png", "scores", r"kind 'scores' is not written as \.png; end the name in \.npz"),
+        ("x.npz", "overlay", r"not written as \.npz; .*such as 'scores'"),
+        ("x.png", "share", r"\.json"),
+        ("photo.2", "mask", r"not written as \.2"),
+    ],
+)
+def test_a_suffix_of_another_kind_is_refused(model_dir, photo, tmp_path, name, kind, says):
+    result = load(model_dir).predict(photo)
+    with pytest.raises(SetrError, match=says):
+        result.save(tmp_path / name, kind)
+    assert not (tmp_path / name).exists()
+
+
 def test_model_directory_round_trip(model_dir, tmp_path):
     model, info = from_pretrained(model_dir)
     save_pretrained(tmp_path / "copy", model, info)

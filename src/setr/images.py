@@ -1,4 +1,4 @@
-"""The only place that opens image files and encodes PNG.
+"""The only place that opens and encodes image files.
 
 `read_image` gives uint8 RGB (H, W, 3); masks have rules of their own (`masks.py`). Files are
 recognised by content, not by suffix. One rule for orientation: EXIF rotation is applied, so arrays
@@ -174,6 +174,20 @@ def _tail(source: Source, count: int = 4096) -> bytes:
         return file.read()
 
 
+PICTURE_FORMATS = {
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+}
+"""Suffixes `encode_picture` knows, with Pillow's names for them."""
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
+"""Those that keep every value."""
+
+
 def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes:
     """The bytes of a PNG file of uint8/uint16 (H, W) or uint8 RGB (H, W, 3).
 
@@ -181,11 +195,24 @@ def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes
         array: pixels.
         palette: (K, 3) uint8 colours, making an 8-bit (H, W) array a palette PNG.
     """
+    return encode_picture(array, ".png", palette=palette)
+
+
+def encode_picture(array: np.ndarray, suffix: str, *, palette: np.ndarray | None = None) -> bytes:
+    """As `encode_png`, in the format of a suffix of `PICTURE_FORMATS`.
+
+    Raises:
+        SetrError: larger than the format can be.
+    """
     image = Image.fromarray(array)
     if palette is not None:
         image.putpalette(palette.astype(np.uint8).tobytes())
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    lossy = {} if suffix in LOSSLESS else {"quality": 95}
+    try:
+        image.save(buffer, format=PICTURE_FORMATS[suffix], **lossy)
+    except (OSError, ValueError) as error:
+        raise SetrError(f"{suffix}: cannot hold {image.width}x{image.height} ({error})") from None
     return buffer.getvalue()
 
 

@@ -12,10 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from setr.errors import USAGE, SetrError
-from setr.rasters import RASTER_KINDS, write_raster
+from setr.rasters import RASTER_KINDS
 from setr.result import KINDS, Result
 
 NAME_MAX = 255
@@ -80,16 +78,5 @@ def write(result: Result, stem: Path, kinds: Iterable[str], **options: Any) -> l
     endings = KINDS if result.geo is None else {**KINDS, **RASTER_KINDS}
     written = [with_ending(stem, endings[kind]) for kind in kinds]
     for kind, path in zip(kinds, written, strict=True):
-        if path.suffix == ".tif":
-            _write_map(result, path, kind)
-        else:
-            result.save(path, kind, **(options if kind in POLYGON_KINDS else {}))
+        result.save(path, kind, **(options if kind in POLYGON_KINDS else {}))
     return written
-
-
-def _write_map(result: Result, path: Path, kind: str) -> None:
-    assert result.geo is not None
-    if kind == "mask":
-        write_raster(path, result.mask, result.geo, result.labels)
-    else:
-        write_raster(path, np.rint(result.confidence * 255).astype(np.uint8), result.geo, None)

@@ -23,10 +23,11 @@ import numpy as np
 from setr.annotations import Georeference, to_coco, to_geojson, to_labelme
 from setr.errors import SetrError
 from setr.files import write_bytes
-from setr.images import encode_png
+from setr.images import LOSSLESS, PICTURE_FORMATS, encode_picture, encode_png
 from setr.labels import Labels
 from setr.montage import with_legend
 from setr.polygons import Polygon, mask_polygons, simplified
+from setr.rasters import write_raster
 
 NOTEBOOK_WIDTH = 960
 """Pictures in a notebook are at most this wide, in pixels."""
@@ -140,37 +141,62 @@ class Result:
     def save(self, path: str | os.PathLike, kind: str = "mask", **options: Any) -> None:
         """Write one picture, array or file of polygons; it appears when complete.
 
+        The path is written as it is given. Its suffix chooses the format: pictures can be .png,
+        .tif or .bmp, and .jpg or .webp too where no value has to survive (`color`, `overlay` and
+        `confidence`; quality 95). A .tif of a georeferenced image's `mask`, `ids` or `confidence`
+        is a GeoTIFF. Without a suffix the kind's own format is written.
+
         Args:
             path: the file to write; its folder is made.
             kind: one of `KINDS`.
             options: `tolerance` and `min_pixels` of the kinds with polygons.
 
         Raises:
-            SetrError: unknown kind, or a file that cannot be written.
+            SetrError: unknown kind, a suffix that is not the kind's, or a file that cannot be
+                written.
         """
         path = Path(path)
-        data = self.encode(kind, folder=path.parent, **options)
+        suffix = _checked_suffix(path, kind)
+        on_map = self.geo and suffix in (".tif", ".tiff") and kind in ("mask", "ids", "confidence")
+        data = b"" if on_map else self.encode(kind, folder=path.parent, suffix=suffix, **options)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SetrError(f"{path.parent}: cannot make this folder: {error.strerror}") from None
-        write_bytes(path, data)
+        if self.geo and on_map:
+            labels = self.labels if kind == "mask" else None
+            write_raster(path, _PICTURES[kind](self), self.geo, labels)
+        else:
+            write_bytes(path, data)
 
-    def encode(self, kind: str, *, folder: str | os.PathLike = "", **options: Any) -> bytes:
-        """The bytes of the file that `save` writes; `folder` is where it will lie."""
+    def encode(
+        self, kind: str, *, folder: str | os.PathLike = "", suffix: str = ".png", **options: Any
+    ) -> bytes:
+        """The bytes of the file that `save` writes.
+
+        Args:
+            kind: one of `KINDS`.
+            folder: where the file will lie.
+            suffix: the format of a picture.
+            options: `tolerance` and `min_pixels` of the kinds with polygons.
+
+        Raises:
+            SetrError: unknown kind.
+        """
         if kind == "scores":
             return _npz(
                 scores=self.scores.astype(np.float16), classes=np.array(self.labels.classes)
             )
         if kind in _PICTURES:
-            return _PICTURES[kind](self)
+            palette = self.labels.palette if kind == "mask" else None
+            return encode_picture(_PICTURES[kind](self), suffix, palette=palette)
         if kind in _POLYGONS:
             return _json(_POLYGONS[kind](self, **options))
         if kind == "labelme":
             return _json(self.labelme(folder=folder, **options))
         if kind == "share":
             return _json(self.share())
-        raise SetrError(f"save kind '{kind}': choose from {', '.join(KINDS)}")
+        raise _unknown(kind)
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -203,6 +229,32 @@ class Result:
         return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
+def _checked_suffix(path: Path, kind: str) -> str:
+    """The suffix in small letters, `.png` for none; it must be one of the kind's."""
+    if kind not in KINDS:
+        raise _unknown(kind)
+    suffix = path.suffix.lower()
+    if kind in _PICTURES:
+        known = LOSSLESS if kind in ("mask", "ids") else tuple(PICTURE_FORMATS)
+        suffix = suffix or ".png"
+    else:
+        known = (".geojson", ".json") if kind == "geojson" else (Path(f"x{KINDS[kind]}").suffix,)
+    if suffix and suffix not in known:
+        loses = ", which would change its values" if suffix in PICTURE_FORMATS else ""
+        loses = loses if kind in ("mask", "ids") else ""
+        own = next((k for k in ("geojson", "scores", "share") if KINDS[k].endswith(suffix)), None)
+        hint = f"; or give another kind, such as '{own}'" if own else ""
+        raise SetrError(
+            f"{path}: kind '{kind}' is not written as {suffix}{loses}; "
+            f"end the name in {', '.join(known)}{hint}"
+        )
+    return suffix
+
+
+def _unknown(kind: str) -> SetrError:
+    return SetrError(f"save kind '{kind}': choose from {', '.join(KINDS)}")
+
+
 def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
@@ -218,12 +270,12 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-_PICTURES: dict[str, Callable[[Result], bytes]] = {
-    "mask": lambda r: encode_png(r.mask, palette=r.labels.palette),
-    "ids": lambda r: encode_png(r.mask),
-    "color": lambda r: encode_png(r.color()),
-    "overlay": lambda r: encode_png(r.overlay()),
-    "confidence": lambda r: encode_png(np.rint(r.confidence * 255).astype(np.uint8)),
+_PICTURES: dict[str, Callable[[Result], np.ndarray]] = {
+    "mask": lambda r: r.mask,
+    "ids": lambda r: r.mask,
+    "color": Result.color,
+    "overlay": Result.overlay,
+    "confidence": lambda r: np.rint(r.confidence * 255).astype(np.uint8),
 }
 _POLYGONS: dict[str, Callable[..., dict[str, Any]]] = {
     "geojson": Result.geojson,
