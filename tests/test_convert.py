@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 import setr
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE
-from setr.hub import from_pretrained
+from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.labels import Labels
+from setr.model import create_model
 from tests.conftest import tiny_model
 
 
@@ -67,6 +69,26 @@ def test_encoder_goes_into_a_named_model(tmp_path, capsys):
     model, info = from_pretrained(tmp_path / "m")
     assert torch.equal(model.encoder.vit.pos_embed, source.encoder.vit.pos_embed)
     assert info.pretrained == "vit.safetensors"
+
+
+def test_a_model_directory_gives_its_weights_to_a_named_model(tmp_path, capsys):
+    source = create_model("setr_pup_nano", num_classes=3, img_size=32)
+    folder, out = tmp_path / "trained", tmp_path / "m"
+    save_pretrained(folder, source, ModelInfo(labels=Labels(("a", "b", "c"))))
+    command = ["convert", str(folder), "-o", str(out)]
+    assert main(command) == USAGE
+    assert "is a model directory, which eval, predict and export take as it is" in last_line(capsys)
+    command += ["--model", "setr_pup_nano", "--num-classes", "5", "--img-size", "32", "32"]
+    assert main(command) != OK  # heads of three classes
+    capsys.readouterr()
+    assert main([*command, "--new-head"]) == OK
+    model, _ = from_pretrained(out)
+    assert model.num_classes == 5
+    assert torch.equal(model.encoder.vit.pos_embed, source.encoder.vit.pos_embed)
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "with --model also a model directory" in shown
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 
 from setr.architecture import read_architecture
 from setr.dialects import translate
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.hub import ModelInfo
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR, OddSizes
@@ -66,6 +66,12 @@ def convert_foreign(
     source = str(path)
     file = read_tensor_file(Path(path))
     found = translate(file.tensors, source)
+    if found.dialect == "setr" and Path(path).is_dir():
+        raise SetrError(
+            f"{source}: is a model directory, which eval, predict and export take as it is; "
+            "`setr convert --model NAME` puts its weights into another model",
+            code=USAGE,
+        )
     if found.dialect not in ("official", "mmseg"):
         raise SetrError(
             f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "

@@ -31,7 +31,7 @@ class Arguments:
     """
 
     source: tyro.conf.Positional[Path]
-    """Checkpoint file or model directory."""
+    """Checkpoint file; with --model also a model directory, whose weights are taken."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder to write."""
     model: str | None = None
