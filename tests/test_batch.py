@@ -263,6 +263,15 @@ def test_a_raised_limit_does_what_it_refused(model_dir, photos, tmp_path, capsys
     assert "3 of 10 images were done before" in capsys.readouterr().err
 
 
+def test_every_key_of_the_manifest_is_documented(model_dir, photos, tmp_path):
+    predict(model_dir, photos, tmp_path, "--pack", "tar")
+    keys = {key for row in rows(tmp_path).values() for key in row}
+    assert {"error", "limits", "pack"} <= keys
+    text = (Path(__file__).parents[1] / "docs" / "batch.md").read_text(encoding="utf-8")
+    table = text.partition("| key | what |")[2].partition("\n\n")[0]
+    assert not [key for key in keys if f"`{key}`" not in table]
+
+
 def test_failures_are_tried_again_when_asked(model_dir, photos, tmp_path, capsys):
     predict(model_dir, photos, tmp_path)
     assert predict(model_dir, photos, tmp_path, "--retry") == FAILED
