@@ -94,7 +94,7 @@ ORDER = (
     *("explain", "figures"),
     "serve",
     # the command line
-    *("cli", "commands"),
+    *("options", "usage", "cli", "commands"),
 )
 SOURCE = Path(setr.__file__).parent
 

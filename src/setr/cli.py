@@ -14,11 +14,14 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from setr import __version__
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
+from setr.options import placeholder
+from setr.usage import missing, named_as_typed, problem
 
 VERBS = {
     "demo": "train and test a small model on drawn scenes in a few minutes; no data needed",
@@ -113,18 +116,27 @@ def _help() -> str:
 
 
 def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
-    """Parse arguments into a typed function or dataclass; errors become one line, exit code 2."""
+    """Parse arguments into a dataclass; errors become one line, exit code 2."""
     import tyro
 
     caught = io.StringIO()
-    shown: Any = _HelpWithoutNone(sys.stdout)
     try:
-        with contextlib.redirect_stderr(caught), contextlib.redirect_stdout(shown):
-            return tyro.cli(kind, args=args, prog=f"setr {verb}", **options)
+        with contextlib.redirect_stderr(caught), _plain_placeholders():
+            given = tyro.cli(kind, args=args, prog=f"setr {verb}", **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise SetrError(_one_line(caught.getvalue(), verb), code=USAGE) from None
+        cause = _refusal(stop)
+        message = (
+            named_as_typed(kind, str(cause), args)
+            if cause
+            else problem(kind, args, verb) or _unboxed(caught.getvalue())
+        )
+        raise SetrError(message, code=USAGE) from None
+    lacking = missing(kind, given, verb)
+    if lacking:
+        raise SetrError(lacking, code=USAGE)
+    return given
 
 
 def require_unused(out: Path) -> None:
@@ -133,50 +145,42 @@ def require_unused(out: Path) -> None:
         raise SetrError(f"{out}: exists; choose another folder with -o", code=USAGE)
 
 
-class _HelpWithoutNone:
-    """Standard output that writes the parser's `{None}|INT` as `INT`; defaults say None anyway."""
+def _plain_placeholders() -> Any:
+    """While in use, the help says `INT INT` in place of `{None}|{INT INT}`, and the like."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    registry = ConstructorRegistry()
+    inside: list[PrimitiveTypeInfo] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    @registry.primitive_rule
+    def plain(info: PrimitiveTypeInfo) -> Any:
+        if inside:  # the parser's own rules are asked
+            return None
+        inside.append(info)
+        try:
+            spec = ConstructorRegistry.get_primitive_spec(info)
+        finally:
+            inside.pop()
+        if not isinstance(spec, PrimitiveConstructorSpec):
+            return spec
+        return replace(spec, metavar=placeholder(info.type))
 
-    def write(self, text: str) -> int:
-        """Each line keeps its width, and so the box its border."""
-        lines = text.split("\n")
-        for i, line in enumerate(lines):
-            shorter = line.replace("{None}|", "")
-            border = shorter.rfind("│")
-            if border > 0:
-                gap = " " * (len(line) - len(shorter))
-                shorter = shorter[:border] + gap + shorter[border:]
-            lines[i] = shorter
-        return int(self._stream.write("\n".join(lines)))
+    return registry
 
 
-def _one_line(boxed: str, verb: str) -> str:
-    """The message inside the parser's box, with its suggestion.
+def _refusal(stop: BaseException) -> SetrError | None:
+    """Our own exception behind the parser's: a dataclass refused its values."""
+    cause: BaseException | None = stop
+    while cause is not None:
+        if isinstance(cause, SetrError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
-    The box has a title, then sections between rules; where stdout is not UTF-8 the frame is left
-    out and the title is a section of its own.
-    """
-    rows = [row.strip("│ ") for row in boxed.splitlines()]
-    framed = any(row.startswith("╭") for row in rows)
-    sections: list[list[str]] = [[]]
-    for row in rows:
-        if not row or row[0] in "╭╰":
-            continue
-        if set(row) <= {"─", "-"}:
-            sections.append([])
-        else:
-            sections[-1].append(row)
-    sections = sections if framed else sections[1:]
-    message = " ".join(sections[0]) or "wrong arguments"
-    for section in sections[1:]:
-        if section and section[0].startswith("Perhaps you meant") and len(section) > 1:
-            return f"{message}; did you mean {section[1].split()[0]}?"
-    return f"{message}; see `setr {verb} --help`"
+
+def _unboxed(text: str) -> str:
+    """What the parser printed, without its frame."""
+    return " ".join(text.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"), " ")).split())
 
 
 if __name__ == "__main__":

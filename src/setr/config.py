@@ -112,12 +112,17 @@ class DataConfig:
         _check(0 < low <= high, f"data.scale_range {self.scale_range}: give 0 < low <= high")
         _check(0 <= self.flip <= 1, f"data.flip {self.flip}: give a probability, 0 to 1")
         _check(
-            0 < self.max_class_share <= 1, "data.max_class_share: give a share above 0, at most 1"
+            0 < self.max_class_share <= 1,
+            f"data.max_class_share {self.max_class_share}: give a share above 0, at most 1",
         )
-        _check(0 <= self.rare_class_crops <= 1, "data.rare_class_crops: give a share, 0 to 1")
+        _check(
+            0 <= self.rare_class_crops <= 1,
+            f"data.rare_class_crops {self.rare_class_crops}: give a share, 0 to 1",
+        )
         _check(self.workers >= 0, f"data.workers {self.workers}: give 0 or more")
-        _check(self.short_side is None or self.short_side > 0, "data.short_side: give pixels > 0")
-        _check(self.long_side is None or self.long_side > 0, "data.long_side: give pixels > 0")
+        for name in ("short_side", "long_side"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"data.{name} {value}: give at least 1 pixel")
         _check(
             self.long_side is None or self.short_side is not None,
             "data.long_side limits the scaling to data.short_side: give that too",
@@ -157,8 +162,8 @@ class OptimConfig:
         _check(self.lr > 0, f"optim.lr {self.lr}: give a positive learning rate")
         _check(0 < self.layer_decay <= 1, f"optim.layer_decay {self.layer_decay}: give 0 < d <= 1")
         _check(0 <= self.min_lr <= self.lr, f"optim.min_lr {self.min_lr}: give 0 to lr {self.lr}")
-        _check(self.warmup_steps >= 0, "optim.warmup_steps: give 0 or more")
-        _check(self.clip_grad >= 0, "optim.clip_grad: give 0 or more")
+        _check(self.warmup_steps >= 0, f"optim.warmup_steps {self.warmup_steps}: give 0 or more")
+        _check(self.clip_grad >= 0, f"optim.clip_grad {self.clip_grad}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -232,8 +237,10 @@ class TrainConfig:
         _check(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
         _check(self.seed >= 0, f"train.seed {self.seed}: give 0 or more")
         _check(self.aux_weight >= 0, f"train.aux_weight {self.aux_weight}: give 0 or more")
-        _check(self.save_every > 0 and self.log_every > 0, "train.save_every, log_every: give >= 1")
-        _check(self.eval_every >= 0, "train.eval_every: give 0 or more")
+        for name in ("save_every", "log_every"):
+            value = getattr(self, name)
+            _check(value > 0, f"train.{name} {value}: give at least 1")
+        _check(self.eval_every >= 0, f"train.eval_every {self.eval_every}: give 0 or more")
         _check(self.samples >= 0, f"train.samples {self.samples}: give 0 or more")
         _check(self.profile >= 0, f"train.profile {self.profile}: give steps, or 0 for none")
         unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]

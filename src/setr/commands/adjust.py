@@ -22,9 +22,9 @@ class Arguments:
     searched alone: more on that split, and more of it is chance.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Model directory, Hub name or checkpoint."""
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Folder or YAML file of the data set."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder for the adjusted model."""

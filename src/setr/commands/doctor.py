@@ -25,7 +25,7 @@ from setr.progress import counting
 class Arguments:
     """Check a data set: every file, every id, every class, and leaks between the splits."""
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Folder or YAML file of the data set, or hf:OWNER/NAME."""
     labels: str | None = None
     """Known data set whose classes to use where the folder names none."""

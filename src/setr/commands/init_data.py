@@ -18,7 +18,7 @@ from setr.init_data import draft, write
 class Arguments:
     """Describe a folder of images and masks: splits, ids or colours, and classes to be named."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder with images and masks."""
     val_share: float = 0.2
     """Share of the pairs for validation where the folder has no splits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -17,7 +17,7 @@ from setr.errors import OK, USAGE, SetrError
 class Arguments:
     """List the named models with their size, cost and the licence of their encoder's weights."""
 
-    pattern: tyro.conf.Positional[str] = "*"
+    pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PATTERN]")] = "*"
     """Shell pattern, for example '*pup*'."""
     size: int = 512
     """Image side in pixels for positions and operations."""

@@ -34,9 +34,9 @@ class Arguments:
     and does again what has changed since: images, model or settings.
     """
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A model directory, Hub name or checkpoint."""
-    images: tyro.conf.Positional[tuple[str, ...]]
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES…")]
     """Files, folders (walked; hidden files and OUT left out), quoted globs, videos, GeoTIFF files,
     tar shards, Parquet files, or addresses of images and archives for fsspec (s3://…)."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])]

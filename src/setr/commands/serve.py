@@ -18,7 +18,7 @@ from setr.errors import OK, USAGE, SetrError
 class Arguments:
     """Serve models over HTTP, with a page to try them in a browser."""
 
-    models: tyro.conf.Positional[tuple[str, ...]]
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODELS…")]
     """Model directories, Hub names or checkpoints; NAME=MODEL gives another name than the folder's.
     The first is the default."""
     host: str = "127.0.0.1"
@@ -72,8 +72,6 @@ def run(arguments: list[str]) -> int:
     from setr.serve.models import Models
     from setr.serve.server import listen, serve
 
-    if not given.models:
-        raise SetrError("give a model: setr serve runs/demo", code=USAGE)
     if not math.isfinite(given.max_mb):
         raise SetrError(f"--max-mb {given.max_mb}: give a number of megabytes", code=USAGE)
     limits = Limits(

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Arguments:
     """Pack a data set into tar (webdataset layout) or Parquet files that train like the folder."""
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Folder or YAML file of the data set, or `scenes`."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write; then train with --data.root OUT, or copy it to object storage."""
     splits: tuple[str, ...] = ("train", "val")
     """Splits to pack."""

@@ -1,0 +1,175 @@
+"""Wrong command lines: one line that names the option as typed, the value, the rule, the fix."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+
+from setr.cli import main, parse
+from setr.errors import USAGE, SetrError
+from setr.options import options_of
+from setr.usage import ELSEWHERE, problem
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        # wrong values
+        ("train demo --train.steps x", "--train.steps x: give a whole number"),
+        ("train demo --train.steps=x", "--train.steps=x: give a whole number"),
+        ("train demo --train.batch_size x", "--train.batch_size x: give a whole number"),
+        ("train demo --optim.lr fast", "--optim.lr fast: give a number"),
+        ("train demo --optim.name adam", "--optim.name adam: give one of sgd, adamw"),
+        ("train demo --model.img-size x", "--model.img-size x: give a whole number"),
+        ("train demo --model.taps 1 x", "--model.taps x: give whole numbers"),
+        ("train demo --data.crop-size 512 x", "--data.crop-size 512 x: give two whole numbers"),
+        ("train demo --data.crop-size 1 2 3", "--data.crop-size 1 2 3: give two whole numbers"),
+        ("eval m d --precision fp8", "--precision fp8: give one of auto, fp32, bf16, fp16"),
+        ("eval --scales 1 2 m d --workers x", "--workers x: give a whole number"),
+        ("predict m i -o out --submit kitti", "--submit kitti: give one of cityscapes, ade20k"),
+        ("serve m -p abc", "-p abc: give a whole number"),
+        ("score a b --ignore-index x", "--ignore-index x: give whole numbers"),
+        ("demo --steps 3 4", "--steps 3 4: give a whole number"),
+        # missing values
+        ("train demo --train.steps", "--train.steps: its value is missing; give a whole number"),
+        ("predict m i -o", "-o: its value is missing; write -o OUT"),
+        (
+            "export m -o x --format",
+            "--format: its value is missing; give one of onnx, openvino, torch",
+        ),
+        (
+            "eval m d --window 512",
+            "--window 512: give two whole numbers, such as --window 512 512",
+        ),
+        (
+            "train demo --data.crop-size=512",
+            "--data.crop-size=512: give two whole numbers, such as --data.crop-size 512 512",
+        ),
+        (
+            "train demo --model.mean 0.5",
+            "--model.mean 0.5: give three numbers, such as --model.mean 0.5 0.5 0.5",
+        ),
+        # missing words
+        ("eval", "MODEL and DATA are missing; write setr eval MODEL DATA"),
+        ("eval runs/x", "DATA is missing; write setr eval MODEL DATA"),
+        ("predict m -o out", "IMAGES… is missing; write setr predict MODEL IMAGES… -o OUT"),
+        ("serve", "MODELS… is missing; write setr serve MODELS…"),
+        ("adjust m d", "-o is missing; write setr adjust MODEL DATA -o OUT"),
+        ("explain attention m", "IMAGE is missing; write setr explain attention MODEL IMAGE"),
+        (
+            "export",
+            "MODEL, -o and --format are missing; "
+            "write setr export MODEL -o OUT --format {onnx,openvino,torch}",
+        ),
+        # words too many
+        ("bench a b", "'b' is one word too many; write setr bench MODEL"),
+        ("train demo more", "'more' is one word too many; write setr train RECIPE"),
+        ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
+        (
+            "train demo --data.photometric yes",
+            "--data.photometric yes: takes no value; "
+            "write --data.photometric or --data.no-photometric",
+        ),
+        ("eval m d --json=1", "--json=1: takes no value; write --json or --no-json"),
+        # values that do not go together
+        ("train demo --train.batch_size 0", "--train.batch_size 0: give at least 1"),
+        (
+            "train demo --train.accumulate 99",
+            "--train.accumulate 99: must divide --train.batch-size ",
+        ),
+    ],
+)
+def test_messages(line, message, capsys):
+    assert main(shlex.split(line)) == USAGE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"setr: {message}")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("train demo --lr 0.1", "did you mean --optim.lr?"),
+        ("train demo --epochs 3", "did you mean --train.steps (in steps, not epochs)?"),
+        ("train demo --imgsz 640", "did you mean --data.crop-size?"),
+        ("train demo --batch 16", "did you mean --train.batch-size?"),
+        ("train demo --batch-size 16", "did you mean --train.batch-size?"),
+        ("train demo --workers 4", "did you mean --data.workers?"),
+        ("train demo --data photos", "did you mean --data.root?"),
+        ("train demo --weights a.pth", "did you mean --model.pretrained?"),
+        ("train demo --model yolo", "did you mean --model.name?"),
+        ("train demo --amp", "did you mean --train.precision?"),
+        ("train demo --no-photometric", "did you mean --data.no-photometric?"),
+        ("train demo --name a", "did you mean --model.name or --optim.name?"),
+        ("train demo --optim.lrr 1", "did you mean --optim.lr?"),
+        ("demo --epochs 3", "did you mean --steps (in steps, not epochs)?"),
+        ("bench m --imgsz 640", "did you mean --size?"),
+        ("bench m --batch-size 4", "did you mean --batches?"),
+        ("predict m i -o out --amp", "did you mean --precision?"),
+        ("eval --model m --data d", "MODEL is written without one: setr eval MODEL DATA"),
+        ("eval m --data d", "DATA is written without one: setr eval MODEL DATA"),
+        ("predict --weights m a -o out", "MODEL is written without one: setr predict MODEL"),
+        # nothing here does that
+        ("predict m i -o out --imgsz 640", "see `setr predict --help`"),
+        ("eval m d --epochs 3", "see `setr eval --help`"),
+        ("export m --lr 3", "see `setr export --help`"),
+        ("results --device cpu", "see `setr results --help`"),
+    ],
+)
+def test_hints_for_unknown_options(line, hint, capsys):
+    words = shlex.split(line)
+    assert main(words) == USAGE
+    err = capsys.readouterr().err
+    flag = next(word for word in words if word.startswith("--"))
+    assert err.startswith(f"setr: {flag}: setr {words[0]} has no such option; ")
+    assert hint in err
+    assert err.count("\n") == 1
+
+
+@dataclass(frozen=True)
+class Inner:
+    side: tuple[int, int] | None = None
+    kind: Literal["a", "b"] = "a"
+
+    def __post_init__(self) -> None:
+        if self.side == (0, 0):
+            raise SetrError("inner.side (0, 0): give pixels")
+
+
+@dataclass(frozen=True)
+class Outer:
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "x"
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_options_are_those_of_the_parser():
+    table = {option.dotted: option for option in options_of(Outer)}
+    assert list(table) == ["model", "out", "inner.side", "inner.kind"]
+    assert table["model"].flags == ()
+    assert table["out"].flags == ("--out", "-o")
+    assert [option.placeholder for option in table.values()] == ["MODEL", "STR", "INT INT", "{a,b}"]
+
+
+def test_values_that_are_taken_have_no_problem():
+    for line in ("m", "m -oout --inner.side 2 3", "m --inner.side None", "-o=y m --inner.kind b"):
+        words = shlex.split(line)
+        parse(Outer, words, "test")
+        assert problem(Outer, words, "test") is None
+    with pytest.raises(SetrError, match=r"^--inner\.side \(0, 0\): give pixels$"):
+        parse(Outer, shlex.split("m --inner.side 0 0"), "test")
+
+
+def test_names_of_other_toolkits_are_ours_somewhere():
+    from setr.commands import bench, convert, demo, explain, predict, results, train
+
+    kinds = [train.Arguments, predict.Arguments, bench.Arguments, demo.Arguments]
+    kinds += [convert.Arguments, explain.Attention, results.Arguments]
+    table = [option.name for kind in kinds for option in options_of(kind)]
+    known = {*table, *(name.rpartition(".")[2] for name in table), "models"}
+    assert {name for names in ELSEWHERE.values() for name in names} <= known
