@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from playwright.sync_api import sync_playwright
 from setr import scenes
 from setr.images import encode_png, read_image
 from setr.masks import read_mask
-from setr.serve.limits import Limits
+from setr.serve.limits import Limits, Refusal
 from setr.serve.models import Models
 from tests.serving import running, save_models
 
@@ -292,6 +293,39 @@ def test_bad_files_in_plain_words(open_page, photo, tmp_path):
     give(page, photo)  # and goes on
     wait_for_result(page)
     assert page.is_hidden("#banner")
+
+
+def test_limits_of_outlines_and_rollout_in_plain_words(open_page, models, photo, monkeypatch):
+    page = open_page()
+    give(page, photo)
+    wait_for_result(page)
+    monkeypatch.setattr("setr.serve.regions.MAX_REGIONS", 1)
+    page.click("[data-save=polygons]")
+    wait_until(page, "banner.innerText.includes('Save the mask, or take a smaller picture')")
+    page.click("#dismiss")
+    monkeypatch.setattr(models, "limits", dataclasses.replace(LIMITS, rollout_patches=4))
+    click(page, 0.5, 0.5)
+    page.wait_for_selector("#heat:not([hidden])")
+    page.select_option("#layer", "0")
+    wait_until(page, "banner.innerText.includes('Choose a single layer')")
+    assert "4" not in page.inner_text("#banner span")
+    page.select_option("#layer", "1")
+    page.wait_for_selector("#heat:not([hidden])")
+
+
+def test_a_server_that_stopped_working_says_so(open_page, models, photo, monkeypatch):
+    def broken(*_: Any, **__: Any) -> None:
+        raise Refusal(504, "deadline", "no answer within 60 seconds")
+
+    with running(models, LIMITS) as (address, app):
+        page = open_page(address)
+        monkeypatch.setattr(models, "check", broken)
+        give(page, photo)
+        wait_until(page, "banner.innerText.includes('A smaller picture is faster')")
+        monkeypatch.setattr(app.service, "trouble", lambda: "a batch has not ended")
+        page.click("#again")
+        wait_until(page, "banner.innerText.includes('has to start it anew')")
+        assert page.get_attribute("#banner", "data-code") == "unhealthy"
 
 
 def test_formats_browsers_cannot_show_and_sizes_models_cannot_take(open_page, models, tmp_path):
