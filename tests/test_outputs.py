@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from setr import scenes
+from setr import polygons, scenes
 from setr.errors import USAGE, SetrError
 from setr.images import read_image
 from setr.masks import read_mask
@@ -25,6 +25,30 @@ def result() -> Result:
     confidence = np.linspace(0, 1, mask.size, dtype=np.float32).reshape(mask.shape)
     scores = np.eye(len(scenes.CLASSES), dtype=np.float32)[mask].transpose(2, 0, 1)
     return Result(image, mask, confidence, scenes.LABELS, lambda: scores, path="in/photo.jpg")
+
+
+def test_small_regions_are_left_out_before_polygons_are_made(monkeypatch):
+    mask = np.random.default_rng(0).integers(0, 3, (60, 60)).astype(np.uint8)
+    mask[10:30, 10:40] = 1
+    drawn, rings = [], polygons._rings
+    monkeypatch.setattr(polygons, "_rings", lambda region: drawn.append(1) or rings(region))
+
+    def fresh() -> Result:
+        return Result(np.zeros((60, 60, 3), np.uint8), mask, mask / 3, scenes.LABELS, mask.copy)
+
+    every = fresh().polygons()
+    assert len(drawn) == len(every)
+    result = fresh()
+    for least in (20, 200, 5):  # also after larger ones only were asked for
+        drawn.clear()
+        found = result.polygons(min_pixels=least)
+        expected = [p for p in every if p.pixels >= least]
+        assert len(drawn) == (0 if least == 200 else len(found))
+        plain = [[(p.class_id, p.pixels, p.box) for p in part] for part in (found, expected)]
+        assert plain[0] == plain[1]
+        for mine, theirs in zip(found, expected, strict=True):
+            for a, b in zip(mine.rings, theirs.rings, strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 def test_every_kind_is_written_and_says_the_same(result: Result, tmp_path: Path) -> None:

@@ -118,12 +118,11 @@ def _regions(
     """Connected regions of a class: uint8 0/1 cut to the region's box, and that box."""
     left, top, width, height = cv2.boundingRect((mask == class_id).view(np.uint8))
     inside = (mask[top : top + height, left : left + width] == class_id).view(np.uint8)
-    count, numbers, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=4)
-    for number in range(1, count):
-        x, y, w, h, pixels = (int(v) for v in stats[number])
-        if pixels >= min_pixels:
-            region = (numbers[y : y + h, x : x + w] == number).view(np.uint8)
-            yield region, (left + x, top + y, w, h)
+    _, numbers, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=4)
+    for number in np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= min_pixels) + 1:  # 0: the rest
+        x, y, w, h = stats[number, : cv2.CC_STAT_AREA].tolist()
+        region = (numbers[y : y + h, x : x + w] == number).view(np.uint8)
+        yield region, (left + x, top + y, w, h)
 
 
 def _rings(region: np.ndarray) -> list[np.ndarray]:

@@ -59,6 +59,7 @@ class Result:
         self.image, self.mask, self.confidence, self.labels = image, mask, confidence, labels
         self.path, self.geo = path, geo
         self._compute_scores = compute_scores
+        self._regions: tuple[int, list[Polygon]] | None = None  # from so many pixels on
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -78,10 +79,6 @@ class Result:
         total = max(1, counts.sum())
         return {self.labels.classes[i]: float(counts[i] / total) for i in order if counts[i]}
 
-    @cached_property
-    def _regions(self) -> list[Polygon]:
-        return mask_polygons(self.mask, len(self.labels.classes))
-
     def polygons(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> list[Polygon]:
         """One polygon per connected region; see `setr.polygons`.
 
@@ -89,7 +86,11 @@ class Result:
             tolerance: the outline may move by this many pixels to save corners; 0 is exact.
             min_pixels: smaller regions are left out.
         """
-        return [simplified(p, tolerance) for p in self._regions if p.pixels >= min_pixels]
+        least = max(1, min_pixels)
+        if self._regions is None or self._regions[0] > least:
+            found = mask_polygons(self.mask, len(self.labels.classes), min_pixels=least)
+            self._regions = least, found
+        return [simplified(p, tolerance) for p in self._regions[1] if p.pixels >= least]
 
     def geojson(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> dict[str, Any]:
         """A FeatureCollection, in map coordinates if the image has a georeference, else pixels."""
