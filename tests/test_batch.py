@@ -473,6 +473,12 @@ def test_ray_gives_the_same_bits(model_dir, photos, expected, tmp_path, monkeypa
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     plain, ray, packed = (tmp_path / name for name in ("plain", "ray", "packed"))
     options = ("--engine", "ray", "--actors", "1")
+    several = ("--protocol", "paper-ms", "--save", "confidence")
+    predict(model_dir, photos / "a", tmp_path / "several", *several)
+    assert predict(model_dir, photos / "a", tmp_path / "by ray", *options, *several) == FAILED
+    assert outputs(tmp_path / "by ray") == outputs(tmp_path / "several")
+    predict(model_dir, photos / "a", tmp_path / "once", *several[2:])
+    assert outputs(tmp_path / "once") != outputs(tmp_path / "several")
     predict(model_dir, photos, plain)
     assert predict(model_dir, photos, ray, *options) == FAILED
     masks = {k: v for k, v in expected.items() if k.endswith(".png")}

@@ -307,10 +307,12 @@ def test_a_protocol_by_its_name(model_dir, photo, tmp_path, capsys):
     assert np.array_equal(found["paper-ms"], expected.astype(np.float16))
     assert np.array_equal(found["whole"], found[None])  # what the model's own is
     assert not np.array_equal(found["whole"], found["paper-ms"])
+    named = load(model_dir, precision="fp32", protocol="paper-ms")
+    assert np.array_equal(named.predict(photo).scores, expected)
     capsys.readouterr()
     for wrong, message in (
         (("--protocol", "paper"), "did you mean 'paper-"),
-        (("--protocol", "whole", "--engine", "ray"), "--protocol whole: unknown to --engine ray"),
+        (("--protocol", "paper", "--engine", "ray"), "did you mean 'paper-"),
     ):
         assert main([*command, "-o", str(tmp_path / "whole"), *wrong]) == USAGE
         assert message in capsys.readouterr().err

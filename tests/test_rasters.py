@@ -220,7 +220,7 @@ def test_a_raster_is_never_overwritten(predictor, pixels, tmp_path, monkeypatch,
     assert (tmp_path / "map.tif").read_bytes() == before
     protocol = ("--protocol", "whole")
     assert main(["predict", "model", "map.tif", "-o", "out", *protocol]) == USAGE
-    assert "map.tif is a GeoTIFF file" in capsys.readouterr().err
+    assert "map.tif is a GeoTIFF file, whose pixels keep their size" in capsys.readouterr().err
     assert main(["predict", "model", ".", "-o", "out", "--json"]) == OK
     images = json.loads(capsys.readouterr().out)["images"]
     assert [image["image"] for image in images] == ["map.tif"]  # and not what lies in OUT

@@ -12,6 +12,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from setr.arrays import as_image
 from setr.config import Precision
 from setr.errors import SetrError
-from setr.evaluation import autocast_dtype
+from setr.evaluation import autocast_dtype, resolve_protocol
 from setr.files import walk_images
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.hub import ModelInfo, from_pretrained
@@ -51,6 +52,8 @@ class Predictor:
         device: `auto` takes a GPU if there is one.
         precision: `auto` computes in bf16 where the hardware does.
         max_pixels: larger files are refused from their header.
+        protocol: how images are run, or the name of a preset (`protocols.preset`), in place of the
+            model's own; a GeoTIFF goes by windows all the same.
         window: run every image by blended windows of so many pixels; by default the model's own
             protocol decides, and only images above `WHOLE_PIXELS` go by windows.
         allow_urls: `predict` may download http(s) addresses.
@@ -64,6 +67,7 @@ class Predictor:
         device: str = "auto",
         precision: Precision = "auto",
         max_pixels: int = MAX_PIXELS,
+        protocol: str | Protocol | None = None,
         window: int | None = None,
         allow_urls: bool = False,
     ) -> None:
@@ -71,7 +75,7 @@ class Predictor:
             raise SetrError(f"window {window}: give pixels from 1")
         self.device = _device(device)
         self.model: SETR | ExportedModel = model.eval().to(self.device)
-        self.info = info
+        self.info = replace(info, protocol=resolve_protocol(protocol, model, info))
         self.max_pixels = max_pixels
         self.window = window
         self.allow_urls = allow_urls

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +20,6 @@ from setr.images import MAX_PIXELS
 if TYPE_CHECKING:
     from setr.batch import Finish, Outcome, Task
     from setr.inputs import Item
-    from setr.predictor import Predictor
     from setr.streams import Stream
 
 Engine = Callable[[Sequence["Task"]], Iterator["Outcome"]]
@@ -52,7 +51,7 @@ class Arguments:
     """Polygons of smaller regions are left out."""
     protocol: str | None = None
     """paper-ss, paper-ms, mmseg-ss, mmseg-ms or whole, as in `setr eval`; the model's own if not
-    given."""
+    given. Not for GeoTIFF files, which are never resized."""
     window: int | None = None
     """Run images by blended windows of so many pixels, whatever the model's protocol."""
     bands: str = ""
@@ -102,6 +101,7 @@ def run(arguments: list[str]) -> int:
             raise SetrError(f"{flag} {getattr(given, name)}: give at least 1", code=USAGE)
     from setr.batch import Task
     from setr.inputs import find_items, output_names
+    from setr.protocols import preset
     from setr.settled import stream_tasks
     from setr.storage import is_address, result_test
     from setr.streams import split_sources
@@ -122,9 +122,14 @@ def run(arguments: list[str]) -> int:
         what = "--submit takes images" if given.submit else f"{given.out}: takes images"
         raise SetrError(f"{what}, not {streams[0].source}", code=USAGE)
     maps = [s.source for s in streams if not s.is_video and not is_url(s.source)]
-    if given.protocol and (maps or given.engine == "ray"):
-        what = f"{maps[0]} is a GeoTIFF file, run by windows" if maps else "unknown to --engine ray"
-        raise SetrError(f"--protocol {given.protocol}: {what}; leave one out", code=USAGE)
+    if given.protocol:
+        preset(given.protocol)  # a wrong name ends here, not in every actor of a cluster
+    if given.protocol and maps:
+        raise SetrError(
+            f"--protocol {given.protocol}: resizes images, and {maps[0]} is a GeoTIFF file, whose "
+            "pixels keep their size on the ground; leave one out (--window sets its windows)",
+            code=USAGE,
+        )
     if given.submit:
         return _submit(given, items)
     names = output_names(items)
@@ -204,6 +209,7 @@ def _engines(
 ) -> tuple[Engine, Engine]:
     """What runs images, and what runs streams; a model that cannot be loaded fails here."""
     from setr.batch import outcomes
+    from setr.predictor import load
 
     plain = finish(None)
     options: dict[str, Any] = {
@@ -215,7 +221,7 @@ def _engines(
     }
     loading = _loading(given)
     on_ray = given.engine == "ray"
-    predictor = None if on_ray and not films else _loaded(given)
+    predictor = None if on_ray and not films else load(given.model, **loading)
 
     def streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
         for task in tasks:
@@ -233,19 +239,8 @@ def _engines(
 
 def _loading(given: Arguments) -> dict[str, Any]:
     """Keywords of `setr.load`."""
-    names = ("device", "precision", "max_pixels", "window", "allow_urls")
+    names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls")
     return {name: getattr(given, name) for name in names}
-
-
-def _loaded(given: Arguments) -> Predictor:
-    """The model, with the protocol asked for."""
-    from setr.evaluation import resolve_protocol
-    from setr.predictor import load
-
-    predictor = load(given.model, **_loading(given))
-    protocol = resolve_protocol(given.protocol, predictor.model, predictor.info)
-    predictor.info = replace(predictor.info, protocol=protocol)
-    return predictor
 
 
 def _stream(
@@ -278,10 +273,11 @@ def _submit(given: Arguments, items: Sequence[Item]) -> int:
     """One zip file for a test server, which refuses a submission with holes."""
     from setr.inputs import read_item
     from setr.manifest import printable
+    from setr.predictor import load
     from setr.submissions import Submission, check_submission
 
     assert given.submit is not None
-    predictor = _loaded(given)
+    predictor = load(given.model, **_loading(given))
     path = Path(given.out) / f"{given.submit}.zip"
     path.parent.mkdir(parents=True, exist_ok=True)
     with Submission(given.submit, path, predictor.info.labels) as submission:
