@@ -75,20 +75,28 @@ def synthetic(dialect: str, size: str) -> dict[str, Tensor]:
     return state
 
 
+MEASURED = """
+import sys
+from setr.cli import main
+from setr.machine import process_peak
+code = main(["convert", *sys.argv[1:]])
+print(process_peak())
+sys.exit(code)
+"""
+
+
 def convert(source: Path, out: Path) -> tuple[float, float, str]:
     """Run `setr convert`: seconds, peak memory in GiB, its report."""
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "setr", "convert", str(source), "-o", str(out)],
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(source), "-o", str(out)],
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    report = process.stdout.read().strip()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    if done.returncode:
         raise SystemExit(f"setr convert failed on {source}")
-    return time.monotonic() - began, usage.ru_maxrss / 2**20, report
+    report, _, peak = done.stdout.strip().rpartition("\n")
+    return time.monotonic() - began, int(peak) / 2**30, report
 
 
 def main() -> None:

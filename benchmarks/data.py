@@ -233,17 +233,17 @@ def as_jpeg(root: Path, target: Path) -> Path:
 
 
 STARTUP = """
-import resource, sys, time
+import sys, time
+from setr.machine import process_peak
 began = time.perf_counter()
 from setr.datasets import open_dataset
 dataset = open_dataset(sys.argv[1], "train")
 opened = time.perf_counter() - began
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+memory = process_peak() / 2**20
 from setr.loader import BatchOrder
 batch = next(iter(BatchOrder(len(dataset), 8, seed=0, start=0, stop=1)))
 pairs = [dataset.pairs[i] for _, i in batch]
-print(opened, time.perf_counter() - began, memory,
-      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, len(dataset))
+print(opened, time.perf_counter() - began, memory, process_peak() / 2**20, len(dataset))
 """
 
 

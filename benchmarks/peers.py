@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "src"))  # not installed in a peer's
+from setr.machine import process_peak
 
 
 class _NoOps(types.ModuleType):
@@ -30,9 +32,5 @@ def load_mmseg() -> None:
 
 
 def peak_mb() -> float:
-    """Peak memory of this process alone; ru_maxrss begins at its parent's size at the fork."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    """Peak main memory of this process alone."""
+    return process_peak() / 2**20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ from setr.estimate import (
     largest_batch,
     settled,
 )
-from setr.machine import free_bytes, peak_bytes, resident_bytes
+from setr.machine import free_bytes, peak_bytes, process_peak, resident_bytes
 from setr.memory import step_memory
 from tests.conftest import tiny_config, tiny_model
 
@@ -222,10 +221,37 @@ def test_the_command_prints_parts_and_advice(capsys):
 
 
 def test_the_machine_tells_its_memory():
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert 1e8 < resident_bytes() <= peak_bytes(CPU) * 1.01
-    assert peak_bytes(CPU) >= 1000 * used
     assert free_bytes(CPU) > resident_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_a_process_does_not_count_what_its_parent_held():
+    code = (
+        "import resource, sys\n"
+        "from setr.machine import process_peak\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(process_peak(), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    own, with_parent = map(int, done.stdout.split())
+    assert own < 6e7 < resident_bytes()
+    assert own <= with_parent
+
+
+def test_the_peak_is_told_without_proc(monkeypatch):
+    def missing(path: Path, *_: object, **__: object) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert process_peak() > 1e8
+
+
+def test_nothing_else_asks_the_system_for_its_peak():
+    root = Path(__file__).parents[1]
+    files = [*root.glob("src/setr/**/*.py"), *root.glob("benchmarks/**/*.py")]
+    asking = [p for p in files if "ru_maxrss" in p.read_text(encoding="utf-8")]
+    assert asking == [root / "src/setr/machine.py"]
 
 
 def test_a_cache_needs_a_frozen_encoder():

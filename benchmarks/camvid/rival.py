@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "src"))  # not installed in a rival's
+from setr.machine import process_peak
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The scales of the multi-scale test, as ours."""
@@ -90,11 +93,7 @@ def save_labels(folder: Path, image: Path, ids: np.ndarray) -> None:
 def finish(given: argparse.Namespace, version: str, timer: Timer, model: Any) -> None:
     """Write `result.json`: what training took, and on what."""
     cuda = torch.cuda.is_available()
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**20
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
+    peak = (torch.cuda.max_memory_allocated() if cuda else process_peak()) / 2**20
     values = {
         "commit": version,
         "torch": torch.__version__,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -50,9 +49,11 @@ def peak_memory() -> float:
     """Largest memory of this process in MB: of the GPU if it was used, else of the process."""
     import torch
 
+    from setr.machine import process_peak
+
     if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated() / 2**20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return process_peak() / 2**20
 
 
 class Clock:

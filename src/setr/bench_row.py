@@ -6,11 +6,9 @@ figures as JSON. What is timed is the way from a normalised image to its mask, a
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from setr import scenes
 from setr.datasets import open_dataset
 from setr.evaluation import Outcome, evaluate_split
 from setr.inference import predict_mask
+from setr.machine import process_peak
 from setr.predictor import Predictor, load
 from setr.protocols import Protocol
 
@@ -90,14 +89,7 @@ def peak_mb() -> float:
     """Peak memory of this process in MB; of the GPU where one was used."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
-    with contextlib.suppress(OSError):  # ru_maxrss would count what the parent held at the fork
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1024
-    import resource
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return process_peak() / 2**20
 
 
 def _masks(predictor: Predictor, job: dict[str, Any]) -> tuple[list[np.ndarray], float | None]:

@@ -1,4 +1,7 @@
-"""What the machine has: memory that is free, memory that was taken, and its matrix rate."""
+"""What the machine has: memory that is free, memory that was taken, and its matrix rate.
+
+Imported without torch, so that programs which do without it can be measured, too.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from setr.products import product, worth_it
+if TYPE_CHECKING:
+    import torch
 
 
 def free_bytes(device: torch.device) -> int:
     """What this process may still take of a device, with what it holds already."""
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
     return available_bytes() + resident_bytes()
@@ -24,7 +29,21 @@ def free_bytes(device: torch.device) -> int:
 def peak_bytes(device: torch.device) -> int:
     """The most this process has held: of tensors on a GPU, of all memory on a CPU."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
+    return process_peak()
+
+
+def process_peak() -> int:
+    """The most main memory this process has held, in bytes; 0 where the system does not tell.
+
+    `ru_maxrss` begins at what the parent held when it started this process, so it is asked only
+    where there is no /proc.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        rows = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(dict(row.split(":", 1) for row in rows)["VmHWM"].split()[0])
     if sys.platform == "win32":
         return 0  # not told there without further packages
     import resource
@@ -37,7 +56,7 @@ def resident_bytes() -> int:
     """Main memory this process holds now (its peak, where the system tells no more)."""
     with contextlib.suppress(OSError, ValueError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * _page_bytes()
-    return peak_bytes(torch.device("cpu"))
+    return process_peak()
 
 
 def available_bytes() -> int:
@@ -69,6 +88,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype | None) -> float:
 
     The best of a few repetitions, on random numbers of a generator of their own.
     """
+    import torch
+
+    from setr.products import product, worth_it
+
     side, repeats = (8192, 5) if device.type == "cuda" else (1024, 3)
     generator = torch.Generator(device).manual_seed(0)
     a = torch.randn(side, side, device=device, generator=generator).to(dtype or torch.float32)
@@ -84,4 +107,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype | None) -> float:
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize(device)
