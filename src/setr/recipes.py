@@ -51,18 +51,25 @@ def list_recipes() -> dict[str, str]:
 def demo() -> Config:
     """SETR-PUP from random weights on drawn street scenes; minutes on two CPU cores."""
     return Config(
-        model=ModelConfig(name="setr_pup_nano", img_size=128),
+        model=ModelConfig(name="setr_pup_nano", img_size=128, channels=32),
         data=DataConfig(root="scenes", crop_size=(128, 128), scale_range=(0.75, 1.5), workers=1),
         optim=OptimConfig(
             name="adamw",
-            lr=1e-3,
+            lr=3e-3,
             head_lr_factor=1,
             min_lr=0,
             weight_decay=0.05,
-            warmup_steps=20,
+            warmup_steps=10,
             clip_grad=1.0,
         ),
-        train=TrainConfig(steps=220, batch_size=16, ema=0.99, log_every=10, save_every=100),
+        train=TrainConfig(
+            steps=200,
+            batch_size=8,
+            ema=0.98,
+            class_weights="sqrt_median_frequency",
+            log_every=10,
+            save_every=100,
+        ),
         eval=EvalConfig(multi_scale=True),
     )
 
