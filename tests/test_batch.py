@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from setr import predictor, scenes
-from setr.batch import NoMemoryError, _Batches, predict_each
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.files import write_bytes
@@ -28,6 +27,7 @@ from setr.images import encode_png
 from setr.inference import Protocol
 from setr.inputs import find_items, read_item
 from setr.manifest import Manifest
+from setr.passes import Batches, NoMemoryError, predict_each
 from setr.predictor import load
 from setr.result import Result
 from setr.storage import Storage
@@ -130,7 +130,7 @@ class Rounding:
 )
 def test_images_are_batched_only_where_no_bit_changes(differs, calls):
     model = Rounding(differs)
-    batches = _Batches(model, 4, exact=True)
+    batches = Batches(model, 4, exact=True)
     image = np.zeros((8, 8, 3), np.uint8)
     found = [r for n in (4, 4, 1) for r in batches.run([image] * n)]
     assert model.calls == calls
@@ -139,7 +139,7 @@ def test_images_are_batched_only_where_no_bit_changes(differs, calls):
 
 def test_inexact_batches_are_filled_up():
     model = Rounding(True)
-    found = _Batches(model, 4, exact=False).run([np.ones((8, 8, 3), np.uint8)] * 3)
+    found = Batches(model, 4, exact=False).run([np.ones((8, 8, 3), np.uint8)] * 3)
     assert model.calls == [4]
     assert len(found) == 3
 

@@ -25,6 +25,7 @@ ORDER = (
         "pairs",
         "scenes",
         "shards",
+        "shard_writer",
         "data_yaml",
         "datasets",
     ),
@@ -85,9 +86,9 @@ ORDER = (
     *("montage", "samples", "trackers", "runfolder", "snapshot", "build", "features", "sources"),
     *("estimate", "telemetry", "profiling", "engine"),
     # predictions
-    *("urls", "arrays", "video", "polygons", "annotations", "rasters", "result"),
+    *("urls", "arrays", "video", "polygons", "annotations", "rasters", "kinds", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),
-    *("inputs", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
+    *("inputs", "passes", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
     *("graphs", "quantize", "onnx_file", "export", "bench_row", "bench"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),

@@ -13,9 +13,10 @@ from PIL import Image
 from setr import polygons, scenes
 from setr.errors import USAGE, SetrError
 from setr.images import read_image
+from setr.kinds import KINDS
 from setr.masks import read_mask
 from setr.outputs import output_path, parse_kinds, write
-from setr.result import KINDS, Result
+from setr.result import Result
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import encode_png
 from setr.inputs import find_items
 from setr.loader import training_batches
-from setr.shards import BUFFER, Keys, Shards
+from setr.shard_writer import Keys
+from setr.shards import BUFFER, Shards
 from setr.transforms import Augmentation
 
 
@@ -93,7 +94,7 @@ def test_outputs_of_a_packed_archive_are_named_after_the_images(packed):
 
 
 def test_row_groups_join_without_a_seam(folder_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("setr.shards.GROUP", 2)
+    monkeypatch.setattr("setr.shard_writer.GROUP", 2)
     out = str(tmp_path / "out")
     assert main(["shard", str(folder_data), out, "--samples", "5", "--format", "parquet"]) == 0
     ours, theirs = open_dataset(out, "train"), open_dataset(str(folder_data), "train")

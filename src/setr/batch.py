@@ -1,22 +1,20 @@
 """Predict any number of images: decode | model | encode at the same time, in bounded memory.
 
 Threads decode ahead and write behind while the calling thread runs the model, so that the model
-never waits for files. Images of one size share passes of the model, but only where that does not
-change a bit: the first full batch of every size is also run one by one, and where the two differ
-(fp32 matrix products round differently for another number of rows) that size goes on one by one.
-Results therefore do not depend on order, neighbours, `--shard`, a restart or the engine.
+never waits for files. Images of one size share passes of the model where that does not change a bit
+(`passes.py`), so results do not depend on order, neighbours, `--shard`, a restart or the engine.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,16 +22,14 @@ from setr.errors import SetrError
 from setr.estimate import is_out_of_memory
 from setr.images import MAX_PIXELS, read_image
 from setr.inputs import Item, read_item
+from setr.kinds import KINDS
 from setr.outputs import POLYGON_KINDS, output_path
-from setr.result import KINDS, Result
+from setr.passes import BATCH_PIXELS, Batches, PredictsBatches, attempt
+from setr.result import Result
 from setr.storage import Storage
-
-T = TypeVar("T")
 
 BATCH = 8
 """Images per pass of the model."""
-BATCH_PIXELS = 4_000_000
-"""Larger images are run alone: one of them keeps any device busy."""
 AHEAD_BYTES = 512 << 20
 """Decoded images held before and behind the model, as far as one image leaves the choice."""
 
@@ -57,46 +53,6 @@ class Outcome(NamedTuple):
     row: dict[str, Any]
     files: dict[str, bytes]
     text: str
-
-
-class NoMemoryError(SetrError):
-    """An image that does not fit into memory."""
-
-
-class PredictsBatches(Protocol):
-    """The part of a `Predictor` that is used here."""
-
-    def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
-        """Results of images of one size."""
-
-
-def attempt(compute: Callable[[], T], shape: Sequence[int]) -> T | SetrError:
-    """What is computed for an image of this shape (H, W, …), or why it cannot be."""
-    try:
-        return compute()
-    except SetrError as error:
-        return error.with_traceback(None)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        # returned: one that is raised here would hold the frames, and so what did not fit
-        size = f"{shape[1]}x{shape[0]}"
-        return NoMemoryError(f"{size} pixels do not fit into memory; give the model a window")
-
-
-def predict_each(
-    predictor: PredictsBatches, images: Sequence[np.ndarray], *, together: bool = True
-) -> list[Result | SetrError]:
-    """Results of images of one size: in one pass, or one by one, also where one pass fails."""
-    if together and len(images) > 1:
-        found = attempt(partial(predictor.predict_batch, images), images[0].shape)
-        if not isinstance(found, SetrError):
-            return list(found)
-    return [attempt(partial(_predict, predictor, image), image.shape) for image in images]
-
-
-def _predict(predictor: PredictsBatches, image: np.ndarray) -> Result:
-    return predictor.predict_batch([image])[0]
 
 
 @dataclass(frozen=True)
@@ -196,7 +152,7 @@ def outcomes(
         max_pixels: larger images are refused from their header.
         scores: the outputs need the class probabilities, which only this thread can compute.
     """
-    model = _Batches(predictor, batch, exact)
+    model = Batches(predictor, batch, exact)
     with (
         ThreadPoolExecutor(workers, "decode") as readers,
         ThreadPoolExecutor(workers, "encode") as writers,
@@ -277,37 +233,3 @@ def _finished(
     found: Result | SetrError,
 ) -> Outcome:
     return failed(task, found) if isinstance(found, SetrError) else finish(task, found)
-
-
-class _Batches:
-    """Runs images of one size, together where that is allowed."""
-
-    def __init__(self, predictor: PredictsBatches, batch: int, exact: bool) -> None:
-        self.predictor, self.batch, self.exact = predictor, batch, exact
-        self.same: dict[tuple[int, ...], bool] = {}  # by shape: batched == one by one
-
-    def run(self, images: list[np.ndarray]) -> list[Result | SetrError]:
-        shape, count = images[0].shape, len(images)
-        singly = partial(predict_each, self.predictor, images, together=False)
-        if self.batch == 1 or shape[0] * shape[1] > BATCH_PIXELS:
-            return singly()
-        if not self.exact:
-            black = [np.zeros(shape, np.uint8)] * (self.batch - count)
-            return predict_each(self.predictor, images + black)[:count]
-        if count < self.batch or self.same.get(shape) is False:
-            return singly()
-        found = predict_each(self.predictor, images)
-        if shape not in self.same:
-            single = singly()
-            self.same[shape] = all(map(_equal, found, single))
-            return single
-        return found
-
-
-def _equal(one: Result | SetrError, other: Result | SetrError) -> bool:
-    return (
-        isinstance(one, Result)
-        and isinstance(other, Result)
-        and np.array_equal(one.mask, other.mask)
-        and np.array_equal(one.confidence, other.confidence)
-    )

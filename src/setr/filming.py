@@ -60,7 +60,7 @@ def predict_video(
         path: a video.
         stem: output folder and name without ending: `out/clip` gives `out/clip_overlay.mp4` and
             `out/clip/000001.png`, …
-        kinds: of `result.KINDS`.
+        kinds: of `kinds.KINDS`.
         options: of the kinds with polygons; see `outputs.write`.
         on_frame: called with the number of frames done and announced.
 

@@ -174,20 +174,6 @@ def _tail(source: Source, count: int = 4096) -> bytes:
         return file.read()
 
 
-PICTURE_FORMATS = {
-    ".png": "PNG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-}
-"""Suffixes `encode_picture` knows, with Pillow's names for them."""
-LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
-"""Those that keep every value."""
-
-
 def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes:
     """The bytes of a PNG file of uint8/uint16 (H, W) or uint8 RGB (H, W, 3).
 
@@ -195,11 +181,19 @@ def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes
         array: pixels.
         palette: (K, 3) uint8 colours, making an 8-bit (H, W) array a palette PNG.
     """
-    return encode_picture(array, ".png", palette=palette)
+    return encode_picture(array, "PNG", palette=palette)
 
 
-def encode_picture(array: np.ndarray, suffix: str, *, palette: np.ndarray | None = None) -> bytes:
-    """As `encode_png`, in the format of a suffix of `PICTURE_FORMATS`.
+def encode_picture(
+    array: np.ndarray, form: str, *, palette: np.ndarray | None = None, **options: Any
+) -> bytes:
+    """As `encode_png`, in another of Pillow's formats.
+
+    Args:
+        array: pixels.
+        form: Pillow's name of the format.
+        palette: as there.
+        options: of that format, for example `quality`.
 
     Raises:
         SetrError: larger than the format can be.
@@ -208,11 +202,10 @@ def encode_picture(array: np.ndarray, suffix: str, *, palette: np.ndarray | None
     if palette is not None:
         image.putpalette(palette.astype(np.uint8).tobytes())
     buffer = io.BytesIO()
-    lossy = {} if suffix in LOSSLESS else {"quality": 95}
     try:
-        image.save(buffer, format=PICTURE_FORMATS[suffix], **lossy)
+        image.save(buffer, format=form, **options)
     except (OSError, ValueError) as error:
-        raise SetrError(f"{suffix}: cannot hold {image.width}x{image.height} ({error})") from None
+        raise SetrError(f"{form}: cannot hold {image.width}x{image.height} ({error})") from None
     return buffer.getvalue()
 
 

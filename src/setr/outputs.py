@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from setr.errors import USAGE, SetrError
+from setr.kinds import KINDS
 from setr.rasters import RASTER_KINDS
-from setr.result import KINDS, Result
+from setr.result import Result
 
 NAME_MAX = 255
 """Bytes in a file name, on every common file system."""

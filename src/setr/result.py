@@ -23,7 +23,8 @@ import numpy as np
 from setr.annotations import Georeference, to_coco, to_geojson, to_labelme
 from setr.errors import SetrError
 from setr.files import write_bytes
-from setr.images import LOSSLESS, PICTURE_FORMATS, encode_picture, encode_png
+from setr.images import encode_picture, encode_png
+from setr.kinds import LOSSLESS, PICTURE_FORMATS, checked_suffix, unknown_kind
 from setr.labels import Labels
 from setr.montage import with_legend
 from setr.polygons import Polygon, mask_polygons, simplified
@@ -31,6 +32,8 @@ from setr.rasters import write_raster
 
 NOTEBOOK_WIDTH = 960
 """Pictures in a notebook are at most this wide, in pixels."""
+QUALITY = 95
+"""Of JPEG and WebP files."""
 
 
 class Result:
@@ -144,7 +147,7 @@ class Result:
 
         The path is written as it is given. Its suffix chooses the format: pictures can be .png,
         .tif or .bmp, and .jpg or .webp too where no value has to survive (`color`, `overlay` and
-        `confidence`; quality 95). A .tif of a georeferenced image's `mask`, `ids` or `confidence`
+        `confidence`; at `QUALITY`). A .tif of a georeferenced image's `mask`, `ids` or `confidence`
         is a GeoTIFF. Without a suffix the kind's own format is written.
 
         Args:
@@ -157,7 +160,7 @@ class Result:
                 written.
         """
         path = Path(path)
-        suffix = _checked_suffix(path, kind)
+        suffix = checked_suffix(path, kind)
         on_map = self.geo and suffix in (".tif", ".tiff") and kind in ("mask", "ids", "confidence")
         data = b"" if on_map else self.encode(kind, folder=path.parent, suffix=suffix, **options)
         try:
@@ -190,14 +193,16 @@ class Result:
             )
         if kind in _PICTURES:
             palette = self.labels.palette if kind == "mask" else None
-            return encode_picture(_PICTURES[kind](self), suffix, palette=palette)
+            options = {} if suffix in LOSSLESS else {"quality": QUALITY}
+            form = PICTURE_FORMATS[suffix]
+            return encode_picture(_PICTURES[kind](self), form, palette=palette, **options)
         if kind in _POLYGONS:
             return _json(_POLYGONS[kind](self, **options))
         if kind == "labelme":
             return _json(self.labelme(folder=folder, **options))
         if kind == "share":
             return _json(self.share())
-        raise _unknown(kind)
+        raise unknown_kind(kind)
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -230,32 +235,6 @@ class Result:
         return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def _checked_suffix(path: Path, kind: str) -> str:
-    """The suffix in small letters, `.png` for none; it must be one of the kind's."""
-    if kind not in KINDS:
-        raise _unknown(kind)
-    suffix = path.suffix.lower()
-    if kind in _PICTURES:
-        known = LOSSLESS if kind in ("mask", "ids") else tuple(PICTURE_FORMATS)
-        suffix = suffix or ".png"
-    else:
-        known = (".geojson", ".json") if kind == "geojson" else (Path(f"x{KINDS[kind]}").suffix,)
-    if suffix and suffix not in known:
-        loses = ", which would change its values" if suffix in PICTURE_FORMATS else ""
-        loses = loses if kind in ("mask", "ids") else ""
-        own = next((k for k in ("geojson", "scores", "share") if KINDS[k].endswith(suffix)), None)
-        hint = f"; or give another kind, such as '{own}'" if own else ""
-        raise SetrError(
-            f"{path}: kind '{kind}' is not written as {suffix}{loses}; "
-            f"end the name in {', '.join(known)}{hint}"
-        )
-    return suffix
-
-
-def _unknown(kind: str) -> SetrError:
-    return SetrError(f"save kind '{kind}': choose from {', '.join(KINDS)}")
-
-
 def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
@@ -283,20 +262,3 @@ _POLYGONS: dict[str, Callable[..., dict[str, Any]]] = {
     "coco": Result.coco,
     "coco_rle": lambda r, **options: r.coco(all_run_lengths=True, **options),
 }
-KINDS = {
-    "mask": ".png",
-    "ids": "_ids.png",
-    "color": "_color.png",
-    "overlay": "_overlay.png",
-    "confidence": "_confidence.png",
-    "scores": "_scores.npz",
-    "share": "_share.json",
-    "geojson": ".geojson",
-    "coco": "_coco.json",
-    "coco_rle": "_coco_rle.json",
-    "labelme": ".json",
-}
-"""What can be saved, with the ending of the file name: `mask` is a palette PNG whose indices are
-training ids, `ids` the same as plain grey, `color` and `overlay` are RGB, `confidence` is grey
-(255 = certain), `scores` holds float16 probabilities (K, H, W) and the class names, `share` the
-classes' shares, the others polygons."""

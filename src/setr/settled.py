@@ -17,11 +17,11 @@ from setr.batch import Finish, Task
 from setr.filming import FILMS
 from setr.hub import FILES
 from setr.inputs import Item, file_stamp
+from setr.kinds import KINDS
 from setr.manifest import Row
 from setr.outputs import parse_kinds, with_ending
 from setr.rasters import RASTER_KINDS
 from setr.remote import fetch
-from setr.result import KINDS
 from setr.storage import Storage
 from setr.streams import Stream, stems
 from setr.urls import is_url

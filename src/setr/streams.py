@@ -103,7 +103,7 @@ def predict_stream(
         predictor: the model.
         stream: as `split_sources` gives it.
         stem: output folder and name without ending.
-        kinds: of `result.KINDS`; None is `overlay` for a video and `mask` for everything else.
+        kinds: of `kinds.KINDS`; None is `overlay` for a video and `mask` for everything else.
         bands: of a GeoTIFF; see `rasters.Raster`.
         value_range: of a GeoTIFF; see `rasters.Raster`.
         polygon_options: `tolerance` and `min_pixels`.

@@ -17,7 +17,7 @@ from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
     from setr.datasets import Dataset
-    from setr.shards import Packed
+    from setr.shard_writer import Packed
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> int:
     from setr.doctor import check
     from setr.files import write_bytes
     from setr.progress import counting
-    from setr.shards import FORMAT, INDEX, write_split
+    from setr.shard_writer import write_split
+    from setr.shards import FORMAT, INDEX
 
     if (given.out / INDEX).exists():
         raise SetrError(f"{given.out}: holds shards already; choose another OUT", code=USAGE)
@@ -89,7 +90,7 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
     from setr.images import encode_png
     from setr.masks import read_mask
     from setr.progress import counting
-    from setr.shards import Packed
+    from setr.shard_writer import Packed
 
     show = counting(f"pack {dataset.split}")
     order = np.random.default_rng(zlib.crc32(dataset.split.encode())).permutation(len(dataset))

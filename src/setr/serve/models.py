@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from setr.batch import attempt, predict_each
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.figures import make_view
+from setr.passes import attempt, predict_each
 from setr.predictor import Predictor, Result, load
 from setr.protocols import Protocol
 from setr.serve.batching import DeadlinePassed

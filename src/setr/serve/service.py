@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 from starlette.requests import Request
 
-from setr.batch import NoMemoryError
 from setr.errors import SetrError
 from setr.estimate import is_out_of_memory
 from setr.images import ImageTooLargeError, check_whole, read_image
+from setr.passes import NoMemoryError
 from setr.serve.batching import Batcher, DeadlinePassed, Job
 from setr.serve.bodies import Gone, image_bytes
 from setr.serve.limits import Admission, Limits, Refusal

@@ -1,0 +1,70 @@
+"""What a result can be saved as: kinds, the endings of their files, and the formats of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setr.errors import SetrError
+
+KINDS = {
+    "mask": ".png",
+    "ids": "_ids.png",
+    "color": "_color.png",
+    "overlay": "_overlay.png",
+    "confidence": "_confidence.png",
+    "scores": "_scores.npz",
+    "share": "_share.json",
+    "geojson": ".geojson",
+    "coco": "_coco.json",
+    "coco_rle": "_coco_rle.json",
+    "labelme": ".json",
+}
+"""What can be saved, with the ending of the file name: `mask` is a palette PNG whose indices are
+training ids, `ids` the same as plain grey, `color` and `overlay` are RGB, `confidence` is grey
+(255 = certain), `scores` holds float16 probabilities (K, H, W) and the class names, `share` the
+classes' shares, the others polygons."""
+PICTURES = ("mask", "ids", "color", "overlay", "confidence")
+"""Kinds that are pictures."""
+PICTURE_FORMATS = {
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+}
+"""Suffixes of pictures, with Pillow's names for them."""
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
+"""Those that keep every value."""
+
+
+def checked_suffix(path: Path, kind: str) -> str:
+    """The suffix in small letters, a picture's `.png` for none.
+
+    Raises:
+        SetrError: an unknown kind, or a suffix that is not one of its own.
+    """
+    if kind not in KINDS:
+        raise unknown_kind(kind)
+    suffix = path.suffix.lower()
+    if kind in PICTURES:
+        known = LOSSLESS if kind in ("mask", "ids") else tuple(PICTURE_FORMATS)
+        suffix = suffix or ".png"
+    else:
+        known = (".geojson", ".json") if kind == "geojson" else (Path(f"x{KINDS[kind]}").suffix,)
+    if suffix and suffix not in known:
+        loses = ", which would change its values" if suffix in PICTURE_FORMATS else ""
+        loses = loses if kind in ("mask", "ids") else ""
+        own = next((k for k in ("geojson", "scores", "share") if KINDS[k].endswith(suffix)), None)
+        hint = f"; or give another kind, such as '{own}'" if own else ""
+        raise SetrError(
+            f"{path}: kind '{kind}' is not written as {suffix}{loses}; "
+            f"end the name in {', '.join(known)}{hint}"
+        )
+    return suffix
+
+
+def unknown_kind(kind: str) -> SetrError:
+    """What is said of a kind that does not exist."""
+    return SetrError(f"save kind '{kind}': choose from {', '.join(KINDS)}")
