@@ -18,7 +18,7 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import encode_png
 from setr.inputs import find_items
 from setr.loader import training_batches
-from setr.shard_writer import Keys
+from setr.shard_writer import Keys, Packed, write_split
 from setr.shards import BUFFER, Shards
 from setr.transforms import Augmentation
 
@@ -85,6 +85,20 @@ def test_keys_are_the_images_names_unique_and_safe():
     long = [keys(f"{'ü' * 60}{i}.png") for i in range(3)]
     assert len({*long}) == 3
     assert all(len(f"{key}.mask.png".encode()) < 100 for key in long)
+
+
+def test_every_sample_of_an_index_has_a_name_of_its_own(tmp_path):
+    names = ["a.png", "b.png", "a.png", "new\nline.png", "latin\udce9.png", "a-2.png"]
+    data = [encode_png(np.full((4, 4), i, np.uint8)) for i in range(len(names))]
+    packed = [Packed(name, d, ".png", d) for name, d in zip(names, data, strict=True)]
+    entry = write_split(tmp_path, "train", packed, per_shard=2)
+    description = {"format": "setr-shards-1", "labels": {}, "splits": {"train": entry}}
+    (tmp_path / "shards.json").write_text(json.dumps(description))
+    shards = Shards(str(tmp_path), "train")
+    assert shards.names == [
+        *("a.png", "b.png", "a-2.png", "new_line.png", "latin_.png", "a-2-2.png")
+    ]
+    assert [shards.read(i)[0] for i in range(len(names))] == data
 
 
 def test_outputs_of_a_packed_archive_are_named_after_the_images(packed):

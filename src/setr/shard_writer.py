@@ -66,12 +66,12 @@ def write_split(
     rows: dict[str, list[Any]] = {"shard": [], "start": [], "size": [], "crc": []}
     names: list[str] = []
     shards: list[dict[str, Any]] = []
-    keys = Keys()
-    for number, group in itertools.groupby(enumerate(samples), lambda pair: pair[0] // per_shard):
+    numbered = enumerate(_keyed(samples))
+    for number, group in itertools.groupby(numbered, lambda pair: pair[0] // per_shard):
         part, file = out / f".{split}.part", f"{split}-{number:06}.{form}"
         count = len(names)
         write = _write_tar if form == "tar" else _write_parquet
-        for sample, starts in write(part, ((keys(sample.name), sample) for _, sample in group)):
+        for sample, starts in write(part, (keyed for _, keyed in group)):
             names.append(sample.name)
             rows["shard"].append(number)
             rows["start"].append(starts)
@@ -92,6 +92,17 @@ def write_split(
     )
     (out / f"{split}.npz").write_bytes(buffer.getvalue())
     return {"shards": shards, "index": f"{split}.npz", "crc": zlib.crc32(buffer.getvalue())}
+
+
+def _keyed(samples: Iterable[Packed]) -> Iterator[tuple[str, Packed]]:
+    """Samples with their keys; a name that was there before, or is no text, becomes the key's."""
+    keys, taken = Keys(), set[str]()
+    for sample in samples:
+        key = keys(sample.name)
+        if sample.name in taken or not sample.name.isprintable():
+            sample = sample._replace(name=f"{key}{sample.suffix}")
+        taken.add(sample.name)
+        yield key, sample
 
 
 def _write_tar(
