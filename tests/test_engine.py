@@ -224,7 +224,7 @@ def test_a_full_disk_costs_the_save_and_not_the_run(config, monkeypatch, capsys)
     monkeypatch.setattr(checkpoint, "_write_tensors", full)
     metrics = train(with_train(config, save_every=2))
     assert metrics["single_scale"]["miou"] is not None
-    assert len(saves) == 2
+    assert len(saves) == 3  # after two steps, before the test and after it
     lines = capsys.readouterr().err
     assert "state of step 2 not saved (the disk is full)" in lines
     assert "training goes on" in lines
@@ -295,3 +295,47 @@ def test_a_signal_saves_and_exits_130(tmp_path, number):
     state = newest_state(out / LAST)
     assert state is not None
     assert state.step >= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_signal_in_the_last_test_leaves_a_run_to_continue(tmp_path, monkeypatch, number, ema):
+    """At once, with the weights of the last step; the test is then done when continued."""
+    whole = train(tiny_config(tmp_path / "whole", ema=ema))
+    config = tiny_config(tmp_path / "run", ema=ema)
+    original = engine.evaluate_split
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+        raise AssertionError("goes on")
+
+    monkeypatch.setattr(engine, "evaluate_split", interrupted)
+    before = signal.getsignal(number)
+    for resume in (False, True):
+        with pytest.raises(SetrError) as caught:
+            train(config, resume=resume)
+        assert caught.value.code == INTERRUPTED
+        steps = config.train.steps
+        expected = f"stopped after step {steps}; continue with `setr train {config.out} --resume`"
+        assert str(caught.value) == expected
+        assert signal.getsignal(number) is before
+    monkeypatch.setattr(engine, "evaluate_split", original)
+    metrics = train(config, resume=True)
+    assert metrics["single_scale"]["iou"] == whole["single_scale"]["iou"]
+    states = [final_state(tmp_path / name) for name in ("whole", "run")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_interruption_in_the_last_step_ends_before_the_test(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path / "run")
+    original = engine._Run.train_step
+
+    def stopping(self, images, masks):
+        self.stop = self.step + 1 == config.train.steps
+        return original(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", stopping)
+    with pytest.raises(SetrError, match=f"stopped after step {config.train.steps}; continue"):
+        train(config)
+    assert train(config, resume=True)["single_scale"]["miou"] is not None

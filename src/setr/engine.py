@@ -30,7 +30,7 @@ from setr.evaluation import autocast_dtype, evaluate_split, write_json
 from setr.facts import data_record, require_same_run, run_facts
 from setr.hub import from_pretrained, save_pretrained
 from setr.inference import MULTI_SCALES
-from setr.interrupt import Interrupt
+from setr.interrupt import Interrupt, ending_with
 from setr.loader import batch_files
 from setr.loss_scale import LossScaler
 from setr.losses import count_weight, segmentation_loss
@@ -112,12 +112,13 @@ class _Run:
         if config.train.class_weights != "none":
             weights = class_weights(pixels, config.train.class_weights)
             self.weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested` is a step, too
         self.figures: dict[str, Any] = {}  # of the best weights so far, which are in the folder
         self.stop = self.warned = False
         if folder.state:
             restore(folder.state, self.model, self.optimizer, self.ema)
             self.step = folder.state.step
+            self.tested = folder.state.values.get("tested", self.step)
             self.seconds, self.figures = (folder.state.values[k] for k in ("seconds", "figures"))
             self.scaler.restore(folder.state.values.get("scaler", {}))
             say(f"continuing after step {self.step}")
@@ -142,22 +143,24 @@ class _Run:
                 profile.step()
                 progress.update(self.step, wait=waited, images=config.batch_size, **parts)
                 last = self.step == config.steps
-                stop = distributed.any_of(self.stop or interrupt.requested) and not last
+                stop = distributed.any_of(self.stop or interrupt.requested)
                 if self.step % config.log_every == 0 or last:
                     rates = self.telemetry.figures(progress.rates())
                     self.folder.log({"step": self.step, **parts, **rates})
-                if last or (config.eval_every and self.step % config.eval_every == 0):
+                if config.eval_every and self.step % config.eval_every == 0 and not last:
                     with progress.paused():
                         self._validate()
                 saved = True
                 if last or stop or self.step % config.save_every == 0:
                     saved = self._save()
                 if stop:
-                    how = f"`setr train {self.folder.out} --resume`"
                     note = "" if saved else " from the state before, since this one was not saved"
-                    text = f"stopped after step {self.step}; continue with {how}{note}"
-                    raise together(SetrError(text, code=INTERRUPTED))
+                    raise together(SetrError(self._stopped() + note, code=INTERRUPTED))
         progress.close()
+
+    def _stopped(self) -> str:
+        how = f"`setr train {self.folder.out} --resume`"
+        return f"stopped after step {self.step}; continue with {how}"
 
     def train_step(self, images: Tensor, masks: Tensor) -> dict[str, float]:
         """One optimiser step on this process's share of a batch."""
@@ -232,7 +235,20 @@ class _Run:
         return batch_files(self.dataset, config.batch_size, seed=config.seed, step=self.step)
 
     def finish(self) -> dict[str, Any]:
-        """Write the best weights' figures; if asked, test them multi-scale first."""
+        """Test the last weights, which are saved; then write the figures of the best.
+
+        An interruption ends this at once, as the run can be continued here.
+        """
+        try:
+            with ending_with(self._stopped()):
+                return self._finish()
+        except SetrError as error:
+            raise together(error) if error.code == INTERRUPTED else error from None
+
+    def _finish(self) -> dict[str, Any]:
+        if self.tested < self.step:
+            self._validate()
+            self._save()
         if self.config.train.adjust_logits:
             self._adjust()
         results = {"single_scale": self.figures}
@@ -286,6 +302,7 @@ class _Run:
                 self.figures = figures
         if self.ema:
             self.model.load_state_dict(kept)
+        self.tested = self.step
 
     def _adjust(self) -> None:
         """Shift the best weights' logits by what the validation split asks for, once."""
@@ -312,6 +329,7 @@ class _Run:
             "figures": self.figures,
             "scaler": self.scaler.state(),
             "seconds": self.seconds + time.monotonic() - self.began,
+            "tested": self.tested,
         }
         tensors = snapshot(self.model, self.optimizer, self.ema)
         return self.folder.save(self.step, values, tensors, keep=self.config.train.keep_states)

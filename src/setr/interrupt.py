@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from setr.errors import INTERRUPTED, SetrError
 
 
 class Interrupt:
@@ -32,3 +36,23 @@ class Interrupt:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending_with(text: str) -> Iterator[None]:
+    """SIGINT or SIGTERM leave the `with` block at once, and then the command with this line."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous: dict[signal.Signals, Any] = {}
+    try:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                previous[asked] = signal.signal(asked, leave)
+        yield
+    except KeyboardInterrupt:
+        raise SetrError(text, code=INTERRUPTED) from None
+    finally:
+        for asked, handler in previous.items():
+            signal.signal(asked, handler)
