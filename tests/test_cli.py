@@ -170,3 +170,33 @@ def test_no_memory_is_one_line_and_other_faults_are_not_hidden(monkeypatch, caps
     assert capsys.readouterr().err.startswith("setr: out of memory; lower")
     with pytest.raises(RuntimeError, match="a fault of ours"):
         main(["a fault of ours"])
+
+
+def test_the_device_is_chosen_in_one_way(capsys, tmp_path):
+    """Every verb that computes has it, and refuses alike what the machine lacks."""
+    image, model = tmp_path / "a.png", tmp_path / "model"
+    write_bytes(image, encode_png(draw("x", 0)[0]))
+    save_pretrained(model, tiny_model(), ModelInfo(labels=Labels(tuple("abcde"))))
+    out = tmp_path / "out"
+    for arguments in (
+        ["eval", model, "scenes:4"],
+        ["adjust", model, "scenes:4", "-o", out],
+        ["explain", "attention", model, image, "-o", out],
+        ["explain", "features", model, image, "-o", out],
+        ["explain", "compare", image, model, model, "-o", out],
+        ["predict", model, image, "-o", out],
+        ["bench", model],
+    ):
+        code, _, err = run(capsys, *arguments, "--device", "cuda:99")
+        assert code == USAGE, arguments
+        assert err.splitlines()[-1].startswith("setr: device 'cuda:99': this machine has cpu")
+    code, _, err = run(capsys, "train", "demo", "--train.device", "gpu", "--out", out)
+    assert code == USAGE
+    assert err.splitlines()[-1].startswith("setr: device 'gpu': this machine has cpu")
+    assert run(capsys, "explain", "attention", model, image, "-o", out, "--device", "cpu")[0] == OK
+
+
+def test_the_device_is_no_part_of_what_a_run_is():
+    from setr.settings import FREE, PER_PROCESS
+
+    assert "train.device" in PER_PROCESS & FREE

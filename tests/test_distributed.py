@@ -286,6 +286,11 @@ def test_a_port_in_use_is_one_line(first_of_two):
             pass
 
 
+def test_several_processes_take_no_numbered_device(first_of_two):
+    with pytest.raises(SetrError, match="'cuda:1': 2 processes take a GPU each"), joined("cuda:1"):
+        pass
+
+
 def test_processes_that_do_not_come_are_counted(first_of_two):
     message = r"1 of 2 processes came to 127\.0\.0\.1:\d+ within 10 s"
     with pytest.raises(SetrError, match=message), joined(timeout=10):

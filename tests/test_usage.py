@@ -99,6 +99,7 @@ def test_messages(line, message, capsys):
         ("train demo --imgsz 640", "did you mean --data.crop-size?"),
         ("train demo --batch 16", "did you mean --train.batch-size?"),
         ("train demo --batch-size 16", "did you mean --train.batch-size?"),
+        ("train demo --device cuda", "did you mean --train.device?"),
         ("train demo --workers 4", "did you mean --data.workers?"),
         ("train demo --data photos", "did you mean --data.root?"),
         ("train demo --weights a.pth", "did you mean --model.pretrained?"),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from setr import distributed
 from setr.datasets import open_dataset
 from setr.errors import SetrError
 from setr.export import MAX_DROP, ExportPrecision, metadata, write_openvino
@@ -83,6 +84,7 @@ def bench(
     Raises:
         SetrError: a model or data set that cannot be opened, or a first row that fails.
     """
+    own = distributed.device(device)
     predictor = load(source, device="cpu")
     info = predictor.info
     if data is not None:
@@ -110,11 +112,11 @@ def bench(
             missing = files.get(row)
             figures = {"error": missing} if isinstance(missing, str) else run_process(job)
             found.append({**row._asdict(), **figures})
+            if "error" in found[0]:
+                raise SetrError(f"{source}: {found[0]['error']}")
             print(f"setr: timed {row.runtime} {row.precision}", file=sys.stderr)
-    if "error" in found[0]:
-        raise SetrError(f"{source}: {found[0]['error']}")
     return {
-        "hardware": hardware(),
+        "hardware": hardware(own),
         "threads": torch.get_num_threads(),
         "size": list(size),
         "rows": found,

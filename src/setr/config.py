@@ -183,6 +183,8 @@ class TrainConfig:
     sharding: Literal["none", "full"] = "none"
     """With several processes: `full` keeps a slice of weights, gradients and moments in each
     (FSDP2) in place of a copy of all (DDP)."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, …; of several processes each takes a GPU."""
     precision: Precision = "auto"
     """auto: bf16 where the hardware has it, else fp16 on GPUs and fp32 on CPUs. fp16 trains with a
     scaled loss and leaves out steps that overflow. The loss itself is always fp32."""

@@ -32,8 +32,10 @@ _SHOWN, _CUT = 5, 60  # differences named, characters of their values
 
 
 @contextlib.contextmanager
-def joined(*, timeout: float = JOIN_SECONDS) -> Iterator[None]:
+def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]:
     """Join the other processes for the length of a `with` block, if there are any.
+
+    `on` is where they compute, as `device` takes it: each on a GPU of its own, or all on CPUs.
 
     Inside, a lost process ends the others within 30 seconds with a line that names it, and only
     rank 0 says something on the terminal. A group that exists already is used and left alone.
@@ -46,7 +48,14 @@ def joined(*, timeout: float = JOIN_SECONDS) -> Iterator[None]:
     if place is None or place.world == 1 or dist.is_initialized():
         yield
         return
-    cuda = torch.cuda.is_available()
+    if on not in ("auto", "cpu", "cuda"):
+        raise SetrError(
+            f"device '{on}': {place.world} processes take a GPU each; give cuda, cpu or auto",
+            code=USAGE,
+        )
+    cuda = on != "cpu" and torch.cuda.is_available()
+    if not cuda:
+        device(on)
     if cuda and place.local_rank >= torch.cuda.device_count():
         raise SetrError(
             f"process {place.local_rank} of this host has no GPU of its own: there are "
@@ -100,11 +109,36 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def device() -> torch.device:
-    """This process's GPU, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device() if world() > 1 else 0)
+def device(name: str = "auto") -> torch.device:
+    """Where to compute, decided here for all commands.
+
+    Args:
+        name: `auto` (this process's GPU, or else the CPU), `cpu`, `cuda`, `cuda:1`, …
+
+    Raises:
+        SetrError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+        found = torch.device(name)
+    except (RuntimeError, AssertionError):  # the latter from a torch without that device
+        found = torch.device("meta")
+    if found.type == "meta":
+        raise SetrError(
+            f"device '{name}': this machine has {', '.join(devices())}; give one of them, or auto",
+            code=USAGE,
+        )
+    if name == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def devices() -> list[str]:
+    """Names of what torch can compute on here."""
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return found + (["mps"] if torch.backends.mps.is_available() else [])
 
 
 def say(text: str) -> None:
@@ -124,7 +158,8 @@ def any_of(flag: bool) -> bool:
     """Whether the flag is set in any process."""
     if world() == 1:
         return flag
-    return bool(add_up(torch.tensor(int(flag), device=device())))
+    on = "cpu" if dist.get_backend() == "gloo" else "auto"
+    return bool(add_up(torch.tensor(int(flag), device=device(on))))
 
 
 def together(error: SetrError) -> SetrError:

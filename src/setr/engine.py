@@ -68,7 +68,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             continue, processes that do not fit together, a lost one, a non-finite loss or
             gradient, an interruption.
     """
-    with distributed.joined():
+    with distributed.joined(config.train.device):
         trackers = config.train.trackers
         folder = RunFolder(Path(config.out), resume=resume, overwrite=overwrite, trackers=trackers)
         with contextlib.closing(folder):
@@ -84,7 +84,9 @@ class _Run:
         self.folder, self.began = folder, time.monotonic()
         self.dataset = open_dataset(config.data.root, config.data.train_split, config.data.labels)
         self.val = open_dataset(config.data.root, config.data.val_split, config.data.labels)
-        self.device = distributed.device()
+        self.device = distributed.device(config.train.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # kernels and memory figures are of the current one
         num_classes = len(self.dataset.labels.classes)
         before = folder.state.values["facts"] if folder.state else None
         config = settled(config, num_classes, len(self.dataset), self.device, before=before)
@@ -267,7 +269,7 @@ class _Run:
             "split": self.val.split,
             "seconds": self.seconds + time.monotonic() - self.began,
             "processes": distributed.world(),
-            "provenance": provenance(self.config.train.seed),
+            "provenance": provenance(self.config.train.seed, self.device),
         }
         path = self.folder.out / "metrics.json"
         self.folder.attempt("figures", lambda: write_json(path, metrics))

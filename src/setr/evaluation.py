@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from setr import distributed
 from setr.config import Precision
 from setr.datasets import Dataset, open_dataset
 from setr.distributed import rank, world
@@ -85,7 +86,7 @@ def evaluate(
         model, info = open_exported(Path(model))
     elif isinstance(model, str | os.PathLike):
         model, info = from_pretrained(Path(model))
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(distributed.device())
     elif hasattr(model, "info"):
         model, info = model.model, model.info
     if info is None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from setr import distributed
 from setr.arrays import as_image
 from setr.config import Precision
 from setr.errors import SetrError
@@ -73,7 +74,7 @@ class Predictor:
     ) -> None:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1")
-        self.device = _device(device)
+        self.device = distributed.device(device)
         self.model: SETR | ExportedModel = model.eval().to(self.device)
         self.info = replace(info, protocol=resolve_protocol(protocol, model, info))
         self.max_pixels = max_pixels
@@ -254,16 +255,6 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
     else:
         model, info = from_pretrained(os.fspath(source))
     return Predictor(model, info, device=device, **options)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise SetrError(f"device '{name}': {str(error).splitlines()[0]:.100}") from None
 
 
 def _expand(source: str) -> Iterator[str | np.ndarray]:

@@ -15,14 +15,14 @@ import torch
 from setr import __version__
 
 
-def provenance(seed: int) -> dict[str, Any]:
+def provenance(seed: int, device: torch.device | None = None) -> dict[str, Any]:
     """What produced the figures of this process, as plain values for JSON."""
     return {
         "command": command(),
         "commit": commit(),
         "version": __version__,
         "torch": torch.__version__,
-        "hardware": hardware(),
+        "hardware": hardware(device),
         "seed": seed,
     }
 
@@ -52,9 +52,9 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def hardware() -> str:
-    """The accelerators, or the processor, by name."""
-    if torch.cuda.is_available():
+def hardware(device: torch.device | None = None) -> str:
+    """What a device is called, by default the best: the accelerators, or the processor."""
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
         count = torch.cuda.device_count()
         return f"{count} x {torch.cuda.get_device_name()}" if count > 1 else (
             torch.cuda.get_device_name()

@@ -12,7 +12,7 @@ WEIGHTS = ("model.pretrained", "model.pretrained_resnet")
 """Places of pretrained weights: a tag, or a file that may hold the same."""
 PER_PROCESS = frozenset(
     {*WEIGHTS, "out", "data.root", "data.workers"}
-    | {f"train.{name}" for name in ("batch", "log", "samples", "profile")}
+    | {f"train.{name}" for name in ("batch", "device", "log", "samples", "profile")}
 )
 """What may differ between the processes of a run, and between a run and its resumption: places,
 which hosts may name differently, helpers, what is shown."""

@@ -34,6 +34,8 @@ class Arguments:
     """By the classes' frequency and IoU, or every class alone."""
     train_split: str = "train"
     """Split whose pixels are counted."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
     precision: Precision = "auto"
     """Compute in this precision."""
     workers: int = 2
@@ -51,7 +53,7 @@ def run(arguments: list[str]) -> int:
     from setr.predictor import load
 
     require_unused(given.out)
-    predictor = load(given.model)
+    predictor = load(given.model, device=given.device)
     model, info = predictor.network, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels)
     pixels = None

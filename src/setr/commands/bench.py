@@ -37,7 +37,7 @@ class Arguments:
     skip: tuple[str, ...] = ()
     """Runtimes to leave out: compile, onnxruntime, openvino."""
     device: str = "auto"
-    """Of the PyTorch rows: auto, cpu, cuda, …"""
+    """Of the PyTorch rows: auto, cpu, cuda, cuda:1, …"""
     json: bool = False
     """Print the figures as JSON."""
 

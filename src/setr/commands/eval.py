@@ -54,6 +54,8 @@ class Arguments:
     detailed: bool = True
     """Also boundary IoU and F, recall by size, calibration, intervals and report.html, which shows
     them; all that takes processor time, up to seconds for a large image."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
     precision: Precision = "auto"
     """bf16 where the hardware has it, else fp32."""
     workers: int = 1
@@ -71,7 +73,7 @@ def run(arguments: list[str]) -> int:
         raise SetrError("--compare names a model twice", code=USAGE)
     from setr.distributed import joined
 
-    with joined():
+    with joined(given.device):
         return _run(given)
 
 
@@ -121,7 +123,7 @@ def _test(
     from setr.evaluation import evaluate_split, resolve_protocol
     from setr.predictor import load
 
-    predictor = load(path)
+    predictor = load(path, device=given.device)
     model, info = predictor.model, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels)
     protocol = _overridden(given, resolve_protocol(given.protocol, model, info))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Picture = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, …")]
 Out = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
@@ -38,6 +39,7 @@ class Attention:
     """One head, counted from 1; all of them and their mean if not given."""
     short_side: int | None = None
     """Short side the image is scaled to; the model's own if not given."""
+    device: Device = "auto"
     out: Out = Path("explain")
     """Folder for attention.png and attention.html."""
 
@@ -56,6 +58,7 @@ class Features:
     """Channel maps per layer."""
     short_side: int | None = None
     """Short side the image is scaled to; the model's own if not given."""
+    device: Device = "auto"
     out: Out = Path("explain")
     """Folder for features.png and features.html."""
 
@@ -84,6 +87,7 @@ class Compare:
     """Second model."""
     truth: Path | None = None
     """Label image of the truth."""
+    device: Device = "auto"
     out: Out = Path("explain")
     """Folder for compare.png and compare.html."""
 
@@ -114,7 +118,7 @@ def _attention(given: Attention) -> None:
     from setr.predictor import load
 
     points = [_point(text) for text in given.point]
-    predictor = load(given.model)
+    predictor = load(given.model, device=given.device)
     view = open_view(predictor, given.image, given.short_side)
     figure = attention_figure(predictor, view, points, given.layer, given.head)
     _write(given.out, "attention", f"Attention of {given.model}", figure)
@@ -125,7 +129,7 @@ def _features(given: Features) -> None:
     from setr.predictor import load
 
     layers = _numbers(given.layers)
-    predictor = load(given.model)
+    predictor = load(given.model, device=given.device)
     view = open_view(predictor, given.image, given.short_side)
     figure = features_figure(predictor, view, layers, given.channels)
     _write(given.out, "features", f"Features of {given.model}", figure)
@@ -145,7 +149,7 @@ def _compare(given: Compare) -> None:
     from setr.figures import compare_figure
     from setr.predictor import load
 
-    a, b = load(given.a), load(given.b)
+    a, b = (load(model, device=given.device) for model in (given.a, given.b))
     names = (Path(given.a).name, Path(given.b).name)
     figure = compare_figure(a, b, names, given.image, given.truth)
     _write(given.out, "compare", f"{names[0]} and {names[1]}", figure, labels=a.info.labels)

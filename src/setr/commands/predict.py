@@ -83,7 +83,7 @@ class Arguments:
     actors: int | None = None
     """Of the Ray engine; one per GPU, or as many as the processors suffice for, if not given."""
     device: str = "auto"
-    """auto, cpu, cuda, …"""
+    """auto, cpu, cuda, cuda:1, …"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the forward pass."""
     max_pixels: int = MAX_PIXELS

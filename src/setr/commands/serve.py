@@ -31,7 +31,7 @@ class Arguments:
     open_metrics: bool = False
     """/metrics needs no key, for a Prometheus that has none."""
     device: str = "auto"
-    """auto, cpu, cuda, …"""
+    """auto, cpu, cuda, cuda:1, …"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the forward pass."""
     batch: int = 8

@@ -78,11 +78,11 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _estimate(config: Config, *, as_json: bool) -> int:
-    """Memory by part, for this machine's device."""
+    """Memory by part, on the device the run would take."""
     from setr.distributed import device
     from setr.estimate import forecast, forecast_text
 
-    values = forecast(config, _num_classes(config), device())
+    values = forecast(config, _num_classes(config), device(config.train.device))
     print(json.dumps(values) if as_json else forecast_text(values))
     return OK
 
