@@ -14,7 +14,7 @@ import setr
 from setr import scenes
 from setr.cli import main
 from setr.datasets import open_dataset
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, spread
 from setr.export import compare, export
 from setr.graphs import Graph, bicubic_weights, trace
@@ -23,7 +23,7 @@ from setr.inference import Protocol
 from setr.model import SETR, create_model
 from setr.predictor import Predictor, load
 from setr.quantize import calibration_images
-from tests.conftest import tiny_model
+from tests.conftest import tiny_model, write_scene_folders
 
 INFO = ModelInfo(labels=scenes.LABELS, protocol=Protocol(window=(40, 40), stride=(24, 24)))
 K = len(scenes.CLASSES)
@@ -220,6 +220,35 @@ def test_what_cannot_be_is_said_first(options, message, model, tmp_path):
     with pytest.raises(SetrError, match=message) as caught:
         export(model, INFO, out, **options)
     assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("verb", ["export", "bench"])
+def test_labels_that_do_not_fit_are_said_before_the_work(verb, tmp_path, monkeypatch, capsys):
+    """Other classes, no masks: before anything is traced or timed."""
+    save_pretrained(tmp_path / "model", tiny_model(num_classes=K), INFO)
+    monkeypatch.setattr("setr.export.trace", None)
+    monkeypatch.setattr("setr.bench.trace", None)
+    monkeypatch.setattr("setr.bench.run_process", None)
+    data = write_scene_folders(tmp_path / "data", {"val": 3})
+    text = (data / "data.yaml").read_text()
+    rest = ["--format", "onnx", "-o", str(tmp_path / "m.onnx")] if verb == "export" else []
+    option = "--calibration" if verb == "export" else "--data"
+    command = [verb, str(tmp_path / "model"), *rest, option, str(data)]
+    (data / "data.yaml").write_text(text.replace("hill", "mountain"))
+    assert main(command) == DATA_CHECK_FAILED
+    assert "class 1 is 'hill' in the model but 'mountain'" in capsys.readouterr().err
+    (data / "data.yaml").write_text(text)
+    for mask in (data / "labels" / "val").iterdir():
+        mask.write_bytes(b"no image")
+    assert main(command) == DATA_CHECK_FAILED
+    assert "not an image" in capsys.readouterr().err
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_options_are_refused_before_a_model_is_opened(tmp_path, capsys):
+    command = ["export", str(tmp_path / "none"), "--format", "onnx", "-o", str(tmp_path / "m.xml")]
+    assert main(command) == USAGE
+    assert "onnx files end in .onnx" in capsys.readouterr().err
 
 
 def test_files_of_others_are_one_line(tmp_path, onnx_file, capsys):

@@ -20,6 +20,7 @@ import torch
 from setr import distributed
 from setr.datasets import open_dataset
 from setr.errors import SetrError
+from setr.evaluation import require_labelled
 from setr.export import MAX_DROP, ExportPrecision, metadata, write_openvino
 from setr.graphs import Graph, trace
 from setr.onnx_file import write_onnx
@@ -88,7 +89,7 @@ def bench(
     predictor = load(source, device="cpu")
     info = predictor.info
     if data is not None:
-        open_dataset(data, split, info.labels)
+        require_labelled(predictor.model, info, open_dataset(data, split, info.labels))
     size = size or info.protocol.window or info.crop_size or (512, 512)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="setr-bench-") as name:

@@ -242,6 +242,23 @@ def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) 
             )
 
 
+def require_labelled(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
+    """Refuse also a split none of whose first, middle and last images can be read with its mask.
+
+    For work that needs the split only minutes later.
+    """
+    require_fit(model, info, dataset)
+    problems = []
+    for index in spread(len(dataset), 3):
+        try:
+            dataset.load(index)
+        except SetrError as error:
+            problems.append(error)
+        else:
+            return
+    raise SetrError(str(problems[0]), code=DATA_CHECK_FAILED)
+
+
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The autocast type of a precision; None computes in fp32.
 

@@ -24,12 +24,12 @@ import torch
 
 from setr.datasets import Dataset
 from setr.errors import USAGE, SetrError
-from setr.evaluation import evaluate_split
+from setr.evaluation import evaluate_split, require_labelled
 from setr.graphs import DTYPES, Graph, Head, trace
 from setr.hub import ModelInfo, describe, encoder_licence
 from setr.model import SETR
 from setr.onnx_file import write_onnx
-from setr.quantize import calibration_images, quantized
+from setr.quantize import calibration_images, import_nncf, quantized
 from setr.runtime import COARSE, ExportedModel, Run, import_openvino, onnx_run, openvino_run
 
 Format = Literal["onnx", "openvino", "torch"]
@@ -76,7 +76,9 @@ def export(
             calibration data, or a package that is not installed.
     """
     path = Path(out)
-    _check(path, format, precision, calibration)
+    check_request(path, format, precision, calibrated=calibration is not None)
+    if calibration is not None:
+        require_labelled(model, info, calibration)
     stored = metadata(model, info, precision, head)
     with _scratch(path) as folder:
         draft = folder / path.name
@@ -109,18 +111,34 @@ def metadata(
     return {key: json.dumps(value) for key, value in values.items()}
 
 
-def _check(path: Path, format: str, precision: str, calibration: Dataset | None) -> None:
+def check_request(path: Path, format: str, precision: str, *, calibrated: bool) -> None:
+    """Refuse what cannot be exported, before a model is opened.
+
+    Args:
+        path: the file to write.
+        format: of the file.
+        precision: of its weights and arithmetic.
+        calibrated: whether there is a labelled split to compare on.
+
+    Raises:
+        SetrError: an ending that is not the format's, a precision it lacks, no labelled split for
+            one that needs it, or a package that is not installed.
+    """
     if path.suffix != SUFFIX[format]:
         raise SetrError(f"-o {path}: {format} files end in {SUFFIX[format]}", code=USAGE)
     if precision not in PRECISIONS[format]:
         known = ", ".join(PRECISIONS[format])
         raise SetrError(f"--precision {precision}: {format} files have {known}", code=USAGE)
-    if precision != "fp32" and calibration is None:
+    if precision != "fp32" and not calibrated:
         raise SetrError(
             f"--precision {precision}: give --calibration DATA, labelled images on which the mIoU "
             "must not fall by more than half a point",
             code=USAGE,
         )
+    if precision == "int8":
+        import_nncf()
+    if format == "openvino":
+        import_openvino(path)
 
 
 @contextmanager

@@ -65,16 +65,22 @@ def _free(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, ...]:
     return tuple(max(0, s - w) for s, w in zip(size, window, strict=True))
 
 
+def import_nncf() -> Any:
+    """The package `nncf`, or one line on how to get it."""
+    try:
+        import nncf
+    except ImportError:
+        raise SetrError('--precision int8: needs nncf; pip install "setr[openvino]"') from None
+    return nncf
+
+
 def quantized(network: Any, images: list[np.ndarray]) -> Any:
     """An OpenVINO model or ONNX proto -> the same in int8.
 
     Raises:
         SetrError: nncf is not installed.
     """
-    try:
-        import nncf
-    except ImportError:
-        raise SetrError('--precision int8: needs nncf; pip install "setr[openvino]"') from None
+    nncf = import_nncf()
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars
         return nncf.quantize(

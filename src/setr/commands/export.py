@@ -44,9 +44,12 @@ def run(arguments: list[str]) -> int:
     """Export; prints what was compared."""
     given: Arguments = parse(Arguments, arguments, "export")
     from setr.datasets import open_dataset
-    from setr.export import export
+    from setr.export import check_request, export
     from setr.predictor import load
 
+    check_request(
+        given.out, given.format, given.precision, calibrated=given.calibration is not None
+    )
     predictor = load(given.model, device="cpu")
     calibration = None
     if given.calibration:
