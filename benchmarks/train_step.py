@@ -40,8 +40,13 @@ BASE = {"who": "setr", "decoder": "pup", "size": "base", "side": 512, "batch": 2
         "precision": "auto", "device": "cpu", "loss": "fused", "compile": False}  # fmt: skip
 
 
-def cases(groups: Sequence[str], peer: bool, tiny: bool, cuda: bool) -> list[dict[str, Any]]:
-    """What to run, in order; the peer's cases stand between ours."""
+def cases(
+    groups: Sequence[str], *, peer: bool, tiny: bool, cuda: bool, half: bool = True
+) -> list[dict[str, Any]]:
+    """What to run, in order; the peer's cases stand between ours.
+
+    Without `half`, on processors that have no bf16, the default precision is fp32 once more.
+    """
     listed: list[dict[str, Any]] = []
 
     def add(kind: str, **changes: Any) -> None:
@@ -52,11 +57,12 @@ def cases(groups: Sequence[str], peer: bool, tiny: bool, cuda: bool) -> list[dic
             add("step", decoder=decoder, precision="fp32")
             if peer:
                 add("step", decoder=decoder, precision="fp32", who="mmseg")
-            add("step", decoder=decoder)
-            if peer:
+            if half:
+                add("step", decoder=decoder)
+            if peer and half:
                 add("step", decoder=decoder, precision="bf16", who="mmseg")
     if "parts" in groups:
-        for precision in ("fp32", "auto"):
+        for precision in ("fp32", "auto")[: 1 + half]:
             for decoder in DECODERS:
                 add("parts", decoder=decoder, precision=precision)
     if "growth" in groups:
@@ -105,7 +111,15 @@ def run_all(given: argparse.Namespace) -> list[dict[str, Any]]:
     """All cases, round after round; seconds of the rounds are put together."""
     import torch
 
-    listed = cases(given.only, bool(given.peer_python), given.tiny, torch.cuda.is_available())
+    from setr.evaluation import autocast_dtype
+
+    listed = cases(
+        given.only,
+        peer=bool(given.peer_python),
+        tiny=given.tiny,
+        cuda=torch.cuda.is_available(),
+        half=autocast_dtype("auto", torch.device("cpu")) is not None,
+    )
     rows: list[dict[str, Any]] = [dict(case) for case in listed]
     for number in range(given.rounds):
         for case, row in zip(listed, rows, strict=True):
