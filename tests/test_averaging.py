@@ -69,7 +69,7 @@ def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):
         average([runs[0], grey])
     out = tmp_path / "out"
     assert main(["average", str(runs[0]), "-o", str(out)]) == 2
-    assert main(["average", str(runs[0]), str(tmp_path / "none"), "-o", str(out)]) == 1
+    assert main(["average", str(runs[0]), str(tmp_path / "none"), "-o", str(out)]) == 2
     assert main(["average", *map(str, runs), "-o", str(runs[0])]) == 2
     (tmp_path / "file").write_text("somebody's notes")
     assert main(["average", *map(str, runs), "-o", str(tmp_path / "file")]) == 2

@@ -11,7 +11,7 @@ from setr import scenes
 from setr.bench import ROWS, Row, advice, bench, run_process
 from setr.cli import main
 from setr.commands.bench import table
-from setr.errors import FAILED, USAGE, SetrError
+from setr.errors import USAGE, SetrError
 from setr.hub import ModelInfo, save_pretrained
 from tests.conftest import tiny_model
 
@@ -77,7 +77,7 @@ def test_a_row_that_fails_says_why(model_dir):
 def test_what_cannot_be_timed(model_dir, capsys, tmp_path):
     assert main(["bench", str(model_dir), "--skip", "eager"]) == USAGE
     assert main(["bench", str(model_dir), "--batches", "0"]) == USAGE
-    assert main(["bench", str(tmp_path / "none")]) == FAILED
+    assert main(["bench", str(tmp_path / "none")]) == USAGE
     assert capsys.readouterr().err.count("\n") == 3
     with pytest.raises(SetrError, match="nowhere: no such"):
         bench(str(model_dir), data="nowhere")

@@ -125,7 +125,7 @@ def test_predict_needs_a_model(capsys, tmp_path):
     image = tmp_path / "a.png"
     write_bytes(image, encode_png(draw("x", 0)[0]))
     code, _, err = run(capsys, "predict", tmp_path / "none", image, "-o", tmp_path / "out")
-    assert code == FAILED
+    assert code == USAGE
     assert "no such model directory" in err
     assert not (tmp_path / "out").exists()
 
@@ -200,3 +200,67 @@ def test_the_device_is_no_part_of_what_a_run_is():
     from setr.settings import FREE, PER_PROCESS
 
     assert "train.device" in PER_PROCESS & FREE
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("eval NONE scenes:4", "no such model directory"),
+        ("eval DIR scenes:4", "no config.json"),
+        ("eval DIR/m.onnx scenes:4", "no such file"),
+        ("eval MODEL scenes:4 --compare NONE", "no such model directory"),
+        ("eval MODEL scenes:4 --scales -1", "give one or more positive factors"),
+        ("eval MODEL scenes:4 --window 32 32 --stride 0 0", "must be between 1 and the window"),
+        ("eval MODEL scenes:4 --short-side -3", "--short-side -3: give at least 1"),
+        (
+            "predict MODEL IMAGE -o OUT --precision fp16 --device cpu",
+            "CPUs compute in bf16 or fp32",
+        ),
+        ("adjust MODEL scenes:4 -o OUT --workers -1", "--workers -1: give 0 or more"),
+        ("average NONE NONE -o OUT", "no such model directory"),
+        ("bench MODEL --size 0 3", "--size 0 3: give at least 1"),
+        ("convert NONE -o OUT", "no such weight file"),
+        ("explain attention MODEL NONE", "no such file"),
+        ("explain features MODEL IMAGE --channels 0", "--channels 0: give at least 1"),
+        ("explain features MODEL IMAGE --layers 77", "numbered 1 to 2"),
+        ("explain compare NONE MODEL MODEL", "no such file"),
+        ("predict MODEL IMAGE -o OUT --tolerance -1", "--tolerance -1.0: give 0 or more"),
+        ("predict MODEL IMAGE -o OUT --min-pixels -1", "--min-pixels -1: give 0 or more"),
+        ("predict MODEL IMAGE -o OUT --window 0", "--window 0: give at least 1"),
+        ("predict MODEL IMAGE -o OUT --max-pixels 0", "--max-pixels 0: give at least 1"),
+        ("predict MODEL IMAGE -o OUT --value-range 5,3", "give low, then high"),
+        ("results --runs NONE", "no such folder"),
+        ("score DIR DIR --num-classes -5", "--num-classes -5: give at least 1"),
+        ("serve MODEL --port 99999", "--port 99999: give at most 65535"),
+        ("serve MODEL --window 0", "--window 0: give at least 1"),
+        ("demo --steps -4 --out OUT", "--steps -4: give 0 or more"),
+        ("train demo --out OUT --data.root scenes:20 --model.encoder foo", "not a timm model"),
+        ("train demo --out OUT --data.root scenes:20 --model.taps 1 99", "numbered 1 to 6"),
+        ("train demo --out OUT --data.root scenes:20 --model.freeze 99", "has 6 blocks"),
+        (
+            "train demo --out OUT --data.root scenes:20 --model.pretrained NONE.pth",
+            "no such weight",
+        ),
+        ("train demo --out OUT --resume", "no training state to resume from"),
+    ],
+)
+def test_what_the_command_line_tells_is_usage(line, message, capsys, tmp_path):
+    """Exit code 2 in place of 1, and nothing is written."""
+    names = {"NONE": "none", "MODEL": "model", "IMAGE": "a.png", "OUT": "out"}
+    write_bytes(tmp_path / "a.png", encode_png(draw("x", 0)[0]))
+    save_pretrained(tmp_path / "model", tiny_model(), ModelInfo(labels=Labels(tuple("abcde"))))
+    for name, file in names.items():
+        line = line.replace(name, str(tmp_path / file))
+    code, out, err = run(capsys, *line.replace("DIR", str(tmp_path)).split())
+    assert message in err.splitlines()[-1]
+    assert code == USAGE
+    assert out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_directory_with_wrong_settings_is_no_wrong_usage(capsys, tmp_path):
+    save_pretrained(tmp_path / "model", tiny_model(), ModelInfo(labels=Labels(tuple("abcde"))))
+    path = tmp_path / "model" / "config.json"
+    path.write_text(path.read_text().replace('"scales": [\n', '"scales": [\n   -1.0,\n'))
+    assert "-1.0" in path.read_text()
+    assert run(capsys, "explain", "position", tmp_path / "model")[0] == FAILED

@@ -11,7 +11,7 @@ from PIL import Image
 
 from setr import cpu_blocks, explain, scenes
 from setr.cli import main
-from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.errors import OK, USAGE, SetrError
 from setr.explain import (
     attention_maps,
     attention_rollout,
@@ -267,10 +267,10 @@ def test_command(
         (["attentoin"], USAGE, "choose from attention"),
         (["attention", "a", "scene.png", "--point", "1-2"], USAGE, "give X,Y"),
         (["attention", "a", "scene.png", "--point", "500,2"], USAGE, "outside the image"),
-        (["attention", "a", "scene.png", "--layer", "9"], FAILED, "numbered 1 to 2"),
+        (["attention", "a", "scene.png", "--layer", "9"], USAGE, "numbered 1 to 2"),
         (["attention", "a", "scene.png", "--head", "9"], USAGE, "has 1 to 2"),
         (["features", "a", "scene.png", "--layers", "x"], USAGE, "give numbers"),
-        (["attention", "a", "nowhere.png"], FAILED, "no such file"),
+        (["attention", "a", "nowhere.png"], USAGE, "no such file"),
     ],
 )
 def test_command_errors(

@@ -231,7 +231,7 @@ def test_a_batch_larger_than_the_data_set_is_refused(tmp_path):
 
 
 def test_a_precision_the_hardware_lacks_is_refused(config):
-    with pytest.raises(SetrError, match=r"precision fp16: CPUs train in bf16 or fp32"):
+    with pytest.raises(SetrError, match=r"precision fp16: CPUs compute in bf16 or fp32"):
         train(with_train(config, precision="fp16"))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.hub import ModelInfo, from_pretrained
 from setr.model import SETR
 
@@ -29,7 +29,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
         SetrError: fewer than two, or models of other architecture or classes.
     """
     if len(sources) < 2:
-        raise SetrError(f"{len(sources)} model to average; give two or more")
+        raise SetrError(f"{len(sources)} model to average; give two or more", code=USAGE)
     model, info = from_pretrained(sources[0])
     state = model.state_dict()
     sums = {k: v.double() for k, v in state.items() if v.is_floating_point()}

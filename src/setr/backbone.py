@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 
 class Backbone(nn.Module):
@@ -51,7 +51,8 @@ class Backbone(nn.Module):
         if not -1 <= count <= len(stages):
             raise SetrError(
                 f"freeze {count}: this encoder has {len(stages)} blocks; give -1 (all of it), "
-                f"0 (nothing) or up to {len(stages)}"
+                f"0 (nothing) or up to {len(stages)}",
+                code=USAGE,
             )
         if count == 0:
             return

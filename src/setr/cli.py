@@ -145,6 +145,21 @@ def require_unused(out: Path) -> None:
         raise SetrError(f"{out}: exists; choose another folder with -o", code=USAGE)
 
 
+def require_least(given: Any, least: int, *names: str) -> None:
+    """Refuse options below a number; those that are not given are None."""
+    for name in names:
+        value = getattr(given, name)
+        if value is not None and value < least:
+            rule = "0 or more" if least == 0 else f"at least {least}"
+            raise SetrError(f"--{name.replace('_', '-')} {value}: give {rule}", code=USAGE)
+
+
+def require_file(path: Path) -> None:
+    """Refuse a file that is not there, before a model is opened for it."""
+    if not path.exists():
+        raise SetrError(f"{path}: no such file", code=USAGE)
+
+
 def _plain_placeholders() -> Any:
     """While in use, the help says `INT INT` in place of `{None}|{INT INT}`, and the like."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo

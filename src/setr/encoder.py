@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from setr import _torchvision  # noqa: F401  must come before timm
 from setr.backbone import Backbone
 from setr.cpu_blocks import speed_up
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.recompute import recompute_cheap
 
 PosInterp = Literal["bicubic", "bilinear"]
@@ -68,7 +68,8 @@ class Encoder(Backbone):
         depth = len(self.vit.blocks)
         if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] > depth:
             raise SetrError(
-                f"taps {taps}: blocks are numbered 1 to {depth} in {name} and must ascend"
+                f"taps {taps}: blocks are numbered 1 to {depth} in {name} and must ascend",
+                code=USAGE,
             )
         self.taps = tuple(taps)
         self.vit.prune_intermediate_layers(
@@ -192,7 +193,8 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
         near = timm.list_models(f"*{name.split('.')[0].split('_patch')[0]}*")[:3]
         raise SetrError(
             f"encoder '{name}' is not a timm model; nearest: {', '.join(near) or 'none'} "
-            "(`setr models --encoders` lists all)"
+            "(`setr models --encoders` lists all)",
+            code=USAGE,
         )
     size = {} if img_size is None else {"img_size": img_size}
     try:
@@ -208,7 +210,8 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
     except TypeError as error:
         raise SetrError(
             f"encoder '{name}' cannot be used: it is no plain ViT with a variable input size "
-            f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model"
+            f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model",
+            code=USAGE,
         ) from None
     if getattr(vit, "attn_pool", None) is not None:
         vit.attn_pool = None  # SigLIP's pooling head: maps never pass it, so it gets no gradient
@@ -223,12 +226,15 @@ def _overlap_patches(vit: Any, name: str, stride: int) -> None:
     embed = vit.patch_embed
     size = embed.proj.kernel_size[0]
     if hasattr(embed, "backbone"):
-        raise SetrError(f"patch_stride {stride}: {name} has a ResNet in place of patches")
+        raise SetrError(
+            f"patch_stride {stride}: {name} has a ResNet in place of patches", code=USAGE
+        )
     if not 0 < stride <= size or (size - stride) % 2:
         raise SetrError(
             f"patch_stride {stride}: {name} has patches of {size} px; give "
             f"{', '.join(str(s) for s in range(size, 0, -2) if s >= size / 2)} or another "
-            "that is smaller by an even number, so that patches stay centred"
+            "that is smaller by an even number, so that patches stay centred",
+            code=USAGE,
         )
     embed.proj.stride = (stride, stride)
     embed.proj.padding = ((size - stride) // 2,) * 2
@@ -240,5 +246,6 @@ def _require_absolute_positions(vit: Any, name: str) -> None:
     if rotary or getattr(vit, "pos_embed", None) is None or getattr(vit, "no_embed_class", False):
         raise SetrError(
             f"encoder '{name}': pos_interp and prefix_tokens need an absolute position embedding "
-            "that covers the prefix tokens; leave both at their defaults"
+            "that covers the prefix tokens; leave both at their defaults",
+            code=USAGE,
         )

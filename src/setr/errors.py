@@ -2,6 +2,16 @@
 
 A `SetrError` carries one line that names the value, the rule and the fix. The command line prints
 that line to stderr and exits with the error's code; only other exceptions are bugs.
+
+0, ok: all that was asked for was done.
+1, failed: the command may be right, but not all could be done: a broken file, one image of many, a
+   full disk, no network, a package that is not installed, a training that diverged.
+2, usage: the command must be written in another way. What is wrong could be told before work began,
+   from its words, the settings files it names, the names in the file system, the model's
+   architecture and the machine's devices: a value out of its range, a model, folder or device that
+   is not there, an output that is in the way.
+3, data check failed: the content of a data set is not what the command needs.
+130, interrupted by SIGINT or SIGTERM, after what is done was saved.
 """
 
 from __future__ import annotations

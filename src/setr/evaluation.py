@@ -21,7 +21,7 @@ from setr import distributed
 from setr.config import Precision
 from setr.datasets import Dataset, open_dataset
 from setr.distributed import rank, world
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import write_bytes
 from setr.hub import ModelInfo, from_pretrained
 from setr.inference import NormalizedImages, predict_mask
@@ -271,10 +271,10 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     if precision == "fp32":
         return None
     if precision == "fp16" and device.type == "cpu":
-        raise SetrError("precision fp16: CPUs train in bf16 or fp32; set --train.precision auto")
+        raise SetrError("precision fp16: CPUs compute in bf16 or fp32; choose auto", code=USAGE)
     has_bf16 = _multiplies_bf16(device)
     if precision == "bf16" and not has_bf16:
-        raise SetrError(f"precision bf16: this {device.type} lacks it; set --train.precision auto")
+        raise SetrError(f"precision bf16: this {device.type} lacks it; choose auto", code=USAGE)
     if precision == "auto":
         precision = "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
     return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]

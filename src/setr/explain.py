@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.model import SETR
 
 MAX_TOKENS = 20_000
@@ -70,7 +70,8 @@ def catch_attention(
     if h * w > MAX_TOKENS:
         raise SetrError(
             f"{images.shape[-1]}x{images.shape[-2]} pixels are {h * w} patches, more than "
-            f"{MAX_TOKENS}; use a smaller --short-side"
+            f"{MAX_TOKENS}; use a smaller --short-side",
+            code=USAGE,
         )
     caught: dict[int, tuple[Tensor, Tensor, float]] = {}
     with _watching(blocks, layers, caught):
@@ -136,7 +137,7 @@ def attention_maps(
     """
     h, w = grid_size(model, images)
     if not (0 <= point[0] < h and 0 <= point[1] < w):
-        raise SetrError(f"patch {point}: the grid has {h} rows and {w} columns")
+        raise SetrError(f"patch {point}: the grid has {h} rows and {w} columns", code=USAGE)
     maps = {}
     for layer, (query, key, scale) in catch_attention(model, images, layers).items():
         token = query.shape[2] - h * w + point[0] * w + point[1]
@@ -261,5 +262,7 @@ def _blocks(model: SETR, layers: Sequence[int]) -> Any:
         raise SetrError("this model's encoder is no vision transformer: it has no attention")
     wrong = [layer for layer in layers if not 1 <= layer <= len(blocks)]
     if wrong:
-        raise SetrError(f"layer {wrong[0]}: this model's blocks are numbered 1 to {len(blocks)}")
+        raise SetrError(
+            f"layer {wrong[0]}: this model's blocks are numbered 1 to {len(blocks)}", code=USAGE
+        )
     return blocks

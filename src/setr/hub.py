@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from setr.errors import SetrError
+from setr.errors import FAILED, USAGE, SetrError
 from setr.files import write_bytes
 from setr.inference import Protocol
 from setr.labels import Labels
@@ -119,9 +119,16 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
     folder = Path(source)
     if folder.is_dir():
         return _read_folder(folder)
-    if str(source).count("/") != 1:
-        raise SetrError(f"{source}: no such model directory; `setr train` or `setr demo` makes one")
+    require_named(source)
     return _read_folder(fetch(str(source), FILES, revision=revision))
+
+
+def require_named(source: str | Path) -> None:
+    """Refuse what is neither a file or folder here nor called like a repository of the Hub."""
+    if not Path(source).exists() and str(source).count("/") != 1:
+        raise SetrError(
+            f"{source}: no such model directory; `setr train` or `setr demo` makes one", code=USAGE
+        )
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
@@ -163,9 +170,14 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
             model = SETR(**{k: _tuples(v) for k, v in values["model"].items()})
         info = read_info(values)
     except FileNotFoundError:
-        raise SetrError(f"{folder}: no config.json; is this a model directory?") from None
+        raise SetrError(
+            f"{folder}: no config.json; is this a model directory?", code=USAGE
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise SetrError(f"{folder}/config.json: broken ({error!r:.120})") from None
+    except SetrError as error:
+        error.code = FAILED  # what would be wrong usage as a setting is a broken file here
+        raise
     path = folder / "model.safetensors"
     try:
         _take_over(model, load_file(path))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from setr import _torchvision  # noqa: F401  must come before timm
 from setr.backbone import Backbone
 from setr.encoder import Encoder
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 HYBRID_STRIDE = 16
 
@@ -91,9 +91,11 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
 
     if not timm.is_model(name) or not name.startswith("resnet"):
         near = ", ".join(timm.list_models("resnet*")[:3])
-        raise SetrError(f"encoder '{name}' is not a timm ResNet; there are {near}, …")
+        raise SetrError(f"encoder '{name}' is not a timm ResNet; there are {near}, …", code=USAGE)
     if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] > 4:
-        raise SetrError(f"taps {taps}: stages are numbered 1 to 4 in {name} and must ascend")
+        raise SetrError(
+            f"taps {taps}: stages are numbered 1 to 4 in {name} and must ascend", code=USAGE
+        )
     try:
         return timm.create_model(
             name,
@@ -104,4 +106,4 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
             **timm_args,
         )
     except AssertionError:
-        raise SetrError(f"output_stride {output_stride}: give 8, 16 or 32") from None
+        raise SetrError(f"output_stride {output_stride}: give 8, 16 or 32", code=USAGE) from None

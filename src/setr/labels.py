@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 IGNORE = 255
 """The training id of pixels that neither the loss nor the metric counts."""
@@ -265,7 +265,9 @@ def known_labels(name: str) -> Labels:
     """
     base, _, encoding = name.partition(":")
     if base not in known_datasets():
-        raise SetrError(f"data set '{base}' is unknown; known: {', '.join(known_datasets())}")
+        raise SetrError(
+            f"data set '{base}' is unknown; known: {', '.join(known_datasets())}", code=USAGE
+        )
     text = (resources.files("setr") / "data" / f"{base}.json").read_text(encoding="utf-8")
     values = json.loads(text)
     if encoding:

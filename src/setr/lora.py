@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from setr.encoder import Encoder
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.model import SETR
 
 SCALE = 2.0
@@ -46,9 +46,13 @@ def add_lora(model: SETR, rank: int) -> None:
     """
     encoder = model.encoder
     if not isinstance(encoder, Encoder):
-        raise SetrError(f"lora_rank {rank}: {model.arguments['encoder']} has no attention layers")
+        raise SetrError(
+            f"lora_rank {rank}: {model.arguments['encoder']} has no attention layers", code=USAGE
+        )
     if not 1 <= rank <= encoder.channels:
-        raise SetrError(f"lora_rank {rank}: give 1 to the encoder's width {encoder.channels}")
+        raise SetrError(
+            f"lora_rank {rank}: give 1 to the encoder's width {encoder.channels}", code=USAGE
+        )
     encoder.requires_grad_(False)
     for block in encoder.stages():
         for name, layer in list(block.named_modules()):

@@ -20,7 +20,7 @@ from setr.baselines import FCN, FPNNeck, SemanticFPN
 from setr.catalog import DecoderName, model_settings
 from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
 from setr.encoder import Encoder, PosInterp, PrefixTokens
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.pretrained import default_tag, load_encoder
 
@@ -106,14 +106,17 @@ class SETR(nn.Module):
             key: value for key, value in locals().items() if key not in ("self", "__class__")
         }
         if num_classes < 1:
-            raise SetrError(f"num_classes {num_classes}: a model needs at least one class")
+            raise SetrError(
+                f"num_classes {num_classes}: a model needs at least one class", code=USAGE
+            )
         if not set(aux_taps) <= set(taps):
-            raise SetrError(f"aux_taps {aux_taps}: must be among the taps {taps}")
+            raise SetrError(f"aux_taps {aux_taps}: must be among the taps {taps}", code=USAGE)
         convolutional = decoder in ("fcn", "semantic_fpn")
         if convolutional and (pos_interp != "bicubic" or prefix_tokens != "keep" or patch_stride):
             raise SetrError(
                 f"pos_interp, prefix_tokens, patch_stride: {encoder} has none of them; leave them "
-                "out"
+                "out",
+                code=USAGE,
             )
         self.num_classes = num_classes
         self.odd_sizes = odd_sizes

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def simplified(polygon: Polygon, tolerance: float) -> Polygon:
         SetrError: a negative tolerance.
     """
     if not tolerance >= 0:
-        raise SetrError(f"tolerance {tolerance}: give pixels from 0 (exact)")
+        raise SetrError(f"tolerance {tolerance}: give pixels from 0 (exact)", code=USAGE)
     if tolerance == 0:
         return polygon
     rings = tuple(_fewer_corners(ring, tolerance) for ring in polygon.rings)

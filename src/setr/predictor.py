@@ -22,7 +22,7 @@ import torch
 from setr import distributed
 from setr.arrays import as_image
 from setr.config import Precision
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.evaluation import autocast_dtype, resolve_protocol
 from setr.files import walk_images
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
@@ -73,7 +73,7 @@ class Predictor:
         allow_urls: bool = False,
     ) -> None:
         if window is not None and window < 1:
-            raise SetrError(f"window {window}: give pixels from 1")
+            raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
         self.device = distributed.device(device)
         self.model: SETR | ExportedModel = model.eval().to(self.device)
         self.info = replace(info, protocol=resolve_protocol(protocol, model, info))
@@ -242,12 +242,15 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
         network, info = open_exported(Path(source), device)
         if options.pop("precision", "auto") not in ("auto", network.export["precision"]):
             own = network.export["precision"]
-            raise SetrError(f"{source}: computes in {own}; leave --precision out, or export again")
+            raise SetrError(
+                f"{source}: computes in {own}; leave --precision out, or export again", code=USAGE
+            )
         return Predictor(network, info, device="cpu", precision="fp32", **options)
     if Path(source).suffix == ".pt2":
         raise SetrError(
             f"{source}: a torch.export file is for programs without this package; load the model "
-            "it was made from, or an .onnx or .xml export"
+            "it was made from, or an .onnx or .xml export",
+            code=USAGE,
         )
     if Path(source).is_file():
         given = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
@@ -266,7 +269,7 @@ def _expand(source: str) -> Iterator[str | np.ndarray]:
     else:
         paths = sorted(glob.glob(source))
     if not paths:
-        raise SetrError(f"{source}: no images found here")
+        raise SetrError(f"{source}: no images found here", code=USAGE)
     for path in paths:
         if is_video(path):
             yield from frames(path)

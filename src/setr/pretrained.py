@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from setr.dialects import translate
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.remote import fetch
 from setr.weights import Loadable, LoadReport, load_weights, match_weights
 
@@ -45,7 +45,9 @@ def default_tag(encoder: str) -> str:
 
     tag = timm.get_pretrained_cfg(encoder).tag if timm.is_model(encoder) else None
     if not tag or not timm.list_pretrained(f"{encoder}.{tag}"):
-        raise SetrError(f"pretrained: timm has no weights for {encoder}; give a file, or None")
+        raise SetrError(
+            f"pretrained: timm has no weights for {encoder}; give a file, or None", code=USAGE
+        )
     return str(tag)
 
 
@@ -69,7 +71,8 @@ def pretrained_id(encoder: str, tag: str) -> str:
         tags = sorted({name.partition(".")[2] for name in known})
         raise SetrError(
             f"pretrained '{tag}': no such file, and no such weights for {encoder}; there are "
-            f"{', '.join(tags) or 'none'}"
+            f"{', '.join(tags) or 'none'}",
+            code=USAGE,
         )
     return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])
 

@@ -51,9 +51,9 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
-            raise SetrError(f"scales {self.scales}: give one or more positive factors")
+            raise SetrError(f"scales {self.scales}: give one or more positive factors", code=USAGE)
         if self.window and min(self.window) < 1:
-            raise SetrError(f"window {self.window}: give positive pixels")
+            raise SetrError(f"window {self.window}: give positive pixels", code=USAGE)
         if (
             self.window
             and self.stride
@@ -61,10 +61,13 @@ class Protocol:
         ):
             raise SetrError(
                 f"stride {self.stride}: must be between 1 and the window {self.window}, or pixels "
-                "would be left out"
+                "would be left out",
+                code=USAGE,
             )
         if self.fill_window and not self.window:
-            raise SetrError("fill_window raises images to the window: give a window too")
+            raise SetrError(
+                "fill_window raises images to the window: give a window too", code=USAGE
+            )
 
     def view_size(self, H: int, W: int, scale: float) -> tuple[int, int]:
         """(height, width) in pixels of an H x W image at one of the scales.

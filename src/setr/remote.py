@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 
 def fetch(repo_id: str, files: tuple[str, ...], *, revision: str | None = None) -> Path:
@@ -26,7 +26,7 @@ def fetch(repo_id: str, files: tuple[str, ...], *, revision: str | None = None) 
     from huggingface_hub import errors, snapshot_download
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in repo_id:
-        raise SetrError(f"{repo_id}: not a Hub repository; those are called owner/name")
+        raise SetrError(f"{repo_id}: not a Hub repository; those are called owner/name", code=USAGE)
     wanted = {"revision": revision, "allow_patterns": list(files)}
     way_out = "download it on another machine and give the path"
     if Path(repo_id).parent.is_dir():  # as runs/x: more likely a slip of the pen

@@ -62,7 +62,7 @@ class RunFolder:
             self.state = newest_state(self.last)
         if resume and not again and self.state is None:
             raise SetrError(
-                f"{self.last}: no training state to resume from; start without --resume"
+                f"{self.last}: no training state to resume from; start without --resume", code=USAGE
             )
 
     def open(self, config: Config) -> None:

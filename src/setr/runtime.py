@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.hub import ModelInfo, read_info
 from setr.model import Output, resize
 
@@ -75,7 +75,7 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
             runtime is not installed.
     """
     if not path.is_file():
-        raise SetrError(f"{path}: no such file")
+        raise SetrError(f"{path}: no such file", code=USAGE)
     opener = onnx_run if path.suffix == ".onnx" else openvino_run
     run, stored = opener(path, (COARSE,), device)
     missing = [key for key in KEYS if key not in stored]
@@ -102,7 +102,8 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
     if chosen and (device.partition(":")[0] not in ("auto", "cuda") or len(available) < 2):
         raise SetrError(
             f"device '{device}': this onnxruntime has {', '.join(available)}; use --device cpu, or "
-            "install onnxruntime-gpu"
+            "install onnxruntime-gpu",
+            code=USAGE,
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -133,7 +134,9 @@ def openvino_run(
     """An OpenVINO file -> a function for these outputs, and the file's metadata."""
     ov = import_openvino(path)
     if device not in ("auto", "cpu"):
-        raise SetrError(f"device '{device}': OpenVINO files run on the CPU here; use --device cpu")
+        raise SetrError(
+            f"device '{device}': OpenVINO files run on the CPU here; use --device cpu", code=USAGE
+        )
     core = ov.Core()
     try:
         model = core.read_model(path)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 MAX_RATIO = 20
 """A compressed archive that unpacks to more than this many times its size is refused."""
@@ -60,7 +60,7 @@ def read_tensor_file(path: Path) -> TensorFile:
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
-        raise SetrError(f"{path}: no such weight file")
+        raise SetrError(f"{path}: no such weight file", code=USAGE)
     with path.open("rb") as file:
         head = file.read(512)
     if not head:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from setr.cli import parse, require_unused
+from setr.cli import parse, require_least, require_unused
 from setr.config import Precision
 
 
@@ -45,6 +45,8 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Write the adjusted model and print what was added to each class."""
     given = parse(Arguments, arguments, "adjust")
+    require_least(given, 0, "workers")
+    require_unused(given.out)
     from setr.adjustment import ADJUSTED, find_offsets, shift_logits
     from setr.datasets import open_dataset
     from setr.doctor import check
@@ -52,7 +54,6 @@ def run(arguments: list[str]) -> int:
     from setr.hub import save_pretrained
     from setr.predictor import load
 
-    require_unused(given.out)
     predictor = load(given.model, device=given.device)
     model, info = predictor.network, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels)

@@ -47,6 +47,8 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "bench")
     if not given.batches or min(given.batches) < 1 or given.seconds <= 0 or given.images < 1:
         raise SetrError("--batches, --seconds, --images: give positive numbers", code=USAGE)
+    if given.size and min(given.size) < 1:
+        raise SetrError(f"--size {given.size[0]} {given.size[1]}: give at least 1", code=USAGE)
     from setr.bench import ROWS, bench
 
     optional = {row.runtime for row in ROWS[1:]} - {ROWS[0].runtime}

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from setr.cli import parse
+from setr.cli import parse, require_least
 from setr.errors import OK
 from setr.recipes import recipe
 from setr.tables import figures_table
@@ -33,6 +33,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Train the `demo` recipe and write its report."""
     given = parse(Arguments, arguments, "demo")
+    require_least(given, 0, "steps", "seed")
     config = recipe("demo")
     steps = given.steps or config.train.steps
     config = dataclasses.replace(

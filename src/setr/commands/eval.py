@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_least
 from setr.config import Precision
 from setr.errors import OK, USAGE, SetrError
 from setr.tables import figures_table, report_failed
@@ -71,8 +71,13 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "eval")
     if len({given.model, *given.compare}) <= len(given.compare):
         raise SetrError("--compare names a model twice", code=USAGE)
+    require_least(given, 0, "workers")
+    require_least(given, 1, "short_side")
     from setr.distributed import joined
+    from setr.hub import require_named
 
+    for path in given.compare:  # tested only after the model itself
+        require_named(path)
     with joined(given.device):
         return _run(given)
 
@@ -84,8 +89,6 @@ def _run(given: Arguments) -> int:
     from setr.gallery import Gallery, paired
     from setr.report import write_evaluation
 
-    if given.workers < 0:
-        raise SetrError(f"--workers {given.workers}: give 0 or more", code=USAGE)
     gallery = Gallery()
     metrics: dict[str, Any]
     metrics, dataset = _test(given, given.model, gallery)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_file, require_least
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ def _attention(given: Attention) -> None:
     from setr.predictor import load
 
     points = [_point(text) for text in given.point]
+    require_least(given, 1, "short_side")
+    require_file(given.image)
     predictor = load(given.model, device=given.device)
     view = open_view(predictor, given.image, given.short_side)
     figure = attention_figure(predictor, view, points, given.layer, given.head)
@@ -129,6 +131,8 @@ def _features(given: Features) -> None:
     from setr.predictor import load
 
     layers = _numbers(given.layers)
+    require_least(given, 1, "short_side", "channels")
+    require_file(given.image)
     predictor = load(given.model, device=given.device)
     view = open_view(predictor, given.image, given.short_side)
     figure = features_figure(predictor, view, layers, given.channels)
@@ -139,8 +143,7 @@ def _position(given: Position) -> None:
     from setr.figures import position_figure
     from setr.predictor import load
 
-    if given.grid < 1:
-        raise SetrError(f"--grid {given.grid}: give at least 1", code=USAGE)
+    require_least(given, 1, "grid")
     figure = position_figure(load(given.model, device="cpu"), given.grid)
     _write(given.out, "position", f"Position embeddings of {given.model}", figure, width=150)
 
@@ -149,6 +152,8 @@ def _compare(given: Compare) -> None:
     from setr.figures import compare_figure
     from setr.predictor import load
 
+    for path in (given.image, *((given.truth,) if given.truth else ())):
+        require_file(path)
     a, b = (load(model, device=given.device) for model in (given.a, given.b))
     names = (Path(given.a).name, Path(given.b).name)
     figure = compare_figure(a, b, names, given.image, given.truth)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_least
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
 
@@ -95,10 +95,9 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Segment every image; broken ones are named at the end, exit code 1."""
     given: Arguments = parse(Arguments, arguments, "predict")
-    for name in ("pack_samples", "batch", "workers", "actors"):
-        if getattr(given, name) is not None and getattr(given, name) < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise SetrError(f"{flag} {getattr(given, name)}: give at least 1", code=USAGE)
+    require_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
+    require_least(given, 0, "tolerance", "min_pixels")
+    _range(given.value_range)
     from setr.batch import Task
     from setr.inputs import find_items, output_names
     from setr.protocols import preset
@@ -305,6 +304,8 @@ def _range(text: str) -> tuple[float, float] | None:
     values = _numbers("value-range", text)
     if values and len(values) != 2:
         raise SetrError(f"--value-range {text}: give two numbers, such as 0,3000", code=USAGE)
+    if values and values[0] >= values[1]:
+        raise SetrError(f"--value-range {text}: give low, then high, such as 0,3000", code=USAGE)
     return (values[0], values[1]) if values else None
 
 

@@ -41,7 +41,9 @@ def run(arguments: list[str]) -> int:
     if given.table is not None and given.table not in TABLES:
         raise SetrError(f"--table {given.table}: the paper's results are Tables 2 to 7", code=USAGE)
     if not given.runs.is_dir() and not given.all:
-        raise SetrError(f"{given.runs}: no such folder; --runs DIR, or --all for the paper's rows")
+        raise SetrError(
+            f"{given.runs}: no such folder; --runs DIR, or --all for the paper's rows", code=USAGE
+        )
     runs = collect(given.runs)
     titles = {}
     for number, lines in paper_lines(runs, given.table).items():

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_least
 from setr.tables import figures_table, report_failed
 
 
@@ -39,6 +39,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Print the figures; pairs that could not be read are named, exit code 1."""
     given = parse(Arguments, arguments, "score")
+    require_least(given, 1, "num_classes")
     from setr.progress import Progress
     from setr.scoring import score_folders, score_labels
 

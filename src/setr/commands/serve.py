@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_least
 from setr.errors import OK, USAGE, SetrError
+
+HIGHEST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Load the models, then serve until a signal says stop."""
     given = parse(Arguments, arguments, "serve")
+    require_least(given, 0, "port")
+    require_least(given, 1, "window")
+    if given.port > HIGHEST_PORT:
+        raise SetrError(f"--port {given.port}: give at most {HIGHEST_PORT}", code=USAGE)
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_least
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Check the splits, then write them."""
     given: Arguments = parse(Arguments, arguments, "shard")
-    if given.samples < 1:
-        raise SetrError(f"--samples {given.samples}: give at least 1", code=USAGE)
+    require_least(given, 1, "samples")
     if not given.splits:
         raise SetrError("--splits: name at least one split, as train", code=USAGE)
     from setr.datasets import open_dataset
