@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from setr import decoders
 from setr.baselines import FCN, FPNNeck, SemanticFPN
 from setr.decoders import (
     MLA,
@@ -153,8 +154,10 @@ def test_the_folded_norm_is_the_same_function(bias):
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize(("h", "scale"), [(1, 2), (9, 2), (40, 2), (20, 4)])
-def test_bands_of_rows_equal_the_whole(kernel_size, h, scale):
+@pytest.mark.parametrize("small", [0, decoders.SMALL])
+def test_bands_of_rows_equal_the_whole(kernel_size, h, scale, small, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(decoders, "SMALL", small)
     layer = ConvBNReLU(3, 4, kernel_size, bias=True).double().eval()
     classifier = torch.nn.Conv2d(4, 2, 1).double()
     x = torch.randn(2, 3, h, 5, dtype=torch.float64)

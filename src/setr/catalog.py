@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from setr.encoder import encoder_depth
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 DecoderName = Literal["naive", "pup", "mla", "fcn", "semantic_fpn"]
 
@@ -115,11 +115,13 @@ def model_settings(
             settings["taps"], settings["aux_taps"] = taps, _aux_taps(settings["decoder"], taps)
     elif name in _BASELINES:
         if channels or taps:
-            raise SetrError(f"channels, taps: {name} has a fixed width and stages; leave them out")
+            raise SetrError(
+                f"channels, taps: {name} has a fixed width and stages; leave them out", code=USAGE
+            )
         settings = dict(_BASELINES[name])
     else:
         near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)
-        raise SetrError(f"model '{name}' is unknown; nearest: {', '.join(near)}")
+        raise SetrError(f"model '{name}' is unknown; nearest: {', '.join(near)}", code=USAGE)
     if settings["decoder"] == "mla" and not align_corners:
         settings["decoder_args"]["align_corners"] = False
     if encoder:

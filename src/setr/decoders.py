@@ -40,6 +40,8 @@ class ChannelNorm(nn.LayerNorm):
 
 
 BAND_ROWS = 16  # of an upsampled map at a time on CPUs; 256 channels of them fit the caches
+SMALL = 150_000_000
+"""Multiplications of a convolution below which bands cost more than they save."""
 
 
 class ConvBNReLU(nn.Sequential):
@@ -92,6 +94,8 @@ class ConvBNReLU(nn.Sequential):
         weight, bias = self._merged()
         x = x.contiguous(memory_format=torch.channels_last)
         B, _, h, w = x.shape
+        if weight.numel() * 4 * h * w <= SMALL:  # whatever B is, so that batches change no bit
+            return then(F.relu_(F.conv2d(upsample(x, scale), weight, bias, padding=1)))
         out, top = None, 0
         for y in doubled_bands(x, weight, bias, BAND_ROWS):
             band = then(F.relu_(y))
