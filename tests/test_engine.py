@@ -274,20 +274,24 @@ def test_bad_data_is_found_before_the_first_step(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_130(tmp_path, number):
+def test_a_signal_saves_and_exits_130(tmp_path, number, group):
+    """To the process, or with its workers to the group, as a terminal and `timeout` send it."""
     out = tmp_path / "run"
     command = [
         *(sys.executable, "-m", "setr", "train", "demo", "--out", str(out)),
-        *("--data.root", "scenes:20", "--data.workers", "0"),
+        *("--data.root", "scenes:20", "--data.workers", "2" if group else "0"),
         *("--train.steps", "100000", "--train.batch-size", "2", "--train.log-every", "1"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (out / "log.jsonl").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
-    os.kill(process.pid, number)
+    (os.killpg if group else os.kill)(process.pid, number)
+    if group and number == signal.SIGTERM:
+        os.kill(process.pid, number)  # `timeout` sends both
     message = process.communicate(timeout=60)[1]
     assert process.returncode == INTERRUPTED
     assert "--resume" in message

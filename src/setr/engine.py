@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ class _Run:
         with Interrupt() as interrupt, profile:
             while self.step < config.steps:
                 waiting = time.monotonic()
-                images, masks = next(batches)
+                with self._ended_by(interrupt, save=distributed.world() == 1):
+                    images, masks = next(batches)
                 waited = time.monotonic() - waiting
                 with explained(self.config, self.model.num_classes, self.device):
                     parts = self.train_step(images, masks)
@@ -150,19 +152,30 @@ class _Run:
                     rates = self.telemetry.figures(progress.rates())
                     self.folder.log({"step": self.step, **parts, **rates})
                 if config.eval_every and self.step % config.eval_every == 0 and not last:
-                    with progress.paused():
+                    with progress.paused(), self._ended_by(interrupt, save=False):
                         self._validate()
                 saved = True
                 if last or stop or self.step % config.save_every == 0:
                     saved = self._save()
                 if stop:
-                    note = "" if saved else " from the state before, since this one was not saved"
-                    raise together(SetrError(self._stopped() + note, code=INTERRUPTED))
+                    raise together(SetrError(self._stopped(saved), code=INTERRUPTED))
         progress.close()
 
-    def _stopped(self) -> str:
+    def _stopped(self, saved: bool = True) -> str:
         how = f"`setr train {self.folder.out} --resume`"
-        return f"stopped after step {self.step}; continue with {how}"
+        note = "" if saved else " from the state before, since this one was not saved"
+        return f"stopped after step {self.step}; continue with {how}{note}"
+
+    @contextlib.contextmanager
+    def _ended_by(self, interrupt: Interrupt, *, save: bool) -> Iterator[None]:
+        """A signal to the whole group ends the workers, too, for which samples wait in vain."""
+        try:
+            yield
+        except RuntimeError:
+            if not interrupt.requested:
+                raise
+            saved = save and self._save()
+            raise SetrError(self._stopped(saved), code=INTERRUPTED) from None
 
     def train_step(self, images: Tensor, masks: Tensor) -> dict[str, float]:
         """One optimiser step on this process's share of a batch."""

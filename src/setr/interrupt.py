@@ -12,9 +12,10 @@ from setr.errors import INTERRUPTED, SetrError
 
 
 class Interrupt:
-    """Used in `with`: turns the first SIGINT or SIGTERM into `requested`.
+    """Used in `with`: turns SIGINT and SIGTERM into `requested`.
 
-    The next one acts as usual.
+    A second SIGINT acts as usual, for the impatient. Further SIGTERMs do not: `timeout` and
+    schedulers send one to the process and one to its group, and have SIGKILL for what stays.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,8 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self.__exit__(None, None, None)
+        if number == signal.SIGINT:
+            signal.signal(number, self.previous[number])
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         for number, handler in self.previous.items():

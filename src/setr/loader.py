@@ -8,6 +8,7 @@ processes.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -139,8 +140,10 @@ def _raising(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch
 
 
-def _one_thread(_: int) -> None:
+def _begin(_: int) -> None:
+    """A worker decodes in one thread, and SIGTERM ends it as SIGINT does: in order, status 0."""
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def training_batches(
@@ -172,7 +175,7 @@ def training_batches(
         batch_sampler=order,
         num_workers=workers,
         collate_fn=stack,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin,
         generator=torch.Generator(),  # or making the loader would advance the global one
         pin_memory=torch.cuda.is_available(),
     )
@@ -204,7 +207,7 @@ def whole_images(
             sampler=indices,
             num_workers=workers,
             collate_fn=stack,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin,
             generator=torch.Generator(),  # or making the loader would advance the global one
         )
     )
