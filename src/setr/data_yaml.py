@@ -26,7 +26,11 @@ def read_description(path: Path) -> tuple[Path, Labels | str | None, Mapping[str
     Where `path` in it is `hf:OWNER/NAME`, that is the root, and what splits name are splits there.
     """
     if not path.exists():
-        raise SetrError(f"{path}: no such file or folder", code=USAGE)
+        raise SetrError(
+            f"{path}: no such file or folder; name the data set's folder or its data.yaml "
+            "(--data.root in training), or `scenes` for drawn ones",
+            code=USAGE,
+        )
     if path.is_dir():
         if not (path / "data.yaml").is_file():
             return path, None, {}
