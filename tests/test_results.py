@@ -10,6 +10,7 @@ import pytest
 
 from setr.cli import main
 from setr.config import Config
+from setr.errors import USAGE
 from setr.labels import known_labels
 from setr.recipes import recipe
 from setr.results import as_html, as_markdown, collect, other_lines, paper_lines
@@ -138,5 +139,5 @@ def test_the_command(runs, capsys):
     page = runs / "r.html"
     assert main(["results", "--runs", str(runs), "--format", "html", "--output", str(page)]) == 0
     assert page.read_text().startswith("<!doctype html>")
-    assert main(["results", "--runs", str(runs / "none")]) == 1
+    assert main(["results", "--runs", str(runs / "none")]) == USAGE
     assert "no such folder" in capsys.readouterr().err
