@@ -176,6 +176,61 @@ def test_flip_turns_both():
     np.testing.assert_array_equal(mask, MASK[:, ::-1])
 
 
+def test_a_vertical_flip_turns_both():
+    settings = {**PLAIN, "flip_vertical": 1.0}
+    augment = Augmentation((120, 160), scale_range=(1, 1), **settings)
+    image, mask = augment(IMAGE, MASK, np.random.default_rng(0))
+    np.testing.assert_array_equal(image, IMAGE[::-1])
+    np.testing.assert_array_equal(mask, MASK[::-1])
+
+
+@pytest.mark.parametrize(("angle", "turns"), [(90, -1), (-90, 1), (180, 2)])
+def test_a_right_angle_is_an_exact_turn(angle, turns):
+    """Clockwise as it is seen, and every pixel is kept."""
+    square = np.ascontiguousarray(IMAGE[:, :120])
+    window = Window((120, 120), (120, 120), (0, 0), (120, 120), angle)
+    np.testing.assert_array_equal(
+        window.cut(square, nearest=False, fill=PAD_COLOUR), np.rot90(square, turns)
+    )
+    np.testing.assert_array_equal(
+        window.cut(MASK[:, :120], nearest=True, fill=IGNORE), np.rot90(MASK[:, :120], turns)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(10, 300), st.integers(10, 400), st.floats(-180, 180), st.integers(0, 10_000))
+def test_a_turned_window_asks_for_all_it_samples(height, width, angle, seed):
+    rng = np.random.default_rng(seed)
+    size = 30 + seed % 40, 50
+    top, left = (
+        int(rng.integers(0, max(r - s, 0) + 1)) for r, s in ((height, size[0]), (width, size[1]))
+    )
+    window = Window((120, 160), (height, width), (top, left), size, angle)
+    rows, columns = window.reach
+    part = IMAGE[rows, columns]
+    ours = window.cut(part, nearest=False, fill=0, corner=(rows.start, columns.start))
+    whole = window.cut(IMAGE, nearest=False, fill=0)
+    off = np.abs(ours.astype(int) - whole)  # positions are counted in fp32 from another corner
+    # at the image's own edge a sample may fall just in or just out
+    assert (off > 8).mean() < 0.02
+    assert off.mean() < 1.0
+
+
+def test_rotation_keeps_image_and_mask_together_and_ids_whole():
+    """An image that shows its mask's ids still does, wherever both were sampled."""
+    painted = np.repeat(MASK[..., None] * 20, 3, axis=2)
+    augment = Augmentation((90, 100), rotate=40.0, scale_range=(0.5, 2.0), **PLAIN)
+    ignored = 0
+    for seed in range(20):
+        image, mask = augment(painted, MASK, np.random.default_rng(seed))
+        assert set(np.unique(mask)) <= {*np.unique(MASK), IGNORE}
+        inside = mask != IGNORE
+        agree = np.abs(image[..., 0].astype(int) - mask * 20) <= 10
+        assert agree[inside].mean() > 0.9  # the rest: blends of two classes at their border
+        ignored += (~inside).mean()
+    assert 0.02 < ignored / 20 < 0.6
+
+
 def test_distortion_stays_within_its_ranges():
     grey = np.full((8, 8, 3), 100, np.uint8)
     values = [int(distort(grey, np.random.default_rng(s))[0, 0, 0]) for s in range(400)]

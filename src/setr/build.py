@@ -85,6 +85,8 @@ def build_augmentation(config: Config, pixels: np.ndarray) -> Augmentation:
         class_odds=rare_class_odds(pixels),
         scale_range=data.scale_range,
         flip=data.flip,
+        flip_vertical=data.flip_vertical,
+        rotate=data.rotate,
         photometric=data.photometric,
         max_class_share=data.max_class_share,
     )

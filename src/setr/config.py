@@ -97,6 +97,10 @@ class DataConfig:
     """Random scale of training images."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    flip_vertical: float = 0.0
+    """Probability of a vertical flip; for images without an up, as those from above."""
+    rotate: float = 0.0
+    """Largest rotation in degrees, in both directions; 180 for images without an up."""
     photometric: bool = True
     """Random brightness, contrast, saturation and hue."""
     max_class_share: float = 0.75
@@ -110,7 +114,10 @@ class DataConfig:
         low, high = self.scale_range
         _check(min(self.crop_size) > 0, f"data.crop_size {self.crop_size}: give positive pixels")
         _check(0 < low <= high, f"data.scale_range {self.scale_range}: give 0 < low <= high")
-        _check(0 <= self.flip <= 1, f"data.flip {self.flip}: give a probability, 0 to 1")
+        for name in ("flip", "flip_vertical"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"data.{name} {value}: give a probability, 0 to 1")
+        _check(0 <= self.rotate <= 180, f"data.rotate {self.rotate}: give degrees, 0 to 180")
         _check(
             0 < self.max_class_share <= 1,
             f"data.max_class_share {self.max_class_share}: give a share above 0, at most 1",

@@ -2,7 +2,8 @@
 
 Crop first: the crop is chosen in the coordinates of the resized image and mapped back, so that
 only the window is ever resized (the same distribution as resize-then-crop, and identical at
-scale 1). Images are sampled bilinearly, masks by nearest neighbour; ids are never blended.
+scale 1); a rotation turns that window in the same resampling. Images are sampled bilinearly, masks
+by nearest neighbour; ids are never blended.
 
 Every draw comes from `np.random.default_rng((seed, epoch, index))`, so a sample is the same
 whatever the number of workers or processes.
@@ -10,6 +11,7 @@ whatever the number of workers or processes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -31,6 +33,8 @@ class Augmentation:
         long_side: that scaling stops where the long side reaches this many pixels.
         scale_range: random factor on top, uniform.
         flip: probability of a horizontal flip.
+        flip_vertical: probability of a vertical flip.
+        rotate: largest rotation in degrees about the crop's centre, uniform, in both directions.
         photometric: random brightness, contrast, saturation and hue.
         max_class_share: a crop is drawn again (at most 10 times) while one class covers more than
             this share of its counted pixels, or no pixel counts.
@@ -43,6 +47,8 @@ class Augmentation:
     long_side: int | None = None
     scale_range: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
+    flip_vertical: float = 0.0
+    rotate: float = 0.0
     photometric: bool = True
     max_class_share: float = 0.75
     rare_crops: float = 0.0
@@ -55,14 +61,16 @@ class Augmentation:
 
         The crop is chosen by the mask alone; of the image only what it needs is asked for.
 
-        Where the resized image is smaller than the crop, the rest is mean colour and ignored.
+        What lies outside the image is mean colour and ignored.
         """
         H, W = image.shape[:2]
         scale = base_scale(H, W, self.short_side, self.long_side) * rng.uniform(*self.scale_range)
         size = max(1, round(H * scale)), max(1, round(W * scale))
         centre = self._rare_pixel(mask, rng) if self.rare_crops else None
+        angle = rng.uniform(-self.rotate, self.rotate) if self.rotate else 0.0
         for _ in range(10):
-            window = Window((H, W), size, self._origin(size, centre, rng), self.crop_size)
+            origin = self._origin(size, centre, rng)
+            window = Window((H, W), size, origin, self.crop_size, angle)
             cropped = window.cut(mask, nearest=True, fill=IGNORE)
             if self._fits(cropped):
                 break
@@ -75,6 +83,8 @@ class Augmentation:
         )
         if rng.random() < self.flip:
             pixels, cropped = cv2.flip(pixels, 1), cv2.flip(cropped, 1)
+        if self.flip_vertical and rng.random() < self.flip_vertical:
+            pixels, cropped = cv2.flip(pixels, 0), cv2.flip(cropped, 0)
         if self.photometric:
             pixels = distort(pixels, rng)
         return np.ascontiguousarray(pixels), np.ascontiguousarray(cropped)
@@ -137,23 +147,40 @@ class Window:
         resized: (H', W') it is resized to.
         origin: (top, left) of the crop in the resized image.
         size: (height, width) of the crop.
+        angle: degrees the content is turned by about its centre, clockwise.
     """
 
     source: tuple[int, int]
     resized: tuple[int, int]
     origin: tuple[int, int]
     size: tuple[int, int]
+    angle: float = 0.0
 
     @property
     def reach(self) -> tuple[slice, slice]:
-        """Source rows and columns that bilinear sampling of the window can touch."""
+        """Source rows and columns that bilinear sampling of the window can touch; at least one."""
         reach = []
-        for first, length, n, N in zip(
-            self.origin, self.size, self.source, self.resized, strict=True
-        ):
+        for first, length, n, N in zip(*self._box(), self.source, self.resized, strict=True):
             last = min(first + length, N)
             reach.append(slice(max(0, first * n // N - 1), min(n, -(-last * n // N) + 1)))
         return reach[0], reach[1]
+
+    def _box(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Origin and size, in the resized image, of what the window covers when it is turned."""
+        if not self.angle:
+            return self.origin, self.size
+        height, width = self.size
+        corners = [[x, y, 1] for x in (-1, width) for y in (-1, height)]
+        x, y, _ = self._turn() @ np.transpose(corners)
+        low = [
+            max(0, first + math.floor(places.min()))
+            for first, places in zip(self.origin, (y, x), strict=True)
+        ]
+        high = [
+            first + math.ceil(places.max()) + 1
+            for first, places in zip(self.origin, (y, x), strict=True)
+        ]
+        return (low[0], low[1]), (high[0] - low[0], high[1] - low[1])
 
     def cut(
         self,
@@ -170,18 +197,25 @@ class Window:
         (top, left), (height, width) = self.origin, self.size
         inside = min(height, self.resized[0] - top), min(width, self.resized[1] - left)
         y, x = corner
+        flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
+        if self.angle:
+            matrix = self._to_source(corner) @ self._turn()
+            return cv2.warpAffine(
+                array,
+                matrix,
+                (width, height),
+                flags=flags,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=fill,
+            )
         if self.source == self.resized:
             part = array[top - y : top - y + inside[0], left - x : left - x + inside[1]]
         else:
-            sy, sx = self.source[0] / self.resized[0], self.source[1] / self.resized[1]
-            matrix = np.array(  # pixel centres: source = (target + origin + 0.5) * s - 0.5
-                [[sx, 0, (left + 0.5) * sx - 0.5 - x], [0, sy, (top + 0.5) * sy - 0.5 - y]]
-            )
             part = cv2.warpAffine(
                 array,
-                matrix,
+                self._to_source(corner),
                 (inside[1], inside[0]),
-                flags=(cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP,
+                flags=flags,
                 borderMode=cv2.BORDER_REPLICATE,
             )
         if inside == self.size:
@@ -190,6 +224,26 @@ class Window:
         out[...] = fill
         out[: inside[0], : inside[1]] = part
         return out
+
+    def _to_source(self, corner: tuple[int, int]) -> np.ndarray:
+        """(2, 3): window (x, y) -> source (x, y), from pixel centre to pixel centre.
+
+        source = (target + origin + 0.5) * s - 0.5, less the corner.
+        """
+        (top, left), (y, x) = self.origin, corner
+        sy, sx = self.source[0] / self.resized[0], self.source[1] / self.resized[1]
+        return np.array([[sx, 0, (left + 0.5) * sx - 0.5 - x], [0, sy, (top + 0.5) * sy - 0.5 - y]])
+
+    def _turn(self) -> np.ndarray:
+        """(3, 3): turns window (x, y) about the centre of the part that lies in the image."""
+        y, x = (
+            (min(side, end - first) - 1) / 2
+            for side, end, first in zip(self.size, self.resized, self.origin, strict=True)
+        )
+        cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        return np.array(
+            [[cos, sin, x - cos * x - sin * y], [-sin, cos, y + sin * x - cos * y], [0, 0, 1]]
+        )
 
 
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
