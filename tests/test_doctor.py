@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from setr import scenes, survey
 from setr.cli import main
@@ -96,6 +97,17 @@ def test_binary_masks_do_not_lose_a_class(tmp_path, shared):
     checkup = check(open_dataset(str(root), "train"))
     assert not checkup.problems
     assert checkup.pixels.all()
+
+
+def test_a_single_class_is_an_error(tmp_path):
+    """Every answer would be right: training would report 100 %."""
+    images, masks = tmp_path / "images" / "train", tmp_path / "labels" / "train"
+    for folder, pixels in ((images, (8, 8, 3)), (masks, (8, 8))):
+        folder.mkdir(parents=True)
+        Image.fromarray(np.zeros(pixels, np.uint8)).save(folder / "a.png")
+    (tmp_path / "data.yaml").write_text("classes: [crack]\nlabel_map: {0: crack}\n")
+    with pytest.raises(SetrError, match=r"'crack' is the only class.*\[background, crack\]"):
+        check(open_dataset(str(tmp_path), "train")).raise_problems()
 
 
 def test_all_ignored_masks_are_a_warning(tmp_path, shared):

@@ -14,7 +14,15 @@ from PIL import Image
 from setr import decode
 from setr.decode import check_png_rows
 from setr.errors import SetrError
-from setr.images import ImageTooLargeError, Rows, check_whole, encode_png, opened, read_image
+from setr.images import (
+    ImageTooLargeError,
+    Rows,
+    check_whole,
+    encode_png,
+    from_pillow,
+    opened,
+    read_image,
+)
 from setr.masks import read_mask
 
 UNREADABLE = {
@@ -108,6 +116,19 @@ def test_a_damaged_png_is_refused():
     data[len(data) // 2] ^= 0x55
     with pytest.raises(SetrError, match="broken image file"):
         read_image(bytes(data))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(np.float32, "float"), (np.int32, "integer")])
+def test_pixels_without_a_known_range_are_refused(tmp_path, kind, name):
+    """A float image from 0 to 1 would otherwise be black."""
+    path = tmp_path / "values.tif"
+    Image.fromarray(np.ones((4, 5), kind)).save(path)
+    message = rf"values.tif: 32-bit {name} pixels.*8 or 16 bits"
+    for read in (read_image, check_whole):
+        with pytest.raises(SetrError, match=message):
+            read(path)
+    with pytest.raises(SetrError, match=f"32-bit {name} pixels"):
+        from_pillow(Image.fromarray(np.ones((4, 5), kind)))
 
 
 @pytest.mark.usefixtures("decoder")

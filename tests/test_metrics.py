@@ -82,6 +82,28 @@ def test_figures_by_hand() -> None:
     assert (figures["absent"], zero["absent"]) == ("skip", "zero")
 
 
+def test_dice_and_precision_are_f1_and_precision_of_each_class() -> None:
+    prediction, truth = random_pair(3)
+    figures = count(prediction, truth).summary(NAMES)
+    kept = truth != IGNORE
+    for k, name in enumerate(NAMES):
+        said, is_so = prediction[kept] == k, truth[kept] == k
+        precision = (said & is_so).sum() / said.sum()
+        recall = (said & is_so).sum() / is_so.sum()
+        assert figures["precision"][name] == pytest.approx(precision)
+        assert figures["accuracy"][name] == pytest.approx(recall)
+        assert figures["dice"][name] == pytest.approx(2 / (1 / precision + 1 / recall))
+    assert figures["mean_dice"] == pytest.approx(np.mean(list(figures["dice"].values())))
+
+
+def test_a_class_without_predictions_has_no_precision_and_no_dice_if_it_is_absent_too() -> None:
+    truth = np.array([0, 0, 1, 1], np.uint8)
+    figures = count(np.zeros(4, np.uint8), truth, K=3).summary(("a", "b", "c"))
+    assert figures["precision"] == {"a": 0.5, "b": None, "c": None}
+    assert figures["dice"] == {"a": pytest.approx(2 / 3), "b": 0.0, "c": None}
+    assert figures["mean_dice"] == pytest.approx(1 / 3)
+
+
 def test_nothing_counted_has_no_figures() -> None:
     figures = count(np.zeros((2, 2), np.uint8), np.full((2, 2), IGNORE, np.uint8)).summary(NAMES)
     assert figures["miou"] is None

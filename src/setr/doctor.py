@@ -92,11 +92,10 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
     pixels = seen.pixels(len(dataset.labels.classes))
     problems = [seen.problems[i] for i in sorted(seen.problems)]
     findings = [_broken(dataset, problems)] if problems else []
-    vanished = _binary(dataset, seen, pixels)
-    if vanished is not None:
-        findings.append(vanished)
-        if vanished.level == "error":
-            problems.append(vanished.text)
+    for finding in (*_alone(dataset), *_binary(dataset, seen, pixels)):
+        findings.append(finding)
+        if finding.level == "error":
+            problems.append(finding.text)
     findings += [Finding("warning", dataset.split, note) for note in dataset.notes]
     findings += _ignored(dataset, seen)
     findings += _doubles(dataset, seen)
@@ -118,12 +117,24 @@ def _about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Findi
     return Finding(level, dataset.split, f"{len(rows)} {text}", len(rows), files)
 
 
-def _binary(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> Finding | None:
+def _alone(dataset: Dataset) -> list[Finding]:
+    """A single class: whatever the model says is right."""
+    if len(dataset.labels.classes) > 1:
+        return []
+    name = dataset.labels.classes[0]
+    text = (
+        f"'{name}' is the only class, so every answer is right; make the rest a class, too: "
+        f"classes: [background, {name}], label_map: {{0: background, …}}"
+    )
+    return [Finding("error", dataset.split, text)]
+
+
+def _binary(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> list[Finding]:
     """Masks of 0 and 255 whose 255 was meant as a class, not as ignore."""
     rows = seen.having(BINARY)
     ignored = (dataset.labels.label_map or {}).get(IGNORE) == IGNORE
     if not len(rows) or not ignored or not pixels[0] or pixels[1:].any():
-        return None
+        return []
     classes = dataset.labels.classes
     lost = classes[1] if len(classes) > 1 else "the other class"
     text = (
@@ -131,7 +142,7 @@ def _binary(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> Finding | Non
         f"data.yaml: label_map: {{0: {classes[0]}, 255: {lost}}}"
     )
     level: Level = "error" if len(classes) == 2 else "warning"
-    return _about(dataset, level, text, rows)
+    return [_about(dataset, level, text, rows)]
 
 
 def _ignored(dataset: Dataset, seen: Survey) -> list[Finding]:

@@ -118,9 +118,11 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         max_pixels: larger images are refused from the header.
 
     Raises:
-        SetrError: missing, unreadable, truncated, not an image, or above `max_pixels`.
+        SetrError: missing, unreadable, truncated, not an image, of 32-bit pixels, whose range no
+            file tells, or above `max_pixels`.
     """
     with opened(source, max_pixels) as image:
+        _require_scale(image, source_name(source))
         if image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False):
             _note(f"{source_name(source)}: has several frames or pages; the first is used")
         pixels = decode_fast(image, source) if image.mode == "RGB" else None
@@ -134,9 +136,10 @@ def from_pillow(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A Pillow image as uint8 RGB (H, W, 3), by the rules of `read_image`.
 
     Raises:
-        SetrError: truncated, broken, empty, or above `max_pixels`.
+        SetrError: truncated, broken, empty, of 32-bit pixels, or above `max_pixels`.
     """
     name = getattr(image, "filename", "") or "Pillow image"
+    _require_scale(image, name)
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         raise SetrError(
@@ -158,6 +161,7 @@ def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[
         SetrError: missing, unreadable, not an image, too large, or (PNG and JPEG) cut off.
     """
     with opened(source, max_pixels) as image:
+        _require_scale(image, source_name(source))
         width, height = image.size
         turn = orientation(image)
         marker = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(image.format)
@@ -295,13 +299,20 @@ def _size(path: str | os.PathLike) -> int:
     return os.path.getsize(path) if os.path.exists(path) else -1
 
 
-def _to_rgb(image: Any) -> Any:
-    if image.mode.startswith("I") or image.mode == "F":  # convert("RGB") would clip to white
-        values = np.asarray(image).astype(np.float64)
-        scale = 257.0 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 1.0
-        return Image.fromarray(np.clip(np.rint(values / scale), 0, 255).astype(np.uint8)).convert(
-            "RGB"
+def _require_scale(image: Any, name: str) -> None:
+    """Refuse pixels whose black and white nobody knows; formats of 16 bits open as "I", too."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "float" if image.mode == "F" else "integer"
+        raise SetrError(
+            f"{name}: 32-bit {kind} pixels, whose range is not known; save them as 8 or 16 bits "
+            "(`setr predict --value-range` maps those of TIFF files)"
         )
+
+
+def _to_rgb(image: Any) -> Any:
+    if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip to white
+        values = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "RGBA":
         return Image.fromarray(np.ascontiguousarray(np.asarray(image)[..., :3]))
     return image.convert("RGB")

@@ -66,8 +66,10 @@ class ConfusionMatrix:
         """The figures, as fractions; None where undefined.
 
         Returns:
-            `miou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, `iou` and
-            `accuracy` by class name, and `absent`, the rule the means use.
+            `miou`, `mean_dice`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`; by
+            class name `iou`, `dice` (2 TP / (truth + predicted), the F1 score), `accuracy` (TP /
+            truth, the recall) and `precision` (TP / predicted); and `absent`, the rule the means
+            use.
         """
         return summarize(self.matrix, classes, absent=absent)
 
@@ -96,17 +98,21 @@ def summarize(
     predicted = matrix[:, :K].sum(axis=0).astype(np.float64)
     union = truth + predicted - hits
     iou, accuracy = ratio(hits, union), ratio(hits, truth)
+    dice = ratio(2 * hits, truth + predicted)
     total = truth.sum()
     fill = 0.0 if absent == "zero" else np.nan
     return {
         "miou": mean_of(np.where(union > 0, iou, fill)),
+        "mean_dice": mean_of(np.where(union > 0, dice, fill)),
         "pixel_accuracy": float(hits.sum() / total) if total else None,
         "mean_accuracy": mean_of(np.where(truth > 0, accuracy, fill)),
         "frequency_weighted_iou": (
             float((truth[truth > 0] * iou[truth > 0]).sum() / total) if total else None
         ),
         "iou": by_class(classes, iou),
+        "dice": by_class(classes, dice),
         "accuracy": by_class(classes, accuracy),
+        "precision": by_class(classes, ratio(hits, predicted)),
         "absent": absent,
     }
 

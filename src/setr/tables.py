@@ -9,35 +9,43 @@ from setr.errors import FAILED, OK
 
 
 def figures_table(metrics: dict[str, Any]) -> str:
-    """Per-class IoU and the means of each protocol, in percent.
+    """Figures of each class and their means, in percent.
+
+    One protocol is shown with IoU, Dice, recall and precision, several with the IoU of each.
 
     Args:
         metrics: `single_scale`, `multi_scale`, … each as `evaluate` returns it; other keys are
             left out.
     """
-    columns = {k: v for k, v in metrics.items() if isinstance(v, dict) and "iou" in v}
-    names = list(next(iter(columns.values()))["iou"])
+    protocols = {k: v for k, v in metrics.items() if isinstance(v, dict) and "iou" in v}
+    first = next(iter(protocols.values()))
+    if len(protocols) == 1:
+        by_class = {label: first.get(key, {}) for key, label in _BY_CLASS.items()}
+    else:
+        by_class = {k.replace("_", " "): v["iou"] for k, v in protocols.items()}
+    names, corner = list(first["iou"]), "in %" if len(protocols) == 1 else "IoU in %"
     width = max(map(len, [*names, *_MEANS.values()]))
-
-    space = max(14, *(len(k) + 2 for k in columns))
+    space = max(12 if len(protocols) == 1 else 14, *(len(k) + 2 for k in by_class))
 
     def row(label: str, values: list[float | None]) -> str:
         shown = ["n/a" if v is None else f"{100 * v:.2f}" for v in values]
         return f"{label:<{width}}" + "".join(f"{v:>{space}}" for v in shown)
 
-    lines = [f"{'IoU in %':<{width}}" + "".join(f"{k.replace('_', ' '):>{space}}" for k in columns)]
-    lines += [row(name, [c["iou"][name] for c in columns.values()]) for name in names]
+    lines = [f"{corner:<{width}}" + "".join(f"{k:>{space}}" for k in by_class)]
+    lines += [row(name, [column.get(name) for column in by_class.values()]) for name in names]
     lines.append("-" * len(lines[0]))
     lines += [
-        row(label, [_at(c, key) for c in columns.values()])
+        row(label, [_at(figures, key) for figures in protocols.values()])
         for key, label in _MEANS.items()
-        if any(_at(c, key) is not None for c in columns.values())
+        if any(_at(figures, key) is not None for figures in protocols.values())
     ]
-    return "\n".join(lines + _notes(next(iter(columns.values()))))
+    return "\n".join(lines + _notes(first))
 
 
+_BY_CLASS = {"iou": "IoU", "dice": "Dice", "accuracy": "recall", "precision": "precision"}
 _MEANS = {
     "miou": "mIoU",
+    "mean_dice": "mean Dice",
     "pixel_accuracy": "pixel acc.",
     "mean_accuracy": "mean accuracy",
     "frequency_weighted_iou": "freq. weighted",
