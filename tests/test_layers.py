@@ -33,7 +33,7 @@ ORDER = (
     # figures
     *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
     # checks of a data set
-    *("survey_rows", "survey", "doctor", "init_data"),
+    *("survey_rows", "survey", "doctor", "class_files", "init_data"),
     # networks and weights
     *(
         "products",

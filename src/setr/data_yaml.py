@@ -1,11 +1,15 @@
-"""`data.yaml`: where a data set's files are, its classes, their colours and the map of its ids."""
+"""`data.yaml`: where a data set's files are, its classes, their colours and the map of its ids.
+
+`names`, `nc`, `masks_dir` and `download` are what Ultralytics' files of semantic data sets have:
+the classes, their number, the folder of masks, and code that is never run.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -16,15 +20,29 @@ HUB = "hf:"
 """Prefix of a Hugging Face `datasets` id (extra `hf`)."""
 SPLITS = ("train", "val", "test")
 YAML_KEYS = (
-    "path", *SPLITS, "classes", "colours", "label_map", "colour_map", "ignore", "labels",
+    "path", *SPLITS, "masks_dir", "classes", "names", "nc", "colours", "label_map", "colour_map",
+    "ignore", "labels", "download",
 )  # fmt: skip
 
 
-def read_description(path: Path) -> tuple[Path, Labels | str | None, Mapping[str, str]]:
-    """A folder or YAML file -> (root, labels or a known name, folder or list file by split).
+class Description(NamedTuple):
+    """What a folder or a YAML file says of a data set.
 
-    Where `path` in it is `hf:OWNER/NAME`, that is the root, and what splits name are splits there.
+    Attributes:
+        root: the folder, or `hf:OWNER/NAME`.
+        labels: classes, the name of a known data set, or None.
+        splits: image folders or list files of each split, or, of `hf:` data, the name it has there.
+        masks_dir: name of the folder that holds masks where images lie in `images`.
     """
+
+    root: Path
+    labels: Labels | str | None = None
+    splits: Mapping[str, tuple[str, ...]] = {}
+    masks_dir: str | None = None
+
+
+def read_description(path: Path) -> Description:
+    """Read a YAML file, or the `data.yaml` of a folder if there is one."""
     if not path.exists():
         raise SetrError(
             f"{path}: no such file or folder; name the data set's folder or its data.yaml "
@@ -33,7 +51,7 @@ def read_description(path: Path) -> tuple[Path, Labels | str | None, Mapping[str
         )
     if path.is_dir():
         if not (path / "data.yaml").is_file():
-            return path, None, {}
+            return Description(path)
         path = path / "data.yaml"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -52,18 +70,41 @@ def read_description(path: Path) -> tuple[Path, Labels | str | None, Mapping[str
         raise SetrError(f"{path}: unknown key '{unknown[0]}'{hint}", code=USAGE)
     place = str(values.get("path", "."))
     root = Path(place) if place.startswith(HUB) else (path.parent / place).resolve()
-    folders = {split: str(values[split]) for split in SPLITS if split in values}
-    return root, _labels_of(values, path), folders
+    splits = {split: _places(values[split], split, path) for split in SPLITS if values.get(split)}
+    masks_dir = values.get("masks_dir")
+    return Description(root, _labels_of(values, path), splits, masks_dir and str(masks_dir))
+
+
+def _places(value: Any, split: str, path: Path) -> tuple[str, ...]:
+    places = value if isinstance(value, list) else [value]
+    if not all(isinstance(place, str) for place in places):
+        raise SetrError(
+            f"{path}: '{split}' must name a folder or list file, or several", code=USAGE
+        )
+    return tuple(places)
 
 
 def _labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     if "labels" in values:
         return str(values["labels"])
-    classes = values.get("classes")
+    key = "names" if "names" in values else "classes"
+    classes = values.get(key)
     if classes is None:
         return None
     if not isinstance(classes, list | dict) or not classes:
-        raise SetrError(f"{path}: 'classes' must list the class names", code=USAGE)
+        raise SetrError(f"{path}: '{key}' must list the class names", code=USAGE)
+    if key == "names" and isinstance(classes, dict):
+        if sorted(classes) != list(range(len(classes))):
+            raise SetrError(
+                f"{path}: 'names' must have the ids 0 to {len(classes) - 1}; give others as "
+                "classes: and label_map:",
+                code=USAGE,
+            )
+        classes = [classes[i] for i in range(len(classes))]
+    if values.get("nc", len(classes)) != len(classes):
+        raise SetrError(
+            f"{path}: nc {values['nc']}, but '{key}' has {len(classes)} entries", code=USAGE
+        )
     colours = values.get("colours")
     if isinstance(classes, dict) and any(classes.values()):
         colours = list(classes.values())

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr import scenes
-from setr.data_yaml import HUB, read_description
+from setr.data_yaml import HUB, Description, read_description
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import Named, Rows, Source
 from setr.labels import Labels, known_labels, known_name
 from setr.layouts import find_split
 from setr.masks import read_mask
-from setr.pairing import NoSplitError
+from setr.pairing import Found, NoSplitError, configured_files
 from setr.pairs import Pair, Pairs
 from setr.shards import Shards, is_shards
 
@@ -201,12 +201,13 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
         return _open_hub(path, split, labels, {})
     if is_shards(path):
         return _open_shards(path, split)
-    root, own, folders = read_description(Path(path))
+    described = read_description(Path(path))
+    root, own = described.root, described.labels
     given = own or labels
     if str(root).startswith(HUB):
-        return _open_hub(str(root), split, given, folders)
+        return _open_hub(str(root), split, given, described.splits)
     wanted = given if isinstance(given, str) else None
-    parts = [find_split(root, part, folders, wanted) for part in split.split("+")]
+    parts = [found for part in split.split("+") for found in _split_files(described, part, wanted)]
     implied = {part.labels for part in parts}
     if len(implied) > 1:
         raise SetrError(f"{root}: the splits of '{split}' code their ids differently", code=USAGE)
@@ -219,6 +220,14 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
         )
     notes = tuple(note for part in parts for note in part.notes)
     return Dataset(root.name, split, chosen, Pairs(parts), notes)
+
+
+def _split_files(described: Description, split: str, wanted: str | None) -> list[Found]:
+    """What the description names, or else what the folder's layout has."""
+    root, places = described.root, described.splits.get(split)
+    if places is None:
+        return [find_split(root, split, wanted)]
+    return [configured_files(root, root / place, described.masks_dir) for place in places]
 
 
 def _scene_count(path: str) -> int:
@@ -252,7 +261,7 @@ def _open_shards(path: str, split: str) -> Dataset:
 
 
 def _open_hub(
-    path: str, split: str, labels: Labels | str | None, renamed: Mapping[str, str]
+    path: str, split: str, labels: Labels | str | None, renamed: Mapping[str, tuple[str, ...]]
 ) -> Dataset:
     """A Hugging Face data set; its masks' ids need `labels`."""
     try:
@@ -270,7 +279,9 @@ def _open_hub(
         available = hub.load_dataset(name)
     except Exception as error:  # network, gating and format errors of several libraries
         raise SetrError(f"{path}: cannot load ({' '.join(str(error).split())[:160]})") from None
-    key = renamed.get(split, split)
+    key, *more = renamed.get(split, (split,))
+    if more:
+        raise SetrError(f"{path}: '{split}' names several splits; give one", code=USAGE)
     if key == "val" and key not in available and "validation" in available:
         key = "validation"
     if key not in available:

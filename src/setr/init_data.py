@@ -7,36 +7,33 @@ it cannot know it asks for in a comment. Nothing is guessed silently.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from setr.class_files import names_by_colour, names_by_id
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import walk_images, write_bytes
-from setr.layouts import find_split
+from setr.layouts import SPLIT_NAMES, find_split
 from setr.masks import read_mask
-from setr.pairing import MASK_FOLDERS, NoSplitError
+from setr.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem
 
 IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
 MASK_NAMES = (
     *(*MASK_FOLDERS, "mask", "label", "annotation"),
     *("ann_dir", "SegmentationClass", "gt", "GT"),
 )
-NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json")
 MOST_VALUES = 256
 """More ids or colours than this are no classes."""
 SHOWN = 5
-SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""What folders of splits are called, and the split."""
+SPLIT_OF = {folder: split for split, folders in SPLIT_NAMES.items() for folder in folders}
 
 
 class Draft(NamedTuple):
@@ -62,7 +59,7 @@ def draft(root: Path, *, val_share: float = 0.2) -> Draft:
     splits: dict[str, str] = {}
     for split in SPLITS:
         try:
-            found = find_split(root, split, {}, None)
+            found = find_split(root, split, None)
         except NoSplitError:
             continue
         if found.labels:
@@ -80,8 +77,10 @@ def draft(root: Path, *, val_share: float = 0.2) -> Draft:
         lists = _split_lists(pairs, val_share)
         splits = {split: f"{split}.txt" for split in SPLITS if f"{split}.txt" in lists}
     ids, colours = _values(root, [mask for _, mask in pairs])
-    names = _class_names(root)
-    body = _colour_classes(colours) if colours else _id_classes(ids, names)
+    if colours:
+        body = _colour_classes(colours, names_by_colour(root))
+    else:
+        body = _id_classes(ids, names_by_id(root))
     head = [f"# {len(pairs)} pairs found by `setr init-data`; check with `setr doctor {root}`."]
     note = ""
     if alone:
@@ -102,16 +101,31 @@ def write(root: Path, made: Draft) -> list[Path]:
 
 
 def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Pairs by stem of an image folder and a mask folder without splits; images without mask."""
-    for images in IMAGE_NAMES:
-        for masks in MASK_NAMES:
-            if (root / images).is_dir() and (root / masks).is_dir():
-                by_stem = {str(Path(n).with_suffix("")): n for n in walk_images(root / masks)}
-                names = {n: by_stem.get(str(Path(n).with_suffix("")))
-                         for n in walk_images(root / images)}  # fmt: skip
-                pairs = [(f"{images}/{n}", f"{masks}/{m}") for n, m in names.items() if m]
-                if pairs:
-                    return pairs, [f"{images}/{n}" for n, m in names.items() if not m]
+    """Pairs of an image folder and a mask folder without splits, or of one folder that holds both.
+
+    Returns:
+        The pairs by stem, and images without a mask.
+    """
+    for images, masks in (
+        *product(IMAGE_NAMES, MASK_NAMES),
+        *((n, n) for n in IMAGE_NAMES),
+        ("", ""),
+    ):
+        if not (root / images).is_dir() or not (root / masks).is_dir():
+            continue
+        files = walk_images(root / images)
+        files, found = apart(files) if images == masks else (files, walk_images(root / masks))
+        stems = [os.path.splitext(name)[0] for name in files]
+        masks_of = masks_by_stem(stems, found)
+        ahead, behind = (f"{folder}/" if folder else "" for folder in (images, masks))
+        pairs = [
+            (ahead + name, behind + masks_of[stem])
+            for name, stem in zip(files, stems, strict=True)
+            if stem in masks_of
+        ]
+        if pairs:
+            paired = {image for image, _ in pairs}
+            return pairs, [ahead + name for name in files if ahead + name not in paired]
     if next(root.rglob("*.json"), None) and not any((root / m).is_dir() for m in MASK_NAMES):
         raise SetrError(
             f"{root}: holds outlines in JSON but no mask images; export masks first (labelme: "
@@ -133,7 +147,9 @@ def _split_lists(pairs: list[tuple[str, str]], val_share: float) -> dict[str, st
     """
     parts: dict[str, list[tuple[str, str]]] = {}
     for pair in pairs:
-        parts.setdefault(SPLIT_FOLDERS.get(pair[0].split("/")[1].lower(), ""), []).append(pair)
+        folders = pair[0].lower().split("/")[:-1]
+        split = next((SPLIT_OF[name] for name in folders if name in SPLIT_OF), "")
+        parts.setdefault(split, []).append(pair)
     if not {"train", "val"} <= set(parts) or "" in parts:
         parts = _by_name(pairs, val_share)
     return {
@@ -184,59 +200,45 @@ def _mask_values(
             yield rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2], colours
 
 
-def _class_names(root: Path) -> list[str]:
-    """Names from a file beside the data, one a line or in JSON; empty if there is none."""
-    for file in (root / name for name in NAME_FILES):
-        if not file.is_file():
-            continue
-        text = file.read_text(encoding="utf-8-sig", errors="replace")
-        if file.suffix == ".json":
-            values = json.loads(text)
-            values = values.get("classes", []) if isinstance(values, dict) else values
-            return [str(v) for v in values]
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-        return names[names[:1] == ["__ignore__"] :]  # labelme's name of id -1
-    return []
-
-
-def _id_classes(ids: Counter[int], names: list[str]) -> list[str]:
+def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
     if set(ids) <= {0, 255} and 255 in ids and len(names) < 3:
-        first, second = (*names, "background", "foreground")[:2] if len(names) == 2 else (
-            "background", "foreground")  # fmt: skip
+        first, second = names.values() if len(names) == 2 else ("background", "foreground")
         return [
             "# the masks hold 0 and 255 only: 255 is taken as a class here, not as ignore",
             f"classes: [{_quote(first)}, {_quote(second)}]",
             f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
         ]
-    kept = [i for i in sorted(ids) if i < len(names)] if names else sorted(set(ids) - {255})
-    listed = names or [f"class_{i}" for i in kept]
-    naming = list(enumerate(names)) if names else list(zip(kept, listed, strict=True))
-    ignored = sorted(set(ids) - {i for i, _ in naming})
+    naming = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
+    ignored = sorted(set(ids) - set(naming))
     total = sum(ids.values())
     hint = "# name the classes, here and in label_map; ids to leave out go to 'ignore'"
     lines = [] if names else [hint]
     lines.append("classes:")
-    lines += [f"  - {_quote(name)}" for name in listed]
+    lines += [f"  - {_quote(name)}" for name in naming.values()]
     lines.append("label_map:  # id in the masks: class, or ignore")
     lines += [
-        f"  {i}: {_quote(name)}  # {100 * ids[i] / total:.2f} % of the pixels" for i, name in naming
+        f"  {i}: {_quote(name)}  # {100 * ids[i] / total:.2f} % of the pixels"
+        for i, name in naming.items()
     ]
     lines += [f"  {i}: ignore  # {100 * ids[i] / total:.2f} % of the pixels" for i in ignored]
     return lines
 
 
-def _colour_classes(colours: Counter[int]) -> list[str]:
+def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
     total = sum(colours.values())
-    lines = ["# name the classes; colours to leave out go to 'ignore' (and out of classes)"]
+    order = sorted(colours)
+    naming = {c: _quote(names[c]) if c in names else f"class_{k}" for k, c in enumerate(order)}
+    lines = (
+        []
+        if set(colours) <= set(names)
+        else ["# name the classes; colours to leave out go to 'ignore' (and out of classes)"]
+    )
     lines.append("classes:")
-    lines += [
-        f"  class_{k}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]"
-        for k, c in enumerate(sorted(colours))
-    ]
+    lines += [f"  {naming[c]}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in order]
     lines.append("colour_map:  # colour in the masks: class, or ignore")
     lines += [
-        f'  "#{c:06x}": class_{k}  # {100 * colours[c] / total:.2f} % of the pixels'
-        for k, c in enumerate(sorted(colours))
+        f'  "#{c:06x}": {naming[c]}  # {100 * colours[c] / total:.2f} % of the pixels'
+        for c in order
     ]
     return lines
 

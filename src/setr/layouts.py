@@ -11,16 +11,17 @@ CSAILVision/sceneparsing README; Pascal Context as VOC 2010 devkit plus `Segment
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from setr.errors import DATA_CHECK_FAILED
+from setr.files import IMAGE_SUFFIXES, walk_images
 from setr.pairing import (
     MASK_FOLDERS,
     Found,
     NoSplitError,
+    apart,
     below,
-    configured_files,
     data_error,
     listed_names,
     names_below,
@@ -30,32 +31,35 @@ from setr.pairing import (
     refuse_missing,
 )
 
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""What the folders of a split may be called."""
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 
-def find_split(root: Path, split: str, folders: Mapping[str, str], wanted: str | None) -> Found:
-    """The files of one split.
+def find_split(root: Path, split: str, wanted: str | None) -> Found:
+    """The files of one split of a folder.
 
     Args:
         root: folder of the data set.
         split: its name.
-        folders: image folder or list file (.txt, .csv) by split, from the data set's YAML.
         wanted: known data set the user named; it chooses between encodings.
 
     Raises:
         SetrError: no such split, or files that do not fit together (exit code 3).
     """
-    if split in folders:
-        return configured_files(root, root / folders[split])
     for layout in _LAYOUTS:
         found = layout(root, split, wanted or "")
         if found is not None:
             return found
     raise NoSplitError(
         f"{root}: no split '{split}' found; looked for images/{split} + labels/{split} (or masks, "
-        f"annotations), {split}/images + {split}/labels, {split} + {split}annot, and the layouts "
-        "of Cityscapes, ADE20K, Pascal Context, VOC and COCO; `setr init-data DIR` describes "
-        "other folders",
+        f"annotations), {split}/images + {split}/labels, {split} + {split}annot, {split} with "
+        "x.jpg + x_mask.png, and the layouts of Cityscapes, ADE20K, Pascal Context, VOC and COCO; "
+        "`setr init-data DIR` describes other folders",
         code=DATA_CHECK_FAILED,
     )
 
@@ -156,18 +160,29 @@ def _coco(root: Path, split: str, wanted: str) -> Found | None:
 
 
 def _plain(root: Path, split: str, wanted: str) -> Found | None:
-    """Two folders of any names we know, with or without the list file `SPLIT.txt`."""
+    """Two folders of any names we know, or one, with or without the list file `SPLIT.txt`."""
     candidates = [
-        *((f"images/{split}", f"{m}/{split}") for m in MASK_FOLDERS),
-        *((f"{split}/images", f"{split}/{m}") for m in MASK_FOLDERS),
-        (split, f"{split}annot"),
+        pair
+        for name in SPLIT_NAMES.get(split, (split,))
+        for pair in (
+            *((f"images/{name}", f"{m}/{name}") for m in MASK_FOLDERS),
+            *((f"{name}/images", f"{name}/{m}") for m in MASK_FOLDERS),
+            (name, f"{name}annot"),
+            (name, name),
+        )
     ]
     for images, masks in candidates:
+        if images == masks and not _holds_masks(root / images):
+            continue
         if (root / images).is_dir() and (root / masks).is_dir():
             found = pair_folders(root, images, masks, None)
             listed = root / f"{split}.txt"
             return only_listed(found, listed) if listed.is_file() else found
     return None
+
+
+def _holds_masks(folder: Path) -> bool:
+    return folder.is_dir() and bool(apart(walk_images(folder, IMAGE_SUFFIXES))[1])
 
 
 _LAYOUTS: tuple[Callable[[Path, str, str], Found | None], ...] = (

@@ -15,6 +15,8 @@ from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.files import IMAGE_SUFFIXES, walk_images
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
+MASK_SUFFIXES = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
+"""Ends of the stems of masks that lie in one folder with their images."""
 
 
 class NoSplitError(SetrError):
@@ -41,20 +43,24 @@ class Found(NamedTuple):
     folder: str = ""
 
 
-def configured_files(root: Path, place: Path) -> Found:
-    """The pairs of an image folder or list file that a data.yaml names."""
+def configured_files(root: Path, place: Path, masks_dir: str | None = None) -> Found:
+    """The pairs of an image folder or list file that a data.yaml names.
+
+    Masks lie in the same path with `masks_dir` (or a usual name) in place of `images`.
+    """
     if place.suffix.lower() in (".txt", ".csv"):
         return read_list(root, place)
     relative = place.relative_to(root) if place.is_relative_to(root) else place
-    for masks in MASK_FOLDERS:
+    for masks in (masks_dir,) if masks_dir else MASK_FOLDERS:
         renamed = Path(*[masks if part == "images" else part for part in relative.parts])
         if renamed != relative and (root / renamed).is_dir():
             return pair_folders(root, str(relative), str(renamed), None)
     if not place.is_dir():
         raise data_error(f"{place}: no such folder or list file")
+    usual = masks_dir or ", ".join(MASK_FOLDERS)
     raise data_error(
         f"{place}: found no mask folder; masks lie in the same path with 'images' replaced by "
-        f"{', '.join(MASK_FOLDERS)}; for other places name both files in a list (.txt or .csv)"
+        f"{usual}; for other places name both files in a list (.txt or .csv)"
     )
 
 
@@ -107,13 +113,19 @@ def listed_names(listed: Path) -> list[str]:
 
 
 def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Found:
-    """Pair two folders by path and stem."""
+    """Pair two folders by path and stem, or the files of one folder.
+
+    Masks may be called after their images with an end that all share: `x_mask.png` for `x.jpg`. In
+    one folder it tells masks from images and has to be one of `MASK_SUFFIXES`.
+    """
     files = names_below(root / images, "")
-    masks_of: dict[str, str] = {}
-    for name in names_below(root / masks, "", IMAGE_SUFFIXES | {".mat"}):
-        masks_of.setdefault(os.path.splitext(name)[0], name)
+    if images == masks:
+        files, found = apart(files)
+    else:
+        found = names_below(root / masks, "", IMAGE_SUFFIXES | {".mat"})
     stems = [os.path.splitext(name)[0] for name in files]
     _refuse_doubles(root / images, stems, "the stem of several images; masks would be mixed up")
+    masks_of = masks_by_stem(stems, found)
     missing = [name for name, stem in zip(files, stems, strict=True) if stem not in masks_of]
     _refuse(root / masks, missing, len(files))
     pairs = [f"{masks}/{masks_of.pop(stem)}" for stem in stems]
@@ -122,6 +134,33 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Fou
         shown = ", ".join(sorted(masks_of.values())[:5])
         notes = (f"{root / masks}: {len(masks_of)} masks have no image: {shown}",)
     return Found(root, [f"{images}/{name}" for name in files], pairs, labels, notes, images)
+
+
+def apart(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Images and masks of one folder; no masks where no name tells one."""
+    stems = {os.path.splitext(name)[0] for name in names}
+    for end in MASK_SUFFIXES:
+        masks = {stem + end for stem in stems} & stems
+        if masks:
+            is_mask = [os.path.splitext(name)[0] in masks for name in names]
+            return (
+                [name for name, mask in zip(names, is_mask, strict=True) if not mask],
+                [name for name, mask in zip(names, is_mask, strict=True) if mask],
+            )
+    return list(names), []
+
+
+def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
+    """Mask files by the stem of their image, without the end that masks have and images lack."""
+    by_stem: dict[str, str] = {}
+    for name in masks:
+        by_stem.setdefault(os.path.splitext(name)[0], name)
+    if any(stem in by_stem for stem in stems):
+        return by_stem
+    ends = {m.removeprefix(stem) for stem in stems[:3] for m in by_stem if m.startswith(stem)}
+    fitting = {end: sum(stem + end in by_stem for stem in stems) for end in sorted(ends)}
+    end = max(fitting, key=lambda e: fitting[e], default="")
+    return {m.removesuffix(end): name for m, name in by_stem.items() if m.endswith(end)}
 
 
 def pair_names(

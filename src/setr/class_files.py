@@ -1,0 +1,80 @@
+"""Names of classes that annotation tools write beside their masks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.layouts import SPLIT_NAMES
+
+NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json", "_classes.csv")
+COLOUR_FILE = "labelmap.txt"
+_NAMES_AS = {
+    ".json": "a list of them, or {id: name}",
+    ".csv": "the columns 'Pixel Value' and 'Class', as Roboflow does",
+}
+
+
+def names_by_id(root: Path) -> dict[int, str]:
+    """Names by id from a file beside the data or in the folder of a split; empty if there is none.
+
+    One name a line, JSON, or Roboflow's table.
+
+    Raises:
+        SetrError: JSON or a table without names.
+    """
+    folders = (".", *(folder for names in SPLIT_NAMES.values() for folder in names))
+    for file in (root / folder / name for folder in folders for name in NAME_FILES):
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8-sig", errors="replace")
+        if file.suffix in (".json", ".csv"):
+            names = _json_names(text) if file.suffix == ".json" else _csv_names(text)
+            if names is None:
+                raise SetrError(
+                    f"{file}: no class names; write {_NAMES_AS[file.suffix]}",
+                    code=DATA_CHECK_FAILED,
+                )
+            return names
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return dict(enumerate(lines[lines[:1] == ["__ignore__"] :]))  # labelme's name of id -1
+    return {}
+
+
+def names_by_colour(root: Path) -> dict[int, str]:
+    """Names by colour (0xrrggbb) from CVAT's `labelmap.txt`, lines `name:r,g,b:parts:actions`."""
+    file, names = root / COLOUR_FILE, {}
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            name, _, rest = line.partition(":")
+            values = [int(v) for v in rest.partition(":")[0].split(",") if v.strip().isdecimal()]
+            if len(values) == 3 and max(values) < 256 and not line.startswith("#"):
+                names[values[0] << 16 | values[1] << 8 | values[2]] = name.strip()
+    return names
+
+
+def _csv_names(text: str) -> dict[int, str] | None:
+    """Names by id from Roboflow's `_classes.csv`, None of another table."""
+    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    try:
+        return {int(row["Pixel Value"]): row["Class"].strip() for row in rows} or None
+    except (ValueError, KeyError, AttributeError):
+        return None
+
+
+def _json_names(text: str) -> dict[int, str] | None:
+    """Names by id, or None, of a list of names, {"classes": …}, {id: name} or [{"id", "name"}]."""
+    try:
+        values = json.loads(text)
+        if isinstance(values, dict):
+            values = values.get("classes", values)
+        if isinstance(values, list):
+            named = any(isinstance(v, dict) for v in values)
+            values = {v["id"]: v["name"] for v in values} if named else dict(enumerate(values))
+        names = dict(sorted((int(key), name) for key, name in values.items()))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    good = all(key >= 0 and isinstance(name, str) for key, name in names.items())
+    return names if good else None

@@ -1,0 +1,152 @@
+"""Folders as annotation tools and other toolkits leave them: names of splits, masks and classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from setr.cli import main
+from setr.datasets import open_dataset
+from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
+from setr.init_data import draft, write
+from setr.pairing import masks_by_stem
+
+PHOTO = np.full((6, 8, 3), 90, np.uint8)
+IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2
+COLOURS = np.array([[0, 128, 0], [10, 10, 128]], np.uint8)[IDS]
+
+
+def put(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def names(root: Path, split: str) -> list[tuple[str, str]]:
+    pairs = open_dataset(str(root), split).pairs
+    return [(str(p.image.relative_to(root)), str(p.mask.relative_to(root))) for p in pairs]
+
+
+@pytest.mark.parametrize("folder", ["val", "valid", "validation"])
+@pytest.mark.parametrize("layout", ["images/{}", "{}/images"])
+def test_validation_folders_have_several_names(tmp_path, folder, layout):
+    for split in ("train", folder):
+        put(tmp_path / layout.format(split) / "a.jpg", PHOTO)
+        put(tmp_path / layout.format(split).replace("images", "masks") / "a.png", IDS)
+    write(tmp_path, draft(tmp_path))
+    assert len(open_dataset(str(tmp_path), "train")) == 1
+    ((image, mask),) = names(tmp_path, "val")
+    assert image == layout.format(folder) + "/a.jpg"
+    assert mask == layout.format(folder).replace("images", "masks") + "/a.png"
+
+
+def test_masks_beside_their_images_with_a_table_of_classes(tmp_path):
+    """As Roboflow exports semantic masks."""
+    for split in ("train", "valid"):
+        for stem in ("1", "10"):
+            put(tmp_path / split / f"{stem}.jpg", PHOTO)
+            put(tmp_path / split / f"{stem}_mask.png", IDS)
+        (tmp_path / split / "_classes.csv").write_text(
+            "Pixel Value, Class\n0, background\n1, crack\n"
+        )
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert main(["doctor", str(tmp_path)]) == OK
+    assert names(tmp_path, "val") == [
+        ("valid/1.jpg", "valid/1_mask.png"),
+        ("valid/10.jpg", "valid/10_mask.png"),
+    ]
+    assert open_dataset(str(tmp_path), "train").labels.classes == ("background", "crack")
+
+
+def test_one_folder_without_splits(tmp_path):
+    for i in range(5):
+        put(tmp_path / f"{i}.png", PHOTO)
+        put(tmp_path / f"{i}_L.png", IDS)
+    put(tmp_path / "alone.png", PHOTO)
+    made = draft(tmp_path)
+    assert made.note == "1 of 6 images have no mask, left out: alone.png"
+    write(tmp_path, made)
+    assert (len(names(tmp_path, "train")), len(names(tmp_path, "val"))) == (4, 1)
+    assert all(mask == image.replace(".png", "_L.png") for image, mask in names(tmp_path, "train"))
+
+
+@pytest.mark.parametrize("end", ["_segmentation", "-gt", "_mask"])
+def test_masks_of_another_folder_may_share_an_end(tmp_path, end):
+    for stem in ("1", "10", "100"):
+        put(tmp_path / "images" / "train" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "masks" / "train" / f"{stem}{end}.png", IDS)
+    (tmp_path / "data.yaml").write_text("classes: [a, b]\n")
+    pairs = {image: mask for image, mask in names(tmp_path, "train")}
+    assert pairs["images/train/10.jpg"] == f"masks/train/10{end}.png"
+    (tmp_path / "masks" / "train" / f"10{end}.png").unlink()
+    with pytest.raises(SetrError, match=r"no mask for 1 of 3 images: 10\.jpg") as caught:
+        open_dataset(str(tmp_path), "train")
+    assert caught.value.code == DATA_CHECK_FAILED
+
+
+def test_a_mask_of_the_same_name_goes_before_any_end():
+    found = masks_by_stem(["a", "b"], ["a.png", "a_mask.png", "b.png"])
+    assert (found["a"], found["b"]) == ("a.png", "b.png")
+    assert masks_by_stem(["a"], ["x.png"]) == {"x": "x.png"}
+
+
+def test_colours_have_names_from_a_label_map(tmp_path):
+    """As CVAT exports masks."""
+    for stem in ("a", "b"):
+        put(tmp_path / "JPEGImages" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "SegmentationClass" / f"{stem}.png", COLOURS)
+    (tmp_path / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nback ground:0,128,0::\nplane:10,10,128::\nbird:1,2,3::\n"
+    )
+    write(tmp_path, draft(tmp_path))
+    dataset = open_dataset(str(tmp_path), "train")
+    assert dataset.labels.classes == ("back ground", "plane")
+    np.testing.assert_array_equal(dataset.load(0).mask, IDS)
+
+
+ULTRALYTICS = """
+path: .
+train: images/train
+val: [images/val, images/more]
+masks_dir: segments
+names:
+  1: crack
+  0: wall
+nc: 2
+download: |
+  raise SystemExit("never run")
+"""
+
+
+def test_a_file_in_ultralytics_form(tmp_path):
+    for folder in ("train", "val", "more"):
+        put(tmp_path / "images" / folder / "a.jpg", PHOTO)
+        put(tmp_path / "segments" / folder / "a.png", IDS)
+    file = tmp_path / "cracks.yaml"
+    file.write_text(ULTRALYTICS)
+    dataset = open_dataset(str(file), "val")
+    assert dataset.labels.classes == ("wall", "crack")
+    assert [p.mask.parent.name for p in dataset.pairs] == ["val", "more"]
+    np.testing.assert_array_equal(open_dataset(str(file), "train").load(0).mask, IDS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("nc: 2", "nc: 3"), "nc 3, but 'names' has 2 entries"),
+        (("  0: wall", "  5: wall"), "'names' must have the ids 0 to 1"),
+        (("[images/val, images/more]", "[1, 2]"), "'val' must name a folder or list file"),
+        (("masks_dir: segments", "masks_dir: nowhere"), "'images' replaced by nowhere"),
+    ],
+)
+def test_what_such_a_file_may_not_say(tmp_path, change, message):
+    for folder in ("train", "val", "more"):
+        put(tmp_path / "images" / folder / "a.jpg", PHOTO)
+        put(tmp_path / "segments" / folder / "a.png", IDS)
+    file = tmp_path / "cracks.yaml"
+    file.write_text(ULTRALYTICS.replace(*change))
+    with pytest.raises(SetrError, match=message) as caught:
+        open_dataset(str(file), "val")
+    assert caught.value.code in (USAGE, DATA_CHECK_FAILED)
