@@ -77,3 +77,11 @@ def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):
     assert len(errors) == 4
     assert "file: exists; choose another folder with -o" in errors[3]
     assert not out.exists()
+
+
+def test_models_of_other_classes_do_not_average(runs, tmp_path):
+    names = ("mountain", *scenes.LABELS.classes[1:])
+    other = replace(scenes.LABELS, classes=names)
+    save_pretrained(tmp_path / "named", tiny_model(num_classes=K), ModelInfo(other))
+    with pytest.raises(SetrError, match="other classes"):
+        average([runs[0], tmp_path / "named"])

@@ -16,6 +16,7 @@ from setr.hub import ModelInfo, encoder_licence, from_pretrained, push_to_hub, s
 from setr.inference import Protocol
 from setr.labels import Labels
 from setr.model import create_model
+from setr.pretrained import load_encoder
 from tests.conftest import tiny_model
 
 INFO = ModelInfo(
@@ -232,3 +233,42 @@ def test_a_file_in_half_precision_is_loaded_in_full(folder):
     save_file(halves, folder / "model.safetensors")
     model, _ = from_pretrained(folder)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.fixture
+def partial_cache(tmp_path, monkeypatch):
+    """A cache with a README alone, as older clients hand it out; returns the folder."""
+    import huggingface_hub
+
+    cached = tmp_path / "snapshot"
+    cached.mkdir()
+    (cached / "README.md").write_text("only this")
+
+    def snapshot_download(repo_id, *, local_files_only=False, **rest):
+        if not local_files_only:
+            if not (tmp_path / "model").is_dir():
+                raise OSError("asked the network")
+            shutil.copytree(tmp_path / "model", cached, dirs_exist_ok=True)
+        return str(cached)
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("setr.remote._require_network", lambda *_: None)
+    return cached
+
+
+def test_a_partly_filled_cache_is_completed(partial_cache, folder):
+    assert from_pretrained("a/b")[1] == INFO
+    assert from_pretrained("a/b")[1] == INFO
+
+
+def test_a_partly_filled_cache_is_not_taken_offline(partial_cache, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SetrError, match="a/b: not in the cache"):
+        from_pretrained("a/b")
+
+
+def test_pretrained_weights_missing_from_the_cache_are_downloaded(partial_cache):
+    model = create_model("setr_naive_tiny", num_classes=2, img_size=64)
+    with pytest.raises(SetrError, match=r"download failed \(asked the network\)"):
+        load_encoder(model, "augreg_in21k")

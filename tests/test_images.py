@@ -339,3 +339,15 @@ def test_rows_of_other_files_are_decoded_whole(tmp_path):
         path = tmp_path / f"a{suffix}"
         Image.fromarray(pixels).save(path, **options)
         np.testing.assert_array_equal(Rows(path)[:13], read_image(path)[:13])
+
+
+def test_masks_of_one_bit_are_ids_and_ids_that_do_not_fit_are_refused():
+    ids = np.random.default_rng(0).integers(0, 2, (9, 13)).astype(bool)
+    np.testing.assert_array_equal(read_mask(encoded(ids, "PNG")), ids)
+    for value in (70_000, -1):  # as 16 bit: 4464 and 65535
+        wide = encoded(np.full((4, 5), value, np.int32), "TIFF")
+        with pytest.raises(SetrError, match=r"exceed 0\.\.65535"):
+            read_mask(wide)
+    np.testing.assert_array_equal(
+        read_mask(encoded(np.full((4, 5), 40_000, np.int32), "TIFF")), 40_000
+    )

@@ -134,3 +134,28 @@ def test_a_notebook_shows_overlay_legend_and_shares(result: Result) -> None:
     )
     with Image.open(io.BytesIO(wide._repr_png_())) as picture:
         assert picture.width == 960
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "named"),
+    [
+        ("photos/a.png", "s3://bucket/out", "a.png"),
+        ("s3://bucket/photos/a.png", "out", "a.png"),
+        ("photos/a.png", "out", "../photos/a.png"),
+        ("", "s3://bucket/out", ""),
+    ],
+)
+def test_labelme_names_the_image(result: Result, path: str, folder: str, named: str) -> None:
+    again = Result(result.image, result.mask, result.confidence, result.labels, list, path=path)
+    assert json.loads(again.encode("labelme", folder=folder))["imagePath"] == named
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_option_of_another_kind_is_refused(result: Result, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(TypeError, match="tolerence"):
+        result.save(tmp_path / f"a{KINDS[kind]}", kind, tolerence=3)
+    with pytest.raises(TypeError, match="tolerence"):
+        result.encode(kind, tolerence=3)
+    with pytest.raises(SetrError, match="choose from"):
+        result.encode("pictures", tolerence=3)
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from setr.charts import confusion_chart, line_chart, loss_chart, reliability_chart
 from setr.evaluation import Outcome
@@ -64,7 +67,7 @@ def test_evaluation_page(tmp_path: Path) -> None:
     metrics = {
         "single_scale": {**figures, "failed": ["x.png: <broken>"]},
         "multi_scale": figures,
-        "compare": {"runs/other": {**others, "against": paired(gallery, theirs)}},
+        "compare": {"<other>": {**others, "against": paired(gallery, theirs)}},
     }
     path = tmp_path / "report.html"
     write_evaluation(path, "run <1>", metrics, Labels(NAMES), gallery)
@@ -78,7 +81,7 @@ def test_evaluation_page(tmp_path: Path) -> None:
     assert "<walk>" not in page
     assert page.count("<figure>") == 5 * 4  # two worst, two best, five pictures each
     for text in ("side&lt;walk&gt;", "x.png: &lt;broken&gt;", "1 classes occur in neither",
-                 "prefers-color-scheme:dark", "viewport", "other"):  # fmt: skip
+                 "prefers-color-scheme:dark", "viewport", "&lt;other&gt;"):  # fmt: skip
         assert text in page
     shown = re.findall(r"([\d.]+) %</h3>", page)
     mious = sorted(100 * row[1] for row in gallery.rows.values() if row[1] is not None)
@@ -119,3 +122,25 @@ def test_pictures() -> None:
 def test_page_title_is_escaped(tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", "a & b", ["<p>text</p>"])
     assert "<title>a &amp; b</title>" in (tmp_path / "page.html").read_text()
+
+
+def test_a_title_is_text_whatever_it_says(tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", "BODY of </title>TITLE", ["<p>BODY and TITLE</p>"])
+    page = (tmp_path / "page.html").read_text()
+    shown = "BODY of &lt;/title&gt;TITLE"
+    assert f"<title>{shown}</title>" in page
+    assert f"<h1>{shown}</h1>" in page
+    assert page.count("<p>BODY and TITLE</p>") == 1
+
+
+@pytest.mark.parametrize("photo", [True, False])
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((500, 80000), (13, 2080)), ((1, 70000), (1, 2080)), ((100, 300), (100, 300)),
+     ((1040, 30), (520, 15))],
+)  # fmt: skip
+def test_high_pictures_are_shrunk(photo: bool, size: tuple[int, int], shown: tuple) -> None:
+    picture = np.zeros((size[1], size[0], 3), np.uint8)
+    data = figure(picture, "strip", photo=photo).partition("base64,")[2].partition('"')[0]
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == shown

@@ -12,6 +12,7 @@ from setr.cli import main
 from setr.config import Config
 from setr.errors import USAGE
 from setr.labels import known_labels
+from setr.paper_tables import IMAGES, rows
 from setr.recipes import recipe
 from setr.results import as_html, as_markdown, collect, other_lines, paper_lines
 
@@ -141,3 +142,29 @@ def test_the_command(runs, capsys):
     assert page.read_text().startswith("<!doctype html>")
     assert main(["results", "--runs", str(runs / "none")]) == USAGE
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_pixel_accuracies_have_lines_of_their_own_figures(tmp_path):
+    row = next(row for row in rows() if row.pixel_accuracy is not None and row.recipe)
+    data = known_labels(row.recipe.split("_setr")[0].split("_fcn")[0])
+    train, val = IMAGES[row.recipe.split("_setr")[0].split("_fcn")[0]]
+    record = {"name": "d", "classes": list(data.classes), "digest": "1", "train_images": train,
+              "val_images": val}  # fmt: skip
+    finished(tmp_path / "a", recipe(row.recipe), 0.40, data=record)
+    values = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    for protocol in ("single_scale", "multi_scale"):
+        values[protocol] = {"miou": 0.40, "pixel_accuracy": 0.80, "iou": {}}
+    (tmp_path / "a" / "metrics.json").write_text(json.dumps(values))
+    lines = [line for line in paper_lines(collect(tmp_path), row.table)[row.table] if line.ours]
+    shown = {"pixel acc." in line.setting: line.ours for line in lines if line.recipe == row.recipe}
+    assert shown == {False: "40.00", True: "80.00"}
+
+
+def test_testing_on_training_images_is_no_row_and_the_same_weights_from_a_file_are(tmp_path):
+    seen = dataclasses.replace(recipe(NAME).data, train_split="train+val")
+    finished(tmp_path / "seen", dataclasses.replace(recipe(NAME), data=seen), 0.9)
+    local = dataclasses.replace(recipe(NAME).model, pretrained="/weights/vit_large.npz")
+    finished(tmp_path / "local", dataclasses.replace(recipe(NAME), model=local), 0.8)
+    found = {run.folder.name: run.changed for run in collect(tmp_path)}
+    assert "tested on images it was trained on" in found["seen"]
+    assert found["local"] == ()

@@ -452,6 +452,8 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "list": ([torch.zeros(2)], "not named tensors"),
         "cut_model": ({"backbone.blocks.0.norm1.weight": torch.zeros(2)}, "decoder|fits|missing"),
     }
+    save_file({"a": torch.ones(2).to(torch.float8_e4m3fn)}, folder / "eight.safetensors")
+    found["eight"] = (folder / "eight.safetensors", "'a' holds 8-bit floats")
     for name, (values, words) in tensors.items():
         torch.save(values, folder / f"{name}.pth")
         found[name] = (folder / f"{name}.pth", words)

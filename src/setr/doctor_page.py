@@ -16,10 +16,11 @@ from setr.doctor import Checkup, Finding, describe_map, figures
 from setr.errors import SetrError
 from setr.files import write_bytes
 from setr.labels import Labels
+from setr.montage import fitted_size
 
 THUMBNAILS = 12
 """Pairs shown per split, spread evenly over it."""
-_WIDTH = 240  # of a thumbnail in pixels
+_WIDTH = 240  # of a thumbnail in pixels, at most
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1080px;padding:0 1em;color:#222}
@@ -109,9 +110,9 @@ def _thumbnails(checkup: Checkup) -> str:
             reason = html.escape(str(error).encode("utf-8", "replace").decode())
             shown.append(f"<figure><figcaption>{name}: {reason}</figcaption></figure>")
             continue
-        height = max(1, round(image.shape[0] * _WIDTH / image.shape[1]))
-        image = cv2.resize(image, (_WIDTH, height), interpolation=cv2.INTER_AREA)
-        mask = cv2.resize(mask, (_WIDTH, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        size = fitted_size(image, _WIDTH)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
         both = np.concatenate((image, dataset.labels.palette[mask]))
         shown.append(f"<figure>{_img(both)}<figcaption>{name}</figcaption></figure>")
     note = "<p>Image above, classes below; black is ignored.</p>"

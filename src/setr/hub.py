@@ -120,7 +120,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
     if folder.is_dir():
         return _read_folder(folder)
     require_named(source)
-    return _read_folder(fetch(str(source), FILES, revision=revision))
+    return _read_folder(fetch(str(source), FILES, is_complete=_holds_model, revision=revision))
 
 
 def require_named(source: str | Path) -> None:
@@ -156,6 +156,10 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SetrError(f"{repo_id}: cannot upload ({reason:.80}); see `hf auth login`") from None
     return f"https://huggingface.co/{repo_id}"
+
+
+def _holds_model(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
 def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:

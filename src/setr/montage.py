@@ -15,12 +15,27 @@ Panel = tuple[np.ndarray, str]
 """A picture uint8 RGB (H, W, 3) and its caption."""
 
 
+def fitted_size(picture: np.ndarray, width: int) -> tuple[int, int]:
+    """Width and height of a picture made `width` wide, or four times as high if that is smaller."""
+    H, W = picture.shape[:2]
+    scale = min(width / W, 4 * width / H)
+    return max(1, round(W * scale)), max(1, round(H * scale))
+
+
+def shrunk(picture: np.ndarray, width: int, how: int = cv2.INTER_AREA) -> np.ndarray:
+    """A picture at its `fitted_size`, never enlarged."""
+    size = fitted_size(picture, width)
+    if size >= (picture.shape[1], picture.shape[0]):
+        return picture
+    return cv2.resize(picture, size, interpolation=how)
+
+
 def montage(rows: Iterable[Sequence[Panel]], *, width: int = 320) -> np.ndarray:
-    """Rows of pictures of equal width with captions below, uint8 RGB on white.
+    """Rows of pictures with captions below, in columns of equal width, uint8 RGB on white.
 
     Args:
         rows: panels row by row.
-        width: of every panel in pixels.
+        width: of every column in pixels; a picture is at most four times as high.
     """
     strips = []
     for row in rows:
@@ -66,9 +81,8 @@ def mark(picture: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def _tile(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
-    scale = width / picture.shape[1]
-    size = (width, max(1, round(picture.shape[0] * scale)))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    size = fitted_size(picture, width)
+    how = cv2.INTER_AREA if size[0] < picture.shape[1] else cv2.INTER_NEAREST
     picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=how)
     tile = Image.new("RGB", (width + GAP, size[1] + CAPTION + GAP), "white")
     tile.paste(Image.fromarray(picture), (GAP // 2, GAP // 2))

@@ -19,6 +19,7 @@ from PIL import Image
 from setr.files import write_bytes
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels
+from setr.montage import shrunk
 
 WIDTH = 520
 """Pictures are embedded at most this wide, in pixels."""
@@ -31,7 +32,8 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
     """Write a page made of HTML parts; the file appears when complete."""
     skeleton = (resources.files("setr") / "data" / "page.html").read_text(encoding="utf-8")
     body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
-    text = skeleton.replace("TITLE", escape(title)).replace("BODY", body)
+    head, foot = skeleton.split("BODY")
+    text = head.replace("TITLE", escape(title)) + body + foot
     write_bytes(path, text.encode("utf-8", "replace"))
 
 
@@ -95,17 +97,13 @@ def figure(picture: np.ndarray, caption: str, *, photo: bool = False, width: int
     """A picture with a caption.
 
     Args:
-        picture: uint8 RGB (H, W, 3), shrunk to `width` if wider.
+        picture: uint8 RGB (H, W, 3), shrunk if wider than `width` or four times as high.
         caption: text below it.
         photo: store as JPEG and shrink smoothly; otherwise colours stay exact.
         width: largest width in pixels.
     """
-    scale = min(1.0, width / picture.shape[1])
-    if scale < 1.0:
-        size = (width, max(1, round(picture.shape[0] * scale)))
-        how = cv2.INTER_AREA if photo else cv2.INTER_NEAREST
-        picture = cv2.resize(picture, size, interpolation=how)
-    picture = np.ascontiguousarray(picture)
+    how = cv2.INTER_AREA if photo else cv2.INTER_NEAREST
+    picture = np.ascontiguousarray(shrunk(picture, width, how))
     if photo:
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, format="JPEG", quality=85)
@@ -114,7 +112,8 @@ def figure(picture: np.ndarray, caption: str, *, photo: bool = False, width: int
         kind, data = "png", encode_png(picture)
     text = base64.b64encode(data).decode()
     return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/{kind};base64,{text}">'
+        f'<figure><img alt="{escape(caption)}" '
+        f'src="data:image/{kind};base64,{text}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 

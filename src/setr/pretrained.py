@@ -82,8 +82,8 @@ def _download(name: str) -> dict[str, Tensor]:
     import timm
 
     repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
-    folder = fetch(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id, _HUB_FILES)
-    files = [folder / file for file in _HUB_FILES if (folder / file).is_file()]
+    repo_id = f"{repo_id}{name}" if repo_id.endswith("/") else repo_id
+    files = _weight_files(fetch(repo_id, _HUB_FILES, is_complete=_weight_files))
     if not files:
         raise SetrError(f"pretrained weights {name}: its repository holds none of {_HUB_FILES}")
     overlay = {"file": str(files[0])}
@@ -91,3 +91,7 @@ def _download(name: str) -> dict[str, Tensor]:
         name, pretrained=True, pretrained_cfg_overlay=overlay
     ).state_dict()
     return state
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [folder / name for name in _HUB_FILES if (folder / name).is_file()]

@@ -6,18 +6,27 @@ import os
 import re
 import socket
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from setr.errors import USAGE, SetrError
 
 
-def fetch(repo_id: str, files: tuple[str, ...], *, revision: str | None = None) -> Path:
+def fetch(
+    repo_id: str,
+    files: tuple[str, ...],
+    *,
+    is_complete: Callable[[Path], object] = Path.is_dir,
+    revision: str | None = None,
+) -> Path:
     """The local folder with the files of a repository; what is cached needs no network.
 
     Args:
         repo_id: `owner/name`.
         files: names or shell patterns of the files wanted.
+        is_complete: whether a folder of the cache holds enough of them; a download that was
+            interrupted leaves one with some. Any folder does by default.
         revision: branch, tag or commit.
 
     Raises:
@@ -32,7 +41,9 @@ def fetch(repo_id: str, files: tuple[str, ...], *, revision: str | None = None) 
     if Path(repo_id).parent.is_dir():  # as runs/x: more likely a slip of the pen
         way_out += f"; there is no folder {repo_id} here"
     try:
-        return Path(snapshot_download(repo_id, local_files_only=True, **wanted))
+        folder = Path(snapshot_download(repo_id, local_files_only=True, **wanted))
+        if is_complete(folder):
+            return folder
     except errors.LocalEntryNotFoundError:
         pass
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "on", "yes"):

@@ -92,7 +92,8 @@ def write_evaluation(
     Args:
         path: the file, complete when it appears.
         title: heading.
-        metrics: detailed figures by protocol, and `compare` by model, as in `metrics.json`.
+        metrics: detailed figures by protocol as in `metrics.json`, and `compare` by the model's
+            name.
         labels: class names and colours.
         gallery: what was collected of single images.
     """
@@ -100,7 +101,7 @@ def write_evaluation(
     figures = next(iter(protocols.values()))
     matrix = np.array(figures["confusion"])
     parts = [tiles(_headline(protocols)), _facts(figures)]
-    if "compare" in metrics:
+    if metrics.get("compare"):
         parts += ["<h2>Compared with other models</h2>", *_comparison(figures, metrics["compare"])]
     parts += [
         "<h2>IoU per class, %</h2>",
@@ -187,13 +188,11 @@ def _comparison(figures: dict[str, Any], others: dict[str, Any]) -> list[str]:
     head = ["model", "mIoU", "mIoU per image", "boundary IoU", "calibration error",
             "this model − that, per image", "p"]  # fmt: skip
     rows = [["this model", *_key_figures(figures), "", ""]]
-    for path, other in others.items():
+    for model, other in others.items():
         against = other["against"]
         low, high = (f"{100 * v:+.2f}" for v in against["interval"])
         difference = f"{100 * against['difference']:+.2f} ({low} to {high})"
-        rows.append(
-            [escape(Path(path).name), *_key_figures(other), difference, f"{against['p']:.4f}"]
-        )
+        rows.append([escape(model), *_key_figures(other), difference, f"{against['p']:.4f}"])
     names = list(figures["iou"])
     classes = [
         [escape(name), bar(figures["iou"][name]), *(bar(o["iou"][name], "var(--second)") for o in
@@ -205,7 +204,7 @@ def _comparison(figures: dict[str, Any], others: dict[str, Any]) -> list[str]:
         '<p class="note">Same images. The difference is the mean over images of mIoU per image, in '
         "points, with its bootstrap 95 % interval; p is of a two-sided sign-flip permutation test "
         "on the pairs: below 0.05 chance alone would rarely make such a difference.</p>",
-        table(["IoU in %", "this model", *(escape(Path(path).name) for path in others)], classes),
+        table(["IoU in %", "this model", *map(escape, others)], classes),
     ]
 
 

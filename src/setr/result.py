@@ -24,11 +24,12 @@ from setr.annotations import Georeference, to_coco, to_geojson, to_labelme
 from setr.errors import SetrError
 from setr.files import write_bytes
 from setr.images import encode_picture, encode_png
-from setr.kinds import LOSSLESS, PICTURE_FORMATS, checked_suffix, unknown_kind
+from setr.kinds import KINDS, LOSSLESS, PICTURE_FORMATS, checked_suffix, unknown_kind
 from setr.labels import Labels
-from setr.montage import with_legend
+from setr.montage import shrunk, with_legend
 from setr.polygons import Polygon, mask_polygons, simplified
 from setr.rasters import write_raster
+from setr.storage import is_address
 
 NOTEBOOK_WIDTH = 960
 """Pictures in a notebook are at most this wide, in pixels."""
@@ -116,8 +117,14 @@ class Result:
     def labelme(
         self, *, tolerance: float = 0.0, min_pixels: int = 1, folder: str | os.PathLike = ""
     ) -> dict[str, Any]:
-        """A LabelMe file for the image; `folder` is where it will lie."""
-        image = os.path.relpath(self.path, folder or ".") if self.path else ""
+        """A LabelMe file for the image; `folder` is where it will lie.
+
+        It names the image by its path from there, or by its name where one of them has an address
+        (s3://…).
+        """
+        image = os.path.basename(self.path)
+        if image and not any(is_address(os.fspath(place)) for place in (self.path, folder)):
+            image = os.path.relpath(self.path, folder or ".")
         polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
         return to_labelme(polygons, self.labels, file_name=_text(image), size=self.mask.shape)
 
@@ -158,9 +165,11 @@ class Result:
         Raises:
             SetrError: unknown kind, a suffix that is not the kind's, or a file that cannot be
                 written.
+            TypeError: an option that the kind does not have.
         """
         path = Path(path)
         suffix = checked_suffix(path, kind)
+        _require_options(kind, options)
         on_map = self.geo and suffix in (".tif", ".tiff") and kind in ("mask", "ids", "confidence")
         data = b"" if on_map else self.encode(kind, folder=path.parent, suffix=suffix, **options)
         try:
@@ -186,23 +195,23 @@ class Result:
 
         Raises:
             SetrError: unknown kind.
+            TypeError: an option that the kind does not have.
         """
+        _require_options(kind, options)
         if kind == "scores":
             return _npz(
                 scores=self.scores.astype(np.float16), classes=np.array(self.labels.classes)
             )
         if kind in _PICTURES:
             palette = self.labels.palette if kind == "mask" else None
-            options = {} if suffix in LOSSLESS else {"quality": QUALITY}
+            quality = {} if suffix in LOSSLESS else {"quality": QUALITY}
             form = PICTURE_FORMATS[suffix]
-            return encode_picture(_PICTURES[kind](self), form, palette=palette, **options)
+            return encode_picture(_PICTURES[kind](self), form, palette=palette, **quality)
         if kind in _POLYGONS:
             return _json(_POLYGONS[kind](self, **options))
         if kind == "labelme":
             return _json(self.labelme(folder=folder, **options))
-        if kind == "share":
-            return _json(self.share())
-        raise unknown_kind(kind)
+        return _json(self.share())
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -227,12 +236,15 @@ class Result:
 
     def _small_overlay(self) -> np.ndarray:
         """The overlay, shrunk to what a notebook can show."""
-        picture = self.overlay()
-        scale = NOTEBOOK_WIDTH / picture.shape[1]
-        if scale >= 1:
-            return picture
-        size = (NOTEBOOK_WIDTH, max(1, round(picture.shape[0] * scale)))
-        return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        return shrunk(self.overlay(), NOTEBOOK_WIDTH)
+
+
+def _require_options(kind: str, options: dict[str, Any]) -> None:
+    """Refuse an unknown kind, and options of another kind; polygons know their own."""
+    if kind not in KINDS:
+        raise unknown_kind(kind)
+    if options and kind not in (*_POLYGONS, "labelme"):
+        raise TypeError(f"save kind '{kind}' has no option '{next(iter(options))}'")
 
 
 def _json(value: Any) -> bytes:

@@ -209,6 +209,11 @@ def _check_tensors(found: TensorFile) -> None:
         _check_name(found.path, name)
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise SetrError(f"{found.path}: '{name}' is sparse or quantised; save dense tensors")
+        if tensor.is_floating_point() and tensor.element_size() == 1:
+            raise SetrError(
+                f"{found.path}: '{name}' holds 8-bit floats, whose scale is stored elsewhere; save "
+                "16 or 32 bits"
+            )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise SetrError(f"{found.path}: '{name}' claims more values than the file holds")
         if tensor.is_floating_point() and not tensor.isfinite().all():

@@ -10,6 +10,7 @@ import tyro
 
 from setr.cli import parse, require_least, require_unused
 from setr.config import Precision
+from setr.errors import OK
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,4 @@ def run(arguments: list[str]) -> int:
     for name, value in zip(info.labels.classes, added, strict=True):
         print(f"{name:<24}{value:+.2f}")
     print(f"{given.split} mIoU {100 * score:.2f}; written to {given.out}")
-    return 0
+    return OK

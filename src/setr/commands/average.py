@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from setr.cli import parse, require_unused
-from setr.errors import USAGE, SetrError
+from setr.errors import OK, USAGE, SetrError
 
 
 @dataclass(frozen=True)
@@ -41,4 +41,4 @@ def run(arguments: list[str]) -> int:
     save_pretrained(given.out, model, replace(info, command=command))
     print(f"mean of {len(given.models)} models written to {given.out}; test it: "
           f"setr eval {given.out} DATA")  # fmt: skip
-    return 0
+    return OK

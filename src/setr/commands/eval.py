@@ -19,6 +19,7 @@ from setr.tables import figures_table, report_failed
 if TYPE_CHECKING:
     from setr.datasets import Dataset
     from setr.gallery import Gallery
+    from setr.predictor import Predictor
     from setr.protocols import Protocol
 
 
@@ -74,61 +75,83 @@ def run(arguments: list[str]) -> int:
     require_least(given, 0, "workers")
     require_least(given, 1, "short_side")
     from setr.distributed import joined
-    from setr.hub import require_named
 
-    for path in given.compare:  # tested only after the model itself
-        require_named(path)
     with joined(given.device):
         return _run(given)
 
 
 def _run(given: Arguments) -> int:
     """The same in one of the processes; the first writes and prints."""
+    from setr.datasets import open_dataset
     from setr.distributed import rank
-    from setr.evaluation import write_json
     from setr.gallery import Gallery, paired
-    from setr.report import write_evaluation
+    from setr.predictor import load
 
+    predictor = load(given.model, device=given.device)
+    dataset = open_dataset(given.data, given.split, predictor.info.labels)
+    for path in given.compare:  # their turn may come after hours
+        _load(given, path, dataset)
     gallery = Gallery()
-    metrics: dict[str, Any]
-    metrics, dataset = _test(given, given.model, gallery)
-    (first, figures), *_ = metrics.items()
+    metrics: dict[str, Any] = dict(_test(given, predictor, dataset, gallery))
+    figures = next(iter(metrics.values()))
     for path in given.compare:
-        other = Gallery(shown=0)
-        theirs, _ = _test(given, path, other)
-        compared = {**theirs[first], "against": paired(gallery, other)}
-        metrics.setdefault("compare", {})[path] = compared
+        _write(given, metrics, dataset, gallery)  # stays, whatever becomes of this comparison
+        predictor, other = _load(given, path, dataset), Gallery(shown=0)
+        theirs, *_ = _test(given, predictor, dataset, other).values()
+        against = {"against": paired(gallery, other)}
+        metrics.setdefault("compare", {})[path] = theirs | against
+    out = _write(given, metrics, dataset, gallery)
     if rank() > 0:
         return OK
-    name = Path(given.model).name
-    home = Path(given.model) if Path(given.model).is_dir() else Path("runs") / name
-    out = given.out or home / f"eval-{given.split}"
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "metrics.json", metrics)
-    gallery.write_csv(out / "images.csv")
-    files, page = ["metrics.json", "images.csv"], out / "report.html"
-    if given.detailed:
-        title = f"{name} on {dataset.name}, {given.split}"
-        write_evaluation(page, title, metrics, dataset.labels, gallery)
-        files.append(page.name)
-    else:
-        page.unlink(missing_ok=True)  # of an earlier test, with other figures
     print(json.dumps(metrics) if given.json else _table(given, metrics))
-    print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
+    files = "metrics.json, images.csv" + (", report.html" if given.detailed else "")
+    print(f"written to {out}: {files}", file=sys.stderr)
     return report_failed(figures)
 
 
-def _test(
-    given: Arguments, path: str, gallery: Gallery
-) -> tuple[dict[str, dict[str, Any]], Dataset]:
-    """Figures of one model by protocol, and the split; the gallery sees the first protocol."""
-    from setr.datasets import open_dataset
-    from setr.evaluation import evaluate_split, resolve_protocol
+def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
+    """A model of the split's classes; the line that refuses another names it."""
+    from setr.evaluation import require_fit
     from setr.predictor import load
 
     predictor = load(path, device=given.device)
+    try:
+        require_fit(predictor.model, predictor.info, dataset)
+    except SetrError as error:
+        raise SetrError(f"{path}: {error}", code=error.code) from None
+    return predictor
+
+
+def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery: Gallery) -> Path:
+    """Write the results so far, in the first process; returns their folder."""
+    from setr.distributed import rank
+    from setr.evaluation import write_json
+    from setr.report import write_evaluation
+
+    home = Path(given.model) if Path(given.model).is_dir() else Path("runs", Path(given.model).name)
+    out = given.out or home / f"eval-{given.split}"
+    if rank() > 0:
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "metrics.json", metrics)
+    gallery.write_csv(out / "images.csv")
+    page = out / "report.html"
+    if given.detailed:
+        names = _names(given)
+        title = f"{names[given.model]} on {dataset.name}, {given.split}"
+        write_evaluation(page, title, _renamed(metrics, names), dataset.labels, gallery)
+    else:
+        page.unlink(missing_ok=True)  # of an earlier test, with other figures
+    return out
+
+
+def _test(
+    given: Arguments, predictor: Predictor, dataset: Dataset, gallery: Gallery
+) -> dict[str, dict[str, Any]]:
+    """Figures of one model by protocol; the gallery sees the first protocol."""
+    from setr.evaluation import evaluate_split, resolve_protocol
+
     model, info = predictor.model, predictor.info
-    dataset = open_dataset(given.data, given.split, info.labels)
     protocol = _overridden(given, resolve_protocol(given.protocol, model, info))
     protocols = [protocol]
     if given.multi_scale and not protocol.is_multi_scale:
@@ -149,7 +172,7 @@ def _test(
             on_image=gallery if chosen is protocol else None,
         )
     gallery.gather()
-    return results, dataset
+    return results
 
 
 def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
@@ -159,21 +182,32 @@ def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
     return dataclasses.replace(protocol, **chosen)
 
 
+def _names(given: Arguments) -> dict[str, str]:
+    """What each model is called: the last part of its path, or the whole where two end alike."""
+    paths = (given.model, *given.compare)
+    ends = [Path(path).name for path in paths]
+    return dict(zip(paths, ends if len(set(ends)) == len(ends) else paths, strict=True))
+
+
+def _renamed(metrics: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The figures with the compared models by name."""
+    return {**metrics, "compare": {names[k]: v for k, v in metrics.get("compare", {}).items()}}
+
+
 def _table(given: Arguments, metrics: dict[str, Any]) -> str:
     """The figures of every protocol and model side by side, and how sure the differences are."""
-    name = Path(given.model).name
-    columns = {k: v for k, v in metrics.items() if k != "compare"}
+    names = _names(given)
+    columns = _renamed(metrics, names)
+    others = columns.pop("compare")
     first = next(iter(columns))
-    others = metrics.get("compare", {})
     if others:
-        columns = {name: metrics[first]}
-        columns |= {Path(path).name: figures for path, figures in others.items()}
+        columns = {names[given.model]: metrics[first], **others}
     lines = [figures_table(columns), f"protocol: {metrics[first]['protocol']}"]
-    for path, figures in others.items():
+    for other, figures in others.items():
         against = figures["against"]
         low, high = (f"{100 * v:+.2f}" for v in against["interval"])
         lines.append(
-            f"{name} against {Path(path).name}: {100 * against['difference']:+.2f} "
+            f"{names[given.model]} against {other}: {100 * against['difference']:+.2f} "
             f"mIoU per image (95 % interval {low} to {high}, p = {against['p']:.4f}, "
             f"{against['images']} images)"
         )
