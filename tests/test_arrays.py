@@ -27,6 +27,7 @@ from setr.images import encode_png, read_image
 from setr.inference import Protocol
 from setr.masks import read_mask
 from setr.predictor import Predictor
+from setr.streams import split_sources
 from setr.urls import download
 from tests.conftest import tiny_model
 from tests.test_images import UNREADABLE
@@ -334,3 +335,9 @@ def test_addresses_from_the_command_line(server, predictor, tmp_path, capsys):
 def test_an_open_file_that_is_no_image_names_itself():
     with pytest.raises(SetrError, match="image data: not an image"):
         as_image(io.BytesIO(b"no image"))
+
+
+def test_addresses_name_files_without_folders():
+    for path, name in (("a/b.png", "b.png"), ("..%5C..%5Cb.png", "b.png"), ("a%5C..", "x.org")):
+        ((stream,), _) = split_sources([f"http://x.org/{path}"])
+        assert str(stream.below) == name

@@ -486,3 +486,102 @@ def test_ray_gives_the_same_bits(model_dir, photos, expected, tmp_path, monkeypa
     assert rows(ray) == rows(plain)
     assert predict(model_dir, photos, packed, *options, "--pack", "tar") == FAILED
     assert read_packs(packed, "tar") == masks
+
+
+def test_names_with_dots_stay_apart_in_a_pack(model_dir, photos, tmp_path):
+    folder = tmp_path / "in"
+    for name in ("frame.0001.png", "frame.0002.png", "v1.0/x.png", "v1.0/x.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / "b" / "p0.png", folder / name)
+    for options in ((), ("--retry",)):  # again, nothing is left to do
+        assert predict(model_dir, folder, tmp_path, "--pack", "tar", *options) == OK
+    with tarfile.open(tmp_path / "part-000000.tar") as archive:
+        names = archive.getnames()
+    keys = ["frame_0001", "frame_0002", "v1.0/x", "v1.0/x-2"]
+    assert sorted(names) == sorted(f"{key}.mask.png" for key in keys)
+    assert rows(tmp_path)["frame.0002.png"]["output"] == "frame_0002"
+    assert not (tmp_path / "part-000001.tar").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "options"), [("", ()), ("", ("--submit", "ade20k")), ("s3://", ())]
+)
+def test_results_need_a_folder(photos, capsys, out, options):
+    assert predict(Path("no-model"), photos, out, *options) == USAGE
+    assert f"setr: -o '{out}': names no folder; give one" in capsys.readouterr().err
+    with pytest.raises(SetrError, match="names no folder"):
+        Storage(out)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--submit ade20k --shard 1/2", "--shard 1/2: does nothing with --submit ade20k; leave"),
+        ("--submit ade20k --save ids", "--save ids: does nothing with --submit"),
+        ("--submit ade20k --pack tar", "--pack tar: does nothing with --submit"),
+        ("--submit ade20k --engine ray", "--engine ray: does nothing with --submit"),
+        ("--submit ade20k --manifest parquet", "--manifest parquet: does nothing with --submit"),
+        ("--submit ade20k --no-exact", "--no-exact: does nothing with --submit"),
+        ("--submit ade20k -o s3://b/x", "-o s3://b/x: --submit writes a file; give a folder"),
+        ("--pack-samples 5", "--pack-samples 5: does nothing without --pack; add"),
+        ("--actors 5", "--actors 5: does nothing without --engine ray; add"),
+        ("--bands 4.7,3,2", "--bands 4.7,3,2: give one or three numbers, such as 4,3,2"),
+        ("--bands nan", "--bands nan: give one or three numbers"),
+        ("--bands inf,1,2", "--bands inf,1,2: give one or three numbers"),
+        ("--bands 1,2", "--bands 1,2: give one or three numbers"),
+        ("--bands 0", "--bands 0: give one or three numbers"),
+        ("--value-range nan,5", "--value-range nan,5: give low, then high, such as 0,3000"),
+        ("--value-range 0,inf", "--value-range 0,inf: give low, then high"),
+        ("--value-range 1,2,3", "--value-range 1,2,3: give low, then high"),
+    ],
+)
+def test_options_without_effect_are_refused(photos, tmp_path, monkeypatch, capsys, line, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "no-model", str(photos), "-o", "out", *line.split()]) == USAGE
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"setr: {message}")
+    assert captured.err.count("\n") == 1
+    assert os.listdir() == []
+
+
+def test_the_progress_line_ends_before_what_is_said_next(
+    model_dir, photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("setr.tally.LINES", 3)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert predict(model_dir, photos, tmp_path) == FAILED
+    lines = capsys.readouterr().err.split("\n")
+    assert lines[-3].startswith("setr: ")
+    assert lines[-2].startswith("setr: 1 of 10 images failed")
+    assert "predict 10/10" in lines[-4]
+
+
+def test_names_in_archives_stay_below_out(model_dir, photos, tmp_path):
+    data = (photos / "b" / "p0.png").read_bytes()
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in ("..\\..\\up.png", "a\\b.png", "/root.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    items = find_items([str(tmp_path / "x.tar")])
+    assert [item.name for item in items] == ["x/up.png", "x/a/b.png", "x/root.png"]
+
+
+def test_a_manifest_is_replaced_while_it_is_not_open_where_there_are_no_locks(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("setr.manifest.fcntl", None)
+    storage, row = Storage(str(tmp_path)), {"name": "a", "status": "ok", "run": "x"}
+    with Manifest(storage, "manifest", lambda row: True) as manifest:
+        manifest.append([row, {**row, "name": "b"}])
+    held, write = set(os.listdir("/proc/self/fd")), storage.write
+
+    def watched(name: str, data: bytes) -> None:
+        assert set(os.listdir("/proc/self/fd")) == held
+        write(name, data)
+
+    monkeypatch.setattr(storage, "write", watched)
+    with Manifest(storage, "manifest", lambda row: row["name"] == "b") as manifest:
+        manifest.append([{**row, "name": "c"}])
+        assert manifest.dropped == 1
+    assert list(rows(tmp_path)) == ["b", "c"]

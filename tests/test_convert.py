@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import pytest
 import torch
@@ -97,6 +99,15 @@ def test_a_model_directory_gives_its_weights_to_a_named_model(tmp_path, capsys):
         (["nothing.pth"], "no such weight file"),
         (["nothing.pth", "--model", "setr_nope", "--num-classes", "2"], "is unknown; nearest"),
         (["nothing.pth", "--labels", "nope"], "data set 'nope' is unknown"),
+        (
+            ["nothing.pth", "--model", "setr_pup_nano", "--num-heads", "4"],
+            "--num-heads 4: does nothing with --model setr_pup_nano, which has its own; leave",
+        ),
+        (["nothing.pth", "--encoder", "x"], "--encoder x: does nothing without --model; add"),
+        (["nothing.pth", "--num-classes", "3"], "--num-classes 3: does nothing without --model"),
+        (["nothing.pth", "--pos-interp", "bilinear"], "--pos-interp bilinear: does nothing"),
+        (["nothing.pth", "--partial"], "--partial: does nothing without --model"),
+        (["nothing.pth", "--new-head"], "--new-head: does nothing without --model"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, arguments, words):
@@ -131,3 +142,21 @@ def test_models_refusals(capsys):
     assert "no model matches 'nope*'" in last_line(capsys)
     assert main(["models", "--size", "0"]) == USAGE
     assert "--size" in last_line(capsys)
+
+
+def test_the_card_has_the_command(tmp_path, capsys, monkeypatch):
+    source, out = tmp_path / "my runs" / "best of all", tmp_path / "a copy"
+    labels = Labels(("a", "b", "c"))
+    save_pretrained(source, create_model("setr_pup_nano", num_classes=3), ModelInfo(labels=labels))
+    options = ["--model=setr_pup_nano", "--num-classes", "3", "--img-size", "64", "96"]
+    options += ["--odd-sizes", "squeeze"]
+    assert main(["convert", str(source), f"--out={out}/", *options]) == OK
+    model, _ = from_pretrained(out)
+    assert model.odd_sizes == "squeeze"
+    command = re.search(r"```bash\n(.+)\n```", (out / "README.md").read_text())[1]
+    assert str(tmp_path) not in command
+    words = ["setr", "convert", "best of all", "-o", "a copy", "--model", "setr_pup_nano"]
+    words += ["--img-size", "64", "96", "--num-classes", "3", "--odd-sizes", "squeeze"]
+    assert shlex.split(command) == words
+    monkeypatch.chdir(source.parent)
+    assert main(words[1:]) == OK

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from setr import mapping, rasters, scenes
 from setr.cli import main
-from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.hub import ModelInfo, save_pretrained
 from setr.labels import IGNORE
 from setr.mapping import predict_raster
@@ -238,3 +240,27 @@ def test_the_strip_bounds_what_is_held(predictor, pixels, tmp_path, monkeypatch)
     monkeypatch.setattr(mapping.RasterWriter, "write", watched)
     predict_raster(predictor, path, {"mask": tmp_path / "l.tif"}, strip=50)
     assert max(widths) == 50
+
+
+@pytest.mark.parametrize("save", ["mask", "geojson"])
+def test_a_signal_ends_the_raster_at_hand(predictor, pixels, tmp_path, monkeypatch, capsys, save):
+    save_pretrained(tmp_path / "model", predictor.model, predictor.info)
+    path, out = write_tiff(tmp_path / "map.tif", pixels.transpose(2, 0, 1)), tmp_path / "out"
+    command = ["predict", str(tmp_path / "model"), str(path), "-o", str(out), "--save", save]
+    calls, read = [], Raster.read
+
+    def struck(raster: Raster, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        calls.append(rows)
+        if len(calls) == (2 if save == "mask" else 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` does
+        return read(raster, rows, columns)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Raster, "read", struck)
+        assert main(command) == INTERRUPTED
+    assert len(calls) == (2 if save == "mask" else 1)
+    assert "stopped; 1 images are left" in capsys.readouterr().err
+    assert os.listdir(out) == ["manifest.jsonl"]
+    assert main(command) == OK
+    assert len(os.listdir(out)) == 2

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -13,13 +17,14 @@ import torch
 
 from setr import scenes
 from setr.cli import main
-from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.files import write_bytes
 from setr.filming import predict_video
 from setr.hub import ModelInfo, save_pretrained
 from setr.images import encode_png
 from setr.masks import read_mask
 from setr.predictor import Predictor
+from setr.progress import Progress
 from setr.video import VideoReader, VideoWriter, frames
 from tests.conftest import tiny_model
 
@@ -158,3 +163,100 @@ def test_no_input_is_overwritten_by_a_video_or_its_frames(predictor, tmp_path, m
     assert "would both write clip;" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in before} == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_video_that_a_full_disk_cut_off_is_refused(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(SetrError, match=r"clip\.mp4: cannot write: .* the disk may be full"):
+            write_clip(tmp_path / "clip.mp4", 20, (128, 128))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [0.5, 24000 / 1001, 25.0, 29.97, 240.0])
+@pytest.mark.parametrize("count", [1, 31])
+def test_whole_videos_are_whole_at_every_rate(tmp_path, rate, count):
+    with VideoWriter(tmp_path / "clip.mp4", rate) as writer:
+        for _ in range(count):
+            writer.add(np.zeros((16, 16, 3), np.uint8))
+    assert len(list(frames(tmp_path / "clip.mp4"))) == count
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_video_at_hand(predictor, tmp_path, monkeypatch, capsys, number):
+    save_pretrained(tmp_path / "model", predictor.model, predictor.info)
+    clips, out = [write_clip(tmp_path / f"{name}.mp4") for name in "ab"], tmp_path / "out"
+    command = ["predict", str(tmp_path / "model"), *map(str, clips), "-o", str(out)]
+    command += ["--save", "overlay,mask"]
+    calls, predict = [], Predictor.predict
+
+    def struck(self: Predictor, frame: np.ndarray) -> object:
+        calls.append(frame)
+        if len(calls) == COUNT + 2:
+            os.kill(os.getpid(), number)
+        return predict(self, frame)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", struck)
+        assert main(command) == INTERRUPTED
+    assert len(calls) == COUNT + 2
+    assert "stopped; 1 images are left" in capsys.readouterr().err
+    assert sorted(p.name for p in out.iterdir()) == ["a", "a_overlay.mp4", "manifest.jsonl"]
+    assert main(command) == OK
+    assert "1 of 2 images were done before" in capsys.readouterr().err
+    assert len(list((out / "b").iterdir())) == len(list(frames(out / "b_overlay.mp4"))) == COUNT
+
+
+def test_frames_of_a_longer_video_before_do_not_stay(predictor, tmp_path, monkeypatch):
+    clip, folder = tmp_path / "clip.mp4", tmp_path / "out" / "clip"
+    long, short = ({f"{i:06d}.png" for i in range(1, count + 1)} for count in (COUNT, 2))
+    predict_video(predictor, write_clip(clip), folder, ("mask",))
+    assert {p.name for p in folder.iterdir()} == long
+    write_clip(clip, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "predict", lambda frame: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predict_video(predictor, clip, folder, ("mask",))
+    assert {p.name for p in folder.iterdir()} == long
+    for name in ("notes.txt", "000007_ids.png"):  # not of this kind
+        (folder / name).touch()
+    predict_video(predictor, clip, folder, ("mask",))
+    assert {p.name for p in folder.iterdir()} == short | {"notes.txt", "000007_ids.png"}
+    assert [p.name for p in folder.parent.iterdir()] == ["clip"]
+
+
+def test_frames_appear_when_all_are_there(predictor, tmp_path):
+    clip, folder, seen = write_clip(tmp_path / "clip.mp4"), tmp_path / "out" / "clip", []
+    predict_video(
+        predictor, clip, folder, ("mask",), on_frame=lambda *_: seen.append(folder.exists())
+    )
+    assert seen == [False] * COUNT
+    assert len(list(folder.iterdir())) == COUNT
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_without_a_known_end(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    for announced, shown in ((0, "a 1000  "), (500, "a 1000  "), (2000, "a 1000/2000  ")):
+        with Progress("a", 0) as progress:
+            for done in range(1, 1000):
+                progress.count(done, announced)
+            progress.shown = 0.0  # long ago
+            progress.count(1000, announced)
+        lines = terminal.getvalue().split("\r")
+        assert len(lines) < 10  # not one per frame
+        assert lines[-1].startswith(shown)
+        assert ("ETA" in lines[-1]) == (announced > 1000)
+        assert lines[-1].endswith("\n")
+        terminal.truncate(terminal.seek(0))
+    with Progress("a", 0):
+        pass
+    assert terminal.getvalue() == ""

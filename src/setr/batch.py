@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -22,11 +22,15 @@ from setr.errors import SetrError
 from setr.estimate import is_out_of_memory
 from setr.images import MAX_PIXELS, read_image
 from setr.inputs import Item, read_item
+from setr.interrupt import Interrupt
 from setr.kinds import KINDS
 from setr.outputs import POLYGON_KINDS, output_path
 from setr.passes import BATCH_PIXELS, Batches, PredictsBatches, attempt
+from setr.predictor import Predictor
+from setr.progress import Progress
 from setr.result import Result
 from setr.storage import Storage
+from setr.streams import Stream, predict_stream
 
 BATCH = 8
 """Images per pass of the model."""
@@ -199,6 +203,46 @@ def outcomes(
             write(group)
             yield from written(room())
         yield from written(0)
+
+
+def stream_outcomes(
+    predictor: Predictor,
+    streams: Mapping[Task, Stream],
+    finish: Callable[[Stream], Finish],
+    stop: Interrupt,
+    **options: Any,
+) -> Iterator[Outcome]:
+    """Segment videos, GeoTIFF files and addresses; their files are written, also by a run of packs.
+
+    Args:
+        predictor: the model.
+        streams: by task.
+        finish: how the results of a stream become files.
+        stop: ends the one at hand, of which then nothing is left.
+        options: of `streams.predict_stream`.
+
+    Raises:
+        Stopped: by a signal.
+    """
+    for task, stream in streams.items():
+        how = finish(stream)
+        out = Path(how.out)
+        try:
+            with stop.at_once(), Progress(os.path.basename(stream.source), 0) as progress:
+                files, text = predict_stream(
+                    predictor,
+                    stream,
+                    out / task.output,
+                    how.kinds,
+                    polygon_options=how.polygons,
+                    on_frame=progress.count,
+                    **options,
+                )
+        except SetrError as error:
+            yield how.failed(task, error)
+            continue
+        names = [str(file.relative_to(out)) for file in files]
+        yield Outcome({**row_of(task, "ok", how.run), "files": names}, {}, text)
 
 
 def _decoded(

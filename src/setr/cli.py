@@ -14,7 +14,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it with its first tensor
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # file names may be no text
     try:
         return _dispatch(args)
     except SetrError as error:
@@ -152,6 +155,29 @@ def require_least(given: Any, least: int, *names: str) -> None:
         if value is not None and value < least:
             rule = "0 or more" if least == 0 else f"at least {least}"
             raise SetrError(f"--{name.replace('_', '-')} {value}: give {rule}", code=USAGE)
+
+
+def as_typed(given: Any) -> dict[str, list[str]]:
+    """The options with another value than by default, by field, as words of a command line."""
+    found = {}
+    for item in fields(given):
+        value, name = getattr(given, item.name), item.name.replace("_", "-")
+        if item.default in (MISSING, value):
+            continue
+        if isinstance(value, bool):
+            found[item.name] = [f"--{name}" if value else f"--no-{name}"]
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            found[item.name] = [f"--{name}", *map(str, values)]
+    return found
+
+
+def require_default(given: Any, rule: str, *names: str) -> None:
+    """Refuse options that would do nothing, with the rule that says why and the fix."""
+    words = as_typed(given)
+    for name in names:
+        if name in words:
+            raise SetrError(f"{' '.join(words[name])}: {rule}", code=USAGE)
 
 
 def require_file(path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from setr.errors import USAGE, SetrError
 from setr.files import IMAGE_SUFFIXES, walk_images
 from setr.images import Source
+from setr.shard_writer import Keys
 from setr.storage import (
     Identity,
     Storage,
@@ -82,8 +83,18 @@ def find_items(sources: Sequence[str]) -> list[Item]:
     return list(found.values())
 
 
-def output_names(items: Sequence[Item]) -> list[str]:
-    """Output names without ending: an image's stem, or its whole name where stems clash."""
+def output_names(items: Sequence[Item], *, packed: bool = False) -> list[str]:
+    """Output names without ending: an image's stem, or its whole name where stems clash.
+
+    In a pack they end in a key of `shard_writer.Keys`, unique in its folder.
+    """
+    if packed:
+        folders = [posixpath.dirname(item.name) for item in items]
+        keys = {folder: Keys() for folder in folders}
+        return [
+            posixpath.join(folder, keys[folder](item.name))
+            for item, folder in zip(items, folders, strict=True)
+        ]
     stems = [os.path.splitext(item.name)[0] for item in items]
     count = Counter(stems)
     return [
@@ -290,5 +301,6 @@ def _parquet() -> Any:
 
 
 def _safe(name: str) -> str:
-    """A name from inside an archive, kept below the output folder."""
-    return "/".join(p for p in PurePosixPath(name).parts if p not in ("/", "//", "..", "."))
+    """A name from inside an archive, kept below the output folder, on Windows too."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return "/".join(part for part in parts if part not in ("/", "//", "..", "."))

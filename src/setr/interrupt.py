@@ -11,6 +11,10 @@ from typing import Any
 from setr.errors import INTERRUPTED, SetrError
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal inside `Interrupt.at_once`."""
+
+
 class Interrupt:
     """Used in `with`: turns SIGINT and SIGTERM into `requested`.
 
@@ -19,7 +23,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self._raises = False
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -30,10 +34,23 @@ class Interrupt:
                 break
         return self
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, for work that takes long, the first signal raises `Stopped`."""
+        self._raises = True
+        try:
+            if self.requested:
+                raise Stopped
+            yield
+        finally:
+            self._raises = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        first, self.requested = not self.requested, True
         if number == signal.SIGINT:
             signal.signal(number, self.previous[number])
+        if first and self._raises:
+            raise Stopped
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         for number, handler in self.previous.items():

@@ -19,6 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks, and does not replace a file that is open
+    fcntl = None  # type: ignore[assignment]
+
 from setr.errors import USAGE, SetrError
 from setr.storage import Storage, read_range
 
@@ -78,10 +83,8 @@ class Manifest:
 
     def close(self) -> None:
         """Write what waits; on object stores, gather the parts."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        elif self.storage.remote:
+        self._release()
+        if self.storage.remote:
             self._flush()
             if self._parts():
                 self._replace(list(self._lines()))
@@ -100,12 +103,10 @@ class Manifest:
     def _open(self) -> None:
         path = self.storage.path(self.file)
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            import fcntl
-
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._fd = os.open(path, flags, 0o666)
+            if fcntl:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._fd)
             raise SetrError(
@@ -180,13 +181,20 @@ class Manifest:
         return lines - torn - len(names)
 
     def _replace(self, lines: Iterable[bytes]) -> None:
-        parts = self._parts()
-        self.storage.write(self.file, b"".join(lines))
+        parts, was_open, data = self._parts(), self._fd >= 0, b"".join(lines)
+        if not fcntl:
+            self._release()
+        self.storage.write(self.file, data)
         for name in parts:
             self.storage.delete(name)
+        if was_open:
+            self._release()
+            self._open()
+
+    def _release(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-            self._open()
+        self._fd = -1
 
 
 def _parsed(line: bytes) -> Row | None:

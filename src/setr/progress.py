@@ -13,7 +13,7 @@ class Progress:
 
     Args:
         name: what is going on.
-        total: number of steps.
+        total: number of steps; from a step above it on, it counts as unknown.
         start: steps done before.
     """
 
@@ -26,6 +26,18 @@ class Progress:
         self.images, self.waited, self.done = 0, 0.0, start
         self.smooth: float | None = None
         self.live = sys.stderr.isatty()
+        self._begun = False  # the line on the terminal
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def count(self, done: int, total: int) -> None:
+        """Take a report of (done, total); a total below what is done is unknown."""
+        self.total = total
+        self.update(done, images=1)
 
     def update(
         self, done: int, *, images: int, wait: float = 0.0, loss: float | None = None,
@@ -41,7 +53,8 @@ class Progress:
             return
         self.shown = now
         rates = self.rates()
-        parts = [f"{self.name} {done}/{self.total}"]
+        known = done <= self.total
+        parts = [f"{self.name} {done}/{self.total}" if known else f"{self.name} {done}"]
         if self.smooth is not None:
             parts.append(f"loss {self.smooth:.3f}")
         if lr is not None:
@@ -49,10 +62,12 @@ class Progress:
         parts.append(f"{rates['images_per_second']:.1f} img/s")
         if wait:
             parts.append(f"data {rates['data_wait_percent']:.0f}%")
-        parts.append(f"ETA {_clock((self.total - done) * rates['seconds_per_step'])}")
+        if known:
+            parts.append(f"ETA {_clock((self.total - done) * rates['seconds_per_step'])}")
         line = "  ".join(parts)
         print(f"\r{line:<90}" if self.live else line, end="" if self.live else "\n",
               file=sys.stderr, flush=True)  # fmt: skip
+        self._begun = self.live
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -71,9 +86,10 @@ class Progress:
         }
 
     def close(self) -> None:
-        """End the line."""
-        if self.live and not self.silent:
+        """End the line, if one was begun."""
+        if self._begun:
             print(file=sys.stderr)
+        self._begun = False
 
 
 def _clock(seconds: float) -> str:
@@ -87,8 +103,7 @@ def counting(name: str) -> Callable[[int, int], None]:
     bar = Progress(name, 0)
 
     def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done, images=1)
+        bar.count(done, total)
         if done == total:
             bar.close()
 

@@ -7,10 +7,11 @@ alone, without the extra.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from setr.annotations import Georeference
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE, Labels
 
 CACHE_BYTES = 64 << 20
@@ -222,6 +223,38 @@ def write_raster(path: Path, values: np.ndarray, geo: Georeference, labels: Labe
 def spans(length: int, step: int) -> Iterable[tuple[int, int]]:
     """(first, one after the last) of consecutive pieces."""
     return ((start, min(start + step, length)) for start in range(0, length, step))
+
+
+def parse_bands(text: str) -> tuple[int, ...]:
+    """`4,3,2` as the `bands` of a `Raster`; nothing is none.
+
+    Raises:
+        SetrError: other than one or three numbers from 1.
+    """
+    bands = _numbers(text, int)
+    if text and not (len(bands) in (1, 3) and min(bands) >= 1):
+        raise SetrError(f"--bands {text}: give one or three numbers, such as 4,3,2", code=USAGE)
+    return tuple(bands)
+
+
+def parse_range(text: str) -> tuple[float, float] | None:
+    """`0,3000` as the `value_range` of a `Raster`; nothing is none.
+
+    Raises:
+        SetrError: other than two finite numbers, the lower one first.
+    """
+    values = _numbers(text, float)
+    if text and not (len(values) == 2 and -math.inf < values[0] < values[1] < math.inf):
+        raise SetrError(f"--value-range {text}: give low, then high, such as 0,3000", code=USAGE)
+    return (values[0], values[1]) if values else None
+
+
+def _numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """Numbers joined with commas; none where one is wrong."""
+    try:
+        return [kind(number) for number in text.split(",")]
+    except ValueError:
+        return []
 
 
 def _gdal(name: str) -> Any:

@@ -114,9 +114,17 @@ class Storage:
 
     Args:
         root: the folder, made when something is written, or the address.
+
+    Raises:
+        SetrError: names no folder, or an address without its package.
     """
 
     def __init__(self, root: str) -> None:
+        if not root or root.endswith("://"):
+            raise SetrError(
+                f"-o '{root}': names no folder; give one, such as out, or . for this one",
+                code=USAGE,
+            )
         self.root = root.rstrip("/") or "/"
         self.remote = is_address(root)
         self._store: Any = None

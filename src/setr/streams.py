@@ -107,7 +107,7 @@ def predict_stream(
         bands: of a GeoTIFF; see `rasters.Raster`.
         value_range: of a GeoTIFF; see `rasters.Raster`.
         polygon_options: `tolerance` and `min_pixels`.
-        on_frame: called with the number of frames done and announced.
+        on_frame: called with the number of frames done and announced; 0 where none is.
 
     Raises:
         SetrError: unreadable, or a file that cannot be written.
@@ -138,7 +138,7 @@ def predict_stream(
 def _url_name(url: str) -> str:
     """The file an address names, or its host."""
     parts = urlsplit(url)
-    name = PurePosixPath(unquote(parts.path).replace("\0", "")).name
+    name = PurePosixPath(unquote(parts.path).replace("\0", "").replace("\\", "/")).name
     return name if name not in ("", "..") else parts.hostname or "image"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from setr.batch import Outcome, Task
@@ -23,7 +24,8 @@ def beginning(manifest: Manifest, total: int, todo: int) -> None:
         print(f"setr: {total - todo} of {total} images were done before", file=sys.stderr)
 
 
-def shower(total: int, before: int, *, quiet: bool) -> Callable[[Outcome], None]:
+@contextlib.contextmanager
+def shower(total: int, before: int, *, quiet: bool) -> Iterator[Callable[[Outcome], None]]:
     """A function that tells about each outcome."""
     done, bar = before, Progress("predict", total, start=before)
 
@@ -35,7 +37,8 @@ def shower(total: int, before: int, *, quiet: bool) -> Callable[[Outcome], None]
         elif not quiet and outcome.row["status"] == "ok":
             print(printable(f"{done}/{total}  {outcome.row['input']}  {outcome.text}"))
 
-    return show
+    with bar:
+        yield show
 
 
 def report(tasks: Sequence[Task], manifest: Manifest) -> dict[str, Any]:

@@ -5,8 +5,8 @@ OpenCV decodes and encodes; what is written is MPEG-4 without sound.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,20 @@ class VideoReader:
         self._file.release()
 
 
+def part_of(path: Path) -> Path:
+    """The hidden name of an unfinished file; what a killed run left there, the next overwrites."""
+    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]
+    return path.with_name(f".{mark}.part")
+
+
 class VideoWriter:
     """A video that appears under its name when complete; its size is that of the first frame."""
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate = path, rate
-        self._part = path.with_name(f".{uuid.uuid4().hex}.part.mp4")
+        self._part = part_of(path).with_suffix(".mp4")
         self._file: Any = None
+        self._count = 0
 
     def __enter__(self) -> VideoWriter:
         try:
@@ -89,11 +96,25 @@ class VideoWriter:
             if not self._file.isOpened():
                 raise SetrError(f"{self.path}: cannot write a video of {size[0]}x{size[1]}")
         self._file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        self._count += 1
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._file is not None:
-            self._file.release()
-        if kind is None and self._file is not None:
-            os.replace(self._part, self.path)
-        else:
+        try:
+            if self._file is not None:
+                self._file.release()
+                if kind is None:
+                    self._require_whole()
+                    os.replace(self._part, self.path)
+        finally:
             self._part.unlink(missing_ok=True)
+
+    def _require_whole(self) -> None:
+        """Read the frame count back: OpenCV reports no error of a disk."""
+        file = cv2.VideoCapture(os.path.abspath(self._part))
+        found = int(file.get(cv2.CAP_PROP_FRAME_COUNT))
+        file.release()
+        if found != self._count:
+            raise SetrError(
+                f"{self.path}: cannot write: {found} of {self._count} frames can be read back; "
+                "the disk may be full"
+            )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import as_typed, parse, require_default
 from setr.errors import OK, USAGE, SetrError
 from setr.labels import Labels, known_labels
 
@@ -39,7 +42,7 @@ class Arguments:
     encoder: str | None = None
     """Any timm encoder in place of the model's own."""
     num_heads: int | None = None
-    """Attention heads of a SETR checkpoint; one per 64 channels by default."""
+    """Attention heads of a SETR checkpoint; one per 64 channels by default. Not with --model."""
     img_size: tuple[int, int] | None = None
     """Height and width in pixels the position grid is made for."""
     labels: str | None = None
@@ -62,21 +65,34 @@ class Arguments:
 
 def run(arguments: list[str]) -> int:
     """Convert; prints what was loaded, resized, missing and unexpected."""
-    given = parse(Arguments, arguments, "convert")
+    given: Arguments = parse(Arguments, arguments, "convert")
+    if given.model:
+        rule = f"does nothing with --model {given.model}, which has its own; leave one of them out"
+        require_default(given, rule, "num_heads")
+    else:
+        rule = "does nothing without --model; add --model NAME, or leave it out"
+        names = ("encoder", "num_classes", "pos_interp", "partial", "new_head")
+        require_default(given, rule, *names)
     if (given.out / "config.json").exists() and not given.overwrite:
         raise SetrError(f"{given.out}: holds a model; add --overwrite", code=USAGE)
     labels = known_labels(given.labels) if given.labels else None
     from setr.hub import save_pretrained
 
     model, info, report = _into_model(given, labels) if given.model else _whole(given, labels)
-    command = f"setr convert {' '.join(Path(a).name for a in arguments)}"  # no paths in a card
-    save_pretrained(given.out, model, dataclasses.replace(info, command=command))
+    save_pretrained(given.out, model, dataclasses.replace(info, command=_command(given)))
     if given.json:
         print(json.dumps(dataclasses.asdict(report)))
     else:
         print(report)
         print(f"wrote {given.out}", file=sys.stderr)
     return OK
+
+
+def _command(given: Arguments) -> str:
+    """What makes the model again; a card names files without their folders."""
+    source, out = (os.path.basename(os.path.abspath(path)) for path in (given.source, given.out))
+    options = itertools.chain(*as_typed(given).values())
+    return shlex.join(["setr", "convert", source, "-o", out, *options])
 
 
 def _whole(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, LoadReport]:
@@ -108,6 +124,7 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
         encoder=given.encoder,
         img_size=given.img_size,
         pos_interp=given.pos_interp,
+        odd_sizes=given.odd_sizes,
     )
     report = load_weights(model, given.source, partial=given.partial, new_head=given.new_head)
     info = ModelInfo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,16 +14,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from setr.cli import parse, require_least
+from setr.cli import parse, require_default, require_least
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
 
 if TYPE_CHECKING:
     from setr.batch import Finish, Outcome, Task
     from setr.inputs import Item
+    from setr.interrupt import Interrupt
+    from setr.storage import Storage
     from setr.streams import Stream
 
 Engine = Callable[[Sequence["Task"]], Iterator["Outcome"]]
+NOT_SUBMITTED = (
+    *("save", "tolerance", "min_pixels", "bands", "value_range"),
+    *("pack", "pack_samples", "manifest", "retry", "shard"),
+    *("batch", "exact", "workers", "engine", "actors"),
+)
+"""Options that mean nothing to `--submit`."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +106,21 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "predict")
     require_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
     require_least(given, 0, "tolerance", "min_pixels")
-    _range(given.value_range)
+    _require_used(given)
     from setr.batch import Task
     from setr.inputs import find_items, output_names
     from setr.protocols import preset
+    from setr.rasters import parse_bands, parse_range
     from setr.settled import stream_tasks
-    from setr.storage import is_address, result_test
+    from setr.storage import Storage, is_address, result_test
     from setr.streams import split_sources
     from setr.urls import is_url
 
+    parse_bands(given.bands)
+    parse_range(given.value_range)
+    if given.submit and is_address(given.out):
+        raise SetrError(f"-o {given.out}: --submit writes a file; give a folder", code=USAGE)
+    storage = Storage(given.out)
     shard, is_result = _shard(given.shard), result_test(given.out)
     found, rest = split_sources(given.images)
     streams = [stream for stream in found if not is_result(str(stream.below), stream.source)]
@@ -117,7 +132,7 @@ def run(arguments: list[str]) -> int:
     ]
     if not streams and not items:
         raise SetrError(f"{given.images[0]}: no images found outside {given.out}", code=USAGE)
-    if streams and (given.submit or is_address(given.out)):
+    if streams and (given.submit or storage.remote):
         what = "--submit takes images" if given.submit else f"{given.out}: takes images"
         raise SetrError(f"{what}, not {streams[0].source}", code=USAGE)
     maps = [s.source for s in streams if not s.is_video and not is_url(s.source)]
@@ -131,24 +146,26 @@ def run(arguments: list[str]) -> int:
         )
     if given.submit:
         return _submit(given, items)
-    names = output_names(items)
+    names = output_names(items, packed=given.pack != "no")
     tasks = [Task(item, name) for item, name in zip(items, names, strict=True)]
-    return _predict(given, tasks, stream_tasks(streams, Path(given.out), names), shard)
+    return _predict(given, storage, tasks, stream_tasks(streams, Path(given.out), names), shard)
 
 
 def _predict(
-    given: Arguments, tasks: list[Task], films: dict[Task, Stream], shard: tuple[int, int]
+    given: Arguments,
+    storage: Storage,
+    tasks: list[Task],
+    films: dict[Task, Stream],
+    shard: tuple[int, int],
 ) -> int:
     """Run what is not settled yet, and note every outcome in the manifest."""
     from setr import tally
     from setr.inputs import check_outputs, in_shard
-    from setr.interrupt import Interrupt
+    from setr.interrupt import Interrupt, Stopped
     from setr.manifest import Manifest, write_parquet
     from setr.packs import Packer
     from setr.settled import files_of, finishes, run_names, settled
-    from setr.storage import Storage
 
-    storage = Storage(given.out)
     limits = {name: getattr(given, name) for name in ("max_pixels", "allow_urls", "device")}
     suffix = "" if shard == (0, 1) else f"-{shard[0]}-of-{shard[1]}"
     stem, packs = f"manifest{suffix}", f"part{suffix}"
@@ -170,14 +187,15 @@ def _predict(
     films = {task: stream for task, stream in films.items() if in_shard(task.item, shard)}
     tasks = [task for task in tasks if in_shard(task.item, shard)]
     everything = [*films, *tasks]
-    images, streams = _engines(given, finish, films)
+    stop = Interrupt()
+    images, streams = _engines(given, finish, films, stop)
     holds = settled(
         {task: finish(films.get(task)).run for task in everything},
         storage,
         limits,
         retry=given.retry,
     )
-    with Manifest(storage, stem, holds) as manifest, Interrupt() as stop:
+    with Manifest(storage, stem, holds) as manifest, stop:
         first, second = (
             [task for task in part if task.item.name not in manifest.done]
             for part in (films, tasks)
@@ -185,16 +203,17 @@ def _predict(
         todo = len(first) + len(second)
         tally.beginning(manifest, len(everything), todo)
         packer = Packer(storage, manifest, given.pack, stem=packs, samples=given.pack_samples)
-        show = tally.shower(len(everything), len(everything) - todo, quiet=given.json)
         broken: list[str] = []
-        for outcome in chain(streams(first), images(second) if second else ()):
-            if outcome.row["status"] == "failed":
-                outcome.row["limits"] = limits
-                broken.append(outcome.text)
-            packer.add(outcome)
-            show(outcome)
-            if stop.requested:
-                break
+        shower = tally.shower(len(everything), len(everything) - todo, quiet=given.json)
+        with shower as show, contextlib.suppress(Stopped):
+            for outcome in chain(streams(first), images(second) if second else ()):
+                if outcome.row["status"] == "failed":
+                    outcome.row["limits"] = limits
+                    broken.append(outcome.text)
+                packer.add(outcome)
+                show(outcome)
+                if stop.requested:
+                    break
         packer.flush()
         if given.manifest == "parquet" and not stop.requested:
             write_parquet(manifest)
@@ -204,11 +223,15 @@ def _predict(
 
 
 def _engines(
-    given: Arguments, finish: Callable[[Stream | None], Finish], films: dict[Task, Stream]
+    given: Arguments,
+    finish: Callable[[Stream | None], Finish],
+    films: dict[Task, Stream],
+    stop: Interrupt,
 ) -> tuple[Engine, Engine]:
     """What runs images, and what runs streams; a model that cannot be loaded fails here."""
-    from setr.batch import outcomes
+    from setr.batch import outcomes, stream_outcomes
     from setr.predictor import load
+    from setr.rasters import parse_bands, parse_range
 
     plain = finish(None)
     options: dict[str, Any] = {
@@ -220,11 +243,12 @@ def _engines(
     }
     loading = _loading(given)
     on_ray = given.engine == "ray"
-    predictor = None if on_ray and not films else load(given.model, **loading)
+    predictor: Any = None if on_ray and not films else load(given.model, **loading)
 
     def streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
-        for task in tasks:
-            yield _stream(given, finish(films[task]), predictor, task, films[task])
+        found = {task: films[task] for task in tasks}
+        values = {"bands": parse_bands(given.bands), "value_range": parse_range(given.value_range)}
+        return stream_outcomes(predictor, found, finish, stop, **values)
 
     if on_ray:
         import torch
@@ -233,39 +257,13 @@ def _engines(
 
         work = Work(given.model, loading, options, plain, torch.get_num_threads())
         return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), streams
-    return (lambda tasks: outcomes(predictor, tasks, plain, plain.failed, **options)), streams  # type: ignore[arg-type]
+    return (lambda tasks: outcomes(predictor, tasks, plain, plain.failed, **options)), streams
 
 
 def _loading(given: Arguments) -> dict[str, Any]:
     """Keywords of `setr.load`."""
     names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls")
     return {name: getattr(given, name) for name in names}
-
-
-def _stream(
-    given: Arguments, finish: Finish, predictor: Any, task: Task, stream: Stream
-) -> Outcome:
-    """Segment one video, GeoTIFF or address; its files are written even where others are packed."""
-    from setr.batch import Outcome, row_of
-    from setr.progress import counting
-    from setr.streams import predict_stream
-
-    out = Path(given.out)
-    try:
-        files, text = predict_stream(
-            predictor,
-            stream,
-            out / task.output,
-            finish.kinds,
-            bands=tuple(int(band) for band in _numbers("bands", given.bands)),
-            value_range=_range(given.value_range),
-            polygon_options=finish.polygons,
-            on_frame=counting(os.path.basename(stream.source)),
-        )
-    except SetrError as error:
-        return finish.failed(task, error)
-    names = [str(file.relative_to(out)) for file in files]
-    return Outcome({**row_of(task, "ok", finish.run), "files": names}, {}, text)
 
 
 def _submit(given: Arguments, items: Sequence[Item]) -> int:
@@ -300,17 +298,14 @@ def _shard(text: str) -> tuple[int, int]:
     raise SetrError(f"--shard {text}: give i/n with i from 0 to n - 1, as 0/4", code=USAGE)
 
 
-def _range(text: str) -> tuple[float, float] | None:
-    values = _numbers("value-range", text)
-    if values and len(values) != 2:
-        raise SetrError(f"--value-range {text}: give two numbers, such as 0,3000", code=USAGE)
-    if values and values[0] >= values[1]:
-        raise SetrError(f"--value-range {text}: give low, then high, such as 0,3000", code=USAGE)
-    return (values[0], values[1]) if values else None
-
-
-def _numbers(flag: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise SetrError(f"--{flag} {text}: give numbers joined with commas", code=USAGE) from None
+def _require_used(given: Arguments) -> None:
+    """Refuse options that the others leave without effect."""
+    if given.submit:
+        rule = f"does nothing with --submit {given.submit}; leave one of them out"
+        require_default(given, rule, *NOT_SUBMITTED)
+    if given.pack == "no":
+        rule = "does nothing without --pack; add --pack tar, or leave it out"
+        require_default(given, rule, "pack_samples")
+    if given.engine == "plain":
+        rule = "does nothing without --engine ray; add it, or leave this out"
+        require_default(given, rule, "actors")
