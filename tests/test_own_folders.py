@@ -78,7 +78,7 @@ def test_masks_of_another_folder_may_share_an_end(tmp_path, end):
         put(tmp_path / "images" / "train" / f"{stem}.jpg", PHOTO)
         put(tmp_path / "masks" / "train" / f"{stem}{end}.png", IDS)
     (tmp_path / "data.yaml").write_text("classes: [a, b]\n")
-    pairs = {image: mask for image, mask in names(tmp_path, "train")}
+    pairs = dict(names(tmp_path, "train"))
     assert pairs["images/train/10.jpg"] == f"masks/train/10{end}.png"
     (tmp_path / "masks" / "train" / f"10{end}.png").unlink()
     with pytest.raises(SetrError, match=r"no mask for 1 of 3 images: 10\.jpg") as caught:
@@ -150,3 +150,15 @@ def test_what_such_a_file_may_not_say(tmp_path, change, message):
     with pytest.raises(SetrError, match=message) as caught:
         open_dataset(str(file), "val")
     assert caught.value.code in (USAGE, DATA_CHECK_FAILED)
+
+
+def test_the_check_misses_a_split_that_training_wants(tmp_path, capsys):
+    put(tmp_path / "images" / "train" / "a.jpg", PHOTO)
+    put(tmp_path / "masks" / "train" / "a.png", IDS)
+    (tmp_path / "data.yaml").write_text("classes: [a, b]\n")
+    assert main(["doctor", str(tmp_path)]) == OK
+    assert "warning val: no such split; training wants one or --data.val-split" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    assert main(["doctor", str(tmp_path), "--splits", "train"]) == OK
+    assert "no such split" not in capsys.readouterr().out

@@ -87,6 +87,13 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
                 opened.append(dataset)
     if not opened and absent:
         raise absent
+    if not given.splits:
+        there = {getattr(found, "split", None) for found in opened}
+        opened += [
+            Finding("warning", split, f"no such split; training wants one or --data.{split}-split")
+            for split in ("train", "val")
+            if split not in there
+        ]
     return opened
 
 
