@@ -24,8 +24,8 @@ SMALLER = (
 )
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys):
@@ -60,6 +60,19 @@ def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys
     code = next(b for b in blocks("python") if "setr.train" in b)
     exec(compile(code, "README.md", "exec"), {"setr": setr})
     assert (tmp_path / "runs" / "again" / "metrics.json").is_file()
+
+
+def test_the_page_about_python_runs_in_its_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for code in blocks("python", README.parent / "docs" / "python.md"):
+        exec(compile(code, "python.md", "exec"), names)
+    image = names["torch"].zeros(1, 3, 64, 64)
+    assert names["model"](image).shape == (1, 9, 64, 64)
+    assert [tuple(m.shape[2:]) for m in names["maps"]][-1] == (10, 13)
+    assert names["result"].mask.shape == names["data"].load(0).mask.shape
+    assert 0 <= names["figures"]["miou"] <= 1
+    assert (tmp_path / "runs" / "small" / "metrics.json").is_file()
 
 
 def test_the_two_commands_exist():

@@ -12,7 +12,11 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Config": "config",
+    "Labels": "labels",
+    "ModelInfo": "hub",
     "Predictor": "predictor",
+    "Protocol": "protocols",
+    "Result": "result",
     "SETR": "model",
     "SetrError": "errors",
     "create_model": "model",
@@ -22,9 +26,11 @@ _EXPORTS = {
     "list_recipes": "recipes",
     "load": "predictor",
     "load_weights": "weights",
+    "open_dataset": "datasets",
     "push_to_hub": "hub",
     "recipe": "recipes",
     "save_pretrained": "hub",
+    "segmentation_loss": "losses",
     "train": "engine",
 }
 __all__ = ["__version__", *_EXPORTS]
