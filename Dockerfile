@@ -45,8 +45,9 @@ USER 10001
 WORKDIR /tmp
 EXPOSE 8000
 STOPSIGNAL SIGTERM
+# not urllib: it would ask a proxy of the environment for 127.0.0.1
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+    CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=2); c.request('GET', '/readyz'); exit(c.getresponse().status != 200)"]
 # in a container the port is closed until it is published, so listening on all addresses is right
 ENTRYPOINT ["setr", "serve", "--host", "0.0.0.0", "--port", "8000"]
 CMD ["--help"]

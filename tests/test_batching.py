@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -106,10 +107,28 @@ def test_whoever_left_or_is_late_is_dropped(machine, batcher):
     assert batcher.dropped == 2
 
 
+def test_what_is_withdrawn_leaves_at_once_though_the_machine_is_busy(machine, batcher):
+    class Image:
+        pass
+
+    occupy(machine, batcher)
+    stays = batcher.submit("a", 1, soon())
+    item = Image()
+    kept = weakref.ref(item)
+    for key in ("a", "alone"):
+        batcher.withdraw(batcher.submit(key, item, soon()))
+    del item
+    assert (len(batcher), batcher.dropped, kept()) == (1, 2, None)
+    machine.open.set()
+    assert stays.future.result(120) == 2
+    batcher.withdraw(stays)  # it has its answer
+    assert batcher.dropped == 2
+
+
 def test_a_running_batch_learns_that_nobody_waits(machine, batcher):
     job = batcher.submit("a", 1, soon())
     until(lambda: machine.batches)
-    job.abandoned = True
+    batcher.withdraw(job)
     machine.open.set()
     job.future.result(120)
     assert machine.still_wanted == [False]

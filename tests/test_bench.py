@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
-from setr import scenes
+from setr import bench_row, scenes
 from setr.bench import ROWS, Row, advice, bench, run_process
 from setr.cli import main
 from setr.commands.bench import table
 from setr.errors import USAGE, SetrError
 from setr.hub import ModelInfo, save_pretrained
+from setr.predictor import load
 from tests.conftest import tiny_model
 
 
@@ -50,6 +51,14 @@ def test_rows_are_timed_and_compared(model_dir):
     assert "onnxruntime fp32" in text
     assert text.endswith(report["advice"])
     json.dumps(report)
+
+
+def test_the_peak_is_that_of_the_row_s_own_device(model_dir, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench_row, "peak_bytes", lambda device: asked.append(device) or 7 << 20)
+    predictor = load(model_dir, device="cpu")
+    assert bench_row.time_batch(predictor, (1, 3, 32, 48), 0.0)["peak_mb"] == 7
+    assert asked == [predictor.device]
 
 
 def row(runtime: str, precision: str, speed: float, agreement: float, miou: float | None) -> dict:

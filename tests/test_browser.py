@@ -492,6 +492,29 @@ def test_two_requests_ask_for_one_key(open_page, models, photo):
         assert page.is_hidden("#legendB")
 
 
+def test_the_example_takes_no_runtime_from_its_address(browser):
+    page = (Path(__file__).parents[1] / "examples" / "browser" / "index.html").read_text("utf-8")
+    runtime = "export const env = {wasm: {}}, InferenceSession = {create: async () => ({})}"
+    asked: list[str] = []
+
+    def answer(route: Any) -> None:
+        url = route.request.url
+        asked.append(url)
+        kinds = {".mjs": ("text/javascript", runtime), "model.json": ("application/json", "{}")}
+        kind, body = next((kinds[end] for end in kinds if url.endswith(end)), ("text/html", page))
+        headers = {"Access-Control-Allow-Origin": "*"}
+        route.fulfill(content_type=kind, body=body, headers=headers)
+
+    context = browser.new_context()
+    example = context.new_page()
+    example.route("**/*", answer)
+    example.goto("http://localhost/?ort=https://other.example/")
+    wait_until(example, "document.querySelector('#state').textContent === 'ready'")
+    context.close()
+    assert not [url for url in asked if url.startswith("https://other.example")]
+    assert len([url for url in asked if url.endswith(".mjs")]) == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_every_size_and_theme(open_page, photo, device, scheme, tmp_path):

@@ -19,6 +19,7 @@ from setr.evaluation import evaluate, spread
 from setr.export import compare, export
 from setr.graphs import Graph, bicubic_weights, trace
 from setr.hub import ModelInfo, save_pretrained
+from setr.images import encode_png
 from setr.inference import Protocol
 from setr.model import SETR, create_model
 from setr.predictor import Predictor, load
@@ -260,21 +261,53 @@ def test_files_of_others_are_one_line(tmp_path, onnx_file, capsys):
     opset = [helper.make_opsetid("", 20)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "other.onnx")
     (tmp_path / "broken.onnx").write_bytes(onnx_file.read_bytes()[:1000])
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
     for name, message in (
         ("other.onnx", "was not written by setr export"),
         ("broken.onnx", "not an ONNX model that can be run"),
         ("none.onnx", "no such file"),
     ):
-        assert main(["predict", str(tmp_path / name), str(tmp_path), "-o", str(tmp_path)]) != OK
+        model, out = str(tmp_path / name), str(tmp_path / "out")
+        assert main(["predict", model, str(photo), "-o", out]) != OK
         err = capsys.readouterr().err
         assert err.count("\n") == 1
-        assert message in err or "no images found" in err
+        assert message in err
         with pytest.raises(SetrError, match=message):
             load(tmp_path / name)
     with pytest.raises(SetrError, match="gives scores only"):
         _ = load(onnx_file).network
     with pytest.raises(SetrError, match="device 'mps'"):
         load(onnx_file, device="mps")
+
+
+def test_an_onnx_file_runs_on_the_device_asked_for_or_not_at_all(onnx_file, monkeypatch):
+    ort = pytest.importorskip("onnxruntime")
+    gpu, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    plain, asked, usable = ort.InferenceSession, [], [gpu, cpu]
+
+    def session(path, options, providers, **given):
+        asked.append(providers)
+        found = plain(path, options, providers=[cpu])
+        found.get_providers = lambda: [name for name, _ in providers if name in usable]
+        return found
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["AzureExecutionProvider", cpu])
+    load(onnx_file)
+    assert asked.pop() == [(cpu, {})]
+    with pytest.raises(SetrError, match=r"'cuda': this onnxruntime has Azure.*onnxruntime-gpu"):
+        load(onnx_file, device="cuda")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [gpu, cpu])
+    for device, index in (("auto", "0"), ("cuda", "0"), ("cuda:1", "1")):
+        load(onnx_file, device=device)
+        assert asked.pop() == [(gpu, {"device_id": index}), (cpu, {})]
+    with pytest.raises(SetrError, match="device 'cuda:x'"):
+        load(onnx_file, device="cuda:x")
+    usable.remove(gpu)  # the package is there, a library that it needs is not
+    load(onnx_file)
+    with pytest.raises(SetrError, match="device 'cuda:1': onnxruntime-gpu cannot use it"):
+        load(onnx_file, device="cuda:1")
 
 
 def test_calibration_images_are_what_the_network_sees():
@@ -284,3 +317,23 @@ def test_calibration_images_are_what_the_network_sees():
     assert spread(10, 3) == [0, 4, 9]
     assert spread(3, 5) == [0, 1, 2]
     assert spread(7, 1) == [0]
+
+
+def test_a_wrong_mask_beside_right_logits_is_not_written(model, monkeypatch):
+    """The mask is an output of its own: it is compared, too, but for ties."""
+    wrong: list[float] = []
+
+    def drawn(images: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            x = torch.from_numpy(images)
+            logits, coarse = model(x), model.coarse(x).logits
+        mask = logits.argmax(dim=1)
+        if wrong:
+            mask[:, :5] = (mask[:, :5] + 1) % K
+        return [mask.to(torch.uint8).numpy(), coarse.numpy()]
+
+    monkeypatch.setattr("setr.export.open_run", lambda *_: drawn)
+    assert max(compare(Path("m.onnx"), model, "mask", exact=True)["difference"].values()) < 1e-5
+    wrong.append(1)
+    with pytest.raises(SetrError, match="nothing was written"):
+        compare(Path("m.onnx"), model, "mask", exact=True)

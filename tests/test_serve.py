@@ -6,9 +6,12 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import re
 import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,13 +26,13 @@ import httpx
 
 from setr import predictor, scenes
 from setr.cli import main
-from setr.errors import FAILED, USAGE
+from setr.errors import FAILED, USAGE, SetrError
 from setr.images import read_image
 from setr.masks import read_mask
 from setr.serve.answers import FORMATS
 from setr.serve.limits import Limits
 from setr.serve.models import Models, split_name
-from setr.serve.server import allow_connections
+from setr.serve.server import allow_connections, listen
 from tests.serving import connect, photo, request, running, save_models, until
 
 LIMITS = Limits(
@@ -408,18 +411,18 @@ def test_full_queue_late_and_leaving_clients(sources):
         assert error(late) == (504, "deadline")
         leaver = connect(url)
         leaver.sendall(request(photo()))
-        until(lambda: service.admission.requests == 2 and len(service.batcher) == 2)
+        until(lambda: service.admission.requests == 2 and len(service.batcher) == 1)
         full = client.post("/v1/segment", content=photo())
         assert error(full) == (429, "busy")
         assert 1 <= int(full.headers["retry-after"]) <= 60
         leaver.close()
         until(lambda: service.admission.requests == 1)
+        assert (len(service.batcher), service.batcher.dropped) == (0, 2)  # though one computes
         assert client.get("/readyz").status_code == 200
         models.may.set()
         first.join(120)
         assert not first.is_alive()
-        until(lambda: not service.admission.requests and not len(service.batcher))
-        assert service.batcher.dropped == 2
+        until(lambda: not service.admission.requests)
         assert service.admission.bytes.held == service.admission.pixels.held == 0
         service.draining = True
         assert error(client.get("/readyz")) == (503, "draining")
@@ -489,12 +492,54 @@ def test_what_cannot_start_ends_with_one_line(sources, tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["serve", sources[0], "--port", port]) == FAILED
-        assert "cannot listen" in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert message.startswith(f"setr: 127.0.0.1:{port}: cannot listen here (")
+        assert message.endswith("); give another --host or --port\n")
 
 
-def test_names_of_models(tmp_path):
+def test_a_port_is_taken_before_models_are_loaded():
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(SetrError, match=f"127.0.0.1:{port}: cannot listen here"):
+            listen("127.0.0.1", port)
+
+
+def test_open_files_are_raised_where_the_system_lets(monkeypatch):
+    asked = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    for limits in ((256, sys.maxsize), (256, 4096), (20_000, 30_000)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
+        allow_connections()
+    assert asked == [(10_240, sys.maxsize), (4096, 4096)]
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    allow_connections()
+
+
+def test_the_health_check_of_the_image_asks_no_proxy(sources):
+    dockerfile = (Path(__file__).parents[1] / "Dockerfile").read_text()
+    _, *command = json.loads(re.search(r"HEALTHCHECK.*\\\n +CMD (.*)", dockerfile)[1])
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9")
+    models = Models(sources[:1], LIMITS, device="cpu", precision="fp32")
+    with running(models, LIMITS) as (url, app):
+
+        def check() -> int:
+            given = [part.replace("8000", url.rsplit(":", 1)[1]) for part in command]
+            return subprocess.run(
+                [sys.executable, *given], env={**os.environ, **proxy}, check=False
+            ).returncode
+
+        assert check() == 0
+        app.service.draining = True
+        assert check() != 0
+
+
+def test_names_of_models(tmp_path, monkeypatch):
     (tmp_path / "best").mkdir()
     assert split_name(f"a={tmp_path}/best") == ("a", f"{tmp_path}/best")
     assert split_name(f"{tmp_path}/best/") == ("best", f"{tmp_path}/best/")
     assert split_name("owner/name") == ("name", "owner/name")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.01").mkdir()
+    assert split_name("lr=0.01") == ("lr=0.01", "lr=0.01")
+    assert split_name("a=lr=0.01") == ("a", "lr=0.01")
     assert split_name(str(Path("/x=1/best"))) == ("best", "/x=1/best")

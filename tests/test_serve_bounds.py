@@ -7,6 +7,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,12 @@ from setr import scenes
 from setr.cli import main
 from setr.commands.serve import read_keys
 from setr.errors import USAGE, SetrError
+from setr.export import export
+from setr.hub import from_pretrained
 from setr.images import read_image
+from setr.predictor import WHOLE_PIXELS
 from setr.result import Result
+from setr.runtime import ExportedModel
 from setr.serve import app as app_module
 from setr.serve import models as models_module
 from setr.serve import regions, server, service
@@ -28,7 +33,7 @@ from setr.serve.app import create_app
 from setr.serve.batching import MAX_FAULTS, DeadlinePassed
 from setr.serve.gate import Gate
 from setr.serve.limits import Limits, Refusal
-from setr.serve.models import Key, Models, Question
+from setr.serve.models import Key, Models, Question, patch_size, protocol_of
 from setr.serve.regions import large_regions
 from tests.serving import connect, listening, photo, request, running, save_models, until
 
@@ -229,6 +234,41 @@ def test_an_image_that_does_not_fit_into_memory_is_503(models, monkeypatch):
         assert ask("/healthz") == (200, "")
 
 
+def refused(models: Models, height: int, width: int) -> str:
+    """The error code for an image of this size; empty if it is taken."""
+    (name,) = models.by_name
+    try:
+        models.check(name, height, width, "segment")
+    except Refusal as refusal:
+        return refusal.code
+    return ""
+
+
+def test_images_are_seen_whole_or_refused(source):
+    models = Models([source], Limits(max_patches=10**9), device="cpu", precision="fp32")
+    predictor = models.by_name["pup"]
+    assert models.max_pixels("pup") == WHOLE_PIXELS
+    for height, code in ((2048, ""), (2049, "too_many_pixels")):
+        assert refused(models, height, 2048) == code
+        assert (predictor._protocol((height, 2048)) == protocol_of(predictor)) == (not code)
+    models = Models([source], LIMITS, device="cpu", precision="fp32", window=512)
+    assert refused(models, 5000, 10_000) == ""
+
+
+def test_patches_of_exported_models_are_counted(source, tmp_path):
+    pytest.importorskip("onnx")
+    path = tmp_path / "pup.onnx"
+    export(*from_pretrained(source), path, format="onnx")
+    models = Models([str(path)], Limits(max_patches=30), device="cpu")
+    assert models.max_pixels("pup.onnx") == 30 * 64
+    assert refused(models, 40, 48) == ""
+    assert refused(models, 40, 49) == "too_many_patches"
+    values = {"labels": {"classes": ["a"]}, "export": {"patch_size": 8}}
+    for decoder, patch in (("pup", 8), ("fcn", 0)):
+        model = ExportedModel(lambda images: [images], {**values, "model": {"decoder": decoder}})
+        assert patch_size(SimpleNamespace(model=model)) == patch  # type: ignore[arg-type]
+
+
 # --- threads and connections ---------------------------------------------------------------------
 
 
@@ -311,10 +351,35 @@ def test_keys_that_would_let_all_or_nobody_in_end_the_start(
 
 
 @pytest.mark.parametrize(
-    "options",
-    ["--max-mb nan", "--max-mb inf", "--deadline nan", "--drain inf", "--wait-ms nan",
-     "--wait-ms 1e300", "--wait-ms -1"],
-)  # fmt: skip
-def test_numbers_that_are_none_end_the_start(options, capsys):
+    ("options", "rule"),
+    [
+        *((f"--max-mb {value}", "0.001 to 1,000,000") for value in ("nan", "inf", "1e-7", "-1")),
+        ("--deadline nan", "0.001 to 1,000,000"),
+        ("--drain inf", "0.001 to 1,000,000"),
+        *((f"--wait-ms {value}", "0 to 1,000,000,000") for value in ("nan", "1e300", "-5")),
+        *(
+            (f"--{name} 0", "at least 1")
+            for name in ("batch", "queue", "max-pixels", "max-patches")
+        ),
+    ],
+)
+def test_numbers_out_of_range_end_the_start_by_the_name_of_their_option(options, rule, capsys):
     assert main(["serve", "no/such/model", *options.split()]) == USAGE
-    assert capsys.readouterr().err.count("\n") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"setr: {options.split()[0]} ")
+    assert said.endswith(f": give {rule}\n")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch": 0}, "batch 0: give at least 1"),
+        ({"wait": -1}, "wait -1: give 0 to 1,000,000 seconds"),
+        ({"deadline": 0}, "deadline 0: give more than 0, at most 1,000,000 seconds"),
+        ({"drain": float("nan")}, "drain nan: give more than 0"),
+    ],
+)
+def test_limits_say_their_rule(wrong, message):
+    with pytest.raises(SetrError, match=message):
+        Limits(**wrong)
+    assert Limits(wait=0, deadline=1).wait == 0

@@ -94,6 +94,11 @@ def test_the_log_has_one_object_per_request_whatever_a_form_says(tmp_path):
         assert server.wait(120) == 0
 
 
+def test_a_system_without_resource_limits_can_serve():
+    code = "import sys; sys.modules['resource'] = None; import setr.serve.server"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 STUCK = """
 import sys, time
 from setr.cli import main

@@ -18,7 +18,7 @@ from setr import scenes
 from setr.datasets import open_dataset
 from setr.evaluation import Outcome, evaluate_split
 from setr.inference import predict_mask
-from setr.machine import process_peak
+from setr.machine import peak_bytes
 from setr.predictor import Predictor, load
 from setr.protocols import Protocol
 
@@ -81,15 +81,8 @@ def time_batch(
         "images_per_second": shape[0] * len(times) / sum(times),
         "p50_ms": float(p50),
         "p95_ms": float(p95),
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_bytes(predictor.device) / 2**20,
     }
-
-
-def peak_mb() -> float:
-    """Peak memory of this process in MB; of the GPU where one was used."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return process_peak() / 2**20
 
 
 def _masks(predictor: Predictor, job: dict[str, Any]) -> tuple[list[np.ndarray], float | None]:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container finds its limits."""
+
 
 def free_bytes(device: torch.device) -> int:
     """What this process may still take of a device, with what it holds already."""
@@ -60,15 +63,19 @@ def resident_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Main memory that can be taken without swapping, within the limit of a container."""
+    """Main memory that can be taken without swapping, within the limit of a container.
+
+    Files that the system keeps in memory and nobody has used lately make room, so they do not count
+    as taken.
+    """
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = dict(row.split(":", 1) for row in Path("/proc/meminfo").read_text().splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
-        limit = int((group / "memory.max").read_text())
-        found.append(max(0, limit - int((group / "memory.current").read_text())))
+    with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(row.split() for row in (CGROUP / "memory.stat").read_text().splitlines())
+        found.append(max(0, limit - max(0, used - int(stat["inactive_file"]))))
     return min(found, default=_all_pages())
 
 

@@ -11,6 +11,7 @@ Shapes: B batch, H x W image, K classes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class ExportedModel(nn.Module):
         self.run, self.export = run, values["export"]
         self.num_classes = len(values["labels"]["classes"])
         self.patch_size = int(self.export["patch_size"])
+        self.is_transformer = values["model"].get("decoder") not in ("fcn", "semantic_fpn")
         self.squeeze = values["model"].get("odd_sizes") == "squeeze"
 
     def coarse(self, images: Tensor) -> Output:
@@ -68,7 +70,8 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
 
     Args:
         path: an .onnx file, or an .xml file with its .bin beside it.
-        device: `cpu`; `cuda` for ONNX where onnxruntime has that provider; `auto` takes it if so.
+        device: `cpu`; for ONNX also `cuda`, `cuda:1`, … where onnxruntime has that provider; `auto`
+            takes the first GPU if so.
 
     Raises:
         SetrError: missing or broken file, a model of another program, no such device, or the
@@ -97,25 +100,22 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
         import onnxruntime as ort
     except ImportError:
         raise SetrError(f'{path}: needs ONNX Runtime; pip install "setr[onnx]"') from None
-    available = ort.get_available_providers()
-    chosen = "CUDAExecutionProvider" in available if device == "auto" else device != "cpu"
-    if chosen and (device.partition(":")[0] not in ("auto", "cuda") or len(available) < 2):
-        raise SetrError(
-            f"device '{device}': this onnxruntime has {', '.join(available)}; use --device cpu, or "
-            "install onnxruntime-gpu",
-            code=USAGE,
-        )
+    providers = _providers(device, ort.get_available_providers())
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    cpu = "CPUExecutionProvider"
     try:
         session = ort.InferenceSession(
-            path, options, providers=["CUDAExecutionProvider", cpu] if chosen else [cpu]
+            path, options, providers=providers, enable_fallback=device == "auto"
         )
     except Exception as error:  # onnxruntime's own classes, one per kind of failure
         reason = str(error).splitlines()[0]
         raise SetrError(f"{path}: not an ONNX model that can be run ({reason:.120})") from None
+    if device != "auto" and session.get_providers() != [name for name, _ in providers]:
+        raise SetrError(
+            f"device '{device}': onnxruntime-gpu cannot use it; check its CUDA and cuDNN "
+            "libraries, or use --device cpu"
+        )
     stored = _unprefixed(session.get_modelmeta().custom_metadata_map)
     needed = ort.RunOptions()
     needed.add_run_config_entry("only_execute_path_to_fetches", "1")
@@ -126,6 +126,23 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
         return found
 
     return run, stored
+
+
+def _providers(device: str, available: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """What ONNX Runtime is to compute with on a device, the first choice first."""
+    gpu, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    if device == "auto":
+        device = "cuda" if gpu in available else "cpu"
+    if device == "cpu":
+        return [(cpu, {})]
+    named = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if not named or gpu not in available:
+        raise SetrError(
+            f"device '{device}': this onnxruntime has {', '.join(available)}; use --device cpu, or "
+            "install onnxruntime-gpu",
+            code=USAGE,
+        )
+    return [(gpu, {"device_id": named[1] or "0"}), (cpu, {})]
 
 
 def openvino_run(

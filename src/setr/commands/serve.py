@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,11 @@ import tyro
 
 from setr.cli import parse, require_least
 from setr.errors import OK, USAGE, SetrError
+from setr.serve.limits import LONGEST, Limits
 
 HIGHEST_PORT = 65535
+LEAST = 0.001
+"""Of seconds and megabytes that must be more than none."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Arguments:
     max_pixels: int = 50_000_000
     """Larger images are refused from their header."""
     max_patches: int = 20_000
-    """Most patches in one pass of a transformer; attention costs their square."""
+    """Most patches in one pass of a transformer; attention costs their square. An image seen
+    whole has at most 4.19 million pixels, too."""
     window: int | None = None
     """Run images by blended windows of so many pixels, so that any size is taken."""
     drain: float = 60.0
@@ -62,7 +65,9 @@ def run(arguments: list[str]) -> int:
     """Load the models, then serve until a signal says stop."""
     given = parse(Arguments, arguments, "serve")
     require_least(given, 0, "port")
-    require_least(given, 1, "window")
+    require_least(given, 1, "window", "batch", "queue", "max_pixels", "max_patches")
+    _require_within(given, LEAST, LONGEST, "deadline", "drain", "max_mb")
+    _require_within(given, 0, 1000 * LONGEST, "wait_ms")
     if given.port > HIGHEST_PORT:
         raise SetrError(f"--port {given.port}: give at most {HIGHEST_PORT}", code=USAGE)
     try:
@@ -74,12 +79,9 @@ def run(arguments: list[str]) -> int:
         raise SetrError(f'setr serve needs {error.name}; pip install "setr[serve]"') from None
     from setr.serve.app import create_app
     from setr.serve.gate import Keys
-    from setr.serve.limits import Limits
     from setr.serve.models import Models
     from setr.serve.server import listen, serve
 
-    if not math.isfinite(given.max_mb):
-        raise SetrError(f"--max-mb {given.max_mb}: give a number of megabytes", code=USAGE)
     limits = Limits(
         max_bytes=int(given.max_mb * (1 << 20)),
         max_pixels=given.max_pixels,
@@ -101,6 +103,15 @@ def run(arguments: list[str]) -> int:
         )
         serve(create_app(models, limits, keys, log=not given.quiet), sock, limits)
     return OK
+
+
+def _require_within(given: Arguments, least: float, most: float, *names: str) -> None:
+    """Refuse options outside a range; nan is in none."""
+    for name in names:
+        value = getattr(given, name)
+        if not least <= value <= most:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise SetrError(f"{option}: give {least:g} to {most:,.0f}", code=USAGE)
 
 
 def read_keys(path: Path | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 One thread computes. It takes the kind whose oldest job has waited longest, so nobody starves; if
 that batch is not full and its oldest job is younger than `wait`, it gives others the time to come.
-Jobs whose client has gone or whose deadline has passed are dropped, before and while they run. The
+Jobs that were withdrawn or whose deadline has passed are dropped, before and while they run. The
 thread outlives every fault; `trouble` says where that does not help.
 """
 
@@ -42,7 +42,7 @@ class Job(Generic[Item, Answer]):
     entered: float = field(default_factory=time.monotonic)
     future: Future[Answer] = field(default_factory=Future)
     abandoned: bool = False
-    """The client has gone; set from any thread."""
+    """Nobody wants the answer; set from any thread."""
     waited: float = 0.0
     """Seconds in the queue."""
     computed: float = 0.0
@@ -110,6 +110,12 @@ class Batcher:
             self._waiting.setdefault(key, deque()).append(job)
             self._changed.notify()
         return job
+
+    def withdraw(self, job: Job) -> None:
+        """Nobody waits for this job any more: the queue forgets it and its item at once."""
+        job.abandoned = True
+        with self._changed:
+            self._drop_unwanted()
 
     def __len__(self) -> int:
         with self._changed:

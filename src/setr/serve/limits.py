@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from setr.errors import USAGE, SetrError
 
@@ -49,11 +49,16 @@ class Limits:
     """For running requests to finish after SIGTERM."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            most = LONGEST if isinstance(value, float) else math.inf
-            if not 0 <= value <= most or (name != "wait" and not value):  # neither does nan pass
-                rule = "a positive number" if most == math.inf else f"seconds up to {LONGEST:,.0f}"
-                raise SetrError(f"{name} {value}: give {rule}", code=USAGE)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(field.default, float):
+                good, rule = value >= 1, "at least 1"
+            elif field.name == "wait":
+                good, rule = 0 <= value <= LONGEST, f"0 to {LONGEST:,.0f} seconds"
+            else:
+                good, rule = 0 < value <= LONGEST, f"more than 0, at most {LONGEST:,.0f} seconds"
+            if not good:  # nan, too, is none of these
+                raise SetrError(f"{field.name} {value}: give {rule}", code=USAGE)
 
 
 class Refusal(Exception):  # noqa: N818  the client's problem, not an error of the server

@@ -18,8 +18,9 @@ from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.figures import make_view
 from setr.passes import attempt, predict_each
-from setr.predictor import Predictor, Result, load
+from setr.predictor import WHOLE_PIXELS, Predictor, Result, load
 from setr.protocols import Protocol
+from setr.runtime import ExportedModel
 from setr.serve.batching import DeadlinePassed
 from setr.serve.limits import Limits, Refusal
 
@@ -104,10 +105,10 @@ class Models:
         """Pixels of an image this model takes, if its sides do not differ extremely."""
         predictor = self.by_name[name]
         protocol, patch = protocol_of(predictor), patch_size(predictor)
-        if patch and not protocol.window and not protocol.short_side:
-            largest = max(protocol.scales) ** 2
-            return min(self.limits.max_pixels, int(self.limits.max_patches * patch**2 / largest))
-        return self.limits.max_pixels
+        if protocol.window or protocol.short_side:
+            return self.limits.max_pixels
+        whole = min(WHOLE_PIXELS, self.limits.max_patches * patch**2) if patch else WHOLE_PIXELS
+        return min(self.limits.max_pixels, int(whole / max(protocol.scales) ** 2))
 
     def scores(self, name: str, height: int, width: int, task: Task) -> int:
         """Probabilities (K x H x W) that an answer holds; 0 where it has none."""
@@ -137,6 +138,14 @@ class Models:
                 "too_many_patches",
                 f"{size} are {patches:,} patches for {name}, above the limit of {limit:,}; scale "
                 f"the image to at most {self.max_pixels(name):,} pixels",
+            )
+        if not protocol.window and view[0] * view[1] > WHOLE_PIXELS:
+            raise Refusal(
+                413,
+                "too_many_pixels",
+                f"{size} are {view[0] * view[1]:,} for {name}, above the limit of {WHOLE_PIXELS:,} "
+                f"of a model without windows; scale the image to at most "
+                f"{self.max_pixels(name):,} pixels",
             )
         limit = self.limits.rollout_patches
         if task == "rollout" and patches > limit:
@@ -212,16 +221,20 @@ class Models:
 
 def split_name(source: str) -> tuple[str, str]:
     """`NAME=MODEL` or a path or Hub name -> (name, what to load)."""
+    if Path(source).exists():
+        return Path(source).resolve().name, source
     name, equals, path = source.partition("=")
     if equals and name and "/" not in name:
         return name, path
-    return Path(source).resolve().name if Path(source).exists() else Path(source).name, source
+    return Path(source).name, source
 
 
 def patch_size(predictor: Predictor) -> int:
-    """Pixels of a patch's side; 0 for models without a transformer of ours."""
-    encoder: Any = getattr(predictor.model, "encoder", None)
-    return int(encoder.patch_size) if hasattr(encoder, "vit") else 0
+    """Pixels of a patch's side; 0 for models without a transformer."""
+    model = predictor.model
+    if isinstance(model, ExportedModel):
+        return model.patch_size if model.is_transformer else 0
+    return model.encoder.patch_size if hasattr(model.encoder, "vit") else 0
 
 
 def protocol_of(predictor: Predictor) -> Protocol:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import socket
 import sys
 from types import FrameType
@@ -29,23 +28,29 @@ PART_WAY = 5.0
 """Seconds a closing connection may take to flush what its client has not taken yet."""
 LINGER = 2.0
 """Seconds for which what a client still sends is read and dropped after it was refused."""
+MOST_FILES = 10_240
+"""Open files that are asked for; macOS grants no more (its OPEN_MAX)."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; connections are refused until the server runs.
+    """A listening socket; who connects before the server runs waits for it.
 
     Raises:
         SetrError: the address is taken or is none of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":  # elsewhere it would let two servers share a port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen()  # two sockets may be bound to one port as long as neither listens
     except (OSError, OverflowError) as error:
         sock.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise SetrError(f"{host}:{port}: cannot listen here ({reason})") from None
+        raise SetrError(
+            f"{host}:{port}: cannot listen here ({reason}); give another --host or --port"
+        ) from None
     return sock
 
 
@@ -178,9 +183,12 @@ class Server(uvicorn.Server):
 
 def allow_connections() -> None:
     """Raise the soft limit of open files: a thousand idle clients need a thousand of them."""
-    with contextlib.suppress(ValueError, OSError):
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such module
+        import resource
+
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if now < (wanted := min(most, MOST_FILES)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def serve(app: Gate, sock: socket.socket, limits: Limits) -> None:
