@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from setr import adjustment, scenes
-from setr.adjustment import GRID, best_by_iou, best_offsets
+from setr.adjustment import GRID, best_by_iou, best_offsets, find_offsets
 from setr.cli import main
+from setr.datasets import open_dataset
 from setr.engine import train
+from setr.errors import SetrError
 from setr.hub import ModelInfo, save_pretrained
 from tests.conftest import tiny_config, tiny_model
 
@@ -149,3 +151,13 @@ def test_a_run_adjusts_its_model_once(tmp_path):
     again = train(config, resume=True)
     assert again["single_scale"]["iou"] == adjusted["single_scale"]["iou"]
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_search_that_fails_restores_the_mode(folder_data):
+    broken = folder_data / "images" / "val" / "scene_001.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    model = tiny_model("naive", num_classes=9).train()
+    dataset = open_dataset(str(folder_data), "val")
+    with pytest.raises(SetrError, match=r"scene_001\.png"):
+        find_offsets(model, ModelInfo(labels=scenes.LABELS), dataset)
+    assert all(m.training for m in model.modules())

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
 from setr import decoders
 from setr.baselines import FCN, FPNNeck, SemanticFPN
@@ -20,6 +21,7 @@ from setr.decoders import (
     PointwiseHead,
     UpsampleHead,
 )
+from setr.errors import SetrError
 from setr.upsampled_convolution import classify_upsampled, conv_of_upsampled, upsample
 
 C, K = 24, 5
@@ -232,3 +234,27 @@ def test_training_is_the_plain_sequence_of_layers(name):
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+def test_the_taps_of_a_classifier_are_added_in_fp32_whatever_the_precision():
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if "matmul" in getattr(func, "__name__", ""):
+                found.append(torch.get_float32_matmul_precision())
+            return func(*args, **(kwargs or {}))
+
+    found = []
+    x, conv = maps()[0], nn.Conv2d(C, K, 3, padding=1)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with Watch():
+            classify_upsampled(x, conv, 4)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found == ["highest", "highest"]
+
+
+def test_mla_refuses_a_classifier_it_cannot_compute():
+    with pytest.raises(SetrError, match="classifier_kernel 5: give 3 or 1"):
+        MLA(C, K, classifier_kernel=5)

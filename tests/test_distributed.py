@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from setr.distributed import differences, joined
+from setr.distributed import device, devices, differences, joined
 from setr.engine import train
 from setr.errors import SetrError
 from setr.launch import Place, place_of
@@ -312,3 +312,10 @@ def test_differences_are_named():
     other = [*names[:9], "hill", *names[10:]]
     assert differences({"names": names}, {"names": other}) == "names[9] 'hill', not 'class 9'"
     assert differences({"names": names}, {"names": names[:9]}) == "names 9 entries, not 20"
+
+
+def test_only_devices_that_were_tried_are_offered(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert "mps" not in devices()
+    with pytest.raises(SetrError, match="device 'mps': this machine has cpu"):
+        device("mps")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr.encoder import Encoder, resample_grid
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder
 from setr.model import SETR, create_model
 from tests.conftest import tiny_model
@@ -225,6 +225,10 @@ def test_freezing_all_none_and_the_first_blocks():
     assert free_parts(encoder) == {"1", "2"}
     encoder.freeze(-1)
     assert free_parts(encoder) == set()
+    encoder.freeze(0)
+    assert all(p.requires_grad for p in encoder.parameters())
+    assert not any(m.training for m in encoder.modules())
+    assert all(m.training for m in encoder.train().modules())
     with pytest.raises(SetrError, match="freeze 4: this encoder has 3 blocks"):
         encoder.freeze(4)
 
@@ -317,3 +321,29 @@ def test_errors_name_the_fix():
         Encoder("eva02_tiny_patch14_224", taps=(1,), pos_interp="bilinear")
     with pytest.raises(SetrError, match="is not a timm ResNet"):
         ResNetEncoder("vgg16", taps=(1,))
+    for name in ("resnetv2_50", "resnet51q"):
+        with torch.device("meta"), pytest.raises(SetrError, match="not called layer1") as caught:
+            ResNetEncoder(name, taps=(1,))
+        assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("new", [(3, 5), (9, 11)])
+def test_bilinear_is_that_of_the_2021_code(new):
+    """Without antialiasing, also where the image is smaller than the grid was made for."""
+    grid = torch.randn(1, 6 * 8, 4)
+    maps = grid.reshape(1, 6, 8, 4).permute(0, 3, 1, 2)
+    expected = F.interpolate(maps, size=new, mode="bilinear", align_corners=False)
+    ours = resample_grid(grid, (6, 8), new, mode="bilinear")
+    torch.testing.assert_close(ours, expected.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", [VIT, "deit_tiny_distilled_patch16_224"])
+def test_kept_prefix_tokens_have_their_positions_in_the_2021_code_too(name):
+    torch.manual_seed(0)
+    arguments = {"taps": (1,), "img_size": 64, "depth": 1}
+    ours, theirs = (Encoder(name, pos_interp=m, **arguments) for m in ("bilinear", "bicubic"))
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(1, 3, 64, 64)  # the grid's own size: nothing is resampled
+    torch.testing.assert_close(
+        tokens_after(ours.eval(), images), tokens_after(theirs.eval(), images)
+    )

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import setr
-from setr import scenes
+from setr import evaluation, scenes
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
@@ -84,9 +85,13 @@ def _worker(rank: int, root: str, out: str) -> None:
 
 
 def test_two_processes_give_the_bits_of_one(runs: Path, tmp_path: Path) -> None:
-    """Five images, so that the shares differ; one of them broken."""
-    single = evaluate(runs / "one", runs / "data", split="test")
-    arguments = (str(runs), str(tmp_path))
+    """Five images, so that the shares differ; one of them, of the second process, broken."""
+    shutil.copytree(runs / "one", tmp_path / "one")
+    data = write_scene_folders(tmp_path / "data", {"test": 5})
+    (data / "images" / "test" / "scene_003.png").write_bytes(b"")
+    single = evaluate(tmp_path / "one", data, split="test")
+    assert (single["images"], len(single["failed"])) == (4, 1)
+    arguments = (str(tmp_path), str(tmp_path))
     torch.multiprocessing.spawn(_worker, arguments, nprocs=2)  # type: ignore[no-untyped-call]
     for rank in (0, 1):
         several = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -309,3 +314,113 @@ def test_stored_protocol_is_the_default(runs: Path, tmp_path: Path) -> None:
     save_pretrained(tmp_path, tiny_model(num_classes=9), ModelInfo(labels, protocol=protocol))
     figures = evaluate(tmp_path, runs / "data")
     assert figures["protocol"] == "short side 40; window 32x32, stride 16x16"
+
+
+def test_models_of_one_name_are_told_apart_by_their_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [f"seed{seed}/model" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        model = tiny_model("naive", num_classes=9)
+        save_pretrained(path, model, ModelInfo(labels=scenes.LABELS))
+    code, text, _ = run(capsys, paths[0], "scenes:20", "--compare", *paths[1:], "-o", "out")
+    assert code == OK
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    mious = [metrics["single_scale"]["miou"], *(m["miou"] for m in metrics["compare"].values())]
+    assert len(set(mious)) == 3
+    assert text.splitlines()[0].split()[-3:] == paths
+    (row,) = [line for line in text.splitlines() if line.startswith("mIoU  ")]
+    assert row.split()[1:] == [f"{100 * miou:.2f}" for miou in mious]
+    for path in paths[1:]:
+        assert f"{paths[0]} against {path}: " in text
+        assert f"<td>{path}</td>" in Path("out/report.html").read_text()
+
+
+def test_a_comparison_with_other_classes_is_refused_before_the_first_test(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the data names no classes, so that each model would bring its own."""
+    (write_scene_folders(tmp_path / "data", {"val": 1}) / "data.yaml").unlink()
+    names = tuple("abcde")
+    save_pretrained(tmp_path / "other", tiny_model(num_classes=5), ModelInfo(labels=Labels(names)))
+    monkeypatch.setattr("setr.evaluation.evaluate_split", lambda *_, **__: pytest.fail("tested"))
+    arguments = [runs / "one", tmp_path / "data", "--compare", tmp_path / "other"]
+    code, line = one_line(capsys, *arguments)
+    assert code == DATA_CHECK_FAILED
+    assert f"{tmp_path / 'other'}: the model has 5 classes but data has 9" in line
+
+
+def test_a_comparison_that_fails_leaves_the_figures(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise SetrError("scores are NaN")
+
+    monkeypatch.setattr("setr.gallery.paired", fail)
+    arguments = [runs / "one", runs / "data", "--compare", runs / "two", "-o", tmp_path]
+    assert one_line(capsys, *arguments) == (FAILED, "setr: scores are NaN")
+    assert list(json.loads((tmp_path / "metrics.json").read_text())) == ["single_scale"]
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.json", "images.csv", "report.html"}
+
+
+def test_a_predictor_is_tested_in_its_own_precision(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(evaluation, "evaluate_split", lambda *_, **options: asked.append(options))
+    predictor = setr.load(runs / "one", precision="fp32", device="cpu")
+    evaluate_with_workers(predictor, runs / "data")
+    evaluate_with_workers(predictor, runs / "data", precision="auto")
+    evaluate_with_workers(predictor.model, runs / "data", info=predictor.info)
+    assert asked == [{"precision": "fp32"}, {"precision": "auto"}, {}]
+
+
+def test_a_hub_name_stays_as_it_is_written(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Path of Windows would turn its slash around."""
+    asked = []
+    monkeypatch.setattr(
+        evaluation,
+        "from_pretrained",
+        lambda source: asked.append(source) or setr.from_pretrained(runs / "one"),
+    )
+    evaluate("owner/name", runs / "data")
+    assert asked == ["owner/name"]
+    assert isinstance(asked[0], str)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_image_is_no_test(runs: Path, count: int) -> None:
+    with pytest.raises(SetrError, match=f"count {count}: give at least one image") as caught:
+        evaluate(runs / "one", runs / "data", count=count)
+    assert caught.value.code == USAGE
+    assert evaluate(runs / "one", runs / "data", count=1)["images"] == 1
+
+
+def test_a_test_that_fails_restores_the_mode(runs: Path) -> None:
+    predictor = setr.load(runs / "one", device="cpu")
+    model = predictor.network.train()
+
+    def fail(_: object) -> None:
+        raise KeyboardInterrupt
+
+    dataset = open_dataset(str(runs / "data"), "val")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_split(model, predictor.info, dataset, workers=0, on_image=fail)
+    assert all(m.training for m in model.modules())
+
+
+def test_a_models_mode_is_restored(runs: Path) -> None:
+    dataset = open_dataset(str(runs / "data"), "val")
+    model = tiny_model("naive", num_classes=9)
+    for training in (True, False):
+        evaluate_split(
+            model.train(training),
+            ModelInfo(labels=scenes.LABELS),
+            dataset,
+            detailed=False,
+            workers=0,
+            precision="fp32",
+        )
+        assert model.training is training

@@ -21,13 +21,14 @@ from setr.explain import (
     stretch,
     strongest_channels,
 )
-from setr.figures import View, attention_figure, spread_layers
+from setr.figures import View, attention_figure, make_view, spread_layers
 from setr.files import write_bytes
 from setr.hub import ModelInfo, save_pretrained
 from setr.images import encode_png
 from setr.model import SETR, create_model
 from setr.montage import mark, montage, with_legend
 from setr.predictor import Predictor
+from setr.protocols import Protocol
 from tests.conftest import tiny_model
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 2}
@@ -296,3 +297,17 @@ def test_point_marks_the_patch_under_it(folder: Path) -> None:
     figure = attention_figure(predictor, view, [(49.9, 29.9), (0, 0)], (2,), head=1)
     assert [len(row) for row in figure.rows] == [3, 3]
     assert all(panel[0].shape == (30, 50, 3) for row in figure.rows for panel in row)
+
+
+def test_montage_of_a_strip_stays_small() -> None:
+    strip = np.full((5000, 10, 3), 7, np.uint8)
+    picture = montage([[(strip, "strip"), (np.zeros((10, 10, 3), np.uint8), "square")]], width=50)
+    assert picture.shape == (200 + 32, 2 * 58, 3)
+    assert (picture[4:204, 4] == 7).all()
+
+
+def test_a_view_of_a_model_tested_in_windows_is_whole():
+    protocol = Protocol(short_side=40).in_windows(32)
+    info = ModelInfo(labels=scenes.LABELS, protocol=protocol)
+    predictor = Predictor(tiny_model(num_classes=9), info, device="cpu")
+    assert make_view(predictor, np.zeros((80, 120, 3), np.uint8)).x.shape == (1, 3, 40, 60)

@@ -110,3 +110,10 @@ def test_resuming_with_another_model_is_refused(folder_data):
     with pytest.raises(SetrError, match=r"another model: model\.channels 8, not None") as caught:
         require_same_run("run", facts(folder_data, config), facts(folder_data, other))
     assert caught.value.code == USAGE
+
+
+def test_resuming_with_another_optimiser_is_refused(folder_data):
+    config = Config()
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, name="adamw"))
+    with pytest.raises(SetrError, match=r"another optimiser: optim\.name 'adamw', not 'sgd'"):
+        require_same_run("run", facts(folder_data, config), facts(folder_data, other))

@@ -14,6 +14,7 @@ import torch
 
 import setr.engine as engine
 import setr.features as features
+from setr.cli import main
 from setr.config import Config
 from setr.datasets import open_dataset
 from setr.engine import train
@@ -64,7 +65,7 @@ def test_stored_views_equal_the_encoder(tmp_path):
         if mirrored:
             image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
         image, mask = fit(image, mask, config.data.crop_size)
-        x = normalize(torch.from_numpy(image)[None], run.info.mean, run.info.std)
+        x = normalize(torch.from_numpy(image)[None], config.model.mean, config.model.std)
         with torch.no_grad():
             direct = torch.cat(run.model.encoder(x), dim=1)[0].numpy()
         view = 2 * index + mirrored
@@ -105,6 +106,24 @@ def test_training_from_features_resumes_bit_for_bit_and_never_encodes(tmp_path, 
     train(parts, resume=True)
     whole, again = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_step_on_features_of_shards_names_its_images(tmp_path, folder_data):
+    shards = tmp_path / "shards"
+    arguments = ["shard", str(folder_data), str(shards), "--splits", "train", "val"]
+    assert main([*arguments, "--samples", "2"]) == 0
+    config = frozen(tmp_path / "run")
+    data = dataclasses.replace(config.data, root=str(shards), flip=0.0)
+    config = dataclasses.replace(config, data=data)
+    run = engine._Run(config, RunFolder(Path(config.out)))
+    for _, masks in run.source.batches(0):
+        names = [Path(name).name for name in run._batch_files()]
+        views = [
+            np.flatnonzero((run.source.stored.masks == m).all(axis=(1, 2))) for m in masks.numpy()
+        ]
+        assert names == [run.dataset.pairs[int(view[0]) // 2].image.name for view in views]
+        run.step += 1
+    assert run.step == 4
 
 
 def test_a_cached_run_is_a_model_directory_like_any_other(tmp_path):

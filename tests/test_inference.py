@@ -22,9 +22,10 @@ from setr.inference import (
     predict_mask,
     predict_scores,
 )
+from setr.memory import _Tally
 from setr.model import SETR, Output
 from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset
-from setr.windows import _widened, window_starts
+from setr.windows import _widened, resize_rows, window_starts
 
 SIZES = [(64, 64), (1, 1), (1, 97), (33, 70), (70, 33), (40, 129), (129, 40)]
 PROTOCOLS = {
@@ -278,7 +279,8 @@ def test_presets_of_other_data_use_the_models_own_sizes() -> None:
     own = Protocol(short_side=546)
     paper = preset("paper-ms", own=own, grid=(378, 504))
     assert (paper.window, paper.stride, paper.short_side) == ((378, 504), (252, 336), 546)
-    assert preset("whole", own=own) == own
+    assert preset("whole", own=own) == own == own.in_windows(48).multi_scale().whole()
+    assert preset("whole:cityscapes", own=own) == Protocol(short_side=1025)
     assert preset("mmseg-ms", own=own, grid=(96, 96)).short_side is None
     for name in PRESETS:
         described = preset(name, own=own).describe()
@@ -292,7 +294,10 @@ def test_presets_of_other_data_use_the_models_own_sizes() -> None:
         ({"scales": ()}, "positive factors"),
         ({"window": (32, 32), "stride": (40, 32)}, "left out"),
         ({"window": (0, 5)}, "positive pixels"),
-        ({"fill_window": True}, "give a window"),
+        ({"fill_window": True}, "fill_window is about windows: give a window"),
+        ({"stride": (8, 8)}, "stride is about windows: give a window"),
+        ({"blend": True}, "blend is about windows: give a window"),
+        ({"long_side": 600}, "long_side limits the scaling to short_side"),
     ],
 )
 def test_impossible_protocols(arguments: dict, message: str) -> None:
@@ -351,3 +356,81 @@ def test_widened_rows_are_those_of_the_bilinear_resize(w, width):
     wanted = F.interpolate(rows, (4, width), mode="bilinear", align_corners=False)
     assert torch.allclose(_widened(rows, width), wanted, rtol=0, atol=1e-12)
     assert _widened(rows.requires_grad_(), width).requires_grad
+
+
+def test_rows_are_resized_without_reading_back_from_the_device():
+    """Meta tensors have no values to wait for."""
+    rows = torch.empty(1, 3, 5, 4, device="meta")
+    found = resize_rows(lambda a, b: rows[..., a:b, :], (5, 4), (20, 17), 3, 9)
+    assert found.shape == (1, 3, 6, 17)
+    assert found.device.type == "meta"
+
+
+def test_more_classes_than_ids_are_refused():
+    many = torch.zeros(1, 256, 2, 2)
+    with pytest.raises(SetrError, match="256 classes: the ids of a mask are 8-bit, 255 at most"):
+        predict_mask(lambda x: many, random_images(2, 2), Protocol())
+    assert predict_scores(lambda x: many, random_images(2, 2), Protocol()).shape[1] == 256
+
+
+def held(protocol: Protocol, images: Tensor) -> int:
+    """Bytes of float images and windows alive at a time, besides the images given."""
+
+    class Coarse:
+        def coarse(self, crops: Tensor) -> Output:
+            H, W = crops.shape[-2:]
+            return Output(crops.new_zeros(len(crops), 2, 1, 1), [], (H, W))
+
+    tally = _Tally([images])
+    given = tally.now
+    with tally:
+        for _ in mask_blocks(Coarse(), images, protocol, batch_windows=1):  # type: ignore[arg-type]
+            pass
+    return tally.peak - given
+
+
+def test_a_flipped_view_has_no_image_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
+    images = random_images(200, 200)
+    window = {"window": (32, 32), "stride": (32, 32)}
+    one = images.nbytes
+    assert held(Protocol(flip=True, **window), images) < 0.5 * one
+    assert held(Protocol(scales=(2.0,), flip=True, **window), images) < 4.5 * one
+
+
+def test_whole_views_are_resized_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
+    images = random_images(200, 200)
+    found = held(Protocol(scales=(1.9, 2.0, 1.8), flip=True), images)
+    assert found < (4 + 4 + 0.5) * images.nbytes  # the largest and what is cut from it
+
+
+def test_flip_alone_averages_probabilities(model: SETR) -> None:
+    images, protocol = random_images(40, 57), Protocol(flip=True)
+    with torch.inference_mode():
+        scores = predict_scores(model, images, protocol)
+        _, confidence = predict_mask(model, images, protocol)
+        views = [model(images), model(images.flip(-1)).flip(-1)]
+    expected = torch.stack([view.softmax(dim=1) for view in views]).mean(dim=0)
+    torch.testing.assert_close(scores.softmax(dim=1), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(confidence, expected.amax(dim=1), atol=1e-6, rtol=1e-5)
+
+
+def test_presets_keep_what_is_the_models_own() -> None:
+    own = Protocol(window=(48, 64), stride=(24, 30), short_side=60, long_side=90)
+    for name in ("paper-ss", "paper-ms", "mmseg-ss", "mmseg-ms"):
+        found = preset(name, own=own, grid=(32, 32))
+        assert (found.window, found.stride) == ((48, 64), (24, 30))
+    for name in ("whole", "mmseg-ss"):
+        found = preset(name, own=own, grid=(32, 32))
+        assert (found.short_side, found.long_side) == (60, 90)
+
+
+@pytest.mark.parametrize(
+    ("data", "window", "stride"),
+    [("ade20k", 512, 341), ("cityscapes", 768, 512), ("pascal_context", 480, 320)],
+)
+def test_paper_windows(data: str, window: int, stride: int) -> None:
+    for name in ("paper-ss", "paper-ms", "mmseg-ss", "mmseg-ms"):
+        protocol = preset(f"{name}:{data}")
+        assert (protocol.window, protocol.stride) == ((window, window), (stride, stride))

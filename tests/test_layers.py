@@ -84,7 +84,7 @@ ORDER = (
     ),
     *("results", "submissions", "interrupt", "facts", "loss_scale"),
     *("montage", "samples", "trackers", "runfolder", "snapshot", "build", "features", "sources"),
-    *("estimate", "telemetry", "profiling", "engine"),
+    *("estimate", "telemetry", "profiling", "best", "engine"),
     # predictions
     *("urls", "arrays", "video", "polygons", "annotations", "rasters", "kinds", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),

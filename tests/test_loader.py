@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from setr import loader
 from setr.datasets import open_dataset
 from setr.errors import SetrError
-from setr.loader import BatchOrder, training_batches, whole_images
+from setr.loader import BatchOrder, Share, training_batches, whole_images
+from setr.sources import open_source
 from setr.transforms import Augmentation
+from tests.conftest import tiny_config
 
 
 def test_every_sample_once_an_epoch_and_a_new_order_each():
@@ -83,3 +89,53 @@ def test_whole_images_come_in_order(folder_data):
         np.testing.assert_array_equal(images[0], sample.image)
         np.testing.assert_array_equal(masks[0], sample.mask)
     assert i == 2
+
+
+@pytest.mark.parametrize("there_is_a_gpu", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_for_a_gpu_that_trains(monkeypatch, device, there_is_a_gpu):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
+    monkeypatch.setattr(
+        loader, "DataLoader", lambda *_, pin_memory, **__: asked.append(pin_memory) or []
+    )
+    model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device(device))]))
+    source = open_source(
+        tiny_config(Path("run")),
+        open_dataset("scenes:6", "train"),
+        model,
+        None,
+        np.ones(9),
+        Share(0, 1, 1),
+    )
+    list(source.batches(0))
+    assert asked == [device == "cuda"]
+
+
+def test_the_order_of_a_source_is_that_of_its_batches():
+    config, dataset = tiny_config(Path("run")), open_dataset("scenes:6", "train")
+    model = SimpleNamespace(parameters=lambda: iter([torch.zeros(1)]))
+    source = open_source(config, dataset, model, None, np.ones(9), Share(0, 1, 1))
+    whole = list(source.order(0, 4))
+    assert whole == list(loader.training_order(dataset, 2, seed=0, start=0, stop=4))
+    halves = [list(source.order(0, 4, Share(rank, 2, 1))) for rank in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+
+
+def test_augmentation_and_order_change_with_epoch_and_seed():
+    dataset = open_dataset("scenes:1", "train")
+
+    def samples(seed: int) -> list[torch.Tensor]:
+        """One sample in three epochs."""
+        arguments = {"batch_size": 1, "start": 0, "stop": 3, "workers": 0}
+        return [
+            images
+            for images, _ in training_batches(
+                dataset, Augmentation((40, 40)), seed=seed, **arguments
+            )
+        ]
+
+    every = [*samples(5), *samples(6)]
+    assert len({image.numpy().tobytes() for image in every}) == 6
+    orders = [next(iter(BatchOrder(10, 10, seed=seed, start=0, stop=1))) for seed in (0, 1)]
+    assert orders[0] != orders[1]

@@ -107,6 +107,11 @@ def test_refusals():
         baseline = create_model("fcn_r101", num_classes=3)
     with pytest.raises(SetrError, match="has no attention layers"):
         add_lora(baseline, 2)
+    with torch.device("meta"):
+        other = create_model("setr_naive_base", num_classes=3, encoder="vit_base_patch16_xp_224")
+    with pytest.raises(SetrError, match=r"lora_rank 2: vit_base_patch16_xp_224 has none of .*qkv"):
+        add_lora(other, 2)
+    assert all(p.requires_grad for p in other.parameters())
 
 
 @pytest.mark.parametrize("change", [{"lora_rank": 2}, {"freeze": 3}, {"freeze": -1}])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setr import row_blocks
+from setr import losses, row_blocks
 from setr.labels import IGNORE
 from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
 from setr.model import Output
@@ -115,3 +115,26 @@ def test_memory_does_not_hold_full_resolution_logits():
         upsample_cross_entropy(logits, target, (512, 512)).backward()
     assert max(seen) <= row_blocks.BLOCK_BYTES + target.numel() * 8
     assert max(seen) < 50 * 512 * 512 * 4 / 4
+
+
+def test_the_default_loss_does_not_count_its_pixels(monkeypatch):
+    """The caller gave the divisor; with class weights on a GPU, counting waits for the device."""
+    monkeypatch.setattr(losses, "count_weight", None)
+    target = torch.tensor([[[0, 1], [1, IGNORE]]])
+    output = Output(torch.zeros(1, 2, 2, 2), [], (2, 2))
+    weight = torch.tensor([1.0, 3.0])
+    parts = segmentation_loss(output, target, normalizer=torch.tensor(7.0), weight=weight)
+    assert parts["loss"].item() == pytest.approx(torch.tensor(2.0).log().item())
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_blocks_read_nothing_back_from_the_device(scale):
+    """Meta tensors have no values to wait for."""
+    logits = torch.empty(2, 4, 7, 5, device="meta", requires_grad=True)
+    target = torch.empty(2, 56, 40, dtype=torch.long, device="meta")
+
+    def total(wide, truth, block):
+        return wide.sum(), torch.ones_like(wide)
+
+    row_blocks.upsample_sum(logits, target, (56, 40), total, scale=scale).backward()
+    assert logits.grad.shape == logits.shape

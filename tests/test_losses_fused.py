@@ -52,13 +52,13 @@ def cases(draw):
     spread = draw(st.sampled_from([1.0, 30.0]))
     logits = spread * torch.randn(B, K, h, w, generator=generator)
     weight = torch.rand(K, generator=generator) if draw(st.booleans()) else None
-    return logits, target, size, weight, draw(st.booleans())
+    return logits, target, size, weight
 
 
-def plain(logits, target, size, weight, align_corners):
+def plain(logits, target, size, weight):
     """Sum and gradient, in fp64."""
     x = logits.detach().double().requires_grad_()
-    wide = F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+    wide = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
     H, W = target.shape[-2:]
     total = F.cross_entropy(
         wide[..., :H, :W],
@@ -71,10 +71,10 @@ def plain(logits, target, size, weight, align_corners):
     return total.detach(), x.grad
 
 
-def fused(function, device, logits, target, size, weight, align_corners):
+def fused(function, device, logits, target, size, weight):
     x = logits.detach().clone().to(device).requires_grad_()
     weight = None if weight is None else weight.to(device)
-    total = function(x, target.to(device), size, weight=weight, align_corners=align_corners)
+    total = function(x, target.to(device), size, weight=weight)
     total.backward()
     return total.detach().cpu(), x.grad.cpu()
 
@@ -111,7 +111,7 @@ def test_half_precision_logits_get_an_fp32_loss(road, dtype):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 70, 3, 4, generator=generator).to(dtype)
     target = torch.randint(70, (2, 12, 16), generator=generator)
-    case = (logits, target, (12, 16), None, False)
+    case = (logits, target, (12, 16), None)
     total, grad = fused(function, device, *case)
     expected, slope = plain(*case)
     assert (total.dtype, grad.dtype) == (torch.float32, dtype)
@@ -124,7 +124,7 @@ def test_one_pixel_by_hand(road):
     function, device = ROADS[road]()
     logits = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)
     target = torch.ones(1, 1, 1, dtype=torch.long)
-    total, grad = fused(function, device, logits, target, (1, 1), None, False)
+    total, grad = fused(function, device, logits, target, (1, 1), None)
     assert total.item() == pytest.approx(0.31326169)  # log(1 + 1/e)
     assert grad.flatten().tolist() == pytest.approx([0.26894143, -0.26894143])
 
@@ -132,7 +132,7 @@ def test_one_pixel_by_hand(road):
 def test_the_loss_is_exact_under_autocast_and_a_lower_matmul_precision():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 5, 4, 4, generator=generator)
-    case = (logits, torch.randint(5, (1, 12, 12), generator=generator), (12, 12), None, False)
+    case = (logits, torch.randint(5, (1, 12, 12), generator=generator), (12, 12), None)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):

@@ -371,3 +371,96 @@ def test_any_order_and_split_gives_the_same_bits(seeds: list[int], cut: int) -> 
     first.bootstrap.counts += second.bootstrap.counts
     first.bootstrap.images += second.bootstrap.images
     assert first.summary() == whole.summary()
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_what_is_compared_stays_as_it_is(kind: torch.dtype) -> None:
+    truth = torch.tensor([0, 1, IGNORE]).to(kind)
+    prediction = torch.tensor([0, 2, 7]).to(kind)
+    matrix = ConfusionMatrix(3)
+    for _ in range(2):
+        matrix.update(prediction, truth)
+    assert truth.tolist() == [0, 1, IGNORE]
+    assert prediction.tolist() == [0, 2, 7]
+    assert matrix.matrix.tolist() == [[2, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("K", [0, 256])
+def test_ids_are_8_bit(K: int) -> None:
+    with pytest.raises(SetrError, match=f"num_classes {K}: ids are 8-bit; give 1 to 255"):
+        ConfusionMatrix(K)
+
+
+def test_ignored_pixels_make_no_band() -> None:
+    ids = np.zeros((60, 60), np.uint8)
+    expected = band(ids, 2)
+    ids[28:32, 28:32] = IGNORE  # far from the image's edge
+    assert np.array_equal(band(ids, 2), expected)
+    ids[28:32, 32] = 1  # and they hide none
+    assert band(ids, 2)[28:32, 33].all()
+
+
+def test_calibration_by_bin_and_of_a_test() -> None:
+    """90 % sure and always right, 60 % sure and never."""
+    counts = Calibration(bins=10)
+    counts.update(torch.tensor([0.92, 0.94, 0.64]), torch.tensor([True, True, False]))
+    figures = counts.summary()
+    assert (figures["accuracy"][9], figures["accuracy"][6]) == (1.0, 0.0)
+    assert figures["confidence"][9] == pytest.approx(0.93, abs=1e-6)
+    assert figures["confidence"][6] == pytest.approx(0.64, abs=1e-6)
+    truth = torch.tensor([[0, 0, IGNORE]], dtype=torch.uint8)
+    card = Scorecard(NAMES)
+    card.update(0, torch.zeros_like(truth), truth, torch.tensor([[0.75, 1.0, 0.5]]))
+    assert card.summary()["calibration"]["ece"] == pytest.approx(0.125)
+
+
+def test_edges_of_regions_sizes_and_what_is_found() -> None:
+    truth = np.zeros((100, 100), np.uint8)
+    truth[:32, :32] = 1  # 1024 px: no longer small
+    truth[50, 50] = truth[51, 51] = 2  # joined by a corner: one region
+    prediction = np.zeros_like(truth)
+    prediction[:16, :32] = 1  # exactly half of it
+    recall = RegionRecall(3)
+    recall.update(prediction, truth)
+    figures = recall.summary()
+    assert figures["small"] == {"regions": 1, "found": 0.0, "recall": 0.0}
+    assert figures["medium"]["regions"] == 2  # and the background, 8974 px
+    assert figures["medium"]["found"] == 1.0
+
+
+def test_paired_p_is_two_sided_and_ties_are_not_better() -> None:
+    """Four images that all lose: 2 of the 16 patterns of signs are as extreme."""
+    worse = paired_difference(np.zeros(4), np.ones(4))
+    assert worse["p"] == pytest.approx(2 / 16, abs=0.015)
+    assert worse["difference"] == -1.0
+    better = paired_difference(np.ones(4), np.zeros(4))
+    assert better["p"] == pytest.approx(2 / 16, abs=0.015)
+    mixed = paired_difference(np.array([1.0, 0.0, 0.0, 0.0]), np.array([0.0, 0.0, 0.0, 1.0]))
+    assert mixed["better"] == 0.25
+
+
+def test_a_test_resamples_its_images_and_skips_those_without_truth() -> None:
+    card, bootstrap, mious = Scorecard(NAMES), Bootstrap(5), []
+    for index in range(6):
+        prediction, truth = random_pair(index)
+        if index == 3:
+            truth = np.full_like(truth, IGNORE)
+        matrix = count(prediction, truth).matrix
+        bootstrap.update(index, matrix)
+        mious.append(image_miou(matrix))
+        card.update(index, torch.from_numpy(prediction), torch.from_numpy(truth))
+    figures = card.summary()
+    assert figures["images"] == 6
+    assert figures["intervals"] == bootstrap.summary()
+    low, high = figures["intervals"]["miou"]
+    assert high - low > 1e-3
+    counted = [m for m in mious if m is not None]
+    assert len(counted) == 5
+    assert figures["image_miou"] == pytest.approx(np.mean(counted), abs=1e-6)
+    weights = np.stack([np.random.default_rng((0, i)).poisson(1.0, 1000) for i in range(6)])[
+        [0, 1, 2, 4, 5]
+    ]
+    total = weights.sum(axis=0)
+    means = (weights * np.array(counted)[:, None]).sum(axis=0)[total > 0] / total[total > 0]
+    expected = np.quantile(means, [0.025, 0.975])
+    assert figures["intervals"]["image_miou"] == pytest.approx(expected, abs=1e-6)

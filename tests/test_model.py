@@ -199,6 +199,30 @@ def test_upsampling_of_mla_is_a_choice(align_corners):
     assert other.arguments == create_model("setr_pup_nano", num_classes=2).arguments
 
 
+def test_a_pyramid_may_end_or_begin_elsewhere():
+    for taps, stride in (((1, 2, 3), 16), ((2, 3, 4), 32)):
+        model = SETR(
+            encoder="resnet10t",
+            decoder="semantic_fpn",
+            num_classes=2,
+            taps=taps,
+            encoder_args={"output_stride": stride},
+        )
+        assert model.eval()(torch.zeros(1, 3, 50, 70)).shape == (1, 2, 50, 70)
+
+
+def test_keywords_of_parts_join_the_names_own():
+    def arguments(name, **given):
+        return create_model(name, num_classes=2, **given).arguments
+
+    pup = arguments("setr_pup_nano", decoder_args={"num_convs": 3}, aux_args={"num_convs": 2})
+    assert pup["decoder_args"] == {"channels": 64, "num_convs": 3}
+    assert pup["aux_args"] == {"channels": 64, "kernel_size": 3, "final_scale": 4, "num_convs": 2}
+    mla = arguments("setr_mla_nano", neck_args={"channels": 8}, decoder_args=None)
+    assert (mla["neck_args"], mla["decoder_args"]) == ({"channels": 8}, {"stream_channels": 32})
+    assert arguments("setr_mla_nano")["neck_args"] == {"channels": 64}
+
+
 def test_auxiliary_heads_can_be_left_out():
     assert not tiny_model("pup", aux_taps=()).aux_heads
     with torch.device("meta"):
@@ -241,8 +265,16 @@ def test_hybrid_tokens_stand_for_16_pixels():
 
 
 def test_refusals():
-    with pytest.raises(SetrError, match="num_classes 0"):
-        tiny_model("pup", num_classes=0)
+    for number in (0, 256):
+        with pytest.raises(SetrError, match=f"num_classes {number}: ids are 8-bit; give 1 to 255"):
+            tiny_model("pup", num_classes=number)
+    known = "there are naive, pup, mla, fcn, semantic_fpn"
+    with pytest.raises(SetrError, match=f"decoder 'linear' is unknown; {known}"):
+        create_model("setr_pup_nano", num_classes=2, decoder="linear")
+    for arguments in ({"encoder_args": {"output_stride": 16}}, {"taps": (1, 3, 4)}):
+        taps = arguments.pop("taps", (1, 2, 3, 4))
+        with pytest.raises(SetrError, match="each must be twice the one before"):
+            SETR(encoder="resnet10t", decoder="semantic_fpn", num_classes=2, taps=taps, **arguments)
     with pytest.raises(SetrError, match=r"aux_taps \(7,\): must be among"):
         tiny_model("pup", aux_taps=(7,))
     with pytest.raises(SetrError, match="fcn_r101 has a fixed width"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
 from setr.config import OptimConfig
+from setr.encoder import prefix_names
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr
 from tests.conftest import tiny_model
 
@@ -33,6 +36,16 @@ def test_layer_decay_and_no_decay_for_norms():
     assert found["encoder.vit.pos_embed"] == (0.125, 0.0)
     assert found["encoder.vit.blocks.1.norm1.weight"] == (0.5, 0.0)
     assert found["decoder.classifier.weight"] == (10.0, 0.1)
+
+
+def test_no_token_before_the_patches_decays():
+    small = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    for encoder in ("deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2"):
+        model = tiny_model("pup", encoder=encoder, encoder_args=small)
+        found = factors(model, OptimConfig(weight_decay=0.1))
+        names = prefix_names(model.encoder.vit)
+        assert len(names) == 2
+        assert {found[f"encoder.vit.{name}"][1] for name in names} == {0.0}
 
 
 def test_polynomial_decay_and_warm_up_by_hand():
@@ -76,3 +89,25 @@ def test_moving_average_by_hand():
     assert average.state["weight"].item() == pytest.approx(0.9)
     average.update(model, step=1000)
     assert average.state["weight"].item() == pytest.approx(0.95)
+    with contextlib.suppress(KeyboardInterrupt), average.inside(model):
+        assert model.weight.item() == pytest.approx(0.95)
+        raise KeyboardInterrupt
+    assert model.weight.item() == 1.0
+
+
+def test_momentum_neck_and_tokens_follow_their_settings():
+    config = OptimConfig(momentum=0.7, weight_decay=0.1, neck_lr_factor=3.0)
+    model = tiny_model("mla")
+    optimizer = build_optimizer(model, config)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
+    found = factors(model, config)
+    assert {f for name, (f, _) in found.items() if name.startswith("neck.")} == {3.0}
+    assert found["encoder.vit.cls_token"] == (1.0, 0.0)
+
+
+def test_moving_average_takes_whole_numbers_as_they_are():
+    model = torch.nn.BatchNorm2d(1)
+    average = MovingAverage(model, decay=0.5)
+    model.num_batches_tracked.fill_(7)
+    average.update(model, step=0)
+    assert average.state["num_batches_tracked"].item() == 7

@@ -159,3 +159,18 @@ def test_an_option_of_another_kind_is_refused(result: Result, tmp_path: Path, ki
     with pytest.raises(SetrError, match="choose from"):
         result.encode("pictures", tolerence=3)
     assert not list(tmp_path.iterdir())
+
+
+def test_options_reach_coco_and_labelme(result: Result) -> None:
+    large = result.polygons(min_pixels=50)
+    assert len(large) < len(result.polygons())
+    exact, coarse = (result.coco(tolerance=t, min_pixels=50)["annotations"] for t in (0.0, 2.0))
+    assert [a["area"] for a in exact] == [a["area"] for a in coarse] == [p.pixels for p in large]
+    points = [
+        sum(len(a["segmentation"][0]) for a in part if isinstance(a["segmentation"], list))
+        for part in (exact, coarse)
+    ]
+    assert points[1] < points[0]
+    shapes = [result.labelme(tolerance=t, min_pixels=50)["shapes"] for t in (0.0, 2.0)]
+    assert [len(part) for part in shapes] == [len(large)] * 2
+    assert sum(len(s["points"]) for s in shapes[1]) < sum(len(s["points"]) for s in shapes[0])

@@ -78,3 +78,16 @@ def test_an_encoder_computes_the_same_by_either_route(onednn, monkeypatch, name)
     for plain, routed, recomputed in zip(*found, strict=True):
         assert torch.equal(routed, recomputed)
         assert (routed - plain).norm() <= 1e-5 * plain.norm()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_exact_products_put_the_precision_back(device):
+    x = torch.ones(2, 2, device=device)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16), products.exact_products(x.device):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert (x @ x).dtype is torch.float32
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from setr.cli import main
-from setr.config import Config, EvalConfig
+from setr.config import Config, EvalConfig, OptimConfig
 from setr.engine import train
-from setr.errors import USAGE
+from setr.errors import USAGE, SetrError
 from setr.labels import known_datasets, known_labels
 from setr.model import create_model
 from setr.paper_tables import TABLES, rows, systems
@@ -213,6 +213,35 @@ def test_two_steps_on_real_samples(shared, tmp_path, name):
     assert 0 <= figures["single_scale"]["miou"] <= 1
     assert figures["recipe"] == name
     assert figures["provenance"]["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        (OptimConfig, {"momentum": 1.0}, "optim.momentum 1.0: give 0 to below 1"),
+        (OptimConfig, {"momentum": -0.1}, "optim.momentum -0.1"),
+        (OptimConfig, {"weight_decay": -1e-4}, "optim.weight_decay -0.0001: give 0 or more"),
+        (OptimConfig, {"head_lr_factor": -1}, "optim.head_lr_factor -1: give 0 or more"),
+        (OptimConfig, {"neck_lr_factor": -1}, "optim.neck_lr_factor -1: give 0 or more"),
+        (OptimConfig, {"power": -0.9}, "optim.power -0.9: give 0 or more"),
+        (EvalConfig, {"stride": (8, 8)}, "eval.stride (8, 8): give eval.window too"),
+        (EvalConfig, {"window": (0, 8)}, "eval.window (0, 8): give positive pixels"),
+        (
+            EvalConfig,
+            {"window": (8, 8), "stride": (9, 8)},
+            "eval.stride (9, 8): give 1 to the window's sides (8, 8)",
+        ),
+        (
+            EvalConfig,
+            {"protocol": "whole", "window": (8, 8)},
+            "eval.window (8, 8): the protocol whole has none; give --eval.window None",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(part, values, message):
+    with pytest.raises(SetrError, match=re.escape(message)) as caught:
+        part(**values)
+    assert caught.value.code == USAGE
 
 
 def test_the_command_lists_rows_and_commands(capsys, tmp_path):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from setr import recompute
 from setr.decoders import ChannelNorm, MLANeck, UpsampleHead
@@ -118,16 +122,29 @@ def test_an_output_that_was_changed_is_kept():
     assert torch.equal(*found)
 
 
-def test_nothing_is_left_behind_by_a_block_that_fails():
+@pytest.fixture
+def packed(monkeypatch):
+    """Every tensor our hooks are asked about."""
+    found = []
+    pack = recompute._Kept.pack
+    monkeypatch.setattr(recompute._Kept, "pack", lambda self, t: found.append(t) or pack(self, t))
+    return found
+
+
+def assert_nothing_left(packed):
+    assert recompute._RUNNING.kept is None
+    assert torch._C._len_torch_function_stack() == 0
+    packed.clear()
+    nn.Linear(4, 4)(torch.randn(2, 4, requires_grad=True))
+    assert not packed
+
+
+def test_nothing_is_left_behind_by_a_block_that_fails(packed):
     block = Block(fail=True)
     recompute_cheap(block)
     with pytest.raises(RuntimeError, match="broken block"):
         block(torch.randn(2, 4))
-    assert not recompute._RUNNING.blocks
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        nn.Linear(4, 4)(torch.randn(2, 4, requires_grad=True))
-    assert kept  # our hooks are gone
+    assert_nothing_left(packed)
 
 
 def test_checkpointing_takes_over():
@@ -136,4 +153,91 @@ def test_checkpointing_takes_over():
     assert all(block.keeps_all for block in model.encoder.stages())
     with torch.no_grad():
         model(torch.randn(1, 3, 56, 56))
-    assert not recompute._RUNNING.blocks
+    assert recompute._RUNNING.kept is None
+
+
+def test_nothing_is_left_behind_by_ctrl_c_inside_a_block(packed):
+    """A notebook lives on; torch calls no forward hook then."""
+    encoder = model_of("vit_tiny_patch16_224", False).encoder
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = encoder.stages()[1].mlp.register_forward_pre_hook(interrupt)
+    image = torch.randn(1, 3, 56, 56)
+    with pytest.raises(KeyboardInterrupt), torch.autocast("cpu", torch.bfloat16):
+        encoder(image)
+    assert packed
+    assert_nothing_left(packed)
+    handle.remove()
+    encoder(image)
+    assert packed
+
+
+tells_of_hooks = pytest.mark.skipif(
+    not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"),
+    reason="torch before 2.8 does not tell of other hooks",
+)
+
+
+@tells_of_hooks
+def test_checkpointing_around_the_encoder_takes_over():
+    images, found = torch.randn(1, 3, 56, 56), []
+    for call in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
+        encoder, wide = model_of("vit_tiny_patch16_224", False).encoder, []
+        for block in encoder.stages():
+            block.mlp.fc1.register_forward_hook(
+                lambda m, i, out, wide=wide: wide.append(weakref.ref(out.untyped_storage()))
+            )
+        maps = call(encoder, images)
+        alive = [storage for storage in wide if storage() is not None]
+        maps[-1].square().sum().backward()
+        found.append((len(alive), [p.grad for p in encoder.parameters()]))
+    assert [alive for alive, _ in found] == [2, 0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+@tells_of_hooks
+def test_hooks_around_a_block_see_what_it_keeps():
+    """So `save_on_cpu` around a model moves what its blocks keep."""
+    seen = []
+    for keeps_all in (True, False):
+        block = Block()
+        block.keeps_all = keeps_all
+        recompute_cheap(block)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.shape) or t, lambda t: t
+        ):
+            block(torch.randn(2, 4))
+        seen.append(kept)
+    assert seen[0] == seen[1] != []
+
+
+def test_gradients_by_torch_func():
+    """It allows no hooks on saved tensors."""
+    block = Block()
+    recompute_cheap(block)
+    x, weights = torch.randn(2, 4), dict(block.named_parameters())
+    found = torch.func.grad(lambda w: functional_call(block, w, (x,)).sum())(weights)
+    wanted = torch.autograd.grad(block(x).sum(), list(weights.values()))
+    assert all(torch.equal(a, b) for a, b in zip(found.values(), wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))]
+)
+def test_copies_are_treated_too(again, packed):
+    block = Block()
+    recompute_cheap(block)
+    other = again(block)
+    assert type(other) is type(block)
+    assert isinstance(other, Block)
+    x = torch.randn(2, 4)
+    packed.clear()
+    out = other(x)
+    assert packed
+    assert torch.equal(out, block(x))
+    other.fail = True  # what it computes is its own
+    with pytest.raises(RuntimeError, match="broken block"):
+        other(x)

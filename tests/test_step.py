@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import setr.best as best
 import setr.engine as engine
 import setr.optim as optim
 import setr.parallel as parallel
@@ -46,7 +48,8 @@ def stopped_and_resumed(config: Config, monkeypatch, at: int) -> None:
 
     def stopping(self, images, masks):
         parts = original(self, images, masks)
-        self.stop = self.step + 1 == at
+        if self.step + 1 == at:
+            signal.raise_signal(signal.SIGTERM)
         return parts
 
     monkeypatch.setattr(engine._Run, "train_step", stopping)
@@ -103,7 +106,7 @@ def test_overflow_is_left_out_counted_and_ends_in_one_line():
 def test_fp16_trains_and_resumes_exactly(tmp_path, monkeypatch):
     """On a GPU without bf16; here the CPU takes its part."""
     monkeypatch.setattr(engine, "autocast_dtype", lambda precision, device: torch.float16)
-    monkeypatch.setattr(engine, "evaluate_split", lambda *_, **__: {"miou": 0.5})
+    monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": 0.5})
     whole, parts = (tiny_config(tmp_path / name, accumulate=2) for name in ("whole", "parts"))
     train(whole)
     assert [line["skipped"] for line in log_lines(whole)] == [0, 0, 0, 0]
@@ -118,7 +121,7 @@ def test_a_compiled_run_resumes_exactly(tmp_path, monkeypatch):
     """Traced and differentiated ahead of time, without the minutes that code generation takes."""
     compile_ = functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(engine, "evaluate_split", lambda *_, **__: {"miou": 0.5})
+    monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": 0.5})
     whole, parts = (
         tiny_config(tmp_path / name, compile=True, steps=3) for name in ("whole", "parts")
     )
@@ -213,7 +216,7 @@ def test_a_non_finite_gradient_ends_before_the_weights_move(tmp_path, factor, cl
 
 
 def test_a_batch_without_a_counted_pixel_is_named_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "evaluate_split", lambda *_, **__: {"miou": 0.5})
+    monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": 0.5})
     data = write_scene_folders(tmp_path / "data", {"train": 2, "val": 1})
     for path in (data / "labels" / "train").glob("*.png"):
         path.write_bytes(encode_png(np.full((48, 48), 255, np.uint8)))

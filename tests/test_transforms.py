@@ -13,7 +13,7 @@ from setr.labels import IGNORE
 from setr.transforms import (
     PAD_COLOUR,
     Augmentation,
-    Window,
+    CropWindow,
     base_scale,
     distort,
     rare_class_odds,
@@ -36,7 +36,7 @@ def test_a_window_equals_resizing_everything(scale, seed):
     rng = np.random.default_rng(seed)
     size = (48, 56)
     origin = tuple(int(rng.integers(0, r - s + 1)) for r, s in zip(resized, size, strict=True))
-    window = Window((120, 160), resized, origin, size)
+    window = CropWindow((120, 160), resized, origin, size)
     ours = window.cut(IMAGE, nearest=False, fill=PAD_COLOUR).astype(int)
     theirs = whole_then_crop(IMAGE, resized, origin, size, cv2.INTER_LINEAR).astype(int)
     # warpAffine places samples on a grid of 1/32 pixel
@@ -59,7 +59,7 @@ def test_its_reach_is_all_it_samples(height, width, seed):
     top, left = (
         int(rng.integers(0, max(r - s, 0) + 1)) for r, s in ((height, size[0]), (width, size[1]))
     )
-    window = Window((120, 160), (height, width), (top, left), size)
+    window = CropWindow((120, 160), (height, width), (top, left), size)
     rows, columns = window.reach
     part = IMAGE[rows, columns]
     ours = window.cut(part, nearest=False, fill=0, corner=(rows.start, columns.start))
@@ -70,7 +70,7 @@ def test_its_reach_is_all_it_samples(height, width, seed):
 
 
 def test_at_scale_one_it_is_the_plain_crop():
-    window = Window((120, 160), (120, 160), (11, 23), (48, 56))
+    window = CropWindow((120, 160), (120, 160), (11, 23), (48, 56))
     np.testing.assert_array_equal(window.cut(IMAGE, nearest=False, fill=0), IMAGE[11:59, 23:79])
     np.testing.assert_array_equal(window.cut(MASK, nearest=True, fill=0), MASK[11:59, 23:79])
 
@@ -107,7 +107,7 @@ def test_ids_are_never_blended_and_padding_is_ignored(seed):
 
 
 def test_outside_the_image_is_mean_colour_and_ignored():
-    window = Window((120, 160), (120, 160), (0, 0), (130, 170))
+    window = CropWindow((120, 160), (120, 160), (0, 0), (130, 170))
     image = window.cut(IMAGE, nearest=False, fill=PAD_COLOUR)
     assert (image[120:] == PAD_COLOUR).all()
     assert (window.cut(MASK, nearest=True, fill=IGNORE)[:, 160:] == IGNORE).all()
@@ -188,7 +188,7 @@ def test_a_vertical_flip_turns_both():
 def test_a_right_angle_is_an_exact_turn(angle, turns):
     """Clockwise as it is seen, and every pixel is kept."""
     square = np.ascontiguousarray(IMAGE[:, :120])
-    window = Window((120, 120), (120, 120), (0, 0), (120, 120), angle)
+    window = CropWindow((120, 120), (120, 120), (0, 0), (120, 120), angle)
     np.testing.assert_array_equal(
         window.cut(square, nearest=False, fill=PAD_COLOUR), np.rot90(square, turns)
     )
@@ -205,7 +205,7 @@ def test_a_turned_window_asks_for_all_it_samples(height, width, angle, seed):
     top, left = (
         int(rng.integers(0, max(r - s, 0) + 1)) for r, s in ((height, size[0]), (width, size[1]))
     )
-    window = Window((120, 160), (height, width), (top, left), size, angle)
+    window = CropWindow((120, 160), (height, width), (top, left), size, angle)
     rows, columns = window.reach
     part = IMAGE[rows, columns]
     ours = window.cut(part, nearest=False, fill=0, corner=(rows.start, columns.start))
@@ -270,3 +270,32 @@ def test_only_rows_above_the_crop_are_asked_for_and_change_nothing():
         np.testing.assert_array_equal(mask, same)
         saved += image.asked < len(IMAGE)
     assert saved > 20
+
+
+def test_distortion_moves_hue_and_saturation_as_told_and_keeps_the_channels():
+    """A red patch stays red (hue moves by at most 36 degrees of 360), its saturation by a half."""
+    red = np.full((4, 4, 3), (200, 80, 80), np.uint8)  # hue 0, saturation 0.6, value 200
+    found = [distort(red, np.random.default_rng(s))[0, 0].astype(int) for s in range(400)]
+    assert all(r >= max(g, b) for r, g, b in found)
+    plain = [(r, g, b) for r, g, b in found if r == 200]  # brightness and contrast rested
+    saturation = np.array([1 - min(p) / 200 for p in plain])
+    assert 0.3 < np.mean(np.abs(saturation - 0.6) > 0.01) < 0.7
+    assert saturation.min() > 0.28
+    assert saturation.max() < 0.92
+    hue = np.array([30 * (g - b) / (r - min(g, b)) for r, g, b in plain])  # of OpenCV's 180
+    assert 0.3 < np.mean(np.abs(hue) > 0.5) < 0.7
+    assert -18.5 < hue.min() < -10
+    assert 10 < hue.max() < 18.5
+
+
+def test_the_crop_is_of_the_image_at_its_base_size():
+    mask = np.ones((120, 160), np.uint8)
+    image = np.zeros((120, 160, 3), np.uint8)
+    for limits, height, width in (
+        ({"short_side": 60}, 60, 80),
+        ({"short_side": 60, "long_side": 40}, 30, 40),
+    ):
+        augment = Augmentation((100, 100), scale_range=(1, 1), **limits, **PLAIN)
+        cropped = augment(image, mask, np.random.default_rng(0))[1]
+        assert (cropped[:height, :width] == 1).all()
+        assert (cropped != IGNORE).sum() == height * width

@@ -18,10 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from setr import create_model, load_weights
+from setr.architecture import read_architecture
 from setr.encoder import resample_grid
 from setr.errors import SetrError
 from setr.foreign import convert_foreign
 from setr.model import SETR
+from setr.naming import Translation
 from setr.pretrained import load_encoder, pretrained_id
 from setr.tensorfiles import read_tensor_file
 from tests.conftest import tiny_model
@@ -629,3 +631,20 @@ def test_no_network_is_noticed_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr("urllib.request.getproxies", dict)
     with pytest.raises(SetrError, match=r"huggingface\.co is out of reach \(Name or service"):
         load_encoder(create_model("setr_naive_tiny", num_classes=2, img_size=64), "augreg_in21k")
+
+
+@pytest.mark.parametrize(
+    ("text", "taps", "heads"),
+    [
+        ("dict(num_heads=4, out_indices=(0, 2))", (1, 3), 4),
+        ("dict(\n    num_heads = 2,\n    out_indices=[\n        0,\n        2,\n    ])", (1, 3), 2),
+        ("out_indices = [1, 2]", (2, 3), 1),
+        ("out_indices=2", (3,), 1),
+        ("num_heads=2", (1, 2, 3), 2),
+    ],
+)
+def test_taps_and_heads_are_read_from_a_recorded_configuration(text, taps, heads):
+    model = build(aux_taps=(1,) if len(taps) > 1 else ())
+    found = Translation("mmseg", dict(model.state_dict()), whole=True)
+    read = read_architecture(found, {"cfg": text}, source="x.pth")
+    assert (read["taps"], read["encoder_args"]["num_heads"]) == (taps, heads)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from setr.config import Precision
 from setr.datasets import Dataset
-from setr.evaluation import autocast_dtype, require_fit
+from setr.evaluation import autocast_dtype, require_fit, testing
 from setr.hub import ModelInfo
 from setr.inference import NormalizedImages, predict_scores
 from setr.loader import whole_images
@@ -194,11 +194,8 @@ def _sample(
     dtype = autocast_dtype(precision, device)
     protocol = replace(info.protocol, scales=(1.0,), flip=False)
     per_image = max(1, SAMPLE_BYTES // (4 * model.num_classes * len(dataset)))
-    was_training = model.training
-    model.eval()
     scores, truth = [], []
-    progress = Progress("adjust", len(dataset))
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with testing(model, dtype), Progress("adjust", len(dataset)) as progress:
         for index, sample in enumerate(whole_images(dataset, workers, range(len(dataset)))):
             if isinstance(sample, Exception):
                 raise sample
@@ -213,6 +210,4 @@ def _sample(
             scores.append(logits[:, torch.from_numpy(chosen).to(device)].T.float().cpu().numpy())
             truth.append(ids[chosen].astype(np.int64))
             progress.update(index + 1, images=1)
-    progress.close()
-    model.train(was_training)
     return np.concatenate(scores), np.concatenate(truth)

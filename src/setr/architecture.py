@@ -62,7 +62,7 @@ def read_architecture(
         )
     decoder = _decoder_kind(t, source)
     if taps is None and (recorded := _recorded(meta, "out_indices")):
-        taps = tuple(i + 1 for i in recorded)
+        taps = tuple(i + 1 for i in ([recorded] if isinstance(recorded, int) else recorded))
     taps, aux_taps = _choose_taps(
         default_taps(decoder, depth), decoder, num_aux, taps, aux_taps, source
     )
@@ -115,9 +115,11 @@ def _count(tensors: Tensors, pattern: str) -> int:
 
 
 def _recorded(meta: Mapping[str, Any], key: str) -> Any:
-    """A number or tuple from the configuration text that training frameworks store."""
+    """A number, tuple or list from the configuration text that training frameworks store."""
     text = meta.get("cfg") or meta.get("config")
-    found = re.search(rf"\b{key}=(\d+|\([\d,\s]+\))", text) if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    found = re.search(rf"\b{key}\s*=\s*(\d+|[(\[][\d,\s]+[)\]])", text)
     return ast.literal_eval(found[1]) if found else None
 
 

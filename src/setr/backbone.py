@@ -40,7 +40,7 @@ class Backbone(nn.Module):
         return count - (int(found[1]) - self.first_stage) if found else count + 1
 
     def freeze(self, count: int) -> None:
-        """Keep the stem and the first `count` stages as they are; -1 freezes the whole encoder.
+        """Keep the stem and the first `count` stages as they are; 0 nothing, -1 the whole encoder.
 
         Frozen stages also stay in eval mode, so that neither drop path nor batch statistics move.
 
@@ -54,12 +54,11 @@ class Backbone(nn.Module):
                 f"0 (nothing) or up to {len(stages)}",
                 code=USAGE,
             )
-        if count == 0:
-            return
-        free = {id(p) for stage in stages[count:] for p in stage.parameters()} if count > 0 else ()
+        last = stages[count:] if count > 0 else []
+        free = {id(p) for stage in last for p in stage.parameters()}
         for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in free)
-        self._free_stages = stages[count:] if count > 0 else []
+            parameter.requires_grad_(count == 0 or id(parameter) in free)
+        self._free_stages = last if count else None
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:

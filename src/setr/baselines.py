@@ -10,11 +10,14 @@ Shapes: B batch, h x w map, K classes.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.decoders import ConvBNReLU
+from setr.errors import USAGE, SetrError
 from setr.upsampled_convolution import upsample
 
 
@@ -114,3 +117,17 @@ class SemanticFPN(nn.Module):
             streams.append(x)
         logits: Tensor = self.classifier(self.dropout(torch.stack(streams).sum(dim=0)))
         return logits
+
+
+def require_pyramid(strides: list[int]) -> None:
+    """Refuse maps for `SemanticFPN` whose sides do not halve from each to the next.
+
+    Args:
+        strides: pixels per cell of each map.
+    """
+    if any(later != 2 * earlier for earlier, later in pairwise(strides)):
+        raise SetrError(
+            f"semantic_fpn: maps at strides {', '.join(map(str, strides))}; each must be twice the "
+            "one before: give neighbouring taps, and output_stride 32",
+            code=USAGE,
+        )

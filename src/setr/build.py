@@ -49,14 +49,31 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         )
     for source, resnet in ((settings.pretrained, False), (settings.pretrained_resnet, True)):
         if source:
-            say(f"{source}: {load_encoder(model, source, resnet=resnet)}")
+            report = load_encoder(model, source, resnet=resnet)
+            say(f"encoder: weights of {source}: {report}")
     if settings.lora_rank:
         add_lora(model, settings.lora_rank)
-    model.encoder.freeze(settings.freeze)
+    else:
+        model.encoder.freeze(settings.freeze)
     trained, total = parameter_counts(model)
     if trained < total and not quiet:
         say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
     return model
+
+
+def announce(config: Config) -> None:
+    """Say what of a new run's settings may surprise: random weights, a warm-up that never ends."""
+    model, warmup, steps = config.model, config.optim.warmup_steps, config.train.steps
+    if not (model.pretrained or model.pretrained_resnet):
+        say("encoder: random weights; --model.pretrained TAG or FILE starts from trained ones")
+        for name in ("freeze", "lora_rank"):
+            if value := getattr(model, name):
+                say(f"warning: model.{name} {value} keeps random weights as they are")
+    if warmup >= steps:
+        say(
+            f"warning: optim.warmup_steps {warmup} of {steps}: the learning rate never reaches "
+            f"optim.lr {config.optim.lr:g}"
+        )
 
 
 def checked_pixels(dataset: Dataset, val: Dataset) -> np.ndarray:

@@ -88,7 +88,8 @@ def save_state(
         keep: number of states to keep, from 1.
 
     Returns:
-        None, or in every process why it could not be written; the states before are untouched.
+        None, or why it could not be written, in every process that writes: all of a sharded run,
+        else rank 0. The states before are untouched.
     """
     sharded = any(isinstance(t, DTensor) for t in tensors.values())
     if rank() > 0 and not sharded:

@@ -145,7 +145,7 @@ class OptimConfig:
     lr: float = 0.01
     """Learning rate of the encoder at its peak."""
     head_lr_factor: float = 10.0
-    """Factor on the learning rate of the decoder and the auxiliary heads."""
+    """Factor on the learning rate of the decoder and the auxiliary heads; 0 keeps their weights."""
     neck_lr_factor: float = 1.0
     """The same for MLA's neck; 1 in the authors' code."""
     momentum: float = 0.9
@@ -169,8 +169,11 @@ class OptimConfig:
         _check(self.lr > 0, f"optim.lr {self.lr}: give a positive learning rate")
         _check(0 < self.layer_decay <= 1, f"optim.layer_decay {self.layer_decay}: give 0 < d <= 1")
         _check(0 <= self.min_lr <= self.lr, f"optim.min_lr {self.min_lr}: give 0 to lr {self.lr}")
-        _check(self.warmup_steps >= 0, f"optim.warmup_steps {self.warmup_steps}: give 0 or more")
-        _check(self.clip_grad >= 0, f"optim.clip_grad {self.clip_grad}: give 0 or more")
+        _check(0 <= self.momentum < 1, f"optim.momentum {self.momentum}: give 0 to below 1")
+        for name in ("head_lr_factor", "neck_lr_factor", "weight_decay", "power", "warmup_steps",
+                     "clip_grad"):  # fmt: skip
+            value = getattr(self, name)
+            _check(value >= 0, f"optim.{name} {value}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -271,9 +274,24 @@ class EvalConfig:
     window: tuple[int, int] | None = None
     """Height and width of the sliding window in pixels; whole images if not given."""
     stride: tuple[int, int] | None = None
-    """Vertical and horizontal step of the window in pixels."""
+    """Vertical and horizontal step of the window in pixels; the window's size if not given."""
     multi_scale: bool = False
     """After training, also test with the paper's six scales and flip."""
+
+    def __post_init__(self) -> None:
+        window, stride = self.window, self.stride
+        _check(window is None or min(window) > 0, f"eval.window {window}: give positive pixels")
+        _check(stride is None or window is not None, f"eval.stride {stride}: give eval.window too")
+        if window and stride:
+            _check(
+                all(0 < s <= w for s, w in zip(stride, window, strict=True)),
+                f"eval.stride {stride}: give 1 to the window's sides {window}",
+            )
+        _check(
+            window is None or self.protocol != "whole",
+            f"eval.window {window}: the protocol whole has none; give --eval.window None "
+            "--eval.stride None, or another protocol",
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ of them computes, two of torch's functions are answered here, and everything els
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -63,28 +65,51 @@ def _in_bf16() -> bool:
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
 
 
-def _applies() -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return _in_bf16() or (not torch.is_autocast_enabled("cpu") and onednn_is_faster())
-
-
 def speed_up(block: nn.Module) -> None:
     """Let a module's linear layers and attention take the faster routes wherever they apply.
 
     They apply on CPUs, in fp32 and under bf16 autocast, without compilation; attention without a
-    mask or dropout. The module's parameters, names and copies stay what they are: the change is a
-    pair of hooks.
+    mask or dropout. The module's parameters, names and copies stay what they are.
     """
-    block.register_forward_pre_hook(_enter)
-    block.register_forward_hook(_leave, always_call=True)
+    enclose(block, _route)
 
 
-def _enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    if _applies():
-        _ROUTE.__enter__()
+def _route(block: nn.Module) -> AbstractContextManager[Any]:
+    autocast = torch.is_autocast_enabled("cpu")
+    return _ROUTE if (_in_bf16() if autocast else onednn_is_faster()) else nullcontext()
 
 
-def _leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    if _applies():
-        _ROUTE.__exit__(None, None, None)
+Context = Callable[[nn.Module], AbstractContextManager[Any]]
+
+
+def enclose(module: nn.Module, context: Context) -> None:
+    """Let a module's forward passes run inside `context(module)`, outside of compilation.
+
+    The module gets a subclass of its class, under the same name. Forward hooks would leave the
+    context open when Ctrl-C ends a pass: torch then calls none of them.
+    """
+    kind: Any = type(module)
+    kind, contexts = getattr(module, "_enclosed", (kind, ()))
+    module.__class__ = _subclass(kind, (*contexts, context))
+
+
+@functools.cache
+def _subclass(kind: Any, contexts: tuple[Context, ...]) -> type[nn.Module]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return kind.forward(self, *args, **kwargs)
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context(self))
+            return kind.forward(self, *args, **kwargs)
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:  # pickle finds no class made here
+        return _blank, (kind, contexts), *kind.__reduce_ex__(self, protocol)[2:]
+
+    own = {"forward": forward, "__reduce_ex__": reduce, "_enclosed": (kind, contexts)}
+    return type(kind.__name__, (kind,), {**own, "__module__": kind.__module__})
+
+
+def _blank(kind: Any, contexts: tuple[Context, ...]) -> nn.Module:
+    subclass = _subclass(kind, contexts)
+    return subclass.__new__(subclass)

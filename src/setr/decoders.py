@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from setr.errors import USAGE, SetrError
 from setr.normalised import normalised
 from setr.recompute import recompute_cheap
 from setr.upsampled_convolution import (
     classify_upsampled,
     conv_of_upsampled,
-    doubled_bands,
+    doubled_in_bands,
     doubled_in_graph,
     upsample,
 )
@@ -39,7 +40,6 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-BAND_ROWS = 16  # of an upsampled map at a time on CPUs; 256 channels of them fit the caches
 SMALL = 150_000_000
 """Multiplications of a convolution below which bands cost more than they save."""
 
@@ -80,32 +80,26 @@ class ConvBNReLU(nn.Sequential):
             scale: whole factor.
             classifier: a 1x1 convolution, or nothing.
         """
-        then: nn.Module = classifier or nn.Identity()
-        if self.in_graph and scale == 2 and self.margin == 1:
+        then = classifier or nn.Identity()
+        doubled = scale == 2 and self.margin == 1
+        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if self.in_graph and doubled:
             weight, bias = (cast(Tensor, p) for p in (self[0].weight, self[0].bias))
             return then(F.relu(doubled_in_graph(x, weight, bias)))
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return then(self(upsample(x, scale)))
-        if self._needs_layers():
+        if on_cpu and self._needs_layers():
             y = conv_of_upsampled(x, cast(nn.Conv2d, self[0]), scale)
             return normalised(y, self[1], classifier)
-        if scale != 2 or self.margin != 1:
-            return then(self(upsample(x, scale)))
-        weight, bias = self._merged()
-        x = x.contiguous(memory_format=torch.channels_last)
-        B, _, h, w = x.shape
-        if weight.numel() * 4 * h * w <= SMALL:  # whatever B is, so that batches change no bit
-            return then(F.relu_(F.conv2d(upsample(x, scale), weight, bias, padding=1)))
-        out, top = None, 0
-        for y in doubled_bands(x, weight, bias, BAND_ROWS):
-            band = then(F.relu_(y))
-            if out is None:  # maps for the next convolution keep its layout, logits the usual one
+        if on_cpu and doubled:
+            x = x.contiguous(memory_format=torch.channels_last)
+            if self._bands_pay(x):
+                # maps for the next convolution keep its layout, logits the usual one
                 layout = torch.contiguous_format if classifier else torch.channels_last
-                size = (B, band.shape[1], 2 * h, 2 * w)
-                out = torch.empty(size, dtype=band.dtype, device=x.device, memory_format=layout)
-            out[..., top : top + band.shape[-2], :] = band
-            top += band.shape[-2]
-        return cast(Tensor, out)
+                return doubled_in_bands(x, *self._merged(), lambda y: then(F.relu_(y)), layout)
+        return then(self(upsample(x, scale)))
+
+    def _bands_pay(self, x: Tensor) -> bool:
+        """Whether the map is large enough; whatever B is, so that batches change no bit."""
+        return cast(Tensor, self[0].weight).numel() * 4 * x.shape[-2] * x.shape[-1] > SMALL
 
     def _needs_layers(self) -> bool:
         return self.training or torch.is_grad_enabled()
@@ -270,6 +264,8 @@ class MLA(nn.Module):
         align_corners: bool = True,
     ) -> None:
         super().__init__()
+        if classifier_kernel not in (1, 3):
+            raise SetrError(f"classifier_kernel {classifier_kernel}: give 3 or 1", code=USAGE)
         self.streams = nn.ModuleList(
             nn.Sequential(
                 ConvBNReLU(in_channels, stream_channels, 3, bias=False),

@@ -118,27 +118,24 @@ def device(name: str = "auto") -> torch.device:
     Raises:
         SetrError: this machine has no such device.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-        found = torch.device(name)
-    except (RuntimeError, AssertionError):  # the latter from a torch without that device
-        found = torch.device("meta")
-    if found.type == "meta":
+        name = "cpu"
+    if name not in devices():
         raise SetrError(
             f"device '{name}': this machine has {', '.join(devices())}; give one of them, or auto",
             code=USAGE,
         )
-    if name == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
-    return found
+    return torch.device(name)
 
 
 def devices() -> list[str]:
-    """Names of what torch can compute on here."""
-    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    return found + (["mps"] if torch.backends.mps.is_available() else [])
+    """Names of what this package computes on here.
+
+    Not `mps`, where nothing of it was ever run: it knows no fp64, in which losses are summed.
+    """
+    return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 
 
 def say(text: str) -> None:

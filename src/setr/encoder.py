@@ -24,6 +24,8 @@ from setr.recompute import recompute_cheap
 
 PosInterp = Literal["bicubic", "bilinear"]
 PrefixTokens = Literal["keep", "drop"]
+TOKENS = ("cls_token", "dist_token", "reg_token")
+"""Parameters of a timm ViT that stand before the patches, in order."""
 
 
 class Encoder(Backbone):
@@ -137,8 +139,7 @@ class Encoder(Backbone):
 
 def prefix_names(vit: Any) -> list[str]:
     """Names of the tokens a timm ViT puts before the patches, in order."""
-    names = ("cls_token", "dist_token", "reg_token")
-    return [name for name in names if getattr(vit, name, None) is not None]
+    return [name for name in TOKENS if getattr(vit, name, None) is not None]
 
 
 def num_pos_prefix(vit: Any) -> int:

@@ -7,10 +7,8 @@ update; periodically evaluate, save, log. The same code runs in one process and 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +17,25 @@ import torch
 from torch import Tensor
 
 from setr import distributed
-from setr.adjustment import ADJUSTED, find_offsets, shift_logits
-from setr.build import build_info, build_model, build_share, checked_pixels
+from setr.best import Best
+from setr.build import announce, build_info, build_model, build_share, checked_pixels
 from setr.config import Config
 from setr.datasets import open_dataset
 from setr.distributed import add_up, say, together
 from setr.doctor import class_weights
 from setr.errors import INTERRUPTED, SetrError
 from setr.estimate import explained, settled
-from setr.evaluation import autocast_dtype, evaluate_split, write_json
+from setr.evaluation import autocast_dtype, write_json
 from setr.facts import data_record, require_same_run, run_facts
-from setr.hub import from_pretrained, save_pretrained
-from setr.inference import MULTI_SCALES
 from setr.interrupt import Interrupt, ending_with
-from setr.loader import batch_files
 from setr.loss_scale import LossScaler
 from setr.losses import count_weight, segmentation_loss
 from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr
-from setr.parallel import Parallel, clip_gradients, full_tensors
+from setr.parallel import Parallel, clip_gradients
 from setr.profiling import Profile
 from setr.progress import Progress
 from setr.provenance import provenance
 from setr.runfolder import RunFolder
-from setr.samples import Samples
 from setr.snapshot import restore, snapshot
 from setr.sources import open_source
 from setr.telemetry import Telemetry
@@ -101,7 +95,10 @@ class _Run:
         torch.manual_seed(config.train.seed)
         self.dtype = autocast_dtype(config.train.precision, self.device)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
-        self.info = build_info(config, self.dataset.labels)
+        info = build_info(config, self.dataset.labels)
+        self.best = Best(config, folder, self.val, info, self.device)
+        if not folder.state:
+            announce(config)
         self.model = build_model(config, num_classes).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
@@ -116,13 +113,13 @@ class _Run:
             weights = class_weights(pixels, config.train.class_weights)
             self.weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
         self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested` is a step, too
-        self.figures: dict[str, Any] = {}  # of the best weights so far, which are in the folder
-        self.stop = self.warned = False
+        self.warned = False
         if folder.state:
             restore(folder.state, self.model, self.optimizer, self.ema)
             self.step = folder.state.step
             self.tested = folder.state.values.get("tested", self.step)
-            self.seconds, self.figures = (folder.state.values[k] for k in ("seconds", "figures"))
+            self.seconds = folder.state.values["seconds"]
+            self.best.figures = folder.state.values["figures"]
             self.scaler.restore(folder.state.values.get("scaler", {}))
             say(f"continuing after step {self.step}")
         folder.open(config)
@@ -147,7 +144,7 @@ class _Run:
                 profile.step()
                 progress.update(self.step, wait=waited, images=config.batch_size, **parts)
                 last = self.step == config.steps
-                stop = distributed.any_of(self.stop or interrupt.requested)
+                stop = distributed.any_of(interrupt.requested)
                 if self.step % config.log_every == 0 or last:
                     rates = self.telemetry.figures(progress.rates())
                     self.folder.log({"step": self.step, **parts, **rates})
@@ -186,7 +183,21 @@ class _Run:
         draw = (config.train.seed, self.step, distributed.rank())
         torch.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
         self.model.train()
-        images, masks = images.to(self.device), masks.to(self.device)
+        sums = self._gradients(
+            images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
+        )
+        self.scaler.unscale(self.optimizer)
+        norm = clip_gradients(self.model, config.optim.clip_grad)
+        totals = self._totals(sums, norm, rate)
+        moved = self.scaler.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema and moved:
+            self.ema.update(self.model, self.step)
+        return {**totals, "lr": rate, **self.scaler.figures()}
+
+    def _gradients(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Give the weights their gradients, one micro-batch after the other; the losses' sums."""
+        config = self.config
         if config.train.loss_norm == "valid":
             normalizer = count_weight(masks, self.weight)
         else:
@@ -202,8 +213,14 @@ class _Run:
                 self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
-        self.scaler.unscale(self.optimizer)
-        norm = clip_gradients(self.model, config.optim.clip_grad)
+        return sums
+
+    def _totals(self, sums: dict[str, Tensor], norm: Tensor, rate: float) -> dict[str, float]:
+        """The losses and the gradients' norm of all processes.
+
+        Raises:
+            SetrError: one that is no number, and no scaler to leave the step out.
+        """
         # all processes have the norm: its mean tells all the same, even where one alone overflows
         *values, length = add_up(torch.stack([*sums.values(), norm / distributed.world()])).tolist()
         totals = dict(zip(sums, values, strict=True))
@@ -222,13 +239,9 @@ class _Run:
                 f"warning: step {self.step + 1} has no counted pixel, so it teaches nothing; all "
                 f"are ignored in the crops of {', '.join(self._batch_files())}"
             )
-        moved = self.scaler.step(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema and moved:
-            self.ema.update(self.model, self.step)
         if np.isfinite(length):
             totals["gradient_norm"] = length
-        return {**totals, "lr": rate, **self.scaler.figures()}
+        return totals
 
     def _losses(self, images: Tensor, target: Tensor, normalizer: Tensor) -> dict[str, Tensor]:
         """The losses of a micro-batch; its logits are gone when the backward pass begins."""
@@ -246,8 +259,8 @@ class _Run:
 
     def _batch_files(self) -> list[str]:
         """Names of the images of this step, of all processes."""
-        config = self.config.train
-        return batch_files(self.dataset, config.batch_size, seed=config.seed, step=self.step)
+        (batch,) = self.source.order(self.step, self.step + 1)
+        return [str(self.dataset.pairs[index].image) for _, index in batch]
 
     def finish(self) -> dict[str, Any]:
         """Test the last weights, which are saved; then write the figures of the best.
@@ -265,18 +278,9 @@ class _Run:
             self._validate()
             self._save()
         if self.config.train.adjust_logits:
-            self._adjust()
-        results = {"single_scale": self.figures}
-        if self.config.eval.multi_scale:
-            model, info = from_pretrained(self.folder.out)
-            model.to(self.device)
-            protocol = dataclasses.replace(info.protocol, scales=MULTI_SCALES, flip=True)
-            info = dataclasses.replace(info, protocol=protocol)
-            results["multi_scale"] = evaluate_split(
-                model, info, self.val, precision=self.config.train.precision, detailed=False
-            )
+            self.best.adjust(self.pixels)
         metrics = {
-            **results,
+            **self.best.results(),
             "recipe": self.config.recipe,
             "data": data_record(self.facts, self.dataset, self.val),
             "split": self.val.split,
@@ -289,59 +293,15 @@ class _Run:
         return metrics
 
     def _validate(self) -> None:
-        """Test the weights, averaged if they are; keep them if they are the best so far."""
-        if self.ema:
-            kept = {k: v.clone() for k, v in self.model.state_dict().items()}
-            self.model.load_state_dict(self.ema.state)
-        samples = Samples(self.val.labels, self.config.train.samples)
-        with self.parallel.whole():
-            figures = evaluate_split(
-                self.model,
-                self.info,
-                self.val,
-                precision=self.config.train.precision,
-                detailed=False,
-                on_image=samples,
-            )
-        score = figures["miou"] or 0.0
-        self.folder.log({"step": self.step, "val": figures})
-        self.folder.picture(self.step, samples.picture())
-        if not self.figures or score > (self.figures["miou"] or 0.0):
-            state = full_tensors(self.model.state_dict())
-            metrics = {"val mIoU": round(score, 4), "step": self.step}
-            info = dataclasses.replace(self.info, metrics=metrics)
-            out = self.folder.out
-            if self.folder.attempt(
-                "best weights", lambda: save_pretrained(out, self.model, info, state=state)
-            ):
-                self.figures = figures
-        if self.ema:
-            self.model.load_state_dict(kept)
+        """Test the weights, averaged if they are."""
+        with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
+            self.best.test(self.parallel, self.step)
         self.tested = self.step
-
-    def _adjust(self) -> None:
-        """Shift the best weights' logits by what the validation split asks for, once."""
-        precision, out = self.config.train.precision, self.folder.out
-        model, info = from_pretrained(out)
-        model.to(self.device)
-        new = ADJUSTED not in info.metrics  # else done before this run was continued
-        if new:
-            search = partial(
-                find_offsets, model, info, self.val, pixels=self.pixels, precision=precision
-            )
-            shift_logits(model, distributed.on_first(search))
-        figures = evaluate_split(model, info, self.val, precision=precision, detailed=False)
-        metrics = {**info.metrics, "val mIoU": round(figures["miou"] or 0.0, 4)}
-        info = dataclasses.replace(info, metrics={**metrics, ADJUSTED: self.val.split})
-        if not new or self.folder.attempt(
-            "adjusted weights", lambda: save_pretrained(out, model, info)
-        ):
-            self.figures = figures
 
     def _save(self) -> bool:
         values = {
             "facts": self.facts,
-            "figures": self.figures,
+            "figures": self.best.figures,
             "scaler": self.scaler.state(),
             "seconds": self.seconds + time.monotonic() - self.began,
             "tested": self.tested,

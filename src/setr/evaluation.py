@@ -5,11 +5,12 @@ Memory does not depend on the number of images: integer counts are all that is k
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ def evaluate(
         protocol: a name of `setr.protocols.PRESETS`, a `Protocol`, or None for the model's own.
         split: which split of `data`.
         info: normalisation, classes and protocol of a bare `SETR`.
-        options: further keywords of `evaluate_split`.
+        options: further keywords of `evaluate_split`; a `Predictor` computes in its own precision
+            unless another is given.
 
     Returns:
         The figures, as `evaluate_split`.
@@ -85,9 +87,10 @@ def evaluate(
     if isinstance(model, str | os.PathLike) and Path(model).suffix in SUFFIXES:
         model, info = open_exported(Path(model))
     elif isinstance(model, str | os.PathLike):
-        model, info = from_pretrained(Path(model))
+        model, info = from_pretrained(os.fspath(model))
         model.to(distributed.device())
     elif hasattr(model, "info"):
+        options.setdefault("precision", model.precision)
         model, info = model.model, model.info
     if info is None:
         raise SetrError("a bare model: give its ModelInfo as info=, or a model directory")
@@ -133,7 +136,7 @@ def evaluate_split(
         workers: processes that decode.
         detailed: see `Scorecard`.
         absent: see `setr.metrics`.
-        count: test only so many images, spread evenly over the split; all by default.
+        count: test only so many images, from 1, spread evenly over the split; all by default.
         on_image: called with every image tested by this process.
 
     Returns:
@@ -141,19 +144,19 @@ def evaluate_split(
         listed in `failed` and counted nowhere else.
 
     Raises:
-        SetrError: no images, none readable, other classes, or scores that are not numbers.
+        SetrError: no images, none readable, other classes, scores that are not numbers, or a count
+            below 1.
     """
     require_fit(model, info, dataset)
+    if count is not None and count < 1:
+        raise SetrError(f"count {count}: give at least one image", code=USAGE)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = autocast_dtype(precision, device)
-    was_training = model.training
-    model.eval()
     card = Scorecard(dataset.labels.classes, device, detailed=detailed, absent=absent)
     began = time.monotonic()
     chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
     indices = chosen[rank() :: world()]
-    progress = Progress("eval", len(indices))
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with testing(model, dtype), Progress("eval", len(indices)) as progress:
         for done, (index, sample) in enumerate(
             zip(indices, whole_images(dataset, workers, indices), strict=True), 1
         ):
@@ -164,8 +167,6 @@ def evaluate_split(
                 if on_image:
                     on_image(tested)
             progress.update(done, images=1)
-    progress.close()
-    model.train(was_training)
     card.reduce()
     figures = card.summary()
     if not figures["images"]:
@@ -213,8 +214,21 @@ def _test_image(
     )
 
 
+@contextlib.contextmanager
+def testing(model: SETR | ExportedModel, dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, a model is in eval mode and computes in a precision, without gradients."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            yield
+    finally:
+        model.train(was_training)
+
+
 def spread(length: int, count: int) -> list[int]:
-    """At most `count` of the numbers 0 .. length - 1, evenly spread, first and last among them."""
+    """At most `count` numbers, evenly from 0 to length - 1 with both ends; of one alone, 0."""
     if count >= length:
         return list(range(length))
     return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def data_record(facts: dict[str, Any], train: Dataset, val: Dataset) -> dict[str
         train: what it learned from.
         val: what it was tested on.
     """
-    own = {key: value for key, value in facts.items() if _identity(key, "data.")}
+    own = {key: value for key, value in facts.items() if _of_files(key)}
     text = json.dumps(own, sort_keys=True)
     return {
         "name": val.name,
@@ -105,7 +105,7 @@ def _size(path: Path | None) -> int:
 
 
 def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to continue a run with another model or other data; name other changes.
+    """Refuse to continue a run with another model, optimiser or other data; name other changes.
 
     Facts that the version which began the run did not keep are not compared.
 
@@ -114,9 +114,9 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
     """
     splits = {_split(key) for key in before}
     now = {k: v for k, v in now.items() if k in before or _split(k) not in splits}
-    for kind, prefix in (("another model", "model."), ("other data or classes", "data.")):
-        mine = {k: v for k, v in before.items() if _identity(k, prefix)}
-        theirs = {k: v for k, v in now.items() if _identity(k, prefix)}
+    for kind, belongs in _IDENTITY.items():
+        mine = {k: v for k, v in before.items() if belongs(k)}
+        theirs = {k: v for k, v in now.items() if belongs(k)}
         if found := differences(mine, theirs):
             raise SetrError(f"{out}: is a run of {kind}: {found}; choose another --out", code=USAGE)
     if found := differences(before, now):
@@ -125,9 +125,16 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
 
 def _split(key: str) -> str:
     """`data.train` of a fact about that split's files; of another fact, itself."""
-    return key.rpartition(".")[0] if key.startswith("data.") and key.count(".") == 2 else key
+    return key.rpartition(".")[0] if _of_files(key) else key
 
 
-def _identity(key: str, prefix: str) -> bool:
-    """Facts of the model, or of the files and classes (not how samples are augmented)."""
-    return key.startswith(prefix) and (prefix == "model." or key.count(".") == 2)
+def _of_files(key: str) -> bool:
+    """Facts of the files and classes, not how samples are augmented."""
+    return key.startswith("data.") and key.count(".") == 2
+
+
+_IDENTITY: dict[str, Callable[[str], bool]] = {
+    "another model": lambda key: key.startswith("model."),
+    "another optimiser": lambda key: key == "optim.name",
+    "other data or classes": _of_files,
+}

@@ -40,7 +40,7 @@ from setr.loader import whole_images
 from setr.model import SETR
 from setr.progress import Progress
 from setr.survey import survey
-from setr.transforms import PAD_COLOUR, Window
+from setr.transforms import PAD_COLOUR, CropWindow
 
 VERSION = 1
 _OF_HEADS = frozenset(
@@ -70,7 +70,7 @@ def fit(
     H, W = image.shape[:2]
     scale = min(size[0] / H, size[1] / W)
     resized = max(1, round(H * scale)), max(1, round(W * scale))
-    window = Window((H, W), resized, (0, 0), size)
+    window = CropWindow((H, W), resized, (0, 0), size)
     return (
         window.cut(image, nearest=False, fill=PAD_COLOUR),
         window.cut(mask, nearest=True, fill=IGNORE),

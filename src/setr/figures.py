@@ -74,7 +74,7 @@ def open_view(predictor: Predictor, path: Path, short_side: int | None = None) -
 
 def make_view(predictor: Predictor, image: np.ndarray, short_side: int | None = None) -> View:
     """Scale an image uint8 RGB (H, W, 3) as the model's protocol does, or to a short side."""
-    protocol = dataclasses.replace(predictor.info.protocol, window=None, fill_window=False)
+    protocol = predictor.info.protocol.whole()
     if short_side:
         protocol = dataclasses.replace(protocol, short_side=short_side)
     x = torch.from_numpy(image)[None].to(predictor.device)

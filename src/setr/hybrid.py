@@ -31,6 +31,12 @@ class ResNetEncoder(Backbone):
             paper's code base uses).
         taps: residual stages, counted from 1 to 4, ascending.
         output_stride: 32, or 16 or 8 with dilation in place of the last strides.
+
+    Attributes:
+        strides: pixels per cell of each map.
+
+    Raises:
+        SetrError: unknown model id or taps, or a network whose stages are named otherwise.
     """
 
     stage_pattern = r"\.layer(\d)\."
@@ -41,8 +47,15 @@ class ResNetEncoder(Backbone):
     ) -> None:
         super().__init__()
         self.net = _create_resnet(name, taps, output_stride, **timm_args)
+        if not hasattr(self.net, "layer1"):
+            raise SetrError(
+                f"encoder '{name}': its stages are not called layer1 to layer4; choose a plain "
+                "ResNet, for example resnet50 or resnet101c",
+                code=USAGE,
+            )
         self.taps = tuple(taps)
         self.widths = self.net.feature_info.channels()
+        self.strides: list[int] = self.net.feature_info.reduction()
         self.patch_size = output_stride
 
     def stages(self) -> list[nn.Module]:
@@ -70,7 +83,7 @@ def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -
     Args:
         name: timm id of the ViT.
         resnet: timm id of the ResNet.
-        img_size: as in `Encoder`.
+        img_size: as in `Encoder`, but None is 384, whatever the ViT's own.
         arguments: further keywords of `Encoder`.
     """
     from timm.layers import HybridEmbed

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from setr.errors import SetrError
+from setr.labels import IGNORE
 from setr.protocols import MULTI_SCALES, Protocol
-from setr.windows import Model, Pixels, View, resize_rows
+from setr.windows import Model, Pixels, Resized, View, resize_rows
 
 __all__ = [
     "MULTI_SCALES",
@@ -178,7 +179,12 @@ def best_class(scores: Tensor) -> tuple[Tensor, Tensor]:
 
     On CPUs `max(dim=1)` walks across memory and keeps 64-bit indices; the largest score, and then
     the largest `K - k` of the classes k that have it, run in vector registers.
+
+    Raises:
+        SetrError: more classes than ids.
     """
+    if scores.shape[1] > IGNORE:
+        raise SetrError(f"{scores.shape[1]} classes: the ids of a mask are 8-bit, {IGNORE} at most")
     if scores.device.type != "cpu":
         best, index = scores.max(dim=1)
         return best, index.to(torch.uint8)
@@ -204,8 +210,8 @@ def _score_blocks(
     flips = (False, True)[: 1 + protocol.flip]
     batch_windows = batch_windows or (2 if images.device.type == "cpu" else 8)
     views = [
-        View(model, images, protocol, scale, flip, batch_windows, columns)
-        for scale in protocol.scales
+        View(model, source, protocol, flip, batch_windows, columns)
+        for source in _scaled(images, protocol)
         for flip in flips
     ]
     if columns is not None:
@@ -216,9 +222,7 @@ def _score_blocks(
         limit = BLOCK_BYTES.get(images.device.type, BLOCK_BYTES["cuda"])
         rows = max(8, limit // (4 * images.shape[0] * K * max(W, views[0].size[1])))
         bottom = min(H, top + rows)
-        blocks = (
-            resize_rows(view.rows, view.size, (H, W), top, bottom, images.device) for view in views
-        )
+        blocks = (resize_rows(view.rows, view.size, (H, W), top, bottom) for view in views)
         if len(views) == 1:
             yield next(blocks)
         else:
@@ -227,3 +231,11 @@ def _score_blocks(
                 total += block.softmax(dim=1)
             yield total.div_(len(views))
         top = bottom
+
+
+def _scaled(images: Tensor | Pixels, protocol: Protocol) -> Iterator[Tensor | Pixels]:
+    """The images at each of the protocol's scales."""
+    size = (images.shape[-2], images.shape[-1])
+    for scale in protocol.scales:
+        wanted = protocol.view_size(*size, scale)
+        yield images if wanted == size else Resized(images, wanted)

@@ -146,6 +146,27 @@ def _begin(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def training_order(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    share: Share | None = None,
+) -> BatchOrder:
+    """The samples that `training_batches` puts into its batches."""
+    return BatchOrder(
+        len(dataset),
+        batch_size,
+        seed=seed,
+        start=start,
+        stop=stop,
+        share=share,
+        permute=dataset.permutation,
+    )
+
+
 def training_batches(
     dataset: Dataset,
     augment: Augmentation,
@@ -156,20 +177,14 @@ def training_batches(
     stop: int,
     workers: int,
     share: Share | None = None,
+    pinned: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of steps start .. stop-1: images uint8 (B, H, W, 3), masks uint8 (B, H, W).
 
-    `batch_size` counts the images of all processes; `share` selects those of this one.
+    `batch_size` counts the images of all processes; `share` selects those of this one. `pinned`
+    puts them into memory that a GPU reads by itself.
     """
-    order = BatchOrder(
-        len(dataset),
-        batch_size,
-        seed=seed,
-        start=start,
-        stop=stop,
-        share=share,
-        permute=dataset.permutation,
-    )
+    order = training_order(dataset, batch_size, seed=seed, start=start, stop=stop, share=share)
     loader = DataLoader(
         _Augmented(dataset, augment, seed),
         batch_sampler=order,
@@ -177,23 +192,9 @@ def training_batches(
         collate_fn=stack,
         worker_init_fn=_begin,
         generator=torch.Generator(),  # or making the loader would advance the global one
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
     )
     return _raising(loader)
-
-
-def batch_files(dataset: Dataset, batch_size: int, *, seed: int, step: int) -> list[str]:
-    """Names of the images that `training_batches` puts into a step, of all processes."""
-    order = BatchOrder(
-        len(dataset),
-        batch_size,
-        seed=seed,
-        start=step,
-        stop=step + 1,
-        permute=dataset.permutation,
-    )
-    (batch,) = order
-    return [str(dataset.pairs[index].image) for _, index in batch]
 
 
 def whole_images(

@@ -42,7 +42,7 @@ def add_lora(model: SETR, rank: int) -> None:
         rank: of the added part, 1 to the encoder's width.
 
     Raises:
-        SetrError: a convolutional encoder, or a rank out of range.
+        SetrError: an encoder without such layers, or a rank out of range.
     """
     encoder = model.encoder
     if not isinstance(encoder, Encoder):
@@ -53,11 +53,21 @@ def add_lora(model: SETR, rank: int) -> None:
         raise SetrError(
             f"lora_rank {rank}: give 1 to the encoder's width {encoder.channels}", code=USAGE
         )
+    layers = [
+        layer
+        for block in encoder.stages()
+        for name, layer in block.named_modules()
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in ATTENTION_LAYERS
+    ]
+    if not layers:
+        raise SetrError(
+            f"lora_rank {rank}: {model.arguments['encoder']} has none of the layers "
+            f"{', '.join(ATTENTION_LAYERS)}; choose another encoder, or freeze a part of this one",
+            code=USAGE,
+        )
     encoder.requires_grad_(False)
-    for block in encoder.stages():
-        for name, layer in list(block.named_modules()):
-            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in ATTENTION_LAYERS:
-                parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, rank))
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, rank))
 
 
 def merged_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from setr.errors import SetrError
 
 MAX_SKIPPED = 20
-"""Steps in a row; from the first scale, 2^16, the 17th already multiplies by less than one."""
+"""Steps in a row; from the first scale, 2^16, the 18th already multiplies by less than one."""
 
 
 class LossScaler:

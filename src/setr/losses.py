@@ -37,7 +37,6 @@ def upsample_cross_entropy(
     size: tuple[int, int],
     *,
     weight: Tensor | None = None,
-    align_corners: bool = False,
     scale: int = 1,
 ) -> Tensor:
     """Sum over counted pixels of the cross-entropy of bilinearly resized logits.
@@ -49,7 +48,6 @@ def upsample_cross_entropy(
         target: (B, H, W) training ids; `IGNORE` and everything outside the image is not counted.
         size: (H', W') the logits are resized to, at least (H, W); the rest is cropped away.
         weight: (K,) class weights.
-        align_corners: of the resize; False everywhere in this package's models.
         scale: whole factor by which the logits are upsampled before that resize.
 
     Returns:
@@ -58,8 +56,7 @@ def upsample_cross_entropy(
     if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
         from setr.triton_loss import upsample_cross_entropy as in_one_kernel
 
-        wider = upsample(logits, scale)
-        return in_one_kernel(wider, target, size, weight=weight, align_corners=align_corners)
+        return in_one_kernel(upsample(logits, scale), target, size, weight=weight)
 
     def cross_entropy(wide: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         counted = truth != IGNORE
@@ -79,9 +76,7 @@ def upsample_cross_entropy(
             slope *= share[..., None]
         return value, slope  # softmax - one-hot, for each counted pixel
 
-    return upsample_sum(
-        logits, target, size, cross_entropy, align_corners=align_corners, scale=scale
-    )
+    return upsample_sum(logits, target, size, cross_entropy, scale=scale)
 
 
 @functools.cache
@@ -124,7 +119,7 @@ def segmentation_loss(
     output: Output,
     target: Tensor,
     *,
-    normalizer: Tensor,
+    normalizer: Tensor | None = None,
     aux_weight: float = 0.4,
     weight: Tensor | None = None,
     kind: LossKind = "cross_entropy",
@@ -136,7 +131,8 @@ def segmentation_loss(
         target: (B, H, W) training ids.
         normalizer: what the sums are divided by: `count_weight` over the whole step for a mean over
             valid pixels (accumulation and several processes then agree with one large batch), or
-            the number of all pixels as in the authors' code.
+            the number of all pixels as in the authors' code. Without it, `count_weight` of the
+            target.
         aux_weight: factor on each auxiliary loss.
         weight: (K,) class weights.
         kind: loss of the main head; the auxiliary heads have the cross-entropy. Dice and Lovász
@@ -146,6 +142,8 @@ def segmentation_loss(
     Returns:
         `loss` (to differentiate), and detached `main` and `aux_1`, `aux_2`, …
     """
+    if normalizer is None:
+        normalizer = count_weight(target, weight)
     divisor = normalizer.clamp(min=1e-12)
     means = [_main_loss(output, target, divisor, weight, kind)]
     scale = output.aux_scale
@@ -167,14 +165,13 @@ def _main_loss(
     logits, size = output.logits, output.size
     if kind == "focal":
         return upsample_focal(logits, target, size, weight=weight) / divisor
-    share = count_weight(target, weight) / divisor
     if kind == "ohem":
         hard = hard_target(logits, target, size)
+        share = count_weight(target, weight) / divisor
         kept = count_weight(hard, weight).clamp(min=1e-12)
         return upsample_cross_entropy(logits, hard, size, weight=weight) * (share / kept)
     loss = upsample_cross_entropy(logits, target, size, weight=weight) / divisor
-    if kind == "dice":
-        loss = loss + share * upsample_dice(logits, target, size)
-    elif kind == "lovasz":
-        loss = loss + share * upsample_lovasz(logits, target, size)
-    return loss
+    if kind == "cross_entropy":
+        return loss
+    added = upsample_dice if kind == "dice" else upsample_lovasz
+    return loss + count_weight(target, weight) / divisor * added(logits, target, size)

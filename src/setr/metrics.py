@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from setr.errors import SetrError
+from setr.labels import IGNORE
 
 Absent = Literal["skip", "zero"]
 
@@ -24,11 +25,16 @@ class ConfusionMatrix:
     """Counts of (truth, prediction) pairs over counted pixels.
 
     Args:
-        num_classes: K, at most 255.
+        num_classes: K, 1 to 255.
         device: where the counts live.
+
+    Raises:
+        SetrError: another number of classes.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        if not 1 <= num_classes <= IGNORE:
+            raise SetrError(f"num_classes {num_classes}: ids are 8-bit; give 1 to {IGNORE}")
         self.num_classes = num_classes
         # K+1 rows and columns: the extra row takes ignored truth, the extra column foreign ids
         side = num_classes + 1
@@ -83,7 +89,7 @@ def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     if prediction.dtype != torch.uint8:
         prediction = prediction.where((prediction >= 0) & (prediction < K), K)
     # int32 keys: three times as fast as int64, and (K+1)^2 fits
-    keys = truth.to(torch.int32).clamp_(max=K).mul_(K + 1).add_(prediction.clamp(max=K))
+    keys = truth.clamp(max=K).to(torch.int32).mul_(K + 1).add_(prediction.clamp(max=K))
     counts: Tensor = torch.bincount(keys.flatten(), minlength=(K + 1) ** 2)
     return counts.reshape(K + 1, K + 1)
 

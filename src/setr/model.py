@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.backbone import Backbone
-from setr.baselines import FCN, FPNNeck, SemanticFPN
+from setr.baselines import FCN, FPNNeck, SemanticFPN, require_pyramid
 from setr.catalog import DecoderName, model_settings
 from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
 from setr.encoder import Encoder, PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
+from setr.labels import IGNORE
 from setr.pretrained import default_tag, load_encoder
 
 OddSizes = Literal["crop", "squeeze"]
@@ -62,7 +63,7 @@ class SETR(nn.Module):
     Args:
         encoder: timm id of a ViT, or of a ResNet for the decoders `fcn` and `semantic_fpn`.
         decoder: `naive`, `pup`, `mla`; `fcn`, `semantic_fpn` for the baselines.
-        num_classes: K.
+        num_classes: K, 1 to 255.
         taps: encoder blocks (from 1) that the heads read; the decoder reads the last one, MLA and
             Semantic FPN all.
         aux_taps: the taps that carry an auxiliary head, in the order of `Output.aux`.
@@ -80,6 +81,9 @@ class SETR(nn.Module):
         odd_sizes: what happens to images whose sides are no multiples of the patch: `crop` pads
             them and cuts the logits back; `squeeze` resizes the padded logits to the image, which
             shifts them by up to a patch: mmsegmentation's behaviour, for comparisons only.
+
+    Raises:
+        SetrError: parts that are unknown or do not fit together.
     """
 
     def __init__(
@@ -105,9 +109,13 @@ class SETR(nn.Module):
         self.arguments = {
             key: value for key, value in locals().items() if key not in ("self", "__class__")
         }
-        if num_classes < 1:
+        if not 1 <= num_classes <= IGNORE:
             raise SetrError(
-                f"num_classes {num_classes}: a model needs at least one class", code=USAGE
+                f"num_classes {num_classes}: ids are 8-bit; give 1 to {IGNORE}", code=USAGE
+            )
+        if decoder not in _DECODERS:
+            raise SetrError(
+                f"decoder '{decoder}' is unknown; there are {', '.join(_DECODERS)}", code=USAGE
             )
         if not set(aux_taps) <= set(taps):
             raise SetrError(f"aux_taps {aux_taps}: must be among the taps {taps}", code=USAGE)
@@ -129,6 +137,8 @@ class SETR(nn.Module):
         self.encoder: Backbone
         if convolutional:
             self.encoder = ResNetEncoder(encoder, taps=tuple(taps), **(encoder_args or {}))
+            if decoder == "semantic_fpn":
+                require_pyramid(self.encoder.strides)
         elif resnet:
             self.encoder = hybrid_encoder(
                 encoder, resnet=resnet, taps=tuple(taps), **vit_args, **(encoder_args or {})
@@ -238,7 +248,7 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: K.
+        num_classes: K, 1 to 255.
         img_size: image side or (height, width) the position grid is made for.
         encoder: any timm ViT id in place of the name's own (a ResNet for the baselines).
         pretrained: encoder weights: None or False for random, a checkpoint file, a tag that timm
@@ -250,7 +260,8 @@ def create_model(
         align_corners: of MLA's x4 upsampling, as in the authors' code. It shifts maps by up to half
             a patch towards the borders, differently at each image size: choose False where images
             are tested whole, at another size than the training crops.
-        arguments: further keywords of `SETR`.
+        arguments: further keywords of `SETR`; what is in `encoder_args`, `decoder_args`,
+            `neck_args` and `aux_args` joins the name's own.
 
     Raises:
         SetrError: unknown name (the nearest are listed), encoder or weights.
@@ -265,7 +276,10 @@ def create_model(
     )
     if not aux:
         settings["aux_taps"] = ()
-    model = SETR(num_classes=num_classes, img_size=img_size, **{**settings, **arguments})
+    for key, given in arguments.items():
+        own = settings.get(key, {})
+        settings[key] = {**own, **(given or {})} if key.endswith("_args") else given
+    model = SETR(num_classes=num_classes, img_size=img_size, **settings)
     if pretrained:
         name = settings["encoder"]
         load_encoder(model, default_tag(name) if pretrained is True else pretrained)

@@ -81,6 +81,7 @@ class _Normalised(torch.autograd.Function):
             of_scale += torch.linalg.vecdot(g, centred)[:, None]
             out.copy_(g)
         of_scale *= inverse
+        # dx = slope * (g - mean(g) - xhat * mean(g * xhat)), xhat = (x - mean) * inverse
         count = x.numel() // x.shape[1]
         tilt = -slope * inverse * of_scale / count
         level = -slope * of_shift / count - tilt * mean

@@ -6,17 +6,21 @@ layer-wise decay makes early blocks learn slower. The schedule is a pure functio
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from setr.config import OptimConfig
+from setr.encoder import TOKENS
 from setr.model import SETR
 from setr.parallel import local
 
 FUSED = True
 """Update all weights in one pass over memory; torch has it for CUDA and for CPUs."""
-NO_DECAY = ("pos_embed", "cls_token", "reg_token", "gamma")
+NO_DECAY = ("pos_embed", *TOKENS, "gamma")
 
 
 def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
@@ -94,3 +98,13 @@ class MovingAverage:
             else:
                 self.state[name].copy_(value)
         torch._foreach_lerp_(floats, targets, 1 - decay)
+
+    @contextlib.contextmanager
+    def inside(self, model: nn.Module) -> Iterator[None]:
+        """Inside the `with` block the model has the averaged weights."""
+        kept = {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(self.state)
+        try:
+            yield
+        finally:
+            model.load_state_dict(kept)

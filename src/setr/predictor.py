@@ -80,6 +80,7 @@ class Predictor:
         self.max_pixels = max_pixels
         self.window = window
         self.allow_urls = allow_urls
+        self.precision: Precision = precision
         self.dtype = autocast_dtype(precision, self.device)
 
     @property

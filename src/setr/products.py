@@ -4,12 +4,16 @@ PyTorch multiplies fp32 matrices with MKL, which runs its AVX2 code on processor
 than Intel. oneDNN, which PyTorch carries for convolutions and bf16, uses AVX-512 wherever it is:
 about twice the rate on an AMD EPYC (docs/performance.md). The operator called here is the one
 `torch.compile` puts in place of frozen linear layers; it has no derivative, so that is given here.
+
+`exact_products` keeps products that have to be exact out of autocast and TF32, on any device.
 """
 
 from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +94,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` where `worth_it`: (..., K), (O, K), (O,) -> (..., O)."""
     out: Tensor = _Linear.apply(x, weight, bias)
     return out
+
+
+def exact_products(device: torch.device) -> AbstractContextManager[Any]:
+    """Matrix products in the operands' own types, whatever autocast and the matmul precision say.
+
+    A compiled graph keeps the precision it runs under.
+    """
+    if torch.compiler.is_compiling() or torch.get_float32_matmul_precision() == "highest":
+        return no_autocast(device)
+    return _highest_precision(device)
+
+
+@contextmanager
+def _highest_precision(device: torch.device) -> Iterator[None]:
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with no_autocast(device):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in the operands' own types; the meta device knows no autocast."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

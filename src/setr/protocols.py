@@ -64,10 +64,11 @@ class Protocol:
                 "would be left out",
                 code=USAGE,
             )
-        if self.fill_window and not self.window:
-            raise SetrError(
-                "fill_window raises images to the window: give a window too", code=USAGE
-            )
+        for name in ("stride", "fill_window", "blend"):
+            if getattr(self, name) and not self.window:
+                raise SetrError(f"{name} is about windows: give a window too", code=USAGE)
+        if self.long_side is not None and self.short_side is None:
+            raise SetrError("long_side limits the scaling to short_side: give that too", code=USAGE)
 
     def view_size(self, H: int, W: int, scale: float) -> tuple[int, int]:
         """(height, width) in pixels of an H x W image at one of the scales.
@@ -103,6 +104,10 @@ class Protocol:
     def multi_scale(self) -> Protocol:
         """The same with the paper's six scales and flip."""
         return dataclasses.replace(self, scales=MULTI_SCALES, flip=True)
+
+    def whole(self) -> Protocol:
+        """Its sides alone: whole images at one scale."""
+        return Protocol(short_side=self.short_side, long_side=self.long_side)
 
     def in_windows(self, window: int) -> Protocol:
         """The same by blended windows of so many pixels, each overlapping the next by a quarter."""
@@ -156,7 +161,8 @@ def preset(
     """A named protocol.
 
     For the paper's three data sets all sizes are the paper's. Elsewhere window and short side are
-    the model's own, and the stride is two thirds of the window, as in the paper.
+    the model's own, and the stride is two thirds of the window, as in the paper. `whole` has no
+    window, and the model's own sides unless a data set is named with it.
 
     Args:
         name: one of `PRESETS`; `NAME:DATASET` takes the sizes of one of the paper's data sets.
@@ -181,7 +187,7 @@ def preset(
     known = known_name(labels) if labels else None
     sizes = _PAPER.get(dataset or known or "")
     if base == "whole":
-        return Protocol(short_side=own.short_side, long_side=own.long_side)
+        return Protocol(short_side=_PAPER[dataset].short_side) if dataset else own.whole()
     if sizes:
         window, stride = (sizes.window, sizes.window), (sizes.stride, sizes.stride)
         short, (port_short, port_long) = sizes.short_side, sizes.port

@@ -13,12 +13,16 @@ takes over where it is on.
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+
+from setr.cpu_blocks import enclose
+from setr.products import no_autocast
 
 CHEAP = (nn.GELU, nn.SiLU, nn.LayerNorm)
 """Modules whose outputs are not kept."""
@@ -38,9 +42,7 @@ class _Recipe(NamedTuple):
                 f"the input of {type(self.module).__name__} was changed in place before the "
                 "backward pass"
             )
-        device = self.input.device.type
-        plain = nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
-        with torch.no_grad(), plain:
+        with torch.no_grad(), no_autocast(self.input.device):
             made: Tensor = self.module.forward(self.input)
         return made if made.shape == self.shape else made.view(self.shape)
 
@@ -72,10 +74,9 @@ class _Kept(saved_tensors_hooks):
 
 
 class _Running(threading.local):
-    """The blocks that are computing in this thread, outer first; None where one keeps all."""
+    """What the block that computes in this thread keeps; None outside, and where one keeps all."""
 
-    def __init__(self) -> None:
-        self.blocks: list[_Kept | None] = []
+    kept: _Kept | None = None
 
 
 _RUNNING = _Running()
@@ -84,38 +85,44 @@ _RUNNING = _Running()
 def recompute_cheap(block: nn.Module) -> None:
     """Let a block, or a head, keep recipes for the outputs of its `CHEAP` modules.
 
-    Hooks alone: parameters, names and copies stay what they are. A block whose attribute
-    `keeps_all` is true, or that is being compiled, keeps everything.
+    Parameters, names and copies stay what they are. A block whose attribute `keeps_all` is true, or
+    that is being compiled, keeps everything; so do all where somebody else decides what is kept.
     """
-    block.register_forward_pre_hook(_enter)
-    block.register_forward_hook(_leave, always_call=True)
+    enclose(block, _keeping)
     for module in block.modules():
         if isinstance(module, CHEAP):
             module.register_forward_hook(_offer)
 
 
-def _enter(block: nn.Module, inputs: tuple[Any, ...]) -> None:
-    if torch.compiler.is_compiling():
-        return
-    wanted = torch.is_grad_enabled() and not getattr(block, "keeps_all", False)
-    kept = _Kept() if wanted else None
-    _RUNNING.blocks.append(kept)
-    if kept is not None:
-        kept.__enter__()
+@contextmanager
+def _keeping(block: nn.Module) -> Iterator[None]:
+    outer = _RUNNING.kept
+    keeps_all = getattr(block, "keeps_all", False) or _others_decide()
+    _RUNNING.kept = kept = _Kept() if torch.is_grad_enabled() and not keeps_all else None
+    try:
+        with kept or nullcontext():
+            yield
+    finally:
+        _RUNNING.kept = outer
+        if kept is not None:
+            kept.cheap.clear()
 
 
-def _leave(block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
-    kept = _RUNNING.blocks.pop()
-    if kept is not None:
-        kept.__exit__()
-        kept.cheap.clear()
+def _others_decide() -> bool:
+    """Whether saved tensors go to other hooks (checkpointing, offloading) or may have none.
+
+    torch asks only the hooks entered last. Before 2.8 it does not tell that there are others.
+    """
+    autograd = torch._C._autograd
+    if autograd._saved_tensors_hooks_get_disabled_error_message() is not None:  # torch.func
+        return True
+    top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(True) is not None
 
 
 def _offer(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    if torch.compiler.is_compiling() or not _RUNNING.blocks:
+    if torch.compiler.is_compiling():
         return
-    kept = _RUNNING.blocks[-1]
+    kept = _RUNNING.kept
     if kept is not None:
         kept.offer(module, inputs[0], output)

@@ -111,7 +111,7 @@ def upsample_lovasz(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Te
         errors = torch.where(own, 1 - likely[i][counted], likely[i][counted])
         order = errors.argsort(descending=True)
         steps = torch.empty_like(errors)
-        steps[order] = _jaccard_steps(own[order])
+        steps[order] = _jaccard_steps(own[order]).to(steps.dtype)
         value += (errors * steps).sum() / len(present)
         slope[i][counted] = torch.where(own, -steps, steps) / len(present)
 

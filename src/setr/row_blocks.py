@@ -14,13 +14,14 @@ Shapes: B batch, K classes, h x w logits, H x W target, r x c pixels of a block.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from setr.products import exact_products
 
 BLOCK_BYTES = 1 << 20  # of resized logits at a time and thread; fits the second-level caches
 BLOCK_COLUMNS = 64  # on CPUs: a wider block makes the matrix along the columns larger than it saves
@@ -38,11 +39,10 @@ def upsample_sum(
     size: tuple[int, int],
     pixel_loss: PixelLoss,
     *,
-    align_corners: bool = False,
     scale: int = 1,
 ) -> Tensor:
     """Sum of a per-pixel loss over the logits, upsampled by `scale` and resized to `size`."""
-    total: Tensor = _UpsampleSum.apply(logits, target, size, pixel_loss, align_corners, scale)
+    total: Tensor = _UpsampleSum.apply(logits, target, size, pixel_loss, scale)
     return total
 
 
@@ -67,14 +67,13 @@ class _UpsampleSum(torch.autograd.Function):
         target: Tensor,
         size: tuple[int, int],
         pixel_loss: PixelLoss,
-        align_corners: bool,
         scale: int,
     ) -> Tensor:
         x = classes_last(logits)
         grad = torch.zeros_like(x) if logits.requires_grad else None
         # one running sum: a small tensor kept per block would pin the freed blocks between them
         total = torch.zeros((), dtype=torch.float64, device=x.device)
-        for block in row_blocks(x, target, size, align_corners=align_corners, scale=scale):
+        for block in row_blocks(x, target, size, scale=scale):
             truth = target[:, block.rows, block.columns].long()
             part, slope = pixel_loss(block.wide, truth, block)
             total += part
@@ -89,7 +88,7 @@ class _UpsampleSum(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         # the scale in full: alone, it is too small a number for fp16
         scaled = (grad.to(grad_output.dtype) * grad_output).to(grad.dtype)
-        return scaled, None, None, None, None, None
+        return scaled, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -110,18 +109,13 @@ class Block:
 
     def add_gradient(self, grad: Tensor, slope: Tensor) -> None:
         """Add a gradient by `wide` to the gradient (B, h, w, K) by the logits."""
-        with exact_products(grad):
+        with exact_products(grad.device):
             narrow = _columns(self._weights[1].T, slope)
             grad[:, self._source[0], self._source[1]] += _rows(self._weights[0].T, narrow)
 
 
 def row_blocks(
-    x: Tensor,
-    target: Tensor,
-    size: tuple[int, int],
-    *,
-    align_corners: bool = False,
-    scale: int = 1,
+    x: Tensor, target: Tensor, size: tuple[int, int], *, scale: int = 1
 ) -> Iterator[Block]:
     """Logits (B, h, w, K), upsampled and resized to `size`, in blocks that cover the target.
 
@@ -134,17 +128,14 @@ def row_blocks(
     c = min(W, BLOCK_COLUMNS) if on_cpu else W
     r = min(H, max(1, limit // (B * c * K * x.element_size())))
     across = [
-        (
-            slice(left, min(left + c, W)),
-            *_axis(left, min(left + c, W), w, size[1], x, align_corners, scale),
-        )
+        (slice(left, min(left + c, W)), *_axis(left, min(left + c, W), w, size[1], x, scale))
         for left in range(0, W, c)
     ]
     for top in range(0, H, r):
         rows = slice(top, min(top + r, H))
-        y, down = _axis(rows.start, rows.stop, h, size[0], x, align_corners, scale)
+        y, down = _axis(rows.start, rows.stop, h, size[0], x, scale)
         for columns, z, along in across:
-            with exact_products(x):
+            with exact_products(x.device):
                 wide = _columns(along, _rows(down, x[:, y, z]))
             yield Block(rows, columns, wide, (y, z), (down, along))
 
@@ -153,21 +144,6 @@ def classes_last(logits: Tensor) -> Tensor:
     """Detached logits (B, K, h, w) as (B, h, w, K) in fp32; fp64 stays."""
     x = logits.detach().permute(0, 2, 3, 1)
     return (x if x.dtype == torch.float64 else x.float()).contiguous()
-
-
-@contextlib.contextmanager
-def exact_products(like: Tensor) -> Iterator[None]:
-    """Matrix products inside are fp32, whatever autocast and the matmul precision are set to."""
-    precision = torch.get_float32_matmul_precision()
-    with torch.autocast(like.device.type, enabled=False):
-        if precision == "highest":
-            yield
-            return
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
 
 
 def _rows(weights: Tensor, x: Tensor) -> Tensor:
@@ -181,34 +157,31 @@ def _columns(weights: Tensor, x: Tensor) -> Tensor:
     return torch.matmul(weights, x)
 
 
-def _axis(
-    first: int, last: int, n: int, N: int, like: Tensor, align_corners: bool, scale: int
-) -> tuple[slice, Tensor]:
+def _axis(first: int, last: int, n: int, N: int, like: Tensor, scale: int) -> tuple[slice, Tensor]:
     """The inputs that outputs first .. last-1 of an axis need, and their weights (outputs, inputs).
 
     The axis is upsampled from n to scale * n and resized from there to N.
     """
     if scale != 1:
-        middle, outer = _axis(first, last, scale * n, N, like, align_corners, 1)
-        inputs, inner = _axis(middle.start, middle.stop, n, scale * n, like, False, 1)
-        with exact_products(like):
+        middle, outer = _axis(first, last, scale * n, N, like, 1)
+        inputs, inner = _axis(middle.start, middle.stop, n, scale * n, like, 1)
+        with exact_products(like.device):
             return inputs, outer @ inner
-    lower, upper, share = source_rows(first, last, n, N, like, align_corners=align_corners)
-    start = int(lower.min())
-    weights = like.new_zeros(last - first, int(upper.max()) + 1 - start)
-    number = torch.arange(last - first, device=like.device)
-    weights[number, lower.long() - start] = 1 - share
-    weights[number, upper.long() - start] += share
-    return slice(start, start + weights.shape[1]), weights
+    lower, upper, exact = source_rows(first, last, n, N)
+    start, share = int(lower[0]), exact.to(like.dtype)
+    weights = share.new_zeros(last - first, int(upper[-1]) + 1 - start)
+    number = torch.arange(last - first)
+    weights[number, lower - start] = 1 - share
+    weights[number, upper - start] += share
+    return slice(start, start + weights.shape[1]), weights.to(like.device, non_blocking=True)
 
 
-def source_rows(
-    top: int, bottom: int, h: int, H: int, like: Tensor, *, align_corners: bool = False
-) -> tuple[Tensor, ...]:
-    """Bilinear source rows of output rows top..bottom: lower index, upper index, upper share."""
+def source_rows(top: int, bottom: int, h: int, H: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bilinear source rows of output rows top..bottom: lower index, upper index, upper share.
+
+    int64 and fp64 on the host, where indices are read without waiting for a device.
+    """
     rows = torch.arange(top, bottom, dtype=torch.float64)
-    centre = rows * ((h - 1) / max(1, H - 1)) if align_corners else (rows + 0.5) * (h / H) - 0.5
-    centre = centre.clamp(0, h - 1)
-    lower = centre.floor()
-    upper = (lower + 1).clamp(max=h - 1)
-    return lower.to(like.device), upper.to(like.device), (centre - lower).to(like)
+    centre = ((rows + 0.5) * (h / H) - 0.5).clamp(0, h - 1)
+    lower = centre.long()
+    return lower, (lower + 1).clamp(max=h - 1), centre - lower

@@ -32,7 +32,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
 ) -> None:
-    """Put the tensors of a state back.
+    """Put the tensors of a state back; an average it does not have begins at its weights.
 
     Raises:
         SetrError: the state is of another model.
@@ -40,8 +40,9 @@ def restore(
     for name, value in model.state_dict().items():
         state.read(f"model/{name}", value)
     if average:
+        kept = any(name.startswith("ema/") for name in state.names())
         for name, value in average.state.items():
-            state.read(f"ema/{name}", value)
+            state.read(f"ema/{name}" if kept else f"model/{name}", value)
     saved: dict[str, list[str]] = {}
     for name in state.names():
         if name.startswith("optimizer/"):

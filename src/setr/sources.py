@@ -14,7 +14,7 @@ from setr.config import Config
 from setr.datasets import Dataset
 from setr.features import FeatureFiles, open_features, split_maps
 from setr.inference import normalize
-from setr.loader import BatchOrder, Share, training_batches
+from setr.loader import BatchOrder, Share, training_batches, training_order
 from setr.model import SETR, Features
 
 
@@ -25,14 +25,25 @@ class Source(Protocol):
         """Batches of this process from a step on: inputs, and masks uint8 (B, H, W)."""
         ...
 
+    def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
+        """Which samples these steps take: of a share of the batch, or of all processes."""
+        ...
+
     def inputs(self, part: Tensor) -> Tensor | Features:
         """What the model is called with, from inputs on the device; under autocast."""
         ...
 
 
 class _Images:
-    def __init__(self, config: Config, dataset: Dataset, pixels: np.ndarray, share: Share) -> None:
-        self.config, self.dataset, self.share = config, dataset, share
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        pixels: np.ndarray,
+        share: Share,
+        device: torch.device,
+    ) -> None:
+        self.config, self.dataset, self.share, self.device = config, dataset, share, device
         self.augment = build_augmentation(config, pixels)
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -47,6 +58,14 @@ class _Images:
             stop=train.steps,
             workers=self.config.data.workers,
             share=self.share,
+            pinned=self.device.type == "cuda",
+        )
+
+    def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
+        """As the data set orders an epoch."""
+        train = self.config.train
+        return training_order(
+            self.dataset, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
         )
 
     def inputs(self, part: Tensor) -> Tensor:
@@ -63,15 +82,7 @@ class _Features:
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Maps float16 (B, C, h, w) and masks; mirrored with probability data.flip."""
         train, stored = self.config.train, self.stored
-        order = BatchOrder(
-            len(stored.maps) // stored.views,
-            train.batch_size,
-            seed=train.seed,
-            start=start,
-            stop=train.steps,
-            share=self.share,
-        )
-        for positions in order:
+        for positions in self.order(start, train.steps, self.share):
             views = []
             for epoch, index in positions:
                 draw = np.random.default_rng((train.seed, epoch, index)).random()
@@ -81,6 +92,13 @@ class _Features:
                 torch.from_numpy(np.stack([stored.maps[view] for view in views])),
                 torch.from_numpy(np.stack([stored.masks[view] for view in views])),
             )
+
+    def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
+        """Any order, since stored features are read at any place."""
+        train, count = self.config.train, len(self.stored.maps) // self.stored.views
+        return BatchOrder(
+            count, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
+        )
 
     def inputs(self, part: Tensor) -> Features:
         """One map per tap."""
@@ -106,6 +124,7 @@ def open_source(
         share: the part of every batch that this process computes.
     """
     if config.train.cache_features == "none":
-        return _Images(config, dataset, pixels, share)
+        device = next(model.parameters()).device
+        return _Images(config, dataset, pixels, share, device)
     stored = open_features(config, dataset, model, dtype)
     return _Features(config, stored, model.encoder.widths, share)

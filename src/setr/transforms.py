@@ -20,7 +20,8 @@ import numpy as np
 from setr.images import Rows
 from setr.labels import IGNORE
 
-PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: zero after normalisation
+PAD_COLOUR = (124, 116, 104)
+"""ImageNet's mean: zero after normalisation with the default mean and std."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Augmentation:
         angle = rng.uniform(-self.rotate, self.rotate) if self.rotate else 0.0
         for _ in range(10):
             origin = self._origin(size, centre, rng)
-            window = Window((H, W), size, origin, self.crop_size, angle)
+            window = CropWindow((H, W), size, origin, self.crop_size, angle)
             cropped = window.cut(mask, nearest=True, fill=IGNORE)
             if self._fits(cropped):
                 break
@@ -139,7 +140,7 @@ def rare_class_odds(pixels: np.ndarray) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Window:
+class CropWindow:
     """A crop of a resized image, computed without resizing the rest.
 
     Args:

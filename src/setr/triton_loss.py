@@ -121,10 +121,9 @@ def upsample_cross_entropy(
     size: tuple[int, int],
     *,
     weight: Tensor | None = None,
-    align_corners: bool = False,
 ) -> Tensor:
     """As `losses.upsample_cross_entropy`, for fp32, bf16 and fp16 logits."""
-    total: Tensor = _UpsampleCrossEntropy.apply(logits, target, size, weight, align_corners)
+    total: Tensor = _UpsampleCrossEntropy.apply(logits, target, size, weight)
     return total
 
 
@@ -136,7 +135,6 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         target: Tensor,
         size: tuple[int, int],
         weight: Tensor | None,
-        align_corners: bool,
     ) -> Tensor:
         x = logits.detach().permute(0, 2, 3, 1).contiguous()
         B, h, w, K = x.shape
@@ -144,8 +142,8 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         truth = target.contiguous().to(torch.int32)
         scales = x.new_ones(1) if weight is None else weight
         scales = scales.float().contiguous()
-        rows = _Axis(H, h, size[0], x, align_corners)
-        columns = _Axis(W, w, size[1], x, align_corners)
+        rows = _Axis(H, h, size[0], x.device)
+        columns = _Axis(W, w, size[1], x.device)
         inputs = (x, truth, scales, *rows.positions, *columns.positions)
         sizes = (h, w, H, W, K, IGNORE, weight is not None)
         classes = min(CLASSES, triton.next_power_of_2(K))
@@ -167,7 +165,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         _gradient_kernel[grid](
             *ctx.saved_tensors, factor, grad, *ctx.sizes, ctx.pixels, ctx.classes
         )
-        return grad.permute(0, 3, 1, 2), None, None, None, None
+        return grad.permute(0, 3, 1, 2), None, None, None
 
 
 class _Axis:
@@ -179,12 +177,15 @@ class _Axis:
         most: outputs that read one input, at most.
     """
 
-    def __init__(self, outputs: int, n: int, N: int, like: Tensor, align_corners: bool) -> None:
-        host = torch.empty(0)
-        lower, _, share = source_rows(0, outputs, n, N, host, align_corners=align_corners)
-        number = torch.arange(n, dtype=lower.dtype)
+    def __init__(self, outputs: int, n: int, N: int, device: torch.device) -> None:
+        lower, _, share = source_rows(0, outputs, n, N)
+        number = torch.arange(n)
         begin = torch.searchsorted(lower, number - 1)
         end = torch.searchsorted(lower, number, right=True)
-        self.positions = (lower.int().to(like.device), share.to(like.device))
-        self.readers = (begin.int().to(like.device), end.int().to(like.device))
+
+        def moved(*tensors: Tensor) -> list[Tensor]:
+            return [tensor.to(device, non_blocking=True) for tensor in tensors]
+
+        self.positions = moved(lower.int(), share.float())
+        self.readers = moved(begin.int(), end.int())
         self.most = int((end - begin).max())

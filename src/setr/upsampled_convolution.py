@@ -16,13 +16,17 @@ Shapes: B batch, C channels in, D out, h x w map, s upsampling factor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from setr.products import exact_products
+
+BAND_ROWS = 16
+"""Of an upsampled map at a time on CPUs; 256 channels of them fit the caches."""
 
 
 def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
@@ -46,16 +50,10 @@ def classify_upsampled(
     taps = conv.weight.permute(0, 2, 3, 1).reshape(9 * D, -1, 1, 1)
     z = F.conv2d(x, taps).reshape(B, D, 3, 3, h, w).transpose(3, 4).reshape(B, D, 3 * h, 3 * w)
     z = z if z.dtype == torch.float64 else z.float()
-    with no_autocast(x.device):
+    with exact_products(x.device):
         out = _shifted_rows(h, scale, z, align_corners) @ z
         out = out @ _shifted_rows(w, scale, z, align_corners).T
     return out if conv.bias is None else out + conv.bias[:, None, None]
-
-
-def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Compute in the operands' own types; the meta device knows no autocast."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _shifted_rows(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
@@ -80,8 +78,14 @@ def conv_of_upsampled(x: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:
     return filtered
 
 
-def doubled_bands(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Iterator[Tensor]:
-    """`conv2d(upsample(x, 2), weight, bias, padding=1)` in bands of rows, without gradients.
+def doubled_in_bands(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    then: Callable[[Tensor], Tensor],
+    layout: torch.memory_format,
+) -> Tensor:
+    """`then(conv2d(upsample(x, 2), weight, bias, padding=1))` in bands of rows, without gradients.
 
     Neither the upsampled map nor the zeros between its samples exist as a whole, and a band that
     fits the caches is filtered there.
@@ -90,11 +94,21 @@ def doubled_bands(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Iterato
         x: (B, C, h, w); channels last is the faster layout.
         weight: (D, C, 3, 3).
         bias: (D,).
-        rows: of a band, even.
-
-    Yields:
-        (B, D, rows, 2w), from the top; the last may have fewer.
+        then: what follows, pixel by pixel: (B, D, rows, 2w) -> (B, any, rows, 2w).
+        layout: of the result.
     """
+    out, top = x.new_empty(0), 0
+    for y in _bands(x, weight, bias, BAND_ROWS):
+        band = then(y)
+        if top == 0:
+            size = (*band.shape[:2], 2 * x.shape[-2], band.shape[-1])
+            out = torch.empty(size, dtype=band.dtype, device=x.device, memory_format=layout)
+        out[..., top : top + band.shape[-2], :] = band
+        top += band.shape[-2]
+    return out
+
+
+def _bands(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Iterator[Tensor]:
     height = 2 * x.shape[-2]
     transposed = _transposed(weight)
     above, below, left, right = _beyond(x, weight)

@@ -2,7 +2,8 @@
 
 A `View` is an image at one scale and flip. Its windows run in batches, from the top down, and their
 logits are kept at the decoder's own scale until the last row they reach has been asked for. The
-image may be a tensor, or a source that reads pieces of a file.
+image may be a tensor, or a source that reads pieces of a file; both views of a scale read one, and
+drop it once their last windows are cut.
 
 Shapes: B batch, H x W view, K classes.
 """
@@ -46,28 +47,49 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [min(i * stride, length - window) for i in range(count)]
 
 
+class Resized:
+    """Images at another size, as `Pixels`: made when they are first read."""
+
+    def __init__(self, images: Tensor | Pixels, size: tuple[int, int]) -> None:
+        B, channels = images.shape[:2]
+        self.source: Tensor | Pixels = images
+        self.shape, self.device = (B, channels, *size), images.device
+        self.pixels: Tensor | None = None
+
+    def __getitem__(self, place: tuple[Any, slice, slice]) -> Tensor:
+        if self.pixels is None:
+            H, W = self.source.shape[-2:]
+            whole = self.source[..., 0:H, 0:W]
+            size = self.shape[-2:]
+            self.pixels = F.interpolate(whole, size, mode="bilinear", align_corners=False)
+        return self.pixels[place]
+
+
 class View:
-    """Merged logits of one scale and flip, computed from the top down as rows are asked for."""
+    """Merged logits of one scale and flip, computed from the top down as rows are asked for.
+
+    Args:
+        model: see `Model`.
+        images: at the view's scale, not flipped.
+        protocol: its window, stride and blending count.
+        flip: the view is the horizontally mirrored image; its logits are mirrored back.
+        batch_windows: windows per forward pass.
+        columns: the strip wanted, of a view neither resized nor flipped; all by default.
+    """
 
     def __init__(
         self,
         model: Model,
         images: Tensor | Pixels,
         protocol: Protocol,
-        scale: float,
         flip: bool,
         batch_windows: int,
         columns: tuple[int, int] | None,
     ) -> None:
-        H, W = images.shape[-2:]
-        size = protocol.view_size(H, W, scale)
-        self.images: Tensor | Pixels = images
-        if size != (H, W) or flip:
-            assert columns is None  # strips: one scale of 1, no flip
-            view = images[..., 0:H, 0:W]
-            if size != (H, W):
-                view = F.interpolate(view, size, mode="bilinear", align_corners=False)
-            self.images = view.flip(-1) if flip else view
+        assert columns is None or not (flip or isinstance(images, Resized))
+        self.images: Tensor | Pixels | None = images
+        self.num_images, self.device = images.shape[0], images.device
+        size = (images.shape[-2], images.shape[-1])
         self.model, self.flip, self.batch = model, flip, batch_windows
         window = protocol.window or size
         stride = protocol.stride or window
@@ -82,7 +104,7 @@ class View:
         self.size = size[0], stop - start  # of what is computed
         self.blend = protocol.blend
         shape = _pyramid if self.blend else torch.ones
-        self.weights = [shape(w).to(images.device) for w in self.window]
+        self.weights = [shape(w).to(self.device) for w in self.window]
         self.live: list[Window] = []
         self.num_rows = 0  # rows of windows computed so far
 
@@ -109,7 +131,7 @@ class View:
     def _merge(self, first: int, last: int) -> Tensor:
         (wh, ww), (start, stop) = self.window, self.columns
         B, K = self.live[0].logits.shape[:2]
-        total = torch.zeros(B, K, last - first, stop - start, device=self.images.device)
+        total = torch.zeros(B, K, last - first, stop - start, device=self.device)
         for window in self.live:
             a, b = max(first, window.top), min(last, window.top + wh)
             if a < b:
@@ -126,8 +148,7 @@ class View:
 
     def _compute(self) -> None:
         """Run the next row of windows, or as many rows as fit into one batch."""
-        wh, ww = self.window
-        B = self.images.shape[0]
+        B = self.num_images
         per_call = max(1, self.batch // B)
         num = max(1, per_call // len(self.lefts))
         tops = self.tops[self.num_rows : self.num_rows + num]
@@ -135,11 +156,22 @@ class View:
         places = [(top, left) for top in tops for left in self.lefts]
         for start in range(0, len(places), per_call):
             chunk = places[start : start + per_call]
-            crops = [self.images[..., y : y + wh, x : x + ww] for y, x in chunk]
+            crops = [self._crop(top, left) for top, left in chunk]
             together = crops[0] if len(crops) == 1 else torch.cat(crops)
             logits, size = _coarse_logits(self.model, together)
             for (top, left), part in zip(chunk, logits.split(B), strict=True):
                 self.live.append(Window(top, left, part, size, self.window))
+        if self.num_rows == len(self.tops):
+            self.images = None
+
+    def _crop(self, top: int, left: int) -> Tensor:
+        """The pixels of a window; of a flipped view, from the mirrored place."""
+        assert self.images is not None
+        wh, ww = self.window
+        if not self.flip:
+            return self.images[..., top : top + wh, left : left + ww]
+        right = self.size[1] - left
+        return self.images[..., top : top + wh, right - ww : right].flip(-1)
 
 
 def _pyramid(length: int) -> Tensor:
@@ -173,8 +205,7 @@ class Window:
     def rows(self, first: int, last: int) -> Tensor:
         """Logits (B, K, last - first, window width) float32 at the view's resolution."""
         source = (self.height, self.logits.shape[-1])
-        device = self.logits.device
-        rows = resize_rows(self._fetch, source, self.padded, first, last, device)
+        rows = resize_rows(self._fetch, source, self.padded, first, last)
         return rows[..., : self.size[1]]
 
     def forget_above(self, row: int) -> None:
@@ -182,7 +213,7 @@ class Window:
         if row <= self.top:
             return
         at = row - self.top
-        lower, _, _ = source_rows(at, at + 1, self.height, self.padded[0], self.logits)
+        lower, _, _ = source_rows(at, at + 1, self.height, self.padded[0])
         first = int(lower)
         if first > self.first:
             self.logits = self.logits[..., first - self.first :, :].clone()
@@ -206,7 +237,6 @@ def resize_rows(
     target: tuple[int, int],
     first: int,
     last: int,
-    device: torch.device,
 ) -> Tensor:
     """Rows first .. last-1 of a bilinear resize (align_corners=False) from source to target size.
 
@@ -216,16 +246,16 @@ def resize_rows(
         target: (H, W) after the resize.
         first: first row wanted.
         last: row after the last.
-        device: of the map.
     """
     if source[0] == target[0]:
         rows = fetch(first, last)
     else:
-        like = torch.empty(0, device=device)
-        lower, upper, share = source_rows(first, last, source[0], target[0], like)
+        lower, upper, share = source_rows(first, last, source[0], target[0])
         top = int(lower[0])
         block = fetch(top, int(upper[-1]) + 1)
-        lower, upper = lower.long() - top, upper.long() - top
+        lower, upper, share = (
+            x.to(block.device, non_blocking=True) for x in (lower - top, upper - top, share.float())
+        )
         rows = torch.lerp(
             block.index_select(2, lower), block.index_select(2, upper), share[:, None]
         )

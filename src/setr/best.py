@@ -1,0 +1,115 @@
+"""The best weights of a run: found on the validation split, kept as a model, adjusted."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from setr import distributed
+from setr.adjustment import ADJUSTED, find_offsets, shift_logits
+from setr.config import Config
+from setr.datasets import Dataset
+from setr.evaluation import evaluate_split
+from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.model import SETR
+from setr.parallel import Parallel, full_tensors
+from setr.protocols import MULTI_SCALES
+from setr.runfolder import RunFolder
+from setr.samples import Samples
+
+
+class Best:
+    """The weights that scored best so far, which the run's folder holds as a model directory.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        val: the split that decides.
+        info: what is stored beside the weights.
+        device: where they are tested.
+
+    Attributes:
+        figures: of the best weights on `val`; empty before the first test.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        val: Dataset,
+        info: ModelInfo,
+        device: torch.device,
+    ) -> None:
+        self.config, self.folder, self.val, self.info = config, folder, val, info
+        self.device = device
+        self.figures: dict[str, Any] = {}
+
+    def test(self, parallel: Parallel, step: int) -> None:
+        """Test the weights a model has after a step; keep them if they are the best so far."""
+        model, samples = parallel.model, Samples(self.val.labels, self.config.train.samples)
+        with parallel.whole():
+            figures = self._evaluate(model, self.info, on_image=samples)
+        score = figures["miou"] or 0.0
+        self.folder.log({"step": step, "val": figures})
+        self.folder.picture(step, samples.picture())
+        if self.figures and score <= (self.figures["miou"] or 0.0):
+            return
+        state = full_tensors(model.state_dict())
+        metrics = {"val mIoU": round(score, 4), "step": step}
+        info = dataclasses.replace(self.info, metrics=metrics)
+        save = partial(save_pretrained, self.folder.out, model, info, state=state)
+        if self.folder.attempt("best weights", save):
+            self.figures = figures
+
+    def adjust(self, pixels: np.ndarray) -> None:
+        """Shift the logits by what the validation split asks for, once.
+
+        Args:
+            pixels: (K,) counts of the classes in the training split.
+        """
+        model, info = self._load()
+        new = ADJUSTED not in info.metrics  # else done before this run was continued
+        if new:
+            search = partial(
+                find_offsets,
+                *(model, info, self.val),
+                pixels=pixels,
+                precision=self.config.train.precision,
+                workers=self.config.data.workers,
+            )
+            shift_logits(model, distributed.on_first(search))
+        figures = self._evaluate(model, info)
+        metrics = {**info.metrics, "val mIoU": round(figures["miou"] or 0.0, 4)}
+        info = dataclasses.replace(info, metrics={**metrics, ADJUSTED: self.val.split})
+        save = partial(save_pretrained, self.folder.out, model, info)
+        if not new or self.folder.attempt("adjusted weights", save):
+            self.figures = figures
+
+    def results(self) -> dict[str, Any]:
+        """The figures by protocol; with several scales, if asked for, they are computed here."""
+        results = {"single_scale": self.figures}
+        if self.config.eval.multi_scale:
+            model, info = self._load()
+            protocol = dataclasses.replace(info.protocol, scales=MULTI_SCALES, flip=True)
+            info = dataclasses.replace(info, protocol=protocol)
+            results["multi_scale"] = self._evaluate(model, info)
+        return results
+
+    def _load(self) -> tuple[SETR, ModelInfo]:
+        model, info = from_pretrained(self.folder.out)
+        return model.to(self.device), info
+
+    def _evaluate(self, model: SETR, info: ModelInfo, **options: Any) -> dict[str, Any]:
+        return evaluate_split(
+            model,
+            info,
+            self.val,
+            precision=self.config.train.precision,
+            workers=self.config.data.workers,
+            detailed=False,
+            **options,
+        )
