@@ -310,4 +310,4 @@ def test_a_view_of_a_model_tested_in_windows_is_whole():
     protocol = Protocol(short_side=40).in_windows(32)
     info = ModelInfo(labels=scenes.LABELS, protocol=protocol)
     predictor = Predictor(tiny_model(num_classes=9), info, device="cpu")
-    assert make_view(predictor, np.zeros((80, 120, 3), np.uint8)).x.shape == (1, 3, 40, 60)
+    assert make_view(predictor, np.zeros((80, 120, 3), np.uint8)).pixels.shape == (1, 3, 40, 60)

@@ -46,6 +46,7 @@ ORDER = (
         "upsampled_convolution",
         "normalised",
         "decoders",
+        "linear",
         "baselines",
         "catalog",
         "tensorfiles",

@@ -268,9 +268,9 @@ def test_refusals():
     for number in (0, 256):
         with pytest.raises(SetrError, match=f"num_classes {number}: ids are 8-bit; give 1 to 255"):
             tiny_model("pup", num_classes=number)
-    known = "there are naive, pup, mla, fcn, semantic_fpn"
-    with pytest.raises(SetrError, match=f"decoder 'linear' is unknown; {known}"):
-        create_model("setr_pup_nano", num_classes=2, decoder="linear")
+    known = "there are naive, pup, mla, linear, fcn, semantic_fpn"
+    with pytest.raises(SetrError, match=f"decoder 'segmenter' is unknown; {known}"):
+        create_model("setr_pup_nano", num_classes=2, decoder="segmenter")
     for arguments in ({"encoder_args": {"output_stride": 16}}, {"taps": (1, 3, 4)}):
         taps = arguments.pop("taps", (1, 2, 3, 4))
         with pytest.raises(SetrError, match="each must be twice the one before"):
@@ -297,3 +297,21 @@ def test_the_table_in_the_documents_is_the_commands():
             f"{found['parameters'] / 1e6:.2f}",
             f"{found['gflops']:.1f}",
         ]
+
+
+def test_a_linear_probe_is_linear_in_normalised_features():
+    """Logits at patch scale: norm, batch norm and one matrix, on one block or on several joined."""
+    for taps in ((6,), (3, 4, 5, 6)):
+        model = create_model("linear_nano", num_classes=5, img_size=64, taps=taps).eval()
+        images = torch.randn(2, 3, 40, 56)
+        with torch.inference_mode():
+            maps = model.encoder(images)
+            logits = model.coarse(images).logits
+        normed = [torch.nn.functional.layer_norm(m.movedim(1, -1), m.shape[1:2]) for m in maps]
+        x = torch.cat(normed, dim=-1) / (1 + model.decoder.batch_norm.eps) ** 0.5
+        weight, bias = model.decoder.classifier.weight[..., 0, 0], model.decoder.classifier.bias
+        torch.testing.assert_close(logits.movedim(1, -1), x @ weight.T + bias, atol=1e-4, rtol=1e-4)
+        assert len(model.aux_heads) == 0
+        assert logits.shape == (2, 5, 5, 7)
+    with pytest.raises(SetrError, match="channels 8: linear_nano has no convolutions"):
+        create_model("linear_nano", num_classes=5, channels=8)

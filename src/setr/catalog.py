@@ -1,7 +1,8 @@
 """The named models: the paper's systems and baselines as keywords of `SETR`.
 
-Names say decoder and size, `setr_pup_base`; any timm ViT can take the place of a name's own
-encoder. The paper's models use 256 channels in the heads and auxiliary heads at fixed blocks.
+Names say decoder and size, `setr_pup_base`; `linear_base` is a linear probe to compare with. Any
+timm ViT can take the place of a name's own encoder. The paper's models use 256 channels in the
+heads and auxiliary heads at fixed blocks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from setr.encoder import encoder_depth
 from setr.errors import USAGE, SetrError
 
-DecoderName = Literal["naive", "pup", "mla", "fcn", "semantic_fpn"]
+DecoderName = Literal["naive", "pup", "mla", "linear", "fcn", "semantic_fpn"]
 
 
 class _Size(NamedTuple):
@@ -44,6 +45,7 @@ _TRANSFORMERS: dict[str, tuple[DecoderName, str, dict[str, Any]]] = {
     for decoder in ("naive", "pup", "mla")
     for size in _SIZES
 }
+_TRANSFORMERS |= {f"linear_{size}": ("linear", size, {}) for size in _SIZES}
 _TRANSFORMERS["hybrid_base"] = ("naive", "base", {"resnet": "resnet50c"})
 _BASELINES: dict[str, dict[str, Any]] = {
     "fcn_r101": {
@@ -68,7 +70,10 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
 
     Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (Naive
     auxiliary 3, 6, 9; PUP auxiliary 5, 8, 10, 12; MLA 3, 6, 9, 12). Other depths are spread evenly.
+    The linear probe reads the last block and has no auxiliary heads.
     """
+    if decoder == "linear":
+        return (depth,), ()
     quarters = tuple(sorted({max(1, round(depth * i / 4)) for i in (1, 2, 3, 4)}))
     late = {24: (10, 15, 20, 24), 12: (5, 8, 10, 12)}.get(depth, quarters)
     taps = quarters
@@ -79,6 +84,8 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
 
 def _aux_taps(decoder: str, taps: tuple[int, ...]) -> tuple[int, ...]:
     """Every tap has an auxiliary head; Naive's last one, which its decoder reads, has none."""
+    if decoder == "linear":
+        return ()
     return taps[:-1] if decoder == "naive" else taps
 
 
@@ -138,10 +145,16 @@ def _transformer_settings(
     size = _SIZES[size_name]
     depth = (encoder_args or {}).get("depth") or (encoder_depth(encoder) if encoder else size.depth)
     taps, aux_taps = default_taps(decoder, depth)
+    if decoder == "linear" and channels:
+        raise SetrError(
+            f"channels {channels}: {name} has no convolutions; leave it out", code=USAGE
+        )
     width = channels or size.channels
     heads: dict[str, Any] = {"decoder_args": {"channels": width}, "aux_args": {"channels": width}}
     if decoder == "mla":
         heads = {"neck_args": {"channels": width}, "decoder_args": {"stream_channels": width // 2}}
+    elif decoder == "linear":
+        heads = {"decoder_args": {}}
     elif decoder == "pup":
         heads["aux_args"] = {"channels": width, "kernel_size": 3, "final_scale": 4}
     return {

@@ -23,6 +23,7 @@ from setr.encoder import Encoder, PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.labels import IGNORE
+from setr.linear import Linear
 from setr.pretrained import default_tag, load_encoder
 
 OddSizes = Literal["crop", "squeeze"]
@@ -62,10 +63,11 @@ class SETR(nn.Module):
 
     Args:
         encoder: timm id of a ViT, or of a ResNet for the decoders `fcn` and `semantic_fpn`.
-        decoder: `naive`, `pup`, `mla`; `fcn`, `semantic_fpn` for the baselines.
+        decoder: `naive`, `pup`, `mla`; `linear` for a probe; `fcn`, `semantic_fpn` for the
+            baselines.
         num_classes: K, 1 to 255.
-        taps: encoder blocks (from 1) that the heads read; the decoder reads the last one, MLA and
-            Semantic FPN all.
+        taps: encoder blocks (from 1) that the heads read; the decoder reads the last one, MLA, the
+            probe and Semantic FPN all.
         aux_taps: the taps that carry an auxiliary head, in the order of `Output.aux`.
         img_size: image side or (height, width) the position grid is made for; None keeps the
             encoder's own.
@@ -147,7 +149,7 @@ class SETR(nn.Module):
             self.encoder = Encoder(encoder, taps=tuple(taps), **vit_args, **(encoder_args or {}))
         widths = self.encoder.widths
         self.neck: nn.Module = nn.Identity()
-        streams = {}
+        streams = {"num_streams": len(taps)} if decoder == "linear" else {}
         if decoder in ("mla", "semantic_fpn"):
             neck = (MLANeck if decoder == "mla" else FPNNeck)(widths, **(neck_args or {}))
             self.neck, widths = neck, [neck.channels] * len(taps)
@@ -211,6 +213,7 @@ _DECODERS: dict[str, Any] = {
     "naive": Naive,
     "pup": PUP,
     "mla": MLA,
+    "linear": Linear,
     "fcn": FCN,
     "semantic_fpn": SemanticFPN,
 }
@@ -218,6 +221,7 @@ _AUX_HEADS: dict[str, Any] = {
     "naive": UpsampleHead,
     "pup": UpsampleHead,
     "mla": PointwiseHead,
+    "linear": PointwiseHead,
     "fcn": FCN,
     "semantic_fpn": FCN,
 }
