@@ -86,7 +86,8 @@ def enclose(module: nn.Module, context: Context) -> None:
     """Let a module's forward passes run inside `context(module)`, outside of compilation.
 
     The module gets a subclass of its class, under the same name. Forward hooks would leave the
-    context open when Ctrl-C ends a pass: torch then calls none of them.
+    context open when Ctrl-C ends a pass: torch then calls none of them. A `forward` set on the
+    module would stay bound to it in copies.
     """
     kind: Any = type(module)
     kind, contexts = getattr(module, "_enclosed", (kind, ()))
