@@ -104,6 +104,18 @@ def test_activations_grow_with_the_batch_and_shrink_by_recomputation():
     assert recomputed.logits == rehearsed(batch=4).logits
 
 
+@pytest.mark.parametrize("decoder", ["naive", "pup", "mla"])
+def test_bf16_is_rehearsed_on_machines_without_it(decoder):
+    """Fake kernels give other types than real ones, so each head's backward pass is walked."""
+    with torch.device("meta"):
+        model = tiny_model(decoder)
+    found = step_memory(model, batch=2, size=(64, 64), device=CPU, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        model = tiny_model(decoder)
+    whole = step_memory(model, batch=2, size=(64, 64), device=CPU)
+    assert found.activations < whole.activations
+
+
 def test_frozen_blocks_keep_nothing():
     with torch.device("meta"):
         model = tiny_model("naive", aux_taps=())

@@ -65,7 +65,8 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, scale, shift, weight, *figures = ctx.saved_tensors
-        mean, inverse = (figure[:, None] for figure in figures)
+        # kernels give fp32 here for maps in bf16, rehearsals on fake tensors bf16
+        mean, inverse = (figure[:, None].to(scale.dtype) for figure in figures)
         slope, shift = scale[:, None] * inverse, shift[:, None]
         of_x, w = torch.empty_like(x), None if weight is None else weight.flatten(1)
         of_scale, of_shift = torch.zeros_like(slope), torch.zeros_like(slope)
