@@ -16,12 +16,13 @@ import pytest
 import torch
 
 import setr.best as best
+import setr.build as build
 import setr.checkpoint as checkpoint
 import setr.engine as engine
 import setr.loader as loader
-from setr.build import announce
+from setr.build import announce, build_model
 from setr.checkpoint import newest_state
-from setr.config import Config
+from setr.config import Config, ModelConfig
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
@@ -403,6 +404,18 @@ def test_a_run_says_where_its_encoder_starts(config, capsys):
     said = capsys.readouterr().err
     assert f"encoder: weights of {config.out}: dialect setr: " in said
     assert "random" not in said
+
+
+def test_weights_trained_on_other_pixels_are_named(monkeypatch, capsys):
+    """timm's AugReg weights are of pixels from -1 to 1."""
+    monkeypatch.setattr(build, "load_encoder", lambda *_, **__: "report")
+    half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    for given, notes in ((half, 0), ({}, 1)):
+        model = ModelConfig(name="setr_naive_nano", channels=8, pretrained="augreg_in21k", **given)
+        build_model(Config(model=model), 3)
+        said = capsys.readouterr().err
+        options = "--model.mean 0.5 0.5 0.5 --model.std 0.5 0.5 0.5"
+        assert said.count(options) == notes
 
 
 def warnings_of(config: Config, capsys: pytest.CaptureFixture, part: str, **changes) -> list[str]:

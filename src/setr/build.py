@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from setr.complexity import parameter_counts
-from setr.config import Config
+from setr.config import Config, ModelConfig
 from setr.datasets import Dataset
 from setr.distributed import say, world
 from setr.doctor import check, describe_map
@@ -51,6 +51,8 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         if source:
             report = load_encoder(model, source, resnet=resnet)
             say(f"encoder: weights of {source}: {report}")
+    if settings.pretrained and not Path(settings.pretrained).is_dir():  # a run has its own
+        _compare_normalisation(model, settings)
     if settings.lora_rank:
         add_lora(model, settings.lora_rank)
     else:
@@ -59,6 +61,15 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
     if trained < total and not quiet:
         say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
     return model
+
+
+def _compare_normalisation(model: SETR, settings: ModelConfig) -> None:
+    """Say so where the weights were trained with another mean and deviation of the channels."""
+    trained = getattr(getattr(model.encoder, "vit", None), "pretrained_cfg", None) or {}
+    theirs = {name: tuple(trained.get(name) or getattr(settings, name)) for name in ("mean", "std")}
+    if any(theirs[name] != getattr(settings, name) for name in theirs):
+        options = " ".join(f"--model.{k} {' '.join(f'{v:g}' for v in theirs[k])}" for k in theirs)
+        say(f"note: {model.arguments['encoder']} was trained on pixels with {options}; not so here")
 
 
 def announce(config: Config) -> None:
