@@ -66,8 +66,18 @@ ORDER = (
         "triton_loss",
         "losses",
     ),
-    *("protocols", "windows", "inference", "hub", "averaging", "foreign", "runtime", "complexity"),
-    *("machine", "memory"),
+    *(
+        "machine",
+        "protocols",
+        "windows",
+        "inference",
+        "hub",
+        "averaging",
+        "foreign",
+        "runtime",
+        "complexity",
+    ),
+    "memory",
     # runs
     *(
         "provenance",

@@ -28,6 +28,7 @@ from setr.estimate import (
     largest_batch,
     settled,
 )
+from setr.inference import Protocol, predict_mask
 from setr.machine import available_bytes, free_bytes, peak_bytes, process_peak, resident_bytes
 from setr.memory import step_memory
 from tests.conftest import tiny_config, tiny_model
@@ -289,3 +290,40 @@ def test_a_cache_needs_a_frozen_encoder():
         Config(train=TrainConfig(cache_features="flip"))
     assert caught.value.code == USAGE
     Config(model=ModelConfig(freeze=-1), train=TrainConfig(cache_features="flip"))
+
+
+def test_freed_memory_is_given_back_when_a_process_has_grown(monkeypatch):
+    held, trims = [100], []
+
+    def trim(_):
+        trims.append(held[0])
+        held[0] -= 30
+
+    monkeypatch.setattr(machine, "resident_bytes", lambda: held[0])
+    monkeypatch.setattr(machine, "_malloc_trim", lambda: trim)
+    heap = machine.Heap(growth=50)
+    for now in (40, 51, 60, 71, 72):
+        held[0] = now
+        heap.give_back()
+    assert trims == [51, 72]  # 21 are left after the first: 71 are not more than 50 above
+
+
+@pytest.mark.skipif(machine._malloc_trim() is None, reason="this C library has no malloc_trim")
+def test_gaps_of_the_heap_go_back_to_the_system():
+    """Blocks below the size that is mapped alone, with small ones between them that stay."""
+    blocks = [(bytearray(100 << 10), bytearray(600)) for _ in range(3000)]
+    small = [b for _, b in blocks]
+    before = resident_bytes()
+    del blocks
+    machine.Heap(growth=0).give_back()
+    assert before - resident_bytes() > 200 << 20
+    assert len(small) == 3000
+
+
+def test_every_block_of_a_large_image_looks_after_the_heap(monkeypatch):
+    asked = []
+    monkeypatch.setattr(machine.HEAP, "give_back", lambda: asked.append(1))
+    model = tiny_model("naive").eval()
+    with torch.inference_mode():
+        predict_mask(model, torch.randn(1, 3, 64, 600), Protocol(window=(64, 64)))
+    assert asked

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from setr.errors import SetrError
 from setr.labels import IGNORE
+from setr.machine import HEAP
 from setr.protocols import MULTI_SCALES, Protocol
 from setr.windows import Model, Pixels, Resized, View, resize_rows
 
@@ -230,6 +231,8 @@ def _score_blocks(
             for block in blocks:
                 total += block.softmax(dim=1)
             yield total.div_(len(views))
+        if images.device.type == "cpu":
+            HEAP.give_back()
         top = bottom
 
 

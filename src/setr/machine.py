@@ -6,9 +6,12 @@ Imported without torch, so that programs which do without it can be measured, to
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +30,40 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
     return available_bytes() + resident_bytes()
+
+
+class Heap:
+    """Memory that was freed, but that the C library keeps from the system.
+
+    Large tensors of changing sizes leave gaps between small ones that live on: segmenting four
+    megapixels by windows has grown processes to 2.6 GB with 0.13 GB in use.
+
+    Args:
+        growth: bytes a process may grow by before the gaps are given back.
+    """
+
+    def __init__(self, growth: int = 512 << 20) -> None:
+        self.growth, self.floor = growth, 0
+
+    def give_back(self) -> None:
+        """Give the gaps back, if the process has grown since the last time; cheap if not."""
+        trim = _malloc_trim()
+        if trim is not None and resident_bytes() > self.floor + self.growth:
+            trim(0)
+            self.floor = resident_bytes()
+
+
+HEAP = Heap()
+"""That of this process."""
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Of glibc; other C libraries give memory back by themselves."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        return trim
+    return None
 
 
 def peak_bytes(device: torch.device) -> int:
