@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from setr.cli import main
 from setr.errors import FAILED, USAGE, SetrError
 from setr.images import read_image
 from setr.masks import read_mask
+from setr.serve import gate
 from setr.serve.answers import FORMATS
 from setr.serve.limits import Limits
 from setr.serve.models import Models, split_name
@@ -174,11 +176,12 @@ def test_pages_load_nothing_from_elsewhere(client):
     assert "access-control-allow-origin" not in client.options("/v1/segment").headers
 
 
-def test_metrics_and_log(client, capfd):
+def test_metrics_and_log(client, monkeypatch):
+    log = io.StringIO()  # a captured stderr loses what a thread writes while it is read
+    monkeypatch.setattr(gate, "sys", SimpleNamespace(stderr=log))
     client.post("/v1/segment", content=photo(), headers={"X-Request-ID": "mine-1"})
-    seen: list[str] = []
-    until(lambda: seen.append(capfd.readouterr().err) or '"mine-1"' in "".join(seen))
-    lines = [json.loads(line) for line in "".join(seen).splitlines() if line[:1] == "{"]
+    until(lambda: '"mine-1"' in log.getvalue())
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
     line = next(line for line in lines if line["id"] == "mine-1")
     said = {"model": "pup", "status": 200, "route": "/v1/segment", "width": 48}
     assert said.items() <= line.items()

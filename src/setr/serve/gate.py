@@ -209,4 +209,5 @@ class _Exchange:
             "bytes_out": self.sent,
             **self.note,
         }
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        sys.stderr.write(json.dumps(line) + "\n")  # at once: threads' lines stay apart
+        sys.stderr.flush()
