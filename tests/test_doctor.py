@@ -388,13 +388,9 @@ def test_init_data_takes_binary_masks_as_two_classes(tmp_path):
     assert not check(dataset).problems
 
 
-@pytest.mark.parametrize(
-    ("sample", "message"),
-    [("voc", "needs no data.yaml"), ("labelme_voc", "labelme_export_voc")],
-)
-def test_init_data_says_what_it_will_not_describe(shared, capsys, sample, message):
-    assert main(["init-data", str(shared / "data" / "samples" / sample)]) != OK
-    assert message in capsys.readouterr().err
+def test_init_data_says_what_it_will_not_describe(shared, capsys):
+    assert main(["init-data", str(shared / "data" / "samples" / "voc")]) != OK
+    assert "needs no data.yaml" in capsys.readouterr().err
 
 
 def test_thumbnails_of_strips_are_small(tmp_path):

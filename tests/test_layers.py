@@ -33,7 +33,8 @@ ORDER = (
     # figures
     *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
     # checks of a data set
-    *("survey_rows", "survey", "doctor", "class_files", "init_data"),
+    *("survey_rows", "survey", "doctor", "class_files"),
+    *("outlines", "outline_index", "outline_json", "outline_files", "outline_masks", "init_data"),
     # networks and weights
     *(
         "products",

@@ -1,7 +1,8 @@
 """Drafts the `data.yaml` of a folder of one's own: finds images, masks, ids or colours, and splits.
 
-What a program can see it writes down (ids, colours, names in a classes file beside the data); what
-it cannot know it asks for in a comment. Nothing is guessed silently.
+Where there are outlines in place of masks, masks are drawn from them. What a program can see it
+writes down (ids, colours, names in a classes file beside the data); what it cannot know it asks for
+in a comment. Nothing is guessed silently.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +22,11 @@ from setr.class_files import names_by_colour, names_by_id
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import walk_images, write_bytes
-from setr.layouts import SPLIT_NAMES, find_split
+from setr.layouts import find_split
 from setr.masks import read_mask
+from setr.outline_files import find_outlines
+from setr.outline_index import DRAWN, SPLIT_OF
+from setr.outline_masks import draw_masks, told
 from setr.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem
 
 IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
@@ -33,30 +37,67 @@ MASK_NAMES = (
 MOST_VALUES = 256
 """More ids or colours than this are no classes."""
 SHOWN = 5
-SPLIT_OF = {folder: split for split, folders in SPLIT_NAMES.items() for folder in folders}
 
 
 class Draft(NamedTuple):
-    """A data.yaml and the list files beside it, not yet written; `note` tells what was left out."""
+    """A YAML file and the list files beside it, not yet written.
+
+    Attributes:
+        yaml: its text.
+        lists: text of each list by file name.
+        note: what was left out.
+        name: of the YAML file.
+    """
 
     yaml: str
     lists: dict[str, str]
     note: str = ""
+    name: str = "data.yaml"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """All texts by file name."""
+        return {self.name: self.yaml, **self.lists}
 
 
-def draft(root: Path, *, val_share: float = 0.2) -> Draft:
+def draft(
+    root: Path, *, val_share: float = 0.2, rest: str = "background", name: str = "data.yaml"
+) -> Draft:
     """Describe a folder.
 
+    Outlines are drawn into its folder `masks_drawn`, anew each time.
+
     Args:
-        root: holds images and masks, with or without folders per split.
+        root: holds images and masks, or outlines, with or without folders per split.
         val_share: share of the pairs that goes to the validation split where the folder has none;
             the choice depends on file names alone.
+        rest: of outlines, the class of what none covers, or `ignore`.
+        name: of the YAML file; lists beside another than data.yaml are called after it.
 
     Raises:
         SetrError: the layout is one that needs no description, or none that can be described.
     """
+    try:
+        return _of_masks(root, val_share, name)
+    except SetrError as error:
+        outlined = find_outlines(root) if error.code == DATA_CHECK_FAILED else None
+        if outlined is None:
+            raise
+    drawn = draw_masks(root, outlined, rest=rest)
+    lists = _split_lists(drawn.pairs, val_share, drawn.splits)
+    head = [
+        f"# {len(drawn.pairs)} masks in {DRAWN} drawn by `setr init-data` from outlines "
+        f"({outlined.kind})."
+    ]
+    notes = told(outlined.left_out), _left_out(outlined.alone, len(drawn.pairs), "outlines")
+    note = "; ".join(filter(None, (*outlined.notes, *notes)))
+    body = _listed(dict(enumerate(drawn.classes)), drawn.pixels)
+    return _composed(name, head, note, body, lists)
+
+
+def _of_masks(root: Path, val_share: float, name: str) -> Draft:
+    """Describe a folder of mask files."""
     pairs: list[tuple[str, str]] = []
-    splits: dict[str, str] = {}
     for split in SPLITS:
         try:
             found = find_split(root, split, None)
@@ -68,36 +109,47 @@ def draft(root: Path, *, val_share: float = 0.2) -> Draft:
                 "data.yaml; check it with `setr doctor`",
                 code=USAGE,
             )
-        splits[split] = ""
         pairs += zip(found.images, found.masks or (), strict=False)
     lists: dict[str, str] = {}
     alone: list[str] = []
     if not pairs:
         pairs, alone = _flat_pairs(root)
-        lists = _split_lists(pairs, val_share)
-        splits = {split: f"{split}.txt" for split in SPLITS if f"{split}.txt" in lists}
+        lists = _split_lists(pairs, val_share, {})
     ids, colours = _values(root, [mask for _, mask in pairs])
     if colours:
         body = _colour_classes(colours, names_by_colour(root))
     else:
         body = _id_classes(ids, names_by_id(root))
-    head = [f"# {len(pairs)} pairs found by `setr init-data`; check with `setr doctor {root}`."]
-    note = ""
-    if alone:
-        shown = ", ".join(alone[:SHOWN]) + (", …" if len(alone) > SHOWN else "")
-        shown = " ".join(shown.encode("utf-8", "replace").decode().split())  # fits a comment
-        note = f"{len(alone)} of {len(pairs) + len(alone)} images have no mask, left out: {shown}"
-        head.append(f"# {note}")
-    head += [f"{split}: {place}" for split, place in splits.items() if place]
-    return Draft("\n".join([*head, *body]) + "\n", lists, note)
+    head = [f"# {len(pairs)} pairs found by `setr init-data`."]
+    return _composed(name, head, _left_out(alone, len(pairs), "mask"), body, lists)
+
+
+def _left_out(alone: list[str], count: int, what: str) -> str:
+    """That images have no mask or no outlines, beside `count` that have; nothing if all have."""
+    if not alone:
+        return ""
+    shown = ", ".join(alone[:SHOWN]) + (", …" if len(alone) > SHOWN else "")
+    shown = " ".join(shown.encode("utf-8", "replace").decode().split())  # fits a comment
+    return f"{len(alone)} of {count + len(alone)} images have no {what}, left out: {shown}"
+
+
+def _composed(
+    name: str, head: list[str], note: str, body: list[str], lists: dict[str, str]
+) -> Draft:
+    """The draft; `lists` are by split, none where folders tell the splits."""
+    ahead = "" if name == "data.yaml" else f"{Path(name).stem}_"
+    places = {split: f"{ahead}{split}.txt" for split in SPLITS if split in lists}
+    lines = [*head, *([f"# {note}"] if note else ())]
+    lines += [f"{split}: {place}" for split, place in places.items()]
+    files = {place: lists[split] for split, place in places.items()}
+    return Draft("\n".join([*lines, *body]) + "\n", files, note, name)
 
 
 def write(root: Path, made: Draft) -> list[Path]:
     """Write a draft into the folder it describes; returns the files."""
-    files = {"data.yaml": made.yaml, **made.lists}
-    for name, text in files.items():
+    for name, text in made.files.items():
         write_bytes(root / name, text.encode("utf-8", "surrogateescape"))
-    return [root / name for name in files]
+    return [root / name for name in made.files]
 
 
 def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
@@ -126,34 +178,32 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         if pairs:
             paired = {image for image, _ in pairs}
             return pairs, [ahead + name for name in files if ahead + name not in paired]
-    if next(root.rglob("*.json"), None) and not any((root / m).is_dir() for m in MASK_NAMES):
-        raise SetrError(
-            f"{root}: holds outlines in JSON but no mask images; export masks first (labelme: "
-            "labelme_export_voc)",
-            code=DATA_CHECK_FAILED,
-        )
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
-        f"({', '.join(MASK_NAMES)}) of the same file names; rename them, or list the pairs in "
-        "train.csv and val.csv (columns image,mask) and name these in data.yaml",
+        f"({', '.join(MASK_NAMES)}) of the same file names, and no outlines (LabelMe, COCO, YOLO); "
+        "rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
+        "name these in data.yaml",
         code=DATA_CHECK_FAILED,
     )
 
 
-def _split_lists(pairs: list[tuple[str, str]], val_share: float) -> dict[str, str]:
-    """train.txt and val.txt; at least one pair each where there are two.
+def _split_lists(
+    pairs: list[tuple[str, str]], val_share: float, known: Mapping[str, str]
+) -> dict[str, str]:
+    """Text of the list of each split; at least one pair each where there are two.
 
-    Pairs in folders called after splits (`images/training`) stay in them.
+    Pairs whose image has a known split, or lies in a folder called after one (`images/training`),
+    stay in it.
     """
     parts: dict[str, list[tuple[str, str]]] = {}
     for pair in pairs:
         folders = pair[0].lower().split("/")[:-1]
-        split = next((SPLIT_OF[name] for name in folders if name in SPLIT_OF), "")
-        parts.setdefault(split, []).append(pair)
+        by_folder = next((SPLIT_OF[name] for name in folders if name in SPLIT_OF), "")
+        parts.setdefault(known.get(pair[0], by_folder), []).append(pair)
     if not {"train", "val"} <= set(parts) or "" in parts:
         parts = _by_name(pairs, val_share)
     return {
-        f"{split}.txt": "".join(f"{image}\t{mask}\n" for image, mask in sorted(part))
+        split: "".join(f"{image}\t{mask}\n" for image, mask in sorted(part))
         for split, part in parts.items()
     }
 
@@ -209,19 +259,21 @@ def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
             f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
         ]
     naming = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
-    ignored = sorted(set(ids) - set(naming))
-    total = sum(ids.values())
     hint = "# name the classes, here and in label_map; ids to leave out go to 'ignore'"
-    lines = [] if names else [hint]
-    lines.append("classes:")
-    lines += [f"  - {_quote(name)}" for name in naming.values()]
+    return [*([] if names else [hint]), *_listed(naming, ids)]
+
+
+def _listed(naming: dict[int, str], ids: Counter[int]) -> list[str]:
+    """Classes and their ids, with shares of the pixels; ids without a name are ignored."""
+    total = sum(ids.values())
+    lines = ["classes:", *(f"  - {_quote(name)}" for name in naming.values())]
     lines.append("label_map:  # id in the masks: class, or ignore")
     lines += [
         f"  {i}: {_quote(name)}  # {100 * ids[i] / total:.2f} % of the pixels"
         for i, name in naming.items()
     ]
-    lines += [f"  {i}: ignore  # {100 * ids[i] / total:.2f} % of the pixels" for i in ignored]
-    return lines
+    ignored = sorted(set(ids) - set(naming))
+    return lines + [f"  {i}: ignore  # {100 * ids[i] / total:.2f} % of the pixels" for i in ignored]
 
 
 def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:

@@ -245,7 +245,13 @@ def names_below(folder: Path, prefix: str, suffixes: frozenset[str] = IMAGE_SUFF
         raise data_error(f"{folder}: no such folder")
     names = walk_images(folder, suffixes)
     if not names:
-        raise data_error(f"{folder}: no images in this folder")
+        outlines = walk_images(folder, frozenset({".json", ".txt"}))
+        hint = (
+            f"; if {outlines[0]} holds outlines, `setr init-data DIR` draws masks"
+            if outlines
+            else ""
+        )
+        raise data_error(f"{folder}: no images in this folder{hint}")
     return [prefix + name for name in names] if prefix else names
 
 

@@ -16,14 +16,21 @@ from setr.init_data import draft, write
 
 @dataclass(frozen=True)
 class Arguments:
-    """Describe a folder of images and masks: splits, ids or colours, and classes to be named."""
+    """Describe a folder of images and masks: splits, ids or colours, and classes to be named.
+
+    Outlines (LabelMe, COCO, YOLO) are drawn as masks into FOLDER/masks_drawn.
+    """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Folder with images and masks."""
+    """Folder with images and masks or outlines."""
     val_share: float = 0.2
     """Share of the pairs for validation where the folder has no splits."""
+    rest: str = "background"
+    """Class of what no outline covers, or `ignore` to leave it out of training and scores."""
+    name: str = "data.yaml"
+    """Of the file written into FOLDER, where a data.yaml of another program is to stay."""
     overwrite: bool = False
-    """Replace an existing data.yaml."""
+    """Replace the file and its lists if they exist."""
 
 
 def run(arguments: list[str]) -> int:
@@ -33,16 +40,24 @@ def run(arguments: list[str]) -> int:
         raise SetrError(f"{given.folder}: no such folder", code=USAGE)
     if not 0 < given.val_share < 1:
         raise SetrError(f"--val-share {given.val_share}: give a share between 0 and 1", code=USAGE)
-    if (given.folder / "data.yaml").exists() and not given.overwrite:
-        raise SetrError(
-            f"{given.folder}/data.yaml exists; add --overwrite to replace it", code=USAGE
-        )
-    made = draft(given.folder, val_share=given.val_share)
+    if Path(given.name).name != given.name or Path(given.name).suffix not in (".yaml", ".yml"):
+        raise SetrError(f"--name {given.name}: give a file name that ends in .yaml", code=USAGE)
+    _require_absent(given, [given.name])
+    made = draft(given.folder, val_share=given.val_share, rest=given.rest, name=given.name)
+    _require_absent(given, list(made.files))
     files = write(given.folder, made)
     print(made.yaml, end="")
     if made.note:
         print(f"warning: {given.folder}: {made.note}", file=sys.stderr)
-    print(
-        f"wrote {', '.join(map(str, files))}; name the classes, then `setr doctor {given.folder}`"
-    )
+    data = given.folder if given.name == "data.yaml" else files[0]
+    print(f"wrote {', '.join(map(str, files))}; look at the classes, then `setr doctor {data}`")
     return OK
+
+
+def _require_absent(given: Arguments, names: list[str]) -> None:
+    for path in (given.folder / name for name in names):
+        if path.exists() and not given.overwrite:
+            raise SetrError(
+                f"{path} exists; add --overwrite to replace it, or --name OTHER.yaml to keep it",
+                code=USAGE,
+            )

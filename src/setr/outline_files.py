@@ -1,0 +1,116 @@
+"""Finds outlines that annotation tools leave beside images: LabelMe, COCO and YOLO.
+
+LabelMe: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label Studio and Roboflow
+export them. YOLO: a text file per image, lines of `class x y x y …` in shares of the sides.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import yaml
+
+from setr.class_files import names_by_id
+from setr.errors import SetrError
+from setr.files import walk_images
+from setr.outline_index import DRAWN, Annotated, Outlined
+from setr.outline_json import json_outlines
+from setr.outlines import Ring, Shape, as_points
+from setr.pairing import data_error
+
+
+def find_outlines(root: Path) -> Outlined | None:
+    """The outlines below a folder, or None where there are none.
+
+    Raises:
+        SetrError: outlines of several kinds, or an image with outlines in two files (exit code 3).
+    """
+    images = [name for name in walk_images(root) if not name.startswith(f"{DRAWN}/")]
+    if not images:
+        return None
+    found = [each for each in (*json_outlines(root, images), _yolo(root, images)) if each]
+    if len(found) > 1:
+        kinds = " and ".join(each.kind for each in found)
+        raise data_error(f"{root}: holds outlines of {kinds}; leave one of them in the folder")
+    if not found:
+        return None
+    _refuse_doubles(root, found[0])
+    described = {entry.image for entry in found[0].images}
+    found[0].alone = [name for name in images if name not in described]
+    return found[0]
+
+
+def _refuse_doubles(root: Path, outlined: Outlined) -> None:
+    sources: dict[str, str] = {}
+    for entry in outlined.images:
+        other = sources.setdefault(entry.image, entry.source)
+        if other != entry.source:
+            raise data_error(
+                f"{root}: {entry.image} has outlines in {other} and in {entry.source}; leave one "
+                "of these files in the folder"
+            )
+
+
+def _yolo(root: Path, images: list[str]) -> Outlined | None:
+    """Text files in `labels` for images in `images`, or beside them; none means no object."""
+    out = Outlined("YOLO", True)
+    texts = set(walk_images(root, frozenset({".txt"})))
+    names, largest, understood = _yolo_classes(root), -1, False
+    for image in images:
+        text = next((t for t in _yolo_names(image) if t in texts), "")
+        shapes = []
+        for number, words in enumerate(_words(root / text) if text else (), 1):
+            values = _numbers(words)
+            if len(values) == 5:
+                out.leave_out("boxes")
+            elif len(values) < 7 or len(values) % 2 == 0 or values[0] % 1 or values[0] < 0:
+                out.problems.append(f"{text}: line {number} is not 'class x y x y x y …'")
+                continue
+            else:
+                number_of_class = int(values[0])
+                largest = max(largest, number_of_class)
+                name = names.get(number_of_class, f"class_{number_of_class}")
+                shapes.append(Shape(name, (Ring(as_points(values[1:]), relative=True),)))
+            understood = True
+        out.images.append(Annotated(image, tuple(shapes), text or image))
+    count = max(largest, *names, -1) + 1
+    out.classes = tuple(names.get(i, f"class_{i}") for i in range(count))
+    return out if understood else None
+
+
+def _yolo_names(image: str) -> list[str]:
+    """Where the text file of an image may lie."""
+    stem = os.path.splitext(image)[0]
+    ahead, folder, behind = f"/{stem}".rpartition("/images/")
+    return [f"{ahead}/labels/{behind}.txt"[1:], f"{stem}.txt"] if folder else [f"{stem}.txt"]
+
+
+def _words(path: Path) -> list[list[str]]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.split() for line in lines if line.strip()]
+
+
+def _numbers(words: list[str]) -> list[float]:
+    """The numbers of a line, none where one of its words is none."""
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        return []
+    return values if all(map(math.isfinite, values)) else []
+
+
+def _yolo_classes(root: Path) -> dict[int, str]:
+    """Names from `names` of a YAML file in the folder, or from a classes file."""
+    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+        try:
+            names = yaml.safe_load(path.read_text(encoding="utf-8"))["names"]
+            pairs = enumerate(names) if isinstance(names, list) else names.items()
+            return {int(i): str(name) for i, name in pairs}
+        except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+            continue
+    try:
+        return names_by_id(root)
+    except SetrError:
+        return {}

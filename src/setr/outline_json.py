@@ -1,0 +1,158 @@
+"""Outlines in JSON: LabelMe's file per image, COCO's for many."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from setr.class_files import names_by_id
+from setr.files import walk_images
+from setr.outline_index import (
+    BACKGROUND,
+    IGNORED,
+    Annotated,
+    Images,
+    Outlined,
+    not_one,
+    split_of,
+)
+from setr.outlines import Part, Patch, Ring, Runs, Shape, as_points
+
+
+def json_outlines(root: Path, images: list[str]) -> Iterator[Outlined]:
+    """LabelMe's and COCO's, of all JSON files."""
+    labelme, coco = Outlined("LabelMe", False), Outlined("COCO", True)
+    where, broken = Images(images), []
+    for name in walk_images(root, frozenset({".json"})):
+        try:
+            content = json.loads((root / name).read_bytes())
+        except (ValueError, OSError, RecursionError) as error:
+            broken.append(f"{name}: not JSON ({' '.join(str(error).split())[:80]})")
+            continue
+        if not isinstance(content, dict):
+            continue
+        if isinstance(content.get("shapes"), list) and "imagePath" in content:
+            _labelme(name, content, where, labelme)
+        elif all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
+            _Coco(name, content, where, coco).read()
+    named = {shape.name for entry in labelme.images for shape in entry.shapes}
+    listed = [n for n in names_by_id(root).values() if n not in (IGNORED, BACKGROUND)]
+    labelme.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
+    if not coco.images:
+        coco.problems += coco.notes
+    for outlined in (labelme, coco):
+        if outlined.images or outlined.problems:
+            outlined.problems += broken
+            yield outlined
+
+
+# --- LabelMe --------------------------------------------------------------------------------------
+
+
+def _labelme(name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
+    stem, recorded = os.path.splitext(name)[0], str(content["imagePath"])
+    images = where.find(os.path.basename(stem), name) or where.find(recorded, name)
+    if len(images) != 1:
+        out.problems.append(not_one(name, recorded, images))
+        return
+    shapes = []
+    for number, shape in enumerate(content["shapes"], 1):
+        try:
+            part = _labelme_part(shape)
+            if part is None:
+                out.leave_out(f"LabelMe's {shape['shape_type']}")
+            else:
+                shapes.append(Shape(str(shape["label"]), (part,)))
+        except (ValueError, TypeError, KeyError, IndexError):
+            out.problems.append(f"{name}: shape {number} has no label, or no points of its kind")
+    size = content.get("imageHeight"), content.get("imageWidth")
+    known = size if isinstance(size[0], int) and isinstance(size[1], int) else None
+    out.images.append(Annotated(images[0], tuple(shapes), name, known))  # type: ignore[arg-type]
+
+
+def _labelme_part(shape: Mapping[str, Any]) -> Part | None:
+    """A shape's area; None for lines and points, which have none."""
+    kind = shape.get("shape_type") or "polygon"
+    if kind == "polygon":
+        return Ring(as_points(shape["points"]))
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = np.sort(as_points(shape["points"], 2)[[0, -1]], axis=0)
+        if len(shape["points"]) == 2:
+            return Ring(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]))
+        return Ring(as_points(shape["points"]))
+    if kind == "circle":
+        centre, edge = as_points(shape["points"], 2)
+        radius = math.dist(centre, edge)
+        turn = np.linspace(0, 2 * np.pi, max(16, math.ceil(4 * radius)), endpoint=False)
+        return Ring(centre + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1))
+    if kind == "mask":
+        left, top = np.round(as_points(shape["points"], 1)[0]).astype(int).tolist()
+        return Patch(top, left, str(shape["mask"]))
+    return None
+
+
+# --- COCO -----------------------------------------------------------------------------------------
+
+
+class _Coco:
+    """One file of COCO's format, added to `out`."""
+
+    def __init__(self, name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
+        self.name, self.content, self.where, self.out = name, content, where, out
+        self.split = split_of(name)
+
+    def read(self) -> None:
+        """Add the images and their annotations, and new classes."""
+        try:
+            names = {c["id"]: str(c["name"]) for c in self.content["categories"]}
+            groups = {c.get("supercategory") for c in self.content["categories"]}
+            used = {a["category_id"] for a in self.content["annotations"]}
+            by_image: dict[Any, list[Shape]] = {i["id"]: [] for i in self.content["images"]}
+            for annotation in self.content["annotations"]:
+                self._add(annotation, names, by_image)
+            found = [self._image(image, by_image[image["id"]]) for image in self.content["images"]]
+        except (TypeError, KeyError, AttributeError) as error:
+            self.out.problems.append(f"{self.name}: not as COCO has it ({error!r})")
+            return
+        missing = [text for text in found if isinstance(text, str)]
+        if found and len(missing) == len(found):
+            self.out.notes.append(f"{self.name}: none of its {len(found)} images is here")
+            return
+        self.out.problems += missing
+        self.out.images += [entry for entry in found if isinstance(entry, Annotated)]
+        named = [n for i, n in sorted(names.items()) if i in used or n not in groups]
+        self.out.classes = tuple(dict.fromkeys((*self.out.classes, *named)))
+
+    def _image(self, image: Mapping[str, Any], shapes: list[Shape]) -> Annotated | str:
+        images = self.where.find(image["file_name"], self.name, self.split)
+        if len(images) != 1:
+            return not_one(self.name, image["file_name"], images)
+        size = (image["height"], image["width"]) if image.get("height") else None
+        return Annotated(images[0], tuple(shapes), self.name, size, self.split)
+
+    def _add(
+        self, annotation: Mapping[str, Any], names: dict[Any, str], by_image: dict[Any, list[Shape]]
+    ) -> None:
+        area = annotation.get("segmentation")
+        if not area:
+            self.out.leave_out("annotations without an outline")
+            return
+        try:
+            parts: tuple[Part, ...]
+            if isinstance(area, dict):
+                parts = (Runs(tuple(area["size"]), area["counts"]),)
+            else:
+                parts = tuple(Ring(as_points(ring)) for ring in area)
+            shape = Shape(names[annotation["category_id"]], parts)
+            by_image[annotation["image_id"]].append(shape)
+        except (ValueError, TypeError, KeyError):
+            self.out.problems.append(
+                f"{self.name}: annotation {annotation.get('id')}: unknown category or image, or a "
+                "polygon of fewer than three points"
+            )

@@ -1,0 +1,176 @@
+"""Outlines of objects, drawn into masks of ids.
+
+A pixel belongs to an outline that holds its centre (even-odd rule), so outlines that share an edge
+share no pixel and leave none between them, and what `annotations.py` writes gives its mask back.
+Coordinates are x, y in pixels: the image spans 0 .. W and 0 .. H.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from setr.errors import SetrError
+from setr.labels import IGNORE
+from setr.masks import read_mask
+
+
+class Cover(NamedTuple):
+    """The pixels of a part: `inside` (h, w) bool, whose first pixel is at (top, left)."""
+
+    top: int
+    left: int
+    inside: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A closed line through points (N, 2), in pixels or, if `relative`, in shares of W and H."""
+
+    points: np.ndarray
+    relative: bool = False
+
+    def cover(self, size: tuple[int, int]) -> Cover:
+        """Pixels of an image of `size` (H, W) whose centre the line encloses."""
+        H, W = size
+        ring = self.points * (W, H) if self.relative else self.points
+        ends = np.roll(ring, -1, axis=0)
+        down = (ring[:, 1] <= ends[:, 1])[:, None]  # neighbours meet in the same numbers
+        (x0, y0), (x1, y1) = np.where(down, ring, ends).T, np.where(down, ends, ring).T
+        first, last = _pixels(y0, H), _pixels(y1, H)
+        top, bottom = int(first.min()), int(last.max())
+        left, right = int(_pixels(ring[:, 0], W).min()), int(_pixels(ring[:, 0], W).max())
+        edge = np.repeat(np.arange(len(ring)), last - first)
+        begins = np.cumsum(last - first) - (last - first)
+        row = np.arange(len(edge)) - begins[edge] + first[edge]
+        slope = (x1 - x0)[edge] / (y1 - y0)[edge]
+        column = _pixels(x0[edge] + (row + 0.5 - y0[edge]) * slope, W)
+        width = right - left + 1
+        crossings = np.bincount(
+            (row - top) * width + column.clip(left, right) - left, minlength=(bottom - top) * width
+        ).reshape(-1, width)
+        return Cover(top, left, np.cumsum(crossings[:, :-1], axis=1) % 2 == 1)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """COCO's run lengths, column by column: a list, or its compressed text."""
+
+    size: tuple[int, int]
+    counts: Sequence[int] | str
+
+    def cover(self, size: tuple[int, int]) -> Cover:
+        """All pixels of an image of `size` (H, W).
+
+        Raises:
+            SetrError: of another image, or lengths that do not add up to it.
+        """
+        counts = _uncompressed(self.counts) if isinstance(self.counts, str) else self.counts
+        lengths = np.array(counts, np.int64)
+        if self.size != size or lengths.sum() != size[0] * size[1] or (lengths < 0).any():
+            raise SetrError(
+                f"run lengths of {lengths.sum()} pixels, size {list(self.size)}, "
+                f"for an image of {size[0]} x {size[1]} (height x width)"
+            )
+        inside = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+        return Cover(0, 0, inside.reshape(size[::-1]).T)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A small mask in base64 PNG, its first pixel at (top, left): LabelMe's shape `mask`."""
+
+    top: int
+    left: int
+    png: str
+
+    def cover(self, size: tuple[int, int]) -> Cover:
+        """The part of it that lies in an image of `size` (H, W).
+
+        Raises:
+            SetrError: not a PNG mask.
+        """
+        try:
+            pixels = read_mask(base64.b64decode(self.png, validate=True)) > 0
+        except (binascii.Error, ValueError):
+            raise SetrError("a mask that is not base64") from None
+        skipped = (slice(max(0, -self.top), None), slice(max(0, -self.left), None))
+        top, left = max(0, self.top), max(0, self.left)
+        return Cover(top, left, pixels[skipped][: size[0] - top, : size[1] - left])
+
+
+Part = Ring | Runs | Patch
+
+
+class Shape(NamedTuple):
+    """An object: the name of its class, and the parts that together are its area."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+
+def draw(
+    shapes: Sequence[Shape],
+    size: tuple[int, int],
+    ids: Mapping[str, int],
+    *,
+    largest_first: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mask of an image.
+
+    Args:
+        shapes: later ones are drawn over earlier ones.
+        size: (H, W) in pixels.
+        ids: of each name.
+        largest_first: draw them from the largest to the smallest instead, by their pixels.
+
+    Returns:
+        Ids (H, W) uint8, `IGNORE` where no shape is, and (H, W) bool: where one is.
+
+    Raises:
+        SetrError: a part that cannot be read.
+    """
+    drawn = [(ids[shape.name], [part.cover(size) for part in shape.parts]) for shape in shapes]
+    if largest_first:
+        drawn.sort(key=lambda entry: -sum(np.count_nonzero(c.inside) for c in entry[1]))
+    mask, covered = np.full(size, IGNORE, np.uint8), np.zeros(size, bool)
+    for number, covers in drawn:
+        for top, left, inside in covers:
+            H, W = inside.shape
+            mask[top : top + H, left : left + W][inside] = number
+            covered[top : top + H, left : left + W] |= inside
+    return mask, covered
+
+
+def as_points(values: Any, least: int = 3) -> np.ndarray:
+    """Points (N, 2); ValueError for anything else."""
+    points = np.array(values, np.float64).reshape(-1, 2)
+    if len(points) < least or not np.isfinite(points).all():
+        raise ValueError
+    return points
+
+
+def _pixels(edges: np.ndarray, count: int) -> np.ndarray:
+    """The first of `count` pixels whose centre is at or behind a coordinate."""
+    return np.ceil(edges - 0.5).clip(0, count).astype(np.int64)
+
+
+def _uncompressed(text: str) -> list[int]:
+    """Run lengths of COCO's text: groups of five bits, each number less the one two before it."""
+    counts: list[int] = []
+    value = shift = 0
+    for code in text.encode():
+        value |= (code - 48 & 31) << shift
+        shift += 5
+        if code - 48 & 32:
+            continue
+        if code - 48 & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts

@@ -1,0 +1,379 @@
+"""Outlines of annotation tools, the masks drawn from them, and `setr init-data` on them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from PIL import Image
+
+from setr.annotations import merge_coco, to_coco, to_labelme
+from setr.cli import main
+from setr.datasets import open_dataset
+from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
+from setr.images import encode_png
+from setr.init_data import draft, write
+from setr.labels import Labels
+from setr.masks import read_mask
+from setr.outlines import Patch, Ring, Runs, Shape, draw
+from setr.polygons import mask_polygons, run_lengths
+
+from .test_polygons import inside, masks
+
+LABELS = Labels(("a", "b", "c"))
+SIZE = (20, 30)
+
+
+def photo(path: Path, size: tuple[int, int] = SIZE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(path)
+
+
+def put(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def shape(label: str, points: Any, kind: str = "polygon", **more: Any) -> dict[str, Any]:
+    return {"label": label, "points": points, "shape_type": kind, **more}
+
+
+def labelme(image: str, *shapes: dict[str, Any], size: tuple[int, int] = SIZE) -> dict[str, Any]:
+    sides = {"imageHeight": size[0], "imageWidth": size[1]}
+    return {"version": "5.4.1", "shapes": list(shapes), "imagePath": image, **sides}
+
+
+def square(x: float, y: float, side: float) -> list[list[float]]:
+    return [[x, y], [x + side, y], [x + side, y + side], [x, y + side]]
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+@given(masks())
+@settings(max_examples=60, deadline=None)
+def test_what_is_written_as_outlines_gives_its_mask_back(mask: np.ndarray) -> None:
+    polygons = mask_polygons(mask, 3)
+    ids = {name: i for i, name in enumerate(LABELS.classes)}
+    whole = [Shape(LABELS.classes[p.class_id], (Runs(mask.shape, run_lengths(p, mask.shape)),))
+             for p in polygons]  # fmt: skip
+    written = to_labelme(polygons, LABELS, file_name="", size=mask.shape)["shapes"]
+    lines = [Shape(s["label"], (Ring(np.array(s["points"])),)) for s in written]
+    np.testing.assert_array_equal(draw(whole, mask.shape, ids, largest_first=True)[0], mask)
+    if (mask < 3).all():  # an outline covers what a hole of no class leaves
+        np.testing.assert_array_equal(draw(lines, mask.shape, ids, largest_first=False)[0], mask)
+
+
+def test_a_pixel_belongs_to_the_outline_around_its_centre():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ring = rng.uniform(-5, 25, (7, 2))  # crosses itself and leaves the image
+        top, left, covered = Ring(ring).cover((20, 18))
+        mask = np.zeros((20, 18), bool)
+        mask[top : top + covered.shape[0], left : left + covered.shape[1]] = covered
+        np.testing.assert_array_equal(mask, inside([ring], (20, 18)))
+
+
+def test_neighbours_leave_no_pixel_and_share_none():
+    cut = [(3.3, 0), (7.7, 20)]
+    sides = [(0, 0), *cut, (0, 20)], [cut[0], (30, 0), (30, 20), cut[1]]
+    rings = [Ring(np.array(side, float)) for side in sides]
+    assert sum(ring.cover(SIZE).inside.sum() for ring in rings) == SIZE[0] * SIZE[1]
+    shapes = [Shape("a", (ring,)) for ring in rings]
+    assert draw(shapes, SIZE, {"a": 0}, largest_first=False)[1].all()
+
+
+def test_small_objects_lie_over_large_ones_where_a_format_has_no_order():
+    large, small = (
+        Shape(n, (Ring(np.array(square(0, 0, s), float)),)) for n, s in (("a", 10), ("b", 4))
+    )
+    for first, name in ((True, 1), (False, 0)):
+        mask, _ = draw([small, large], SIZE, {"a": 0, "b": 1}, largest_first=first)
+        assert mask[0, 0] == name
+        assert mask[9, 9] == 0
+        assert mask[19, 19] == 255
+
+
+def test_compressed_run_lengths():
+    """Written as `rleToString` of COCO's maskApi.c does."""
+    lengths = [5, 300, 2, 1, 40, 252]
+    text = ""
+    for i, value in enumerate(lengths):
+        rest = value - (lengths[i - 2] if i > 2 else 0)
+        more = True
+        while more:
+            part = rest & 31
+            rest >>= 5
+            more = rest != (-1 if part & 16 else 0)
+            text += chr(part + (32 if more else 0) + 48)
+    np.testing.assert_array_equal(
+        Runs(SIZE, text).cover(SIZE).inside, Runs(SIZE, lengths).cover(SIZE).inside
+    )
+    column = Runs((2, 3), [1, 2, 3]).cover((2, 3)).inside
+    np.testing.assert_array_equal(column, [[False, True, False], [True, False, False]])
+    with pytest.raises(SetrError, match=r"run lengths of 6 pixels, size \[2, 3\]"):
+        Runs((2, 3), [1, 2, 3]).cover((3, 2))
+
+
+def test_a_patch_is_cut_off_at_the_border():
+    png = base64.b64encode(encode_png(np.full((3, 4), 255, np.uint8))).decode()
+    assert Patch(-1, 28, png).cover(SIZE).inside.shape == (2, 2)
+    with pytest.raises(SetrError, match="not base64"):
+        Patch(0, 0, "?").cover(SIZE)
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def drawn(root: Path, image: str) -> np.ndarray:
+    return read_mask(root / "masks_drawn" / Path(image).with_suffix(".png"))
+
+
+def test_labelme(tmp_path, capsys):
+    png = base64.b64encode(encode_png(np.full((2, 3), 255, np.uint8))).decode()
+    photo(tmp_path / "a.jpg")
+    put(tmp_path / "a.json", labelme(
+        "..\\elsewhere\\a.jpg",
+        shape("wall", square(0, 0, 10)), shape("pole", [[4, 6], [2, 2]], "rectangle"),
+        shape("ball", [[20, 10], [24, 10]], "circle"),
+        shape("dot", [[25, 3], [27, 4]], "mask", mask=png),
+        shape("__ignore__", square(0, 8, 4)), shape("_background_", square(8, 8, 1)),
+        shape("pole", [[1, 1], [9, 9]], "line"),
+    ))  # fmt: skip
+    photo(tmp_path / "b.jpg")
+    put(tmp_path / "b.json", labelme("b.jpg", shape("wall", square(0, 0, 30))))
+    photo(tmp_path / "new.jpg")
+    put(tmp_path / "settings.json", {"theme": "dark"})
+    assert main(["init-data", str(tmp_path)]) == OK
+    warning = capsys.readouterr().err
+    assert "left out, because they have no area: 1 LabelMe's line" in warning
+    assert "1 of 3 images have no outlines, left out: new.jpg" in warning
+    assert main(["doctor", str(tmp_path)]) == OK
+    dataset = open_dataset(str(tmp_path), "train")
+    assert dataset.labels.classes == ("ball", "dot", "pole", "wall", "background")
+    mask = drawn(tmp_path, "a.jpg")
+    assert (mask[2:6, 2:4] == 2).all()
+    assert (mask == 2).sum() == 8
+    assert (mask[3:5, 25:28] == 1).all()
+    assert (mask == 1).sum() == 6
+    assert abs((mask == 0).sum() - np.pi * 16) < 4
+    assert (mask[8:12, :4] == 255).all()
+    assert (mask == 255).sum() == 16
+    assert (mask[8, 8], mask[0, 0], mask[19, 0]) == (4, 3, 4)
+    assert (drawn(tmp_path, "b.jpg") == 3).all()
+
+
+def test_labelme_apart_from_images_in_splits(tmp_path):
+    for split in ("train", "val"):
+        for stem in ("a", "b"):
+            photo(tmp_path / "images" / split / f"{split}_{stem}.jpg")
+            content = labelme("x.jpg", shape("b", square(0, 0, 30)), shape("a", square(0, 0, 3)))
+            put(tmp_path / "annotations" / split / f"{split}_{stem}.json", content)
+    (tmp_path / "classes.txt").write_text("b\na\n")
+    write(tmp_path, draft(tmp_path))
+    dataset = open_dataset(str(tmp_path), "val")
+    assert dataset.labels.classes == ("b", "a")  # nothing is uncovered: no background
+    assert [p.image.name for p in dataset.pairs] == ["val_a.jpg", "val_b.jpg"]
+    assert dataset.pairs[0].mask == tmp_path / "masks_drawn/images/val/val_a.png"
+
+
+def test_real_outlines_of_labelme(shared, tmp_path):
+    """Beside the masks that LabelMe drew itself, which holds pixels on a line inside, too."""
+    sample = shared / "data" / "samples" / "labelme_voc"
+    for path in (*(sample / "data_annotated").iterdir(), sample / "labels.txt"):
+        shutil.copyfile(path, tmp_path / path.name)
+    assert main(["init-data", str(tmp_path)]) == OK
+    for path in sorted((sample / "data_dataset_voc" / "SegmentationClass").glob("*.png")):
+        theirs = read_mask(path)  # 0 is the background there
+        theirs = np.where(theirs == 0, 20, np.where(theirs == 255, 255, theirs - 1))
+        assert (drawn(tmp_path, path.name) == theirs).mean() > 0.993
+
+
+def coco(*files: str, size: tuple[int, int] = SIZE, **more: Any) -> dict[str, Any]:
+    images = [
+        {"id": i, "file_name": f, "height": size[0], "width": size[1]} for i, f in enumerate(files)
+    ]
+    small, large = (square(2, 2, 4), square(20, 2, 4)), (square(0, 0, 10),)
+    areas = {7: [np.ravel(r).tolist() for r in small], 3: [np.ravel(r).tolist() for r in large]}
+    return {
+        "images": images,
+        "categories": [{"id": 7, "name": "small", "supercategory": "things"},
+                       {"id": 0, "name": "things", "supercategory": "none"},
+                       {"id": 3, "name": "large", "supercategory": "things"}],
+        "annotations": [{"id": 2 * i + k, "image_id": i, "category_id": c, "segmentation": area}
+                        for i in range(len(files)) for k, (c, area) in enumerate(areas.items())],
+        **more,
+    }  # fmt: skip
+
+
+def test_coco_of_roboflow(tmp_path):
+    for split in ("train", "valid"):
+        photo(tmp_path / split / "a.jpg")
+        put(tmp_path / split / "_annotations.coco.json", coco("a.jpg"))
+    write(tmp_path, draft(tmp_path))
+    dataset = open_dataset(str(tmp_path), "val")
+    assert dataset.labels.classes == ("large", "small", "background")
+    mask = dataset.load(0).mask
+    assert (mask[2:6, 2:6] == 1).all()
+    assert (mask[2:6, 20:24] == 1).all()
+    assert (mask == 1).sum() == 32
+    assert (mask == 0).sum() == 100 - 16
+    assert (mask == 2).sum() == 600 - 116
+
+
+def test_coco_in_its_own_folders(tmp_path, capsys):
+    for split in ("train", "val"):
+        photo(tmp_path / f"{split}2017" / "1.jpg")
+    for split in ("train", "val"):
+        put(tmp_path / "annotations" / f"instances_{split}2017.json", coco("1.jpg"))
+        put(
+            tmp_path / "annotations" / f"captions_{split}2017.json",
+            {"images": [], "annotations": []},
+        )
+    put(tmp_path / "annotations" / "instances_test2017.json", coco("8.jpg", "9.jpg"))
+    assert main(["init-data", str(tmp_path), "--rest", "ignore"]) == OK
+    note = "annotations/instances_test2017.json: none of its 2 images is here"
+    assert note in capsys.readouterr().err
+    for split in ("train", "val"):
+        (pair,) = open_dataset(str(tmp_path), split).pairs
+        assert pair.image == tmp_path / f"{split}2017" / "1.jpg"
+    assert (read_mask(pair.mask) == 255).sum() == 600 - 116
+
+
+def test_coco_of_our_own_predictions(tmp_path):
+    mask = np.random.default_rng(1).integers(0, 3, SIZE).astype(np.uint8)
+    parts = []
+    for name in ("a.jpg", "b.jpg"):
+        photo(tmp_path / name)
+        parts.append(to_coco(mask_polygons(mask, 3), LABELS, file_name=name, size=SIZE))
+    put(tmp_path / "all.json", merge_coco(parts))
+    write(tmp_path, draft(tmp_path))
+    for name in ("a.jpg", "b.jpg"):
+        np.testing.assert_array_equal(drawn(tmp_path, name), mask)
+
+
+def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
+    own = "train: images/train\nval: images/val\nnames:\n  0: box\n  1: line\nroboflow: {a: b}\n"
+    (tmp_path / "data.yaml").write_text(own)
+    for split in ("train", "val"):
+        photo(tmp_path / "images" / split / "a.png")
+        photo(tmp_path / "images" / split / "empty.png")
+        put(
+            tmp_path / "labels" / split / "a.txt",
+            "0 0 0 0.5 0 0.5 0.5 0 0.5\n\n1 0.1 0.1 0.2 0.1 0.2 1 0.1 1\n",
+        )
+    assert main(["init-data", str(tmp_path)]) == USAGE
+    assert "add --overwrite to replace it, or --name OTHER.yaml" in capsys.readouterr().err
+    assert main(["init-data", str(tmp_path), "--name", "setr.yaml"]) == OK
+    assert (tmp_path / "data.yaml").read_text() == own
+    dataset = open_dataset(str(tmp_path / "setr.yaml"), "val")
+    assert (tmp_path / "setr_val.txt").is_file()
+    assert len(dataset) == 2
+    assert dataset.labels.classes == ("box", "line", "background")
+    mask = dataset.load(0).mask
+    assert (mask[:10, :15] == 0).sum() == 150 - 8 * 3
+    assert (mask[2:20, 3:6] == 1).all()
+    assert (dataset.load(1).mask == 2).all()
+
+
+def test_masks_go_before_outlines(tmp_path):
+    photo(tmp_path / "images" / "a.jpg")
+    put(tmp_path / "images" / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
+    put(tmp_path / "masks" / "x.txt", "")
+    Image.fromarray(np.eye(*SIZE, dtype=np.uint8)).save(tmp_path / "masks" / "a.png")
+    assert "masks/a.png" in next(iter(draft(tmp_path).lists.values()))
+    assert not (tmp_path / "masks_drawn").exists()
+
+
+# --- what cannot be read --------------------------------------------------------------------------
+
+
+def refused(root: Path, code: int = DATA_CHECK_FAILED, **options: Any) -> str:
+    with pytest.raises(SetrError) as caught:
+        draft(root, **options)
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+    assert not (root / "data.yaml").exists()
+    return str(caught.value)
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    for name in "abcdef":
+        photo(tmp_path / f"{name}.jpg")
+    put(
+        tmp_path / "a.json",
+        labelme("a.jpg", shape("wall", square(0, 0, 9)), shape("pole", [[1, 2]])),
+    )
+    put(tmp_path / "b.json", '{"shapes": [')
+    put(tmp_path / "c.json", labelme("c.jpg", shape("pole", square(0, 0, 9)), size=(30, 20)))
+    put(tmp_path / "d.json", labelme("d.jpg", shape("pole", [[0, 0], [1, 1]], "mask", mask="?")))
+    put(tmp_path / "e.json", labelme("e.jpg", {"points": square(0, 0, 9)}))
+    put(tmp_path / "gone.json", labelme("gone.jpg", shape("wall", square(0, 0, 9))))
+    (tmp_path / "f.jpg").write_bytes(b"no image")
+    put(tmp_path / "f.json", labelme("f.jpg"))
+    said = refused(tmp_path)
+    for part in ("7 problems with outlines (LabelMe)", "a.json: shape 2 has no label, or no points",
+                 "b.json: not JSON", "c.json: gives c.jpg 20x30 pixels, the file has 30x20",
+                 "d.json: a mask that is not base64", "e.json: shape 1 has no label",
+                 "gone.json: image 'gone.jpg' is not there", "f.jpg: not an image"):  # fmt: skip
+        assert part in said
+
+
+def test_boxes_are_no_outlines(tmp_path):
+    photo(tmp_path / "images" / "a.jpg")
+    put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n")
+    assert "(YOLO): left out, because they have no area: 1 boxes" in refused(tmp_path)
+    put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2\n0 0 0 1 0 1 nan\n")
+    assert "2 problems" in refused(tmp_path)
+
+
+def test_one_class_needs_another_for_the_rest(tmp_path):
+    photo(tmp_path / "a.jpg")
+    put(tmp_path / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
+    assert "--rest ignore: the outlines have the single class 'wall'" in refused(
+        tmp_path, USAGE, rest="ignore"
+    )
+    assert '  - "ground"' in draft(tmp_path, rest="ground").yaml
+
+
+def test_outlines_in_two_places(tmp_path):
+    photo(tmp_path / "a.jpg")
+    for name in ("one.json", "two.json"):
+        put(tmp_path / name, coco("a.jpg"))
+    assert "a.jpg has outlines in one.json and in two.json" in refused(tmp_path)
+    (tmp_path / "two.json").unlink()
+    put(tmp_path / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
+    assert "outlines of LabelMe and COCO" in refused(tmp_path)
+
+
+def one(category: int, area: Any) -> dict[str, Any]:
+    return {"id": 5, "image_id": 0, "category_id": category, "segmentation": area}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"images": [{"id": 0}]}, "not as COCO has it"),
+        ({"annotations": [one(9, [[1, 2] * 3])]}, "annotation 5: unknown category or image"),
+        ({"annotations": [one(7, [[1, 2]])]}, "annotation 5"),
+        ({"annotations": [one(7, {"size": [20, 30], "counts": "5"})]}, "run lengths of 5 pixels"),
+    ],
+)  # fmt: skip
+def test_broken_coco(tmp_path, change, said):
+    photo(tmp_path / "a.jpg")
+    put(tmp_path / "x.json", coco("a.jpg", **change))
+    assert said in refused(tmp_path)
+    put(tmp_path / "x.json", coco("gone.jpg"))
+    assert "x.json: none of its 1 images is here" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x.yaml", "x.txt", ".yaml"])
+def test_names_of_the_description(tmp_path, name, capsys):
+    assert main(["init-data", str(tmp_path), "--name", name]) == USAGE
+    assert "give a file name that ends in .yaml" in capsys.readouterr().err
