@@ -112,6 +112,9 @@ def test_messages(line, message, capsys):
         ("bench m --imgsz 640", "did you mean --size?"),
         ("bench m --batch-size 4", "did you mean --batches?"),
         ("predict m i -o out --amp", "did you mean --precision?"),
+        ("predict m i -o out --conf 0.5", "did you mean --min-confidence?"),
+        ("predict m i -o out --tta", "did you mean --scales?"),
+        ("eval m d --tta", "did you mean --multi-scale?"),
         ("eval --model m --data d", "MODEL is written without one: setr eval MODEL DATA"),
         ("eval m --data d", "DATA is written without one: setr eval MODEL DATA"),
         ("predict --weights m a -o out", "MODEL is written without one: setr predict MODEL"),
@@ -167,10 +170,10 @@ def test_values_that_are_taken_have_no_problem():
 
 
 def test_names_of_other_toolkits_are_ours_somewhere():
-    from setr.commands import bench, convert, demo, explain, predict, results, train
+    from setr.commands import bench, convert, demo, eval, explain, predict, results, train
 
     kinds = [train.Arguments, predict.Arguments, bench.Arguments, demo.Arguments]
-    kinds += [convert.Arguments, explain.Attention, results.Arguments]
+    kinds += [convert.Arguments, eval.Arguments, explain.Attention, results.Arguments]
     table = [option.name for kind in kinds for option in options_of(kind)]
     known = {*table, *(name.rpartition(".")[2] for name in table), "models"}
     assert {name for names in ELSEWHERE.values() for name in names} <= known

@@ -18,11 +18,14 @@ from setr.options import Option, options_of
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "amp": ("precision",),
+    "augment": ("multi-scale", "scales"),
     "backbone": ("encoder",),
     "batch": ("batch-size", "batch", "batches"),
     "batch-size": ("batch-size", "batch", "batches"),
     "bf16": ("precision",),
     "checkpoint": ("pretrained", "model", "models", "source"),
+    "conf": ("min-confidence",),
+    "conf-thres": ("min-confidence",),
     "crop": ("crop-size",),
     "data": ("data", "root"),
     "data-dir": ("data", "root"),
@@ -45,6 +48,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "output-dir": ("out",),
     "project": ("out",),
     "source": ("source", "images", "image"),
+    "threshold": ("min-confidence",),
+    "tta": ("multi-scale", "scales"),
     "val": ("val-split", "split"),
     "warmup": ("warmup-steps",),
     "wd": ("weight-decay",),
