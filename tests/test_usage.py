@@ -30,6 +30,7 @@ from setr.usage import ELSEWHERE, problem
         ("train demo --data.crop-size 1 2 3", "--data.crop-size 1 2 3: give two whole numbers"),
         ("eval m d --precision fp8", "--precision fp8: give one of auto, fp32, bf16, fp16"),
         ("eval --scales 1 2 m d --workers x", "--workers x: give a whole number"),
+        ("predict m --scales 0.5 1 i.png -o out", "--scales i.png: give numbers"),
         ("predict m i -o out --submit kitti", "--submit kitti: give one of cityscapes, ade20k"),
         ("serve m -p abc", "-p abc: give a whole number"),
         ("score a b --ignore-index x", "--ignore-index x: give whole numbers"),

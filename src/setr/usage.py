@@ -168,9 +168,9 @@ class _Walk:
         return None
 
     def _needed(self) -> int:
-        """Words by their place that are still to come."""
-        places = sum(option.required and not option.flags for option in self.table)
-        return max(0, places - len(self.free))
+        """Words by their place that are still to come, where their number is fixed."""
+        places = (o for o in self.table if o.required and not o.flags)
+        return max(0, sum(not _members(o.hint)[1] for o in places) - len(self.free))
 
     def _places(self, given: set[str]) -> str | None:
         """Words too many, wrong or missing; then missing options."""
