@@ -356,6 +356,8 @@ def test_scales_and_flip_replace_those_of_the_protocol(model_dir, photo, tmp_pat
         scores.append(np.load(tmp_path / "out" / "photo_scores.npz")["scores"])
     np.testing.assert_array_equal(scores[0], predictor.predict(photo).scores.astype(np.float16))
     assert (scores[0] != scores[1]).mean() > 0.1
+    one = setr.load(model_dir, protocol="mmseg-ms", scales=[1]).info.protocol
+    assert (one.scales, one.flip) == ((1,), True)  # not asked about: as the protocol has it
 
 
 def test_submission_for_a_test_server(photo, tmp_path, monkeypatch, capsys):
