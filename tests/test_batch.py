@@ -30,6 +30,7 @@ from setr.manifest import Manifest
 from setr.passes import Batches, NoMemoryError, predict_each
 from setr.predictor import load
 from setr.result import Result
+from setr.settled import run_names
 from setr.storage import Storage
 from tests.conftest import tiny_model
 
@@ -252,6 +253,28 @@ def test_only_what_changes_outputs_makes_them_anew(model_dir, photos, tmp_path, 
         if held:
             assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")} == times
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")} != times
+
+
+def test_views_and_confidence_make_outputs_anew(model_dir, photos, tmp_path, capsys):
+    photo, views = photos / "b" / "p0.png", ("--scales", "0.5", "1")
+    for options, held in (
+        ((), False),
+        (("--min-confidence", "0.9"), False),
+        (("--min-confidence", "0.9"), True),
+        (("--min-confidence", "0.9", *views), False),
+        (("--min-confidence", "0.9", *views), True),
+        (("--min-confidence", "0.9", *views, "--flip"), False),
+        (("--min-confidence", "0"), False),
+    ):
+        capsys.readouterr()
+        assert predict(model_dir, photo, tmp_path, *options) == OK
+        assert ("1 of 1 images were done before" in capsys.readouterr().err) == held, options
+        (row,) = rows(tmp_path).values()
+        strict = "--min-confidence" in options and "0" not in options
+        assert (sum(row["classes"].values()) < 0.999) == strict
+    named = run_names(str(model_dir))  # as runs are named that know no such options
+    plain = [["mask"], {"tolerance": 0.0, "min_pixels": 1}, "fp32", None, None, "no", None]
+    assert row["run"] == named(plain)
 
 
 def test_a_raised_limit_does_what_it_refused(model_dir, photos, tmp_path, capsys):
@@ -523,6 +546,12 @@ def test_results_need_a_folder(photos, capsys, out, options):
         ("--submit ade20k --manifest parquet", "--manifest parquet: does nothing with --submit"),
         ("--submit ade20k --no-exact", "--no-exact: does nothing with --submit"),
         ("--submit ade20k -o s3://b/x", "-o s3://b/x: --submit writes a file; give a folder"),
+        ("--submit ade20k --min-confidence 0.5", "--min-confidence 0.5: leaves pixels without a"),
+        ("--min-confidence 1.5", "--min-confidence 1.5: give 0 to 1"),
+        ("--min-confidence nan", "--min-confidence nan: give 0 to 1"),
+        ("--scales 1 0", "scales (1.0, 0.0): give one or more positive factors"),
+        ("--scales nan", "scales (nan,): give one or more positive factors"),
+        ("--scales", "scales (): give one or more positive factors"),
         ("--pack-samples 5", "--pack-samples 5: does nothing without --pack; add"),
         ("--actors 5", "--actors 5: does nothing without --engine ray; add"),
         ("--bands 4.7,3,2", "--bands 4.7,3,2: give one or three numbers, such as 4,3,2"),

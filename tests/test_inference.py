@@ -292,6 +292,8 @@ def test_presets_of_other_data_use_the_models_own_sizes() -> None:
     ("arguments", "message"),
     [
         ({"scales": ()}, "positive factors"),
+        ({"scales": (1.0, float("nan"))}, "positive factors"),
+        ({"scales": (float("inf"),)}, "positive factors"),
         ({"window": (32, 32), "stride": (40, 32)}, "left out"),
         ({"window": (0, 5)}, "positive pixels"),
         ({"fill_window": True}, "fill_window is about windows: give a window"),

@@ -98,7 +98,7 @@ ORDER = (
     *("montage", "samples", "trackers", "runfolder", "snapshot", "build", "features", "sources"),
     *("estimate", "telemetry", "profiling", "best", "engine"),
     # predictions
-    *("urls", "arrays", "video", "polygons", "annotations", "rasters", "kinds", "result"),
+    *("urls", "arrays", "video", "polygons", "annotations", "rasters", "kinds", "unsure", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),
     *("inputs", "passes", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
     *("graphs", "quantize", "onnx_file", "export", "bench_row", "bench"),

@@ -82,6 +82,39 @@ def test_every_kind_is_written_and_says_the_same(result: Result, tmp_path: Path)
     assert image == Path("in/photo.jpg").resolve()
 
 
+def test_unsure_pixels_are_unlabelled_in_every_kind(result: Result, tmp_path: Path) -> None:
+    unsure = result.confidence < 0.25
+    found = result.with_min_confidence(0.25)
+    assert (result.mask != 255).all()
+    np.testing.assert_array_equal(found.mask, np.where(unsure, 255, result.mask))
+    files = dict(zip(KINDS, write(found, tmp_path / "photo", KINDS), strict=True))
+    for kind in ("mask", "ids"):
+        np.testing.assert_array_equal(read_mask(files[kind]), found.mask)
+    assert (read_image(files["color"])[unsure] == 0).all()
+    np.testing.assert_array_equal(np.load(files["scores"])["scores"].argmax(axis=0), result.mask)
+    share = json.loads(files["share"].read_text())
+    assert (share["min_confidence"], share["unlabelled"]) == (0.25, unsure.mean())
+    assert sum(share["shares"].values()) + share["unlabelled"] == pytest.approx(1)
+    assert f", unlabelled {unsure.mean():.0%}>" in repr(found)
+    labelled = (~unsure).sum()
+    for kind in ("coco", "coco_rle"):
+        coco = json.loads(files[kind].read_text())
+        assert sum(a["area"] for a in coco["annotations"]) == labelled
+    geojson = json.loads(files["geojson"].read_text())
+    assert sum(f["properties"]["pixels"] for f in geojson["features"]) == labelled
+    again = found.with_min_confidence(0.5)
+    np.testing.assert_array_equal(again.mask, result.with_min_confidence(0.5).mask)
+    assert again.shares == result.with_min_confidence(0.5).shares
+    nothing = Result(result.image, result.mask, result.confidence / 2, result.labels, list)
+    nothing = nothing.with_min_confidence(1)
+    assert (nothing.shares, nothing.share()["unlabelled"]) == ({}, 1)
+    assert nothing._repr_png_()
+    write(nothing, tmp_path / "nothing", [kind for kind in KINDS if kind != "scores"])
+    for wrong in (50, -0.1, float("nan")):
+        with pytest.raises(SetrError, match="give 0 to 1"):
+            result.with_min_confidence(wrong)
+
+
 def test_options_reach_the_polygons(result: Result, tmp_path: Path) -> None:
     write(result, tmp_path / "a", ("mask", "geojson"), tolerance=2.0, min_pixels=50)
     found = json.loads((tmp_path / "a.geojson").read_text())["features"]

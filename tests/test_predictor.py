@@ -339,6 +339,27 @@ def test_protocol_is_stored_with_the_model(model_dir):
     assert result.mask.shape == (32, 32)
 
 
+@pytest.mark.parametrize("named", [None, "paper-ss"])
+def test_scales_and_flip_replace_those_of_the_protocol(model_dir, photo, tmp_path, capsys, named):
+    own = setr.load(model_dir, protocol=named).info.protocol
+    expected = dataclasses.replace(own, scales=(0.75, 1.0, 1.5), flip=True)
+    views = {"scales": [0.75, 1.0, 1.5], "flip": True}
+    predictor = setr.load(model_dir, precision="fp32", protocol=named, **views)
+    assert predictor.info.protocol == expected
+    write_bytes(tmp_path / "photo.png", encode_png(photo))
+    given = ("--protocol", named) if named else ()
+    command = ["predict", str(model_dir), str(tmp_path / "photo.png"), "-o", str(tmp_path / "out")]
+    command += ["--precision", "fp32", "--save", "scores", *given]
+    scores = []
+    for chosen in (["--scales", "0.75", "1.0", "1.5", "--flip"], []):
+        assert main([*command, *chosen]) == OK
+        scores.append(np.load(tmp_path / "out" / "photo_scores.npz")["scores"])
+    np.testing.assert_array_equal(scores[0], predictor.predict(photo).scores.astype(np.float16))
+    assert (scores[0] != scores[1]).mean() > 0.1
+    one = setr.load(model_dir, protocol="mmseg-ms", scales=[1]).info.protocol
+    assert (one.scales, one.flip) == ((1,), True)  # not asked about: as the protocol has it
+
+
 def test_submission_for_a_test_server(photo, tmp_path, monkeypatch, capsys):
     model_dir, images, out = tmp_path / "model", tmp_path / "in", tmp_path / "out"
     info = ModelInfo(labels=known_labels("ade20k"))

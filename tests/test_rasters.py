@@ -109,6 +109,29 @@ def test_without_data_there_is_no_label(predictor, pixels, tmp_path):
         np.testing.assert_array_equal(file.dataset_mask() == 0, empty)
 
 
+def test_unsure_pixels_of_a_map_are_unlabelled(predictor, pixels, tmp_path):
+    bands = pixels[:40, :60].transpose(2, 0, 1).copy()
+    bands[:, :10] = 0
+    path = write_tiff(tmp_path / "map.tif", bands, nodata=0)
+    plain = predictor.predict(path)
+    least = float(np.median(plain.confidence))
+    strict = Predictor(predictor.model, predictor.info, precision="fp32", min_confidence=least)
+    result = strict.predict(path)
+    unsure = plain.confidence < least
+    expected = np.where(unsure, IGNORE, plain.mask)
+    np.testing.assert_array_equal(result.mask, expected)
+    with_data = (plain.mask != IGNORE).sum()
+    assert result.unsure == (unsure & (plain.mask != IGNORE)).sum()
+    assert sum(result.shares.values()) == pytest.approx((expected != IGNORE).sum() / with_data)
+    for kinds in (("mask",), ("mask", "confidence")):
+        shares = predict_raster(strict, path, {k: tmp_path / f"{k}.tif" for k in kinds}, strip=40)
+        assert shares == pytest.approx(result.shares)
+        with rasterio.open(tmp_path / "mask.tif") as file:
+            np.testing.assert_array_equal(file.read(1), expected)
+    with rasterio.open(tmp_path / "confidence.tif") as file:
+        np.testing.assert_allclose(file.read(1) / 255, plain.confidence, atol=0.003)
+
+
 def test_bands_and_value_ranges(tmp_path, pixels):
     wide = pixels.transpose(2, 0, 1).astype(np.uint16) * 10
     four = np.concatenate([np.zeros_like(wide[:1]), wide[::-1]])
@@ -220,9 +243,10 @@ def test_a_raster_is_never_overwritten(predictor, pixels, tmp_path, monkeypatch,
         assert main(["predict", "model", source, "-o", "."]) == USAGE
         assert "map.tif: is an input" in capsys.readouterr().err
     assert (tmp_path / "map.tif").read_bytes() == before
-    protocol = ("--protocol", "whole")
-    assert main(["predict", "model", "map.tif", "-o", "out", *protocol]) == USAGE
-    assert "map.tif is a GeoTIFF file, whose pixels keep their size" in capsys.readouterr().err
+    for views in (("--protocol", "whole"), ("--scales", "0.5", "1.0"), ("--flip",)):
+        assert main(["predict", "model", "map.tif", "-o", "out", *views]) == USAGE
+        err = capsys.readouterr().err
+        assert err.startswith(f"setr: {' '.join(views)}: resizes or mirrors images, and map.tif is")
     assert main(["predict", "model", ".", "-o", "out", "--json"]) == OK
     images = json.loads(capsys.readouterr().out)["images"]
     assert [image["image"] for image in images] == ["map.tif"]  # and not what lies in OUT

@@ -116,6 +116,20 @@ def test_json_has_all_the_page_needs(client):
     assert sure.mean() / 255 == pytest.approx(answer["mean_confidence"], abs=0.01)
 
 
+def test_unsure_pixels_are_unlabelled_where_asked_for(client, sources):
+    plain = predictor.load(sources[0], device="cpu", precision="fp32").predict(photo())
+    least = float(np.median(plain.confidence))
+    expected = plain.with_min_confidence(least)
+    query = {"min_confidence": least, "format": "ids"}
+    answer = client.post("/v1/segment", params=query, content=photo())
+    assert answer.content == expected.encode("ids") != plain.encode("ids")
+    answer = client.post("/v1/segment", params={**query, "format": "json"}, content=photo()).json()
+    assert answer["unlabelled"] == expected.unsure / expected.mask.size > 0
+    assert sum(c["share"] for c in answer["classes"]) == pytest.approx(1 - answer["unlabelled"])
+    assert "unlabelled" not in client.post("/v1/segment?format=json", content=photo()).json()
+    assert error(client.post("/v1/segment?min_confidence=50", content=photo()))[0] == 422
+
+
 def test_raw_and_form_give_the_same(client):
     plain = client.post("/v1/segment", content=photo()).content
     for name in ("a.png", "../../etc/passwd", 'x"\r\nX-Evil: 1', "ü" * 300):

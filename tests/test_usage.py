@@ -30,6 +30,7 @@ from setr.usage import ELSEWHERE, problem
         ("train demo --data.crop-size 1 2 3", "--data.crop-size 1 2 3: give two whole numbers"),
         ("eval m d --precision fp8", "--precision fp8: give one of auto, fp32, bf16, fp16"),
         ("eval --scales 1 2 m d --workers x", "--workers x: give a whole number"),
+        ("predict m --scales 0.5 1 i.png -o out", "--scales i.png: give numbers"),
         ("predict m i -o out --submit kitti", "--submit kitti: give one of cityscapes, ade20k"),
         ("serve m -p abc", "-p abc: give a whole number"),
         ("score a b --ignore-index x", "--ignore-index x: give whole numbers"),
@@ -112,6 +113,9 @@ def test_messages(line, message, capsys):
         ("bench m --imgsz 640", "did you mean --size?"),
         ("bench m --batch-size 4", "did you mean --batches?"),
         ("predict m i -o out --amp", "did you mean --precision?"),
+        ("predict m i -o out --conf 0.5", "did you mean --min-confidence?"),
+        ("predict m i -o out --tta", "did you mean --scales?"),
+        ("eval m d --tta", "did you mean --multi-scale?"),
         ("eval --model m --data d", "MODEL is written without one: setr eval MODEL DATA"),
         ("eval m --data d", "DATA is written without one: setr eval MODEL DATA"),
         ("predict --weights m a -o out", "MODEL is written without one: setr predict MODEL"),
@@ -167,10 +171,10 @@ def test_values_that_are_taken_have_no_problem():
 
 
 def test_names_of_other_toolkits_are_ours_somewhere():
-    from setr.commands import bench, convert, demo, explain, predict, results, train
+    from setr.commands import bench, convert, demo, eval, explain, predict, results, train
 
     kinds = [train.Arguments, predict.Arguments, bench.Arguments, demo.Arguments]
-    kinds += [convert.Arguments, explain.Attention, results.Arguments]
+    kinds += [convert.Arguments, eval.Arguments, explain.Attention, results.Arguments]
     table = [option.name for kind in kinds for option in options_of(kind)]
     known = {*table, *(name.rpartition(".")[2] for name in table), "models"}
     assert {name for names in ELSEWHERE.values() for name in names} <= known

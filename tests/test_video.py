@@ -25,6 +25,7 @@ from setr.images import encode_png
 from setr.masks import read_mask
 from setr.predictor import Predictor
 from setr.progress import Progress
+from setr.streams import Stream, predict_stream
 from setr.video import VideoReader, VideoWriter, frames
 from tests.conftest import tiny_model
 
@@ -82,6 +83,18 @@ def test_overlay_video_and_masks_of_frames(predictor, tmp_path):
     share = json.loads((out / "clip" / "000002_share.json").read_text())
     assert share["image"] == f"{clip}#2"
     assert not list(out.glob(".*"))
+
+
+def test_unsure_pixels_of_a_video_are_unlabelled(predictor, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", 2)
+    least = float(np.median([predictor.predict(frame).confidence for frame in frames(clip)]))
+    strict = Predictor(predictor.model, predictor.info, precision="fp32", min_confidence=least)
+    stream = Stream(str(clip), Path("clip.mp4"))
+    _, text = predict_stream(strict, stream, tmp_path / "out" / "clip", ("mask",))
+    masks = np.stack([read_mask(path) for path in sorted((tmp_path / "out" / "clip").iterdir())])
+    share = (masks == 255).mean()
+    assert 0.3 < share < 0.7
+    assert text.endswith(f", unlabelled {share:.0%}")
 
 
 def test_memory_does_not_grow_with_the_length(predictor, tmp_path):

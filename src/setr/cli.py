@@ -157,6 +157,15 @@ def require_least(given: Any, least: int, *names: str) -> None:
             raise SetrError(f"--{name.replace('_', '-')} {value}: give {rule}", code=USAGE)
 
 
+def require_within(given: Any, least: float, most: float, *names: str) -> None:
+    """Refuse options outside a range; nan is in none."""
+    for name in names:
+        value = getattr(given, name)
+        if not least <= value <= most:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise SetrError(f"{option}: give {least:g} to {most:,.0f}", code=USAGE)
+
+
 def as_typed(given: Any) -> dict[str, list[str]]:
     """The options with another value than by default, by field, as words of a command line."""
     found = {}

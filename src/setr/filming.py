@@ -40,7 +40,7 @@ class VideoReport:
         files: videos and folders written.
         frames: how many were segmented.
         announced: how many the file says it has; less were readable where it is cut off.
-        shares: share of all pixels per class, largest first.
+        shares: share of all pixels per class, largest first; what is missing to 1 is unlabelled.
     """
 
     files: list[Path]

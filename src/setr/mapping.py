@@ -19,6 +19,7 @@ from setr.inference import mask_blocks, normalize
 from setr.labels import IGNORE
 from setr.predictor import Predictor
 from setr.rasters import Raster, RasterWriter, spans
+from setr.unsure import unlabel
 
 STRIP = 4096
 """Columns per strip; windows that straddle two strips are computed for both."""
@@ -57,19 +58,20 @@ def predict_raster(
         predictor: the model.
         path: a GeoTIFF.
         out: files by kind, of `rasters.RASTER_KINDS`: `mask` holds ids with the classes' colours,
-            255 where the input has no data; `confidence` 0 to 255.
+            255 where the input has no data or the class is less probable than the predictor's
+            `min_confidence`; `confidence` 0 to 255.
         bands: see `Raster`.
         value_range: see `Raster`.
         strip: columns computed at a time; less takes less memory and more time.
 
     Returns:
-        Share of the data per class, largest first.
+        Share of the data per class, largest first; what is missing to 1 is unlabelled.
 
     Raises:
         SetrError: as `Raster`, or a file that cannot be written; then none appears.
     """
-    labels = predictor.info.labels
-    counts = np.zeros(256, np.int64)
+    labels, least = predictor.info.labels, predictor.min_confidence
+    counts, unsure = np.zeros(256, np.int64), 0
     with Raster(path, bands=bands, value_range=value_range) as raster:
         H, W = raster.shape
         writers = {
@@ -87,18 +89,23 @@ def predict_raster(
                     _Pixels(raster, predictor),
                     predictor.raster_protocol,
                     columns=columns,
-                    with_confidence="confidence" in out,
+                    with_confidence="confidence" in out or least > 0,
                 ):
                     mask = ids[0].cpu().numpy()
                     below = row + len(mask)
                     mask[~raster.has_data((row, below), columns)] = IGNORE
+                    if sure is not None:
+                        confidence = sure[0].float().cpu().numpy()
+                    if least > 0:
+                        unsure += unlabel(mask, confidence, least)
                     counts += np.bincount(mask.ravel(), minlength=256)
                     if "mask" in writers:
                         writers["mask"].write(mask, row, columns[0])
-                    if sure is not None:
-                        grey = np.rint(sure[0].float().cpu().numpy() * 255).astype(np.uint8)
+                    if "confidence" in writers:
+                        grey = np.rint(confidence * 255).astype(np.uint8)
                         writers["confidence"].write(grey, row, columns[0])
                     row = below
     known = counts[: len(labels.classes)]
     order = np.argsort(-known, kind="stable")
-    return {labels.classes[i]: float(known[i] / known.sum()) for i in order if known[i]}
+    total = known.sum() + unsure
+    return {labels.classes[i]: float(known[i] / total) for i in order if known[i]}

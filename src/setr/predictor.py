@@ -34,6 +34,7 @@ from setr.model import SETR
 from setr.rasters import Raster, is_georeferenced
 from setr.result import Result
 from setr.runtime import SUFFIXES, ExportedModel, open_exported
+from setr.unsure import checked_confidence
 from setr.urls import is_url
 from setr.video import frames, is_video
 
@@ -55,8 +56,13 @@ class Predictor:
         max_pixels: larger files are refused from their header.
         protocol: how images are run, or the name of a preset (`protocols.preset`), in place of the
             model's own; a GeoTIFF goes by windows all the same.
+        scales: factors on the image in place of the protocol's; with several, probabilities are
+            averaged. Not for a GeoTIFF.
+        flip: average with the mirrored image, whatever the protocol. Not for a GeoTIFF.
         window: run every image by blended windows of so many pixels; by default the model's own
             protocol decides, and only images above `WHOLE_PIXELS` go by windows.
+        min_confidence: pixels whose class is less probable are unlabelled; see
+            `Result.with_min_confidence`.
         allow_urls: `predict` may download http(s) addresses.
     """
 
@@ -69,16 +75,22 @@ class Predictor:
         precision: Precision = "auto",
         max_pixels: int = MAX_PIXELS,
         protocol: str | Protocol | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool = False,
         window: int | None = None,
+        min_confidence: float = 0.0,
         allow_urls: bool = False,
     ) -> None:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
         self.device = distributed.device(device)
         self.model: SETR | ExportedModel = model.eval().to(self.device)
-        self.info = replace(info, protocol=resolve_protocol(protocol, model, info))
+        views = {"scales": None if scales is None else tuple(scales), "flip": flip}
+        chosen = resolve_protocol(protocol, model, info).overridden(**views)
+        self.info = replace(info, protocol=chosen)
         self.max_pixels = max_pixels
         self.window = window
+        self.min_confidence = checked_confidence(min_confidence)
         self.allow_urls = allow_urls
         self.precision: Precision = precision
         self.dtype = autocast_dtype(precision, self.device)
@@ -138,7 +150,7 @@ class Predictor:
         results = self._results(images, self._protocol(images[0].shape))
         for result, source in zip(results, sources, strict=True):
             result.path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
-        return results
+        return [self._labelled(result) for result in results]
 
     def predict_all(self, *sources: Any) -> Iterator[Result]:
         """Segment many images, one at a time.
@@ -189,7 +201,11 @@ class Predictor:
         (found,) = self._results([image], self.raster_protocol)
         found.mask[~has_data] = IGNORE
         found.path, found.geo = raster.name, raster.geo
-        return found
+        return self._labelled(found)
+
+    def _labelled(self, result: Result) -> Result:
+        least = self.min_confidence
+        return result.with_min_confidence(least) if least > 0 else result
 
     def _results(self, images: Sequence[np.ndarray], protocol: Protocol) -> list[Result]:
         masks, confidences = self._run(predict_mask, images, protocol)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from setr.errors import USAGE, SetrError
 from setr.images import MAX_PIXELS
@@ -50,7 +51,7 @@ class Protocol:
     blend: bool = False
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise SetrError(f"scales {self.scales}: give one or more positive factors", code=USAGE)
         if self.window and min(self.window) < 1:
             raise SetrError(f"window {self.window}: give positive pixels", code=USAGE)
@@ -90,9 +91,11 @@ class Protocol:
         factor = target / short
         height, width = max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
         if height * width > max(MAX_PIXELS, H * W):
+            lower = ", or lower the scales" if scale > 1 else ""
             raise SetrError(
                 f"an image of {W}x{H} would be enlarged to {width}x{height}, above the limit of "
                 f"{MAX_PIXELS:,} pixels: its sides differ too much for this protocol; cut it up"
+                f"{lower}"
             )
         return height, width
 
@@ -104,6 +107,11 @@ class Protocol:
     def multi_scale(self) -> Protocol:
         """The same with the paper's six scales and flip."""
         return dataclasses.replace(self, scales=MULTI_SCALES, flip=True)
+
+    def overridden(self, **given: Any) -> Protocol:
+        """The same with these fields in place of its own; None and False leave a field as it is."""
+        chosen = {name: v for name, v in given.items() if v is not None and v is not False}
+        return dataclasses.replace(self, **chosen)
 
     def whole(self) -> Protocol:
         """Its sides alone: whole images at one scale."""

@@ -12,7 +12,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from setr.montage import shrunk, with_legend
 from setr.polygons import Polygon, mask_polygons, simplified
 from setr.rasters import write_raster
 from setr.storage import is_address
+from setr.unsure import checked_confidence, unlabel
 
 NOTEBOOK_WIDTH = 960
 """Pictures in a notebook are at most this wide, in pixels."""
@@ -42,11 +43,13 @@ class Result:
 
     Attributes:
         image: the input, uint8 RGB (H, W, 3).
-        mask: training ids (H, W) uint8; 255 where a map has no data.
+        mask: training ids (H, W) uint8; 255 where a map has no data or the class is unsure.
         confidence: probability of the chosen class (H, W) float32, 0 to 1.
         labels: class names and colours of the ids.
         path: the image file; empty where the image came from memory.
         geo: where the pixels lie on a map, for a georeferenced raster.
+        min_confidence: pixels whose class is less probable are unlabelled; 0 for none.
+        unsure: how many that are.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Result:
     ) -> None:
         self.image, self.mask, self.confidence, self.labels = image, mask, confidence, labels
         self.path, self.geo = path, geo
+        self.min_confidence, self.unsure = 0.0, 0
         self._compute_scores = compute_scores
         self._regions: tuple[int, list[Polygon]] | None = None  # from so many pixels on
 
@@ -74,13 +78,32 @@ class Result:
         """
         return self._compute_scores()
 
+    def with_min_confidence(self, least: float) -> Result:
+        """The same, but unlabelled (255) where the class is less probable than `least`.
+
+        `confidence` and `scores` stay; what is unlabelled already stays so.
+
+        Raises:
+            SetrError: not within 0 to 1.
+        """
+        mask = self.mask.copy()
+        unsure = unlabel(mask, self.confidence, checked_confidence(least))
+        found = Result(self.image, mask, self.confidence, self.labels, lambda: self.scores)
+        found.path, found.geo = self.path, self.geo
+        found.min_confidence = max(self.min_confidence, least)
+        found.unsure = self.unsure + unsure
+        return found
+
     @cached_property
     def shares(self) -> dict[str, float]:
-        """Share of the image per class, largest first, without classes that do not occur."""
+        """Share of the image per class, largest first, without classes that do not occur.
+
+        What is missing to 1 is unlabelled by `min_confidence`.
+        """
         counts = np.bincount(self.mask.ravel(), minlength=len(self.labels.classes))
         counts = counts[: len(self.labels.classes)]
         order = np.argsort(-counts, kind="stable")
-        total = max(1, counts.sum())
+        total = max(1, counts.sum() + self.unsure)
         return {self.labels.classes[i]: float(counts[i] / total) for i in order if counts[i]}
 
     def polygons(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> list[Polygon]:
@@ -137,17 +160,24 @@ class Result:
         return cv2.addWeighted(self.image, 1 - opacity, self.color(), opacity, 0)
 
     def share(self) -> dict[str, Any]:
-        """Size, mean confidence, and per class its share and number of pixels, as plain values."""
+        """Size, mean confidence, and per class its share and number of pixels, as plain values.
+
+        With a `min_confidence` also that, and the share that is unlabelled for it.
+        """
         counts = np.bincount(self.mask.ravel(), minlength=256)
         classes = self.labels.classes
         pixels = {name: int(counts[classes.index(name)]) for name in self.shares}
-        return {
+        found = {
             "image": _text(self.path),
             "size": list(self.mask.shape),
             "mean_confidence": float(self.confidence.mean(dtype=np.float64)),
             "shares": self.shares,
             "pixels": pixels,
         }
+        if self.min_confidence:
+            total = max(1, sum(pixels.values()) + self.unsure)
+            found |= {"min_confidence": self.min_confidence, "unlabelled": self.unsure / total}
+        return found
 
     def save(self, path: str | os.PathLike, kind: str = "mask", **options: Any) -> None:
         """Write one picture, array or file of polygons; it appears when complete.
@@ -215,8 +245,7 @@ class Result:
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
-        top = ", ".join(f"{name} {share:.0%}" for name, share in list(self.shares.items())[:4])
-        return f"<Result {width}x{height}: {top}>"
+        return f"<Result {width}x{height}: {largest(self.shares, self.min_confidence)}>"
 
     def _repr_png_(self) -> bytes:
         """How viewers without HTML show it: the overlay with a legend below."""
@@ -237,6 +266,14 @@ class Result:
     def _small_overlay(self) -> np.ndarray:
         """The overlay, shrunk to what a notebook can show."""
         return shrunk(self.overlay(), NOTEBOOK_WIDTH)
+
+
+def largest(shares: Mapping[str, float], min_confidence: float) -> str:
+    """The four largest shares in a line; with a `min_confidence`, also what is missing to 1."""
+    parts = [f"{name} {share:.0%}" for name, share in list(shares.items())[:4]]
+    if min_confidence:
+        parts.append(f"unlabelled {max(0.0, 1 - sum(shares.values())):.0%}")
+    return ", ".join(parts)
 
 
 def _require_options(kind: str, options: dict[str, Any]) -> None:

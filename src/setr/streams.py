@@ -17,6 +17,7 @@ from setr.mapping import predict_raster
 from setr.outputs import with_ending, write
 from setr.predictor import Predictor
 from setr.rasters import RASTER_KINDS, is_georeferenced
+from setr.result import largest
 from setr.urls import is_url
 from setr.video import is_video
 
@@ -123,14 +124,15 @@ def predict_stream(
             on_frame=on_frame,
         )
         cut = f" of {report.announced} announced" if report.frames < report.announced else ""
-        return report.files, f"{report.frames} frames{cut}: {_top(report.shares)}"
+        top = largest(report.shares, predictor.min_confidence)
+        return report.files, f"{report.frames} frames{cut}: {top}"
     kinds = kinds or ("mask",)
     if not is_url(stream.source) and set(kinds) <= set(RASTER_KINDS):
         files = {kind: with_ending(stem, RASTER_KINDS[kind]) for kind in kinds}
         shares = predict_raster(
             predictor, stream.source, files, bands=bands, value_range=value_range
         )
-        return list(files.values()), f"GeoTIFF: {_top(shares)}"
+        return list(files.values()), f"GeoTIFF: {largest(shares, predictor.min_confidence)}"
     result = predictor.predict(stream.source, bands=bands, value_range=value_range)
     return write(result, stem, kinds, **options), repr(result)
 
@@ -140,7 +142,3 @@ def _url_name(url: str) -> str:
     parts = urlsplit(url)
     name = PurePosixPath(unquote(parts.path).replace("\0", "").replace("\\", "/")).name
     return name if name not in ("", "..") else parts.hostname or "image"
-
-
-def _top(shares: dict[str, float]) -> str:
-    return ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:4])

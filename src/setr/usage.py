@@ -18,11 +18,14 @@ from setr.options import Option, options_of
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "amp": ("precision",),
+    "augment": ("multi-scale", "scales"),
     "backbone": ("encoder",),
     "batch": ("batch-size", "batch", "batches"),
     "batch-size": ("batch-size", "batch", "batches"),
     "bf16": ("precision",),
     "checkpoint": ("pretrained", "model", "models", "source"),
+    "conf": ("min-confidence",),
+    "conf-thres": ("min-confidence",),
     "crop": ("crop-size",),
     "data": ("data", "root"),
     "data-dir": ("data", "root"),
@@ -45,6 +48,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "output-dir": ("out",),
     "project": ("out",),
     "source": ("source", "images", "image"),
+    "threshold": ("min-confidence",),
+    "tta": ("multi-scale", "scales"),
     "val": ("val-split", "split"),
     "warmup": ("warmup-steps",),
     "wd": ("weight-decay",),
@@ -163,9 +168,9 @@ class _Walk:
         return None
 
     def _needed(self) -> int:
-        """Words by their place that are still to come."""
-        places = sum(option.required and not option.flags for option in self.table)
-        return max(0, places - len(self.free))
+        """Words by their place that are still to come, where their number is fixed."""
+        places = (o for o in self.table if o.required and not o.flags)
+        return max(0, sum(not _members(o.hint)[1] for o in places) - len(self.free))
 
     def _places(self, given: set[str]) -> str | None:
         """Words too many, wrong or missing; then missing options."""

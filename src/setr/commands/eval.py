@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from setr.cli import parse, require_least
+from setr.commands.views import Flip, Scales
 from setr.config import Precision
 from setr.errors import OK, USAGE, SetrError
 from setr.tables import figures_table, report_failed
@@ -38,10 +39,8 @@ class Arguments:
     for that data set's sizes; the model's own if not given."""
     multi_scale: bool = False
     """Also test with the paper's six scales and flip."""
-    scales: tuple[float, ...] | None = None
-    """Factors on the image, in place of the protocol's."""
-    flip: bool = False
-    """Average with the mirrored image, whatever the protocol."""
+    scales: Scales = None
+    flip: Flip = False
     window: tuple[int, int] | None = None
     """Height and width of the sliding window in pixels, in place of the protocol's."""
     stride: tuple[int, int] | None = None
@@ -178,8 +177,7 @@ def _test(
 def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
     """The protocol with the fields given on the command line."""
     fields = ("scales", "flip", "window", "stride", "short_side")
-    chosen = {name: getattr(given, name) for name in fields if getattr(given, name)}
-    return dataclasses.replace(protocol, **chosen)
+    return protocol.overridden(**{name: getattr(given, name) for name in fields})
 
 
 def _names(given: Arguments) -> dict[str, str]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from setr.cli import parse, require_default, require_least
+from setr.cli import parse, require_default, require_least, require_within
+from setr.commands.views import Flip, Scales
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
 
@@ -32,6 +33,8 @@ NOT_SUBMITTED = (
     *("batch", "exact", "workers", "engine", "actors"),
 )
 """Options that mean nothing to `--submit`."""
+LATER = ("scales", "flip", "min_confidence")
+"""Options that change a run's name only where they are given: names from before them still hold."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,14 @@ class Arguments:
     """Polygons may leave out corners where that moves the outline by at most so many pixels."""
     min_pixels: int = 1
     """Polygons of smaller regions are left out."""
+    min_confidence: float = 0.0
+    """Pixels whose class is less probable, 0 to 1, are unlabelled: 255 in masks, black in colours,
+    in no polygon."""
     protocol: str | None = None
     """paper-ss, paper-ms, mmseg-ss, mmseg-ms or whole, as in `setr eval`; the model's own if not
-    given. Not for GeoTIFF files, which are never resized."""
+    given. Neither this nor --scales nor --flip is for GeoTIFF files, which are run as they are."""
+    scales: Scales = None
+    flip: Flip = False
     window: int | None = None
     """Run images by blended windows of so many pixels, whatever the model's protocol."""
     bands: str = ""
@@ -106,10 +114,11 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "predict")
     require_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
     require_least(given, 0, "tolerance", "min_pixels")
+    require_within(given, 0, 1, "min_confidence")
     _require_used(given)
     from setr.batch import Task
     from setr.inputs import find_items, output_names
-    from setr.protocols import preset
+    from setr.protocols import Protocol, preset
     from setr.rasters import parse_bands, parse_range
     from setr.settled import stream_tasks
     from setr.storage import Storage, is_address, result_test
@@ -136,14 +145,14 @@ def run(arguments: list[str]) -> int:
         what = "--submit takes images" if given.submit else f"{given.out}: takes images"
         raise SetrError(f"{what}, not {streams[0].source}", code=USAGE)
     maps = [s.source for s in streams if not s.is_video and not is_url(s.source)]
-    if given.protocol:
-        preset(given.protocol)  # a wrong name ends here, not in every actor of a cluster
-    if given.protocol and maps:
-        raise SetrError(
-            f"--protocol {given.protocol}: resizes images, and {maps[0]} is a GeoTIFF file, whose "
-            "pixels keep their size on the ground; leave one out (--window sets its windows)",
-            code=USAGE,
+    named = preset(given.protocol) if given.protocol else Protocol()
+    named.overridden(scales=given.scales)  # what is wrong ends here, not in a cluster's actors
+    if maps:
+        rule = (
+            f"resizes or mirrors images, and {maps[0]} is a GeoTIFF file, whose pixels keep their "
+            "size on the ground; leave one out (--window sets its windows)"
         )
+        require_default(given, rule, "protocol", "scales", "flip")
     if given.submit:
         return _submit(given, items)
     names = output_names(items, packed=given.pack != "no")
@@ -170,11 +179,12 @@ def _predict(
     suffix = "" if shard == (0, 1) else f"-{shard[0]}-of-{shard[1]}"
     stem, packs = f"manifest{suffix}", f"part{suffix}"
     settings = [given.precision, given.protocol, given.window, given.pack]
+    chosen = {name: value for name in LATER if (value := getattr(given, name))}
     finish = finishes(
         given.out,
         given.save,
         run_names(given.model),
-        [*settings, None if given.exact else given.batch],
+        [*settings, None if given.exact else given.batch, *([chosen] if chosen else ())],
         [given.bands, given.value_range],
         packed=given.pack != "no",
         polygons={"tolerance": given.tolerance, "min_pixels": given.min_pixels},
@@ -262,7 +272,7 @@ def _engines(
 
 def _loading(given: Arguments) -> dict[str, Any]:
     """Keywords of `setr.load`."""
-    names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls")
+    names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls", *LATER)
     return {name: getattr(given, name) for name in names}
 
 
@@ -303,6 +313,8 @@ def _require_used(given: Arguments) -> None:
     if given.submit:
         rule = f"does nothing with --submit {given.submit}; leave one of them out"
         require_default(given, rule, *NOT_SUBMITTED)
+        rule = "leaves pixels without a class, which test servers refuse; leave it out"
+        require_default(given, rule, "min_confidence")
     if given.pack == "no":
         rule = "does nothing without --pack; add --pack tar, or leave it out"
         require_default(given, rule, "pack_samples")

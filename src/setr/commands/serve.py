@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from setr.cli import parse, require_least
+from setr.cli import parse, require_least, require_within
 from setr.errors import OK, USAGE, SetrError
 from setr.serve.limits import LONGEST, Limits
 
@@ -66,8 +66,8 @@ def run(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, "serve")
     require_least(given, 0, "port")
     require_least(given, 1, "window", "batch", "queue", "max_pixels", "max_patches")
-    _require_within(given, LEAST, LONGEST, "deadline", "drain", "max_mb")
-    _require_within(given, 0, 1000 * LONGEST, "wait_ms")
+    require_within(given, LEAST, LONGEST, "deadline", "drain", "max_mb")
+    require_within(given, 0, 1000 * LONGEST, "wait_ms")
     if given.port > HIGHEST_PORT:
         raise SetrError(f"--port {given.port}: give at most {HIGHEST_PORT}", code=USAGE)
     try:
@@ -103,15 +103,6 @@ def run(arguments: list[str]) -> int:
         )
         serve(create_app(models, limits, keys, log=not given.quiet), sock, limits)
     return OK
-
-
-def _require_within(given: Arguments, least: float, most: float, *names: str) -> None:
-    """Refuse options outside a range; nan is in none."""
-    for name in names:
-        value = getattr(given, name)
-        if not least <= value <= most:
-            option = f"--{name.replace('_', '-')} {value}"
-            raise SetrError(f"{option}: give {least:g} to {most:,.0f}", code=USAGE)
 
 
 def read_keys(path: Path | None) -> list[str]:

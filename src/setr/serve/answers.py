@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from setr.images import encode_png
 from setr.outputs import POLYGON_KINDS
@@ -25,6 +25,7 @@ class Options(NamedTuple):
     opacity: float = 0.55
     tolerance: float = 0.0
     min_pixels: int = 1
+    min_confidence: float = 0.0
 
 
 class Format(NamedTuple):
@@ -78,6 +79,8 @@ def encode(
     Raises:
         Refusal: 413, more regions than there is time for.
     """
+    if options.min_confidence > 0:
+        result = result.with_min_confidence(options.min_confidence)
     if kind == "json":
         return _everything(name, predictor, result)
     if kind == "overlay":
@@ -91,11 +94,12 @@ def encode(
 def _everything(name: str, predictor: Predictor, result: Result) -> bytes:
     """The `Segmentation` that the page draws."""
     height, width = result.mask.shape
-    answer = {
+    share = result.share()
+    answer: dict[str, Any] = {
         "model": name,
         "width": width,
         "height": height,
-        "mean_confidence": result.share()["mean_confidence"],
+        **{key: share[key] for key in ("mean_confidence", "unlabelled") if key in share},
         "classes": summary(predictor, result),
         "mask": base64.b64encode(result.encode("mask")).decode(),
         "confidence": base64.b64encode(result.encode("confidence")).decode(),

@@ -118,12 +118,15 @@ def _add_segment(app: FastAPI, service: Service) -> None:
         min_pixels: Annotated[
             int, Query(ge=1, description="Polygons of smaller regions are left out.")
         ] = 1,
+        min_confidence: Annotated[
+            float, Query(ge=0, le=1, description="Pixels of less probable classes are unlabelled.")
+        ] = 0.0,
         deadline: Annotated[
             float, Query(gt=0, le=service.limits.deadline, description="Seconds to wait.")
         ] = service.limits.deadline,
     ) -> Response:
         name = choose(format, request.headers.get("accept", ""))
-        options = Options(opacity, tolerance, min_pixels)
+        options = Options(opacity, tolerance, min_pixels, min_confidence)
         content = await service.compute(
             request,
             model,

@@ -39,6 +39,9 @@ class Segmentation(BaseModel):
     width: int
     height: int
     mean_confidence: float = Field(description="Mean probability of the chosen class, 0 to 1.")
+    unlabelled: float = Field(
+        default=0.0, description="Share of pixels below `min_confidence`; only where that is given."
+    )
     classes: list[ClassShare] = Field(description="Classes that occur, largest share first.")
     mask: str = Field(description="Palette PNG in base64; its indices are class ids.")
     confidence: str = Field(description="Grey PNG in base64; 255 is probability 1.")
