@@ -21,7 +21,7 @@ from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.labels import Labels
 from setr.masks import read_mask
-from setr.outlines import Patch, Ring, Runs, Shape, draw
+from setr.outlines import Patch, Ring, Runs, Shape, as_counts, draw
 from setr.polygons import mask_polygons, run_lengths
 
 from .test_polygons import inside, masks
@@ -61,8 +61,11 @@ def square(x: float, y: float, side: float) -> list[list[float]]:
 def test_what_is_written_as_outlines_gives_its_mask_back(mask: np.ndarray) -> None:
     polygons = mask_polygons(mask, 3)
     ids = {name: i for i, name in enumerate(LABELS.classes)}
-    whole = [Shape(LABELS.classes[p.class_id], (Runs(mask.shape, run_lengths(p, mask.shape)),))
-             for p in polygons]  # fmt: skip
+    lengths = [as_counts(run_lengths(p, mask.shape)) for p in polygons]
+    whole = [
+        Shape(LABELS.classes[p.class_id], (Runs(mask.shape, counts),))
+        for p, counts in zip(polygons, lengths, strict=True)
+    ]
     written = to_labelme(polygons, LABELS, file_name="", size=mask.shape)["shapes"]
     lines = [Shape(s["label"], (Ring(np.array(s["points"])),)) for s in written]
     np.testing.assert_array_equal(draw(whole, mask.shape, ids, largest_first=True)[0], mask)
@@ -113,12 +116,13 @@ def test_compressed_run_lengths():
             more = rest != (-1 if part & 16 else 0)
             text += chr(part + (32 if more else 0) + 48)
     np.testing.assert_array_equal(
-        Runs(SIZE, text).cover(SIZE).inside, Runs(SIZE, lengths).cover(SIZE).inside
+        Runs(SIZE, as_counts(text)).cover(SIZE).inside,
+        Runs(SIZE, as_counts(lengths)).cover(SIZE).inside,
     )
-    column = Runs((2, 3), [1, 2, 3]).cover((2, 3)).inside
+    column = Runs((2, 3), as_counts([1, 2, 3])).cover((2, 3)).inside
     np.testing.assert_array_equal(column, [[False, True, False], [True, False, False]])
     with pytest.raises(SetrError, match=r"run lengths of 6 pixels, size \[2, 3\]"):
-        Runs((2, 3), [1, 2, 3]).cover((3, 2))
+        Runs((2, 3), as_counts([1, 2, 3])).cover((3, 2))
 
 
 def test_a_patch_is_cut_off_at_the_border():
@@ -313,15 +317,16 @@ def test_all_problems_are_told_at_once(tmp_path):
     put(tmp_path / "b.json", '{"shapes": [')
     put(tmp_path / "c.json", labelme("c.jpg", shape("pole", square(0, 0, 9)), size=(30, 20)))
     put(tmp_path / "d.json", labelme("d.jpg", shape("pole", [[0, 0], [1, 1]], "mask", mask="?")))
-    put(tmp_path / "e.json", labelme("e.jpg", {"points": square(0, 0, 9)}))
+    put(tmp_path / "e.json", labelme("e.jpg", {"points": square(0, 0, 9)}, []))
     put(tmp_path / "gone.json", labelme("gone.jpg", shape("wall", square(0, 0, 9))))
     (tmp_path / "f.jpg").write_bytes(b"no image")
     put(tmp_path / "f.json", labelme("f.jpg"))
     said = refused(tmp_path)
-    for part in ("7 problems with outlines (LabelMe)", "a.json: shape 2 has no label, or no points",
+    for part in ("8 problems with outlines (LabelMe)", "a.json: shape 2 has no label, or no points",
                  "b.json: not JSON", "c.json: gives c.jpg 20x30 pixels, the file has 30x20",
                  "d.json: a mask that is not base64", "e.json: shape 1 has no label",
-                 "gone.json: image 'gone.jpg' is not there", "f.jpg: not an image"):  # fmt: skip
+                 "gone.json: image 'gone.jpg' is not there", "f.jpg: not an image",
+                 "e.json: shape 2 has no label"):  # fmt: skip
         assert part in said
 
 
@@ -331,6 +336,8 @@ def test_boxes_are_no_outlines(tmp_path):
     assert "(YOLO): left out, because they have no area: 1 boxes" in refused(tmp_path)
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2\n0 0 0 1 0 1 nan\n")
     assert "2 problems" in refused(tmp_path)
+    put(tmp_path / "labels" / "a.txt", "99999999999 0 0 1 0 1 1\n")
+    assert "class number 99999999999: at most 255 classes" in refused(tmp_path)
 
 
 def test_one_class_needs_another_for_the_rest(tmp_path):

@@ -15,6 +15,7 @@ import yaml
 from setr.class_files import names_by_id
 from setr.errors import SetrError
 from setr.files import walk_images
+from setr.labels import IGNORE
 from setr.outline_index import DRAWN, Annotated, Outlined
 from setr.outline_json import json_outlines
 from setr.outlines import Ring, Shape, as_points
@@ -63,19 +64,21 @@ def _yolo(root: Path, images: list[str]) -> Outlined | None:
         shapes = []
         for number, words in enumerate(_words(root / text) if text else (), 1):
             values = _numbers(words)
+            understood = understood or len(values) >= 5
             if len(values) == 5:
                 out.leave_out("boxes")
             elif len(values) < 7 or len(values) % 2 == 0 or values[0] % 1 or values[0] < 0:
                 out.problems.append(f"{text}: line {number} is not 'class x y x y x y …'")
-                continue
             else:
                 number_of_class = int(values[0])
                 largest = max(largest, number_of_class)
                 name = names.get(number_of_class, f"class_{number_of_class}")
                 shapes.append(Shape(name, (Ring(as_points(values[1:]), relative=True),)))
-            understood = True
         out.images.append(Annotated(image, tuple(shapes), text or image))
     count = max(largest, *names, -1) + 1
+    if count > IGNORE:
+        out.problems.append(f"class number {count - 1}: at most {IGNORE} classes, from 0 on")
+        count = 0
     out.classes = tuple(names.get(i, f"class_{i}") for i in range(count))
     return out if understood else None
 

@@ -22,7 +22,10 @@ from setr.outline_index import (
     not_one,
     split_of,
 )
-from setr.outlines import Part, Patch, Ring, Runs, Shape, as_points
+from setr.outlines import Part, Patch, Ring, Runs, Shape, as_counts, as_points
+
+BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+"""What values of another kind than a format's raise."""
 
 
 def json_outlines(root: Path, images: list[str]) -> Iterator[Outlined]:
@@ -69,7 +72,7 @@ def _labelme(name: str, content: dict[str, Any], where: Images, out: Outlined) -
                 out.leave_out(f"LabelMe's {shape['shape_type']}")
             else:
                 shapes.append(Shape(str(shape["label"]), (part,)))
-        except (ValueError, TypeError, KeyError, IndexError):
+        except BROKEN:
             out.problems.append(f"{name}: shape {number} has no label, or no points of its kind")
     size = content.get("imageHeight"), content.get("imageWidth")
     known = size if isinstance(size[0], int) and isinstance(size[1], int) else None
@@ -89,7 +92,8 @@ def _labelme_part(shape: Mapping[str, Any]) -> Part | None:
     if kind == "circle":
         centre, edge = as_points(shape["points"], 2)
         radius = math.dist(centre, edge)
-        turn = np.linspace(0, 2 * np.pi, max(16, math.ceil(4 * radius)), endpoint=False)
+        corners = min(max(16, math.ceil(8 * math.sqrt(radius))), 10_000)  # off by 0.1 pixel
+        turn = np.linspace(0, 2 * np.pi, corners, endpoint=False)
         return Ring(centre + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1))
     if kind == "mask":
         left, top = np.round(as_points(shape["points"], 1)[0]).astype(int).tolist()
@@ -117,7 +121,8 @@ class _Coco:
             for annotation in self.content["annotations"]:
                 self._add(annotation, names, by_image)
             found = [self._image(image, by_image[image["id"]]) for image in self.content["images"]]
-        except (TypeError, KeyError, AttributeError) as error:
+            named = [n for i, n in sorted(names.items()) if i in used or n not in groups]
+        except BROKEN as error:
             self.out.problems.append(f"{self.name}: not as COCO has it ({error!r})")
             return
         missing = [text for text in found if isinstance(text, str)]
@@ -126,7 +131,6 @@ class _Coco:
             return
         self.out.problems += missing
         self.out.images += [entry for entry in found if isinstance(entry, Annotated)]
-        named = [n for i, n in sorted(names.items()) if i in used or n not in groups]
         self.out.classes = tuple(dict.fromkeys((*self.out.classes, *named)))
 
     def _image(self, image: Mapping[str, Any], shapes: list[Shape]) -> Annotated | str:
@@ -146,12 +150,13 @@ class _Coco:
         try:
             parts: tuple[Part, ...]
             if isinstance(area, dict):
-                parts = (Runs(tuple(area["size"]), area["counts"]),)
+                H, W = area["size"]
+                parts = (Runs((int(H), int(W)), as_counts(area["counts"])),)
             else:
                 parts = tuple(Ring(as_points(ring)) for ring in area)
             shape = Shape(names[annotation["category_id"]], parts)
             by_image[annotation["image_id"]].append(shape)
-        except (ValueError, TypeError, KeyError):
+        except BROKEN:
             self.out.problems.append(
                 f"{self.name}: annotation {annotation.get('id')}: unknown category or image, or a "
                 "polygon of fewer than three points"

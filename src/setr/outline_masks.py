@@ -52,7 +52,7 @@ def draw_masks(root: Path, outlined: Outlined, *, rest: str = "background") -> D
         SetrError: `rest` would leave a single class; or images or outlines that cannot be read, all
             of them counted and the first ten named (exit code 3).
     """
-    if not any(entry.shapes for entry in outlined.images):
+    if not outlined.classes or not any(entry.shapes for entry in outlined.images):
         _refuse(root, outlined, outlined.problems or [told(outlined.left_out) or "no shapes"])
     ids = _ids(outlined, rest)
     palette = Labels(tuple(name for name, i in ids.items() if i != IGNORE)).palette

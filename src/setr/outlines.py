@@ -59,10 +59,10 @@ class Ring:
 
 @dataclass(frozen=True)
 class Runs:
-    """COCO's run lengths, column by column: a list, or its compressed text."""
+    """COCO's run lengths, column by column, as `as_counts` gives them."""
 
     size: tuple[int, int]
-    counts: Sequence[int] | str
+    counts: np.ndarray
 
     def cover(self, size: tuple[int, int]) -> Cover:
         """All pixels of an image of `size` (H, W).
@@ -70,8 +70,7 @@ class Runs:
         Raises:
             SetrError: of another image, or lengths that do not add up to it.
         """
-        counts = _uncompressed(self.counts) if isinstance(self.counts, str) else self.counts
-        lengths = np.array(counts, np.int64)
+        lengths = self.counts
         if self.size != size or lengths.sum() != size[0] * size[1] or (lengths < 0).any():
             raise SetrError(
                 f"run lengths of {lengths.sum()} pixels, size {list(self.size)}, "
@@ -153,6 +152,14 @@ def as_points(values: Any, least: int = 3) -> np.ndarray:
     if len(points) < least or not np.isfinite(points).all():
         raise ValueError
     return points
+
+
+def as_counts(values: Any) -> np.ndarray:
+    """Run lengths int64, of a list or of COCO's compressed text; an exception for anything else."""
+    counts = np.array(_uncompressed(values) if isinstance(values, str) else list(values), np.int64)
+    if counts.ndim != 1:
+        raise ValueError
+    return counts
 
 
 def _pixels(edges: np.ndarray, count: int) -> np.ndarray:
