@@ -39,7 +39,7 @@ def bench(*arguments: object, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("camvid") / "runs"
-    bench("--smoke", "--runs", folder, "--seeds", 1, "--data", folder / "none")
+    bench("--smoke", "--runs", folder, "--seeds", 1, "--data", folder / "none", "--jobs", 2)
     return folder
 
 
