@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from setr.export import compare, export
 from setr.graphs import Graph, bicubic_weights, trace
 from setr.hub import ModelInfo, save_pretrained
 from setr.images import encode_png
-from setr.inference import Protocol
+from setr.inference import Protocol, normalize
 from setr.model import SETR, create_model
 from setr.predictor import Predictor, load
 from setr.quantize import calibration_images
@@ -128,6 +129,50 @@ def test_openvino_with_rope_and_int8(photo, tmp_path, capsys):
     (tmp_path / "m.bin").unlink()
     with pytest.raises(SetrError, match=r"m\.xml: not an OpenVINO model, or its \.bin is missing"):
         load(tmp_path / "m.xml")
+
+
+def test_a_file_for_one_size_and_raw_pixels(model, photo, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    info = replace(INFO, protocol=Protocol())
+    path = tmp_path / "m.onnx"
+    report = export(model, info, path, format="onnx", size=(38, 48), pixels=True)
+    assert set(report["difference"]) == {"1x38x48"}
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    assert (image.type, image.shape) == ("tensor(uint8)", [1, 38, 48, 3])
+    assert [o.shape for o in session.get_outputs()] == [[1, K, 38, 48], [1, K, 40, 48]]
+    x = photo[None, :38, :48]
+    with torch.inference_mode():
+        expected = model(normalize(torch.from_numpy(x), info.mean, info.std)).numpy()
+    np.testing.assert_allclose(session.run(["logits"], {"images": x})[0], expected, atol=1e-4)
+
+    by_windows = replace(info, protocol=info.protocol.in_windows((38, 48)))
+    ours = Predictor(model, by_windows, device="cpu", precision="fp32").predict(photo)
+    theirs = setr.load(path).predict_batch([photo, photo[:, ::-1]])[0]
+    np.testing.assert_allclose(theirs.confidence, ours.confidence, atol=1e-5)
+    assert (theirs.mask == ours.mask).mean() > 0.999
+    assert setr.load(path).predict(photo[:7, :9]).mask.shape == (7, 9)  # padded
+    assert setr.load(path, scales=(0.5, 1.5), flip=True).predict(photo).mask.shape == (50, 64)
+    with pytest.raises(SetrError, match=r"takes images of 38x48 .* was given 50x64"):
+        setr.load(path, protocol=Protocol()).predict(photo)
+    assert setr.load(path).raster_protocol.window == (38, 48)
+
+
+def test_raw_pixels_of_any_size_in_int8(model, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("nncf")
+    data, path = open_dataset("scenes:6", "val"), tmp_path / "q.onnx"
+    options = {"format": "onnx", "precision": "int8", "head": "mask", "calibration": data}
+    export(model, INFO, path, pixels=True, **options)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", "height", "width", 3]
+    image = np.stack([data.load(i).image[:50, :45] for i in range(2)])
+    (mask,) = session.run(["mask"], {"images": image})
+    assert mask.shape == (2, 50, 45)
+    x = normalize(torch.from_numpy(image), INFO.mean, INFO.std)
+    assert (model(x).argmax(dim=1).numpy() == mask).mean() > 0.9
+    export(model, INFO, tmp_path / "s.onnx", size=(40, 40), **options)
+    assert setr.load(tmp_path / "s.onnx").predict(image[0]).mask.shape == (50, 45)
 
 
 def test_torch_export_carries_its_description(tmp_path):

@@ -10,6 +10,7 @@ Shapes: B batch, H x W image, K classes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -27,10 +28,20 @@ from setr.errors import USAGE, SetrError
 from setr.evaluation import evaluate_split, require_labelled
 from setr.graphs import DTYPES, Graph, Head, trace
 from setr.hub import ModelInfo, describe, encoder_licence
+from setr.inference import normalize
 from setr.model import SETR
 from setr.onnx_file import write_onnx
 from setr.quantize import calibration_images, import_nncf, quantized
-from setr.runtime import COARSE, ExportedModel, Run, import_openvino, onnx_run, openvino_run
+from setr.runtime import (
+    ANY,
+    COARSE,
+    ExportedModel,
+    Form,
+    Run,
+    import_openvino,
+    onnx_run,
+    openvino_run,
+)
 
 Format = Literal["onnx", "openvino", "torch"]
 ExportPrecision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -54,6 +65,8 @@ def export(
     format: Format,
     precision: ExportPrecision = "fp32",
     head: Head = "logits",
+    size: tuple[int, int] | None = None,
+    pixels: bool = False,
     calibration: Dataset | None = None,
 ) -> dict[str, Any]:
     """Write one file, after comparing it with PyTorch.
@@ -65,6 +78,9 @@ def export(
         format: of the file.
         precision: of its weights and arithmetic; `int8` quantises with images of `calibration`.
         head: output beside `coarse`: full-size `logits`, or the best class as `mask`.
+        size: (H, W) of the single image the file takes, for runtimes that need fixed shapes; the
+            protocol that travels with it then runs images by windows of that size. None: any.
+        pixels: the file takes uint8 RGB (B, H, W, 3) and normalises it.
         calibration: a labelled split; needed for every precision but fp32.
 
     Returns:
@@ -79,11 +95,14 @@ def export(
     check_request(path, format, precision, calibrated=calibration is not None)
     if calibration is not None:
         require_labelled(model, info, calibration)
-    stored = metadata(model, info, precision, head)
+    form = Form(info.mean, info.std, size, pixels)
+    if size and info.protocol.window != size:
+        info = dataclasses.replace(info, protocol=info.protocol.in_windows(size))
+    stored = metadata(model, info, precision, head, form)
     with _scratch(path) as folder:
         draft = folder / path.name
-        _write(draft, model, info, format, precision, head, stored, calibration)
-        report = compare(draft, model, head, exact=precision == "fp32")
+        _write(draft, model, info, format, precision, head, form, stored, calibration)
+        report = compare(draft, model, head, form, exact=precision == "fp32")
         if calibration is not None:
             report["miou"] = compare_accuracy(draft, model, info, stored, calibration)
             _require_accuracy(report["miou"], precision, path)
@@ -95,9 +114,11 @@ def export(
 
 
 def metadata(
-    model: SETR, info: ModelInfo, precision: ExportPrecision, head: Head
+    model: SETR, info: ModelInfo, precision: ExportPrecision, head: Head, form: Form = ANY
 ) -> dict[str, str]:
     """What travels inside a file: `config.json` and more, each value as JSON."""
+    H, W = form.size or ("H", "W")
+    B = 1 if form.size else "B"
     values = {
         **describe(model, info),
         "licence": encoder_licence(model.arguments, info.pretrained),
@@ -105,7 +126,11 @@ def metadata(
             "precision": precision,
             "head": head,
             "patch_size": model.encoder.patch_size,
-            "input": "float32 RGB (B, 3, H, W), (pixel / 255 - mean) / std",
+            "size": form.size,
+            "pixels": form.pixels,
+            "input": f"uint8 RGB ({B}, {H}, {W}, 3)"
+            if form.pixels
+            else f"float32 RGB ({B}, 3, {H}, {W}), (pixel / 255 - mean) / std",
         },
     }
     return {key: json.dumps(value) for key, value in values.items()}
@@ -162,23 +187,26 @@ def _write(
     format: Format,
     precision: ExportPrecision,
     head: Head,
+    form: Form,
     stored: dict[str, str],
     calibration: Dataset | None,
 ) -> None:
     """Trace the model and write it in one of the formats."""
     native = precision if format == "torch" or precision == "fp16" else "fp32"
     dtype = DTYPES["fp32" if format == "openvino" else native]
-    program = trace(Graph(model, head, dtype, spread=precision != "int8"))
+    program = trace(Graph(model, head, dtype, form=form, spread=precision != "int8"))
     if format == "torch":
         values = {key: json.loads(text) for key, text in stored.items()}
         torch.export.save(program, path, extra_files={"setr.json": json.dumps(values)})
         return
-    images = calibration_images(calibration, info) if precision == "int8" and calibration else None
+    images = None
+    if precision == "int8" and calibration:
+        images = [form.of(image) for image in calibration_images(calibration, info)]
     if format == "onnx":
-        write_onnx(program, path, head, stored, images)
+        write_onnx(program, path, head, stored, images, form)
         return
     plain = path.with_suffix(".onnx")
-    write_onnx(program, plain, head, {}, None)
+    write_onnx(program, plain, head, {}, None, form)
     write_openvino(plain, path, precision, stored, images)
     for file in _beginning(plain.parent, plain.name):
         file.unlink()
@@ -223,8 +251,10 @@ def open_run(path: Path, outputs: tuple[str, ...]) -> Run:
     return run
 
 
-def compare(path: Path, model: SETR, head: Head, *, exact: bool) -> dict[str, Any]:
-    """Run a file and PyTorch on the same noise at two sizes.
+def compare(
+    path: Path, model: SETR, head: Head, form: Form = ANY, *, exact: bool
+) -> dict[str, Any]:
+    """Run a file and PyTorch on the same noise at two sizes, or at the file's only one.
 
     Returns:
         `difference`: by size, the largest of the logits' absolute differences over the largest
@@ -235,13 +265,13 @@ def compare(path: Path, model: SETR, head: Head, *, exact: bool) -> dict[str, An
     """
     run = open_run(path, (head, COARSE))
     report: dict[str, Any] = {"difference": {}, "agreement": {}}
-    for B, H, W in _sizes(model):
-        images = torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(0))
+    for B, H, W in [(1, *form.size)] if form.size else _sizes(model):
+        images, taken = _noise(B, H, W, form)
         with torch.inference_mode():
             device = next(model.parameters()).device
             expected = model.eval()(images.to(device)).float().cpu()
             coarse = model.coarse(images.to(device)).logits.float().cpu()
-        given, raw = (torch.from_numpy(a) for a in run(images.numpy()))
+        given, raw = (torch.from_numpy(a) for a in run(taken))
         pairs = [(raw, coarse)] + ([(given, expected)] if head == "logits" else [])
         difference = max(
             float((a - b).abs().max() / b.abs().max()) if a.shape == b.shape else float("inf")
@@ -259,6 +289,16 @@ def compare(path: Path, model: SETR, head: Head, *, exact: bool) -> dict[str, An
                 "written"
             )
     return report
+
+
+def _noise(B: int, H: int, W: int, form: Form) -> tuple[torch.Tensor, np.ndarray]:
+    """Normalised images (B, 3, H, W), and the same as a file takes them."""
+    generator = torch.Generator().manual_seed(0)
+    if not form.pixels:
+        images = torch.randn(B, 3, H, W, generator=generator)
+        return images, images.numpy()
+    pixels = torch.randint(256, (B, H, W, 3), dtype=torch.uint8, generator=generator)
+    return normalize(pixels, form.mean, form.std), pixels.numpy()
 
 
 def _clear_errors(mask: torch.Tensor, logits: torch.Tensor) -> bool:

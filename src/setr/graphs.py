@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from setr.decoders import ConvBNReLU
+from setr.inference import normalize
 from setr.model import SETR
+from setr.runtime import ANY, Form
 
 Head = Literal["logits", "mask"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,6 +38,7 @@ class Graph(nn.Module):
         model: stays as it is; the graph has its own copy.
         head: `logits` (B, K, H, W) float32, or `mask`, the best class uint8 (B, H, W).
         dtype: of weights and arithmetic; inputs and logits stay float32.
+        form: what it takes; by default normalised images of any batch and size.
         spread: convolve before upsampling by 2 (`upsampled_convolution.py`); without it int8 is as
             fast and keeps more digits.
     """
@@ -46,16 +49,20 @@ class Graph(nn.Module):
         head: Head,
         dtype: torch.dtype = torch.float32,
         *,
+        form: Form = ANY,
         spread: bool = True,
     ) -> None:
         super().__init__()
+        self.form = form
         self.model = _prepared(model, dtype, spread)
         self.patch_size = model.encoder.patch_size
         self.squeeze = model.odd_sizes == "squeeze"
         self.head, self.dtype = head, dtype
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images float32 (B, 3, H, W) -> the head, and the logits it came from."""
+        """Images as `form` says -> the head, and the logits it came from."""
+        if self.form.pixels:
+            images = normalize(images, self.form.mean, self.form.std)
         H, W = images.shape[-2:]
         p = self.patch_size
         height, width = (H + p - 1) // p * p, (W + p - 1) // p * p
@@ -68,16 +75,24 @@ class Graph(nn.Module):
 
 
 def trace(graph: Graph) -> torch.export.ExportedProgram:
-    """The graph with free batch, height and width."""
-    p = graph.patch_size
-    images = torch.zeros(2, 3, 5 * p + 3, 9 * p - 2)
-    free = torch.export.Dim.DYNAMIC
+    """The graph with free batch, height and width, or for the one image its form takes."""
+    p, form = graph.patch_size, graph.form
+    height, width = form.size or (5 * p + 3, 9 * p - 2)
+    images = torch.zeros(1 if form.size else 2, 3, height, width)
+    if form.pixels:
+        images = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+    free = {} if form.size else dict.fromkeys(free_axes(form), torch.export.Dim.DYNAMIC)
     with quiet(), torch.enable_grad():  # without gradients decoders go the way of eager inference
         program = torch.export.export(
-            graph, (images,), dynamic_shapes={"images": {0: free, 2: free, 3: free}}, strict=False
+            graph, (images,), dynamic_shapes={"images": free or None}, strict=False
         )
         bicubic = torch.ops.aten._upsample_bicubic2d_aa
         return program.run_decompositions({bicubic.vec: _bicubic_vec, bicubic.default: _bicubic})
+
+
+def free_axes(form: Form) -> tuple[int, int, int]:
+    """Axes of batch, height and width of what a graph takes."""
+    return (0, 1, 2) if form.pixels else (0, 2, 3)
 
 
 @contextmanager

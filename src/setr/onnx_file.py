@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from setr.errors import SetrError
-from setr.graphs import quiet
+from setr.graphs import free_axes, quiet
 from setr.quantize import quantized
-from setr.runtime import COARSE, INPUT
+from setr.runtime import ANY, COARSE, INPUT, Form
 
 OPSET = 20
 MAX_INSIDE = 1_900_000_000
@@ -29,6 +29,7 @@ def write_onnx(
     head: str,
     stored: dict[str, str],
     images: list[np.ndarray] | None,
+    form: Form = ANY,
 ) -> None:
     """Write a traced graph as ONNX.
 
@@ -37,7 +38,8 @@ def write_onnx(
         path: the file; weights above `MAX_INSIDE` go beside it.
         head: name of the first output.
         stored: metadata, each value written under `setr.KEY`.
-        images: normalised images (1, 3, H, W) to quantise with; None leaves the precision.
+        images: as the graph takes them, to quantise with; None leaves the precision.
+        form: what the graph takes.
 
     Raises:
         SetrError: the packages for ONNX are not installed.
@@ -60,7 +62,7 @@ def write_onnx(
     proto: Any = exported.model_proto
     if images:
         proto = quantized(proto, images)
-    _name_axes(proto)
+    _name_axes(proto, free_axes(form))
     proto.graph.name = "setr"
     for key, text in stored.items():
         proto.metadata_props.add(key=f"setr.{key}", value=text)
@@ -68,12 +70,12 @@ def write_onnx(
     onnx.save_model(proto, path, save_as_external_data=large, location=f"{path.name}.data")
 
 
-def _name_axes(proto: Any) -> None:
-    """Symbols such as s34 become batch, height and width."""
+def _name_axes(proto: Any, places: tuple[int, int, int]) -> None:
+    """Symbols such as s34 become batch, height and width, which are at these places."""
     axes = proto.graph.input[0].type.tensor_type.shape.dim
     names = {
         axes[i].dim_param: name
-        for i, name in ((0, "batch"), (2, "height"), (3, "width"))
+        for i, name in zip(places, ("batch", "height", "width"), strict=True)
         if axes[i].dim_param
     }
     symbol = re.compile("|".join(map(re.escape, names)) or "(?!)")

@@ -175,8 +175,10 @@ class Predictor:
         return Protocol().in_windows(self._window)
 
     @property
-    def _window(self) -> int:
-        return self.window or (max(self.info.crop_size) if self.info.crop_size else WINDOW)
+    def _window(self) -> int | tuple[int, int]:
+        fixed = self.model.form.size if isinstance(self.model, ExportedModel) else None
+        trained = max(self.info.crop_size) if self.info.crop_size else WINDOW
+        return self.window or fixed or trained
 
     def _protocol(self, shape: tuple[int, ...]) -> Protocol:
         """The model's own protocol, by windows where asked for or where the image is too large."""

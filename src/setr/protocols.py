@@ -117,10 +117,11 @@ class Protocol:
         """Its sides alone: whole images at one scale."""
         return Protocol(short_side=self.short_side, long_side=self.long_side)
 
-    def in_windows(self, window: int) -> Protocol:
-        """The same by blended windows of so many pixels, each overlapping the next by a quarter."""
-        side = max(1, window - window // 4)
-        return dataclasses.replace(self, window=(window, window), stride=(side, side), blend=True)
+    def in_windows(self, window: int | tuple[int, int]) -> Protocol:
+        """The same by blended windows of this side, or height and width, a quarter overlapping."""
+        height, width = (window, window) if isinstance(window, int) else window
+        stride = max(1, height - height // 4), max(1, width - width // 4)
+        return dataclasses.replace(self, window=(height, width), stride=stride, blend=True)
 
     def describe(self) -> str:
         """The protocol in one line for people."""

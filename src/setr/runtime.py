@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,50 @@ Run = Callable[[np.ndarray], list[np.ndarray]]
 """Normalised images float32 (B, 3, H, W) -> the outputs asked for."""
 
 
+class Form(NamedTuple):
+    """What a graph takes.
+
+    Attributes:
+        mean: of the channels, images in 0 to 1.
+        std: their deviation.
+        size: (H, W) of the single image it takes; None for any batch and size.
+        pixels: images are uint8 (B, H, W, 3), and the graph normalises them.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    size: tuple[int, int] | None = None
+    pixels: bool = False
+
+    def of(self, images: np.ndarray) -> np.ndarray:
+        """Normalised images float32 (B, 3, h, w) as the graph takes them.
+
+        Smaller ones are padded at the bottom and right with the mean colour; pixels are rounded.
+
+        Raises:
+            SetrError: images larger than `size`.
+        """
+        if self.size:
+            free = [whole - side for whole, side in zip(self.size, images.shape[-2:], strict=True)]
+            if min(free) < 0:
+                H, W = images.shape[-2:]
+                raise SetrError(
+                    f"the file takes images of {self.size[0]}x{self.size[1]} (height x width) and "
+                    f"was given {H}x{W}; leave out --window, --protocol and their like, or export "
+                    "without --size",
+                    code=USAGE,
+                )
+            images = np.pad(images, ((0, 0), (0, 0), (0, free[0]), (0, free[1])))
+        if self.pixels:
+            images = images.transpose(0, 2, 3, 1) * np.float32(self.std) + np.float32(self.mean)
+            images = np.rint(images * 255).clip(0, 255).astype(np.uint8)
+        return np.ascontiguousarray(images)
+
+
+ANY = Form()
+"""Normalised images of any batch and size."""
+
+
 class ExportedModel(nn.Module):
     """A network in another runtime, with the calls inference needs of a `SETR`.
 
@@ -46,6 +90,13 @@ class ExportedModel(nn.Module):
     def __init__(self, run: Run, values: dict[str, Any]) -> None:
         super().__init__()
         self.run, self.export = run, values["export"]
+        size = self.export.get("size")
+        self.form = Form(
+            tuple(values["mean"]),
+            tuple(values["std"]),
+            (int(size[0]), int(size[1])) if size else None,
+            bool(self.export.get("pixels")),
+        )
         self.num_classes = len(values["labels"]["classes"])
         self.patch_size = int(self.export["patch_size"])
         self.is_transformer = values["model"].get("decoder") not in ("fcn", "semantic_fpn")
@@ -53,8 +104,10 @@ class ExportedModel(nn.Module):
 
     def coarse(self, images: Tensor) -> Output:
         """As `SETR.coarse`."""
-        (logits,) = self.run(np.ascontiguousarray(images.float().cpu().numpy()))
-        H, W = images.shape[-2:]
+        given = self.form.of(images.float().cpu().numpy())
+        parts = np.split(given, len(given)) if self.form.size else [given]
+        logits = np.concatenate([self.run(part)[0] for part in parts])
+        H, W = self.form.size or images.shape[-2:]
         p = self.patch_size
         size = (H, W) if self.squeeze else (-(-H // p) * p, -(-W // p) * p)
         return Output(torch.from_numpy(logits).to(images.device), [], size)

@@ -10,16 +10,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from setr.cli import parse
-from setr.errors import OK
+from setr.errors import OK, USAGE, SetrError
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Write a model as one file for another runtime, after comparing it with PyTorch.
 
-    The file takes any batch, height and width. fp32 is written only if its logits are PyTorch's
-    (to 1e-4 of the largest, at two sizes); bf16, fp16 and int8 only if the mIoU on the calibration
-    data falls by no more than half a point.
+    The file takes any batch, height and width, or only --size. fp32 is written only if its logits
+    are PyTorch's (to 1e-4 of the largest, at two sizes); bf16, fp16 and int8 only if the mIoU on
+    the calibration data falls by no more than half a point.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -32,6 +32,11 @@ class Arguments:
     """Of weights and arithmetic. onnx has no bf16, torch no int8."""
     argmax: bool = False
     """Output the best class (uint8, image size) in place of full-size logits."""
+    size: tuple[int, int] | None = None
+    """Height and width: the file takes single images of this size alone, for NPUs and other
+    runtimes that need fixed shapes."""
+    pixels: bool = False
+    """The file takes uint8 RGB pixels (B, H, W, 3) and normalises them."""
     calibration: str | None = None
     """Labelled data set: int8 takes its ranges from it, and the mIoU is compared on it."""
     split: str = "val"
@@ -43,6 +48,8 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Export; prints what was compared."""
     given: Arguments = parse(Arguments, arguments, "export")
+    if given.size and min(given.size) < 1:
+        raise SetrError(f"--size {given.size[0]} {given.size[1]}: give pixels from 1", code=USAGE)
     from setr.datasets import open_dataset
     from setr.export import check_request, export
     from setr.predictor import load
@@ -61,6 +68,8 @@ def run(arguments: list[str]) -> int:
         format=given.format,
         precision=given.precision,
         head="mask" if given.argmax else "logits",
+        size=given.size,
+        pixels=given.pixels,
         calibration=calibration,
     )
     print(json.dumps({"file": str(given.out), **report}) if given.json else _text(given, report))
