@@ -87,7 +87,7 @@ def test_patience_needs_tests_and_room(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("epochs", "images", "batch", "steps"),
-    [(2, 12, 8, 3), (2, 13, 8, 4), (1.1, 10, 1, 11), (0.001, 10, 8, 1), (3, 4, 4, 3)],
+    [(2, 12, 8, 3), (2, 13, 8, 4), (1.1, 100, 1, 110), (0.001, 10, 8, 1), (3, 4, 4, 3)],
 )
 def test_epochs_become_steps(tmp_path, epochs, images, batch, steps):
     config = tiny_config(tmp_path, steps=0, epochs=epochs, batch_size=batch)

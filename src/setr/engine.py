@@ -243,7 +243,7 @@ class _Run:
             self.warned = True
             say(
                 f"warning: step {self.step + 1} has no counted pixel, so it teaches nothing; all "
-                f"are ignored in the crops of {', '.join(self._batch_files())}"
+                f"are ignored, or of weight 0, in the crops of {', '.join(self._batch_files())}"
             )
         if np.isfinite(length):
             totals["gradient_norm"] = length
