@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -83,8 +84,8 @@ def overflowing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def scored() -> Iterator[None]:
-    """Step 2 is the best of four, and after these the tests have no figure."""
-    figures = iter([0.2, 0.5, 0.3, 0.4])
+    """Step 2 is the best one."""
+    figures = itertools.chain([0.2, 0.5, 0.3], itertools.repeat(0.4))
     original = best.evaluate_split
     best.evaluate_split = lambda *_, **__: {"miou": next(figures)}  # type: ignore[assignment]
     try:
