@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from setr import cli, distributed, engine
+from setr import best, cli, distributed, engine
 from setr.config import Config
 from setr.engine import train
 from setr.errors import SetrError
@@ -38,6 +39,7 @@ def settings(out: Path, case: str) -> Config:
         "stops": {},
         "batch": {"batch_size": 3},
         "overflows": {},
+        "patient": {"eval_every": 1, "patience": 2},
         "seeds": {"seed": int(os.environ.get("RANK", 0))},
     }[case]
     config = tiny_config(out / case, **{"steps": STEPS, "batch_size": 4, **options})
@@ -80,6 +82,18 @@ def overflowing() -> Iterator[None]:
         engine.clip_gradients = original
 
 
+@contextlib.contextmanager
+def scored() -> Iterator[None]:
+    """Step 2 is the best one."""
+    figures = itertools.chain([0.2, 0.5, 0.3], itertools.repeat(0.4))
+    original = best.evaluate_split
+    best.evaluate_split = lambda *_, **__: {"miou": next(figures)}  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        best.evaluate_split = original
+
+
 def evaluate(out: Path) -> None:
     """`setr eval` on seven images, which two processes cannot share evenly."""
     options = ["--precision", "fp32", "--workers", "0", "--out", str(out / "figures")]
@@ -99,6 +113,7 @@ def main() -> None:
             "dies": lambda: struck(signal.SIGKILL),
             "stops": lambda: struck(signal.SIGTERM),
             "overflows": overflowing,
+            "patient": scored,
         }
         try:
             with faults.get(case, contextlib.nullcontext)():

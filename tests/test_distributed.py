@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
-    "evaluate",
+    *("patient", "evaluate"),
 )
 
 
@@ -121,6 +121,13 @@ def test_two_processes_equal_one(pair, alone, case):
     state = final_state(alone / case)
     assert any("running_var" in name for name in state)
     assert any("aux_heads" in name for name in state)
+
+
+def test_two_processes_lose_patience_together(pair):
+    out, printed = pair
+    assert not any("patient" in text for text in printed)
+    assert json.loads((out / "patient" / "metrics.json").read_text())["steps"] == 4
+    assert [p.name for p in (out / "patient" / LAST).iterdir()] == ["step-00000004"]
 
 
 def test_two_processes_log_the_same_losses(pair, alone):

@@ -462,7 +462,7 @@ def test_the_best_weights_are_kept_not_the_last(config, monkeypatch):
 
 
 @pytest.mark.parametrize("norm", ["valid", "all"])
-@pytest.mark.parametrize("weights", ["none", "median_frequency"])
+@pytest.mark.parametrize("weights", ["none", "median_frequency", "road=0,pole=3"])
 def test_a_steps_loss_is_the_mean_its_settings_ask_for(config, norm, weights):
     """Class weights, the divisor and the factor of the auxiliary losses reach the loss."""
     config = with_train(config, loss_norm=norm, class_weights=weights, aux_weight=0.25)

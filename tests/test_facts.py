@@ -83,6 +83,16 @@ def test_facts_an_earlier_version_did_not_keep_are_not_compared(folder_data):
         require_same_run("run", {k: v for k, v in now.items() if "data.train." not in k}, now)
 
 
+def test_a_setting_an_earlier_version_did_not_have_was_at_its_default(folder_data, capsys):
+    new = ("train.patience", "model.patch_stride")
+    before = {key: value for key, value in facts(folder_data).items() if key not in new}
+    require_same_run("run", before, facts(folder_data))
+    assert capsys.readouterr().err == ""
+    config = Config(model=dataclasses.replace(Config().model, patch_stride=8))
+    with pytest.raises(SetrError, match=r"another model: model\.patch_stride 8, not None"):
+        require_same_run("run", before, facts(folder_data, config))
+
+
 def test_the_record_beside_figures_tells_data_apart(folder_data, tmp_path):
     def record(root):
         train, val = (open_dataset(str(root), split) for split in ("train", "val"))

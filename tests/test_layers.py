@@ -85,6 +85,8 @@ ORDER = (
         "parallel",
         "checkpoint",
         "typed_yaml",
+        "weighting",
+        "train_config",
         "config",
         "settings",
         "paper_tables",

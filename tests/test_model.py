@@ -271,6 +271,15 @@ def test_refusals():
     known = "there are naive, pup, mla, linear, fcn, semantic_fpn"
     with pytest.raises(SetrError, match=f"decoder 'segmenter' is unknown; {known}"):
         create_model("setr_pup_nano", num_classes=2, decoder="segmenter")
+    for name, decoder, right in (
+        ("setr_pup_base", "mla", "setr_mla_base"),
+        ("setr_naive_large", "linear", "linear_large"),
+        ("hybrid_base", "pup", "setr_pup_base"),
+        ("setr_pup_tiny", "fcn", "fcn_r101"),
+        ("fcn_r101", "mla", "setr_mla_base"),
+    ):
+        with pytest.raises(SetrError, match=f"decoder '{decoder}': {name} has .*'{right}'"):
+            create_model(name, num_classes=2, decoder=decoder)
     for arguments in ({"encoder_args": {"output_stride": 16}}, {"taps": (1, 3, 4)}):
         taps = arguments.pop("taps", (1, 2, 3, 4))
         with pytest.raises(SetrError, match="each must be twice the one before"):

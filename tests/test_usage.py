@@ -96,7 +96,8 @@ def test_messages(line, message, capsys):
     ("line", "hint"),
     [
         ("train demo --lr 0.1", "did you mean --optim.lr?"),
-        ("train demo --epochs 3", "did you mean --train.steps (in steps, not epochs)?"),
+        ("train demo --epochs 3", "did you mean --train.epochs?"),
+        ("train demo --patience 3", "did you mean --train.patience?"),
         ("train demo --imgsz 640", "did you mean --data.crop-size?"),
         ("train demo --batch 16", "did you mean --train.batch-size?"),
         ("train demo --batch-size 16", "did you mean --train.batch-size?"),

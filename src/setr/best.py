@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ class Best:
 
     Attributes:
         figures: of the best weights on `val`; empty before the first test.
+        stale: tests since then, none of which found better ones.
     """
 
     def __init__(
@@ -47,6 +49,28 @@ class Best:
         self.config, self.folder, self.val, self.info = config, folder, val, info
         self.device = device
         self.figures: dict[str, Any] = {}
+        self.stale = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `train.patience` is at its end; in all processes alike, as their figures are."""
+        return 0 < self.config.train.patience <= self.stale
+
+    def state(self) -> dict[str, Any]:
+        """What a training state keeps of this."""
+        return {"figures": self.figures, "stale": self.stale}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take the values of a training state."""
+        self.figures, self.stale = values["figures"], values.get("stale", 0)
+
+    def why_ended(self) -> str:
+        """Why the training ends early."""
+        miou, patience = self.figures["miou"] or 0.0, self.config.train.patience
+        return (
+            f"{self.stale} evaluations in a row found no better val mIoU than {miou:.4f} "
+            f"(train.patience {patience})"
+        )
 
     def test(self, parallel: Parallel, step: int) -> None:
         """Test the weights a model has after a step; keep them if they are the best so far."""
@@ -57,7 +81,9 @@ class Best:
         self.folder.log({"step": step, "val": figures})
         self.folder.picture(step, samples.picture())
         if self.figures and score <= (self.figures["miou"] or 0.0):
+            self.stale += 1
             return
+        self.stale = 0
         state = full_tensors(model.state_dict())
         metrics = {"val mIoU": round(score, 4), "step": step}
         info = dataclasses.replace(self.info, metrics=metrics)

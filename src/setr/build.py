@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from setr.complexity import parameter_counts
 from setr.config import Config, ModelConfig
 from setr.datasets import Dataset
 from setr.distributed import say, world
-from setr.doctor import check, describe_map
+from setr.doctor import check, class_weights, describe_map
 from setr.errors import USAGE, SetrError
 from setr.hub import ModelInfo
 from setr.inference import Protocol
@@ -22,6 +29,7 @@ from setr.pretrained import load_encoder
 from setr.progress import counting
 from setr.protocols import preset
 from setr.transforms import Augmentation, rare_class_odds
+from setr.weighting import by_class, described, named_weights
 
 
 def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SETR:
@@ -75,6 +83,7 @@ def _compare_normalisation(model: SETR, settings: ModelConfig) -> None:
 def announce(config: Config) -> None:
     """Say what of a new run's settings may surprise: random weights, a warm-up that never ends."""
     model, warmup, steps = config.model, config.optim.warmup_steps, config.train.steps
+    patience, every = config.train.patience, config.train.eval_every
     if not (model.pretrained or model.pretrained_resnet):
         say("encoder: random weights; --model.pretrained TAG or FILE starts from trained ones")
         for name in ("freeze", "lora_rank"):
@@ -85,14 +94,63 @@ def announce(config: Config) -> None:
             f"warning: optim.warmup_steps {warmup} of {steps}: the learning rate never reaches "
             f"optim.lr {config.optim.lr:g}"
         )
+    if patience and (first := (patience + 1) * every) >= steps:
+        say(
+            f"warning: train.patience {patience} with train.eval_every {every}: ends no training "
+            f"before step {first}; this one has {steps}"
+        )
 
 
-def checked_pixels(dataset: Dataset, val: Dataset) -> np.ndarray:
+def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = None) -> Config:
+    """The settings with `train.epochs` turned into steps.
+
+    Args:
+        config: of the run, its batch known.
+        images: in the training split.
+        before: facts of the run that is continued.
+
+    Raises:
+        SetrError: that run has another number of steps.
+    """
+    train = config.train
+    if not train.epochs:
+        return config
+    steps = math.ceil(Fraction(str(train.epochs)) * images / train.batch_size)
+    epochs = f"train.epochs {train.epochs:g}"
+    if before and before["train.steps"] != steps:
+        raise SetrError(
+            f"{epochs}: this is {steps} steps, the run to continue has {before['train.steps']}; "
+            f"leave it out, or give --train.steps {steps}",
+            code=USAGE,
+        )
+    say(f"{epochs}: {steps} steps, of {images} images in batches of {train.batch_size}")
+    return dataclasses.replace(config, train=dataclasses.replace(train, steps=steps, epochs=0.0))
+
+
+def _weights_by_hand(config: Config, labels: Labels) -> list[float] | None:
+    named = named_weights(config.train.class_weights)
+    return by_class(named, labels.classes) if named else None
+
+
+def build_weights(
+    config: Config, labels: Labels, pixels: np.ndarray, device: torch.device
+) -> Tensor | None:
+    """Class weights (K,) by hand or from pixels (K,) of the training split, which are said."""
+    kind = config.train.class_weights
+    if kind == "none":
+        return None
+    found = _weights_by_hand(config, labels) or class_weights(pixels, kind).tolist()
+    say(f"class weights: {described(found, labels.classes)}")
+    return torch.tensor(found, dtype=torch.float32, device=device)
+
+
+def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray:
     """Check both splits, say what was found, and count the training split's pixels: (K,).
 
     Raises:
-        SetrError: pairs that cannot be used.
+        SetrError: pairs that cannot be used, or settings with a name that is no class.
     """
+    _weights_by_hand(config, dataset.labels)  # before files are read
     say(f"{dataset.name}: {describe_map(dataset.labels)}")
     for split in (val, dataset):
         checkup = check(split, progress=counting(f"check {split.split}"))

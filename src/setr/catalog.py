@@ -94,6 +94,17 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter([*_TRANSFORMERS, *_BASELINES], pattern)
 
 
+def name_with(decoder: DecoderName, like: str) -> str:
+    """Name of the model with this decoder, of the size of the one named `like` if it has one."""
+    size = _TRANSFORMERS[like][1] if like in _TRANSFORMERS else "base"
+    plain = [
+        n for n, (d, s, more) in _TRANSFORMERS.items() if (d, s) == (decoder, size) and not more
+    ]
+    return next(iter(plain), None) or next(
+        n for n, settings in _BASELINES.items() if settings["decoder"] == decoder
+    )
+
+
 def model_settings(
     name: str,
     *,

@@ -18,11 +18,17 @@ from torch import Tensor
 
 from setr import distributed
 from setr.best import Best
-from setr.build import announce, build_info, build_model, build_share, checked_pixels
+from setr.build import (
+    announce,
+    build_info,
+    build_model,
+    build_share,
+    build_weights,
+    checked_pixels,
+)
 from setr.config import Config
 from setr.datasets import open_dataset
 from setr.distributed import add_up, say, together
-from setr.doctor import class_weights
 from setr.errors import INTERRUPTED, SetrError
 from setr.estimate import explained, settled
 from setr.evaluation import autocast_dtype, write_json
@@ -91,7 +97,7 @@ class _Run:
         distributed.require_equal(self.facts)
         if before:
             require_same_run(folder.out, before, self.facts)
-        pixels = distributed.on_first(lambda: checked_pixels(self.dataset, self.val))
+        pixels = distributed.on_first(lambda: checked_pixels(config, self.dataset, self.val))
         torch.manual_seed(config.train.seed)
         self.dtype = autocast_dtype(config.train.precision, self.device)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
@@ -108,10 +114,7 @@ class _Run:
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
-        self.weight: Tensor | None = None
-        if config.train.class_weights != "none":
-            weights = class_weights(pixels, config.train.class_weights)
-            self.weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
+        self.weight = build_weights(config, self.dataset.labels, pixels, self.device)
         self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested` is a step, too
         self.warned = False
         if folder.state:
@@ -119,7 +122,7 @@ class _Run:
             self.step = folder.state.step
             self.tested = folder.state.values.get("tested", self.step)
             self.seconds = folder.state.values["seconds"]
-            self.best.figures = folder.state.values["figures"]
+            self.best.restore(folder.state.values)
             self.scaler.restore(folder.state.values.get("scaler", {}))
             say(f"continuing after step {self.step}")
         folder.open(config)
@@ -133,7 +136,7 @@ class _Run:
             self.model, config.profile, self.folder.out, remaining=config.steps - self.step
         )
         with Interrupt() as interrupt, profile:
-            while self.step < config.steps:
+            while self.step < config.steps and not self.best.exhausted:
                 waiting = time.monotonic()
                 with self._ended_by(interrupt, save=distributed.world() == 1):
                     images, masks = next(batches)
@@ -152,11 +155,14 @@ class _Run:
                     with progress.paused(), self._ended_by(interrupt, save=False):
                         self._validate()
                 saved = True
+                last = last or self.best.exhausted
                 if last or stop or self.step % config.save_every == 0:
                     saved = self._save()
                 if stop:
                     raise together(SetrError(self._stopped(saved), code=INTERRUPTED))
         progress.close()
+        if self.step < config.steps:
+            say(f"ended after step {self.step} of {config.steps}: {self.best.why_ended()}")
 
     def _stopped(self, saved: bool = True) -> str:
         how = f"`setr train {self.folder.out} --resume`"
@@ -237,7 +243,7 @@ class _Run:
             self.warned = True
             say(
                 f"warning: step {self.step + 1} has no counted pixel, so it teaches nothing; all "
-                f"are ignored in the crops of {', '.join(self._batch_files())}"
+                f"are ignored, or of weight 0, in the crops of {', '.join(self._batch_files())}"
             )
         if np.isfinite(length):
             totals["gradient_norm"] = length
@@ -284,6 +290,7 @@ class _Run:
             "recipe": self.config.recipe,
             "data": data_record(self.facts, self.dataset, self.val),
             "split": self.val.split,
+            "steps": self.step,
             "seconds": self.seconds + time.monotonic() - self.began,
             "processes": distributed.world(),
             "provenance": provenance(self.config.train.seed, self.device),
@@ -301,10 +308,10 @@ class _Run:
     def _save(self) -> bool:
         values = {
             "facts": self.facts,
-            "figures": self.best.figures,
             "scaler": self.scaler.state(),
             "seconds": self.seconds + time.monotonic() - self.began,
             "tested": self.tested,
+            **self.best.state(),
         }
         tensors = snapshot(self.model, self.optimizer, self.ema)
         return self.folder.save(self.step, values, tensors, keep=self.config.train.keep_states)

@@ -35,3 +35,13 @@ class SetrError(ValueError):
         super().__init__(message)
         self.code = code
         self.reported = False  # another process of the run prints it
+
+
+def check_setting(ok: bool, message: str) -> None:
+    """Refuse a setting that is not as it must be.
+
+    Raises:
+        SetrError: the message, with exit code 2.
+    """
+    if not ok:
+        raise SetrError(message, code=USAGE)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from setr import distributed
-from setr.build import build_model
+from setr.build import build_model, with_steps
 from setr.complexity import training_flops
 from setr.config import Config
 from setr.errors import SetrError
@@ -149,18 +149,30 @@ def settled(
     *,
     before: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The settings with `train.batch auto` turned into a number.
+    """The settings with `train.batch auto` and `train.epochs` turned into numbers.
 
     Args:
         config: of the run.
         num_classes: K.
         images: in the training split; a batch is never larger.
         device: this process's.
-        before: facts of the run that is continued; it keeps its batch.
+        before: facts of the run that is continued; it keeps its batch and its steps.
 
     Raises:
-        SetrError: not even the smallest batch fits; says what would make it smaller.
+        SetrError: not even the smallest batch fits; says what would make it smaller. Or epochs
+            that are not the steps of the run that is continued.
     """
+    config = _with_known_batch(config, num_classes, images, device, before)
+    return with_steps(config, images, before)
+
+
+def _with_known_batch(
+    config: Config,
+    num_classes: int,
+    images: int,
+    device: torch.device,
+    before: Mapping[str, Any] | None,
+) -> Config:
     if config.train.batch == "fixed":
         return config
     if before:

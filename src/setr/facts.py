@@ -27,15 +27,19 @@ _SAMPLED = 64  # files whose size is compared
 
 def run_facts(config: Config, *datasets: Dataset) -> dict[str, Any]:
     """Settings, versions, and what identifies the data without reading them all."""
-    facts = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in flat(config).items()
-        if key not in PER_PROCESS
-    }
+    facts = _settings(config)
     facts |= {"setr": __version__, "torch": torch.__version__.split("+")[0]}
     for dataset in datasets:
         facts |= {f"data.{dataset.split}.{k}": v for k, v in data_facts(dataset).items()}
     return facts
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in flat(config).items()
+        if key not in PER_PROCESS
+    }
 
 
 def data_facts(dataset: Dataset) -> dict[str, Any]:
@@ -107,12 +111,14 @@ def _size(path: Path | None) -> int:
 def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to continue a run with another model, optimiser or other data; name other changes.
 
-    Facts that the version which began the run did not keep are not compared.
+    Facts that the version which began the run did not keep are not compared; settings it did not
+    have count as they are by default, which is what it did.
 
     Raises:
         SetrError: what differs.
     """
     splits = {_split(key) for key in before}
+    before = {**_settings(Config()), **before}
     now = {k: v for k, v in now.items() if k in before or _split(k) not in splits}
     for kind, belongs in _IDENTITY.items():
         mine = {k: v for k, v in before.items() if belongs(k)}

@@ -10,14 +10,14 @@ Shapes: B batch, H x W image, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.backbone import Backbone
 from setr.baselines import FCN, FPNNeck, SemanticFPN, require_pyramid
-from setr.catalog import DecoderName, model_settings
+from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
 from setr.encoder import Encoder, PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError
@@ -268,7 +268,8 @@ def create_model(
             `neck_args` and `aux_args` joins the name's own.
 
     Raises:
-        SetrError: unknown name (the nearest are listed), encoder or weights.
+        SetrError: unknown name (the nearest are listed), encoder or weights; a decoder that is not
+            the name's own.
     """
     settings = model_settings(
         name,
@@ -278,6 +279,13 @@ def create_model(
         align_corners=align_corners,
         encoder_args=arguments.pop("encoder_args", None),
     )
+    own, decoder = settings["decoder"], arguments.get("decoder", settings["decoder"])
+    if decoder != own and decoder in get_args(DecoderName):
+        raise SetrError(
+            f"decoder '{decoder}': {name} has the decoder {own}; create "
+            f"'{name_with(decoder, name)}'",
+            code=USAGE,
+        )
     if not aux:
         settings["aux_taps"] = ()
     for key, given in arguments.items():

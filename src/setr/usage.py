@@ -30,7 +30,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "data": ("data", "root"),
     "data-dir": ("data", "root"),
     "dataset": ("data", "root"),
-    "epochs": ("steps",),
+    "early-stopping-patience": ("patience",),
+    "epochs": ("epochs", "steps"),
     "fp16": ("precision",),
     "half": ("precision",),
     "img-size": ("crop-size", "img-size", "size"),
@@ -39,9 +40,11 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "iters": ("steps",),
     "learning-rate": ("lr",),
     "lr0": ("lr",),
+    "max-epochs": ("epochs", "steps"),
     "max-iters": ("steps",),
     "max-steps": ("steps",),
     "model": ("model", "models", "model.name"),
+    "num-train-epochs": ("epochs", "steps"),
     "num-workers": ("workers",),
     "optimizer": ("optim.name",),
     "output": ("output", "out"),
@@ -57,7 +60,6 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "work-dir": ("out",),
 }
 """What options of other toolkits are called here: the first of the names that the verb has."""
-COUNTED = {"epochs": " (in steps, not epochs)"}
 _NEAR = 0.8  # likeness of a slip of the keys; at 0.7 other words pass for one
 _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("whole number", int),
@@ -258,10 +260,9 @@ def _no_such(flag: str, table: list[Option], verb: str) -> str:
             for option in meant
             if option.flags
         ]
-        return (
-            f"{command} has no such option; did you mean {' or '.join(shown)}"
-            f"{COUNTED.get(name, '')}?"
-        )
+        other = "epochs" in name and meant[0].name.endswith("steps")
+        unit = " (in steps, not epochs)" if other else ""
+        return f"{command} has no such option; did you mean {' or '.join(shown)}{unit}?"
     return (
         f"{command} has no such option; {meant[0].placeholder} is written without one: "
         f"{usage(table, verb)}"

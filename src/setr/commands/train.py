@@ -36,7 +36,8 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Train; prints the figures of the validation split."""
     named, rest = _split(arguments)
-    default = Arguments(config=_named_config(named) if named else Config())
+    config = _named_config(named) if named else Config()
+    default = Arguments(config=_without_length(config, rest))
     given = parse(Arguments, rest, "train RECIPE", default=default)
     if given.estimate:
         return _estimate(given.config, as_json=given.json)
@@ -75,6 +76,17 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
         "`setr recipes` lists them",
         code=USAGE,
     )
+
+
+def _without_length(config: Config, words: list[str]) -> Config:
+    """Settings whose length, in steps or epochs, gives way where the other one is typed."""
+    typed = {word.partition("=")[0] for word in words}
+    lengths = {"steps": {"steps": 1, "epochs": 0.0}, "epochs": {"steps": 0, "epochs": 1.0}}
+    given = [name for name in lengths if f"--train.{name}" in typed]
+    if len(given) != 1 or {"-h", "--help"} & typed:  # none, or both, which the settings refuse
+        return config
+    train = dataclasses.replace(config.train, **lengths[given[0]])  # type: ignore[arg-type]
+    return dataclasses.replace(config, train=train)
 
 
 def _estimate(config: Config, *, as_json: bool) -> int:

@@ -1,0 +1,89 @@
+"""Weights of the classes in the loss, as they are written in the settings.
+
+By name of a rule, which counts pixels (`doctor.class_weights`), or by hand: `sky=0.5,pole=4`, where
+the classes that are not named have 1. An item ends at a comma after a number, so names may hold
+blanks, commas and equals signs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+
+from setr.errors import USAGE, SetrError, check_setting
+
+KINDS = ("none", "auto", "median_frequency", "sqrt_median_frequency")
+"""What may stand in place of weights by hand; all but `none` count pixels."""
+_SETTING = "train.class_weights"
+_SHOWN = 30
+
+
+def named_weights(text: str) -> dict[str, float]:
+    """The weights written by hand, by class; empty where one of `KINDS` is written.
+
+    Raises:
+        SetrError: neither of both, a class that is named twice, or a weight below 0 or not finite.
+    """
+    if text in KINDS:
+        return {}
+    weights: dict[str, float] = {}
+    item = ""
+    for part in text.split(","):
+        item = f"{item},{part}" if item else part
+        name, equals, value = item.rpartition("=")
+        try:
+            weight = float(value) if equals else math.nan
+        except ValueError:
+            equals = ""
+        if not equals:  # the name goes on after this comma
+            continue
+        name = name.strip()
+        check_setting(bool(name), f"{_SETTING} {item}: {_form(item)}")
+        check_setting(0 <= weight < math.inf, f"{_SETTING} {item.strip()}: give 0 or more")
+        check_setting(name not in weights, f"{_SETTING}: '{name}' is named twice; give one weight")
+        weights[name], item = weight, ""
+    check_setting(not item.strip() and bool(weights), f"{_SETTING} {item or text}: {_form(text)}")
+    return weights
+
+
+def _form(text: str) -> str:
+    near = difflib.get_close_matches(text, KINDS, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"give {', '.join(KINDS)}, or weights as in NAME=0.5,NAME=4{hint}"
+
+
+def by_class(weights: Mapping[str, float], classes: Sequence[str]) -> list[float]:
+    """The weights of all classes, in their order; 1 where none is given.
+
+    Raises:
+        SetrError: a name that is no class (the nearest is named), or no class that counts.
+    """
+    for name in weights:
+        if name not in classes:
+            raise SetrError(f"{_SETTING}: '{name}' is no class; {_nearest(name, classes)}",
+                            code=USAGE)  # fmt: skip
+    found = [weights.get(name, 1.0) for name in classes]
+    check_setting(any(found), f"{_SETTING}: every class has 0; give one of them more")
+    return found
+
+
+def _nearest(name: str, classes: Sequence[str]) -> str:
+    if "=" in name:
+        return "write NAME=NUMBER,NAME=NUMBER"
+    by_small = {known.lower(): known for known in classes}
+    near = difflib.get_close_matches(name.lower(), by_small, 1)
+    if near:
+        return f"did you mean '{by_small[near[0]]}'?"
+    return f"there are {_listed(classes)}"
+
+
+def described(weights: Sequence[float], classes: Sequence[str]) -> str:
+    """The weights in one line: `sky 0.5, pole 4; others 1`."""
+    shown = [f"{name} {w:.3g}" for name, w in zip(classes, weights, strict=True) if w != 1]
+    others = "; others 1" if len(shown) < len(classes) else ""
+    return _listed(shown) + others if shown else "all 1"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:_SHOWN]) + (", …" if len(words) > _SHOWN else "")
