@@ -125,16 +125,12 @@ def test_resume_with_trackers_and_profiler_is_bit_for_bit(tmp_path, monkeypatch,
     assert "encoder.vit.blocks.*" in capsys.readouterr().err
 
 
-def test_a_tracker_that_fails_costs_its_line_and_not_the_run(config, monkeypatch, capsys):
+def test_a_tracker_that_fails_costs_its_line_and_not_the_run(config, capsys):
     class Broken(Tracker):
         def line(self, line):
             raise OSError(28, "No space left on device")
 
-    def both(out, names, step):
-        return [*open_trackers(out, names, step), Broken(out, step)]
-
-    monkeypatch.setattr("setr.runfolder.open_trackers", both)
-    assert train(config)["single_scale"]["miou"] is not None
+    assert train(config, trackers=[Broken])["single_scale"]["miou"] is not None
     assert "log line not written (No space left on device)" in capsys.readouterr().err
 
 
@@ -171,3 +167,61 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert 1 <= len(logs) <= 2  # two in the same second share a folder
     assert all(b"val/miou" in log.read_bytes() for log in logs)
     assert list(folder.glob("offline-run-*/files/media/images/*.png"))
+
+
+class Watch(Tracker):
+    """Remembers what it is given; ends the run where `until` says."""
+
+    until = ("", 0)
+
+    def __init__(self, out: Path, step: int) -> None:
+        super().__init__(out, step)
+        self.seen: list[tuple[str, int]] = []
+        self.began, self.closed = step, False
+        MADE.append(self)
+
+    def line(self, line):
+        kind = "val" if "val" in line else "loss"
+        self.seen.append((kind, line["step"]))
+        if self.until == self.seen[-1]:
+            self.ended = "seen enough"
+
+    def close(self):
+        self.closed = True
+
+
+MADE: list[Watch] = []
+
+
+@pytest.mark.parametrize(("until", "steps"), [(("loss", 2), 2), (("val", 3), 3), (("", 0), 6)])
+def test_a_tracker_of_ones_own_sees_all_and_may_end_the_run(
+    tmp_path, capsys, monkeypatch, until, steps
+):
+    monkeypatch.setattr(Watch, "until", until)
+    config = tiny_config(tmp_path / "run", steps=6)
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, eval_every=3, log_every=2)
+    )
+    assert train(config, trackers=[Watch])["steps"] == steps
+    watch = MADE.pop()
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    assert watch.seen == [("val" if "val" in v else "loss", v["step"]) for v in values]
+    assert watch.closed
+    told = f"ended after step {steps} of 6: seen enough" in capsys.readouterr().err
+    assert told == (steps < 6)
+    assert (tmp_path / "run" / "last" / f"step-{steps:08d}").is_dir()
+    if steps < 6:  # the run is whole and can go on
+        assert train(config, resume=True, trackers=[JsonLines])["steps"] == 6
+
+
+def test_an_exception_of_a_tracker_ends_the_run(tmp_path):
+    class PrunedError(Exception):
+        pass
+
+    class Prune(Tracker):
+        def line(self, line):
+            raise PrunedError
+
+    with pytest.raises(PrunedError):
+        train(tiny_config(tmp_path / "run", steps=60), trackers=[Prune])

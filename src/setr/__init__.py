@@ -19,6 +19,7 @@ _EXPORTS = {
     "Result": "result",
     "SETR": "model",
     "SetrError": "errors",
+    "Tracker": "trackers",
     "create_model": "model",
     "evaluate": "evaluation",
     "from_pretrained": "hub",

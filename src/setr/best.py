@@ -51,11 +51,6 @@ class Best:
         self.figures: dict[str, Any] = {}
         self.stale = 0
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether `train.patience` is at its end; in all processes alike, as their figures are."""
-        return 0 < self.config.train.patience <= self.stale
-
     def state(self) -> dict[str, Any]:
         """What a training state keeps of this."""
         return {"figures": self.figures, "stale": self.stale}
@@ -65,8 +60,11 @@ class Best:
         self.figures, self.stale = values["figures"], values.get("stale", 0)
 
     def why_ended(self) -> str:
-        """Why the training ends early."""
-        miou, patience = self.figures["miou"] or 0.0, self.config.train.patience
+        """Why the training ends early, in all processes alike; empty where it goes on."""
+        patience = self.config.train.patience
+        if not 0 < patience <= self.stale:
+            return ""
+        miou = self.figures["miou"] or 0.0
         return (
             f"{self.stale} evaluations in a row found no better val mIoU than {miou:.4f} "
             f"(train.patience {patience})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,16 @@ from setr.runfolder import RunFolder
 from setr.snapshot import restore, snapshot
 from setr.sources import open_source
 from setr.telemetry import Telemetry
+from setr.trackers import Builder
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    trackers: Sequence[Builder] = (),
+) -> dict[str, Any]:
     """Train a model and write it to `config.out`.
 
     The folder is a model directory in Hub layout (the weights that scored best on the validation
@@ -60,6 +67,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         resume: continue from the newest whole state in `last/`; the result equals an uninterrupted
             run bit for bit.
         overwrite: replace an existing run.
+        trackers: where figures go besides the logs: subclasses of `Tracker`, or functions of run
+            folder and step that return one. They live in the first process.
 
     Returns:
         What `metrics.json` holds.
@@ -70,8 +79,13 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             gradient, an interruption.
     """
     with distributed.joined(config.train.device):
-        trackers = config.train.trackers
-        folder = RunFolder(Path(config.out), resume=resume, overwrite=overwrite, trackers=trackers)
+        folder = RunFolder(
+            Path(config.out),
+            resume=resume,
+            overwrite=overwrite,
+            trackers=config.train.trackers,
+            own_trackers=trackers,
+        )
         with contextlib.closing(folder):
             run = _Run(config, folder)
             run.loop()
@@ -136,7 +150,8 @@ class _Run:
             self.model, config.profile, self.folder.out, remaining=config.steps - self.step
         )
         with Interrupt() as interrupt, profile:
-            while self.step < config.steps and not self.best.exhausted:
+            ended = self.best.why_ended()
+            while self.step < config.steps and not ended:
                 waiting = time.monotonic()
                 with self._ended_by(interrupt, save=distributed.world() == 1):
                     images, masks = next(batches)
@@ -148,21 +163,24 @@ class _Run:
                 progress.update(self.step, wait=waited, images=config.batch_size, **parts)
                 last = self.step == config.steps
                 stop = distributed.any_of(interrupt.requested)
-                if self.step % config.log_every == 0 or last:
+                logged = self.step % config.log_every == 0 or last
+                if logged:
                     rates = self.telemetry.figures(progress.rates())
                     self.folder.log({"step": self.step, **parts, **rates})
-                if config.eval_every and self.step % config.eval_every == 0 and not last:
+                tested = config.eval_every and self.step % config.eval_every == 0 and not last
+                if tested:
                     with progress.paused(), self._ended_by(interrupt, save=False):
                         self._validate()
+                if logged or tested:
+                    ended = self.best.why_ended() or self.folder.ended()
                 saved = True
-                last = last or self.best.exhausted
-                if last or stop or self.step % config.save_every == 0:
+                if last or ended or stop or self.step % config.save_every == 0:
                     saved = self._save()
                 if stop:
                     raise together(SetrError(self._stopped(saved), code=INTERRUPTED))
         progress.close()
         if self.step < config.steps:
-            say(f"ended after step {self.step} of {config.steps}: {self.best.why_ended()}")
+            say(f"ended after step {self.step} of {config.steps}: {ended}")
 
     def _stopped(self, saved: bool = True) -> str:
         how = f"`setr train {self.folder.out} --resume`"

@@ -22,7 +22,7 @@ from setr.distributed import any_of, on_first, say
 from setr.errors import USAGE, SetrError
 from setr.files import write_bytes
 from setr.launch import restarted
-from setr.trackers import Tracker, open_trackers, require
+from setr.trackers import Builder, Tracker, open_trackers, require
 
 LAST = "last"
 _SETTINGS, _FIGURES = "config.yaml", "metrics.json"
@@ -37,6 +37,7 @@ class RunFolder:
         resume: continue from its newest state.
         overwrite: replace what it holds.
         trackers: names of those besides the built-in ones.
+        own_trackers: what makes further ones.
 
     Raises:
         SetrError: it holds a run or something else, and neither is asked for; nothing to resume
@@ -50,10 +51,12 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool = False,
         trackers: Sequence[str] = (),
+        own_trackers: Sequence[Builder] = (),
     ) -> None:
         require(trackers)
         self.out, self.last = out, out / LAST
-        self.tracker_names, self.trackers = trackers, list[Tracker]()
+        self.tracker_names, self.own_trackers = trackers, own_trackers
+        self.trackers = list[Tracker]()
         again = any_of(restarted())  # by the launcher, with the command of the first start
         if not (resume or overwrite or again):
             on_first(lambda: _require_free(out))
@@ -84,7 +87,7 @@ class RunFolder:
             # before all else, so that a folder in which anything stands is known as a run
             write_bytes(self.out / _SETTINGS, config.to_yaml().encode())
             step = self.state.step if self.state else 0
-            self.trackers = open_trackers(self.out, self.tracker_names, step)
+            self.trackers = open_trackers(self.out, self.tracker_names, step, self.own_trackers)
         except OSError as error:
             raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
 
@@ -92,6 +95,10 @@ class RunFolder:
         """Hand the figures of a step to all trackers."""
         for tracker in self.trackers:
             self._attempt("log line", partial(tracker.line, line))
+
+    def ended(self) -> str:
+        """Why a tracker of the first process wants the training to end; empty for none."""
+        return on_first(lambda: next((t.ended for t in self.trackers if t.ended), ""))
 
     def picture(self, step: int, picture: np.ndarray | None) -> None:
         """Hand a picture of predictions to all trackers; None is no picture."""

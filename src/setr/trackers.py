@@ -24,18 +24,31 @@ from setr.images import encode_png
 
 
 class Tracker:
-    """One place figures go to.
+    """One place figures go to; the base of those of one's own (`setr.train(…, trackers=[Mine])`).
+
+    An exception of a method ends the run, but for `OSError` and `SetrError`, which are warnings.
 
     Args:
         out: the run folder.
         step: the run continues after this step; 0 begins anew.
+
+    Attributes:
+        ended: set it to a reason, and the training ends after this step, as by `train.patience`:
+            the last state saved, the best weights kept, `metrics.json` written.
     """
+
+    ended: str = ""
 
     def __init__(self, out: Path, step: int) -> None:
         self.out = out
 
     def line(self, line: Mapping[str, Any]) -> None:
-        """Take the figures of a step: `step`, and numbers by name, in any depth."""
+        """Take the figures of a step.
+
+        Args:
+            line: `step`, and `loss`, `lr`, … every `train.log_every` steps, or `val`, the figures
+                of an evaluation (`val["miou"]`); numbers by name, in any depth.
+        """
 
     def picture(self, step: int, picture: np.ndarray) -> None:
         """Take a picture uint8 RGB (H, W, 3) of predictions."""
@@ -201,8 +214,11 @@ class WeightsAndBiases(Tracker):
         self.run.finish()
 
 
-_ALWAYS: tuple[Callable[[Path, int], Tracker], ...] = (JsonLines, CsvTable, Pictures)
-_ON_DEMAND: dict[str, Callable[[Path, int], Tracker]] = {
+Builder = Callable[[Path, int], Tracker]
+"""Makes a tracker of a run folder and a step: the class itself, or a function."""
+
+_ALWAYS: tuple[Builder, ...] = (JsonLines, CsvTable, Pictures)
+_ON_DEMAND: dict[str, Builder] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
 }
@@ -222,6 +238,9 @@ def require(names: Sequence[str]) -> None:
             )
 
 
-def open_trackers(out: Path, names: Sequence[str], step: int) -> list[Tracker]:
-    """The built-in ones and those named, continuing after a step; 0 begins anew."""
-    return [build(out, step) for build in (*_ALWAYS, *(_ON_DEMAND[name] for name in names))]
+def open_trackers(
+    out: Path, names: Sequence[str], step: int, own: Sequence[Builder] = ()
+) -> list[Tracker]:
+    """The built-in ones, those named and one's own, continuing after a step; 0 begins anew."""
+    named = (_ON_DEMAND[name] for name in names)
+    return [build(out, step) for build in (*_ALWAYS, *named, *own)]
