@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from setr import best, cli, distributed, engine
+from setr import best, cli, distributed, engine, updates
 from setr.config import Config
 from setr.engine import train
 from setr.errors import SetrError
@@ -70,16 +70,16 @@ def struck(number: signal.Signals) -> Iterator[None]:
 @contextlib.contextmanager
 def overflowing() -> Iterator[None]:
     """Rank 1 alone finds the gradients' norm too large."""
-    original = engine.clip_gradients
+    original = updates.clip_gradients
 
     def clip(model: torch.nn.Module, limit: float) -> torch.Tensor:
         return original(model, limit) * (torch.inf if distributed.rank() == 1 else 1)
 
-    engine.clip_gradients = clip
+    updates.clip_gradients = clip
     try:
         yield
     finally:
-        engine.clip_gradients = original
+        updates.clip_gradients = original
 
 
 @contextlib.contextmanager

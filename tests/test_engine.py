@@ -474,15 +474,15 @@ def test_a_steps_loss_is_the_mean_its_settings_ask_for(config, norm, weights):
     run.model.train()
     output = run.model(run.source.inputs(images), with_aux=True)
     wide = torch.nn.functional.interpolate(output.logits, (64, 64), mode="bilinear")
-    assert (run.weight is None) == (weights == "none")
+    assert (run.updates.weight is None) == (weights == "none")
     total = torch.nn.functional.cross_entropy(
-        wide, masks.long(), weight=run.weight, ignore_index=255, reduction="sum"
+        wide, masks.long(), weight=run.updates.weight, ignore_index=255, reduction="sum"
     )
     counted = masks[masks != 255].long()
     divisor = (
         masks.numel()
         if norm == "all"
-        else (len(counted) if run.weight is None else run.weight[counted].sum())
+        else (len(counted) if run.updates.weight is None else run.updates.weight[counted].sum())
     )
     parts = run.train_step(images, masks)
     assert parts["main"] == pytest.approx((total / divisor).item(), rel=1e-4)

@@ -98,7 +98,7 @@ ORDER = (
     ),
     *("results", "submissions", "interrupt", "facts", "loss_scale"),
     *("montage", "samples", "trackers", "runfolder", "snapshot", "build", "features", "sources"),
-    *("estimate", "telemetry", "profiling", "best", "engine"),
+    *("estimate", "telemetry", "profiling", "best", "updates", "engine"),
     # predictions
     *("urls", "arrays", "video", "polygons", "annotations", "rasters", "kinds", "unsure", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),

@@ -78,7 +78,7 @@ def test_a_run_says_records_and_uses_them(tmp_path, capsys, monkeypatch):
     assert "class weights: sky 0.5, pole 4; others 1" in capsys.readouterr().err
     classes = run.dataset.labels.classes
     expected = [{"sky": 0.5, "pole": 4.0}.get(name, 1.0) for name in classes]
-    assert run.weight.tolist() == expected
+    assert run.updates.weight.tolist() == expected
     assert Config.load(Path(config.out, "config.yaml")).train.class_weights == text
     wrong = tiny_config(tmp_path / "wrong", class_weights="sy=2")
     monkeypatch.setattr("setr.build.check", lambda *_, **__: pytest.fail("files were read"))

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,16 +27,15 @@ from setr.build import (
 )
 from setr.config import Config
 from setr.datasets import open_dataset
-from setr.distributed import add_up, say, together
+from setr.distributed import say, together
 from setr.errors import INTERRUPTED, SetrError
 from setr.estimate import explained, settled
 from setr.evaluation import autocast_dtype, write_json
 from setr.facts import data_record, require_same_run, run_facts
 from setr.interrupt import Interrupt, ending_with
 from setr.loss_scale import LossScaler
-from setr.losses import count_weight, segmentation_loss
-from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr
-from setr.parallel import Parallel, clip_gradients
+from setr.optim import MovingAverage, build_optimizer
+from setr.parallel import Parallel
 from setr.profiling import Profile
 from setr.progress import Progress
 from setr.provenance import provenance
@@ -46,6 +44,7 @@ from setr.snapshot import restore, snapshot
 from setr.sources import open_source
 from setr.telemetry import Telemetry
 from setr.trackers import Builder
+from setr.updates import Updates
 
 
 def train(
@@ -128,9 +127,18 @@ class _Run:
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
-        self.weight = build_weights(config, self.dataset.labels, pixels, self.device)
+        self.updates = Updates(
+            config,
+            self.parallel,
+            self.source,
+            self.dataset,
+            self.optimizer,
+            self.scaler,
+            ema=self.ema,
+            weight=build_weights(config, self.dataset.labels, pixels, self.device),
+            dtype=self.dtype,
+        )
         self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested` is a step, too
-        self.warned = False
         if folder.state:
             restore(folder.state, self.model, self.optimizer, self.ema)
             self.step = folder.state.step
@@ -199,92 +207,8 @@ class _Run:
             raise SetrError(self._stopped(saved), code=INTERRUPTED) from None
 
     def train_step(self, images: Tensor, masks: Tensor) -> dict[str, float]:
-        """One optimiser step on this process's share of a batch."""
-        config = self.config
-        rate = learning_rate(config.optim, self.step, config.train.steps)
-        set_lr(self.optimizer, config.optim, self.step, config.train.steps)
-        # drop path draws from (seed, step, rank): nothing random has to be saved
-        draw = (config.train.seed, self.step, distributed.rank())
-        torch.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
-        self.model.train()
-        sums = self._gradients(
-            images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
-        )
-        self.scaler.unscale(self.optimizer)
-        norm = clip_gradients(self.model, config.optim.clip_grad)
-        totals = self._totals(sums, norm, rate)
-        moved = self.scaler.step(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema and moved:
-            self.ema.update(self.model, self.step)
-        return {**totals, "lr": rate, **self.scaler.figures()}
-
-    def _gradients(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Give the weights their gradients, one micro-batch after the other; the losses' sums."""
-        config = self.config
-        if config.train.loss_norm == "valid":
-            normalizer = count_weight(masks, self.weight)
-        else:
-            normalizer = torch.tensor(float(masks.numel()), device=self.device)
-        add_up(normalizer)
-        count = config.train.accumulate
-        sums: dict[str, Tensor] = {}
-        for number, (part, target) in enumerate(
-            zip(images.chunk(count), masks.chunk(count), strict=True), 1
-        ):
-            with self.parallel.micro_batch(last=number == count):
-                losses = self._losses(part, target, normalizer)
-                self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()
-        return sums
-
-    def _totals(self, sums: dict[str, Tensor], norm: Tensor, rate: float) -> dict[str, float]:
-        """The losses and the gradients' norm of all processes.
-
-        Raises:
-            SetrError: one that is no number, and no scaler to leave the step out.
-        """
-        # all processes have the norm: its mean tells all the same, even where one alone overflows
-        *values, length = add_up(torch.stack([*sums.values(), norm / distributed.world()])).tolist()
-        totals = dict(zip(sums, values, strict=True))
-        for name, value in (("loss", totals["loss"]), ("gradient norm", length)):
-            if not (np.isfinite(value) or self.scaler.enabled):
-                raise together(
-                    SetrError(
-                        f"{name} is {value} at step {self.step + 1} with lr {rate:.3g}; lower "
-                        "--optim.lr, or set --train.precision fp32; the batch was "
-                        f"{', '.join(self._batch_files())}"
-                    )
-                )
-        if totals["main"] == 0 and not self.warned:
-            self.warned = True
-            say(
-                f"warning: step {self.step + 1} has no counted pixel, so it teaches nothing; all "
-                f"are ignored, or of weight 0, in the crops of {', '.join(self._batch_files())}"
-            )
-        if np.isfinite(length):
-            totals["gradient_norm"] = length
-        return totals
-
-    def _losses(self, images: Tensor, target: Tensor, normalizer: Tensor) -> dict[str, Tensor]:
-        """The losses of a micro-batch; its logits are gone when the backward pass begins."""
-        train = self.config.train
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            output = self.parallel.call(self.source.inputs(images), with_aux=True)
-        return segmentation_loss(
-            output,
-            target,
-            normalizer=normalizer,
-            aux_weight=train.aux_weight,
-            weight=self.weight,
-            kind=train.loss,
-        )
-
-    def _batch_files(self) -> list[str]:
-        """Names of the images of this step, of all processes."""
-        (batch,) = self.source.order(self.step, self.step + 1)
-        return [str(self.dataset.pairs[index].image) for _, index in batch]
+        """One optimiser step on this process's share of a batch; what is logged of it."""
+        return self.updates.step(self.step, images, masks)
 
     def finish(self) -> dict[str, Any]:
         """Test the last weights, which are saved; then write the figures of the best.

@@ -1,0 +1,153 @@
+"""One optimiser step: learning rate, gradients of all micro-batches and processes, update."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from setr import distributed
+from setr.config import Config
+from setr.datasets import Dataset
+from setr.distributed import add_up, say, together
+from setr.errors import SetrError
+from setr.loss_scale import LossScaler
+from setr.losses import count_weight, segmentation_loss
+from setr.optim import MovingAverage, learning_rate, set_lr
+from setr.parallel import Parallel, clip_gradients
+from setr.sources import Source
+
+
+class Updates:
+    """The steps that move a model's weights.
+
+    Args:
+        config: of the run.
+        parallel: the model, over all processes.
+        source: what the model is called with, and which samples a step takes.
+        dataset: names of these samples, for messages.
+        optimizer: of the weights.
+        scaler: of the loss; does nothing but in fp16.
+        ema: a moving average of the weights, if there is one.
+        weight: class weights (K,).
+        dtype: of autocast; None for fp32.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        parallel: Parallel,
+        source: Source,
+        dataset: Dataset,
+        optimizer: Optimizer,
+        scaler: LossScaler,
+        *,
+        ema: MovingAverage | None = None,
+        weight: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.config, self.parallel, self.source, self.dataset = config, parallel, source, dataset
+        self.optimizer, self.scaler, self.ema = optimizer, scaler, ema
+        self.weight, self.dtype = weight, dtype
+        self.model = parallel.model
+        self.device = next(self.model.parameters()).device
+        self.warned = False
+
+    def step(self, done: int, images: Tensor, masks: Tensor) -> dict[str, float]:
+        """Update the weights with this process's share of a batch.
+
+        Args:
+            done: steps before this one.
+            images: what the source gives, (B, …).
+            masks: training ids uint8 (B, H, W).
+
+        Returns:
+            Losses and the gradients' norm of all processes, the learning rate, and the loss scale.
+
+        Raises:
+            SetrError: a loss or a norm that is no number, and no scaler to leave the step out.
+        """
+        config = self.config
+        rate = learning_rate(config.optim, done, config.train.steps)
+        set_lr(self.optimizer, config.optim, done, config.train.steps)
+        # drop path draws from (seed, step, rank): nothing random has to be saved
+        draw = (config.train.seed, done, distributed.rank())
+        torch.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
+        self.model.train()
+        sums = self._gradients(
+            images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
+        )
+        self.scaler.unscale(self.optimizer)
+        norm = clip_gradients(self.model, config.optim.clip_grad)
+        totals = self._totals(sums, norm, rate, done)
+        moved = self.scaler.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema and moved:
+            self.ema.update(self.model, done)
+        return {**totals, "lr": rate, **self.scaler.figures()}
+
+    def _gradients(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Give the weights their gradients, one micro-batch after the other; the losses' sums."""
+        config = self.config
+        if config.train.loss_norm == "valid":
+            normalizer = count_weight(masks, self.weight)
+        else:
+            normalizer = torch.tensor(float(masks.numel()), device=self.device)
+        add_up(normalizer)
+        count = config.train.accumulate
+        sums: dict[str, Tensor] = {}
+        for number, (part, target) in enumerate(
+            zip(images.chunk(count), masks.chunk(count), strict=True), 1
+        ):
+            with self.parallel.micro_batch(last=number == count):
+                losses = self._losses(part, target, normalizer)
+                self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach()
+        return sums
+
+    def _totals(
+        self, sums: dict[str, Tensor], norm: Tensor, rate: float, done: int
+    ) -> dict[str, float]:
+        """The losses and the gradients' norm of all processes."""
+        # all processes have the norm: its mean tells all the same, even where one alone overflows
+        *values, length = add_up(torch.stack([*sums.values(), norm / distributed.world()])).tolist()
+        totals = dict(zip(sums, values, strict=True))
+        for name, value in (("loss", totals["loss"]), ("gradient norm", length)):
+            if not (np.isfinite(value) or self.scaler.enabled):
+                raise together(
+                    SetrError(
+                        f"{name} is {value} at step {done + 1} with lr {rate:.3g}; lower "
+                        "--optim.lr, or set --train.precision fp32; the batch was "
+                        f"{', '.join(self.names(done))}"
+                    )
+                )
+        if totals["main"] == 0 and not self.warned:
+            self.warned = True
+            say(
+                f"warning: step {done + 1} has no counted pixel, so it teaches nothing; all "
+                f"are ignored, or of weight 0, in the crops of {', '.join(self.names(done))}"
+            )
+        if np.isfinite(length):
+            totals["gradient_norm"] = length
+        return totals
+
+    def _losses(self, images: Tensor, target: Tensor, normalizer: Tensor) -> dict[str, Tensor]:
+        """The losses of a micro-batch; its logits are gone when the backward pass begins."""
+        train = self.config.train
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            output = self.parallel.call(self.source.inputs(images), with_aux=True)
+        return segmentation_loss(
+            output,
+            target,
+            normalizer=normalizer,
+            aux_weight=train.aux_weight,
+            weight=self.weight,
+            kind=train.loss,
+        )
+
+    def names(self, done: int) -> list[str]:
+        """Names of the images of a step, of all processes."""
+        (batch,) = self.source.order(done, done + 1)
+        return [str(self.dataset.pairs[index].image) for _, index in batch]
