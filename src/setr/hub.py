@@ -39,7 +39,7 @@ class ModelInfo:
 
     Args:
         labels: classes, colours and label map.
-        mean: of the input channels, images in 0 to 1.
+        mean: of the input channels, images in 0 to 1; as many as the model has channels.
         std: of the input channels.
         protocol: how the model is tested single-scale; prediction uses it too.
         recipe: name of the recipe that trained it.
@@ -50,8 +50,8 @@ class ModelInfo:
     """
 
     labels: Labels
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     protocol: Protocol = field(default_factory=Protocol)
     recipe: str = "custom"
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -84,8 +84,25 @@ def save_pretrained(
 _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
 
 
+def require_channels(model: Any, info: ModelInfo) -> None:
+    """Refuse a mean and deviation of other channels than the model's; of exported files, any."""
+    channels = getattr(getattr(model, "encoder", None), "in_chans", len(info.mean))
+    for name in ("mean", "std"):
+        if len(getattr(info, name)) != channels:
+            raise SetrError(
+                f"{name} {getattr(info, name)}: the model takes {channels} channels; give "
+                "ModelInfo one value for each",
+                code=USAGE,
+            )
+
+
 def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
-    """What `config.json` holds, and every exported file too."""
+    """What `config.json` holds, and every exported file too.
+
+    Raises:
+        SetrError: a normalisation of other channels than the model's.
+    """
+    require_channels(model, info)
     return {
         "format": FORMAT,
         "model": model.arguments,

@@ -26,7 +26,7 @@ from setr.errors import USAGE, SetrError
 from setr.evaluation import autocast_dtype, resolve_protocol
 from setr.files import walk_images
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
-from setr.hub import ModelInfo, from_pretrained
+from setr.hub import ModelInfo, from_pretrained, require_channels
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.labels import IGNORE
@@ -74,6 +74,7 @@ class Predictor:
     ) -> None:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
+        require_channels(model, info)
         self.device = distributed.device(device)
         self.model: SETR | ExportedModel = model.eval().to(self.device)
         self.info = replace(info, protocol=resolve_protocol(protocol, model, info))
