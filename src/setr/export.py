@@ -105,10 +105,17 @@ def metadata(
             "precision": precision,
             "head": head,
             "patch_size": model.encoder.patch_size,
-            "input": "float32 RGB (B, 3, H, W), (pixel / 255 - mean) / std",
+            "input": f"float32 {_channels(info)}, H, W), (pixel / 255 - mean) / std",
         },
     }
     return {key: json.dumps(value) for key, value in values.items()}
+
+
+def _channels(info: ModelInfo) -> str:
+    """The kind of an input and its first two axes."""
+    if info.bands is None and len(info.mean) == 3:
+        return "RGB (B, 3"
+    return f"(B, {len(info.mean)}" if info.bands is None else f"{info.bands} (B, {len(info.mean)}"
 
 
 def check_request(path: Path, format: str, precision: str, *, calibrated: bool) -> None:
@@ -235,8 +242,9 @@ def compare(path: Path, model: SETR, head: Head, *, exact: bool) -> dict[str, An
     """
     run = open_run(path, (head, COARSE))
     report: dict[str, Any] = {"difference": {}, "agreement": {}}
+    C = model.encoder.in_chans
     for B, H, W in _sizes(model):
-        images = torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(B, C, H, W, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             device = next(model.parameters()).device
             expected = model.eval()(images.to(device)).float().cpu()

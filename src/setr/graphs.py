@@ -55,7 +55,7 @@ class Graph(nn.Module):
         self.head, self.dtype = head, dtype
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images float32 (B, 3, H, W) -> the head, and the logits it came from."""
+        """Normalised images float32 (B, C, H, W) -> the head, and the logits it came from."""
         H, W = images.shape[-2:]
         p = self.patch_size
         height, width = (H + p - 1) // p * p, (W + p - 1) // p * p
@@ -70,7 +70,7 @@ class Graph(nn.Module):
 def trace(graph: Graph) -> torch.export.ExportedProgram:
     """The graph with free batch, height and width."""
     p = graph.patch_size
-    images = torch.zeros(2, 3, 5 * p + 3, 9 * p - 2)
+    images = torch.zeros(2, graph.model.encoder.in_chans, 5 * p + 3, 9 * p - 2)
     free = torch.export.Dim.DYNAMIC
     with quiet(), torch.enable_grad():  # without gradients decoders go the way of eager inference
         program = torch.export.export(

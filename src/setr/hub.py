@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from setr.bands import Bands
 from setr.errors import FAILED, USAGE, SetrError
 from setr.files import write_bytes
 from setr.inference import Protocol
@@ -47,6 +48,7 @@ class ModelInfo:
         crop_size: height and width of the crops it was trained on, in pixels.
         pretrained: where the encoder's weights came from; None for random weights.
         command: what reproduces the model.
+        bands: what it reads of a file, one for each channel; None for red, green and blue.
     """
 
     labels: Labels
@@ -58,6 +60,7 @@ class ModelInfo:
     crop_size: tuple[int, int] | None = None
     pretrained: str | None = None
     command: str | None = None
+    bands: Bands | None = None
 
 
 def save_pretrained(
@@ -85,13 +88,18 @@ _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", 
 
 
 def require_channels(model: Any, info: ModelInfo) -> None:
-    """Refuse a mean and deviation of other channels than the model's; of exported files, any."""
+    """Refuse a mean, deviation or bands of other channels than the model's."""
     channels = getattr(getattr(model, "encoder", None), "in_chans", len(info.mean))
-    for name in ("mean", "std"):
-        if len(getattr(info, name)) != channels:
+    given = {
+        "mean": info.mean,
+        "std": info.std,
+        "bands": info.bands.numbers if info.bands else None,
+    }
+    for name, values in given.items():
+        if values is not None and len(values) != channels:
             raise SetrError(
-                f"{name} {getattr(info, name)}: the model takes {channels} channels; give "
-                "ModelInfo one value for each",
+                f"{name} {values}: the model takes {channels} channels; give ModelInfo one value "
+                "for each",
                 code=USAGE,
             )
 
@@ -108,6 +116,7 @@ def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
         "model": model.arguments,
         "labels": info.labels.to_dict(),
         "protocol": dataclasses.asdict(info.protocol),
+        **(info.bands.to_dict() if info.bands else {}),
         **{name: getattr(info, name) for name in _PLAIN_FIELDS},
     }
 
@@ -117,6 +126,7 @@ def read_info(values: dict[str, Any]) -> ModelInfo:
     return ModelInfo(
         labels=Labels.from_dict(values["labels"]),
         protocol=Protocol(**{k: _tuples(v) for k, v in values["protocol"].items()}),
+        bands=Bands.of(values),
         **{name: _tuples(values[name]) for name in _PLAIN_FIELDS if name in values},
     )
 
@@ -287,6 +297,7 @@ def _card(model: SETR, info: ModelInfo) -> str:
         if info.protocol.window
         else "whole images"
     )
+    reads = f"\nReads {info.bands}.\n" if info.bands else ""
     return f"""---
 library_name: setr
 pipeline_tag: image-segmentation
@@ -298,7 +309,7 @@ The {arguments["decoder"].upper()} decoder on `{arguments["encoder"]}`{crop}; te
 Encoder: {weights}.
 
 {model.num_classes} classes: {", ".join(info.labels.classes)}.
-
+{reads}
 ## Figures
 
 {table}
