@@ -219,6 +219,21 @@ def test_the_check_names_what_does_not_fit(tiles):
     assert "bands 5 are asked for" in check(open_dataset(str(tiles), "train")).problems[0]
 
 
+def test_init_data_drafts_bands_and_their_range(tiles, capsys):
+    (tiles / "data.yaml").unlink()
+    assert main(["init-data", str(tiles)]) == OK
+    described = read_description(tiles)
+    assert described.bands is not None
+    assert described.bands.numbers == (1, 2, 3, 4)
+    ((low, high),) = described.bands.ranges
+    assert 0 <= low < 500
+    assert 2000 < high <= 2550
+    for path in (tiles / "images").rglob("*.tif"):
+        write_tiff(path, np.zeros((3, 48, 48), np.uint8))
+    assert main(["init-data", str(tiles), "--overwrite"]) == OK
+    assert read_description(tiles).bands is None
+
+
 @pytest.mark.parametrize("channels", [1, 4, 7])
 def test_augmentation_treats_every_channel_alike(channels):
     rng = np.random.default_rng(0)

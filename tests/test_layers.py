@@ -35,7 +35,7 @@ ORDER = (
     # figures
     *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
     # checks of a data set
-    *("survey_rows", "survey", "doctor", "class_files", "init_data"),
+    *("survey_rows", "survey", "doctor", "class_files", "band_draft", "init_data"),
     # networks and weights
     *(
         "products",

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from setr.band_draft import draft_bands
 from setr.class_files import names_by_colour, names_by_id
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
@@ -89,6 +90,7 @@ def draft(root: Path, *, val_share: float = 0.2) -> Draft:
         note = f"{len(alone)} of {len(pairs) + len(alone)} images have no mask, left out: {shown}"
         head.append(f"# {note}")
     head += [f"{split}: {place}" for split, place in splits.items() if place]
+    head += draft_bands([root / image for image, _ in pairs])
     return Draft("\n".join([*head, *body]) + "\n", lists, note)
 
 
