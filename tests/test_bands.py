@@ -173,6 +173,9 @@ def test_without_gdal_pillow_reads_what_it_does_not_change(tmp_path, monkeypatch
     np.testing.assert_array_equal(found[..., 0], np.rint(deep * (255 / 65535)))
     with pytest.raises(SetrError, match=r'wide\.tif: .* need rasterio; pip install "setr\[geo\]"'):
         read_pixels(wide, Bands((1,)))
+    Image.fromarray(pixels[..., 0]).convert("P").save(tmp_path / "palette.png")
+    with pytest.raises(SetrError, match="PNG with P pixels, which are no bands"):
+        read_pixels(tmp_path / "palette.png", Bands((1,)))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,8 @@ def test_the_check_names_what_does_not_fit(tiles):
     write_tiff(first, np.zeros((4, 48, 48), np.uint16))  # a change is seen, and so are other bands
     text = (tiles / "data.yaml").read_text()
     (tiles / "data.yaml").write_text(text.replace("[1, 2, 3, 4]", "[5]"))
-    assert "bands 5 are asked for" in check(open_dataset(str(tiles), "train")).problems[0]
+    problems = check(open_dataset(str(tiles), "train")).problems
+    assert ["bands 5 are asked for" in problem for problem in problems] == [True] * 4
 
 
 def test_init_data_drafts_bands_and_their_range(tiles, capsys):
