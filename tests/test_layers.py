@@ -19,6 +19,8 @@ ORDER = (
         "files",
         "images",
         "masks",
+        "gdal",
+        "bands",
         "storage",
         "pairing",
         "layouts",
@@ -33,7 +35,7 @@ ORDER = (
     # figures
     *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
     # checks of a data set
-    *("survey_rows", "survey", "doctor", "class_files"),
+    *("survey_rows", "survey", "doctor", "class_files", "band_draft"),
     *("outlines", "outline_index", "outline_json", "outline_files", "outline_masks", "init_data"),
     # networks and weights
     *(
@@ -97,10 +99,12 @@ ORDER = (
         "recipes",
     ),
     *("results", "submissions", "interrupt", "facts", "loss_scale"),
-    *("montage", "samples", "trackers", "runfolder", "snapshot", "build", "features", "sources"),
+    *("montage", "samples", "trackers", "runfolder", "snapshot", "normalisation", "build"),
+    *("features", "sources"),
     *("estimate", "telemetry", "profiling", "best", "updates", "engine"),
     # predictions
-    *("urls", "arrays", "video", "polygons", "annotations", "rasters", "kinds", "unsure", "result"),
+    *("urls", "arrays", "video", "polygons", "annotations", "rasters", "model_bands"),
+    *("kinds", "unsure", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),
     *("inputs", "passes", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
     *("graphs", "quantize", "onnx_file", "export", "bench_row", "bench"),

@@ -51,8 +51,8 @@ from setr.usage import ELSEWHERE, problem
             "--data.crop-size=512: give two whole numbers, such as --data.crop-size 512 512",
         ),
         (
-            "train demo --model.mean 0.5",
-            "--model.mean 0.5: give three numbers, such as --model.mean 0.5 0.5 0.5",
+            "train demo --model.mean half",
+            "--model.mean half: give numbers",
         ),
         # missing words
         ("eval", "MODEL and DATA are missing; write setr eval MODEL DATA"),

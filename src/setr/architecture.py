@@ -48,7 +48,7 @@ def read_architecture(
     t = found.tensors
     try:
         width = t["encoder.vit.pos_embed"].shape[-1]
-        patch = t["encoder.vit.patch_embed.proj.weight"].shape[-1]
+        channels, _, patch = t["encoder.vit.patch_embed.proj.weight"].shape[1:]
         num_classes = t["decoder.classifier.weight"].shape[0]
         hidden = t["encoder.vit.blocks.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
@@ -74,6 +74,8 @@ def read_architecture(
              "qkv_bias": "encoder.vit.blocks.0.attn.qkv.bias" in t}  # fmt: skip
     if encoder and (patch, hidden, shape["qkv_bias"]) == (16, 4 * width, True):
         shape = {}  # as timm has it
+    if channels != 3:
+        shape["in_chans"] = channels
     if "encoder.vit.dist_token" in t:
         encoder = "deit_base_distilled_patch16_384"
     return {

@@ -41,7 +41,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
                 f"{source}: another architecture than {sources[0]} (not the same "
                 f"{', '.join(differing)}); only equal ones average"
             )
-        facts = ("labels", "mean", "std")
+        facts = ("labels", "mean", "std", "bands")
         if any(getattr(its_info, f) != getattr(info, f) for f in facts):
             raise SetrError(
                 f"{source}: other classes, label map or normalisation than {sources[0]}; "

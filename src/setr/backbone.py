@@ -15,10 +15,12 @@ class Backbone(nn.Module):
     Attributes:
         widths: channels of each map `forward` returns.
         patch_size: pixels per token; image sides are padded to multiples of it.
+        in_chans: channels of the images.
     """
 
     widths: list[int]
     patch_size: int
+    in_chans: int
     stage_pattern: str
     """Regular expression whose first group is the number of the stage a parameter belongs to."""
     first_stage: int

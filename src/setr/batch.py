@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from setr.bands import Bands, read_pixels
 from setr.errors import SetrError
 from setr.estimate import is_out_of_memory
-from setr.images import MAX_PIXELS, read_image
+from setr.images import MAX_PIXELS
 from setr.inputs import Item, read_item
 from setr.interrupt import Interrupt
 from setr.kinds import KINDS
@@ -183,7 +184,8 @@ def outcomes(
         def room() -> int:
             return max(1, min(2 * workers + batch, AHEAD_BYTES // max(largest, 1)))
 
-        for task, image in _decoded(tasks, readers, room, max_pixels):
+        bands = getattr(predictor, "bands", None)
+        for task, image in _decoded(tasks, readers, room, max_pixels, bands):
             if isinstance(image, SetrError):
                 writing.append(writers.submit(failed, task, image))
             else:
@@ -246,12 +248,16 @@ def stream_outcomes(
 
 
 def _decoded(
-    tasks: Iterable[Task], readers: ThreadPoolExecutor, room: Callable[[], int], max_pixels: int
+    tasks: Iterable[Task],
+    readers: ThreadPoolExecutor,
+    room: Callable[[], int],
+    max_pixels: int,
+    bands: Bands | None,
 ) -> Iterator[tuple[Task, np.ndarray | SetrError]]:
     """Images in the order of the tasks, some decoded ahead."""
     waiting: deque[tuple[Task, Future[np.ndarray | SetrError]]] = deque()
     for task in tasks:
-        waiting.append((task, readers.submit(_decode, task.item, max_pixels)))
+        waiting.append((task, readers.submit(_decode, task.item, max_pixels, bands)))
         while len(waiting) > room():
             first, image = waiting.popleft()
             yield first, image.result()
@@ -259,9 +265,9 @@ def _decoded(
         yield task, image.result()
 
 
-def _decode(item: Item, max_pixels: int) -> np.ndarray | SetrError:
+def _decode(item: Item, max_pixels: int, bands: Bands | None) -> np.ndarray | SetrError:
     try:
-        return read_image(read_item(item), max_pixels=max_pixels)
+        return read_pixels(read_item(item), bands, max_pixels=max_pixels)
     except SetrError as error:
         return error
     except Exception as error:

@@ -89,7 +89,7 @@ def bench(
     predictor = load(source, device="cpu")
     info = predictor.info
     if data is not None:
-        require_labelled(predictor.model, info, open_dataset(data, split, info.labels))
+        require_labelled(predictor.model, info, open_dataset(data, split, info.labels, info.bands))
     size = size or info.protocol.window or info.crop_size or (512, 512)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="setr-bench-") as name:
@@ -150,7 +150,7 @@ def _export(
             if data is None:
                 files[row] = "needs --data: int8 takes its ranges from images"
                 continue
-            images = calibration_images(open_dataset(data, split, info.labels), info)
+            images = calibration_images(open_dataset(data, split, info.labels, info.bands), info)
         try:
             write_openvino(
                 plain, path, precision, metadata(model, info, precision, "logits"), images

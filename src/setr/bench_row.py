@@ -47,7 +47,7 @@ def run_row(job: dict[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {"batches": {}}
     for batch in job["batches"]:
         figures["batches"][str(batch)] = time_batch(
-            predictor, (batch, 3, *job["size"]), job["seconds"]
+            predictor, (batch, len(predictor.info.mean), *job["size"]), job["seconds"]
         )
     masks, figures["miou"] = _masks(predictor, job)
     np.savez_compressed(job["masks"], *masks)
@@ -91,7 +91,8 @@ def _masks(predictor: Predictor, job: dict[str, Any]) -> tuple[list[np.ndarray],
     if job["data"] is None:
         side = min(job["size"])
         drawn = (scenes.draw("bench", i, size=side)[0] for i in range(NUM_SCENES))
-        return [predictor.predict(image).mask for image in drawn], None
+        channels = np.arange(len(predictor.info.mean)) % 3  # of other bands colours, repeated
+        return [predictor.predict(image[..., channels]).mask for image in drawn], None
 
     def keep(outcome: Outcome) -> None:
         masks.append(outcome.prediction)
@@ -100,7 +101,7 @@ def _masks(predictor: Predictor, job: dict[str, Any]) -> tuple[list[np.ndarray],
     figures = evaluate_split(
         predictor.model,
         predictor.info,
-        open_dataset(job["data"], job["split"], predictor.info.labels),
+        open_dataset(job["data"], job["split"], predictor.info.labels, predictor.info.bands),
         precision="fp32" if exported else job["precision"],
         workers=0,
         detailed=False,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from setr.bands import Bands
 from setr.complexity import parameter_counts
 from setr.config import Config, ModelConfig
 from setr.datasets import Dataset
@@ -28,7 +29,7 @@ from setr.model import SETR, create_model
 from setr.pretrained import load_encoder
 from setr.progress import counting
 from setr.protocols import preset
-from setr.transforms import Augmentation, rare_class_odds
+from setr.transforms import Augmentation, fill_colour, rare_class_odds
 from setr.weighting import by_class, described, named_weights
 
 
@@ -48,6 +49,7 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         prefix_tokens=settings.prefix_tokens,
         patch_stride=settings.patch_stride,
         encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
+        in_chans=len(settings.mean),
     )
     if settings.pretrained_resnet and not model.arguments["resnet"]:
         raise SetrError(
@@ -73,6 +75,8 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
 
 def _compare_normalisation(model: SETR, settings: ModelConfig) -> None:
     """Say so where the weights were trained with another mean and deviation of the channels."""
+    if model.encoder.in_chans != 3:
+        return  # it was trained on no such pixels
     trained = getattr(getattr(model.encoder, "vit", None), "pretrained_cfg", None) or {}
     theirs = {name: tuple(trained.get(name) or getattr(settings, name)) for name in ("mean", "std")}
     if any(theirs[name] != getattr(settings, name) for name in theirs):
@@ -152,6 +156,8 @@ def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray
     """
     _weights_by_hand(config, dataset.labels)  # before files are read
     say(f"{dataset.name}: {describe_map(dataset.labels)}")
+    if dataset.bands:
+        say(f"images: {dataset.bands}")
     for split in (val, dataset):
         checkup = check(split, progress=counting(f"check {split.split}"))
         checkup.raise_problems()
@@ -175,10 +181,11 @@ def build_augmentation(config: Config, pixels: np.ndarray) -> Augmentation:
         rotate=data.rotate,
         photometric=data.photometric,
         max_class_share=data.max_class_share,
+        fill=fill_colour(config.model.mean),
     )
 
 
-def build_info(config: Config, labels: Labels) -> ModelInfo:
+def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> ModelInfo:
     """What is stored with the model."""
     return ModelInfo(
         labels=labels,
@@ -189,6 +196,7 @@ def build_info(config: Config, labels: Labels) -> ModelInfo:
         crop_size=config.data.crop_size,
         pretrained=config.model.pretrained and Path(config.model.pretrained).name,
         command=f"setr train config.yaml --out runs/{config.recipe}",
+        bands=bands,
     )
 
 

@@ -82,10 +82,11 @@ def forward_flops(model: SETR, H: int, W: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     state = {k: v.to("meta") for k, v in (*model.named_parameters(), *model.named_buffers())}
+    images = torch.empty(1, model.encoder.in_chans, H, W, device="meta")
     was_training = model.training
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(model, state, (torch.empty(1, 3, H, W, device="meta"),))
+        functional_call(model, state, (images,))
     model.train(was_training)
     return int(counter.get_total_flops())
 
@@ -104,7 +105,7 @@ def training_flops(model: SETR, H: int, W: int, *, cached: bool = False) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
-    images = torch.empty(2, 3, H, W, device=device)
+    images = torch.empty(2, model.encoder.in_chans, H, W, device=device)
     inputs: Tensor | Features = images
     if cached:
         with torch.no_grad():

@@ -60,10 +60,11 @@ class ModelConfig:
     """How position embeddings are resampled."""
     prefix_tokens: Literal["keep", "drop"] = "keep"
     """Whether class and register tokens go through the blocks."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of the input channels, images in 0 to 1."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of the input channels."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of the input channels, images in 0 to 1; of other than three it is measured unless
+    given."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation of the input channels; the same holds."""
 
     def __post_init__(self) -> None:
         check_setting(
@@ -75,7 +76,8 @@ class ModelConfig:
             not (self.freeze and self.lora_rank),
             "model.freeze and model.lora_rank: choose one; lora_rank freezes the encoder itself",
         )
-        check_setting(min(self.std) > 0, f"model.std {self.std}: give positive numbers")
+        check_setting(len(self.mean) > 0, "model.mean (): give a number for each channel")
+        check_setting(min(self.std, default=0) > 0, f"model.std {self.std}: give positive numbers")
         for name in ("img_size", "channels"):
             value = getattr(self, name)
             check_setting(value is None or value > 0, f"model.{name} {value}: give at least 1")
@@ -108,7 +110,8 @@ class DataConfig:
     rotate: float = 0.0
     """Largest rotation in degrees, in both directions; 180 for images without an up."""
     photometric: bool = True
-    """Random brightness, contrast, saturation and hue."""
+    """Random brightness, contrast, saturation and hue; of other than three channels only the first
+    two."""
     max_class_share: float = 0.75
     """Largest share of a crop that one class may cover."""
     rare_class_crops: float = 0.0

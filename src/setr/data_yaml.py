@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from setr.bands import Bands
 from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE, Labels, as_label_map
 
@@ -21,7 +22,7 @@ HUB = "hf:"
 SPLITS = ("train", "val", "test")
 YAML_KEYS = (
     "path", *SPLITS, "masks_dir", "classes", "names", "nc", "colours", "label_map", "colour_map",
-    "ignore", "labels", "download",
+    "ignore", "labels", "bands", "value_range", "download",
 )  # fmt: skip
 
 
@@ -33,12 +34,14 @@ class Description(NamedTuple):
         labels: classes, the name of a known data set, or None.
         splits: image folders or list files of each split, or, of `hf:` data, the name it has there.
         masks_dir: name of the folder that holds masks where images lie in `images`.
+        bands: what is read of an image; None for RGB.
     """
 
     root: Path
     labels: Labels | str | None = None
     splits: Mapping[str, tuple[str, ...]] = {}
     masks_dir: str | None = None
+    bands: Bands | None = None
 
 
 def read_description(path: Path) -> Description:
@@ -72,7 +75,11 @@ def read_description(path: Path) -> Description:
     root = Path(place) if place.startswith(HUB) else (path.parent / place).resolve()
     splits = {split: _places(values[split], split, path) for split in SPLITS if values.get(split)}
     masks_dir = values.get("masks_dir")
-    return Description(root, _labels_of(values, path), splits, masks_dir and str(masks_dir))
+    try:
+        bands = Bands.of(values)
+    except SetrError as error:
+        raise SetrError(f"{path}: {error}", code=USAGE) from None
+    return Description(root, _labels_of(values, path), splits, masks_dir and str(masks_dir), bands)
 
 
 def _places(value: Any, split: str, path: Path) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ unknown classes and no implicit shift of ids.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from setr import scenes
+from setr.bands import BandImage, Bands, open_pixels
 from setr.data_yaml import HUB, Description, read_description
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import Named, Rows, Source
@@ -29,7 +30,10 @@ _HUB_MASKS = ("annotation", "mask", "label", "labels", "semantic_segmentation", 
 
 
 class Sample(NamedTuple):
-    """One decoded example: image uint8 RGB (H, W, 3), mask uint8 training ids (H, W)."""
+    """One decoded example: image uint8 (H, W, C), mask uint8 training ids (H, W).
+
+    C are red, green and blue, or the data set's bands.
+    """
 
     image: np.ndarray
     mask: np.ndarray
@@ -45,6 +49,7 @@ class Dataset:
         labels: classes and the map of ids.
         pairs: the files.
         notes: what was odd about the files, but no error.
+        bands: what is read of an image; None for RGB.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Dataset:
     labels: Labels
     pairs: Sequence[Pair]
     notes: tuple[str, ...] = ()
+    bands: Bands | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -60,6 +66,11 @@ class Dataset:
     def version(self) -> str | None:
         """Changes with the content; None where the pairs are files, whose times tell."""
         return None
+
+    @property
+    def channels(self) -> int:
+        """C of the images."""
+        return 3 if self.bands is None else len(self.bands.numbers)
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
         """An order of the samples for one epoch."""
@@ -79,14 +90,14 @@ class Dataset:
         rows, mask = self.open(index)
         return Sample(rows[:], mask)
 
-    def open(self, index: int) -> tuple[np.ndarray | Rows, np.ndarray]:
-        """The mask of one pair, and an image of which only the rows asked for are decoded.
+    def open(self, index: int) -> tuple[np.ndarray | Rows | BandImage, np.ndarray]:
+        """The mask of one pair, and an image of which only what is asked for is decoded.
 
         Raises:
             SetrError: as `load`, here or when rows are asked for.
         """
         image_source, mask_source = self.sources(index)
-        rows = Rows(image_source)
+        rows = open_pixels(image_source, self.bands)
         raw = self.raw_mask(index, mask_source, rows.shape[:2])
         return rows, self.to_train_ids(index, raw)
 
@@ -177,7 +188,9 @@ class ShardDataset(Dataset):
         return Named(image, str(pair.image)), Named(mask, str(pair.mask))
 
 
-def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> Dataset:
+def open_dataset(
+    path: str, split: str, labels: Labels | str | None = None, bands: Bands | None = None
+) -> Dataset:
     """Open one split of a data set.
 
     Args:
@@ -188,6 +201,7 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
         split: `train`, `val`, `test` or another the layout has, or several joined with `+`.
         labels: classes, or the name of a known data set, to use where the data has no data.yaml
             that names its own. A name takes the encoding of the mask files found.
+        bands: what to read of the images where no data.yaml names bands, as a model has them.
 
     Raises:
         SetrError: no such path, no such split, no pairs, masks missing, or classes unknown.
@@ -198,14 +212,14 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
         pairs = tuple(Pair(Path(f"{split}_{i:05d}.png"), None) for i in range(count))
         return SceneDataset("scenes", split, scenes.LABELS, pairs)
     if path.startswith(HUB):
-        return _open_hub(path, split, labels, {})
+        return _open_hub(path, split, labels, {}, bands)
     if is_shards(path):
-        return _open_shards(path, split)
+        return _open_shards(path, split, bands)
     described = read_description(Path(path))
-    root, own = described.root, described.labels
+    root, own, bands = described.root, described.labels, described.bands or bands
     given = own or labels
     if str(root).startswith(HUB):
-        return _open_hub(str(root), split, given, described.splits)
+        return _open_hub(str(root), split, given, described.splits, bands)
     wanted = given if isinstance(given, str) else None
     parts = [found for part in split.split("+") for found in _split_files(described, part, wanted)]
     implied = {part.labels for part in parts}
@@ -219,7 +233,7 @@ def open_dataset(path: str, split: str, labels: Labels | str | None = None) -> D
             code=USAGE,
         )
     notes = tuple(note for part in parts for note in part.notes)
-    return Dataset(root.name, split, chosen, Pairs(parts), notes)
+    return Dataset(root.name, split, chosen, Pairs(parts), notes, bands=bands)
 
 
 def _split_files(described: Description, split: str, wanted: str | None) -> list[Found]:
@@ -252,16 +266,21 @@ def _with_encoding(given: Labels | str | None, implied: str | None) -> Labels | 
     return known_labels(name) if name else None
 
 
-def _open_shards(path: str, split: str) -> Dataset:
-    """Shards carry their classes with them."""
+def _open_shards(path: str, split: str, bands: Bands | None) -> Dataset:
+    """Shards carry their classes and bands with them."""
     shards = Shards(path, split)
     name, labels = shards.description["name"], Labels.from_dict(shards.labels)
     pairs = tuple(Pair(Path(name, split, n), Path(name, split, f"{n}:mask")) for n in shards.names)
-    return ShardDataset(name, split, labels, pairs, (), shards)
+    bands = Bands.of(shards.description) or bands
+    return ShardDataset(name, split, labels, pairs, (), shards, bands=bands)
 
 
 def _open_hub(
-    path: str, split: str, labels: Labels | str | None, renamed: Mapping[str, tuple[str, ...]]
+    path: str,
+    split: str,
+    labels: Labels | str | None,
+    renamed: Mapping[str, tuple[str, ...]],
+    bands: Bands | None,
 ) -> Dataset:
     """A Hugging Face data set; its masks' ids need `labels`."""
     try:
@@ -303,4 +322,4 @@ def _open_hub(
         Pair(Path(f"{name}/{key}/{i:07d}"), Path(f"{name}/{key}/{i:07d}:{column}"))
         for i in range(len(rows))
     )
-    return HubDataset(name, split, known, pairs, (), rows, column)
+    return HubDataset(name, split, known, pairs, (), rows, column, bands=bands)

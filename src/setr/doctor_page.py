@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from setr.bands import as_rgb
 from setr.doctor import Checkup, Finding, describe_map, figures
 from setr.errors import SetrError
 from setr.files import write_bytes
@@ -111,7 +112,7 @@ def _thumbnails(checkup: Checkup) -> str:
             shown.append(f"<figure><figcaption>{name}: {reason}</figcaption></figure>")
             continue
         size = fitted_size(image, _WIDTH)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(as_rgb(image), size, interpolation=cv2.INTER_AREA)
         mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
         both = np.concatenate((image, dataset.labels.palette[mask]))
         shown.append(f"<figure>{_img(both)}<figcaption>{name}</figcaption></figure>")

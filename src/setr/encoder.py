@@ -45,7 +45,8 @@ class Encoder(Backbone):
         patch_stride: pixels from one token to the next; None, the patch size, as in the paper. A
             smaller one lets patches overlap: a finer map from the same weights, at a cost that
             grows with the fourth power (Amir et al. 2021, section 3.1).
-        timm_args: further keywords of `timm.create_model`, for example `depth` or `drop_path_rate`.
+        timm_args: further keywords of `timm.create_model`, for example `depth`, `drop_path_rate` or
+            `in_chans` (C of the images; 3 by default).
 
     Raises:
         SetrError: unknown model id, or a model without variable input size.
@@ -83,6 +84,7 @@ class Encoder(Backbone):
         if patch_stride is not None:
             _overlap_patches(self.vit, name, patch_stride)
         self.patch_size = self.vit.patch_embed.feat_ratio()
+        self.in_chans = timm_args.get("in_chans", 3)
         self.channels: int = self.vit.embed_dim
         self.widths = [self.channels] * len(taps)
         self.drop_prefix = prefix_tokens == "drop" and self.vit.num_prefix_tokens > 0
@@ -105,7 +107,7 @@ class Encoder(Backbone):
             block.keeps_all = enable
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images (B, 3, H, W), any H and W -> one (B, C, h, w) map per tap.
+        """Normalised images (B, in_chans, H, W), any H and W -> one (B, C, h, w) map per tap.
 
         A side that is no multiple of the patch size is padded with zeros at the bottom or right.
         Maps are views of the blocks' tokens: channels last, nothing copied.
@@ -167,6 +169,23 @@ def resample_grid(
         maps, size=new, mode=mode, align_corners=False, antialias=mode == "bicubic"
     )
     return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
+
+
+def reads_rgb_alone(weight: Tensor, own: Tensor) -> bool:
+    """Whether a weight is the first convolution of an RGB model, and the model's has other inputs.
+
+    No later convolution has three input channels.
+    """
+    same = weight.ndim == own.ndim == 4 and weight.shape[2:] == own.shape[2:]
+    return same and len(weight) == len(own) and weight.shape[1] == 3 != own.shape[1]
+
+
+def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
+    """The first convolution of an RGB model (O, 3, h, w) for other channels, as timm adapts it."""
+    from timm.models import adapt_input_conv
+
+    adapted: Tensor = adapt_input_conv(in_chans, weight)
+    return adapted
 
 
 def list_encoders(pattern: str = "*") -> list[str]:

@@ -34,6 +34,7 @@ from setr.evaluation import autocast_dtype, write_json
 from setr.facts import data_record, require_same_run, run_facts
 from setr.interrupt import Interrupt, ending_with
 from setr.loss_scale import LossScaler
+from setr.normalisation import with_normalisation
 from setr.optim import MovingAverage, build_optimizer
 from setr.parallel import Parallel
 from setr.profiling import Profile
@@ -103,6 +104,7 @@ class _Run:
             torch.cuda.set_device(self.device)  # kernels and memory figures are of the current one
         num_classes = len(self.dataset.labels.classes)
         before = folder.state.values["facts"] if folder.state else None
+        config = with_normalisation(config, self.dataset)
         config = settled(config, num_classes, len(self.dataset), self.device, before=before)
         self.config = config
         share = build_share(config, distributed.rank(), len(self.dataset))
@@ -114,7 +116,7 @@ class _Run:
         torch.manual_seed(config.train.seed)
         self.dtype = autocast_dtype(config.train.precision, self.device)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
-        info = build_info(config, self.dataset.labels)
+        info = build_info(config, self.dataset.labels, self.dataset.bands)
         self.best = Best(config, folder, self.val, info, self.device)
         if not folder.state:
             announce(config)

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from setr import distributed
+from setr.bands import as_rgb
 from setr.config import Precision
 from setr.datasets import Dataset, open_dataset
 from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import write_bytes
-from setr.hub import ModelInfo, from_pretrained
+from setr.hub import ModelInfo, from_pretrained, require_channels
 from setr.inference import NormalizedImages, predict_mask
 from setr.loader import whole_images
 from setr.metrics import Absent
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
     Attributes:
         number: of the image in the split.
         name: of its file.
-        image: uint8 RGB (H, W, 3).
+        image: uint8 RGB (H, W, 3); of other bands the first three, or the first of fewer.
         truth: training ids (H, W) uint8, `IGNORE` is not counted.
         prediction: ids (H, W) uint8.
         confidence: probability of the predicted class (H, W) float32; None if not `detailed`.
@@ -94,7 +95,11 @@ def evaluate(
         model, info = model.model, model.info
     if info is None:
         raise SetrError("a bare model: give its ModelInfo as info=, or a model directory")
-    dataset = data if isinstance(data, Dataset) else open_dataset(str(data), split, info.labels)
+    dataset = (
+        data
+        if isinstance(data, Dataset)
+        else open_dataset(str(data), split, info.labels, info.bands)
+    )
     info = dataclasses.replace(info, protocol=resolve_protocol(protocol, model, info))
     return evaluate_split(model, info, dataset, **options)
 
@@ -206,7 +211,7 @@ def _test_image(
     return Outcome(
         index,
         name,
-        images[0].numpy(),
+        as_rgb(images[0].numpy()),
         masks[0].numpy(),
         prediction[0].cpu().numpy(),
         None if sure is None else sure.cpu().numpy(),
@@ -235,10 +240,17 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
-    """Refuse a split without images or with other classes than the model's."""
+    """Refuse a split without images or with other classes or channels than the model's."""
     if not len(dataset):
         raise SetrError(
             f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
+        )
+    require_channels(model, info)
+    if dataset.channels != len(info.mean):
+        raise SetrError(
+            f"the model takes {len(info.mean)} channels but the images of {dataset.name} have "
+            f"{dataset.channels}; name as many under 'bands' in its data.yaml",
+            code=DATA_CHECK_FAILED,
         )
     ours, theirs = info.labels.classes, dataset.labels.classes
     if len(theirs) != model.num_classes:

@@ -117,8 +117,6 @@ def metadata(
     model: SETR, info: ModelInfo, precision: ExportPrecision, head: Head, form: Form = ANY
 ) -> dict[str, str]:
     """What travels inside a file: `config.json` and more, each value as JSON."""
-    H, W = form.size or ("H", "W")
-    B = 1 if form.size else "B"
     values = {
         **describe(model, info),
         "licence": encoder_licence(model.arguments, info.pretrained),
@@ -128,12 +126,20 @@ def metadata(
             "patch_size": model.encoder.patch_size,
             "size": form.size,
             "pixels": form.pixels,
-            "input": f"uint8 RGB ({B}, {H}, {W}, 3)"
-            if form.pixels
-            else f"float32 RGB ({B}, 3, {H}, {W}), (pixel / 255 - mean) / std",
+            "input": _input(info, form),
         },
     }
     return {key: json.dumps(value) for key, value in values.items()}
+
+
+def _input(info: ModelInfo, form: Form) -> str:
+    """What the graph takes, for people."""
+    H, W = form.size or ("H", "W")
+    B, C = 1 if form.size else "B", len(info.mean)
+    what = "RGB" if info.bands is None and C == 3 else str(info.bands or f"{C} channels")
+    if form.pixels:
+        return f"uint8 {what} ({B}, {H}, {W}, {C})"
+    return f"float32 {what} ({B}, {C}, {H}, {W}), (pixel / 255 - mean) / std"
 
 
 def check_request(path: Path, format: str, precision: str, *, calibrated: bool) -> None:
@@ -265,8 +271,9 @@ def compare(
     """
     run = open_run(path, (head, COARSE))
     report: dict[str, Any] = {"difference": {}, "agreement": {}}
+    C = model.encoder.in_chans
     for B, H, W in [(1, *form.size)] if form.size else _sizes(model):
-        images, taken = _noise(B, H, W, form)
+        images, taken = _noise((B, C, H, W), form)
         with torch.inference_mode():
             device = next(model.parameters()).device
             expected = model.eval()(images.to(device)).float().cpu()
@@ -291,13 +298,14 @@ def compare(
     return report
 
 
-def _noise(B: int, H: int, W: int, form: Form) -> tuple[torch.Tensor, np.ndarray]:
-    """Normalised images (B, 3, H, W), and the same as a file takes them."""
+def _noise(shape: tuple[int, int, int, int], form: Form) -> tuple[torch.Tensor, np.ndarray]:
+    """Normalised images (B, C, H, W), and the same as a file takes them."""
     generator = torch.Generator().manual_seed(0)
     if not form.pixels:
-        images = torch.randn(B, 3, H, W, generator=generator)
+        images = torch.randn(shape, generator=generator)
         return images, images.numpy()
-    pixels = torch.randint(256, (B, H, W, 3), dtype=torch.uint8, generator=generator)
+    B, C, H, W = shape
+    pixels = torch.randint(256, (B, H, W, C), dtype=torch.uint8, generator=generator)
     return normalize(pixels, form.mean, form.std), pixels.numpy()
 
 

@@ -64,6 +64,7 @@ def data_facts(dataset: Dataset) -> dict[str, Any]:
         "file sizes": _digest([_size(pair.image) for pair in sampled]),
         "mask sizes": _digest([_size(pair.mask) for pair in sampled]),
         "checksum": dataset.version if isinstance(dataset, ShardDataset) else None,
+        **(dataset.bands.to_dict() if dataset.bands else {}),
     }
 
 

@@ -40,7 +40,7 @@ from setr.loader import whole_images
 from setr.model import SETR
 from setr.progress import Progress
 from setr.survey import survey
-from setr.transforms import PAD_COLOUR, CropWindow
+from setr.transforms import PAD_COLOUR, CropWindow, fill_colour, flipped
 
 VERSION = 1
 _OF_HEADS = frozenset(
@@ -64,7 +64,10 @@ class FeatureFiles(NamedTuple):
 
 
 def fit(
-    image: np.ndarray, mask: np.ndarray, size: tuple[int, int]
+    image: np.ndarray,
+    mask: np.ndarray,
+    size: tuple[int, int],
+    fill: tuple[int, ...] = PAD_COLOUR,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale an image and its mask to fit a size, at the top left of it."""
     H, W = image.shape[:2]
@@ -72,7 +75,7 @@ def fit(
     resized = max(1, round(H * scale)), max(1, round(W * scale))
     window = CropWindow((H, W), resized, (0, 0), size)
     return (
-        window.cut(image, nearest=False, fill=PAD_COLOUR),
+        window.cut(image, nearest=False, fill=fill),
         window.cut(mask, nearest=True, fill=IGNORE),
     )
 
@@ -132,6 +135,8 @@ def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | Non
         "dtype": str(dtype),
         "device": next(model.parameters()).device.type,
     }
+    if dataset.bands:
+        facts["bands"] = str(dataset.bands)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     files = survey(dataset).key
     if not files.all():  # what does not exist cannot tell one data set from another
@@ -252,8 +257,8 @@ def _views(config: Config, dataset: Dataset, views: int) -> Iterator[tuple[np.nd
         image, mask = sample[0][0].numpy(), sample[1][0].numpy()
         for mirrored in range(views):
             if mirrored:
-                image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
-            yield fit(image, mask, config.data.crop_size)
+                image, mask = flipped(image, 1), cv2.flip(mask, 1)
+            yield fit(image, mask, config.data.crop_size, fill_colour(config.model.mean))
 
 
 def split_maps(packed: Tensor, widths: list[int]) -> list[Tensor]:

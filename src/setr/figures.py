@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from setr.bands import as_rgb, read_pixels
 from setr.errors import USAGE, SetrError
 from setr.explain import (
     attention_maps,
@@ -25,7 +26,6 @@ from setr.explain import (
     principal_colours,
     strongest_channels,
 )
-from setr.images import read_image
 from setr.inference import normalize
 from setr.labels import IGNORE
 from setr.masks import read_mask
@@ -69,18 +69,18 @@ class View(NamedTuple):
 
 def open_view(predictor: Predictor, path: Path, short_side: int | None = None) -> View:
     """Read an image and scale it as the model's protocol does, or to another short side."""
-    return make_view(predictor, read_image(path), short_side)
+    return make_view(predictor, read_pixels(path, predictor.bands), short_side)
 
 
 def make_view(predictor: Predictor, image: np.ndarray, short_side: int | None = None) -> View:
-    """Scale an image uint8 RGB (H, W, 3) as the model's protocol does, or to a short side."""
+    """Scale an image uint8 (H, W, C) as the model's protocol does, or to a short side."""
     protocol = predictor.info.protocol.whole()
     if short_side:
         protocol = dataclasses.replace(protocol, short_side=short_side)
     x = torch.from_numpy(image)[None].to(predictor.device)
     x = normalize(x, predictor.info.mean, predictor.info.std)
     size = protocol.view_size(image.shape[0], image.shape[1], 1.0)
-    return View(image, F.interpolate(x, size, mode="bilinear", align_corners=False))
+    return View(as_rgb(image), F.interpolate(x, size, mode="bilinear", align_corners=False))
 
 
 @torch.inference_mode()

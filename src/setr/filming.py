@@ -72,6 +72,7 @@ def predict_video(
     Raises:
         SetrError: not a video, or a file that cannot be written; none appears unfinished.
     """
+    predictor.reads.require_rgb(f"{os.fspath(path)}: a video has")
     films = [kind for kind in kinds if kind in FILMS]
     single = [kind for kind in kinds if kind not in FILMS]
     shares: Counter[str] = Counter()

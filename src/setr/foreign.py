@@ -101,8 +101,12 @@ def convert_foreign(
         )
     size = arguments["img_size"]
     crop = (size, size) if isinstance(size, int) else tuple(size)
+    channels = model.encoder.in_chans
+    known = ModelInfo(labels)
     info = ModelInfo(
         labels=labels,
+        mean=known.mean if channels == 3 else (0.5,) * channels,  # no file tells
+        std=known.std if channels == 3 else (0.25,) * channels,
         protocol=preset(
             "mmseg-ss" if found.dialect == "mmseg" else "paper-ss", labels=labels, grid=crop
         ),

@@ -78,7 +78,7 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
     """The graph with free batch, height and width, or for the one image its form takes."""
     p, form = graph.patch_size, graph.form
     height, width = form.size or (5 * p + 3, 9 * p - 2)
-    images = torch.zeros(1 if form.size else 2, 3, height, width)
+    images = torch.zeros(1 if form.size else 2, graph.model.encoder.in_chans, height, width)
     if form.pixels:
         images = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
     free = {} if form.size else dict.fromkeys(free_axes(form), torch.export.Dim.DYNAMIC)

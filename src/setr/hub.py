@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from setr.bands import Bands
 from setr.errors import FAILED, USAGE, SetrError
 from setr.files import write_bytes
 from setr.inference import Protocol
@@ -39,7 +40,7 @@ class ModelInfo:
 
     Args:
         labels: classes, colours and label map.
-        mean: of the input channels, images in 0 to 1.
+        mean: of the input channels, images in 0 to 1; as many as the model has channels.
         std: of the input channels.
         protocol: how the model is tested single-scale; prediction uses it too.
         recipe: name of the recipe that trained it.
@@ -47,17 +48,19 @@ class ModelInfo:
         crop_size: height and width of the crops it was trained on, in pixels.
         pretrained: where the encoder's weights came from; None for random weights.
         command: what reproduces the model.
+        bands: what it reads of a file, one for each channel; None for red, green and blue.
     """
 
     labels: Labels
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     protocol: Protocol = field(default_factory=Protocol)
     recipe: str = "custom"
     metrics: dict[str, Any] = field(default_factory=dict)
     crop_size: tuple[int, int] | None = None
     pretrained: str | None = None
     command: str | None = None
+    bands: Bands | None = None
 
 
 def save_pretrained(
@@ -84,13 +87,36 @@ def save_pretrained(
 _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
 
 
+def require_channels(model: Any, info: ModelInfo) -> None:
+    """Refuse a mean, deviation or bands of other channels than the model's."""
+    channels = getattr(getattr(model, "encoder", None), "in_chans", len(info.mean))
+    given = {
+        "mean": info.mean,
+        "std": info.std,
+        "bands": info.bands.numbers if info.bands else None,
+    }
+    for name, values in given.items():
+        if values is not None and len(values) != channels:
+            raise SetrError(
+                f"{name} {values}: the model takes {channels} channels; give ModelInfo one value "
+                "for each",
+                code=USAGE,
+            )
+
+
 def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
-    """What `config.json` holds, and every exported file too."""
+    """What `config.json` holds, and every exported file too.
+
+    Raises:
+        SetrError: a normalisation of other channels than the model's.
+    """
+    require_channels(model, info)
     return {
         "format": FORMAT,
         "model": model.arguments,
         "labels": info.labels.to_dict(),
         "protocol": dataclasses.asdict(info.protocol),
+        **(info.bands.to_dict() if info.bands else {}),
         **{name: getattr(info, name) for name in _PLAIN_FIELDS},
     }
 
@@ -100,6 +126,7 @@ def read_info(values: dict[str, Any]) -> ModelInfo:
     return ModelInfo(
         labels=Labels.from_dict(values["labels"]),
         protocol=Protocol(**{k: _tuples(v) for k, v in values["protocol"].items()}),
+        bands=Bands.of(values),
         **{name: _tuples(values[name]) for name in _PLAIN_FIELDS if name in values},
     )
 
@@ -270,6 +297,7 @@ def _card(model: SETR, info: ModelInfo) -> str:
         if info.protocol.window
         else "whole images"
     )
+    reads = f"\nReads {info.bands}.\n" if info.bands else ""
     return f"""---
 library_name: setr
 pipeline_tag: image-segmentation
@@ -281,7 +309,7 @@ The {arguments["decoder"].upper()} decoder on `{arguments["encoder"]}`{crop}; te
 Encoder: {weights}.
 
 {model.num_classes} classes: {", ".join(info.labels.classes)}.
-
+{reads}
 ## Figures
 
 {table}

@@ -57,6 +57,7 @@ class ResNetEncoder(Backbone):
         self.widths = self.net.feature_info.channels()
         self.strides: list[int] = self.net.feature_info.reduction()
         self.patch_size = output_stride
+        self.in_chans = timm_args.get("in_chans", 3)
 
     def stages(self) -> list[nn.Module]:
         """The residual stages up to the last tap."""
@@ -67,7 +68,7 @@ class ResNetEncoder(Backbone):
         self.net.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images (B, 3, H, W) -> one map per tap, at strides 4, 8, 16, 32 or less.
+        """Normalised images (B, in_chans, H, W) -> one map per tap, at strides 4 to 32.
 
         Sides are padded with zeros at the bottom and right to whole output strides.
         """
@@ -88,11 +89,12 @@ def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -
     """
     from timm.layers import HybridEmbed
 
+    channels = {"in_chans": arguments["in_chans"]} if "in_chans" in arguments else {}
     size = img_size or 384
     sides = (size, size) if isinstance(size, int) else size
     embed = partial(
         HybridEmbed,
-        backbone=_create_resnet(resnet, (4,), HYBRID_STRIDE),
+        backbone=_create_resnet(resnet, (4,), HYBRID_STRIDE, **channels),
         feature_size=tuple(-(-side // HYBRID_STRIDE) for side in sides),
         feature_ratio=HYBRID_STRIDE,
     )

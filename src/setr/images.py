@@ -283,8 +283,18 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
     if not (len(source) if isinstance(source, bytes) else _size(source)):
         return SetrError(f"{name}: the file is empty (0 bytes)")
     if isinstance(error, Image.UnidentifiedImageError):
+        if _starts_as_tiff(source):
+            return SetrError(
+                f"{name}: a TIFF file of other pixels than 8-bit RGB; a data set names its bands "
+                "in data.yaml, as bands: [1, 2, 3, 4]"
+            )
         return SetrError(f"{name}: not an image in a known format")
     return SetrError(f"{name}: broken image file ({str(error).splitlines()[0]})")
+
+
+def _starts_as_tiff(source: Source) -> bool:
+    head = source[:4] if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()[:4]
+    return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @lru_cache(maxsize=10_000)

@@ -45,7 +45,7 @@ cache, which makes the best class three times as fast to find."""
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images uint8 RGB (B, H, W, 3) -> float (B, 3, H, W), mean 0 and deviation 1."""
+    """Images uint8 (B, H, W, C) -> float (B, C, H, W), mean 0 and deviation 1."""
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     x = images.permute(0, 3, 1, 2).float()
@@ -53,7 +53,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 class NormalizedImages:
-    """Images uint8 RGB (B, H, W, 3) as `Pixels`: normalised where a window reads them.
+    """Images uint8 (B, H, W, C) as `Pixels`: normalised where a window reads them.
 
     A large image then never exists in float32 as a whole.
     """
@@ -80,7 +80,7 @@ def predict_scores(
 
     Args:
         model: see `Model`.
-        images: normalised images (B, 3, H, W), or a source that reads them piece by piece.
+        images: normalised images (B, C, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
         batch_windows: windows per forward pass; by default 8 on a GPU, and 2 on a CPU, which one
@@ -109,7 +109,7 @@ def predict_mask(
 
     Args:
         model: see `Model`.
-        images: normalised images (B, 3, H, W), or a source that reads them piece by piece.
+        images: normalised images (B, C, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
         batch_windows: windows per forward pass; by default 8 on a GPU, and 2 on a CPU, which one
@@ -152,7 +152,7 @@ def mask_blocks(
 
     Args:
         model: see `Model`.
-        images: normalised images (B, 3, H, W), or a source that reads them piece by piece.
+        images: normalised images (B, C, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window; one scale of 1 without flip where `columns` are given.
         size: (H, W) of the result; the images' own by default.
         columns: first column and the one after the last, to compute a vertical strip of the result

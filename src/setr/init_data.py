@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from setr.band_draft import draft_bands
 from setr.class_files import names_by_colour, names_by_id
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
@@ -91,7 +92,10 @@ def draft(
     ]
     notes = told(outlined.left_out), _left_out(outlined.alone, len(drawn.pairs), "outlines")
     note = "; ".join(filter(None, (*outlined.notes, *notes)))
-    body = _listed(dict(enumerate(drawn.classes)), drawn.pixels)
+    body = [
+        *draft_bands([root / image for image, _ in drawn.pairs]),
+        *_listed(dict(enumerate(drawn.classes)), drawn.pixels),
+    ]
     return _composed(name, head, note, body, lists)
 
 
@@ -121,6 +125,7 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
     else:
         body = _id_classes(ids, names_by_id(root))
     head = [f"# {len(pairs)} pairs found by `setr init-data`."]
+    body = [*draft_bands([root / image for image, _ in pairs]), *body]
     return _composed(name, head, _left_out(alone, len(pairs), "mask"), body, lists)
 
 

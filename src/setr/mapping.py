@@ -31,7 +31,7 @@ class _Pixels:
     def __init__(self, raster: Raster, predictor: Predictor) -> None:
         self.raster, self.info = raster, predictor.info
         self.device = predictor.device
-        self.shape = (1, 3, *raster.shape)
+        self.shape = (1, raster.channels, *raster.shape)
 
     def __getitem__(self, place: tuple[EllipsisType, slice, slice]) -> torch.Tensor:
         _, rows, columns = place
@@ -60,8 +60,8 @@ def predict_raster(
         out: files by kind, of `rasters.RASTER_KINDS`: `mask` holds ids with the classes' colours,
             255 where the input has no data or the class is less probable than the predictor's
             `min_confidence`; `confidence` 0 to 255.
-        bands: see `Raster`.
-        value_range: see `Raster`.
+        bands: in place of the predictor's own.
+        value_range: in place of the predictor's own.
         strip: columns computed at a time; less takes less memory and more time.
 
     Returns:
@@ -72,7 +72,7 @@ def predict_raster(
     """
     labels, least = predictor.info.labels, predictor.min_confidence
     counts, unsure = np.zeros(256, np.int64), 0
-    with Raster(path, bands=bands, value_range=value_range) as raster:
+    with predictor.reads.open_raster(path, bands, value_range) as raster:
         H, W = raster.shape
         writers = {
             kind: RasterWriter(file, (H, W), raster.geo, labels if kind == "mask" else None)

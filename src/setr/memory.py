@@ -122,8 +122,9 @@ def step_memory(
 def _inputs(
     model: SETR, batch: int, size: tuple[int, int], device: torch.device, cached: bool
 ) -> Tensor | Features:
-    images = torch.empty(batch, *size, 3, dtype=torch.uint8, device=device)
-    x = normalize(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    channels = model.encoder.in_chans
+    images = torch.empty(batch, *size, channels, dtype=torch.uint8, device=device)
+    x = normalize(images, (0.5,) * channels, (0.5,) * channels)
     if not cached:
         return x
     with torch.no_grad():

@@ -4,7 +4,7 @@ The plain call returns logits at the image's size. `with_aux=True` returns un-re
 every head through the same forward, so that the loss can fuse the resize and data-parallel wrappers
 see every parameter used.
 
-Shapes: B batch, H x W image, K classes.
+Shapes: B batch, C channels of the images (3 unless made for others), H x W image, K classes.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class SETR(nn.Module):
         )
 
     def forward(self, images: Tensor | Features, with_aux: bool = False) -> Tensor | Output:
-        """Normalised images (B, 3, H, W), any size -> logits (B, K, H, W), or `Output`.
+        """Normalised images (B, C, H, W), any size -> logits (B, K, H, W), or `Output`.
 
         The return type depends on `with_aux` alone, never on train or eval mode. `Features` of a
         frozen encoder go straight to the heads.
@@ -246,6 +246,7 @@ def create_model(
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
     align_corners: bool = True,
+    in_chans: int = 3,
     **arguments: Any,
 ) -> SETR:
     """Build a named model, for example `create_model("setr_pup_base", num_classes=19)`.
@@ -264,6 +265,8 @@ def create_model(
         align_corners: of MLA's x4 upsampling, as in the authors' code. It shifts maps by up to half
             a patch towards the borders, differently at each image size: choose False where images
             are tested whole, at another size than the training crops.
+        in_chans: channels of the images, from 1. Pretrained weights of three are adapted as timm
+            does: summed for one channel, else repeated and scaled by 3 / in_chans.
         arguments: further keywords of `SETR`; what is in `encoder_args`, `decoder_args`,
             `neck_args` and `aux_args` joins the name's own.
 
@@ -271,13 +274,18 @@ def create_model(
         SetrError: unknown name (the nearest are listed), encoder or weights; a decoder that is not
             the name's own.
     """
+    if in_chans < 1:
+        raise SetrError(f"in_chans {in_chans}: give at least one channel", code=USAGE)
+    encoder_args = {**(arguments.pop("encoder_args", None) or {})}
+    if in_chans != 3:
+        encoder_args["in_chans"] = in_chans
     settings = model_settings(
         name,
         encoder=encoder,
         channels=channels,
         taps=taps,
         align_corners=align_corners,
-        encoder_args=arguments.pop("encoder_args", None),
+        encoder_args=encoder_args,
     )
     own, decoder = settings["decoder"], arguments.get("decoder", settings["decoder"])
     if decoder != own and decoder in get_args(DecoderName):

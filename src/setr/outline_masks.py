@@ -118,7 +118,7 @@ def _mask(
     size, _ = check_whole(root / entry.image)
     if entry.size not in (None, size):
         raise SetrError(
-            f"{entry.source}: gives {entry.image} {entry.size[1]}x{entry.size[0]} pixels, "  # type: ignore[index]
+            f"{entry.source}: gives {entry.image} {entry.size[1]}x{entry.size[0]} pixels, "
             f"the file has {size[1]}x{size[0]}"
         )
     try:

@@ -21,16 +21,18 @@ import torch
 
 from setr import distributed
 from setr.arrays import as_image
+from setr.bands import Bands, Range, as_rgb
 from setr.config import Precision
 from setr.errors import USAGE, SetrError
 from setr.evaluation import autocast_dtype, resolve_protocol
 from setr.files import walk_images
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
-from setr.hub import ModelInfo, from_pretrained
+from setr.hub import ModelInfo, from_pretrained, require_channels
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.labels import IGNORE
 from setr.model import SETR
+from setr.model_bands import ModelBands
 from setr.rasters import Raster, is_georeferenced
 from setr.result import Result
 from setr.runtime import SUFFIXES, ExportedModel, open_exported
@@ -64,6 +66,11 @@ class Predictor:
         min_confidence: pixels whose class is less probable are unlabelled; see
             `Result.with_min_confidence`.
         allow_urls: `predict` may download http(s) addresses.
+        bands: see `ModelBands`.
+        value_range: see `ModelBands`.
+
+    Raises:
+        SetrError: a model and an `info` of other channels, or bands of another number.
     """
 
     def __init__(
@@ -80,9 +87,12 @@ class Predictor:
         window: int | None = None,
         min_confidence: float = 0.0,
         allow_urls: bool = False,
+        bands: tuple[int, ...] = (),
+        value_range: Range | None = None,
     ) -> None:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
+        require_channels(model, info)
         self.device = distributed.device(device)
         self.model: SETR | ExportedModel = model.eval().to(self.device)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
@@ -94,6 +104,12 @@ class Predictor:
         self.allow_urls = allow_urls
         self.precision: Precision = precision
         self.dtype = autocast_dtype(precision, self.device)
+        self.reads = ModelBands(self.info, bands, value_range)
+
+    @property
+    def bands(self) -> Bands | None:
+        """What is read of every file; None for RGB."""
+        return self.reads.of_files
 
     @property
     def network(self) -> SETR:
@@ -122,17 +138,18 @@ class Predictor:
 
         Args:
             source: a path; the bytes of a file, or an open one; a PIL image; an array uint8 RGB
-                (H, W, 3) or grey (H, W); a tensor of these or (3, H, W), uint8 or float from 0 to
-                1; an http(s) address if `allow_urls`. A GeoTIFF gives a result with georeference.
-            bands: of a GeoTIFF; see `rasters.Raster`.
-            value_range: of a GeoTIFF; see `rasters.Raster`.
+                (H, W, 3) or grey (H, W), for a model of C bands (H, W, C); a tensor of these or
+                (3, H, W), uint8 or float from 0 to 1; an http(s) address if `allow_urls`. A GeoTIFF
+                gives a result with georeference.
+            bands: in place of the predictor's own.
+            value_range: in place of the predictor's own.
 
         Raises:
             SetrError: unreadable, too large, or an array of another kind.
         """
         if is_georeferenced(source):
-            return self._predict_raster(Raster(source, bands=bands, value_range=value_range))
-        return self.predict_batch([source])[0]
+            return self._predict_raster(self.reads.open_raster(source, bands, value_range))
+        return self._predict_batch([source], self.reads.chosen(bands, value_range))[0]
 
     def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
         """Segment images of one size in one pass of the model.
@@ -143,7 +160,13 @@ class Predictor:
         Raises:
             SetrError: as `predict`, and for images of several sizes.
         """
-        images = [self._as_array(source) for source in sources]
+        return self._predict_batch(sources, self.bands)
+
+    def _predict_batch(self, sources: Sequence[Any], bands: Bands | None) -> list[Result]:
+        limit, urls = self.max_pixels, self.allow_urls
+        images = [
+            as_image(source, max_pixels=limit, allow_urls=urls, bands=bands) for source in sources
+        ]
         sizes = {image.shape[:2] for image in images}
         if len(sizes) != 1:
             raise SetrError(f"sizes {sorted(sizes)}: a batch needs images of one size")
@@ -216,7 +239,7 @@ class Predictor:
             return lambda: self._run(predict_scores, [image], protocol)[0].softmax(dim=0).numpy()
 
         return [
-            Result(image, mask.numpy(), sure.numpy(), self.info.labels, scores_of(image))
+            Result(as_rgb(image), mask.numpy(), sure.numpy(), self.info.labels, scores_of(image))
             for image, mask, sure in zip(images, masks, confidences, strict=True)
         ]
 
@@ -238,9 +261,6 @@ class Predictor:
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
         ):
             yield
-
-    def _as_array(self, source: Any) -> np.ndarray:
-        return as_image(source, max_pixels=self.max_pixels, allow_urls=self.allow_urls)
 
 
 def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> Predictor:

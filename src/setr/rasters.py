@@ -19,11 +19,11 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from setr.annotations import Georeference
+from setr.bands import Bands, Range, as_bytes, fitting_ranges
 from setr.errors import USAGE, SetrError
+from setr.gdal import CACHE_BYTES, GdalFile, gdal_reason, import_gdal
 from setr.labels import IGNORE, Labels
 
-CACHE_BYTES = 64 << 20
-"""What GDAL may keep of a file."""
 RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
 """Kinds of output that are rasters where the input is one, with the ending of the file name."""
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
@@ -51,9 +51,12 @@ class Raster:
 
     Args:
         path: the file.
-        bands: numbers from 1 of the three bands shown as red, green and blue, or of one; by default
-            the first three, or the first of fewer.
-        value_range: the values that become 0 and 255; by default the whole range of 8 and 16 bits.
+        bands: numbers from 1 of the bands, one for each channel; for three channels, shown as red,
+            green and blue, also a single one. By default the first ones, or the first of fewer
+            than three.
+        value_range: the values that become 0 and 255, of all bands or of each; by default the whole
+            range of 8 and 16 bits.
+        channels: of the model that will see it.
 
     Attributes:
         shape: (H, W).
@@ -68,75 +71,63 @@ class Raster:
         path: str | os.PathLike,
         *,
         bands: tuple[int, ...] = (),
-        value_range: tuple[float, float] | None = None,
+        value_range: Range | tuple[Range, ...] | None = None,
+        channels: int = 3,
     ) -> None:
-        self.name = os.fspath(path)
-        self._gdal = _gdal(self.name)
-        self._env = self._gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
-        self._env.__enter__()
+        self.name, self.channels = os.fspath(path), channels
+        self._file = GdalFile(self.name, "GeoTIFF")
+        stored, place = self._file.stored, self._file.file
+        first = tuple(range(1, channels + 1))
+        self.bands = bands or (first if channels != 3 or len(stored.kinds) >= 3 else (1,))
+        self.shape: tuple[int, int] = stored.shape
         try:
-            self._file = self._gdal.open(self.name)
-        except Exception as error:
-            self._env.__exit__(None, None, None)
-            raise _unreadable(self.name, error) from None
-        count = self._file.count
-        self.bands = bands or ((1, 2, 3) if count >= 3 else (1,))
-        self.shape: tuple[int, int] = self._file.shape
-        self.geo = Georeference(_crs(self._file.crs), tuple(self._file.transform)[:6])
-        try:
-            self._check(count, value_range)
+            self.geo = Georeference(_crs(place.crs), tuple(place.transform)[:6])
+            self._ranges = self._checked(stored.kinds, value_range)
         except SetrError:
             self.__exit__()
             raise
 
-    def _check(self, count: int, value_range: tuple[float, float] | None) -> None:
-        wrong = [band for band in self.bands if not 1 <= band <= count]
-        if wrong or len(self.bands) not in (1, 3):
-            given = ",".join(map(str, self.bands))
-            raise SetrError(f"{self.name}: bands {given}: give one or three of 1 to {count}")
-        kind = self._file.dtypes[self.bands[0] - 1]
-        full = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}.get(kind)
-        if value_range is None and full is None:
-            raise SetrError(f"{self.name}: has {kind} values; give the range that becomes 0 to 255")
-        self.low, self.high = value_range or full  # type: ignore[misc]
-        if not self.low < self.high:
-            raise SetrError(f"value range {self.low:g} to {self.high:g}: give low, then high")
-        self.as_is = kind == "uint8" and (self.low, self.high) == (0, 255)
+    def _checked(
+        self, kinds: tuple[str, ...], value_range: Range | tuple[Range, ...] | None
+    ) -> list[Range]:
+        wrong = [band for band in self.bands if not 1 <= band <= len(kinds)]
+        if wrong or not fits_channels(self.bands, self.channels):
+            given, count = ",".join(map(str, self.bands)), len(kinds)
+            number = "one or three" if self.channels == 3 else f"{self.channels}"
+            has = f"{number} of 1 to {count}"
+            raise SetrError(f"{self.name}: bands {given}: give {has}, the bands of the file")
+        ranges = value_range or ()
+        pairs = ranges if not ranges or isinstance(ranges[0], tuple) else (ranges,)
+        bands = Bands(self.bands, pairs)
+        return fitting_ranges(self.name, kinds, bands.numbers, bands.ranges)
 
     def __enter__(self) -> Raster:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
-        self._env.__exit__(None, None, None)
+        self._file.__exit__()
 
     def fits(self, max_pixels: int) -> bool:
         """Whether the raster has at most so many pixels."""
         return self.shape[0] * self.shape[1] <= max_pixels
 
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
-        """Pixels of a window as uint8 RGB (h, w, 3).
+        """Pixels of a window as uint8 (h, w, channels).
 
         Raises:
             SetrError: the file is cut off or broken there.
         """
-        try:
-            values = self._file.read(list(self.bands), window=(rows, columns))
-        except Exception as error:
-            raise _unreadable(self.name, error) from None
-        if not self.as_is:
-            scaled = (values.astype(np.float32) - self.low) * (255 / (self.high - self.low))
-            values = np.nan_to_num(np.clip(np.rint(scaled), 0, 255)).astype(np.uint8)
-        if len(values) == 1:
-            values = np.repeat(values, 3, axis=0)
-        return np.ascontiguousarray(values.transpose(1, 2, 0))
+        image = as_bytes(self._file.read(self.bands, rows, columns), self._ranges)
+        return np.repeat(image, 3, axis=2) if image.shape[2] == 1 < self.channels else image
 
     def has_data(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         """Where a window holds data (h, w) bool: not `nodata`, not transparent, not masked."""
-        try:
-            return np.asarray(self._file.dataset_mask(window=(rows, columns)) > 0)
-        except Exception as error:
-            raise _unreadable(self.name, error) from None
+        return self._file.has_data(rows, columns)
+
+
+def fits_channels(bands: tuple[int, ...], channels: int) -> bool:
+    """Whether so many bands make the channels of a model; of three a single one does, as grey."""
+    return len(bands) == channels or (channels == 3 and len(bands) == 1)
 
 
 class RasterWriter:
@@ -155,7 +146,7 @@ class RasterWriter:
         self, path: Path, shape: tuple[int, int], geo: Georeference, labels: Labels | None
     ) -> None:
         self.path = path
-        self._gdal = _gdal(str(path))
+        self._gdal = import_gdal(str(path))
         self._part = path.with_name(f".{uuid.uuid4().hex}.part")
         self._profile = {
             "driver": "GTiff",
@@ -229,11 +220,11 @@ def parse_bands(text: str) -> tuple[int, ...]:
     """`4,3,2` as the `bands` of a `Raster`; nothing is none.
 
     Raises:
-        SetrError: other than one or three numbers from 1.
+        SetrError: other than numbers from 1.
     """
     bands = _numbers(text, int)
-    if text and not (len(bands) in (1, 3) and min(bands) >= 1):
-        raise SetrError(f"--bands {text}: give one or three numbers, such as 4,3,2", code=USAGE)
+    if text and not (bands and min(bands) >= 1):
+        raise SetrError(f"--bands {text}: give numbers from 1, such as 4,3,2", code=USAGE)
     return tuple(bands)
 
 
@@ -257,14 +248,6 @@ def _numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
         return []
 
 
-def _gdal(name: str) -> Any:
-    try:
-        import rasterio
-    except ImportError:
-        raise SetrError(f'{name}: GeoTIFF files need rasterio; pip install "setr[geo]"') from None
-    return rasterio
-
-
 def _crs(crs: Any) -> str:
     """`EPSG:32633` where the system is a numbered one, else WKT, empty without any."""
     if crs is None:
@@ -273,14 +256,5 @@ def _crs(crs: Any) -> str:
     return ":".join(authority) if authority else crs.to_wkt()
 
 
-def _unreadable(name: str, error: Exception) -> SetrError:
-    return SetrError(f"{name}: broken GeoTIFF file ({_reason(error):.120})")
-
-
 def _unwritable(path: Path, error: Exception) -> SetrError:
-    return SetrError(f"{path}: cannot write: {_reason(error):.120}")
-
-
-def _reason(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).splitlines() or [type(cause).__name__])[0]
+    return SetrError(f"{path}: cannot write: {gdal_reason(error):.120}")

@@ -42,7 +42,7 @@ class Form(NamedTuple):
         mean: of the channels, images in 0 to 1.
         std: their deviation.
         size: (H, W) of the single image it takes; None for any batch and size.
-        pixels: images are uint8 (B, H, W, 3), and the graph normalises them.
+        pixels: images are uint8 (B, H, W, C), and the graph normalises them.
     """
 
     mean: tuple[float, ...] = ()
@@ -51,7 +51,7 @@ class Form(NamedTuple):
     pixels: bool = False
 
     def of(self, images: np.ndarray) -> np.ndarray:
-        """Normalised images float32 (B, 3, h, w) as the graph takes them.
+        """Normalised images float32 (B, C, h, w) as the graph takes them.
 
         Smaller ones are padded at the bottom and right with the mean colour; pixels are rounded.
 
@@ -70,7 +70,8 @@ class Form(NamedTuple):
                 )
             images = np.pad(images, ((0, 0), (0, 0), (0, free[0]), (0, free[1])))
         if self.pixels:
-            images = images.transpose(0, 2, 3, 1) * np.float32(self.std) + np.float32(self.mean)
+            mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
+            images = images.transpose(0, 2, 3, 1) * std + mean
             images = np.rint(images * 255).clip(0, 255).astype(np.uint8)
         return np.ascontiguousarray(images)
 

@@ -105,8 +105,8 @@ def predict_stream(
         stream: as `split_sources` gives it.
         stem: output folder and name without ending.
         kinds: of `kinds.KINDS`; None is `overlay` for a video and `mask` for everything else.
-        bands: of a GeoTIFF; see `rasters.Raster`.
-        value_range: of a GeoTIFF; see `rasters.Raster`.
+        bands: in place of the predictor's own.
+        value_range: in place of the predictor's own.
         polygon_options: `tolerance` and `min_pixels`.
         on_frame: called with the number of frames done and announced; 0 where none is.
 

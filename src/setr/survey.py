@@ -21,9 +21,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from setr.bands import as_rgb, check_pixels, read_pixels
 from setr.datasets import Dataset, SceneDataset
 from setr.errors import SetrError
-from setr.images import check_whole, read_image
 from setr.labels import IGNORE
 from setr.pairs import Pairs
 from setr.survey_rows import (
@@ -137,12 +137,12 @@ def _read(
     dataset: Dataset, index: int, full: bool
 ) -> tuple[tuple[int, int], np.ndarray, int, int, int]:
     image_source, mask_source = dataset.sources(index)
-    size, rotated = check_whole(image_source)
+    size, rotated = check_pixels(image_source, dataset.bands)
     flags, content, look = ROTATED * rotated, 0, 0
     if full:
         data = image_source if isinstance(image_source, bytes) else Path(image_source).read_bytes()
         content = zlib.crc32(data) << 32 | len(data) & 0xFFFFFFFF
-        look = difference_hash(read_image(image_source))
+        look = difference_hash(as_rgb(read_pixels(image_source, dataset.bands)))
         flags |= FULL
     raw = dataset.raw_mask(index, mask_source, size)
     if raw.dtype == np.uint8 and raw.ndim == 2 and raw.max(initial=0) == 255:
@@ -236,6 +236,7 @@ def _cache_file(dataset: Dataset) -> Path:
     base = os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr")
     place = [str(root) for root in dataset.pairs.roots] if isinstance(dataset.pairs, Pairs) else []
     labels = json.dumps(dataset.labels.to_dict(), sort_keys=True)
+    labels += "" if dataset.bands is None else str(dataset.bands)
     name = hashlib.blake2b(
         f"{VERSION}|{dataset.name}|{dataset.split}|{place}|{labels}".encode(
             "utf-8", "surrogateescape"

@@ -12,11 +12,13 @@ whatever the number of workers or processes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from setr.bands import BandImage
 from setr.images import Rows
 from setr.labels import IGNORE
 
@@ -36,11 +38,12 @@ class Augmentation:
         flip: probability of a horizontal flip.
         flip_vertical: probability of a vertical flip.
         rotate: largest rotation in degrees about the crop's centre, uniform, in both directions.
-        photometric: random brightness, contrast, saturation and hue.
+        photometric: random brightness, contrast, and of three channels saturation and hue.
         max_class_share: a crop is drawn again (at most 10 times) while one class covers more than
             this share of its counted pixels, or no pixel counts.
         rare_crops: share of the crops laid around a pixel of a class drawn by `class_odds`.
         class_odds: (K,) relative odds of each class to be drawn, among those in the mask.
+        fill: value of each channel outside the image.
     """
 
     crop_size: tuple[int, int]
@@ -54,11 +57,12 @@ class Augmentation:
     max_class_share: float = 0.75
     rare_crops: float = 0.0
     class_odds: tuple[float, ...] = ()
+    fill: tuple[int, ...] = PAD_COLOUR
 
     def __call__(
-        self, image: np.ndarray | Rows, mask: np.ndarray, rng: np.random.Generator
+        self, image: np.ndarray | Rows | BandImage, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 (H, W, 3), mask uint8 (H, W) -> the same kinds, of `crop_size`.
+        """Image uint8 (H, W, C), mask uint8 (H, W) -> the same kinds, of `crop_size`.
 
         The crop is chosen by the mask alone; of the image only what it needs is asked for.
 
@@ -79,13 +83,13 @@ class Augmentation:
         pixels = window.cut(
             image[rows, columns],
             nearest=False,
-            fill=PAD_COLOUR,
+            fill=self.fill,
             corner=(rows.start, columns.start),
         )
         if rng.random() < self.flip:
-            pixels, cropped = cv2.flip(pixels, 1), cv2.flip(cropped, 1)
+            pixels, cropped = flipped(pixels, 1), cv2.flip(cropped, 1)
         if self.flip_vertical and rng.random() < self.flip_vertical:
-            pixels, cropped = cv2.flip(pixels, 0), cv2.flip(cropped, 0)
+            pixels, cropped = flipped(pixels, 0), cv2.flip(cropped, 0)
         if self.photometric:
             pixels = distort(pixels, rng)
         return np.ascontiguousarray(pixels), np.ascontiguousarray(cropped)
@@ -130,6 +134,11 @@ def base_scale(H: int, W: int, short_side: int | None, long_side: int | None) ->
         return 1.0
     scale = short_side / min(H, W)
     return scale if long_side is None else min(scale, long_side / max(H, W))
+
+
+def fill_colour(mean: Sequence[float]) -> tuple[int, ...]:
+    """What lies outside the image: of three channels ImageNet's mean, of others their own."""
+    return PAD_COLOUR if len(mean) == 3 else tuple(round(255 * value) for value in mean)
 
 
 def rare_class_odds(pixels: np.ndarray) -> tuple[float, ...]:
@@ -191,7 +200,7 @@ class CropWindow:
         fill: int | tuple[int, ...],
         corner: tuple[int, int] = (0, 0),
     ) -> np.ndarray:
-        """Resample the window of (H, W[, 3]) uint8; outside the resized image it holds `fill`.
+        """Resample the window of (H, W[, C]) uint8; outside the resized image it holds `fill`.
 
         The array is the source, or the part of it below and right of `corner` that `reach` names.
         """
@@ -201,24 +210,12 @@ class CropWindow:
         flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
         if self.angle:
             matrix = self._to_source(corner) @ self._turn()
-            return cv2.warpAffine(
-                array,
-                matrix,
-                (width, height),
-                flags=flags,
-                borderMode=cv2.BORDER_CONSTANT,
-                borderValue=fill,
-            )
+            return _warped(array, matrix, (width, height), flags, cv2.BORDER_CONSTANT, fill)
         if self.source == self.resized:
             part = array[top - y : top - y + inside[0], left - x : left - x + inside[1]]
         else:
-            part = cv2.warpAffine(
-                array,
-                self._to_source(corner),
-                (inside[1], inside[0]),
-                flags=flags,
-                borderMode=cv2.BORDER_REPLICATE,
-            )
+            matrix = self._to_source(corner)
+            part = _warped(array, matrix, (inside[1], inside[0]), flags, cv2.BORDER_REPLICATE, fill)
         if inside == self.size:
             return part
         out = np.empty((*self.size, *array.shape[2:]), dtype=array.dtype)
@@ -247,12 +244,46 @@ class CropWindow:
         )
 
 
+def _warped(
+    array: np.ndarray,
+    matrix: np.ndarray,
+    size: tuple[int, int],
+    flags: int,
+    border: int,
+    fill: int | tuple[int, ...],
+) -> np.ndarray:
+    """`cv2.warpAffine` to (width, height) of (H, W[, C]), with any number of channels."""
+    channels = array.shape[2:]
+    if not channels or channels == (3,):
+        return cv2.warpAffine(array, matrix, size, flags=flags, borderMode=border, borderValue=fill)
+    values = fill if isinstance(fill, tuple) else (fill,) * channels[0]
+    parts = [
+        cv2.warpAffine(
+            np.ascontiguousarray(array[..., i : i + 4]),  # a border has at most four values
+            matrix,
+            size,
+            flags=flags,
+            borderMode=border,
+            borderValue=values[i : i + 4],
+        ).reshape(size[1], size[0], -1)
+        for i in range(0, channels[0], 4)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+
+def flipped(image: np.ndarray, axis: int) -> np.ndarray:
+    """`cv2.flip` of (H, W, C), which alone would drop a single channel's axis."""
+    return cv2.flip(image, axis).reshape(image.shape)
+
+
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Photometric distortion after mmsegmentation, by look-up tables: uint8 RGB in and out.
+    """Photometric distortion after mmsegmentation, by look-up tables: uint8 (H, W, C) in and out.
 
     Each with probability one half: brightness +-32, contrast x0.5-1.5 (before or after the colour
-    steps, at random), saturation x0.5-1.5, hue +-18 degrees of OpenCV's 180.
+    steps, at random), saturation x0.5-1.5, hue +-18 degrees of OpenCV's 180. The last two are of
+    colours: images of other than three channels have none.
     """
+    shape = image.shape
     values = np.arange(256, dtype=np.float32)
     if rng.random() < 0.5:
         values = np.clip(values + rng.uniform(-32, 32), 0, 255)
@@ -263,7 +294,7 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     image = cv2.LUT(np.ascontiguousarray(image), np.rint(values).astype(np.uint8))
     saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     hue = int(rng.integers(-18, 18)) if rng.random() < 0.5 else 0
-    if saturation != 1.0 or hue:
+    if shape[2] == 3 and (saturation != 1.0 or hue):
         table = np.stack(
             [
                 (np.arange(256) + hue) % 180,
@@ -276,4 +307,4 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if not contrast_first and contrast != 1.0:
         image = cv2.LUT(image, np.clip(np.rint(np.arange(256) * contrast), 0, 255).astype(np.uint8))
-    return image
+    return image.reshape(shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from setr.architecture import dialect_options, function_options
 from setr.dialects import translate
-from setr.encoder import PosInterp, resample_grid
+from setr.encoder import PosInterp, adapt_channels, reads_rgb_alone, resample_grid
 from setr.errors import SetrError
 from setr.naming import Translation
 from setr.tensorfiles import read_tensor_file
@@ -56,6 +56,7 @@ class LoadReport:
         differences: options in which the model computes another function than the file's.
         encoder_share: share of the tensors of `part` that was found, 0 to 1.
         part: what the file fills: `encoder`, or of a Hybrid its `ViT` or its `ResNet`.
+        adapted: first convolutions of RGB weights that were adapted to the model's channels.
     """
 
     dialect: str
@@ -68,6 +69,7 @@ class LoadReport:
     differences: list[str]
     encoder_share: float
     part: str = "encoder"
+    adapted: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [
@@ -76,6 +78,7 @@ class LoadReport:
         ]
         for label, names in (
             ("resized", self.resized),
+            ("adapted from RGB to the model's channels", self.adapted),
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("head started anew", self.new_head),
@@ -97,6 +100,9 @@ def load_weights(
     pos_interp: PosInterp | None = None,
 ) -> LoadReport:
     """Load a checkpoint of any known layout into a model; encoder files leave the heads alone.
+
+    Where the model takes other channels than three, weights for RGB are adapted to them as timm
+    does it: summed for one channel, else repeated and scaled by three over their number.
 
     Args:
         model: changed only if everything fits.
@@ -136,7 +142,7 @@ def match_weights(
     given = found.tensors if found.whole else _with_prefix(model, found)
     _fold_prefix(model, given)
     state: dict[str, Tensor] = {}
-    resized, unfit, unexpected = [], [], list(found.unexpected)
+    resized, adapted, unfit, unexpected = [], [], [], list(found.unexpected)
     for name, value in given.items():
         if name not in own:
             unexpected.append(name)
@@ -146,6 +152,9 @@ def match_weights(
             fitted = _fit_positions(model, value, given, mode, source)
             resized += [name] if fitted is not value else []
             value = fitted
+        if reads_rgb_alone(value, own[name]):
+            value = adapt_channels(value, own[name].shape[1])
+            adapted.append(name)
         if value.shape == own[name].shape:
             state[name] = value.to(own[name].dtype)
         else:
@@ -172,6 +181,7 @@ def match_weights(
         differences=_differences(model, found, source),
         encoder_share=share,
         part=title,
+        adapted=adapted,
     )
     return state, report
 

@@ -26,7 +26,7 @@ MAX_PHASES = 8
 """Outputs of one group up to which `_widened` blends rows; with more, each has too few columns."""
 
 Model = Callable[[Tensor], Any]
-"""Normalised images (b, 3, h, w) -> logits (b, K, h, w). A `SETR` gives them un-resized by its
+"""Normalised images (b, C, h, w) -> logits (b, K, h, w). A `SETR` gives them un-resized by its
 method `coarse`, which saves most of the memory."""
 
 

@@ -57,10 +57,10 @@ def run(arguments: list[str]) -> int:
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.network, predictor.info
-    dataset = open_dataset(given.data, given.split, info.labels)
+    dataset = open_dataset(given.data, given.split, info.labels, info.bands)
     pixels = None
     if given.by == "iou":
-        pixels = check(open_dataset(given.data, given.train_split, info.labels)).pixels
+        pixels = check(open_dataset(given.data, given.train_split, info.labels, info.bands)).pixels
     added = find_offsets(
         model, info, dataset, pixels=pixels, precision=given.precision, workers=given.workers
     )

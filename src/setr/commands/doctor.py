@@ -110,7 +110,10 @@ def _plain(data: str, checkups: list[Checkup], findings: list[Finding], failed: 
 def _summary(data: str, checkups: list[Checkup], findings: list[Finding]) -> list[str]:
     lines = [data]
     if checkups:
-        lines += [describe_map(checkups[0].dataset.labels), "", *_class_table(checkups), ""]
+        lines.append(describe_map(checkups[0].dataset.labels))
+        if bands := checkups[0].dataset.bands:
+            lines.append(f"images: {bands}")
+        lines += ["", *_class_table(checkups), ""]
     for checkup in checkups:
         values = figures(checkup)
         sizes = ", ".join(f"{size} ({n})" for size, n in values["sizes"].items())

@@ -87,7 +87,7 @@ def _run(given: Arguments) -> int:
     from setr.predictor import load
 
     predictor = load(given.model, device=given.device)
-    dataset = open_dataset(given.data, given.split, predictor.info.labels)
+    dataset = open_dataset(given.data, given.split, predictor.info.labels, predictor.info.bands)
     for path in given.compare:  # their turn may come after hours
         _load(given, path, dataset)
     gallery = Gallery()

@@ -60,7 +60,8 @@ def run(arguments: list[str]) -> int:
     predictor = load(given.model, device="cpu")
     calibration = None
     if given.calibration:
-        calibration = open_dataset(given.calibration, given.split, predictor.info.labels)
+        info = predictor.info
+        calibration = open_dataset(given.calibration, given.split, info.labels, info.bands)
     report = export(
         predictor.network,
         predictor.info,

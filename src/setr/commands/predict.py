@@ -72,9 +72,11 @@ class Arguments:
     window: int | None = None
     """Run images by blended windows of so many pixels, whatever the model's protocol."""
     bands: str = ""
-    """Bands of a GeoTIFF shown as red, green and blue, such as 4,3,2; by default the first."""
+    """Bands of a GeoTIFF shown as red, green and blue, such as 4,3,2; by default the first. Of a
+    model that was trained on bands, those of every file; by default its own."""
     value_range: str = ""
-    """Values of a GeoTIFF that become 0 and 255, such as 0,3000; 8 and 16 bits have a default."""
+    """Values of these files that become 0 and 255, such as 0,3000; by default the model's, else the
+    whole range of 8 and 16 bits."""
     allow_urls: bool = False
     """Download images named by http(s) addresses."""
     submit: Literal["cityscapes", "ade20k"] | None = None
@@ -180,12 +182,17 @@ def _predict(
     stem, packs = f"manifest{suffix}", f"part{suffix}"
     settings = [given.precision, given.protocol, given.window, given.pack]
     chosen = {name: value for name in LATER if (value := getattr(given, name))}
+    by_bands = [given.bands, given.value_range]
     finish = finishes(
         given.out,
         given.save,
         run_names(given.model),
-        [*settings, None if given.exact else given.batch, *([chosen] if chosen else ())],
-        [given.bands, given.value_range],
+        [
+            *(*settings, None if given.exact else given.batch),
+            *filter(None, by_bands),
+            *([chosen] if chosen else ()),
+        ],
+        by_bands,
         packed=given.pack != "no",
         polygons={"tolerance": given.tolerance, "min_pixels": given.min_pixels},
     )
@@ -241,7 +248,6 @@ def _engines(
     """What runs images, and what runs streams; a model that cannot be loaded fails here."""
     from setr.batch import outcomes, stream_outcomes
     from setr.predictor import load
-    from setr.rasters import parse_bands, parse_range
 
     plain = finish(None)
     options: dict[str, Any] = {
@@ -257,8 +263,7 @@ def _engines(
 
     def streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
         found = {task: films[task] for task in tasks}
-        values = {"bands": parse_bands(given.bands), "value_range": parse_range(given.value_range)}
-        return stream_outcomes(predictor, found, finish, stop, **values)
+        return stream_outcomes(predictor, found, finish, stop)
 
     if on_ray:
         import torch
@@ -272,8 +277,11 @@ def _engines(
 
 def _loading(given: Arguments) -> dict[str, Any]:
     """Keywords of `setr.load`."""
+    from setr.rasters import parse_bands, parse_range
+
     names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls", *LATER)
-    return {name: getattr(given, name) for name in names}
+    by_bands = {"bands": parse_bands(given.bands), "value_range": parse_range(given.value_range)}
+    return {name: getattr(given, name) for name in names} | by_bands
 
 
 def _submit(given: Arguments, items: Sequence[Item]) -> int:

@@ -69,7 +69,8 @@ def run(arguments: list[str]) -> int:
         }
     except OSError as error:
         raise SetrError(f"{given.out}: cannot write: {error.strerror}") from None
-    content = {"format": FORMAT, "name": opened[0].name, "splits": entries}
+    bands = opened[0].bands.to_dict() if opened[0].bands else {}  # of one data.yaml
+    content = {"format": FORMAT, "name": opened[0].name, **bands, "splits": entries}
     write_bytes(given.out / INDEX, (json.dumps(content, indent=1) + "\n").encode())
     for split, entry in entries.items():
         count = sum(shard["samples"] for shard in entry["shards"])

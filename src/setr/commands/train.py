@@ -93,24 +93,28 @@ def _estimate(config: Config, *, as_json: bool) -> int:
     """Memory by part, on the device the run would take."""
     from setr.distributed import device
     from setr.estimate import forecast, forecast_text
+    from setr.normalisation import with_channels
 
-    values = forecast(config, _num_classes(config), device(config.train.device))
+    num_classes, channels = _shape_of_data(config)
+    config = with_channels(config, channels)
+    values = forecast(config, num_classes, device(config.train.device))
     print(json.dumps(values) if as_json else forecast_text(values))
     return OK
 
 
-def _num_classes(config: Config) -> int:
-    """Of the data, or where they are not on this machine, of the data set they are said to be."""
+def _shape_of_data(config: Config) -> tuple[int, int]:
+    """Classes and channels of the data, or where they are not here, of the data set they are."""
     from setr.datasets import open_dataset
     from setr.labels import known_labels
 
     data = config.data
     try:
-        return len(open_dataset(data.root, data.train_split, data.labels).labels.classes)
+        dataset = open_dataset(data.root, data.train_split, data.labels)
+        return len(dataset.labels.classes), dataset.channels
     except SetrError:
         if data.labels is None:
             raise
-        return len(known_labels(data.labels).classes)
+        return len(known_labels(data.labels).classes), len(config.model.mean)
 
 
 def _named_config(name: str) -> Config:

@@ -87,6 +87,7 @@ class Models:
                     f"{source}: a model is called '{name}' already; give NAME={path}", code=USAGE
                 )
             self.by_name[name] = load(path, max_pixels=limits.max_pixels, **options)
+            self.by_name[name].reads.require_rgb(f"{source}: what clients send has")
         for predictor in self.by_name.values():
             encoder = getattr(predictor.model, "encoder", None)
             if isinstance(encoder, torch.nn.Module):

@@ -1,0 +1,265 @@
+"""Images by their bands: any number of them, of 8 or 16 bits or floats, as uint8 (H, W, C).
+
+A data set or a model that names bands has its files read here in place of `images.py`'s RGB. Of
+TIFF files GDAL reads the piece that is asked for (extra `geo`). Pillow reads what it hands out as
+it is stored: grey and colours of 8 bits, grey of 16; those TIFF files too where GDAL is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import ImageOps
+
+from setr.decode import check_png_rows, orientation
+from setr.errors import SetrError
+from setr.gdal import GdalFile, Stored, gdal_driver, has_gdal
+from setr.images import (
+    MAX_PIXELS,
+    ImageTooLargeError,
+    Rows,
+    Source,
+    check_whole,
+    opened,
+    read_image,
+    source_name,
+)
+
+_FULL = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
+_AS_STORED = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B")
+"""Pillow's names of stored pixels that it does not change."""
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Which bands of its files a data set or a model reads, in this order.
+
+    Args:
+        numbers: from 1; one channel each.
+        ranges: the values that become 0 and 255: one pair for all bands, or one for each; without
+            any, the whole range of 8 and 16 bits.
+
+    Raises:
+        SetrError: numbers below 1, another count of ranges, or one whose end is not above its
+            start.
+    """
+
+    numbers: tuple[int, ...]
+    ranges: tuple[Range, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.numbers or min(self.numbers) < 1:
+            raise SetrError(f"bands {list(self.numbers)}: give numbers from 1, as [1, 2, 3, 4]")
+        if len(self.ranges) not in (0, 1, len(self.numbers)):
+            raise SetrError(
+                f"value_range: {len(self.ranges)} ranges for {len(self.numbers)} bands; give one "
+                "for all, as [0, 3000], or one for each"
+            )
+        for low, high in self.ranges:
+            if not -math.inf < low < high < math.inf:
+                raise SetrError(f"value range {low:g} to {high:g}: give low, then high")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Bands | None:
+        """The keys `bands` and `value_range` of a data.yaml or config.json; None without bands.
+
+        Raises:
+            SetrError: other than lists of numbers, or a range without bands.
+        """
+        numbers, given = values.get("bands"), values.get("value_range")
+        if numbers is None:
+            if given is not None:
+                raise SetrError("value_range: says nothing without bands; add bands: [1, 2, 3]")
+            return None
+        if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+            raise SetrError(f"bands {numbers!r}: give numbers from 1, as [1, 2, 3, 4]")
+        pairs = given or []
+        if isinstance(pairs, list) and not any(isinstance(pair, list) for pair in pairs):
+            pairs = [pairs] if pairs else []
+        if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
+            raise SetrError(f"value_range {given!r}: give low and high, as [0, 3000]")
+        return cls(tuple(numbers), tuple((float(low), float(high)) for low, high in pairs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `of` reads."""
+        ranges = [list(pair) for pair in self.ranges]
+        given = {"value_range": ranges[0] if len(ranges) == 1 else ranges} if ranges else {}
+        return {"bands": list(self.numbers), **given}
+
+    def __str__(self) -> str:
+        ranges = ", ".join(f"{low:g} to {high:g}" for low, high in self.ranges) or "8 or 16 bits"
+        return f"bands {', '.join(map(str, self.numbers))} of {ranges}"
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+    )
+
+
+def fitting_ranges(
+    name: str, kinds: Sequence[str], numbers: Sequence[int], ranges: Sequence[Range]
+) -> list[Range]:
+    """The values that become 0 and 255, for each of these bands of a file.
+
+    Args:
+        name: of the file, for errors.
+        kinds: of numbers, of every band that it has.
+        numbers: of bands, from 1 to their count.
+        ranges: given ones: none, one for all, or one for each.
+
+    Raises:
+        SetrError: complex numbers, or values whose range no file tells.
+    """
+    found = []
+    for place, number in enumerate(numbers):
+        kind = kinds[number - 1]
+        if kind.startswith("complex"):
+            raise SetrError(f"{name}: has {kind} values; store magnitude and phase as two bands")
+        given = ranges[place if len(ranges) > 1 else 0] if ranges else _FULL.get(kind)
+        if given is None:
+            raise SetrError(f"{name}: has {kind} values; give the range that becomes 0 to 255")
+        found.append(given)
+    return found
+
+
+def as_bytes(values: np.ndarray, ranges: Sequence[Range]) -> np.ndarray:
+    """Values of bands (C, h, w) as uint8 (h, w, C); what is no number becomes 0."""
+    if values.dtype != np.uint8 or any(pair != _FULL["uint8"] for pair in ranges):
+        low = np.array([a for a, _ in ranges], np.float32)[:, None, None]
+        factor = np.array([255 / (b - a) for a, b in ranges], np.float32)[:, None, None]
+        scaled = (values.astype(np.float32) - low) * factor
+        values = np.nan_to_num(np.clip(np.rint(scaled), 0, 255)).astype(np.uint8)
+    return np.ascontiguousarray(values.transpose(1, 2, 0))
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """An image uint8 (H, W, C) as RGB for people: the first three bands, of fewer the first."""
+    if image.shape[2] < 3:
+        return np.repeat(image[..., :1], 3, axis=2)
+    return image if image.shape[2] == 3 else np.ascontiguousarray(image[..., :3])
+
+
+# --- files of either kind -------------------------------------------------------------------------
+
+
+class BandImage:
+    """An image whose bands are read when pixels are asked for: `image[a:b, c:d]` is (h, w, C).
+
+    Args:
+        source: a path, or the bytes of a file.
+        bands: which, and their ranges.
+        max_pixels: larger images are refused from the header.
+
+    Attributes:
+        shape: (H, W, C).
+
+    Raises:
+        SetrError: unreadable, fewer bands than named, values of no known range, too large, or a
+            kind of file that needs the extra `geo`.
+    """
+
+    def __init__(self, source: Source, bands: Bands, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.name, self.source, self.bands = source_name(source), source, bands
+        self._values: np.ndarray | None = None
+        self.turned = False
+        if _pillow_reads(source, max_pixels):
+            self._values, self.turned = _by_pillow(source, max_pixels)
+            stored = Stored(self._values.shape[1:], (str(self._values.dtype),) * len(self._values))
+        else:
+            with GdalFile(source) as file:
+                stored = file.stored
+        (H, W), count = stored.shape, len(stored.kinds)
+        if max_pixels < H * W:
+            raise ImageTooLargeError(
+                f"{self.name}: {W}x{H} is {H * W:,} pixels, above the limit of {max_pixels:,}; "
+                "raise --max-pixels to read it"
+            )
+        if max(bands.numbers) > count:
+            has = "one band" if count == 1 else f"{count} bands"
+            given = ",".join(map(str, bands.numbers))
+            raise SetrError(f"{self.name}: has {has}; bands {given} are asked for")
+        self.ranges = fitting_ranges(self.name, stored.kinds, bands.numbers, bands.ranges)
+        self.shape: tuple[int, ...] = (H, W, len(bands.numbers))
+
+    def __getitem__(self, place: slice | tuple[slice, slice]) -> np.ndarray:
+        """The pixels of rows, or of rows and columns, without steps."""
+        rows, columns = place if isinstance(place, tuple) else (place, slice(None))
+        (top, bottom, _), (left, right, _) = (
+            part.indices(size) for part, size in zip((rows, columns), self.shape, strict=False)
+        )
+        if self._values is None:
+            with GdalFile(self.source) as file:
+                values = file.read(self.bands.numbers, (top, bottom), (left, right))
+        else:
+            values = self._values[[n - 1 for n in self.bands.numbers], top:bottom, left:right]
+        return as_bytes(values, self.ranges)
+
+
+def _pillow_reads(source: Source, max_pixels: int) -> bool:
+    """Whether Pillow reads a file here, and not GDAL.
+
+    Raises:
+        SetrError: neither does.
+    """
+    is_tiff = gdal_driver(source) == "GTiff"
+    if is_tiff and has_gdal():
+        return False
+    try:
+        with opened(source, max_pixels) as image:
+            kind = image.tile[0][3] if image.tile else None
+            stored = kind[0] if isinstance(kind, tuple) else kind
+            if stored in _AS_STORED and not (is_tiff and orientation(image) != 1):
+                return True
+            form, mode = image.format, image.mode
+    except SetrError:
+        if is_tiff:  # Pillow knows few kinds of them
+            return False
+        raise
+    if is_tiff or (form == "PNG" and mode != "P"):
+        return False
+    raise SetrError(
+        f"{source_name(source)}: {form} with {mode} pixels, which are no bands; save it as TIFF "
+        "or PNG"
+    )
+
+
+def _by_pillow(source: Source, max_pixels: int) -> tuple[np.ndarray, bool]:
+    """All bands of an image (n, H, W) uint8 or uint16, upright, and whether EXIF turned it."""
+    with opened(source, max_pixels) as image:
+        check_png_rows(image, source)
+        turned = orientation(image) != 1
+        values = np.asarray(ImageOps.exif_transpose(image))
+    values = values.astype(np.uint16) if values.dtype != np.uint8 else values
+    return (values[None] if values.ndim == 2 else values.transpose(2, 0, 1)), turned
+
+
+# --- with or without bands ------------------------------------------------------------------------
+
+
+def open_pixels(source: Source, bands: Bands | None) -> Rows | BandImage:
+    """An image uint8 (H, W, C) that decodes what is asked of it: these bands, or RGB without."""
+    return Rows(source) if bands is None else BandImage(source, bands)
+
+
+def read_pixels(source: Source, bands: Bands | None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A whole image uint8 (H, W, C), of these bands, or RGB without; see `images.read_image`."""
+    if bands is None:
+        return read_image(source, max_pixels=max_pixels)
+    return BandImage(source, bands, max_pixels=max_pixels)[:]
+
+
+def check_pixels(source: Source, bands: Bands | None) -> tuple[tuple[int, int], bool]:
+    """Header and end of an image file; see `images.check_whole`."""
+    if bands is None:
+        return check_whole(source)
+    image = BandImage(source, bands)
+    H, W = image.shape[:2]
+    image[H - 1 : H]
+    return (H, W), image.turned

@@ -1,0 +1,132 @@
+"""TIFF and PNG files open in GDAL (extra `geo`), read by windows."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from setr.errors import SetrError
+from setr.images import Source, source_name, unreadable
+
+CACHE_BYTES = 64 << 20
+"""What GDAL may keep of a file."""
+_DRIVERS = {b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
+            b"\x89PNG": "PNG"}  # fmt: skip
+
+
+class Stored(NamedTuple):
+    """What a file says about its pixels: (H, W), and the kind of numbers of every band."""
+
+    shape: tuple[int, int]
+    kinds: tuple[str, ...]
+
+
+class GdalFile:
+    """A TIFF or PNG file open in GDAL; used in `with`.
+
+    Args:
+        source: a path, or the bytes of a file.
+        kind: what errors call the file.
+
+    Raises:
+        SetrError: extra `geo` missing, unreadable, or another format.
+    """
+
+    def __init__(self, source: Source, kind: str = "image") -> None:
+        self.name, self.kind = source_name(source), kind
+        driver = gdal_driver(source)
+        self._gdal = import_gdal(self.name)
+        if driver is None:
+            raise SetrError(f"{self.name}: not a TIFF or PNG file, whose bands could be read")
+        self._env = self._gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
+        self._env.__enter__()
+        place = io.BytesIO(source) if isinstance(source, bytes) else self.name
+        try:
+            self.file = self._gdal.open(place, driver=driver)
+        except Exception as error:
+            self._env.__exit__(None, None, None)
+            raise self._unreadable(error) from None
+        self.stored = Stored(self.file.shape, tuple(self.file.dtypes))
+
+    def __enter__(self) -> GdalFile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.file.close()
+        self._env.__exit__(None, None, None)
+
+    def read(
+        self, numbers: Sequence[int], rows: tuple[int, int], columns: tuple[int, int]
+    ) -> np.ndarray:
+        """Values of bands (C, h, w) in a window.
+
+        Raises:
+            SetrError: the file is cut off or broken there.
+        """
+        try:
+            values: np.ndarray = self.file.read(list(numbers), window=(rows, columns))
+        except Exception as error:
+            raise self._unreadable(error) from None
+        return values
+
+    def has_data(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """Where a window holds data (h, w) bool: not `nodata`, not transparent, not masked."""
+        try:
+            return np.asarray(self.file.dataset_mask(window=(rows, columns)) > 0)
+        except Exception as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> SetrError:
+        return SetrError(f"{self.name}: broken {self.kind} file ({gdal_reason(error):.120})")
+
+
+def import_gdal(name: str) -> Any:
+    """The package `rasterio`, or one line on how to get it."""
+    try:
+        import rasterio
+    except ImportError:
+        raise SetrError(
+            f'{name}: GeoTIFF files and bands need rasterio; pip install "setr[geo]"'
+        ) from None
+    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    return rasterio
+
+
+def gdal_reason(error: Exception) -> str:
+    """Why GDAL failed, in one line."""
+    cause = error.__cause__ or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
+
+
+def has_gdal() -> bool:
+    """Whether the extra `geo` is installed."""
+    try:
+        import_gdal("")
+    except SetrError:
+        return False
+    return True
+
+
+def gdal_driver(source: Source) -> str | None:
+    """GDAL's name of a file's format by its first bytes, if it is one that is read here.
+
+    Only named formats are opened: some of GDAL's read other files, or addresses, in their turn.
+
+    Raises:
+        SetrError: it cannot be opened, or is empty.
+    """
+    if not isinstance(source, bytes):
+        try:
+            with open(source, "rb") as file:
+                head = file.read(4)
+        except OSError as error:
+            raise unreadable(source_name(source), error, source) from None
+    else:
+        head = source[:4]
+    if not head:
+        raise unreadable(source_name(source), ValueError("empty"), source)
+    return _DRIVERS.get(head)

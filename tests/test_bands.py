@@ -1,0 +1,393 @@
+"""Images with other bands than red, green and blue: model, data, training, prediction."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import setr
+from setr import bands, scenes
+from setr.architecture import read_architecture
+from setr.bands import Bands, check_pixels, read_pixels
+from setr.cli import main
+from setr.data_yaml import read_description
+from setr.datasets import open_dataset
+from setr.dialects import translate
+from setr.doctor import check
+from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
+from setr.export import metadata
+from setr.filming import predict_video
+from setr.graphs import Graph, trace
+from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.images import encode_png
+from setr.labels import IGNORE
+from setr.model import create_model
+from setr.normalisation import measured, with_channels
+from setr.predictor import Predictor
+from setr.transforms import Augmentation, CropWindow, distort
+from setr.weights import load_weights, match_weights
+from tests.conftest import tiny_config, tiny_model
+
+STEM = "encoder.vit.patch_embed.proj.weight"
+FOUR = Bands((1, 2, 3, 4), ((0.0, 2550.0),))
+
+
+def info_of(channels: int, **values: object) -> ModelInfo:
+    return ModelInfo(scenes.LABELS, (0.4,) * channels, (0.2,) * channels, **values)  # type: ignore[arg-type]
+
+
+def write_tiff(path: Path, values: np.ndarray, *, placed: bool = True) -> Path:
+    """Bands (n, H, W), with a georeference or without."""
+    rasterio = pytest.importorskip("rasterio", reason='needs the extra: pip install "setr[geo]"')
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5.4e6)}
+    count, height, width = values.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": values.dtype}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, "w", driver="GTiff", **shape, **(place if placed else {})) as file:
+        file.write(values)
+    return path
+
+
+def tile(split: str, index: int, size: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """A drawn scene with a fourth band that sees trees: uint8 (H, W, 4), and its ids."""
+    image, mask = scenes.draw(split, index, size=size)
+    near = np.where(mask == scenes.LABELS.classes.index("tree"), 220, 30 + index).astype(np.uint8)
+    return np.concatenate([image, near[..., None]], axis=2), mask
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """A data set of GeoTIFF files: four bands of 16 bits, 0 to 2550."""
+    root = tmp_path / "tiles"
+    for split, count in (("train", 4), ("val", 2)):
+        for index in range(count):
+            image, mask = tile(split, index)
+            values = image.transpose(2, 0, 1).astype(np.uint16) * 10
+            write_tiff(root / "images" / split / f"t{index}.tif", values)
+            file = root / "labels" / split / f"t{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encode_png(mask))
+    names = ", ".join(scenes.CLASSES)
+    (root / "data.yaml").write_text(
+        f"classes: [{names}]\nignore: 255\nbands: [1, 2, 3, 4]\nvalue_range: [0, 2550]\n"
+    )
+    return root
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_rgb_weights_are_adapted_as_timm_does(channels, tmp_path):
+    """Summed for one channel, else repeated and scaled; never the other way round."""
+    rgb = tiny_model("naive")
+    state = {k: v for k, v in rgb.state_dict().items() if k.startswith("encoder.")}
+    path = tmp_path / "encoder.safetensors"
+    save_file({k.removeprefix("encoder.vit."): v for k, v in state.items()}, path)
+    model, weight = tiny_model("naive", in_chans=channels), state[STEM]
+    report = load_weights(model, path)
+    summed = weight.sum(dim=1, keepdim=True)
+    wide = weight.repeat(1, 2, 1, 1)[:, :channels] * (3 / channels)
+    torch.testing.assert_close(model.state_dict()[STEM], summed if channels == 1 else wide)
+    assert (report.adapted, report.missing) == ([STEM], [])
+    assert f"adapted from RGB to the model's channels: {STEM}" in str(report)
+    with pytest.raises(SetrError, match=rf"{STEM} is \(32, {channels}, 8, 8\)"):
+        match_weights(rgb, translate(model.state_dict(), "x"), "x")
+
+
+@pytest.mark.parametrize("name", ["setr_mla_nano", "hybrid_base", "semantic_fpn_r101"])
+def test_models_of_other_channels_come_back_from_their_folder(name, tmp_path):
+    small = {"encoder_args": {"embed_dim": 24, "depth": 4, "num_heads": 2}, "img_size": 32}
+    if name == "semantic_fpn_r101":
+        small = {"encoder": "resnet10t"}
+    elif name == "hybrid_base":
+        small |= {"resnet": "resnet10t", "channels": 8}
+    model = create_model(name, num_classes=len(scenes.CLASSES), in_chans=4, **small).eval()
+    save_pretrained(tmp_path, model, info_of(4, bands=FOUR))
+    again, info = from_pretrained(tmp_path)
+    assert (again.encoder.in_chans, info) == (4, info_of(4, bands=FOUR))
+    images = torch.randn(1, 4, 41, 50)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(images), model(images))
+    with pytest.raises(SetrError, match="the model takes 4 channels; give ModelInfo one value"):
+        Predictor(model, info_of(3))
+    with pytest.raises(SetrError, match="in_chans 0: give at least one") as caught:
+        create_model(name, num_classes=2, in_chans=0)
+    assert caught.value.code == USAGE
+
+
+def test_a_foreign_checkpoint_tells_its_channels():
+    model = tiny_model("pup", in_chans=6)
+    found = dataclasses.replace(translate(model.state_dict(), "x"), dialect="mmseg")
+    arguments = read_architecture(found, {}, source="x", num_heads=2, img_size=32)
+    assert arguments["encoder_args"]["in_chans"] == 6
+
+
+def test_nothing_new_is_stored_with_an_rgb_model(tmp_path):
+    save_pretrained(tmp_path, tiny_model("naive", len(scenes.CLASSES)), ModelInfo(scenes.LABELS))
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert not {"bands", "value_range"} & set(values)
+    assert "in_chans" not in values["model"]["encoder_args"]
+
+
+# --- the data -------------------------------------------------------------------------------------
+
+
+def test_bands_are_read_in_order_and_range(tmp_path):
+    values = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5) * 20 - 100
+    path = write_tiff(tmp_path / "x.tif", values, placed=False)
+    pairs = ((0.0, 1000.0), (-100.0, 100.0))
+    found = bands.open_pixels(path, Bands((3, 1), pairs))
+    assert found.shape == (6, 5, 2)
+    for place, (number, (low, high)) in enumerate(zip((3, 1), pairs, strict=True)):
+        scaled = (values[number - 1] - low) * 255 / (high - low)
+        expected = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+        np.testing.assert_array_equal(found[:][..., place], expected)
+        np.testing.assert_array_equal(found[2:4, 1:3][..., place], expected[2:4, 1:3])
+    again = read_pixels(path.read_bytes(), Bands((3, 1), pairs))
+    np.testing.assert_array_equal(again, found[:])
+
+
+def test_without_gdal_pillow_reads_what_it_does_not_change(tmp_path, monkeypatch):
+    pixels = tile("train", 0)[0]
+    deep = pixels[..., 3].astype(np.uint16) * 256 + 7
+    Image.fromarray(pixels).save(tmp_path / "four.png")
+    Image.fromarray(pixels).save(tmp_path / "four.tif")
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    wide = write_tiff(tmp_path / "wide.tif", pixels.transpose(2, 0, 1).astype(np.uint16))
+    with_gdal = read_pixels(tmp_path / "four.tif", Bands((4, 2)))
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    for name in ("four.png", "four.tif"):
+        found = read_pixels(tmp_path / name, Bands((4, 2)))
+        np.testing.assert_array_equal(found, pixels[..., [3, 1]])
+        np.testing.assert_array_equal(found, with_gdal)
+    found = read_pixels(tmp_path / "deep.png", Bands((1,), ((0.0, 65535.0),)))
+    np.testing.assert_array_equal(found[..., 0], np.rint(deep * (255 / 65535)))
+    with pytest.raises(SetrError, match=r'wide\.tif: .* need rasterio; pip install "setr\[geo\]"'):
+        read_pixels(wide, Bands((1,)))
+    Image.fromarray(pixels[..., 0]).convert("P").save(tmp_path / "palette.png")
+    with pytest.raises(SetrError, match="PNG with P pixels, which are no bands"):
+        read_pixels(tmp_path / "palette.png", Bands((1,)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bands: [0, 1]", "bands [0, 1]: give numbers from 1"),
+        ("bands: 4", "bands 4: give numbers from 1"),
+        ("bands: []", "bands []: give numbers from 1"),
+        ("value_range: [0, 9]", "value_range: says nothing without bands"),
+        ("bands: [1, 2]\nvalue_range: [9, 0]", "value range 9 to 0: give low, then high"),
+        ("bands: [1, 2]\nvalue_range: [[0, 9]]", None),
+        ("bands: [1, 2, 3]\nvalue_range: [[0, 9], [0, 8]]", "2 ranges for 3 bands"),
+        ("bands: [1, 2]\nvalue_range: [0, 9, 3]", "value_range [0, 9, 3]: give low and high"),
+    ],
+)
+def test_what_data_yaml_says_of_bands(tmp_path, text, message):
+    (tmp_path / "data.yaml").write_text(f"classes: [a, b]\n{text}\n")
+    if message is None:
+        assert read_description(tmp_path).bands == Bands((1, 2), ((0.0, 9.0),))
+        return
+    with pytest.raises(SetrError) as caught:
+        read_description(tmp_path)
+    assert message in str(caught.value)
+    assert (caught.value.code, str(caught.value).count("\n")) == (USAGE, 0)
+
+
+def test_the_check_names_what_does_not_fit(tiles):
+    first = tiles / "images" / "train" / "t0.tif"
+    write_tiff(first, np.zeros((3, 48, 48), np.uint16))
+    second = tiles / "images" / "train" / "t1.tif"
+    second.write_bytes(second.read_bytes()[:9000])
+    checkup = check(open_dataset(str(tiles), "train"))
+    assert len(checkup.problems) == 2
+    assert "t0.tif: has 3 bands; bands 1,2,3,4 are asked for" in checkup.problems[0]
+    assert "t1.tif: broken image file" in checkup.problems[1]
+    values = np.zeros((1, 4, 4), np.complex64)
+    with pytest.raises(SetrError, match="has complex64 values; store magnitude and phase"):
+        check_pixels(write_tiff(tiles / "c.tif", values), Bands((1,), ((0.0, 1.0),)))
+    with pytest.raises(SetrError, match="has int16 values; give the range"):
+        check_pixels(write_tiff(tiles / "i.tif", np.zeros((1, 4, 4), np.int16)), Bands((1,)))
+    write_tiff(first, np.zeros((4, 48, 48), np.uint16))  # a change is seen, and so are other bands
+    text = (tiles / "data.yaml").read_text()
+    (tiles / "data.yaml").write_text(text.replace("[1, 2, 3, 4]", "[5]"))
+    problems = check(open_dataset(str(tiles), "train")).problems
+    assert ["bands 5 are asked for" in problem for problem in problems] == [True] * 4
+
+
+def test_init_data_drafts_bands_and_their_range(tiles, capsys):
+    (tiles / "data.yaml").unlink()
+    assert main(["init-data", str(tiles)]) == OK
+    described = read_description(tiles)
+    assert described.bands is not None
+    assert described.bands.numbers == (1, 2, 3, 4)
+    ((low, high),) = described.bands.ranges
+    assert 0 <= low < 500
+    assert 2000 < high <= 2550
+    for path in (tiles / "images").rglob("*.tif"):
+        write_tiff(path, np.zeros((3, 48, 48), np.uint8))
+    assert main(["init-data", str(tiles), "--overwrite"]) == OK
+    assert read_description(tiles).bands is None
+
+
+@pytest.mark.parametrize("channels", [1, 4, 7])
+def test_augmentation_treats_every_channel_alike(channels):
+    rng = np.random.default_rng(0)
+    one = rng.integers(0, 255, (40, 50), dtype=np.uint8)
+    image = np.repeat(one[..., None], channels, axis=2)
+    mask = rng.integers(0, 3, (40, 50), dtype=np.uint8)
+    augment = Augmentation(
+        (48, 48), rotate=40, flip=1, flip_vertical=1, max_class_share=1, fill=(9,) * channels
+    )
+    pixels, cropped = augment(image, mask, np.random.default_rng(1))
+    assert pixels.shape == (48, 48, channels)
+    assert (pixels == pixels[..., :1]).all()
+    plain = dataclasses.replace(augment, photometric=False)
+    still, _ = plain(image, mask, np.random.default_rng(1))
+    assert (still[cropped == IGNORE][-1] == 9).all()
+    window = CropWindow((40, 50), (33, 61), (3, 5), (20, 30), 0.0)
+    alone = window.cut(one, nearest=False, fill=0)
+    np.testing.assert_allclose(
+        window.cut(image, nearest=False, fill=(0,) * channels)[..., -1].astype(int), alone, atol=1
+    )
+    assert distort(image, np.random.default_rng(2)).shape == image.shape
+
+
+def test_mean_and_deviation_are_measured(tiles):
+    dataset = open_dataset(str(tiles), "train")
+    mean, std = measured(dataset)
+    images = np.concatenate([dataset.load(i).image.reshape(-1, 4) for i in range(4)]) / 255
+    np.testing.assert_allclose(mean, images.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(std, images.std(axis=0), atol=1e-4)
+
+
+# --- training, testing, prediction ----------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tiles: Path, tmp_path: Path) -> setr.Config:
+    plain = tiny_config(tmp_path / "run", steps=2, samples=1)
+    data = dataclasses.replace(plain.data, root=str(tiles), crop_size=(32, 32))
+    return dataclasses.replace(plain, data=data)
+
+
+def test_from_training_to_prediction(config, tiles, tmp_path, capsys):
+    """One run: channels from the data, bands into the model, and out of it again."""
+    setr.train(config)
+    run = tmp_path / "run"
+    model, info = from_pretrained(run)
+    assert (model.encoder.in_chans, info.bands) == (4, FOUR)
+    assert list(info.mean) == list(measured(open_dataset(str(tiles), "train"))[0])
+    values = json.loads((run / "config.json").read_text())
+    assert (values["bands"], values["value_range"]) == ([1, 2, 3, 4], [0, 2550])
+    assert main(["eval", str(run), str(tiles), "--workers", "0"]) == OK
+    assert "image/jpeg" in (run / "eval-val" / "report.html").read_text()
+    path, out = tiles / "images" / "val" / "t1.tif", tmp_path / "out"
+    command = ["predict", str(run), str(path), "-o", str(out)]
+    assert main(command) == OK
+    predictor = setr.load(run, precision="fp32")
+    pixels = open_dataset(str(tiles), "val").load(1).image
+    result = predictor.predict(path)
+    np.testing.assert_array_equal(result.image, pixels[..., :3])
+    np.testing.assert_array_equal(
+        Predictor(model, info, precision="fp32", window=32).predict(pixels).mask, result.mask
+    )
+    import rasterio
+
+    with rasterio.open(out / "t1.tif") as file:
+        assert file.crs == rasterio.CRS.from_epsg(32633)
+        np.testing.assert_array_equal(file.read(1), result.mask)
+    turned = predictor.predict(path, bands=(4, 3, 2, 1)).image
+    np.testing.assert_array_equal(turned, pixels[..., [3, 2, 1]])
+    capsys.readouterr()
+    assert main([*command, "--bands", "4,3,2"]) == USAGE
+    assert "bands 4,3,2: the model takes 4 channels; give 4 numbers" in capsys.readouterr().err
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(pixels[..., :3]).save(photo)
+    assert main([*command[:2], str(photo), "-o", str(out)]) == FAILED
+    assert "photo.jpg: has 3 bands; bands 1,2,3,4 are asked for" in capsys.readouterr().err
+    # without a georeference a file is an image like others, in its model's bands all the same
+    write_tiff(
+        tmp_path / "flat.tif", pixels.transpose(2, 0, 1).astype(np.uint16) * 10, placed=False
+    )
+    assert main([*command[:2], str(tmp_path / "flat.tif"), "-o", str(out)]) == OK
+    with Image.open(out / "flat.png") as found:
+        np.testing.assert_array_equal(np.asarray(found), predictor.predict(pixels).mask)
+    with pytest.raises(
+        SetrError, match=r"clip\.mp4: a video has red, green and blue, and the model"
+    ):
+        predict_video(predictor, "clip.mp4", out / "clip")
+    with pytest.raises(SetrError, match=r"array \(48, 48, 3\) uint8: give uint8 \(H, W, 4\)"):
+        predictor.predict(pixels[..., :3])
+
+
+def test_a_model_brings_its_bands_to_data_that_name_none(tiles, tmp_path):
+    """And refuses images of other channels."""
+    model = tiny_model("naive", len(scenes.CLASSES), in_chans=4).eval()
+    described = tiles / "data.yaml"
+    expected = setr.evaluate(model, str(tiles), info=info_of(4, bands=FOUR), workers=0)
+    text = described.read_text()
+    described.write_text(text.partition("bands")[0])
+    found = setr.evaluate(model, str(tiles), info=info_of(4, bands=FOUR), workers=0)
+    assert found["confusion"] == expected["confusion"]
+    with pytest.raises(SetrError, match=r"t0\.tif: a TIFF file of other pixels than 8-bit RGB"):
+        open_dataset(str(tiles), "val").load(0)
+    described.write_text(text.replace("[1, 2, 3, 4]", "[1, 2]"))
+    with pytest.raises(SetrError, match="takes 4 channels but the images of tiles") as caught:
+        setr.evaluate(model, str(tiles), info=info_of(4, bands=FOUR))
+    assert caught.value.code == DATA_CHECK_FAILED
+
+
+def test_bands_survive_packing_and_cached_features(config, tiles, tmp_path):
+    assert main(["shard", str(tiles), str(tmp_path / "packed")]) == OK
+    data = dataclasses.replace(config.data, root=str(tmp_path / "packed"))
+    model = dataclasses.replace(config.model, freeze=-1)
+    train = dataclasses.replace(config.train, cache_features="flip", samples=0)
+    setr.train(dataclasses.replace(config, data=data, model=model, train=train))
+    packed = open_dataset(str(tmp_path / "packed"), "train")
+    files = open_dataset(str(tiles), "train")
+    assert packed.bands == files.bands == FOUR
+    sums = [sorted(int(d.load(i).image.sum()) for i in range(4)) for d in (packed, files)]
+    assert sums[0] == sums[1]
+
+
+def test_given_means_must_be_as_many_as_bands(config):
+    model = dataclasses.replace(config.model, mean=(0.5, 0.4))
+    with pytest.raises(SetrError, match="the images of tiles have 4 channels; give one value"):
+        setr.train(dataclasses.replace(config, model=model))
+    assert len(with_channels(config, 4).model.std) == 4
+
+
+def test_exported_graphs_take_the_model_s_bands(monkeypatch):
+    """What is traced, and what the file says; a whole export takes ten seconds."""
+    model = tiny_model("naive", len(scenes.CLASSES), in_chans=2).eval()
+
+    def export(graph: Graph, inputs: tuple[torch.Tensor], **_: object) -> None:
+        torch.testing.assert_close(graph(*inputs)[0], model(*inputs), atol=1e-4, rtol=1e-4)
+        raise StopIteration
+
+    monkeypatch.setattr(torch.export, "export", export)
+    with pytest.raises(StopIteration):
+        trace(Graph(model, "logits"))
+    stored = metadata(model, info_of(2, bands=Bands((2, 1))), "fp32", "logits")
+    assert json.loads(stored["bands"]) == [2, 1]
+    assert "(B, 2, H, W)" in json.loads(stored["export"])["input"]
+
+
+def test_the_server_refuses_a_model_of_other_bands(tmp_path):
+    pytest.importorskip("fastapi")
+    from setr.serve.limits import Limits
+    from setr.serve.models import Models
+
+    model = tiny_model("naive", len(scenes.CLASSES), in_chans=4)
+    save_pretrained(tmp_path, model, info_of(4, bands=FOUR))
+    with pytest.raises(SetrError, match="what clients send has red, green and blue, and the model"):
+        Models([str(tmp_path)], Limits())
