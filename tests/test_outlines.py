@@ -250,6 +250,19 @@ def test_coco_in_its_own_folders(tmp_path, capsys):
     assert (read_mask(pair.mask) == 255).sum() == 600 - 116
 
 
+def test_outlines_over_images_of_bands(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    options = {"driver": "GTiff", "height": SIZE[0], "width": SIZE[1], "count": 4}
+    for name in ("a.tif", "b.tif"):
+        with rasterio.open(tmp_path / name, "w", dtype="float32", **options) as file:
+            file.write(np.random.default_rng(0).random((4, *SIZE), np.float32))
+    put(tmp_path / "all.json", coco("a.tif", "b.tif"))
+    write(tmp_path, draft(tmp_path))
+    dataset = open_dataset(str(tmp_path), "train")
+    assert dataset.load(0).image.shape == (*SIZE, 4)
+    assert (dataset.load(0).mask == 1).sum() == 32
+
+
 def test_coco_of_our_own_predictions(tmp_path):
     mask = np.random.default_rng(1).integers(0, 3, SIZE).astype(np.uint8)
     parts = []

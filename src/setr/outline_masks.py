@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from setr.bands import Bands, check_pixels
 from setr.errors import USAGE, SetrError
 from setr.files import write_bytes
 from setr.images import check_whole, encode_png
@@ -112,10 +113,20 @@ def told(left_out: dict[str, int]) -> str:
     return f"left out, because they have no area: {', '.join(parts)}" if parts else ""
 
 
+def _size(path: Path) -> tuple[int, int]:
+    """(H, W) of an image that is read as RGB, or of a TIFF file of any bands and values."""
+    try:
+        return check_whole(path)[0]
+    except SetrError:
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            raise
+    return check_pixels(path, Bands((1,), ((0.0, 1.0),)))[0]
+
+
 def _mask(
     root: Path, entry: Annotated, ids: dict[str, int], rest: int, largest_first: bool
 ) -> np.ndarray:
-    size, _ = check_whole(root / entry.image)
+    size = _size(root / entry.image)
     if entry.size not in (None, size):
         raise SetrError(
             f"{entry.source}: gives {entry.image} {entry.size[1]}x{entry.size[0]} pixels, "
