@@ -17,7 +17,8 @@ from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, spread
-from setr.export import compare, export
+from setr.export import export
+from setr.export_check import compare
 from setr.graphs import Graph, bicubic_weights, trace
 from setr.hub import ModelInfo, save_pretrained
 from setr.images import encode_png
@@ -377,7 +378,7 @@ def test_a_wrong_mask_beside_right_logits_is_not_written(model, monkeypatch):
             mask[:, :5] = (mask[:, :5] + 1) % K
         return [mask.to(torch.uint8).numpy(), coarse.numpy()]
 
-    monkeypatch.setattr("setr.export.open_run", lambda *_: drawn)
+    monkeypatch.setattr("setr.export_check.open_run", lambda *_: drawn)
     assert max(compare(Path("m.onnx"), model, "mask", exact=True)["difference"].values()) < 1e-5
     wrong.append(1)
     with pytest.raises(SetrError, match="nothing was written"):

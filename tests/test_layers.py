@@ -107,7 +107,7 @@ ORDER = (
     *("kinds", "unsure", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),
     *("inputs", "passes", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
-    *("graphs", "quantize", "onnx_file", "export", "bench_row", "bench"),
+    *("graphs", "quantize", "onnx_file", "export_check", "export", "bench_row", "bench"),
     # pages and tables
     *("page", "charts", "gallery", "report", "doctor_page", "tables"),
     *("explain", "figures"),

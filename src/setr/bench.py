@@ -21,7 +21,8 @@ from setr import distributed
 from setr.datasets import open_dataset
 from setr.errors import SetrError
 from setr.evaluation import require_labelled
-from setr.export import MAX_DROP, ExportPrecision, metadata, write_openvino
+from setr.export import ExportPrecision, metadata, write_openvino
+from setr.export_check import MAX_DROP
 from setr.graphs import Graph, trace
 from setr.onnx_file import write_onnx
 from setr.predictor import Predictor, load

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -25,22 +25,17 @@ import torch
 
 from setr.datasets import Dataset
 from setr.errors import USAGE, SetrError
-from setr.evaluation import evaluate_split, require_labelled
+from setr.evaluation import require_labelled
+from setr.export_check import compare, compare_accuracy, require_accuracy
 from setr.graphs import DTYPES, Graph, Head, trace
 from setr.hub import ModelInfo, describe, encoder_licence
-from setr.inference import normalize
 from setr.model import SETR
 from setr.onnx_file import write_onnx
 from setr.quantize import calibration_images, import_nncf, quantized
 from setr.runtime import (
     ANY,
-    COARSE,
-    ExportedModel,
     Form,
-    Run,
     import_openvino,
-    onnx_run,
-    openvino_run,
 )
 
 Format = Literal["onnx", "openvino", "torch"]
@@ -51,10 +46,6 @@ PRECISIONS = {
     "openvino": ("fp32", "bf16", "fp16", "int8"),
     "torch": ("fp32", "bf16", "fp16"),
 }
-MAX_DIFFERENCE = 1e-4
-"""Of fp32 logits, relative to the largest."""
-MAX_DROP = 0.005
-"""Of the mIoU, where the precision is lower: half a point."""
 
 
 def export(
@@ -105,7 +96,7 @@ def export(
         report = compare(draft, model, head, form, exact=precision == "fp32")
         if calibration is not None:
             report["miou"] = compare_accuracy(draft, model, info, stored, calibration)
-            _require_accuracy(report["miou"], precision, path)
+            require_accuracy(report["miou"], precision, path)
         files = _beginning(folder, f"{path.stem}.")
         report["bytes"] = sum(file.stat().st_size for file in files)
         for file in files:  # weights come before .xml
@@ -238,114 +229,3 @@ def write_openvino(
     for key, text in stored.items():
         network.set_rt_info(text, ["setr", key])
     ov.save_model(network, path, compress_to_fp16=precision in ("bf16", "fp16"))
-
-
-def open_run(path: Path, outputs: tuple[str, ...]) -> Run:
-    """An exported file of any format as a function of these outputs; only for files of our own."""
-    if path.suffix == ".onnx":
-        return onnx_run(path, outputs)[0]
-    if path.suffix == ".xml":
-        return openvino_run(path, outputs)[0]
-    network = torch.export.load(path).module(check_guards=False)
-    wanted = [0 if name != COARSE else 1 for name in outputs]
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        with torch.inference_mode():
-            found = network(torch.from_numpy(images))
-        return [found[i].numpy() for i in wanted]
-
-    return run
-
-
-def compare(
-    path: Path, model: SETR, head: Head, form: Form = ANY, *, exact: bool
-) -> dict[str, Any]:
-    """Run a file and PyTorch on the same noise at two sizes, or at the file's only one.
-
-    Returns:
-        `difference`: by size, the largest of the logits' absolute differences over the largest
-        logit; `agreement`: share of pixels with the same class, by size.
-
-    Raises:
-        SetrError: with `exact`, logits or masks that are not PyTorch's.
-    """
-    run = open_run(path, (head, COARSE))
-    report: dict[str, Any] = {"difference": {}, "agreement": {}}
-    C = model.encoder.in_chans
-    for B, H, W in [(1, *form.size)] if form.size else _sizes(model):
-        images, taken = _noise((B, C, H, W), form)
-        with torch.inference_mode():
-            device = next(model.parameters()).device
-            expected = model.eval()(images.to(device)).float().cpu()
-            coarse = model.coarse(images.to(device)).logits.float().cpu()
-        given, raw = (torch.from_numpy(a) for a in run(taken))
-        pairs = [(raw, coarse)] + ([(given, expected)] if head == "logits" else [])
-        difference = max(
-            float((a - b).abs().max() / b.abs().max()) if a.shape == b.shape else float("inf")
-            for a, b in pairs
-        )
-        mask = given if head == "mask" else given.argmax(dim=1)
-        agreement = float((mask == expected.argmax(dim=1)).double().mean())
-        name = f"{B}x{H}x{W}"
-        report["difference"][name], report["agreement"][name] = difference, agreement
-        wrong_mask = head == "mask" and _clear_errors(mask, expected)
-        if exact and (not difference <= MAX_DIFFERENCE or wrong_mask):
-            raise SetrError(
-                f"{path.name}: at {H}x{W} the file's logits differ from PyTorch's by "
-                f"{difference:.1e} of the largest (allowed {MAX_DIFFERENCE:.0e}); nothing was "
-                "written"
-            )
-    return report
-
-
-def _noise(shape: tuple[int, int, int, int], form: Form) -> tuple[torch.Tensor, np.ndarray]:
-    """Normalised images (B, C, H, W), and the same as a file takes them."""
-    generator = torch.Generator().manual_seed(0)
-    if not form.pixels:
-        images = torch.randn(shape, generator=generator)
-        return images, images.numpy()
-    B, C, H, W = shape
-    pixels = torch.randint(256, (B, H, W, C), dtype=torch.uint8, generator=generator)
-    return normalize(pixels, form.mean, form.std), pixels.numpy()
-
-
-def _clear_errors(mask: torch.Tensor, logits: torch.Tensor) -> bool:
-    """Whether a mask differs where the best logit leads by more than rounding."""
-    best = logits.topk(min(2, logits.shape[1]), dim=1).values
-    clear = best[:, 0] - best[:, -1] > 2 * MAX_DIFFERENCE * logits.abs().max()
-    return bool((clear & (mask != logits.argmax(dim=1))).any())
-
-
-def _sizes(model: SETR) -> list[tuple[int, int, int]]:
-    """Batches to compare at: eight patches square, and sides that are no multiples of the patch."""
-    p = model.encoder.patch_size
-    return [(1, 8 * p, 8 * p), (2, 6 * p + p // 2 + 1, 11 * p - 1)]
-
-
-def compare_accuracy(
-    path: Path, model: SETR, info: ModelInfo, stored: dict[str, str], dataset: Dataset
-) -> dict[str, float]:
-    """The mIoU on a split of PyTorch in fp32 and of a file, 0 to 1."""
-    values = {key: json.loads(text) for key, text in stored.items()}
-    networks: dict[str, Callable[[], Any]] = {
-        "pytorch_fp32": lambda: model,
-        "exported": lambda: ExportedModel(open_run(path, (COARSE,)), values),
-    }
-    return {
-        name: float(
-            evaluate_split(
-                network(), info, dataset, precision="fp32", workers=0, detailed=False
-            )["miou"]
-        )
-        for name, network in networks.items()
-    }  # fmt: skip
-
-
-def _require_accuracy(miou: dict[str, float], precision: str, path: Path) -> None:
-    drop = miou["pytorch_fp32"] - miou["exported"]
-    if not drop <= MAX_DROP:
-        raise SetrError(
-            f"{path.name}: {precision} lowers the mIoU from {100 * miou['pytorch_fp32']:.2f} to "
-            f"{100 * miou['exported']:.2f}, by more than {100 * MAX_DROP:g} points; nothing was "
-            "written; choose a higher precision"
-        )
