@@ -221,7 +221,7 @@ def test_an_image_that_does_not_fit_into_memory_is_503(models, monkeypatch):
     with asked(models) as (_, ask, _):
         for where, name, path in (
             (models.by_name["pup"], "predict_batch", "/v1/segment"),
-            (models.by_name["pup"], "predict_batch", "/v1/segment?format=scores"),
+            (models.by_name["pup"], "predict", "/v1/segment?format=scores"),
             (models_module, "attention_maps", "/v1/attention?x=0&y=0"),
             (models_module, "attention_rollout", "/v1/attention?x=0&y=0&layer=0"),
             (service, "read_image", "/v1/segment"),
@@ -263,7 +263,7 @@ def test_patches_of_exported_models_are_counted(source, tmp_path):
     assert models.max_pixels("pup.onnx") == 30 * 64
     assert refused(models, 40, 48) == ""
     assert refused(models, 40, 49) == "too_many_patches"
-    values = {"labels": {"classes": ["a"]}, "export": {"patch_size": 8}}
+    values = {"labels": {"classes": ["a"]}, "export": {"patch_size": 8}, "mean": [0], "std": [1]}
     for decoder, patch in (("pup", 8), ("fcn", 0)):
         model = ExportedModel(lambda images: [images], {**values, "model": {"decoder": decoder}})
         assert patch_size(SimpleNamespace(model=model)) == patch  # type: ignore[arg-type]
