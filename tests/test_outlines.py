@@ -396,4 +396,4 @@ def test_broken_coco(tmp_path, change, said):
 @pytest.mark.parametrize("name", ["../x.yaml", "x.txt", ".yaml"])
 def test_names_of_the_description(tmp_path, name, capsys):
     assert main(["init-data", str(tmp_path), "--name", name]) == USAGE
-    assert "give a file name that ends in .yaml" in capsys.readouterr().err
+    assert "give a name without folders that ends in .yaml" in capsys.readouterr().err

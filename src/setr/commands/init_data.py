@@ -41,7 +41,9 @@ def run(arguments: list[str]) -> int:
     if not 0 < given.val_share < 1:
         raise SetrError(f"--val-share {given.val_share}: give a share between 0 and 1", code=USAGE)
     if Path(given.name).name != given.name or Path(given.name).suffix not in (".yaml", ".yml"):
-        raise SetrError(f"--name {given.name}: give a file name that ends in .yaml", code=USAGE)
+        raise SetrError(
+            f"--name {given.name}: give a name without folders that ends in .yaml", code=USAGE
+        )
     _require_absent(given, [given.name])
     made = draft(given.folder, val_share=given.val_share, rest=given.rest, name=given.name)
     _require_absent(given, list(made.files))
