@@ -23,10 +23,10 @@ from setr.class_files import names_by_colour, names_by_id
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import walk_images, write_bytes
-from setr.layouts import find_split
+from setr.layouts import SPLIT_OF, find_split
 from setr.masks import read_mask
 from setr.outline_files import find_outlines
-from setr.outline_index import DRAWN, SPLIT_OF
+from setr.outline_index import DRAWN
 from setr.outline_masks import draw_masks, told
 from setr.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem
 

@@ -37,6 +37,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 """What the folders of a split may be called."""
+SPLIT_OF = {folder: split for split, folders in SPLIT_NAMES.items() for folder in folders}
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 

@@ -7,14 +7,13 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from setr.layouts import SPLIT_NAMES
+from setr.layouts import SPLIT_OF
 from setr.outlines import Shape
 
 DRAWN = "masks_drawn"
 """Folder of the masks that are drawn; nothing in it is taken as an image."""
 IGNORED, BACKGROUND = "__ignore__", "_background_"
 """Names that LabelMe gives to what is not counted, and to what no outline covers."""
-SPLIT_OF = {folder: split for split, folders in SPLIT_NAMES.items() for folder in folders}
 
 
 class Annotated(NamedTuple):
