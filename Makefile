@@ -1,5 +1,6 @@
 # Every target makes its own environment in .venv first; nothing else has to be installed.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
@@ -11,8 +12,8 @@ STAMP := $(VENV)/.dev
 demo: $(CORE)  ## train a small model on drawn scenes, evaluate it, write runs/demo
 	$(BIN)/setr demo
 
-test: $(STAMP)  ## the whole test suite, no network
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the whole test suite in JOBS processes, no network
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(STAMP)  ## formatting, lint rules and types, as CI runs them
 	$(BIN)/ruff format --check .

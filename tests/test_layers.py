@@ -21,6 +21,8 @@ ORDER = (
         "masks",
         "gdal",
         "bands",
+        "urls",
+        "arrays",
         "storage",
         "pairing",
         "layouts",
@@ -30,6 +32,7 @@ ORDER = (
         "shard_writer",
         "data_yaml",
         "datasets",
+        "wrapped",
     ),
     *("transforms", "loader"),
     # figures
@@ -90,6 +93,7 @@ ORDER = (
         "weighting",
         "train_config",
         "config",
+        "splits",
         "settings",
         "paper_tables",
         "paper",
@@ -103,7 +107,7 @@ ORDER = (
     *("features", "sources"),
     *("estimate", "telemetry", "profiling", "best", "updates", "engine"),
     # predictions
-    *("urls", "arrays", "video", "polygons", "annotations", "rasters", "model_bands"),
+    *("video", "polygons", "annotations", "rasters", "model_bands"),
     *("kinds", "unsure", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),
     *("inputs", "passes", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import setr
 from setr import mapping, rasters, scenes
 from setr.cli import main
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
@@ -247,6 +248,9 @@ def test_a_raster_is_never_overwritten(predictor, pixels, tmp_path, monkeypatch,
         assert main(["predict", "model", "map.tif", "-o", "out", *views]) == USAGE
         err = capsys.readouterr().err
         assert err.startswith(f"setr: {' '.join(views)}: resizes or mirrors images, and map.tif is")
+    for averaged in ({"scales": (0.5, 1.0)}, {"flip": True}):
+        with pytest.raises(SetrError, match=r"map\.tif: .* without scales and flip"):
+            setr.load("model", **averaged).predict("map.tif")
     assert main(["predict", "model", ".", "-o", "out", "--json"]) == OK
     images = json.loads(capsys.readouterr().out)["images"]
     assert [image["image"] for image in images] == ["map.tif"]  # and not what lies in OUT

@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Bands": "bands",
     "Config": "config",
     "Labels": "labels",
     "ModelInfo": "hub",
@@ -33,6 +34,7 @@ _EXPORTS = {
     "save_pretrained": "hub",
     "segmentation_loss": "losses",
     "train": "engine",
+    "wrap_dataset": "wrapped",
 }
 __all__ = ["__version__", *_EXPORTS]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,12 @@ from setr.pairing import Found, NoSplitError, configured_files
 from setr.pairs import Pair, Pairs
 from setr.shards import Shards, is_shards
 
-_HUB_MASKS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "segmentation_mask")
+GIVEN = "python:"
+"""Prefix of `data.root` in the settings of a run whose data came from Python."""
+Pixels = np.ndarray | Rows | BandImage
+"""An image (H, W, C): uint8 pixels, or a file of which they are decoded when they are indexed."""
+
+MASK_KEYS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "segmentation_mask")
 
 
 class Sample(NamedTuple):
@@ -59,8 +64,15 @@ class Dataset:
     notes: tuple[str, ...] = ()
     bands: Bands | None = field(default=None, kw_only=True)
 
+    decoded: ClassVar[bool] = False
+    """Whether samples come as pixels, so that there are no files to look at."""
+
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One decoded pair, as `load`; so loops, `Subset` and `ConcatDataset` of torch work."""
+        return self.load(range(len(self))[index])
 
     @property
     def version(self) -> str | None:
@@ -90,16 +102,28 @@ class Dataset:
         rows, mask = self.open(index)
         return Sample(rows[:], mask)
 
-    def open(self, index: int) -> tuple[np.ndarray | Rows | BandImage, np.ndarray]:
-        """The mask of one pair, and an image of which only what is asked for is decoded.
+    def pixels(self, index: int) -> Pixels:
+        """An image, of which only what is asked for is decoded.
 
         Raises:
             SetrError: as `load`, here or when rows are asked for.
         """
+        return open_pixels(self.sources(index)[0], self.bands)
+
+    def open(self, index: int) -> tuple[Pixels, np.ndarray]:
+        """One pair: an image as `pixels` gives it, and its mask in training ids.
+
+        Raises:
+            SetrError: as `load`, here or when rows are asked for.
+        """
+        rows, raw = self.open_raw(index)
+        return rows, self.to_train_ids(index, raw)
+
+    def open_raw(self, index: int) -> tuple[Pixels, np.ndarray]:
+        """The same with the mask as it is stored: ids (H, W) or colours (H, W, 3)."""
         image_source, mask_source = self.sources(index)
         rows = open_pixels(image_source, self.bands)
-        raw = self.raw_mask(index, mask_source, rows.shape[:2])
-        return rows, self.to_train_ids(index, raw)
+        return rows, self.raw_mask(index, mask_source, rows.shape[:2])
 
     def raw_mask(self, index: int, source: Source | None, size: tuple[int, ...]) -> np.ndarray:
         """Ids (H, W) or colours (H, W, 3) as a mask file holds them, of its image's (H, W)."""
@@ -107,13 +131,7 @@ class Dataset:
         if source is None:
             raise SetrError(f"{pair.image}: has no mask", code=DATA_CHECK_FAILED)
         raw = read_mask(source, rgb=self.labels.colour_map is not None)
-        if raw.shape[:2] != tuple(size):
-            turned = raw.shape[1::-1] == tuple(size)
-            hint = "rotated? re-export it upright" if turned else "masks are never resized silently"
-            raise SetrError(
-                f"{pair.mask}: mask is {raw.shape[1]}x{raw.shape[0]} but its image "
-                f"{size[1]}x{size[0]}; {hint}"
-            )
+        require_size(pair.mask, raw, size)
         return raw
 
     def to_train_ids(self, index: int, raw: np.ndarray) -> np.ndarray:
@@ -124,16 +142,33 @@ class Dataset:
             raise SetrError(f"{self.pairs[index].mask}: {error}") from None
 
 
+def require_size(name: object, mask: np.ndarray, size: tuple[int, ...]) -> None:
+    """Refuse a mask, known as `name`, of another height and width than its image's `size`."""
+    if mask.shape[:2] == tuple(size):
+        return
+    turned = mask.shape[1::-1] == tuple(size)
+    hint = "rotated? re-export it upright" if turned else "masks are never resized silently"
+    raise SetrError(
+        f"{name}: mask is {mask.shape[1]}x{mask.shape[0]} but its image {size[1]}x{size[0]}; {hint}"
+    )
+
+
 class SceneDataset(Dataset):
     """The embedded data set: drawn street scenes, generated from a seed, never on disk."""
+
+    decoded = True
 
     @property
     def version(self) -> str:
         """The same scenes for ever."""
         return "drawn"
 
-    def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def pixels(self, index: int) -> np.ndarray:
         """Draw scene number `index` of this split."""
+        return self.open_raw(index)[0]
+
+    def open_raw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw it with its mask, whose ids are the training ids."""
         return scenes.draw(self.split, index)
 
 
@@ -211,6 +246,12 @@ def open_dataset(
         count = count if split == "train" else max(count // 10, 2)
         pairs = tuple(Pair(Path(f"{split}_{i:05d}.png"), None) for i in range(count))
         return SceneDataset("scenes", split, scenes.LABELS, pairs)
+    if path.startswith(GIVEN):
+        raise SetrError(
+            f"{path}: this data came from Python and is in no file; give it there, as "
+            "setr.train(config, data=(train, val)) or setr.evaluate(model, data)",
+            code=USAGE,
+        )
     if path.startswith(HUB):
         return _open_hub(path, split, labels, {}, bands)
     if is_shards(path):
@@ -307,10 +348,10 @@ def _open_hub(
         kind = SetrError if split in renamed else NoSplitError
         raise kind(f"{path}: no split '{key}'; it has {', '.join(available)}", code=USAGE)
     rows = available[key]
-    column = next((c for c in _HUB_MASKS if c in rows.column_names), None)
+    column = next((c for c in MASK_KEYS if c in rows.column_names), None)
     if "image" not in rows.column_names or column is None:
         raise SetrError(
-            f"{path}: needs the columns image and one of {', '.join(_HUB_MASKS)}; it has "
+            f"{path}: needs the columns image and one of {', '.join(MASK_KEYS)}; it has "
             f"{', '.join(rows.column_names)}",
             code=DATA_CHECK_FAILED,
         )

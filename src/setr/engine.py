@@ -26,7 +26,7 @@ from setr.build import (
     checked_pixels,
 )
 from setr.config import Config
-from setr.datasets import open_dataset
+from setr.datasets import Dataset
 from setr.distributed import say, together
 from setr.errors import INTERRUPTED, SetrError
 from setr.estimate import explained, settled
@@ -43,6 +43,7 @@ from setr.provenance import provenance
 from setr.runfolder import RunFolder
 from setr.snapshot import restore, snapshot
 from setr.sources import open_source
+from setr.splits import open_splits
 from setr.telemetry import Telemetry
 from setr.trackers import Builder
 from setr.updates import Updates
@@ -51,6 +52,7 @@ from setr.updates import Updates
 def train(
     config: Config,
     *,
+    data: tuple[Dataset, Dataset] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     trackers: Sequence[Builder] = (),
@@ -64,6 +66,8 @@ def train(
 
     Args:
         config: all settings.
+        data: training and validation split in place of `config.data.root`, as `wrap_dataset` and
+            `open_dataset` give them.
         resume: continue from the newest whole state in `last/`; the result equals an uninterrupted
             run bit for bit.
         overwrite: replace an existing run.
@@ -87,7 +91,7 @@ def train(
             own_trackers=trackers,
         )
         with contextlib.closing(folder):
-            run = _Run(config, folder)
+            run = _Run(config, folder, data)
             run.loop()
             return run.finish()
 
@@ -95,10 +99,11 @@ def train(
 class _Run:
     """The parts of one training run and the steps over them."""
 
-    def __init__(self, config: Config, folder: RunFolder) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, data: tuple[Dataset, Dataset] | None = None
+    ) -> None:
         self.folder, self.began = folder, time.monotonic()
-        self.dataset = open_dataset(config.data.root, config.data.train_split, config.data.labels)
-        self.val = open_dataset(config.data.root, config.data.val_split, config.data.labels)
+        config, self.dataset, self.val = open_splits(config, data)
         self.device = distributed.device(config.train.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # kernels and memory figures are of the current one

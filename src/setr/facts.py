@@ -21,7 +21,9 @@ from setr.distributed import differences, say
 from setr.errors import USAGE, SetrError
 from setr.pairs import Pair, Pairs
 from setr.settings import PER_PROCESS, flat
+from setr.wrapped import WrappedDataset
 
+_TOLD_BY_VERSION = (ShardDataset, WrappedDataset)
 _SAMPLED = 64  # files whose size is compared
 
 
@@ -45,7 +47,8 @@ def _settings(config: Config) -> dict[str, Any]:
 def data_facts(dataset: Dataset) -> dict[str, Any]:
     """Classes and ids, number and names of the files, and sizes of some of them; not their times.
 
-    Shards have the checksum of their index, which holds those of all files.
+    Shards have the checksum of their index, which holds those of all files; samples from Python
+    have the version their user names.
     """
     names = hashlib.sha256()
     for name in _names(dataset):
@@ -63,7 +66,7 @@ def data_facts(dataset: Dataset) -> dict[str, Any]:
         "file names": names.hexdigest()[:16],
         "file sizes": _digest([_size(pair.image) for pair in sampled]),
         "mask sizes": _digest([_size(pair.mask) for pair in sampled]),
-        "checksum": dataset.version if isinstance(dataset, ShardDataset) else None,
+        "checksum": dataset.version if isinstance(dataset, _TOLD_BY_VERSION) else None,
         **(dataset.bands.to_dict() if dataset.bands else {}),
     }
 

@@ -104,6 +104,12 @@ def open_features(
             " in size; leave it out",
             code=USAGE,
         )
+    if dataset.decoded and dataset.version is None:
+        raise SetrError(
+            "train.cache_features: features are kept under the version of the data; give "
+            "wrap_dataset one, or leave it out",
+            code=USAGE,
+        )
     views = 2 if config.train.cache_features == "flip" else 1
     folder = _folder(_key(config, dataset, model, dtype))
     if not _complete(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -31,41 +32,87 @@ def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS
         return _mat_mask(os.fspath(source))
     name = source_name(source)
     with opened(source, max_pixels) as image:
-        if image.format in LOSSY_FORMATS:
-            raise SetrError(
-                f"{name}: a mask stored as {image.format} has blurred ids; save masks as PNG"
-            )
-        if rgb:
-            if image.mode not in ("RGB", "RGBA", "P"):
-                raise SetrError(
-                    f"{name}: holds one id per pixel but the data set has a colour_map; "
-                    "remove colour_map, or save the mask in RGB"
-                )
-            pixels = decode_fast(image, source) if image.mode == "RGB" else None
-            if pixels is None:
-                check_png_rows(image, source)
-            return np.asarray(image.convert("RGB")) if pixels is None else pixels
-        if image.mode in ("P", "L"):
-            pixels = decode_fast(image, source)
-            if pixels is None:
-                check_png_rows(image, source)
-            return np.asarray(image) if pixels is None else pixels
+        _require_kind(image, name, rgb=rgb)
+        plain = image.mode == "RGB" if rgb else image.mode in ("P", "L")
+        pixels = decode_fast(image, source) if plain else None
+        if pixels is not None:
+            return pixels
         check_png_rows(image, source)
-        image.load()
-        if image.mode == "1":
-            return np.asarray(image, dtype=np.uint8)
-        if image.mode.startswith("I"):
-            ids = np.asarray(image)
-            if ids.min() < 0 or ids.max() > 65535:
-                raise SetrError(f"{name}: ids {ids.min()}..{ids.max()} exceed 0..65535")
-            return ids.astype(np.uint16)
-        channels = np.asarray(image.convert("RGB"))
-        if image.mode == "RGB" and (channels == channels[..., :1]).all():
-            return np.ascontiguousarray(channels[..., 0])  # R=G=B=id, as some tools export
+        return _stored(image, name, rgb=rgb)
+
+
+def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
+    """The same of whatever holds a mask: also a Pillow image, an array, or a tensor.
+
+    Args:
+        source: what `read_mask` takes, an open Pillow image, or an array or tensor of whole numbers
+            (H, W), or uint8 (H, W, 3) if `rgb`; a tensor may have a channel in front, (1, H, W).
+        rgb: as in `read_mask`.
+
+    Raises:
+        SetrError: as `read_mask`, and for other arrays.
+    """
+    if isinstance(source, str | os.PathLike | bytes):
+        return read_mask(source, rgb=rgb)
+    if hasattr(source, "convert"):
+        name = getattr(source, "filename", "") or "mask"
+        _require_kind(source, name, rgb=rgb)
+        return _stored(source, name, rgb=rgb)
+    is_tensor = hasattr(source, "detach")
+    array = np.asarray(source.detach().cpu() if is_tensor else source)
+    if is_tensor and array.ndim == 3 and array.shape[0] == 1:
+        array = array[0]
+    if rgb:
+        if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and array.size:
+            return np.ascontiguousarray(array)
+        raise SetrError(f"mask {array.shape} {array.dtype}: give colours, uint8 (H, W, 3)")
+    if array.ndim != 2 or array.dtype.kind not in "bui" or not array.size:
         raise SetrError(
-            f"{name}: a {image.mode} colour mask; save one id per pixel (8-bit grey or "
-            "palette PNG), or give a colour_map in data.yaml (`setr init-data DIR` writes one)"
+            f"mask {array.shape} {array.dtype}: give ids as whole numbers (H, W); a transform such "
+            "as ToTensor turns them into fractions"
         )
+    return np.ascontiguousarray(_in_range(array, "mask"))
+
+
+def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
+    """Refuse what has lost its ids, and ids where colours are wanted."""
+    if image.format in LOSSY_FORMATS:
+        raise SetrError(
+            f"{name}: a mask stored as {image.format} has blurred ids; save masks as PNG"
+        )
+    if rgb and image.mode not in ("RGB", "RGBA", "P"):
+        raise SetrError(
+            f"{name}: holds one id per pixel but the data set has a colour_map; "
+            "remove colour_map, or save the mask in RGB"
+        )
+
+
+def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:
+    """Ids or colours of a Pillow image."""
+    if rgb:
+        return np.asarray(image.convert("RGB"))
+    if image.mode in ("P", "L"):
+        return np.asarray(image)
+    if image.mode == "1":
+        return np.asarray(image, dtype=np.uint8)
+    if image.mode.startswith("I"):
+        return _in_range(np.asarray(image), name)
+    channels = np.asarray(image.convert("RGB"))
+    if image.mode == "RGB" and (channels == channels[..., :1]).all():
+        return np.ascontiguousarray(channels[..., 0])  # R=G=B=id, as some tools export
+    raise SetrError(
+        f"{name}: a {image.mode} colour mask; save one id per pixel (8-bit grey or "
+        "palette PNG), or give a colour_map in data.yaml (`setr init-data DIR` writes one)"
+    )
+
+
+def _in_range(ids: np.ndarray, name: str) -> np.ndarray:
+    """Ids as uint8 where they are, else as uint16."""
+    if ids.dtype in (bool, np.uint8):
+        return ids.astype(np.uint8)
+    if ids.min() < 0 or ids.max() > 65535:
+        raise SetrError(f"{name}: ids {ids.min()}..{ids.max()} exceed 0..65535")
+    return ids.astype(np.uint16)
 
 
 def _mat_mask(path: str) -> np.ndarray:

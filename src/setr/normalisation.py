@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from setr.bands import open_pixels
 from setr.config import Config, ModelConfig
 from setr.datasets import Dataset
 from setr.distributed import on_first, say
@@ -80,7 +79,7 @@ def measured(dataset: Dataset, count: int = SAMPLED) -> tuple[tuple[float, ...],
     sums, pixels, problem = np.zeros((2, dataset.channels)), 0, None
     for index in spread(len(dataset), count):
         try:
-            image = open_pixels(dataset.sources(index)[0], dataset.bands)
+            image = dataset.pixels(index)
             rows, columns = (
                 slice(max(0, (side - SIDE) // 2), (side + SIDE) // 2) for side in image.shape[:2]
             )

@@ -59,8 +59,8 @@ class Predictor:
         protocol: how images are run, or the name of a preset (`protocols.preset`), in place of the
             model's own; a GeoTIFF goes by windows all the same.
         scales: factors on the image in place of the protocol's; with several, probabilities are
-            averaged. Not for a GeoTIFF.
-        flip: average with the mirrored image, whatever the protocol. Not for a GeoTIFF.
+            averaged. A GeoTIFF is then refused.
+        flip: average with the mirrored image, whatever the protocol. A GeoTIFF is then refused.
         window: run every image by blended windows of so many pixels; by default the model's own
             protocol decides, and only images above `WHOLE_PIXELS` go by windows.
         min_confidence: pixels whose class is less probable are unlabelled; see
@@ -96,6 +96,7 @@ class Predictor:
         self.device = distributed.device(device)
         self.model: SETR | ExportedModel = model.eval().to(self.device)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
+        self._averages = scales is not None or flip
         chosen = resolve_protocol(protocol, model, info).overridden(**views)
         self.info = replace(info, protocol=chosen)
         self.max_pixels = max_pixels
@@ -214,6 +215,11 @@ class Predictor:
 
     def _predict_raster(self, opened: Raster) -> Result:
         with opened as raster:
+            if self._averages:
+                raise SetrError(
+                    f"{raster.name}: pixels of a raster have a size on the ground; load the model "
+                    "without scales and flip, or give the pixels as an array"
+                )
             H, W = raster.shape
             if not raster.fits(self.max_pixels):
                 raise SetrError(

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from setr.bands import as_rgb, check_pixels, read_pixels
-from setr.datasets import Dataset, SceneDataset
+from setr.datasets import Dataset
 from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.pairs import Pairs
@@ -81,7 +81,8 @@ def survey(dataset: Dataset, *, full: bool = False, progress: Progress | None = 
         assert kept is not None
         rows[missing] = len(kept.key) + np.arange(len(missing))
         result = take_rows(join_rows(kept, fresh), rows, keys)
-    save_survey(place, result)
+    if keys.any():
+        save_survey(place, result)
     return result
 
 
@@ -116,12 +117,7 @@ def _examine_all(
 
 def _examine(dataset: Dataset, index: int, full: bool) -> _Look:
     try:
-        if isinstance(dataset, SceneDataset):
-            sample = dataset.load(index)
-            size, mask, flags = sample.image.shape[:2], sample.mask, FULL
-            content = look = 0
-        else:
-            size, mask, flags, content, look = _read(dataset, index, full)
+        size, mask, flags, content, look = _read(dataset, index, full)
     except SetrError as error:
         return _Look(problem=str(error))
     histogram = np.bincount(mask.ravel(), minlength=256)
@@ -136,19 +132,31 @@ def _examine(dataset: Dataset, index: int, full: bool) -> _Look:
 def _read(
     dataset: Dataset, index: int, full: bool
 ) -> tuple[tuple[int, int], np.ndarray, int, int, int]:
-    image_source, mask_source = dataset.sources(index)
-    size, rotated = check_pixels(image_source, dataset.bands)
-    flags, content, look = ROTATED * rotated, 0, 0
-    if full:
-        data = image_source if isinstance(image_source, bytes) else Path(image_source).read_bytes()
-        content = zlib.crc32(data) << 32 | len(data) & 0xFFFFFFFF
-        look = difference_hash(as_rgb(read_pixels(image_source, dataset.bands)))
-        flags |= FULL
-    raw = dataset.raw_mask(index, mask_source, size)
+    flags = content = look = 0
+    if dataset.decoded:
+        image, raw = dataset.open_raw(index)
+        size, flags = (image.shape[0], image.shape[1]), FULL
+        content, look = _fingerprint(image[:].tobytes(), image[:])
+    else:
+        image_source, mask_source = dataset.sources(index)
+        size, rotated = check_pixels(image_source, dataset.bands)
+        flags |= ROTATED * rotated
+        if full:
+            data = (
+                image_source if isinstance(image_source, bytes) else Path(image_source).read_bytes()
+            )
+            content, look = _fingerprint(data, read_pixels(image_source, dataset.bands))
+            flags |= FULL
+        raw = dataset.raw_mask(index, mask_source, size)
     if raw.dtype == np.uint8 and raw.ndim == 2 and raw.max(initial=0) == 255:
         used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
         flags |= BINARY * (set(used.tolist()) <= {0, 255})
     return size, dataset.to_train_ids(index, raw), flags, content, look
+
+
+def _fingerprint(data: bytes, image: np.ndarray) -> tuple[int, int]:
+    """What is equal for the same bytes, and what nearly is for pixels that look the same."""
+    return zlib.crc32(data) << 32 | len(data) & 0xFFFFFFFF, difference_hash(as_rgb(image))
 
 
 def difference_hash(image: np.ndarray) -> int:
@@ -203,10 +211,12 @@ def _ones(x: np.ndarray) -> np.ndarray:
 
 
 def _keys(dataset: Dataset) -> Iterator[int]:
-    """A number per pair that changes when a file does; 0 where a file is missing."""
-    if dataset.version is not None:
+    """A number per pair that changes when a file does; 0 where nothing tells whether it did."""
+    version = dataset.version
+    if version is not None or dataset.decoded:
         for index in range(len(dataset)):
-            yield _digest(f"{dataset.name}/{dataset.split}/{dataset.version}/{index}/{VERSION}")
+            text = f"{dataset.name}/{dataset.split}/{version}/{index}/{VERSION}"
+            yield 0 if version is None else _digest(text)
         return
     for image, mask in _names(dataset):
         try:

@@ -86,7 +86,6 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
     """
     import numpy as np
 
-    from setr.datasets import SceneDataset
     from setr.images import encode_png
     from setr.masks import read_mask
     from setr.progress import counting
@@ -96,7 +95,7 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
     order = np.random.default_rng(zlib.crc32(dataset.split.encode())).permutation(len(dataset))
     for done, index in enumerate(order.tolist(), 1):
         name = dataset.pairs[index].image.name
-        if isinstance(dataset, SceneDataset):
+        if dataset.decoded:
             image, mask = map(encode_png, dataset.load(index))
             yield Packed(name, image, ".png", mask)
         else:

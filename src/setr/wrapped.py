@@ -1,0 +1,160 @@
+"""Samples from the user's own code as a data set: a torch `Dataset`, a list, anything indexed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from setr.arrays import as_image
+from setr.bands import Bands
+from setr.datasets import MASK_KEYS, Dataset, Sample, require_size
+from setr.errors import USAGE, SetrError
+from setr.labels import IGNORE, Labels, known_labels
+from setr.masks import as_mask
+from setr.pairs import Pair
+
+_ONE_AT_A_TIME = threading.RLock()
+"""A user's code need not bear several threads. Not of a data set, which goes to other processes and
+may hold another one."""
+
+
+def wrap_dataset(
+    samples: Any,
+    labels: Labels | Sequence[str] | Mapping[int, str] | str,
+    split: str,
+    *,
+    name: str = "own",
+    version: str | None = None,
+    bands: Bands | None = None,
+) -> WrappedDataset:
+    """A split for `setr.train`, `setr.evaluate` and `setr.doctor.check` out of samples in Python.
+
+    Samples are read whole before training, which checks them, and then again in every epoch. The
+    crops, flips and colours of a recipe are applied to what they hold, so leave such transforms out
+    of your own. An interrupted run continues bit for bit if an index always gives the same sample.
+
+    Args:
+        samples: has a length and gives, for 0, 1, …, a pair of image and mask, or a mapping with
+            `image` and one of `mask`, `label`, `labels`, `annotation`: a `torch.utils.data.Dataset`
+            (also `Subset` and `ConcatDataset` of one, or of setr's own data sets), a data set of
+            Hugging Face, a list. An image is what `Predictor.predict` takes: a Pillow image, uint8
+            (H, W, 3), a tensor (3, H, W), a path, …; a mask is a Pillow image, a path, or whole
+            numbers (H, W).
+        labels: class names in the order of their ids from 0; a mapping of other ids to names, or to
+            `ignore`; the name of a known data set; or `Labels`, for colours. 255 is ignored unless
+            a mapping names it.
+        split: `train`, `val` or another name.
+        name: of the data set, in logs and model cards.
+        version: changes when the content does. With it, checks and stored features of earlier runs
+            are used again and a run does not continue on other content; without, each run looks
+            anew and compares the classes and the number of samples only.
+        bands: of images with other channels than red, green and blue, as a data.yaml names them.
+
+    Raises:
+        SetrError: no length or index, or classes that cannot be.
+    """
+    if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
+        raise SetrError(
+            f"{type(samples).__name__}: has no length or no index; give a torch Dataset with "
+            "__len__ and __getitem__, or a list(…) of the samples",
+            code=USAGE,
+        )
+    labels = _labels(labels)
+    if len(samples) and isinstance(samples[0], Sample):  # another data set's, mapped already
+        labels = Labels(labels.classes, labels.colours)
+    numbered = _Numbered(name, split, len(samples))
+    return WrappedDataset(
+        name, split, labels, numbered, samples=samples, content=version, bands=bands
+    )
+
+
+def _labels(given: Labels | Sequence[str] | Mapping[int, str] | str) -> Labels:
+    if isinstance(given, Labels):
+        return given
+    if isinstance(given, str):
+        return known_labels(given)
+    if not isinstance(given, Mapping):
+        return Labels(tuple(map(str, given)))
+    names = dict.fromkeys(name for _, name in sorted(given.items()) if name != "ignore")
+    ids = {IGNORE: "ignore", **given}
+    return Labels.from_dict({"classes": list(names), "label_map": ids})
+
+
+@dataclass(frozen=True)
+class WrappedDataset(Dataset):
+    """A split whose samples the user's code hands out; made by `wrap_dataset`.
+
+    Attributes:
+        samples: what hands them out.
+        content: its version.
+    """
+
+    decoded = True
+
+    samples: Any = field(kw_only=True, repr=False)
+    content: str | None = field(kw_only=True)
+
+    @property
+    def version(self) -> str | None:
+        """As the user names it; without a name nothing is known of another run's samples."""
+        return self.content
+
+    def pixels(self, index: int) -> np.ndarray:
+        """The image of one sample."""
+        return self.open_raw(index)[0]
+
+    def open_raw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """One sample as uint8 (H, W, C) and its mask's ids or colours.
+
+        Raises:
+            SetrError: no pair, or not of an image and a mask of one size.
+        """
+        place = self.pairs[index].image
+        with _ONE_AT_A_TIME:
+            given = self.samples[index]
+        try:
+            image, mask = _parts(given)
+            pixels = as_image(image, bands=self.bands)
+            raw = as_mask(mask, rgb=self.labels.colour_map is not None)
+        except SetrError as error:
+            raise SetrError(f"{place}: {error}") from None
+        require_size(place, raw, pixels.shape[:2])
+        return pixels, raw
+
+
+def _parts(given: Any) -> tuple[Any, Any]:
+    if isinstance(given, Mapping):
+        key = next((key for key in MASK_KEYS if key in given), None)
+        if "image" in given and key is not None:
+            return given["image"], given[key]
+        have = ", ".join(map(str, given))
+        raise SetrError(f"has {have or 'nothing'}; give 'image' and one of {', '.join(MASK_KEYS)}")
+    if isinstance(given, tuple | list) and len(given) == 2:
+        return given[0], given[1]
+    count = f" of {len(given)}" if isinstance(given, tuple | list) else ""
+    raise SetrError(f"is a {type(given).__name__}{count}; give a pair, (image, mask)")
+
+
+class _Numbered(Sequence[Pair]):
+    """Names for samples that have none: NAME/SPLIT/0000012."""
+
+    def __init__(self, name: str, split: str, length: int) -> None:
+        self.name, self.split, self.length = name, split, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(self.length)))
+        number = range(self.length)[index]
+        place = Path(self.name, self.split, f"{number:07d}")
+        return Pair(place, place)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[i] for i in range(self.length))
