@@ -13,7 +13,8 @@ demo: $(CORE)  ## train a small model on drawn scenes, evaluate it, write runs/d
 	$(BIN)/setr demo
 
 test: $(STAMP)  ## the whole test suite in JOBS processes, no network
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not alone" --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 lint: $(STAMP)  ## formatting, lint rules and types, as CI runs them
 	$(BIN)/ruff format --check .

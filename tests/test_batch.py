@@ -492,6 +492,7 @@ def test_broken_archives_are_named(model_dir, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ray_gives_the_same_bits(model_dir, photos, expected, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     plain, ray, packed = (tmp_path / name for name in ("plain", "ray", "packed"))

@@ -30,6 +30,7 @@ from setr.runfolder import LAST
 from tests.processes import STEPS, evaluate, settings
 from tests.test_engine import final_state
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
