@@ -206,6 +206,8 @@ def test_a_stream_has_no_index():
     with pytest.raises(SetrError, match="generator: has no length or no index") as caught:
         wrap_dataset((x for x in ()), CLASSES, "train")
     assert caught.value.code == USAGE
+    with pytest.raises(SetrError, match="split 'val' of own has no samples"):
+        wrap_dataset([], CLASSES, "val")
 
 
 def test_errors_of_the_users_code_stay_theirs():

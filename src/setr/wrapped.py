@@ -13,7 +13,7 @@ import numpy as np
 from setr.arrays import as_image
 from setr.bands import Bands
 from setr.datasets import MASK_KEYS, Dataset, Sample, require_size
-from setr.errors import USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.labels import IGNORE, Labels, known_labels
 from setr.masks import as_mask
 from setr.pairs import Pair
@@ -56,7 +56,7 @@ def wrap_dataset(
         bands: of images with other channels than red, green and blue, as a data.yaml names them.
 
     Raises:
-        SetrError: no length or index, or classes that cannot be.
+        SetrError: no length or index, no samples, or classes that cannot be.
     """
     if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
         raise SetrError(
@@ -64,8 +64,10 @@ def wrap_dataset(
             "__len__ and __getitem__, or a list(…) of the samples",
             code=USAGE,
         )
+    if not len(samples):
+        raise SetrError(f"split '{split}' of {name} has no samples", code=DATA_CHECK_FAILED)
     labels = _labels(labels)
-    if len(samples) and isinstance(samples[0], Sample):  # another data set's, mapped already
+    if isinstance(samples[0], Sample):  # another data set's, mapped already
         labels = Labels(labels.classes, labels.colours)
     numbered = _Numbered(name, split, len(samples))
     return WrappedDataset(
