@@ -5,9 +5,11 @@ The processes are started by hand, as `srun` does, or by torchrun; they speak ov
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -40,9 +42,12 @@ CASES = (
 
 
 def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+    """Not of those that systems give to connections: one might take it before its case comes."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return str(port)
 
 
 def environment(**values: object) -> dict[str, str]:
@@ -317,6 +322,18 @@ def test_a_first_process_that_does_not_come_is_one_line(first_of_two, monkeypatc
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SetrError, match="rank 0 does not answer within 1 s"), joined(timeout=1):
         pass
+
+
+def test_another_program_on_the_port_is_one_line(first_of_two, monkeypatch):
+    """It accepts the connection and says nothing, which torch waits for without end."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("setr.launch.GRACE_SECONDS", 0.5)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+        other.listen()
+        message = r"127\.0\.0\.1:\d+: what listens there is not rank 0; set another MASTER_PORT"
+        with pytest.raises(SetrError, match=message), joined(timeout=1):
+            pass
 
 
 def test_differences_are_named():

@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+import queue
 import re
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,6 +21,11 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from setr.errors import USAGE, SetrError
+
+
+GRACE_SECONDS = 10
+"""How much longer than everyone's patience a connection may stay silent."""
+_SLURM_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
 
 
 class Place(NamedTuple):
@@ -62,7 +69,7 @@ def place_of(env: Mapping[str, str]) -> Place | None:
             "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
             "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env),
             "MASTER_PORT": env.get("MASTER_PORT")
-            or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000),
+            or str(_SLURM_PORTS[int(env.get("SLURM_JOB_ID", "0")) % len(_SLURM_PORTS)]),
         }
     else:
         return None
@@ -106,9 +113,37 @@ def restarted() -> bool:
 def meet(place: Place, timeout: float) -> tuple[Any, Any]:
     """Wait for all processes: two connections to the store of this start, with each host's name.
 
+    The wait is done in a thread of its own, because torch waits without end for the first word of
+    whoever accepts its connection, and that may be another program.
+
     Raises:
         SetrError: a port in use, or processes that do not come.
     """
+    outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def wait() -> None:
+        try:
+            outcome.put((_meet(place, timeout), None))
+        except Exception as error:
+            outcome.put((None, error))
+
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        stores, problem = outcome.get(timeout=timeout + GRACE_SECONDS)
+    except queue.Empty:
+        raise SetrError(
+            f"{place.address}:{place.port}: what listens there is not rank 0; set another "
+            "MASTER_PORT",
+            code=USAGE,
+        ) from None
+    if problem is not None:
+        raise problem
+    met: tuple[Any, Any] = stores
+    return met
+
+
+def _meet(place: Place, timeout: float) -> tuple[Any, Any]:
+    deadline = time.monotonic() + timeout
     where = f"{place.address}:{place.port}"
     # torchrun keeps the store itself, and keeps it when it starts the processes again
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -125,7 +160,7 @@ def meet(place: Place, timeout: float) -> tuple[Any, Any]:
             )
             for number in range(2)
         )
-        name = _agree(first, place, where, timeout)
+        name = _agree(first, place, where, timeout, deadline)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise SetrError(
@@ -143,7 +178,7 @@ def meet(place: Place, timeout: float) -> tuple[Any, Any]:
     return stores
 
 
-def _agree(store: Any, place: Place, where: str, timeout: float) -> str:
+def _agree(store: Any, place: Place, where: str, timeout: float, deadline: float) -> str:
     """A name for this start: the store may hold what earlier starts of the same job wrote.
 
     Every process puts down a number of its own. Rank 0 lists the numbers until all processes have
@@ -152,7 +187,7 @@ def _agree(store: Any, place: Place, where: str, timeout: float) -> str:
     own = uuid.uuid4().hex
     store.set(f"setr/here/{place.rank}", own)
     keys = [f"setr/here/{rank}" for rank in range(place.world)]
-    deadline, answered = time.monotonic() + timeout, ""
+    answered = ""
     while time.monotonic() < deadline:
         if place.rank == 0 and store.check(keys):
             store.set("setr/list", ",".join(value.decode() for value in map(store.get, keys)))
