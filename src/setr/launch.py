@@ -22,7 +22,6 @@ import torch.distributed as dist
 
 from setr.errors import USAGE, SetrError
 
-
 GRACE_SECONDS = 10
 """How much longer than everyone's patience a connection may stay silent."""
 _SLURM_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
