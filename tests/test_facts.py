@@ -62,6 +62,18 @@ def test_resuming_with_other_masks_of_the_same_names_is_refused(folder_data):
         require_same_run("run", before, facts(folder_data))
 
 
+def test_resuming_with_other_bands_is_refused(folder_data):
+    """Also where the run began on images read as RGB, of which no fact was kept."""
+    before, text = facts(folder_data), (folder_data / "data.yaml").read_text()
+    (folder_data / "data.yaml").write_text(f"{text}bands: [3, 2, 1]\n")
+    now = facts(folder_data)
+    with pytest.raises(SetrError, match=r"data\.train\.bands \[3, 2, 1\], not None"):
+        require_same_run("run", before, now)
+    with pytest.raises(SetrError, match=r"data\.train\.bands None, not \[3, 2, 1\]"):
+        require_same_run("run", now, before)
+    require_same_run("run", now, now)
+
+
 def test_resuming_with_other_shards_of_the_same_names_is_refused(folder_data, tmp_path):
     def packed(name: str) -> dict[str, object]:
         out = tmp_path / name / "shards"

@@ -24,6 +24,7 @@ from setr.settings import PER_PROCESS, flat
 from setr.wrapped import WrappedDataset
 
 _TOLD_BY_VERSION = (ShardDataset, WrappedDataset)
+_OF_BANDS = ("bands", "value_range")  # facts of data that name them
 _SAMPLED = 64  # files whose size is compared
 
 
@@ -116,13 +117,14 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
     """Refuse to continue a run with another model, optimiser or other data; name other changes.
 
     Facts that the version which began the run did not keep are not compared; settings it did not
-    have count as they are by default, which is what it did.
+    have count as they are by default, which is what it did, and data without bands are RGB.
 
     Raises:
         SetrError: what differs.
     """
     splits = {_split(key) for key in before}
-    before = {**_settings(Config()), **before}
+    no_bands = {f"{_split(k)}.{name}": None for k in before if _of_files(k) for name in _OF_BANDS}
+    before = {**_settings(Config()), **no_bands, **before}
     now = {k: v for k, v in now.items() if k in before or _split(k) not in splits}
     for kind, belongs in _IDENTITY.items():
         mine = {k: v for k, v in before.items() if belongs(k)}
