@@ -31,6 +31,8 @@ ORDER = (
         "shards",
         "shard_writer",
         "data_yaml",
+        "dataset",
+        "hub_rows",
         "datasets",
         "wrapped",
     ),

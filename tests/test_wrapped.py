@@ -15,7 +15,8 @@ from torch.utils.data import Dataset as TorchDataset
 import setr
 from setr.bands import Bands
 from setr.config import Config
-from setr.datasets import Sample, open_dataset
+from setr.dataset import Sample
+from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE, Labels

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from setr.config import Precision
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.evaluation import autocast_dtype, require_fit, testing
 from setr.hub import ModelInfo
 from setr.inference import NormalizedImages, predict_scores

@@ -13,7 +13,7 @@ import torch
 from setr import distributed
 from setr.adjustment import ADJUSTED, find_offsets, shift_logits
 from setr.config import Config
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.evaluation import evaluate_split
 from setr.hub import ModelInfo, from_pretrained, save_pretrained
 from setr.model import SETR

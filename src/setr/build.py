@@ -16,7 +16,7 @@ from torch import Tensor
 from setr.bands import Bands
 from setr.complexity import parameter_counts
 from setr.config import Config, ModelConfig
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.distributed import say, world
 from setr.doctor import check, class_weights, describe_map
 from setr.errors import USAGE, SetrError

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.labels import IGNORE, Labels
 from setr.survey import Progress, near_hashes, survey

@@ -26,7 +26,7 @@ from setr.build import (
     checked_pixels,
 )
 from setr.config import Config
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.distributed import say, together
 from setr.errors import INTERRUPTED, SetrError
 from setr.estimate import explained, settled

@@ -21,7 +21,8 @@ from torch import Tensor
 from setr import distributed
 from setr.bands import as_rgb
 from setr.config import Precision
-from setr.datasets import Dataset, open_dataset
+from setr.dataset import Dataset
+from setr.datasets import open_dataset
 from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import write_bytes

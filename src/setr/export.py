@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.errors import USAGE, SetrError
 from setr.evaluation import require_labelled
 from setr.export_check import compare, compare_accuracy, require_accuracy

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.errors import SetrError
 from setr.evaluation import evaluate_split
 from setr.graphs import Head

@@ -16,7 +16,8 @@ import torch
 
 from setr import __version__
 from setr.config import Config
-from setr.datasets import Dataset, ShardDataset
+from setr.dataset import Dataset
+from setr.datasets import ShardDataset
 from setr.distributed import differences, say
 from setr.errors import USAGE, SetrError
 from setr.pairs import Pair, Pairs

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from setr.build import build_info
 from setr.config import Config
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.distributed import say, world
 from setr.encoder import Encoder
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError

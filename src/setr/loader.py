@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.errors import SetrError
 from setr.transforms import Augmentation
 

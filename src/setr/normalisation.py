@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from setr.config import Config, ModelConfig
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.distributed import on_first, say
 from setr.errors import USAGE, SetrError
 from setr.evaluation import spread

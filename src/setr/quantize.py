@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.evaluation import spread
 from setr.hub import ModelInfo

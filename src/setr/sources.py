@@ -11,7 +11,7 @@ from torch import Tensor
 
 from setr.build import build_augmentation
 from setr.config import Config
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.features import FeatureFiles, open_features, split_maps
 from setr.inference import normalize
 from setr.loader import BatchOrder, Share, training_batches, training_order

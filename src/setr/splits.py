@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from setr.config import Config
-from setr.datasets import GIVEN, Dataset, open_dataset
+from setr.dataset import Dataset
+from setr.datasets import GIVEN, open_dataset
 from setr.errors import USAGE, SetrError
 
 

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from setr.bands import as_rgb, check_pixels, read_pixels
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.pairs import Pairs

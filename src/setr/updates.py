@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from setr import distributed
 from setr.config import Config
-from setr.datasets import Dataset
+from setr.dataset import Dataset
 from setr.distributed import add_up, say, together
 from setr.errors import SetrError
 from setr.loss_scale import LossScaler

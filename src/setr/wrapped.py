@@ -12,8 +12,9 @@ import numpy as np
 
 from setr.arrays import as_image
 from setr.bands import Bands
-from setr.datasets import MASK_KEYS, Dataset, Sample, require_size
+from setr.dataset import Dataset, Sample, require_size
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.hub_rows import MASK_KEYS
 from setr.labels import IGNORE, Labels, known_labels
 from setr.masks import as_mask
 from setr.pairs import Pair

@@ -13,7 +13,8 @@ import tyro
 
 from setr.cli import parse
 from setr.data_yaml import SPLITS
-from setr.datasets import Dataset, open_dataset
+from setr.dataset import Dataset
+from setr.datasets import open_dataset
 from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
 from setr.doctor_page import write_page
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError

@@ -18,7 +18,7 @@ from setr.errors import OK, USAGE, SetrError
 from setr.tables import figures_table, report_failed
 
 if TYPE_CHECKING:
-    from setr.datasets import Dataset
+    from setr.dataset import Dataset
     from setr.gallery import Gallery
     from setr.predictor import Predictor
     from setr.protocols import Protocol

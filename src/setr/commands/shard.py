@@ -16,7 +16,7 @@ from setr.cli import parse, require_least
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
-    from setr.datasets import Dataset
+    from setr.dataset import Dataset
     from setr.shard_writer import Packed
 
 
