@@ -161,9 +161,10 @@ def prepare(job: dict[str, Any], work: Path) -> dict[str, Any]:
     from setr.complexity import forward_flops
     from setr.export import metadata, write_openvino
     from setr.graphs import Graph, trace
-    from setr.hub import ModelInfo, save_pretrained
+    from setr.hub import save_pretrained
     from setr.inference import normalize
     from setr.labels import Labels
+    from setr.model_info import ModelInfo
     from setr.onnx_file import write_onnx
 
     size = job["size"]

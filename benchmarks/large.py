@@ -40,8 +40,8 @@ def run_case(case: str, size: Any, window: int) -> dict[str, float]:
     import torch
 
     from setr import create_model
-    from setr.hub import ModelInfo
     from setr.labels import Labels
+    from setr.model_info import ModelInfo
     from setr.predictor import Predictor
 
     torch.manual_seed(0)

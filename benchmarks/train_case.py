@@ -72,7 +72,7 @@ def timed(work: Callable[[], object], device: str) -> float:
 def dtype_of(case: dict[str, Any]) -> Any:
     if case["who"] == "mmseg":
         return torch.bfloat16 if case["precision"] == "bf16" else None
-    from setr.evaluation import autocast_dtype
+    from setr.precision import autocast_dtype
 
     return autocast_dtype(case["precision"], torch.device(case["device"]))
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from setr import scenes
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
 from setr.images import encode_png
+from setr.model_info import ModelInfo
 from setr.serve.app import create_app
 from setr.serve.gate import Gate, Keys
 from setr.serve.limits import Limits

@@ -15,7 +15,8 @@ from setr.cli import main
 from setr.datasets import open_dataset
 from setr.engine import train
 from setr.errors import SetrError
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
+from setr.model_info import ModelInfo
 from tests.conftest import tiny_config, tiny_model
 
 

@@ -22,10 +22,11 @@ from setr.arrays import as_image
 from setr.cli import main
 from setr.errors import FAILED, OK, SetrError
 from setr.files import write_bytes
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
 from setr.images import encode_png, read_image
 from setr.inference import Protocol
 from setr.masks import read_mask
+from setr.model_info import ModelInfo
 from setr.predictor import Predictor
 from setr.streams import split_sources
 from setr.urls import download

@@ -12,8 +12,9 @@ from setr import scenes
 from setr.averaging import average
 from setr.cli import main
 from setr.errors import SetrError
-from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.hub import from_pretrained, save_pretrained
 from setr.inference import Protocol
+from setr.model_info import ModelInfo
 from tests.conftest import tiny_model
 
 K = len(scenes.LABELS.classes)

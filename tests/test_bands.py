@@ -26,10 +26,11 @@ from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.export import metadata
 from setr.filming import predict_video
 from setr.graphs import Graph, trace
-from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.hub import from_pretrained, save_pretrained
 from setr.images import encode_png
 from setr.labels import IGNORE
 from setr.model import create_model
+from setr.model_info import ModelInfo
 from setr.normalisation import measured, with_channels
 from setr.predictor import Predictor
 from setr.transforms import Augmentation, CropWindow, distort

@@ -22,11 +22,12 @@ from setr import predictor, scenes
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.files import write_bytes
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol
 from setr.inputs import find_items, read_item
 from setr.manifest import Manifest
+from setr.model_info import ModelInfo
 from setr.passes import Batches, NoMemoryError, predict_each
 from setr.predictor import load
 from setr.result import Result

@@ -12,7 +12,8 @@ from setr.bench import ROWS, Row, advice, bench, run_process
 from setr.cli import main
 from setr.commands.bench import table
 from setr.errors import USAGE, SetrError
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
+from setr.model_info import ModelInfo
 from setr.predictor import load
 from tests.conftest import tiny_model
 

@@ -13,9 +13,10 @@ import pytest
 from setr.cli import VERBS, _reason, main
 from setr.errors import FAILED, OK, USAGE
 from setr.files import write_bytes
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.labels import Labels
+from setr.model_info import ModelInfo
 from setr.scenes import draw
 from tests.conftest import tiny_model
 

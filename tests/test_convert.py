@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 import setr
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE
-from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.hub import from_pretrained, save_pretrained
 from setr.labels import Labels
 from setr.model import create_model
+from setr.model_info import ModelInfo
 from tests.conftest import tiny_model
 
 

@@ -19,13 +19,15 @@ from setr import evaluation, scenes
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
-from setr.evaluation import autocast_dtype, evaluate_split
 from setr.evaluation import evaluate as evaluate_with_workers
+from setr.evaluation import evaluate_split
 from setr.gallery import Gallery
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
 from setr.inference import Protocol, normalize
 from setr.labels import Labels
 from setr.metrics import ConfusionMatrix
+from setr.model_info import ModelInfo
+from setr.precision import autocast_dtype
 from tests.conftest import tiny_model, write_scene_folders
 
 evaluate = functools.partial(evaluate_with_workers, workers=0, precision="fp32")

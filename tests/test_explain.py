@@ -23,9 +23,10 @@ from setr.explain import (
 )
 from setr.figures import View, attention_figure, make_view, spread_layers
 from setr.files import write_bytes
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.model import SETR, create_model
+from setr.model_info import ModelInfo
 from setr.montage import mark, montage, with_legend
 from setr.predictor import Predictor
 from setr.protocols import Protocol

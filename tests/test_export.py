@@ -20,10 +20,11 @@ from setr.evaluation import evaluate, spread
 from setr.export import export
 from setr.export_check import compare
 from setr.graphs import Graph, bicubic_weights, trace
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol, normalize
 from setr.model import SETR, create_model
+from setr.model_info import ModelInfo
 from setr.predictor import Predictor, load
 from setr.quantize import calibration_images
 from tests.conftest import tiny_model, write_scene_folders

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from setr.errors import SetrError
-from setr.hub import ModelInfo, encoder_licence, from_pretrained, push_to_hub, save_pretrained
+from setr.hub import from_pretrained, push_to_hub, save_pretrained
 from setr.inference import Protocol
 from setr.labels import Labels
 from setr.model import create_model
+from setr.model_card import encoder_licence
+from setr.model_info import ModelInfo
 from setr.pretrained import load_encoder
 from tests.conftest import tiny_model
 

@@ -10,10 +10,11 @@ import torch
 from setr.complexity import parameter_counts
 from setr.engine import train
 from setr.errors import SetrError
-from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.hub import from_pretrained, save_pretrained
 from setr.labels import Labels
 from setr.lora import add_lora, merged_state
 from setr.model import SETR, create_model
+from setr.model_info import ModelInfo
 from tests.conftest import tiny_model
 
 INFO = ModelInfo(labels=Labels(tuple("abcde")))

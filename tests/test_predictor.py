@@ -19,11 +19,12 @@ from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.evaluation import resolve_protocol
 from setr.files import write_bytes
-from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.hub import from_pretrained, save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol
 from setr.labels import known_labels
 from setr.masks import read_mask
+from setr.model_info import ModelInfo
 from setr.predictor import Predictor, load
 from setr.submissions import check_submission
 from tests.conftest import tiny_model

@@ -16,9 +16,10 @@ import setr
 from setr import mapping, rasters, scenes
 from setr.cli import main
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
 from setr.labels import IGNORE
 from setr.mapping import predict_raster
+from setr.model_info import ModelInfo
 from setr.outputs import write
 from setr.polygons import signed_area
 from setr.predictor import Predictor

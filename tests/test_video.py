@@ -20,9 +20,10 @@ from setr.cli import main
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.files import write_bytes
 from setr.filming import predict_video
-from setr.hub import ModelInfo, save_pretrained
+from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.masks import read_mask
+from setr.model_info import ModelInfo
 from setr.predictor import Predictor
 from setr.progress import Progress
 from setr.streams import Stream, predict_stream

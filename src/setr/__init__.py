@@ -14,7 +14,7 @@ _EXPORTS = {
     "Bands": "bands",
     "Config": "config",
     "Labels": "labels",
-    "ModelInfo": "hub",
+    "ModelInfo": "model_info",
     "Predictor": "predictor",
     "Protocol": "protocols",
     "Result": "result",

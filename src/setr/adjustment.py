@@ -25,11 +25,12 @@ from torch import Tensor
 
 from setr.config import Precision
 from setr.dataset import Dataset
-from setr.evaluation import autocast_dtype, require_fit, testing
-from setr.hub import ModelInfo
+from setr.evaluation import require_fit, testing
 from setr.inference import NormalizedImages, predict_scores
 from setr.loader import whole_images
 from setr.model import SETR
+from setr.model_info import ModelInfo
+from setr.precision import autocast_dtype
 from setr.progress import Progress
 
 ADJUSTED = "logits adjusted on"

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from setr.errors import USAGE, SetrError
-from setr.hub import ModelInfo, from_pretrained
+from setr.hub import from_pretrained
 from setr.model import SETR
+from setr.model_info import ModelInfo
 
 
 def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:

@@ -15,8 +15,9 @@ from setr.adjustment import ADJUSTED, find_offsets, shift_logits
 from setr.config import Config
 from setr.dataset import Dataset
 from setr.evaluation import evaluate_split
-from setr.hub import ModelInfo, from_pretrained, save_pretrained
+from setr.hub import from_pretrained, save_pretrained
 from setr.model import SETR
+from setr.model_info import ModelInfo
 from setr.parallel import Parallel, full_tensors
 from setr.protocols import MULTI_SCALES
 from setr.runfolder import RunFolder

@@ -20,12 +20,12 @@ from setr.dataset import Dataset
 from setr.distributed import say, world
 from setr.doctor import check, class_weights, describe_map
 from setr.errors import USAGE, SetrError
-from setr.hub import ModelInfo
 from setr.inference import Protocol
 from setr.labels import Labels
 from setr.loader import Share
 from setr.lora import add_lora
 from setr.model import SETR, create_model
+from setr.model_info import ModelInfo
 from setr.pretrained import load_encoder
 from setr.progress import counting
 from setr.protocols import preset

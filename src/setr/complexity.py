@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from setr.hub import encoder_licence
 from setr.model import SETR, Features, create_model
+from setr.model_card import encoder_licence
 
 UNUSED_CLASSIFIER = 512 * 150 + 150
 """Parameters of the 1x1 classifier 512 -> 150 that every head of the authors' code creates and

@@ -30,13 +30,14 @@ from setr.dataset import Dataset
 from setr.distributed import say, together
 from setr.errors import INTERRUPTED, SetrError
 from setr.estimate import explained, settled
-from setr.evaluation import autocast_dtype, write_json
 from setr.facts import data_record, require_same_run, run_facts
+from setr.files import write_json
 from setr.interrupt import Interrupt, ending_with
 from setr.loss_scale import LossScaler
 from setr.normalisation import with_normalisation
 from setr.optim import MovingAverage, build_optimizer
 from setr.parallel import Parallel
+from setr.precision import autocast_dtype
 from setr.profiling import Profile
 from setr.progress import Progress
 from setr.provenance import provenance

@@ -18,10 +18,10 @@ from setr.build import build_model, with_steps
 from setr.complexity import training_flops
 from setr.config import Config
 from setr.errors import SetrError
-from setr.evaluation import autocast_dtype
 from setr.machine import free_bytes
 from setr.memory import Memory, step_memory
 from setr.model import SETR
+from setr.precision import autocast_dtype
 
 SHARE = 0.92
 """Part of the free memory that `batch auto` fills; kernels need room the rehearsal does not see."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +24,13 @@ from setr.dataset import Dataset
 from setr.datasets import open_dataset
 from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.files import write_bytes
-from setr.hub import ModelInfo, from_pretrained, require_channels
+from setr.hub import from_pretrained
 from setr.inference import NormalizedImages, predict_mask
 from setr.loader import whole_images
 from setr.metrics import Absent
 from setr.model import SETR
+from setr.model_info import ModelInfo, require_channels
+from setr.precision import autocast_dtype
 from setr.progress import Progress
 from setr.protocols import Protocol, preset
 from setr.runtime import SUFFIXES, ExportedModel, open_exported
@@ -284,39 +284,3 @@ def require_labelled(model: SETR | ExportedModel, info: ModelInfo, dataset: Data
         else:
             return
     raise SetrError(str(problems[0]), code=DATA_CHECK_FAILED)
-
-
-def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The autocast type of a precision; None computes in fp32.
-
-    `auto` is bf16 where the hardware multiplies it (CUDA since Ampere, CPUs with AVX512-BF16 or
-    AMX), else fp16 on CUDA and fp32 on CPUs.
-
-    Raises:
-        SetrError: the hardware lacks the precision asked for.
-    """
-    if precision == "fp32":
-        return None
-    if precision == "fp16" and device.type == "cpu":
-        raise SetrError("precision fp16: CPUs compute in bf16 or fp32; choose auto", code=USAGE)
-    has_bf16 = _multiplies_bf16(device)
-    if precision == "bf16" and not has_bf16:
-        raise SetrError(f"precision bf16: this {device.type} lacks it; choose auto", code=USAGE)
-    if precision == "auto":
-        precision = "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
-    return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return (  # builds for some processors carry neither oneDNN nor its question
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as JSON; the file appears when complete."""
-    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())

@@ -28,8 +28,9 @@ from setr.errors import USAGE, SetrError
 from setr.evaluation import require_labelled
 from setr.export_check import compare, compare_accuracy, require_accuracy
 from setr.graphs import DTYPES, Graph, Head, trace
-from setr.hub import ModelInfo, describe, encoder_licence
 from setr.model import SETR
+from setr.model_card import encoder_licence
+from setr.model_info import ModelInfo, describe
 from setr.onnx_file import write_onnx
 from setr.quantize import calibration_images, import_nncf, quantized
 from setr.runtime import (

@@ -14,9 +14,9 @@ from setr.dataset import Dataset
 from setr.errors import SetrError
 from setr.evaluation import evaluate_split
 from setr.graphs import Head
-from setr.hub import ModelInfo
 from setr.inference import normalize
 from setr.model import SETR
+from setr.model_info import ModelInfo
 from setr.runtime import ANY, COARSE, ExportedModel, Form, Run, onnx_run, openvino_run
 
 MAX_DIFFERENCE = 1e-4

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 from setr.errors import SetrError
 
@@ -29,6 +31,11 @@ def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write values as JSON; the file appears when complete."""
+    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def list_images(folder: Path) -> list[Path]:

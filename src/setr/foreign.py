@@ -16,9 +16,9 @@ import torch
 from setr.architecture import read_architecture
 from setr.dialects import translate
 from setr.errors import USAGE, SetrError
-from setr.hub import ModelInfo
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR, OddSizes
+from setr.model_info import ModelInfo
 from setr.naming import Translation
 from setr.protocols import preset
 from setr.tensorfiles import read_tensor_file

@@ -6,61 +6,25 @@ classes, colours, label map, normalisation and test protocol.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from setr.bands import Bands
 from setr.errors import FAILED, USAGE, SetrError
-from setr.files import write_bytes
-from setr.inference import Protocol
-from setr.labels import Labels
+from setr.files import write_bytes, write_json
 from setr.lora import merged_state
 from setr.model import SETR
-from setr.pretrained import pretrained_id
+from setr.model_card import model_card
+from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
 from setr.remote import fetch
 
-FORMAT = "setr-1"
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """What a repository holds; `config.yaml` (the training settings) only if the model was trained."""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What belongs to a model besides its weights.
-
-    Args:
-        labels: classes, colours and label map.
-        mean: of the input channels, images in 0 to 1; as many as the model has channels.
-        std: of the input channels.
-        protocol: how the model is tested single-scale; prediction uses it too.
-        recipe: name of the recipe that trained it.
-        metrics: figures printed on the model card.
-        crop_size: height and width of the crops it was trained on, in pixels.
-        pretrained: where the encoder's weights came from; None for random weights.
-        command: what reproduces the model.
-        bands: what it reads of a file, one for each channel; None for red, green and blue.
-    """
-
-    labels: Labels
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    protocol: Protocol = field(default_factory=Protocol)
-    recipe: str = "custom"
-    metrics: dict[str, Any] = field(default_factory=dict)
-    crop_size: tuple[int, int] | None = None
-    pretrained: str | None = None
-    command: str | None = None
-    bands: Bands | None = None
 
 
 def save_pretrained(
@@ -80,55 +44,8 @@ def save_pretrained(
     tensors = {k: v.detach().contiguous() for k, v in merged.items()}
     values = describe(model, info)
     _write_tensors(folder / "model.safetensors", tensors)
-    write_bytes(folder / "config.json", (json.dumps(values, indent=1) + "\n").encode())
-    write_bytes(folder / "README.md", _card(model, info).encode())
-
-
-_PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
-
-
-def require_channels(model: Any, info: ModelInfo) -> None:
-    """Refuse a mean, deviation or bands of other channels than the model's."""
-    channels = getattr(getattr(model, "encoder", None), "in_chans", len(info.mean))
-    given = {
-        "mean": info.mean,
-        "std": info.std,
-        "bands": info.bands.numbers if info.bands else None,
-    }
-    for name, values in given.items():
-        if values is not None and len(values) != channels:
-            raise SetrError(
-                f"{name} {values}: the model takes {channels} channels; give ModelInfo one value "
-                "for each",
-                code=USAGE,
-            )
-
-
-def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
-    """What `config.json` holds, and every exported file too.
-
-    Raises:
-        SetrError: a normalisation of other channels than the model's.
-    """
-    require_channels(model, info)
-    return {
-        "format": FORMAT,
-        "model": model.arguments,
-        "labels": info.labels.to_dict(),
-        "protocol": dataclasses.asdict(info.protocol),
-        **(info.bands.to_dict() if info.bands else {}),
-        **{name: getattr(info, name) for name in _PLAIN_FIELDS},
-    }
-
-
-def read_info(values: dict[str, Any]) -> ModelInfo:
-    """The `ModelInfo` in what `describe` gave; KeyError or TypeError where it is something else."""
-    return ModelInfo(
-        labels=Labels.from_dict(values["labels"]),
-        protocol=Protocol(**{k: _tuples(v) for k, v in values["protocol"].items()}),
-        bands=Bands.of(values),
-        **{name: _tuples(values[name]) for name in _PLAIN_FIELDS if name in values},
-    )
+    write_json(folder / "config.json", values)
+    write_bytes(folder / "README.md", model_card(model, info).encode())
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple[SETR, ModelInfo]:
@@ -198,7 +115,7 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise SetrError(f"{folder}/config.json: format is not '{FORMAT}'")
         with _without_memory():
-            model = SETR(**{k: _tuples(v) for k, v in values["model"].items()})
+            model = SETR(**{k: as_tuple(v) for k, v in values["model"].items()})
         info = read_info(values)
     except FileNotFoundError:
         raise SetrError(
@@ -246,10 +163,6 @@ def _take_over(model: SETR, tensors: dict[str, Tensor]) -> None:
     model.load_state_dict(tensors, assign=True)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write safetensors without a second copy in memory; the final name appears when complete."""
     from safetensors import SafetensorError
@@ -265,68 +178,3 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise SetrError(f"{path}: cannot write: {str(error).splitlines()[0]:.100}") from None
-
-
-def encoder_licence(arguments: dict[str, Any], tag: str | None = None) -> str:
-    """Licence of the encoder weights timm offers for a model, by their tag or timm's default."""
-    import timm
-
-    name = arguments["encoder"]
-    if tag and not Path(tag).suffix:
-        with contextlib.suppress(SetrError):
-            name = pretrained_id(name, tag)
-    config = timm.get_pretrained_cfg(name)
-    return (config.license if config else None) or "unknown"
-
-
-def _card(model: SETR, info: ModelInfo) -> str:
-    """The model card: what, how good, from which weights, and how to make it again."""
-    arguments = model.arguments
-    licence = encoder_licence(arguments, info.pretrained)
-    figures = "\n".join(f"| {key} | {value} |" for key, value in info.metrics.items())
-    table = f"| figure | value |\n|---|---|\n{figures}" if figures else "No figures were recorded."
-    weights = (
-        f"started from `{info.pretrained}` (timm lists this encoder's weights as {licence})"
-        if info.pretrained
-        else "no pretrained weights recorded"
-    )
-    again = f"```bash\n{info.command}\n```" if info.command else "Not recorded."
-    crop = f", trained on crops of {_times(info.crop_size)}" if info.crop_size else ""
-    window = (
-        f"windows of {_times(info.protocol.window)}, step {_times(info.protocol.stride)}"
-        if info.protocol.window
-        else "whole images"
-    )
-    reads = f"\nReads {info.bands}.\n" if info.bands else ""
-    return f"""---
-library_name: setr
-pipeline_tag: image-segmentation
-tags: [semantic-segmentation, setr]
----
-# {info.recipe}
-
-The {arguments["decoder"].upper()} decoder on `{arguments["encoder"]}`{crop}; tested on {window}.
-Encoder: {weights}.
-
-{model.num_classes} classes: {", ".join(info.labels.classes)}.
-{reads}
-## Figures
-
-{table}
-
-## Use
-
-```python
-import setr
-result = setr.load("path/to/this/folder").predict("image.jpg")
-result.save("mask.png")
-```
-
-## Make it again
-
-{again}
-"""
-
-
-def _times(size: tuple[int, int] | None) -> str:
-    return "x".join(map(str, size)) if size else "the window"

@@ -6,7 +6,7 @@ import os
 
 from setr.bands import Bands, Range
 from setr.errors import USAGE, SetrError
-from setr.hub import ModelInfo
+from setr.model_info import ModelInfo
 from setr.rasters import Raster, fits_channels
 
 

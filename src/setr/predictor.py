@@ -24,15 +24,17 @@ from setr.arrays import as_image
 from setr.bands import Bands, Range, as_rgb
 from setr.config import Precision
 from setr.errors import USAGE, SetrError
-from setr.evaluation import autocast_dtype, resolve_protocol
+from setr.evaluation import resolve_protocol
 from setr.files import walk_images
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
-from setr.hub import ModelInfo, from_pretrained, require_channels
+from setr.hub import from_pretrained
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.labels import IGNORE
 from setr.model import SETR
 from setr.model_bands import ModelBands
+from setr.model_info import ModelInfo, require_channels
+from setr.precision import autocast_dtype
 from setr.rasters import Raster, is_georeferenced
 from setr.result import Result
 from setr.runtime import SUFFIXES, ExportedModel, open_exported

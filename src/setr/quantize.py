@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from setr.dataset import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.evaluation import spread
-from setr.hub import ModelInfo
 from setr.inference import normalize
+from setr.model_info import ModelInfo
 from setr.runtime import INPUT
 
 NUM_IMAGES = 128

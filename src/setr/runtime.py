@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from setr.errors import USAGE, SetrError
-from setr.hub import ModelInfo, read_info
 from setr.model import Output, resize
+from setr.model_info import ModelInfo, read_info
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files `open_exported` reads."""

@@ -19,8 +19,8 @@ from setr.errors import OK, USAGE, SetrError
 from setr.labels import Labels, known_labels
 
 if TYPE_CHECKING:
-    from setr.hub import ModelInfo
     from setr.model import SETR
+    from setr.model_info import ModelInfo
     from setr.weights import LoadReport
 
 
@@ -110,8 +110,8 @@ def _whole(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, Lo
 
 def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, LoadReport]:
     """An encoder, or weights that fit a named model."""
-    from setr.hub import ModelInfo
     from setr.model import create_model
+    from setr.model_info import ModelInfo
     from setr.weights import load_weights
 
     if labels is None and given.num_classes is None:

@@ -124,7 +124,7 @@ def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
 def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery: Gallery) -> Path:
     """Write the results so far, in the first process; returns their folder."""
     from setr.distributed import rank
-    from setr.evaluation import write_json
+    from setr.files import write_json
     from setr.report import write_evaluation
 
     home = Path(given.model) if Path(given.model).is_dir() else Path("runs", Path(given.model).name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import zlib
 from collections.abc import Iterator
@@ -46,7 +45,7 @@ def run(arguments: list[str]) -> int:
         raise SetrError("--splits: name at least one split, as train", code=USAGE)
     from setr.datasets import open_dataset
     from setr.doctor import check
-    from setr.files import write_bytes
+    from setr.files import write_json
     from setr.progress import counting
     from setr.shard_writer import write_split
     from setr.shards import FORMAT, INDEX
@@ -71,7 +70,7 @@ def run(arguments: list[str]) -> int:
         raise SetrError(f"{given.out}: cannot write: {error.strerror}") from None
     bands = opened[0].bands.to_dict() if opened[0].bands else {}  # of one data.yaml
     content = {"format": FORMAT, "name": opened[0].name, **bands, "splits": entries}
-    write_bytes(given.out / INDEX, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(given.out / INDEX, content)
     for split, entry in entries.items():
         count = sum(shard["samples"] for shard in entry["shards"])
         print(f"{split}: {count} samples in {len(entry['shards'])} shards", file=sys.stderr)
