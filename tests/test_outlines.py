@@ -119,8 +119,10 @@ def test_compressed_run_lengths():
         Runs(SIZE, as_counts(text)).cover(SIZE).inside,
         Runs(SIZE, as_counts(lengths)).cover(SIZE).inside,
     )
-    column = Runs((2, 3), as_counts([1, 2, 3])).cover((2, 3)).inside
-    np.testing.assert_array_equal(column, [[False, True, False], [True, False, False]])
+    top, left, inside = Runs((2, 3), as_counts([3, 2, 1])).cover((2, 3))
+    assert (top, left) == (0, 1)  # no larger than the object
+    np.testing.assert_array_equal(inside, [[False, True], [True, False]])
+    assert not Runs((2, 3), as_counts([6])).cover((2, 3)).inside.size
     with pytest.raises(SetrError, match=r"run lengths of 6 pixels, size \[2, 3\]"):
         Runs((2, 3), as_counts([1, 2, 3])).cover((3, 2))
 
@@ -128,6 +130,10 @@ def test_compressed_run_lengths():
 def test_a_patch_is_cut_off_at_the_border():
     png = base64.b64encode(encode_png(np.full((3, 4), 255, np.uint8))).decode()
     assert Patch(-1, 28, png).cover(SIZE).inside.shape == (2, 2)
+    for top, left in ((21, 0), (0, 33), (-3, 0), (0, -9)):
+        _, covered = draw([Shape("a", (Patch(top, left, png),))], SIZE, {"a": 0},
+                             largest_first=True)  # fmt: skip
+        assert not covered.any()
     with pytest.raises(SetrError, match="not base64"):
         Patch(0, 0, "?").cover(SIZE)
 
@@ -187,6 +193,18 @@ def test_labelme_apart_from_images_in_splits(tmp_path):
     assert dataset.pairs[0].mask == tmp_path / "masks_drawn/images/val/val_a.png"
 
 
+def test_labelme_in_folders_like_those_of_the_images(tmp_path):
+    for cut, camera in enumerate(("one", "two"), 3):
+        photo(tmp_path / "photos" / camera / "0001.jpg")
+        path = f"..\\..\\photos\\{camera}\\0001.jpg"
+        put(tmp_path / "outlines" / camera / "0001.json",
+            labelme(path, shape("wall", square(0, 0, cut))))  # fmt: skip
+    draft(tmp_path)
+    for cut, camera in enumerate(("one", "two"), 3):
+        mask = read_mask(tmp_path / "masks_drawn" / "photos" / camera / "0001.png")
+        assert (mask == 0).sum() == cut**2
+
+
 def test_real_outlines_of_labelme(shared, tmp_path):
     """Beside the masks that LabelMe drew itself, which holds pixels on a line inside, too."""
     sample = shared / "data" / "samples" / "labelme_voc"
@@ -229,6 +247,39 @@ def test_coco_of_roboflow(tmp_path):
     assert (mask == 1).sum() == 32
     assert (mask == 0).sum() == 100 - 16
     assert (mask == 2).sum() == 600 - 116
+
+
+def test_a_background_among_coco_s_categories_shifts_no_class(tmp_path):
+    """As labelme2coco writes them: `_background_` has the id 0."""
+    names = [{"id": 0, "name": "_background_"}, {"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+    for name in ("a.jpg", "b.jpg"):
+        photo(tmp_path / name)
+    put(tmp_path / "all.json", coco("a.jpg", "b.jpg", categories=names))
+    write(tmp_path, draft(tmp_path))
+    dataset = open_dataset(str(tmp_path), "val")
+    assert dataset.labels.classes == ("cat", "dog", "background")
+    mask = dataset.load(0).mask
+    assert (mask[2:6, 2:6] == 1).all()
+    assert np.bincount(mask.ravel()).tolist() == [100 - 16, 32, 600 - 116]
+
+
+def test_what_is_for_testing_is_not_trained_on(tmp_path):
+    def lists(*names: str) -> dict[str, list[str]]:
+        for name in names:
+            photo(tmp_path / name)
+        put(tmp_path / "all.json", coco(*names))
+        found = draft(tmp_path).lists
+        return {k: [line.partition("\t")[0] for line in v.splitlines()] for k, v in found.items()}
+
+    found = lists("test/1.jpg", "train/1.jpg", "train/2.jpg", "train/3.jpg")
+    assert found["test.txt"] == ["test/1.jpg"]
+    assert sorted(found["train.txt"] + found["val.txt"]) == [f"train/{i}.jpg" for i in (1, 2, 3)]
+    found = lists("test/1.jpg", "train/1.jpg", "val/2.jpg", "more/3.jpg")
+    assert found == {
+        "train.txt": ["more/3.jpg", "train/1.jpg"], "val.txt": ["val/2.jpg"],
+        "test.txt": ["test/1.jpg"],
+    }  # fmt: skip
+    assert set(lists("test/1.jpg", "test/2.jpg")) == {"train.txt", "val.txt"}
 
 
 def test_coco_in_its_own_folders(tmp_path, capsys):
@@ -370,6 +421,21 @@ def test_outlines_in_two_places(tmp_path):
     (tmp_path / "two.json").unlink()
     put(tmp_path / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
     assert "outlines of LabelMe and COCO" in refused(tmp_path)
+
+
+def test_an_image_is_listed_once(tmp_path):
+    photo(tmp_path / "a.jpg")
+    put(tmp_path / "x.json", coco("a.jpg", "a.jpg"))
+    assert "x.json lists the image a.jpg twice" in refused(tmp_path)
+
+
+def test_no_image_of_another_folder_is_taken(tmp_path):
+    for name in ("one/1.jpg", "one/2.jpg"):
+        photo(tmp_path / name)
+    put(tmp_path / "x.json", coco("one/1.jpg", "two/2.jpg"))
+    assert "x.json: image 'two/2.jpg' is not there" in refused(tmp_path)
+    put(tmp_path / "x.json", coco("/home/me/1.jpg", "upload\\2.jpg"))
+    assert "2 masks" in draft(tmp_path).yaml
 
 
 def one(category: int, area: Any) -> dict[str, Any]:

@@ -198,15 +198,20 @@ def _split_lists(
     """Text of the list of each split; at least one pair each where there are two.
 
     Pairs whose image has a known split, or lies in a folder called after one (`images/training`),
-    stay in it.
+    stay in it: what is for testing is never trained on. The others are for training, or chosen from
+    by name where no validation split is known.
     """
     parts: dict[str, list[tuple[str, str]]] = {}
     for pair in pairs:
         folders = pair[0].lower().split("/")[:-1]
         by_folder = next((SPLIT_OF[name] for name in folders if name in SPLIT_OF), "")
         parts.setdefault(known.get(pair[0], by_folder), []).append(pair)
-    if not {"train", "val"} <= set(parts) or "" in parts:
-        parts = _by_name(pairs, val_share)
+    train = [*parts.pop("train", []), *parts.pop("", [])]
+    if not train or "val" not in parts:
+        rest = [*train, *parts.pop("val", [])] or parts.pop("test")
+        parts |= _by_name(rest, val_share)
+    else:
+        parts["train"] = train
     return {
         split: "".join(f"{image}\t{mask}\n" for image, mask in sorted(part))
         for split, part in parts.items()

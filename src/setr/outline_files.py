@@ -26,7 +26,8 @@ def find_outlines(root: Path) -> Outlined | None:
     """The outlines below a folder, or None where there are none.
 
     Raises:
-        SetrError: outlines of several kinds, or an image with outlines in two files (exit code 3).
+        SetrError: outlines of several kinds, or an image with outlines in two files or twice in one
+            (exit code 3).
     """
     images = [name for name in walk_images(root) if not name.startswith(f"{DRAWN}/")]
     if not images:
@@ -46,12 +47,18 @@ def find_outlines(root: Path) -> Outlined | None:
 def _refuse_doubles(root: Path, outlined: Outlined) -> None:
     sources: dict[str, str] = {}
     for entry in outlined.images:
-        other = sources.setdefault(entry.image, entry.source)
-        if other != entry.source:
+        other = sources.get(entry.image)
+        if other == entry.source:
+            raise data_error(
+                f"{root}: {other} lists the image {entry.image} twice, perhaps by two annotators; "
+                "join the annotations under one id, or leave one of the two out"
+            )
+        if other is not None:
             raise data_error(
                 f"{root}: {entry.image} has outlines in {other} and in {entry.source}; leave one "
                 "of these files in the folder"
             )
+        sources[entry.image] = entry.source
 
 
 def _yolo(root: Path, images: list[str]) -> Outlined | None:

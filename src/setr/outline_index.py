@@ -74,18 +74,26 @@ class Images:
             for key in {os.path.basename(name), os.path.basename(stem)}:
                 self._by_name.setdefault(key, []).append(name)
 
-    def find(self, name: str, beside: str, split: str = "") -> list[str]:
+    def has_folder_of(self, name: str) -> bool:
+        """Whether a name has folders, and an image lies in them."""
+        name = name.replace("\\", "/")
+        return "/" in name and bool(self._at(name))
+
+    def find(
+        self, name: str, beside: str, split: str = "", *, in_folder: bool = False
+    ) -> list[str]:
         """Images of that path or end of a path, of several those in the nearest place.
 
         Args:
             name: as an annotation file has it, with or without suffix.
             beside: that file.
             split: it is for.
+            in_folder: take no image of that name in other folders than the name has.
         """
         name = name.replace("\\", "/")
-        found = self._by_name.get(os.path.basename(name), [])
-        ends = [f for f in found if f"/{f}".endswith(f"/{name}") or f"/{f}".startswith(f"/{name}.")]
-        found = ends or found
+        found = self._at(name)
+        if not found and not (in_folder and "/" in name):
+            found = self._by_name.get(os.path.basename(name), [])
         folder = os.path.dirname(beside)
         for nearer in (
             [f for f in found if os.path.dirname(f) == folder],
@@ -95,6 +103,10 @@ class Images:
             if len(found) > 1 and nearer:
                 found = nearer
         return found
+
+    def _at(self, name: str) -> list[str]:
+        found = self._by_name.get(os.path.basename(name), [])
+        return [f for f in found if f"/{f}".endswith(f"/{name}") or f"/{f}".startswith(f"/{name}.")]
 
 
 def split_of(path: str) -> str:

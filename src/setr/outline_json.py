@@ -60,7 +60,10 @@ def json_outlines(root: Path, images: list[str]) -> Iterator[Outlined]:
 
 def _labelme(name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
     stem, recorded = os.path.splitext(name)[0], str(content["imagePath"])
-    images = where.find(os.path.basename(stem), name) or where.find(recorded, name)
+    images = where.find(os.path.basename(stem), name)
+    if len(images) != 1:  # the path in it is relative to it
+        place = os.path.join(os.path.dirname(name), recorded.replace("\\", "/"))
+        images = where.find(os.path.normpath(place), name) or images
     if len(images) != 1:
         out.problems.append(not_one(name, recorded, images))
         return
@@ -109,7 +112,7 @@ class _Coco:
 
     def __init__(self, name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
         self.name, self.content, self.where, self.out = name, content, where, out
-        self.split = split_of(name)
+        self.split, self.in_folder = split_of(name), False
 
     def read(self) -> None:
         """Add the images and their annotations, and new classes."""
@@ -118,6 +121,8 @@ class _Coco:
             groups = {c.get("supercategory") for c in self.content["categories"]}
             used = {a["category_id"] for a in self.content["annotations"]}
             by_image: dict[Any, list[Shape]] = {i["id"]: [] for i in self.content["images"]}
+            files = [image["file_name"] for image in self.content["images"]]
+            self.in_folder = any(map(self.where.has_folder_of, files))
             for annotation in self.content["annotations"]:
                 self._add(annotation, names, by_image)
             found = [self._image(image, by_image[image["id"]]) for image in self.content["images"]]
@@ -134,7 +139,9 @@ class _Coco:
         self.out.classes = tuple(dict.fromkeys((*self.out.classes, *named)))
 
     def _image(self, image: Mapping[str, Any], shapes: list[Shape]) -> Annotated | str:
-        images = self.where.find(image["file_name"], self.name, self.split)
+        images = self.where.find(
+            image["file_name"], self.name, self.split, in_folder=self.in_folder
+        )
         if len(images) != 1:
             return not_one(self.name, image["file_name"], images)
         size = (image["height"], image["width"]) if image.get("height") else None

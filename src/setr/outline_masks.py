@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -53,10 +52,13 @@ def draw_masks(root: Path, outlined: Outlined, *, rest: str = "background") -> D
         SetrError: `rest` would leave a single class; or images or outlines that cannot be read, all
             of them counted and the first ten named (exit code 3).
     """
-    if not outlined.classes or not any(entry.shapes for entry in outlined.images):
+    own = tuple(name for name in outlined.classes if name not in (IGNORED, BACKGROUND))
+    if not own or not any(entry.shapes for entry in outlined.images):
         _refuse(root, outlined, outlined.problems or [told(outlined.left_out) or "no shapes"])
-    ids = _ids(outlined, rest)
-    palette = Labels(tuple(name for name, i in ids.items() if i != IGNORE)).palette
+    classes = _with_rest(own, rest)
+    ids = {name: i for i, name in enumerate(classes)}
+    ids |= {IGNORED: IGNORE, BACKGROUND: ids.get(rest, IGNORE)}
+    palette = Labels(classes).palette
     drawn, problems = Drawn(), list(outlined.problems)
     stems = Counter(os.path.splitext(entry.image)[0] for entry in outlined.images)
     with Progress("draw masks", len(outlined.images)) as progress:
@@ -78,9 +80,7 @@ def draw_masks(root: Path, outlined: Outlined, *, rest: str = "background") -> D
             progress.update(number, images=1)
     if problems:
         _refuse(root, outlined, problems)
-    named = [name for name in dict.fromkeys(ids) if name not in (IGNORED, BACKGROUND)]
-    added = rest not in outlined.classes and not drawn.pixels[ids[BACKGROUND]]
-    drawn.classes = tuple(n for n in named if not (added and n == rest))
+    drawn.classes = classes if drawn.pixels[ids[BACKGROUND]] else own
     return drawn
 
 
@@ -92,10 +92,9 @@ def _refuse(root: Path, outlined: Outlined, problems: list[str]) -> NoReturn:
     )
 
 
-def _ids(outlined: Outlined, rest: str) -> dict[str, int]:
-    """The id of each class, of what is ignored and of the background."""
-    names: Sequence[str] = outlined.classes
-    if rest != "ignore":
+def _with_rest(names: tuple[str, ...], rest: str) -> tuple[str, ...]:
+    """All classes in the order of their ids: those of the outlines, and the rest's if it is new."""
+    if rest not in ("ignore", IGNORED):
         names = tuple(dict.fromkeys((*names, rest)))
     if len(names) < 2:
         raise SetrError(
@@ -103,8 +102,7 @@ def _ids(outlined: Outlined, rest: str) -> dict[str, int]:
             "for what they leave out",
             code=USAGE,
         )
-    ids = {name: i for i, name in enumerate(names)}
-    return {**ids, IGNORED: IGNORE, BACKGROUND: ids.get(rest, IGNORE)}
+    return names
 
 
 def told(left_out: dict[str, int]) -> str:

@@ -65,7 +65,7 @@ class Runs:
     counts: np.ndarray
 
     def cover(self, size: tuple[int, int]) -> Cover:
-        """All pixels of an image of `size` (H, W).
+        """Pixels of an image of `size` (H, W), down to the box that holds them.
 
         Raises:
             SetrError: of another image, or lengths that do not add up to it.
@@ -76,8 +76,13 @@ class Runs:
                 f"run lengths of {lengths.sum()} pixels, size {list(self.size)}, "
                 f"for an image of {size[0]} x {size[1]} (height x width)"
             )
-        inside = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
-        return Cover(0, 0, inside.reshape(size[::-1]).T)
+        inside = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(size[::-1]).T
+        if not inside.any():
+            return Cover(0, 0, inside[:0, :0])
+        rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+        top, left = int(rows[0]), int(columns[0])
+        # a copy, so that hundreds of small objects are not as many whole images
+        return Cover(top, left, inside[top : rows[-1] + 1, left : columns[-1] + 1].copy())
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ class Patch:
             raise SetrError("a mask that is not base64") from None
         skipped = (slice(max(0, -self.top), None), slice(max(0, -self.left), None))
         top, left = max(0, self.top), max(0, self.left)
-        return Cover(top, left, pixels[skipped][: size[0] - top, : size[1] - left])
+        height, width = max(0, size[0] - top), max(0, size[1] - left)
+        return Cover(min(top, size[0]), min(left, size[1]), pixels[skipped][:height, :width])
 
 
 Part = Ring | Runs | Patch
