@@ -33,6 +33,7 @@ from setr.model import create_model
 from setr.model_info import ModelInfo
 from setr.normalisation import measured, with_channels
 from setr.predictor import Predictor
+from setr.rasters import Raster
 from setr.transforms import Augmentation, CropWindow, distort
 from setr.weights import load_weights, match_weights
 from tests.conftest import tiny_config, tiny_model
@@ -155,6 +156,29 @@ def test_bands_are_read_in_order_and_range(tmp_path):
         np.testing.assert_array_equal(found[2:4, 1:3][..., place], expected[2:4, 1:3])
     again = read_pixels(path.read_bytes(), Bands((3, 1), pairs))
     np.testing.assert_array_equal(again, found[:])
+
+
+def test_a_fourth_band_that_is_read_makes_nothing_transparent(tmp_path):
+    """GDAL marks it as alpha by default; over water near infrared is 0."""
+    values = np.full((4, 6, 5), 90, np.uint8)
+    values[3, :2], values[:, 5] = 0, 0  # the last row holds nothing
+    path = write_tiff(tmp_path / "x.tif", values)
+    rasterio = pytest.importorskip("rasterio")
+    for nodata, data in ((None, [True] * 6), (0, [True] * 5 + [False])):
+        with rasterio.open(path, "r+") as file:
+            assert file.colorinterp[3].name == "alpha"
+            file.nodata = nodata
+        with Raster(path, channels=4) as raster:
+            assert raster.has_data((0, 6), (0, 5))[:, 0].tolist() == data
+        with Raster(path) as raster:  # of red, green and blue it is what the file says
+            assert raster.has_data((0, 6), (0, 5))[:, 0].tolist() == [
+                False,
+                False,
+                True,
+                True,
+                True,
+                False,
+            ]
 
 
 def test_without_gdal_pillow_reads_what_it_does_not_change(tmp_path, monkeypatch):

@@ -73,10 +73,22 @@ class GdalFile:
             raise self._unreadable(error) from None
         return values
 
-    def has_data(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
-        """Where a window holds data (h, w) bool: not `nodata`, not transparent, not masked."""
+    def has_data(
+        self, rows: tuple[int, int], columns: tuple[int, int], numbers: Sequence[int] = ()
+    ) -> np.ndarray:
+        """Where a window holds data (h, w) bool: not `nodata`, not transparent, not masked.
+
+        A band among `numbers` is no transparency, whatever the file calls it: the fourth of 8 bits
+        is marked as alpha by default, also where it holds near infrared.
+        """
+        window, colours = (rows, columns), self.file.colorinterp
+        alpha = {i for i, colour in enumerate(colours, 1) if colour.name == "alpha"}
+        if len(colours) == 4 and colours[0].name == "red":
+            alpha.add(4)  # of such files `dataset_mask` looks at no other band
         try:
-            return np.asarray(self.file.dataset_mask(window=(rows, columns)) > 0)
+            if alpha & set(numbers):
+                return np.asarray(self.file.read_masks(window=window)).max(axis=0) > 0
+            return np.asarray(self.file.dataset_mask(window=window) > 0)
         except Exception as error:
             raise self._unreadable(error) from None
 
@@ -92,7 +104,8 @@ def import_gdal(name: str) -> Any:
         raise SetrError(
             f'{name}: GeoTIFF files and bands need rasterio; pip install "setr[geo]"'
         ) from None
-    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    for kind in ("NotGeoreferencedWarning", "NodataShadowWarning"):
+        warnings.simplefilter("ignore", getattr(rasterio.errors, kind))
     return rasterio
 
 

@@ -122,7 +122,7 @@ class Raster:
 
     def has_data(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         """Where a window holds data (h, w) bool: not `nodata`, not transparent, not masked."""
-        return self._file.has_data(rows, columns)
+        return self._file.has_data(rows, columns, self.bands)
 
 
 def fits_channels(bands: tuple[int, ...], channels: int) -> bool:
