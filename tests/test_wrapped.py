@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from torch.utils.data import Dataset as TorchDataset
 
 import setr
@@ -19,9 +19,11 @@ from setr.dataset import Sample
 from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import USAGE, SetrError
+from setr.facts import require_same_run, run_facts
 from setr.labels import IGNORE, Labels
 from setr.survey import survey
 from setr.wrapped import wrap_dataset
+from tests.conftest import tiny_model
 
 CLASSES = ("background", "crack")
 SHAPE = (48, 64)
@@ -50,6 +52,16 @@ class Cracks(TorchDataset):
     def __getitem__(self, index):
         seed = self.seeds[index]
         return Image.fromarray(picture(seed)), Image.fromarray(ids(seed))
+
+
+class Stream(IterableDataset):
+    """Has a length and no index, though its base has `__getitem__`."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self):
+        return iter(())
 
 
 def of(image, mask, labels=CLASSES, **given) -> Sample:
@@ -120,6 +132,12 @@ def test_other_ids_have_a_mapping():
     np.testing.assert_array_equal(found[1:] == 1, mask[1:] == 40)
 
 
+def test_ids_may_be_text_as_json_has_them():
+    names = {str(i): f"class {i}" for i in range(12)}
+    found = wrap_dataset([(picture(0), ids(0))], names, "train").labels
+    assert found.classes == tuple(names.values())
+
+
 def test_colours_have_a_colour_map():
     labels = Labels.from_dict(
         {"classes": CLASSES, "colours": ["#000000", "#ff8000"], "colour_map": "classes"}
@@ -171,6 +189,38 @@ def test_folds_of_an_opened_data_set_have_its_training_ids(tmp_path):
     np.testing.assert_array_equal(both[5].mask, data[3].mask)
 
 
+def bands_data(tmp_path, numbers: str, name: str = "tiles"):
+    for kind, pixels in (("images", picture(0)), ("labels", ids(0))):
+        place = tmp_path / name / kind / "train" / "0.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place)
+    (tmp_path / name / "data.yaml").write_text(
+        f"classes: [background, crack]\nbands: {numbers}\nvalue_range: [0, 100]\n"
+    )
+    return open_dataset(str(tmp_path / name), "train")
+
+
+def test_folds_keep_the_bands_and_the_classes_of_their_data(tmp_path):
+    """Of three bands nothing else would tell that they are not red, green and blue."""
+    data = bands_data(tmp_path, "[3, 2, 1]")
+    fold = wrap_dataset(Subset(data, [0]), data.labels, "val")
+    assert fold.bands == data.bands
+    np.testing.assert_array_equal(fold[0].image, data[0].image)
+    rgb = bands_data(tmp_path, "[1, 2, 3]", "other")
+    for given, labels, more, said in (
+        (Subset(data, [0]), CLASSES, {"bands": Bands((3, 2, 1))}, "bands 3, 2, 1 of 8 or 16 bits"),
+        (ConcatDataset([data, rgb]), CLASSES, {}, "the samples of other have bands 1, 2, 3 of 0"),
+        (Subset(data, [0]), CLASSES[::-1], {}, "the samples of tiles have background, crack"),
+    ):
+        with pytest.raises(SetrError) as caught:
+            wrap_dataset(given, labels, "val", **more)
+        assert said in str(caught.value)
+        assert caught.value.code == USAGE
+    mixed = wrap_dataset(ConcatDataset([data, Cracks([1])]), CLASSES, "val")
+    with pytest.raises(SetrError, match="own/val/0000001: some samples are of setr's own"):
+        mixed[1]
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -186,6 +236,8 @@ def test_what_cannot_be_a_sample_is_one_line():
     assert "colour mask" in refused(image, Image.fromarray(picture(8)))
     assert "give uint8 RGB" in refused(image.astype(np.float32), mask)
     assert "no such file" in refused("nowhere.png", mask)
+    assert "list: is no image; give uint8 RGB" in refused([[1], [2, 3]], mask)
+    assert "list: is no mask; give ids" in refused(image, [[1], [2, 3]])
 
 
 @pytest.mark.parametrize(
@@ -209,6 +261,23 @@ def test_a_stream_has_no_index():
     assert caught.value.code == USAGE
     with pytest.raises(SetrError, match="split 'val' of own has no samples"):
         wrap_dataset([], CLASSES, "val")
+
+
+@pytest.mark.parametrize(
+    ("samples", "labels", "said"),
+    [
+        ({"train": 1, "test": 2}, CLASSES, "dict of train, test: give one of its splits"),
+        (Stream(), CLASSES, "Stream: has no length or no index"),
+        ([(0, 0)], {"background": 0, "crack": 1}, "give names by id, as {0: 'road', 7: 'car'}"),
+        ([(0, 0)], {0: "background", "x": "crack"}, "give names by id"),
+        ([(0, 0)], 2, "labels 2: give the names of the classes"),
+    ],
+)
+def test_what_cannot_be_wrapped_is_one_line(samples, labels, said):
+    with pytest.raises(SetrError) as caught:
+        wrap_dataset(samples, labels, "train")
+    assert said in str(caught.value)
+    assert caught.value.code == USAGE
 
 
 def test_errors_of_the_users_code_stay_theirs():
@@ -296,6 +365,11 @@ def test_a_run_knows_that_its_data_came_from_python(config):
     )  # fmt: skip
     with pytest.raises(SetrError, match=r"data came from Python .* data=\(train, val\)"):
         setr.train(kept, resume=True)
+    for name in ("train", "fold 0.1"):
+        first, then = (wrap_dataset(Cracks(range(n)), CLASSES, name) for n in (6, 5))
+        facts = [run_facts(config, data, val) for data in (first, then)]
+        with pytest.raises(SetrError, match=rf"other data or classes: data.{name}.pairs"):
+            require_same_run(config.out, *facts)
     more = wrap_dataset(Cracks(range(5)), CLASSES, "train", name="cracks")
     with pytest.raises(SetrError, match=r"other data or classes: data.train.pairs 5, not 6"):
         setr.train(config, data=(more, val), resume=True)
@@ -304,19 +378,25 @@ def test_a_run_knows_that_its_data_came_from_python(config):
 def test_splits_that_do_not_go_together_are_one_line(config):
     train, val = splits()
     others = wrap_dataset(Cracks([1]), ("background", "gap"), "val")
-    bands = wrap_dataset(Cracks([1]), CLASSES, "val", bands=Bands((1, 2, 3, 4)))
+    bands, three = (
+        wrap_dataset(Cracks([1]), CLASSES, "val", bands=Bands(numbers))
+        for numbers in ((1, 2, 3, 4), (3, 2, 1))
+    )
     for given, said in (
         (Cracks([1]), "give a training and a validation split"),
         ((train, Cracks([1])), "made by setr.wrap_dataset"),
         ((train, train), "both splits are called 'train'"),
         ((train, others), "classes ('background', 'crack') in 'train' but"),
         ((train, bands), "channels 3 in 'train' but 4 in 'val'"),
+        ((train, three), "images of red, green and blue in 'train' but bands 3, 2, 1"),
     ):
         with pytest.raises(SetrError) as caught:
             setr.train(config, data=given)
         assert said in str(caught.value)
         assert caught.value.code == USAGE
     assert val.labels.classes == CLASSES
+    with pytest.raises(SetrError, match="data tuple: give a path, or one split"):
+        setr.evaluate(tiny_model("naive", 2), (train, val), info=setr.ModelInfo(val.labels))
 
 
 def test_features_are_kept_only_under_a_version(config):

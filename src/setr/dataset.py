@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
@@ -57,7 +58,7 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Sample:
         """One decoded pair, as `load`; so loops, `Subset` and `ConcatDataset` of torch work."""
-        return self.load(range(len(self))[index])
+        return self.load(range(len(self))[operator.index(index)])
 
     @property
     def version(self) -> str | None:

@@ -96,6 +96,12 @@ def evaluate(
         model, info = model.model, model.info
     if info is None:
         raise SetrError("a bare model: give its ModelInfo as info=, or a model directory")
+    if not isinstance(data, str | os.PathLike | Dataset):
+        raise SetrError(
+            f"data {type(data).__name__}: give a path, or one split of setr.wrap_dataset or "
+            "setr.open_dataset",
+            code=USAGE,
+        )
     dataset = (
         data
         if isinstance(data, Dataset)

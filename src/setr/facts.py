@@ -143,7 +143,7 @@ def _split(key: str) -> str:
 
 def _of_files(key: str) -> bool:
     """Facts of the files and classes, not how samples are augmented."""
-    return key.startswith("data.") and key.count(".") == 2
+    return key.startswith("data.") and key.count(".") > 1  # a split's name may have some, too
 
 
 _IDENTITY: dict[str, Callable[[str], bool]] = {

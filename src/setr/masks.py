@@ -59,7 +59,12 @@ def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
         _require_kind(source, name, rgb=rgb)
         return _stored(source, name, rgb=rgb)
     is_tensor = hasattr(source, "detach")
-    array = np.asarray(source.detach().cpu() if is_tensor else source)
+    try:
+        array = np.asarray(source.detach().cpu() if is_tensor else source)
+    except ValueError:  # lists of several lengths
+        raise SetrError(
+            f"{type(source).__name__}: is no mask; give ids as whole numbers (H, W)"
+        ) from None
     if is_tensor and array.ndim == 3 and array.shape[0] == 1:
         array = array[0]
     if rgb:

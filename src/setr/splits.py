@@ -49,6 +49,7 @@ def open_splits(
     for what, ours, theirs in (
         ("classes", train.labels.classes, val.labels.classes),
         ("channels", train.channels, val.channels),
+        ("images", _images(train), _images(val)),
     ):
         if ours != theirs:
             raise SetrError(
@@ -64,3 +65,7 @@ def open_splits(
         val_split=val.split,
     )
     return dataclasses.replace(config, data=named), train, val
+
+
+def _images(split: Dataset) -> str:
+    return str(split.bands) if split.bands else "of red, green and blue"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,25 +54,48 @@ def wrap_dataset(
         version: changes when the content does. With it, checks and stored features of earlier runs
             are used again and a run does not continue on other content; without, each run looks
             anew and compares the classes and the number of samples only.
-        bands: of images with other channels than red, green and blue, as a data.yaml names them.
+        bands: of images with other channels than red, green and blue, as a data.yaml names them;
+            setr's own data sets bring theirs.
 
     Raises:
-        SetrError: no length or index, no samples, or classes that cannot be.
+        SetrError: no length or index, no samples, classes that cannot be, or other classes or bands
+            than those of setr's own data sets among the samples.
     """
-    if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
+    if isinstance(samples, Mapping) and 0 not in samples:
         raise SetrError(
-            f"{type(samples).__name__}: has no length or no index; give a torch Dataset with "
-            "__len__ and __getitem__, or a list(…) of the samples",
+            f"{type(samples).__name__} of {', '.join(map(str, samples))}: give one of its splits, "
+            "or a list(…) of the samples",
             code=USAGE,
         )
+    if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
+        raise _no_index(samples)
     if not len(samples):
         raise SetrError(f"split '{split}' of {name} has no samples", code=DATA_CHECK_FAILED)
     labels = _labels(labels)
-    if isinstance(samples[0], Sample):  # another data set's, mapped already
+    try:
+        mapped = isinstance(samples[0], Sample)
+    except NotImplementedError:  # torch's IterableDataset
+        raise _no_index(samples) from None
+    if mapped:
+        bands = _bands_of_own(samples, labels, bands)
         labels = Labels(labels.classes, labels.colours)
-    numbered = _Numbered(name, split, len(samples))
     return WrappedDataset(
-        name, split, labels, numbered, samples=samples, content=version, bands=bands
+        name,
+        split,
+        labels,
+        _Numbered(name, split, len(samples)),
+        samples=samples,
+        content=version,
+        mapped=mapped,
+        bands=bands,
+    )
+
+
+def _no_index(samples: Any) -> SetrError:
+    return SetrError(
+        f"{type(samples).__name__}: has no length or no index; give a torch Dataset with "
+        "__len__ and __getitem__, or a list(…) of the samples",
+        code=USAGE,
     )
 
 
@@ -81,11 +104,46 @@ def _labels(given: Labels | Sequence[str] | Mapping[int, str] | str) -> Labels:
         return given
     if isinstance(given, str):
         return known_labels(given)
+    if not isinstance(given, Mapping | Iterable):
+        raise SetrError(f"labels {given!r}: give the names of the classes", code=USAGE)
     if not isinstance(given, Mapping):
         return Labels(tuple(map(str, given)))
-    names = dict.fromkeys(name for _, name in sorted(given.items()) if name != "ignore")
-    ids = {IGNORE: "ignore", **given}
-    return Labels.from_dict({"classes": list(names), "label_map": ids})
+    try:
+        by_id = {int(str(key)): name for key, name in given.items()}  # JSON's are text
+    except (TypeError, ValueError):
+        raise SetrError(
+            f"labels {dict(given)!r:.80}: give names by id, as {{0: 'road', 7: 'car'}}", code=USAGE
+        ) from None
+    names = dict.fromkeys(name for _, name in sorted(by_id.items()) if name != "ignore")
+    return Labels.from_dict({"classes": list(names), "label_map": {IGNORE: "ignore", **by_id}})
+
+
+def _bands_of_own(samples: Any, labels: Labels, bands: Bands | None) -> Bands | None:
+    """The bands of setr's own data sets among samples, whose classes must be those given."""
+    all_own = list(_own(samples))
+    for own in all_own:
+        bands = bands or all_own[0].bands
+        if own.bands != bands:
+            given, found = (str(b) if b else "red, green and blue" for b in (bands, own.bands))
+            raise SetrError(f"{given}: the samples of {own.name} have {found}", code=USAGE)
+        if own.labels.classes != labels.classes:
+            raise SetrError(
+                f"classes {', '.join(labels.classes)}: the samples of {own.name} have "
+                f"{', '.join(own.labels.classes)}; give its labels",
+                code=USAGE,
+            )
+    return bands
+
+
+def _own(samples: Any) -> Iterator[Dataset]:
+    """Data sets of setr itself, also in torch's `Subset` and `ConcatDataset`."""
+    if isinstance(samples, Dataset):
+        yield samples
+        return
+    several = getattr(samples, "datasets", None)
+    for inner in several if isinstance(several, list) else [getattr(samples, "dataset", None)]:
+        if inner is not None:
+            yield from _own(inner)
 
 
 @dataclass(frozen=True)
@@ -95,12 +153,14 @@ class WrappedDataset(Dataset):
     Attributes:
         samples: what hands them out.
         content: its version.
+        mapped: the samples are of setr's own data sets, whose masks hold training ids.
     """
 
     decoded = True
 
     samples: Any = field(kw_only=True, repr=False)
     content: str | None = field(kw_only=True)
+    mapped: bool = field(default=False, kw_only=True)
 
     @property
     def version(self) -> str | None:
@@ -120,6 +180,11 @@ class WrappedDataset(Dataset):
         place = self.pairs[index].image
         with _ONE_AT_A_TIME:
             given = self.samples[index]
+        if isinstance(given, Sample) != self.mapped:
+            raise SetrError(
+                f"{place}: some samples are of setr's own data sets, others are not; wrap these "
+                "first, as ConcatDataset([own, setr.wrap_dataset(others, …)])"
+            )
         try:
             image, mask = _parts(given)
             pixels = as_image(image, bands=self.bands)
