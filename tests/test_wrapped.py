@@ -314,6 +314,17 @@ def test_checks_are_remembered_under_a_version_alone():
     assert [asked(version) for version in (None, None, "1", "1", "2")] == [3, 3, 3, 0, 3]
 
 
+def test_another_fold_is_another_version():
+    def key(samples):
+        return wrap_dataset(samples, CLASSES, "train", version="1").version
+
+    data = Cracks(range(6))
+    folds = [Subset(data, [0, 1]), Subset(data, [2, 3]), Subset(Subset(data, [2, 3]), [0, 1])]
+    assert len({key(fold) for fold in (*folds, ConcatDataset(folds[:2]))}) == 4
+    assert key(Subset(data, np.array([0, 1]))) == key(folds[0])
+    assert key(data) == "1"
+
+
 # --- a run ----------------------------------------------------------------------------------------
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import ConcatDataset, Subset
 
 from setr.arrays import as_image
 from setr.bands import Bands
@@ -53,7 +55,8 @@ def wrap_dataset(
         name: of the data set, in logs and model cards.
         version: changes when the content does. With it, checks and stored features of earlier runs
             are used again and a run does not continue on other content; without, each run looks
-            anew and compares the classes and the number of samples only.
+            anew and compares the classes and the number of samples only. What a `Subset` chooses
+            counts as content.
         bands: of images with other channels than red, green and blue, as a data.yaml names them;
             setr's own data sets bring theirs.
 
@@ -85,7 +88,7 @@ def wrap_dataset(
         labels,
         _Numbered(name, split, len(samples)),
         samples=samples,
-        content=version,
+        content=_with_choice(version, samples),
         mapped=mapped,
         bands=bands,
     )
@@ -139,11 +142,28 @@ def _own(samples: Any) -> Iterator[Dataset]:
     """Data sets of setr itself, also in torch's `Subset` and `ConcatDataset`."""
     if isinstance(samples, Dataset):
         yield samples
-        return
-    several = getattr(samples, "datasets", None)
-    for inner in several if isinstance(several, list) else [getattr(samples, "dataset", None)]:
-        if inner is not None:
-            yield from _own(inner)
+    for inner in _within(samples):
+        yield from _own(inner)
+
+
+def _within(samples: Any) -> list[Any]:
+    """What torch's `Subset` or `ConcatDataset` is made of."""
+    if isinstance(samples, Subset):
+        return [samples.dataset]
+    return samples.datasets if isinstance(samples, ConcatDataset) else []
+
+
+def _with_choice(version: str | None, samples: Any) -> str | None:
+    """A version that tells folds of the same data apart: with what each `Subset` chooses."""
+    if version is None:
+        return None
+    if isinstance(samples, Subset):
+        version += f" {zlib.crc32(np.asarray(samples.indices, np.int64).tobytes()):08x}"
+    elif isinstance(samples, ConcatDataset):
+        version += f" {len(samples.datasets)}"
+    for inner in _within(samples):
+        version = _with_choice(version, inner)
+    return version
 
 
 @dataclass(frozen=True)
