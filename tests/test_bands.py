@@ -261,6 +261,10 @@ def test_init_data_drafts_bands_and_their_range(tiles, capsys):
         write_tiff(path, np.zeros((3, 48, 48), np.uint8))
     assert main(["init-data", str(tiles), "--overwrite"]) == OK
     assert read_description(tiles).bands is None
+    for path in (tiles / "images").rglob("*.tif"):  # 12 bits of 16, which Pillow reads as grey
+        write_tiff(path, np.linspace(0, 4095, 48 * 48).astype(np.uint16).reshape(1, 48, 48))
+    assert main(["init-data", str(tiles), "--overwrite"]) == OK
+    assert open_dataset(str(tiles), "train").load(0).image.max() == 255
 
 
 @pytest.mark.parametrize("channels", [1, 4, 7])

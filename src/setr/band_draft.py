@@ -21,7 +21,7 @@ TAIL = 0.1
 
 
 def draft_bands(images: Sequence[Path]) -> list[str]:
-    """What to write of these images: nothing where they are RGB, or where GDAL cannot tell."""
+    """What to write of these images: nothing where they are of 8 bits and RGB, or no TIFF files."""
     first = images[0]
     if first.suffix.lower() not in (".tif", ".tiff"):
         return []
@@ -31,7 +31,7 @@ def draft_bands(images: Sequence[Path]) -> list[str]:
     except SetrError:  # `setr doctor` says what is wrong
         return []
     numbers = f"bands: {list(range(1, len(kinds) + 1))}"
-    if _is_rgb(first):
+    if kinds[0] == "uint8" and _is_rgb(first):  # grey of 16 bits is read, too, but nearly black
         note = f"# images have {len(kinds)} bands, read as red, green and blue; to name them: "
         return [f"{note}{numbers}"] if len(kinds) > 3 else []
     lines = [f"{numbers}  # what is read of an image, a channel each"]
