@@ -137,6 +137,8 @@ def test_a_file_in_ultralytics_form(tmp_path):
     [
         (("nc: 2", "nc: 3"), "nc 3, but 'names' has 2 entries"),
         (("  0: wall", "  5: wall"), "'names' must have the ids 0 to 1"),
+        (("  0: wall", "  x: wall"), "'names' must have the ids 0 to 1"),
+        (("nc: 2", "classes: [a, b]"), "'names' and 'classes' list the same; leave one out"),
         (("[images/val, images/more]", "[1, 2]"), "'val' must name a folder or list file"),
         (("masks_dir: segments", "masks_dir: nowhere"), "'images' replaced by nowhere"),
     ],

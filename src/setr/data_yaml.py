@@ -94,6 +94,8 @@ def _places(value: Any, split: str, path: Path) -> tuple[str, ...]:
 def _labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     if "labels" in values:
         return str(values["labels"])
+    if "names" in values and "classes" in values:
+        raise SetrError(f"{path}: 'names' and 'classes' list the same; leave one out", code=USAGE)
     key = "names" if "names" in values else "classes"
     classes = values.get(key)
     if classes is None:
@@ -101,7 +103,7 @@ def _labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     if not isinstance(classes, list | dict) or not classes:
         raise SetrError(f"{path}: '{key}' must list the class names", code=USAGE)
     if key == "names" and isinstance(classes, dict):
-        if sorted(classes) != list(range(len(classes))):
+        if set(classes) != set(range(len(classes))):
             raise SetrError(
                 f"{path}: 'names' must have the ids 0 to {len(classes) - 1}; give others as "
                 "classes: and label_map:",
