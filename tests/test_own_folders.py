@@ -106,6 +106,25 @@ def test_colours_have_names_from_a_label_map(tmp_path):
     np.testing.assert_array_equal(dataset.load(0).mask, IDS)
 
 
+@pytest.mark.parametrize("lists", [("train", "val"), ("Train", "Validation")])
+def test_subsets_of_cvat_are_the_splits(tmp_path, lists):
+    """It writes VOC's folders, but its own classes."""
+    for stem in ("a b", "c", "d"):
+        put(tmp_path / "JPEGImages" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "SegmentationClass" / f"{stem}.png", COLOURS)
+    (tmp_path / "labelmap.txt").write_text("# label:…\nfloor:0,128,0::\nplane:10,10,128::\n")
+    folder = tmp_path / "ImageSets" / "Segmentation"
+    folder.mkdir(parents=True)
+    for name, text in zip(lists, ("a b\n", "c\nd\n"), strict=True):
+        (folder / f"{name}.txt").write_text(text)
+    write(tmp_path, draft(tmp_path))
+    dataset = open_dataset(str(tmp_path), "val")
+    assert dataset.labels.classes == ("floor", "plane")
+    assert [pair.image.stem for pair in dataset.pairs] == ["c", "d"]
+    (pair,) = open_dataset(str(tmp_path), "train").pairs
+    assert pair.image.stem == "a b"
+
+
 ULTRALYTICS = """
 path: .
 train: images/train

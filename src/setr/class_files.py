@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.layouts import SPLIT_NAMES
+from setr.layouts import COLOUR_FILE, SPLIT_NAMES
 
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json", "_classes.csv")
-COLOUR_FILE = "labelmap.txt"
 _NAMES_AS = {
     ".json": "a list of them, or {id: name}",
     ".csv": "the columns 'Pixel Value' and 'Class', as Roboflow does",

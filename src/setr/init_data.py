@@ -23,7 +23,7 @@ from setr.class_files import names_by_colour, names_by_id
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import walk_images, write_bytes
-from setr.layouts import SPLIT_OF, find_split
+from setr.layouts import SPLIT_OF, find_split, split_lists
 from setr.masks import read_mask
 from setr.outline_files import find_outlines
 from setr.outline_index import DRAWN
@@ -118,7 +118,10 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
     alone: list[str] = []
     if not pairs:
         pairs, alone = _flat_pairs(root)
-        lists = _split_lists(pairs, val_share, {})
+        listed = split_lists(root)
+        stems = {image: os.path.splitext(image.partition("/")[2])[0] for image, _ in pairs}
+        known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
+        lists = _split_lists(pairs, val_share, known)
     ids, colours = _values(root, [mask for _, mask in pairs])
     if colours:
         body = _colour_classes(colours, names_by_colour(root))

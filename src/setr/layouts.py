@@ -38,6 +38,10 @@ SPLIT_NAMES = {
 }
 """What the folders of a split may be called."""
 SPLIT_OF = {folder: split for split, folders in SPLIT_NAMES.items() for folder in folders}
+LISTS = Path("ImageSets", "Segmentation")
+"""Where VOC, and CVAT after it, list the images of each split by stem."""
+COLOUR_FILE = "labelmap.txt"
+"""CVAT's names by colour."""
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 
@@ -63,6 +67,16 @@ def find_split(root: Path, split: str, wanted: str | None) -> Found:
         "`setr init-data DIR` describes other folders",
         code=DATA_CHECK_FAILED,
     )
+
+
+def split_lists(root: Path) -> dict[str, str]:
+    """The split of each image by stem, by lists such as CVAT's `Train.txt` and `Validation.txt`."""
+    found: dict[str, str] = {}
+    for file in sorted((root / LISTS).glob("*.txt")):
+        if split := SPLIT_OF.get(file.stem.lower()):
+            lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            found |= dict.fromkeys((line.strip() for line in lines), split)
+    return found
 
 
 # --- released layouts -----------------------------------------------------------------------------
@@ -145,8 +159,10 @@ def _pascal_context(root: Path, split: str, wanted: str) -> Found | None:
 def _voc(root: Path, split: str, wanted: str) -> Found | None:
     """`JPEGImages`, `SegmentationClass` and the list `ImageSets/Segmentation/SPLIT.txt`."""
     voc = below(root, "VOCdevkit/VOC2012", "VOC2012")
-    listed = voc / "ImageSets" / "Segmentation" / f"{split}.txt"
+    listed = voc / LISTS / f"{split}.txt"
     if not (voc / "SegmentationClass").is_dir() or not listed.is_file():
+        return None
+    if (voc / COLOUR_FILE).is_file():  # CVAT's classes in VOC's folders
         return None
     return pair_names(voc, listed_names(listed), "SegmentationClass", "voc")
 
