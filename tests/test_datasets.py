@@ -291,6 +291,7 @@ def test_rgb_masks_by_a_colour_map(folder):
         ("clases: [a]", "did you mean 'classes'"),
         ("- a", "expected keys"),
         ("classes: [a", "not valid YAML"),
+        ("classes: [a, b]\nlabel_map: {0: a, 7: b, 7: a}", "'7' is listed twice, again in line 2"),
         ("classes: road", "must list the class names"),
         ("classes: [road]\nlabel_map: {0: raod}", "did you mean 'road'"),
         ("classes: [a, b]\nlabel_map: [0, 1]", "label_map [0, 1]: give a table"),

@@ -44,6 +44,23 @@ class Description(NamedTuple):
     bands: Bands | None = None
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which no key stands twice in one place, where the last one would be kept silently."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """As the base does."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                again = f"'{key.value}' is listed twice, again in line {key.start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(problem=again)
+            seen.add((key.tag, key.value))
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 def read_description(path: Path) -> Description:
     """Read a YAML file, or the `data.yaml` of a folder if there is one."""
     if not path.exists():
@@ -57,7 +74,7 @@ def read_description(path: Path) -> Description:
             return Description(path)
         path = path / "data.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise SetrError(f"{path}: cannot read ({error.strerror})", code=USAGE) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
