@@ -59,6 +59,14 @@ def test_a_model_averaged_with_itself_is_itself(runs):
     assert not model.training
 
 
+def test_stochastic_depth_makes_no_other_architecture(runs, tmp_path):
+    model = tiny_model(num_classes=K)
+    arguments = {**model.arguments["encoder_args"], "drop_path_rate": 0.1}
+    save_pretrained(tmp_path / "deep", tiny_model(num_classes=K, encoder_args=arguments),
+                    ModelInfo(scenes.LABELS))  # fmt: skip
+    assert average([runs[0], tmp_path / "deep"])[0].arguments == model.arguments
+
+
 def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):
     other = tmp_path / "other"
     save_pretrained(other, tiny_model(num_classes=K, channels=8), ModelInfo(scenes.LABELS))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
     sums = {k: v.double() for k, v in state.items() if v.is_floating_point()}
     for source in sources[1:]:
         other, its_info = from_pretrained(source)
-        mine, its = model.arguments, other.arguments
+        mine, its = _function(model), _function(other)
         if differing := [k for k in sorted({*mine, *its}) if mine.get(k) != its.get(k)]:
             raise SetrError(
                 f"{source}: another architecture than {sources[0]} (not the same "
@@ -55,3 +56,10 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
         means = {k: (v / len(sources)).to(state[k].dtype) for k, v in sums.items()}
     model.load_state_dict({**state, **means}, assign=True)
     return model.eval(), replace(info, metrics={})
+
+
+def _function(model: SETR) -> dict[str, Any]:
+    """What makes a model's function: its arguments without what only training knows."""
+    own = model.arguments["encoder_args"] or {}
+    kept = {name: value for name, value in own.items() if name != "drop_path_rate"}
+    return {**model.arguments, "encoder_args": kept}
