@@ -40,7 +40,7 @@ def put(path: Path, content: Any) -> None:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def shape(label: str, points: Any, kind: str = "polygon", **more: Any) -> dict[str, Any]:
+def shape(label: str | None, points: Any, kind: str = "polygon", **more: Any) -> dict[str, Any]:
     return {"label": label, "points": points, "shape_type": kind, **more}
 
 
@@ -381,16 +381,21 @@ def test_all_problems_are_told_at_once(tmp_path):
     put(tmp_path / "b.json", '{"shapes": [')
     put(tmp_path / "c.json", labelme("c.jpg", shape("pole", square(0, 0, 9)), size=(30, 20)))
     put(tmp_path / "d.json", labelme("d.jpg", shape("pole", [[0, 0], [1, 1]], "mask", mask="?")))
-    put(tmp_path / "e.json", labelme("e.jpg", {"points": square(0, 0, 9)}, []))
+    put(
+        tmp_path / "e.json",
+        labelme(
+            "e.jpg", {"points": square(0, 0, 9)}, [], {"label": None, "points": square(0, 0, 9)}
+        ),
+    )
     put(tmp_path / "gone.json", labelme("gone.jpg", shape("wall", square(0, 0, 9))))
     (tmp_path / "f.jpg").write_bytes(b"no image")
     put(tmp_path / "f.json", labelme("f.jpg"))
     said = refused(tmp_path)
-    for part in ("8 problems with outlines (LabelMe)", "a.json: shape 2 has no label, or no points",
+    for part in ("9 problems with outlines (LabelMe)", "a.json: shape 2 has no label, or no points",
                  "b.json: not JSON", "c.json: gives c.jpg 20x30 pixels, the file has 30x20",
                  "d.json: a mask that is not base64", "e.json: shape 1 has no label",
                  "gone.json: image 'gone.jpg' is not there", "f.jpg: not an image",
-                 "e.json: shape 2 has no label"):  # fmt: skip
+                 "e.json: shape 2 has no label", "e.json: shape 3 has no label"):  # fmt: skip
         assert part in said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,17 @@ def test_colours_have_names_from_a_label_map(tmp_path):
     dataset = open_dataset(str(tmp_path), "train")
     assert dataset.labels.classes == ("back ground", "plane")
     np.testing.assert_array_equal(dataset.load(0).mask, IDS)
+
+
+def test_names_that_are_no_text_come_back_from_the_lists(tmp_path):
+    """As archives of other systems leave them."""
+    names = sorted(os.fsdecode(name) for name in (b"caf\xe9", b"a b", b"c"))
+    for name in names:
+        put(tmp_path / "images" / f"{name}.png", PHOTO)
+        put(tmp_path / "masks" / f"{name}.png", IDS)
+    write(tmp_path, draft(tmp_path))
+    found = [p.image for s in ("train", "val") for p in open_dataset(str(tmp_path), s).pairs]
+    assert sorted(path.stem for path in found) == names
 
 
 @pytest.mark.parametrize("lists", [("train", "val"), ("Train", "Validation")])

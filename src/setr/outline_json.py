@@ -74,12 +74,18 @@ def _labelme(name: str, content: dict[str, Any], where: Images, out: Outlined) -
             if part is None:
                 out.leave_out(f"LabelMe's {shape['shape_type']}")
             else:
-                shapes.append(Shape(str(shape["label"]), (part,)))
+                shapes.append(Shape(_label(shape), (part,)))
         except BROKEN:
             out.problems.append(f"{name}: shape {number} has no label, or no points of its kind")
     size = content.get("imageHeight"), content.get("imageWidth")
     known = size if isinstance(size[0], int) and isinstance(size[1], int) else None
     out.images.append(Annotated(images[0], tuple(shapes), name, known))  # type: ignore[arg-type]
+
+
+def _label(shape: Mapping[str, Any]) -> str:
+    if shape["label"] in (None, ""):
+        raise ValueError
+    return str(shape["label"])
 
 
 def _labelme_part(shape: Mapping[str, Any]) -> Part | None:

@@ -99,7 +99,7 @@ def _rows(listed: Path) -> Iterator[Sequence[str]]:
 
 def _open_list(path: Path):  # type: ignore[no-untyped-def]
     try:
-        return path.open(encoding="utf-8-sig", newline=None)
+        return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None)
     except OSError as error:
         raise data_error(f"{path}: cannot read ({error.strerror})") from None
 
