@@ -93,6 +93,14 @@ def test_a_mask_of_the_same_name_goes_before_any_end():
     assert masks_by_stem(["a"], ["x.png"]) == {"x": "x.png"}
 
 
+def test_an_end_is_found_where_few_images_have_masks():
+    stems = [str(number) for number in range(1, 11)]
+    found = masks_by_stem(sorted(stems), ["10_seg.png"])
+    assert {stem: found[stem] for stem in stems if stem in found} == {"10": "10_seg.png"}
+    found = masks_by_stem(stems, ["7_seg.png", "8_seg.png"])
+    assert found == {"7": "7_seg.png", "8": "8_seg.png"}
+
+
 def test_colours_have_names_from_a_label_map(tmp_path):
     """As CVAT exports masks."""
     for stem in ("a", "b"):

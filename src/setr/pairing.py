@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from setr.files import IMAGE_SUFFIXES, walk_images
 MASK_FOLDERS = ("labels", "masks", "annotations")
 MASK_SUFFIXES = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
 """Ends of the stems of masks that lie in one folder with their images."""
+
+_SOME = 20  # masks among which an end is looked for
 
 
 class NoSplitError(SetrError):
@@ -157,9 +160,15 @@ def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
         by_stem.setdefault(os.path.splitext(name)[0], name)
     if any(stem in by_stem for stem in stems):
         return by_stem
-    ends = {m.removeprefix(stem) for stem in stems[:3] for m in by_stem if m.startswith(stem)}
+    known, some = set(stems), islice(by_stem, _SOME)
+    ends = {mask[i:] for mask in some for i in range(1, len(mask)) if mask[:i] in known}
     fitting = {end: sum(stem + end in by_stem for stem in stems) for end in sorted(ends)}
-    end = max(fitting, key=lambda e: fitting[e], default="")
+    begun = {  # before the end: `10_seg` is of image 10, and of no image 1
+        e
+        for e, n in fitting.items()
+        if any(len(s) < len(e) and e.endswith(s) and m >= n for s, m in fitting.items())
+    }
+    end = max((e for e in fitting if e not in begun), key=lambda e: fitting[e], default="")
     return {m.removesuffix(end): name for m, name in by_stem.items() if m.endswith(end)}
 
 
