@@ -53,10 +53,7 @@ def as_image(
             raise SetrError(f"Pillow image: the model takes {bands}; give the file, or {kinds}")
         return from_pillow(source, max_pixels=max_pixels)
     is_tensor = isinstance(source, torch.Tensor)
-    try:
-        array = _from_tensor(source, channels, kinds) if is_tensor else np.array(source)
-    except ValueError:  # lists of several lengths
-        raise SetrError(f"{type(source).__name__}: is no image; give {kinds}") from None
+    array = _from_tensor(source, channels, kinds) if is_tensor else _from_array(source, kinds)
     if array.ndim == 2 and (bands is None or channels == 1):
         array = np.repeat(array[..., None], channels, axis=2)
     if array.ndim != 3 or array.shape[2] != channels or array.dtype != np.uint8 or not array.size:
@@ -69,6 +66,13 @@ def as_image(
 def _kinds(bands: Bands) -> tuple[int, str]:
     channels = len(bands.numbers)
     return channels, f"uint8 (H, W, {channels})"
+
+
+def _from_array(source: Any, kinds: str) -> np.ndarray:
+    try:
+        return np.array(source)
+    except ValueError:  # lists of several lengths
+        raise SetrError(f"{type(source).__name__}: is no image; give {kinds}") from None
 
 
 def _from_tensor(tensor: torch.Tensor, channels: int, kinds: str) -> np.ndarray:
