@@ -392,7 +392,7 @@ def test_all_problems_are_told_at_once(tmp_path):
     put(tmp_path / "f.json", labelme("f.jpg"))
     said = refused(tmp_path)
     for part in ("9 problems with outlines (LabelMe)", "a.json: shape 2 has no label, or no points",
-                 "b.json: not JSON", "c.json: gives c.jpg 20x30 pixels, the file has 30x20",
+                 "b.json: not JSON", "c.json: gives c.jpg 20x30 pixels, the file has 30x20; draw",
                  "d.json: a mask that is not base64", "e.json: shape 1 has no label",
                  "gone.json: image 'gone.jpg' is not there", "f.jpg: not an image",
                  "e.json: shape 2 has no label", "e.json: shape 3 has no label"):  # fmt: skip

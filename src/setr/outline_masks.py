@@ -126,9 +126,10 @@ def _mask(
 ) -> np.ndarray:
     size = _size(root / entry.image)
     if entry.size not in (None, size):
+        turned, other = "draw on it as shown, EXIF rotation applied", "use the file drawn on"
         raise SetrError(
-            f"{entry.source}: gives {entry.image} {entry.size[1]}x{entry.size[0]} pixels, "
-            f"the file has {size[1]}x{size[0]}"
+            f"{entry.source}: gives {entry.image} {entry.size[1]}x{entry.size[0]} pixels, the file "
+            f"has {size[1]}x{size[0]}; {turned if entry.size == size[::-1] else other}"
         )
     try:
         mask, covered = draw(entry.shapes, size, ids, largest_first=largest_first)
