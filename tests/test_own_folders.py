@@ -43,6 +43,17 @@ def test_validation_folders_have_several_names(tmp_path, folder, layout):
     assert mask == layout.format(folder).replace("images", "masks") + "/a.png"
 
 
+def test_where_validation_is_missing_it_is_taken_from_training(tmp_path):
+    for image in ("train/a", "train/b", "train/c", "test/d"):
+        put(tmp_path / f"images/{image}.jpg", PHOTO)
+        put(tmp_path / f"labels/{image}.png", IDS)
+    write(tmp_path, draft(tmp_path))
+    parts = {split: [image for image, _ in names(tmp_path, split)] for split in ("train", "val")}
+    assert len(parts["val"]) == 1
+    assert sorted(parts["train"] + parts["val"]) == [f"images/train/{n}.jpg" for n in "abc"]
+    assert names(tmp_path, "test") == [("images/test/d.jpg", "labels/test/d.png")]
+
+
 def test_masks_beside_their_images_with_a_table_of_classes(tmp_path):
     """As Roboflow exports semantic masks."""
     for split in ("train", "valid"):

@@ -102,6 +102,7 @@ def draft(
 def _of_masks(root: Path, val_share: float, name: str) -> Draft:
     """Describe a folder of mask files."""
     pairs: list[tuple[str, str]] = []
+    known: dict[str, str] = {}
     for split in SPLITS:
         try:
             found = find_split(root, split, None)
@@ -114,6 +115,7 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
                 code=USAGE,
             )
         pairs += zip(found.images, found.masks or (), strict=False)
+        known |= dict.fromkeys(found.images, split)
     lists: dict[str, str] = {}
     alone: list[str] = []
     if not pairs:
@@ -121,6 +123,8 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
         listed = split_lists(root)
         stems = {image: os.path.splitext(image.partition("/")[2])[0] for image, _ in pairs}
         known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
+        lists = _split_lists(pairs, val_share, known)
+    elif "train" in known.values() and "val" not in known.values():
         lists = _split_lists(pairs, val_share, known)
     ids, colours = _values(root, [mask for _, mask in pairs])
     if colours:
