@@ -185,3 +185,19 @@ def test_scaling_refuses_a_batch_its_processes_cannot_share(monkeypatch, capsys)
         scaling.main()
     assert stop.value.code == 2
     assert "--batch 4: strong scaling shares it among 3 processes" in capsys.readouterr().err
+
+
+def test_the_checks_for_a_gpu_run_and_tell_what_failed(monkeypatch, tmp_path, capsys):
+    import gpu_check
+
+    def wrong(bench):
+        gpu_check.require(False, "another number")
+
+    monkeypatch.setitem(gpu_check.CHECKS, "step", wrong)
+    words = f"--device cpu --tiny --only loss step layers --out {tmp_path / 'out.json'}"
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", *words.split()])
+    assert gpu_check.main() == 1
+    found = json.loads((tmp_path / "out.json").read_text())["checks"]
+    assert found["loss"]["gradient_error"] < 0.02
+    assert "another number" in found["step"]["failed"]
+    assert found["layers"]["convolve, filter 4"] > 0

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from setr import losses, row_blocks
+from setr.inference import normalize
 from setr.labels import IGNORE
 from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
 from setr.model import Output
@@ -96,6 +97,27 @@ def test_main_and_auxiliary_losses_by_hand():
     assert parts["loss"].item() == pytest.approx(log2 * (1 + 2 * 0.4))
     weight = torch.tensor([1.0, 3.0])
     assert count_weight(target, weight) == 7
+
+
+def test_no_step_on_a_gpu_waits_for_it():
+    """On the meta device: which pixels a mask chooses is not asked, and no copy is waited for."""
+    blocking = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            keywords = keywords or {}
+            if "device" in keywords and function._schema.name == "aten::_to_copy":
+                blocking.append(not keywords.get("non_blocking"))
+            return function(*arguments, **keywords)
+
+    target = torch.empty(2, 8, 8, dtype=torch.uint8, device="meta")
+    images = torch.empty(2, 8, 8, 3, dtype=torch.uint8, device="meta")
+    weight = torch.empty(4, device="meta")
+    with Watch():
+        total = count_weight(target, weight)  # a choice by mask has no size there
+        x = normalize(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    assert total.device.type == x.device.type == "meta"
+    assert blocking == [False, False]
 
 
 def test_memory_does_not_hold_full_resolution_logits():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -91,3 +93,9 @@ def test_exact_products_put_the_precision_back(device):
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("is_cuda", [False, True])
+def test_blocks_on_a_gpu_are_left_alone(onednn, is_cuda):
+    block = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=is_cuda)]))
+    assert (cpu_blocks._route(block) is cpu_blocks._ROUTE) is not is_cuda

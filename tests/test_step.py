@@ -24,6 +24,7 @@ from setr.engine import train
 from setr.errors import USAGE, SetrError
 from setr.images import encode_png
 from setr.loss_scale import MAX_SKIPPED, LossScaler
+from setr.model import create_model
 from setr.optim import build_optimizer
 from setr.parallel import Parallel
 from setr.runfolder import RunFolder
@@ -116,6 +117,12 @@ def test_fp16_trains_and_resumes_exactly(tmp_path, monkeypatch):
 
 
 # --- torch.compile and fused updates --------------------------------------------------------------
+
+
+def test_mla_compiles_to_one_graph():
+    model = create_model("setr_mla_nano", num_classes=3, img_size=32, channels=16)
+    call = torch.compile(model, fullgraph=True, backend="eager")  # a break is an error
+    assert len(call(torch.randn(1, 3, 32, 32), with_aux=True).aux) == 4
 
 
 def test_a_compiled_run_resumes_exactly(tmp_path, monkeypatch):

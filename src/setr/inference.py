@@ -49,7 +49,12 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     x = images.permute(0, 3, 1, 2).float()
-    return x.mul_(x.new_tensor(scale)[:, None, None]).add_(x.new_tensor(shift)[:, None, None])
+    # not `new_tensor`, which waits until a GPU has done all it was given before
+    factor, offset = (
+        torch.tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None]
+        for values in (scale, shift)
+    )
+    return x.mul_(factor).add_(offset)
 
 
 class NormalizedImages:

@@ -112,6 +112,8 @@ def count_weight(target: Tensor, weight: Tensor | None = None) -> Tensor:
     valid = target != IGNORE
     if weight is None:
         return valid.sum()
+    if target.device.type != "cpu":  # to choose pixels by a mask waits until a GPU has counted them
+        return weight.take(target.where(valid, 0).long()).where(valid, 0.0).sum()
     return weight[target[valid].long()].sum()
 
 

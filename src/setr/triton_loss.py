@@ -15,6 +15,7 @@ Shapes: B batch, K classes, h x w logits, H x W target.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -144,8 +145,8 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         truth = target.contiguous().to(torch.int32)
         scales = x.new_ones(1) if weight is None else weight
         scales = scales.float().contiguous()
-        rows = _Axis(H, h, size[0], x.device)
-        columns = _Axis(W, w, size[1], x.device)
+        rows = _axis(H, h, size[0], x.device)
+        columns = _axis(W, w, size[1], x.device)
         inputs = (x, truth, scales, *rows.positions, *columns.positions)
         sizes = (h, w, H, W, K, IGNORE, weight is not None)
         classes = min(CLASSES, triton.next_power_of_2(K))
@@ -168,6 +169,13 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
             *ctx.saved_tensors, factor, grad, *ctx.sizes, ctx.pixels, ctx.classes
         )
         return grad.permute(0, 3, 1, 2), None, None, None
+
+
+@functools.lru_cache(maxsize=64)
+def _axis(outputs: int, n: int, N: int, device: torch.device) -> _Axis:
+    """The same from step to step, so it is worked out and sent to the device once."""
+    with torch.inference_mode(False):  # tensors made in that mode cannot be kept for a backward
+        return _Axis(outputs, n, N, device)
 
 
 class _Axis:

@@ -1,0 +1,317 @@
+"""What only a GPU can show: that it computes what the CPU does, waits nowhere, and how fast.
+
+    python benchmarks/gpu_check.py [--device cuda|cpu] [--only loss step …] [--tiny] [--out FILE]
+
+Every check is on its own: one that fails is reported, and the next one runs. Prints a line for each
+and writes a JSON file. The exit code is 1 if one failed. With `--device cpu` the same code is tried
+where there is no GPU; `--tiny` makes everything small. Nothing is downloaded.
+
+- loss, step: values and gradients beside the CPU's, in fp32 and half precision.
+- train: `setr train` on drawn scenes in every precision, compiled, resumed, and with the options
+  that take other roads.
+- predict: a model's masks on this device beside the CPU's, by every protocol.
+- others: figures of a model, constants on its logits, evaluation, an ONNX file.
+- waits: where a training step makes the processor wait for the GPU.
+- memory: the estimate of a step beside the allocator's peak.
+- speed: a training step of CamVid's recipe in several ways; layers: forms of PUP's layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gpu_speed
+import torch
+from gpu_bench import HALF, Bench, Figures, error, require
+from safetensors.torch import load_file
+from torch import Tensor
+
+from setr import create_model, scenes
+from setr.inference import normalize
+from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
+from setr.precision import autocast_dtype
+
+# --- equal numbers --------------------------------------------------------------------------------
+
+
+def loss(bench: Bench) -> Figures:
+    """The fused loss and its gradient beside fp64 on the CPU."""
+    found = {}
+    K, side = (7, 4) if bench.tiny else (150, 32)
+    for factor, K_, dtype in ((16, K, "float32"), (2, K, "float32"), (4, 19, "bfloat16"),
+                              (4, 11, "float16"), (13.7, 2, "float32")):  # fmt: skip
+        for weighted in (False, True):
+            size = (round(side * factor), round((side + 3) * factor))
+            x = 3 * torch.randn(2, K_, side, side + 3)
+            x = x.to(getattr(torch, dtype))
+            target = torch.randint(K_, (2, size[0] - 1, size[1] - 1), dtype=torch.uint8)
+            target[:, :3] = 255
+            weight = torch.rand(K_) + 0.5 if weighted else None
+            exact = x.double().requires_grad_()
+            expected = upsample_cross_entropy(exact, target, size, weight=weight)
+            expected.backward()
+            ours = x.to(bench.device).requires_grad_()
+            on = weight if weight is None else weight.to(bench.device)
+            total = upsample_cross_entropy(ours, target.to(bench.device), size, weight=on)
+            total.backward()
+            apart = error(ours.grad, exact.grad), error(total, expected)
+            limit = 1e-4 if dtype == "float32" else HALF
+            name = f"x{factor} K={K_} {dtype}{' weighted' if weighted else ''}"
+            require(apart[0] < limit and apart[1] < 1e-4, f"{name}: errors {apart}")
+            found[name] = apart[0]
+    ids = torch.randint(9, (2, 50, 60), dtype=torch.uint8)
+    ids[:, 7] = 255
+    weight = torch.rand(9)
+    there = count_weight(ids.to(bench.device), weight.to(bench.device))
+    require(error(there, count_weight(ids, weight)) < 1e-5, "count_weight differs")
+    return {"gradient_error": max(found.values()), "cases": found}
+
+
+def gradients(model: Any, images: Tensor, target: Tensor, precision: str) -> dict[str, Tensor]:
+    """Of one step on the device the model is on."""
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(precision, device)  # type: ignore[arg-type]
+    model.zero_grad(set_to_none=True)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        output = model(normalize(images.to(device), (0.5,) * 3, (0.2,) * 3), with_aux=True)
+    scale = 1024.0 if precision == "fp16" else 1.0
+    (scale * segmentation_loss(output, target.to(device))["loss"]).backward()
+    return {name: p.grad.float() / scale for name, p in model.named_parameters()}
+
+
+def step(bench: Bench) -> Figures:
+    """Gradients of every decoder beside the CPU's, as the norm of all parameters together."""
+    found = {}
+    side = 64 if bench.tiny else 128
+    images = torch.randint(256, (2, side, side + 10, 3), dtype=torch.uint8)
+    target = torch.randint(9, (2, side, side + 10), dtype=torch.uint8)
+    for name in ("setr_naive_nano", "setr_pup_nano", "setr_mla_nano"):
+        torch.manual_seed(0)
+        model = create_model(name, num_classes=9, img_size=64, channels=32).train()
+        expected = gradients(model, images, target, "fp32")
+        model.to(bench.device)
+        for precision in ("fp32", *bench.halves()):
+            ours = gradients(model, images, target, precision)
+            flat = [torch.cat([g[k].cpu().flatten() for k in expected]) for g in (ours, expected)]
+            found[f"{name} {precision}"] = apart = error(*flat)
+            limit = 0.01 if precision == "fp32" else 0.15  # convolutions may run in TF32
+            require(apart < limit, f"{name} {precision}: gradients are {apart:.3g} apart")
+    return found
+
+
+# --- the programs ---------------------------------------------------------------------------------
+
+
+def scenes_folder(bench: Bench) -> Path:
+    """Drawn scenes as a data set."""
+    from setr.images import encode_png
+
+    root = bench.folder / "data"
+    if root.is_dir():
+        return root
+    for split, count in (("train", 8), ("val", 2)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            for kind, array in zip(("images", "labels"), scenes.draw(split, i, size=96),
+                                   strict=True):  # fmt: skip
+                (root / kind / split / f"{i}.png").write_bytes(encode_png(array))
+    names = ", ".join(scenes.CLASSES)
+    (root / "data.yaml").write_text(f"path: .\nclasses: [{names}]\nignore: 255\n")
+    return root
+
+
+def run(bench: Bench, name: str, decoder: str = "mla", **changes: Any) -> tuple[Path, Figures]:
+    """Train a tiny model by `setr.train`; the folder of the run, and its last logged figures."""
+    import setr
+    from setr.recipes import recipe
+
+    config, out = recipe("finetune"), bench.folder / name
+    resume = changes.pop("resume", False)
+    data = {"root": str(scenes_folder(bench)), "crop_size": (64, 64), "short_side": 64,
+            "workers": 0 if bench.tiny else 2}  # fmt: skip
+    train = {"steps": 4, "eval_every": 0, "save_every": 2, "batch_size": 2, "log_every": 1,
+             "device": str(bench.device), **changes}  # fmt: skip
+    model = {"name": f"setr_{decoder}_nano", "encoder": None, "pretrained": None, "channels": 32,
+             "img_size": 64, "freeze": -1 if "cache_features" in changes else 0}  # fmt: skip
+    config = dataclasses.replace(
+        config,
+        out=str(out),
+        data=dataclasses.replace(config.data, **data),
+        train=dataclasses.replace(config.train, **train),
+        model=dataclasses.replace(config.model, **model),
+    )
+    setr.train(config, resume=resume, overwrite=not resume)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return out, next(line for line in reversed(lines) if "main" in line)
+
+
+ROADS: dict[str, dict[str, Any]] = {
+    "fp32": {"precision": "fp32"},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "pup": {"decoder": "pup"},
+    "checkpointing": {"grad_checkpointing": True, "accumulate": 2},
+    "average, weights": {"ema": 0.9, "class_weights": "sqrt_median_frequency"},
+    "lovasz": {"loss": "lovasz"},
+    "ohem": {"loss": "ohem"},
+    "features": {"cache_features": "once"},
+    "profile": {"profile": 1},
+    "compiled": {"compile": True},
+}
+
+
+def train(bench: Bench) -> Figures:
+    """Every road of a training run, and whether a resumed run has the same weights."""
+    roads = dict(ROADS)
+    for absent in {"bf16", "fp16"} - set(bench.halves()):
+        del roads[absent]
+    if not bench.cuda:
+        del roads["compiled"]  # needs a C++ compiler, and minutes
+    if bench.tiny:
+        roads = {name: roads[name] for name in ("fp32", "average, weights")}
+    found: Figures = {}
+    for name, changes in roads.items():
+        began = time.monotonic()
+        _, last = run(bench, f"run {name}", **changes)
+        require(last["loss"] > 0, f"{name}: {last}")
+        found[name] = {"loss": last["loss"], "seconds": round(time.monotonic() - began, 1)}
+    whole, _ = run(bench, "whole")
+    part = bench.folder / "part"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(whole, part)
+    shutil.rmtree(part / LAST)
+    run(bench, "part", resume=True)
+    a, b = (_state(folder / LAST) for folder in (whole, part))
+    apart = max(error(a[name].float(), b[name].float()) for name in a)
+    require(apart < 0.01, f"a resumed run is {apart:.3g} apart")
+    found["resumed"] = {"apart": apart}  # 0 where the device's sums are the same each time
+    return found
+
+
+LAST = Path("last", "step-00000004")
+
+
+def _state(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        tensors |= load_file(path)
+    return {name: value for name, value in tensors.items() if name.startswith("model/")}
+
+
+def trained(bench: Bench) -> Path:
+    """A model directory."""
+    return run(bench, "model", "pup", steps=2, precision="fp32")[0]
+
+
+def predict(bench: Bench) -> Figures:
+    """Masks and probabilities on this device beside the CPU's, by every protocol."""
+    import setr
+    from setr.protocols import Protocol
+
+    model, image = trained(bench), scenes.draw("predict", 0, size=150)[0]
+    found = {}
+    protocols = {
+        "whole": Protocol(),
+        "windows": Protocol(window=(64, 64), stride=(40, 40)),
+        "scales": Protocol(window=(64, 64), stride=(40, 40), scales=(0.5, 1.0, 1.75), flip=True),
+        "blended": Protocol().in_windows(64),
+        "short side": Protocol(short_side=70),
+    }
+    for name, protocol in protocols.items():
+        expected = setr.load(model, device="cpu", precision="fp32", protocol=protocol).predict(
+            image
+        )
+        for precision in ("fp32", *bench.halves()):
+            ours = setr.load(
+                model, device=str(bench.device), precision=precision, protocol=protocol
+            ).predict(image)
+            same = float((ours.mask == expected.mask).mean())
+            apart = float(abs(ours.scores - expected.scores).max())
+            found[f"{name} {precision}"] = {"same": same, "apart": apart}
+            limit = 0.005 if precision == "fp32" else 0.1
+            require(apart < limit and same > 0.9, f"{name} {precision}: {same=}, {apart=}")
+    return found
+
+
+def others(bench: Bench) -> Figures:
+    """What else takes a model on a device: figures, constants on its logits, evaluation, export."""
+    import setr
+    from setr import adjustment, export, figures
+    from setr.datasets import open_dataset
+
+    predictor = setr.load(trained(bench), device=str(bench.device))
+    view = figures.make_view(predictor, scenes.draw("predict", 0, size=96)[0])
+    depth = len(predictor.network.encoder.stages())
+    figures.attention_figure(predictor, view, [(40, 60)], [depth])
+    figures.features_figure(predictor, view, [])
+    figures.position_figure(predictor)
+    data = open_dataset(str(scenes_folder(bench)), "val", predictor.info.labels)
+    model, info = predictor.network, predictor.info
+    offsets = adjustment.find_offsets(model, info, data)
+    tested = setr.evaluate(model, data, info=info)
+    found = {"offsets": [round(float(x), 2) for x in offsets], "miou": tested["miou"]}
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+        found["export"] = export.export(model, info, bench.folder / "m.onnx", format="onnx")
+    return found
+
+
+CHECKS: dict[str, Callable[[Bench], Figures]] = {
+    check.__name__: check
+    for check in (
+        loss,
+        step,
+        train,
+        predict,
+        others,
+        gpu_speed.waits,
+        gpu_speed.memory,
+        gpu_speed.speed,
+        gpu_speed.layers,
+    )
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to check that it runs")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    given = parser.parse_args()
+    from setr.provenance import hardware
+
+    results: Figures = {"hardware": hardware(), "torch": torch.__version__, "checks": {}}
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="setr-gpu-") as folder:
+        bench = Bench(torch.device(given.device), given.tiny, Path(folder))
+        for name in given.only:
+            began = time.monotonic()
+            torch.manual_seed(0)
+            try:
+                found: Figures = CHECKS[name](bench)
+            except Exception as problem:
+                traceback.print_exc()
+                failed += 1
+                found = {"failed": f"{type(problem).__name__}: {problem}"}
+            seconds = round(time.monotonic() - began, 1)
+            results["checks"][name] = {"seconds": seconds, **found}
+            print(f"{name} ({seconds} s): {json.dumps(found)}", flush=True)
+            if given.out:  # what was measured stays if the machine goes
+                given.out.write_text(json.dumps(results, indent=1) + "\n")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Time and memory on a GPU, and where a training step waits for it; run by `gpu_check.py`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gpu_bench import HALF, Bench, Figures, error, require
+from torch import Tensor
+
+from setr import create_model
+from setr.inference import normalize
+from setr.losses import count_weight, segmentation_loss
+from setr.machine import peak_bytes
+from setr.precision import autocast_dtype
+
+
+def stepper(
+    bench: Bench, decoder: str = "mla", *, compiled: bool = False
+) -> tuple[Callable[[], object], Any]:
+    """A training step of CamVid's recipe on noise, without the loader; and its model."""
+    B, (H, W), K = (2, (28, 42), 5) if bench.tiny else (8, (378, 504), 11)
+    size = "nano" if bench.tiny else "small"
+    torch.manual_seed(0)
+    with bench.device:
+        model = create_model(f"setr_{decoder}_{size}", num_classes=K, img_size=518,
+                             encoder="vit_tiny_patch16_224" if bench.tiny
+                             else "vit_small_patch14_dinov2").train()  # fmt: skip
+        images = torch.randint(256, (B, H, W, 3), dtype=torch.uint8)
+        masks = torch.randint(K, (B, H, W), dtype=torch.uint8)
+        weight = torch.rand(K)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    call = torch.compile(model) if compiled else model
+    dtype = autocast_dtype("auto", bench.device)
+
+    def work() -> None:
+        with torch.autocast(bench.device.type, dtype, enabled=dtype is not None):
+            output = call(normalize(images, (0.5,) * 3, (0.2,) * 3), with_aux=True)
+        normalizer = count_weight(masks, weight)
+        segmentation_loss(output, masks, normalizer=normalizer, weight=weight)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return work, model
+
+
+def waits(bench: Bench) -> Figures:
+    """Lines of a training step at which the processor waits for the GPU; none is the aim."""
+    found = {}
+    for decoder in ("pup", "mla"):
+        work, _ = stepper(bench, decoder)
+        for _ in range(2):
+            work()
+        bench.wait()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if bench.cuda:
+                torch.cuda.set_sync_debug_mode("warn")
+            work()
+            if bench.cuda:
+                torch.cuda.set_sync_debug_mode("default")
+        lines = [
+            f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchron" in str(w.message)
+        ]
+        found[decoder] = lines
+    return found
+
+
+def memory(bench: Bench) -> Figures:
+    """The estimate of a step beside the peak of the allocator."""
+    from setr.memory import step_memory
+
+    if not bench.cuda:
+        return {}
+    found = {}
+    for decoder in ("pup", "mla"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work, model = stepper(bench, decoder)
+        for _ in range(2):
+            work()
+        peak = peak_bytes(bench.device) - before
+        with torch.device("meta"):
+            twin = type(model)(**model.arguments)
+        B, size = (2, (28, 42)) if bench.tiny else (8, (378, 504))
+        dtype = autocast_dtype("auto", bench.device)
+        by_estimate = step_memory(twin, batch=B, size=size, device=bench.device, dtype=dtype,
+                                  moments=2).total  # fmt: skip
+        found[decoder] = {"peak_gb": peak / 1e9, "estimate_gb": by_estimate / 1e9,
+                          "estimate_over_peak": round(by_estimate / peak, 3)}  # fmt: skip
+        del work, model
+    return found
+
+
+def speed(bench: Bench) -> Figures:
+    """Milliseconds of a training step, and what the costliest kernels take of it."""
+    found: Figures = {}
+    for decoder in ("naive", "pup", "mla"):
+        work, _ = stepper(bench, decoder)
+        found[decoder] = bench.milliseconds(work)
+        if bench.cuda:
+            torch.backends.cudnn.benchmark = True
+            found[f"{decoder}, cudnn.benchmark"] = bench.milliseconds(work)
+            torch.backends.cudnn.benchmark = False
+            with torch.profiler.profile() as profiler:
+                work()
+                bench.wait()
+            kernels = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
+            found[f"{decoder}, kernels"] = {
+                e.key[:60]: round(e.self_device_time_total / 1e3, 3) for e in kernels[:12]
+            }
+            compiled, _ = stepper(bench, decoder, compiled=True)
+            found[f"{decoder}, compiled"] = bench.milliseconds(compiled)
+    return found
+
+
+def layers(bench: Bench) -> Figures:
+    """PUP's layer, upsampling and convolution forward and backward, in the forms there are."""
+    from setr.upsampled_convolution import conv_of_upsampled, upsample
+
+    found: Figures = {}
+    B, C, sides = (1, 8, (4,)) if bench.tiny else (8, 256, (32, 64, 128))
+    dtype = autocast_dtype("auto", bench.device) or torch.float32
+    for side in sides:
+        x = torch.randn(B, C, side, side, device=bench.device, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        conv = torch.nn.Conv2d(C, C, 3, padding=1, device=bench.device, dtype=dtype)
+        up = _matrix(side, x)
+
+        def by_matrices(x: Tensor, up: Tensor = up) -> Tensor:
+            rows = torch.matmul(up, x.permute(0, 2, 3, 1).flatten(2))
+            wide = torch.matmul(up, rows.unflatten(2, x.shape[:0:-2]))
+            return wide.permute(0, 3, 1, 2)
+
+        forms: dict[str, Callable[[Tensor], Tensor]] = {
+            "upsample": lambda x: upsample(x, 2),
+            "upsample by matrices": by_matrices,
+            "upsample, convolve": lambda x, conv=conv: conv(upsample(x, 2)),  # type: ignore[misc]
+            "by matrices, convolve": lambda x, conv=conv: conv(by_matrices(x)),  # type: ignore[misc]
+            "convolve, filter": lambda x, conv=conv: conv_of_upsampled(x, conv, 2),  # type: ignore[misc]
+        }
+        expected = {name: form(x) for name, form in forms.items()}
+        apart = error(expected["upsample by matrices"], expected["upsample"])
+        require(apart < HALF, f"matrices: {apart}")
+        apart = error(expected["convolve, filter"], expected["upsample, convolve"])
+        require(apart < HALF, f"filter: {apart}")
+        slopes = {name: torch.randn_like(y) for name, y in expected.items()}
+        del expected
+        for name, form in forms.items():
+
+            def work(form: Any = form, g: Tensor = slopes[name], x: Tensor = x) -> None:
+                x.grad = None
+                form(x).backward(g)
+
+            found[f"{name} {side}"] = bench.milliseconds(work)
+    return found
+
+
+def _matrix(n: int, like: Tensor) -> Tensor:
+    """Bilinear upsampling by two as a matrix (2n, n)."""
+    rows = F.interpolate(torch.eye(n)[None], size=2 * n, mode="linear", align_corners=False)
+    return rows[0].T.to(like)
