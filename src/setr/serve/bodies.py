@@ -107,7 +107,7 @@ async def _file_of_form(request: Request, body: bytearray) -> bytes:
     try:
         parser = _InMemory(request.headers, stream(), max_files=1, max_fields=16)
         form = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError, LookupError) as error:
+    except (MultiPartException, ValueError, LookupError) as error:
         reason = str(getattr(error, "message", "")) or "no boundary"
         raise Refusal(400, "form", f"the form cannot be read ({reason:.80})") from None
     try:
