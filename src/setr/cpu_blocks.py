@@ -75,7 +75,7 @@ def speed_up(block: nn.Module) -> None:
 
 
 def _route(block: nn.Module) -> AbstractContextManager[Any]:
-    if next(block.parameters()).is_cuda:  # there the mode would only make every call slower
+    if any(p.is_cuda for p in block.parameters()):  # there the mode only makes every call slower
         return nullcontext()
     autocast = torch.is_autocast_enabled("cpu")
     return _ROUTE if (_in_bf16() if autocast else onednn_is_faster()) else nullcontext()
