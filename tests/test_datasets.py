@@ -285,6 +285,11 @@ def test_rgb_masks_by_a_colour_map(folder):
     assert (dataset.load(0).mask == 1).all()
 
 
+def test_words_that_yaml_takes_for_true_and_false_are_names(folder):
+    (folder / "data.yaml").write_text("classes: [yes, No, on]\nlabel_map: {0: yes, 1: No, 2: on}\n")
+    assert open_dataset(str(folder), "train").labels.classes == ("yes", "No", "on")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -41,7 +41,15 @@ ORDER = (
     *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
     # checks of a data set
     *("survey_rows", "survey", "doctor", "class_files", "band_draft"),
-    *("outlines", "outline_index", "outline_json", "outline_files", "outline_masks", "init_data"),
+    *(
+        "outlines",
+        "outline_index",
+        "outline_geojson",
+        "outline_json",
+        "outline_files",
+        "outline_masks",
+        "init_data",
+    ),
     # networks and weights
     *(
         "products",

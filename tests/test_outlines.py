@@ -327,7 +327,7 @@ def test_coco_of_our_own_predictions(tmp_path):
 
 
 def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
-    own = "train: images/train\nval: images/val\nnames:\n  0: box\n  1: line\nroboflow: {a: b}\n"
+    own = "train: images/train\nval: images/val\nnames:\n  0: box\n  1: on\nroboflow: {a: b}\n"
     (tmp_path / "data.yaml").write_text(own)
     for split in ("train", "val"):
         photo(tmp_path / "images" / split / "a.png")
@@ -343,7 +343,7 @@ def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
     dataset = open_dataset(str(tmp_path / "setr.yaml"), "val")
     assert (tmp_path / "setr_val.txt").is_file()
     assert len(dataset) == 2
-    assert dataset.labels.classes == ("box", "line", "background")
+    assert dataset.labels.classes == ("box", "on", "background")
     mask = dataset.load(0).mask
     assert (mask[:10, :15] == 0).sum() == 150 - 8 * 3
     assert (mask[2:20, 3:6] == 1).all()
@@ -397,6 +397,13 @@ def test_all_problems_are_told_at_once(tmp_path):
                  "gone.json: image 'gone.jpg' is not there", "f.jpg: not an image",
                  "e.json: shape 2 has no label", "e.json: shape 3 has no label"):  # fmt: skip
         assert part in said
+
+
+def test_keypoints_are_no_outlines(tmp_path):
+    photo(tmp_path / "images" / "a.jpg")
+    put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2 0.1 0.1 0.3 0.3\n")
+    put(tmp_path / "pose.yaml", "names: [person]\nkpt_shape: [2, 2]\n")
+    assert "1 problem with outlines (YOLO): kpt_shape in its YAML file" in refused(tmp_path)
 
 
 def test_boxes_are_no_outlines(tmp_path):

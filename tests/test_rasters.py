@@ -16,6 +16,7 @@ import setr
 from setr import mapping, rasters, scenes
 from setr.cli import main
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
+from setr.gdal import is_georeferenced
 from setr.hub import save_pretrained
 from setr.labels import IGNORE
 from setr.mapping import predict_raster
@@ -23,7 +24,7 @@ from setr.model_info import ModelInfo
 from setr.outputs import write
 from setr.polygons import signed_area
 from setr.predictor import Predictor
-from setr.rasters import Raster, is_georeferenced
+from setr.rasters import Raster
 from tests.conftest import tiny_model
 
 rasterio = pytest.importorskip("rasterio", reason='needs the extra: pip install "setr[geo]"')

@@ -44,8 +44,12 @@ class Description(NamedTuple):
     bands: Bands | None = None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which no key stands twice in one place, where the last one would be kept silently."""
+class DataLoader(yaml.SafeLoader):
+    """YAML in which no key stands twice in one place, where the last one would be kept silently.
+
+    Nothing here is true or false: words such as `yes`, `no` and `on`, which YAML 1.1 takes for
+    that, are names of classes.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """As the base does."""
@@ -61,6 +65,9 @@ class _UniqueKeys(yaml.SafeLoader):
         return found
 
 
+DataLoader.add_constructor("tag:yaml.org,2002:bool", yaml.SafeLoader.construct_yaml_str)
+
+
 def read_description(path: Path) -> Description:
     """Read a YAML file, or the `data.yaml` of a folder if there is one."""
     if not path.exists():
@@ -74,7 +81,7 @@ def read_description(path: Path) -> Description:
             return Description(path)
         path = path / "data.yaml"
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        values = yaml.load(path.read_text(encoding="utf-8"), DataLoader)
     except OSError as error:
         raise SetrError(f"{path}: cannot read ({error.strerror})", code=USAGE) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,13 +1,19 @@
-"""TIFF and PNG files open in GDAL (extra `geo`), read by windows."""
+"""TIFF and PNG files open in GDAL (extra `geo`), read by windows.
+
+Whether a TIFF file has a georeference is told from its tags alone, without the extra.
+"""
 
 from __future__ import annotations
 
 import io
+import os
+import struct
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from setr.errors import SetrError
 from setr.images import Source, source_name, unreadable
@@ -16,6 +22,7 @@ CACHE_BYTES = 64 << 20
 """What GDAL may keep of a file."""
 _DRIVERS = {b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
             b"\x89PNG": "PNG"}  # fmt: skip
+_GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
 
 
 class Stored(NamedTuple):
@@ -122,6 +129,23 @@ def has_gdal() -> bool:
     except SetrError:
         return False
     return True
+
+
+def is_georeferenced(path: Any) -> bool:
+    """Whether a path names a TIFF file whose tags place it on a map."""
+    if not isinstance(path, str | os.PathLike):
+        return False
+    if os.path.splitext(os.fspath(path))[1].lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+            tags = ImageFileDirectory_v2(head if head[2:3] == b"+" else head[:8])  # +: BigTIFF
+            file.seek(tags.next)
+            tags.load(file)
+            return any(tag in tags for tag in _GEO_TAGS)
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return False  # no TIFF: whoever reads it names the reason
 
 
 def gdal_driver(source: Source) -> str | None:

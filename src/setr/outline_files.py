@@ -1,7 +1,7 @@
-"""Finds outlines that annotation tools leave beside images: LabelMe, COCO and YOLO.
+"""Finds outlines that annotation tools leave beside images: LabelMe, COCO, GeoJSON and YOLO.
 
 LabelMe: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label Studio and Roboflow
-export them. YOLO: a text file per image, lines of `class x y x y …` in shares of the sides.
+export them. GeoJSON: a file for an image, or a layer over many. YOLO: a text file per image, lines of `class x y x y …` in shares of the sides.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from setr.class_files import names_by_id
+from setr.data_yaml import DataLoader
 from setr.errors import SetrError
 from setr.files import walk_images
 from setr.labels import IGNORE
@@ -65,7 +67,8 @@ def _yolo(root: Path, images: list[str]) -> Outlined | None:
     """Text files in `labels` for images in `images`, or beside them; none means no object."""
     out = Outlined("YOLO", True)
     texts = set(walk_images(root, frozenset({".txt"})))
-    names, largest, understood = _yolo_classes(root), -1, False
+    described = _yolo_yaml(root)
+    names, largest, understood = _yolo_classes(root, described), -1, False
     for image in images:
         text = next((t for t in _yolo_names(image) if t in texts), "")
         shapes = []
@@ -82,6 +85,8 @@ def _yolo(root: Path, images: list[str]) -> Outlined | None:
                 name = names.get(number_of_class, f"class_{number_of_class}")
                 shapes.append(Shape(name, (Ring(as_points(values[1:]), relative=True),)))
         out.images.append(Annotated(image, tuple(shapes), text or image))
+    if understood and "kpt_shape" in described:
+        out.problems = ["kpt_shape in its YAML file: the labels are keypoints, which have no area"]
     count = max(largest, *names, -1) + 1
     if count > IGNORE:
         out.problems.append(f"class number {count - 1}: at most {IGNORE} classes, from 0 on")
@@ -111,16 +116,25 @@ def _numbers(words: list[str]) -> list[float]:
     return values if all(map(math.isfinite, values)) else []
 
 
-def _yolo_classes(root: Path) -> dict[int, str]:
-    """Names from `names` of a YAML file in the folder, or from a classes file."""
+def _yolo_yaml(root: Path) -> dict[str, Any]:
+    """The first YAML file in the folder that names classes, empty if there is none."""
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
-            names = yaml.safe_load(path.read_text(encoding="utf-8"))["names"]
-            pairs = enumerate(names) if isinstance(names, list) else names.items()
-            return {int(i): str(name) for i, name in pairs}
-        except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+            values = yaml.load(path.read_text(encoding="utf-8"), DataLoader)
+        except (OSError, ValueError, yaml.YAMLError):
             continue
+        if isinstance(values, dict) and isinstance(values.get("names"), list | dict):
+            return values
+    return {}
+
+
+def _yolo_classes(root: Path, described: dict[str, Any]) -> dict[int, str]:
+    """Names from `names` of a YAML file in the folder, or from a classes file."""
+    names = described.get("names")
     try:
-        return names_by_id(root)
-    except SetrError:
+        if names is None:
+            return names_by_id(root)
+        pairs = enumerate(names) if isinstance(names, list) else names.items()
+        return {int(i): str(name) for i, name in pairs}
+    except (ValueError, TypeError, SetrError):
         return {}

@@ -39,7 +39,7 @@ class Outlined:
     """What a folder holds.
 
     Attributes:
-        kind: LabelMe, COCO or YOLO.
+        kind: LabelMe, COCO, YOLO or GeoJSON.
         largest_first: small objects lie over large ones, whatever their order in the file.
         classes: names in the order of their ids; of LabelMe, which has no ids, as in a classes
             file or else sorted.

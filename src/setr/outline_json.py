@@ -1,4 +1,4 @@
-"""Outlines in JSON: LabelMe's file per image, COCO's for many."""
+"""Outlines in JSON: LabelMe's file per image, COCO's for many, and GeoJSON."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from setr.class_files import names_by_id
 from setr.files import walk_images
+from setr.outline_geojson import Layers
 from setr.outline_index import (
     BACKGROUND,
     IGNORED,
@@ -29,10 +30,11 @@ BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowE
 
 
 def json_outlines(root: Path, images: list[str]) -> Iterator[Outlined]:
-    """LabelMe's and COCO's, of all JSON files."""
+    """LabelMe's, COCO's and GeoJSON's, of all JSON files."""
     labelme, coco = Outlined("LabelMe", False), Outlined("COCO", True)
     where, broken = Images(images), []
-    for name in walk_images(root, frozenset({".json"})):
+    layers: dict[str, dict[str, Any]] = {}
+    for name in walk_images(root, frozenset({".json", ".geojson"})):
         try:
             content = json.loads((root / name).read_bytes())
         except (ValueError, OSError, RecursionError) as error:
@@ -44,15 +46,34 @@ def json_outlines(root: Path, images: list[str]) -> Iterator[Outlined]:
             _labelme(name, content, where, labelme)
         elif all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
             _Coco(name, content, where, coco).read()
+        elif content.get("type") == "FeatureCollection" and isinstance(
+            content.get("features"), list
+        ):
+            layers[name] = content
+    known = names_by_id(root)
     named = {shape.name for entry in labelme.images for shape in entry.shapes}
-    listed = [n for n in names_by_id(root).values() if n not in (IGNORED, BACKGROUND)]
+    listed = [n for n in known.values() if n not in (IGNORED, BACKGROUND)]
     labelme.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
     if not coco.images:
         coco.problems += coco.notes
-    for outlined in (labelme, coco):
+    for outlined in (labelme, coco, *_geojson(root, images, where, known, layers)):
         if outlined.images or outlined.problems:
             outlined.problems += broken
             yield outlined
+
+
+def _geojson(
+    root: Path,
+    images: list[str],
+    where: Images,
+    known: Mapping[int, str],
+    contents: Mapping[str, dict[str, Any]],
+) -> Iterator[Outlined]:
+    if contents:
+        layers = Layers(root, images, where, known)
+        for name, content in contents.items():
+            layers.read(name, content)
+        yield layers.outlined()
 
 
 # --- LabelMe --------------------------------------------------------------------------------------

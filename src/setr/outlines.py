@@ -30,16 +30,21 @@ class Cover(NamedTuple):
 
 @dataclass(frozen=True)
 class Ring:
-    """A closed line through points (N, 2), in pixels or, if `relative`, in shares of W and H."""
+    """A closed line through points (N, 2), in pixels or, if `relative`, in shares of W and H.
+
+    `holes` are lines within it, each (N, 2), that enclose what is not of the object.
+    """
 
     points: np.ndarray
     relative: bool = False
+    holes: tuple[np.ndarray, ...] = ()
 
     def cover(self, size: tuple[int, int]) -> Cover:
-        """Pixels of an image of `size` (H, W) whose centre the line encloses."""
+        """Pixels of an image of `size` (H, W) whose centre the line encloses and no hole does."""
         H, W = size
-        ring = self.points * (W, H) if self.relative else self.points
-        ends = np.roll(ring, -1, axis=0)
+        lines = [line * (W, H) if self.relative else line for line in (self.points, *self.holes)]
+        ring = np.concatenate(lines)
+        ends = np.concatenate([np.roll(line, -1, axis=0) for line in lines])
         down = (ring[:, 1] <= ends[:, 1])[:, None]  # neighbours meet in the same numbers
         (x0, y0), (x1, y1) = np.where(down, ring, ends).T, np.where(down, ends, ring).T
         first, last = _pixels(y0, H), _pixels(y1, H)

@@ -27,6 +27,7 @@ from setr.errors import USAGE, SetrError
 from setr.evaluation import resolve_protocol
 from setr.files import walk_images
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
+from setr.gdal import is_georeferenced
 from setr.hub import from_pretrained
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
@@ -35,7 +36,7 @@ from setr.model import SETR
 from setr.model_bands import ModelBands
 from setr.model_info import ModelInfo, require_channels
 from setr.precision import autocast_dtype
-from setr.rasters import Raster, is_georeferenced
+from setr.rasters import Raster
 from setr.result import Result
 from setr.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.unsure import checked_confidence

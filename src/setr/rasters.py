@@ -1,22 +1,19 @@
 """GeoTIFF files: pixels by windows, and label rasters with the same georeference (extra `geo`).
 
 A raster may be larger than memory: pixels are read where a window of the model needs them, and
-labels are written block by block. Whether a TIFF file has a georeference is told from its tags
-alone, without the extra.
+labels are written block by block.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import struct
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from setr.annotations import Georeference
 from setr.bands import Bands, Range, as_bytes, fitting_ranges
@@ -26,24 +23,6 @@ from setr.labels import IGNORE, Labels
 
 RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
 """Kinds of output that are rasters where the input is one, with the ending of the file name."""
-_GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
-
-
-def is_georeferenced(path: Any) -> bool:
-    """Whether a path names a TIFF file whose tags place it on a map."""
-    if not isinstance(path, str | os.PathLike):
-        return False
-    if os.path.splitext(os.fspath(path))[1].lower() not in (".tif", ".tiff"):
-        return False
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-            tags = ImageFileDirectory_v2(head if head[2:3] == b"+" else head[:8])  # +: BigTIFF
-            file.seek(tags.next)
-            tags.load(file)
-            return any(tag in tags for tag in _GEO_TAGS)
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
-        return False  # no TIFF: whoever reads it names the reason
 
 
 class Raster:

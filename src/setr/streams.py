@@ -13,10 +13,11 @@ from urllib.parse import unquote, urlsplit
 from setr.errors import USAGE, SetrError
 from setr.files import walk_images
 from setr.filming import predict_video
+from setr.gdal import is_georeferenced
 from setr.mapping import predict_raster
 from setr.outputs import with_ending, write
 from setr.predictor import Predictor
-from setr.rasters import RASTER_KINDS, is_georeferenced
+from setr.rasters import RASTER_KINDS
 from setr.result import largest
 from setr.urls import is_url
 from setr.video import is_video

@@ -1,0 +1,154 @@
+"""Outlines in GeoJSON: files of one image, and layers over images that lie on a map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from setr.annotations import Georeference, to_geojson
+from setr.cli import main
+from setr.datasets import open_dataset
+from setr.errors import DATA_CHECK_FAILED, OK
+from setr.init_data import draft, write
+from setr.masks import read_mask
+from setr.polygons import mask_polygons
+
+from .test_outlines import LABELS, SIZE, photo, put, refused, square
+
+ORIGIN = (500_000.0, 5_400_000.0)
+METRES = 0.5
+
+
+def tile(path: Path, column: int = 0, **more: Any) -> Georeference:
+    """A GeoTIFF, `column` tiles to the east of the first one; returns where it lies."""
+    rasterio = pytest.importorskip("rasterio", reason='needs the extra: pip install "setr[geo]"')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = ORIGIN[0] + column * SIZE[1] * METRES
+    transform = rasterio.Affine(METRES, 0, left, 0, -METRES, ORIGIN[1])
+    kind: dict[str, Any] = {"dtype": "uint8", "crs": "EPSG:32633", "transform": transform, **more}
+    options = {"driver": "GTiff", "height": SIZE[0], "width": SIZE[1], "count": 3}
+    with rasterio.open(path, "w", **options, **kind) as file:
+        file.write(np.full((3, *SIZE), 90, np.uint8))
+    return Georeference(kind["crs"] or "", tuple(kind["transform"])[:6])
+
+
+def feature(
+    line: list[list[float]], geo: Georeference, crs: str = "", holes: Any = (), **properties: Any
+) -> dict[str, Any]:
+    """A polygon of pixels of an image, led to the map and from there to `crs`."""
+    rings = [geo.to_map(np.array([*ring, ring[0]], float)) for ring in (line, *holes)]
+    if crs:
+        from rasterio.warp import transform
+
+        rings = [np.stack(transform(geo.crs, crs, *ring.T), axis=1) for ring in rings]
+    geometry = {"type": "Polygon", "coordinates": [ring.tolist() for ring in rings]}
+    return {"type": "Feature", "properties": properties, "geometry": geometry}
+
+
+def layer(*features: dict[str, Any], crs: str | None = None) -> dict[str, Any]:
+    named = {"crs": {"type": "name", "properties": {"name": crs}}} if crs else {}
+    return {"type": "FeatureCollection", "features": list(features), **named}
+
+
+def ids(root: Path, name: str) -> np.ndarray:
+    return read_mask(root / "masks_drawn" / name)
+
+
+def test_our_own_predictions_give_their_masks_back(tmp_path):
+    mask = np.random.default_rng(1).integers(0, 3, SIZE).astype(np.uint8)
+    polygons = mask_polygons(mask, 3)
+    photo(tmp_path / "plain.png")
+    places = {"plain": None, "placed": tile(tmp_path / "placed.tif")}
+    places["unnamed"] = tile(tmp_path / "unnamed.tif", crs=None)
+    for name, geo in places.items():
+        put(tmp_path / f"{name}.geojson", to_geojson(polygons, LABELS, geo=geo))
+    write(tmp_path, draft(tmp_path))
+    assert open_dataset(str(tmp_path), "train").labels.classes == ("a", "b", "c")
+    for name in places:
+        np.testing.assert_array_equal(ids(tmp_path, f"{name}.png"), mask)
+
+
+def test_layers_over_tiles(tmp_path, capsys):
+    geo = tile(tmp_path / "images" / "1.tif")
+    tile(tmp_path / "images" / "2.tif", 1)
+    tile(tmp_path / "images" / "far.tif", 50)
+    hole = square(22, 4, 6)
+    put(
+        tmp_path / "layers" / "house.geojson",  # over both tiles, with a yard; of no class property
+        layer(feature(square(20, 2, 16), geo, "OGC:CRS84", [hole], height=12.5)),
+    )
+    pond = feature(square(2, 2, 4), geo, CLASS="water")
+    deep = [[[*point, -3.0] for point in ring] for ring in pond["geometry"]["coordinates"]]
+    pond["geometry"] = {"type": "MultiPolygon", "coordinates": [deep]}
+    path = {"type": "LineString", "coordinates": [[0, 0], [1, 1]]}
+    both = layer(
+        pond, {"type": "Feature", "properties": {"CLASS": "way"}, "geometry": path},
+        feature(square(23, 5, 2), geo, "EPSG:32633", CLASS=7.0),
+        crs="urn:ogc:def:crs:EPSG::32633",
+    )  # fmt: skip
+    put(tmp_path / "layers" / "rest.json", both)
+    put(tmp_path / "classes.json", json.dumps({"7": "tree", "9": "car"}))
+    assert main(["init-data", str(tmp_path)]) == OK
+    said = capsys.readouterr().err
+    assert "1 GeoJSON's LineString" in said
+    assert "1 of 3 images have no outlines, left out: images/far.tif" in said
+    classes = open_dataset(str(tmp_path), "train").labels.classes
+    assert classes == ("tree", "house", "water", "background")
+    tree, house, water, background = range(4)
+    first, second = ids(tmp_path, "images/1.png"), ids(tmp_path, "images/2.png")
+    expected = np.full((SIZE[0], 2 * SIZE[1]), background)
+    expected[2:18, 20:36] = house
+    expected[4:10, 22:28] = background
+    expected[5:7, 23:25] = tree
+    expected[2:6, 2:6] = water
+    np.testing.assert_array_equal(np.concatenate([first, second], axis=1), expected)
+
+
+def test_a_file_without_areas_says_that_its_image_has_none(tmp_path):
+    geo = tile(tmp_path / "a.tif")
+    tile(tmp_path / "b.tif", 1)
+    put(tmp_path / "a.geojson", layer(feature(square(0, 0, 4), geo, "OGC:CRS84", name="house")))
+    put(tmp_path / "b.geojson", layer())
+    write(tmp_path, draft(tmp_path))
+    assert (ids(tmp_path, "b.png") == 1).all()
+
+
+def test_all_problems_of_layers_are_told_at_once(tmp_path):
+    geo = tile(tmp_path / "a.tif")
+    photo(tmp_path / "x" / "twice.png")
+    photo(tmp_path / "y" / "twice.png")
+    good = feature(square(0, 0, 4), geo, "OGC:CRS84", name="house")
+    put(tmp_path / "a.geojson", layer(feature(square(0, 0, 4), geo, "OGC:CRS84", height=3)))
+    put(tmp_path / "metres.geojson", layer(feature(square(0, 0, 4), geo, label="house")))
+    put(tmp_path / "west.geojson", layer(feature(square(-99, 0, 4), geo, "OGC:CRS84", label="a")))
+    put(tmp_path / "odd.geojson", layer(good, crs="EPSG:nothing"))
+    put(tmp_path / "twice.geojson", layer(good))
+    broken = {"type": "Polygon", "coordinates": [[[0, 0], ["?", 1]]]}
+    put(
+        tmp_path / "bad.geojson",
+        layer(good, {"geometry": broken, "properties": {}}, {**good, "properties": None}, {}),
+    )
+    said = refused(tmp_path)
+    for part in (
+        "8 problems with outlines (GeoJSON)", "a.geojson: feature 1 has no property class or label",
+        "metres.geojson: cannot be led from OGC:CRS84 to EPSG:32633",
+        "west.geojson: none of its areas lies over any of 1 images with a georeference; check its "
+        "reference system (OGC:CRS84)",
+        "odd.geojson: unknown reference system 'EPSG:nothing'",
+        "twice.geojson: image 'twice' may be x/twice.png or y/twice.png",
+        "bad.geojson: feature 2 is no valid area", "bad.geojson: feature 4 is no valid area",
+        "bad.geojson: feature 3 has no property name",
+    ):  # fmt: skip
+        assert part in said
+
+
+def test_a_layer_over_pictures_without_a_place(tmp_path, capsys):
+    photo(tmp_path / "a.png")
+    put(tmp_path / "houses.geojson", layer())
+    assert main(["init-data", str(tmp_path)]) == DATA_CHECK_FAILED
+    said = "houses.geojson: no image is called 'houses', and none has a georeference"
+    assert said in capsys.readouterr().err
