@@ -192,7 +192,8 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
             return pairs, [ahead + name for name in files if ahead + name not in paired]
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
-        f"({', '.join(MASK_NAMES)}) of the same file names, and no outlines (LabelMe, COCO, YOLO, GeoJSON); "
+        f"({', '.join(MASK_NAMES)}) of the same file names, and no outlines (LabelMe, COCO, "
+        "YOLO, GeoJSON); "
         "rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
         "name these in data.yaml",
         code=DATA_CHECK_FAILED,
