@@ -64,8 +64,12 @@ class DataLoader(yaml.SafeLoader):
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
 
+    def as_written(self, node: yaml.ScalarNode) -> str:
+        """The word of a node."""
+        return str(node.value)
 
-DataLoader.add_constructor("tag:yaml.org,2002:bool", yaml.SafeLoader.construct_yaml_str)
+
+DataLoader.add_constructor("tag:yaml.org,2002:bool", DataLoader.as_written)
 
 
 def read_description(path: Path) -> Description:
