@@ -108,6 +108,21 @@ def test_layers_over_tiles(tmp_path, capsys):
     np.testing.assert_array_equal(np.concatenate([first, second], axis=1), expected)
 
 
+def test_pixels_without_data_are_ignored(tmp_path):
+    geo = tile(tmp_path / "a.tif", nodata=90, dtype="uint8")
+    with pytest.importorskip("rasterio").open(tmp_path / "a.tif", "r+") as file:
+        file.write(np.full((3, 10, SIZE[1]), 70, np.uint8), window=((5, 15), (0, SIZE[1])))
+    put(tmp_path / "a.geojson", layer(feature(square(0, 0, 8), geo, "OGC:CRS84", name="house")))
+    tile(tmp_path / "b.tif", 1)
+    put(tmp_path / "b.geojson", layer())
+    write(tmp_path, draft(tmp_path))
+    mask = ids(tmp_path, "a.png")
+    assert (mask[:5] == 255).all()
+    assert (mask[15:] == 255).all()
+    assert (mask[5:8, :8] == 0).all()
+    assert (mask[8:15] == 1).all()
+
+
 def test_a_file_without_areas_says_that_its_image_has_none(tmp_path):
     geo = tile(tmp_path / "a.tif")
     tile(tmp_path / "b.tif", 1)
