@@ -9,7 +9,7 @@ import setr
 
 ORDER = (
     # processes
-    *("errors", "progress", "watch", "launch", "distributed"),
+    *("errors", "quota", "progress", "watch", "launch", "distributed"),
     # files and samples
     *(
         "remote",

@@ -29,7 +29,7 @@ from setr.estimate import (
     settled,
 )
 from setr.inference import Protocol, predict_mask
-from setr.machine import available_bytes, free_bytes, peak_bytes, process_peak, resident_bytes
+from setr.machine import free_bytes, peak_bytes, process_peak, resident_bytes
 from setr.memory import step_memory
 from tests.conftest import tiny_config, tiny_model
 
@@ -237,23 +237,6 @@ def test_the_command_prints_parts_and_advice(capsys):
 def test_the_machine_tells_its_memory():
     assert 1e8 < resident_bytes() <= peak_bytes(CPU) * 1.01
     assert free_bytes(CPU) > resident_bytes()
-
-
-def test_cached_files_do_not_fill_a_container(tmp_path, monkeypatch):
-    def write(**files: str) -> None:
-        for name, text in files.items():
-            (tmp_path / f"memory.{name}").write_text(text)
-
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    alone = available_bytes()
-    assert alone > 1e8
-    stat = "anon 500000\nfile 400000\ninactive_file 300000\nactive_file 100000\n"
-    write(max="1000000\n", current="900000\n", stat=stat)
-    assert available_bytes() == 400_000
-    write(current="1500000\n")
-    assert available_bytes() == 0
-    write(max="max\n")
-    assert available_bytes() > 1e8
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")

@@ -21,6 +21,7 @@ from typing import Any
 from setr import __version__
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.options import placeholder
+from setr.quota import limit_threads
 from setr.usage import missing, named_as_typed, problem
 
 VERBS = {
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it with its first tensor
+    limit_threads()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # file names may be no text

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from setr.quota import memory_left
+
 if TYPE_CHECKING:
     import torch
-
-CGROUP = Path("/sys/fs/cgroup")
-"""Where a container finds its limits."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -100,19 +99,14 @@ def resident_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Main memory that can be taken without swapping, within the limit of a container.
-
-    Files that the system keeps in memory and nobody has used lately make room, so they do not count
-    as taken.
-    """
+    """Main memory that can be taken without swapping, within the limits of a container or job."""
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = dict(row.split(":", 1) for row in Path("/proc/meminfo").read_text().splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
-    with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
-        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        stat = dict(row.split() for row in (CGROUP / "memory.stat").read_text().splitlines())
-        found.append(max(0, limit - max(0, used - int(stat["inactive_file"]))))
+    left = memory_left()
+    if left is not None:
+        found.append(left)
     return min(found, default=_all_pages())
 
 

@@ -6,7 +6,6 @@ same bits for any order of images and any number of threads and processes.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,9 +19,10 @@ from setr.calibration import Calibration
 from setr.intervals import STEPS, Bootstrap, image_miou
 from setr.labels import IGNORE
 from setr.metrics import Absent, ConfusionMatrix, summarize
+from setr.quota import cpus
 from setr.regions import RegionRecall
 
-THREADS = min(4, os.cpu_count() or 1)
+THREADS = min(4, cpus())
 """They follow outlines and regions, up to seconds per image, while the model runs the next."""
 AHEAD_PIXELS = 16_000_000
 """Of images that wait for them; one image alone may be larger, and the model then waits for it."""

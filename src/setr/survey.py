@@ -26,6 +26,7 @@ from setr.dataset import Dataset
 from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.pairs import Pairs
+from setr.quota import cpus
 from setr.survey_rows import (
     ALL_IGNORED,
     BINARY,
@@ -97,7 +98,7 @@ def _examine_all(
     content, look = np.zeros((2, number), np.uint64)
     ends = np.zeros(number, np.int64)
     classes, counts, problems = bytearray(), array("I"), {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cpus()) as pool:
         for start in range(0, len(indices), _CHUNK):
             part = indices[start : start + _CHUNK]
             looks = pool.map(lambda i: _examine(dataset, int(i), full), part)

@@ -18,6 +18,7 @@ from setr.cli import parse, require_default, require_least, require_within
 from setr.commands.views import Flip, Scales
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
+from setr.quota import cpus
 
 if TYPE_CHECKING:
     from setr.batch import Finish, Outcome, Task
@@ -95,7 +96,7 @@ class Arguments:
     """Images of one size per pass of the model."""
     exact: bool = True
     """Batch only where that gives, bit for bit, the results of one by one."""
-    workers: int = min(4, os.cpu_count() or 1)
+    workers: int = min(4, cpus())
     """Threads that decode, and as many that encode."""
     engine: Literal["plain", "ray"] = "plain"
     """ray: a pool of actors, here or on the cluster RAY_ADDRESS names (extra ray)."""
