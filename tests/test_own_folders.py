@@ -104,6 +104,18 @@ def test_a_mask_of_the_same_name_goes_before_any_end():
     assert masks_by_stem(["a"], ["x.png"]) == {"x": "x.png"}
 
 
+def test_of_several_masks_for_each_image_the_one_called_so_is_taken():
+    stems = ["a", "b"]
+    kinds = [f"{stem}_{kind}.png" for stem in stems for kind in ("color", "gt", "instances")]
+    assert masks_by_stem(stems, kinds) == {"a": "a_gt.png", "b": "b_gt.png"}
+    with pytest.raises(
+        SetrError, match=r"as a has a_1\.png and a_2\.png; leave one for each image"
+    ):
+        masks_by_stem(stems, ["a_1.png", "a_2.png"])
+    with pytest.raises(SetrError, match=r"as a has a_gt\.png and a_mask\.png"):
+        masks_by_stem(stems, ["a_gt.png", "a_mask.png", "b_mask.png", "b_gt.png"])
+
+
 def test_an_end_is_found_where_few_images_have_masks():
     stems = [str(number) for number in range(1, 11)]
     found = masks_by_stem(sorted(stems), ["10_seg.png"])

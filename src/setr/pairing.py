@@ -154,7 +154,13 @@ def apart(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
-    """Mask files by the stem of their image, without the end that masks have and images lack."""
+    """Mask files by the stem of their image, without the end that masks have and images lack.
+
+    Of several ends that fit equally many images, the one of `MASK_SUFFIXES` is taken.
+
+    Raises:
+        SetrError: several masks for every image, and no name tells which is meant (exit code 3).
+    """
     by_stem: dict[str, str] = {}
     for name in masks:
         by_stem.setdefault(os.path.splitext(name)[0], name)
@@ -168,7 +174,17 @@ def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
         for e, n in fitting.items()
         if any(len(s) < len(e) and e.endswith(s) and m >= n for s, m in fitting.items())
     }
-    end = max((e for e in fitting if e not in begun), key=lambda e: fitting[e], default="")
+    most = max((n for e, n in fitting.items() if e not in begun), default=0)
+    equal = [e for e, n in fitting.items() if n == most and e not in begun]
+    usual = [e for e in equal if e in MASK_SUFFIXES]
+    if len(equal) > 1 and len(usual) != 1:
+        stem = next(stem for stem in stems if stem + equal[0] in by_stem)
+        shown = " and ".join(by_stem[stem + end] for end in equal if stem + end in by_stem)
+        raise data_error(
+            f"images have several masks, as {stem} has {shown}; leave one for each image, with one "
+            "class id per pixel"
+        )
+    end = (usual or equal or [""])[0]
     return {m.removesuffix(end): name for m, name in by_stem.items() if m.endswith(end)}
 
 
