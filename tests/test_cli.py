@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -147,6 +148,22 @@ def test_help_keeps_its_boxes_even():
     boxes = [line for line in shown.decode().splitlines() if line.startswith(("╭", "│", "╰"))]
     assert len(boxes) > 20
     assert len({len(line) for line in boxes}) == 1
+
+
+@pytest.mark.parametrize("verb", ["predict", "eval", "init-data"])
+def test_help_fills_its_lines(verb, capsys, monkeypatch):
+    """No line ends where that of the source code did: the next word would not have fitted."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    inside = [line[2:-2] for line in lines if line[:2] in ("│ ", "  ") and line[2:-2].strip()]
+    column = min(len(line) - len(line.lstrip()) for line in inside if line[0] == " ")
+    pairs = [(a, b) for a, b in pairwise(inside) if not (a[:column] + b[:column]).strip()]
+    assert pairs
+    for line, following in pairs:
+        fitting = len(line.rstrip()) + 1 + len(following.split()[0])
+        assert fitting > len(line) or following.split()[0] == "(default:", line
 
 
 def test_help_names_the_kind_of_a_value(capsys):

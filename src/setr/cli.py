@@ -13,7 +13,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,9 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
 
     caught = io.StringIO()
     try:
-        with contextlib.redirect_stderr(caught), _plain_placeholders():
+        asked = not {"-h", "--help"}.isdisjoint(args)
+        flowing = _flowing_help() if asked else contextlib.nullcontext()
+        with contextlib.redirect_stderr(caught), _plain_placeholders(), flowing:
             given = tyro.cli(kind, args=args, prog=f"setr {verb}", **options)
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -218,6 +220,29 @@ def _plain_placeholders() -> Any:
         return replace(spec, metavar=placeholder(info.type))
 
     return registry
+
+
+@contextlib.contextmanager
+def _flowing_help() -> Iterator[None]:
+    """While in use, the help of an option is one paragraph, whose lines end where the screen does.
+
+    The parser keeps a line's end before what is indented, which in source code all lines are.
+    """
+    import docstring_parser
+
+    original = docstring_parser.parse_from_object
+
+    def flowing(source: Any) -> Any:
+        found = original(source)
+        for option in found.params:
+            option.description = option.description and " ".join(option.description.split())
+        return found
+
+    docstring_parser.parse_from_object = flowing
+    try:
+        yield
+    finally:
+        docstring_parser.parse_from_object = original
 
 
 def _refusal(stop: BaseException) -> SetrError | None:
