@@ -40,7 +40,7 @@ ORDER = (
     # figures
     *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
     # checks of a data set
-    *("survey_rows", "survey", "doctor", "class_files", "band_draft"),
+    *("survey_rows", "survey", "doctor", "class_files", "class_draft", "band_draft"),
     *(
         "outlines",
         "outline_index",

@@ -12,12 +12,12 @@ import pytest
 from setr.annotations import Georeference, to_geojson
 from setr.cli import main
 from setr.datasets import open_dataset
-from setr.errors import DATA_CHECK_FAILED, OK
+from setr.errors import DATA_CHECK_FAILED, OK, USAGE
 from setr.init_data import draft, write
 from setr.masks import read_mask
 from setr.polygons import mask_polygons
 
-from .test_outlines import LABELS, SIZE, photo, put, refused, square
+from .test_outlines import LABELS, SIZE, labelme, photo, put, refused, shape, square
 
 ORIGIN = (500_000.0, 5_400_000.0)
 METRES = 0.5
@@ -159,6 +159,31 @@ def test_all_problems_of_layers_are_told_at_once(tmp_path):
         "bad.geojson: feature 3 has no property name",
     ):  # fmt: skip
         assert part in said
+
+
+def test_another_property_names_the_class(tmp_path, capsys):
+    geo = tile(tmp_path / "a.tif")
+    field, wood = (
+        feature(square(x, 0, 4), geo, "OGC:CRS84", Landuse=name)
+        for x, name in ((0, "field"), (9, "wood"))
+    )
+    put(tmp_path / "area.geojson", layer(field, wood))
+    assert main(["init-data", str(tmp_path)]) == OK
+    said = "area.geojson: all of class 'area', after the file; --class-key names another property"
+    assert f"{said} (landuse)" in capsys.readouterr().err
+    assert main(["init-data", str(tmp_path), "--overwrite", "--class-key", "landuse"]) == OK
+    assert open_dataset(str(tmp_path), "train").labels.classes == ("field", "wood", "background")
+    assert main(["init-data", str(tmp_path), "--overwrite", "--class-key", "use"]) != OK
+    assert "2 problems with outlines (GeoJSON): area.geojson: feature 1 has no property use" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_class_key_is_for_geojson_alone(tmp_path, capsys):
+    photo(tmp_path / "a.png")
+    put(tmp_path / "a.json", labelme("a.png", shape("wall", square(0, 0, 9))))
+    assert main(["init-data", str(tmp_path), "--class-key", "use"]) == USAGE
+    assert "--class-key use: is for outlines in GeoJSON, and" in capsys.readouterr().err
 
 
 def test_a_layer_over_pictures_without_a_place(tmp_path, capsys):

@@ -230,7 +230,8 @@ def _flowing_help() -> Iterator[None]:
     """
     import docstring_parser
 
-    original = docstring_parser.parse_from_object
+    module: Any = docstring_parser
+    original = module.parse_from_object
 
     def flowing(source: Any) -> Any:
         found = original(source)
@@ -238,11 +239,11 @@ def _flowing_help() -> Iterator[None]:
             option.description = option.description and " ".join(option.description.split())
         return found
 
-    docstring_parser.parse_from_object = flowing
+    module.parse_from_object = flowing
     try:
         yield
     finally:
-        docstring_parser.parse_from_object = original
+        module.parse_from_object = original
 
 
 def _refusal(stop: BaseException) -> SetrError | None:

@@ -7,24 +7,19 @@ in a comment. Nothing is guessed silently.
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from setr.band_draft import draft_bands
-from setr.class_files import names_by_colour, names_by_id
+from setr.class_draft import draft_classes, listed_classes
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import walk_images, write_bytes
 from setr.layouts import SPLIT_OF, find_split, split_lists
-from setr.masks import read_mask
 from setr.outline_files import find_outlines
 from setr.outline_index import DRAWN
 from setr.outline_masks import draw_masks, told
@@ -35,8 +30,6 @@ MASK_NAMES = (
     *(*MASK_FOLDERS, "mask", "label", "annotation"),
     *("ann_dir", "SegmentationClass", "gt", "GT"),
 )
-MOST_VALUES = 256
-"""More ids or colours than this are no classes."""
 SHOWN = 5
 
 
@@ -62,7 +55,12 @@ class Draft(NamedTuple):
 
 
 def draft(
-    root: Path, *, val_share: float = 0.2, rest: str = "background", name: str = "data.yaml"
+    root: Path,
+    *,
+    val_share: float = 0.2,
+    rest: str = "background",
+    name: str = "data.yaml",
+    class_key: str = "",
 ) -> Draft:
     """Describe a folder.
 
@@ -74,16 +72,22 @@ def draft(
             the choice depends on file names alone.
         rest: of outlines, the class of what none covers, or `ignore`.
         name: of the YAML file; lists beside another than data.yaml are called after it.
+        class_key: of outlines in GeoJSON, the property that names the class.
 
     Raises:
-        SetrError: the layout is one that needs no description, or none that can be described.
+        SetrError: the layout is one that needs no description, or none that can be described; or a
+            `class_key` for other than GeoJSON.
     """
     try:
-        return _of_masks(root, val_share, name)
+        made = _of_masks(root, val_share, name)
     except SetrError as error:
-        outlined = find_outlines(root) if error.code == DATA_CHECK_FAILED else None
+        outlined = find_outlines(root, class_key) if error.code == DATA_CHECK_FAILED else None
         if outlined is None:
             raise
+        _require_geojson(root, class_key, outlined.kind)
+    else:
+        _require_geojson(root, class_key, "masks")
+        return made
     drawn = draw_masks(root, outlined, rest=rest)
     lists = _split_lists(drawn.pairs, val_share, drawn.splits)
     head = [
@@ -94,9 +98,19 @@ def draft(
     note = "; ".join(filter(None, (*outlined.notes, *notes)))
     body = [
         *draft_bands([root / image for image, _ in drawn.pairs]),
-        *_listed(dict(enumerate(drawn.classes)), drawn.pixels),
+        *listed_classes(dict(enumerate(drawn.classes)), drawn.pixels),
     ]
     return _composed(name, head, note, body, lists)
+
+
+def _require_geojson(root: Path, class_key: str, kind: str) -> None:
+    """Refuse a key that nothing would look for."""
+    if class_key and kind != "GeoJSON":
+        raise SetrError(
+            f"--class-key {class_key}: is for outlines in GeoJSON, and {root} has {kind}; leave it "
+            "out",
+            code=USAGE,
+        )
 
 
 def _of_masks(root: Path, val_share: float, name: str) -> Draft:
@@ -126,13 +140,9 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
         lists = _split_lists(pairs, val_share, known)
     elif "train" in known.values() and "val" not in known.values():
         lists = _split_lists(pairs, val_share, known)
-    ids, colours = _values(root, [mask for _, mask in pairs])
-    if colours:
-        body = _colour_classes(colours, names_by_colour(root))
-    else:
-        body = _id_classes(ids, names_by_id(root))
+    classes = draft_classes(root, [mask for _, mask in pairs])
     head = [f"# {len(pairs)} pairs found by `setr init-data`."]
-    body = [*draft_bands([root / image for image, _ in pairs]), *body]
+    body = [*draft_bands([root / image for image, _ in pairs]), *classes]
     return _composed(name, head, _left_out(alone, len(pairs), "mask"), body, lists)
 
 
@@ -231,87 +241,3 @@ def _by_name(pairs: list[tuple[str, str]], val_share: float) -> dict[str, list[t
     order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].encode("utf-8", "surrogateescape")))
     count = min(max(1, round(len(order) * val_share)), max(len(order) - 1, 1))
     return {"val": order[:count], "train": order[count:] or order}
-
-
-def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
-    """Pixel counts of the ids, or of the colours (as 0xrrggbb), over all masks."""
-    ids: Counter[int] = Counter()
-    colours: Counter[int] = Counter()
-    for values, target in _mask_values(root, masks, ids, colours):
-        unique, counts = np.unique(values, return_counts=True)
-        target.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
-        if len(target) > MOST_VALUES:
-            kind = "colours" if target is colours else "ids"
-            raise SetrError(
-                f"{root}: the masks hold more than {MOST_VALUES} {kind}; such masks are blurred, "
-                "numbered by object, or photos: export one id or colour per class",
-                code=DATA_CHECK_FAILED,
-            )
-    if ids and colours:
-        raise SetrError(
-            f"{root}: some masks hold ids, others colours; export all in one way",
-            code=DATA_CHECK_FAILED,
-        )
-    return ids, colours
-
-
-def _mask_values(
-    root: Path, masks: list[str], ids: Counter[int], colours: Counter[int]
-) -> Iterator[tuple[np.ndarray, Counter[int]]]:
-    for name in masks:
-        try:
-            yield read_mask(root / name), ids
-        except SetrError as error:
-            if "colour mask" not in str(error):
-                raise
-            rgb = read_mask(root / name, rgb=True).astype(np.int32)
-            yield rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2], colours
-
-
-def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
-    if set(ids) <= {0, 255} and 255 in ids and len(names) < 3:
-        first, second = names.values() if len(names) == 2 else ("background", "foreground")
-        return [
-            "# the masks hold 0 and 255 only: 255 is taken as a class here, not as ignore",
-            f"classes: [{_quote(first)}, {_quote(second)}]",
-            f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
-        ]
-    naming = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
-    hint = "# name the classes, here and in label_map; ids to leave out go to 'ignore'"
-    return [*([] if names else [hint]), *_listed(naming, ids)]
-
-
-def _listed(naming: dict[int, str], ids: Counter[int]) -> list[str]:
-    """Classes and their ids, with shares of the pixels; ids without a name are ignored."""
-    total = sum(ids.values())
-    lines = ["classes:", *(f"  - {_quote(name)}" for name in naming.values())]
-    lines.append("label_map:  # id in the masks: class, or ignore")
-    lines += [
-        f"  {i}: {_quote(name)}  # {100 * ids[i] / total:.2f} % of the pixels"
-        for i, name in naming.items()
-    ]
-    ignored = sorted(set(ids) - set(naming))
-    return lines + [f"  {i}: ignore  # {100 * ids[i] / total:.2f} % of the pixels" for i in ignored]
-
-
-def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
-    total = sum(colours.values())
-    order = sorted(colours)
-    naming = {c: _quote(names[c]) if c in names else f"class_{k}" for k, c in enumerate(order)}
-    lines = (
-        []
-        if set(colours) <= set(names)
-        else ["# name the classes; colours to leave out go to 'ignore' (and out of classes)"]
-    )
-    lines.append("classes:")
-    lines += [f"  {naming[c]}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in order]
-    lines.append("colour_map:  # colour in the masks: class, or ignore")
-    lines += [
-        f'  "#{c:06x}": {naming[c]}  # {100 * colours[c] / total:.2f} % of the pixels'
-        for c in order
-    ]
-    return lines
-
-
-def _quote(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False)

@@ -25,8 +25,12 @@ from setr.outlines import Ring, Shape, as_points
 from setr.pairing import data_error
 
 
-def find_outlines(root: Path) -> Outlined | None:
+def find_outlines(root: Path, class_key: str = "") -> Outlined | None:
     """The outlines below a folder, or None where there are none.
+
+    Args:
+        root: the folder.
+        class_key: property of GeoJSON that names the class; empty looks for the usual ones.
 
     Raises:
         SetrError: outlines of several kinds, or an image with outlines in two files or twice in one
@@ -35,7 +39,9 @@ def find_outlines(root: Path) -> Outlined | None:
     images = [name for name in walk_images(root) if not name.startswith(f"{DRAWN}/")]
     if not images:
         return None
-    found = [each for each in (*json_outlines(root, images), _yolo(root, images)) if each]
+    found = [
+        each for each in (*json_outlines(root, images, class_key), _yolo(root, images)) if each
+    ]
     if len(found) > 1:
         kinds = " and ".join(each.kind for each in found)
         raise data_error(f"{root}: holds outlines of {kinds}; leave one of them in the folder")

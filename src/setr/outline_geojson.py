@@ -69,12 +69,20 @@ class Layers:
         images: in it, relative.
         where: finds images by name.
         known: names of classes by number.
+        class_key: property that names the class; empty looks for `CLASS_KEYS`.
     """
 
     def __init__(
-        self, root: Path, images: Sequence[str], where: Images, known: Mapping[int, str]
+        self,
+        root: Path,
+        images: Sequence[str],
+        where: Images,
+        known: Mapping[int, str],
+        class_key: str = "",
     ) -> None:
         self.root, self.where, self.known = root, where, known
+        self.keys = (class_key.lower(),) if class_key else CLASS_KEYS
+        self.by_file = not class_key  # where no property names classes, the name of the file does
         self.out = Outlined("GeoJSON", True)
         self._rasters = [name for name in images if is_georeferenced(root / name)]
         self._places: dict[str, _Place] = {}
@@ -91,7 +99,8 @@ class Layers:
             reason = f"no image is called '{stem}', and none has a georeference"
             self.out.problems.append(f"{name}: {reason}")
             return
-        areas = self._areas(name, content["features"], "" if images else stem)
+        layer = stem if self.by_file and not images else ""
+        areas = self._areas(name, content["features"], layer)
         if images and images[0] not in self._rasters:
             self._add(name, images[0], areas)
             return
@@ -164,14 +173,18 @@ class Layers:
                 found.append((number, {key.lower(): values[key] for key in values}, polygons))
             except BROKEN:
                 self.out.problems.append(f"{name}: feature {number} is no valid area")
-        key = next((key for key in CLASS_KEYS if any(key in values for _, values, _ in found)), "")
+        key = next((key for key in self.keys if any(key in values for _, values, _ in found)), "")
         areas = []
+        if found and layer and not key:
+            others = ", ".join(dict.fromkeys(key for _, values, _ in found for key in values))
+            hint = f"; --class-key names another property ({others:.80})" if others else ""
+            self.out.notes.append(f"{name}: all of class '{layer}', after the file{hint}")
         for number, values, polygons in found:
             title = self._class(values.get(key) if key or not layer else layer)
             if polygons and title:
                 areas.append(_Area(title, polygons))
             elif polygons:
-                wanted = key or " or ".join(CLASS_KEYS)
+                wanted = key or " or ".join(self.keys)
                 self.out.problems.append(f"{name}: feature {number} has no property {wanted}")
         return areas
 

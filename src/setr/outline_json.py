@@ -29,8 +29,8 @@ BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowE
 """What values of another kind than a format's raise."""
 
 
-def json_outlines(root: Path, images: list[str]) -> Iterator[Outlined]:
-    """LabelMe's, COCO's and GeoJSON's, of all JSON files."""
+def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterator[Outlined]:
+    """LabelMe's, COCO's and GeoJSON's, of all JSON files; the key is for `Layers`."""
     labelme, coco = Outlined("LabelMe", False), Outlined("COCO", True)
     where, broken = Images(images), []
     layers: dict[str, dict[str, Any]] = {}
@@ -56,24 +56,13 @@ def json_outlines(root: Path, images: list[str]) -> Iterator[Outlined]:
     labelme.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
     if not coco.images:
         coco.problems += coco.notes
-    for outlined in (labelme, coco, *_geojson(root, images, where, known, layers)):
+    geojson = Layers(root, images, where, known, class_key)
+    for name, content in layers.items():
+        geojson.read(name, content)
+    for outlined in (labelme, coco, geojson.outlined()):
         if outlined.images or outlined.problems:
             outlined.problems += broken
             yield outlined
-
-
-def _geojson(
-    root: Path,
-    images: list[str],
-    where: Images,
-    known: Mapping[int, str],
-    contents: Mapping[str, dict[str, Any]],
-) -> Iterator[Outlined]:
-    if contents:
-        layers = Layers(root, images, where, known)
-        for name, content in contents.items():
-            layers.read(name, content)
-        yield layers.outlined()
 
 
 # --- LabelMe --------------------------------------------------------------------------------------

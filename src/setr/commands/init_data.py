@@ -27,6 +27,9 @@ class Arguments:
     """Share of the pairs for validation where the folder has no splits."""
     rest: str = "background"
     """Class of what no outline covers, or `ignore` to leave it out of training and scores."""
+    class_key: str = ""
+    """Property of GeoJSON outlines that names the class; if not given, class, label, class_name,
+    category or name."""
     name: str = "data.yaml"
     """Of the file written into FOLDER, where a data.yaml of another program is to stay."""
     overwrite: bool = False
@@ -45,7 +48,8 @@ def run(arguments: list[str]) -> int:
             f"--name {given.name}: give a name without folders that ends in .yaml", code=USAGE
         )
     _require_absent(given, [given.name])
-    made = draft(given.folder, val_share=given.val_share, rest=given.rest, name=given.name)
+    options = {name: getattr(given, name) for name in ("val_share", "rest", "name", "class_key")}
+    made = draft(given.folder, **options)
     _require_absent(given, list(made.files))
     files = write(given.folder, made)
     print(made.yaml, end="")

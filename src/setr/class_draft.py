@@ -1,0 +1,114 @@
+"""Lines of a drafted `data.yaml` about classes: ids or colours of masks, and their names."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from setr.class_files import names_by_colour, names_by_id
+from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.masks import read_mask
+
+MOST_VALUES = 256
+"""More ids or colours than this are no classes."""
+
+
+def draft_classes(root: Path, masks: list[str]) -> list[str]:
+    """What to write of the classes of masks, with names from a file beside them.
+
+    Raises:
+        SetrError: too many ids or colours for classes, both of them, or a mask that cannot be read
+            (exit code 3).
+    """
+    ids, colours = _values(root, masks)
+    if colours:
+        return _colour_classes(colours, names_by_colour(root))
+    return _id_classes(ids, names_by_id(root))
+
+
+def listed_classes(naming: dict[int, str], ids: Counter[int]) -> list[str]:
+    """Classes and their ids, with shares of the pixels; ids without a name are ignored."""
+    total = sum(ids.values())
+    lines = ["classes:", *(f"  - {_quote(name)}" for name in naming.values())]
+    lines.append("label_map:  # id in the masks: class, or ignore")
+    lines += [
+        f"  {i}: {_quote(name)}  # {100 * ids[i] / total:.2f} % of the pixels"
+        for i, name in naming.items()
+    ]
+    ignored = sorted(set(ids) - set(naming))
+    return lines + [f"  {i}: ignore  # {100 * ids[i] / total:.2f} % of the pixels" for i in ignored]
+
+
+def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
+    """Pixel counts of the ids, or of the colours (as 0xrrggbb), over all masks."""
+    ids: Counter[int] = Counter()
+    colours: Counter[int] = Counter()
+    for values, target in _mask_values(root, masks, ids, colours):
+        unique, counts = np.unique(values, return_counts=True)
+        target.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
+        if len(target) > MOST_VALUES:
+            kind = "colours" if target is colours else "ids"
+            raise SetrError(
+                f"{root}: the masks hold more than {MOST_VALUES} {kind}; such masks are blurred, "
+                "numbered by object, or photos: export one id or colour per class",
+                code=DATA_CHECK_FAILED,
+            )
+    if ids and colours:
+        raise SetrError(
+            f"{root}: some masks hold ids, others colours; export all in one way",
+            code=DATA_CHECK_FAILED,
+        )
+    return ids, colours
+
+
+def _mask_values(
+    root: Path, masks: list[str], ids: Counter[int], colours: Counter[int]
+) -> Iterator[tuple[np.ndarray, Counter[int]]]:
+    for name in masks:
+        try:
+            yield read_mask(root / name), ids
+        except SetrError as error:
+            if "colour mask" not in str(error):
+                raise
+            rgb = read_mask(root / name, rgb=True).astype(np.int32)
+            yield rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2], colours
+
+
+def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
+    if set(ids) <= {0, 255} and 255 in ids and len(names) < 3:
+        first, second = names.values() if len(names) == 2 else ("background", "foreground")
+        return [
+            "# the masks hold 0 and 255 only: 255 is taken as a class here, not as ignore",
+            f"classes: [{_quote(first)}, {_quote(second)}]",
+            f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
+        ]
+    naming = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
+    hint = "# name the classes, here and in label_map; ids to leave out go to 'ignore'"
+    return [*([] if names else [hint]), *listed_classes(naming, ids)]
+
+
+def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
+    total = sum(colours.values())
+    order = sorted(colours)
+    naming = {c: _quote(names[c]) if c in names else f"class_{k}" for k, c in enumerate(order)}
+    lines = (
+        []
+        if set(colours) <= set(names)
+        else ["# name the classes; colours to leave out go to 'ignore' (and out of classes)"]
+    )
+    lines.append("classes:")
+    lines += [f"  {naming[c]}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in order]
+    lines.append("colour_map:  # colour in the masks: class, or ignore")
+    lines += [
+        f'  "#{c:06x}": {naming[c]}  # {100 * colours[c] / total:.2f} % of the pixels'
+        for c in order
+    ]
+    return lines
+
+
+def _quote(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
