@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +55,27 @@ def test_workers_and_resumption_change_nothing():
     assert torch.equal(alone[2][0], late[0][0])
     assert alone[0][0].shape == (2, 48, 40, 3)
     assert alone[0][0].dtype == torch.uint8
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_workers_outlive_signals_until_they_are_told_to_end(monkeypatch):
+    """A terminal and `timeout` send them to the whole group; only SIGTERM ends one, later."""
+    monkeypatch.setattr(loader, "LINGER", 0.3)
+    before = set(multiprocessing.active_children())
+    dataset = open_dataset("scenes:6", "train")
+    order = {"batch_size": 2, "seed": 5, "start": 0, "stop": 40}
+    found = training_batches(dataset, Augmentation(crop_size=(48, 40)), workers=1, **order)
+    next(found)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+    (worker,) = set(multiprocessing.active_children()) - before
+    for _ in range(8):
+        os.kill(worker.pid, signal.SIGINT)
+        next(found)
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)
+    next(found)
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def test_making_a_loader_leaves_the_random_state_alone():

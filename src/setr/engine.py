@@ -205,7 +205,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _ended_by(self, interrupt: Interrupt, *, save: bool) -> Iterator[None]:
-        """A signal to the whole group ends the workers, too, for which samples wait in vain."""
+        """A signal may have ended the workers as well, for which samples would wait in vain."""
         try:
             yield
         except RuntimeError:

@@ -8,9 +8,11 @@ processes.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,6 +24,10 @@ from torch.utils.data import Dataset as TorchDataset
 from setr.dataset import Dataset
 from setr.errors import SetrError
 from setr.transforms import Augmentation
+
+LINGER = 10.0
+"""Seconds that a worker lives on after SIGTERM."""
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Loaded = tuple[np.ndarray, np.ndarray] | SetrError
 Position = tuple[int, int]  # (epoch, index)
@@ -134,16 +140,44 @@ def stack(samples: list[Loaded]) -> tuple[Tensor, Tensor] | SetrError:
 
 def _raising(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     """Raise errors here, in one line, rather than with a worker's traceback around them."""
-    for batch in loader:
+    for batch in _started(loader):
         if isinstance(batch, SetrError):
             raise batch
         yield batch
 
 
+def _started(loader: DataLoader) -> Iterator[Any]:
+    """Begin to load; signals that ask to stop are left to this process.
+
+    A terminal sends Ctrl-C to all processes of a command, and `timeout` and schedulers SIGTERM to
+    its group. A worker that ended there would take samples with it that this process is about to
+    fetch. So workers outlive both, from their first moment on: they begin with both held back.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(_: int) -> None:
-    """A worker decodes in one thread, and SIGTERM ends it as SIGINT does: in order, status 0."""
+    """A worker decodes in one thread, and ends when the process that reads is done with it.
+
+    SIGTERM ends it after `LINGER`, as that is what this process sends to one that does not answer.
+    """
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+
+
+def _end_later(*_: Any) -> None:
+    timer = threading.Timer(LINGER, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def training_order(
@@ -201,14 +235,13 @@ def whole_images(
     dataset: Dataset, workers: int, indices: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor] | SetrError]:
     """Samples of a split one at a time and at their own size, or what is wrong with them."""
-    return iter(
-        DataLoader(
-            _Whole(dataset),
-            batch_size=1,
-            sampler=indices,
-            num_workers=workers,
-            collate_fn=stack,
-            worker_init_fn=_begin,
-            generator=torch.Generator(),  # or making the loader would advance the global one
-        )
+    loader = DataLoader(
+        _Whole(dataset),
+        batch_size=1,
+        sampler=indices,
+        num_workers=workers,
+        collate_fn=stack,
+        worker_init_fn=_begin,
+        generator=torch.Generator(),  # or making the loader would advance the global one
     )
+    return _started(loader)
