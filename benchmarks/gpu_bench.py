@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ class Bench:
         device: under test.
         tiny: small sizes and few repeats.
         folder: for data and runs.
+        decoders: whose steps are timed.
     """
 
     device: torch.device
     tiny: bool
     folder: Path
+    decoders: Sequence[str] = ("naive", "pup", "mla")
 
     @property
     def cuda(self) -> bool:

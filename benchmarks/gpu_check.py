@@ -13,7 +13,7 @@ where there is no GPU; `--tiny` makes everything small. Nothing is downloaded.
 - others: figures of a model, constants on its logits, evaluation, an ONNX file.
 - waits: where a training step makes the processor wait for the GPU.
 - memory: the estimate of a step beside the allocator's peak.
-- speed: a training step of CamVid's recipe in several ways; layers: forms of PUP's layers.
+- speed, compiled: a training step of CamVid's recipe; layers: forms of PUP's layers.
 """
 
 from __future__ import annotations
@@ -278,6 +278,7 @@ CHECKS: dict[str, Callable[[Bench], Figures]] = {
         gpu_speed.waits,
         gpu_speed.memory,
         gpu_speed.speed,
+        gpu_speed.compiled,
         gpu_speed.layers,
     )
 }
@@ -289,13 +290,14 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check that it runs")
     parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--decoders", nargs="+", default=["naive", "pup", "mla"], help="to be timed")
     given = parser.parse_args()
     from setr.provenance import hardware
 
     results: Figures = {"hardware": hardware(), "torch": torch.__version__, "checks": {}}
     failed = 0
     with tempfile.TemporaryDirectory(prefix="setr-gpu-") as folder:
-        bench = Bench(torch.device(given.device), given.tiny, Path(folder))
+        bench = Bench(torch.device(given.device), given.tiny, Path(folder), given.decoders)
         for name in given.only:
             began = time.monotonic()
             torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -99,25 +100,45 @@ def memory(bench: Bench) -> Figures:
 
 
 def speed(bench: Bench) -> Figures:
-    """Milliseconds of a training step, and what the costliest kernels take of it."""
+    """Milliseconds of a training step, of them at work on the GPU, and its costliest kernels."""
     found: Figures = {}
-    for decoder in ("naive", "pup", "mla"):
+    for decoder in bench.decoders:
         work, _ = stepper(bench, decoder)
         found[decoder] = bench.milliseconds(work)
         if bench.cuda:
             torch.backends.cudnn.benchmark = True
             found[f"{decoder}, cudnn.benchmark"] = bench.milliseconds(work)
             torch.backends.cudnn.benchmark = False
-            with torch.profiler.profile() as profiler:
-                work()
-                bench.wait()
-            kernels = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
-            found[f"{decoder}, kernels"] = {
-                e.key[:60]: round(e.self_device_time_total / 1e3, 3) for e in kernels[:12]
-            }
-            compiled, _ = stepper(bench, decoder, compiled=True)
-            found[f"{decoder}, compiled"] = bench.milliseconds(compiled)
+            found[f"{decoder}, kernels"] = kernels(bench, work)
     return found
+
+
+def compiled(bench: Bench) -> Figures:
+    """Milliseconds of a compiled training step, and seconds until its first one is done."""
+    found: Figures = {}
+    for decoder in bench.decoders if bench.cuda else ():
+        work, _ = stepper(bench, decoder, compiled=True)
+        began = time.monotonic()
+        work()
+        bench.wait()
+        found[f"{decoder}, first step in seconds"] = round(time.monotonic() - began, 1)
+        found[decoder] = bench.milliseconds(work)
+        found[f"{decoder}, kernels"] = kernels(bench, work)
+    return found
+
+
+def kernels(bench: Bench, work: Callable[[], object], shown: int = 40) -> Figures:
+    """Milliseconds and launches of the costliest kernels of one step, and of all together."""
+    with torch.profiler.profile() as profiler:
+        work()
+        bench.wait()
+    events = [e for e in profiler.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda e: -e.self_device_time_total)
+    return {
+        "all": [round(sum(e.self_device_time_total for e in events) / 1e3, 3),
+                sum(e.count for e in events)],
+        **{e.key[:90]: [round(e.self_device_time_total / 1e3, 3), e.count] for e in events[:shown]},
+    }  # fmt: skip
 
 
 def layers(bench: Bench) -> Figures:
