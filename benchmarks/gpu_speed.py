@@ -61,7 +61,8 @@ def waits(bench: Bench) -> Figures:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if bench.cuda:
-                torch.cuda.set_sync_debug_mode("warn")
+                torch.cuda.set_sync_debug_mode("warn")  # which itself warns that it is new
+                caught.clear()
             work()
             if bench.cuda:
                 torch.cuda.set_sync_debug_mode("default")
