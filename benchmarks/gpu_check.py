@@ -8,7 +8,8 @@ where there is no GPU; `--tiny` makes everything small. Nothing is downloaded.
 
 - loss, step: values and gradients beside the CPU's, in fp32 and half precision.
 - train: `setr train` on drawn scenes in every precision, resumed, and with the options that take
-  other roads; train_compiled: through `torch.compile`.
+  other roads; train_compiled: through `torch.compile`; graph: with
+  and without a CUDA graph.
 - predict: a model's masks on this device beside the CPU's, by every protocol.
 - others: figures of a model, constants on its logits, evaluation, an ONNX file.
 - waits: where a training step makes the processor wait for the GPU.
@@ -141,13 +142,14 @@ def run(bench: Bench, name: str, decoder: str = "mla", **changes: Any) -> tuple[
     from setr.recipes import recipe
 
     config, out = recipe("finetune"), bench.folder / name
-    resume = changes.pop("resume", False)
+    resume, dropped = changes.pop("resume", False), changes.pop("drop_path", 0.0)
     data = {"root": str(scenes_folder(bench)), "crop_size": (64, 64), "short_side": 64,
             "workers": 0 if bench.tiny else 2}  # fmt: skip
     train = {"steps": 4, "eval_every": 0, "save_every": 2, "batch_size": 2, "log_every": 1,
              "device": str(bench.device), **changes}  # fmt: skip
     model = {"name": f"setr_{decoder}_nano", "encoder": None, "pretrained": None, "channels": 32,
-             "img_size": 64, "freeze": -1 if "cache_features" in changes else 0}  # fmt: skip
+             "img_size": 64, "drop_path": dropped,
+             "freeze": -1 if "cache_features" in changes else 0}  # fmt: skip
     config = dataclasses.replace(
         config,
         out=str(out),
@@ -195,7 +197,7 @@ def train(bench: Bench) -> Figures:
     shutil.rmtree(part / LAST)
     run(bench, "part", resume=True)
     a, b = (_state(folder / LAST) for folder in (whole, part))
-    apart = max(error(a[name].float(), b[name].float()) for name in a)
+    apart = max(error(a[k].float(), b[k].float()) for k in a if k.startswith("model/"))
     require(apart < 0.01, f"a resumed run is {apart:.3g} apart")
     found["resumed"] = {"apart": apart}  # 0 where the device's sums are the same each time
     return found
@@ -206,6 +208,22 @@ def train_compiled(bench: Bench) -> Figures:
     return run(bench, "compiled", compile=True)[1] if bench.cuda else {}
 
 
+def graph(bench: Bench) -> Figures:
+    """Weights and moments of a run through a CUDA graph, random depth too, beside one without."""
+    found: Figures = {}
+    for decoder in ("pup", "mla"):
+        states = [
+            _state(run(bench, f"{decoder} {on}", decoder, cuda_graph=on, drop_path=0.2)[0] / LAST)
+            for on in (True, False)
+        ]
+        for part in ("model/", "optimizer/"):
+            flat = [torch.cat([v.float().flatten() for k, v in sorted(state.items())
+                               if k.startswith(part)]) for state in states]  # fmt: skip
+            found[f"{decoder} {part}"] = apart = error(*flat)
+            require(apart < HALF, f"{decoder}: {part} are {apart:.3g} apart")
+    return found
+
+
 LAST = Path("last", "step-00000004")
 
 
@@ -213,7 +231,7 @@ def _state(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in folder.glob("*.safetensors"):
         tensors |= load_file(path)
-    return {name: value for name, value in tensors.items() if name.startswith("model/")}
+    return tensors
 
 
 def trained(bench: Bench) -> Path:
@@ -280,6 +298,7 @@ CHECKS: dict[str, Callable[[Bench], Figures]] = {
         step,
         train,
         train_compiled,
+        graph,
         predict,
         others,
         gpu_speed.waits,

@@ -14,6 +14,7 @@ from gpu_bench import HALF, Bench, Figures, error, require
 from torch import Tensor
 
 from setr import create_model
+from setr.graphed import Graphed
 from setr.inference import normalize
 from setr.losses import count_weight, segmentation_loss
 from setr.machine import peak_bytes
@@ -21,7 +22,7 @@ from setr.precision import autocast_dtype
 
 
 def stepper(
-    bench: Bench, decoder: str = "mla", *, compiled: bool = False
+    bench: Bench, decoder: str = "mla", *, compiled: bool = False, graph: bool = False
 ) -> tuple[Callable[[], object], Any]:
     """A training step of CamVid's recipe on noise, without the loader; and its model."""
     B, (H, W), K = (2, (28, 42), 5) if bench.tiny else (8, (378, 504), 11)
@@ -38,11 +39,18 @@ def stepper(
     call = torch.compile(model) if compiled else model
     dtype = autocast_dtype("auto", bench.device)
 
-    def work() -> None:
+    def backward(images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         with torch.autocast(bench.device.type, dtype, enabled=dtype is not None):
-            output = call(normalize(images, (0.5,) * 3, (0.2,) * 3), with_aux=True)
+            output = call(images, with_aux=True)
         normalizer = count_weight(masks, weight)
-        segmentation_loss(output, masks, normalizer=normalizer, weight=weight)["loss"].backward()
+        loss = segmentation_loss(output, masks, normalizer=normalizer, weight=weight)["loss"]
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    gradients = Graphed(backward, model) if graph else backward
+
+    def work() -> None:
+        gradients(normalize(images, (0.5,) * 3, (0.2,) * 3), masks)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -107,6 +115,8 @@ def speed(bench: Bench) -> Figures:
         work, _ = stepper(bench, decoder)
         found[decoder] = bench.milliseconds(work)
         if bench.cuda:
+            recorded, _ = stepper(bench, decoder, graph=True)
+            found[f"{decoder}, CUDA graph"] = bench.milliseconds(recorded)
             torch.backends.cudnn.benchmark = True
             found[f"{decoder}, cudnn.benchmark"] = bench.milliseconds(work)
             torch.backends.cudnn.benchmark = False

@@ -63,7 +63,7 @@ def test_a_second_call_repeats_nothing_and_an_interrupted_run_goes_on(runs):
     lost = values["runs"].pop("naive-s0")  # as if stopped after the training's last state
     path.write_text(json.dumps(values))
     (runs / "naive-s0" / "metrics.json").unlink()
-    before = {p: p.stat().st_mtime_ns for p in runs.glob("*-s0/eval-test/metrics.json")}
+    before = {p: p.stat().st_mtime_ns for p in runs.glob("*-s0/test-single_scale/metrics.json")}
     printed = bench("--smoke", "--runs", runs, "--seeds", 1, "--data", runs / "none")
     assert printed.count("s/step") == 2 + printed.count("| s/step |")  # this run and its trial
     assert "continuing after step 2" in (runs / "naive-s0" / "train.log").read_text()

@@ -118,7 +118,7 @@ ORDER = (
     *("results", "submissions", "interrupt", "facts", "loss_scale"),
     *("montage", "samples", "trackers", "runfolder", "snapshot", "normalisation", "build"),
     *("features", "sources"),
-    *("estimate", "telemetry", "profiling", "best", "updates", "engine"),
+    *("estimate", "telemetry", "profiling", "best", "graphed", "updates", "engine"),
     # predictions
     *("video", "polygons", "annotations", "rasters", "model_bands"),
     *("kinds", "unsure", "result"),

@@ -19,7 +19,7 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
 
     Args:
         out: folder of the page.
-        run: folder of a run with `eval-test/`.
+        run: folder of a run with `test-single_scale/`.
         data: folder of the data set.
         shown: how many of the worst and of the best test images.
     """
@@ -29,9 +29,9 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
     from setr.figures import attention_figure, features_figure, open_view, position_figure
     from setr.predictor import load
 
-    tested = run / "eval-test"
+    tested = run / "test-single_scale"
     if not (tested / "metrics.json").is_file():
-        raise SystemExit(f"{run}: has no eval-test; it is no finished run of these tables")
+        raise SystemExit(f"{run}: has no test-single_scale; it is no finished run of these tables")
     protocols: dict[str, dict[str, Any]] = json.loads((tested / "metrics.json").read_text("utf-8"))
     figures = protocols["single_scale"]
     predictor = load(run)

@@ -19,6 +19,7 @@ which hosts may name differently, helpers, what is shown."""
 FREE = (PER_PROCESS - {*WEIGHTS}) | {
     "recipe",
     *(f"train.{name}" for name in ("precision", "accumulate", "grad_checkpointing", "compile")),
+    "train.cuda_graph",
     *(f"train.{name}" for name in ("sharding", "save_every", "keep_states", "log_every", "seed")),
 }
 """What may differ from a recipe without making it another experiment."""

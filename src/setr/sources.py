@@ -30,7 +30,7 @@ class Source(Protocol):
         ...
 
     def inputs(self, part: Tensor) -> Tensor | Features:
-        """What the model is called with, from inputs on the device; under autocast."""
+        """What the model is called with, from inputs on the device."""
         ...
 
 

@@ -27,7 +27,8 @@ from setr.labels import IGNORE
 from setr.row_blocks import source_rows
 
 PIXELS = 16  # of a program at a time, at most
-CLASSES = 32  # likewise; both together fill 91 of 255 registers of a thread on Hopper
+CLASSES = 32  # likewise
+TILE = 256  # pixels times classes of a warp, of which its threads hold eight each
 
 
 @triton.jit
@@ -81,7 +82,7 @@ def _gradient_kernel(
     row, column = source // w, source % w
     image, factor = logits + b * h * w * K, tl.load(scale_in)
     left, end = tl.load(x_begin + column), tl.load(x_end + column)
-    total = tl.zeros((C,), tl.float32)
+    total = tl.zeros((P, C), tl.float32)
     for y in range(tl.load(y_begin + row), tl.load(y_end + row)):
         i, v = tl.load(y_low + y), tl.load(y_share + y)
         down = tl.minimum(i + 1, h - 1)
@@ -102,9 +103,9 @@ def _gradient_kernel(
             lse = tl.load(lse_in + (b * H + y) * W + x, inside, 0.0)
             slope = tl.exp(tl.where(ok, z - lse[:, None], 0.0))
             slope -= tl.where(k[None, :] == truth[:, None], 1.0, 0.0)
-            total += tl.sum(slope * share[:, None], axis=0)
+            total += slope * share[:, None]
     place = grad_out + (b * h * w + source) * K + k
-    tl.store(place, (total * factor).to(grad_out.dtype.element_ty), k < K)
+    tl.store(place, (tl.sum(total, axis=0) * factor).to(grad_out.dtype.element_ty), k < K)
 
 
 @triton.jit
@@ -152,7 +153,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         classes = min(CLASSES, triton.next_power_of_2(K))
         lse, losses = (x.new_empty(B, H, W, dtype=torch.float32) for _ in range(2))
         grid = (triton.cdiv(H * W, PIXELS), B)
-        _loss_kernel[grid](*inputs, lse, losses, *sizes, PIXELS, classes)
+        _loss_kernel[grid](*inputs, lse, losses, *sizes, PIXELS, classes, num_warps=_warps(classes))
         ctx.save_for_backward(*inputs, *rows.readers, *columns.readers, lse)
         ctx.sizes, ctx.classes = sizes, classes
         ctx.pixels = triton.next_power_of_2(max(2, min(PIXELS, columns.most)))
@@ -166,9 +167,15 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         grid = (h * w, triton.cdiv(K, ctx.classes), B)
         factor = grad_output.float().reshape(1)
         _gradient_kernel[grid](
-            *ctx.saved_tensors, factor, grad, *ctx.sizes, ctx.pixels, ctx.classes
-        )
+            *ctx.saved_tensors, factor, grad, *ctx.sizes, ctx.pixels, ctx.classes,
+            num_warps=_warps(ctx.classes),
+        )  # fmt: skip
         return grad.permute(0, 3, 1, 2), None, None, None
+
+
+def _warps(classes: int) -> int:
+    """One where it can be: its sums need neither shared memory nor a barrier."""
+    return max(1, PIXELS * classes // TILE)
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,8 +14,10 @@ from setr.config import Config
 from setr.dataset import Dataset
 from setr.distributed import add_up, say, together
 from setr.errors import SetrError
+from setr.graphed import Graphed
 from setr.loss_scale import LossScaler
 from setr.losses import count_weight, segmentation_loss
+from setr.model import Features
 from setr.optim import MovingAverage, learning_rate, set_lr
 from setr.parallel import Parallel, clip_gradients
 from setr.sources import Source
@@ -53,6 +57,25 @@ class Updates:
         self.model = parallel.model
         self.device = next(self.model.parameters()).device
         self.warned = False
+        self.graphed = Graphed(self._recorded, self.model) if self._records() else None
+
+    def _records(self) -> bool:
+        """Whether forward and backward pass can be one CUDA graph.
+
+        Losses besides the cross-entropy choose pixels by their values, several processes exchange
+        gradients, fp16's loss scale changes, and recomputation saves the generator's state.
+        """
+        train = self.config.train
+        return (
+            train.cuda_graph
+            and self.device.type == "cuda"
+            and distributed.world() == 1
+            and train.loss == "cross_entropy"
+            and train.accumulate == 1
+            and not (self.scaler.enabled or train.grad_checkpointing)
+            and not (train.compile or train.profile)
+            and train.cache_features == "none"
+        )
 
     def step(self, done: int, images: Tensor, masks: Tensor) -> dict[str, float]:
         """Update the weights with this process's share of a batch.
@@ -89,23 +112,45 @@ class Updates:
 
     def _gradients(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """Give the weights their gradients, one micro-batch after the other; the losses' sums."""
-        config = self.config
-        if config.train.loss_norm == "valid":
-            normalizer = count_weight(masks, self.weight)
-        else:
-            normalizer = torch.tensor(float(masks.numel()), device=self.device)
+        if self.graphed:
+            try:
+                return self.graphed(cast("Tensor", self.source.inputs(images)), masks)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                say(f"warning: no CUDA graph here ({str(error).splitlines()[0]}); going on without")
+                self.graphed = None
+                self.model.zero_grad(set_to_none=True)
+        normalizer = self._normalizer(masks)
         add_up(normalizer)
-        count = config.train.accumulate
+        count = self.config.train.accumulate
         sums: dict[str, Tensor] = {}
         for number, (part, target) in enumerate(
             zip(images.chunk(count), masks.chunk(count), strict=True), 1
         ):
             with self.parallel.micro_batch(last=number == count):
-                losses = self._losses(part, target, normalizer)
-                self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
+                losses = self._backward(self.source.inputs(part), target, normalizer)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()
+                sums[name] = sums.get(name, 0.0) + value
         return sums
+
+    def _normalizer(self, masks: Tensor) -> Tensor:
+        """What the losses of this process's part of a batch are divided by."""
+        if self.config.train.loss_norm == "valid":
+            return count_weight(masks, self.weight)
+        return torch.full((), float(masks.numel()), device=self.device)
+
+    def _recorded(self, inputs: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """What becomes a graph."""
+        return self._backward(inputs, masks, self._normalizer(masks))
+
+    def _backward(
+        self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a micro-batch; its losses."""
+        losses = self._losses(inputs, target, normalizer)
+        self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
+        return {name: value.detach() for name, value in losses.items()}
 
     def _totals(
         self, sums: dict[str, Tensor], norm: Tensor, rate: float, done: int
@@ -133,11 +178,13 @@ class Updates:
             totals["gradient_norm"] = length
         return totals
 
-    def _losses(self, images: Tensor, target: Tensor, normalizer: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor
+    ) -> dict[str, Tensor]:
         """The losses of a micro-batch; its logits are gone when the backward pass begins."""
         train = self.config.train
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            output = self.parallel.call(self.source.inputs(images), with_aux=True)
+            output = self.parallel.call(inputs, with_aux=True)
         return segmentation_loss(
             output,
             target,
