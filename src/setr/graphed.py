@@ -1,7 +1,7 @@
 """A forward and backward pass as one CUDA graph.
 
-A training step of a ViT-S launches 1200 to 1450 kernels, which a processor takes two to four times
-as long to start as an H200 to compute (benchmarks/gpu_check.py, `speed`). A graph records them once
+A training step of a ViT-S is 1200 to 1450 kernels; a processor takes two to four times as long
+to start them as an H200 to compute them (docs/performance.md). A graph records them once
 and starts them together. They are the same kernels with the same numbers; random ones come from the
 generator's seed and offset at each replay.
 
@@ -11,7 +11,8 @@ that stay, nothing that waits for the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -48,24 +49,36 @@ class Graphed:
 
     def _record(self, images: Tensor, masks: Tensor) -> None:
         self.inputs = images.clone(), masks.clone()
-        model, device = self.model, images.device
-        before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        random = torch.cuda.get_rng_state(device)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
+        graph = torch.cuda.CUDAGraph()
+        with _unchanged(self.model, images.device):
+            self._warm_up(images.device)
+            # the loader's thread pins memory meanwhile, which may not end the recording
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.outputs = self.work(*self.inputs)
+        self.gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
+        self.graph = graph
+
+    def _warm_up(self, device: torch.device) -> None:
+        """A few passes; the gradients are then made anew, in the graph's own memory."""
+        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                model.zero_grad(set_to_none=True)
+                self.model.zero_grad(set_to_none=True)
                 self.work(*self.inputs)
-        torch.cuda.current_stream(device).wait_stream(side)
-        model.zero_grad(set_to_none=True)  # gradients are then made anew, in the graph's memory
-        graph = torch.cuda.CUDAGraph()
-        # the loader's thread pins memory meanwhile, which may not end the recording
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.outputs = self.work(*self.inputs)
-        self.gradients = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+        current.wait_stream(side)
+        self.model.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Afterwards batch norms have counted nothing, and the generator has drawn nothing."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    random = torch.cuda.get_rng_state(device)
+    try:
+        yield
+    finally:
         with torch.no_grad():
-            for buffer, kept in before:  # batch norms have counted the passes before
+            for buffer, kept in before:
                 buffer.copy_(kept)
         torch.cuda.set_rng_state(random, device)
-        self.graph = graph
