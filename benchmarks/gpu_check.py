@@ -320,9 +320,10 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=300, metavar="SECONDS",
                         help="end a check that takes longer, and print where it was")  # fmt: skip
     given = parser.parse_args()
-    from setr.provenance import hardware
+    from setr.provenance import commit, hardware
 
-    results: Figures = {"hardware": hardware(), "torch": torch.__version__, "checks": {}}
+    results: Figures = {"hardware": hardware(), "torch": torch.__version__, "commit": commit(),
+                        "checks": {}}  # fmt: skip
     failed = 0
     with tempfile.TemporaryDirectory(prefix="setr-gpu-") as folder:
         bench = Bench(torch.device(given.device), given.tiny, Path(folder), given.decoders)
