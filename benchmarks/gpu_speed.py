@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import time
 import warnings
 from collections.abc import Callable
@@ -15,10 +17,11 @@ from torch import Tensor
 
 from setr import create_model
 from setr.graphed import Graphed
-from setr.inference import normalize
+from setr.inference import normalize, predict_mask
 from setr.losses import count_weight, segmentation_loss
 from setr.machine import peak_bytes
 from setr.precision import autocast_dtype
+from setr.protocols import Protocol
 
 
 def stepper(
@@ -198,3 +201,71 @@ def _matrix(n: int, like: Tensor) -> Tensor:
     """Bilinear upsampling by two as a matrix (2n, n)."""
     rows = F.interpolate(torch.eye(n)[None], size=2 * n, mode="linear", align_corners=False)
     return rows[0].T.to(like)
+
+
+def images(bench: Bench) -> Figures:
+    """Images per second, from normalised pixels to masks at 512x512 and 150 classes, in some ways.
+
+    Weights kept in half precision are what autocast would make of them for every batch anew; a
+    recorded network starts its kernels together. Both must give the masks of the plain way.
+    """
+    found: Figures = {}
+    sizes, side, batches = ("base", "large"), 512, (1, 16)
+    if bench.tiny:
+        sizes, side, batches = ("nano",), 64, (1, 2)
+    for size in sizes:
+        torch.manual_seed(0)
+        with bench.device:
+            model = create_model(f"setr_pup_{size}", num_classes=5 if bench.tiny else 150,
+                                 img_size=side).eval()  # fmt: skip
+        for batch in batches:
+            x = torch.randn(batch, 3, side, side, device=bench.device)
+            ways: dict[str, Any] = {"plain": model, "weights in half": _halved(model)}
+            if bench.cuda:
+                ways |= {f"{name}, recorded": _recorded(m, x) for name, m in ways.items()}
+            masks = {}
+            for name, way in ways.items():
+                masks[name] = _masks(bench, way, x)
+                milliseconds = bench.milliseconds(functools.partial(_masks, bench, way, x))
+                same = float((masks[name] == masks["plain"]).float().mean())
+                require(same > 0.9999, f"{size} {name}: {same:.4%} of the pixels are the same")
+                found[f"{size} batch {batch}, {name}"] = round(1e3 * batch / milliseconds, 1)
+    return found
+
+
+def _masks(bench: Bench, model: Any, x: Tensor) -> Tensor:
+    dtype = autocast_dtype("auto", bench.device)
+    autocast = torch.autocast(bench.device.type, dtype, enabled=dtype is not None)
+    with torch.inference_mode(), autocast:
+        return predict_mask(model, x, Protocol(), with_confidence=False)[0]
+
+
+def _halved(model: Any) -> Any:
+    """A copy whose matrix products and convolutions have weights in autocast's type."""
+    model = copy.deepcopy(model)
+    dtype = autocast_dtype("auto", next(model.parameters()).device)
+    for module in model.modules():
+        if dtype is not None and isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.weight.data = module.weight.data.to(dtype)
+    return model
+
+
+def _recorded(model: Any, x: Tensor) -> Any:
+    """A copy that replays its forward pass for images of one shape."""
+    model = copy.copy(model)
+    plain, place, graph = model.coarse, x.clone(), torch.cuda.CUDAGraph()
+    dtype = autocast_dtype("auto", x.device)
+    with torch.inference_mode(), torch.autocast("cuda", dtype):
+        for _ in range(3):
+            plain(place)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            output = plain(place)
+
+    def replayed(given: Tensor) -> Any:
+        place.copy_(given)
+        graph.replay()
+        return output
+
+    model.coarse = replayed
+    return model
