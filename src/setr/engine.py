@@ -251,6 +251,7 @@ class _Run:
 
     def _validate(self) -> None:
         """Test the weights, averaged if they are."""
+        self.updates.release()
         with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
             self.best.test(self.parallel, self.step)
         self.tested = self.step

@@ -47,6 +47,12 @@ class Graphed:
             weight.grad = gradient
         return self.outputs
 
+    def release(self) -> None:
+        """Give the memory of the recording back, for other work; the next call records again."""
+        if self.graph is not None:
+            self.graph = None
+            del self.inputs, self.outputs, self.gradients
+
     def _record(self, images: Tensor, masks: Tensor) -> None:
         self.inputs = images.clone(), masks.clone()
         graph = torch.cuda.CUDAGraph()

@@ -134,6 +134,11 @@ class Updates:
                 sums[name] = sums.get(name, 0.0) + value
         return sums
 
+    def release(self) -> None:
+        """Hold no more memory than weights and optimiser need, until the next step."""
+        if self.graphed:
+            self.graphed.release()
+
     def _normalizer(self, masks: Tensor) -> Tensor:
         """What the losses of this process's part of a batch are divided by."""
         if self.config.train.loss_norm == "valid":
