@@ -340,7 +340,7 @@ def test_an_interruption_in_the_last_step_ends_before_the_test(tmp_path, monkeyp
     assert train(config, resume=True)["single_scale"]["miou"] is not None
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2, -1])
 def test_every_test_of_a_run_has_its_workers(tmp_path, monkeypatch, workers):
     original, asked = loader.DataLoader, []
 
@@ -356,7 +356,10 @@ def test_every_test_of_a_run_has_its_workers(tmp_path, monkeypatch, workers):
         eval=dataclasses.replace(config.eval, multi_scale=True),
     )
     train(config)
-    assert asked == [workers] * 5  # training, last weights, search, adjusted ones, several scales
+    chosen = 2 if workers < 0 else workers
+    assert asked == [chosen] * 5  # training, last weights, search, adjusted ones, several scales
+    written = (Path(config.out) / "config.yaml").read_text()
+    assert f"workers: {workers}\n" in written  # another machine chooses anew
 
 
 def test_resume_refuses_another_optimiser_before_it_trains(config, monkeypatch):

@@ -163,3 +163,35 @@ def test_augmentation_and_order_change_with_epoch_and_seed():
     assert len({image.numpy().tobytes() for image in every}) == 6
     orders = [next(iter(BatchOrder(10, 10, seed=seed, start=0, stop=1))) for seed in (0, 1)]
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "wanted"), [(16, 1, 8), (4, 1, 3), (1, 1, 1), (16, 4, 3), (2, 4, 1)]
+)
+def test_a_gpu_gets_as_many_workers_as_the_machine_can_spare(monkeypatch, cores, processes, wanted):
+    monkeypatch.setattr(loader, "cpus", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert loader.chosen_workers(torch.device("cuda")) == wanted
+    assert loader.chosen_workers(torch.device("cpu")) == 2
+
+
+def test_batches_go_through_a_pipe_where_shared_memory_has_no_room(monkeypatch, tmp_path):
+    """A worker that finds no room loses its batch, and training waited for it without end."""
+    monkeypatch.setattr(loader, "SHARED_MEMORY", tmp_path)
+    original, ways = loader.DataLoader, []
+
+    def recorded(*arguments, collate_fn, **options):
+        ways.append(collate_fn)
+        return original(*arguments, collate_fn=collate_fn, **options)
+
+    monkeypatch.setattr(loader, "DataLoader", recorded)
+    batch_bytes = 2 * 48 * 40 * 4  # two crops of `batches`, three channels and the mask
+    found = []
+    for free in (2 * 3 * batch_bytes, 2 * 3 * batch_bytes - 1):  # two ready, one in use
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(loader.shutil, "disk_usage", lambda path, usage=usage: usage)
+        found.append(batches(workers=1))
+    assert ways == [loader._stack_shared, loader.stack]
+    for (a, b), (c, d) in zip(*found, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)

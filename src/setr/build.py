@@ -22,7 +22,7 @@ from setr.doctor import check, class_weights, describe_map
 from setr.errors import USAGE, SetrError
 from setr.inference import Protocol
 from setr.labels import Labels
-from setr.loader import Share
+from setr.loader import Share, chosen_workers
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
@@ -129,6 +129,14 @@ def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = N
         )
     say(f"{epochs}: {steps} steps, of {images} images in batches of {train.batch_size}")
     return dataclasses.replace(config, train=dataclasses.replace(train, steps=steps, epochs=0.0))
+
+
+def with_workers(config: Config, device: torch.device) -> Config:
+    """Settings with a number of loader processes that suits this machine, if none was asked for."""
+    if config.data.workers >= 0:
+        return config
+    data = dataclasses.replace(config.data, workers=chosen_workers(device))
+    return dataclasses.replace(config, data=data)
 
 
 def _weights_by_hand(config: Config, labels: Labels) -> list[float] | None:

@@ -116,8 +116,9 @@ class DataConfig:
     """Largest share of a crop that one class may cover."""
     rare_class_crops: float = 0.0
     """Share of the crops laid around a class that is drawn the more often the rarer it is."""
-    workers: int = 2
-    """Processes that prepare samples; 0 prepares them in the training process."""
+    workers: int = -1
+    """Processes that prepare samples; 0 prepares them in the training process. -1 chooses: two
+    beside a CPU that trains, for a GPU one on every core but one, at most eight."""
 
     def __post_init__(self) -> None:
         low, high = self.scale_range
@@ -137,7 +138,10 @@ class DataConfig:
             0 <= self.rare_class_crops <= 1,
             f"data.rare_class_crops {self.rare_class_crops}: give a share, 0 to 1",
         )
-        check_setting(self.workers >= 0, f"data.workers {self.workers}: give 0 or more")
+        check_setting(
+            self.workers >= -1,
+            f"data.workers {self.workers}: give 0 or more, or -1 to let it choose",
+        )
         for name in ("short_side", "long_side"):
             value = getattr(self, name)
             check_setting(value is None or value > 0, f"data.{name} {value}: give at least 1 pixel")

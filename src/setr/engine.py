@@ -24,6 +24,7 @@ from setr.build import (
     build_share,
     build_weights,
     checked_pixels,
+    with_workers,
 )
 from setr.config import Config
 from setr.dataset import Dataset
@@ -112,8 +113,9 @@ class _Run:
         before = folder.state.values["facts"] if folder.state else None
         config = with_normalisation(config, self.dataset)
         config = settled(config, num_classes, len(self.dataset), self.device, before=before)
-        self.config = config
         share = build_share(config, distributed.rank(), len(self.dataset))
+        written, config = config, with_workers(config, self.device)
+        self.config = config
         self.facts = run_facts(config, self.dataset, self.val)
         distributed.require_equal(self.facts)
         if before:
@@ -155,7 +157,7 @@ class _Run:
             self.best.restore(folder.state.values)
             self.scaler.restore(folder.state.values.get("scaler", {}))
             say(f"continuing after step {self.step}")
-        folder.open(config)
+        folder.open(written)
 
     def loop(self) -> None:
         """Run the remaining steps."""

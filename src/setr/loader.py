@@ -8,10 +8,13 @@ processes.
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,11 +26,18 @@ from torch.utils.data import Dataset as TorchDataset
 
 from setr.dataset import Dataset
 from setr.errors import SetrError
+from setr.quota import cpus
 from setr.transforms import Augmentation
 
 LINGER = 10.0
 """Seconds that a worker lives on after SIGTERM."""
 _STOPS = (signal.SIGINT, signal.SIGTERM)
+
+MOST_WORKERS = 8
+SHARED_MEMORY = Path("/dev/shm")
+"""Where workers put batches for the training process; small in containers (Docker: 64 MB)."""
+PREFETCHED = 2
+"""Batches that a worker has ready."""
 
 Loaded = tuple[np.ndarray, np.ndarray] | SetrError
 Position = tuple[int, int]  # (epoch, index)
@@ -127,7 +137,7 @@ class _Whole(TorchDataset):
             return error
 
 
-def stack(samples: list[Loaded]) -> tuple[Tensor, Tensor] | SetrError:
+def stack(samples: list[Loaded]) -> tuple[np.ndarray, np.ndarray] | SetrError:
     """Samples of equal size -> images uint8 (B, H, W, 3) and masks uint8 (B, H, W)."""
     arrays = []
     for sample in samples:
@@ -135,7 +145,18 @@ def stack(samples: list[Loaded]) -> tuple[Tensor, Tensor] | SetrError:
             return sample
         arrays.append(sample)
     images, masks = zip(*arrays, strict=True)
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+    return np.stack(images), np.stack(masks)
+
+
+def _stack_shared(samples: list[Loaded]) -> tuple[Tensor, Tensor] | SetrError:
+    """As `stack`; a worker hands tensors over in shared memory, where it sends arrays."""
+    batch = stack(samples)
+    return batch if isinstance(batch, SetrError) else _tensors(batch)
+
+
+def _tensors(batch: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
+    images, masks = map(torch.as_tensor, batch)
+    return images, masks
 
 
 def _raising(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -143,7 +164,7 @@ def _raising(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in _started(loader):
         if isinstance(batch, SetrError):
             raise batch
-        yield batch
+        yield _tensors(batch)
 
 
 def _started(loader: DataLoader) -> Iterator[Any]:
@@ -178,6 +199,27 @@ def _end_later(*_: Any) -> None:
     timer = threading.Timer(LINGER, os._exit, (0,))
     timer.daemon = True
     timer.start()
+
+
+def chosen_workers(device: torch.device) -> int:
+    """How many workers suit a training where none were asked for.
+
+    A CPU that trains needs its cores itself; a GPU is fed by every core but one.
+    """
+    if device.type == "cpu":
+        return 2
+    cores = cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes share
+    return min(MOST_WORKERS, max(1, cores - 1))
+
+
+def _fits_shared_memory(batches: int, batch_bytes: int) -> bool:
+    """Whether batches can wait there; one that finds no room is lost, and waited for without end.
+
+    Half is left to others.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return True  # no such limit
+    return 2 * batches * batch_bytes <= shutil.disk_usage(SHARED_MEMORY).free
 
 
 def training_order(
@@ -216,17 +258,22 @@ def training_batches(
     """Batches of steps start .. stop-1: images uint8 (B, H, W, 3), masks uint8 (B, H, W).
 
     `batch_size` counts the images of all processes; `share` selects those of this one. `pinned`
-    puts them into memory that a GPU reads by itself.
+    puts them into memory that a GPU reads by itself. They come from the workers through shared
+    memory where that has room for them, else through a pipe, which takes longer.
     """
+    held = len((share or Share(0, 1, 1)).of(batch_size))
+    batch_bytes = held * math.prod(augment.crop_size) * (len(augment.fill) + 1)
+    roomy = _fits_shared_memory(PREFETCHED * workers + 1, batch_bytes)
     order = training_order(dataset, batch_size, seed=seed, start=start, stop=stop, share=share)
     loader = DataLoader(
         _Augmented(dataset, augment, seed),
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=stack,
+        collate_fn=_stack_shared if roomy else stack,
         worker_init_fn=_begin,
         generator=torch.Generator(),  # or making the loader would advance the global one
         pin_memory=pinned,
+        prefetch_factor=PREFETCHED if workers else None,
     )
     return _raising(loader)
 
@@ -234,7 +281,10 @@ def training_batches(
 def whole_images(
     dataset: Dataset, workers: int, indices: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor] | SetrError]:
-    """Samples of a split one at a time and at their own size, or what is wrong with them."""
+    """Samples of a split one at a time and at their own size, or what is wrong with them.
+
+    They come through a pipe, as any number of pixels does.
+    """
     loader = DataLoader(
         _Whole(dataset),
         batch_size=1,
@@ -244,4 +294,5 @@ def whole_images(
         worker_init_fn=_begin,
         generator=torch.Generator(),  # or making the loader would advance the global one
     )
-    return _started(loader)
+    for sample in _started(loader):
+        yield sample if isinstance(sample, SetrError) else _tensors(sample)

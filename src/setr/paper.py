@@ -135,7 +135,6 @@ def _data(system: System, crop: tuple[int, int], short_side: int, long_side: int
         crop_size=crop,
         short_side=short_side,
         long_side=long_side,
-        workers=4,
     )
 
 

@@ -267,7 +267,6 @@ def _modern(dataset: str, decoder: str, encoder: str, patch: int, weights: str) 
             crop_size=(crop, crop),
             short_side=side,
             long_side=4 * side,
-            workers=4,
         ),
         optim=replace(_FINE_TUNING, lr=1e-4, layer_decay=0.8, warmup_steps=1500),
         train=TrainConfig(
