@@ -186,6 +186,25 @@ def test_no_memory_is_one_line_and_other_faults_are_not_hidden(monkeypatch, caps
     monkeypatch.setattr("setr.cli._dispatch", dispatch)
     assert main(["DefaultCPUAllocator: can't allocate memory: you tried"]) == FAILED
     assert capsys.readouterr().err.startswith("setr: out of memory; lower")
+    lost = (
+        "DataLoader worker (pid 3) is killed by signal: Bus error. It is possible that dataloader's"
+    )
+    assert main([lost]) == FAILED
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "setr: a loader process was killed by signal: Bus error, as happens when"
+    )
+    assert told.count("\n") == 1
+    assert main(["DataLoader worker (pid(s) 30505, 3) exited unexpectedly"]) == FAILED
+    assert capsys.readouterr().err.startswith("setr: a loader process exited, as happens")
+    assert (
+        main(["CUDA error: no kernel image is available for execution on the device\nmore"])
+        == FAILED
+    )
+    told = capsys.readouterr().err
+    assert told.startswith("setr: CUDA error: no kernel image is available for execution on the")
+    assert "--device cpu" in told
+    assert told.count("\n") == 1
     with pytest.raises(RuntimeError, match="a fault of ours"):
         main(["a fault of ours"])
 

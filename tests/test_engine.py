@@ -22,9 +22,10 @@ import setr.engine as engine
 import setr.loader as loader
 from setr.build import announce, build_model
 from setr.checkpoint import newest_state
+from setr.cli import main
 from setr.config import Config, ModelConfig
 from setr.engine import train
-from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.results import collect
 from setr.runfolder import LAST, RunFolder
@@ -360,6 +361,16 @@ def test_every_test_of_a_run_has_its_workers(tmp_path, monkeypatch, workers):
     assert asked == [chosen] * 5  # training, last weights, search, adjusted ones, several scales
     written = (Path(config.out) / "config.yaml").read_text()
     assert f"workers: {workers}\n" in written  # another machine chooses anew
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a patch reaches forked processes alone")
+def test_a_killed_loader_process_is_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(loader, "_begin", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    words = "--data.root scenes:4 --data.workers 1 --train.steps 2 --train.batch-size 2"
+    assert main(["train", "demo", *words.split(), "--out", str(tmp_path / "run")]) == FAILED
+    errors = [line for line in capfd.readouterr().err.splitlines() if "loader process" in line]
+    assert errors == [line for line in errors if line.startswith("setr: a loader process")]
+    assert len(errors) == 1
 
 
 def test_resume_refuses_another_optimiser_before_it_trains(config, monkeypatch):

@@ -84,6 +84,7 @@ ORDER = (
     ),
     *(
         "machine",
+        "faults",
         "protocols",
         "windows",
         "inference",

@@ -24,10 +24,10 @@ from setr.estimate import (
     estimate,
     flops_per_image,
     forecast_text,
-    is_out_of_memory,
     largest_batch,
     settled,
 )
+from setr.faults import is_out_of_memory
 from setr.inference import Protocol, predict_mask
 from setr.machine import free_bytes, peak_bytes, process_peak, resident_bytes
 from setr.memory import step_memory

@@ -20,7 +20,7 @@ import numpy as np
 
 from setr.bands import Bands, read_pixels
 from setr.errors import SetrError
-from setr.estimate import is_out_of_memory
+from setr.faults import is_out_of_memory
 from setr.images import MAX_PIXELS
 from setr.inputs import Item, read_item
 from setr.interrupt import Interrupt

@@ -72,11 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _fail(_reason(error), FAILED)
     except (MemoryError, RuntimeError) as error:
-        from setr.estimate import is_out_of_memory
+        from setr.faults import machine_fault
 
-        if debug or not is_out_of_memory(error):
+        told = machine_fault(error)
+        if debug or told is None:
             raise
-        return _fail("out of memory; lower the batch size or the image size", FAILED)
+        return _fail(told, FAILED)
 
 
 def _reason(error: OSError) -> str:

@@ -18,6 +18,7 @@ from setr.build import build_model, with_steps
 from setr.complexity import training_flops
 from setr.config import Config
 from setr.errors import SetrError
+from setr.faults import is_out_of_memory
 from setr.machine import free_bytes
 from setr.memory import Memory, step_memory
 from setr.model import SETR
@@ -284,14 +285,3 @@ def explained(config: Config, num_classes: int, device: torch.device) -> Iterato
             f"{_gb(needed)} by estimate; {advice(config, num_classes, device)}; or let "
             "--train.batch auto choose"
         ) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, on a GPU or a CPU."""
-    text = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "DefaultCPUAllocator" in text
-        or "out of memory" in text
-        or "could not create a memory" in text  # oneDNN
-    )

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from setr.errors import SetrError
-from setr.estimate import is_out_of_memory
+from setr.faults import is_out_of_memory
 from setr.result import Result
 
 T = TypeVar("T")

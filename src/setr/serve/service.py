@@ -18,7 +18,7 @@ import numpy as np
 from starlette.requests import Request
 
 from setr.errors import SetrError
-from setr.estimate import is_out_of_memory
+from setr.faults import is_out_of_memory
 from setr.images import ImageTooLargeError, check_whole, read_image
 from setr.passes import NoMemoryError
 from setr.serve.batching import Batcher, DeadlinePassed, Job

@@ -1,0 +1,40 @@
+"""What libraries raise when the machine fails, in one line each."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+_LOST = re.compile(r"DataLoader worker \(pid.* [\d, ]+\) (is killed by signal: [\w ]+|exited)")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on a GPU or a CPU."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "DefaultCPUAllocator" in text
+        or "out of memory" in text
+        or "could not create a memory" in text  # oneDNN
+    )
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """What happened and what helps, if the machine failed; None if the program may have."""
+    text = str(error)
+    if is_out_of_memory(error):
+        return "out of memory; lower the batch size or the image size"
+    if lost := _LOST.search(text):
+        how = lost[1].replace("is killed by", "was killed by")
+        return (
+            f"a loader process {how}, as happens when memory runs out; give fewer workers; "
+            "`setr train RUN --resume` continues a training from its last state"
+        )
+    if text.startswith("CUDA error"):
+        what = text.splitlines()[0].rstrip(".")
+        return (
+            f"{what}; if it comes again, torch and this GPU or its driver do not fit: "
+            "`--device cpu` does without, --debug shows where it was"
+        )
+    return None
