@@ -1,8 +1,8 @@
 """A forward and backward pass as one CUDA graph.
 
-A training step of a ViT-S is 1200 to 1450 kernels; a processor takes two to four times as long
-to start them as an H200 to compute them (docs/performance.md). A graph records them once
-and starts them together. They are the same kernels with the same numbers; random ones come from the
+A training step of a ViT-S is 1200 to 1450 kernels; a processor takes two to four times as long to
+start them as an H200 to compute them (docs/performance.md). A graph records them once and starts
+them together. They are the same kernels with the same numbers; random ones come from the
 generator's seed and offset at each replay.
 
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says what may be recorded: shapes
