@@ -75,6 +75,7 @@ def test_a_second_call_repeats_nothing_and_an_interrupted_run_goes_on(runs):
     page = (runs / "report" / "index.html").read_text()
     assert "Worst test images" in page
     assert "boundary IoU" in page
+    assert "mIoU %, multi scale" in page
 
 
 def test_results_from_elsewhere_are_taken_over_but_never_changed(runs, tmp_path):

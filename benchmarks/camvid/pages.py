@@ -32,7 +32,11 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
     tested = run / "test-single_scale"
     if not (tested / "metrics.json").is_file():
         raise SystemExit(f"{run}: has no test-single_scale; it is no finished run of these tables")
-    protocols: dict[str, dict[str, Any]] = json.loads((tested / "metrics.json").read_text("utf-8"))
+    protocols: dict[str, dict[str, Any]] = {}
+    for protocol in ("single_scale", "multi_scale"):
+        path = run / f"test-{protocol}" / "metrics.json"
+        if path.is_file():
+            protocols[protocol] = json.loads(path.read_text("utf-8"))[protocol]
     figures = protocols["single_scale"]
     predictor = load(run)
     labels = predictor.info.labels
