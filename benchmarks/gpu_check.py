@@ -331,7 +331,7 @@ def main() -> int:
         bench = Bench(torch.device(given.device), given.tiny, Path(folder), given.decoders)
         for name in given.only:
             began = time.monotonic()
-            faulthandler.dump_traceback_later(given.patience, exit=True)
+            faulthandler.dump_traceback_later(given.patience, exit=True, file=sys.__stderr__)
             torch.manual_seed(0)
             try:
                 found: Figures = CHECKS[name](bench)
