@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from setr._timm import timm
 from setr.encoder import Encoder, resample_grid
 from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder
@@ -65,10 +66,10 @@ def test_own_grid_is_not_resampled(mode):
 
 @pytest.mark.parametrize("new", [(8, 8), (3, 7), (2, 2)])
 def test_bicubic_equals_timm(new):
-    from timm.layers import resample_abs_pos_embed
-
     grid = torch.randn(1, 24, 8)
-    expected = resample_abs_pos_embed(grid, new_size=new, old_size=(4, 6), num_prefix_tokens=0)
+    expected = timm.layers.resample_abs_pos_embed(
+        grid, new_size=new, old_size=(4, 6), num_prefix_tokens=0
+    )
     torch.testing.assert_close(resample_grid(grid, (4, 6), new, mode="bicubic"), expected)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +89,15 @@ def test_an_onnx_file_gives_the_same_result_by_windows(onnx_file, model, photo):
     same_result(onnx_file, model, photo)
 
 
+def test_a_file_runs_without_the_libraries_that_build_networks(onnx_file):
+    code = (
+        "import sys, numpy, setr\n"
+        f"setr.load({str(onnx_file)!r}).predict(numpy.zeros((50, 45, 3), 'uint8'))\n"
+        "assert not {'timm', 'torchvision', 'sympy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_its_own_head_needs_no_toolkit(onnx_file, model):
     ort = pytest.importorskip("onnxruntime")
     session = ort.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
@@ -112,7 +123,7 @@ def test_a_file_is_tested_like_a_model(onnx_file, model):
     assert theirs["miou"] == pytest.approx(ours["miou"], abs=1e-4)
 
 
-def test_openvino_with_rope_and_int8(photo, tmp_path, capsys):
+def test_openvino_with_rope_and_int8(photo, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     torch.manual_seed(0)
     model = trained(with_encoder("vit_small_patch16_dinov3", "naive"))
@@ -126,7 +137,10 @@ def test_openvino_with_rope_and_int8(photo, tmp_path, capsys):
         model, INFO, tmp_path / "q.xml", format="openvino", precision="int8", calibration=data
     )
     assert set(report["miou"]) == {"pytorch_fp32", "exported"}
+    let_go: list[Path] = []
+    monkeypatch.setattr("setr.runtime.page_out", let_go.append)
     assert load(tmp_path / "q.xml").predict(photo).mask.shape == (50, 64)
+    assert let_go == [tmp_path / "q.bin"]  # its weights, packed by then
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.xml", "q.bin", "q.xml"]
     (tmp_path / "m.bin").unlink()
     with pytest.raises(SetrError, match=r"m\.xml: not an OpenVINO model, or its \.bin is missing"):

@@ -14,6 +14,7 @@ ORDER = (
     *(
         "remote",
         "_torchvision",
+        "_timm",
         "decode",
         "labels",
         "files",

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -283,15 +284,22 @@ def test_freed_memory_is_given_back_when_a_process_has_grown(monkeypatch):
         held[0] -= 30
 
     monkeypatch.setattr(machine, "resident_bytes", lambda: held[0])
-    monkeypatch.setattr(machine, "_malloc_trim", lambda: trim)
+    monkeypatch.setattr(machine, "_c_function", lambda name: trim)
     heap = machine.Heap(growth=50)
     for now in (40, 51, 60, 71, 72):
         held[0] = now
         heap.give_back()
     assert trims == [51, 72]  # 21 are left after the first: 71 are not more than 50 above
+    heap.give_back(now=True)
+    assert trims == [51, 72, 42]
 
 
-@pytest.mark.skipif(machine._malloc_trim() is None, reason="this C library has no malloc_trim")
+needs_malloc_trim = pytest.mark.skipif(
+    machine._c_function("malloc_trim") is None, reason="this C library has no malloc_trim"
+)
+
+
+@needs_malloc_trim
 def test_gaps_of_the_heap_go_back_to_the_system():
     """Blocks below the size that is mapped alone, with small ones between them that stay."""
     blocks = [(bytearray(100 << 10), bytearray(600)) for _ in range(3000)]
@@ -301,6 +309,32 @@ def test_gaps_of_the_heap_go_back_to_the_system():
     machine.Heap(growth=0).give_back()
     assert before - resident_bytes() > 200 << 20
     assert len(small) == 3000
+
+
+def mapped_from_files() -> int:
+    """Bytes of this process's memory that are pages of files."""
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(row.split()[1]) for row in rows if row.startswith("RssFile"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_pages_of_a_mapped_file_are_let_go_and_read_again(tmp_path):
+    given = np.arange(8 << 20, dtype=np.uint32)
+    given.tofile(tmp_path / "a file.bin")
+    found = np.memmap(tmp_path / "a file.bin", np.uint32, mode="r")
+    total = int(found.sum(dtype=np.int64))
+    before = mapped_from_files()
+    machine.page_out(tmp_path / "another.bin")
+    machine.page_out(tmp_path / "a file.bin")
+    if "tmpfs" not in subprocess.check_output(["stat", "-f", "-c", "%T", tmp_path], text=True):
+        assert before - mapped_from_files() > 30 << 20
+    assert int(found.sum(dtype=np.int64)) == total == int(given.sum(dtype=np.int64))
+
+
+def test_a_machine_without_such_functions_keeps_its_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_c_function", lambda name: None)
+    machine.Heap(growth=0).give_back(now=True)
+    machine.page_out(tmp_path)
 
 
 def test_every_block_of_a_large_image_looks_after_the_heap(monkeypatch):

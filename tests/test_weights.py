@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from setr import create_model, load_weights
+from setr._timm import timm
 from setr.architecture import read_architecture
 from setr.encoder import resample_grid
 from setr.errors import SetrError

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr import _torchvision  # noqa: F401  must come before timm
 from setr.backbone import Backbone
 from setr.cpu_blocks import speed_up
 from setr.errors import USAGE, SetrError
@@ -182,15 +181,15 @@ def reads_rgb_alone(weight: Tensor, own: Tensor) -> bool:
 
 def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
     """The first convolution of an RGB model (O, 3, h, w) for other channels, as timm adapts it."""
-    from timm.models import adapt_input_conv
+    from setr._timm import timm
 
-    adapted: Tensor = adapt_input_conv(in_chans, weight)
+    adapted: Tensor = timm.models.adapt_input_conv(in_chans, weight)
     return adapted
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
     """Ids of timm's plain vision transformers, filtered by a shell pattern."""
-    import timm
+    from setr._timm import timm
 
     return [
         name
@@ -207,7 +206,7 @@ def encoder_depth(name: str) -> int:
 
 
 def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args: Any) -> Any:
-    import timm
+    from setr._timm import timm
 
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0].split('_patch')[0]}*")[:3]

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import timm
 import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
+from setr._timm import timm
 from setr.build import build_info
 from setr.config import Config
 from setr.dataset import Dataset

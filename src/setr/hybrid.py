@@ -15,7 +15,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr import _torchvision  # noqa: F401  must come before timm
 from setr.backbone import Backbone
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
@@ -87,13 +86,13 @@ def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -
         img_size: as in `Encoder`, but None is 384, whatever the ViT's own.
         arguments: further keywords of `Encoder`.
     """
-    from timm.layers import HybridEmbed
+    from setr._timm import timm
 
     channels = {"in_chans": arguments["in_chans"]} if "in_chans" in arguments else {}
     size = img_size or 384
     sides = (size, size) if isinstance(size, int) else size
     embed = partial(
-        HybridEmbed,
+        timm.layers.HybridEmbed,
         backbone=_create_resnet(resnet, (4,), HYBRID_STRIDE, **channels),
         feature_size=tuple(-(-side // HYBRID_STRIDE) for side in sides),
         feature_ratio=HYBRID_STRIDE,
@@ -102,7 +101,7 @@ def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -
 
 
 def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_args: Any) -> Any:
-    import timm
+    from setr._timm import timm
 
     if not timm.is_model(name) or not name.startswith("resnet"):
         near = ", ".join(timm.list_models("resnet*")[:3])

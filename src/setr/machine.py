@@ -44,10 +44,14 @@ class Heap:
     def __init__(self, growth: int = 512 << 20) -> None:
         self.growth, self.floor = growth, 0
 
-    def give_back(self) -> None:
-        """Give the gaps back, if the process has grown since the last time; cheap if not."""
-        trim = _malloc_trim()
-        if trim is not None and resident_bytes() > self.floor + self.growth:
+    def give_back(self, *, now: bool = False) -> None:
+        """Give the gaps back, if the process has grown since the last time; cheap if not.
+
+        Args:
+            now: however little it has grown.
+        """
+        trim = _c_function("malloc_trim")
+        if trim is not None and (now or resident_bytes() > self.floor + self.growth):
             trim(0)
             self.floor = resident_bytes()
 
@@ -56,12 +60,33 @@ HEAP = Heap()
 """That of this process."""
 
 
+def page_out(path: Path) -> None:
+    """Let go of the pages of a file that a library has mapped into this process.
+
+    They are read again when they are touched. Does nothing where the kernel is not Linux or older
+    than 5.4, or where the file is another user's.
+    """
+    madvise = _c_function("madvise")
+    if madvise is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            place, *_, name = line.split(maxsplit=5)
+            if name == str(path.resolve()):
+                start, end = (int(number, 16) for number in place.split("-"))
+                madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), PAGE_OUT)
+
+
+PAGE_OUT = 21
+"""MADV_PAGEOUT of Linux, which loses nothing, whatever lies at an address."""
+
+
 @functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """Of glibc; other C libraries give memory back by themselves."""
+def _c_function(name: str) -> Callable[..., int] | None:
+    """A function of the C library, or None where it has none of this name."""
     with contextlib.suppress(OSError, TypeError, AttributeError):
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-        return trim
+        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+        return found
     return None
 
 

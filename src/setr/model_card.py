@@ -67,7 +67,7 @@ def _times(size: tuple[int, int] | None) -> str:
 
 def encoder_licence(arguments: dict[str, Any], tag: str | None = None) -> str:
     """Licence of the encoder weights timm offers for a model, by their tag or timm's default."""
-    import timm
+    from setr._timm import timm
 
     name = arguments["encoder"]
     if tag and not Path(tag).suffix:

@@ -41,7 +41,7 @@ def default_tag(encoder: str) -> str:
     Raises:
         SetrError: timm publishes none.
     """
-    import timm
+    from setr._timm import timm
 
     tag = timm.get_pretrained_cfg(encoder).tag if timm.is_model(encoder) else None
     if not tag or not timm.list_pretrained(f"{encoder}.{tag}"):
@@ -57,7 +57,7 @@ def pretrained_id(encoder: str, tag: str) -> str:
     Raises:
         SetrError: no such weights; the tags that exist are listed.
     """
-    import timm
+    from setr._timm import timm
 
     if tag in ("deit", "deit_distilled"):
         encoder = re.sub(r"^(vit|deit)_", "deit_", encoder)
@@ -79,7 +79,7 @@ def pretrained_id(encoder: str, tag: str) -> str:
 
 def _download(name: str) -> dict[str, Tensor]:
     """The tensors of a timm model as timm names them, from the Hub or its cache."""
-    import timm
+    from setr._timm import timm
 
     repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
     repo_id = f"{repo_id}{name}" if repo_id.endswith("/") else repo_id

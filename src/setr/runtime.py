@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from setr.errors import USAGE, SetrError
+from setr.machine import HEAP, page_out
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
 
@@ -158,6 +159,7 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # it would hold the memory of one size beside that of all
     try:
         session = ort.InferenceSession(
             path, options, providers=providers, enable_fallback=device == "auto"
@@ -170,6 +172,7 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
             f"device '{device}': onnxruntime-gpu cannot use it; check its CUDA and cuDNN "
             "libraries, or use --device cpu"
         )
+    HEAP.give_back(now=True)  # what reading the file took
     stored = _unprefixed(session.get_modelmeta().custom_metadata_map)
     needed = ort.RunOptions()
     needed.add_run_config_entry("only_execute_path_to_fetches", "1")
@@ -227,6 +230,9 @@ def openvino_run(
         ov.Model(kept, model.get_parameters()), "CPU", openvino_settings(core, precision)
     )
     request = compiled.create_infer_request()
+    if compiled.input(0).partial_shape.is_dynamic:
+        request.infer({0: _small_images(compiled.input(0))})  # packs the weights
+        page_out(path.with_suffix(".bin"))
 
     count = len(kept)  # the closure must not keep the model itself: its weights are copied by now
 
@@ -235,6 +241,13 @@ def openvino_run(
         return [found[i] for i in range(count)]
 
     return run, stored
+
+
+def _small_images(given: Any) -> np.ndarray:
+    """A black image of 64x64 for an OpenVINO input whose batch and size are free."""
+    _, *sides = given.partial_shape
+    shape = [1, *(side.get_length() if side.is_static else 64 for side in sides)]
+    return np.zeros(shape, given.element_type.to_dtype())
 
 
 def openvino_settings(core: Any, precision: str) -> dict[str, Any]:

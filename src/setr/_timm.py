@@ -1,0 +1,13 @@
+"""timm, imported where a network is built or a name of timm's is asked for, and not before.
+
+timm imports torchvision, which first may need a repair (`_torchvision.py`) and brings PyTorch's
+compiler: 1.4 s and 100 MB that a program which runs an exported file has no use for.
+"""
+
+from __future__ import annotations
+
+from setr import _torchvision  # noqa: F401  must come before timm
+
+import timm  # isort: skip
+
+__all__ = ["timm"]
