@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -348,3 +350,22 @@ def test_kept_prefix_tokens_have_their_positions_in_the_2021_code_too(name):
     torch.testing.assert_close(
         tokens_after(ours.eval(), images), tokens_after(theirs.eval(), images)
     )
+
+
+def test_images_are_embedded_exactly_under_autocast():
+    embed, images = tiny_vit().vit.patch_embed, torch.randn(2, 3, 64, 48)
+    exact = embed(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(embed(images), exact)
+        assert embed(images.bfloat16()).dtype == torch.float32
+    rounded = copy.deepcopy(embed).bfloat16()  # a model in bf16 has its own type
+    assert rounded(images).dtype == torch.bfloat16
+
+
+def test_the_resnet_of_a_hybrid_stays_in_autocast():
+    model = create_model(
+        "hybrid_base", num_classes=3, img_size=64, resnet="resnet18", taps=(1, 2), channels=16,
+        encoder_args={"depth": 2, "embed_dim": 64, "num_heads": 2},
+    ).eval()  # fmt: skip
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.encoder.vit.patch_embed(torch.randn(1, 3, 64, 64)).dtype == torch.bfloat16

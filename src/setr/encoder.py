@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from setr.backbone import Backbone
 from setr.cpu_blocks import speed_up
 from setr.errors import USAGE, SetrError
+from setr.products import no_autocast
 from setr.recompute import recompute_cheap
 
 PosInterp = Literal["bicubic", "bilinear"]
@@ -82,6 +83,7 @@ class Encoder(Backbone):
             recompute_cheap(block)
         if patch_stride is not None:
             _overlap_patches(self.vit, name, patch_stride)
+        _embed_exactly(self.vit.patch_embed)
         self.patch_size = self.vit.patch_embed.feat_ratio()
         self.in_chans = timm_args.get("in_chans", 3)
         self.channels: int = self.vit.embed_dim
@@ -235,6 +237,24 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
     if getattr(vit, "attn_pool", None) is not None:
         vit.attn_pool = None  # SigLIP's pooling head: maps never pass it, so it gets no gradient
     return vit
+
+
+class _ExactConv2d(nn.Conv2d):
+    """A convolution in its weights' own type, whatever autocast says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with no_autocast(x.device):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def _embed_exactly(embed: Any) -> None:
+    """Keep the patch embedding of a timm ViT out of autocast; that of a hybrid is a whole ResNet.
+
+    It has a hundredth of the operations, and in bf16, which rounds the image itself, it made a
+    quarter of the pixels whose class was not that of fp32 (docs/decisions.md).
+    """
+    if not hasattr(embed, "backbone"):
+        embed.proj.__class__ = _ExactConv2d
 
 
 def _overlap_patches(vit: Any, name: str, stride: int) -> None:
