@@ -27,7 +27,7 @@ fix: $(STAMP)  ## apply formatting and safe lint fixes
 
 bench: $(STAMP)  ## data path and evaluation; --peer-python adds mmsegmentation beside them
 	$(BIN)/python benchmarks/data.py
-	$(BIN)/python benchmarks/evaluation.py --only slide metric --out runs/bench
+	$(BIN)/python benchmarks/evaluation.py --only slide metric-uint8 metric-int64 --out runs/bench
 
 # The demo needs the core and nothing else; tests and lint need every extra that CI exercises.
 $(CORE): pyproject.toml constraints.txt

@@ -162,3 +162,10 @@ def test_a_search_that_fails_restores_the_mode(folder_data):
     with pytest.raises(SetrError, match=r"scene_001\.png"):
         find_offsets(model, ModelInfo(labels=scenes.LABELS), dataset)
     assert all(m.training for m in model.modules())
+
+
+def test_a_class_without_training_pixels_counts_as_the_rarest():
+    scores, truth = pixels()
+    counts = np.array([9000, 800, 200, 0])
+    as_rarest = best_by_iou(scores, truth, np.array([9000, 800, 200, 200]))
+    np.testing.assert_array_equal(best_by_iou(scores, truth, counts), as_rarest)

@@ -584,3 +584,39 @@ def test_a_list_in_another_order_keeps_its_pairs(tmp_path):
     (tmp_path / "train.txt").write_text("c.png\na.png\n")
     pairs = open_dataset(str(tmp_path), "train", "camvid").pairs
     assert [(pair.image.stem, pair.mask.stem) for pair in pairs] == [("c", "c"), ("a", "a")]
+
+
+@pytest.mark.parametrize("split", ["", "train+", "+", " "])
+def test_an_empty_name_of_a_split_is_refused(folder, split):
+    assert f"split '{split}': give a name" in fails(folder, split, code=USAGE)
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (("cam", "cam.01", "cam.02"), ["cam.01"]),
+        (("2024.05.01_a", "2024.05.01_b"), ["2024.05.01_a"]),
+        (("img", "img 1", "img 2"), ["img 1", "img 2"]),
+    ],
+)
+@pytest.mark.parametrize("layout", ["plain", "voc"])
+def test_listed_names_may_hold_dots_and_blanks(tmp_path, names, listed, layout):
+    images, masks, lists = (
+        ("images/train", "labels/train", "train.txt")
+        if layout == "plain"
+        else ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation/train.txt")
+    )
+    for name in names:
+        put(tmp_path / images / f"{name}.jpg", PHOTO)
+        put(tmp_path / masks / f"{name}.png")
+    (tmp_path / "data.yaml").write_text("classes: [road, car]\n")
+    path = tmp_path / lists
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name}\n" for name in listed))
+    pairs = open_dataset(str(tmp_path), "train").pairs
+    assert [pair.image.stem for pair in pairs] == listed
+
+
+def test_two_masks_of_one_name_are_refused(folder):
+    put(folder / "labels/train/a.bmp")
+    assert "a.bmp and a.png are masks of one name" in fails(folder)

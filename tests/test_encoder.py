@@ -369,3 +369,9 @@ def test_the_resnet_of_a_hybrid_stays_in_autocast():
     ).eval()  # fmt: skip
     with torch.autocast("cpu", torch.bfloat16):
         assert model.encoder.vit.patch_embed(torch.randn(1, 3, 64, 64)).dtype == torch.bfloat16
+
+
+def test_images_smaller_than_a_patch_are_refused():
+    with pytest.raises(SetrError, match=r"img_size 8: .* patches of 16 pixels") as caught:
+        tiny_vit(img_size=8)
+    assert caught.value.code == USAGE

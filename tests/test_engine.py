@@ -124,6 +124,21 @@ def test_an_existing_run_is_never_overwritten_silently(config):
     train(config, overwrite=True)
 
 
+def test_files_that_are_no_runs_are_never_overwritten(config):
+    out = Path(config.out)
+    out.mkdir(parents=True)
+    for name in ("README.md", "config.json", "notes.txt"):
+        (out / name).write_text("mine")
+    with pytest.raises(SetrError, match=r"holds no run, but config\.json, README\.md") as caught:
+        train(config, overwrite=True)
+    assert caught.value.code == USAGE
+    assert {path.read_text() for path in out.iterdir()} == {"mine"}
+    for name in ("README.md", "config.json"):
+        (out / name).unlink()
+    train(config, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
 def stop_after(monkeypatch, step: int) -> None:
     original = engine._Run.train_step
 

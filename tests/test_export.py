@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, spread
-from setr.export import export
+from setr.export import SUFFIX, export
 from setr.export_check import compare
 from setr.graphs import Graph, bicubic_weights, trace
 from setr.hub import save_pretrained
@@ -96,6 +97,19 @@ def test_a_file_runs_without_the_libraries_that_build_networks(onnx_file):
         "assert not {'timm', 'torchvision', 'sympy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_file_answers_several_threads(format, model, tmp_path):
+    pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
+    path = tmp_path / f"m{SUFFIX[format]}"
+    export(model, INFO, path, format=format)
+    predictor = setr.load(path)
+    photos = [scenes.draw("threads", i, size=64)[0] for i in range(24)]
+    one_by_one = [predictor.predict(photo).scores for photo in photos]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda photo: predictor.predict(photo).scores, photos))
+    np.testing.assert_array_equal(together, one_by_one)
 
 
 def test_its_own_head_needs_no_toolkit(onnx_file, model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -274,3 +275,22 @@ def test_pretrained_weights_missing_from_the_cache_are_downloaded(partial_cache)
     model = create_model("setr_naive_tiny", num_classes=2, img_size=64)
     with pytest.raises(SetrError, match=r"download failed \(asked the network\)"):
         load_encoder(model, "augreg_in21k")
+
+
+def test_models_load_in_several_threads_and_leave_torch_as_it_was(folder):
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: from_pretrained(folder)[0], range(8)))
+    first = models[0].state_dict()
+    for model in models:
+        assert all(torch.equal(first[name], value) for name, value in model.state_dict().items())
+    assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("key", ["protocol", "model", "labels", "mean", "std", "recipe", "metrics"])
+def test_a_value_that_is_null_is_one_line(folder, key):
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    assert key in values
+    path.write_text(json.dumps({**values, key: None}))
+    with pytest.raises(SetrError, match=r"config\.json: broken"):
+        from_pretrained(folder)

@@ -351,3 +351,37 @@ def test_masks_of_one_bit_are_ids_and_ids_that_do_not_fit_are_refused():
     np.testing.assert_array_equal(
         read_mask(encoded(np.full((4, 5), 40_000, np.int32), "TIFF")), 40_000
     )
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("size", [100, 6000])
+def test_exif_rotation_of_a_png_is_found_behind_other_metadata(tmp_path, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = photo()
+    data = encoded(upright, "PNG", exif=exif, icc_profile=bytes(size))
+    (tmp_path / "a.png").write_bytes(data)
+    expected = np.rot90(upright, -1)
+    np.testing.assert_array_equal(read_image(data), expected)
+    assert check_whole(data) == (expected.shape[:2], True)
+    rows = Rows(tmp_path / "a.png")
+    np.testing.assert_array_equal(rows[3:9, 2:11], expected[3:9, 2:11])
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("format", ["TIFF", "PNG", "JPEG"])
+def test_a_checked_size_is_that_of_the_image_that_is_read(format, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encoded(photo(), format, exif=exif)
+    assert check_whole(data)[0] == read_image(data).shape[:2]
+
+
+@pytest.mark.usefixtures("decoder")
+def test_of_an_animated_png_the_first_frame_is_cut(tmp_path):
+    frames = [photo(), photo()[::-1]]
+    first, second = (Image.fromarray(frame) for frame in frames)
+    first.save(tmp_path / "a.png", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), frames[0])
+    rows = Rows(tmp_path / "a.png")
+    np.testing.assert_array_equal(rows[20:31, 2:11], frames[0][20:31, 2:11])

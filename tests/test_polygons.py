@@ -108,7 +108,7 @@ def test_simplified_outlines_stay_close_and_keep_their_turn() -> None:
         assert fewer.pixels == exact.pixels
     dot = mask_polygons(np.array([[0, 1]], np.uint8), 2)[1]
     assert simplified(dot, 50).area == 1
-    with pytest.raises(SetrError, match="give pixels from 0"):
+    with pytest.raises(SetrError, match=r"give 0 \(exact\) to 1,000,000 pixels"):
         simplified(exact, -1)
 
 

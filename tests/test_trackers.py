@@ -225,3 +225,9 @@ def test_an_exception_of_a_tracker_ends_the_run(tmp_path):
 
     with pytest.raises(PrunedError):
         train(tiny_config(tmp_path / "run", steps=60), trackers=[Prune])
+
+
+def test_a_table_begun_anew_has_its_header(tmp_path):
+    for _ in range(2):
+        CsvTable(tmp_path, 0).line({"step": 50, "loss": 0.5})
+    assert rows(tmp_path) == [{"step": "50", "loss": "0.5"}]

@@ -299,3 +299,16 @@ def test_the_crop_is_of_the_image_at_its_base_size():
         cropped = augment(image, mask, np.random.default_rng(0))[1]
         assert (cropped[:height, :width] == 1).all()
         assert (cropped != IGNORE).sum() == height * width
+
+
+@pytest.mark.parametrize("shape", [(8, 40_000), (40_000, 8)])
+def test_images_of_any_length_are_cut(shape):
+    mask = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
+    mask = (mask // 7 % 5).astype(np.uint8)
+    image = np.repeat(mask[..., None] * 40, 3, axis=2)
+    augmentation = Augmentation(
+        (8, 8), scale_range=(1, 1), flip=0.0, photometric=False, max_class_share=1.0
+    )
+    for seed in range(4):
+        crop, truth = augmentation(image, mask, np.random.default_rng(seed))
+        np.testing.assert_array_equal(crop[..., 0], truth * 40)

@@ -648,3 +648,32 @@ def test_taps_and_heads_are_read_from_a_recorded_configuration(text, taps, heads
     found = Translation("mmseg", dict(model.state_dict()), whole=True)
     read = read_architecture(found, {"cfg": text}, source="x.pth")
     assert (read["taps"], read["encoder_args"]["num_heads"]) == (taps, heads)
+
+
+@pytest.mark.parametrize("prefix", ["", "vit.", "model.", "backbone."])
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_base_patch16_clip_224"])
+def test_every_tensor_under_a_prefix_is_loaded(tmp_path, name, prefix):
+    source, model = build(name, img_size=56), build(name, img_size=56)
+    with torch.no_grad():
+        for parameter in source.encoder.parameters():
+            parameter.normal_(std=0.2)
+    state = source.encoder.vit.state_dict()
+    save_file(
+        {prefix + key: value.contiguous() for key, value in state.items()},
+        tmp_path / "w.safetensors",
+    )
+    load_encoder(model, str(tmp_path / "w.safetensors"))
+    for key, value in model.encoder.vit.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_the_encoder_of_an_own_state_dict_is_loaded(tmp_path):
+    source, model = build(), build()
+    with torch.no_grad():
+        for parameter in source.encoder.parameters():
+            parameter.normal_(std=0.2)
+    state = {f"encoder.{key}": value for key, value in source.encoder.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    load_encoder(model, str(tmp_path / "w.safetensors"))
+    for key, value in model.encoder.state_dict().items():
+        assert torch.equal(value, state[f"encoder.{key}"]), key

@@ -97,7 +97,7 @@ def best_by_iou(
         pixels: (K,) counts in the training split; a class without any counts as the rarest.
         rounds: how often the multiple is searched.
     """
-    counts = np.maximum(pixels, pixels[pixels > 0].min(initial=1))
+    counts = np.maximum(pixels, min(pixels[pixels > 0], default=1))
     share = np.log(counts / counts.sum())
     share -= share.mean()
     true = np.bincount(truth, minlength=scores.shape[1])

@@ -94,6 +94,8 @@ def open_dataset(
     Raises:
         SetrError: no such path, no such split, no pairs, masks missing, or classes unknown.
     """
+    if not all(part.strip() for part in split.split("+")):
+        raise SetrError(f"split '{split}': give a name, or several joined with +", code=USAGE)
     if path.partition(":")[0] == "scenes":
         count = _scene_count(path)
         count = count if split == "train" else max(count // 10, 2)

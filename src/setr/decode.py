@@ -34,8 +34,15 @@ def can_stop_early(image: Any, data: bytes) -> bool:
     """Whether the upper rows of an open Pillow image can be decoded alone: plain 8-bit RGB PNG."""
     if image.format != "PNG" or image.mode != "RGB" or "transparency" in image.info:
         return False
-    depth, interlaced, ends = data[24], data[28], data[:4096] + data[-4096:]
-    return depth == 8 and not interlaced and b"IEND" in data[-64:] and b"eXIf" not in ends
+    if getattr(image, "is_animated", False):
+        return False  # its frames are as high as the header says
+    depth, interlaced = data[24], data[28]
+    return depth == 8 and not interlaced and b"IEND" in data[-64:] and not _has_exif(image, data)
+
+
+def _has_exif(image: Any, data: bytes) -> bool:
+    """Whether an open PNG file has EXIF before its pixels, which Pillow has read, or behind."""
+    return "exif" in image.info or b"eXIf" in data[-4096:]
 
 
 def first_rows(data: bytes, count: int) -> bytes:
@@ -109,8 +116,8 @@ def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | N
         # OpenCV fills the missing part of a truncated file with grey: take whole files only
         if not data.rstrip(b"\0").endswith(b"\xff\xd9") or orientation(image) != 1:
             return None
-    elif data[24] != 8 or b"IEND" not in data[-64:] or b"eXIf" in data[:4096] + data[-4096:]:
-        return None  # byte 24 is the bit depth; EXIF stands before or behind the pixels
+    elif data[24] != 8 or b"IEND" not in data[-64:] or _has_exif(image, data):
+        return None  # byte 24 is the bit depth
     elif _decode_png is not None:
         return decode_png(image, data)
     elif image.mode != "RGB":

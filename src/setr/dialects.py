@@ -44,7 +44,7 @@ def _own(tensors: Tensors) -> Translation:
 _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"encoder\.(vit|net)\.", _own),
     (r"backbone\.layers\.\d+\.attn\.attn\.", mmseg),
-    (r"backbone\.blocks\.0\..*|backbone\.mla\.", official),
+    (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
     (r"(.*/)?Transformer/encoderblock_0/", google),
     (r"(.*\.)?(encoder\.layer|layers)\.0\.(attention|layernorm_before)\.", huggingface),
     (r"((backbone|model|vit)\.)?blocks\.0\.", timm),

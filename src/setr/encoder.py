@@ -68,6 +68,12 @@ class Encoder(Backbone):
     ) -> None:
         super().__init__()
         self.vit = _create_vit(name, img_size=img_size, **timm_args)
+        if min(self.vit.patch_embed.grid_size) < 1:
+            raise SetrError(
+                f"img_size {img_size}: {name} has patches of {self.vit.patch_embed.patch_size[0]} "
+                "pixels; give the side of an image in pixels, no smaller than a patch",
+                code=USAGE,
+            )
         depth = len(self.vit.blocks)
         if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] > depth:
             raise SetrError(

@@ -20,8 +20,9 @@ def timm(tensors: Tensors) -> Translation:
         (r"(blocks\.\d+\.mlp\.)w3\.(.+)", r"\1fc2.\2"),
         (r"(?!mask_token)(.+)", r"\1"),
     ]
-    bare = {re.sub(r"^(backbone|model|vit)\.(?=blocks|patch|pos|cls)", "", k): v
-            for k, v in tensors.items()}  # fmt: skip
+    wrapped = (re.match(r"((?:backbone|model|vit)\.)blocks\.", name) for name in tensors)
+    prefix = next((found[1] for found in wrapped if found), "")
+    bare = {name.removeprefix(prefix): value for name, value in tensors.items()}
     renamed, unexpected = rename(bare, rules)
     dialect = "deit" if "dist_token" in renamed else "timm"
     return Translation(dialect, renamed, whole=False, unexpected=unexpected)

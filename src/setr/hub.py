@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         raise SetrError(
             f"{folder}: no config.json; is this a model directory?", code=USAGE
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise SetrError(f"{folder}/config.json: broken ({error!r:.120})") from None
     except SetrError as error:
         error.code = FAILED  # what would be wrong usage as a setting is a broken file here
@@ -136,21 +137,29 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     return model.eval(), info
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Two threads inside `_without_memory` would leave torch with the replacement of one of them."""
+
+
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Parameters made inside take neither memory nor time; buffers are made in full."""
-    register = nn.Module.register_parameter
+    """Parameters made inside take neither memory nor time; buffers are made in full.
 
-    def register_empty(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-        if value is not None:
-            value = nn.Parameter(value.to("meta"), requires_grad=value.requires_grad)
-        register(module, name, value)
+    Those that other threads make meanwhile are left alone.
+    """
+    with _ONE_AT_A_TIME:
+        register, mine = nn.Module.register_parameter, threading.get_ident()
 
-    nn.Module.register_parameter = register_empty  # type: ignore
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore
+        def register_empty(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+            if value is not None and threading.get_ident() == mine:
+                value = nn.Parameter(value.to("meta"), requires_grad=value.requires_grad)
+            register(module, name, value)
+
+        nn.Module.register_parameter = register_empty  # type: ignore
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore
 
 
 def _take_over(model: SETR, tensors: dict[str, Tensor]) -> None:

@@ -167,7 +167,8 @@ def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[
         marker = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(image.format)
         if marker is not None and marker not in _tail(source):
             image.load()  # cut off, or whole with much data behind it
-    return ((width, height) if turn >= 5 else (height, width)), turn != 1
+    stored = turn >= 5 and image.format != "TIFF"  # of which Pillow gives the size as displayed
+    return ((width, height) if stored else (height, width)), turn != 1
 
 
 def _tail(source: Source, count: int = 4096) -> bytes:

@@ -164,7 +164,8 @@ def _voc(root: Path, split: str, wanted: str) -> Found | None:
         return None
     if (voc / COLOUR_FILE).is_file():  # CVAT's classes in VOC's folders
         return None
-    return pair_names(voc, listed_names(listed), "SegmentationClass", "voc")
+    names = listed_names(listed, lambda name: (voc / "JPEGImages" / f"{name}.jpg").is_file())
+    return pair_names(voc, names, "SegmentationClass", "voc")
 
 
 def _coco(root: Path, split: str, wanted: str) -> Found | None:

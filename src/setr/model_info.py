@@ -87,8 +87,14 @@ def read_info(values: dict[str, Any]) -> ModelInfo:
         labels=Labels.from_dict(values["labels"]),
         protocol=Protocol(**{k: as_tuple(v) for k, v in values["protocol"].items()}),
         bands=Bands.of(values),
-        **{name: as_tuple(values[name]) for name in _PLAIN_FIELDS if name in values},
+        **{name: _plain(name, values[name]) for name in _PLAIN_FIELDS if name in values},
     )
+
+
+def _plain(name: str, value: Any) -> Any:
+    if value is None and name in ("mean", "std", "recipe", "metrics"):
+        raise TypeError(f"{name} is null")
+    return as_tuple(value)
 
 
 def as_tuple(value: Any) -> Any:

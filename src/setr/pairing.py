@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -107,10 +107,17 @@ def _open_list(path: Path):  # type: ignore[no-untyped-def]
         raise data_error(f"{path}: cannot read ({error.strerror})") from None
 
 
-def listed_names(listed: Path) -> list[str]:
-    """First words of a list file; blank lines and line ends of any kind do not matter."""
+def listed_names(listed: Path, is_name: Callable[[str], object] = lambda _: False) -> list[str]:
+    """First words of a list file; blank lines and line ends of any kind do not matter.
+
+    A line of several words is one name where `is_name` says so, unless it begins with a file's.
+    """
     with _open_list(listed) as file:
-        names = [line.split()[0] for line in file if line.strip()]
+        lines = [line.strip() for line in file if line.strip()]
+    names = []
+    for line in lines:
+        first, *more = line.split()
+        names.append(line if more and not _is_file(first) and is_name(line) else first)
     _refuse_doubles(listed, names, "listed more than once")
     return names
 
@@ -163,7 +170,8 @@ def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
     """
     by_stem: dict[str, str] = {}
     for name in masks:
-        by_stem.setdefault(os.path.splitext(name)[0], name)
+        if (first := by_stem.setdefault(os.path.splitext(name)[0], name)) != name:
+            raise data_error(f"{first} and {name} are masks of one name; leave one of them")
     if any(stem in by_stem for stem in stems):
         return by_stem
     known, some = set(stems), islice(by_stem, _SOME)
@@ -214,7 +222,7 @@ def only_listed(found: Found, listed: Path) -> Found:
     assert found.masks is not None
     images = _Stems(name.removeprefix(f"{found.folder}/") for name in found.images)
     keep, unknown = [], []
-    for name in listed_names(listed):
+    for name in listed_names(listed, images.fitting):
         fitting = images.fitting(name)
         if len(fitting) > 1:
             shown = " and ".join(found.images[i] for i in fitting[:2])
@@ -252,10 +260,14 @@ class _Stems:
         The image of that path, else those whose path ends so, else the one whose path is the
         longest end of the entry.
         """
-        stem = os.path.splitext(entry)[0]
+        stem = os.path.splitext(entry)[0] if _is_file(entry) else entry  # stems may hold dots
         if stem not in self._whole and stem in self._ends:
             return self._ends[stem]
         return [self._whole[end] for end in _ends(stem) if end in self._whole][:1]
+
+
+def _is_file(entry: str) -> bool:
+    return os.path.splitext(entry)[1].lower() in IMAGE_SUFFIXES
 
 
 def _ends(path: str) -> list[str]:

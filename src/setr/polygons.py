@@ -22,6 +22,9 @@ import numpy as np
 
 from setr.errors import USAGE, SetrError
 
+LARGEST_TOLERANCE = 1_000_000
+"""Pixels of a tolerance, more than any image has on a side."""
+
 
 @dataclass(frozen=True)
 class Polygon:
@@ -80,10 +83,12 @@ def simplified(polygon: Polygon, tolerance: float) -> Polygon:
             simplified one by one, so neighbours may overlap or leave slits of that width.
 
     Raises:
-        SetrError: a negative tolerance.
+        SetrError: a negative tolerance, or more than `LARGEST_TOLERANCE`.
     """
-    if not tolerance >= 0:
-        raise SetrError(f"tolerance {tolerance}: give pixels from 0 (exact)", code=USAGE)
+    if not 0 <= tolerance <= LARGEST_TOLERANCE:
+        raise SetrError(
+            f"tolerance {tolerance}: give 0 (exact) to {LARGEST_TOLERANCE:,} pixels", code=USAGE
+        )
     if tolerance == 0:
         return polygon
     rings = tuple(_fewer_corners(ring, tolerance) for ring in polygon.rings)

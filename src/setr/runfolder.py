@@ -60,6 +60,8 @@ class RunFolder:
         again = any_of(restarted())  # by the launcher, with the command of the first start
         if not (resume or overwrite or again):
             on_first(lambda: _require_free(out))
+        elif overwrite and not again:
+            on_first(lambda: _require_own(out))
         self.state: State | None = None
         if resume or again:
             self.state = newest_state(self.last)
@@ -137,6 +139,23 @@ class RunFolder:
             say(f"warning: {self.out}: {what} not written ({reason}); training goes on")
             return False
         return True
+
+
+def _require_own(out: Path) -> None:
+    """Refuse to replace files that are no run's, though they are called like a run's.
+
+    Raises:
+        SetrError: there are some.
+    """
+    if (out / _SETTINGS).exists() or (out / LAST).exists():
+        return
+    theirs = [name for name in (*_MODEL, _FIGURES) if (out / name).exists()]
+    if theirs:
+        raise SetrError(
+            f"{out}: holds no run, but {', '.join(theirs)}, which a run would replace; choose "
+            "another --out, or move them away",
+            code=USAGE,
+        )
 
 
 def _require_free(out: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -235,10 +236,12 @@ def openvino_run(
         page_out(path.with_suffix(".bin"))
 
     count = len(kept)  # the closure must not keep the model itself: its weights are copied by now
+    busy = threading.Lock()  # a request has one set of inputs and outputs
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        found = request.infer({0: images}, share_inputs=True)
-        return [found[i] for i in range(count)]
+        with busy:
+            found = request.infer({0: images}, share_inputs=True)
+            return [found[i] for i in range(count)]
 
     return run, stored
 

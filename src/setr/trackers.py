@@ -103,6 +103,8 @@ class CsvTable(Tracker):
         self.path.unlink(missing_ok=True)
         if rows:
             self._rewrite(rows)
+        else:
+            self.columns = []  # the next line writes them
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Append; where a new figure turns up, the table gets one more column."""

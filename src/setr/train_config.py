@@ -46,8 +46,8 @@ class TrainConfig:
     cuda_graph: bool = True
     """On one GPU, start forward and backward pass as one recorded CUDA graph: the same numbers,
     faster where kernels are short. Left out where it does not apply (several processes or parts of
-    a batch, fp16, compile, grad_checkpointing, profile, stored features, losses that choose
-    pixels)."""
+    a batch, fp16, compile, grad_checkpointing, profile, stored features, losses other than
+    cross-entropy)."""
     aux_weight: float = 0.4
     """Factor on each auxiliary loss."""
     loss_norm: Literal["valid", "all"] = "valid"
@@ -108,7 +108,7 @@ class TrainConfig:
             f"train.accumulate {self.accumulate}: must divide train.batch_size {self.batch_size}",
         )
         check_setting(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
-        check_setting(self.seed >= 0, f"train.seed {self.seed}: give 0 or more")
+        check_setting(0 <= self.seed < 2**64, f"train.seed {self.seed}: give 0 to 2^64 - 1")
         check_setting(self.aux_weight >= 0, f"train.aux_weight {self.aux_weight}: give 0 or more")
         for name in ("save_every", "log_every"):
             value = getattr(self, name)

@@ -24,6 +24,8 @@ from setr.labels import IGNORE
 
 PAD_COLOUR = (124, 116, 104)
 """ImageNet's mean: zero after normalisation with the default mean and std."""
+LONGEST = 32767
+"""Side in pixels from which OpenCV before 5 refuses to warp an image."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class Augmentation:
         for _ in range(10):
             origin = self._origin(size, centre, rng)
             window = CropWindow((H, W), size, origin, self.crop_size, angle)
-            cropped = window.cut(mask, nearest=True, fill=IGNORE)
+            rows, columns = (slice(0, H), slice(0, W)) if max(H, W) < LONGEST else window.reach
+            corner = rows.start, columns.start
+            cropped = window.cut(mask[rows, columns], nearest=True, fill=IGNORE, corner=corner)
             if self._fits(cropped):
                 break
         rows, columns = window.reach

@@ -139,7 +139,8 @@ def match_weights(
         The tensors to put into the model, complete and checked, and the report.
     """
     own = model.state_dict()
-    given = found.tensors if found.whole else _with_prefix(model, found)
+    named = found.whole or found.dialect == "setr"
+    given = dict(found.tensors) if named else _with_prefix(model, found)
     _fold_prefix(model, given)
     state: dict[str, Tensor] = {}
     resized, adapted, unfit, unexpected = [], [], [], list(found.unexpected)

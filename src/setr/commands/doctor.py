@@ -21,6 +21,8 @@ from setr.errors import DATA_CHECK_FAILED, OK, SetrError
 from setr.pairing import NoSplitError
 from setr.progress import counting
 
+_ABSENT = "no such split"
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -91,7 +93,7 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
     if not given.splits:
         there = {getattr(found, "split", None) for found in opened}
         opened += [
-            Finding("warning", split, f"no such split; training wants one or --data.{split}-split")
+            Finding("warning", split, f"{_ABSENT}; training wants one or --data.{split}-split")
             for split in ("train", "val")
             if split not in there
         ]
@@ -125,7 +127,10 @@ def _summary(data: str, checkups: list[Checkup], findings: list[Finding]) -> lis
         lines += [f"{'':<10}{file}" for file in finding.files]
     errors = sum(f.level == "error" for f in findings)
     warnings = sum(f.level == "warning" for f in findings)
-    verdict = "training would refuse this data" if errors else "ready to train"
+    absent = " and ".join(f.split for f in findings if f.text.startswith(_ABSENT))
+    verdict = f"ready to train, once there is {absent}" if absent else "ready to train"
+    if errors:
+        verdict = "training would refuse this data"
     return [*lines, f"{errors} errors, {warnings} warnings: {verdict}"]
 
 

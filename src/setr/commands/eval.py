@@ -57,7 +57,7 @@ class Arguments:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
     precision: Precision = "auto"
-    """bf16 where the hardware has it, else fp32."""
+    """auto: bf16 where the hardware has it, else fp16 on GPUs and fp32 on CPUs."""
     workers: int = 1
     """Processes that decode images; 0 decodes in this one."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None

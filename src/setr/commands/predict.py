@@ -116,7 +116,10 @@ def run(arguments: list[str]) -> int:
     """Segment every image; broken ones are named at the end, exit code 1."""
     given: Arguments = parse(Arguments, arguments, "predict")
     require_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
-    require_least(given, 0, "tolerance", "min_pixels")
+    from setr.polygons import LARGEST_TOLERANCE
+
+    require_least(given, 0, "min_pixels")
+    require_within(given, 0, LARGEST_TOLERANCE, "tolerance")
     require_within(given, 0, 1, "min_confidence")
     _require_used(given)
     from setr.batch import Task
