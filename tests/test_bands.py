@@ -320,7 +320,8 @@ def test_from_training_to_prediction(config, tiles, tmp_path, capsys):
     assert main(["eval", str(run), str(tiles), "--workers", "0"]) == OK
     assert "image/jpeg" in (run / "eval-val" / "report.html").read_text()
     path, out = tiles / "images" / "val" / "t1.tif", tmp_path / "out"
-    command = ["predict", str(run), str(path), "-o", str(out)]
+    exact = ["--precision", "fp32"]
+    command = ["predict", str(run), str(path), "-o", str(out), *exact]
     assert main(command) == OK
     predictor = setr.load(run, precision="fp32")
     pixels = open_dataset(str(tiles), "val").load(1).image
@@ -347,7 +348,7 @@ def test_from_training_to_prediction(config, tiles, tmp_path, capsys):
     write_tiff(
         tmp_path / "flat.tif", pixels.transpose(2, 0, 1).astype(np.uint16) * 10, placed=False
     )
-    assert main([*command[:2], str(tmp_path / "flat.tif"), "-o", str(out)]) == OK
+    assert main([*command[:2], str(tmp_path / "flat.tif"), "-o", str(out), *exact]) == OK
     with Image.open(out / "flat.png") as found:
         np.testing.assert_array_equal(np.asarray(found), predictor.predict(pixels).mask)
     with pytest.raises(
