@@ -99,12 +99,14 @@ def test_a_file_runs_without_the_libraries_that_build_networks(onnx_file):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_a_file_answers_several_threads(format, model, tmp_path):
-    pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
-    path = tmp_path / f"m{SUFFIX[format]}"
-    export(model, INFO, path, format=format)
-    predictor = setr.load(path)
+@pytest.mark.parametrize("format", ["onnx", "openvino", None])
+def test_several_threads_share_a_predictor(format, model, tmp_path):
+    predictor = Predictor(model, INFO, device="cpu")
+    if format is not None:
+        pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
+        path = tmp_path / f"m{SUFFIX[format]}"
+        export(model, INFO, path, format=format)
+        predictor = setr.load(path)
     photos = [scenes.draw("threads", i, size=64)[0] for i in range(24)]
     one_by_one = [predictor.predict(photo).scores for photo in photos]
     with ThreadPoolExecutor(4) as pool:

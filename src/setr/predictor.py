@@ -51,7 +51,7 @@ WINDOW = 512
 
 
 class Predictor:
-    """A model ready to segment images.
+    """A model ready to segment images; threads may share it.
 
     Args:
         model: the network, put in eval mode.
