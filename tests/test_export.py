@@ -114,6 +114,15 @@ def test_several_threads_share_a_predictor(format, model, tmp_path):
     np.testing.assert_array_equal(together, one_by_one)
 
 
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_images_of_one_row_or_column_of_patches(format, model, photo, tmp_path):
+    """PUP's edges meet there."""
+    path = tmp_path / f"model{SUFFIX[format]}"
+    export(model, INFO, path, format=format)
+    for part in (photo[:9, :13], photo[:16, :40], photo[:40, :7]):
+        same_result(path, model, part)
+
+
 def test_its_own_head_needs_no_toolkit(onnx_file, model):
     ort = pytest.importorskip("onnxruntime")
     session = ort.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])

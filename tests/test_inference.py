@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,6 @@ from setr import inference, windows
 from setr.errors import SetrError
 from setr.inference import (
     NormalizedImages,
-    best_class,
     mask_blocks,
     normalize,
     predict_mask,
@@ -199,15 +197,6 @@ def test_padded_logits_are_cropped_not_squeezed() -> None:
     scores = predict_scores(Padding(), random_images(18, 18), Protocol())  # type: ignore[arg-type]
     full = F.interpolate(torch.arange(8.0)[None, None, :, None], (32, 1), mode="bilinear")
     torch.testing.assert_close(scores[0, 0, :, 0], full[0, 0, :18, 0])
-
-
-def test_best_class_takes_the_first_of_equals() -> None:
-    scores = torch.randint(0, 6, (2, 9, 5, 7), generator=torch.Generator().manual_seed(0)).float()
-    best, ids = best_class(scores)
-    assert ids.dtype == torch.uint8
-    assert torch.equal(best, scores.amax(dim=1))
-    assert np.array_equal(ids.numpy(), scores.numpy().argmax(axis=1))
-    assert (best_class(torch.rand(1, 255, 4, 4))[1] < 255).all()
 
 
 def test_nan_scores_are_an_error() -> None:

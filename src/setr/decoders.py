@@ -85,7 +85,7 @@ class ConvBNReLU(nn.Sequential):
         on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if self.in_graph and doubled:
             weight, bias = (cast(Tensor, p) for p in (self[0].weight, self[0].bias))
-            return then(F.relu(doubled_in_graph(x, weight, bias)))
+            return doubled_in_graph(x, weight, bias, lambda y: then(F.relu(y)))
         if on_cpu and self._needs_layers():
             y = conv_of_upsampled(x, cast(nn.Conv2d, self[0]), scale)
             return normalised(y, self[1], classifier)

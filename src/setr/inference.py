@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setr.errors import SetrError
-from setr.labels import IGNORE
+from setr.best_class import best_class, best_upsampled
 from setr.machine import HEAP
 from setr.protocols import MULTI_SCALES, Protocol
 from setr.windows import Model, Pixels, Resized, View, resize_rows
@@ -94,7 +93,8 @@ def predict_scores(
     Returns:
         (B, K, H, W) float32, whose softmax over K is the class probabilities.
     """
-    blocks = list(_score_blocks(model, images, protocol, size, batch_windows))
+    views = _views(model, images, protocol, batch_windows)
+    blocks = list(_score_blocks(views, size or (images.shape[-2], images.shape[-1])))
     scores = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
     if not protocol.is_multi_scale:
         return scores
@@ -168,65 +168,56 @@ def mask_blocks(
     Raises:
         SetrError: the model's scores are not numbers (NaN).
     """
-    for block in _score_blocks(model, images, protocol, size, batch_windows, columns):
+    views = _views(model, images, protocol, batch_windows, columns)
+    H, W = size or (images.shape[-2], images.shape[-1])
+    if columns is not None:
+        W = columns[1] - columns[0]
+    if not with_confidence and (mask := _mask_of_one(views, (H, W))) is not None:
+        yield mask, None
+        return
+    for block in _score_blocks(views, (H, W)):
         best, index = best_class(block)
-        if best.isnan().any():
-            raise SetrError(
-                "the model's scores are not numbers (NaN); its weights are broken, or the "
-                "precision is too low: try fp32"
-            )
         if with_confidence and not protocol.is_multi_scale:
             best = (block - best[:, None]).exp_().sum(dim=1).reciprocal_()
         yield index, best if with_confidence else None
 
 
-def best_class(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest score and its class, the first of equals: (B, K, H, W) -> (B, H, W), uint8 (B, H, W).
-
-    On CPUs `max(dim=1)` walks across memory and keeps 64-bit indices; the largest score, and then
-    the largest `K - k` of the classes k that have it, run in vector registers.
-
-    Raises:
-        SetrError: more classes than ids.
-    """
-    if scores.shape[1] > IGNORE:
-        raise SetrError(f"{scores.shape[1]} classes: the ids of a mask are 8-bit, {IGNORE} at most")
-    if scores.device.type != "cpu":
-        best, index = scores.max(dim=1)
-        return best, index.to(torch.uint8)
-    best, K = scores.amax(dim=1), scores.shape[1]
-    ranks = torch.arange(K, 0, -1, dtype=torch.uint8)[:, None, None]
-    equal = (scores == best[:, None]).view(torch.uint8)
-    return best, K - equal.mul_(ranks).amax(dim=1)  # K, no class, where the score is NaN
-
-
-def _score_blocks(
+def _views(
     model: Model,
     images: Tensor | Pixels,
     protocol: Protocol,
-    size: tuple[int, int] | None,
     batch_windows: int | None,
     columns: tuple[int, int] | None = None,
-) -> Iterator[Tensor]:
-    """Consecutive blocks of rows (B, K, rows, W) float32, top to bottom.
-
-    They hold logits for a single view, else mean probabilities.
-    """
-    H, W = size or (images.shape[-2], images.shape[-1])
+) -> list[View]:
+    """The images at every scale, as they are and mirrored."""
     flips = (False, True)[: 1 + protocol.flip]
     batch_windows = batch_windows or (2 if images.device.type == "cpu" else 8)
-    views = [
+    return [
         View(model, source, protocol, flip, batch_windows, columns)
         for source in _scaled(images, protocol)
         for flip in flips
     ]
-    if columns is not None:
-        W = columns[1] - columns[0]
-    top = 0
+
+
+def _mask_of_one(views: list[View], size: tuple[int, int]) -> Tensor | None:
+    """Ids (B, H, W) where one window of one view is the whole result, on a CPU; else None."""
+    view = views[0]
+    if len(views) > 1 or view.size != size or view.device.type != "cpu":
+        return None
+    window = view.only_window()
+    return best_upsampled(window.logits, window.padded, size) if window else None
+
+
+def _score_blocks(views: list[View], size: tuple[int, int]) -> Iterator[Tensor]:
+    """Consecutive blocks of rows (B, K, rows, W) float32, top to bottom.
+
+    They hold logits for a single view, else mean probabilities.
+    """
+    (H, W), device, top = size, views[0].device.type, 0
     while top < H:
         K = views[0].num_classes
-        limit = BLOCK_BYTES.get(images.device.type, BLOCK_BYTES["cuda"])
-        rows = max(8, limit // (4 * images.shape[0] * K * max(W, views[0].size[1])))
+        limit = BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"])
+        rows = max(8, limit // (4 * views[0].num_images * K * max(W, views[0].size[1])))
         bottom = min(H, top + rows)
         blocks = (resize_rows(view.rows, view.size, (H, W), top, bottom) for view in views)
         if len(views) == 1:
@@ -236,7 +227,7 @@ def _score_blocks(
             for block in blocks:
                 total += block.softmax(dim=1)
             yield total.div_(len(views))
-        if images.device.type == "cpu":
+        if device == "cpu":
             HEAP.give_back()
         top = bottom
 

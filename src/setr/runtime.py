@@ -109,7 +109,8 @@ class ExportedModel(nn.Module):
         """As `SETR.coarse`."""
         given = self.form.of(images.float().cpu().numpy())
         parts = np.split(given, len(given)) if self.form.size else [given]
-        logits = np.concatenate([self.run(part)[0] for part in parts])
+        found = [self.run(part)[0] for part in parts]
+        logits = found[0] if len(found) == 1 else np.concatenate(found)
         H, W = self.form.size or images.shape[-2:]
         p = self.patch_size
         size = (H, W) if self.squeeze else (-(-H // p) * p, -(-W // p) * p)

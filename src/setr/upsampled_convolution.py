@@ -127,26 +127,36 @@ def _bands(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Iterator[Tenso
         yield y
 
 
-def doubled_in_graph(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`conv2d(upsample(x, 2), weight, bias, padding=1)` for exported graphs: nothing in place.
+def doubled_in_graph(
+    x: Tensor, weight: Tensor, bias: Tensor, then: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`then(conv2d(upsample(x, 2), weight, bias, padding=1))` for exported graphs, without bands.
 
-    (B, C, h, w) -> (B, D, 2h, 2w). The edges are computed on their own and joined on.
+    The outermost pixels, where filter and convolution do not commute, are computed from the
+    upsampled edge and joined on last: there a classifier in `then` has made channels fewer.
+
+    Args:
+        x: (B, C, h, w).
+        weight: (D, C, 3, 3).
+        bias: (D,).
+        then: what follows, pixel by pixel: (B, D, any, any) -> (B, any, any, any).
+
+    Returns:
+        (B, any, 2h, 2w).
     """
     wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
     spread = F.conv_transpose2d(wide, _transposed(weight), stride=2, padding=1)
-    y = F.conv2d(spread, _filter(spread), bias, groups=spread.shape[1])
-    above, below, left, right = _beyond(x, weight)
-    first, last = y[..., :1, :] - above, y[..., -1:, :] - below
-    inner = slice(1, -1)
-    rows = (
-        (first, left[..., :1, :], right[..., :1, :]),
-        (y[..., inner, :], left[..., inner, :], right[..., inner, :]),
-        (last, left[..., -1:, :], right[..., -1:, :]),
+    inner = then(F.conv2d(spread, _filter(spread), bias, groups=spread.shape[1]))[..., 1:-1, 1:-1]
+    first, last = slice(None, 2), slice(-2, None)
+    strips = (
+        (upsample(x[..., first, :], 2)[..., first, :], weight[..., 1:, :], (0, 1)),
+        (upsample(x[..., last, :], 2)[..., last, :], weight[..., :2, :], (0, 1)),
+        (upsample(x[..., first], 2)[..., first], weight[..., 1:], (1, 0)),
+        (upsample(x[..., last], 2)[..., last], weight[..., :2], (1, 0)),
     )
-    return torch.cat(
-        [torch.cat([z[..., :1] - a, z[..., inner], z[..., -1:] - b], dim=-1) for z, a, b in rows],
-        dim=-2,
-    )
+    above, below, left, right = (then(F.conv2d(s, w, bias, padding=p)) for s, w, p in strips)
+    rows = torch.cat([left[..., 1:-1, :], inner, right[..., 1:-1, :]], dim=-1)
+    return torch.cat([above, rows, below], dim=-2)
 
 
 def _transposed(weight: Tensor) -> Tensor:

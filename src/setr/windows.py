@@ -122,11 +122,17 @@ class View:
             for window in self.live:
                 window.forget_above(first)
             self._compute()
-        if len(self.tops) * len(self.lefts) == 1 and self.window[1] == self.size[1]:
-            merged = self.live[0].rows(first, last)
-        else:
-            merged = self._merge(first, last)
+        window = self.only_window()
+        merged = window.rows(first, last) if window else self._merge(first, last)
         return merged.flip(-1) if self.flip else merged
+
+    def only_window(self) -> Window | None:
+        """The window that is the whole view, if one is."""
+        if len(self.tops) * len(self.lefts) > 1 or self.window != self.size:
+            return None
+        if not self.live:
+            self._compute()
+        return self.live[0]
 
     def _merge(self, first: int, last: int) -> Tensor:
         (wh, ww), (start, stop) = self.window, self.columns
