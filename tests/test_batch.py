@@ -32,7 +32,7 @@ from setr.passes import Batches, NoMemoryError, predict_each
 from setr.predictor import load
 from setr.result import Result
 from setr.settled import run_names
-from setr.storage import Storage
+from setr.storage import Storage, result_test
 from tests.conftest import tiny_model
 
 SIZES = ((48, 48), (48, 48), (40, 56), (48, 48), (48, 48), (40, 56), (37, 48), (48, 48), (48, 48))
@@ -390,6 +390,20 @@ def test_packs_out_survive_a_stop_at_any_line(model_dir, photos, expected, tmp_p
         masks = read_packs(tmp_path, form)
         assert masks == {k: v for k, v in expected.items() if k.endswith(".png")}
         assert len(rows(tmp_path)) == len(SIZES) + 1
+
+
+def test_patterns_reach_into_folders(tmp_path):
+    for name in ("x.png", "cam1/0.png", "cam2/deep/0.png", "cam2/.hidden.png", "out/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    items = find_items([str(tmp_path / "**" / "*.png")])
+    assert [i.name for i in items] == ["cam1/0.png", "cam2/deep/0.png", "out/x.png", "x.png"]
+    is_result = result_test(str(tmp_path / "out"))
+    assert [i.name for i in items if is_result(i.name, i.place)] == ["out/x.png"]
+    assert [i.name for i in find_items([str(tmp_path / "c*" / "0.png")])] == ["cam1/0.png"]
+    assert [i.name for i in find_items([str(tmp_path / "cam1" / "*")])] == ["0.png"]
+    named = find_items([str(tmp_path / "cam?" / ".." / "x.png")])
+    assert {i.name for i in named} == {"x.png"}  # below OUT, whatever the pattern
 
 
 def read_packs(out: Path, form: str) -> dict[str, bytes]:

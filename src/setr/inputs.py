@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from setr.errors import USAGE, SetrError
-from setr.files import IMAGE_SUFFIXES, walk_images
+from setr.files import IMAGE_SUFFIXES, globbed, walk_images
 from setr.images import Source
 from setr.shard_writer import Keys
 from setr.storage import (
@@ -190,11 +190,11 @@ def _items(source: str) -> Iterator[Item]:
             yield from _archive(os.path.join(source, name))
         return
     exact = os.path.lexists(source) or not glob.has_magic(source)
-    for path in [source] if exact else sorted(glob.glob(source)):
+    for path, name in [(source, os.path.basename(source))] if exact else globbed(source):
         if path.endswith(ARCHIVES):
             yield from _archive(path)
-        elif exact or not os.path.isdir(path):
-            yield Item(os.path.basename(path), path, file_stamp(path))
+        else:
+            yield Item(name, path, file_stamp(path))
 
 
 def file_stamp(path: str) -> str:

@@ -25,7 +25,7 @@ from setr.bands import Bands, Range, as_rgb
 from setr.config import Precision
 from setr.errors import USAGE, SetrError
 from setr.evaluation import resolve_protocol
-from setr.files import walk_images
+from setr.files import globbed, walk_images
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.gdal import is_georeferenced
 from setr.hub import from_pretrained
@@ -315,7 +315,7 @@ def _expand(source: str) -> Iterator[str | np.ndarray]:
     elif os.path.lexists(source) or not glob.has_magic(source):
         paths = [source]
     else:
-        paths = sorted(glob.glob(source))
+        paths = [path for path, _ in globbed(source)]
     if not paths:
         raise SetrError(f"{source}: no images found here", code=USAGE)
     for path in paths:
