@@ -392,6 +392,19 @@ def test_packs_out_survive_a_stop_at_any_line(model_dir, photos, expected, tmp_p
         assert len(rows(tmp_path)) == len(SIZES) + 1
 
 
+def test_two_inputs_of_one_name_are_refused_in_packs(model_dir, tmp_path, capsys):
+    """Their lines of the manifest would be each other's: all would be done again in every run."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    given = [str(tmp_path / name) for name in ("one", "two", "out")]
+    command = ["predict", str(model_dir), *given[:2], "-o", given[2], "--pack", "tar"]
+    assert main(command) == USAGE
+    assert "two/x.png and" in (err := capsys.readouterr().err)
+    assert "would both be 'x.png' in the manifest; give them other names" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_patterns_reach_into_folders(tmp_path):
     for name in ("x.png", "cam1/0.png", "cam2/deep/0.png", "cam2/.hidden.png", "out/x.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

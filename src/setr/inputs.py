@@ -105,7 +105,7 @@ def output_names(items: Sequence[Item], *, packed: bool = False) -> list[str]:
 def check_outputs(
     written: Iterable[tuple[Item, Iterable[str]]], others: Iterable[str], storage: Storage
 ) -> None:
-    """Refuse a run in which a file would be written twice, or in place of an input.
+    """Refuse two inputs of one name, and a file written twice or in place of an input.
 
     Args:
         written: every input, and the files (or folders of files) below OUT that come of it.
@@ -116,6 +116,7 @@ def check_outputs(
         SetrError: names the file.
     """
     owners: dict[str, Item] = {}
+    called: dict[str, Item] = {}
     inputs: dict[Identity | None, str] = {}
     for item, names in written:
         if not is_url(item.place):
@@ -123,6 +124,12 @@ def check_outputs(
         for name in names:
             if owners.setdefault(name, item) is not item:
                 raise _clash(item, owners[name], name)
+        if called.setdefault(item.name, item) is not item:  # only in packs, which have other names
+            raise SetrError(
+                f"{item.shown} and {called[item.name].shown} would both be '{item.name}' in the "
+                "manifest; give them other names, or use two output folders",
+                code=USAGE,
+            )
     inputs.pop(None, None)
     for name, item in owners.items():
         folder = posixpath.dirname(name)
