@@ -215,6 +215,8 @@ def test_folders_globs_and_lists(predictor, photo, tmp_path):
         list(predictor.predict_all(str(tmp_path / "*.gif")))
     with pytest.raises(SetrError, match="no such file"):
         list(predictor.predict_all(tmp_path / "gone.png"))
+    with pytest.raises(SetrError, match=r"clip\.mp4: is a video; predict_all gives"):
+        predictor.predict(tmp_path / "clip.mp4")
 
 
 def test_large_images_go_by_windows(predictor, photo, monkeypatch):

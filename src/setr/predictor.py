@@ -149,8 +149,14 @@ class Predictor:
             value_range: in place of the predictor's own.
 
         Raises:
-            SetrError: unreadable, too large, or an array of another kind.
+            SetrError: unreadable, too large, a video, or an array of another kind.
         """
+        if isinstance(source, str | os.PathLike) and is_video(source):
+            raise SetrError(
+                f"{os.fspath(source)}: is a video; predict_all gives the result of each frame, "
+                "`setr predict` writes its overlay",
+                code=USAGE,
+            )
         if is_georeferenced(source):
             return self._predict_raster(self.reads.open_raster(source, bands, value_range))
         return self._predict_batch([source], self.reads.chosen(bands, value_range))[0]
