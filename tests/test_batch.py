@@ -405,6 +405,22 @@ def test_two_inputs_of_one_name_are_refused_in_packs(model_dir, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_files_that_no_run_wrote_are_not_replaced(model_dir, tmp_path, capsys):
+    """LabelMe files beside the images, or masks in a folder of labels."""
+    image, drawn = tmp_path / "x.png", tmp_path / "x.json"
+    image.write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    drawn.write_text("by hand")
+    command = ["predict", str(model_dir), str(image), "-o", str(tmp_path), "--save", "labelme"]
+    assert main(command) == USAGE
+    assert f"{drawn}: is there already, and no manifest" in capsys.readouterr().err
+    assert drawn.read_text() == "by hand"
+    drawn.unlink()
+    assert main(command) == OK
+    (tmp_path / "manifest.jsonl").write_bytes(b"")  # as after a kill, before the first line
+    assert main(command) == OK
+    assert drawn.read_text() != "by hand"
+
+
 def test_patterns_reach_into_folders(tmp_path):
     for name in ("x.png", "cam1/0.png", "cam2/deep/0.png", "cam2/.hidden.png", "out/x.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

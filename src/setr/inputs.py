@@ -105,7 +105,7 @@ def output_names(items: Sequence[Item], *, packed: bool = False) -> list[str]:
 def check_outputs(
     written: Iterable[tuple[Item, Iterable[str]]], others: Iterable[str], storage: Storage
 ) -> None:
-    """Refuse two inputs of one name, and a file written twice or in place of an input.
+    """Refuse two inputs of one name, and files written twice, over an input or over foreign files.
 
     Args:
         written: every input, and the files (or folders of files) below OUT that come of it.
@@ -145,6 +145,24 @@ def check_outputs(
                     "choose another folder with -o",
                     code=USAGE,
                 )
+    if not storage.remote:
+        _require_own([*owners, *others], storage)
+
+
+def _require_own(names: Iterable[str], storage: Storage) -> None:
+    """Refuse to replace files in a folder without a manifest, which a run makes before any output.
+
+    Looked for where a file is found, because other processes (`--shard`) may be starting, too.
+    """
+    for name in names:
+        if os.path.isfile(storage.path(name)):
+            if any(found.endswith(".jsonl") for found in storage.names("manifest")):
+                return
+            raise SetrError(
+                f"{storage.path(name)}: is there already, and no manifest of a run that wrote it; "
+                "choose another folder with -o, or move it away",
+                code=USAGE,
+            )
 
 
 def _clash(one: Item, other: Item, name: str) -> SetrError:
