@@ -207,10 +207,16 @@ def test_folders_globs_and_lists(predictor, photo, tmp_path):
         write_bytes(tmp_path / name, encode_png(photo))
     found = [r.path for r in predictor.predict_all(tmp_path, str(tmp_path / "b*.png"), photo)]
     assert found == [str(tmp_path / "a.png"), str(tmp_path / "b.png"), str(tmp_path / "b.png"), ""]
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    write_bytes(tmp_path / "deep" / "er" / "c.png", encode_png(photo))
+    found = [r.path for r in predictor.predict_all(str(tmp_path / "**" / "*.png"))]
+    assert found == [str(tmp_path / name) for name in ("a.png", "b.png", "deep/er/c.png")]
     with pytest.raises(SetrError, match="no images found"):
         list(predictor.predict_all(str(tmp_path / "*.gif")))
     with pytest.raises(SetrError, match="no such file"):
         list(predictor.predict_all(tmp_path / "gone.png"))
+    with pytest.raises(SetrError, match=r"clip\.mp4: is a video; predict_all gives"):
+        predictor.predict(tmp_path / "clip.mp4")
 
 
 def test_large_images_go_by_windows(predictor, photo, monkeypatch):

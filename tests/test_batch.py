@@ -32,7 +32,7 @@ from setr.passes import Batches, NoMemoryError, predict_each
 from setr.predictor import load
 from setr.result import Result
 from setr.settled import run_names
-from setr.storage import Storage
+from setr.storage import Storage, result_test
 from tests.conftest import tiny_model
 
 SIZES = ((48, 48), (48, 48), (40, 56), (48, 48), (48, 48), (40, 56), (37, 48), (48, 48), (48, 48))
@@ -390,6 +390,49 @@ def test_packs_out_survive_a_stop_at_any_line(model_dir, photos, expected, tmp_p
         masks = read_packs(tmp_path, form)
         assert masks == {k: v for k, v in expected.items() if k.endswith(".png")}
         assert len(rows(tmp_path)) == len(SIZES) + 1
+
+
+def test_two_inputs_of_one_name_are_refused_in_packs(model_dir, tmp_path, capsys):
+    """Their lines of the manifest would be each other's: all would be done again in every run."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    given = [str(tmp_path / name) for name in ("one", "two", "out")]
+    command = ["predict", str(model_dir), *given[:2], "-o", given[2], "--pack", "tar"]
+    assert main(command) == USAGE
+    assert "two/x.png and" in (err := capsys.readouterr().err)
+    assert "would both be 'x.png' in the manifest; give them other names" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_no_run_wrote_are_not_replaced(model_dir, tmp_path, capsys):
+    """LabelMe files beside the images, or masks in a folder of labels."""
+    image, drawn = tmp_path / "x.png", tmp_path / "x.json"
+    image.write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    drawn.write_text("by hand")
+    command = ["predict", str(model_dir), str(image), "-o", str(tmp_path), "--save", "labelme"]
+    assert main(command) == USAGE
+    assert f"{drawn}: is there already, and no manifest" in capsys.readouterr().err
+    assert drawn.read_text() == "by hand"
+    drawn.unlink()
+    assert main(command) == OK
+    (tmp_path / "manifest.jsonl").write_bytes(b"")  # as after a kill, before the first line
+    assert main(command) == OK
+    assert drawn.read_text() != "by hand"
+
+
+def test_patterns_reach_into_folders(tmp_path):
+    for name in ("x.png", "cam1/0.png", "cam2/deep/0.png", "cam2/.hidden.png", "out/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    items = find_items([str(tmp_path / "**" / "*.png")])
+    assert [i.name for i in items] == ["cam1/0.png", "cam2/deep/0.png", "out/x.png", "x.png"]
+    is_result = result_test(str(tmp_path / "out"))
+    assert [i.name for i in items if is_result(i.name, i.place)] == ["out/x.png"]
+    assert [i.name for i in find_items([str(tmp_path / "c*" / "0.png")])] == ["cam1/0.png"]
+    assert [i.name for i in find_items([str(tmp_path / "cam1" / "*")])] == ["0.png"]
+    named = find_items([str(tmp_path / "cam?" / ".." / "x.png")])
+    assert {i.name for i in named} == {"x.png"}  # below OUT, whatever the pattern
 
 
 def read_packs(out: Path, form: str) -> dict[str, bytes]:

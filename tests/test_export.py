@@ -19,7 +19,7 @@ from setr import scenes
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
-from setr.evaluation import evaluate, spread
+from setr.evaluation import evaluate, resolve_protocol, spread
 from setr.export import SUFFIX, export
 from setr.export_check import compare
 from setr.graphs import Graph, bicubic_weights, trace
@@ -146,6 +146,13 @@ def test_a_file_is_tested_like_a_model(onnx_file, model):
     ours = evaluate(model, data, info=INFO, precision="fp32", workers=0, detailed=False)
     theirs = evaluate(onnx_file, data, precision="fp32", workers=0, detailed=False)
     assert theirs["miou"] == pytest.approx(ours["miou"], abs=1e-4)
+
+
+def test_a_preset_has_the_windows_that_the_model_would_have(onnx_file, model):
+    info = replace(INFO, protocol=Protocol())
+    ours = resolve_protocol("paper-ms", model, info)
+    assert ours.window == (32, 32)  # of its position grid
+    assert resolve_protocol("paper-ms", load(onnx_file).model, info) == ours
 
 
 def test_openvino_with_rope_and_int8(photo, tmp_path, monkeypatch):

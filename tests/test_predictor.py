@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -55,6 +57,18 @@ def test_result_of_an_array(model_dir, photo):
     assert result.overlay().shape == photo.shape
     assert (result.overlay(opacity=0) == photo).all()
     assert "data:image/png" in result._repr_html_()
+
+
+def test_a_result_goes_to_another_process(model_dir, photo):
+    result = setr.load(model_dir, precision="fp32", min_confidence=0.2).predict(photo)
+    there = pickle.loads(pickle.dumps(result))
+    assert (there.mask == result.mask).all()
+    assert there.shares == result.shares
+    assert there.geojson() == result.geojson()
+    with pytest.raises(SetrError, match=r"ask for result\.scores before it is pickled"):
+        _ = there.scores
+    assert (copy.deepcopy(result).scores == result.scores).all()  # the model is still here
+    assert (pickle.loads(pickle.dumps(result)).scores == result.scores).all()
 
 
 def test_every_kind_of_source_gives_the_same_mask(model_dir, photo, tmp_path):

@@ -160,6 +160,20 @@ def test_bands_and_value_ranges(tmp_path, pixels):
         Raster(floats)
 
 
+def test_a_colour_table_is_applied_unless_bands_are_named(pixels, tmp_path):
+    colours, indices = np.unique(
+        pixels[:40, :60].reshape(-1, 3) // 64 * 64, axis=0, return_inverse=True
+    )
+    path = write_tiff(tmp_path / "map.tif", indices.reshape(1, 40, 60).astype(np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {i: (*map(int, c), 255) for i, c in enumerate(colours)})
+    with Raster(path) as raster:
+        np.testing.assert_array_equal(raster.read((0, 40), (0, 60)), pixels[:40, :60] // 64 * 64)
+    with Raster(path, bands=(1,)) as raster:
+        found = raster.read((0, 40), (0, 60))
+    np.testing.assert_array_equal(found[..., 0].ravel(), indices.ravel())
+
+
 def test_what_has_a_georeference(shared, tmp_path):
     tiny = np.zeros((1, 4, 4), np.uint8)
     assert is_georeferenced(write_tiff(tmp_path / "a.tif", tiny))

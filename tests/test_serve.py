@@ -241,6 +241,17 @@ def test_parameters(client):
         assert client.get(path).status_code in (404, 405), path
 
 
+def test_a_head_request_gets_the_headers_of_a_get(client):
+    """What monitors and `curl -I` ask with."""
+    for path in ("/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/models"):
+        head, full = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == full.headers["content-type"]
+    assert client.head("/").headers["content-length"] == str(len(client.get("/").content))
+    assert client.head("/v1/segment").status_code == 405
+    assert client.head("/nothing").status_code == 404
+
+
 def test_sizes_are_refused_from_the_header(client):
     def blank(width, height):
         buffer = io.BytesIO()

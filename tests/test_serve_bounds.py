@@ -255,6 +255,16 @@ def test_images_are_seen_whole_or_refused(source):
     assert refused(models, 5000, 10_000) == ""
 
 
+def test_the_size_that_attention_would_take_is_named(source):
+    """A window bounds the patches of a segmentation; attention looks at the whole image."""
+    limits = Limits(max_patches=100)
+    models = Models([source], limits, device="cpu", precision="fp32", window=32)
+    models.check("pup", 400, 300, "segment")
+    with pytest.raises(Refusal, match=r"1,900 patches .* to at most 6,400 pixels"):
+        models.check("pup", 400, 300, "attention")
+    models.check("pup", 80, 80, "attention")
+
+
 def test_patches_of_exported_models_are_counted(source, tmp_path):
     pytest.importorskip("onnx")
     path = tmp_path / "pup.onnx"

@@ -59,6 +59,17 @@ def test_frames_come_back(tmp_path):
         assert abs(frame - drawn).mean() < abs(frame[..., ::-1] - drawn).mean()  # RGB, not BGR
 
 
+@pytest.mark.parametrize("rate", [0.5, 14.9857, 29.97, 66.667, 119.957, 239.234, 999.9])
+def test_any_rate_can_be_written(rate, tmp_path):
+    """MPEG-4 has no rate of 119957 / 1000, which OpenCV would make of a phone's 119.957."""
+    with VideoWriter(tmp_path / "clip.mp4", rate) as writer:
+        for _ in range(3):
+            writer.add(np.zeros((49, 69, 3), np.uint8))
+    with VideoReader(tmp_path / "clip.mp4") as reader:
+        assert reader.rate == pytest.approx(rate, rel=1e-4)
+        assert [frame.shape for frame in reader] == [(48, 68, 3)] * 3
+
+
 def test_overlay_video_and_masks_of_frames(predictor, tmp_path):
     clip, seen = write_clip(tmp_path / "clip.mp4", size=(47, 63)), []
     report = predict_video(

@@ -117,10 +117,22 @@ def resolve_protocol(
     """A preset's name -> its settings for this model; None gives the model's own."""
     if not isinstance(protocol, str):
         return protocol or info.protocol
+    grid = grid_size(model)
+    return preset(
+        protocol, own=info.protocol, labels=info.labels, **({"grid": grid} if grid else {})
+    )
+
+
+def grid_size(model: SETR | ExportedModel) -> tuple[int, int] | None:
+    """(height, width) in pixels that a model's position grid is made for; None without one."""
+    if isinstance(model, ExportedModel):
+        return model.grid
     vit = getattr(getattr(model, "encoder", None), "vit", None)
     patches = getattr(vit, "patch_embed", None)
-    grid = {"grid": tuple(patches.img_size)} if patches is not None else {}
-    return preset(protocol, own=info.protocol, labels=info.labels, **grid)
+    if patches is None:
+        return None
+    height, width = patches.img_size
+    return height, width
 
 
 def evaluate_split(

@@ -25,7 +25,7 @@ import torch
 
 from setr.dataset import Dataset
 from setr.errors import USAGE, SetrError
-from setr.evaluation import require_labelled
+from setr.evaluation import grid_size, require_labelled
 from setr.export_check import compare, compare_accuracy, require_accuracy
 from setr.graphs import DTYPES, Graph, Head, trace
 from setr.model import SETR
@@ -116,6 +116,7 @@ def metadata(
             "precision": precision,
             "head": head,
             "patch_size": model.encoder.patch_size,
+            "grid": grid_size(model),
             "size": form.size,
             "pixels": form.pixels,
             "input": _input(info, form),

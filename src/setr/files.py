@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -61,3 +63,17 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                 elif os.path.splitext(entry.name)[1].lower() in suffixes:
                     found.append(prefix + entry.name)
     return sorted(found)
+
+
+def globbed(pattern: str) -> list[tuple[str, str]]:
+    """Files that a pattern stands for, sorted, each with its name below the pattern's fixed part.
+
+    `**` stands for any folders. Hidden files are left out.
+    """
+    base = os.path.dirname(re.split(r"[*?[]", pattern)[0])
+    paths = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+    names = (path[len(base) :].lstrip("/") for path in paths)
+    return [
+        (path, os.path.basename(path) if ".." in name.split("/") else name)
+        for path, name in zip(paths, names, strict=True)
+    ]

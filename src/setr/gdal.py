@@ -99,6 +99,15 @@ class GdalFile:
         except Exception as error:
             raise self._unreadable(error) from None
 
+    def palette(self) -> np.ndarray | None:
+        """Colours (256, 3) uint8 that the values of the first band stand for, if it has a table."""
+        if self.stored.kinds[0] != "uint8" or self.file.colorinterp[0].name != "palette":
+            return None
+        colours = np.zeros((256, 3), np.uint8)
+        for value, (*colour, _) in self.file.colormap(1).items():
+            colours[value] = colour
+        return colours
+
     def _unreadable(self, error: Exception) -> SetrError:
         return SetrError(f"{self.name}: broken {self.kind} file ({gdal_reason(error):.120})")
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from setr.errors import USAGE, SetrError
-from setr.files import IMAGE_SUFFIXES, walk_images
+from setr.files import IMAGE_SUFFIXES, globbed, walk_images
 from setr.images import Source
 from setr.shard_writer import Keys
 from setr.storage import (
@@ -105,7 +105,7 @@ def output_names(items: Sequence[Item], *, packed: bool = False) -> list[str]:
 def check_outputs(
     written: Iterable[tuple[Item, Iterable[str]]], others: Iterable[str], storage: Storage
 ) -> None:
-    """Refuse a run in which a file would be written twice, or in place of an input.
+    """Refuse two inputs of one name, and files written twice, over an input or over foreign files.
 
     Args:
         written: every input, and the files (or folders of files) below OUT that come of it.
@@ -116,6 +116,7 @@ def check_outputs(
         SetrError: names the file.
     """
     owners: dict[str, Item] = {}
+    called: dict[str, Item] = {}
     inputs: dict[Identity | None, str] = {}
     for item, names in written:
         if not is_url(item.place):
@@ -123,6 +124,12 @@ def check_outputs(
         for name in names:
             if owners.setdefault(name, item) is not item:
                 raise _clash(item, owners[name], name)
+        if called.setdefault(item.name, item) is not item:  # only in packs, which have other names
+            raise SetrError(
+                f"{item.shown} and {called[item.name].shown} would both be '{item.name}' in the "
+                "manifest; give them other names, or use two output folders",
+                code=USAGE,
+            )
     inputs.pop(None, None)
     for name, item in owners.items():
         folder = posixpath.dirname(name)
@@ -138,6 +145,24 @@ def check_outputs(
                     "choose another folder with -o",
                     code=USAGE,
                 )
+    if not storage.remote:
+        _require_own([*owners, *others], storage)
+
+
+def _require_own(names: Iterable[str], storage: Storage) -> None:
+    """Refuse to replace files in a folder without a manifest, which a run makes before any output.
+
+    Looked for where a file is found, because other processes (`--shard`) may be starting, too.
+    """
+    for name in names:
+        if os.path.isfile(storage.path(name)):
+            if any(found.endswith(".jsonl") for found in storage.names("manifest")):
+                return
+            raise SetrError(
+                f"{storage.path(name)}: is there already, and no manifest of a run that wrote it; "
+                "choose another folder with -o, or move it away",
+                code=USAGE,
+            )
 
 
 def _clash(one: Item, other: Item, name: str) -> SetrError:
@@ -190,11 +215,11 @@ def _items(source: str) -> Iterator[Item]:
             yield from _archive(os.path.join(source, name))
         return
     exact = os.path.lexists(source) or not glob.has_magic(source)
-    for path in [source] if exact else sorted(glob.glob(source)):
+    for path, name in [(source, os.path.basename(source))] if exact else globbed(source):
         if path.endswith(ARCHIVES):
             yield from _archive(path)
-        elif exact or not os.path.isdir(path):
-            yield Item(os.path.basename(path), path, file_stamp(path))
+        else:
+            yield Item(name, path, file_stamp(path))
 
 
 def file_stamp(path: str) -> str:

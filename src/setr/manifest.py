@@ -159,7 +159,9 @@ class Manifest:
             if row is None:
                 if line.endswith(b"\n"):
                     path = self.storage.path(self.file)
-                    raise SetrError(f"{path}: line {number + 1} is no outcome; remove the file")
+                    raise SetrError(
+                        f"{path}: line {number + 1} is no outcome; choose another folder with -o"
+                    )
                 torn += 1
                 continue
             if "pack" in row:

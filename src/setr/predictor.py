@@ -25,7 +25,7 @@ from setr.bands import Bands, Range, as_rgb
 from setr.config import Precision
 from setr.errors import USAGE, SetrError
 from setr.evaluation import resolve_protocol
-from setr.files import walk_images
+from setr.files import globbed, walk_images
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.gdal import is_georeferenced
 from setr.hub import from_pretrained
@@ -149,8 +149,14 @@ class Predictor:
             value_range: in place of the predictor's own.
 
         Raises:
-            SetrError: unreadable, too large, or an array of another kind.
+            SetrError: unreadable, too large, a video, or an array of another kind.
         """
+        if isinstance(source, str | os.PathLike) and is_video(source):
+            raise SetrError(
+                f"{os.fspath(source)}: is a video; predict_all gives the result of each frame, "
+                "`setr predict` writes its overlay",
+                code=USAGE,
+            )
         if is_georeferenced(source):
             return self._predict_raster(self.reads.open_raster(source, bands, value_range))
         return self._predict_batch([source], self.reads.chosen(bands, value_range))[0]
@@ -315,7 +321,7 @@ def _expand(source: str) -> Iterator[str | np.ndarray]:
     elif os.path.lexists(source) or not glob.has_magic(source):
         paths = [source]
     else:
-        paths = sorted(glob.glob(source))
+        paths = [path for path, _ in globbed(source)]
     if not paths:
         raise SetrError(f"{source}: no images found here", code=USAGE)
     for path in paths:

@@ -32,7 +32,7 @@ class Raster:
         path: the file.
         bands: numbers from 1 of the bands, one for each channel; for three channels, shown as red,
             green and blue, also a single one. By default the first ones, or the first of fewer
-            than three.
+            than three, with its colour table if it has one and no range is given.
         value_range: the values that become 0 and 255, of all bands or of each; by default the whole
             range of 8 and 16 bits.
         channels: of the model that will see it.
@@ -58,6 +58,8 @@ class Raster:
         stored, place = self._file.stored, self._file.file
         first = tuple(range(1, channels + 1))
         self.bands = bands or (first if channels != 3 or len(stored.kinds) >= 3 else (1,))
+        shown = self.bands == (1,) and not bands and value_range is None and channels == 3
+        self._palette = self._file.palette() if shown else None
         self.shape: tuple[int, int] = stored.shape
         try:
             self.geo = Georeference(_crs(place.crs), tuple(place.transform)[:6])
@@ -96,7 +98,10 @@ class Raster:
         Raises:
             SetrError: the file is cut off or broken there.
         """
-        image = as_bytes(self._file.read(self.bands, rows, columns), self._ranges)
+        values = self._file.read(self.bands, rows, columns)
+        if self._palette is not None:
+            return self._palette[values[0]]
+        image = as_bytes(values, self._ranges)
         return np.repeat(image, 3, axis=2) if image.shape[2] == 1 < self.channels else image
 
     def has_data(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:

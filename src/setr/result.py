@@ -26,6 +26,7 @@ from setr.files import write_bytes
 from setr.images import encode_picture, encode_png
 from setr.kinds import KINDS, LOSSLESS, PICTURE_FORMATS, checked_suffix, unknown_kind
 from setr.labels import Labels
+from setr.late_scores import LateScores
 from setr.montage import shrunk, with_legend
 from setr.polygons import Polygon, mask_polygons, simplified
 from setr.rasters import write_raster
@@ -39,7 +40,7 @@ QUALITY = 95
 
 
 class Result:
-    """What a model says about one image.
+    """What a model says about one image; can be pickled, with its `scores` if they are there.
 
     Attributes:
         image: the input, uint8 RGB (H, W, 3).
@@ -66,7 +67,7 @@ class Result:
         self.image, self.mask, self.confidence, self.labels = image, mask, confidence, labels
         self.path, self.geo = path, geo
         self.min_confidence, self.unsure = 0.0, 0
-        self._compute_scores = compute_scores
+        self._compute_scores = LateScores(compute_scores)
         self._regions: tuple[int, list[Polygon]] | None = None  # from so many pixels on
 
     @cached_property

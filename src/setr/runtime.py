@@ -93,7 +93,8 @@ class ExportedModel(nn.Module):
     def __init__(self, run: Run, values: dict[str, Any]) -> None:
         super().__init__()
         self.run, self.export = run, values["export"]
-        size = self.export.get("size")
+        size, grid = self.export.get("size"), self.export.get("grid")
+        self.grid = (int(grid[0]), int(grid[1])) if grid else None
         self.form = Form(
             tuple(values["mean"]),
             tuple(values["std"]),

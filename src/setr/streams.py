@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from setr.errors import USAGE, SetrError
-from setr.files import walk_images
+from setr.files import globbed, walk_images
 from setr.filming import predict_video
 from setr.gdal import is_georeferenced
 from setr.mapping import predict_raster
@@ -53,9 +53,9 @@ def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
             found |= {str(path / name): Stream(str(path / name), Path(name)) for name in maps}
         else:
             is_glob = glob.has_magic(source) and not os.path.lexists(source)
-            files = sorted(glob.glob(source)) if is_glob else [source]
-            streams = [f for f in files if is_video(f) or is_georeferenced(f)]
-            found |= {f: Stream(f, Path(os.path.basename(f))) for f in streams}
+            files = globbed(source) if is_glob else [(source, os.path.basename(source))]
+            streams = [file for file in files if is_video(file[0]) or is_georeferenced(file[0])]
+            found |= {file: Stream(file, Path(name)) for file, name in streams}
             if len(streams) < len(files) or not files:
                 rest.append(source)
     return list(found.values()), rest

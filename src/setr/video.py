@@ -1,11 +1,13 @@
 """Video files: frames in and out one at a time, so memory does not grow with the length.
 
-OpenCV decodes and encodes; what is written is MPEG-4 without sound.
+OpenCV decodes and encodes; what is written is MPEG-4 without sound, of even sides: the last row or
+column of an odd one is left out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ import numpy as np
 from setr.errors import SetrError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
+LARGEST_TICK = 65_535
+"""Of MPEG-4: a rate is a fraction of whole numbers up to this, which OpenCV makes of its digits."""
 
 
 def is_video(path: Any) -> bool:
@@ -75,7 +79,8 @@ class VideoWriter:
     """A video that appears under its name when complete; its size is that of the first frame."""
 
     def __init__(self, path: Path, rate: float) -> None:
-        self.path, self.rate = path, rate
+        digits = int(math.log10(LARGEST_TICK / rate))  # of 119.957, as phones write it, two
+        self.path, self.rate = path, round(rate, digits)
         self._part = part_of(path).with_suffix(".mp4")
         self._file: Any = None
         self._count = 0

@@ -112,6 +112,7 @@ class _Exchange:
         self.more_to_read = (
             "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
         )
+        self.only_head = scope["method"] == "HEAD"  # a GET whose answer has no body
         self.note: dict[str, Any] = {}
         self.until_sent = contextlib.ExitStack()  # what is given back when the answer has gone
         scope.setdefault("state", {}).update(
@@ -125,7 +126,8 @@ class _Exchange:
             except Refusal as refusal:
                 await refuse(self.scope, refusal)(self.scope, self.read, self.send)
             else:
-                await self.gate.app(self.scope, self.read, self.send)
+                asked = {**self.scope, "method": "GET"} if self.only_head else self.scope
+                await self.gate.app(asked, self.read, self.send)
         except (TimeoutError, asyncio.TimeoutError):
             self.note["error"] = "answer not taken"
             raise ConnectionAbortedError from None
@@ -164,7 +166,8 @@ class _Exchange:
                 headers["Connection"] = "close"
             await self._send(message)
             return
-        body, more = message.get("body", b""), message.get("more_body", False)
+        body = b"" if self.only_head else message.get("body", b"")
+        more = message.get("more_body", False)
         for start in range(0, len(body), CHUNK):
             part = {"type": message["type"], "body": body[start : start + CHUNK], "more_body": True}
             await asyncio.wait_for(self._send(part), self.gate.limits.send_seconds)

@@ -134,11 +134,13 @@ class Models:
         size = f"{width}x{height} pixels"
         limit = self.limits.max_patches
         if patches > limit:
+            most = limit * patch**2 * height * width // (view[0] * view[1])
+            most = min(most, self.max_pixels(name))
             raise Refusal(
                 413,
                 "too_many_patches",
                 f"{size} are {patches:,} patches for {name}, above the limit of {limit:,}; scale "
-                f"the image to at most {self.max_pixels(name):,} pixels",
+                f"the image to at most {most:,} pixels",
             )
         if not protocol.window and view[0] * view[1] > WHOLE_PIXELS:
             raise Refusal(
