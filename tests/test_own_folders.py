@@ -138,6 +138,20 @@ def test_colours_have_names_from_a_label_map(tmp_path):
     np.testing.assert_array_equal(dataset.load(0).mask, IDS)
 
 
+def test_a_mask_without_objects_among_colour_masks(tmp_path):
+    """It is black all over, which would also be id 0."""
+    for stem, mask in (("a", COLOURS), ("b", np.zeros_like(COLOURS)), ("c", COLOURS)):
+        put(tmp_path / "images" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "masks" / f"{stem}.png", mask)
+    write(tmp_path, draft(tmp_path))
+    masks = [open_dataset(str(tmp_path), s).load(i).mask for s, n in (("train", 2), ("val", 1))
+             for i in range(n)]  # fmt: skip
+    assert sorted(np.unique(mask).tolist() for mask in masks) == [[0], [1, 2], [1, 2]]
+    put(tmp_path / "masks" / "b.png", IDS)
+    with pytest.raises(SetrError, match=r"some masks hold ids, as masks/b\.png, others colours"):
+        draft(tmp_path)
+
+
 def test_names_that_are_no_text_come_back_from_the_lists(tmp_path):
     """As archives of other systems leave them."""
     names = sorted(os.fsdecode(name) for name in (b"caf\xe9", b"a b", b"c"))

@@ -14,6 +14,10 @@ from setr.images import MAX_PIXELS, Source, opened, source_name, unreadable
 LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
 
 
+class ColourMaskError(SetrError):
+    """A mask of colours where ids are wanted."""
+
+
 def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
 
@@ -105,7 +109,7 @@ def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:
     channels = np.asarray(image.convert("RGB"))
     if image.mode == "RGB" and (channels == channels[..., :1]).all():
         return np.ascontiguousarray(channels[..., 0])  # R=G=B=id, as some tools export
-    raise SetrError(
+    raise ColourMaskError(
         f"{name}: a {image.mode} colour mask; save one id per pixel (8-bit grey or "
         "palette PNG), or give a colour_map in data.yaml (`setr init-data DIR` writes one)"
     )
