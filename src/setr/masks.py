@@ -102,10 +102,16 @@ def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
     if image.mode in ("P", "L"):
         return np.asarray(image)
+    if image.mode == "LA":  # grey with transparency, which says nothing about ids
+        return np.asarray(image.getchannel("L"))
     if image.mode == "1":
         return np.asarray(image, dtype=np.uint8)
     if image.mode.startswith("I"):
         return _in_range(np.asarray(image), name)
+    if image.mode == "F":
+        raise SetrError(
+            f"{name}: holds fractions (float32); save ids as whole numbers of 8 or 16 bits"
+        )
     channels = np.asarray(image.convert("RGB"))
     if image.mode == "RGB" and (channels == channels[..., :1]).all():
         return np.ascontiguousarray(channels[..., 0])  # R=G=B=id, as some tools export
