@@ -152,6 +152,28 @@ def test_a_mask_without_objects_among_colour_masks(tmp_path):
         draft(tmp_path)
 
 
+def test_ids_without_a_name_are_told(tmp_path):
+    """As files of classes leave them that list the objects only."""
+    for stem in "ab":
+        put(tmp_path / "images" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "masks" / f"{stem}.png", IDS)
+    (tmp_path / "classes.txt").write_bytes(b"plane\r\n")
+    assert "# the file of classes has no name for 1: ignored" in draft(tmp_path).yaml
+    (tmp_path / "classes.txt").write_text("ground\nplane\n")
+    assert "no name" not in draft(tmp_path).yaml
+
+
+def test_soft_edges_are_no_classes(tmp_path):
+    hard = np.repeat(np.array([[0, 255]], np.uint8), 200, axis=1).repeat(4, axis=0)
+    soft = hard.copy()
+    soft[0, 190:210] = np.linspace(0, 255, 20)
+    for mask, told in ((hard, False), (soft, True)):
+        for stem in "ab":
+            put(tmp_path / "images" / f"{stem}.png", np.zeros((4, 400, 3), np.uint8))
+            put(tmp_path / "masks" / f"{stem}.png", mask)
+        assert ("soft edges" in draft(tmp_path).yaml) == told
+
+
 def test_names_that_are_no_text_come_back_from_the_lists(tmp_path):
     """As archives of other systems leave them."""
     names = sorted(os.fsdecode(name) for name in (b"caf\xe9", b"a b", b"c"))

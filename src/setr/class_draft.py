@@ -14,6 +14,8 @@ from setr.masks import ColourMaskError, read_mask
 
 MOST_VALUES = 256
 """More ids or colours than this are no classes."""
+SOFT = 10
+"""More rare ids than this between 0 and 255, both frequent, look like smoothed edges."""
 
 
 def draft_classes(root: Path, masks: list[str]) -> list[str]:
@@ -98,8 +100,23 @@ def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
             f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
         ]
     naming = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
-    hint = "# name the classes, here and in label_map; ids to leave out go to 'ignore'"
-    return [*([] if names else [hint]), *listed_classes(naming, ids)]
+    return [*_hints(ids, names), *listed_classes(naming, ids)]
+
+
+def _hints(ids: Counter[int], names: dict[int, str]) -> list[str]:
+    """What a person has to look at in the classes of ids."""
+    if names:
+        unnamed = [str(i) for i in sorted(set(ids) - set(names) - {255})]
+        shown = ", ".join(unnamed[:5]) + (", …" if len(unnamed) > 5 else "")
+        return unnamed and [
+            f"# the file of classes has no name for {shown}: ignored. If it leaves out id 0, the",
+            "# background, write that first there, and run this again with --overwrite",
+        ]
+    hints = ["# name the classes, here and in label_map; ids to leave out go to 'ignore'"]
+    between = [count for i, count in ids.items() if 0 < i < 255]
+    if len(between) > SOFT and min(ids[0], ids[255]) > max(between):
+        hints.append("# mostly 0 and 255: if soft edges of two classes are between, save hard ones")
+    return hints
 
 
 def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
