@@ -215,6 +215,15 @@ def test_segnet_folders_with_a_list(tmp_path):
             "list.csv",
             "mask,image\nlabels/train/a.png,images/train/a.png\nlabels/val/c.png,images/val/c.png",
         ),
+        (
+            "list.csv",
+            "image, mask\r\nimages/train/a.png, labels/train/a.png\r\n"
+            "images/val/c.png, labels/val/c.png\r\n",
+        ),
+        (
+            "list.csv",
+            "image;mask\nimages/train/a.png;labels/train/a.png\nimages/val/c.png;labels/val/c.png",
+        ),
     ],
 )
 def test_lists_of_pairs(folder, name, text):
