@@ -77,6 +77,10 @@ def _notes(figures: dict[str, Any]) -> list[str]:
             "zero": "counted as 0 in the means (ADE20K server); --absent skip leaves them out",
         }[figures["absent"]]
         notes.append(f"{len(absent)} of {len(figures['iou'])} classes do not occur: {rule}")
+    counts = figures.get("confusion", [])
+    if foreign := sum(row[-1] for row in counts):
+        share = f"{100 * foreign / sum(map(sum, counts)):.2f} %"
+        notes.append(f"predicted ids of {share} of the pixels are no class, and count as wrong")
     return notes
 
 
