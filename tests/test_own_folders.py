@@ -152,6 +152,19 @@ def test_a_mask_without_objects_among_colour_masks(tmp_path):
         draft(tmp_path)
 
 
+def test_masks_of_labelme2voc(tmp_path):
+    """Older versions put arrays into SegmentationClass, and masks into SegmentationClassPNG."""
+    for stem in "ab":
+        put(tmp_path / "JPEGImages" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "SegmentationClassPNG" / f"{stem}.png", IDS)
+        put(tmp_path / "SegmentationClassVisualization" / f"{stem}.jpg", PHOTO)
+    (tmp_path / "SegmentationClass").mkdir()
+    np.save(tmp_path / "SegmentationClass" / "a.npy", IDS)
+    (tmp_path / "class_names.txt").write_text("__ignore__\n_background_\nplane\n")
+    write(tmp_path, draft(tmp_path))
+    assert open_dataset(str(tmp_path), "train").labels.classes == ("_background_", "plane")
+
+
 def test_ids_without_a_name_are_told(tmp_path):
     """As files of classes leave them that list the objects only."""
     for stem in "ab":
