@@ -113,6 +113,28 @@ def test_pascal_context_png_and_mat_agree(shared, tmp_path, labels):
         np.testing.assert_array_equal(png.load(i).mask, alone.load(i).mask)
 
 
+def test_pascal_context_as_its_archives_unpack(tmp_path):
+    """VOC 2010 with masks and lists of its own, and a folder of .mat files beside it."""
+    savemat = pytest.importorskip("scipy.io").savemat
+    voc = tmp_path / "VOCdevkit" / "VOC2010"
+    for name in ("ImageSets/Main", "ImageSets/Segmentation"):
+        (voc / name).mkdir(parents=True)
+    for stem in ("2008_000002", "2008_000003", "2008_000004"):
+        put(voc / "JPEGImages" / f"{stem}.jpg", PHOTO)
+        put(voc / "SegmentationClass" / f"{stem}.png", np.full((6, 8), 7, np.uint8))
+    (voc / "ImageSets/Main/val.txt").write_text("2008_000002\n2008_000003\n2008_000004\n")
+    (voc / "ImageSets/Segmentation/val.txt").write_text("2008_000002\n")
+    assert "VOC's masks but not Pascal Context's" in fails(voc, "val", labels="pascal_context")
+    assert open_dataset(str(voc), "val").labels.classes[0] == "background"
+    (tmp_path / "trainval").mkdir()
+    for stem in ("2008_000002", "2008_000003", "2008_000004"):
+        ids = np.full((6, 8), 2, np.uint16)
+        savemat(tmp_path / "trainval" / f"{stem}.mat", {"LabelMap": ids})
+    dataset = open_dataset(str(tmp_path), "val", "pascal_context")
+    assert len(dataset) == 3
+    assert {dataset.labels.classes[i] for i in np.unique(dataset.load(2).mask)} == {"aeroplane"}
+
+
 def test_voc_border_is_ignored(shared):
     dataset = open_dataset(str(shared / "data" / "samples" / "voc"), "val")
     np.testing.assert_array_equal(dataset.load(0).mask, read_mask(dataset.pairs[0].mask))
@@ -214,6 +236,15 @@ def test_segnet_folders_with_a_list(tmp_path):
         (
             "list.csv",
             "mask,image\nlabels/train/a.png,images/train/a.png\nlabels/val/c.png,images/val/c.png",
+        ),
+        (
+            "list.csv",
+            "image, mask\r\nimages/train/a.png, labels/train/a.png\r\n"
+            "images/val/c.png, labels/val/c.png\r\n",
+        ),
+        (
+            "list.csv",
+            "image;mask\nimages/train/a.png;labels/train/a.png\nimages/val/c.png;labels/val/c.png",
         ),
     ],
 )

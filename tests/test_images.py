@@ -256,6 +256,15 @@ def test_bad_masks_are_refused(shared):
         read_mask(masks / "index.png", rgb=True)
 
 
+def test_grey_masks_with_transparency_are_ids_and_fractions_are_none(tmp_path):
+    ids = np.array([[0, 7], [255, 3]], np.uint8)
+    Image.fromarray(np.stack([ids, ids[::-1]], axis=2), "LA").save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), ids)
+    Image.fromarray(ids.astype(np.float32)).save(tmp_path / "b.tif")
+    with pytest.raises(SetrError, match="holds fractions"):
+        read_mask(tmp_path / "b.tif")
+
+
 def test_matlab_labels(shared, tmp_path):
     pytest.importorskip("scipy")
     folder = shared / "data" / "samples" / "pascal_context" / "trainval_mat_rebuilt"

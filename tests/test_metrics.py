@@ -282,6 +282,17 @@ def test_bootstrap_is_streaming_resampling() -> None:
     assert bootstrap.summary()["miou"] == pytest.approx([low, high])
 
 
+def test_the_interval_counts_absent_classes_as_the_figure_does() -> None:
+    card = Scorecard(("a", "b", "c", "d"), absent="zero")
+    for index in range(8):
+        ids = torch.tensor([[0, 1]], dtype=torch.uint8)
+        card.update(index, ids, ids)
+    figures = card.summary()
+    assert figures["miou"] == 0.5
+    assert figures["intervals"]["miou"] == [0.5, 0.5]
+    assert figures["intervals"]["image_miou"] == [1.0, 1.0]
+
+
 def test_bootstrap_interval_is_as_wide_as_theory_says() -> None:
     """Accuracy per image varies independently: the interval is near mean ± 1.96 errors."""
     rng = np.random.default_rng(0)

@@ -138,6 +138,55 @@ def test_colours_have_names_from_a_label_map(tmp_path):
     np.testing.assert_array_equal(dataset.load(0).mask, IDS)
 
 
+def test_a_mask_without_objects_among_colour_masks(tmp_path):
+    """It is black all over, which would also be id 0."""
+    for stem, mask in (("a", COLOURS), ("b", np.zeros_like(COLOURS)), ("c", COLOURS)):
+        put(tmp_path / "images" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "masks" / f"{stem}.png", mask)
+    write(tmp_path, draft(tmp_path))
+    masks = [open_dataset(str(tmp_path), s).load(i).mask for s, n in (("train", 2), ("val", 1))
+             for i in range(n)]  # fmt: skip
+    assert sorted(np.unique(mask).tolist() for mask in masks) == [[0], [1, 2], [1, 2]]
+    put(tmp_path / "masks" / "b.png", IDS)
+    with pytest.raises(SetrError, match=r"some masks hold ids, as masks/b\.png, others colours"):
+        draft(tmp_path)
+
+
+def test_masks_of_labelme2voc(tmp_path):
+    """Older versions put arrays into SegmentationClass, and masks into SegmentationClassPNG."""
+    for stem in "ab":
+        put(tmp_path / "JPEGImages" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "SegmentationClassPNG" / f"{stem}.png", IDS)
+        put(tmp_path / "SegmentationClassVisualization" / f"{stem}.jpg", PHOTO)
+    (tmp_path / "SegmentationClass").mkdir()
+    np.save(tmp_path / "SegmentationClass" / "a.npy", IDS)
+    (tmp_path / "class_names.txt").write_text("__ignore__\n_background_\nplane\n")
+    write(tmp_path, draft(tmp_path))
+    assert open_dataset(str(tmp_path), "train").labels.classes == ("_background_", "plane")
+
+
+def test_ids_without_a_name_are_told(tmp_path):
+    """As files of classes leave them that list the objects only."""
+    for stem in "ab":
+        put(tmp_path / "images" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "masks" / f"{stem}.png", IDS)
+    (tmp_path / "classes.txt").write_bytes(b"plane\r\n")
+    assert "# the file of classes has no name for 1: ignored" in draft(tmp_path).yaml
+    (tmp_path / "classes.txt").write_text("ground\nplane\n")
+    assert "no name" not in draft(tmp_path).yaml
+
+
+def test_soft_edges_are_no_classes(tmp_path):
+    hard = np.repeat(np.array([[0, 255]], np.uint8), 200, axis=1).repeat(4, axis=0)
+    soft = hard.copy()
+    soft[0, 190:210] = np.linspace(0, 255, 20)
+    for mask, told in ((hard, False), (soft, True)):
+        for stem in "ab":
+            put(tmp_path / "images" / f"{stem}.png", np.zeros((4, 400, 3), np.uint8))
+            put(tmp_path / "masks" / f"{stem}.png", mask)
+        assert ("soft edges" in draft(tmp_path).yaml) == told
+
+
 def test_names_that_are_no_text_come_back_from_the_lists(tmp_path):
     """As archives of other systems leave them."""
     names = sorted(os.fsdecode(name) for name in (b"caf\xe9", b"a b", b"c"))

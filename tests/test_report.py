@@ -17,9 +17,11 @@ from setr.charts import confusion_chart, line_chart, loss_chart, reliability_cha
 from setr.evaluation import Outcome
 from setr.gallery import Gallery, paired
 from setr.labels import Labels
+from setr.metrics import summarize
 from setr.page import bar, error_map, figure, heat, write_page
 from setr.report import write_evaluation
 from setr.scorecard import Scorecard
+from setr.tables import breadth, figures_table
 
 NAMES = ("road", "side<walk>", 'a "quoted" & long name', "never")
 
@@ -107,6 +109,19 @@ def test_charts_show_the_numbers() -> None:
         1,
         1,
     ]
+
+
+def test_wide_characters_have_room() -> None:
+    """Chinese, Japanese and Korean ones are twice as wide as Latin ones."""
+    matrix = np.eye(2, 3, dtype=np.int64)
+
+    def left(*names: str) -> int:
+        return int(re.search(r'<rect class="axis" x="(\d+)"', confusion_chart(matrix, names))[1])
+
+    assert left("道路", "b") == left("road", "b")
+    figures = summarize(matrix, ("道路", "b"))
+    lines = figures_table({"single_scale": figures}).splitlines()
+    assert [breadth(line) for line in lines[:3]] == [breadth(lines[0])] * 3
 
 
 def test_pictures() -> None:

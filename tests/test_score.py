@@ -93,6 +93,30 @@ def test_label_map(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert figures["iou"] == {"0": 1 / 2, "1": 1 / 3}
 
 
+def test_a_data_yaml_and_what_predict_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Truth has the data set's ids or colours, predictions have class numbers."""
+    (tmp_path / "data.yaml").write_text(
+        "\ufeffclasses: [no, yes]\nlabel_map: {0: no, 255: yes}\nignore: 7\n", encoding="utf-8"
+    )
+    prediction = save(tmp_path / "pred", x=[[0, 1, 1, 1]])
+    truth = save(tmp_path / "gt", x=[[0, 255, 255, 7]])
+    options = (prediction, truth, "--label-map", tmp_path)
+    figures = score(capsys, *options, "--class-ids")
+    assert figures["iou"] == {"no": 1.0, "yes": 1.0}
+    assert main(["score", *map(str, options)]) == OK
+    assert "predicted ids of 66.67 % of the pixels are no class" in capsys.readouterr().out
+    (tmp_path / "data.yaml").write_text(
+        "classes: {no: [0, 0, 0], yes: [9, 8, 7]}\ncolour_map: classes\n"
+    )
+    colours = np.array([[0, 0, 0], [9, 8, 7], [1, 1, 1]], np.uint8)
+    save(tmp_path / "gt", x=colours[[[0, 1, 1, 0]]])
+    figures = score(capsys, *options, "--class-ids")
+    assert figures["iou"] == {"no": 1 / 2, "yes": 2 / 3}
+    save(tmp_path / "pred", x=colours[[[0, 1, 2, 0]]])
+    figures = score(capsys, *options)
+    assert figures["iou"] == {"no": 1.0, "yes": 1 / 2}
+
+
 def test_known_map_and_cityscapes_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     prediction = save(tmp_path / "pred", bonn_000001_000019_leftImg8bit=[[0, 1, 10]])
     truth = save(tmp_path / "gt", bonn_000001_000019_gtFine_labelIds=[[0, 1, 11]])

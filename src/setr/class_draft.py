@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from setr.class_files import names_by_colour, names_by_id
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.masks import read_mask
+from setr.masks import ColourMaskError, read_mask
 
 MOST_VALUES = 256
 """More ids or colours than this are no classes."""
+SOFT = 10
+"""More rare ids than this between 0 and 255, both frequent, look like smoothed edges."""
 
 
 def draft_classes(root: Path, masks: list[str]) -> list[str]:
@@ -44,38 +45,50 @@ def listed_classes(naming: dict[int, str], ids: Counter[int]) -> list[str]:
 
 
 def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
-    """Pixel counts of the ids, or of the colours (as 0xrrggbb), over all masks."""
+    """Pixel counts of the ids, or of the colours (as 0xrrggbb), over all masks.
+
+    Among masks of colours, one that is grey all over (an image without objects) holds colours, too.
+    """
     ids: Counter[int] = Counter()
     colours: Counter[int] = Counter()
-    for values, target in _mask_values(root, masks, ids, colours):
-        unique, counts = np.unique(values, return_counts=True)
-        target.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
-        if len(target) > MOST_VALUES:
-            kind = "colours" if target is colours else "ids"
-            raise SetrError(
-                f"{root}: the masks hold more than {MOST_VALUES} {kind}; such masks are blurred, "
-                "numbered by object, or photos: export one id or colour per class",
-                code=DATA_CHECK_FAILED,
-            )
-    if ids and colours:
-        raise SetrError(
-            f"{root}: some masks hold ids, others colours; export all in one way",
-            code=DATA_CHECK_FAILED,
-        )
-    return ids, colours
-
-
-def _mask_values(
-    root: Path, masks: list[str], ids: Counter[int], colours: Counter[int]
-) -> Iterator[tuple[np.ndarray, Counter[int]]]:
+    grey: list[str] = []
     for name in masks:
         try:
-            yield read_mask(root / name), ids
-        except SetrError as error:
-            if "colour mask" not in str(error):
-                raise
-            rgb = read_mask(root / name, rgb=True).astype(np.int32)
-            yield rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2], colours
+            _count(root, read_mask(root / name), ids, "ids")
+            grey.append(name)
+        except ColourMaskError:
+            _count(root, _packed_colours(root / name), colours, "colours")
+    if not ids or not colours:
+        return ids, colours
+    for name in grey:
+        try:
+            values = _packed_colours(root / name)
+        except SetrError:
+            raise SetrError(
+                f"{root}: some masks hold ids, as {name}, others colours; export all in one way",
+                code=DATA_CHECK_FAILED,
+            ) from None
+        _count(root, values, colours, "colours")
+    return Counter(), colours
+
+
+def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> None:
+    """Add the pixels of a mask."""
+    unique, pixels = np.unique(values, return_counts=True)
+    counts.update(dict(zip(unique.tolist(), pixels.tolist(), strict=True)))
+    if len(counts) > MOST_VALUES:
+        raise SetrError(
+            f"{root}: the masks hold more than {MOST_VALUES} {kind}; such masks are blurred, "
+            "numbered by object, or photos: export one id or colour per class",
+            code=DATA_CHECK_FAILED,
+        )
+
+
+def _packed_colours(mask: Path) -> np.ndarray:
+    """The colours (H, W) of a mask as 0xrrggbb."""
+    rgb = read_mask(mask, rgb=True).astype(np.int32)
+    packed: np.ndarray = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    return packed
 
 
 def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
@@ -87,8 +100,23 @@ def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
             f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
         ]
     naming = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
-    hint = "# name the classes, here and in label_map; ids to leave out go to 'ignore'"
-    return [*([] if names else [hint]), *listed_classes(naming, ids)]
+    return [*_hints(ids, names), *listed_classes(naming, ids)]
+
+
+def _hints(ids: Counter[int], names: dict[int, str]) -> list[str]:
+    """What a person has to look at in the classes of ids."""
+    if names:
+        unnamed = [str(i) for i in sorted(set(ids) - set(names) - {255})]
+        shown = ", ".join(unnamed[:5]) + (", …" if len(unnamed) > 5 else "")
+        return unnamed and [
+            f"# the file of classes has no name for {shown}: ignored. If it leaves out id 0, the",
+            "# background, write that first there, and run this again with --overwrite",
+        ]
+    hints = ["# name the classes, here and in label_map; ids to leave out go to 'ignore'"]
+    between = [count for i, count in ids.items() if 0 < i < 255]
+    if len(between) > SOFT and min(ids[0], ids[255]) > max(between):
+        hints.append("# mostly 0 and 255: if soft edges of two classes are between, save hard ones")
+    return hints
 
 
 def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:

@@ -107,7 +107,7 @@ def read_description(path: Path) -> Description:
         bands = Bands.of(values)
     except SetrError as error:
         raise SetrError(f"{path}: {error}", code=USAGE) from None
-    return Description(root, _labels_of(values, path), splits, masks_dir and str(masks_dir), bands)
+    return Description(root, labels_of(values, path), splits, masks_dir and str(masks_dir), bands)
 
 
 def _places(value: Any, split: str, path: Path) -> tuple[str, ...]:
@@ -119,7 +119,8 @@ def _places(value: Any, split: str, path: Path) -> tuple[str, ...]:
     return tuple(places)
 
 
-def _labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
+def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
+    """Classes, or the name of a known data set, from what a file holds; None without any."""
     if "labels" in values:
         return str(values["labels"])
     if "names" in values and "classes" in values:

@@ -28,7 +28,7 @@ from setr.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem
 IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
 MASK_NAMES = (
     *(*MASK_FOLDERS, "mask", "label", "annotation"),
-    *("ann_dir", "SegmentationClass", "gt", "GT"),
+    *("ann_dir", "SegmentationClass", "SegmentationClassPNG", "gt", "GT"),
 )
 SHOWN = 5
 

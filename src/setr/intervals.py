@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from setr.errors import SetrError
-from setr.metrics import ratio
+from setr.metrics import Absent, ratio
 
 STEPS = 1 << 30
 
@@ -53,12 +53,19 @@ class Bootstrap:
         if own is not None:
             self.images += weight[:, None] * np.array([1, round(own * STEPS)])
 
-    def summary(self, level: float = 0.95) -> dict[str, Any]:
-        """Intervals [low, high] of `miou`, `pixel_accuracy` and `image_miou`."""
+    def summary(self, level: float = 0.95, *, absent: Absent = "skip") -> dict[str, Any]:
+        """Intervals [low, high] of `miou`, `pixel_accuracy` and `image_miou`.
+
+        Args:
+            level: share of the replicates within.
+            absent: the rule of `miou`, see `setr.metrics`.
+        """
         hits, truth, predicted = np.moveaxis(self.counts, 1, 0).astype(np.float64)
         iou = ratio(hits, truth + predicted - hits)
-        counted = ~np.isnan(iou)
-        miou = ratio(np.nansum(iou, axis=1), counted.sum(axis=1))
+        counted = (~np.isnan(iou)).sum(axis=1)
+        if absent == "zero":
+            counted = np.where(counted > 0, self.num_classes, 0)
+        miou = ratio(np.nansum(iou, axis=1), counted)
         accuracy = ratio(hits.sum(axis=1), truth.sum(axis=1))
         number, steps = self.images.T.astype(np.float64)
         return {

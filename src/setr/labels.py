@@ -99,23 +99,24 @@ class Labels:
         Raises:
             SetrError: ids or colours that are not listed, with value, pixel count and first place.
         """
-        if raw.ndim == 3:
-            wide = raw.astype(np.int32)
-            raw = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-            ids = self._colour_lookup[raw]
-        elif raw.dtype == np.uint8:
+        if raw.ndim == 2 and raw.dtype == np.uint8:
             known, listed = self._lookup8
             used = cv2.calcHist([raw], [0], None, [256], [0, 256]).ravel() > 0
             if not (used & ~listed).any():
                 return cv2.LUT(raw, known)
-            ids = self._lookup[raw]
-        else:
-            ids = self._lookup[raw]
+        ids = self.look_up(raw)
         if (ids < 0).any():
             raise SetrError(self._unlisted(raw, ids < 0))
         return ids.astype(np.uint8)
 
+    def look_up(self, raw: np.ndarray) -> np.ndarray:
+        """The same as int16, with -1 for ids or colours that are not listed."""
+        if raw.ndim == 3:
+            return np.asarray(self._colour_lookup[_packed(raw)])
+        return np.asarray(self._lookup[raw])
+
     def _unlisted(self, raw: np.ndarray, bad: np.ndarray) -> str:
+        raw = _packed(raw) if raw.ndim == 3 else raw
         values, counts = np.unique(raw[bad], return_counts=True)
         name = (lambda v: _hex((v >> 16, v >> 8 & 255, v & 255))) if self.colour_map else str
         shown = ", ".join(
@@ -190,6 +191,12 @@ def as_label_map(value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
         raise SetrError(f"label_map {value!r}: give a table of id: class, as {{0: road, 7: car}}")
     return value
+
+
+def _packed(colours: np.ndarray) -> np.ndarray:
+    """RGB colours (H, W, 3) as 0xrrggbb (H, W)."""
+    wide = colours.astype(np.int32)
+    return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
 
 
 def _valid(train: int, num_classes: int) -> bool:

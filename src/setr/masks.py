@@ -14,6 +14,10 @@ from setr.images import MAX_PIXELS, Source, opened, source_name, unreadable
 LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
 
 
+class ColourMaskError(SetrError):
+    """A mask of colours where ids are wanted."""
+
+
 def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
 
@@ -98,14 +102,20 @@ def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
     if image.mode in ("P", "L"):
         return np.asarray(image)
+    if image.mode == "LA":  # grey with transparency, which says nothing about ids
+        return np.asarray(image.getchannel("L"))
     if image.mode == "1":
         return np.asarray(image, dtype=np.uint8)
     if image.mode.startswith("I"):
         return _in_range(np.asarray(image), name)
+    if image.mode == "F":
+        raise SetrError(
+            f"{name}: holds fractions (float32); save ids as whole numbers of 8 or 16 bits"
+        )
     channels = np.asarray(image.convert("RGB"))
     if image.mode == "RGB" and (channels == channels[..., :1]).all():
         return np.ascontiguousarray(channels[..., 0])  # R=G=B=id, as some tools export
-    raise SetrError(
+    raise ColourMaskError(
         f"{name}: a {image.mode} colour mask; save one id per pixel (8-bit grey or "
         "palette PNG), or give a colour_map in data.yaml (`setr init-data DIR` writes one)"
     )

@@ -91,7 +91,10 @@ def read_list(root: Path, listed: Path) -> Found:
 def _rows(listed: Path) -> Iterator[Sequence[str]]:
     with _open_list(listed) as file:
         if listed.suffix.lower() == ".csv":
-            table = csv.DictReader(file)
+            head = file.readline()
+            file.seek(0)
+            between = ";" if ";" in head and "," not in head else ","  # as spreadsheets write it
+            table = csv.DictReader(file, delimiter=between, skipinitialspace=True)
             if not {"image", "mask"} <= set(table.fieldnames or ()):
                 raise data_error(f"{listed}: the first line must name the columns image and mask")
             yield from ((row["image"] or "", row["mask"] or "") for row in table)

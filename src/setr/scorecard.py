@@ -149,7 +149,7 @@ class Scorecard:
             return figures
         figures |= {
             "image_miou": steps / STEPS / counted if counted else None,
-            "intervals": self.bootstrap.summary(),
+            "intervals": self.bootstrap.summary(absent=self.absent),
             "boundary": self.boundary.summary(self.classes),
             "recall_by_size": self.regions.summary(),
             "confusion": self.confusion.matrix.tolist(),

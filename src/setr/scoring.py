@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import yaml
 
+from setr.data_yaml import DataLoader, labels_of
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import list_images
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
@@ -37,8 +39,8 @@ def score_labels(
         num_classes: K; None takes it from the map.
         ignore: raw ids of the truth that are not counted.
         reduce_zero_label: raw 0 is not counted and raw i is class i - 1, as in ADE20K's files.
-        label_map: a YAML or JSON file with raw id -> class id, class name or `ignore`, or with
-            `classes` and `label_map`; or the name of a known data set.
+        label_map: a YAML or JSON file with raw id -> class id, class name or `ignore`, or a
+            `data.yaml` or its folder; or the name of a known data set.
 
     Raises:
         SetrError: options that contradict each other, an unreadable map.
@@ -64,16 +66,17 @@ def score_labels(
         if reduce_zero_label:
             given[0] = IGNORE
     given |= {raw: IGNORE for raw in ignore if raw not in given or label_map is None}
-    return Labels(labels.classes, labels.colours, given)
+    return replace(labels, label_map=given)
 
 
 def _read_map(source: str, num_classes: int | None) -> Labels:
     if source in known_datasets():
         return known_labels(source)
     path = Path(source)
+    path = path / "data.yaml" if path.is_dir() else path
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, DataLoader)
     except OSError as error:
         known = ", ".join(known_datasets())
         raise SetrError(f"{path}: {error.strerror}; known maps: {known}", code=USAGE) from None
@@ -82,14 +85,14 @@ def _read_map(source: str, num_classes: int | None) -> Labels:
         raise SetrError(f"{path}: not valid JSON or YAML ({reason})", code=USAGE) from None
     if not isinstance(values, dict):
         raise SetrError(f"{path}: expected lines such as '7: 0'", code=USAGE)
-    if "classes" not in values:
+    if not values.keys() & {"classes", "names", "labels"}:
         targets = [v for v in values.values() if isinstance(v, int) and v != IGNORE]
         count = num_classes or max(targets, default=0) + 1
         values = {"classes": list(map(str, range(count))), "label_map": values}
-    try:
-        return Labels.from_dict(values)
-    except SetrError as error:
-        raise SetrError(f"{path}: {error}", code=USAGE) from None
+    labels = labels_of(values, path)
+    if labels is None:
+        raise SetrError(f"{path}: names no classes", code=USAGE)
+    return known_labels(labels) if isinstance(labels, str) else labels
 
 
 def score_folders(
@@ -97,15 +100,17 @@ def score_folders(
     truth: Path,
     labels: Labels,
     *,
+    class_ids: bool = False,
     absent: Absent = "skip",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score label images; pairs share their path below the folders, whatever the suffix.
 
     Args:
-        predictions: folder of label images, ids as in `labels.label_map`; other ids are wrong.
+        predictions: folder of label images, ids (or colours) as in the truth; other ids are wrong.
         truth: folder of label images; every one needs a prediction.
         labels: what the ids mean.
+        class_ids: predictions hold training ids, whatever the truth has.
         absent: see `setr.metrics`.
         progress: called with (done, total).
 
@@ -118,25 +123,26 @@ def score_folders(
             differ, or nothing readable.
     """
     pairs = _pairs(predictions, truth)
-    table = np.full(65536, len(labels.classes), dtype=np.uint8)
-    for raw, train in (labels.label_map or {}).items():
-        table[raw] = len(labels.classes) if train == IGNORE else train
+    K, colours = len(labels.classes), labels.colour_map is not None
 
     def load(pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | str:
         try:
-            ours, real = read_mask(pair[0]), read_mask(pair[1])
+            ours = read_mask(pair[0], rgb=colours and not class_ids)
+            real = read_mask(pair[1], rgb=colours)
         except SetrError as error:
             return str(error)
-        if ours.shape != real.shape:
+        if ours.shape[:2] != real.shape[:2]:
             raise SetrError(
                 f"{pair[0]}: prediction is {ours.shape[1]}x{ours.shape[0]} but its truth "
                 f"{real.shape[1]}x{real.shape[0]}; resize it (nearest) before scoring",
                 code=DATA_CHECK_FAILED,
             )
+        ids = ours if class_ids else labels.look_up(ours)
         try:
-            return table[ours], labels.to_train_ids(real)
+            real = labels.to_train_ids(real)
         except SetrError as error:
             raise SetrError(f"{pair[1]}: {error}", code=DATA_CHECK_FAILED) from None
+        return np.where((ids >= 0) & (ids < K), ids, K).astype(np.uint8), real
 
     card = Scorecard(labels.classes, absent=absent)
     for index, loaded in enumerate(_in_threads(load, pairs)):

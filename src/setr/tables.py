@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from typing import Any
 
 from setr.errors import FAILED, OK
@@ -24,12 +25,12 @@ def figures_table(metrics: dict[str, Any]) -> str:
     else:
         by_class = {k.replace("_", " "): v["iou"] for k, v in protocols.items()}
     names, corner = list(first["iou"]), "in %" if len(protocols) == 1 else "IoU in %"
-    width = max(map(len, [*names, *_MEANS.values()]))
+    width = max(map(breadth, [*names, *_MEANS.values()]))
     space = max(12 if len(protocols) == 1 else 14, *(len(k) + 2 for k in by_class))
 
     def row(label: str, values: list[float | None]) -> str:
         shown = ["n/a" if v is None else f"{100 * v:.2f}" for v in values]
-        return f"{label:<{width}}" + "".join(f"{v:>{space}}" for v in shown)
+        return filled(label, width) + "".join(f"{v:>{space}}" for v in shown)
 
     lines = [f"{corner:<{width}}" + "".join(f"{k:>{space}}" for k in by_class)]
     lines += [row(name, [column.get(name) for column in by_class.values()]) for name in names]
@@ -40,6 +41,16 @@ def figures_table(metrics: dict[str, Any]) -> str:
         if any(_at(figures, key) is not None for figures in protocols.values())
     ]
     return "\n".join(lines + _notes(first))
+
+
+def breadth(text: str) -> int:
+    """Columns that a text takes: two for each Chinese, Japanese or Korean character."""
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
+
+
+def filled(text: str, width: int) -> str:
+    """A text with blanks behind it, so many columns wide."""
+    return text + " " * (width - breadth(text))
 
 
 _BY_CLASS = {"iou": "IoU", "dice": "Dice", "accuracy": "recall", "precision": "precision"}
@@ -77,6 +88,10 @@ def _notes(figures: dict[str, Any]) -> list[str]:
             "zero": "counted as 0 in the means (ADE20K server); --absent skip leaves them out",
         }[figures["absent"]]
         notes.append(f"{len(absent)} of {len(figures['iou'])} classes do not occur: {rule}")
+    counts = figures.get("confusion", [])
+    if foreign := sum(row[-1] for row in counts):
+        share = f"{100 * foreign / sum(map(sum, counts)):.2f} %"
+        notes.append(f"predicted ids of {share} of the pixels are no class, and count as wrong")
     return notes
 
 

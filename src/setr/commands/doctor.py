@@ -20,6 +20,7 @@ from setr.doctor_page import write_page
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
 from setr.pairing import NoSplitError
 from setr.progress import counting
+from setr.tables import breadth, filled
 
 _ABSENT = "no such split"
 
@@ -138,7 +139,7 @@ def _class_table(checkups: list[Checkup]) -> list[str]:
     """Share of the pixels and images of each class, and its median-frequency weight."""
     tables = {c.dataset.split: figures(c)["classes"] for c in checkups}
     names = checkups[0].dataset.labels.classes
-    width = max(map(len, (*names, "class")))
+    width = max(map(breadth, (*names, "class")))
     head = "".join(f"{split + ' %':>10}{'images':>9}{'weight':>9}" for split in tables)
     rows = [f"{'class':<{width}}{head}"]
     for name in names:
@@ -146,5 +147,5 @@ def _class_table(checkups: list[Checkup]) -> list[str]:
         shown = "".join(
             f"{100 * c['share']:>10.3f}{c['images']:>9}{c['weight']:>9.2f}" for c in cells
         )
-        rows.append(f"{name:<{width}}{shown}")
+        rows.append(f"{filled(name, width)}{shown}")
     return rows

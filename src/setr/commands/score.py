@@ -28,7 +28,11 @@ class Arguments:
     reduce_zero_label: bool = False
     """In both folders 0 means "not evaluated" and i is class i - 1 (ADE20K)."""
     label_map: str | None = None
-    """YAML or JSON file with raw id: class id, name or ignore; or a known data set's name."""
+    """YAML or JSON file with raw id: class id, name or ignore; a data.yaml or its folder; or the
+    name of a known data set."""
+    class_ids: bool = False
+    """PRED_DIR holds class numbers from 0, as `setr predict` writes them, whatever ids or colours
+    the truth has."""
     absent: Literal["skip", "zero"] = "skip"
     """Classes found in neither folder: left out of the means (mmseg, Cityscapes), or counted as 0
     (ADE20K's server)."""
@@ -57,7 +61,12 @@ def run(arguments: list[str]) -> int:
         progress[0].update(done, images=1)
 
     figures = score_folders(
-        given.predictions, given.truth, labels, absent=given.absent, progress=show
+        given.predictions,
+        given.truth,
+        labels,
+        class_ids=given.class_ids,
+        absent=given.absent,
+        progress=show,
     )
     progress[0].close()
     print(json.dumps(figures) if given.json else figures_table({"figures": figures}))
