@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 from setr.machine import HEAP, page_out
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
@@ -166,7 +166,7 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
             path, options, providers=providers, enable_fallback=device == "auto"
         )
     except Exception as error:  # onnxruntime's own classes, one per kind of failure
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SetrError(f"{path}: not an ONNX model that can be run ({reason:.120})") from None
     if device != "auto" and session.get_providers() != [name for name, _ in providers]:
         raise SetrError(
