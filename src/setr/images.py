@@ -34,6 +34,7 @@ from setr.decode import (
     orientation,
 )
 from setr.errors import SetrError, first_line
+from setr.files import printable
 
 MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""
@@ -301,9 +302,7 @@ def _starts_as_tiff(source: Source) -> bool:
 @lru_cache(maxsize=10_000)
 def _note(text: str) -> None:
     """Say something on stderr (logger `setr`), once however often a file is read."""
-    logging.getLogger("setr").warning(
-        "setr: %s", " ".join(text.encode("utf-8", "replace").decode().split())
-    )
+    logging.getLogger("setr").warning("setr: %s", " ".join(printable(text).split()))
 
 
 def _size(path: str | os.PathLike) -> int:
