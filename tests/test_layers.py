@@ -128,7 +128,7 @@ ORDER = (
     *("inputs", "passes", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
     *("graphs", "quantize", "onnx_file", "export_check", "export", "bench_row", "bench"),
     # pages and tables
-    *("page", "charts", "gallery", "report", "doctor_page", "tables"),
+    *("tables", "page", "charts", "gallery", "report", "doctor_page"),
     *("explain", "figures"),
     "serve",
     # the command line
