@@ -34,7 +34,7 @@ KEYS = ("format", "model", "labels", "protocol", "mean", "std", "export")
 """What a file must say about itself, each as JSON under `setr.KEY` (ONNX) or setr/KEY (OpenVINO)"""
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
-"""Normalised images float32 (B, 3, H, W) -> the outputs asked for."""
+"""Images as the file's `Form` says -> the outputs asked for."""
 
 
 class Form(NamedTuple):
@@ -116,7 +116,7 @@ class ExportedModel(nn.Module):
         return Output(torch.from_numpy(logits).to(images.device), [], size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """As `SETR.forward`: normalised images (B, 3, H, W) -> logits (B, K, H, W)."""
+        """As `SETR.forward`: normalised images (B, C, H, W) -> logits (B, K, H, W)."""
         output = self.coarse(images)
         return resize(output.logits, output.size)[..., : images.shape[-2], : images.shape[-1]]
 
