@@ -118,6 +118,28 @@ def test_a_damaged_png_is_refused():
         read_image(bytes(data))
 
 
+def test_a_tiff_file_with_a_nonsensical_tag_is_refused():
+    """Its places of pixels are fractions, at which Pillow raises a TypeError."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    place = data.index((273).to_bytes(2, "little"))  # the tag StripOffsets
+    data[place + 2] = 12  # the type double
+    for read in (read_image, read_mask):
+        with pytest.raises(SetrError, match="image data: broken image file"):
+            read(bytes(data))
+
+
+@pytest.mark.parametrize("kind", [EOFError, OSError])
+def test_an_error_without_words_is_called_by_its_kind(monkeypatch, kind):
+    def fail(*_):
+        raise kind
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(SetrError, match=rf"broken image file \({kind.__name__}\)"):
+        read_image(b"anything")
+
+
 @pytest.mark.parametrize(("kind", "name"), [(np.float32, "float"), (np.int32, "integer")])
 def test_pixels_without_a_known_range_are_refused(tmp_path, kind, name):
     """A float image from 0 to 1 would otherwise be black."""

@@ -113,6 +113,20 @@ def test_outside_the_image_is_mean_colour_and_ignored():
     assert (window.cut(MASK, nearest=True, fill=IGNORE)[:, 160:] == IGNORE).all()
 
 
+def test_padding_is_neither_distorted_nor_flipped():
+    """As in mmsegmentation, which pads last: mean colour, below and to the right."""
+    augment = Augmentation((130, 170), scale_range=(1, 1))
+    flips = 0
+    for seed in range(20):
+        image, mask = augment(IMAGE, MASK, np.random.default_rng(seed))
+        assert (image[120:] == PAD_COLOUR).all()
+        assert (image[:, 160:] == PAD_COLOUR).all()
+        assert (mask[120:] == IGNORE).all()
+        assert (mask[:, 160:] == IGNORE).all()
+        flips += (mask[:120, :160] == MASK[:, ::-1]).all()
+    assert 0 < flips < 20
+
+
 def test_a_dominating_class_is_cropped_around():
     mask = np.zeros((100, 400), np.uint8)
     mask[:, 360:] = 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from setr.labels import Labels
+from setr.labels import Labels, hex_colour
 from setr.polygons import Polygon, run_lengths, signed_area, simplified
 
 
@@ -58,7 +58,7 @@ def to_geojson(
         properties = {
             "class": labels.classes[polygon.class_id],
             "class_id": polygon.class_id,
-            "color": _hex(labels, polygon.class_id),
+            "color": hex_colour(labels.colours[polygon.class_id]),
             "pixels": polygon.pixels,
         }
         geometry = {"type": "Polygon", "coordinates": [_closed(r, geo) for r in polygon.rings]}
@@ -177,7 +177,3 @@ def _closed(ring: np.ndarray, geo: Georeference | None) -> list[list[float]]:
 def _crs_name(crs: str) -> str:
     authority, _, code = crs.partition(":")
     return f"urn:ogc:def:crs:{authority}::{code}" if code.isdigit() else crs
-
-
-def _hex(labels: Labels, class_id: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*labels.colours[class_id])

@@ -63,9 +63,7 @@ def read_architecture(
     decoder = _decoder_kind(t, source)
     if taps is None and (recorded := _recorded(meta, "out_indices")):
         taps = tuple(i + 1 for i in ([recorded] if isinstance(recorded, int) else recorded))
-    taps, aux_taps = _choose_taps(
-        default_taps(decoder, depth), decoder, num_aux, taps, aux_taps, source
-    )
+    taps, aux_taps = _choose_taps(default_taps(decoder, depth)[0], num_aux, taps, aux_taps, source)
     if decoder == "mla" and found.dialect == "mmseg":
         aux_taps = aux_taps[::-1]  # the port lists its levels from deep to shallow
     encoder = _KNOWN_SIZES.get((width, depth, num_heads))
@@ -143,15 +141,14 @@ def _decoder_kind(t: Tensors, source: str) -> str:
 
 
 def _choose_taps(
-    default: tuple[tuple[int, ...], tuple[int, ...]],
-    decoder: str,
+    default: tuple[int, ...],
     num_aux: int,
     taps: tuple[int, ...] | None,
     aux_taps: tuple[int, ...] | None,
     source: str,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Taps by keyword, else the usual ones; the first ones carry the auxiliary heads."""
-    taps = tuple(taps) if taps else default[0]
+    taps = tuple(taps) if taps else default
     aux_taps = tuple(aux_taps) if aux_taps is not None else taps[:num_aux]
     if len(aux_taps) != num_aux:
         raise SetrError(

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 
 from setr.batch import Finish, Outcome, Task, outcomes
-from setr.errors import SetrError
+from setr.errors import SetrError, first_line
 from setr.inputs import Item
 from setr.predictor import load
-from setr.storage import first_line
 
 CHUNK = 256
 """Tasks an actor takes at a time, at most."""

@@ -19,7 +19,6 @@ from setr.hub import from_pretrained, save_pretrained
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.parallel import Parallel, full_tensors
-from setr.protocols import MULTI_SCALES
 from setr.runfolder import RunFolder
 from setr.samples import Samples
 
@@ -119,7 +118,7 @@ class Best:
         results = {"single_scale": self.figures}
         if self.config.eval.multi_scale:
             model, info = self._load()
-            protocol = dataclasses.replace(info.protocol, scales=MULTI_SCALES, flip=True)
+            protocol = info.protocol.multi_scale()
             info = dataclasses.replace(info, protocol=protocol)
             results["multi_scale"] = self._evaluate(model, info)
         return results

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from setr import __version__
 from setr.distributed import gather, on_first, rank, say, world
-from setr.errors import SetrError
+from setr.errors import SetrError, first_line
 
 FORMAT = "setr-state-1"
 _INDEX = "state.json"
@@ -174,7 +174,7 @@ def _attempt(action: Any) -> str | None:
         action()
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        return "the disk is full" if full else str(error).splitlines()[0]
+        return "the disk is full" if full else first_line(error)
     return None
 
 

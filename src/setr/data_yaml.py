@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from setr.bands import Bands
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 from setr.labels import IGNORE, Labels, as_label_map
 
 HUB = "hf:"
@@ -89,9 +89,7 @@ def read_description(path: Path) -> Description:
     except OSError as error:
         raise SetrError(f"{path}: cannot read ({error.strerror})", code=USAGE) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SetrError(
-            f"{path}: not valid YAML ({str(error).splitlines()[0]})", code=USAGE
-        ) from None
+        raise SetrError(f"{path}: not valid YAML ({first_line(error)})", code=USAGE) from None
     if not isinstance(values, dict):
         raise SetrError(f"{path}: expected keys such as 'classes:'", code=USAGE)
     unknown = [key for key in values if key not in YAML_KEYS]

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from setr.errors import SetrError
+from setr.errors import SetrError, first_line
 
 try:
     from kornia_rs.io import decode_image_png_u8 as _decode_png
@@ -139,7 +139,7 @@ def read_mat(path: str) -> np.ndarray:
     except KeyError:
         raise SetrError(f"{path}: has no variable 'LabelMap'") from None
     except Exception as error:  # scipy raises many kinds on broken files
-        raise SetrError(f"{path}: broken MATLAB file ({str(error).splitlines()[0]})") from None
+        raise SetrError(f"{path}: broken MATLAB file ({first_line(error)})") from None
     if ids.ndim != 2 or ids.min(initial=0) < 0 or ids.max(initial=0) > 65535:
         raise SetrError(f"{path}: LabelMap must be (H, W) ids from 0 to 65535")
     return ids.astype(np.uint16)

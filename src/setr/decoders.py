@@ -249,6 +249,8 @@ class MLA(nn.Module):
     Args:
         in_channels: width of the neck's maps.
         num_classes: K.
+        num_streams: M.
+        stream_channels: width of each stream's convolutions; 128 in the paper.
         classifier_kernel: 3 in the authors' code and in Table 2's counts, 1 in mmsegmentation.
         align_corners: of the x4 upsampling: True in the authors' code, False in mmsegmentation.
     """

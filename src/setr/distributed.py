@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 from setr.launch import meet, place_of
 from setr.progress import Progress
 from setr.watch import Watch
@@ -78,7 +78,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     except RuntimeError as error:
         lost = watch.find_lost() if _is_connection(error) else None
         if lost is None:
-            watch.leave(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            watch.leave(f"{type(error).__name__}: {first_line(error)}")
             raise
         watch.leave("")
         raise SetrError(lost) from None

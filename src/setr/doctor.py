@@ -14,7 +14,7 @@ import numpy as np
 
 from setr.dataset import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.labels import IGNORE, Labels
+from setr.labels import IGNORE, Labels, hex_colour
 from setr.survey import Progress, near_hashes, survey
 from setr.survey_rows import ALL_IGNORED, BINARY, ROTATED, Survey
 
@@ -242,7 +242,7 @@ def describe_map(labels: Labels) -> str:
     if labels.colour_map:
         raws = dict.fromkeys(labels.colour_map.values(), "")
         for colour, train in labels.colour_map.items():
-            raws[train] += " #{:02x}{:02x}{:02x}".format(*colour)
+            raws[train] += f" {hex_colour(colour)}"
     else:
         ids: dict[int, list[int]] = {}
         for raw, train in sorted((labels.label_map or {}).items()):

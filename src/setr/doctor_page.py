@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from setr.errors import SetrError
 from setr.files import write_bytes
 from setr.labels import Labels
 from setr.montage import fitted_size
+from setr.page import escape
 
 THUMBNAILS = 12
 """Pairs shown per split, spread evenly over it."""
@@ -42,25 +42,25 @@ def write_page(
     path: Path, data: str, checkups: Sequence[Checkup], findings: Sequence[Finding]
 ) -> None:
     """Write the page; it appears under its name when complete."""
-    parts = [f"<h1>{html.escape(data)}</h1>"]
+    parts = [f"<h1>{escape(data)}</h1>"]
     errors = sum(finding.level == "error" for finding in findings)
     parts.append(f"<p>{'Training would refuse this data.' if errors else 'Ready to train.'}</p>")
     parts += [_finding(finding) for finding in findings]
     if checkups:
-        parts.append(f"<p>{html.escape(describe_map(checkups[0].dataset.labels))}</p>")
+        parts.append(f"<p>{escape(describe_map(checkups[0].dataset.labels))}</p>")
     for checkup in checkups:
-        parts.append(f"<h2>{html.escape(checkup.dataset.split)}</h2>")
+        parts.append(f"<h2>{escape(checkup.dataset.split)}</h2>")
         parts += [_sizes(checkup), _classes(checkup), _thumbnails(checkup)]
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(data)}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(data)}</title>'
         f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
     write_bytes(path, page.encode("utf-8", "xmlcharrefreplace"))
 
 
 def _finding(finding: Finding) -> str:
-    files = "".join(f"<code>{html.escape(file)}</code>" for file in finding.files)
-    text = html.escape(f"{finding.split}: {finding.text}")
+    files = "".join(f"<code>{escape(file)}</code>" for file in finding.files)
+    text = escape(f"{finding.split}: {finding.text}")
     return f'<div class="finding {finding.level}"><b>{finding.level}</b> {text}{files}</div>'
 
 
@@ -82,7 +82,7 @@ def _classes(checkup: Checkup) -> str:
     labels, table = checkup.dataset.labels, figures(checkup)["classes"]
     most = max((values["share"] for values in table.values()), default=0) or 1
     rows = "".join(
-        f"<tr><td>{_swatch(labels, k)}{html.escape(name)}</td><td>{100 * values['share']:.3f}</td>"
+        f"<tr><td>{_swatch(labels, k)}{escape(name)}</td><td>{100 * values['share']:.3f}</td>"
         f"<td style='text-align:left'>{_bar(values['share'] / most)}</td>"
         f"<td>{values['images']}</td><td>{values['weight']:.2f}</td></tr>"
         for k, (name, values) in enumerate(table.items())
@@ -104,11 +104,11 @@ def _thumbnails(checkup: Checkup) -> str:
     rows = np.unique(np.linspace(0, len(dataset) - 1, THUMBNAILS).astype(int))
     shown = []
     for row in rows:
-        name = html.escape(dataset.pairs[int(row)].image.name.encode("utf-8", "replace").decode())
+        name = escape(dataset.pairs[int(row)].image.name)
         try:
             image, mask = dataset.load(int(row))
         except SetrError as error:
-            reason = html.escape(str(error).encode("utf-8", "replace").decode())
+            reason = escape(str(error))
             shown.append(f"<figure><figcaption>{name}: {reason}</figcaption></figure>")
             continue
         size = fitted_size(image, _WIDTH)

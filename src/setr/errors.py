@@ -37,6 +37,11 @@ class SetrError(ValueError):
         self.reported = False  # another process of the run prints it
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, short enough for one line; its kind if nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def check_setting(ok: bool, message: str) -> None:
     """Refuse a setting that is not as it must be.
 

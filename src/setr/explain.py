@@ -5,7 +5,8 @@ reach this kernel are caught in the layers asked for, after their norms and rota
 only there the softmax is computed once more. So it works for every timm ViT, EVA included, without
 a second implementation of any of them.
 
-Shapes: C width of the encoder, h x w patch grid, N tokens with prefix tokens, M heads.
+Shapes: C channels of the image, or width of the encoder; h x w patch grid, N tokens with prefix
+tokens, M heads.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def catch_attention(
 
     Args:
         model: a model with a ViT encoder.
-        images: normalised images (B, 3, H, W).
+        images: normalised images (B, C, H, W).
         layers: block numbers from 1.
 
     Returns:
@@ -128,7 +129,7 @@ def attention_maps(
 
     Args:
         model: a model with a ViT encoder.
-        images: one normalised image (1, 3, H, W).
+        images: one normalised image (1, C, H, W).
         layers: block numbers from 1.
         point: row and column of the patch in the grid.
 
@@ -160,7 +161,7 @@ def attention_rollout(
 
     Args:
         model: a model with a ViT encoder.
-        images: one normalised image (1, 3, H, W).
+        images: one normalised image (1, C, H, W).
         point: row and column of the patch in the grid.
         check: called before each of these blocks; whatever it raises ends the computation.
 

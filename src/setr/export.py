@@ -72,7 +72,7 @@ def export(
         head: output beside `coarse`: full-size `logits`, or the best class as `mask`.
         size: (H, W) of the single image the file takes, for runtimes that need fixed shapes; the
             protocol that travels with it then runs images by windows of that size. None: any.
-        pixels: the file takes uint8 RGB (B, H, W, 3) and normalises it.
+        pixels: the file takes uint8 pixels (B, H, W, C) and normalises them.
         calibration: a labelled split; needed for every precision but fp32.
 
     Returns:

@@ -51,7 +51,7 @@ class View(NamedTuple):
 
     Attributes:
         image: uint8 RGB (H, W, 3).
-        pixels: normalised (1, 3, H', W'), at the size of the model's protocol.
+        pixels: normalised (1, C, H', W'), at the size of the model's protocol.
     """
 
     image: np.ndarray

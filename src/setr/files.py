@@ -17,6 +17,11 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
+def printable(name: str) -> str:
+    """A file name as text that can be written; bytes that are no UTF-8 become `?`."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
     """Write a file so that its final name never holds half of it.
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from setr.errors import SetrError
+from setr.errors import SetrError, first_line
 from setr.images import Source, source_name, unreadable
 
 CACHE_BYTES = 64 << 20
@@ -127,8 +127,7 @@ def import_gdal(name: str) -> Any:
 
 def gdal_reason(error: Exception) -> str:
     """Why GDAL failed, in one line."""
-    cause = error.__cause__ or error
-    return (str(cause).splitlines() or [type(cause).__name__])[0]
+    return first_line(error.__cause__ or error)
 
 
 def has_gdal() -> bool:

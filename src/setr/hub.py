@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from setr.errors import FAILED, USAGE, SetrError
+from setr.errors import FAILED, USAGE, SetrError, first_line
 from setr.files import write_bytes, write_json
 from setr.lora import merged_state
 from setr.model import SETR
@@ -98,8 +98,9 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
             commit_message="Upload model",
         )
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SetrError(f"{repo_id}: cannot upload ({reason:.80}); see `hf auth login`") from None
+        raise SetrError(
+            f"{repo_id}: cannot upload ({first_line(error):.80}); see `hf auth login`"
+        ) from None
     return f"https://huggingface.co/{repo_id}"
 
 
@@ -186,4 +187,4 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
-        raise SetrError(f"{path}: cannot write: {str(error).splitlines()[0]:.100}") from None
+        raise SetrError(f"{path}: cannot write: {first_line(error):.100}") from None

@@ -30,6 +30,7 @@ class ResNetEncoder(Backbone):
             paper's code base uses).
         taps: residual stages, counted from 1 to 4, ascending.
         output_stride: 32, or 16 or 8 with dilation in place of the last strides.
+        timm_args: further keywords of `timm.create_model`, for example `in_chans`.
 
     Attributes:
         strides: pixels per cell of each map.

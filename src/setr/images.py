@@ -33,7 +33,8 @@ from setr.decode import (
     first_rows,
     orientation,
 )
-from setr.errors import SetrError
+from setr.errors import SetrError, first_line
+from setr.files import printable
 
 MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""
@@ -147,8 +148,10 @@ def from_pillow(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         )
     try:
         return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SetrError(f"{name}: broken image file ({str(error).splitlines()[0]})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # of a broken file Pillow raises many kinds
+        raise SetrError(f"{name}: broken image file ({first_line(error)})") from None
 
 
 def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], bool]:
@@ -252,9 +255,7 @@ class opened:  # noqa: N801  used as a function in `with`
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.image.close()
-        if isinstance(error, (OSError, SyntaxError, ValueError)) and not isinstance(
-            error, SetrError
-        ):
+        if isinstance(error, Exception) and not isinstance(error, (SetrError, MemoryError)):
             raise unreadable(self.name, error, self.source) from None
 
 
@@ -290,7 +291,7 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
                 "in data.yaml, as bands: [1, 2, 3, 4]"
             )
         return SetrError(f"{name}: not an image in a known format")
-    return SetrError(f"{name}: broken image file ({str(error).splitlines()[0]})")
+    return SetrError(f"{name}: broken image file ({first_line(error)})")
 
 
 def _starts_as_tiff(source: Source) -> bool:
@@ -301,9 +302,7 @@ def _starts_as_tiff(source: Source) -> bool:
 @lru_cache(maxsize=10_000)
 def _note(text: str) -> None:
     """Say something on stderr (logger `setr`), once however often a file is read."""
-    logging.getLogger("setr").warning(
-        "setr: %s", " ".join(text.encode("utf-8", "replace").decode().split())
-    )
+    logging.getLogger("setr").warning("setr: %s", " ".join(printable(text).split()))
 
 
 def _size(path: str | os.PathLike) -> int:

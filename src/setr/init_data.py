@@ -18,7 +18,7 @@ from setr.band_draft import draft_bands
 from setr.class_draft import draft_classes, listed_classes
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.files import walk_images, write_bytes
+from setr.files import printable, walk_images, write_bytes
 from setr.layouts import SPLIT_OF, find_split, split_lists
 from setr.outline_files import find_outlines
 from setr.outline_index import DRAWN
@@ -151,7 +151,7 @@ def _left_out(alone: list[str], count: int, what: str) -> str:
     if not alone:
         return ""
     shown = ", ".join(alone[:SHOWN]) + (", …" if len(alone) > SHOWN else "")
-    shown = " ".join(shown.encode("utf-8", "replace").decode().split())  # fits a comment
+    shown = " ".join(printable(shown).split())  # fits a comment
     return f"{len(alone)} of {count + len(alone)} images have no {what}, left out: {shown}"
 
 

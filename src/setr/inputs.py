@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 from setr.files import IMAGE_SUFFIXES, globbed, walk_images
 from setr.images import Source
 from setr.shard_writer import Keys
@@ -26,7 +26,6 @@ from setr.storage import (
     Identity,
     Storage,
     file_system,
-    first_line,
     identity,
     is_address,
     read_range,

@@ -71,7 +71,7 @@ class Labels:
                 )
         for colour, train in (self.colour_map or {}).items():
             if not _valid(train, K):
-                raise SetrError(f"colour_map {_hex(colour)}: {train}: classes are 0..{K - 1}")
+                raise SetrError(f"colour_map {hex_colour(colour)}: {train}: classes are 0..{K - 1}")
 
     @cached_property
     def _lookup(self) -> np.ndarray:
@@ -118,7 +118,7 @@ class Labels:
     def _unlisted(self, raw: np.ndarray, bad: np.ndarray) -> str:
         raw = _packed(raw) if raw.ndim == 3 else raw
         values, counts = np.unique(raw[bad], return_counts=True)
-        name = (lambda v: _hex((v >> 16, v >> 8 & 255, v & 255))) if self.colour_map else str
+        name = (lambda v: hex_colour((v >> 16, v >> 8 & 255, v & 255))) if self.colour_map else str
         shown = ", ".join(
             f"{name(int(v))} ({n} px)" for v, n in zip(values[:5], counts[:5], strict=True)
         )
@@ -145,7 +145,7 @@ class Labels:
             "label_map": {str(r): _spell(t) for r, t in (self.label_map or {}).items()},
         }
         if self.colour_map:
-            values["colour_map"] = {_hex(c): _spell(t) for c, t in self.colour_map.items()}
+            values["colour_map"] = {hex_colour(c): _spell(t) for c, t in self.colour_map.items()}
         return values
 
     @classmethod
@@ -207,7 +207,8 @@ def _spell(train: int) -> int | str:
     return "ignore" if train == IGNORE else train
 
 
-def _hex(colour: Colour) -> str:
+def hex_colour(colour: Sequence[int]) -> str:
+    """(112, 128, 144) -> #708090."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 

@@ -138,7 +138,7 @@ class _Whole(TorchDataset):
 
 
 def stack(samples: list[Loaded]) -> tuple[np.ndarray, np.ndarray] | SetrError:
-    """Samples of equal size -> images uint8 (B, H, W, 3) and masks uint8 (B, H, W)."""
+    """Samples of equal size -> images uint8 (B, H, W, C) and masks uint8 (B, H, W)."""
     arrays = []
     for sample in samples:
         if isinstance(sample, SetrError):
@@ -255,7 +255,7 @@ def training_batches(
     share: Share | None = None,
     pinned: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of steps start .. stop-1: images uint8 (B, H, W, 3), masks uint8 (B, H, W).
+    """Batches of steps start .. stop-1: images uint8 (B, H, W, C), masks uint8 (B, H, W).
 
     `batch_size` counts the images of all processes; `share` selects those of this one. `pinned`
     puts them into memory that a GPU reads by itself. They come from the workers through shared

@@ -25,6 +25,7 @@ except ImportError:  # Windows has no such locks, and does not replace a file th
     fcntl = None  # type: ignore[assignment]
 
 from setr.errors import USAGE, SetrError
+from setr.files import printable
 from setr.storage import Storage, read_range
 
 Row = dict[str, Any]
@@ -207,11 +208,6 @@ def _parsed(line: bytes) -> Row | None:
         return row if row["name"] and row["status"] and row["run"] else None
     except (ValueError, LookupError, TypeError):
         return None
-
-
-def printable(name: str) -> str:
-    """A file name as text for Parquet; bytes that are no UTF-8 become `?`."""
-    return name.encode("utf-8", "replace").decode()
 
 
 def write_parquet(manifest: Manifest) -> str:

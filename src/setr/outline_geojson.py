@@ -24,6 +24,7 @@ CLASS_KEYS = ("class", "label", "class_name", "category", "name")
 WGS84 = "OGC:CRS84"
 """Reference system of a file that names none (RFC 7946, section 4)."""
 BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+"""What values of another kind than a format's raise."""
 
 
 class _Area(NamedTuple):

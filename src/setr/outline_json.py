@@ -13,7 +13,7 @@ import numpy as np
 
 from setr.class_files import names_by_id
 from setr.files import walk_images
-from setr.outline_geojson import Layers
+from setr.outline_geojson import BROKEN, Layers
 from setr.outline_index import (
     BACKGROUND,
     IGNORED,
@@ -24,9 +24,6 @@ from setr.outline_index import (
     split_of,
 )
 from setr.outlines import Part, Patch, Ring, Runs, Shape, as_counts, as_points
-
-BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
-"""What values of another kind than a format's raise."""
 
 
 def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterator[Outlined]:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from setr.batch import Outcome
 from setr.errors import SetrError
-from setr.manifest import Manifest, printable
+from setr.files import printable
+from setr.manifest import Manifest
 from setr.storage import Storage
 
 PACK_BYTES = 256 << 20

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from setr.files import write_bytes
+from setr.files import printable, write_bytes
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels
 from setr.montage import shrunk
@@ -39,7 +39,7 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
 
 def escape(text: str) -> str:
     """Text made safe inside HTML."""
-    return html.escape(text.encode("utf-8", "replace").decode())
+    return html.escape(printable(text))
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.files import IMAGE_SUFFIXES, walk_images
@@ -103,7 +103,7 @@ def _rows(listed: Path) -> Iterator[Sequence[str]]:
             yield from (row for row in words if row)
 
 
-def _open_list(path: Path):  # type: ignore[no-untyped-def]
+def _open_list(path: Path) -> TextIO:
     try:
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None)
     except OSError as error:

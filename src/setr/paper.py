@@ -16,6 +16,7 @@ Settings follow the authors' code where text and code differ; the differences ar
 - The ResNet-50 of Hybrid starts from timm's gluon_in1k, whatever its transformer starts from.
 - FCN and Semantic FPN are the configurations of mmsegmentation whose figures the paper takes. Their
   logits are resized with align_corners=False here; on Cityscapes FCN's configuration has True.
+  Their convolutions start as PyTorch's do, with Kaiming's and Xavier's distributions there.
   The authors' ImageNet-21k ResNet-101 of Table 3 was never released: give a file.
 - Table 7 says "the fine set"; train and val are taken for it, as is usual for the test server. The
   schedule of its fine-and-coarse row is not given; 100k steps are taken.

@@ -38,7 +38,7 @@ def calibration_images(
         count: at most so many images.
 
     Returns:
-        Normalised float32 arrays (1, 3, h, w).
+        Normalised float32 arrays (1, C, h, w).
 
     Raises:
         SetrError: no image of the split can be read.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 
 
 def fetch(
@@ -61,8 +61,9 @@ def fetch(
             f"{repo_id}: no such repository on the Hub, or it is private (`hf auth login`)"
         ) from None
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SetrError(f"{repo_id}: download failed ({reason:.80}); {way_out}") from None
+        raise SetrError(
+            f"{repo_id}: download failed ({first_line(error):.80}); {way_out}"
+        ) from None
 
 
 def _require_network(repo_id: str, way_out: str) -> None:

@@ -30,6 +30,7 @@ from setr.page import (
     tiles,
     write_page,
 )
+from setr.tables import by_protocol
 
 
 class Shown(NamedTuple):
@@ -59,7 +60,7 @@ def write_report(
         shown: images to show, in order.
         log: the run's `log.jsonl`, for the loss curve.
     """
-    protocols = _protocols(metrics)
+    protocols = by_protocol(metrics)
     first = next(iter(protocols.values()))
     facts = [
         (percent(figures["miou"]), f"mIoU %, {name.replace('_', ' ')}")
@@ -97,7 +98,7 @@ def write_evaluation(
         labels: class names and colours.
         gallery: what was collected of single images.
     """
-    protocols = _protocols(metrics)
+    protocols = by_protocol(metrics)
     figures = next(iter(protocols.values()))
     matrix = np.array(figures["confusion"])
     parts = [tiles(_headline(protocols)), _facts(figures)]
@@ -124,10 +125,6 @@ def write_evaluation(
         *_rows(labels, gallery.best),
     ]
     write_page(path, title, parts)
-
-
-def _protocols(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in metrics.items() if isinstance(v, dict) and "iou" in v}
 
 
 def _headline(protocols: dict[str, Any]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from setr.annotations import Georeference, to_coco, to_geojson, to_labelme
 from setr.errors import SetrError
-from setr.files import write_bytes
+from setr.files import printable, write_bytes
 from setr.images import encode_picture, encode_png
 from setr.kinds import KINDS, LOSSLESS, PICTURE_FORMATS, checked_suffix, unknown_kind
 from setr.labels import Labels
@@ -132,7 +132,7 @@ class Result:
         return to_coco(
             self.polygons(min_pixels=min_pixels),
             self.labels,
-            file_name=_text(os.path.basename(self.path)),
+            file_name=printable(os.path.basename(self.path)),
             size=self.mask.shape,
             tolerance=tolerance,
             all_run_lengths=all_run_lengths,
@@ -150,7 +150,7 @@ class Result:
         if image and not any(is_address(os.fspath(place)) for place in (self.path, folder)):
             image = os.path.relpath(self.path, folder or ".")
         polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
-        return to_labelme(polygons, self.labels, file_name=_text(image), size=self.mask.shape)
+        return to_labelme(polygons, self.labels, file_name=printable(image), size=self.mask.shape)
 
     def color(self) -> np.ndarray:
         """The mask in class colours, uint8 RGB (H, W, 3)."""
@@ -169,7 +169,7 @@ class Result:
         classes = self.labels.classes
         pixels = {name: int(counts[classes.index(name)]) for name in self.shares}
         found = {
-            "image": _text(self.path),
+            "image": printable(self.path),
             "size": list(self.mask.shape),
             "mean_confidence": float(self.confidence.mean(dtype=np.float64)),
             "shares": self.shares,
@@ -293,11 +293,6 @@ def _npz(**arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
-
-
-def _text(name: str) -> str:
-    """A file name as text that can be written; bytes that are no UTF-8 become `?`."""
-    return name.encode("utf-8", "replace").decode()
 
 
 _PICTURES: dict[str, Callable[[Result], np.ndarray]] = {

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 from setr.machine import HEAP, page_out
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
@@ -34,7 +34,7 @@ KEYS = ("format", "model", "labels", "protocol", "mean", "std", "export")
 """What a file must say about itself, each as JSON under `setr.KEY` (ONNX) or setr/KEY (OpenVINO)"""
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
-"""Normalised images float32 (B, 3, H, W) -> the outputs asked for."""
+"""Images as the file's `Form` says -> the outputs asked for."""
 
 
 class Form(NamedTuple):
@@ -118,7 +118,7 @@ class ExportedModel(nn.Module):
         return Output(torch.from_numpy(logits).to(images.device), [], size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """As `SETR.forward`: normalised images (B, 3, H, W) -> logits (B, K, H, W)."""
+        """As `SETR.forward`: normalised images (B, C, H, W) -> logits (B, K, H, W)."""
         output = self.coarse(images)
         return resize(output.logits, output.size)[..., : images.shape[-2], : images.shape[-1]]
 
@@ -168,7 +168,7 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
             path, options, providers=providers, enable_fallback=device == "auto"
         )
     except Exception as error:  # onnxruntime's own classes, one per kind of failure
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SetrError(f"{path}: not an ONNX model that can be run ({reason:.120})") from None
     if device != "auto" and session.get_providers() != [name for name, _ in providers]:
         raise SetrError(

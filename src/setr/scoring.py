@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from setr.data_yaml import DataLoader, labels_of
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
 from setr.files import list_images
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
 from setr.masks import read_mask
@@ -81,8 +81,9 @@ def _read_map(source: str, num_classes: int | None) -> Labels:
         known = ", ".join(known_datasets())
         raise SetrError(f"{path}: {error.strerror}; known maps: {known}", code=USAGE) from None
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise SetrError(f"{path}: not valid JSON or YAML ({reason})", code=USAGE) from None
+        raise SetrError(
+            f"{path}: not valid JSON or YAML ({first_line(error)})", code=USAGE
+        ) from None
     if not isinstance(values, dict):
         raise SetrError(f"{path}: expected lines such as '7: 0'", code=USAGE)
     if not values.keys() & {"classes", "names", "labels"}:

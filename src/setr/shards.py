@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
 from setr.pairing import NoSplitError
-from setr.storage import file_system, first_line
+from setr.storage import file_system
 
 INDEX = "shards.json"
 FORMAT = "setr-shards-1"

@@ -47,7 +47,7 @@ class _Images:
         self.augment = build_augmentation(config, pixels)
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images uint8 (B, H, W, 3) and masks."""
+        """Images uint8 (B, H, W, C) and masks."""
         train = self.config.train
         return training_batches(
             self.dataset,

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 from setr.files import write_bytes
 
 Identity = str | tuple[int, int]
@@ -36,7 +36,7 @@ def file_system(address: str) -> tuple[Any, str]:
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise SetrError(f"{address}: {str(error).splitlines()[0]}", code=USAGE) from None
+        raise SetrError(f"{address}: {first_line(error)}", code=USAGE) from None
     return found
 
 
@@ -80,11 +80,6 @@ def _in_full(folder: str) -> str:
         store, path = file_system(folder)
         folder = str(store.unstrip_protocol(path)).removeprefix("file://")
     return (folder if is_address(folder) else os.path.realpath(folder)).rstrip("/") + "/"
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a foreign library says, short enough for one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def read_range(address: str, start: int | None = None, stop: int | None = None) -> bytes:

@@ -18,7 +18,7 @@ def figures_table(metrics: dict[str, Any]) -> str:
         metrics: `single_scale`, `multi_scale`, … each as `evaluate` returns it; other keys are
             left out.
     """
-    protocols = {k: v for k, v in metrics.items() if isinstance(v, dict) and "iou" in v}
+    protocols = by_protocol(metrics)
     first = next(iter(protocols.values()))
     if len(protocols) == 1:
         by_class = {label: first.get(key, {}) for key, label in _BY_CLASS.items()}
@@ -51,6 +51,11 @@ def breadth(text: str) -> int:
 def filled(text: str, width: int) -> str:
     """A text with blanks behind it, so many columns wide."""
     return text + " " * (width - breadth(text))
+
+
+def by_protocol(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of what `metrics.json` holds, the figures: of each protocol, by its name."""
+    return {k: v for k, v in metrics.items() if isinstance(v, dict) and "iou" in v}
 
 
 _BY_CLASS = {"iou": "IoU", "dice": "Dice", "accuracy": "recall", "precision": "precision"}

@@ -9,7 +9,8 @@ from typing import Any
 
 from setr.batch import Outcome, Task
 from setr.errors import FAILED, INTERRUPTED, OK
-from setr.manifest import Manifest, printable
+from setr.files import printable
+from setr.manifest import Manifest
 from setr.progress import Progress
 
 LINES = 100

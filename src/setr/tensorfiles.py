@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 
 MAX_RATIO = 20
 """A compressed archive that unpacks to more than this many times its size is refused."""
@@ -79,7 +79,7 @@ def read_tensor_file(path: Path) -> TensorFile:
     except SetrError:
         raise
     except Exception as error:
-        raise SetrError(f"{path}: broken or no weight file ({_first_line(error):.100})") from None
+        raise SetrError(f"{path}: broken or no weight file ({first_line(error):.100})") from None
     if not found.tensors:
         raise SetrError(f"{path}: holds no tensors")
     _check_tensors(found)
@@ -226,7 +226,3 @@ def _check_tensors(found: TensorFile) -> None:
 def _check_name(path: Path, name: str) -> None:
     if ".." in Path(name.replace("\\", "/")).parts or name.startswith("/"):
         raise SetrError(f"{path}: the name '{name}' leaves its folder; refused")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -68,7 +68,9 @@ class Augmentation:
 
         The crop is chosen by the mask alone; of the image only what it needs is asked for.
 
-        What lies outside the image is mean colour and ignored.
+        Where the image is smaller, the rest of the crop, below and to the right, is mean colour and
+        ignored, whatever happens to the image; so are the corners that a rotation leaves, but they
+        are flipped and distorted with it.
         """
         H, W = image.shape[:2]
         scale = base_scale(H, W, self.short_side, self.long_side) * rng.uniform(*self.scale_range)
@@ -80,11 +82,11 @@ class Augmentation:
             window = CropWindow((H, W), size, origin, self.crop_size, angle)
             rows, columns = (slice(0, H), slice(0, W)) if max(H, W) < LONGEST else window.reach
             corner = rows.start, columns.start
-            cropped = window.cut(mask[rows, columns], nearest=True, fill=IGNORE, corner=corner)
+            cropped = window.sampled(mask[rows, columns], nearest=True, fill=IGNORE, corner=corner)
             if self._fits(cropped):
                 break
         rows, columns = window.reach
-        pixels = window.cut(
+        pixels = window.sampled(
             image[rows, columns],
             nearest=False,
             fill=self.fill,
@@ -96,7 +98,7 @@ class Augmentation:
             pixels, cropped = flipped(pixels, 0), cv2.flip(cropped, 0)
         if self.photometric:
             pixels = distort(pixels, rng)
-        return np.ascontiguousarray(pixels), np.ascontiguousarray(cropped)
+        return window.padded(pixels, self.fill), window.padded(cropped, IGNORE)
 
     def _fits(self, cropped: np.ndarray) -> bool:
         counts = cv2.calcHist([cropped], [0], None, [256], [0, 256])[:IGNORE]
@@ -208,6 +210,17 @@ class CropWindow:
 
         The array is the source, or the part of it below and right of `corner` that `reach` names.
         """
+        return self.padded(self.sampled(array, nearest=nearest, fill=fill, corner=corner), fill)
+
+    def sampled(
+        self,
+        array: np.ndarray,
+        *,
+        nearest: bool,
+        fill: int | tuple[int, ...],
+        corner: tuple[int, int] = (0, 0),
+    ) -> np.ndarray:
+        """`cut` without the part outside the resized image; a turned window is whole."""
         (top, left), (height, width) = self.origin, self.size
         inside = min(height, self.resized[0] - top), min(width, self.resized[1] - left)
         y, x = corner
@@ -216,15 +229,17 @@ class CropWindow:
             matrix = self._to_source(corner) @ self._turn()
             return _warped(array, matrix, (width, height), flags, cv2.BORDER_CONSTANT, fill)
         if self.source == self.resized:
-            part = array[top - y : top - y + inside[0], left - x : left - x + inside[1]]
-        else:
-            matrix = self._to_source(corner)
-            part = _warped(array, matrix, (inside[1], inside[0]), flags, cv2.BORDER_REPLICATE, fill)
-        if inside == self.size:
-            return part
-        out = np.empty((*self.size, *array.shape[2:]), dtype=array.dtype)
+            return array[top - y : top - y + inside[0], left - x : left - x + inside[1]]
+        matrix = self._to_source(corner)
+        return _warped(array, matrix, (inside[1], inside[0]), flags, cv2.BORDER_REPLICATE, fill)
+
+    def padded(self, part: np.ndarray, fill: int | tuple[int, ...]) -> np.ndarray:
+        """What was `sampled`, contiguous, with `fill` below and right of it up to the size."""
+        if part.shape[:2] == self.size:
+            return np.ascontiguousarray(part)
+        out = np.empty((*self.size, *part.shape[2:]), dtype=part.dtype)
         out[...] = fill
-        out[: inside[0], : inside[1]] = part
+        out[: part.shape[0], : part.shape[1]] = part
         return out
 
     def _to_source(self, corner: tuple[int, int]) -> np.ndarray:

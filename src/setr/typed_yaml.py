@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 
 T = TypeVar("T")
 
@@ -33,9 +33,7 @@ def parse(kind: type[T], text: str, source: str) -> T:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SetrError(
-            f"{source}: not valid YAML ({str(error).splitlines()[0]})", code=USAGE
-        ) from None
+        raise SetrError(f"{source}: not valid YAML ({first_line(error)})", code=USAGE) from None
     found: T = _build(kind, values, source)
     return found
 

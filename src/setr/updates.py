@@ -13,7 +13,7 @@ from setr import distributed
 from setr.config import Config
 from setr.dataset import Dataset
 from setr.distributed import add_up, say, together
-from setr.errors import SetrError
+from setr.errors import SetrError, first_line
 from setr.graphed import Graphed
 from setr.loss_scale import LossScaler
 from setr.losses import count_weight, segmentation_loss
@@ -118,7 +118,7 @@ class Updates:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                say(f"warning: no CUDA graph here ({str(error).splitlines()[0]}); going on without")
+                say(f"warning: no CUDA graph here ({first_line(error)}); going on without")
                 self.graphed = None
                 self.model.zero_grad(set_to_none=True)
         normalizer = self._normalizer(masks)

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from setr.cli import parse, require_unused
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,6 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Write the averaged model and say how to test it."""
     given = parse(Arguments, arguments, "average")
-    if len(given.models) < 2:
-        raise SetrError(f"{len(given.models)} model to average; give two or more", code=USAGE)
     require_unused(given.out)
     from setr.averaging import average
     from setr.hub import save_pretrained

@@ -16,6 +16,7 @@ import tyro
 
 from setr.cli import parse, require_default, require_least, require_within
 from setr.commands.views import Flip, Scales
+from setr.config import Precision
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
 from setr.quota import cpus
@@ -104,7 +105,7 @@ class Arguments:
     """Of the Ray engine; one per GPU, or as many as the processors suffice for, if not given."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Of the forward pass."""
     max_pixels: int = MAX_PIXELS
     """Larger images are refused from their header."""
@@ -290,8 +291,8 @@ def _loading(given: Arguments) -> dict[str, Any]:
 
 def _submit(given: Arguments, items: Sequence[Item]) -> int:
     """One zip file for a test server, which refuses a submission with holes."""
+    from setr.files import printable
     from setr.inputs import read_item
-    from setr.manifest import printable
     from setr.predictor import load
     from setr.submissions import Submission, check_submission
 

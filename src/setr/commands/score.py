@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     """Print the figures; pairs that could not be read are named, exit code 1."""
     given = parse(Arguments, arguments, "score")
     require_least(given, 1, "num_classes")
-    from setr.progress import Progress
+    from setr.progress import counting
     from setr.scoring import score_folders, score_labels
 
     labels = score_labels(
@@ -53,21 +53,13 @@ def run(arguments: list[str]) -> int:
         reduce_zero_label=given.reduce_zero_label,
         label_map=given.label_map,
     )
-    progress: list[Progress] = []
-
-    def show(done: int, total: int) -> None:
-        if not progress:
-            progress.append(Progress("score", total))
-        progress[0].update(done, images=1)
-
     figures = score_folders(
         given.predictions,
         given.truth,
         labels,
         class_ids=given.class_ids,
         absent=given.absent,
-        progress=show,
+        progress=counting("score"),
     )
-    progress[0].close()
     print(json.dumps(figures) if given.json else figures_table({"figures": figures}))
     return report_failed(figures)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from setr.cli import parse, require_least, require_within
+from setr.config import Precision
 from setr.errors import OK, USAGE, SetrError
 from setr.serve.limits import LONGEST, Limits
 
@@ -36,7 +37,7 @@ class Arguments:
     """/metrics needs no key, for a Prometheus that has none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Of the forward pass."""
     batch: int = 8
     """Images of one size that run together."""

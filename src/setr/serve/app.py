@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from setr import __version__
 from setr.images import encode_png
+from setr.labels import hex_colour
 from setr.serve.answers import FORMATS, FormatName, Options, choose, encode
 from setr.serve.faults import handle_errors
 from setr.serve.gate import Gate, Keys
@@ -30,7 +31,6 @@ from setr.serve.models import (
     Attention,
     Models,
     Question,
-    hex_colour,
     num_layers,
     patch_size,
     protocol_of,

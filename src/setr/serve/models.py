@@ -17,6 +17,7 @@ import torch
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.figures import make_view
+from setr.labels import hex_colour
 from setr.passes import attempt, predict_each
 from setr.predictor import WHOLE_PIXELS, Predictor, Result, load
 from setr.protocols import Protocol
@@ -260,11 +261,6 @@ def summary(predictor: Predictor, result: Result) -> list[dict[str, Any]]:
         {"id": ids[name], "name": name, "color": hex_colour(labels.colours[ids[name]]), "share": s}
         for name, s in result.shares.items()
     ]
-
-
-def hex_colour(colour: Sequence[int]) -> str:
-    """(112, 128, 144) -> #708090."""
-    return "#" + "".join(f"{value:02x}" for value in colour)
 
 
 def _with_scores(predictor: Predictor, image: np.ndarray) -> Result:
