@@ -1,7 +1,8 @@
 """Recognise the layout of a checkpoint and bring its tensors under our names.
 
 Whole models (`official` = the authors' repository, `mmseg`, our own `setr`) come out under our full
-names, encoders (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) under timm's without prefix.
+names, encoders (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) under timm's without
+prefix.
 """
 
 from __future__ import annotations
