@@ -77,7 +77,8 @@ from setr.usage import ELSEWHERE, problem
         ),
         (
             "predict model=m source=a",
-            "model=m: options are written --NAME VALUE here; write setr predict MODEL IMAGES… -o OUT",
+            "model=m: options are written --NAME VALUE here; "
+            "write setr predict MODEL IMAGES… -o OUT",
         ),
         (
             "train data=coco8.yaml epochs=3",
