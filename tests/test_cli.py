@@ -91,6 +91,17 @@ def test_usage_errors_are_one_line(capsys, arguments, expected, tmp_path, monkey
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("named", ["photos", "photos/data.yaml"])
+def test_data_in_the_place_of_a_recipe(capsys, tmp_path, monkeypatch, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "images").mkdir(parents=True)
+    (tmp_path / "photos" / "data.yaml").write_text("train: images/train\nclasses: [a, b]\n")
+    code, _, err = run(capsys, "train", named)
+    assert code == USAGE
+    assert f"write setr train RECIPE --data.root {named}" in err
+    assert err.count("\n") == 1
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="unknown"):
         main(["train", "demoo", "--debug"])

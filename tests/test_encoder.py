@@ -313,6 +313,24 @@ def test_any_timm_vit_trains_on_a_non_square_size(name):
                            before["encoder.vit.patch_embed.proj.weight"])  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("vit_base_patch14_dinov4", "nearest: vit_base_patch14_dinov2"),
+        ("timm/vit_small_patch16_dinov3.lvd1689m", "nearest: vit_small_patch16_dinov3"),
+        ("hf-hub:timm/vit_tiny_patch16_224", "nearest: .*vit_tiny_patch16_224"),
+    ],
+)
+def test_an_unknown_encoder_is_answered_with_its_neighbours(name, near):
+    with pytest.raises(SetrError, match=near):
+        Encoder(name, taps=(1,))
+
+
+def test_pixels_that_nobody_normalised_are_refused():
+    with pytest.raises(RuntimeError):
+        tiny_vit()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
 def test_errors_name_the_fix():
     with pytest.raises(SetrError, match=r"'vit_bse' is not a timm model; nearest"):
         Encoder("vit_bse", taps=(1,))

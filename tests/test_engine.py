@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -439,10 +440,11 @@ def test_a_run_says_where_its_encoder_starts(config, capsys):
 
 
 def test_weights_trained_on_other_pixels_are_named(monkeypatch, capsys):
-    """timm's AugReg weights are of pixels from -1 to 1."""
-    monkeypatch.setattr(build, "load_encoder", lambda *_, **__: "report")
+    """timm's AugReg weights are of pixels from -1 to 1; SETR's checkpoints on top of them not."""
     half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    for given, notes in ((half, 0), ({}, 1)):
+    for given, dialect, notes in ((half, "timm", 0), ({}, "timm", 1), ({}, "mmseg", 0)):
+        report = SimpleNamespace(dialect=dialect)
+        monkeypatch.setattr(build, "load_encoder", lambda *_, report=report, **__: report)
         model = ModelConfig(name="setr_naive_nano", channels=8, pretrained="augreg_in21k", **given)
         build_model(Config(model=model), 3)
         said = capsys.readouterr().err

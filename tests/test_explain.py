@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +262,20 @@ def test_command(
     if kind == "compare":
         assert "person" in page
         assert "% right" in page
+
+
+def test_a_truth_in_colours_is_read_as_the_models_data_were(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    labels = scenes.LABELS
+    colour_map = {(0, 0, 0): 255} | {colour: i for i, colour in enumerate(labels.colours)}
+    coloured = dataclasses.replace(labels, colour_map=colour_map)
+    save_pretrained(tmp_path / "c", tiny_model(num_classes=9), ModelInfo(labels=coloured))
+    truth = labels.palette[np.asarray(Image.open("truth.png"))]
+    write_bytes(tmp_path / "truth.png", encode_png(truth))
+    model, out = str(tmp_path / "c"), str(tmp_path)
+    command = ["explain", "compare", "scene.png", model, model, "--truth", f"{out}/truth.png"]
+    assert main([*command, "-o", out]) == OK
+    assert "% right" in (tmp_path / "compare.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,10 @@ def test_colour_map_from_the_classes_own_colours():
         ({"classes": ["a"], "label_map": {0: 0.5}}, "label_map value 0.5: give a class name"),
         ({"classes": ["a"], "colours": {"a": [1, 2, 3]}}, "give a list with one colour"),
         ({"classes": ["a"], "colours": [[float("inf"), 2, 3]]}, r"colour \[inf, 2, 3\]"),
+        (
+            {"classes": ["sky", "class_1"], "colour_map": {"#000000": "class_0"}},
+            "'class_0' is not among the classes; if you have given it a name there, write that",
+        ),
         ({"classes": ["a"], "colour_map": {"#000000": "b"}}, "colour_map value 'b' is not among"),
     ],
 )

@@ -69,6 +69,22 @@ from setr.usage import ELSEWHERE, problem
         # words too many
         ("bench a b", "'b' is one word too many; write setr bench MODEL"),
         ("train demo more", "'more' is one word too many; write setr train RECIPE"),
+        ("train demo .", "'.' is one word too many; data are named by --data.root ."),
+        (
+            "export m format=onnx",
+            "format=onnx: options are written --NAME VALUE here; "
+            "write --format {onnx,openvino,torch}",
+        ),
+        (
+            "predict model=m source=a",
+            "model=m: options are written --NAME VALUE here; "
+            "write setr predict MODEL IMAGES… -o OUT",
+        ),
+        (
+            "train data=coco8.yaml epochs=3",
+            "data=coco8.yaml: options are written --NAME VALUE here; write --data.root ROOT",
+        ),
+        ("train setr_mla.py", "setr_mla.py: settings of another toolkit are not read"),
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
         (
             "train demo --data.photometric yes",

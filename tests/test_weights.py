@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -221,6 +222,67 @@ def test_registers_and_folded_class_position(tmp_path):
     expected = vit.forward_intermediates(images, indices=[0, 2], intermediates_only=True)
     for ours, theirs in zip(model.encoder(images), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", ["meta", "huggingface"])
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3_qkvb"]
+)
+def test_dinov3_under_the_names_of_meta_and_of_transformers(tmp_path, name, layout):
+    vit = source_vit(name)
+    gated = "plus" in name
+    renames = {
+        "meta": [
+            (r"gamma_(\d)", r"ls\1.gamma"),
+            ("reg_token", "storage_tokens"),
+            ("fc1_g", "w1"),
+            ("fc1_x", "w2"),
+            ("fc2", "w3" if gated else "fc2"),
+        ],
+        "huggingface": [
+            (r"^(cls_token)", r"embeddings.\1"),
+            ("^reg_token", "embeddings.register_tokens"),
+            (r"^patch_embed\.proj", "embeddings.patch_embeddings"),
+            (r"blocks\.", "layer."),
+            (r"gamma_(\d)", r"layer_scale\1.lambda1"),
+            (r"attn\.proj", "attention.o_proj"),
+            ("fc1_g", "gate_proj"),
+            ("fc1(_x)?", "up_proj"),
+            ("fc2", "down_proj"),
+        ],
+    }[layout]
+    state: dict[str, Tensor] = {}
+    for key, value in vit.state_dict().items():
+        stem = key.rpartition(".")[0]
+        if key.startswith("head") or key.endswith(("k_bias", "v_bias")):
+            continue
+        if key.endswith("q_bias"):
+            query, value_bias = value, vit.state_dict()[f"{stem}.v_bias"]
+            if layout == "meta":
+                state[f"{stem}.qkv.bias"] = torch.cat([query, torch.ones(64), value_bias])
+                state[f"{stem}.qkv.bias_mask"] = torch.zeros(192)
+            else:
+                block = stem.replace("blocks", "layer").replace("attn", "attention")
+                state |= {f"{block}.q_proj.bias": query, f"{block}.v_proj.bias": value_bias}
+            continue
+        if layout == "huggingface" and key.endswith("qkv.weight"):
+            block = stem.removesuffix(".qkv").replace("blocks", "layer")
+            for part, weight in zip("qkv", value.chunk(3), strict=True):
+                part_name = f"{block.replace('attn', 'attention')}.{part}_proj.weight"
+                state[part_name] = weight.clone()
+            continue
+        for ours, theirs in renames:
+            key = re.sub(ours, theirs, key)
+        state[key] = value
+    state["mask_token" if layout == "meta" else "embeddings.mask_token"] = torch.zeros(1, 64)
+    path = tmp_path / "dinov3.pth"
+    torch.save(state, path)
+    model = build(name)
+    report = load_weights(model, path)
+    assert report.dialect == "dinov3"
+    assert report.encoder_share == 1
+    assert not [n for n in report.unexpected if "norm." not in n]
+    assert_same_maps(model, vit)
 
 
 def test_real_dinov2_file(shared):

@@ -61,8 +61,9 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         if source:
             report = load_encoder(model, source, resnet=resnet)
             say(f"encoder: weights of {source}: {report}")
-    if settings.pretrained and not Path(settings.pretrained).is_dir():  # a run has its own
-        _compare_normalisation(model, settings)
+            own = Path(source).is_dir() or report.dialect in ("official", "mmseg")
+            if not resnet and not own:  # a run has its own; SETR was trained with ImageNet's
+                _compare_normalisation(model, settings)
     if settings.lora_rank:
         add_lora(model, settings.lora_rank)
     else:

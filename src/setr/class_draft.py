@@ -126,7 +126,10 @@ def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
     lines = (
         []
         if set(colours) <= set(names)
-        else ["# name the classes; colours to leave out go to 'ignore' (and out of classes)"]
+        else [
+            "# name the classes, here and in colour_map; "
+            "colours to leave out go to 'ignore' (and out of classes)"
+        ]
     )
     lines.append("classes:")
     lines += [f"  {naming[c]}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in order]

@@ -1,7 +1,8 @@
 """Recognise the layout of a checkpoint and bring its tensors under our names.
 
 Whole models (`official` = the authors' repository, `mmseg`, our own `setr`) come out under our full
-names, encoders (`google`, `timm`, `deit`, `huggingface`, `resnet`) under timm's without prefix.
+names, encoders (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) under timm's without
+prefix.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from setr.encoder_layouts import google, huggingface, resnet, timm
+from setr.encoder_layouts import dinov3, google, huggingface, resnet, timm
 from setr.errors import SetrError
 from setr.naming import Tensors, Translation
 from setr.setr_layouts import mmseg, official
@@ -33,7 +34,7 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     raise SetrError(
         f"{source}: no known layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "readable are SETR models of this toolkit, the authors and mmsegmentation, and encoders "
-        "from Google, timm, DeiT, Hugging Face ViT/DINOv2 and torchvision ResNets"
+        "from Google, timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and torchvision ResNets"
     )
 
 
@@ -46,6 +47,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"backbone\.layers\.\d+\.attn\.attn\.", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
     (r"(.*/)?Transformer/encoderblock_0/", google),
+    (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),
     (r"(.*\.)?(encoder\.layer|layers)\.0\.(attention|layernorm_before)\.", huggingface),
     (r"((backbone|model|vit)\.)?blocks\.0\.", timm),
     (r"layer1\.0\.conv1\.", resnet),

@@ -26,7 +26,8 @@ _WIDTH = 240  # of a thumbnail in pixels, at most
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1080px;padding:0 1em;color:#222}
 h1{font-size:1.5em}h2{font-size:1.2em;margin-top:2em;border-bottom:1px solid #ccc}
-table{border-collapse:collapse;margin-bottom:1em}td,th{padding:2px 10px;text-align:right}
+table{border-collapse:collapse;margin-bottom:1em;display:block;overflow-x:auto}
+td,th{padding:2px 10px;text-align:right}
 td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f6f6f6}
 .swatch{display:inline-block;width:.9em;height:.9em;margin-right:.5em;border:1px solid #888}
 .bar{display:inline-block;height:.8em;background:#3b6ea8;vertical-align:middle}

@@ -9,6 +9,7 @@ Shapes: B batch, H x W image, p patch size, C embedding width, h = ceil(H/p), w 
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any, Literal
 
@@ -217,7 +218,9 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
     from setr._timm import timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0].split('_patch')[0]}*")[:3]
+        bare = re.split("[/:]", name)[-1].split(".")[0]  # of a name on the Hub, too
+        near = timm.list_models(f"*{bare}*")[:3]
+        near = near or difflib.get_close_matches(bare, timm.list_models(), 3)
         raise SetrError(
             f"encoder '{name}' is not a timm model; nearest: {', '.join(near) or 'none'} "
             "(`setr models --encoders` lists all)",
@@ -250,7 +253,8 @@ class _ExactConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         with no_autocast(x.device):
-            return super().forward(x.to(self.weight.dtype))
+            # whole numbers are pixels that nobody normalised, and refused as by any convolution
+            return super().forward(x.to(self.weight.dtype) if x.is_floating_point() else x)
 
 
 def _embed_exactly(embed: Any) -> None:

@@ -1,4 +1,4 @@
-"""Names of encoder checkpoints: timm with DeiT and DINOv2, Hugging Face, Google .npz, ResNets.
+"""Names of encoder checkpoints: timm, DeiT, DINOv2 and 3, Hugging Face, Google .npz, ResNets.
 
 All come out under timm's names without prefix.
 """
@@ -58,6 +58,50 @@ def huggingface(tensors: Tensors) -> Translation:
     ]
     renamed, unexpected = rename(bare, rules)
     return Translation("huggingface", _join_qkv(renamed), whole=False, unexpected=unexpected)
+
+
+def dinov3(tensors: Tensors) -> Translation:
+    """Meta's DINOv3 under its own names or those of transformers, which differ by block only."""
+    start = (
+        r"^.*?(?=embeddings\.|layer\.\d|blocks\.\d|cls_token|storage_tokens|patch_embed\.|norm\.)"
+    )
+    unused = r"mask_token|\.bias_mask$|rope_embed"  # for pretraining, fixed, computed
+    bare = {
+        re.sub(start, "", name, count=1): value
+        for name, value in tensors.items()
+        if not re.search(unused, name)
+    }
+    block = r"(?:layer|blocks)\.(\d+)\."
+    names = {"q": "query", "k": "key", "v": "value"}
+    gated = any(re.search(r"\.mlp\.(w1|gate_proj)\.", name) for name in bare)
+    up = "fc1_x" if gated else "fc1"
+    rules: list[Rule] = [
+        (r"(?:embeddings\.)?cls_token", "cls_token"),
+        (r"storage_tokens|embeddings\.register_tokens", "reg_token"),
+        (
+            r"(?:patch_embed\.proj|embeddings\.patch_embeddings)\.(weight|bias)",
+            r"patch_embed.proj.\1",
+        ),
+        (block + r"(?:ls|layer_scale)([12])\.(?:gamma|lambda1)", r"blocks.\1.gamma_\2"),
+        (block + r"(norm[12])\.(.+)", r"blocks.\1.\2.\3"),
+        (block + r"(attn\.qkv\..+)", r"blocks.\1.\2"),
+        (
+            block + r"attention\.([qkv])_proj\.weight",
+            lambda m: f"blocks.{m[1]}.attn.{names[m[2]]}.weight",
+        ),
+        (block + r"attention\.([qv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
+        (block + r"(?:attn\.proj|attention\.o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
+        (block + r"mlp\.(?:w1|gate_proj)\.(.+)", r"blocks.\1.mlp.fc1_g.\2"),
+        (block + r"mlp\.(?:fc1|w2|up_proj)\.(.+)", rf"blocks.\1.mlp.{up}.\2"),
+        (block + r"mlp\.(?:fc2|w3|down_proj)\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+        (r"norm\.(.+)", r"norm.\1"),
+    ]
+    renamed, unexpected = rename(bare, rules)
+    for name in [name for name in renamed if name.endswith(".attn.qkv.bias")]:
+        query, _, value = renamed.pop(name).chunk(3)  # the key's bias is masked
+        stem = name.removesuffix("qkv.bias")
+        renamed |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+    return Translation("dinov3", _join_qkv(renamed), whole=False, unexpected=unexpected)
 
 
 def google(tensors: Tensors) -> Translation:

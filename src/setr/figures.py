@@ -209,7 +209,7 @@ def compare_figure(
         b: second model, with the same classes.
         names: of the models.
         path: image file.
-        truth: label image with raw ids, if there is one.
+        truth: label image as the models' data have it, in ids or colours, if there is one.
 
     Raises:
         SetrError: other classes, or a truth of another size.
@@ -231,7 +231,7 @@ def compare_figure(
     ]
     seen = np.union1d(ours.mask, theirs.mask)
     if truth:
-        real = labels.to_train_ids(read_mask(truth))
+        real = labels.to_train_ids(read_mask(truth, rgb=labels.colour_map is not None))
         if real.shape != ours.mask.shape:
             raise SetrError(f"{truth}: is not of the image's size")
         row: list[Panel] = [(labels.palette[real], "truth")]

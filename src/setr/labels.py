@@ -11,6 +11,7 @@ from __future__ import annotations
 import colorsys
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -239,6 +240,8 @@ def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
         if value not in classes:
             near = difflib.get_close_matches(value, classes, 1)
             hint = f"; did you mean '{near[0]}'?" if near else "; use a class name or 'ignore'"
+            if re.fullmatch(r"class_\d+", value):  # of a draft
+                hint = "; if you have given it a name there, write that name here, too"
             raise SetrError(f"{key} value {value!r} is not among the classes{hint}")
         return list(classes).index(value)
     if type(value) is not int:

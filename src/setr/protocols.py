@@ -62,7 +62,7 @@ class Protocol:
         ):
             raise SetrError(
                 f"stride {self.stride}: must be between 1 and the window {self.window}, or pixels "
-                "would be left out",
+                "would be left out; give the stride with the window",
                 code=USAGE,
             )
         for name in ("stride", "fill_window", "blend"):

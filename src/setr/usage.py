@@ -181,15 +181,33 @@ class _Walk:
         if len(self.free) > len(places) and not endless:
             word, known = self.free[len(places)]
             fix = f"write {usage(self.table, self.verb)}"
-            return known or f"'{word}' is one word too many; {fix}"
+            if any(option.dotted == "data.root" for option in self.table) and Path(word).exists():
+                fix = f"data are named by --data.root {word}"
+            return known or self._assigned() or f"'{word}' is one word too many; {fix}"
         missing = [o.placeholder for o in places[len(self.free) :] if o.required]
         missing += [o.flags[-1] for o in self.table
                     if o.flags and o.required and o.dotted not in given]  # fmt: skip
         if missing:
+            if assigned := self._assigned():
+                return assigned
             *first, last = missing
             listed = f"{', '.join(first)} and {last} are" if first else f"{last} is"
             return f"{listed} missing; write {usage(self.table, self.verb)}"
         return None
+
+    def _assigned(self) -> str | None:
+        """The first word that is `name=value`, as another toolkit writes options."""
+        return next(filter(None, (assigned(w, self.table, self.verb) for w, _ in self.free)), None)
+
+
+def assigned(word: str, table: list[Option], verb: str) -> str | None:
+    """How the option in `name=value` is written here; None of any other word."""
+    found = re.match(r"([a-z][\w.-]*)=", word)
+    if not found:
+        return None
+    meant = _meant(_plain(found[1]), table)
+    fix = f"write {meant[0].usage}" if meant and meant[0].flags else f"write {usage(table, verb)}"
+    return f"{word}: options are written --NAME VALUE here; {fix}"
 
 
 def usage(table: list[Option], verb: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ import tyro
 from setr.cli import parse
 from setr.config import Config
 from setr.errors import OK, USAGE, SetrError
+from setr.options import options_of
 from setr.recipes import recipe
 from setr.tables import figures_table
+from setr.usage import assigned
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,34 @@ def _shape_of_data(config: Config) -> tuple[int, int]:
 def _named_config(name: str) -> Config:
     """Settings by recipe name, YAML file or run folder."""
     path = Path(name)
+    if _is_data(path):
+        raise SetrError(
+            f"{name}: holds data, no run and no settings; write setr train RECIPE --data.root "
+            f"{name}, such as the recipe finetune",
+            code=USAGE,
+        )
     if path.is_dir():
         return dataclasses.replace(Config.load(path / "config.yaml"), out=name)
+    if written := assigned(name, options_of(Arguments), "train RECIPE"):
+        raise SetrError(written, code=USAGE)
     if path.suffix in (".yaml", ".yml"):
         return Config.load(path)
+    if path.suffix == ".py":
+        raise SetrError(
+            f"{name}: settings of another toolkit are not read; `setr recipes` lists those of "
+            "this one, and `setr convert` takes a checkpoint without its settings",
+            code=USAGE,
+        )
     return recipe(name)
+
+
+def _is_data(path: Path) -> bool:
+    """A folder that holds no run, but images or a data.yaml; or a YAML file of a data set."""
+    if path.is_dir():
+        folders = ("images", "train", "data.yaml")
+        return not (path / "config.yaml").exists() and any((path / n).exists() for n in folders)
+    try:
+        text = path.read_text(encoding="utf-8") if path.suffix in (".yaml", ".yml") else ""
+    except (OSError, UnicodeDecodeError):
+        return False
+    return bool(re.search(r"^(classes|names|labels|label_map)\s*:", text, re.MULTILINE))
