@@ -221,6 +221,21 @@ def test_resume_refuses_other_data_or_classes(config):
         train(other, resume=True)
 
 
+@pytest.mark.parametrize(("freeze", "features"), [(0, "none"), (-1, "once")])
+def test_a_run_continues_without_the_weights_it_began_with(
+    tmp_path, config, freeze, features, monkeypatch
+):
+    train(config)
+    first = Path(config.out)
+    model = dataclasses.replace(config.model, pretrained=str(first), freeze=freeze)
+    second = with_train(dataclasses.replace(config, model=model), cache_features=features)
+    second = dataclasses.replace(second, out=str(tmp_path / "second"))
+    train(second)
+    first.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr("setr.features._compute", lambda *_: pytest.fail("features are known"))
+    assert train(with_train(second, steps=5), resume=True)["steps"] == 5
+
+
 def test_resume_without_a_state_is_refused(config):
     with pytest.raises(SetrError, match="no training state to resume from"):
         train(config, resume=True)

@@ -25,6 +25,7 @@ from setr.build import (
     build_weights,
     checked_pixels,
     with_workers,
+    without_weights,
 )
 from setr.config import Config
 from setr.dataset import Dataset
@@ -128,15 +129,25 @@ class _Run:
         self.best = Best(config, folder, self.val, info, self.device)
         if not folder.state:
             announce(config)
-        self.model = build_model(config, num_classes).to(self.device)
+        built = without_weights(config) if folder.state else config  # the state holds all of them
+        self.model = build_model(built, num_classes).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.pixels = pixels
-        self.source = open_source(config, self.dataset, self.model, self.dtype, pixels, share)
         self.telemetry = Telemetry(config, num_classes, self.device, self.dtype)
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
+        self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested` is a step, too
+        if folder.state:
+            restore(folder.state, self.model, self.optimizer, self.ema)
+            self.step = folder.state.step
+            self.tested = folder.state.values.get("tested", self.step)
+            self.seconds = folder.state.values["seconds"]
+            self.best.restore(folder.state.values)
+            self.scaler.restore(folder.state.values.get("scaler", {}))
+            say(f"continuing after step {self.step}")
+        self.source = open_source(config, self.dataset, self.model, self.dtype, pixels, share)
         self.updates = Updates(
             config,
             self.parallel,
@@ -148,15 +159,6 @@ class _Run:
             weight=build_weights(config, self.dataset.labels, pixels, self.device),
             dtype=self.dtype,
         )
-        self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested` is a step, too
-        if folder.state:
-            restore(folder.state, self.model, self.optimizer, self.ema)
-            self.step = folder.state.step
-            self.tested = folder.state.values.get("tested", self.step)
-            self.seconds = folder.state.values["seconds"]
-            self.best.restore(folder.state.values)
-            self.scaler.restore(folder.state.values.get("scaler", {}))
-            say(f"continuing after step {self.step}")
         folder.open(written)
 
     def loop(self) -> None:
