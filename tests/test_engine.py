@@ -236,6 +236,30 @@ def test_a_run_continues_without_the_weights_it_began_with(
     assert train(with_train(second, steps=5), resume=True)["steps"] == 5
 
 
+def test_the_figures_are_of_the_model_in_the_folder_after_a_crash(config, monkeypatch):
+    """The run continues otherwise than it went before, and never scores so well again."""
+    evaluate, scores = best.evaluate_split, iter((0.2, 0.5, 0.3))
+    monkeypatch.setattr(
+        best, "evaluate_split", lambda *a, **o: {**evaluate(*a, **o), "miou": next(scores)}
+    )
+    config = with_train(config, steps=3, eval_every=1, save_every=1000)
+    crashing = engine._Run.train_step
+
+    def crash(self, images, masks):
+        if self.step == 2:
+            raise SetrError("loss is nan")
+        return crashing(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", crash)
+    with pytest.raises(SetrError, match="nan"):
+        train(config)
+    monkeypatch.setattr(engine._Run, "train_step", crashing)
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.001))
+    assert train(other, resume=True)["single_scale"]["miou"] == 0.5
+    kept = json.loads(Path(config.out, "config.json").read_text())["metrics"]
+    assert kept == {"val mIoU": 0.5, "step": 2}
+
+
 def test_resume_without_a_state_is_refused(config):
     with pytest.raises(SetrError, match="no training state to resume from"):
         train(config, resume=True)

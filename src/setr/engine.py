@@ -194,7 +194,8 @@ class _Run:
                 if logged or tested:
                     ended = self.best.why_ended() or self.folder.ended()
                 saved = True
-                if last or ended or stop or self.step % config.save_every == 0:
+                better = tested and not self.best.stale  # a state before knows other figures
+                if last or ended or stop or better or self.step % config.save_every == 0:
                     saved = self._save()
                 if stop:
                     raise together(SetrError(self._stopped(saved), code=INTERRUPTED))
