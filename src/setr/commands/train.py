@@ -121,7 +121,28 @@ def _named_config(name: str) -> Config:
     """Settings by recipe name, YAML file or run folder."""
     path = Path(name)
     if path.is_dir():
+        if not (path / "config.yaml").is_file():
+            raise SetrError(f"{name}: holds no run; {_train_on(name)}", code=USAGE)
         return dataclasses.replace(Config.load(path / "config.yaml"), out=name)
     if path.suffix in (".yaml", ".yml"):
-        return Config.load(path)
+        try:
+            return Config.load(path)
+        except SetrError as error:
+            if not _describes_data(path):
+                raise
+            problem = f"{name}: describes data, not a training; {_train_on(name)}"
+            raise SetrError(problem, code=error.code) from None
     return recipe(name)
+
+
+def _train_on(data: str) -> str:
+    return f"to train on this data: setr train finetune --data.root {data}"
+
+
+def _describes_data(path: Path) -> bool:
+    from setr.data_yaml import read_description
+
+    try:
+        return bool(read_description(path))
+    except SetrError:
+        return False
