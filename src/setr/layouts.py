@@ -138,7 +138,10 @@ def _ade20k(root: Path, split: str, wanted: str) -> Found | None:
 
 
 def _pascal_context(root: Path, split: str, wanted: str) -> Found | None:
-    """VOC 2010 images with index PNGs, or with the released MATLAB labels."""
+    """VOC 2010 images with index PNGs, or with the released MATLAB labels.
+
+    Beside these no lists were released: their splits are those of VOC 2010's main task.
+    """
     voc = below(root, "VOCdevkit/VOC2010", "VOC2010")
     folders = [p for base in (voc, root) for p in sorted(base.glob("trainval*")) if p.is_dir()]
     mats = next((p for p in folders if next(p.glob("*.mat"), None)), None)
@@ -146,6 +149,8 @@ def _pascal_context(root: Path, split: str, wanted: str) -> Found | None:
     if not has_png and (mats is None or not (voc / "JPEGImages").is_dir()):
         return None
     listed = voc / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+    if not listed.is_file() and mats:
+        listed = voc / "ImageSets" / "Main" / f"{split}.txt"
     if not listed.is_file():
         return None
     names = listed_names(listed)
@@ -164,6 +169,12 @@ def _voc(root: Path, split: str, wanted: str) -> Found | None:
         return None
     if (voc / COLOUR_FILE).is_file():  # CVAT's classes in VOC's folders
         return None
+    if wanted.startswith("pascal_context"):
+        raise data_error(
+            f"{voc}: holds VOC's masks but not Pascal Context's: looked for "
+            f"SegmentationClassContext with ImageSets/SegmentationContext/{split}.txt, and for "
+            f"trainval/*.mat here and in {root}"
+        )
     names = listed_names(listed, lambda name: (voc / "JPEGImages" / f"{name}.jpg").is_file())
     return pair_names(voc, names, "SegmentationClass", "voc")
 
