@@ -14,52 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from setr.elsewhere import ELSEWHERE
 from setr.options import Option, options_of
 
-ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "amp": ("precision",),
-    "augment": ("multi-scale", "scales"),
-    "backbone": ("encoder",),
-    "batch": ("batch-size", "batch", "batches"),
-    "batch-size": ("batch-size", "batch", "batches"),
-    "bf16": ("precision",),
-    "checkpoint": ("pretrained", "model", "models", "source"),
-    "conf": ("min-confidence",),
-    "conf-thres": ("min-confidence",),
-    "crop": ("crop-size",),
-    "data": ("data", "root"),
-    "data-dir": ("data", "root"),
-    "dataset": ("data", "root"),
-    "early-stopping-patience": ("patience",),
-    "epochs": ("epochs", "steps"),
-    "fp16": ("precision",),
-    "half": ("precision",),
-    "img-size": ("crop-size", "img-size", "size"),
-    "imgsz": ("crop-size", "img-size", "size"),
-    "input": ("images", "image", "source"),
-    "iters": ("steps",),
-    "learning-rate": ("lr",),
-    "lr0": ("lr",),
-    "max-epochs": ("epochs", "steps"),
-    "max-iters": ("steps",),
-    "max-steps": ("steps",),
-    "model": ("model", "models", "model.name"),
-    "num-train-epochs": ("epochs", "steps"),
-    "num-workers": ("workers",),
-    "optimizer": ("optim.name",),
-    "output": ("output", "out"),
-    "output-dir": ("out",),
-    "project": ("out",),
-    "source": ("source", "images", "image"),
-    "threshold": ("min-confidence",),
-    "tta": ("multi-scale", "scales"),
-    "val": ("val-split", "split"),
-    "warmup": ("warmup-steps",),
-    "wd": ("weight-decay",),
-    "weights": ("pretrained", "model", "models", "source"),
-    "work-dir": ("out",),
-}
-"""What options of other toolkits are called here: the first of the names that the verb has."""
 _NEAR = 0.8  # likeness of a slip of the keys; at 0.7 other words pass for one
 _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("whole number", int),
