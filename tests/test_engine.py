@@ -207,6 +207,15 @@ def test_an_empty_folder_is_free_and_others_are_named(config):
         RunFolder(out)
 
 
+def test_resume_refuses_fewer_steps_than_it_has(config):
+    train(config)
+    before = Path(config.out, "config.yaml").read_bytes()
+    with pytest.raises(SetrError, match=r"train\.steps 3: .* has 4 already; give at") as caught:
+        train(with_train(config, steps=3), resume=True)
+    assert caught.value.code == USAGE
+    assert Path(config.out, "config.yaml").read_bytes() == before
+
+
 def test_resume_refuses_another_model(config):
     train(config)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=8))

@@ -30,7 +30,7 @@ from setr.build import (
 from setr.config import Config
 from setr.dataset import Dataset
 from setr.distributed import say, together
-from setr.errors import INTERRUPTED, SetrError
+from setr.errors import INTERRUPTED, USAGE, SetrError
 from setr.estimate import explained, settled
 from setr.facts import data_record, require_same_run, run_facts
 from setr.files import write_json
@@ -121,6 +121,10 @@ class _Run:
         distributed.require_equal(self.facts)
         if before:
             require_same_run(folder.out, before, self.facts)
+        done, steps = folder.state.step if folder.state else 0, config.train.steps
+        if done > steps:
+            problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
+            raise together(SetrError(problem, code=USAGE))
         pixels = distributed.on_first(lambda: checked_pixels(config, self.dataset, self.val))
         torch.manual_seed(config.train.seed)
         self.dtype = autocast_dtype(config.train.precision, self.device)
