@@ -396,6 +396,36 @@ def test_a_signal_in_the_last_test_leaves_a_run_to_continue(tmp_path, monkeypatc
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_signal_in_a_test_between_steps_saves_and_the_test_is_done_again(
+    tmp_path, monkeypatch, before
+):
+    """Not after all images of the split; a signal before it ends the run without it."""
+    whole = train(tiny_config(tmp_path / "whole", ema=0.5, eval_every=2))
+    config = tiny_config(tmp_path / "run", ema=0.5, eval_every=2)
+    original = best.evaluate_split
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(best, "evaluate_split", interrupted)
+        if before:
+            stop_after(patch, 2)
+        with pytest.raises(SetrError, match="stopped after step 2; continue") as caught:
+            train(config)
+    assert caught.value.code == INTERRUPTED
+    assert best.evaluate_split is original
+    metrics = train(config, resume=True)
+    assert metrics["single_scale"]["iou"] == whole["single_scale"]["iou"]
+    lines = [Path(tmp_path, name, "log.jsonl").read_text() for name in ("whole", "run")]
+    tests = [[json.loads(x)["step"] for x in y.splitlines() if '"val"' in x] for y in lines]
+    assert tests == [[2, 4], [2, 4]]
+    states = [final_state(tmp_path / name) for name in ("whole", "run")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_an_interruption_in_the_last_step_ends_before_the_test(tmp_path, monkeypatch):
     config = tiny_config(tmp_path / "run")
     stop_after(monkeypatch, config.train.steps)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from setr import distributed
-from setr.best import Best
+from setr.best import Best, Guard
 from setr.build import (
     announce,
     build_info,
@@ -34,7 +34,7 @@ from setr.errors import INTERRUPTED, USAGE, SetrError
 from setr.estimate import explained, settled
 from setr.facts import data_record, require_same_run, run_facts
 from setr.files import write_json
-from setr.interrupt import Interrupt, ending_with
+from setr.interrupt import Interrupt, Stopped, ending_with
 from setr.loss_scale import LossScaler
 from setr.normalisation import with_normalisation
 from setr.optim import MovingAverage, build_optimizer
@@ -174,6 +174,8 @@ class _Run:
             self.model, config.profile, self.folder.out, remaining=config.steps - self.step
         )
         with Interrupt() as interrupt, profile:
+            if self._test_is_due() and self.tested < self.step:  # the run was stopped in it
+                self._test(interrupt, progress)
             ended = self.best.why_ended()
             while self.step < config.steps and not ended:
                 waiting = time.monotonic()
@@ -191,10 +193,9 @@ class _Run:
                 if logged:
                     rates = self.telemetry.figures(progress.rates())
                     self.folder.log({"step": self.step, **parts, **rates})
-                tested = config.eval_every and self.step % config.eval_every == 0 and not last
+                tested = self._test_is_due()
                 if tested:
-                    with progress.paused(), self._ended_by(interrupt, save=False):
-                        self._validate()
+                    self._test(interrupt, progress)
                 if logged or tested:
                     ended = self.best.why_ended() or self.folder.ended()
                 saved = True
@@ -206,6 +207,21 @@ class _Run:
         progress.close()
         if self.step < config.steps:
             say(f"ended after step {self.step} of {config.steps}: {ended}")
+
+    def _test_is_due(self) -> bool:
+        """Whether the weights are tested between this step and the next."""
+        every, steps = self.config.train.eval_every, self.config.train.steps
+        return every > 0 and self.step % every == 0 and 0 < self.step < steps
+
+    def _test(self, interrupt: Interrupt, progress: Progress) -> None:
+        """Test the weights between two steps; a signal ends this at once in a single process."""
+        alone = distributed.world() == 1
+        at_once = interrupt.at_once if alone else contextlib.nullcontext
+        try:
+            with progress.paused(), self._ended_by(interrupt, save=alone):
+                self._validate(at_once)
+        except Stopped:
+            raise SetrError(self._stopped(self._save()), code=INTERRUPTED) from None
 
     def _stopped(self, saved: bool = True) -> str:
         how = f"`setr train {self.folder.out} --resume`"
@@ -258,11 +274,11 @@ class _Run:
         self.folder.attempt("figures", lambda: write_json(path, metrics))
         return metrics
 
-    def _validate(self) -> None:
-        """Test the weights, averaged if they are."""
+    def _validate(self, guard: Guard = contextlib.nullcontext) -> None:
+        """Test the weights, averaged if they are; see `Best.test`."""
         self.updates.release()
         with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
-            self.best.test(self.parallel, self.step)
+            self.best.test(self.parallel, self.step, guard)
         self.tested = self.step
 
     def _save(self) -> bool:
