@@ -77,12 +77,18 @@ def test_every_verb_has_help(verb, capsys):
         (["train", "demo", "--train.aux-weight", "-1"], "--train.aux-weight -1.0: give 0 or more"),
         (["train", "demo", "--data.root", "nowhere"], "nowhere: no such file or folder"),
         (["train", "nowhere.yaml"], "no such config file"),
+        (["train", "photos"], "photos: holds no run; to train on this data: setr train finetune"),
+        (["train", "photos/data.yaml"], "data, not a training; to train on this data: setr train"),
+        (["train", "photos/typo.yaml"], "unknown key 'optin'; did you mean 'optim'?"),
         (["models", "nothing*"], "no model matches"),
         (["predict", "nowhere", "nothing.png"], "-o is missing"),
     ],
 )
 def test_usage_errors_are_one_line(capsys, arguments, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # away from a runs/demo that somebody made
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "data.yaml").write_text("path: .\ntrain: images/train\n")
+    (tmp_path / "photos" / "typo.yaml").write_text("optin: {lr: 0.1}\n")
     code, out, err = run(capsys, *arguments)
     assert code == USAGE
     assert out == ""

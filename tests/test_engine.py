@@ -208,6 +208,15 @@ def test_an_empty_folder_is_free_and_others_are_named(config):
         RunFolder(out)
 
 
+def test_resume_refuses_fewer_steps_than_it_has(config):
+    train(config)
+    before = Path(config.out, "config.yaml").read_bytes()
+    with pytest.raises(SetrError, match=r"train\.steps 3: .* has 4 already; give at") as caught:
+        train(with_train(config, steps=3), resume=True)
+    assert caught.value.code == USAGE
+    assert Path(config.out, "config.yaml").read_bytes() == before
+
+
 def test_resume_refuses_another_model(config):
     train(config)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=8))
@@ -220,6 +229,45 @@ def test_resume_refuses_other_data_or_classes(config):
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, root="scenes:13"))
     with pytest.raises(SetrError, match=r"other data or classes: data\.train\.pairs 13, not 12"):
         train(other, resume=True)
+
+
+@pytest.mark.parametrize(("freeze", "features"), [(0, "none"), (-1, "once")])
+def test_a_run_continues_without_the_weights_it_began_with(
+    tmp_path, config, freeze, features, monkeypatch
+):
+    train(config)
+    first = Path(config.out)
+    model = dataclasses.replace(config.model, pretrained=str(first), freeze=freeze)
+    second = with_train(dataclasses.replace(config, model=model), cache_features=features)
+    second = dataclasses.replace(second, out=str(tmp_path / "second"))
+    train(second)
+    first.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr("setr.features._compute", lambda *_: pytest.fail("features are known"))
+    assert train(with_train(second, steps=5), resume=True)["steps"] == 5
+
+
+def test_the_figures_are_of_the_model_in_the_folder_after_a_crash(config, monkeypatch):
+    """The run continues otherwise than it went before, and never scores so well again."""
+    evaluate, scores = best.evaluate_split, iter((0.2, 0.5, 0.3))
+    monkeypatch.setattr(
+        best, "evaluate_split", lambda *a, **o: {**evaluate(*a, **o), "miou": next(scores)}
+    )
+    config = with_train(config, steps=3, eval_every=1, save_every=1000)
+    crashing = engine._Run.train_step
+
+    def crash(self, images, masks):
+        if self.step == 2:
+            raise SetrError("loss is nan")
+        return crashing(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", crash)
+    with pytest.raises(SetrError, match="nan"):
+        train(config)
+    monkeypatch.setattr(engine._Run, "train_step", crashing)
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.001))
+    assert train(other, resume=True)["single_scale"]["miou"] == 0.5
+    kept = json.loads(Path(config.out, "config.json").read_text())["metrics"]
+    assert kept == {"val mIoU": 0.5, "step": 2}
 
 
 def test_resume_without_a_state_is_refused(config):
@@ -345,6 +393,36 @@ def test_a_signal_in_the_last_test_leaves_a_run_to_continue(tmp_path, monkeypatc
     monkeypatch.setattr(best, "evaluate_split", original)
     metrics = train(config, resume=True)
     assert metrics["single_scale"]["iou"] == whole["single_scale"]["iou"]
+    states = [final_state(tmp_path / name) for name in ("whole", "run")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_signal_in_a_test_between_steps_saves_and_the_test_is_done_again(
+    tmp_path, monkeypatch, before
+):
+    """Not after all images of the split; a signal before it ends the run without it."""
+    whole = train(tiny_config(tmp_path / "whole", ema=0.5, eval_every=2))
+    config = tiny_config(tmp_path / "run", ema=0.5, eval_every=2)
+    original = best.evaluate_split
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(best, "evaluate_split", interrupted)
+        if before:
+            stop_after(patch, 2)
+        with pytest.raises(SetrError, match="stopped after step 2; continue") as caught:
+            train(config)
+    assert caught.value.code == INTERRUPTED
+    assert best.evaluate_split is original
+    metrics = train(config, resume=True)
+    assert metrics["single_scale"]["iou"] == whole["single_scale"]["iou"]
+    lines = [Path(tmp_path, name, "log.jsonl").read_text() for name in ("whole", "run")]
+    tests = [[json.loads(x)["step"] for x in y.splitlines() if '"val"' in x] for y in lines]
+    assert tests == [[2, 4], [2, 4]]
     states = [final_state(tmp_path / name) for name in ("whole", "run")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

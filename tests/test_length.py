@@ -61,13 +61,14 @@ def test_a_run_that_lost_patience_is_finished(tmp_path, scores, capsys):
 
 
 def test_a_resumed_run_loses_patience_at_the_same_step(tmp_path, scores, monkeypatch):
-    config = impatient(tmp_path / "run")
+    config = impatient(tmp_path / "run", patience=3)
+    scores.append(0.1)
     with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(SetrError, match="stopped after step 3"):
+        stop_after(patch, 4)
+        with pytest.raises(SetrError, match="stopped after step 4"):
             train(config)
-    assert scores == [0.4]
-    assert train(config, resume=True)["steps"] == 4
+    assert scores == [0.4, 0.1]  # the test of step 4 is left to the run that continues
+    assert train(config, resume=True)["steps"] == 5
 
 
 def test_patience_counts_from_the_last_better_test(tmp_path, scores):

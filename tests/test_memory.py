@@ -142,6 +142,13 @@ def test_flops_count_forward_and_backward_once():
     assert flops_per_image(cached, 5) < flops_per_image(frozen, 5)
 
 
+def test_an_estimate_opens_no_weights():
+    files = {"pretrained": "a.pt", "pretrained_resnet": "b.pt"}
+    model = ModelConfig(name="hybrid_base", img_size=64, **files)
+    config = dataclasses.replace(nano(), model=model)
+    assert flops_per_image(config, 5) > 0
+
+
 def test_the_largest_batch_fits_and_the_next_one_does_not(monkeypatch):
     monkeypatch.setattr(memory, "resident_bytes", lambda: 0)  # of this process: it changes
     config = nano()

@@ -35,6 +35,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 def test_numbers_come_by_path():
     assert scalars(LINES[2]) == {"val/miou": 0.5, "val/iou/road": 0.5}
     assert scalars({"step": 3, "good": True, "loss": 2}) == {"loss": 2}
+    assert scalars({"step": 3, "val": {"iou": {"step": 0.4}}}) == {"val/iou/step": 0.4}
 
 
 def test_jsonl_and_csv_hold_the_same(tmp_path):

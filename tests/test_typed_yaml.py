@@ -19,12 +19,34 @@ def test_a_rate_in_yaml_may_have_any_form_of_a_number(text, rate):
 
 @pytest.mark.parametrize("text", ["fast", "nan", "inf", "1e999", "true", "[1e-3]"])
 def test_what_is_no_finite_number_is_refused(text):
-    with pytest.raises(SetrError, match=r"optim\.lr: .* is not float"):
+    with pytest.raises(SetrError, match=r"optim\.lr: .*: give a number"):
         Config.from_yaml(f"optim: {{lr: {text}}}")
-    with pytest.raises(SetrError, match=r"data\.scale_range: .* is not tuple"):
+    with pytest.raises(SetrError, match=r"data\.scale_range: .*: give two numbers"):
         Config.from_yaml(f"data: {{scale_range: [{text}, 2]}}")
 
 
 def test_a_list_of_another_length_is_refused():
-    with pytest.raises(SetrError, match=r"data\.crop_size: \(64, 64, 3\) is not tuple"):
+    with pytest.raises(SetrError, match=r"crop_size: \[64, 64, 3\]: give two whole numbers"):
         Config.from_yaml("data: {crop_size: [64, 64, 3]}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {loss: ce}", "train.loss: 'ce': give one of cross_entropy, ohem, focal, dice"),
+        ("model: {aux: 1}", "model.aux: 1: give true or false"),
+        ("model: {mean: 0.5}", "model.mean: 0.5: give numbers"),
+        ("train: {steps: 1.5}", "train.steps: 1.5: give a whole number"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_what_does(text, expected):
+    with pytest.raises(SetrError) as caught:
+        Config.from_yaml(text)
+    assert expected in str(caught.value)
+
+
+def test_settings_in_another_encoding_are_refused(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes("out: café\n".encode("latin-1"))
+    with pytest.raises(SetrError, match=r"settings\.yaml: not UTF-8"):
+        Config.load(path)

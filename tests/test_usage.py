@@ -10,9 +10,10 @@ import pytest
 import tyro
 
 from setr.cli import main, parse
+from setr.elsewhere import ELSEWHERE
 from setr.errors import USAGE, SetrError
 from setr.options import options_of
-from setr.usage import ELSEWHERE, problem
+from setr.usage import problem
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,12 @@ def test_messages(line, message, capsys):
         ("train demo --epochs 3", "did you mean --train.epochs?"),
         ("train demo --patience 3", "did you mean --train.patience?"),
         ("train demo --imgsz 640", "did you mean --data.crop-size?"),
+        ("train demo --image-size 640", "did you mean --data.crop-size?"),
+        ("train demo --decoder pup", "did you mean --model.name?"),
+        ("train demo --flipud 0.5", "did you mean --data.flip-vertical?"),
+        ("train demo --load-from x.pth", "did you mean --model.pretrained?"),
+        ("train demo --resume-from x.pth", "did you mean --resume?"),
+        ("train demo --val-interval 500", "did you mean --train.eval-every?"),
         ("train demo --batch 16", "did you mean --train.batch-size?"),
         ("train demo --batch-size 16", "did you mean --train.batch-size?"),
         ("train demo --device cuda", "did you mean --train.device?"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,9 @@ from setr.model_info import ModelInfo
 from setr.parallel import Parallel, full_tensors
 from setr.runfolder import RunFolder
 from setr.samples import Samples
+
+Guard = Callable[[], contextlib.AbstractContextManager[None]]
+"""Makes what a `with` block stands in."""
 
 
 class Best:
@@ -70,10 +74,16 @@ class Best:
             f"(train.patience {patience})"
         )
 
-    def test(self, parallel: Parallel, step: int) -> None:
-        """Test the weights a model has after a step; keep them if they are the best so far."""
+    def test(self, parallel: Parallel, step: int, guard: Guard = contextlib.nullcontext) -> None:
+        """Test the weights a model has after a step; keep them if they are the best so far.
+
+        Args:
+            parallel: the model.
+            step: the number of steps.
+            guard: around the evaluation, before anything is written.
+        """
         model, samples = parallel.model, Samples(self.val.labels, self.config.train.samples)
-        with parallel.whole():
+        with guard(), parallel.whole():
             figures = self._evaluate(model, self.info, on_image=samples)
         score = figures["miou"] or 0.0
         self.folder.log({"step": step, "val": figures})

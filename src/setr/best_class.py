@@ -79,14 +79,15 @@ def best_upsampled(logits: Tensor, padded: tuple[int, int], size: tuple[int, int
     for values, found in zip(logits.flatten(2), ids, strict=True):
         for places in (found == IGNORE).nonzero().split(max(1, BLOCK_BYTES // (16 * K))):
             y, x = places.unbind(1)
-            ends = [
+            first, second = (
                 torch.lerp(
-                    *(values[:, row[y] * w + near[x]].float() for row in (top, bottom)),
+                    values[:, top[y] * w + near[x]].float(),
+                    values[:, bottom[y] * w + near[x]].float(),
                     down[y].float(),
                 )
                 for near in (left, right)
-            ]
-            scores = torch.lerp(*ends, across[x].float())
+            )
+            scores = torch.lerp(first, second, across[x].float())
             found[y, x] = best_class(scores[None, :, None])[1][0, 0]
     return ids
 

@@ -85,6 +85,12 @@ def _compare_normalisation(model: SETR, settings: ModelConfig) -> None:
         say(f"note: {model.arguments['encoder']} was trained on pixels with {options}; not so here")
 
 
+def without_weights(config: Config) -> Config:
+    """The settings of a model whose weights come from elsewhere, or do not matter."""
+    model = dataclasses.replace(config.model, pretrained=None, pretrained_resnet=None)
+    return dataclasses.replace(config, model=model)
+
+
 def announce(config: Config) -> None:
     """Say what of a new run's settings may surprise: random weights, a warm-up that never ends."""
     model, warmup, steps = config.model, config.optim.warmup_steps, config.train.steps

@@ -266,4 +266,8 @@ class Config:
         """Read settings from a YAML file."""
         if not path.is_file():
             raise SetrError(f"{path}: no such config file", code=USAGE)
-        return cls.from_yaml(path.read_text(encoding="utf-8"), source=str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise SetrError(f"{path}: not UTF-8; save it in that encoding", code=USAGE) from None
+        return cls.from_yaml(text, source=str(path))

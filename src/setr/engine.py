@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from setr import distributed
-from setr.best import Best
+from setr.best import Best, Guard
 from setr.build import (
     announce,
     build_info,
@@ -25,15 +25,16 @@ from setr.build import (
     build_weights,
     checked_pixels,
     with_workers,
+    without_weights,
 )
 from setr.config import Config
 from setr.dataset import Dataset
 from setr.distributed import say, together
-from setr.errors import INTERRUPTED, SetrError
+from setr.errors import INTERRUPTED, USAGE, SetrError
 from setr.estimate import explained, settled
 from setr.facts import data_record, require_same_run, run_facts
 from setr.files import write_json
-from setr.interrupt import Interrupt, ending_with
+from setr.interrupt import Interrupt, Stopped, ending_with
 from setr.loss_scale import LossScaler
 from setr.normalisation import with_normalisation
 from setr.optim import MovingAverage, build_optimizer
@@ -120,6 +121,10 @@ class _Run:
         distributed.require_equal(self.facts)
         if before:
             require_same_run(folder.out, before, self.facts)
+        done, steps = folder.state.step if folder.state else 0, config.train.steps
+        if done > steps:
+            problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
+            raise together(SetrError(problem, code=USAGE))
         pixels = distributed.on_first(lambda: checked_pixels(config, self.dataset, self.val))
         torch.manual_seed(config.train.seed)
         self.dtype = autocast_dtype(config.train.precision, self.device)
@@ -128,15 +133,25 @@ class _Run:
         self.best = Best(config, folder, self.val, info, self.device)
         if not folder.state:
             announce(config)
-        self.model = build_model(config, num_classes).to(self.device)
+        built = without_weights(config) if folder.state else config  # the state holds all of them
+        self.model = build_model(built, num_classes).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.pixels = pixels
-        self.source = open_source(config, self.dataset, self.model, self.dtype, pixels, share)
         self.telemetry = Telemetry(config, num_classes, self.device, self.dtype)
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
+        self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested` is a step, too
+        if folder.state:
+            restore(folder.state, self.model, self.optimizer, self.ema)
+            self.step = folder.state.step
+            self.tested = folder.state.values.get("tested", self.step)
+            self.seconds = folder.state.values["seconds"]
+            self.best.restore(folder.state.values)
+            self.scaler.restore(folder.state.values.get("scaler", {}))
+            say(f"continuing after step {self.step}")
+        self.source = open_source(config, self.dataset, self.model, self.dtype, pixels, share)
         self.updates = Updates(
             config,
             self.parallel,
@@ -148,15 +163,6 @@ class _Run:
             weight=build_weights(config, self.dataset.labels, pixels, self.device),
             dtype=self.dtype,
         )
-        self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested` is a step, too
-        if folder.state:
-            restore(folder.state, self.model, self.optimizer, self.ema)
-            self.step = folder.state.step
-            self.tested = folder.state.values.get("tested", self.step)
-            self.seconds = folder.state.values["seconds"]
-            self.best.restore(folder.state.values)
-            self.scaler.restore(folder.state.values.get("scaler", {}))
-            say(f"continuing after step {self.step}")
         folder.open(written)
 
     def loop(self) -> None:
@@ -168,6 +174,8 @@ class _Run:
             self.model, config.profile, self.folder.out, remaining=config.steps - self.step
         )
         with Interrupt() as interrupt, profile:
+            if self._test_is_due() and self.tested < self.step:  # the run was stopped in it
+                self._test(interrupt, progress)
             ended = self.best.why_ended()
             while self.step < config.steps and not ended:
                 waiting = time.monotonic()
@@ -185,20 +193,35 @@ class _Run:
                 if logged:
                     rates = self.telemetry.figures(progress.rates())
                     self.folder.log({"step": self.step, **parts, **rates})
-                tested = config.eval_every and self.step % config.eval_every == 0 and not last
+                tested = self._test_is_due()
                 if tested:
-                    with progress.paused(), self._ended_by(interrupt, save=False):
-                        self._validate()
+                    self._test(interrupt, progress)
                 if logged or tested:
                     ended = self.best.why_ended() or self.folder.ended()
                 saved = True
-                if last or ended or stop or self.step % config.save_every == 0:
+                better = tested and not self.best.stale  # a state before knows other figures
+                if last or ended or stop or better or self.step % config.save_every == 0:
                     saved = self._save()
                 if stop:
                     raise together(SetrError(self._stopped(saved), code=INTERRUPTED))
         progress.close()
         if self.step < config.steps:
             say(f"ended after step {self.step} of {config.steps}: {ended}")
+
+    def _test_is_due(self) -> bool:
+        """Whether the weights are tested between this step and the next."""
+        every, steps = self.config.train.eval_every, self.config.train.steps
+        return every > 0 and self.step % every == 0 and 0 < self.step < steps
+
+    def _test(self, interrupt: Interrupt, progress: Progress) -> None:
+        """Test the weights between two steps; a signal ends this at once in a single process."""
+        alone = distributed.world() == 1
+        at_once = interrupt.at_once if alone else contextlib.nullcontext
+        try:
+            with progress.paused(), self._ended_by(interrupt, save=alone):
+                self._validate(at_once)
+        except Stopped:
+            raise SetrError(self._stopped(self._save()), code=INTERRUPTED) from None
 
     def _stopped(self, saved: bool = True) -> str:
         how = f"`setr train {self.folder.out} --resume`"
@@ -251,11 +274,11 @@ class _Run:
         self.folder.attempt("figures", lambda: write_json(path, metrics))
         return metrics
 
-    def _validate(self) -> None:
-        """Test the weights, averaged if they are."""
+    def _validate(self, guard: Guard = contextlib.nullcontext) -> None:
+        """Test the weights, averaged if they are; see `Best.test`."""
         self.updates.release()
         with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
-            self.best.test(self.parallel, self.step)
+            self.best.test(self.parallel, self.step, guard)
         self.tested = self.step
 
     def _save(self) -> bool:

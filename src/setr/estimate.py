@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from setr import distributed
-from setr.build import build_model, with_steps
+from setr.build import build_model, with_steps, without_weights
 from setr.complexity import training_flops
 from setr.config import Config
 from setr.errors import SetrError
@@ -51,12 +51,11 @@ def flops_per_image(config: Config, num_classes: int) -> int:
 
 def _meta_settings(config: Config) -> Config:
     """What of the settings matters here, so that equal questions are asked once."""
-    model = dataclasses.replace(config.model, pretrained=None)
     kept = {"precision", "ema", "grad_checkpointing", "cache_features"}
     train = {f.name: getattr(config.train, f.name) for f in dataclasses.fields(config.train)
              if f.name in kept}  # fmt: skip
     return Config(
-        model=model,
+        model=without_weights(config).model,
         data=dataclasses.replace(type(config.data)(), crop_size=config.data.crop_size),
         optim=dataclasses.replace(type(config.optim)(), name=config.optim.name),
         train=dataclasses.replace(type(config.train)(), **train),

@@ -58,13 +58,14 @@ class Tracker:
 
 
 def scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers in nested figures, by path: `val/iou/road`; `step` is left out."""
+    """The numbers in nested figures, by path: `val/iou/road`; a line's `step` is left out."""
     found: dict[str, float] = {}
     for key, value in values.items():
+        path = prefix + key
         if isinstance(value, Mapping):
-            found |= scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
-            found[prefix + key] = value
+            found |= scalars(value, f"{path}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and path != "step":
+            found[path] = value  # `val/iou/step` is a class of ADE20K
     return found
 
 

@@ -83,7 +83,7 @@ class TrainConfig:
     """End the training when so many evaluations in a row find no better mIoU; 0 for never. The
     learning rate decays for all of train.steps, so an early end leaves its lowest values out."""
     save_every: int = 1000
-    """Steps between saves of the training state."""
+    """Steps between saves of the training state; it is saved with the best weights, too."""
     keep_states: int = 2
     """Training states kept; a broken one is skipped for the one before it."""
     log_every: int = 50

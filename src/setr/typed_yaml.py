@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 
 from setr.errors import USAGE, SetrError, first_line
+from setr.usage import described, members
 
 T = TypeVar("T")
 
@@ -84,8 +85,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     else:
         ok = value in options
     if not ok:
-        kind = getattr(hint, "__name__", hint)
-        raise SetrError(f"{where}: {value!r} is not {kind}", code=USAGE)
+        wanted = "true or false" if hint is bool else described(*members(hint))
+        raise SetrError(f"{where}: {_plain(value)!r}: give {wanted}", code=USAGE)
     return value
 
 

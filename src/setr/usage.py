@@ -14,52 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from setr.elsewhere import ELSEWHERE
 from setr.options import Option, options_of
 
-ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "amp": ("precision",),
-    "augment": ("multi-scale", "scales"),
-    "backbone": ("encoder",),
-    "batch": ("batch-size", "batch", "batches"),
-    "batch-size": ("batch-size", "batch", "batches"),
-    "bf16": ("precision",),
-    "checkpoint": ("pretrained", "model", "models", "source"),
-    "conf": ("min-confidence",),
-    "conf-thres": ("min-confidence",),
-    "crop": ("crop-size",),
-    "data": ("data", "root"),
-    "data-dir": ("data", "root"),
-    "dataset": ("data", "root"),
-    "early-stopping-patience": ("patience",),
-    "epochs": ("epochs", "steps"),
-    "fp16": ("precision",),
-    "half": ("precision",),
-    "img-size": ("crop-size", "img-size", "size"),
-    "imgsz": ("crop-size", "img-size", "size"),
-    "input": ("images", "image", "source"),
-    "iters": ("steps",),
-    "learning-rate": ("lr",),
-    "lr0": ("lr",),
-    "max-epochs": ("epochs", "steps"),
-    "max-iters": ("steps",),
-    "max-steps": ("steps",),
-    "model": ("model", "models", "model.name"),
-    "num-train-epochs": ("epochs", "steps"),
-    "num-workers": ("workers",),
-    "optimizer": ("optim.name",),
-    "output": ("output", "out"),
-    "output-dir": ("out",),
-    "project": ("out",),
-    "source": ("source", "images", "image"),
-    "threshold": ("min-confidence",),
-    "tta": ("multi-scale", "scales"),
-    "val": ("val-split", "split"),
-    "warmup": ("warmup-steps",),
-    "wd": ("weight-decay",),
-    "weights": ("pretrained", "model", "models", "source"),
-    "work-dir": ("out",),
-}
-"""What options of other toolkits are called here: the first of the names that the verb has."""
 _NEAR = 0.8  # likeness of a slip of the keys; at 0.7 other words pass for one
 _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("whole number", int),
@@ -140,11 +97,11 @@ class _Walk:
         return None
 
     def _value(self, flag: str, option: Option, values: list[str], attached: bool) -> str | None:
-        kinds, many = _members(option.hint)
+        kinds, many = members(option.hint)
         if option.optional and values[:1] == ["None"]:
             kinds, many = (str,), False
         count = len(kinds)
-        rule = f"give {_described(kinds, many)}"
+        rule = f"give {described(kinds, many)}"
         if many:
             kept = max(0, len(values) - self._needed())
             own, others = values[:kept], values[kept:]
@@ -172,12 +129,12 @@ class _Walk:
     def _needed(self) -> int:
         """Words by their place that are still to come, where their number is fixed."""
         places = (o for o in self.table if o.required and not o.flags)
-        return max(0, sum(not _members(o.hint)[1] for o in places) - len(self.free))
+        return max(0, sum(not members(o.hint)[1] for o in places) - len(self.free))
 
     def _places(self, given: set[str]) -> str | None:
         """Words too many, wrong or missing; then missing options."""
         places = [option for option in self.table if not option.flags]
-        endless = any(_members(option.hint)[1] for option in places)
+        endless = any(members(option.hint)[1] for option in places)
         if len(self.free) > len(places) and not endless:
             word, known = self.free[len(places)]
             fix = f"write {usage(self.table, self.verb)}"
@@ -236,7 +193,7 @@ def _plain(flag: str) -> str:
     return flag.replace("_", "-")
 
 
-def _members(hint: Any) -> tuple[tuple[Any, ...], bool]:
+def members(hint: Any) -> tuple[tuple[Any, ...], bool]:
     """Types of a value's words, and whether there may be any number of them."""
     if get_origin(hint) is not tuple:
         return (hint,), False
@@ -244,7 +201,8 @@ def _members(hint: Any) -> tuple[tuple[Any, ...], bool]:
     return (kinds[:1], True) if kinds[-1] is Ellipsis else (kinds, False)
 
 
-def _described(kinds: tuple[Any, ...], many: bool) -> str:
+def described(kinds: tuple[Any, ...], many: bool) -> str:
+    """What to give for such types, for a message."""
     if get_origin(kinds[0]) is Literal:
         return f"one of {', '.join(map(str, get_args(kinds[0])))}"
     word, _ = _KINDS.get(kinds[0], ("text", str))

@@ -122,8 +122,8 @@ class View:
             for window in self.live:
                 window.forget_above(first)
             self._compute()
-        window = self.only_window()
-        merged = window.rows(first, last) if window else self._merge(first, last)
+        only = self.only_window()
+        merged = only.rows(first, last) if only else self._merge(first, last)
         return merged.flip(-1) if self.flip else merged
 
     def only_window(self) -> Window | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,18 +122,20 @@ def _shape_of_data(config: Config) -> tuple[int, int]:
 def _named_config(name: str) -> Config:
     """Settings by recipe name, YAML file or run folder."""
     path = Path(name)
-    if _is_data(path):
-        raise SetrError(
-            f"{name}: holds data, no run and no settings; write setr train RECIPE --data.root "
-            f"{name}, such as the recipe finetune",
-            code=USAGE,
-        )
     if path.is_dir():
+        if not (path / "config.yaml").is_file():
+            raise SetrError(f"{name}: holds no run; {_train_on(name)}", code=USAGE)
         return dataclasses.replace(Config.load(path / "config.yaml"), out=name)
     if written := assigned(name, options_of(Arguments), "train RECIPE"):
         raise SetrError(written, code=USAGE)
     if path.suffix in (".yaml", ".yml"):
-        return Config.load(path)
+        try:
+            return Config.load(path)
+        except SetrError as error:
+            if not _describes_data(path):
+                raise
+            problem = f"{name}: describes data, not a training; {_train_on(name)}"
+            raise SetrError(problem, code=error.code) from None
     if path.suffix == ".py":
         raise SetrError(
             f"{name}: settings of another toolkit are not read; `setr recipes` lists those of "
@@ -144,13 +145,14 @@ def _named_config(name: str) -> Config:
     return recipe(name)
 
 
-def _is_data(path: Path) -> bool:
-    """A folder that holds no run, but images or a data.yaml; or a YAML file of a data set."""
-    if path.is_dir():
-        folders = ("images", "train", "data.yaml")
-        return not (path / "config.yaml").exists() and any((path / n).exists() for n in folders)
+def _train_on(data: str) -> str:
+    return f"to train on this data: setr train finetune --data.root {data}"
+
+
+def _describes_data(path: Path) -> bool:
+    from setr.data_yaml import read_description
+
     try:
-        text = path.read_text(encoding="utf-8") if path.suffix in (".yaml", ".yml") else ""
-    except (OSError, UnicodeDecodeError):
+        return bool(read_description(path))
+    except SetrError:
         return False
-    return bool(re.search(r"^(classes|names|labels|label_map)\s*:", text, re.MULTILINE))
