@@ -87,6 +87,7 @@ ORDER = (
         "machine",
         "faults",
         "protocols",
+        "best_class",
         "windows",
         "inference",
         "model_info",
@@ -103,6 +104,9 @@ ORDER = (
         "provenance",
         "parallel",
         "checkpoint",
+        "options",
+        "elsewhere",
+        "usage",
         "typed_yaml",
         "weighting",
         "train_config",
@@ -123,7 +127,7 @@ ORDER = (
     *("estimate", "telemetry", "profiling", "best", "graphed", "updates", "engine"),
     # predictions
     *("video", "polygons", "annotations", "rasters", "model_bands"),
-    *("kinds", "unsure", "result"),
+    *("kinds", "unsure", "late_scores", "result"),
     *("outputs", "predictor", "filming", "mapping", "streams"),
     *("inputs", "passes", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
     *("graphs", "quantize", "onnx_file", "export_check", "export", "bench_row", "bench"),
@@ -132,7 +136,7 @@ ORDER = (
     *("explain", "figures"),
     "serve",
     # the command line
-    *("options", "usage", "cli", "commands"),
+    *("cli", "commands"),
 )
 SOURCE = Path(setr.__file__).parent
 

@@ -127,9 +127,7 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
 
     caught = io.StringIO()
     try:
-        asked = not {"-h", "--help"}.isdisjoint(args)
-        flowing = _flowing_help() if asked else contextlib.nullcontext()
-        with contextlib.redirect_stderr(caught), _plain_placeholders(), flowing:
+        with contextlib.redirect_stderr(caught), _plain_placeholders(), _flowing_help():
             given = tyro.cli(kind, args=args, prog=f"setr {verb}", **options)
     except SystemExit as stop:
         if stop.code in (0, None):
