@@ -267,6 +267,10 @@ def test_a_raster_is_never_overwritten(predictor, pixels, tmp_path, monkeypatch,
     for averaged in ({"scales": (0.5, 1.0)}, {"flip": True}):
         with pytest.raises(SetrError, match=r"map\.tif: .* without scales and flip"):
             setr.load("model", **averaged).predict("map.tif")
+    foreign = tmp_path / "out" / "map.tif"
+    assert main(["predict", "model", ".", "-o", "out"]) == USAGE
+    assert "map.tif: is there already, and no manifest" in capsys.readouterr().err
+    foreign.rename(foreign.with_name("drawn.tif"))
     assert main(["predict", "model", ".", "-o", "out", "--json"]) == OK
     images = json.loads(capsys.readouterr().out)["images"]
     assert [image["image"] for image in images] == ["map.tif"]  # and not what lies in OUT
