@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from setr import best, cli, distributed, engine, updates
 from setr.config import Config
@@ -100,6 +101,16 @@ def evaluate(out: Path) -> None:
     assert cli.main(["eval", str(out / "model"), "scenes:70", *options]) == 0
 
 
+def again(port: int) -> None:
+    """Groups one after the other, each with a model that outlives it."""
+    for number in range(25):
+        os.environ["MASTER_PORT"] = str(port + number)
+        with distributed.joined("cpu"):
+            model = DistributedDataParallel(torch.nn.Linear(8, 8))
+            model(torch.ones(2, 8)).sum().backward()
+    print("again: all ended")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
@@ -108,6 +119,9 @@ def main() -> None:
             os.environ["MASTER_PORT"] = port
         if case == "evaluate":
             evaluate(out)
+            continue
+        if case == "again":
+            again(int(port))
             continue
         faults = {
             "dies": lambda: struck(signal.SIGKILL),

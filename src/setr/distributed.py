@@ -29,6 +29,10 @@ T = TypeVar("T")
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start."""
 _SHOWN, _CUT = 5, 60  # differences named, characters of their values
+_LEFT: list[Any] = []
+"""The group that was left last. torch's Reducer, which goes with the model and so after the block,
+would else be its last owner, and wait with Python's lock for a thread of the group that waits for
+that lock; this list gives it up without the lock."""
 
 
 @contextlib.contextmanager
@@ -62,6 +66,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
             f"{torch.cuda.device_count()}; start as many processes as GPUs",
             code=USAGE,
         )
+    _LEFT.clear()
     store, watched = meet(place, timeout)
     if cuda:
         torch.cuda.set_device(place.local_rank)
@@ -90,6 +95,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
         dist.barrier()
     finally:
         Progress.silent = False
+        _LEFT.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

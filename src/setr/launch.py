@@ -112,6 +112,8 @@ def restarted() -> bool:
 def meet(place: Place, timeout: float) -> tuple[Any, Any]:
     """Wait for all processes: two connections to the store of this start, with each host's name.
 
+    Where rank 0 keeps the store itself, it goes with the second of its connections.
+
     The wait is done in a thread of its own, because torch waits without end for the first word of
     whoever accepts its connection, and that may be another program.
 
@@ -148,7 +150,7 @@ def _meet(place: Place, timeout: float) -> tuple[Any, Any]:
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     patience = datetime.timedelta(seconds=timeout)
     try:
-        first, second = (
+        keeper, other = (
             dist.TCPStore(
                 place.address,
                 place.port,
@@ -159,7 +161,7 @@ def _meet(place: Place, timeout: float) -> tuple[Any, Any]:
             )
             for number in range(2)
         )
-        name = _agree(first, place, where, timeout, deadline)
+        name = _agree(keeper, place, where, timeout, deadline)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise SetrError(
@@ -172,7 +174,7 @@ def _meet(place: Place, timeout: float) -> tuple[Any, Any]:
             "firewall",
             code=USAGE,
         ) from None
-    stores = dist.PrefixStore(name, first), dist.PrefixStore(name, second)
+    stores = dist.PrefixStore(name, other), dist.PrefixStore(name, keeper)
     stores[0].set(f"host/{place.rank}", socket.gethostname())
     return stores
 
