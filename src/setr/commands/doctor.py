@@ -16,7 +16,7 @@ from setr.data_yaml import SPLITS
 from setr.dataset import Dataset
 from setr.datasets import open_dataset
 from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
-from setr.doctor_page import write_page
+from setr.doctor_page import write_checkups
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
 from setr.pairing import NoSplitError
 from setr.progress import counting
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
     else:
         print("\n".join(_summary(given.data, checkups, findings)))
     if given.page:
-        write_page(given.page, given.data, checkups, findings)
+        write_checkups(given.page, given.data, checkups, findings)
         print(f"wrote {given.page}", file=sys.stderr)
     return DATA_CHECK_FAILED if failed else OK
 
