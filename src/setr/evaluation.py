@@ -37,8 +37,8 @@ from setr.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.scorecard import Scorecard
 
 
-class Outcome(NamedTuple):
-    """One tested image.
+class ScoredImage(NamedTuple):
+    """One image and how it was predicted.
 
     Attributes:
         number: of the image in the split.
@@ -145,7 +145,7 @@ def evaluate_split(
     detailed: bool = True,
     absent: Absent = "skip",
     count: int | None = None,
-    on_image: Callable[[Outcome], None] | None = None,
+    on_image: Callable[[ScoredImage], None] | None = None,
 ) -> dict[str, Any]:
     """Test a model on a split under `info.protocol`.
 
@@ -214,7 +214,7 @@ def _test_image(
     index: int,
     images: Tensor,
     masks: Tensor,
-) -> Outcome:
+) -> ScoredImage:
     device = card.confusion.counts.device
     name = dataset.pairs[index].image.name
     x = NormalizedImages(images.to(device), info.mean, info.std)
@@ -227,7 +227,7 @@ def _test_image(
         raise SetrError(f"{name}: {error}") from None
     sure = None if confidence is None else confidence[0]
     figures = card.update(index, prediction[0], masks[0].to(device), sure)
-    return Outcome(
+    return ScoredImage(
         index,
         name,
         as_rgb(images[0].numpy()),
