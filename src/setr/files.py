@@ -70,13 +70,19 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
     return sorted(found)
 
 
-def globbed(pattern: str) -> list[tuple[str, str]]:
-    """Files that a pattern stands for, sorted, each with its name below the pattern's fixed part.
+def expanded(source: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[tuple[str, str]]:
+    """What a file, folder or glob stands for, each file with its name below what was asked for.
 
-    `**` stands for any folders. Hidden files are left out.
+    A folder is walked for files of the given suffixes; of a glob, in which `**` stands for any
+    folders, the names are below its fixed part. Both are sorted, without hidden files. What is
+    neither stands for itself, also where nothing is there.
     """
-    base = os.path.dirname(re.split(r"[*?[]", pattern)[0])
-    paths = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+    if os.path.isdir(source):
+        return [(os.path.join(source, n), n) for n in walk_images(Path(source), suffixes)]
+    if os.path.lexists(source) or not glob.has_magic(source):
+        return [(source, os.path.basename(source))]
+    base = os.path.dirname(re.split(r"[*?[]", source)[0])
+    paths = sorted(path for path in glob.glob(source, recursive=True) if not os.path.isdir(path))
     names = (path[len(base) :].lstrip("/") for path in paths)
     return [
         (path, os.path.basename(path) if ".." in name.split("/") else name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from setr.errors import USAGE, SetrError
-from setr.files import globbed, walk_images
+from setr.files import expanded
 from setr.filming import predict_video
 from setr.gdal import is_georeferenced
 from setr.mapping import predict_raster
@@ -43,21 +42,18 @@ def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
     found: dict[str, Stream] = {}
     rest = []
     for source in sources:
-        path = Path(source)
         if is_url(source):
             found[source] = Stream(source, Path(_url_name(source)))
-        elif path.is_dir():
+            continue
+        files = expanded(source, frozenset({".tif", ".tiff"}))
+        streams = [
+            Stream(str(Path(file)), Path(name))
+            for file, name in files
+            if is_video(file) or is_georeferenced(file)
+        ]
+        found |= {stream.source: stream for stream in streams}
+        if os.path.isdir(source) or len(streams) < len(files) or not files:
             rest.append(source)
-            tiffs = walk_images(path, frozenset({".tif", ".tiff"}))
-            maps = [name for name in tiffs if is_georeferenced(path / name)]
-            found |= {str(path / name): Stream(str(path / name), Path(name)) for name in maps}
-        else:
-            is_glob = glob.has_magic(source) and not os.path.lexists(source)
-            files = globbed(source) if is_glob else [(source, os.path.basename(source))]
-            streams = [file for file in files if is_video(file[0]) or is_georeferenced(file[0])]
-            found |= {file: Stream(file, Path(name)) for file, name in streams}
-            if len(streams) < len(files) or not files:
-                rest.append(source)
     return list(found.values()), rest
 
 
