@@ -9,7 +9,7 @@ import setr
 
 ORDER = (
     # processes
-    *("errors", "quota", "progress", "watch", "launch", "distributed"),
+    *("choices", "errors", "quota", "progress", "watch", "launch", "distributed"),
     # files and samples
     *(
         "remote",

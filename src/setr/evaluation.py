@@ -19,6 +19,7 @@ from torch import Tensor
 
 from setr import distributed
 from setr.bands import as_rgb
+from setr.choices import Absent
 from setr.config import Precision
 from setr.dataset import Dataset
 from setr.datasets import open_dataset
@@ -27,7 +28,6 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.inference import NormalizedImages, predict_mask
 from setr.loader import whole_images
-from setr.metrics import Absent
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_channels
 from setr.precision import autocast_dtype

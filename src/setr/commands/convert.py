@@ -10,10 +10,11 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from setr.choices import OddSizes, PosInterp
 from setr.cli import as_typed, parse, require_default
 from setr.errors import OK, USAGE, SetrError
 from setr.labels import Labels, known_labels
@@ -49,9 +50,9 @@ class Arguments:
     """Known data set whose class names, colours and label map to store."""
     num_classes: int | None = None
     """Number of classes for --model, where --labels is not given."""
-    odd_sizes: Literal["crop", "squeeze"] = "crop"
+    odd_sizes: OddSizes = "crop"
     """What happens to images whose sides are no multiples of 16; squeeze is mmsegmentation's."""
-    pos_interp: Literal["bicubic", "bilinear"] = "bicubic"
+    pos_interp: PosInterp = "bicubic"
     """How an encoder's position grid is resampled; bilinear reproduces checkpoints of 2021."""
     partial: bool = False
     """Accept an encoder that matches below 95 %."""

@@ -7,10 +7,11 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from setr.choices import Absent
 from setr.cli import parse, require_least
 from setr.commands.views import Flip, Scales
 from setr.config import Precision
@@ -49,7 +50,7 @@ class Arguments:
     """Images are first scaled to this short side in pixels, in place of the protocol's."""
     compare: tuple[str, ...] = ()
     """Further models, tested on the same images; differences come with p-values."""
-    absent: Literal["skip", "zero"] = "skip"
+    absent: Absent = "skip"
     """Classes in neither truth nor prediction: left out of the means, or counted as 0."""
     detailed: bool = True
     """Also boundary IoU and F, recall by size, calibration, intervals and report.html, which shows

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from setr.choices import ServerName
 from setr.cli import parse, require_default, require_least, require_within
 from setr.commands.views import Flip, Scales
 from setr.config import Precision
@@ -81,7 +82,7 @@ class Arguments:
     whole range of 8 and 16 bits."""
     allow_urls: bool = False
     """Download images named by http(s) addresses."""
-    submit: Literal["cityscapes", "ade20k"] | None = None
+    submit: ServerName | None = None
     """Write only OUT/NAME.zip, in the form that data set's test server takes."""
     pack: Literal["no", "tar", "parquet"] = "no"
     """Write archives of many results instead of single files."""

@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from setr.choices import ShardForm
 from setr.cli import parse, require_least
 from setr.errors import OK, USAGE, SetrError
 
@@ -33,7 +34,7 @@ class Arguments:
     """Known data set whose classes to use where the folder names none."""
     samples: int = 1000
     """Samples per file."""
-    format: Literal["tar", "parquet"] = "tar"
+    format: ShardForm = "tar"
     """Of the files; parquet needs the extra parquet."""
 
 
