@@ -16,6 +16,7 @@ import tyro
 
 from setr.choices import OddSizes, PosInterp
 from setr.cli import as_typed, parse, require_default
+from setr.commands.shared import Out
 from setr.errors import OK, USAGE, SetrError
 from setr.labels import Labels, known_labels
 
@@ -36,7 +37,7 @@ class Arguments:
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Checkpoint file; with --model also a model directory, whose weights are taken."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    out: Out
     """Folder to write."""
     model: str | None = None
     """Named model to load an encoder (or weights of this toolkit) into."""

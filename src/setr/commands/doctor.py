@@ -7,11 +7,9 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from setr.cli import parse
+from setr.commands.shared import Data
 from setr.data_yaml import SPLITS
 from setr.dataset import Dataset
 from setr.datasets import open_dataset
@@ -29,7 +27,7 @@ _ABSENT = "no such split"
 class Arguments:
     """Check a data set: every file, every id, every class, and leaks between the splits."""
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Data
     """Folder or YAML file of the data set, or hf:OWNER/NAME."""
     labels: str | None = None
     """Known data set whose classes to use where the folder names none."""

@@ -13,7 +13,7 @@ import tyro
 
 from setr.choices import Absent
 from setr.cli import parse, require_least
-from setr.commands.views import Flip, Scales
+from setr.commands.shared import Data, Flip, Model, Scales
 from setr.config import Precision
 from setr.errors import OK, USAGE, SetrError
 from setr.tables import figures_table, report_failed
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class Arguments:
     """Test a model on a data set; writes metrics.json, images.csv and report.html."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """Model directory, Hub name or checkpoint."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Data
     """Folder or YAML file of the data set, or `scenes` for drawn scenes."""
     split: str = "val"
     """Split to test on; several joined with +."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from setr.choices import ExportFormat, ExportPrecision
 from setr.cli import parse
+from setr.commands.shared import Model, Out
 from setr.errors import OK, USAGE, SetrError
 
 
@@ -23,9 +21,9 @@ class Arguments:
     the calibration data falls by no more than half a point.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """Model directory, Hub name or checkpoint."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    out: Out
     """File to write: .onnx, .xml (OpenVINO; its .bin goes beside it) or .pt2 (torch.export)."""
     format: ExportFormat
     """Runtime it is for."""

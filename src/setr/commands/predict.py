@@ -16,7 +16,7 @@ import tyro
 
 from setr.choices import ServerName
 from setr.cli import parse, require_default, require_least, require_within
-from setr.commands.views import Flip, Scales
+from setr.commands.shared import Flip, Model, Scales
 from setr.config import Precision
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
@@ -48,7 +48,7 @@ class Arguments:
     and does again what has changed since: images, model or settings.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """A model directory, Hub name or checkpoint."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES…")]
     """Files, folders (walked; hidden files and OUT left out), quoted globs, videos, GeoTIFF files,

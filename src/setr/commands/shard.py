@@ -13,6 +13,7 @@ import tyro
 
 from setr.choices import ShardForm
 from setr.cli import parse, require_least
+from setr.commands.shared import Data
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Arguments:
     """Pack a data set into tar (webdataset layout) or Parquet files that train like the folder."""
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Data
     """Folder or YAML file of the data set, or `scenes`."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write; then train with --data.root OUT, or copy it to object storage."""
