@@ -45,6 +45,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
+def cache_folder(kind: str) -> Path:
+    """Where files of a kind are kept between runs: in `SETR_CACHE`, else `~/.cache/setr`."""
+    return Path(os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr"), kind)
+
+
 def list_images(folder: Path) -> list[Path]:
     """Image files below a folder; see `walk_images`."""
     return [folder / name for name in walk_images(folder)]
