@@ -296,8 +296,9 @@ def create_model(
     if not aux:
         settings["aux_taps"] = ()
     for key, given in arguments.items():
-        own = settings.get(key, {})
-        settings[key] = {**own, **(given or {})} if key.endswith("_args") else given
+        if key.endswith("_args"):
+            given = {**settings.get(key, {}), **(given or {})}
+        settings[key] = given
     model = SETR(num_classes=num_classes, img_size=img_size, **settings)
     if pretrained:
         name = settings["encoder"]
