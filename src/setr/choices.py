@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PosInterp = Literal["bicubic", "bilinear"]
 PrefixTokens = Literal["keep", "drop"]
 OddSizes = Literal["crop", "squeeze"]

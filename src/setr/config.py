@@ -13,7 +13,7 @@ from typing import Literal
 from setr import typed_yaml
 from setr.choices import PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError, check_setting
-from setr.train_config import Precision, TrainConfig
+from setr.train_config import TrainConfig
 
 __all__ = [
     "Config",
@@ -21,7 +21,6 @@ __all__ = [
     "EvalConfig",
     "ModelConfig",
     "OptimConfig",
-    "Precision",
     "TrainConfig",
 ]
 

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from setr import distributed
 from setr.bands import as_rgb
-from setr.choices import Absent
-from setr.config import Precision
+from setr.choices import Absent, Precision
 from setr.dataset import Dataset
 from setr.datasets import open_dataset
 from setr.distributed import rank, world

@@ -21,7 +21,7 @@ import torch
 from setr import distributed
 from setr.arrays import as_image
 from setr.bands import Bands, Range, as_rgb
-from setr.config import Precision
+from setr.choices import Precision
 from setr.errors import USAGE, SetrError
 from setr.evaluation import resolve_protocol
 from setr.files import expanded

@@ -9,11 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from setr.choices import LossKind, Sharding
+from setr.choices import LossKind, Precision, Sharding
 from setr.errors import check_setting
 from setr.weighting import named_weights
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _STEPS = 80_000
 
 

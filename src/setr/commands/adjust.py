@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from setr.choices import Precision
 from setr.cli import parse, require_least, require_unused
 from setr.commands.shared import Data, Model, Out
-from setr.config import Precision
 from setr.errors import OK
 
 

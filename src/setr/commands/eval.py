@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from setr.choices import Absent
+from setr.choices import Absent, Precision
 from setr.cli import parse, require_least
 from setr.commands.shared import Data, Flip, Model, Scales
-from setr.config import Precision
 from setr.errors import OK, USAGE, SetrError
 from setr.tables import figures_table, report_failed
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from setr.choices import ServerName
+from setr.choices import Precision, ServerName
 from setr.cli import parse, require_default, require_least, require_within
 from setr.commands.shared import Flip, Model, Scales
-from setr.config import Precision
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
 from setr.quota import cpus

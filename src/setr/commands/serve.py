@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from setr.choices import Precision
 from setr.cli import parse, require_least, require_within
 from setr.commands.shared import Models
-from setr.config import Precision
 from setr.errors import OK, USAGE, SetrError
 from setr.serve.limits import LONGEST, Limits
 
