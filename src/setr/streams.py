@@ -90,8 +90,6 @@ def predict_stream(
     stem: Path,
     kinds: Sequence[str] | None,
     *,
-    bands: tuple[int, ...] = (),
-    value_range: tuple[float, float] | None = None,
     polygon_options: dict[str, Any] | None = None,
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
 ) -> tuple[list[Path], str]:
@@ -102,8 +100,6 @@ def predict_stream(
         stream: as `split_sources` gives it.
         stem: output folder and name without ending.
         kinds: of `kinds.KINDS`; None is `overlay` for a video and `mask` for everything else.
-        bands: in place of the predictor's own.
-        value_range: in place of the predictor's own.
         polygon_options: `tolerance` and `min_pixels`.
         on_frame: called with the number of frames done and announced; 0 where none is.
 
@@ -126,11 +122,9 @@ def predict_stream(
     kinds = kinds or ("mask",)
     if not is_url(stream.source) and set(kinds) <= set(RASTER_KINDS):
         files = {kind: with_ending(stem, RASTER_KINDS[kind]) for kind in kinds}
-        shares = predict_raster(
-            predictor, stream.source, files, bands=bands, value_range=value_range
-        )
+        shares = predict_raster(predictor, stream.source, files)
         return list(files.values()), f"GeoTIFF: {largest(shares, predictor.min_confidence)}"
-    result = predictor.predict(stream.source, bands=bands, value_range=value_range)
+    result = predictor.predict(stream.source)
     return write(result, stem, kinds, **options), repr(result)
 
 
