@@ -323,6 +323,7 @@ def test_command_json_and_page(folder_data, tmp_path, capsys):
     assert text.count("<img") == 6 + 2 + 2
     assert "99 (2304 px)" in text
     assert "http" not in text
+    assert "prefers-color-scheme:dark" in text
 
 
 def test_a_split_with_missing_masks_fails_the_command(folder_data, capsys):
@@ -404,7 +405,7 @@ def test_thumbnails_of_strips_are_small(tmp_path):
     page = tmp_path / "page.html"
     assert main(["doctor", str(tmp_path), "--page", str(page)]) == OK
     shown = []
-    for code in re.findall(r"base64,([^']+)'", page.read_text()):
+    for code in re.findall(r'base64,([^"]+)"', page.read_text()):
         with Image.open(io.BytesIO(base64.b64decode(code))) as picture:
             shown.append(picture.size)
     assert shown == [(1, 2 * 960), (240, 2), (240, 480)]

@@ -9,7 +9,7 @@ import setr
 
 ORDER = (
     # processes
-    *("errors", "quota", "progress", "watch", "launch", "distributed"),
+    *("choices", "errors", "quota", "progress", "watch", "launch", "distributed"),
     # files and samples
     *(
         "remote",
@@ -121,7 +121,7 @@ ORDER = (
         "optim",
         "recipes",
     ),
-    *("results", "submissions", "interrupt", "facts", "loss_scale"),
+    *("submissions", "interrupt", "facts", "loss_scale"),
     *("montage", "samples", "trackers", "runfolder", "snapshot", "normalisation", "build"),
     *("features", "sources"),
     *("estimate", "telemetry", "profiling", "best", "graphed", "updates", "engine"),
@@ -132,7 +132,7 @@ ORDER = (
     *("inputs", "passes", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
     *("graphs", "quantize", "onnx_file", "export_check", "export", "bench_row", "bench"),
     # pages and tables
-    *("tables", "page", "charts", "gallery", "report", "doctor_page"),
+    *("tables", "page", "charts", "gallery", "report", "doctor_page", "results"),
     *("explain", "figures"),
     "serve",
     # the command line

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from setr.charts import confusion_chart, line_chart, loss_chart, reliability_chart
-from setr.evaluation import Outcome
+from setr.evaluation import ScoredImage
 from setr.gallery import Gallery, paired
 from setr.labels import Labels
 from setr.metrics import summarize
@@ -59,7 +59,7 @@ def simulated(seed: int = 0, images: int = 5) -> tuple[dict, Gallery]:
         )
         image = rng.integers(0, 255, (*truth.shape, 3), dtype=np.uint8)
         name = f"<b>{number}\udcff.png"
-        gallery(Outcome(number, name, image, truth, prediction, confidence, figures))
+        gallery(ScoredImage(number, name, image, truth, prediction, confidence, figures))
     return {**card.summary(), "protocol": "whole image", "seconds": 1.0}, gallery
 
 

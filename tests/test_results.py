@@ -125,7 +125,9 @@ def test_runs_on_different_data_are_never_averaged(runs):
 def test_markdown_and_html(runs):
     titles = {"Table 6": paper_lines(collect(runs), 6)[6]}
     assert "| SETR-PUP | 80k, SS | 79.34 | 80.00 ± 1.00 (n=3) | +0.66 |" in as_markdown(titles)
-    assert "<td>80.00 ± 1.00 (n=3)</td>" in as_html(titles)
+    page = as_html(titles)
+    assert ">80.00 ± 1.00 (n=3)</td>" in page
+    assert "prefers-color-scheme:dark" in page
 
 
 def test_the_command(runs, capsys):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from setr.config import Precision
+from setr.choices import Precision
 from setr.dataset import Dataset
 from setr.evaluation import require_fit, testing
 from setr.inference import NormalizedImages, predict_scores

@@ -23,6 +23,7 @@ from setr.images import (
     ImageTooLargeError,
     Rows,
     Source,
+    bounds,
     check_whole,
     opened,
     read_image,
@@ -190,10 +191,7 @@ class BandImage:
 
     def __getitem__(self, place: slice | tuple[slice, slice]) -> np.ndarray:
         """The pixels of rows, or of rows and columns, without steps."""
-        rows, columns = place if isinstance(place, tuple) else (place, slice(None))
-        (top, bottom, _), (left, right, _) = (
-            part.indices(size) for part, size in zip((rows, columns), self.shape, strict=False)
-        )
+        (top, bottom), (left, right) = bounds(place, self.shape)
         if self._values is None:
             with GdalFile(self.source) as file:
                 values = file.read(self.bands.numbers, (top, bottom), (left, right))

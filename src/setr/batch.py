@@ -212,7 +212,6 @@ def stream_outcomes(
     streams: Mapping[Task, Stream],
     finish: Callable[[Stream], Finish],
     stop: Interrupt,
-    **options: Any,
 ) -> Iterator[Outcome]:
     """Segment videos, GeoTIFF files and addresses; their files are written, also by a run of packs.
 
@@ -221,7 +220,6 @@ def stream_outcomes(
         streams: by task.
         finish: how the results of a stream become files.
         stop: ends the one at hand, of which then nothing is left.
-        options: of `streams.predict_stream`.
 
     Raises:
         Stopped: by a signal.
@@ -238,7 +236,6 @@ def stream_outcomes(
                     how.kinds,
                     polygon_options=how.polygons,
                     on_frame=progress.count,
-                    **options,
                 )
         except SetrError as error:
             yield how.failed(task, error)

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import torch
 
 from setr import distributed
+from setr.choices import ExportPrecision
 from setr.datasets import open_dataset
 from setr.errors import SetrError
 from setr.evaluation import require_labelled
-from setr.export import ExportPrecision, metadata, write_openvino
+from setr.export import metadata, write_openvino
 from setr.export_check import MAX_DROP
 from setr.graphs import Graph, trace
 from setr.onnx_file import write_onnx

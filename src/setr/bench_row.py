@@ -16,7 +16,7 @@ import torch
 
 from setr import scenes
 from setr.datasets import open_dataset
-from setr.evaluation import Outcome, evaluate_split
+from setr.evaluation import ScoredImage, evaluate_split
 from setr.inference import predict_mask
 from setr.machine import peak_bytes
 from setr.predictor import Predictor, load
@@ -94,8 +94,8 @@ def _masks(predictor: Predictor, job: dict[str, Any]) -> tuple[list[np.ndarray],
         channels = np.arange(len(predictor.info.mean)) % 3  # of other bands colours, repeated
         return [predictor.predict(image[..., channels]).mask for image in drawn], None
 
-    def keep(outcome: Outcome) -> None:
-        masks.append(outcome.prediction)
+    def keep(tested: ScoredImage) -> None:
+        masks.append(tested.prediction)
 
     exported = job["runtime"] not in ("eager", "compile")
     figures = evaluate_split(

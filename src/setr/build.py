@@ -20,7 +20,6 @@ from setr.dataset import Dataset
 from setr.distributed import say, world
 from setr.doctor import check, class_weights, describe_map
 from setr.errors import USAGE, SetrError
-from setr.inference import Protocol
 from setr.labels import Labels
 from setr.loader import Share, chosen_workers
 from setr.lora import add_lora
@@ -28,7 +27,7 @@ from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.pretrained import load_encoder
 from setr.progress import counting
-from setr.protocols import preset
+from setr.protocols import Protocol, preset
 from setr.transforms import Augmentation, fill_colour, rare_class_odds
 from setr.weighting import by_class, described, named_weights
 

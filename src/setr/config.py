@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from setr import typed_yaml
+from setr.choices import PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError, check_setting
-from setr.train_config import Precision, TrainConfig
+from setr.train_config import TrainConfig
 
 __all__ = [
     "Config",
@@ -20,7 +21,6 @@ __all__ = [
     "EvalConfig",
     "ModelConfig",
     "OptimConfig",
-    "Precision",
     "TrainConfig",
 ]
 
@@ -56,9 +56,9 @@ class ModelConfig:
     lora_rank: int = 0
     """Train a low-rank part of this rank in the attention layers in place of the encoder's own
     weights; 0 for none."""
-    pos_interp: Literal["bicubic", "bilinear"] = "bicubic"
+    pos_interp: PosInterp = "bicubic"
     """How position embeddings are resampled."""
-    prefix_tokens: Literal["keep", "drop"] = "keep"
+    prefix_tokens: PrefixTokens = "keep"
     """Whether class and register tokens go through the blocks."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean of the input channels, images in 0 to 1; of other than three it is measured unless

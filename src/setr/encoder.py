@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.backbone import Backbone
+from setr.choices import PosInterp, PrefixTokens
 from setr.cpu_blocks import speed_up
 from setr.errors import USAGE, SetrError
 from setr.products import no_autocast
 from setr.recompute import recompute_cheap
 
-PosInterp = Literal["bicubic", "bilinear"]
-PrefixTokens = Literal["keep", "drop"]
 TOKENS = ("cls_token", "dist_token", "reg_token")
 """Parameters of a timm ViT that stand before the patches, in order."""
 

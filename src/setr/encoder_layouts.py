@@ -11,6 +11,9 @@ import torch
 
 from setr.naming import Rule, Tensors, Translation, rename
 
+_PARTS = {"q": "query", "k": "key", "v": "value"}
+"""Of an attention layer, by the letter that some layouts call them by."""
+
 
 def timm(tensors: Tensors) -> Translation:
     """Names of timm, which DeiT and DINOv2 share up to a few."""
@@ -33,7 +36,6 @@ def huggingface(tensors: Tensors) -> Translation:
     start = r"^.*?(?=embeddings\.|encoder\.layer\.|layers\.\d|layernorm\.)"
     bare = {re.sub(start, "", name, count=1): value for name, value in tensors.items()}
     layer = r"(?:encoder\.layer|layers)\.(\d+)\."
-    names = {"q": "query", "k": "key", "v": "value"}
     rules: list[Rule] = [
         (r"embeddings\.cls_token", "cls_token"),
         (r"embeddings\.distillation_token", "dist_token"),
@@ -43,7 +45,7 @@ def huggingface(tensors: Tensors) -> Translation:
         (layer + r"attention\.attention\.(query|key|value)\.(.+)", r"blocks.\1.attn.\2.\3"),
         (
             layer + r"attention\.([qkv])_proj\.(.+)",
-            lambda m: f"blocks.{m[1]}.attn.{names[m[2]]}.{m[3]}",
+            lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.{m[3]}",
         ),
         (layer + r"attention\.(?:output\.dense|o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
         (layer + r"(?:layernorm_before|norm1)\.(.+)", r"blocks.\1.norm1.\2"),
@@ -72,7 +74,6 @@ def dinov3(tensors: Tensors) -> Translation:
         if not re.search(unused, name)
     }
     block = r"(?:layer|blocks)\.(\d+)\."
-    names = {"q": "query", "k": "key", "v": "value"}
     gated = any(re.search(r"\.mlp\.(w1|gate_proj)\.", name) for name in bare)
     up = "fc1_x" if gated else "fc1"
     rules: list[Rule] = [
@@ -87,7 +88,7 @@ def dinov3(tensors: Tensors) -> Translation:
         (block + r"(attn\.qkv\..+)", r"blocks.\1.\2"),
         (
             block + r"attention\.([qkv])_proj\.weight",
-            lambda m: f"blocks.{m[1]}.attn.{names[m[2]]}.weight",
+            lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.weight",
         ),
         (block + r"attention\.([qv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
         (block + r"(?:attn\.proj|attention\.o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
@@ -150,7 +151,7 @@ def _join_qkv(tensors: Tensors) -> Tensors:
     joined = {}
     for name, value in tensors.items():
         if ".attn.query." in name:
-            parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+            parts = [name.replace(".query.", f".{part}.") for part in _PARTS.values()]
             if all(part in tensors for part in parts):
                 joined[name.replace(".query.", ".qkv.")] = torch.cat([tensors[p] for p in parts])
         elif not re.search(r"\.attn\.(key|value)\.", name):

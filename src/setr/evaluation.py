@@ -19,7 +19,7 @@ from torch import Tensor
 
 from setr import distributed
 from setr.bands import as_rgb
-from setr.config import Precision
+from setr.choices import Absent, Precision
 from setr.dataset import Dataset
 from setr.datasets import open_dataset
 from setr.distributed import rank, world
@@ -27,7 +27,6 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.inference import NormalizedImages, predict_mask
 from setr.loader import whole_images
-from setr.metrics import Absent
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_channels
 from setr.precision import autocast_dtype
@@ -37,8 +36,8 @@ from setr.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.scorecard import Scorecard
 
 
-class Outcome(NamedTuple):
-    """One tested image.
+class ScoredImage(NamedTuple):
+    """One image and how it was predicted.
 
     Attributes:
         number: of the image in the split.
@@ -145,7 +144,7 @@ def evaluate_split(
     detailed: bool = True,
     absent: Absent = "skip",
     count: int | None = None,
-    on_image: Callable[[Outcome], None] | None = None,
+    on_image: Callable[[ScoredImage], None] | None = None,
 ) -> dict[str, Any]:
     """Test a model on a split under `info.protocol`.
 
@@ -214,7 +213,7 @@ def _test_image(
     index: int,
     images: Tensor,
     masks: Tensor,
-) -> Outcome:
+) -> ScoredImage:
     device = card.confusion.counts.device
     name = dataset.pairs[index].image.name
     x = NormalizedImages(images.to(device), info.mean, info.std)
@@ -227,7 +226,7 @@ def _test_image(
         raise SetrError(f"{name}: {error}") from None
     sure = None if confidence is None else confidence[0]
     figures = card.update(index, prediction[0], masks[0].to(device), sure)
-    return Outcome(
+    return ScoredImage(
         index,
         name,
         as_rgb(images[0].numpy()),

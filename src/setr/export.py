@@ -18,11 +18,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from setr.choices import ExportFormat, ExportPrecision
 from setr.dataset import Dataset
 from setr.errors import USAGE, SetrError
 from setr.evaluation import grid_size, require_labelled
@@ -39,8 +40,6 @@ from setr.runtime import (
     import_openvino,
 )
 
-Format = Literal["onnx", "openvino", "torch"]
-ExportPrecision = Literal["fp32", "bf16", "fp16", "int8"]
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 PRECISIONS = {
     "onnx": ("fp32", "fp16", "int8"),  # ONNX Runtime has no bf16 arithmetic on CPUs
@@ -54,7 +53,7 @@ def export(
     info: ModelInfo,
     out: str | os.PathLike,
     *,
-    format: Format,
+    format: ExportFormat,
     precision: ExportPrecision = "fp32",
     head: Head = "logits",
     size: tuple[int, int] | None = None,
@@ -183,7 +182,7 @@ def _write(
     path: Path,
     model: SETR,
     info: ModelInfo,
-    format: Format,
+    format: ExportFormat,
     precision: ExportPrecision,
     head: Head,
     form: Form,

@@ -34,6 +34,7 @@ from setr.dataset import Dataset
 from setr.distributed import say, world
 from setr.encoder import Encoder
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.files import cache_folder
 from setr.inference import normalize
 from setr.labels import IGNORE
 from setr.loader import whole_images
@@ -111,17 +112,12 @@ def open_features(
             code=USAGE,
         )
     views = 2 if config.train.cache_features == "flip" else 1
-    folder = _folder(_key(config, dataset, model, dtype))
+    folder = cache_folder("features") / _key(config, dataset, model, dtype)
     if not _complete(folder):
         _compute(config, dataset, model, dtype, folder, views)
     maps, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("maps", "masks"))
     say(f"features of {len(dataset)} images: {folder} ({maps.nbytes / 1e9:.1f} GB)")
     return FeatureFiles(maps, masks, views)
-
-
-def _folder(key: str) -> Path:
-    base = os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr")
-    return Path(base) / "features" / key
 
 
 def _complete(folder: Path) -> bool:

@@ -45,6 +45,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
+def cache_folder(kind: str) -> Path:
+    """Where files of a kind are kept between runs: in `SETR_CACHE`, else `~/.cache/setr`."""
+    return Path(os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr"), kind)
+
+
 def list_images(folder: Path) -> list[Path]:
     """Image files below a folder; see `walk_images`."""
     return [folder / name for name in walk_images(folder)]
@@ -70,13 +75,19 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
     return sorted(found)
 
 
-def globbed(pattern: str) -> list[tuple[str, str]]:
-    """Files that a pattern stands for, sorted, each with its name below the pattern's fixed part.
+def expanded(source: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[tuple[str, str]]:
+    """What a file, folder or glob stands for, each file with its name below what was asked for.
 
-    `**` stands for any folders. Hidden files are left out.
+    A folder is walked for files of the given suffixes; of a glob, in which `**` stands for any
+    folders, the names are below its fixed part. Both are sorted, without hidden files. What is
+    neither stands for itself, also where nothing is there.
     """
-    base = os.path.dirname(re.split(r"[*?[]", pattern)[0])
-    paths = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+    if os.path.isdir(source):
+        return [(os.path.join(source, n), n) for n in walk_images(Path(source), suffixes)]
+    if os.path.lexists(source) or not glob.has_magic(source):
+        return [(source, os.path.basename(source))]
+    base = os.path.dirname(re.split(r"[*?[]", source)[0])
+    paths = sorted(path for path in glob.glob(source, recursive=True) if not os.path.isdir(path))
     names = (path[len(base) :].lstrip("/") for path in paths)
     return [
         (path, os.path.basename(path) if ".." in name.split("/") else name)

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from setr.architecture import read_architecture
+from setr.choices import OddSizes
 from setr.dialects import translate
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels, known_datasets, known_labels
-from setr.model import SETR, OddSizes
+from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.naming import Translation
 from setr.protocols import preset

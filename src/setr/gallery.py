@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from setr.distributed import gather
-from setr.evaluation import Outcome
+from setr.evaluation import ScoredImage
 from setr.files import write_bytes
 from setr.intervals import paired_difference
 
@@ -28,10 +28,10 @@ class Gallery:
     def __init__(self, shown: int = 6) -> None:
         self.shown = shown
         self.rows: dict[int, tuple[str, float | None, float | None]] = {}
-        self._worst: list[tuple[float, int, Outcome]] = []
-        self._best: list[tuple[float, int, Outcome]] = []
+        self._worst: list[tuple[float, int, ScoredImage]] = []
+        self._best: list[tuple[float, int, ScoredImage]] = []
 
-    def __call__(self, tested: Outcome) -> None:
+    def __call__(self, tested: ScoredImage) -> None:
         """Take one image."""
         miou = tested.figures["miou"]
         self.rows[tested.number] = (tested.name, miou, tested.figures["pixel_accuracy"])
@@ -41,7 +41,7 @@ class Gallery:
             self._keep(heap, (key, tested.number, tested))
 
     def _keep(
-        self, heap: list[tuple[float, int, Outcome]], item: tuple[float, int, Outcome]
+        self, heap: list[tuple[float, int, ScoredImage]], item: tuple[float, int, ScoredImage]
     ) -> None:
         heapq.heappush(heap, item)
         if len(heap) > self.shown:
@@ -60,12 +60,12 @@ class Gallery:
                     self._keep(heap, item)
 
     @property
-    def worst(self) -> list[Outcome]:
+    def worst(self) -> list[ScoredImage]:
         """Images with the lowest mIoU, lowest first."""
         return [item[2] for item in sorted(self._worst, key=lambda item: -item[0])]
 
     @property
-    def best(self) -> list[Outcome]:
+    def best(self) -> list[ScoredImage]:
         """Images with the highest mIoU, highest first, without those among the worst."""
         taken = {tested.number for tested in self.worst}
         ordered = sorted(self._best, key=lambda item: -item[0])

@@ -95,10 +95,7 @@ class Rows:
         """The pixels of rows, or of rows and columns, without steps."""
         if self.pixels is not None:
             return self.pixels[place]
-        rows, columns = place if isinstance(place, tuple) else (place, slice(None))
-        (top, bottom, _), (left, right, _) = (
-            part.indices(size) for part, size in zip((rows, columns), self.shape, strict=False)
-        )
+        (top, bottom), (left, right) = bounds(place, self.shape)
         data = first_rows(self.data, bottom)
         with opened(data, MAX_PIXELS, self.name) as image:
             pixels = decode_png(image, data)
@@ -106,6 +103,12 @@ class Rows:
                 return pixels[top:, left:right]
             check_png_rows(image, data)
             return np.asarray(image.crop((left, top, right, bottom)))  # Pillow hands out copies
+
+
+def bounds(place: slice | tuple[slice, slice], shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """First and last place, exclusive, of the rows and of the columns that an index names."""
+    parts = place if isinstance(place, tuple) else (place, slice(None))
+    return [part.indices(size)[:2] for part, size in zip(parts, shape, strict=False)]
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

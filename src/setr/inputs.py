@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from setr.errors import USAGE, SetrError, first_line
-from setr.files import IMAGE_SUFFIXES, globbed, walk_images
+from setr.files import IMAGE_SUFFIXES, expanded
 from setr.images import Source
 from setr.shard_writer import Keys
 from setr.storage import (
@@ -204,17 +204,7 @@ def _items(source: str) -> Iterator[Item]:
     if is_address(source):
         yield from _remote(source)
         return
-    if os.path.isdir(source):
-        names = walk_images(Path(source))
-        archives = [] if names else walk_images(Path(source), frozenset(ARCHIVES))
-        for name in names:
-            path = os.path.join(source, name)
-            yield Item(name, path, file_stamp(path))
-        for name in archives:
-            yield from _archive(os.path.join(source, name))
-        return
-    exact = os.path.lexists(source) or not glob.has_magic(source)
-    for path, name in [(source, os.path.basename(source))] if exact else globbed(source):
+    for path, name in expanded(source) or expanded(source, frozenset(ARCHIVES)):
         if path.endswith(ARCHIVES):
             yield from _archive(path)
         else:

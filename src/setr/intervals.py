@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from setr.choices import Absent
 from setr.errors import SetrError
-from setr.metrics import Absent, ratio
+from setr.metrics import ratio
 
 STEPS = 1 << 30
 

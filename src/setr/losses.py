@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from setr.choices import LossKind
 from setr.labels import IGNORE
 from setr.model import Output
 from setr.region_losses import (
@@ -27,8 +27,6 @@ from setr.upsampled_convolution import upsample
 
 TINY = 1e-30
 """Probability below which its own logarithm is not used."""
-
-LossKind = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]
 
 
 def upsample_cross_entropy(

@@ -48,8 +48,6 @@ def predict_raster(
     path: str | os.PathLike,
     out: dict[str, Path],
     *,
-    bands: tuple[int, ...] = (),
-    value_range: tuple[float, float] | None = None,
     strip: int = STRIP,
 ) -> dict[str, float]:
     """Write label and confidence rasters with the georeference of the input.
@@ -60,8 +58,6 @@ def predict_raster(
         out: files by kind, of `rasters.RASTER_KINDS`: `mask` holds ids with the classes' colours,
             255 where the input has no data or the class is less probable than the predictor's
             `min_confidence`; `confidence` 0 to 255.
-        bands: in place of the predictor's own.
-        value_range: in place of the predictor's own.
         strip: columns computed at a time; less takes less memory and more time.
 
     Returns:
@@ -72,7 +68,7 @@ def predict_raster(
     """
     labels, least = predictor.info.labels, predictor.min_confidence
     counts, unsure = np.zeros(256, np.int64), 0
-    with predictor.reads.open_raster(path, bands, value_range) as raster:
+    with predictor.reads.open_raster(path) as raster:
         H, W = raster.shape
         writers = {
             kind: RasterWriter(file, (H, W), raster.geo, labels if kind == "mask" else None)

@@ -18,7 +18,7 @@ class ColourMaskError(SetrError):
     """A mask of colours where ids are wanted."""
 
 
-def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
     """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
 
     A MATLAB file gives its variable `LabelMap` (Pascal Context; extra `mat`).
@@ -26,7 +26,6 @@ def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS
     Args:
         source: a path, or the bytes of a file.
         rgb: the mask holds colours: give (H, W, 3) uint8.
-        max_pixels: larger masks are refused from the header.
 
     Raises:
         SetrError: as `read_image`, and for lossy formats, colour masks unless `rgb`, and masks of
@@ -35,7 +34,7 @@ def read_mask(source: Source, *, rgb: bool = False, max_pixels: int = MAX_PIXELS
     if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
         return _mat_mask(os.fspath(source))
     name = source_name(source)
-    with opened(source, max_pixels) as image:
+    with opened(source, MAX_PIXELS) as image:
         _require_kind(image, name, rgb=rgb)
         plain = image.mode == "RGB" if rgb else image.mode in ("P", "L")
         pixels = decode_fast(image, source) if plain else None

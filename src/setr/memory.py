@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from setr.inference import normalize
 from setr.machine import resident_bytes
 from setr.model import SETR, Features
-from setr.row_blocks import BLOCK_BYTES, DEVICE_BLOCK_BYTES, classes_last
+from setr.row_blocks import block_bytes, classes_last
 
 KERNELS = 130_000_000
 """Bytes that libraries and their kernels take on a CPU once steps have run, beyond the interpreter;
@@ -138,9 +138,7 @@ class _HeldByLoss(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         x = classes_last(logits)
         grad = torch.zeros_like(x)
-        on_cpu = x.device.type == "cpu"
-        limit = BLOCK_BYTES * torch.get_num_threads() if on_cpu else DEVICE_BLOCK_BYTES
-        block = x.new_empty(4 * limit // x.element_size())
+        block = x.new_empty(4 * block_bytes(x.device) // x.element_size())
         ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(logits.dtype))
         return block.new_zeros(())
 

@@ -9,16 +9,15 @@ counts for no other.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from setr.choices import Absent
 from setr.errors import SetrError
 from setr.labels import IGNORE
-
-Absent = Literal["skip", "zero"]
 
 
 class ConfusionMatrix:

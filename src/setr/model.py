@@ -10,7 +10,7 @@ Shapes: B batch, C channels of the images (3 unless made for others), H x W imag
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from setr.backbone import Backbone
 from setr.baselines import FCN, FPNNeck, SemanticFPN, require_pyramid
 from setr.catalog import DecoderName, model_settings, name_with
+from setr.choices import OddSizes, PosInterp, PrefixTokens
 from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
-from setr.encoder import Encoder, PosInterp, PrefixTokens
+from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.labels import IGNORE
 from setr.linear import Linear
 from setr.pretrained import default_tag, load_encoder
-
-OddSizes = Literal["crop", "squeeze"]
 
 
 class Output(NamedTuple):
@@ -297,8 +296,9 @@ def create_model(
     if not aux:
         settings["aux_taps"] = ()
     for key, given in arguments.items():
-        own = settings.get(key, {})
-        settings[key] = {**own, **(given or {})} if key.endswith("_args") else given
+        if key.endswith("_args"):
+            given = {**settings.get(key, {}), **(given or {})}
+        settings[key] = given
     model = SETR(num_classes=num_classes, img_size=img_size, **settings)
     if pretrained:
         name = settings["encoder"]

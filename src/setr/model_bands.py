@@ -54,7 +54,10 @@ class ModelBands:
         return Bands(numbers, (value_range,) if value_range else self.of_files.ranges)
 
     def open_raster(
-        self, path: str | os.PathLike, bands: tuple[int, ...], value_range: Range | None
+        self,
+        path: str | os.PathLike,
+        bands: tuple[int, ...] = (),
+        value_range: Range | None = None,
     ) -> Raster:
         """A GeoTIFF by these bands and this range, or by the model's own."""
         own = self.chosen(bands, value_range)

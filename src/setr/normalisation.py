@@ -70,14 +70,14 @@ def _missing(model: ModelConfig, channels: int, data: str) -> list[str]:
     return found
 
 
-def measured(dataset: Dataset, count: int = SAMPLED) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measured(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel over pixels from 0 to 1, to four digits.
 
     Raises:
         SetrError: none of the images looked at can be read.
     """
     sums, pixels, problem = np.zeros((2, dataset.channels)), 0, None
-    for index in spread(len(dataset), count):
+    for index in spread(len(dataset), SAMPLED):
         try:
             image = dataset.pixels(index)
             rows, columns = (

@@ -48,12 +48,12 @@ class Option:
         return f"{self.flags[-1]} {value}"
 
 
-def options_of(kind: Any, prefix: str = "") -> list[Option]:
+def options_of(kind: Any) -> list[Option]:
     """The options of a dataclass and of those inside it; words by their place have no flags."""
-    return list(_options(kind, prefix))
+    return list(_options(kind))
 
 
-def _options(kind: Any, prefix: str) -> Iterator[Option]:
+def _options(kind: Any, prefix: str = "") -> Iterator[Option]:
     import tyro
 
     hints = get_type_hints(kind, include_extras=True)

@@ -30,11 +30,15 @@ WRONG, RIGHT, IGNORED = (213, 94, 0), (235, 235, 235), (120, 120, 120)
 
 def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
     """Write a page made of HTML parts; the file appears when complete."""
+    write_bytes(path, document(title, parts).encode("utf-8", "replace"))
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A page made of HTML parts."""
     skeleton = (resources.files("setr") / "data" / "page.html").read_text(encoding="utf-8")
     body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
     head, foot = skeleton.split("BODY")
-    text = head.replace("TITLE", escape(title)) + body + foot
-    write_bytes(path, text.encode("utf-8", "replace"))
+    return head.replace("TITLE", escape(title)) + body + foot
 
 
 def escape(text: str) -> str:
@@ -54,26 +58,32 @@ def tiles(items: Iterable[tuple[str, str]]) -> str:
     ) + "</div>"  # fmt: skip
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of HTML cells; the first column is text, the others are right-aligned."""
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] | None = None
+) -> str:
+    """A table of HTML cells; columns `numbers`, all but the first by default, are right-aligned."""
+    right = range(1, len(head)) if numbers is None else numbers
 
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(
-            f"<{tag}{' class=n' if i else ''}>{cell}</{tag}>" for i, cell in enumerate(cells)
+            f"<{tag}{' class=n' if i in right else ''}>{cell}</{tag}>"
+            for i, cell in enumerate(cells)
         ) + "</tr>"  # fmt: skip
 
     body = "".join(row(cells, "td") for cells in rows)
     return f'<div class="wide"><table>{row(head, "th")}{body}</table></div>'
 
 
-def bar(value: float | None, colour: str = "var(--accent)") -> str:
-    """A fraction as a bar and a number."""
+def bar(
+    value: float | None, colour: str = "var(--accent)", *, full: float = 1.0, digits: int = 1
+) -> str:
+    """A fraction as a number and a bar, whose whole length stands for `full`."""
     if value is None:
         return "n/a"
-    width = 100 * min(max(value, 0.0), 1.0)
+    width = 100 * min(max(value / full, 0.0), 1.0)
     return (
         f'<span class="bar"><i style="width:{width:.1f}%;background:{colour}"></i></span>'
-        f'<span class="num">{percent(value)}</span>'
+        f'<span class="num">{percent(value, digits)}</span>'
     )
 
 
@@ -103,7 +113,12 @@ def figure(picture: np.ndarray, caption: str, *, photo: bool = False, width: int
         width: largest width in pixels.
     """
     how = cv2.INTER_AREA if photo else cv2.INTER_NEAREST
-    picture = np.ascontiguousarray(shrunk(picture, width, how))
+    return embedded(shrunk(picture, width, how), caption, photo=photo)
+
+
+def embedded(picture: np.ndarray, caption: str, *, photo: bool = False) -> str:
+    """`figure` without the shrinking."""
+    picture = np.ascontiguousarray(picture)
     if photo:
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, format="JPEG", quality=85)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -131,11 +132,11 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Fou
     Masks may be called after their images with an end that all share: `x_mask.png` for `x.jpg`. In
     one folder it tells masks from images and has to be one of `MASK_SUFFIXES`.
     """
-    files = names_below(root / images, "")
+    files = names_below(root / images)
     if images == masks:
         files, found = apart(files)
     else:
-        found = names_below(root / masks, "", IMAGE_SUFFIXES | {".mat"})
+        found = names_below(root / masks, suffixes=IMAGE_SUFFIXES | {".mat"})
     stems = [os.path.splitext(name)[0] for name in files]
     _refuse_doubles(root / images, stems, "the stem of several images; masks would be mixed up")
     masks_of = masks_by_stem(stems, found)
@@ -206,7 +207,7 @@ def pair_names(
     images = [f"JPEGImages/{name}.jpg" for name in names]
     paired = [f"{masks}/{name}{suffix}" for name in names]
     for files in (images, paired):
-        present = set(names_below((root / files[0]).parent, "", IMAGE_SUFFIXES | {".mat"}))
+        present = set(names_below((root / files[0]).parent, suffixes=IMAGE_SUFFIXES | {".mat"}))
         missing = [f for f in files if os.path.basename(f) not in present]
         _refuse((root / files[0]).parent, missing, len(names), "file")
     return Found(root, images, paired, labels)
@@ -279,8 +280,10 @@ def _ends(path: str) -> list[str]:
     return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
-def names_below(folder: Path, prefix: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Names below a folder that must exist and hold images."""
+def names_below(
+    folder: Path, prefix: str = "", suffixes: frozenset[str] = IMAGE_SUFFIXES
+) -> list[str]:
+    """Names, with a prefix, of the images below a folder that must exist and hold some."""
     if not folder.is_dir():
         raise data_error(f"{folder}: no such folder")
     names = walk_images(folder, suffixes)
@@ -292,7 +295,7 @@ def names_below(folder: Path, prefix: str, suffixes: frozenset[str] = IMAGE_SUFF
             else ""
         )
         raise data_error(f"{folder}: no images in this folder{hint}")
-    return [prefix + name for name in names] if prefix else names
+    return [prefix + name for name in names]
 
 
 def below(root: Path, *names: str) -> Path:
@@ -315,8 +318,7 @@ def _refuse(place: Path, missing: list[str], total: int, kind: str = "mask") -> 
 
 def _refuse_doubles(place: Path, names: list[str], what: str) -> None:
     if len(set(names)) < len(names):
-        seen: set[str] = set()
-        doubles = sorted({n for n in names if n in seen or seen.add(n)})  # type: ignore[func-returns-value]
+        doubles = sorted(name for name, count in Counter(names).items() if count > 1)
         raise data_error(f"{place}: '{doubles[0]}' is {what} ({len(doubles)} such names)")
 
 

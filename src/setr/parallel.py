@@ -15,7 +15,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,11 +24,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from setr.choices import Sharding
 from setr.distributed import world
 from setr.errors import SetrError
 from setr.model import SETR
-
-Sharding = Literal["none", "full"]
 
 
 class Parallel:

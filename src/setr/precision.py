@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from setr.choices import Precision
 from setr.errors import USAGE, SetrError
-from setr.train_config import Precision
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

@@ -8,7 +8,6 @@ memory have rooms of their own, `video.py` and `mapping.py`.
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +21,10 @@ import torch
 from setr import distributed
 from setr.arrays import as_image
 from setr.bands import Bands, Range, as_rgb
-from setr.config import Precision
+from setr.choices import Precision
 from setr.errors import USAGE, SetrError
 from setr.evaluation import resolve_protocol
-from setr.files import globbed, walk_images
+from setr.files import expanded
 from setr.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.gdal import is_georeferenced
 from setr.hub import from_pretrained
@@ -316,15 +315,10 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
 
 def _expand(source: str) -> Iterator[str | np.ndarray]:
     """The images a file, folder, glob or video stands for."""
-    if os.path.isdir(source):
-        paths = [os.path.join(source, name) for name in walk_images(Path(source))]
-    elif os.path.lexists(source) or not glob.has_magic(source):
-        paths = [source]
-    else:
-        paths = [path for path, _ in globbed(source)]
-    if not paths:
+    files = expanded(source)
+    if not files:
         raise SetrError(f"{source}: no images found here", code=USAGE)
-    for path in paths:
+    for path, _ in files:
         if is_video(path):
             yield from frames(path)
         else:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr.charts import confusion_chart, loss_chart, reliability_chart
-from setr.evaluation import Outcome
+from setr.evaluation import ScoredImage
 from setr.gallery import Gallery
 from setr.labels import Labels
 from setr.page import (
@@ -258,7 +258,7 @@ def _legend(labels: Labels) -> str:
     )
 
 
-def _rows(labels: Labels, images: Sequence[Outcome]) -> Iterable[str]:
+def _rows(labels: Labels, images: Sequence[ScoredImage]) -> Iterable[str]:
     if not images:
         yield '<p class="note">No further images.</p>'
     for t in images:

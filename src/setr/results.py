@@ -8,13 +8,13 @@ data, and of recipes the paper does not have, are listed apart, with what was ch
 
 from __future__ import annotations
 
-import html
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from setr import page
 from setr.config import Config
 from setr.errors import SetrError
 from setr.labels import known_labels
@@ -269,20 +269,9 @@ def as_markdown(titles: dict[str, list[Line]]) -> str:
 
 def as_html(titles: dict[str, list[Line]]) -> str:
     """A self-contained page."""
+    figures = [COLUMNS.index(name) for name in ("paper", "ours", "difference")]
     parts = []
     for title, lines in titles.items():
-        head = "".join(f"<th>{column}</th>" for column in COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
-            for line in lines
-        )
-        parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>{body}</table>")
-    style = (
-        "body{font:14px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
-        "td,th{padding:3px 9px;border-bottom:1px solid #ddd;text-align:left}"
-        "td:nth-child(3),td:nth-child(4),td:nth-child(5){text-align:right;white-space:nowrap}"
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>setr results</title>'
-        f"<style>{style}</style><body><h1>Results</h1>{''.join(parts)}</body></html>\n"
-    )
+        rows_ = [[page.escape(cell) for cell in line] for line in lines]
+        parts += [f"<h2>{page.escape(title)}</h2>", page.table(COLUMNS, rows_, figures)]
+    return page.document("Results", parts)

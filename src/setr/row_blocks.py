@@ -114,6 +114,11 @@ class Block:
             grad[:, self._source[0], self._source[1]] += _rows(self._weights[0].T, narrow)
 
 
+def block_bytes(device: torch.device) -> int:
+    """How large a block of logits may be on a device."""
+    return BLOCK_BYTES * torch.get_num_threads() if device.type == "cpu" else DEVICE_BLOCK_BYTES
+
+
 def row_blocks(
     x: Tensor, target: Tensor, size: tuple[int, int], *, scale: int = 1
 ) -> Iterator[Block]:
@@ -123,10 +128,8 @@ def row_blocks(
     """
     B, h, w, K = x.shape
     H, W = target.shape[-2:]
-    on_cpu = x.device.type == "cpu"
-    limit = BLOCK_BYTES * torch.get_num_threads() if on_cpu else DEVICE_BLOCK_BYTES
-    c = min(W, BLOCK_COLUMNS) if on_cpu else W
-    r = min(H, max(1, limit // (B * c * K * x.element_size())))
+    c = min(W, BLOCK_COLUMNS) if x.device.type == "cpu" else W
+    r = min(H, max(1, block_bytes(x.device) // (B * c * K * x.element_size())))
     across = [
         (slice(left, min(left + c, W)), *_axis(left, min(left + c, W), w, size[1], x, scale))
         for left in range(0, W, c)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from setr.evaluation import Outcome
+from setr.evaluation import ScoredImage
 from setr.labels import Labels
 from setr.montage import montage, with_legend
 
@@ -19,9 +19,9 @@ class Samples:
 
     def __init__(self, labels: Labels, count: int) -> None:
         self.labels, self.count = labels, count
-        self.kept: list[Outcome] = []
+        self.kept: list[ScoredImage] = []
 
-    def __call__(self, tested: Outcome) -> None:
+    def __call__(self, tested: ScoredImage) -> None:
         """Take one image."""
         if len(self.kept) < self.count:
             self.kept.append(tested)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from setr.boundary import BoundaryCounts
 from setr.calibration import Calibration
+from setr.choices import Absent
 from setr.intervals import STEPS, Bootstrap, image_miou
 from setr.labels import IGNORE
-from setr.metrics import Absent, ConfusionMatrix, summarize
+from setr.metrics import ConfusionMatrix, summarize
 from setr.quota import cpus
 from setr.regions import RegionRecall
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import yaml
 
+from setr.choices import Absent
 from setr.data_yaml import DataLoader, labels_of
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
 from setr.files import list_images
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
 from setr.masks import read_mask
-from setr.metrics import Absent
 from setr.scorecard import Scorecard
 
 CHUNK = 32

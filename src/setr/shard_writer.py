@@ -10,13 +10,13 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from setr.choices import ShardForm
 from setr.errors import SetrError
 
-Form = Literal["tar", "parquet"]
 GROUP = 100
 """Samples per row group of a Parquet file."""
 KEY_BYTES = 72
@@ -56,7 +56,7 @@ class Keys:
 
 
 def write_split(
-    out: Path, split: str, samples: Iterable[Packed], *, per_shard: int, form: Form = "tar"
+    out: Path, split: str, samples: Iterable[Packed], *, per_shard: int, form: ShardForm = "tar"
 ) -> dict[str, Any]:
     """Write the shards and the index of one split; returns its entry in `shards.json`.
 

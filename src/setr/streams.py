@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from setr.errors import USAGE, SetrError
-from setr.files import globbed, walk_images
+from setr.files import expanded
 from setr.filming import predict_video
 from setr.gdal import is_georeferenced
 from setr.mapping import predict_raster
@@ -43,21 +42,18 @@ def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
     found: dict[str, Stream] = {}
     rest = []
     for source in sources:
-        path = Path(source)
         if is_url(source):
             found[source] = Stream(source, Path(_url_name(source)))
-        elif path.is_dir():
+            continue
+        files = expanded(source, frozenset({".tif", ".tiff"}))
+        streams = [
+            Stream(str(Path(file)), Path(name))
+            for file, name in files
+            if is_video(file) or is_georeferenced(file)
+        ]
+        found |= {stream.source: stream for stream in streams}
+        if os.path.isdir(source) or len(streams) < len(files) or not files:
             rest.append(source)
-            tiffs = walk_images(path, frozenset({".tif", ".tiff"}))
-            maps = [name for name in tiffs if is_georeferenced(path / name)]
-            found |= {str(path / name): Stream(str(path / name), Path(name)) for name in maps}
-        else:
-            is_glob = glob.has_magic(source) and not os.path.lexists(source)
-            files = globbed(source) if is_glob else [(source, os.path.basename(source))]
-            streams = [file for file in files if is_video(file[0]) or is_georeferenced(file[0])]
-            found |= {file: Stream(file, Path(name)) for file, name in streams}
-            if len(streams) < len(files) or not files:
-                rest.append(source)
     return list(found.values()), rest
 
 
@@ -94,8 +90,6 @@ def predict_stream(
     stem: Path,
     kinds: Sequence[str] | None,
     *,
-    bands: tuple[int, ...] = (),
-    value_range: tuple[float, float] | None = None,
     polygon_options: dict[str, Any] | None = None,
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
 ) -> tuple[list[Path], str]:
@@ -106,8 +100,6 @@ def predict_stream(
         stream: as `split_sources` gives it.
         stem: output folder and name without ending.
         kinds: of `kinds.KINDS`; None is `overlay` for a video and `mask` for everything else.
-        bands: in place of the predictor's own.
-        value_range: in place of the predictor's own.
         polygon_options: `tolerance` and `min_pixels`.
         on_frame: called with the number of frames done and announced; 0 where none is.
 
@@ -130,11 +122,9 @@ def predict_stream(
     kinds = kinds or ("mask",)
     if not is_url(stream.source) and set(kinds) <= set(RASTER_KINDS):
         files = {kind: with_ending(stem, RASTER_KINDS[kind]) for kind in kinds}
-        shares = predict_raster(
-            predictor, stream.source, files, bands=bands, value_range=value_range
-        )
+        shares = predict_raster(predictor, stream.source, files)
         return list(files.values()), f"GeoTIFF: {largest(shares, predictor.min_confidence)}"
-    result = predictor.predict(stream.source, bands=bands, value_range=value_range)
+    result = predictor.predict(stream.source)
     return write(result, stem, kinds, **options), repr(result)
 
 

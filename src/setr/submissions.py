@@ -16,15 +16,13 @@ import uuid
 import zipfile
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 
+from setr.choices import ServerName
 from setr.errors import SetrError
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels, known_labels
-
-Server = Literal["cityscapes", "ade20k"]
 
 _NAMES = {
     "cityscapes": (re.compile(r"[a-z-]+_\d{6}_\d{6}"), "CITY_000000_000019_leftImg8bit.png"),
@@ -48,7 +46,7 @@ class Submission:
         SetrError: other classes, or no file written at the end.
     """
 
-    def __init__(self, server: Server, path: Path, labels: Labels) -> None:
+    def __init__(self, server: ServerName, path: Path, labels: Labels) -> None:
         known = known_labels(server)
         if labels.classes != known.classes:
             raise SetrError(
@@ -113,7 +111,7 @@ def raw_ids(labels: Labels) -> np.ndarray:
     return np.array([table[k] for k in range(len(labels.classes))], np.uint8)
 
 
-def check_submission(server: Server, path: Path) -> int:
+def check_submission(server: ServerName, path: Path) -> int:
     """Read a submission back and hold it against the server's rules; returns the image count.
 
     Raises:

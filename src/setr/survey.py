@@ -24,6 +24,7 @@ import numpy as np
 from setr.bands import as_rgb, check_pixels, read_pixels
 from setr.dataset import Dataset
 from setr.errors import SetrError
+from setr.files import cache_folder
 from setr.labels import IGNORE
 from setr.pairs import Pairs
 from setr.quota import cpus
@@ -244,7 +245,6 @@ def _digest(text: str) -> int:
 
 
 def _cache_file(dataset: Dataset) -> Path:
-    base = os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr")
     place = [str(root) for root in dataset.pairs.roots] if isinstance(dataset.pairs, Pairs) else []
     labels = json.dumps(dataset.labels.to_dict(), sort_keys=True)
     labels += "" if dataset.bands is None else str(dataset.bands)
@@ -254,7 +254,7 @@ def _cache_file(dataset: Dataset) -> Path:
         ),
         digest_size=12,
     ).hexdigest()
-    return Path(base) / "surveys" / f"{name}.npz"
+    return cache_folder("surveys") / f"{name}.npz"
 
 
 def _known_rows(keys: np.ndarray, kept: Survey | None, full: bool) -> np.ndarray:

@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from setr.choices import LossKind, Precision, Sharding
 from setr.errors import check_setting
 from setr.weighting import named_weights
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _STEPS = 80_000
 
 
@@ -33,7 +33,7 @@ class TrainConfig:
     accumulate: int = 1
     """Parts a batch is computed in, one after the other; each process then holds batch_size /
     accumulate / processes images in memory."""
-    sharding: Literal["none", "full"] = "none"
+    sharding: Sharding = "none"
     """With several processes: `full` keeps a slice of weights, gradients and moments in each
     (FSDP2) in place of a copy of all (DDP)."""
     device: str = "auto"
@@ -52,7 +52,7 @@ class TrainConfig:
     """Factor on each auxiliary loss."""
     loss_norm: Literal["valid", "all"] = "valid"
     """Divide the loss by the counted pixels, or by all pixels as the authors' code does."""
-    loss: Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"] = "cross_entropy"
+    loss: LossKind = "cross_entropy"
     """Loss of the main head; dice and lovasz are added to the cross-entropy."""
     class_weights: str = "none"
     """Weights of the classes in the loss: none; median_frequency (or auto) or sqrt_median_frequency

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from setr.architecture import dialect_options, function_options
+from setr.choices import PosInterp
 from setr.dialects import translate
-from setr.encoder import PosInterp, adapt_channels, reads_rgb_alone, resample_grid
+from setr.encoder import adapt_channels, reads_rgb_alone, resample_grid
 from setr.errors import SetrError
 from setr.naming import Translation
 from setr.tensorfiles import read_tensor_file

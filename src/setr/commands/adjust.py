@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
+from setr.choices import Precision
 from setr.cli import parse, require_least, require_unused
-from setr.config import Precision
+from setr.commands.shared import Data, Model, Out
 from setr.errors import OK
 
 
@@ -23,11 +21,11 @@ class Arguments:
     searched alone: more on that split, and more of it is chance.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """Model directory, Hub name or checkpoint."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Data
     """Folder or YAML file of the data set."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    out: Out
     """Folder for the adjusted model."""
     split: str = "val"
     """Split to search on: one the model was not trained on, and not the one it is judged by."""

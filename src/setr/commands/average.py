@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from setr.cli import parse, require_unused
+from setr.commands.shared import Models, Out
 from setr.errors import OK
 
 
@@ -21,9 +18,9 @@ class Arguments:
     the training set. Test it: runs that ended too far apart average to something worse.
     """
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODELS…")]
+    models: Models
     """Two or more model directories or Hub names; the first one's test protocol stays."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    out: Out
     """Folder for the averaged model."""
 
 

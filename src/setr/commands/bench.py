@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from setr.cli import parse
+from setr.commands.shared import Model
 from setr.errors import OK, USAGE, SetrError
 
 
@@ -20,7 +19,7 @@ class Arguments:
     way from a normalised image to its mask.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """Model directory, Hub name or checkpoint."""
     data: str | None = None
     """Labelled data set: adds the mIoU, and the int8 row."""

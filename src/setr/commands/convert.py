@@ -10,11 +10,13 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from setr.choices import OddSizes, PosInterp
 from setr.cli import as_typed, parse, require_default
+from setr.commands.shared import Out
 from setr.errors import OK, USAGE, SetrError
 from setr.labels import Labels, known_labels
 
@@ -35,7 +37,7 @@ class Arguments:
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Checkpoint file; with --model also a model directory, whose weights are taken."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    out: Out
     """Folder to write."""
     model: str | None = None
     """Named model to load an encoder (or weights of this toolkit) into."""
@@ -49,9 +51,9 @@ class Arguments:
     """Known data set whose class names, colours and label map to store."""
     num_classes: int | None = None
     """Number of classes for --model, where --labels is not given."""
-    odd_sizes: Literal["crop", "squeeze"] = "crop"
+    odd_sizes: OddSizes = "crop"
     """What happens to images whose sides are no multiples of 16; squeeze is mmsegmentation's."""
-    pos_interp: Literal["bicubic", "bilinear"] = "bicubic"
+    pos_interp: PosInterp = "bicubic"
     """How an encoder's position grid is resampled; bilinear reproduces checkpoints of 2021."""
     partial: bool = False
     """Accept an encoder that matches below 95 %."""

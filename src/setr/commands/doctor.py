@@ -7,16 +7,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from setr.cli import parse
+from setr.commands.shared import Data
 from setr.data_yaml import SPLITS
 from setr.dataset import Dataset
 from setr.datasets import open_dataset
 from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
-from setr.doctor_page import write_page
+from setr.doctor_page import write_checkups
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
 from setr.pairing import NoSplitError
 from setr.progress import counting
@@ -29,7 +27,7 @@ _ABSENT = "no such split"
 class Arguments:
     """Check a data set: every file, every id, every class, and leaks between the splits."""
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Data
     """Folder or YAML file of the data set, or hf:OWNER/NAME."""
     labels: str | None = None
     """Known data set whose classes to use where the folder names none."""
@@ -60,7 +58,7 @@ def run(arguments: list[str]) -> int:
     else:
         print("\n".join(_summary(given.data, checkups, findings)))
     if given.page:
-        write_page(given.page, given.data, checkups, findings)
+        write_checkups(given.page, given.data, checkups, findings)
         print(f"wrote {given.page}", file=sys.stderr)
     return DATA_CHECK_FAILED if failed else OK
 

@@ -7,13 +7,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from setr.choices import Absent, Precision
 from setr.cli import parse, require_least
-from setr.commands.views import Flip, Scales
-from setr.config import Precision
+from setr.commands.shared import Data, Flip, Model, Scales
 from setr.errors import OK, USAGE, SetrError
 from setr.tables import figures_table, report_failed
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class Arguments:
     """Test a model on a data set; writes metrics.json, images.csv and report.html."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """Model directory, Hub name or checkpoint."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Data
     """Folder or YAML file of the data set, or `scenes` for drawn scenes."""
     split: str = "val"
     """Split to test on; several joined with +."""
@@ -49,7 +49,7 @@ class Arguments:
     """Images are first scaled to this short side in pixels, in place of the protocol's."""
     compare: tuple[str, ...] = ()
     """Further models, tested on the same images; differences come with p-values."""
-    absent: Literal["skip", "zero"] = "skip"
+    absent: Absent = "skip"
     """Classes in neither truth nor prediction: left out of the means, or counted as 0."""
     detailed: bool = True
     """Also boundary IoU and F, recall by size, calibration, intervals and report.html, which shows

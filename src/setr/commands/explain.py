@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from setr.cli import parse, require_file, require_least
+from setr.commands.shared import Model, Out
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
     from setr.figures import Figure
     from setr.labels import Labels
 
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Picture = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, …")]
-Out = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
-
+from setr.choices import ExportFormat, ExportPrecision
 from setr.cli import parse
+from setr.commands.shared import Model, Out
 from setr.errors import OK, USAGE, SetrError
 
 
@@ -22,13 +21,13 @@ class Arguments:
     the calibration data falls by no more than half a point.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """Model directory, Hub name or checkpoint."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    out: Out
     """File to write: .onnx, .xml (OpenVINO; its .bin goes beside it) or .pt2 (torch.export)."""
-    format: Literal["onnx", "openvino", "torch"]
+    format: ExportFormat
     """Runtime it is for."""
-    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    precision: ExportPrecision = "fp32"
     """Of weights and arithmetic. onnx has no bf16, torch no int8."""
     argmax: bool = False
     """Output the best class (uint8, image size) in place of full-size logits."""

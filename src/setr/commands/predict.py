@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from setr.choices import Precision, ServerName
 from setr.cli import parse, require_default, require_least, require_within
-from setr.commands.views import Flip, Scales
-from setr.config import Precision
+from setr.commands.shared import Flip, Model, Scales
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
 from setr.quota import cpus
@@ -47,7 +47,7 @@ class Arguments:
     and does again what has changed since: images, model or settings.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """A model directory, Hub name or checkpoint."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES…")]
     """Files, folders (walked; hidden files and OUT left out), quoted globs, videos, GeoTIFF files,
@@ -81,7 +81,7 @@ class Arguments:
     whole range of 8 and 16 bits."""
     allow_urls: bool = False
     """Download images named by http(s) addresses."""
-    submit: Literal["cityscapes", "ade20k"] | None = None
+    submit: ServerName | None = None
     """Write only OUT/NAME.zip, in the form that data set's test server takes."""
     pack: Literal["no", "tar", "parquet"] = "no"
     """Write archives of many results instead of single files."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from setr.choices import Absent
 from setr.cli import parse, require_least
 from setr.tables import figures_table, report_failed
 
@@ -33,7 +34,7 @@ class Arguments:
     class_ids: bool = False
     """PRED_DIR holds class numbers from 0, as `setr predict` writes them, whatever ids or colours
     the truth has."""
-    absent: Literal["skip", "zero"] = "skip"
+    absent: Absent = "skip"
     """Classes found in neither folder: left out of the means (mmseg, Cityscapes), or counted as 0
     (ADE20K's server)."""
     json: bool = False

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from setr.choices import Precision
 from setr.cli import parse, require_least, require_within
-from setr.config import Precision
+from setr.commands.shared import Models
 from setr.errors import OK, USAGE, SetrError
 from setr.serve.limits import LONGEST, Limits
 
@@ -23,7 +24,7 @@ LEAST = 0.001
 class Arguments:
     """Serve models over HTTP, with a page to try them in a browser."""
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODELS…")]
+    models: Models
     """Model directories, Hub names or checkpoints; NAME=MODEL gives another name than the folder's.
     The first is the default."""
     host: str = "127.0.0.1"

@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from setr.choices import ShardForm
 from setr.cli import parse, require_least
+from setr.commands.shared import Data
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 class Arguments:
     """Pack a data set into tar (webdataset layout) or Parquet files that train like the folder."""
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Data
     """Folder or YAML file of the data set, or `scenes`."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write; then train with --data.root OUT, or copy it to object storage."""
@@ -33,7 +35,7 @@ class Arguments:
     """Known data set whose classes to use where the folder names none."""
     samples: int = 1000
     """Samples per file."""
-    format: Literal["tar", "parquet"] = "tar"
+    format: ShardForm = "tar"
     """Of the files; parquet needs the extra parquet."""
 
 

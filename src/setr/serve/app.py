@@ -149,7 +149,7 @@ def _add_segment(app: FastAPI, service: Service) -> None:
 
 
 def _add_attention(app: FastAPI, service: Service) -> None:
-    deepest = max(1, *(num_layers(p) for p in service.models.by_name.values()), 1)
+    deepest = max([1, *(num_layers(p) for p in service.models.by_name.values())])
 
     @app.post(
         "/v1/attention",

@@ -1,0 +1,17 @@
+"""What options may be, for the command line and the code that does it; imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PosInterp = Literal["bicubic", "bilinear"]
+PrefixTokens = Literal["keep", "drop"]
+OddSizes = Literal["crop", "squeeze"]
+Sharding = Literal["none", "full"]
+LossKind = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]
+Absent = Literal["skip", "zero"]
+ExportFormat = Literal["onnx", "openvino", "torch"]
+ExportPrecision = Literal["fp32", "bf16", "fp16", "int8"]
+ShardForm = Literal["tar", "parquet"]
+ServerName = Literal["cityscapes", "ade20k"]

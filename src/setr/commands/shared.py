@@ -1,0 +1,20 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Models = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODELS…")]
+Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+Out = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+Scales = Annotated[
+    tuple[float, ...] | None,
+    tyro.conf.arg(help="Factors on the image, in place of the protocol's."),
+]
+Flip = Annotated[
+    bool, tyro.conf.arg(help="Average with the mirrored image, whatever the protocol.")
+]
