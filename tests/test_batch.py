@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from setr import predictor, scenes
+from setr.batch import Task, outcomes
 from setr.cli import main
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.files import write_bytes
@@ -144,6 +145,26 @@ def test_inexact_batches_are_filled_up():
     found = Batches(model, 4, exact=False).run([np.ones((8, 8, 3), np.uint8)] * 3)
     assert model.calls == [4]
     assert len(found) == 3
+
+
+class Slow(Rounding):
+    """A model that takes longer for an image than its files take to be written."""
+
+    def predict_batch(self, images):
+        time.sleep(0.05)
+        return super().predict_batch(images)
+
+
+def test_a_finished_image_is_noted_while_the_next_is_run(tmp_path):
+    image = encode_png(np.zeros((8, 8, 3), np.uint8))
+    for i in range(12):
+        write_bytes(tmp_path / f"{i:02}.png", image)
+    tasks = [Task(item, item.name) for item in find_items([str(tmp_path)])]
+    model = Slow(differs=False)
+    found = outcomes(model, tasks, lambda task, _: task.output, None, batch=1)
+    calls = [(name, len(model.calls)) for name in found]
+    assert [name for name, _ in calls] == [task.output for task in tasks]
+    assert all(called <= i + 3 for i, (_, called) in enumerate(calls))
 
 
 SHORT = (

@@ -178,7 +178,8 @@ def outcomes(
                 writing.append(writers.submit(_finished, finish, failed, task, found))
 
         def written(limit: int) -> Iterator[Outcome]:
-            while len(writing) > limit:
+            # what is ready goes at once: a stop loses no finished image, however long each takes
+            while len(writing) > limit or (writing and writing[0].done()):
                 yield writing.popleft().result()
 
         def room() -> int:
