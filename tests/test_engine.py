@@ -340,6 +340,32 @@ def test_bad_data_is_found_before_the_first_step(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "setr_pup_bse"}, "model 'setr_pup_bse' is unknown; nearest: setr_pup_base"),
+        ({"encoder": "vit_smal_patch16_224"}, "'vit_smal_patch16_224' is not a timm model"),
+        ({"freeze": 99}, "freeze 99: this encoder has 6 blocks"),
+        ({"pretrained": "lvd14m", "encoder": "vit_small_patch14_dinov2"}, "there are lvd142m"),
+        ({"pretrained": "nowhere.pth"}, r"nowhere\.pth: no such weight file"),
+        ({"pretrained_resnet": "gluon_in1k"}, "has no ResNet in front"),
+    ],
+)
+def test_names_are_checked_before_data_are_opened(config, settings, message, monkeypatch):
+    monkeypatch.setattr(engine, "open_splits", lambda *_: pytest.fail("names come first"))
+    wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, **settings))
+    with pytest.raises(SetrError, match=message) as caught:
+        train(wrong)
+    assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("changed", [{"precision": "fp16"}, {"device": "cuda:99"}])
+def test_the_device_is_checked_before_data_are_opened(config, changed, monkeypatch):
+    monkeypatch.setattr(engine, "open_splits", lambda *_: pytest.fail("the device comes first"))
+    with pytest.raises(SetrError, match=r"fp16: CPUs compute|cuda:99.: this machine has"):
+        train(with_train(config, **changed))
+
+
+@pytest.mark.parametrize(
     ("number", "group"),
     [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)],
 )

@@ -24,6 +24,7 @@ from setr.build import (
     build_share,
     build_weights,
     checked_pixels,
+    require_buildable,
     with_workers,
     without_weights,
 )
@@ -106,10 +107,12 @@ class _Run:
         self, config: Config, folder: RunFolder, data: tuple[Dataset, Dataset] | None = None
     ) -> None:
         self.folder, self.began = folder, time.monotonic()
-        config, self.dataset, self.val = open_splits(config, data)
         self.device = distributed.device(config.train.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # kernels and memory figures are of the current one
+        self.dtype = autocast_dtype(config.train.precision, self.device)
+        distributed.on_first(lambda: require_buildable(config, weights=not folder.state))
+        config, self.dataset, self.val = open_splits(config, data)
         num_classes = len(self.dataset.labels.classes)
         before = folder.state.values["facts"] if folder.state else None
         config = with_normalisation(config, self.dataset)
@@ -125,11 +128,10 @@ class _Run:
         if done > steps:
             problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
             raise together(SetrError(problem, code=USAGE))
+        info = build_info(config, self.dataset.labels, self.dataset.bands)
         pixels = distributed.on_first(lambda: checked_pixels(config, self.dataset, self.val))
         torch.manual_seed(config.train.seed)
-        self.dtype = autocast_dtype(config.train.precision, self.device)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
-        info = build_info(config, self.dataset.labels, self.dataset.bands)
         self.best = Best(config, folder, self.val, info, self.device)
         if not folder.state:
             announce(config)
