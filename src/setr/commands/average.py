@@ -21,7 +21,11 @@ class Arguments:
     the training set. Test it: runs that ended too far apart average to something worse.
     """
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODELS…")]
+    models: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="MODELS…", help_behavior_hint="(required)"),
+    ]
     """Two or more model directories or Hub names; the first one's test protocol stays."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder for the averaged model."""

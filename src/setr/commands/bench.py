@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from setr.cli import parse
+from setr.commands.views import Words
 from setr.errors import OK, USAGE, SetrError
 
 
@@ -34,7 +35,7 @@ class Arguments:
     """Batch sizes."""
     seconds: float = 5.0
     """Each row is timed for at least so long per batch size."""
-    skip: tuple[str, ...] = ()
+    skip: Words = ()
     """Runtimes to leave out: compile, onnxruntime, openvino."""
     device: str = "auto"
     """Of the PyTorch rows: auto, cpu, cuda, cuda:1, …"""

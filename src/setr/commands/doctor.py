@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from setr.cli import parse
+from setr.commands.views import Words
 from setr.data_yaml import SPLITS
 from setr.dataset import Dataset
 from setr.datasets import open_dataset
@@ -33,7 +34,7 @@ class Arguments:
     """Folder or YAML file of the data set, or hf:OWNER/NAME."""
     labels: str | None = None
     """Known data set whose classes to use where the folder names none."""
-    splits: tuple[str, ...] = ()
+    splits: Words = ()
     """Splits to check; those that exist of train, val and test by default."""
     quick: bool = False
     """Read only headers and ends of the images, as training does; no search for leaks."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from setr.cli import parse, require_file, require_least
+from setr.commands.views import Words
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Attention:
     """Model directory, Hub name or checkpoint."""
     image: Picture
     """Image file."""
-    point: tuple[str, ...] = ()
+    point: Words = ()
     """Points X,Y in pixels of the image; its centre if not given."""
     layer: tuple[int, ...] = ()
     """Blocks, counted from 1; the last if not given."""

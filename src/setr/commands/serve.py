@@ -23,7 +23,11 @@ LEAST = 0.001
 class Arguments:
     """Serve models over HTTP, with a page to try them in a browser."""
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODELS…")]
+    models: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="MODELS…", help_behavior_hint="(required)"),
+    ]
     """Model directories, Hub names or checkpoints; NAME=MODEL gives another name than the folder's.
     The first is the default."""
     host: str = "127.0.0.1"

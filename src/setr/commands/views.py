@@ -1,4 +1,4 @@
-"""Options that `setr eval` and `setr predict` share: the views of an image that are averaged."""
+"""Options that commands share: the views of an image that are averaged, and words in any number."""
 
 from __future__ import annotations
 
@@ -13,3 +13,4 @@ Scales = Annotated[
 Flip = Annotated[
     bool, tyro.conf.arg(help="Average with the mirrored image, whatever the protocol.")
 ]
+Words = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
