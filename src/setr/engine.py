@@ -260,7 +260,7 @@ class _Run:
         if self.tested < self.step:
             self._validate()
             self._save()
-        if self.config.train.adjust_logits:
+        if self.config.train.adjust_logits or self.best.is_adjusted():
             self.best.adjust(self.pixels)
         metrics = {
             **self.best.results(),
