@@ -117,6 +117,28 @@ def test_a_run_leaves_a_model_directory(config):
     assert Config.load(out / "config.yaml") == config
 
 
+def test_a_name_and_a_folder_of_data_are_enough(tmp_path, config):
+    data = write_scene_folders(tmp_path / "data", {"train": 2, "val": 1})
+    (tmp_path / "short.yaml").write_text(config.to_yaml())
+    metrics = train(str(tmp_path / "short.yaml"), data=data)
+    assert metrics["data"]["train_images"] == 2
+    assert Config.load(Path(config.out, "config.yaml")).data.root == str(data)
+    assert train(config.out, resume=True)["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("finetun", "recipe 'finetun' is unknown; nearest: finetune"),
+        ({"recipe": "demo"}, "config dict: give a recipe's name, a config.yaml, or a Config"),
+    ],
+)
+def test_what_is_no_name_of_settings_is_one_line(given, message):
+    with pytest.raises(SetrError, match=message) as caught:
+        train(given)
+    assert caught.value.code == USAGE
+
+
 def test_an_existing_run_is_never_overwritten_silently(config):
     train(config)
     with pytest.raises(SetrError, match="--overwrite") as caught:

@@ -7,6 +7,8 @@ update; periodically evaluate, save, log. The same code runs in one process and 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ from setr.facts import data_record, require_same_run, run_facts
 from setr.files import write_json
 from setr.interrupt import Interrupt, Stopped, ending_with
 from setr.loss_scale import LossScaler
+from setr.named_config import named_config
 from setr.normalisation import with_normalisation
 from setr.optim import MovingAverage, build_optimizer
 from setr.parallel import Parallel
@@ -54,9 +57,9 @@ from setr.updates import Updates
 
 
 def train(
-    config: Config,
+    config: Config | str | os.PathLike,
     *,
-    data: tuple[Dataset, Dataset] | None = None,
+    data: str | os.PathLike | tuple[Dataset, Dataset] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     trackers: Sequence[Builder] = (),
@@ -69,9 +72,9 @@ def train(
     Started by torchrun or srun, all processes train one model together (see `distributed.py`).
 
     Args:
-        config: all settings.
-        data: training and validation split in place of `config.data.root`, as `wrap_dataset` and
-            `open_dataset` give them.
+        config: all settings; or the name of a recipe, a YAML file, or a run's folder to resume.
+        data: a folder or YAML file in place of `config.data.root`, or training and validation
+            split, as `wrap_dataset` and `open_dataset` give them.
         resume: continue from the newest whole state in `last/`; the result equals an uninterrupted
             run bit for bit.
         overwrite: replace an existing run.
@@ -86,6 +89,17 @@ def train(
             continue, processes that do not fit together, a lost one, a non-finite loss or
             gradient, an interruption.
     """
+    if isinstance(config, str | os.PathLike):
+        config = named_config(os.fspath(config))
+    if not isinstance(config, Config):
+        raise SetrError(
+            f"config {type(config).__name__}: give a recipe's name, a config.yaml, or a Config, as "
+            "setr.recipe(NAME) gives one",
+            code=USAGE,
+        )
+    if isinstance(data, str | os.PathLike):
+        named = dataclasses.replace(config.data, root=os.fspath(data))
+        config, data = dataclasses.replace(config, data=named), None
     with distributed.joined(config.train.device):
         folder = RunFolder(
             Path(config.out),
