@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from setr import adjustment, scenes
+from setr import adjustment, best, scenes
 from setr.adjustment import GRID, best_by_iou, best_offsets, find_offsets
 from setr.cli import main
 from setr.datasets import open_dataset
@@ -152,6 +153,18 @@ def test_a_run_adjusts_its_model_once(tmp_path):
     again = train(config, resume=True)
     assert again["single_scale"]["iou"] == adjusted["single_scale"]["iou"]
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_the_figures_of_an_adjusted_model_stay_its_own(tmp_path, monkeypatch, steps):
+    """The run continues without the option, and finds no better weights."""
+    monkeypatch.setattr(best, "find_offsets", lambda *_, **__: np.arange(9, dtype=np.float32))
+    config = tiny_config(tmp_path / "run", adjust_logits=True)
+    first = train(config)["single_scale"]
+    settings = dataclasses.replace(config.train, adjust_logits=False, steps=steps)
+    monkeypatch.setattr(best.Best, "test", lambda *_, **__: None)
+    again = train(dataclasses.replace(config, train=settings), resume=True)["single_scale"]
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
 
 
 def test_a_search_that_fails_restores_the_mode(folder_data):

@@ -146,6 +146,14 @@ def test_help_has_plain_placeholders(verb, capsys):
         main(arguments)
     shown = capsys.readouterr().out
     assert not re.search(r"\{None|\]\]|\.\.\.\]|\{\[|\{[A-Z]", shown)
+    assert "(default: )" not in shown
+
+
+@pytest.mark.parametrize(("verb", "places"), [("predict", 2), ("serve", 1), ("average", 1)])
+def test_help_says_that_repeated_words_are_required(verb, places, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert capsys.readouterr().out.partition(" options ")[0].count("(required)") == places
 
 
 def test_help_keeps_its_boxes_even():

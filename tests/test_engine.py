@@ -117,6 +117,28 @@ def test_a_run_leaves_a_model_directory(config):
     assert Config.load(out / "config.yaml") == config
 
 
+def test_a_name_and_a_folder_of_data_are_enough(tmp_path, config):
+    data = write_scene_folders(tmp_path / "data", {"train": 2, "val": 1})
+    (tmp_path / "short.yaml").write_text(config.to_yaml())
+    metrics = train(str(tmp_path / "short.yaml"), data=data)
+    assert metrics["data"]["train_images"] == 2
+    assert Config.load(Path(config.out, "config.yaml")).data.root == str(data)
+    assert train(config.out, resume=True)["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("finetun", "recipe 'finetun' is unknown; nearest: finetune"),
+        ({"recipe": "demo"}, "config dict: give a recipe's name, a config.yaml, or a Config"),
+    ],
+)
+def test_what_is_no_name_of_settings_is_one_line(given, message):
+    with pytest.raises(SetrError, match=message) as caught:
+        train(given)
+    assert caught.value.code == USAGE
+
+
 def test_an_existing_run_is_never_overwritten_silently(config):
     train(config)
     with pytest.raises(SetrError, match="--overwrite") as caught:
@@ -337,6 +359,32 @@ def test_bad_data_is_found_before_the_first_step(tmp_path):
         train(config)
     assert caught.value.code == DATA_CHECK_FAILED
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "setr_pup_bse"}, "model 'setr_pup_bse' is unknown; nearest: setr_pup_base"),
+        ({"encoder": "vit_smal_patch16_224"}, "'vit_smal_patch16_224' is not a timm model"),
+        ({"freeze": 99}, "freeze 99: this encoder has 6 blocks"),
+        ({"pretrained": "lvd14m", "encoder": "vit_small_patch14_dinov2"}, "there are lvd142m"),
+        ({"pretrained": "nowhere.pth"}, r"nowhere\.pth: no such weight file"),
+        ({"pretrained_resnet": "gluon_in1k"}, "has no ResNet in front"),
+    ],
+)
+def test_names_are_checked_before_data_are_opened(config, settings, message, monkeypatch):
+    monkeypatch.setattr(engine, "open_splits", lambda *_: pytest.fail("names come first"))
+    wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, **settings))
+    with pytest.raises(SetrError, match=message) as caught:
+        train(wrong)
+    assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("changed", [{"precision": "fp16"}, {"device": "cuda:99"}])
+def test_the_device_is_checked_before_data_are_opened(config, changed, monkeypatch):
+    monkeypatch.setattr(engine, "open_splits", lambda *_: pytest.fail("the device comes first"))
+    with pytest.raises(SetrError, match=r"fp16: CPUs compute|cuda:99.: this machine has"):
+        train(with_train(config, **changed))
 
 
 @pytest.mark.parametrize(

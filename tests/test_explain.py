@@ -242,9 +242,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("kind", "arguments"),
     [
-        ("attention", ["a", "scene.png", "--point", "100,50", "20,80", "--layer", "1", "2"]),
+        ("attention", ["a", "scene.png", "--point", "100,50", "20,80", "--layers", "1", "2"]),
+        ("attention", ["a", "scene.png", "--layer", "1,2"]),  # its name before
         ("attention", ["a", "scene.png", "--head", "2", "--short-side", "64"]),
         ("features", ["a", "scene.png", "--layers", "1,2", "--channels", "2"]),
+        ("features", ["a", "scene.png", "--layers", "1", "2"]),
         ("position", ["a", "--grid", "3"]),
         ("compare", ["scene.png", "a", "b", "--truth", "truth.png"]),
     ],
@@ -284,7 +286,7 @@ def test_a_truth_in_colours_is_read_as_the_models_data_were(folder, tmp_path, mo
         (["attentoin"], USAGE, "choose from attention"),
         (["attention", "a", "scene.png", "--point", "1-2"], USAGE, "give X,Y"),
         (["attention", "a", "scene.png", "--point", "500,2"], USAGE, "outside the image"),
-        (["attention", "a", "scene.png", "--layer", "9"], USAGE, "numbered 1 to 2"),
+        (["attention", "a", "scene.png", "--layers", "9"], USAGE, "numbered 1 to 2"),
         (["attention", "a", "scene.png", "--head", "9"], USAGE, "has 1 to 2"),
         (["features", "a", "scene.png", "--layers", "x"], USAGE, "give numbers"),
         (["attention", "a", "nowhere.png"], USAGE, "no such file"),

@@ -118,6 +118,22 @@ def test_bf16_is_rehearsed_on_machines_without_it(decoder):
     assert found.activations < whole.activations
 
 
+def test_losses_of_regions_need_room_of_their_own():
+    """Lovász holds a probability and its derivative of every pixel and class."""
+    size, K = (256, 256), 5
+    plain, dice, lovasz = (
+        rehearsed(size=size, loss=loss) for loss in ("cross_entropy", "dice", "lovasz")
+    )
+    assert plain.logits < dice.logits == lovasz.logits
+    more = (lovasz.total - lovasz.process) - (plain.total - plain.process)
+    held = 2 * 256 * 256 * (2 * 4 * K + memory.SORTED)
+    assert 0.5 * held < more < 1.2 * held
+    totals = [
+        estimate(nano(loss=loss), 9, CPU).logits for loss in ("cross_entropy", "focal", "lovasz")
+    ]
+    assert totals[0] == totals[1] < totals[2]
+
+
 def test_frozen_blocks_keep_nothing():
     with torch.device("meta"):
         model = tiny_model("naive", aux_taps=())

@@ -203,6 +203,7 @@ def test_a_non_finite_loss_names_step_rate_and_files(tmp_path):
     with pytest.raises(SetrError, match=r"at step \d with lr 1?\d*\.?\d*e\+\d\d") as caught:
         train(wild)
     assert str(caught.value).count(".png") == 2
+    assert "or limit gradients with --optim.clip-grad;" in str(caught.value)  # fp32 already
     assert "\n" not in str(caught.value)
 
 
@@ -233,6 +234,16 @@ def test_a_batch_without_a_counted_pixel_is_named_once(tmp_path, monkeypatch, ca
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "no counted pixel" in x]
     assert line.startswith("warning: step 1 ")
     assert "scene_000.png" in line
+
+
+def test_a_loss_of_zero_on_counted_pixels_is_no_cause_for_a_warning(tmp_path, capsys):
+    run = engine._Run(config := tiny_config(tmp_path / "run"), RunFolder(Path(config.out)))
+    with torch.no_grad():
+        run.model.decoder.classifier.bias[0] = 1e4  # softmax gives 1
+    images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    assert run.train_step(images, masks)["main"] == 0
+    assert "no counted pixel" not in capsys.readouterr().err
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(tmp_path):

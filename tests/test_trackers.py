@@ -12,10 +12,13 @@ import pytest
 
 import setr.engine as engine
 import setr.trackers as trackers
+from setr.charts import loss_chart
 from setr.config import TrainConfig
 from setr.engine import train
 from setr.errors import USAGE, SetrError
 from setr.images import read_image
+from setr.progress import Progress
+from setr.report import _loss
 from setr.trackers import CsvTable, JsonLines, Pictures, Tracker, open_trackers, scalars
 from tests.conftest import tiny_config
 
@@ -48,6 +51,23 @@ def test_jsonl_and_csv_hold_the_same(tmp_path):
     assert [row["step"] for row in found] == ["2", "4", "4", "6"]
     assert [row["loss"] for row in found] == ["1.5", "1.25", "", "1.0"]
     assert [row["val/miou"] for row in found] == ["", "", "0.5", ""]
+
+
+def test_a_loss_that_is_no_number_is_null_and_no_point_of_the_curve(tmp_path, capsys):
+    """fp16 leaves such a step out, and the run goes on."""
+    table, lines = CsvTable(tmp_path, 0), JsonLines(tmp_path, 0)
+    for step, loss in enumerate((1.5, float("nan"), float("inf"), 1.25), 1):
+        for tracker in (table, lines):
+            tracker.line({"step": step, "loss": loss, "lr": 0.1})
+    log = tmp_path / "log.jsonl"
+    found = [json.loads(t, parse_constant=pytest.fail) for t in log.read_text().splitlines()]
+    assert [line["loss"] for line in found] == [1.5, None, None, 1.25]
+    assert [row["loss"] for row in rows(tmp_path)] == ["1.5", "", "", "1.25"]
+    assert _loss(log) == loss_chart(np.array([1, 4]), np.array([1.5, 1.25]))
+    progress = Progress("train", 3)
+    for step, loss in enumerate((1.5, float("nan"), 1.5), 1):
+        progress.update(step, images=1, loss=loss)
+    assert "loss 1.500" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [CsvTable, JsonLines])

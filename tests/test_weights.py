@@ -21,7 +21,7 @@ from setr import create_model, load_weights
 from setr._timm import timm
 from setr.architecture import read_architecture
 from setr.encoder import resample_grid
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.foreign import convert_foreign
 from setr.model import SETR
 from setr.naming import Translation
@@ -426,8 +426,9 @@ def test_rectangular_grid_needs_the_size_it_was_trained_at(tmp_path):
     save_file(source.encoder.vit.state_dict(), path)
     target = build(img_size=(48, 80))
     assert not load_weights(target, path).resized
-    with pytest.raises(SetrError, match="15 positions are no square grid"):
+    with pytest.raises(SetrError, match="15 positions are no square grid") as caught:
         load_weights(build(), path)
+    assert caught.value.code == USAGE
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -541,8 +542,11 @@ def test_wrong_encoder_is_refused_and_partial_accepts_it(tmp_path):
     state = source_vit().state_dict()
     save_file({k: v for k, v in state.items() if not k.startswith("blocks.1.")}, path)
     model = build()
-    with pytest.raises(SetrError, match=r"fits 70% of the encoder \(missing: .*--partial"):
+    with pytest.raises(
+        SetrError, match=r"fits 70% of the encoder \(missing: .*--partial"
+    ) as caught:
         load_weights(model, path)
+    assert caught.value.code == USAGE
     report = load_weights(model, path, partial=True)
     assert len(report.missing) == 12
     assert 0.6 < report.encoder_share < 0.8
@@ -568,8 +572,9 @@ def test_other_class_count_only_with_new_head(tmp_path):
     save_file(tiny_model("pup", num_classes=7).state_dict(), path)
     model = tiny_model("pup", num_classes=5)
     before = model.decoder.classifier.weight.clone()
-    with pytest.raises(SetrError, match=r"is for 7 classes, the model has 5.*--new-head"):
+    with pytest.raises(SetrError, match=r"is for 7 classes, the model has 5.*--new-head") as caught:
         load_weights(model, path)
+    assert caught.value.code == USAGE
     report = load_weights(model, path, new_head=True)
     kept = {name.rsplit(".", 1)[0] for name in report.new_head}
     assert kept == {"decoder.classifier", "aux_heads.0.classifier", "aux_heads.1.classifier"}
@@ -586,8 +591,9 @@ def test_other_decoder_is_refused(tmp_path):
 def test_encoder_file_is_no_whole_model(tmp_path):
     path = tmp_path / "vit.safetensors"
     save_file(source_vit().state_dict(), path)
-    with pytest.raises(SetrError, match=r"holds an encoder only .*load_weights"):
+    with pytest.raises(SetrError, match=r"holds an encoder only .*load_weights") as caught:
         convert_foreign(path)
+    assert caught.value.code == USAGE
 
 
 def damaged(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -627,8 +633,9 @@ def test_damaged_checkpoints_fail_in_one_line(shared, tmp_path, name):
 
 
 def test_heads_must_divide_the_width(shared):
-    with pytest.raises(SetrError, match="cannot be split into 5 heads"):
+    with pytest.raises(SetrError, match="cannot be split into 5 heads") as caught:
         convert_foreign(shared / "parity/official/pup.pth", num_heads=5)
+    assert caught.value.code == USAGE
 
 
 # --- pretrained by tag ----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.catalog import default_taps
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.naming import Tensors, Translation
 
 HEAD_WIDTH = 64
@@ -58,7 +58,8 @@ def read_architecture(
     num_heads = num_heads or _recorded(meta, "num_heads") or max(1, width // HEAD_WIDTH)
     if width % num_heads:
         raise SetrError(
-            f"{source}: width {width} cannot be split into {num_heads} heads; give num_heads="
+            f"{source}: width {width} cannot be split into {num_heads} heads; give num_heads=",
+            code=USAGE,
         )
     decoder = _decoder_kind(t, source)
     if taps is None and (recorded := _recorded(meta, "out_indices")):
@@ -153,7 +154,8 @@ def _choose_taps(
     if len(aux_taps) != num_aux:
         raise SetrError(
             f"{source}: has {num_aux} auxiliary heads but {len(aux_taps)} of the blocks {taps} "
-            "would carry one; give taps= and aux_taps="
+            "would carry one; give taps= and aux_taps=",
+            code=USAGE,
         )
     return taps, aux_taps
 
@@ -165,7 +167,8 @@ def _square_size(t: Tensors, patch: int, source: str) -> int:
     side = round(count**0.5)
     if side * side != count:
         raise SetrError(
-            f"{source}: {count} positions are no square grid; give img_size=(height, width)"
+            f"{source}: {count} positions are no square grid; give img_size=(height, width)",
+            code=USAGE,
         )
     return side * patch
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -123,7 +124,7 @@ def bench(
         "threads": torch.get_num_threads(),
         "size": list(size),
         "rows": found,
-        "advice": advice(source, found),
+        "advice": advice(source, found, data, split),
     }
 
 
@@ -181,8 +182,17 @@ def run_process(job: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def advice(source: str, rows: list[dict[str, Any]]) -> str:
-    """The fastest row at the first batch size that keeps the masks, and how to have it."""
+def advice(
+    source: str, rows: list[dict[str, Any]], data: str | None = None, split: str = "val"
+) -> str:
+    """The fastest row at the first batch size that keeps the masks, and how to have it.
+
+    Args:
+        source: of the model.
+        rows: timed ones, the reference first.
+        data: labelled data set, if one was given.
+        split: of the data.
+    """
     timed = [row for row in rows if "error" not in row]
     reference = timed[0]
 
@@ -202,10 +212,12 @@ def advice(source: str, rows: list[dict[str, Any]]) -> str:
     file = (
         f"--format {'onnx -o model.onnx' if name.startswith('onnx') else 'openvino -o model.xml'}"
     )
-    precision = best["precision"]
-    check = "" if precision == "fp32" else f" --precision {precision} --calibration DATA"
+    check = f" --precision {best['precision']} --calibration {shlex.quote(data or 'DATA')}"
+    check += "" if split == "val" else f" --split {shlex.quote(split)}"
+    check += "" if data else ", DATA being a labelled data set as setr eval takes it"
+    check = "" if best["precision"] == "fp32" else check
     how = {
-        "eager": f"setr predict {source} --precision {precision}",
+        "eager": f"setr predict {source} --precision {best['precision']}",
         "compile": "torch.compile(predictor.model.coarse) in your own program",
     }.get(best["runtime"], f"setr export {source} {file}{check}")
     return f"{text}, {ratio:.1f} times eager fp32: {how}"

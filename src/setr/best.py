@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -98,6 +99,15 @@ class Best:
         save = partial(save_pretrained, self.folder.out, model, info, state=state)
         if self.folder.attempt("best weights", save):
             self.figures = figures
+
+    def is_adjusted(self) -> bool:
+        """Whether the folder's model was adjusted before this run was continued."""
+
+        def read() -> bool:
+            path = self.folder.out / "config.json"
+            return path.is_file() and ADJUSTED in json.loads(path.read_text("utf-8"))["metrics"]
+
+        return distributed.on_first(read)
 
     def adjust(self, pixels: np.ndarray) -> None:
         """Shift the logits by what the validation split asks for, once.

@@ -25,7 +25,7 @@ from setr.loader import Share, chosen_workers
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
-from setr.pretrained import load_encoder
+from setr.pretrained import load_encoder, require_weights
 from setr.progress import counting
 from setr.protocols import Protocol, preset
 from setr.transforms import Augmentation, fill_colour, rare_class_odds
@@ -50,19 +50,12 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
         in_chans=len(settings.mean),
     )
-    if settings.pretrained_resnet and not model.arguments["resnet"]:
-        raise SetrError(
-            f"model.pretrained_resnet: {settings.name} has no ResNet in front of its encoder; give "
-            "encoder weights with --model.pretrained",
-            code=USAGE,
-        )
-    for source, resnet in ((settings.pretrained, False), (settings.pretrained_resnet, True)):
-        if source:
-            report = load_encoder(model, source, resnet=resnet)
-            say(f"encoder: weights of {source}: {report}")
-            own = Path(source).is_dir() or report.dialect in ("official", "mmseg")
-            if not resnet and not own:  # a run has its own; SETR was trained with ImageNet's
-                _compare_normalisation(model, settings)
+    for source, resnet in _sources(model, settings):
+        report = load_encoder(model, source, resnet=resnet)
+        say(f"encoder: weights of {source}: {report}")
+        own = Path(source).is_dir() or report.dialect in ("official", "mmseg")
+        if not resnet and not own:  # a run has its own; SETR was trained with ImageNet's
+            _compare_normalisation(model, settings)
     if settings.lora_rank:
         add_lora(model, settings.lora_rank)
     else:
@@ -71,6 +64,35 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
     if trained < total and not quiet:
         say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
     return model
+
+
+def require_buildable(config: Config, *, weights: bool) -> None:
+    """Refuse settings of a model that cannot be built, without building it or reading data.
+
+    Args:
+        config: of the run.
+        weights: whether the run begins with those its settings name.
+
+    Raises:
+        SetrError: a name that nothing has, parts that do not fit together, weights that are not
+            there.
+    """
+    with torch.device("meta"):
+        model = build_model(without_weights(config), 1, quiet=True)
+    for source, resnet in _sources(model, config.model) if weights else ():
+        require_weights(model, source, resnet=resnet)
+
+
+def _sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
+    """Where weights of the encoder come from, and whether those are of its ResNet."""
+    if settings.pretrained_resnet and not model.arguments["resnet"]:
+        raise SetrError(
+            f"model.pretrained_resnet: {settings.name} has no ResNet in front of its encoder; give "
+            "encoder weights with --model.pretrained",
+            code=USAGE,
+        )
+    found = (settings.pretrained, False), (settings.pretrained_resnet, True)
+    return [(source, resnet) for source, resnet in found if source]
 
 
 def _compare_normalisation(model: SETR, settings: ModelConfig) -> None:

@@ -7,6 +7,8 @@ update; periodically evaluate, save, log. The same code runs in one process and 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from setr.build import (
     build_share,
     build_weights,
     checked_pixels,
+    require_buildable,
     with_workers,
     without_weights,
 )
@@ -36,6 +39,7 @@ from setr.facts import data_record, require_same_run, run_facts
 from setr.files import write_json
 from setr.interrupt import Interrupt, Stopped, ending_with
 from setr.loss_scale import LossScaler
+from setr.named_config import named_config
 from setr.normalisation import with_normalisation
 from setr.optim import MovingAverage, build_optimizer
 from setr.parallel import Parallel
@@ -53,9 +57,9 @@ from setr.updates import Updates
 
 
 def train(
-    config: Config,
+    config: Config | str | os.PathLike,
     *,
-    data: tuple[Dataset, Dataset] | None = None,
+    data: str | os.PathLike | tuple[Dataset, Dataset] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     trackers: Sequence[Builder] = (),
@@ -68,9 +72,9 @@ def train(
     Started by torchrun or srun, all processes train one model together (see `distributed.py`).
 
     Args:
-        config: all settings.
-        data: training and validation split in place of `config.data.root`, as `wrap_dataset` and
-            `open_dataset` give them.
+        config: all settings; or the name of a recipe, a YAML file, or a run's folder to resume.
+        data: a folder or YAML file in place of `config.data.root`, or training and validation
+            split, as `wrap_dataset` and `open_dataset` give them.
         resume: continue from the newest whole state in `last/`; the result equals an uninterrupted
             run bit for bit.
         overwrite: replace an existing run.
@@ -85,6 +89,17 @@ def train(
             continue, processes that do not fit together, a lost one, a non-finite loss or
             gradient, an interruption.
     """
+    if isinstance(config, str | os.PathLike):
+        config = named_config(os.fspath(config))
+    if not isinstance(config, Config):
+        raise SetrError(
+            f"config {type(config).__name__}: give a recipe's name, a config.yaml, or a Config, as "
+            "setr.recipe(NAME) gives one",
+            code=USAGE,
+        )
+    if isinstance(data, str | os.PathLike):
+        named = dataclasses.replace(config.data, root=os.fspath(data))
+        config, data = dataclasses.replace(config, data=named), None
     with distributed.joined(config.train.device):
         folder = RunFolder(
             Path(config.out),
@@ -106,10 +121,12 @@ class _Run:
         self, config: Config, folder: RunFolder, data: tuple[Dataset, Dataset] | None = None
     ) -> None:
         self.folder, self.began = folder, time.monotonic()
-        config, self.dataset, self.val = open_splits(config, data)
         self.device = distributed.device(config.train.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # kernels and memory figures are of the current one
+        self.dtype = autocast_dtype(config.train.precision, self.device)
+        distributed.on_first(lambda: require_buildable(config, weights=not folder.state))
+        config, self.dataset, self.val = open_splits(config, data)
         num_classes = len(self.dataset.labels.classes)
         before = folder.state.values["facts"] if folder.state else None
         config = with_normalisation(config, self.dataset)
@@ -125,11 +142,10 @@ class _Run:
         if done > steps:
             problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
             raise together(SetrError(problem, code=USAGE))
+        info = build_info(config, self.dataset.labels, self.dataset.bands)
         pixels = distributed.on_first(lambda: checked_pixels(config, self.dataset, self.val))
         torch.manual_seed(config.train.seed)
-        self.dtype = autocast_dtype(config.train.precision, self.device)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
-        info = build_info(config, self.dataset.labels, self.dataset.bands)
         self.best = Best(config, folder, self.val, info, self.device)
         if not folder.state:
             announce(config)
@@ -258,7 +274,7 @@ class _Run:
         if self.tested < self.step:
             self._validate()
             self._save()
-        if self.config.train.adjust_logits:
+        if self.config.train.adjust_logits or self.best.is_adjusted():
             self.best.adjust(self.pixels)
         metrics = {
             **self.best.results(),

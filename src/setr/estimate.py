@@ -51,7 +51,7 @@ def flops_per_image(config: Config, num_classes: int) -> int:
 
 def _meta_settings(config: Config) -> Config:
     """What of the settings matters here, so that equal questions are asked once."""
-    kept = {"precision", "ema", "grad_checkpointing", "cache_features"}
+    kept = {"precision", "ema", "grad_checkpointing", "cache_features", "loss"}
     train = {f.name: getattr(config.train, f.name) for f in dataclasses.fields(config.train)
              if f.name in kept}  # fmt: skip
     return Config(
@@ -84,6 +84,7 @@ def _estimate(
         average=config.train.ema > 0,
         keeps_gradients=keeps_gradients,
         cached=config.train.cache_features != "none",
+        loss=config.train.loss,
     )
 
 

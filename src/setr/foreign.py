@@ -77,7 +77,8 @@ def convert_foreign(
         raise SetrError(
             f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "
             f"{found.dialect}); give the model's folder, or load it into a model: "
-            "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`"
+            "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`",
+            code=USAGE,
         )
     try:
         arguments = read_architecture(
@@ -98,7 +99,8 @@ def convert_foreign(
     labels = labels or _stored_labels(file.meta, model.num_classes, source)
     if len(labels.classes) != model.num_classes:
         raise SetrError(
-            f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}"
+            f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}",
+            code=USAGE,
         )
     size = arguments["img_size"]
     crop = (size, size) if isinstance(size, int) else tuple(size)

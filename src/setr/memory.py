@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from setr.inference import normalize
+from setr.losses import LossKind
 from setr.machine import resident_bytes
 from setr.model import SETR, Features
 from setr.row_blocks import block_bytes, classes_last
@@ -26,6 +27,9 @@ from setr.row_blocks import block_bytes, classes_last
 KERNELS = 130_000_000
 """Bytes that libraries and their kernels take on a CPU once steps have run, beyond the interpreter;
 0.11 to 0.17 GB were measured with small models by benchmarks/memory.py."""
+
+SORTED = 180
+"""Bytes a pixel that Lovász takes on a CPU while it sorts one class; 152 to 178 were measured."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def step_memory(
     average: bool = False,
     keeps_gradients: bool = False,
     cached: bool = False,
+    loss: LossKind = "cross_entropy",
 ) -> Memory:
     """Rehearse two micro-batches of training.
 
@@ -78,6 +83,7 @@ def step_memory(
         average: a moving average of the weights is kept.
         keeps_gradients: gradients stay from one micro-batch to the next (accumulation).
         cached: the model is given features of its frozen encoder in place of images.
+        loss: of the main head.
     """
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
     weights = _bytes([*model.parameters(), *model.buffers()])
@@ -98,11 +104,14 @@ def step_memory(
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     output = model(inputs, with_aux=True)
                 before = tally.now
-                loss = torch.stack([_HeldByLoss.apply(x) for x in (output.logits, *output.aux)])
+                parts = [_HeldByLoss.apply(x) for x in (output.logits, *output.aux)]
+                if loss in ("dice", "lovasz"):
+                    parts.append(_HeldByRegions.apply(output.logits, size, loss == "lovasz"))
+                value = torch.stack(parts)
                 held = tally.now - weights
                 logits = _bytes([output.logits, *output.aux]) + tally.now - before
                 output = None
-                loss.sum().backward()
+                value.sum().backward()
                 if not keeps_gradients:
                     model.zero_grad(set_to_none=True)
         del output, inputs
@@ -146,6 +155,31 @@ class _HeldByLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
         return grad * grad_output.to(grad.dtype)
+
+
+class _HeldByRegions(torch.autograd.Function):
+    """Allocates what `region_losses.py` does beside the cross-entropy, all classes being present.
+
+    Both losses carry a second gradient back; Lovász also holds a probability and its derivative of
+    every pixel and class, and while it sorts the pixels of a class, `SORTED` bytes of each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, size: tuple[int, int], sorts: bool) -> Tensor:
+        x = classes_last(logits)
+        B, _, _, K = x.shape
+        if sorts:
+            held = [x.new_empty(K, B, *size) for _ in range(2)]
+            held.append(x.new_empty(B, *size, SORTED, dtype=torch.uint8))
+            del held
+        grad = torch.zeros_like(x)
+        ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(logits.dtype))
+        return grad.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_output.to(grad.dtype), None, None
 
 
 class _Tally(TorchDispatchMode):

@@ -26,13 +26,33 @@ def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadR
     Raises:
         SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
     """
-    if Path(source).exists() or Path(source).suffix or "/" in source:
+    if _is_path(source):
         return load_weights(model, source, new_head=True)
-    name = pretrained_id(model.arguments["resnet" if resnet else "encoder"], source)
+    name = pretrained_id(_named(model, resnet), source)
     found = translate(_download(name), name)
     state, report = match_weights(model, found, name)
     model.load_state_dict(state, strict=False)
     return report
+
+
+def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> None:
+    """Refuse encoder weights that are not there or have no such tag; nothing is read of them.
+
+    Raises:
+        SetrError: no such file, or no such weights for the model's encoder.
+    """
+    if not _is_path(source):
+        pretrained_id(_named(model, resnet), source)
+    elif not Path(source).is_file() and not Path(source, "model.safetensors").is_file():
+        raise SetrError(f"{source}: no such weight file", code=USAGE)
+
+
+def _is_path(source: str) -> bool:
+    return Path(source).exists() or bool(Path(source).suffix) or "/" in source
+
+
+def _named(model: Loadable, resnet: bool) -> str:
+    return str(model.arguments["resnet" if resnet else "encoder"])
 
 
 def default_tag(encoder: str) -> str:

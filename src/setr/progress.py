@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ class Progress:
     ) -> None:  # fmt: skip
         """Count a step: images processed, seconds waited for data, and the loss it had."""
         self.done, self.images, self.waited = done, self.images + images, self.waited + wait
-        if loss is not None:
+        if loss is not None and math.isfinite(loss):  # fp16 leaves out steps that overflow
             self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
         now = time.monotonic()
         early = now - self.shown < (0.2 if self.live else 15) and done != self.total

@@ -284,7 +284,7 @@ def _pictures(labels: Labels, image: np.ndarray, truth: np.ndarray, prediction: 
 
 def _loss(log: Path) -> str:
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    points = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     if len(points) < 2:
         return "<p>Too few steps for a curve.</p>"
     steps, losses = np.array(points).T

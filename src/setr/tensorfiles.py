@@ -30,6 +30,7 @@ _INERT_PACKAGES = frozenset(
     | {"mmpretrain", "mmseg", "numpy", "omegaconf", "pytorch_lightning", "yacs"}
 )
 """Packages whose objects checkpoints are known to carry; they are skipped, never imported."""
+_SETTINGS = (".py", ".yaml", ".yml", ".json")
 _LEGACY_PICKLES = 5  # magic number, protocol, system, values, storage keys; then raw numbers
 _INERT_NAMES = frozenset(
     f"builtins.{name}" for name in ("getattr", "slice", "set", "bytearray", "complex")
@@ -61,6 +62,12 @@ def read_tensor_file(path: Path) -> TensorFile:
         path = path / "model.safetensors"
     if not path.is_file():
         raise SetrError(f"{path}: no such weight file", code=USAGE)
+    if path.suffix in _SETTINGS:
+        raise SetrError(
+            f"{path}: holds settings, not weights; give the checkpoint itself (.pth, .bin, "
+            ".safetensors, .npz), which is read without them",
+            code=USAGE,
+        )
     with path.open("rb") as file:
         head = file.read(512)
     if not head:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import math
 import os
 import shutil
 import uuid
@@ -47,7 +48,8 @@ class Tracker:
 
         Args:
             line: `step`, and `loss`, `lr`, … every `train.log_every` steps, or `val`, the figures
-                of an evaluation (`val["miou"]`); numbers by name, in any depth.
+                of an evaluation (`val["miou"]`); numbers by name, in any depth. Losses of a step
+                that fp16 left out may be nan or inf.
         """
 
     def picture(self, step: int, picture: np.ndarray) -> None:
@@ -70,7 +72,7 @@ def scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class JsonLines(Tracker):
-    """`log.jsonl`: one JSON object per line, everything in it."""
+    """`log.jsonl`: one JSON object per line, everything in it; null is no number."""
 
     def __init__(self, out: Path, step: int) -> None:
         super().__init__(out, step)
@@ -90,7 +92,14 @@ class JsonLines(Tracker):
     def line(self, line: Mapping[str, Any]) -> None:
         """Append."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Figures with None for what is no number, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class CsvTable(Tracker):
@@ -109,7 +118,7 @@ class CsvTable(Tracker):
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Append; where a new figure turns up, the table gets one more column."""
-        row = {"step": line["step"], **scalars(line)}
+        row = {"step": line["step"], **scalars(_finite(line))}
         new = [key for key in row if key not in self.columns]
         if new:
             rows: list[Mapping[str, Any]] = list(self._rows())

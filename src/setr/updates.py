@@ -104,6 +104,7 @@ class Updates:
         self.scaler.unscale(self.optimizer)
         norm = clip_gradients(self.model, config.optim.clip_grad)
         totals = self._totals(sums, norm, rate, done)
+        self._warn_of_nothing(totals["main"], masks, done)
         moved = self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema and moved:
@@ -166,22 +167,30 @@ class Updates:
         totals = dict(zip(sums, values, strict=True))
         for name, value in (("loss", totals["loss"]), ("gradient norm", length)):
             if not (np.isfinite(value) or self.scaler.enabled):
+                other = (
+                    "limit gradients with --optim.clip-grad"
+                    if self.dtype is None
+                    else "set --train.precision fp32"
+                )
                 raise together(
                     SetrError(
                         f"{name} is {value} at step {done + 1} with lr {rate:.3g}; lower "
-                        "--optim.lr, or set --train.precision fp32; the batch was "
-                        f"{', '.join(self.names(done))}"
+                        f"--optim.lr, or {other}; the batch was {', '.join(self.names(done))}"
                     )
                 )
-        if totals["main"] == 0 and not self.warned:
-            self.warned = True
-            say(
-                f"warning: step {done + 1} has no counted pixel, so it teaches nothing; all "
-                f"are ignored, or of weight 0, in the crops of {', '.join(self.names(done))}"
-            )
         if np.isfinite(length):
             totals["gradient_norm"] = length
         return totals
+
+    def _warn_of_nothing(self, main: float, masks: Tensor, done: int) -> None:
+        """Say once that a step teaches nothing; a loss of 0 may be of sure logits, too."""
+        if self.warned or main or add_up(count_weight(masks.to(self.device), self.weight)):
+            return
+        self.warned = True
+        say(
+            f"warning: step {done + 1} has no counted pixel, so it teaches nothing; all "
+            f"are ignored, or of weight 0, in the crops of {', '.join(self.names(done))}"
+        )
 
     def _losses(
         self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor

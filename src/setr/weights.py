@@ -20,7 +20,7 @@ from setr.architecture import dialect_options, function_options
 from setr.choices import PosInterp
 from setr.dialects import translate
 from setr.encoder import adapt_channels, reads_rgb_alone, resample_grid
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.naming import Translation
 from setr.tensorfiles import read_tensor_file
 
@@ -171,7 +171,7 @@ def match_weights(
     if not partial:
         _require_encoder(source, unfit, absent, own, given, share)
     if odd_heads and not new_head:
-        raise SetrError(_head_message(source, model, odd_heads, own, given))
+        raise SetrError(_head_message(source, model, odd_heads, own, given), code=USAGE)
     report = LoadReport(
         dialect=found.dialect,
         loaded=[n for n in state if n not in found.filled],
@@ -208,7 +208,8 @@ def _require_encoder(
         detail = f"missing: {', '.join((stem + missing)[:3])}"
     raise SetrError(
         f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder these weights "
-        "were made for (--model.encoder), or accept it: partial=True, `setr convert --partial`"
+        "were made for (--model.encoder), or accept it: partial=True, `setr convert --partial`",
+        code=USAGE,
     )
 
 
@@ -302,7 +303,8 @@ def _fit_positions(
     else:
         raise SetrError(
             f"{source}: {count} positions are no square grid and not the model's "
-            f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at"
+            f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at",
+            code=USAGE,
         )
     patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
     if covered > stored or (covered == stored and old == grid):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from setr.cli import parse
-from setr.commands.shared import Model
+from setr.commands.shared import Model, Words
 from setr.errors import OK, USAGE, SetrError
 
 
@@ -33,7 +33,7 @@ class Arguments:
     """Batch sizes."""
     seconds: float = 5.0
     """Each row is timed for at least so long per batch size."""
-    skip: tuple[str, ...] = ()
+    skip: Words = ()
     """Runtimes to leave out: compile, onnxruntime, openvino."""
     device: str = "auto"
     """Of the PyTorch rows: auto, cpu, cuda, cuda:1, …"""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setr.cli import parse
-from setr.commands.shared import Data
+from setr.commands.shared import Data, Words
 from setr.data_yaml import SPLITS
 from setr.dataset import Dataset
 from setr.datasets import open_dataset
@@ -31,7 +31,7 @@ class Arguments:
     """Folder or YAML file of the data set, or hf:OWNER/NAME."""
     labels: str | None = None
     """Known data set whose classes to use where the folder names none."""
-    splits: tuple[str, ...] = ()
+    splits: Words = ()
     """Splits to check; those that exist of train, val and test by default."""
     quick: bool = False
     """Read only headers and ends of the images, as training does; no search for leaks."""

@@ -13,7 +13,7 @@ import tyro
 
 from setr.choices import Absent, Precision
 from setr.cli import parse, require_least
-from setr.commands.shared import Data, Flip, Model, Scales
+from setr.commands.shared import Data, Flip, Model, Scales, Words
 from setr.errors import OK, USAGE, SetrError
 from setr.tables import figures_table, report_failed
 
@@ -47,7 +47,7 @@ class Arguments:
     """Vertical and horizontal step of the window in pixels, in place of the protocol's."""
     short_side: int | None = None
     """Images are first scaled to this short side in pixels, in place of the protocol's."""
-    compare: tuple[str, ...] = ()
+    compare: Words = ()
     """Further models, tested on the same images; differences come with p-values."""
     absent: Absent = "skip"
     """Classes in neither truth nor prediction: left out of the means, or counted as 0."""

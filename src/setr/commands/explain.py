@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from setr.cli import parse, require_file, require_least
-from setr.commands.shared import Model, Out
+from setr.commands.shared import Model, Out, Words
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Picture = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, …")]
+Layers = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(aliases=["--layer"], metavar="INT…", help_behavior_hint="(default: none)"),
+]
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ class Attention:
     """Model directory, Hub name or checkpoint."""
     image: Picture
     """Image file."""
-    point: tuple[str, ...] = ()
+    point: Words = ()
     """Points X,Y in pixels of the image; its centre if not given."""
-    layer: tuple[int, ...] = ()
+    layers: Layers = ()
     """Blocks, counted from 1; the last if not given."""
     head: int | None = None
     """One head, counted from 1; all of them and their mean if not given."""
@@ -51,8 +55,8 @@ class Features:
     """Model directory, Hub name or checkpoint."""
     image: Picture
     """Image file."""
-    layers: str = ""
-    """Blocks joined with commas, counted from 1; four spread evenly if not given."""
+    layers: Layers = ()
+    """Blocks, counted from 1; four spread evenly if not given."""
     channels: int = 4
     """Channel maps per layer."""
     short_side: int | None = None
@@ -116,12 +120,12 @@ def _attention(given: Attention) -> None:
     from setr.figures import attention_figure, open_view
     from setr.predictor import load
 
-    points = [_point(text) for text in given.point]
+    points, layers = [_point(text) for text in given.point], _numbers(given.layers)
     require_least(given, 1, "short_side")
     require_file(given.image)
     predictor = load(given.model, device=given.device)
     view = open_view(predictor, given.image, given.short_side)
-    figure = attention_figure(predictor, view, points, given.layer, given.head)
+    figure = attention_figure(predictor, view, points, layers, given.head)
     _write(given.out, "attention", f"Attention of {given.model}", figure)
 
 
@@ -167,11 +171,13 @@ def _point(text: str) -> tuple[float, float]:
     return x, y
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(words: Sequence[str]) -> list[int]:
+    """Numbers apart by blanks or commas."""
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        return [int(part) for word in words for part in word.split(",") if part.strip()]
     except ValueError:
-        raise SetrError(f"--layers {text}: give numbers such as 1,9,17,24", code=USAGE) from None
+        text = " ".join(words)
+        raise SetrError(f"--layers {text}: give numbers such as 1 9 17 24", code=USAGE) from None
 
 
 def _write(

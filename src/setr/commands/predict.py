@@ -49,7 +49,11 @@ class Arguments:
 
     model: Model
     """A model directory, Hub name or checkpoint."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES…")]
+    images: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="IMAGES…", help_behavior_hint="(required)"),
+    ]
     """Files, folders (walked; hidden files and OUT left out), quoted globs, videos, GeoTIFF files,
     tar shards, Parquet files, or addresses of images and archives for fsspec (s3://…)."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])]

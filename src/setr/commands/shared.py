@@ -8,7 +8,11 @@ from typing import Annotated
 import tyro
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-Models = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODELS…")]
+Models = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="MODELS…", help_behavior_hint="(required)"),
+]
 Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
 Out = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 Scales = Annotated[
@@ -18,3 +22,4 @@ Scales = Annotated[
 Flip = Annotated[
     bool, tyro.conf.arg(help="Average with the mirrored image, whatever the protocol.")
 ]
+Words = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]

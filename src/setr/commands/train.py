@@ -14,8 +14,8 @@ import tyro
 from setr.cli import parse
 from setr.config import Config
 from setr.errors import OK, USAGE, SetrError
+from setr.named_config import named_config
 from setr.options import options_of
-from setr.recipes import recipe
 from setr.tables import figures_table
 from setr.usage import assigned
 
@@ -38,7 +38,10 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Train; prints the figures of the validation split."""
     named, rest = _split(arguments)
-    config = _named_config(named) if named else Config()
+    written = assigned(named or "", options_of(Arguments), "train RECIPE")
+    if named and written and not Path(named).is_dir():
+        raise SetrError(written, code=USAGE)
+    config = named_config(named) if named else Config()
     default = Arguments(config=_without_length(config, rest))
     given = parse(Arguments, rest, "train RECIPE", default=default)
     if given.estimate:
@@ -117,42 +120,3 @@ def _shape_of_data(config: Config) -> tuple[int, int]:
         if data.labels is None:
             raise
         return len(known_labels(data.labels).classes), len(config.model.mean)
-
-
-def _named_config(name: str) -> Config:
-    """Settings by recipe name, YAML file or run folder."""
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.yaml").is_file():
-            raise SetrError(f"{name}: holds no run; {_train_on(name)}", code=USAGE)
-        return dataclasses.replace(Config.load(path / "config.yaml"), out=name)
-    if written := assigned(name, options_of(Arguments), "train RECIPE"):
-        raise SetrError(written, code=USAGE)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            return Config.load(path)
-        except SetrError as error:
-            if not _describes_data(path):
-                raise
-            problem = f"{name}: describes data, not a training; {_train_on(name)}"
-            raise SetrError(problem, code=error.code) from None
-    if path.suffix == ".py":
-        raise SetrError(
-            f"{name}: settings of another toolkit are not read; `setr recipes` lists those of "
-            "this one, and `setr convert` takes a checkpoint without its settings",
-            code=USAGE,
-        )
-    return recipe(name)
-
-
-def _train_on(data: str) -> str:
-    return f"to train on this data: setr train finetune --data.root {data}"
-
-
-def _describes_data(path: Path) -> bool:
-    from setr.data_yaml import read_description
-
-    try:
-        return bool(read_description(path))
-    except SetrError:
-        return False
