@@ -14,7 +14,7 @@ from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.images import Rows, Source
 from setr.labels import Labels
 from setr.masks import read_mask
-from setr.pairs import Pair
+from setr.pairs import Pair, Pairs
 
 Pixels = np.ndarray | Rows | BandImage
 """An image (H, W, C): uint8 pixels, or a file of which they are decoded when they are indexed."""
@@ -69,6 +69,12 @@ class Dataset:
     def channels(self) -> int:
         """C of the images."""
         return 3 if self.bands is None else len(self.bands.numbers)
+
+    def image_name(self, index: int) -> str:
+        """What reports call an image: its path below the data set's folder, which no other has."""
+        if isinstance(self.pairs, Pairs):
+            return self.pairs.image_name(index)
+        return self.pairs[index].image.name
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
         """An order of the samples for one epoch."""

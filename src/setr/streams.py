@@ -135,6 +135,7 @@ def predict_stream(
         )
         return list(files.values()), f"GeoTIFF: {largest(shares, predictor.min_confidence)}"
     result = predictor.predict(stream.source, bands=bands, value_range=value_range)
+    result.name = stream.below.as_posix()
     return write(result, stem, kinds, **options), repr(result)
 
 
