@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +234,59 @@ def coco(*files: str, size: tuple[int, int] = SIZE, **more: Any) -> dict[str, An
                         for i in range(len(files)) for k, (c, area) in enumerate(areas.items())],
         **more,
     }  # fmt: skip
+
+
+def bitmap(mask: np.ndarray, form: str) -> str:
+    """A mask as Supervisely's program (P) or its page (RGBA) stores it."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(mask.astype(np.uint8))
+    if form == "P":
+        image.putpalette([0, 0, 0, 255, 255, 255])
+        image.save(buffer, "PNG", transparency=0)
+    else:
+        alpha = np.repeat(255 * mask.astype(np.uint8)[..., None], 4, axis=2)
+        alpha[..., :3] = 255
+        Image.fromarray(alpha).save(buffer, "PNG")
+    return base64.b64encode(zlib.compress(buffer.getvalue())).decode()
+
+
+@pytest.mark.parametrize("form", ["P", "RGBA"])
+def test_supervisely(tmp_path, capsys, form):
+    corner = np.array([[1, 0], [1, 1]], bool)
+    hole = {"exterior": square(10, 0, 8), "interior": [square(12, 2, 2)]}
+    objects = [
+        {"classTitle": "cat", "geometryType": "polygon", "points": hole},
+        {"classTitle": "dog", "geometryType": "bitmap",
+         "bitmap": {"data": bitmap(corner, form), "origin": [10, 0]}},
+        {"classTitle": "dog", "geometryType": "rectangle",
+         "points": {"exterior": [[0, 0], [9, 9]], "interior": []}},
+    ]  # fmt: skip
+    size = {"height": SIZE[0], "width": SIZE[1]}
+    for dataset, drawn in (("ds0", objects), ("ds1", [])):
+        photo(tmp_path / dataset / "img" / "1.jpg")
+        content = {"description": "", "tags": [], "size": size, "objects": drawn}
+        put(tmp_path / dataset / "ann" / "1.jpg.json", content)
+    classes = [{"title": t, "shape": "any", "color": "#000000"} for t in ("dog", "cat", "bird")]
+    put(tmp_path / "meta.json", {"classes": classes, "tags": []})
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert "they have no area: 1 Supervisely's rectangle" in capsys.readouterr().err
+    expected = np.full(SIZE, 3, np.uint8)
+    expected[0:8, 10:18], expected[2:4, 12:14] = 1, 3
+    expected[:2, 10:12][corner] = 0
+    np.testing.assert_array_equal(read_mask(tmp_path / "masks_drawn/ds0/img/1.png"), expected)
+    assert (read_mask(tmp_path / "masks_drawn/ds1/img/1.png") == 3).all()
+    classes = open_dataset(str(tmp_path), "train").labels.classes
+    assert classes == ("dog", "cat", "bird", "background")
+
+
+def test_broken_supervisely(tmp_path):
+    photo(tmp_path / "ds" / "img" / "1.jpg")
+    picture = {"data": "QQ==", "origin": [0, 0]}
+    broken = {"classTitle": "a", "geometryType": "bitmap", "bitmap": picture}
+    content = {"size": {"height": SIZE[0], "width": SIZE[1]}, "objects": [broken]}
+    put(tmp_path / "ds" / "ann" / "1.jpg.json", content)
+    with pytest.raises(SetrError, match="object 1 has no class, or is no polygon or bitmap"):
+        draft(tmp_path)
 
 
 def test_coco_of_roboflow(tmp_path):

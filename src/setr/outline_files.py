@@ -1,8 +1,8 @@
-"""Finds outlines that annotation tools leave beside images: LabelMe, COCO, GeoJSON and YOLO.
+"""Finds outlines that annotation tools leave beside images.
 
-LabelMe: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label Studio and Roboflow
-export them. GeoJSON: a file for an image, or a layer over many. YOLO: a text file per image, lines
-of `class x y x y x y …` in shares of the sides.
+LabelMe and Supervisely: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label
+Studio and Roboflow export them. GeoJSON: a file for an image, or a layer over many. YOLO: a text
+file per image, lines of `class x y x y x y …` in shares of the sides.
 """
 
 from __future__ import annotations
