@@ -405,6 +405,19 @@ def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
     assert (dataset.load(1).mask == 2).all()
 
 
+def test_yolo_splits_by_lists_and_folders(tmp_path):
+    for folder in ("a", "b", "c"):
+        for number in range(3):
+            photo(tmp_path / "images" / folder / f"{number}.png")
+            put(tmp_path / "labels" / folder / f"{number}.txt", "0 0 0 0.5 0 0.5 0.5 0 0.5\n")
+    put(tmp_path / "data.yaml", "train: images/a\nval: v.txt\ntest: [images/c]\nnames: [box]\n")
+    put(tmp_path / "v.txt", "".join(f"./images/b/{number}.png\n" for number in range(3)))
+    assert main(["init-data", str(tmp_path), "--name", "own.yaml"]) == OK
+    for split, folder in (("train", "a"), ("val", "b"), ("test", "c")):
+        pairs = open_dataset(str(tmp_path / "own.yaml"), split).pairs
+        assert [pair.image.parent.name for pair in pairs] == [folder] * 3
+
+
 def test_masks_go_before_outlines(tmp_path):
     photo(tmp_path / "images" / "a.jpg")
     put(tmp_path / "images" / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
