@@ -158,6 +158,28 @@ def test_bands_are_read_in_order_and_range(tmp_path):
     np.testing.assert_array_equal(again, found[:])
 
 
+@pytest.mark.parametrize("bands", ["", "bands: [1, 2, 3]\n"])
+def test_pixels_without_data_are_ignored_in_training(tmp_path, bands):
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    values = np.full((3, 6, 5), 90, np.uint8)
+    values[:, :2] = 7
+    values[0, 3] = 7  # in one band of three: there is data
+    path = write_tiff(tmp_path / "images" / "train" / "x.tif", values)
+    with pytest.importorskip("rasterio").open(path, "r+") as file:
+        file.nodata = 7
+    mask = encode_png(np.ones((6, 5), np.uint8))
+    (tmp_path / "labels" / "train" / "x.png").write_bytes(mask)
+    (tmp_path / "data.yaml").write_text(f"classes: [a, b]\n{bands}")
+    dataset = open_dataset(str(tmp_path), "train")
+    expected = np.array([[IGNORE] * 5] * 2 + [[1] * 5] * 4)
+    np.testing.assert_array_equal(dataset[0].mask, expected)
+    assert check(dataset).pixels.tolist() == [0, 20]
+    assert main(["shard", str(tmp_path), str(tmp_path / "packed"), "--splits", "train"]) == OK
+    packed = open_dataset(str(tmp_path / "packed"), "train")
+    np.testing.assert_array_equal(packed[0].mask, expected)
+
+
 def test_a_fourth_band_that_is_read_makes_nothing_transparent(tmp_path):
     """GDAL marks it as alpha by default; over water near infrared is 0."""
     values = np.full((4, 6, 5), 90, np.uint8)

@@ -83,7 +83,7 @@ class Rows:
                 source = Path(os.fsdecode(source)).read_bytes()
             except OSError as error:
                 raise unreadable(self.name, error, source) from None
-        self.data = source
+        self.source = source
         with opened(source, MAX_PIXELS, self.name) as image:
             early = can_stop_early(image, source)
             self.shape: tuple[int, ...] = (image.size[1], image.size[0], 3)
@@ -99,7 +99,7 @@ class Rows:
         (top, bottom, _), (left, right, _) = (
             part.indices(size) for part, size in zip((rows, columns), self.shape, strict=False)
         )
-        data = first_rows(self.data, bottom)
+        data = first_rows(self.source, bottom)
         with opened(data, MAX_PIXELS, self.name) as image:
             pixels = decode_png(image, data)
             if pixels is not None:
