@@ -288,7 +288,7 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
         if _starts_as_tiff(source):
             return SetrError(
                 f"{name}: a TIFF file of other pixels than 8-bit RGB; a data set names its bands "
-                "in data.yaml, as bands: [1, 2, 3, 4]"
+                "in data.yaml, as bands: [1, 2, 3, 4], `setr predict` takes --bands 1,2,3"
             )
         return SetrError(f"{name}: not an image in a known format")
     return SetrError(f"{name}: broken image file ({first_line(error)})")
