@@ -176,6 +176,27 @@ def test_ids_without_a_name_are_told(tmp_path):
     assert "no name" not in draft(tmp_path).yaml
 
 
+def test_palettes_in_several_orders_are_colours(tmp_path):
+    """And in one order they are not, whatever colours they have."""
+    ids = np.array([[0, 1, 2, 2]], np.uint8)
+    red, blue = [255, 0, 0], [0, 0, 255]
+    for name, values, palette in (("a", ids, [red, blue]), ("b", 3 - ids, [blue, red])):
+        put(tmp_path / "images" / f"{name}.png", np.zeros((1, 4, 3), np.uint8))
+        image = Image.fromarray(np.where(ids == 0, 0, values).astype(np.uint8))
+        image.putpalette([0, 0, 0, *palette[0], *palette[1]])
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        image.save(tmp_path / "masks" / f"{name}.png")
+    write(tmp_path, draft(tmp_path))
+    train, val = (open_dataset(str(tmp_path), split)[0].mask for split in ("train", "val"))
+    np.testing.assert_array_equal(train, val)
+    np.testing.assert_array_equal(train, [[0, 2, 1, 1]])  # black, red, blue, sorted by colour
+    for name in "ab":
+        image = Image.fromarray(ids)
+        image.putpalette([0, 0, 0, *red, 9, 9, ord(name)])
+        image.save(tmp_path / "masks" / f"{name}.png")
+    assert "label_map" in draft(tmp_path).yaml
+
+
 def test_soft_edges_are_no_classes(tmp_path):
     hard = np.repeat(np.array([[0, 255]], np.uint8), 200, axis=1).repeat(4, axis=0)
     soft = hard.copy()
