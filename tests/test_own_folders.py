@@ -197,6 +197,24 @@ def test_palettes_in_several_orders_are_colours(tmp_path):
     assert "label_map" in draft(tmp_path).yaml
 
 
+@pytest.mark.parametrize("names", [("car/a", "tree/a"), ("a_car", "a_tree"), ("a/car", "a/tree")])
+def test_masks_of_one_class_each_are_told(tmp_path, names):
+    put(tmp_path / "images" / "a.png", np.zeros((4, 5, 3), np.uint8))
+    for name in names:
+        put(tmp_path / "masks" / f"{name}.png", np.zeros((4, 5), np.uint8))
+    with pytest.raises(SetrError, match=r"several masks, as .*paint them over") as error:
+        draft(tmp_path)
+    assert error.value.code == DATA_CHECK_FAILED
+
+
+def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
+    for kind in ("images", "masks"):
+        put(tmp_path / kind / "a.jpg", np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(SetrError, match="export it anew as PNG") as error:
+        draft(tmp_path)
+    assert error.value.code == DATA_CHECK_FAILED
+
+
 def test_soft_edges_are_no_classes(tmp_path):
     hard = np.repeat(np.array([[0, 255]], np.uint8), 200, axis=1).repeat(4, axis=0)
     soft = hard.copy()
@@ -206,6 +224,9 @@ def test_soft_edges_are_no_classes(tmp_path):
             put(tmp_path / "images" / f"{stem}.png", np.zeros((4, 400, 3), np.uint8))
             put(tmp_path / "masks" / f"{stem}.png", mask)
         assert ("soft edges" in draft(tmp_path).yaml) == told
+        for stem in "ab":
+            put(tmp_path / "masks" / f"{stem}.png", np.stack([mask, mask // 2, 255 - mask], 2))
+        assert ("without soft edges" in draft(tmp_path).yaml) == told
 
 
 def test_names_that_are_no_text_come_back_from_the_lists(tmp_path):

@@ -147,6 +147,8 @@ def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
             "colours to leave out go to 'ignore' (and out of classes)"
         ]
     )
+    if _mixed(colours) > SOFT:
+        lines.append("# most colours lie between two others: save masks without soft edges")
     lines.append("classes:")
     lines += [f"  {naming[c]}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in order]
     lines.append("colour_map:  # colour in the masks: class, or ignore")
@@ -155,6 +157,23 @@ def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
         for c in order
     ]
     return lines
+
+
+def _mixed(colours: Counter[int]) -> int:
+    """How many rare colours lie between two of the frequent ones, as those of soft edges do."""
+    least = sum(colours.values()) / 50
+    frequent, rare = (
+        np.array([(c >> 16, c >> 8 & 255, c & 255) for c in part], np.float64).reshape(-1, 3)
+        for part in (
+            [c for c, n in colours.items() if (n >= least) == big] for big in (True, False)
+        )
+    )
+    between = np.zeros(len(rare), bool)
+    for place, start in enumerate(frequent):
+        for line in frequent[place + 1 :] - start:
+            share = ((rare - start) @ line / (line @ line)).clip(0, 1)
+            between |= np.abs(rare - start - share[:, None] * line).max(axis=1) <= 2
+    return int(between.sum())
 
 
 def _quote(name: str) -> str:

@@ -98,7 +98,8 @@ def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
     """Refuse what has lost its ids, and ids where colours are wanted."""
     if image.format in LOSSY_FORMATS:
         raise SetrError(
-            f"{name}: a mask stored as {image.format} has blurred ids; save masks as PNG"
+            f"{name}: a mask stored as {image.format} has blurred ids; export it anew as PNG, "
+            "since the blur stays in a converted file"
         )
     if rgb and image.mode not in ("RGB", "RGBA", "P"):
         raise SetrError(
