@@ -48,6 +48,7 @@ ORDER = (
         "outline_index",
         "outline_geojson",
         "outline_supervisely",
+        "outline_cvat",
         "outline_json",
         "outline_files",
         "outline_masks",

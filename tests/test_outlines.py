@@ -289,6 +289,40 @@ def test_broken_supervisely(tmp_path):
         draft(tmp_path)
 
 
+def test_cvat_for_images(tmp_path, capsys):
+    for name in ("train/1.jpg", "2.jpg"):
+        photo(tmp_path / "images" / name)
+    H, W = SIZE
+    put(
+        tmp_path / "annotations.xml",
+        f"""<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version><meta><task><labels>
+<label><name>dog</name></label><label><name>cat</name></label></labels></task></meta>
+<image id="0" name="train/1.jpg" subset="Train" width="{W}" height="{H}">
+  <mask label="dog" source="manual" occluded="0" rle="2, 3, 1" left="5" top="7" width="3"
+    height="2" z_order="1"></mask>
+  <polygon label="cat" source="manual" occluded="0" points="4,6;10,6;10,10;4,10" z_order="0">
+    <attribute name="a">b</attribute></polygon>
+  <box label="cat" occluded="0" xtl="1" ytl="1" xbr="3" ybr="3" z_order="0"></box>
+  <ellipse label="dog" cx="20" cy="10" rx="6" ry="2" rotation="90" z_order="0"></ellipse>
+</image>
+<image id="1" name="2.jpg" subset="Validation" width="{W}" height="{H}"></image>
+</annotations>""",
+    )
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert "no area: 1 CVAT's box" in capsys.readouterr().err
+    mask = open_dataset(str(tmp_path), "train")[0].mask
+    np.testing.assert_array_equal(mask[6:10, 4:10].sum(), 24 - 3)
+    np.testing.assert_array_equal(mask[7:9, 5:8], [[1, 1, 0], [0, 0, 1]])
+    assert (mask[5:15, 20] == 0).all()
+    assert (mask[10, :17] == 2).all()
+    assert (open_dataset(str(tmp_path), "val")[0].mask == 2).all()
+    broken = (tmp_path / "annotations.xml").read_text().replace("2, 3, 1", "2, 3")
+    (tmp_path / "annotations.xml").write_text(broken)
+    with pytest.raises(SetrError, match=r"train/1\.jpg: a mask without a label or its points"):
+        draft(tmp_path)
+
+
 def test_coco_of_roboflow(tmp_path):
     for split in ("train", "valid"):
         photo(tmp_path / split / "a.jpg")

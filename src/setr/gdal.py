@@ -171,10 +171,11 @@ def without_data(source: Source, numbers: Sequence[int]) -> np.ndarray | None:
         source: a path, or the bytes of a file.
         numbers: bands that are read, of which none is transparency; of no numbers, all.
     """
-    is_bytes = isinstance(source, bytes)
-    if not (_is_placed(io.BytesIO(source)) if is_bytes else is_georeferenced(source)):
-        return None
-    if not has_gdal():
+    if isinstance(source, bytes):
+        placed = _is_placed(io.BytesIO(source))
+    else:
+        placed = is_georeferenced(source)
+    if not placed or not has_gdal():
         return None
     with GdalFile(source) as file:
         H, W = file.stored.shape

@@ -1,8 +1,9 @@
 """Finds outlines that annotation tools leave beside images.
 
 LabelMe and Supervisely: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label
-Studio and Roboflow export them. GeoJSON: a file for an image, or a layer over many. YOLO: a text
-file per image, lines of `class x y x y x y …` in shares of the sides.
+Studio and Roboflow export them. CVAT for images: an XML file for many. GeoJSON: a file for an
+image, or a layer over many. YOLO: a text file per image, lines of `class x y x y x y …` in shares
+of the sides.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from setr.data_yaml import SPLITS, DataLoader
 from setr.errors import SetrError
 from setr.files import walk_images
 from setr.labels import IGNORE
+from setr.outline_cvat import cvat_outlines
 from setr.outline_index import DRAWN, Annotated, Images, Outlined
 from setr.outline_json import json_outlines
 from setr.outlines import Ring, Shape, as_points
@@ -39,9 +41,8 @@ def find_outlines(root: Path, class_key: str = "") -> Outlined | None:
     images = [name for name in walk_images(root) if not name.startswith(f"{DRAWN}/")]
     if not images:
         return None
-    found = [
-        each for each in (*json_outlines(root, images, class_key), _yolo(root, images)) if each
-    ]
+    several = *json_outlines(root, images, class_key), cvat_outlines(root, images)
+    found = [each for each in (*several, _yolo(root, images)) if each]
     if len(found) > 1:
         kinds = " and ".join(each.kind for each in found)
         raise data_error(f"{root}: holds outlines of {kinds}; leave one of them in the folder")

@@ -48,7 +48,7 @@ def read_supervisely(name: str, content: Mapping[str, Any], where: Images, out: 
             out.problems.append(f"{name}: object {number} has no class, or is no polygon or bitmap")
     size = content["size"].get("height"), content["size"].get("width")
     known = size if isinstance(size[0], int) and isinstance(size[1], int) else None
-    out.images.append(Annotated(images[0], tuple(shapes), name, known))  # type: ignore[arg-type]
+    out.images.append(Annotated(images[0], tuple(shapes), name, known))
 
 
 def _part(given: Mapping[str, Any]) -> Part | None:
