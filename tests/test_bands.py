@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import setr
 from setr import bands, scenes
 from setr.architecture import read_architecture
-from setr.bands import Bands, check_pixels, read_pixels
+from setr.bands import Bands, check_pixels, open_pixels, read_pixels
 from setr.cli import main
 from setr.data_yaml import read_description
 from setr.datasets import open_dataset
@@ -156,6 +156,38 @@ def test_bands_are_read_in_order_and_range(tmp_path):
         np.testing.assert_array_equal(found[2:4, 1:3][..., place], expected[2:4, 1:3])
     again = read_pixels(path.read_bytes(), Bands((3, 1), pairs))
     np.testing.assert_array_equal(again, found[:])
+
+
+def test_sixteen_bits_of_colours_are_scaled_without_a_georeference(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (3, 6, 5)).astype(np.uint16)
+    path = write_tiff(tmp_path / "x.tif", values, placed=False)
+    expected = np.rint(values.transpose(1, 2, 0) / 257)
+    for source in (path, path.read_bytes()):
+        np.testing.assert_array_equal(read_pixels(source, None), expected)
+        np.testing.assert_array_equal(open_pixels(source, None)[2:4], expected[2:4])
+        assert check_pixels(source, None) == ((6, 5), False)
+
+
+@pytest.mark.parametrize("bands", ["", "bands: [1, 2, 3]\n"])
+def test_pixels_without_data_are_ignored_in_training(tmp_path, bands):
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    values = np.full((3, 6, 5), 90, np.uint8)
+    values[:, :2] = 7
+    values[0, 3] = 7  # in one band of three: there is data
+    path = write_tiff(tmp_path / "images" / "train" / "x.tif", values)
+    with pytest.importorskip("rasterio").open(path, "r+") as file:
+        file.nodata = 7
+    mask = encode_png(np.ones((6, 5), np.uint8))
+    (tmp_path / "labels" / "train" / "x.png").write_bytes(mask)
+    (tmp_path / "data.yaml").write_text(f"classes: [a, b]\n{bands}")
+    dataset = open_dataset(str(tmp_path), "train")
+    expected = np.array([[IGNORE] * 5] * 2 + [[1] * 5] * 4)
+    np.testing.assert_array_equal(dataset[0].mask, expected)
+    assert check(dataset).pixels.tolist() == [0, 20]
+    assert main(["shard", str(tmp_path), str(tmp_path / "packed"), "--splits", "train"]) == OK
+    packed = open_dataset(str(tmp_path / "packed"), "train")
+    np.testing.assert_array_equal(packed[0].mask, expected)
 
 
 def test_a_fourth_band_that_is_read_makes_nothing_transparent(tmp_path):

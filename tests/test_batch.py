@@ -413,6 +413,17 @@ def test_packs_out_survive_a_stop_at_any_line(model_dir, photos, expected, tmp_p
         assert len(rows(tmp_path)) == len(SIZES) + 1
 
 
+def test_coco_names_images_by_their_place_in_the_folder(model_dir, tmp_path):
+    for folder in "ab":
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        image = encode_png(np.full((32, 32, 3), 9, np.uint8))
+        (tmp_path / "in" / folder / "1.png").write_bytes(image)
+    assert predict(model_dir, tmp_path / "in", tmp_path / "out", "--save", "coco") == OK
+    for folder in "ab":
+        coco = json.loads((tmp_path / "out" / folder / "1_coco.json").read_text())
+        assert coco["images"][0]["file_name"] == f"{folder}/1.png"
+
+
 def test_two_inputs_of_one_name_are_refused_in_packs(model_dir, tmp_path, capsys):
     """Their lines of the manifest would be each other's: all would be done again in every run."""
     for folder in ("one", "two"):

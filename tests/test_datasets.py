@@ -256,10 +256,25 @@ def test_lists_of_pairs(folder, name, text):
     assert dataset.load(1).mask.shape == (6, 8)
 
 
+@pytest.mark.parametrize("ahead", ["", "./", "ABSOLUTE/"])
+def test_lists_of_images_alone(folder, ahead):
+    ahead = ahead.replace("ABSOLUTE", str(folder))
+    (folder / "list.txt").write_text(f"{ahead}images/val/c.png\n{ahead}images/train/a.png\n")
+    (folder / "data.yaml").write_text("train: list.txt\nnames: [road, car]\nmasks_dir: labels\n")
+    dataset = open_dataset(str(folder), "train")
+    assert [pair.mask.relative_to(folder) for pair in dataset.pairs] == [
+        Path("labels/val/c.png"),
+        Path("labels/train/a.png"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("list.txt", "only.png\n", "is not 'image mask'"),
+        ("list.txt", "only\n", "is not 'image mask'"),
+        ("list.txt", "only.png\n", "no mask for only.png; looked for a folder 'images'"),
+        ("list.txt", "images/train/no.png\n", "looked for labels/train/no.png, masks/train/no"),
+        ("list.txt", "images/train/a.png\nimages/train/b.png x.png\n", "is not one image"),
         ("list.txt", "a b c\n", "use a .csv"),
         ("list.txt", "\n", "lists no images"),
         ("list.txt", "a.png x\na.png y\n", "'a.png' is listed more than once"),

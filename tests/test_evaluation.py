@@ -123,8 +123,23 @@ def test_gallery_keeps_the_extremes(runs: Path, tmp_path: Path) -> None:
     assert [t.figures["miou"] for t in gallery.best] == sorted(mious, reverse=True)[:2]
     gallery.write_csv(tmp_path / "images.csv")
     rows = list(csv.DictReader((tmp_path / "images.csv").open()))
-    assert [row["image"] for row in rows] == [f"scene_{i:03d}.png" for i in range(5)]
+    assert [row["image"] for row in rows] == [f"images/test/scene_{i:03d}.png" for i in range(5)]
     assert float(rows[0]["miou"]) == pytest.approx(gallery.rows[0][1])
+
+
+def test_images_of_one_file_name_are_told_apart(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for kind in ("images", "labels"):
+        for number, folder in enumerate("ab"):
+            (tmp_path / kind / "val" / folder).mkdir(parents=True)
+            source = runs / "data" / kind / "test" / f"scene_00{number}.png"
+            shutil.copy(source, tmp_path / kind / "val" / folder / "1.png")
+    shutil.copy(runs / "data" / "data.yaml", tmp_path)
+    run(capsys, runs / "one", tmp_path, "-o", tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "images.csv").open()))
+    assert [row["image"] for row in rows] == ["images/val/a/1.png", "images/val/b/1.png"]
+    assert "images/val/b/1.png" in (tmp_path / "out" / "report.html").read_text()
 
 
 def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:

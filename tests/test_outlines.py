@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +236,93 @@ def coco(*files: str, size: tuple[int, int] = SIZE, **more: Any) -> dict[str, An
     }  # fmt: skip
 
 
+def bitmap(mask: np.ndarray, form: str) -> str:
+    """A mask as Supervisely's program (P) or its page (RGBA) stores it."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(mask.astype(np.uint8))
+    if form == "P":
+        image.putpalette([0, 0, 0, 255, 255, 255])
+        image.save(buffer, "PNG", transparency=0)
+    else:
+        alpha = np.repeat(255 * mask.astype(np.uint8)[..., None], 4, axis=2)
+        alpha[..., :3] = 255
+        Image.fromarray(alpha).save(buffer, "PNG")
+    return base64.b64encode(zlib.compress(buffer.getvalue())).decode()
+
+
+@pytest.mark.parametrize("form", ["P", "RGBA"])
+def test_supervisely(tmp_path, capsys, form):
+    corner = np.array([[1, 0], [1, 1]], bool)
+    hole = {"exterior": square(10, 0, 8), "interior": [square(12, 2, 2)]}
+    objects = [
+        {"classTitle": "cat", "geometryType": "polygon", "points": hole},
+        {"classTitle": "dog", "geometryType": "bitmap",
+         "bitmap": {"data": bitmap(corner, form), "origin": [10, 0]}},
+        {"classTitle": "dog", "geometryType": "rectangle",
+         "points": {"exterior": [[0, 0], [9, 9]], "interior": []}},
+    ]  # fmt: skip
+    size = {"height": SIZE[0], "width": SIZE[1]}
+    for dataset, drawn in (("ds0", objects), ("ds1", [])):
+        photo(tmp_path / dataset / "img" / "1.jpg")
+        content = {"description": "", "tags": [], "size": size, "objects": drawn}
+        put(tmp_path / dataset / "ann" / "1.jpg.json", content)
+    classes = [{"title": t, "shape": "any", "color": "#000000"} for t in ("dog", "cat", "bird")]
+    put(tmp_path / "meta.json", {"classes": classes, "tags": []})
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert "they have no area: 1 Supervisely's rectangle" in capsys.readouterr().err
+    expected = np.full(SIZE, 3, np.uint8)
+    expected[0:8, 10:18], expected[2:4, 12:14] = 1, 3
+    expected[:2, 10:12][corner] = 0
+    np.testing.assert_array_equal(read_mask(tmp_path / "masks_drawn/ds0/img/1.png"), expected)
+    assert (read_mask(tmp_path / "masks_drawn/ds1/img/1.png") == 3).all()
+    classes = open_dataset(str(tmp_path), "train").labels.classes
+    assert classes == ("dog", "cat", "bird", "background")
+
+
+def test_broken_supervisely(tmp_path):
+    photo(tmp_path / "ds" / "img" / "1.jpg")
+    picture = {"data": "QQ==", "origin": [0, 0]}
+    broken = {"classTitle": "a", "geometryType": "bitmap", "bitmap": picture}
+    content = {"size": {"height": SIZE[0], "width": SIZE[1]}, "objects": [broken]}
+    put(tmp_path / "ds" / "ann" / "1.jpg.json", content)
+    with pytest.raises(SetrError, match="object 1 has no class, or is no polygon or bitmap"):
+        draft(tmp_path)
+
+
+def test_cvat_for_images(tmp_path, capsys):
+    for name in ("train/1.jpg", "2.jpg"):
+        photo(tmp_path / "images" / name)
+    H, W = SIZE
+    put(
+        tmp_path / "annotations.xml",
+        f"""<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version><meta><task><labels>
+<label><name>dog</name></label><label><name>cat</name></label></labels></task></meta>
+<image id="0" name="train/1.jpg" subset="Train" width="{W}" height="{H}">
+  <mask label="dog" source="manual" occluded="0" rle="2, 3, 1" left="5" top="7" width="3"
+    height="2" z_order="1"></mask>
+  <polygon label="cat" source="manual" occluded="0" points="4,6;10,6;10,10;4,10" z_order="0">
+    <attribute name="a">b</attribute></polygon>
+  <box label="cat" occluded="0" xtl="1" ytl="1" xbr="3" ybr="3" z_order="0"></box>
+  <ellipse label="dog" cx="20" cy="10" rx="6" ry="2" rotation="90" z_order="0"></ellipse>
+</image>
+<image id="1" name="2.jpg" subset="Validation" width="{W}" height="{H}"></image>
+</annotations>""",
+    )
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert "no area: 1 CVAT's box" in capsys.readouterr().err
+    mask = open_dataset(str(tmp_path), "train")[0].mask
+    np.testing.assert_array_equal(mask[6:10, 4:10].sum(), 24 - 3)
+    np.testing.assert_array_equal(mask[7:9, 5:8], [[1, 1, 0], [0, 0, 1]])
+    assert (mask[5:15, 20] == 0).all()
+    assert (mask[10, :17] == 2).all()
+    assert (open_dataset(str(tmp_path), "val")[0].mask == 2).all()
+    broken = (tmp_path / "annotations.xml").read_text().replace("2, 3, 1", "2, 3")
+    (tmp_path / "annotations.xml").write_text(broken)
+    with pytest.raises(SetrError, match=r"train/1\.jpg: a mask without a label or its points"):
+        draft(tmp_path)
+
+
 def test_coco_of_roboflow(tmp_path):
     for split in ("train", "valid"):
         photo(tmp_path / split / "a.jpg")
@@ -348,6 +437,19 @@ def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
     assert (mask[:10, :15] == 0).sum() == 150 - 8 * 3
     assert (mask[2:20, 3:6] == 1).all()
     assert (dataset.load(1).mask == 2).all()
+
+
+def test_yolo_splits_by_lists_and_folders(tmp_path):
+    for folder in ("a", "b", "c"):
+        for number in range(3):
+            photo(tmp_path / "images" / folder / f"{number}.png")
+            put(tmp_path / "labels" / folder / f"{number}.txt", "0 0 0 0.5 0 0.5 0.5 0 0.5\n")
+    put(tmp_path / "data.yaml", "train: images/a\nval: v.txt\ntest: [images/c]\nnames: [box]\n")
+    put(tmp_path / "v.txt", "".join(f"./images/b/{number}.png\n" for number in range(3)))
+    assert main(["init-data", str(tmp_path), "--name", "own.yaml"]) == OK
+    for split, folder in (("train", "a"), ("val", "b"), ("test", "c")):
+        pairs = open_dataset(str(tmp_path / "own.yaml"), split).pairs
+        assert [pair.image.parent.name for pair in pairs] == [folder] * 3
 
 
 def test_masks_go_before_outlines(tmp_path):

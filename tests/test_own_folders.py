@@ -176,6 +176,45 @@ def test_ids_without_a_name_are_told(tmp_path):
     assert "no name" not in draft(tmp_path).yaml
 
 
+def test_palettes_in_several_orders_are_colours(tmp_path):
+    """And in one order they are not, whatever colours they have."""
+    ids = np.array([[0, 1, 2, 2]], np.uint8)
+    red, blue = [255, 0, 0], [0, 0, 255]
+    for name, values, palette in (("a", ids, [red, blue]), ("b", 3 - ids, [blue, red])):
+        put(tmp_path / "images" / f"{name}.png", np.zeros((1, 4, 3), np.uint8))
+        image = Image.fromarray(np.where(ids == 0, 0, values).astype(np.uint8))
+        image.putpalette([0, 0, 0, *palette[0], *palette[1]])
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        image.save(tmp_path / "masks" / f"{name}.png")
+    write(tmp_path, draft(tmp_path))
+    train, val = (open_dataset(str(tmp_path), split)[0].mask for split in ("train", "val"))
+    np.testing.assert_array_equal(train, val)
+    np.testing.assert_array_equal(train, [[0, 2, 1, 1]])  # black, red, blue, sorted by colour
+    for name in "ab":
+        image = Image.fromarray(ids)
+        image.putpalette([0, 0, 0, *red, 9, 9, ord(name)])
+        image.save(tmp_path / "masks" / f"{name}.png")
+    assert "label_map" in draft(tmp_path).yaml
+
+
+@pytest.mark.parametrize("names", [("car/a", "tree/a"), ("a_car", "a_tree"), ("a/car", "a/tree")])
+def test_masks_of_one_class_each_are_told(tmp_path, names):
+    put(tmp_path / "images" / "a.png", np.zeros((4, 5, 3), np.uint8))
+    for name in names:
+        put(tmp_path / "masks" / f"{name}.png", np.zeros((4, 5), np.uint8))
+    with pytest.raises(SetrError, match=r"several masks, as .*paint them over") as error:
+        draft(tmp_path)
+    assert error.value.code == DATA_CHECK_FAILED
+
+
+def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
+    for kind in ("images", "masks"):
+        put(tmp_path / kind / "a.jpg", np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(SetrError, match="export it anew as PNG") as error:
+        draft(tmp_path)
+    assert error.value.code == DATA_CHECK_FAILED
+
+
 def test_soft_edges_are_no_classes(tmp_path):
     hard = np.repeat(np.array([[0, 255]], np.uint8), 200, axis=1).repeat(4, axis=0)
     soft = hard.copy()
@@ -185,6 +224,9 @@ def test_soft_edges_are_no_classes(tmp_path):
             put(tmp_path / "images" / f"{stem}.png", np.zeros((4, 400, 3), np.uint8))
             put(tmp_path / "masks" / f"{stem}.png", mask)
         assert ("soft edges" in draft(tmp_path).yaml) == told
+        for stem in "ab":
+            put(tmp_path / "masks" / f"{stem}.png", np.stack([mask, mask // 2, 255 - mask], 2))
+        assert ("without soft edges" in draft(tmp_path).yaml) == told
 
 
 def test_names_that_are_no_text_come_back_from_the_lists(tmp_path):

@@ -243,11 +243,13 @@ def _by_pillow(source: Source, max_pixels: int) -> tuple[np.ndarray, bool]:
 
 def open_pixels(source: Source, bands: Bands | None) -> Rows | BandImage:
     """An image uint8 (H, W, C) that decodes what is asked of it: these bands, or RGB without."""
+    bands = bands or _sixteen_bits(source)
     return Rows(source) if bands is None else BandImage(source, bands)
 
 
 def read_pixels(source: Source, bands: Bands | None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A whole image uint8 (H, W, C), of these bands, or RGB without; see `images.read_image`."""
+    bands = bands or _sixteen_bits(source)
     if bands is None:
         return read_image(source, max_pixels=max_pixels)
     return BandImage(source, bands, max_pixels=max_pixels)[:]
@@ -255,9 +257,22 @@ def read_pixels(source: Source, bands: Bands | None, *, max_pixels: int = MAX_PI
 
 def check_pixels(source: Source, bands: Bands | None) -> tuple[tuple[int, int], bool]:
     """Header and end of an image file; see `images.check_whole`."""
+    bands = bands or _sixteen_bits(source)
     if bands is None:
         return check_whole(source)
     image = BandImage(source, bands)
     H, W = image.shape[:2]
     image[H - 1 : H]
     return (H, W), image.turned
+
+
+def _sixteen_bits(source: Source) -> Bands | None:
+    """Red, green and blue of a TIFF file of 16-bit colours, which Pillow cuts or does not read."""
+    if gdal_driver(source) != "GTiff" or not has_gdal():
+        return None
+    try:
+        with GdalFile(source) as file:
+            kinds = file.stored.kinds
+    except SetrError:  # whoever reads it names the reason
+        return None
+    return Bands((1, 2, 3)) if kinds == ("uint16",) * 3 else None

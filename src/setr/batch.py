@@ -172,6 +172,7 @@ def outcomes(
             ):
                 if isinstance(found, Result):
                     found.path = found.path or task.item.path
+                    found.name = task.item.name
                     if scores:  # in this thread, because they need the model
                         computed = attempt(partial(getattr, found, "scores"), found.mask.shape)
                         found = computed if isinstance(computed, SetrError) else found

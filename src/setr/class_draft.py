@@ -10,7 +10,7 @@ import numpy as np
 
 from setr.class_files import names_by_colour, names_by_id
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.masks import ColourMaskError, read_mask
+from setr.masks import ColourMaskError, read_mask, read_palette
 
 MOST_VALUES = 256
 """More ids or colours than this are no classes."""
@@ -48,17 +48,25 @@ def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
     """Pixel counts of the ids, or of the colours (as 0xrrggbb), over all masks.
 
     Among masks of colours, one that is grey all over (an image without objects) holds colours, too.
+    So do masks with palettes in several orders, as programs save them that number the colours of
+    each file anew.
     """
     ids: Counter[int] = Counter()
     colours: Counter[int] = Counter()
     grey: list[str] = []
+    painted: set[tuple[int, int]] = set()  # id and colour
     for name in masks:
         try:
-            _count(root, read_mask(root / name), ids, "ids")
+            used = _count(root, read_mask(root / name), ids, "ids")
             grey.append(name)
+            painted |= _painted(root / name, used)
         except ColourMaskError:
             _count(root, _packed_colours(root / name), colours, "colours")
-    if not ids or not colours:
+        except SetrError as error:
+            raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
+    by_id, by_colour = (Counter(pair[side] for pair in painted) for side in (0, 1))
+    reordered = any(by_id[i] > 1 and by_colour[colour] > 1 for i, colour in painted)
+    if not ids or not (colours or reordered):
         return ids, colours
     for name in grey:
         try:
@@ -72,8 +80,14 @@ def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
     return Counter(), colours
 
 
-def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> None:
-    """Add the pixels of a mask."""
+def _painted(mask: Path, ids: list[int]) -> set[tuple[int, int]]:
+    """Each id of a mask with its colour, if the file has a palette."""
+    palette = read_palette(mask)
+    return {(i, palette[i]) for i in ids if i in palette}
+
+
+def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> list[int]:
+    """Add the pixels of a mask; returns its values."""
     unique, pixels = np.unique(values, return_counts=True)
     counts.update(dict(zip(unique.tolist(), pixels.tolist(), strict=True)))
     if len(counts) > MOST_VALUES:
@@ -82,6 +96,8 @@ def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> N
             "numbered by object, or photos: export one id or colour per class",
             code=DATA_CHECK_FAILED,
         )
+    found: list[int] = unique.tolist()
+    return found
 
 
 def _packed_colours(mask: Path) -> np.ndarray:
@@ -131,6 +147,8 @@ def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
             "colours to leave out go to 'ignore' (and out of classes)"
         ]
     )
+    if _mixed(colours) > SOFT:
+        lines.append("# most colours lie between two others: save masks without soft edges")
     lines.append("classes:")
     lines += [f"  {naming[c]}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in order]
     lines.append("colour_map:  # colour in the masks: class, or ignore")
@@ -139,6 +157,23 @@ def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
         for c in order
     ]
     return lines
+
+
+def _mixed(colours: Counter[int]) -> int:
+    """How many rare colours lie between two of the frequent ones, as those of soft edges do."""
+    least = sum(colours.values()) / 50
+    frequent, rare = (
+        np.array([(c >> 16, c >> 8 & 255, c & 255) for c in part], np.float64).reshape(-1, 3)
+        for part in (
+            [c for c, n in colours.items() if (n >= least) == big] for big in (True, False)
+        )
+    )
+    between = np.zeros(len(rare), bool)
+    for place, start in enumerate(frequent):
+        for line in frequent[place + 1 :] - start:
+            share = ((rare - start) @ line / (line @ line)).clip(0, 1)
+            between |= np.abs(rare - start - share[:, None] * line).max(axis=1) <= 2
+    return int(between.sum())
 
 
 def _quote(name: str) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 
 from setr.bands import BandImage, Bands, open_pixels
 from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.gdal import without_data
 from setr.images import Rows, Source
-from setr.labels import Labels
+from setr.labels import IGNORE, Labels
 from setr.masks import read_mask
-from setr.pairs import Pair
+from setr.pairs import Pair, Pairs
 
 Pixels = np.ndarray | Rows | BandImage
 """An image (H, W, C): uint8 pixels, or a file of which they are decoded when they are indexed."""
@@ -70,6 +71,12 @@ class Dataset:
         """C of the images."""
         return 3 if self.bands is None else len(self.bands.numbers)
 
+    def image_name(self, index: int) -> str:
+        """What reports call an image: its path below the data set's folder, which no other has."""
+        if isinstance(self.pairs, Pairs):
+            return self.pairs.image_name(index)
+        return self.pairs[index].image.name
+
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
         """An order of the samples for one epoch."""
         return rng.permutation(len(self))
@@ -103,7 +110,8 @@ class Dataset:
             SetrError: as `load`, here or when rows are asked for.
         """
         rows, raw = self.open_raw(index)
-        return rows, self.to_train_ids(index, raw)
+        image = None if isinstance(rows, np.ndarray) else rows.source
+        return rows, self.to_train_ids(index, raw, image)
 
     def open_raw(self, index: int) -> tuple[Pixels, np.ndarray]:
         """The same with the mask as it is stored: ids (H, W) or colours (H, W, 3)."""
@@ -120,12 +128,18 @@ class Dataset:
         require_size(pair.mask, raw, size)
         return raw
 
-    def to_train_ids(self, index: int, raw: np.ndarray) -> np.ndarray:
-        """Training ids uint8 (H, W) of a raw mask; an error names the file."""
+    def to_train_ids(self, index: int, raw: np.ndarray, image: Source | None) -> np.ndarray:
+        """Training ids uint8 (H, W) of a raw mask; an error names the file.
+
+        Where the image is a GeoTIFF, pixels that it calls empty are ignored.
+        """
         try:
-            return self.labels.to_train_ids(raw)
+            ids = self.labels.to_train_ids(raw)
         except SetrError as error:
             raise SetrError(f"{self.pairs[index].mask}: {error}") from None
+        numbers = (1, 2, 3) if self.bands is None else self.bands.numbers
+        empty = None if image is None else without_data(image, numbers)
+        return ids if empty is None else np.where(empty, np.uint8(IGNORE), ids)
 
 
 def require_size(name: object, mask: np.ndarray, size: tuple[int, ...]) -> None:

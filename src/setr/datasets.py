@@ -15,6 +15,7 @@ import numpy as np
 
 from setr import scenes
 from setr.bands import Bands
+from setr.configured import configured_files
 from setr.data_yaml import HUB, Description, read_description
 from setr.dataset import Dataset
 from setr.errors import USAGE, SetrError
@@ -22,7 +23,7 @@ from setr.hub_rows import open_hub
 from setr.images import Named, Source
 from setr.labels import Labels, known_labels, known_name
 from setr.layouts import find_split
-from setr.pairing import Found, configured_files
+from setr.pairing import Found
 from setr.pairs import Pair, Pairs
 from setr.shards import Shards, is_shards
 

@@ -74,7 +74,7 @@ def _thumbnails(checkup: Checkup) -> str:
     rows = np.unique(np.linspace(0, len(dataset) - 1, THUMBNAILS).astype(int))
     shown = []
     for row in rows:
-        name = dataset.pairs[int(row)].image.name
+        name = dataset.image_name(int(row))
         try:
             image, mask = dataset.load(int(row))
         except SetrError as error:

@@ -41,7 +41,7 @@ class ScoredImage(NamedTuple):
 
     Attributes:
         number: of the image in the split.
-        name: of its file.
+        name: its path below the data set's folder.
         image: uint8 RGB (H, W, 3); of other bands the first three, or the first of fewer.
         truth: training ids (H, W) uint8, `IGNORE` is not counted.
         prediction: ids (H, W) uint8.
@@ -215,7 +215,7 @@ def _test_image(
     masks: Tensor,
 ) -> ScoredImage:
     device = card.confusion.counts.device
-    name = dataset.pairs[index].image.name
+    name = dataset.image_name(index)
     x = NormalizedImages(images.to(device), info.mean, info.std)
     size = (masks.shape[-2], masks.shape[-1])
     try:

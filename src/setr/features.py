@@ -43,7 +43,7 @@ from setr.progress import Progress
 from setr.survey import survey
 from setr.transforms import PAD_COLOUR, CropWindow, fill_colour, flipped
 
-VERSION = 1
+VERSION = 2
 _OF_HEADS = frozenset(
     {"decoder", "num_classes", "aux_taps", "decoder_args", "neck_args", "aux_args", "odd_sizes"}
 )

@@ -10,7 +10,7 @@ import os
 import struct
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
@@ -147,13 +147,41 @@ def is_georeferenced(path: Any) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            head = file.read(16)
-            tags = ImageFileDirectory_v2(head if head[2:3] == b"+" else head[:8])  # +: BigTIFF
-            file.seek(tags.next)
-            tags.load(file)
-            return any(tag in tags for tag in _GEO_TAGS)
+            return _is_placed(file)
+    except OSError:
+        return False
+
+
+def _is_placed(file: IO[bytes]) -> bool:
+    """Whether the tags of an open TIFF file place it on a map."""
+    try:
+        head = file.read(16)
+        tags = ImageFileDirectory_v2(head if head[2:3] == b"+" else head[:8])  # +: BigTIFF
+        file.seek(tags.next)
+        tags.load(file)
+        return any(tag in tags for tag in _GEO_TAGS)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
         return False  # no TIFF: whoever reads it names the reason
+
+
+def without_data(source: Source, numbers: Sequence[int]) -> np.ndarray | None:
+    """Pixels (H, W) bool that a GeoTIFF calls empty; None of other files, whose pixels all count.
+
+    Args:
+        source: a path, or the bytes of a file.
+        numbers: bands that are read, of which none is transparency; of no numbers, all.
+    """
+    if isinstance(source, bytes):
+        placed = _is_placed(io.BytesIO(source))
+    else:
+        placed = is_georeferenced(source)
+    if not placed or not has_gdal():
+        return None
+    with GdalFile(source) as file:
+        H, W = file.stored.shape
+        if all(kind.name == "all_valid" for kinds in file.file.mask_flag_enums for kind in kinds):
+            return None
+        return ~file.has_data((0, H), (0, W), numbers or range(1, len(file.stored.kinds) + 1))
 
 
 def gdal_driver(source: Source) -> str | None:

@@ -83,7 +83,7 @@ class Rows:
                 source = Path(os.fsdecode(source)).read_bytes()
             except OSError as error:
                 raise unreadable(self.name, error, source) from None
-        self.data = source
+        self.source = source
         with opened(source, MAX_PIXELS, self.name) as image:
             early = can_stop_early(image, source)
             self.shape: tuple[int, ...] = (image.size[1], image.size[0], 3)
@@ -96,7 +96,7 @@ class Rows:
         if self.pixels is not None:
             return self.pixels[place]
         (top, bottom), (left, right) = bounds(place, self.shape)
-        data = first_rows(self.data, bottom)
+        data = first_rows(self.source, bottom)
         with opened(data, MAX_PIXELS, self.name) as image:
             pixels = decode_png(image, data)
             if pixels is not None:
@@ -291,7 +291,7 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
         if _starts_as_tiff(source):
             return SetrError(
                 f"{name}: a TIFF file of other pixels than 8-bit RGB; a data set names its bands "
-                "in data.yaml, as bands: [1, 2, 3, 4]"
+                "in data.yaml, as bands: [1, 2, 3, 4], `setr predict` takes --bands 1,2,3"
             )
         return SetrError(f"{name}: not an image in a known format")
     return SetrError(f"{name}: broken image file ({first_line(error)})")

@@ -200,10 +200,19 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         if pairs:
             paired = {image for image, _ in pairs}
             return pairs, [ahead + name for name in files if ahead + name not in paired]
+        first = os.path.basename(found[0]) if found else ""
+        alike = [name for name in found if os.path.basename(name) == first]
+        if len(alike) > 1 and os.path.splitext(first)[0] in stems:
+            raise SetrError(
+                f"{root / masks}: an image has several masks, as {' and '.join(alike[:2])}; "
+                "if each folder is of one class, paint them over each other into one file for each "
+                "image, with one class id per pixel",
+                code=DATA_CHECK_FAILED,
+            )
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
         f"({', '.join(MASK_NAMES)}) of the same file names, and no outlines (LabelMe, COCO, "
-        "YOLO, GeoJSON); "
+        "YOLO, GeoJSON, Supervisely, CVAT); "
         "rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
         "name these in data.yaml",
         code=DATA_CHECK_FAILED,

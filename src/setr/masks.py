@@ -44,6 +44,17 @@ def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
         return _stored(image, name, rgb=rgb)
 
 
+def read_palette(source: Source) -> dict[int, int]:
+    """Colours (0xrrggbb) by id that the palette of an image file has; empty without one."""
+    if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
+        return {}
+    with opened(source, MAX_PIXELS) as image:
+        if image.mode != "P":
+            return {}
+        values = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
+        return dict(enumerate((values[:, 0] << 16 | values[:, 1] << 8 | values[:, 2]).tolist()))
+
+
 def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
     """The same of whatever holds a mask: also a Pillow image, an array, or a tensor.
 
@@ -86,7 +97,8 @@ def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
     """Refuse what has lost its ids, and ids where colours are wanted."""
     if image.format in LOSSY_FORMATS:
         raise SetrError(
-            f"{name}: a mask stored as {image.format} has blurred ids; save masks as PNG"
+            f"{name}: a mask stored as {image.format} has blurred ids; export it anew as PNG, "
+            "since the blur stays in a converted file"
         )
     if rgb and image.mode not in ("RGB", "RGBA", "P"):
         raise SetrError(

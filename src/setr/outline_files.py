@@ -1,8 +1,9 @@
-"""Finds outlines that annotation tools leave beside images: LabelMe, COCO, GeoJSON and YOLO.
+"""Finds outlines that annotation tools leave beside images.
 
-LabelMe: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label Studio and Roboflow
-export them. GeoJSON: a file for an image, or a layer over many. YOLO: a text file per image, lines
-of `class x y x y x y …` in shares of the sides.
+LabelMe and Supervisely: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label
+Studio and Roboflow export them. CVAT for images: an XML file for many. GeoJSON: a file for an
+image, or a layer over many. YOLO: a text file per image, lines of `class x y x y x y …` in shares
+of the sides.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 import yaml
 
 from setr.class_files import names_by_id
-from setr.data_yaml import DataLoader
+from setr.data_yaml import SPLITS, DataLoader
 from setr.errors import SetrError
 from setr.files import walk_images
 from setr.labels import IGNORE
-from setr.outline_index import DRAWN, Annotated, Outlined
+from setr.outline_cvat import cvat_outlines
+from setr.outline_index import DRAWN, Annotated, Images, Outlined
 from setr.outline_json import json_outlines
 from setr.outlines import Ring, Shape, as_points
 from setr.pairing import data_error
@@ -39,9 +41,8 @@ def find_outlines(root: Path, class_key: str = "") -> Outlined | None:
     images = [name for name in walk_images(root) if not name.startswith(f"{DRAWN}/")]
     if not images:
         return None
-    found = [
-        each for each in (*json_outlines(root, images, class_key), _yolo(root, images)) if each
-    ]
+    several = *json_outlines(root, images, class_key), cvat_outlines(root, images)
+    found = [each for each in (*several, _yolo(root, images)) if each]
     if len(found) > 1:
         kinds = " and ".join(each.kind for each in found)
         raise data_error(f"{root}: holds outlines of {kinds}; leave one of them in the folder")
@@ -76,6 +77,7 @@ def _yolo(root: Path, images: list[str]) -> Outlined | None:
     texts = set(walk_images(root, frozenset({".txt"})))
     described = _yolo_yaml(root)
     names, largest, understood = _yolo_classes(root, described), -1, False
+    splits = _yolo_splits(root, images, described)
     for image in images:
         text = next((t for t in _yolo_names(image) if t in texts), "")
         shapes = []
@@ -91,7 +93,9 @@ def _yolo(root: Path, images: list[str]) -> Outlined | None:
                 largest = max(largest, number_of_class)
                 name = names.get(number_of_class, f"class_{number_of_class}")
                 shapes.append(Shape(name, (Ring(as_points(values[1:]), relative=True),)))
-        out.images.append(Annotated(image, tuple(shapes), text or image))
+        out.images.append(
+            Annotated(image, tuple(shapes), text or image, split=splits.get(image, ""))
+        )
     if understood and "kpt_shape" in described:
         out.problems = ["kpt_shape in its YAML file: the labels are keypoints, which have no area"]
     count = max(largest, *names, -1) + 1
@@ -133,6 +137,27 @@ def _yolo_yaml(root: Path) -> dict[str, Any]:
         if isinstance(values, dict) and isinstance(values.get("names"), list | dict):
             return values
     return {}
+
+
+def _yolo_splits(root: Path, images: list[str], described: dict[str, Any]) -> dict[str, str]:
+    """The split of each image that a YAML file names by folders or lists of images."""
+    base, where, found = root / str(described.get("path", ".")), Images(images), dict[str, str]()
+    for split in SPLITS:
+        given = described.get(split) or ()
+        for place in map(str, given if isinstance(given, list) else [given]):
+            listed = next((p for p in (base / place, root / place) if p.exists()), root / place)
+            if listed.is_dir():
+                folder = os.path.relpath(listed, root)
+                within = [i for i in images if Path(i).is_relative_to(folder) or folder == "."]
+            elif listed.suffix == ".txt" and listed.is_file():
+                lines = (os.path.normpath(" ".join(words)) for words in _words(listed))
+                named = (where.find(line, place) for line in lines)
+                within = [only[0] for only in named if len(only) == 1]
+            else:
+                continue
+            for image in within:
+                found.setdefault(image, split)
+    return found
 
 
 def _yolo_classes(root: Path, described: dict[str, Any]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Outlines in JSON: LabelMe's file per image, COCO's for many, and GeoJSON."""
+"""Outlines in JSON: LabelMe's and Supervisely's file per image, COCO's for many, and GeoJSON."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from setr.outline_index import (
     not_one,
     split_of,
 )
+from setr.outline_supervisely import is_supervisely, read_supervisely, supervisely_classes
 from setr.outlines import Part, Patch, Ring, Runs, Shape, as_counts, as_points
 
 
 def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterator[Outlined]:
-    """LabelMe's, COCO's and GeoJSON's, of all JSON files; the key is for `Layers`."""
+    """LabelMe's, Supervisely's, COCO's and GeoJSON's; the key is for `Layers`."""
     labelme, coco = Outlined("LabelMe", False), Outlined("COCO", True)
+    supervisely, described = Outlined("Supervisely", False), list[str]()
     where, broken = Images(images), []
     layers: dict[str, dict[str, Any]] = {}
     for name in walk_images(root, frozenset({".json", ".geojson"})):
@@ -43,20 +45,25 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
             _labelme(name, content, where, labelme)
         elif all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
             _Coco(name, content, where, coco).read()
+        elif is_supervisely(content):
+            read_supervisely(name, content, where, supervisely)
+        elif os.path.basename(name) == "meta.json":
+            described += supervisely_classes(content)
         elif content.get("type") == "FeatureCollection" and isinstance(
             content.get("features"), list
         ):
             layers[name] = content
     known = names_by_id(root)
-    named = {shape.name for entry in labelme.images for shape in entry.shapes}
-    listed = [n for n in known.values() if n not in (IGNORED, BACKGROUND)]
-    labelme.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
+    for outlined, first in ((labelme, known.values()), (supervisely, described)):
+        named = {shape.name for entry in outlined.images for shape in entry.shapes}
+        listed = [n for n in dict.fromkeys(first) if n not in (IGNORED, BACKGROUND)]
+        outlined.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
     if not coco.images:
         coco.problems += coco.notes
     geojson = Layers(root, images, where, known, class_key)
     for name, content in layers.items():
         geojson.read(name, content)
-    for outlined in (labelme, coco, geojson.outlined()):
+    for outlined in (labelme, supervisely, coco, geojson.outlined()):
         if outlined.images or outlined.problems:
             outlined.problems += broken
             yield outlined

@@ -16,7 +16,7 @@ import numpy as np
 from setr.bands import Bands, check_pixels
 from setr.errors import USAGE, SetrError
 from setr.files import write_bytes
-from setr.gdal import GdalFile, has_gdal, is_georeferenced
+from setr.gdal import without_data
 from setr.images import check_whole, encode_png
 from setr.labels import IGNORE, Labels
 from setr.outline_index import BACKGROUND, DRAWN, IGNORED, Annotated, Outlined
@@ -140,14 +140,7 @@ def _mask(
     except SetrError as error:
         raise SetrError(f"{entry.source}: {error}") from None
     mask[~covered] = rest
-    mask[_without_data(root / entry.image, size)] = IGNORE
+    empty = without_data(root / entry.image, ())  # any band may be read
+    if empty is not None:
+        mask[empty] = IGNORE
     return mask
-
-
-def _without_data(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Pixels (H, W) bool that a GeoTIFF calls empty (`nodata`, mask); all of other files count."""
-    if not is_georeferenced(path) or not has_gdal():
-        return np.zeros(size, bool)
-    with GdalFile(path) as file:
-        every = range(1, len(file.stored.kinds) + 1)  # none is transparency: it may be read
-        return ~file.has_data((0, size[0]), (0, size[1]), every)

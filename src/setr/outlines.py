@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr.errors import SetrError
+from setr.images import MAX_PIXELS, opened
 from setr.labels import IGNORE
 from setr.masks import read_mask
 
@@ -92,11 +93,14 @@ class Runs:
 
 @dataclass(frozen=True)
 class Patch:
-    """A small mask in base64 PNG, its first pixel at (top, left): LabelMe's shape `mask`."""
+    """A small mask in PNG, in base64 if it is text, its first pixel at (top, left).
+
+    LabelMe's shape `mask` and Supervisely's bitmaps; what is transparent does not belong to it.
+    """
 
     top: int
     left: int
-    png: str
+    png: str | bytes
 
     def cover(self, size: tuple[int, int]) -> Cover:
         """The part of it that lies in an image of `size` (H, W).
@@ -105,7 +109,8 @@ class Patch:
             SetrError: not a PNG mask.
         """
         try:
-            pixels = read_mask(base64.b64decode(self.png, validate=True)) > 0
+            png = self.png
+            pixels = _opaque(base64.b64decode(png, validate=True) if isinstance(png, str) else png)
         except (binascii.Error, ValueError):
             raise SetrError("a mask that is not base64") from None
         skipped = (slice(max(0, -self.top), None), slice(max(0, -self.left), None))
@@ -171,6 +176,14 @@ def as_counts(values: Any) -> np.ndarray:
     if counts.ndim != 1:
         raise ValueError
     return counts
+
+
+def _opaque(png: bytes) -> np.ndarray:
+    """Where a mask (H, W) bool is other than 0; of one in colours, where it is not transparent."""
+    with opened(png, MAX_PIXELS) as image:
+        if image.mode == "RGBA":
+            return np.asarray(image.getchannel("A")) > 0
+    return read_mask(png) > 0
 
 
 def _pixels(edges: np.ndarray, count: int) -> np.ndarray:

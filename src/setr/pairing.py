@@ -1,14 +1,13 @@
-"""Which mask belongs to which image: folders by stem, lists by line, and what does not fit.
+"""Which mask belongs to which image: folders by stem, lists of stems, and what does not fit.
 
 Masks that lack an image are noted, images that lack a mask refused; nothing is dropped silently.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -47,64 +46,8 @@ class Found(NamedTuple):
     folder: str = ""
 
 
-def configured_files(root: Path, place: Path, masks_dir: str | None = None) -> Found:
-    """The pairs of an image folder or list file that a data.yaml names.
-
-    Masks lie in the same path with `masks_dir` (or a usual name) in place of `images`.
-    """
-    if place.suffix.lower() in (".txt", ".csv"):
-        return read_list(root, place)
-    relative = place.relative_to(root) if place.is_relative_to(root) else place
-    for masks in (masks_dir,) if masks_dir else MASK_FOLDERS:
-        renamed = Path(*[masks if part == "images" else part for part in relative.parts])
-        if renamed != relative and (root / renamed).is_dir():
-            return pair_folders(root, str(relative), str(renamed), None)
-    if not place.is_dir():
-        raise data_error(f"{place}: no such folder or list file")
-    usual = masks_dir or ", ".join(MASK_FOLDERS)
-    raise data_error(
-        f"{place}: found no mask folder; masks lie in the same path with 'images' replaced by "
-        f"{usual}; for other places name both files in a list (.txt or .csv)"
-    )
-
-
-def read_list(root: Path, listed: Path) -> Found:
-    """`image mask` per line (tab or blank between), or a CSV with the columns image and mask.
-
-    Names are relative to `root`. Whether the files exist is left to the check before training, so
-    that a million lines open in seconds.
-    """
-    images, masks = [], []
-    for row in _rows(listed):
-        if len(row) != 2 or not all(row):
-            raise data_error(
-                f"{listed}: '{' '.join(row)}' is not 'image mask'; separate the two by a tab, or "
-                "use a .csv, where names contain blanks"
-            )
-        images.append(row[0])
-        masks.append(row[1])
-    if not images:
-        raise data_error(f"{listed}: lists no images")
-    _refuse_doubles(listed, images, "listed more than once")
-    return Found(root, images, masks)
-
-
-def _rows(listed: Path) -> Iterator[Sequence[str]]:
-    with _open_list(listed) as file:
-        if listed.suffix.lower() == ".csv":
-            head = file.readline()
-            file.seek(0)
-            between = ";" if ";" in head and "," not in head else ","  # as spreadsheets write it
-            table = csv.DictReader(file, delimiter=between, skipinitialspace=True)
-            if not {"image", "mask"} <= set(table.fieldnames or ()):
-                raise data_error(f"{listed}: the first line must name the columns image and mask")
-            yield from ((row["image"] or "", row["mask"] or "") for row in table)
-        else:
-            words = (line.strip().split("\t" if "\t" in line else None) for line in file)
-            yield from (row for row in words if row)
-
-
-def _open_list(path: Path) -> TextIO:
+def open_list(path: Path) -> TextIO:
+    """A list file, open as text."""
     try:
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None)
     except OSError as error:
@@ -116,13 +59,13 @@ def listed_names(listed: Path, is_name: Callable[[str], object] = lambda _: Fals
 
     A line of several words is one name where `is_name` says so, unless it begins with a file's.
     """
-    with _open_list(listed) as file:
+    with open_list(listed) as file:
         lines = [line.strip() for line in file if line.strip()]
     names = []
     for line in lines:
         first, *more = line.split()
-        names.append(line if more and not _is_file(first) and is_name(line) else first)
-    _refuse_doubles(listed, names, "listed more than once")
+        names.append(line if more and not is_file(first) and is_name(line) else first)
+    refuse_doubles(listed, names, "listed more than once")
     return names
 
 
@@ -138,7 +81,7 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Fou
     else:
         found = names_below(root / masks, suffixes=IMAGE_SUFFIXES | {".mat"})
     stems = [os.path.splitext(name)[0] for name in files]
-    _refuse_doubles(root / images, stems, "the stem of several images; masks would be mixed up")
+    refuse_doubles(root / images, stems, "the stem of several images; masks would be mixed up")
     masks_of = masks_by_stem(stems, found)
     missing = [name for name, stem in zip(files, stems, strict=True) if stem not in masks_of]
     _refuse(root / masks, missing, len(files))
@@ -194,7 +137,7 @@ def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
         shown = " and ".join(by_stem[stem + end] for end in equal if stem + end in by_stem)
         raise data_error(
             f"images have several masks, as {stem} has {shown}; leave one for each image, with one "
-            "class id per pixel"
+            "class id per pixel; if each is of one class, paint them over each other into one file"
         )
     end = (usual or equal or [""])[0]
     return {m.removesuffix(end): name for m, name in by_stem.items() if m.endswith(end)}
@@ -242,7 +185,7 @@ def only_listed(found: Found, listed: Path) -> Found:
             f"{listed}: {len(unknown)} entries have no image: {', '.join(unknown[:10])}"
         )
     kept = [found.images[i] for i in keep]
-    _refuse_doubles(listed, kept, "listed more than once")
+    refuse_doubles(listed, kept, "listed more than once")
     return found._replace(images=kept, masks=[found.masks[i] for i in keep])
 
 
@@ -264,13 +207,14 @@ class _Stems:
         The image of that path, else those whose path ends so, else the one whose path is the
         longest end of the entry.
         """
-        stem = os.path.splitext(entry)[0] if _is_file(entry) else entry  # stems may hold dots
+        stem = os.path.splitext(entry)[0] if is_file(entry) else entry  # stems may hold dots
         if stem not in self._whole and stem in self._ends:
             return self._ends[stem]
         return [self._whole[end] for end in _ends(stem) if end in self._whole][:1]
 
 
-def _is_file(entry: str) -> bool:
+def is_file(entry: str) -> bool:
+    """Whether a name in a list has the ending of an image."""
     return os.path.splitext(entry)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -316,7 +260,8 @@ def _refuse(place: Path, missing: list[str], total: int, kind: str = "mask") -> 
         raise data_error(f"{place}: no {kind} for {len(missing)} of {total} images: {shown}{more}")
 
 
-def _refuse_doubles(place: Path, names: list[str], what: str) -> None:
+def refuse_doubles(place: Path, names: list[str], what: str) -> None:
+    """Raise an error that names the first of the names that are there twice."""
     if len(set(names)) < len(names):
         doubles = sorted(name for name, count in Counter(names).items() if count > 1)
         raise data_error(f"{place}: '{doubles[0]}' is {what} ({len(doubles)} such names)")

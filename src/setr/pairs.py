@@ -55,6 +55,12 @@ class Pairs(Sequence[Pair]):
     def __iter__(self) -> Iterator[Pair]:
         return (self[i] for i in range(len(self)))
 
+    def image_name(self, index: int) -> str:
+        """An image's path below the root that its file was found in, else its whole path."""
+        path = os.path.abspath(self[index].image)
+        inside = (Path(path).relative_to(r) for r in self.roots if Path(path).is_relative_to(r))
+        return next(inside, Path(path)).as_posix()
+
     def names(self) -> Iterator[tuple[str, str | None]]:
         """The pairs as plain path strings, which is faster."""
         for root, images, masks in self._parts:

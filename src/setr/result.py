@@ -48,6 +48,8 @@ class Result:
         confidence: probability of the chosen class (H, W) float32, 0 to 1.
         labels: class names and colours of the ids.
         path: the image file; empty where the image came from memory.
+        name: what COCO's files call the image: its path below the folder it was found in; empty for
+            the file's name.
         geo: where the pixels lie on a map, for a georeferenced raster.
         min_confidence: pixels whose class is less probable are unlabelled; 0 for none.
         unsure: how many that are.
@@ -65,7 +67,7 @@ class Result:
         geo: Georeference | None = None,
     ) -> None:
         self.image, self.mask, self.confidence, self.labels = image, mask, confidence, labels
-        self.path, self.geo = path, geo
+        self.path, self.geo, self.name = path, geo, ""
         self.min_confidence, self.unsure = 0.0, 0
         self._compute_scores = LateScores(compute_scores)
         self._regions: tuple[int, list[Polygon]] | None = None  # from so many pixels on
@@ -90,7 +92,7 @@ class Result:
         mask = self.mask.copy()
         unsure = unlabel(mask, self.confidence, checked_confidence(least))
         found = Result(self.image, mask, self.confidence, self.labels, lambda: self.scores)
-        found.path, found.geo = self.path, self.geo
+        found.path, found.geo, found.name = self.path, self.geo, self.name
         found.min_confidence = max(self.min_confidence, least)
         found.unsure = self.unsure + unsure
         return found
@@ -132,7 +134,7 @@ class Result:
         return to_coco(
             self.polygons(min_pixels=min_pixels),
             self.labels,
-            file_name=printable(os.path.basename(self.path)),
+            file_name=printable(self.name or os.path.basename(self.path)),
             size=self.mask.shape,
             tolerance=tolerance,
             all_run_lengths=all_run_lengths,

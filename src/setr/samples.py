@@ -35,6 +35,7 @@ class Samples:
             miou = tested.figures["miou"]
             said = "prediction" if miou is None else f"prediction, mIoU {100 * miou:.1f}"
             truth, prediction = palette[tested.truth], palette[tested.prediction]
-            rows.append(((tested.image, tested.name), (truth, "truth"), (prediction, said)))
+            name = tested.name.rpartition("/")[2]  # a folder would be wider than the picture
+            rows.append(((tested.image, name), (truth, "truth"), (prediction, said)))
             seen |= {*np.unique(tested.truth).tolist(), *np.unique(tested.prediction).tolist()}
         return with_legend(montage(rows), self.labels, sorted(seen))

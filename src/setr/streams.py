@@ -125,6 +125,7 @@ def predict_stream(
         shares = predict_raster(predictor, stream.source, files)
         return list(files.values()), f"GeoTIFF: {largest(shares, predictor.min_confidence)}"
     result = predictor.predict(stream.source)
+    result.name = stream.below.as_posix()
     return write(result, stem, kinds, **options), repr(result)
 
 

@@ -40,7 +40,7 @@ from setr.survey_rows import (
     take_rows,
 )
 
-VERSION = 1
+VERSION = 2
 _CHUNK = 2048  # pairs handed to the threads at a time
 _AT_ONCE = 1 << 16  # hashes compared at a time, few enough for the processor's cache
 
@@ -135,6 +135,7 @@ def _read(
     dataset: Dataset, index: int, full: bool
 ) -> tuple[tuple[int, int], np.ndarray, int, int, int]:
     flags = content = look = 0
+    image_source = None
     if dataset.decoded:
         image, raw = dataset.open_raw(index)
         size, flags = (image.shape[0], image.shape[1]), FULL
@@ -153,7 +154,7 @@ def _read(
     if raw.dtype == np.uint8 and raw.ndim == 2 and raw.max(initial=0) == 255:
         used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
         flags |= BINARY * (set(used.tolist()) <= {0, 255})
-    return size, dataset.to_train_ids(index, raw), flags, content, look
+    return size, dataset.to_train_ids(index, raw, image_source), flags, content, look
 
 
 def _fingerprint(data: bytes, image: np.ndarray) -> tuple[int, int]:

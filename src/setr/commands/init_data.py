@@ -18,7 +18,8 @@ from setr.init_data import draft, write
 class Arguments:
     """Describe a folder of images and masks: splits, ids or colours, and classes to be named.
 
-    Outlines (LabelMe, COCO, YOLO, GeoJSON) are drawn as masks into FOLDER/masks_drawn.
+    Outlines (LabelMe, COCO, YOLO, GeoJSON, Supervisely, CVAT) are drawn as masks into
+    FOLDER/masks_drawn.
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
