@@ -338,6 +338,10 @@ def test_errors_name_the_fix():
         Encoder("swin_tiny_patch4_window7_224", taps=(1,))
     with pytest.raises(SetrError, match=r"taps \(4,\): blocks are numbered 1 to 3"):
         tiny_vit(taps=(4,))
+    with pytest.raises(SetrError, match=r"cannot be built with .*num_heads 5 .*divisible"):
+        tiny_vit(num_heads=5)
+    with pytest.raises(SetrError, match="prefix_tokens 'dropped': give keep or drop"):
+        tiny_model("pup", prefix_tokens="dropped")
     with pytest.raises(SetrError, match="need an absolute position embedding"):
         Encoder("eva02_tiny_patch14_224", taps=(1,), pos_interp="bilinear")
     with pytest.raises(SetrError, match="is not a timm ResNet"):
