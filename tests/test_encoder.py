@@ -271,6 +271,14 @@ def test_layer_depth_counts_from_the_heads():
     assert baseline.layer_depth("encoder.net.conv1.0.weight") == 5
 
 
+def test_blocks_of_a_convolutional_stem_are_no_transformer_blocks():
+    with torch.device("meta"):
+        encoder = Encoder("vit_base_r50_s16_224", taps=(2,), depth=2)
+    depths = {n: encoder.layer_depth(n) for n, _ in encoder.named_parameters()}
+    assert {d for n, d in depths.items() if ".patch_embed." in n} == {3}
+    assert depths["vit.blocks.1.norm1.weight"] == 1
+
+
 # --- every family of timm -------------------------------------------------------------------------
 
 FAMILIES = {

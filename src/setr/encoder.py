@@ -53,7 +53,7 @@ class Encoder(Backbone):
         SetrError: unknown model id, or a model without variable input size.
     """
 
-    stage_pattern = r"\.blocks\.(\d+)\."
+    stage_pattern = r"\bvit\.blocks\.(\d+)\."
     first_stage = 0
 
     def __init__(
