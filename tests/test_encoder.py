@@ -271,6 +271,14 @@ def test_layer_depth_counts_from_the_heads():
     assert baseline.layer_depth("encoder.net.conv1.0.weight") == 5
 
 
+def test_blocks_of_a_convolutional_stem_are_no_transformer_blocks():
+    with torch.device("meta"):
+        encoder = Encoder("vit_base_r50_s16_224", taps=(2,), depth=2)
+    depths = {n: encoder.layer_depth(n) for n, _ in encoder.named_parameters()}
+    assert {d for n, d in depths.items() if ".patch_embed." in n} == {3}
+    assert depths["vit.blocks.1.norm1.weight"] == 1
+
+
 # --- every family of timm -------------------------------------------------------------------------
 
 FAMILIES = {
@@ -338,6 +346,10 @@ def test_errors_name_the_fix():
         Encoder("swin_tiny_patch4_window7_224", taps=(1,))
     with pytest.raises(SetrError, match=r"taps \(4,\): blocks are numbered 1 to 3"):
         tiny_vit(taps=(4,))
+    with pytest.raises(SetrError, match=r"cannot be built with .*num_heads 5 .*divisible"):
+        tiny_vit(num_heads=5)
+    with pytest.raises(SetrError, match="prefix_tokens 'dropped': give keep or drop"):
+        tiny_model("pup", prefix_tokens="dropped")
     with pytest.raises(SetrError, match="need an absolute position embedding"):
         Encoder("eva02_tiny_patch14_224", taps=(1,), pos_interp="bilinear")
     with pytest.raises(SetrError, match="is not a timm ResNet"):

@@ -233,18 +233,28 @@ def test_torch_export_carries_its_description(tmp_path):
     assert json.loads(files["setr.json"])["labels"]["classes"] == list(scenes.CLASSES)
 
 
+def turned(model: SETR) -> SETR:
+    """The same with blocks in which it matters what patch looks at which, as in trained ones."""
+    with torch.no_grad():
+        for name, weight in model.encoder.named_parameters():
+            if name.endswith("attn.qkv.weight") or ".gamma_" in name:
+                weight.copy_(torch.randn_like(weight))
+    return model
+
+
 @pytest.mark.parametrize(
     "build",
     [
         lambda: tiny_model("mla", num_classes=K, pos_interp="bilinear", prefix_tokens="drop"),
         lambda: tiny_model("naive", num_classes=K, odd_sizes="squeeze"),
         lambda: with_encoder("eva02_small_patch14_224", "pup"),
+        lambda: turned(with_encoder("vit_small_patch16_dinov3", "naive")),
         lambda: create_model(
             "hybrid_base", num_classes=K, img_size=64, resnet="resnet18", taps=(1, 2), aux=False,
             channels=16, encoder_args=SMALL,
         ),
     ],
-    ids=["mla 2021", "squeeze", "eva02 patch 14", "hybrid"],
+    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "hybrid"],
 )  # fmt: skip
 def test_graphs_of_other_models_equal_them_at_any_size(build):
     torch.manual_seed(0)

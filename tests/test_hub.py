@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from setr.errors import SetrError
+from setr.errors import FAILED, SetrError
 from setr.hub import from_pretrained, push_to_hub, save_pretrained
 from setr.inference import Protocol
 from setr.labels import Labels
@@ -292,5 +293,43 @@ def test_a_value_that_is_null_is_one_line(folder, key):
     values = json.loads(path.read_text())
     assert key in values
     path.write_text(json.dumps({**values, key: None}))
-    with pytest.raises(SetrError, match=r"config\.json: broken"):
+    with pytest.raises(SetrError, match=r"config\.json: (broken|protocol|mean|std|recipe)"):
         from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("model.encoder_args.embed_dim", 10**9, "number above 100,000"),
+        ("model.encoder_args.embed_dim", 50_000, "fewer than the weights that config"),
+        ("model.encoder_args.depth", 90_000, "fewer than the weights that config"),
+        ("model.encoder_args.depth", -4, "no model"),
+        ("model.encoder_args.num_heads", 0, "cannot be built with .*num_heads 0"),
+        ("model.encoder_args.patch_size", -4, "no model"),
+        ("model.img_size", 90_000, "fewer than the weights that config"),  # its positions are drawn
+        ("model.img_size", [32], "cannot be built with img_size"),
+        ("model.img_size", -1, "cannot be built with img_size -1"),
+        ("model.num_classes", 2.5, "no model"),
+        ("model.pos_interp", "cubic", "give bicubic or bilinear"),
+        ("model.encoder", "../x", "not a timm model"),
+        ("mean", "abc", "mean: 'abc': give"),
+        ("std", [0, 1, 1], "positive"),
+        ("crop_size", ["a", "b"], "crop_size"),
+        ("metrics", 5, "metrics"),
+        ("protocol.window", [1], "protocol.window"),
+        ("protocol.flip", "yes", "protocol.flip: 'yes': give true or false"),
+        ("protocol.flips", True, "did you mean 'protocol.flip'"),
+    ],
+)
+def test_values_that_cannot_be_are_one_line_and_take_no_memory(folder, place, value, words):
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    inner = values
+    *parents, last = place.split(".")
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(SetrError, match=rf"^{re.escape(str(folder))}/.*: .*{words}") as caught:
+        from_pretrained(folder)
+    assert caught.value.code == FAILED

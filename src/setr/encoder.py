@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from setr.backbone import Backbone
 from setr.choices import PosInterp, PrefixTokens
 from setr.cpu_blocks import speed_up
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 from setr.products import no_autocast
 from setr.recompute import recompute_cheap
 
@@ -52,7 +52,7 @@ class Encoder(Backbone):
         SetrError: unknown model id, or a model without variable input size.
     """
 
-    stage_pattern = r"\.blocks\.(\d+)\."
+    stage_pattern = r"\bvit\.blocks\.(\d+)\."
     first_stage = 0
 
     def __init__(
@@ -226,6 +226,7 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
             code=USAGE,
         )
     size = {} if img_size is None else {"img_size": img_size}
+    given = [f"{key} {value}" for key, value in {**size, **timm_args}.items()]
     try:
         vit = timm.create_model(
             name,
@@ -240,6 +241,14 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
         raise SetrError(
             f"encoder '{name}' cannot be used: it is no plain ViT with a variable input size "
             f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model",
+            code=USAGE,
+        ) from None
+    except SetrError:
+        raise
+    except (AssertionError, ValueError, ArithmeticError, LookupError) as error:
+        raise SetrError(
+            f"encoder '{name}' cannot be built with {', '.join(given) or 'its own settings'} "
+            f"({first_line(error)}); correct them",
             code=USAGE,
         ) from None
     if getattr(vit, "attn_pool", None) is not None:

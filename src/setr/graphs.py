@@ -3,7 +3,8 @@
 What is traced is `Graph`: padding to whole patches, the network, and one of two heads at the
 image's size. Batch norm is folded into the convolutions before; the resampling of position
 embeddings becomes two small matrix products, because runtimes disagree about antialiased bicubic
-resizing (OpenVINO's differs from PyTorch's by 1e-2) and none disagrees about a product.
+resizing (OpenVINO's differs from PyTorch's by 1e-2) and none disagrees about a product. Where
+positions turn (DINOv3), their angles follow the image, too.
 
 Shapes: B batch, H x W image, p patch size, K classes.
 """
@@ -122,11 +123,35 @@ def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:
             module.dynamic_img_pad, module.strict_img_size = False, False  # type: ignore[assignment]
     rope = getattr(getattr(copied.encoder, "vit", None), "rope", None)
     kept = {name: b.clone() for name, b in rope.named_buffers()} if rope is not None else {}
+    if hasattr(rope, "normalize_coords"):
+        _follow_sides(rope)
     copied.to(dtype)
     for name, buffer in kept.items():  # angles need all their digits
         owner, _, leaf = name.rpartition(".")
         setattr(rope.get_submodule(owner), leaf, buffer)  # type: ignore[union-attr]
     return copied
+
+
+def _follow_sides(rope: Any) -> None:
+    """Let DINOv3's rotary positions be those of any grid in a graph.
+
+    timm divides places by `float(side)`, which in a graph stays that of the traced image.
+    """
+    shares = {"max": torch.sym_max, "min": torch.sym_min}
+
+    def create_embed(shape: Any, no_aug: bool = False) -> Tensor:
+        share = shares.get(rope.normalize_coords)
+        places = [
+            (torch.arange(side, dtype=torch.float32) + 0.5 + rope.grid_offset)
+            / (share(*shape) if share else side)
+            for side in shape
+        ]
+        axes = torch.meshgrid(places, indexing="ij")
+        axes = axes if rope.grid_indexing == "ij" else axes[::-1]
+        coords = 2.0 * torch.stack(axes, dim=-1) - 1.0
+        return torch.cat(rope._get_pos_embed_from_coords(coords.flatten(0, 1)), dim=-1)
+
+    rope._create_embed = create_embed
 
 
 def _bicubic_vec(x: Tensor, size: Any, align_corners: bool, scale_factors: Any) -> Tensor:

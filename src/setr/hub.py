@@ -13,7 +13,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from setr.errors import FAILED, USAGE, SetrError, first_line
@@ -26,6 +28,8 @@ from setr.remote import fetch
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """What a repository holds; `config.yaml` (the training settings) only if the model was trained."""
+LARGEST = 100_000
+"""Of the numbers that describe an architecture: widths, depths, sides of images."""
 
 
 def save_pretrained(
@@ -112,24 +116,23 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    config, path = folder / "config.json", folder / "model.safetensors"
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = json.loads(config.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise SetrError(f"{folder}/config.json: format is not '{FORMAT}'")
-        with _without_memory():
-            model = SETR(**{k: as_tuple(v) for k, v in values["model"].items()})
-        info = read_info(values)
+            raise SetrError(f"{config}: format is not '{FORMAT}'")
+        arguments = {k: as_tuple(v) for k, v in values["model"].items()}
+        info = read_info(values, str(config))
     except FileNotFoundError:
         raise SetrError(
             f"{folder}: no config.json; is this a model directory?", code=USAGE
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise SetrError(f"{folder}/config.json: broken ({error!r:.120})") from None
+        raise SetrError(f"{config}: broken ({error!r:.120})") from None
     except SetrError as error:
-        error.code = FAILED  # what would be wrong usage as a setting is a broken file here
-        raise
-    path = folder / "model.safetensors"
+        raise _of_file(config, error) from None
     try:
+        model = _build(config, arguments, path)
         _take_over(model, load_file(path))
     except FileNotFoundError:
         raise SetrError(f"{path}: no such file; the model directory is incomplete") from None
@@ -138,21 +141,79 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     return model.eval(), info
 
 
+def _of_file(path: Path, error: SetrError) -> SetrError:
+    """What would be wrong usage as a setting is a broken file here."""
+    text = str(error)
+    named = text.startswith(str(path.parent))
+    return SetrError(text if named else f"{path}: {text}", code=FAILED)
+
+
+def _build(config: Path, arguments: dict[str, Any], weights: Path) -> SETR:
+    """The model that a config.json describes, without weights.
+
+    Shapes come first, of no more weights than there can be: what is described by mistake or malice
+    takes no memory.
+
+    Args:
+        config: the file, for messages.
+        arguments: of `SETR`.
+        weights: the file that holds its weights.
+
+    Raises:
+        SetrError: no such model can be, or none with weights in that file.
+        FileNotFoundError: no such weights.
+    """
+    held = weights.stat().st_size
+    try:
+        if any(abs(number) > LARGEST for number in _numbers(arguments)):
+            raise SetrError(f"model: has a number above {LARGEST:,}, which no architecture has")
+        with torch.device("meta"), _without_memory(weights, held):
+            model = SETR(**arguments)
+        own = model.state_dict()
+        if all(name in own for name, _ in model.named_buffers()):  # others are in no file
+            return model
+        with _without_memory(weights, held):
+            return SETR(**arguments)
+    except SetrError as error:
+        raise _of_file(config, error) from None
+    except Exception as error:  # of torch and timm, one kind for each wrong value
+        raise SetrError(f"{config}: describes no model ({error!r:.120})") from None
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
 _ONE_AT_A_TIME = threading.Lock()
 """Two threads inside `_without_memory` would leave torch with the replacement of one of them."""
 
 
 @contextmanager
-def _without_memory() -> Iterator[None]:
+def _without_memory(weights: Path, held: int) -> Iterator[None]:
     """Parameters made inside take neither memory nor time; buffers are made in full.
 
     Those that other threads make meanwhile are left alone.
+
+    Raises:
+        SetrError: inside, where there are more of them than the `held` bytes of their file.
     """
+    left = held
     with _ONE_AT_A_TIME:
         register, mine = nn.Module.register_parameter, threading.get_ident()
 
         def register_empty(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+            nonlocal left
             if value is not None and threading.get_ident() == mine:
+                left -= value.numel()
+                if left < 0:
+                    raise SetrError(
+                        f"{weights}: broken or of another model (its {held:,} bytes are fewer than "
+                        "the weights that config.json describes)"
+                    )
                 value = nn.Parameter(value.to("meta"), requires_grad=value.requires_grad)
             register(module, name, value)
 

@@ -118,6 +118,13 @@ class SETR(nn.Module):
             raise SetrError(
                 f"decoder '{decoder}' is unknown; there are {', '.join(_DECODERS)}", code=USAGE
             )
+        for name, value, known in (
+            ("pos_interp", pos_interp, get_args(PosInterp)),
+            ("prefix_tokens", prefix_tokens, get_args(PrefixTokens)),
+            ("odd_sizes", odd_sizes, get_args(OddSizes)),
+        ):
+            if value not in known:
+                raise SetrError(f"{name} {value!r}: give {' or '.join(known)}", code=USAGE)
         if not set(aux_taps) <= set(taps):
             raise SetrError(f"aux_taps {aux_taps}: must be among the taps {taps}", code=USAGE)
         convolutional = decoder in ("fcn", "semantic_fpn")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
+from setr import typed_yaml
 from setr.bands import Bands
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels
@@ -42,6 +44,10 @@ class ModelInfo:
     pretrained: str | None = None
     command: str | None = None
     bands: Bands | None = None
+
+    def __post_init__(self) -> None:
+        if not all(0 < deviation < math.inf for deviation in self.std):
+            raise SetrError(f"std {self.std}: give positive numbers", code=USAGE)
 
 
 _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
@@ -81,20 +87,31 @@ def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def read_info(values: dict[str, Any]) -> ModelInfo:
-    """The `ModelInfo` in what `describe` gave; KeyError or TypeError where it is something else."""
+def read_info(values: dict[str, Any], source: str) -> ModelInfo:
+    """The `ModelInfo` in what `describe` gave; KeyError or TypeError where it is something else.
+
+    Args:
+        values: as JSON has them.
+        source: where they came from, for messages.
+
+    Raises:
+        SetrError: a value that is of another kind, or cannot be.
+    """
+    hints = get_type_hints(ModelInfo)
+    plain = {name: values[name] for name in _PLAIN_FIELDS if name in values}
+    if not isinstance(plain.get("metrics", {}), dict):
+        raise TypeError("metrics is no table")
     return ModelInfo(
         labels=Labels.from_dict(values["labels"]),
-        protocol=Protocol(**{k: as_tuple(v) for k, v in values["protocol"].items()}),
+        protocol=typed_yaml.build(Protocol, values["protocol"], source, "protocol."),
         bands=Bands.of(values),
-        **{name: _plain(name, values[name]) for name in _PLAIN_FIELDS if name in values},
+        **{
+            name: value
+            if name == "metrics"
+            else typed_yaml.typed(hints[name], value, f"{source}: {name}")
+            for name, value in plain.items()
+        },
     )
-
-
-def _plain(name: str, value: Any) -> Any:
-    if value is None and name in ("mean", "std", "recipe", "metrics"):
-        raise TypeError(f"{name} is null")
-    return as_tuple(value)
 
 
 def as_tuple(value: Any) -> Any:

@@ -147,7 +147,7 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
         )
     try:
         values = {key: json.loads(text) for key, text in stored.items()}
-        return ExportedModel(run, values).eval(), read_info(values)
+        return ExportedModel(run, values).eval(), read_info(values, str(path))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise SetrError(f"{path}: its metadata is broken ({error!r:.120})") from None
 

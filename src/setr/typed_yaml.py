@@ -35,8 +35,7 @@ def parse(kind: type[T], text: str, source: str) -> T:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SetrError(f"{source}: not valid YAML ({first_line(error)})", code=USAGE) from None
-    found: T = _build(kind, values, source)
-    return found
+    return build(kind, values, source)
 
 
 def _plain(value: Any) -> Any:
@@ -45,8 +44,18 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _build(kind: Any, values: Any, source: str, prefix: str = "") -> Any:
-    """Make a dataclass from a mapping, strictly."""
+def build(kind: type[T], values: Any, source: str, prefix: str = "") -> T:
+    """A dataclass from a mapping of plain values, as `parse` from their YAML.
+
+    Args:
+        kind: the dataclass.
+        values: the mapping.
+        source: where it came from, for messages.
+        prefix: what stands before a key there, with its dot.
+
+    Raises:
+        SetrError: as `parse`.
+    """
     if not isinstance(values, dict):
         where = prefix or "the file"
         raise SetrError(f"{source}: {where} must hold keys and values", code=USAGE)
@@ -58,14 +67,18 @@ def _build(kind: Any, values: Any, source: str, prefix: str = "") -> Any:
             hint = f"; did you mean '{prefix}{near[0]}'?" if near else ""
             raise SetrError(f"{source}: unknown key '{prefix}{key}'{hint}", code=USAGE)
         if dataclasses.is_dataclass(hints[key]):
-            arguments[key] = _build(hints[key], value, source, f"{prefix}{key}.")
+            arguments[key] = build(hints[key], value, source, f"{prefix}{key}.")
         else:
-            arguments[key] = _typed(hints[key], value, f"{source}: {prefix}{key}")
+            arguments[key] = typed(hints[key], value, f"{source}: {prefix}{key}")
     return kind(**arguments)
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """Check a plain value against a field's type; lists become tuples."""
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """A plain value as a field of this type has it; lists become tuples.
+
+    Raises:
+        SetrError: it is of another type; begins with `where`.
+    """
     options = get_args(hint)
     if type(None) in options:
         if value is None:
