@@ -14,7 +14,7 @@ import setr.engine as engine
 import setr.trackers as trackers
 from setr.config import TrainConfig
 from setr.engine import train
-from setr.errors import USAGE, SetrError
+from setr.errors import FAILED, SetrError
 from setr.images import read_image
 from setr.trackers import CsvTable, JsonLines, Pictures, Tracker, open_trackers, scalars
 from tests.conftest import tiny_config
@@ -140,7 +140,7 @@ def test_a_missing_extra_is_named_before_anything_starts(config, monkeypatch):
     watched = dataclasses.replace(config, train=dataclasses.replace(config.train, log="wandb"))
     with pytest.raises(SetrError, match=r'pip install "setr\[log\]"') as caught:
         train(watched)
-    assert caught.value.code == USAGE
+    assert caught.value.code == FAILED
     assert not Path(config.out).exists()
 
 
