@@ -560,6 +560,12 @@ def test_wrong_use_is_one_line(model_dir, photos, tmp_path, capsys, arguments, m
     assert not (tmp_path / "out").exists()
 
 
+def test_object_storage_without_its_package_names_the_extra(model_dir, photos, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    assert main(["predict", str(model_dir), str(photos), "-o", "s3://bucket/out"]) == FAILED
+    assert 'pip install "setr[s3]"' in capsys.readouterr().err
+
+
 def test_broken_archives_are_named(model_dir, tmp_path, capsys):
     for name in ("x.tar", "x.parquet"):
         (tmp_path / name).write_bytes(b"broken" * 200)

@@ -93,6 +93,19 @@ def test_offline_from_the_cache(folder, tmp_path, monkeypatch):
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5, 32, 32)
 
 
+def test_a_repository_is_fine_tuned_from(folder, tmp_path, monkeypatch):
+    hub_cache(tmp_path / "cache", folder, "someone/model-v1.5")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = tiny_model("mla")
+    torch.nn.init.zeros_(model.encoder.vit.patch_embed.proj.weight)
+    load_encoder(model, "someone/model-v1.5")
+    saved = load_file(folder / "model.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(SetrError, match=r"someone/other.pth: no such weight file"):
+        load_encoder(model, "someone/other.pth")
+
+
 def test_offline_and_not_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

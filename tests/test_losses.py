@@ -99,6 +99,17 @@ def test_main_and_auxiliary_losses_by_hand():
     assert count_weight(target, weight) == 7
 
 
+def test_plain_logits_of_any_model_are_resized_to_the_target():
+    logits = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(2 * 20 * 28).reshape(2, 20, 28) % 3
+    target[0, 0] = IGNORE
+    resized = F.interpolate(logits, (20, 28), mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(resized, target, ignore_index=IGNORE)
+    found = segmentation_loss(logits, target)
+    assert sorted(found) == ["loss", "main"]
+    torch.testing.assert_close(found["loss"], expected)
+
+
 def test_no_step_on_a_gpu_waits_for_it():
     """On the meta device: which pixels a mask chooses is not asked, and no copy is waited for."""
     blocking = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import setr
@@ -83,8 +85,27 @@ def test_the_two_commands_exist():
     assert "make test" in README.read_text()
 
 
+def test_an_encoder_of_ones_own_is_made_as_the_page_says():
+    code = blocks("python", README.parent / "docs" / "faq.md")[0]
+    run = f"import setr._timm, torch\n{code}\nprint(*model(torch.zeros(1, 3, 80, 60)).shape)"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["1", "3", "80", "60"], done.stderr
+
+
+def headings(page: Path) -> list[str]:
+    """The anchors of a page, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
 def test_links_inside_the_repository_lead_somewhere():
     for page in [README, *README.parent.glob("docs/*.md"), README.parent / "CONTRIBUTING.md"]:
-        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-            if not link.startswith("http"):
-                assert (page.parent / link).exists(), f"{page.name} links to {link}"
+        for link in re.findall(r"\]\(([^)\s]+)", page.read_text(encoding="utf-8")):
+            if link.startswith("http"):
+                continue
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name} links to {link}"
+            if anchor:
+                assert anchor in headings(target), f"{page.name} links to {link}"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.labels import Labels, known_labels
 from setr.submissions import Submission, check_submission, raw_ids
 
@@ -61,8 +61,9 @@ def test_what_the_servers_refuse_is_refused_here(tmp_path):
         submission.add(STREET, frame)
         with pytest.raises(SetrError, match="two predictions"):
             submission.add("berlin_000000_000019_other.png", frame)
-    with pytest.raises(SetrError, match="takes the 150 of ade20k"):
+    with pytest.raises(SetrError, match="takes the 150 of ade20k") as caught:
         Submission("ade20k", tmp_path / "b.zip", Labels(("a",)))
+    assert caught.value.code == USAGE
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path):

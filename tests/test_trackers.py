@@ -15,7 +15,7 @@ import setr.trackers as trackers
 from setr.charts import loss_chart
 from setr.config import TrainConfig
 from setr.engine import train
-from setr.errors import USAGE, SetrError
+from setr.errors import FAILED, SetrError
 from setr.images import read_image
 from setr.progress import Progress
 from setr.report import _loss
@@ -160,7 +160,7 @@ def test_a_missing_extra_is_named_before_anything_starts(config, monkeypatch):
     watched = dataclasses.replace(config, train=dataclasses.replace(config.train, log="wandb"))
     with pytest.raises(SetrError, match=r'pip install "setr\[log\]"') as caught:
         train(watched)
-    assert caught.value.code == USAGE
+    assert caught.value.code == FAILED
     assert not Path(config.out).exists()
 
 

@@ -34,7 +34,8 @@ class ModelConfig:
     encoder: str | None = None
     """Any timm ViT in place of the name's own encoder."""
     pretrained: str | None = None
-    """Encoder weights: a checkpoint file, or a tag timm downloads; nothing for random weights."""
+    """Encoder weights: a checkpoint file, owner/name on the Hub, or a tag timm downloads; nothing
+    for random weights."""
     pretrained_resnet: str | None = None
     """The same for the ResNet in front of a Hybrid's transformer."""
     channels: int | None = None

@@ -116,7 +116,7 @@ def count_weight(target: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def segmentation_loss(
-    output: Output,
+    output: Output | Tensor,
     target: Tensor,
     *,
     normalizer: Tensor | None = None,
@@ -127,7 +127,8 @@ def segmentation_loss(
     """Main and auxiliary cross-entropy of all heads (paper section 4.1, "Auxiliary loss").
 
     Args:
-        output: un-resized logits of the heads.
+        output: un-resized logits of the heads, `model(images, with_aux=True)`; or logits
+            (B, K, h, w) alone, of any model, which are resized to the target.
         target: (B, H, W) training ids.
         normalizer: what the sums are divided by: `count_weight` over the whole step for a mean over
             valid pixels (accumulation and several processes then agree with one large batch), or
@@ -142,6 +143,8 @@ def segmentation_loss(
     Returns:
         `loss` (to differentiate), and detached `main` and `aux_1`, `aux_2`, …
     """
+    if isinstance(output, Tensor):
+        output = Output(output, [], (target.shape[1], target.shape[2]))
     if normalizer is None:
         normalizer = count_weight(target, weight)
     divisor = normalizer.clamp(min=1e-12)

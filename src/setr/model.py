@@ -262,8 +262,9 @@ def create_model(
         num_classes: K, 1 to 255.
         img_size: image side or (height, width) the position grid is made for.
         encoder: any timm ViT id in place of the name's own (a ResNet for the baselines).
-        pretrained: encoder weights: None or False for random, a checkpoint file, a tag that timm
-            downloads, for example `augreg_in21k` or `deit`, or True for timm's own choice.
+        pretrained: encoder weights: None or False for random, a checkpoint file, `owner/name` on
+            the Hub, a tag that timm downloads, for example `augreg_in21k` or `deit`, or True for
+            timm's own choice.
         pretrained_resnet: the same for the ResNet of a Hybrid, for example `gluon_in1k`.
         aux: with the auxiliary heads at the paper's layers, which only training needs.
         channels: width of the heads' convolutions; 256 in the paper. Not for the baselines.

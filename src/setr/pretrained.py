@@ -1,4 +1,4 @@
-"""Pretrained encoder weights: a file, or a tag of weights that timm publishes on the Hub."""
+"""Pretrained encoder weights: a file, a repository of the Hub, or a tag that timm publishes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from setr.remote import fetch
 from setr.weights import Loadable, LoadReport, load_weights, match_weights
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
 
 
 def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadReport:
-    """Load encoder weights from a file, or by the tag of weights that timm downloads.
+    """Load encoder weights from a file, from the Hub, or by the tag of weights that timm downloads.
 
     Args:
         model: its heads keep their values, unless the file holds a whole model.
-        source: a path, or a tag such as `augreg_in21k`, `deit`, `deit_distilled` or `lvd142m`.
+        source: a path; `owner/name` on the Hub, of a model of ours or of an encoder; or a tag such
+            as `augreg_in21k`, `deit`, `deit_distilled` or `lvd142m`.
         resnet: the tag is one of a Hybrid's ResNet, not of its ViT.
 
     Raises:
         SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
     """
+    if _is_repository(source):
+        return load_weights(model, _weights_on_the_hub(source), new_head=True)
     if _is_path(source):
         return load_weights(model, source, new_head=True)
     name = pretrained_id(_named(model, resnet), source)
@@ -38,13 +42,24 @@ def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadR
 def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> None:
     """Refuse encoder weights that are not there or have no such tag; nothing is read of them.
 
+    Those of a repository are downloaded.
+
     Raises:
-        SetrError: no such file, or no such weights for the model's encoder.
+        SetrError: no such file or repository, or no such weights for the model's encoder.
     """
-    if not _is_path(source):
+    if _is_repository(source):
+        _weights_on_the_hub(source)
+    elif not _is_path(source):
         pretrained_id(_named(model, resnet), source)
     elif not Path(source).is_file() and not Path(source, "model.safetensors").is_file():
         raise SetrError(f"{source}: no such weight file", code=USAGE)
+
+
+def _is_repository(source: str) -> bool:
+    """Whether it is `owner/name`, and neither a file or folder nor named like a weight file."""
+    path = Path(source)
+    named = re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and path.suffix not in _FILE_SUFFIXES
+    return bool(named) and not path.exists()
 
 
 def _is_path(source: str) -> bool:
@@ -103,14 +118,18 @@ def _download(name: str) -> dict[str, Tensor]:
 
     repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
     repo_id = f"{repo_id}{name}" if repo_id.endswith("/") else repo_id
-    files = _weight_files(fetch(repo_id, _HUB_FILES, is_complete=_weight_files))
-    if not files:
-        raise SetrError(f"pretrained weights {name}: its repository holds none of {_HUB_FILES}")
-    overlay = {"file": str(files[0])}
+    overlay = {"file": str(_weights_on_the_hub(repo_id))}
     state: dict[str, Tensor] = timm.create_model(
         name, pretrained=True, pretrained_cfg_overlay=overlay
     ).state_dict()
     return state
+
+
+def _weights_on_the_hub(repo_id: str) -> Path:
+    files = _weight_files(fetch(repo_id, _HUB_FILES, is_complete=_weight_files))
+    if not files:
+        raise SetrError(f"{repo_id}: the repository holds neither {' nor '.join(_HUB_FILES)}")
+    return files[0]
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -35,7 +35,10 @@ def file_system(address: str) -> tuple[Any, str]:
 
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        extra = '; pip install "setr[s3]"' if address.startswith("s3") else ""
+        raise SetrError(f"{address}: {first_line(error)}{extra}") from None
+    except ValueError as error:
         raise SetrError(f"{address}: {first_line(error)}", code=USAGE) from None
     return found
 

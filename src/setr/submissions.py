@@ -20,7 +20,7 @@ from types import TracebackType
 import numpy as np
 
 from setr.choices import ServerName
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels, known_labels
 
@@ -51,7 +51,8 @@ class Submission:
         if labels.classes != known.classes:
             raise SetrError(
                 f"--submit {server}: the model has {len(labels.classes)} other classes; the server "
-                f"takes the {len(known.classes)} of {server}"
+                f"takes the {len(known.classes)} of {server}",
+                code=USAGE,
             )
         self.server, self.path = server, path
         self.raw_ids = raw_ids(known)

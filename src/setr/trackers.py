@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError
 from setr.files import write_bytes
 from setr.images import encode_png
 
@@ -245,9 +245,7 @@ def require(names: Sequence[str]) -> None:
     for name in names:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder `wandb` of other runs is no package
-            raise SetrError(
-                f'train.log {name}: it is not installed; pip install "setr[log]"', code=USAGE
-            )
+            raise SetrError(f'train.log {name}: it is not installed; pip install "setr[log]"')
 
 
 def open_trackers(
