@@ -123,6 +123,7 @@ ORDER = (
         "adjustment",
         "optim",
         "recipes",
+        "named_config",
     ),
     *("submissions", "interrupt", "facts", "loss_scale"),
     *("montage", "samples", "trackers", "runfolder", "snapshot", "normalisation", "build"),

@@ -41,7 +41,7 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
     predictor = load(run)
     labels = predictor.info.labels
     dataset = open_dataset(str(data), "test", labels)
-    numbers = {pair.image.name: i for i, pair in enumerate(dataset.pairs)}
+    numbers = {dataset.image_name(i): i for i in range(len(dataset))}
     ranked = _ranked(tested / "images.csv")
     chosen = {"Worst": ranked[:shown], "Best": ranked[-shown:][::-1]}
 
@@ -98,7 +98,7 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
 
 
 def _ranked(path: Path) -> list[tuple[str, float]]:
-    """(file name, mIoU) of the tested images, worst first; without those that have no figure."""
+    """(name, mIoU) of the tested images, worst first; without those that have no figure."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(row["image"], row["miou"]) for row in csv.DictReader(file)]
     return sorted(((name, float(value)) for name, value in rows if value), key=lambda r: r[1])
