@@ -126,7 +126,8 @@ def open_dataset(
     if chosen is None:
         raise SetrError(
             f"{path}: class names are unknown; write a data.yaml beside the images "
-            "(`setr init-data DIR` does) or name a known data set with --data.labels",
+            "(`setr init-data DIR` does) or name a known data set (--data.labels in training, "
+            "--labels elsewhere)",
             code=USAGE,
         )
     notes = tuple(note for part in parts for note in part.notes)

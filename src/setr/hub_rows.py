@@ -57,8 +57,8 @@ def open_hub(
         raise SetrError(f'{path}: needs Hugging Face datasets; pip install "setr[hf]"') from None
     if labels is None:
         raise SetrError(
-            f"{path}: name the data set of its classes with --data.labels, or give a YAML file "
-            f"with 'path: {path}' and 'classes:' as the data",
+            f"{path}: name the data set of its classes (--data.labels in training, --labels "
+            f"elsewhere), or give a YAML file with 'path: {path}' and 'classes:' as the data",
             code=USAGE,
         )
     name = path.removeprefix(HUB)
