@@ -154,7 +154,7 @@ def _read(
     if raw.dtype == np.uint8 and raw.ndim == 2 and raw.max(initial=0) == 255:
         used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
         flags |= BINARY * (set(used.tolist()) <= {0, 255})
-    return size, dataset.to_train_ids(index, raw, image_source), flags, content, look
+    return size, dataset.to_train_ids(index, raw, image_source)[:], flags, content, look
 
 
 def _fingerprint(data: bytes, image: np.ndarray) -> tuple[int, int]:
