@@ -268,6 +268,23 @@ def test_lists_of_images_alone(folder, ahead):
     ]
 
 
+@pytest.mark.parametrize("ahead", ["", "./", "ABSOLUTE/"])
+def test_lists_of_images_alone_may_hold_blanks(folder, ahead):
+    root = folder / "my data"
+    for kind in ("images", "labels"):
+        (root / kind).mkdir(parents=True)
+        for name in ("photo 1", "photo"):
+            copied = (folder / kind / "train" / "a.png").read_bytes()
+            (root / kind / f"{name}.png").write_bytes(copied)
+    ahead = ahead.replace("ABSOLUTE", str(root))
+    (root / "list.txt").write_text(f"{ahead}images/photo 1.png\n{ahead}images/photo.png\n")
+    (root / "data.yaml").write_text("train: list.txt\nnames: [road, car]\n")
+    dataset = open_dataset(str(root), "train")
+    assert [pair.mask.name for pair in dataset.pairs] == ["photo 1.png", "photo.png"]
+    (root / "list.txt").write_text("images/photo 1.png\tlabels/photo.png\n")
+    assert open_dataset(str(root), "train").pairs[0].mask.name == "photo.png"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
