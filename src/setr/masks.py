@@ -25,6 +25,10 @@ class ColourMaskError(SetrError):
     """A mask of colours where ids are wanted."""
 
 
+class IdMaskError(SetrError):
+    """A mask of ids where colours are wanted."""
+
+
 def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
     """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
 
@@ -142,7 +146,7 @@ def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
             "since the blur stays in a converted file"
         )
     if rgb and image.mode not in ("RGB", "RGBA", "P"):
-        raise SetrError(
+        raise IdMaskError(
             f"{name}: holds one id per pixel but the data set has a colour_map; "
             "remove colour_map, or save the mask in RGB"
         )
