@@ -25,6 +25,7 @@ from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.export import metadata
 from setr.filming import predict_video
+from setr.gdal import GdalFile
 from setr.graphs import Graph, trace
 from setr.hub import from_pretrained, save_pretrained
 from setr.images import encode_png
@@ -188,6 +189,34 @@ def test_pixels_without_data_are_ignored_in_training(tmp_path, bands):
     assert main(["shard", str(tmp_path), str(tmp_path / "packed"), "--splits", "train"]) == OK
     packed = open_dataset(str(tmp_path / "packed"), "train")
     np.testing.assert_array_equal(packed[0].mask, expected)
+
+
+def test_a_crop_reads_of_the_pixels_without_data_its_window_alone(tmp_path, monkeypatch):
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    values = np.random.default_rng(0).integers(1, 99, (4, 600, 600), dtype=np.uint8)
+    values[:, :300] = 0
+    path = write_tiff(tmp_path / "images" / "train" / "x.tif", values)
+    with pytest.importorskip("rasterio").open(path, "r+") as file:
+        file.nodata = 0
+    mask = encode_png(np.arange(600 * 600, dtype=np.uint8).reshape(600, 600) % 2)
+    (tmp_path / "labels" / "train" / "x.png").write_bytes(mask)
+    (tmp_path / "data.yaml").write_text("classes: [a, b]\nbands: [1, 2, 3, 4]\n")
+    dataset = open_dataset(str(tmp_path), "train")
+    augment = Augmentation((64, 64), scale_range=(1, 1), rotate=20.0, fill=(0, 0, 0, 0))
+    whole = [augment(*dataset[0], np.random.default_rng(i)) for i in range(8)]
+    rows_read, has_data = [], GdalFile.has_data
+
+    def recorded(file, rows, columns, numbers):
+        rows_read.append(rows[1] - rows[0])
+        return has_data(file, rows, columns, numbers)
+
+    monkeypatch.setattr(GdalFile, "has_data", recorded)
+    for i, (image, ids) in enumerate(whole):
+        cropped = augment(*dataset.open(0), np.random.default_rng(i))
+        np.testing.assert_array_equal(cropped[0], image)
+        np.testing.assert_array_equal(cropped[1], ids)
+    assert 0 < max(rows_read) < 120
 
 
 def test_a_fourth_band_that_is_read_makes_nothing_transparent(tmp_path):

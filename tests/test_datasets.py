@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from setr.datasets import open_dataset
+from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import encode_png
 from setr.init_data import draft, write
@@ -266,6 +267,23 @@ def test_lists_of_images_alone(folder, ahead):
         Path("labels/val/c.png"),
         Path("labels/train/a.png"),
     ]
+
+
+@pytest.mark.parametrize("ahead", ["", "./", "ABSOLUTE/"])
+def test_lists_of_images_alone_may_hold_blanks(folder, ahead):
+    root = folder / "my data"
+    for kind in ("images", "labels"):
+        (root / kind).mkdir(parents=True)
+        for name in ("photo 1", "photo"):
+            copied = (folder / kind / "train" / "a.png").read_bytes()
+            (root / kind / f"{name}.png").write_bytes(copied)
+    ahead = ahead.replace("ABSOLUTE", str(root))
+    (root / "list.txt").write_text(f"{ahead}images/photo 1.png\n{ahead}images/photo.png\n")
+    (root / "data.yaml").write_text("train: list.txt\nnames: [road, car]\n")
+    dataset = open_dataset(str(root), "train")
+    assert [pair.mask.name for pair in dataset.pairs] == ["photo 1.png", "photo.png"]
+    (root / "list.txt").write_text("images/photo 1.png\tlabels/photo.png\n")
+    assert open_dataset(str(root), "train").pairs[0].mask.name == "photo.png"
 
 
 @pytest.mark.parametrize(
@@ -566,21 +584,25 @@ class HubRows:
     """What is used of `datasets.Dataset`: three rows of an image and a mask of one id."""
 
     _fingerprint = "f"
-    column_names = ("image", "label")
 
-    def __init__(self, first: int) -> None:
-        self.first = first
+    def __init__(
+        self, first: int, columns: tuple[str, ...] = ("image", "label"), numbers: str = ""
+    ) -> None:
+        self.first, self.column_names, self.numbers = first, columns, numbers
 
     def __len__(self) -> int:
         return 3
 
     def __getitem__(self, index: int) -> dict:
         mask = encode_png(IDS + self.first + index)
-        files = (("image", encode_png(PHOTO)), ("label", mask))
-        return {column: {"bytes": data, "path": None} for column, data in files}
+        files = zip(self.column_names, (encode_png(PHOTO), mask), strict=False)
+        found = {column: {"bytes": data, "path": None} for column, data in files}
+        return {**found, "mask": None} if index == 2 and "mask" in found else found
 
     def cast_column(self, column: str, kind: object) -> HubRows:
         assert kind == "undecoded"
+        if column in self.numbers:
+            raise TypeError("Couldn't cast array of type int64 to struct")
         return self
 
     def select_columns(self, columns: list[str]) -> HubRows:
@@ -591,8 +613,12 @@ class HubRows:
 def hub(monkeypatch):
     """The Hub holds `me/photos` with the splits train, validation and extra."""
     splits = {"train": HubRows(0), "validation": HubRows(10), "extra": HubRows(20)}
+    other = {
+        "train": HubRows(0, ("pixel_values", "mask", "label"), numbers="label"),
+        "val": HubRows(0, numbers="label"),
+    }
     module = types.ModuleType("datasets")
-    module.load_dataset = lambda name: {"me/photos": splits}[name]
+    module.load_dataset = lambda name: {"me/photos": splits, "me/other": other}[name]
     module.Image = lambda decode: "decoded" if decode else "undecoded"
     monkeypatch.setitem(sys.modules, "datasets", module)
 
@@ -609,6 +635,18 @@ def test_a_hugging_face_data_set_with_own_classes(hub, tmp_path, splits, split, 
     assert dataset.name == "me/photos"
     assert dataset.labels.classes == ("road", "car")
     assert [int(dataset.load(i).mask[0, 0]) for i in range(3)] == [1, 0, IGNORE]
+
+
+def test_columns_of_hugging_face_rows_that_hold_no_image(hub, tmp_path):
+    """`label` may be the number of a class, and a row may lack its mask."""
+    description = tmp_path / "other.yaml"
+    description.write_text("path: hf:me/other\nclasses: [a, b, c]\n")
+    dataset = open_dataset(str(description), "train")
+    assert [int(dataset.load(i).mask[0, 0]) for i in range(2)] == [0, 1]
+    assert check(dataset).problems == ("me/other/train/0000002: has no mask",)
+    message = fails(description, "val")
+    assert "needs images in the columns" in message
+    assert "it has image, label" in message
 
 
 def test_a_hugging_face_description_that_lacks_something(hub, tmp_path):

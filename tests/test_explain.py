@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from setr import cpu_blocks, explain, scenes
 from setr.cli import main
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.explain import (
     attention_maps,
     attention_rollout,
@@ -278,6 +279,28 @@ def test_a_truth_in_colours_is_read_as_the_models_data_were(folder, tmp_path, mo
     command = ["explain", "compare", "scene.png", model, model, "--truth", f"{out}/truth.png"]
     assert main([*command, "-o", out]) == OK
     assert "% right" in (tmp_path / "compare.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        (scenes.LABELS.palette[np.eye(96, 128, dtype=int)], "holds colours, but .* trained on ids"),
+        (np.full((96, 128), 77, np.uint8), "77 .*; give a label image coded as the models' data"),
+        (np.zeros((9, 8), np.uint8), "mask is 8x9 but its image "),
+    ],
+)
+def test_a_truth_that_does_not_fit_is_told_with_what_to_do(
+    folder, tmp_path, monkeypatch, capsys, truth, message
+):
+    monkeypatch.chdir(folder)
+    size = np.asarray(Image.open("scene.png")).shape[:2]
+    truth = truth if truth.shape == (9, 8) else np.resize(truth, (*size, *truth.shape[2:]))
+    write_bytes(tmp_path / "wrong.png", encode_png(truth))
+    command = ["explain", "compare", "scene.png", "a", "b", "--truth", f"{tmp_path}/wrong.png"]
+    assert main([*command, "-o", str(tmp_path)]) == DATA_CHECK_FAILED
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(f"wrong.png: .*{message}", told)
+    assert "data.yaml" not in told
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from setr.cli import main
 from setr.datasets import open_dataset
+from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 from setr.pairing import masks_by_stem
@@ -28,6 +29,12 @@ def put(path: Path, pixels: np.ndarray) -> None:
 def names(root: Path, split: str) -> list[tuple[str, str]]:
     pairs = open_dataset(str(root), split).pairs
     return [(str(p.image.relative_to(root)), str(p.mask.relative_to(root))) for p in pairs]
+
+
+def reports(root: Path, name: str) -> str:
+    """What the check finds in the training split."""
+    found = check(open_dataset(str(root / name), "train")).findings
+    return "; ".join(f"{finding.level}: {finding.text}" for finding in found)
 
 
 @pytest.mark.parametrize("folder", ["val", "valid", "validation"])
@@ -190,11 +197,40 @@ def test_palettes_in_several_orders_are_colours(tmp_path):
     train, val = (open_dataset(str(tmp_path), split)[0].mask for split in ("train", "val"))
     np.testing.assert_array_equal(train, val)
     np.testing.assert_array_equal(train, [[0, 2, 1, 1]])  # black, red, blue, sorted by colour
+    assert "several orders" not in reports(tmp_path, "data.yaml")
+    by_hand = "classes: [a, b, c]\ntrain: all.csv\n"
+    (tmp_path / "all.csv").write_text(
+        "image,mask\n" + "".join(f"images/{n}.png,masks/{n}.png\n" for n in "ab")
+    )
+    (tmp_path / "by_hand.yaml").write_text(by_hand)
+    assert "several orders" in reports(tmp_path, "by_hand.yaml")
     for name in "ab":
         image = Image.fromarray(ids)
         image.putpalette([0, 0, 0, *red, 9, 9, ord(name)])
         image.save(tmp_path / "masks" / f"{name}.png")
     assert "label_map" in draft(tmp_path).yaml
+    assert "several orders" not in reports(tmp_path, "by_hand.yaml")
+
+
+@pytest.mark.parametrize("colour", [[255], [255, 0, 0]])
+def test_masks_drawn_in_their_alpha_are_told(tmp_path, colour):
+    for name in "ab":
+        put(tmp_path / "images" / f"{name}.png", PHOTO)
+        flat = np.broadcast_to(np.array(colour, np.uint8), (6, 8, len(colour)))
+        put(tmp_path / "masks" / f"{name}.png", np.dstack([flat, IDS * 255]))
+    with pytest.raises(SetrError, match=r"a\.png: one value all over.* alpha") as error:
+        draft(tmp_path)
+    assert error.value.code == DATA_CHECK_FAILED
+    listed = "".join(f"images/{n}.png,masks/{n}.png\n" for n in "ab")
+    (tmp_path / "all.csv").write_text("image,mask\n" + listed)
+    how = "label_map: {0: a, 255: b}" if len(colour) == 1 else "colour_map: {red: b, black: a}"
+    how = how.replace("red", "'#ff0000'").replace("black", "'#000000'")
+    (tmp_path / "all.yaml").write_text(f"train: all.csv\nclasses: [a, b]\n{how}\n")
+    assert "error: 2 masks are one value all over" in reports(tmp_path, "all.yaml")
+    for name in "ab":  # with a picture in the colours, too, the alpha says nothing
+        drawn = np.where(IDS[..., None] > 0, flat, 0).astype(np.uint8)
+        put(tmp_path / "masks" / f"{name}.png", np.dstack([drawn, IDS * 255]))
+    assert "one value" not in reports(tmp_path, "all.yaml")
 
 
 @pytest.mark.parametrize("names", [("car/a", "tree/a"), ("a_car", "a_tree"), ("a/car", "a/tree")])

@@ -112,6 +112,10 @@ def test_a_data_yaml_and_what_predict_writes(tmp_path: Path, capsys: pytest.Capt
     save(tmp_path / "gt", x=colours[[[0, 1, 1, 0]]])
     figures = score(capsys, *options, "--class-ids")
     assert figures["iou"] == {"no": 1 / 2, "yes": 2 / 3}
+    code, line = failure(capsys, *options)
+    assert code == DATA_CHECK_FAILED
+    assert "x.png: holds one id per pixel, but the truth colours; " in line
+    assert line.endswith("add --class-ids")
     save(tmp_path / "pred", x=colours[[[0, 1, 2, 0]]])
     figures = score(capsys, *options)
     assert figures["iou"] == {"no": 1.0, "yes": 1 / 2}
@@ -124,6 +128,13 @@ def test_known_map_and_cityscapes_names(tmp_path: Path, capsys: pytest.CaptureFi
     assert figures["pixel_accuracy"] == 1.0
     assert len(figures["iou"]) == 11
     assert {"Sky", "Bicyclist"} <= set(figures["iou"])
+    save(
+        tmp_path / "gt",
+        bonn_000001_000019_gtFine_color=np.zeros((1, 3, 3)),
+        bonn_000001_000019_gtFine_instanceIds=[[0, 1, 11]],
+        bonn_000001_000019_gtFine_instanceTrainIds=[[0, 1, 11]],
+    )
+    assert score(capsys, prediction, truth, "--label-map", "camvid") == figures
 
 
 def test_a_truncated_file_is_named_and_counted(
@@ -138,6 +149,12 @@ def test_a_truncated_file_is_named_and_counted(
     assert len(figures["failed"]) == 1
     assert "b.png" in figures["failed"][0]
     assert "1 of 2 images failed" in streams.err
+
+
+def test_an_ignored_id_that_no_file_can_hold(folders, capsys) -> None:
+    """As torch's ignore_index=-100."""
+    code, line = failure(capsys, *folders, "--num-classes", 2, "--ignore-index=-100")
+    assert (code, line) == (USAGE, "setr: --ignore-index -100: ids in files are 0 to 65535")
 
 
 def test_sizes_must_agree(folders: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:

@@ -32,7 +32,7 @@ def packed(folder_data, tmp_path, request):
 
 def by_name(dataset):
     """Numbers of the samples: those of a folder are sorted, those of shards shuffled."""
-    return {pair.image.name: i for i, pair in enumerate(dataset.pairs)}
+    return {dataset.image_name(i): i for i in range(len(dataset))}
 
 
 def shard_file(packed, name):
@@ -54,7 +54,8 @@ def test_samples_classes_and_names_are_the_same(folder_data, packed):
 
 def test_other_tools_see_a_known_layout(packed, folder_data):
     path = shard_file(packed, "train-000000")
-    stems = [name.removesuffix(".png") for name in Shards(str(packed), "train").names]
+    images = Shards(str(packed), "train").names
+    stems = [os.path.basename(name).removesuffix(".png") for name in images]
     assert sorted(stems) == [f"scene_{i:03d}" for i in range(6)]
     names = [f"{stem}{ending}" for stem in stems for ending in (".png", ".mask.png")][:4]
     if path.suffix == ".tar":
@@ -66,8 +67,8 @@ def test_other_tools_see_a_known_layout(packed, folder_data):
     assert [row[c]["path"] for row in rows for c in ("image", "mask")][:4] == names
     dataset = open_dataset(str(folder_data), "train")
     places = by_name(dataset)
-    for pair, row in zip(open_dataset(str(packed), "train").pairs, rows, strict=False):
-        image, mask = dataset.sources(places[pair.image.name])
+    for name, row in zip(images, rows, strict=False):
+        image, mask = dataset.sources(places[name])
         assert row["image"]["bytes"] == image.read_bytes()
         assert row["mask"]["bytes"] == mask.read_bytes()
 
@@ -85,6 +86,23 @@ def test_keys_are_the_images_names_unique_and_safe():
     long = [keys(f"{'ü' * 60}{i}.png") for i in range(3)]
     assert len({*long}) == 3
     assert all(len(f"{key}.mask.png".encode()) < 100 for key in long)
+
+
+def test_images_of_one_name_keep_their_paths(tmp_path):
+    """Reports of shards name images as those of the folder do."""
+    paths = [f"{split}/{city}/1.png" for split in ("train", "val") for city in ("bern", "rome")]
+    for kind in ("images", "labels"):
+        for i, path in enumerate(paths):
+            place = tmp_path / "data" / kind / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(encode_png(np.full((4, 4, 3)[: 2 + (kind == "images")], i, np.uint8)))
+    (tmp_path / "data" / "data.yaml").write_text("classes: [a, b, c, d]\n")
+    assert main(["shard", str(tmp_path / "data"), str(tmp_path / "packed")]) == 0
+    packed = open_dataset(str(tmp_path / "packed"), "train")
+    names = {packed.image_name(i): packed[i].mask[0, 0] for i in range(2)}
+    assert names == {"images/train/bern/1.png": 0, "images/train/rome/1.png": 1}
+    with tarfile.open(tmp_path / "packed" / "train-000000.tar") as archive:
+        assert {name.partition(".")[0] for name in archive.getnames()} == {"1", "1-2"}
 
 
 def test_every_sample_of_an_index_has_a_name_of_its_own(tmp_path):

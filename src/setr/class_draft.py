@@ -10,7 +10,14 @@ import numpy as np
 
 from setr.class_files import names_by_colour, names_by_id
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.masks import ColourMaskError, read_mask, read_palette
+from setr.masks import (
+    IN_ALPHA,
+    ColourMaskError,
+    is_in_alpha,
+    is_reordered,
+    painted,
+    read_mask,
+)
 
 MOST_VALUES = 256
 """More ids or colours than this are no classes."""
@@ -26,6 +33,8 @@ def draft_classes(root: Path, masks: list[str]) -> list[str]:
             (exit code 3).
     """
     ids, colours = _values(root, masks)
+    if len(ids) + len(colours) == 1:
+        _require_opaque(root, masks, rgb=bool(colours))
     if colours:
         return _colour_classes(colours, names_by_colour(root))
     return _id_classes(ids, names_by_id(root))
@@ -54,19 +63,17 @@ def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
     ids: Counter[int] = Counter()
     colours: Counter[int] = Counter()
     grey: list[str] = []
-    painted: set[tuple[int, int]] = set()  # id and colour
+    pairs: set[tuple[int, int]] = set()  # id and colour
     for name in masks:
         try:
             used = _count(root, read_mask(root / name), ids, "ids")
             grey.append(name)
-            painted |= _painted(root / name, used)
+            pairs |= painted(root / name, used)
         except ColourMaskError:
             _count(root, _packed_colours(root / name), colours, "colours")
         except SetrError as error:
             raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
-    by_id, by_colour = (Counter(pair[side] for pair in painted) for side in (0, 1))
-    reordered = any(by_id[i] > 1 and by_colour[colour] > 1 for i, colour in painted)
-    if not ids or not (colours or reordered):
+    if not ids or not (colours or is_reordered(pairs)):
         return ids, colours
     for name in grey:
         try:
@@ -80,10 +87,11 @@ def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
     return Counter(), colours
 
 
-def _painted(mask: Path, ids: list[int]) -> set[tuple[int, int]]:
-    """Each id of a mask with its colour, if the file has a palette."""
-    palette = read_palette(mask)
-    return {(i, palette[i]) for i in ids if i in palette}
+def _require_opaque(root: Path, masks: list[str], *, rgb: bool) -> None:
+    """Refuse masks of one value, of which some hold a picture in their alpha."""
+    for name in masks:
+        if is_in_alpha(root / name, read_mask(root / name, rgb=rgb)):
+            raise SetrError(f"{root / name}: {IN_ALPHA}", code=DATA_CHECK_FAILED)
 
 
 def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> list[int]:

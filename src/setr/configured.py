@@ -46,10 +46,10 @@ def read_list(root: Path, listed: Path, masks_dir: str | None = None) -> Found:
     A list of images alone, as Ultralytics has them, is for masks of the same path and stem, with
     `masks_dir` (or a usual name) in place of the last `images`. Names are relative to `root`.
     Whether the files exist is left to the check before training, so that a million lines open in
-    seconds.
+    seconds; that alone tells a line with blanks that names one image from one that names two files.
     """
     images, masks = [], []
-    rows = _rows(listed)
+    rows = _rows(root, listed)
     first = next(rows, ())
     rows = chain((first,) if first else (), rows)
     if len(first) == 1 and is_file(first[0]):
@@ -79,9 +79,7 @@ def _beside_images(
                 f"{listed}: '{' '.join(row)}' is not one image, as the first line is; name image "
                 "and mask in every line, or in none"
             )
-        name = str(listed.parent / row[0]) if row[0].startswith("./") else row[0]
-        name = os.path.relpath(name, root) if Path(name).is_relative_to(root) else name
-        name = Path(name).as_posix()
+        name = _from_root(root, listed, row[0])
         ahead, last, behind = f"/{name}".rpartition("/images/")
         places = [f"{ahead}/{m}/{behind}"[not os.path.isabs(name) :] for m in _names_of(masks_dir)]
         for folder, file in map(os.path.split, places if last else ()):
@@ -104,11 +102,18 @@ def _beside_images(
     return Found(root, images, masks)
 
 
+def _from_root(root: Path, listed: Path, name: str) -> str:
+    """An image of a list of images, from the root on where it lies below."""
+    name = str(listed.parent / name) if name.startswith("./") else name
+    name = os.path.relpath(name, root) if Path(name).is_relative_to(root) else name
+    return Path(name).as_posix()
+
+
 def _names_of(masks_dir: str | None) -> tuple[str, ...]:
     return (masks_dir,) if masks_dir else MASK_FOLDERS
 
 
-def _rows(listed: Path) -> Iterator[Sequence[str]]:
+def _rows(root: Path, listed: Path) -> Iterator[Sequence[str]]:
     with open_list(listed) as file:
         if listed.suffix.lower() == ".csv":
             head = file.readline()
@@ -119,5 +124,10 @@ def _rows(listed: Path) -> Iterator[Sequence[str]]:
                 raise data_error(f"{listed}: the first line must name the columns image and mask")
             yield from ((row["image"] or "", row["mask"] or "") for row in table)
         else:
-            words = (line.strip().split("\t" if "\t" in line else None) for line in file)
-            yield from (row for row in words if row)
+            for line in map(str.strip, file):
+                words = line.split("\t" if "\t" in line else None)
+                if len(words) > 1 and "\t" not in line and not is_file(words[0]) and is_file(line):
+                    whole = (root / _from_root(root, listed, line)).is_file()
+                    words = [line] if whole else words
+                if words:
+                    yield words

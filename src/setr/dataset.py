@@ -11,7 +11,7 @@ import numpy as np
 
 from setr.bands import BandImage, Bands, open_pixels
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.gdal import without_data
+from setr.gdal import Gaps, without_data
 from setr.images import Rows, Source
 from setr.labels import IGNORE, Labels
 from setr.masks import read_mask
@@ -19,6 +19,24 @@ from setr.pairs import Pair, Pairs
 
 Pixels = np.ndarray | Rows | BandImage
 """An image (H, W, C): uint8 pixels, or a file of which they are decoded when they are indexed."""
+
+
+class GappyMask:
+    """Training ids (H, W) with an image that has gaps: `mask[a:b, c:d]` ignores those there.
+
+    They are read when pixels are asked for, and of a crop's window alone.
+    """
+
+    def __init__(self, ids: np.ndarray, gaps: Gaps) -> None:
+        self._ids, self._gaps = ids, gaps
+        self.shape = ids.shape
+
+    def __getitem__(self, place: slice | tuple[slice, slice]) -> np.ndarray:
+        return np.where(self._gaps[place], np.uint8(IGNORE), self._ids[place])
+
+
+Mask = np.ndarray | GappyMask
+"""Training ids uint8 (H, W), or those that are made when they are indexed."""
 
 
 class Sample(NamedTuple):
@@ -93,7 +111,7 @@ class Dataset:
             SetrError: unreadable file, sizes that differ, ids outside the classes; names the file.
         """
         rows, mask = self.open(index)
-        return Sample(rows[:], mask)
+        return Sample(rows[:], mask[:])
 
     def pixels(self, index: int) -> Pixels:
         """An image, of which only what is asked for is decoded.
@@ -103,11 +121,11 @@ class Dataset:
         """
         return open_pixels(self.sources(index)[0], self.bands)
 
-    def open(self, index: int) -> tuple[Pixels, np.ndarray]:
+    def open(self, index: int) -> tuple[Pixels, Mask]:
         """One pair: an image as `pixels` gives it, and its mask in training ids.
 
         Raises:
-            SetrError: as `load`, here or when rows are asked for.
+            SetrError: as `load`, here or when rows of either are asked for.
         """
         rows, raw = self.open_raw(index)
         image = None if isinstance(rows, np.ndarray) else rows.source
@@ -128,7 +146,7 @@ class Dataset:
         require_size(pair.mask, raw, size)
         return raw
 
-    def to_train_ids(self, index: int, raw: np.ndarray, image: Source | None) -> np.ndarray:
+    def to_train_ids(self, index: int, raw: np.ndarray, image: Source | None) -> Mask:
         """Training ids uint8 (H, W) of a raw mask; an error names the file.
 
         Where the image is a GeoTIFF, pixels that it calls empty are ignored.
@@ -138,8 +156,8 @@ class Dataset:
         except SetrError as error:
             raise SetrError(f"{self.pairs[index].mask}: {error}") from None
         numbers = (1, 2, 3) if self.bands is None else self.bands.numbers
-        empty = None if image is None else without_data(image, numbers)
-        return ids if empty is None else np.where(empty, np.uint8(IGNORE), ids)
+        gaps = None if image is None else without_data(image, numbers)
+        return ids if gaps is None else GappyMask(ids, gaps)
 
 
 def require_size(name: object, mask: np.ndarray, size: tuple[int, ...]) -> None:

@@ -65,6 +65,10 @@ class ShardDataset(Dataset):
         """Checksum of the index, which holds those of all files."""
         return str(self.shards.content)
 
+    def image_name(self, index: int) -> str:
+        """The path it had below the folder that was packed."""
+        return str(self.shards.names[index])
+
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
         """An order that reads some shards at a time."""
         order: np.ndarray = self.shards.permutation(rng)

@@ -15,10 +15,14 @@ import numpy as np
 from setr.dataset import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.labels import IGNORE, Labels, hex_colour
+from setr.masks import IN_ALPHA, are_reordered
+from setr.pairs import Pairs
 from setr.survey import Progress, near_hashes, survey
-from setr.survey_rows import ALL_IGNORED, BINARY, ROTATED, Survey
+from setr.survey_rows import ALL_IGNORED, ALPHA, BINARY, ROTATED, Survey
 
 SHOWN = 10
+PALETTES = 200
+"""Masks of a split whose palettes are compared."""
 NEAR_BITS = 3
 """Images whose 64-bit difference hashes differ in at most this many bits are nearly the same."""
 
@@ -92,11 +96,16 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
     pixels = seen.pixels(len(dataset.labels.classes))
     problems = [seen.problems[i] for i in sorted(seen.problems)]
     findings = [_broken(dataset, problems)] if problems else []
-    for finding in (*_alone(dataset), *_binary(dataset, seen, pixels)):
+    for finding in (
+        *_alone(dataset),
+        *_binary(dataset, seen, pixels),
+        *_in_alpha(dataset, seen, pixels),
+    ):
         findings.append(finding)
         if finding.level == "error":
             problems.append(finding.text)
     findings += [Finding("warning", dataset.split, note) for note in dataset.notes]
+    findings += _reordered(dataset)
     findings += _ignored(dataset, seen)
     findings += _doubles(dataset, seen)
     findings += _absent(dataset, pixels)
@@ -143,6 +152,30 @@ def _binary(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> list[Finding]
     )
     level: Level = "error" if len(classes) == 2 else "warning"
     return [_about(dataset, level, text, rows)]
+
+
+def _in_alpha(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> list[Finding]:
+    """Masks that were drawn as transparency."""
+    rows = seen.having(ALPHA)
+    level: Level = "warning" if np.count_nonzero(pixels) > 1 else "error"
+    return [_about(dataset, level, f"masks are {IN_ALPHA}", rows)] if len(rows) else []
+
+
+def _reordered(dataset: Dataset) -> list[Finding]:
+    """Masks whose palettes number the same colours in several orders, among some of the files."""
+    if dataset.labels.colour_map is not None or not isinstance(dataset.pairs, Pairs):
+        return []
+    some = np.linspace(0, len(dataset) - 1, min(len(dataset), PALETTES)).astype(int).tolist()
+    try:
+        if not are_reordered([mask for i in some if (mask := dataset.pairs[i].mask)]):
+            return []
+    except SetrError:
+        return []  # a mask that cannot be read is told of already
+    text = (
+        "palettes of the masks number the same colours in several orders, so an id is another "
+        "class in each; have the colours read: colour_map in data.yaml (`setr init-data` drafts it)"
+    )
+    return [Finding("warning", dataset.split, text)]
 
 
 def _ignored(dataset: Dataset, seen: Survey) -> list[Finding]:

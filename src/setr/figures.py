@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from setr.bands import as_rgb, read_pixels
-from setr.errors import USAGE, SetrError
+from setr.dataset import require_size
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.explain import (
     attention_maps,
     attention_rollout,
@@ -27,8 +28,8 @@ from setr.explain import (
     strongest_channels,
 )
 from setr.inference import normalize
-from setr.labels import IGNORE
-from setr.masks import read_mask
+from setr.labels import IGNORE, Labels
+from setr.masks import ColourMaskError, read_mask
 from setr.montage import Panel, mark
 from setr.page import RIGHT, WRONG, error_map, heat
 from setr.predictor import Predictor
@@ -231,9 +232,7 @@ def compare_figure(
     ]
     seen = np.union1d(ours.mask, theirs.mask)
     if truth:
-        real = labels.to_train_ids(read_mask(truth, rgb=labels.colour_map is not None))
-        if real.shape != ours.mask.shape:
-            raise SetrError(f"{truth}: is not of the image's size")
+        real = _truth(truth, labels, ours.mask.shape)
         row: list[Panel] = [(labels.palette[real], "truth")]
         for name, result in zip(names, (ours, theirs), strict=True):
             counted = real != IGNORE
@@ -250,3 +249,26 @@ def compare_figure(
 
 def _wrapped(panels: list[Panel], columns: int) -> list[list[Panel]]:
     return [panels[i : i + columns] for i in range(0, len(panels), columns)]
+
+
+def _truth(path: Path, labels: Labels, size: tuple[int, ...]) -> np.ndarray:
+    """Training ids (H, W) of a label image in the ids or colours that a model's data had."""
+    try:
+        raw = read_mask(path, rgb=labels.colour_map is not None)
+        require_size(path, raw, size)
+    except ColourMaskError:
+        raise SetrError(
+            f"{path}: holds colours, but the models were trained on ids; give a label image of one "
+            "id per pixel (8-bit grey or palette PNG), as their data had",
+            code=DATA_CHECK_FAILED,
+        ) from None
+    except SetrError as error:
+        raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
+    try:
+        return labels.to_train_ids(raw)
+    except SetrError as error:  # whose advice is for a data.yaml
+        reason = str(error).partition(";")[0]
+        raise SetrError(
+            f"{path}: {reason}; give a label image coded as the models' data",
+            code=DATA_CHECK_FAILED,
+        ) from None

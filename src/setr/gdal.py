@@ -16,10 +16,12 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from setr.errors import SetrError, first_line
-from setr.images import Source, source_name, unreadable
+from setr.images import Source, bounds, source_name, unreadable
 
 CACHE_BYTES = 64 << 20
 """What GDAL may keep of a file."""
+STRIP = 512
+"""Rows whose emptiness is read at once: all bands of a block are decoded once while it is kept."""
 _DRIVERS = {b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
             b"\x89PNG": "PNG"}  # fmt: skip
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
@@ -88,6 +90,12 @@ class GdalFile:
         A band among `numbers` is no transparency, whatever the file calls it: the fourth of 8 bits
         is marked as alpha by default, also where it holds near infrared.
         """
+        strips = [(top, min(top + STRIP, rows[1])) for top in range(*rows, STRIP)]
+        return np.concatenate([self._strip_has_data(strip, columns, numbers) for strip in strips])
+
+    def _strip_has_data(
+        self, rows: tuple[int, int], columns: tuple[int, int], numbers: Sequence[int]
+    ) -> np.ndarray:
         window, colours = (rows, columns), self.file.colorinterp
         alpha = {i for i, colour in enumerate(colours, 1) if colour.name == "alpha"}
         if len(colours) == 4 and colours[0].name == "red":
@@ -164,8 +172,25 @@ def _is_placed(file: IO[bytes]) -> bool:
         return False  # no TIFF: whoever reads it names the reason
 
 
-def without_data(source: Source, numbers: Sequence[int]) -> np.ndarray | None:
-    """Pixels (H, W) bool that a GeoTIFF calls empty; None of other files, whose pixels all count.
+class Gaps:
+    """Pixels that a GeoTIFF calls empty: `gaps[a:b, c:d]` (h, w) bool reads that window.
+
+    Args:
+        source: a path, or the bytes of a file.
+        numbers: bands that are read, of which none is transparency.
+    """
+
+    def __init__(self, source: Source, numbers: Sequence[int], shape: tuple[int, int]) -> None:
+        self.source, self.numbers, self.shape = source, numbers, shape
+
+    def __getitem__(self, place: slice | tuple[slice, slice]) -> np.ndarray:
+        rows, columns = bounds(place, self.shape)
+        with GdalFile(self.source) as file:
+            return ~file.has_data(rows, columns, self.numbers)
+
+
+def without_data(source: Source, numbers: Sequence[int]) -> Gaps | None:
+    """What a GeoTIFF calls empty; None of other files, whose pixels all count.
 
     Args:
         source: a path, or the bytes of a file.
@@ -178,10 +203,10 @@ def without_data(source: Source, numbers: Sequence[int]) -> np.ndarray | None:
     if not placed or not has_gdal():
         return None
     with GdalFile(source) as file:
-        H, W = file.stored.shape
         if all(kind.name == "all_valid" for kinds in file.file.mask_flag_enums for kind in kinds):
             return None
-        return ~file.has_data((0, H), (0, W), numbers or range(1, len(file.stored.kinds) + 1))
+        stored = file.stored
+    return Gaps(source, numbers or range(1, len(stored.kinds) + 1), stored.shape)
 
 
 def gdal_driver(source: Source) -> str | None:

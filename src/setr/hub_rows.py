@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from setr.labels import Labels, known_labels
 from setr.pairing import NoSplitError
 from setr.pairs import Pair
 
+IMAGE_KEYS = ("image", "pixel_values")
 MASK_KEYS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "segmentation_mask")
 
 
@@ -25,11 +26,11 @@ class HubDataset(Dataset):
 
     Attributes:
         rows: the `datasets.Dataset`, its images undecoded.
-        mask_column: name of the column with masks.
+        columns: names of those with images and masks.
     """
 
     rows: Any = None
-    mask_column: str = ""
+    columns: tuple[str, str] = ("", "")
 
     @property
     def version(self) -> str:
@@ -39,8 +40,15 @@ class HubDataset(Dataset):
     def sources(self, index: int) -> tuple[Source, Source | None]:
         """Bytes (or paths) of image and mask as the data set stores them."""
         row = self.rows[index]
-        image, mask = row["image"], row[self.mask_column]
-        return image["bytes"] or image["path"], mask["bytes"] or mask["path"]
+        image, mask = (_stored(row[column]) for column in self.columns)
+        if image is None:
+            raise SetrError(f"{self.pairs[index].image}: has no image", code=DATA_CHECK_FAILED)
+        return image, mask
+
+
+def _stored(value: Any) -> Source | None:
+    """Bytes or path of an undecoded image; None where a row has none."""
+    return value and (value["bytes"] or value["path"])
 
 
 def open_hub(
@@ -75,19 +83,32 @@ def open_hub(
         kind = SetrError if split in renamed else NoSplitError
         raise kind(f"{path}: no split '{key}'; it has {', '.join(available)}", code=USAGE)
     rows = available[key]
-    column = next((c for c in MASK_KEYS if c in rows.column_names), None)
-    if "image" not in rows.column_names or column is None:
+    images, masks = (_column(rows, keys, hub) for keys in (IMAGE_KEYS, MASK_KEYS))
+    if images is None or masks is None:
         raise SetrError(
-            f"{path}: needs the columns image and one of {', '.join(MASK_KEYS)}; it has "
-            f"{', '.join(rows.column_names)}",
+            f"{path}: needs images in the columns {' or '.join(IMAGE_KEYS)}, and one of "
+            f"{', '.join(MASK_KEYS)}; it has {', '.join(rows.column_names)}",
             code=DATA_CHECK_FAILED,
         )
-    for kept in ("image", column):
-        rows = rows.cast_column(kept, hub.Image(decode=False))
-    rows = rows.select_columns(["image", column])
+    columns = images, masks
+    for column in columns:
+        rows = rows.cast_column(column, hub.Image(decode=False))
+    rows = rows.select_columns(list(columns))
     known = known_labels(labels) if isinstance(labels, str) else labels
     pairs = tuple(
-        Pair(Path(f"{name}/{key}/{i:07d}"), Path(f"{name}/{key}/{i:07d}:{column}"))
+        Pair(Path(f"{name}/{key}/{i:07d}"), Path(f"{name}/{key}/{i:07d}:{masks}"))
         for i in range(len(rows))
     )
-    return HubDataset(name, split, known, pairs, (), rows, column, bands=bands)
+    return HubDataset(name, split, known, pairs, (), rows, columns, bands=bands)
+
+
+def _column(rows: Any, names: Iterable[str], hub: Any) -> str | None:
+    """The first of these columns that holds images; `label` may be a number of a class as well."""
+    for name in names:
+        if name in rows.column_names:
+            try:
+                rows.cast_column(name, hub.Image(decode=False))
+            except Exception:  # of pyarrow and of the library, by kind of column
+                continue
+            return name
+    return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,19 @@ from setr.errors import SetrError
 from setr.images import MAX_PIXELS, Source, opened, source_name, unreadable
 
 LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
+IN_ALPHA = (
+    "one value all over, and what was drawn is in the alpha channel alone, which no mask is read "
+    "from; export masks without transparency, over a background of another colour"
+)
+"""What is wrong where `is_in_alpha`."""
 
 
 class ColourMaskError(SetrError):
     """A mask of colours where ids are wanted."""
+
+
+class IdMaskError(SetrError):
+    """A mask of ids where colours are wanted."""
 
 
 def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
@@ -53,6 +64,40 @@ def read_palette(source: Source) -> dict[int, int]:
             return {}
         values = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
         return dict(enumerate((values[:, 0] << 16 | values[:, 1] << 8 | values[:, 2]).tolist()))
+
+
+def painted(source: Source, ids: Iterable[int]) -> set[tuple[int, int]]:
+    """Each id with its colour, if the mask's file has a palette."""
+    palette = read_palette(source)
+    return {(i, palette[i]) for i in ids if i in palette}
+
+
+def is_reordered(pairs: Iterable[tuple[int, int]]) -> bool:
+    """Whether masks, as `painted`, number their colours in several orders: ids are no classes."""
+    pairs = set(pairs)
+    by_id, by_colour = (Counter(pair[side] for pair in pairs) for side in (0, 1))
+    return any(by_id[i] > 1 and by_colour[colour] > 1 for i, colour in pairs)
+
+
+def are_reordered(masks: Sequence[Source]) -> bool:
+    """The same of files; they are decoded only where their palettes differ."""
+    palettes = {frozenset(read_palette(mask).items()) for mask in masks}
+    if len(palettes - {frozenset()}) < 2:
+        return False
+    return is_reordered(
+        pair for mask in masks for pair in painted(mask, np.unique(read_mask(mask)).tolist())
+    )
+
+
+def is_in_alpha(source: Source, raw: np.ndarray) -> bool:
+    """Whether a mask that reads as `raw` is one value all over, and its alpha is not."""
+    if (raw != raw[:1, :1]).any() or str(source_name(source)).endswith(".mat"):
+        return False
+    with opened(source, MAX_PIXELS) as image:
+        if image.mode not in ("LA", "PA", "RGBA"):
+            return False
+        low, high = image.getchannel("A").getextrema()
+        return bool(low < high)
 
 
 def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
@@ -101,7 +146,7 @@ def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
             "since the blur stays in a converted file"
         )
     if rgb and image.mode not in ("RGB", "RGBA", "P"):
-        raise SetrError(
+        raise IdMaskError(
             f"{name}: holds one id per pixel but the data set has a colour_map; "
             "remove colour_map, or save the mask in RGB"
         )

@@ -142,5 +142,5 @@ def _mask(
     mask[~covered] = rest
     empty = without_data(root / entry.image, ())  # any band may be read
     if empty is not None:
-        mask[empty] = IGNORE
+        mask[empty[:]] = IGNORE
     return mask

@@ -18,12 +18,14 @@ from setr.data_yaml import DataLoader, labels_of
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
 from setr.files import list_images
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
-from setr.masks import read_mask
+from setr.masks import IdMaskError, read_mask
 from setr.scorecard import Scorecard
 
 CHUNK = 32
 _ENDINGS = ("_gtFine_labelIds", "_gtFine_labelTrainIds", "_leftImg8bit")
 """What Cityscapes appends to the name of a frame; pairs are found without it."""
+_OTHER = ("_gtFine_color", "_gtFine_instanceIds", "_gtFine_instanceTrainIds")
+"""Files beside its labels that hold none."""
 
 
 def score_labels(
@@ -65,6 +67,9 @@ def score_labels(
         given = {i + first: i for i in range(num_classes)}
         if reduce_zero_label:
             given[0] = IGNORE
+    wrong = [raw for raw in ignore if not 0 <= raw <= 65535]
+    if wrong:
+        raise SetrError(f"--ignore-index {wrong[0]}: ids in files are 0 to 65535", code=USAGE)
     given |= {raw: IGNORE for raw in ignore if raw not in given or label_map is None}
     return replace(labels, label_map=given)
 
@@ -129,6 +134,15 @@ def score_folders(
     def load(pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | str:
         try:
             ours = read_mask(pair[0], rgb=colours and not class_ids)
+        except IdMaskError:
+            raise SetrError(
+                f"{pair[0]}: holds one id per pixel, but the truth colours; if these ids are class "
+                "numbers from 0, add --class-ids",
+                code=DATA_CHECK_FAILED,
+            ) from None
+        except SetrError as error:
+            return str(error)
+        try:
             real = read_mask(pair[1], rgb=colours)
         except SetrError as error:
             return str(error)
@@ -184,6 +198,8 @@ def _by_stem(folder: Path) -> dict[Path, Path]:
     found: dict[Path, Path] = {}
     for path in list_images(folder):
         stem = path.relative_to(folder).with_suffix("")
+        if stem.name.endswith(_OTHER):
+            continue
         for ending in _ENDINGS:
             stem = stem.with_name(stem.name.removesuffix(ending) or stem.name)
         if stem in found:

@@ -25,7 +25,10 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f./\\:*?"<>|\ud800-\udfff]')
 
 
 class Packed(NamedTuple):
-    """One sample as it goes into a shard."""
+    """One sample as it goes into a shard.
+
+    Its name, a path below the data set's folder, goes into the index; the shard has its key.
+    """
 
     name: str
     image: bytes

@@ -5,11 +5,12 @@ Files go in as they were, so other tools read the shards too. Tar files have web
 files have the columns `key`, `image` and `mask`, the last two as Hugging Face stores images:
 structs of bytes and path.
 
-Beside them `SPLIT.npz` tells at which byte every image and mask begins (in Parquet files, too: they
-are written without compression, so that a value lies there as it is). With it a sample is one range
-read of a tar file, or two of a Parquet file, from a disk or through fsspec from s3://, gs://,
-https://, …, and needs neither tarfile nor pyarrow; any order can be resumed at any position by any
-number of processes, which streaming readers cannot promise.
+Beside them `SPLIT.npz` tells the path that every image had below the data set's folder, which
+reports name it by, and at which byte it and its mask begin (in Parquet files, too: they are written
+without compression, so that a value lies there as it is). With it a sample is one range read of a
+tar file, or two of a Parquet file, from a disk or through fsspec from s3://, gs://, https://, …,
+and needs neither tarfile nor pyarrow; any order can be resumed at any position by any number of
+processes, which streaming readers cannot promise.
 """
 
 from __future__ import annotations

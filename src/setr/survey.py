@@ -26,10 +26,12 @@ from setr.dataset import Dataset
 from setr.errors import SetrError
 from setr.files import cache_folder
 from setr.labels import IGNORE
+from setr.masks import is_in_alpha
 from setr.pairs import Pairs
 from setr.quota import cpus
 from setr.survey_rows import (
     ALL_IGNORED,
+    ALPHA,
     BINARY,
     FULL,
     ROTATED,
@@ -40,7 +42,7 @@ from setr.survey_rows import (
     take_rows,
 )
 
-VERSION = 2
+VERSION = 3
 _CHUNK = 2048  # pairs handed to the threads at a time
 _AT_ONCE = 1 << 16  # hashes compared at a time, few enough for the processor's cache
 
@@ -151,10 +153,12 @@ def _read(
             content, look = _fingerprint(data, read_pixels(image_source, dataset.bands))
             flags |= FULL
         raw = dataset.raw_mask(index, mask_source, size)
+        assert mask_source is not None  # or there is no mask
+        flags |= ALPHA * is_in_alpha(mask_source, raw)
     if raw.dtype == np.uint8 and raw.ndim == 2 and raw.max(initial=0) == 255:
         used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
         flags |= BINARY * (set(used.tolist()) <= {0, 255})
-    return size, dataset.to_train_ids(index, raw, image_source), flags, content, look
+    return size, dataset.to_train_ids(index, raw, image_source)[:], flags, content, look
 
 
 def _fingerprint(data: bytes, image: np.ndarray) -> tuple[int, int]:

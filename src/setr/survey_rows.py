@@ -15,8 +15,9 @@ import numpy as np
 from setr.errors import SetrError
 from setr.files import write_bytes
 
-FULL, ROTATED, ALL_IGNORED, BINARY = 1, 2, 4, 8
-"""Flags of a pair: image decoded too; EXIF rotation; no counted pixel; ids are 0 and 255 only."""
+FULL, ROTATED, ALL_IGNORED, BINARY, ALPHA = 1, 2, 4, 8, 16
+"""Flags of a pair: image decoded too; EXIF rotation; no counted pixel; ids are 0 and 255 only; the
+mask is drawn in its alpha alone."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from setr.bands import BandImage
-from setr.images import Rows
+from setr.dataset import Mask, Pixels
 from setr.labels import IGNORE
 
 PAD_COLOUR = (124, 116, 104)
@@ -62,11 +61,12 @@ class Augmentation:
     fill: tuple[int, ...] = PAD_COLOUR
 
     def __call__(
-        self, image: np.ndarray | Rows | BandImage, mask: np.ndarray, rng: np.random.Generator
+        self, image: Pixels, mask: Mask, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 (H, W, C), mask uint8 (H, W) -> the same kinds, of `crop_size`.
 
-        The crop is chosen by the mask alone; of the image only what it needs is asked for.
+        The crop is chosen by the mask alone; of the image only what it needs is asked for, and so
+        it is of a mask that reads where the image has gaps.
 
         Where the image is smaller, the rest of the crop, below and to the right, is mean colour and
         ignored, whatever happens to the image; so are the corners that a rotation leaves, but they
@@ -80,7 +80,8 @@ class Augmentation:
         for _ in range(10):
             origin = self._origin(size, centre, rng)
             window = CropWindow((H, W), size, origin, self.crop_size, angle)
-            rows, columns = (slice(0, H), slice(0, W)) if max(H, W) < LONGEST else window.reach
+            whole = isinstance(mask, np.ndarray) and max(H, W) < LONGEST
+            rows, columns = (slice(0, H), slice(0, W)) if whole else window.reach
             corner = rows.start, columns.start
             cropped = window.sampled(mask[rows, columns], nearest=True, fill=IGNORE, corner=corner)
             if self._fits(cropped):
@@ -120,10 +121,11 @@ class Augmentation:
             corner.append(int(rng.integers(low, max(low, high) + 1)))
         return corner[0], corner[1]
 
-    def _rare_pixel(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float] | None:
+    def _rare_pixel(self, mask: Mask, rng: np.random.Generator) -> tuple[float, float] | None:
         """(y, x) of a pixel of a class drawn by its odds, as shares of the size; None mostly."""
         if rng.random() >= self.rare_crops:
             return None
+        mask = mask[:]
         present = np.bincount(mask.ravel(), minlength=256)[: len(self.class_odds)] > 0
         odds = np.where(present, self.class_odds, 0.0)
         if not odds.sum():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -95,7 +96,8 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
     show = counting(f"pack {dataset.split}")
     order = np.random.default_rng(zlib.crc32(dataset.split.encode())).permutation(len(dataset))
     for done, index in enumerate(order.tolist(), 1):
-        name = dataset.pairs[index].image.name
+        name = dataset.image_name(index)
+        name = os.path.basename(name) if os.path.isabs(name) else name  # means nothing elsewhere
         if dataset.decoded:
             image, mask = map(encode_png, dataset.load(index))
             yield Packed(name, image, ".png", mask)
