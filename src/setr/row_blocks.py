@@ -80,14 +80,17 @@ class _UpsampleSum(torch.autograd.Function):
             if grad is not None:
                 block.add_gradient(grad, slope)
         if grad is not None:
-            ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(logits.dtype))
+            ctx.dtype = logits.dtype
+            # fp16 has no numbers for a share of a mean before the loss is scaled up
+            kept = grad.dtype if ctx.dtype is torch.float16 else ctx.dtype
+            ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(kept))
         return total.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
         # the scale in full: alone, it is too small a number for fp16
-        scaled = (grad.to(grad_output.dtype) * grad_output).to(grad.dtype)
+        scaled = (grad.to(grad_output.dtype) * grad_output).to(ctx.dtype)
         return scaled, None, None, None, None
 
 
