@@ -159,7 +159,7 @@ class _TestSizes(NamedTuple):
 
 _PAPER = {
     "ade20k": _TestSizes(512, 341, 512, (512, 2048)),
-    "cityscapes": _TestSizes(768, 512, 1025, (1024, 2048)),
+    "cityscapes": _TestSizes(768, 512, 1025, (1025, 2049)),
     "pascal_context": _TestSizes(480, 320, 520, (520, 520)),
 }
 
