@@ -250,10 +250,14 @@ def test_paper_sizes(data: str, image: tuple[int, int], shorts: tuple[int, ...])
 def test_port_scales_the_original_and_caps_the_long_side() -> None:
     several = preset("mmseg-ms:ade20k")
     assert several.view_size(300, 400, 0.5) == (150, 200)
+    # mmcv fits the image into both scaled sides, rounded: 557.25 x 870.75 -> 557 x 871 -> 0.7497
+    assert several.view_size(743, 1161, 0.75) == (557, 870)
+    assert several.view_size(1447, 1445, 1.25) == (1808, 1806)
+    assert several.view_size(1, 3000, 0.25) == (1, 750)
     single = preset("mmseg-ss:ade20k")
     assert single.view_size(300, 400, 1.0) == (512, 683)
     assert single.view_size(100, 4000, 1.0) == (51, 2048)
-    assert preset("mmseg-ss:cityscapes").view_size(1024, 2048, 1.0) == (1024, 2048)
+    assert preset("mmseg-ss:cityscapes").view_size(1024, 2048, 1.0) == (1025, 2049)
     assert preset("mmseg-ss:pascal_context").view_size(375, 500, 1.0) == (390, 520)
 
 

@@ -165,6 +165,20 @@ def test_all_ignored_gives_zero_and_no_gradient(kind):
     assert not logits.grad.any()
 
 
+@pytest.mark.parametrize("function", [upsample_dice, upsample_lovasz])
+def test_a_scaled_loss_keeps_the_fp16_gradients_of_a_mean(function):
+    """On a map of a training batch's size a pixel's share is below what fp16 can hold."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 5, 192, 192, generator=generator).half()
+    target = torch.randint(0, 5, (1, 192, 192), generator=generator).to(torch.uint8)
+    grads = []
+    for x in (logits, logits.float()):
+        x = x.requires_grad_()
+        (2.0**16 * function(x, target, (192, 192))).backward()
+        grads.append(x.grad.double())
+    assert (grads[0] - grads[1]).norm() < 1e-3 * grads[1].norm()
+
+
 def test_config_refuses_an_unknown_loss():
     from setr.config import Config
 

@@ -22,7 +22,7 @@ from setr.inference import normalize
 from setr.losses import LossKind
 from setr.machine import resident_bytes
 from setr.model import SETR, Features
-from setr.row_blocks import block_bytes, classes_last
+from setr.row_blocks import block_bytes, classes_last, kept_gradient
 
 KERNELS = 130_000_000
 """Bytes that libraries and their kernels take on a CPU once steps have run, beyond the interpreter;
@@ -148,7 +148,7 @@ class _HeldByLoss(torch.autograd.Function):
         x = classes_last(logits)
         grad = torch.zeros_like(x)
         block = x.new_empty(4 * block_bytes(x.device) // x.element_size())
-        ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(logits.dtype))
+        ctx.save_for_backward(kept_gradient(grad, logits.dtype))
         return block.new_zeros(())
 
     @staticmethod
@@ -173,7 +173,7 @@ class _HeldByRegions(torch.autograd.Function):
             held.append(x.new_empty(B, *size, SORTED, dtype=torch.uint8))
             del held
         grad = torch.zeros_like(x)
-        ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(logits.dtype))
+        ctx.save_for_backward(kept_gradient(grad, logits.dtype))
         return grad.new_zeros(())
 
     @staticmethod

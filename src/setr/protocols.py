@@ -75,9 +75,13 @@ class Protocol:
         """(height, width) in pixels of an H x W image at one of the scales.
 
         The scaled short side is cut to whole pixels, the other one rounded, both as the 2021 code
-        does: Cityscapes' 1025 gives 768, 768, 1025, 1281, 1537 and 1793.
+        does: Cityscapes' 1025 gives 768, 768, 1025, 1281, 1537 and 1793. Without `short_side` it is
+        the port's rule: both sides are scaled and rounded, and the image fills the smaller of both
+        factors that gives.
         """
         short = min(H, W)
+        if self.short_side is None:
+            scale = min(max(1, int(side * scale + 0.5)) / side for side in (H, W))
         target = float(short)
         if self.short_side is not None:
             target = self.short_side
@@ -155,7 +159,7 @@ class _TestSizes(NamedTuple):
 
 _PAPER = {
     "ade20k": _TestSizes(512, 341, 512, (512, 2048)),
-    "cityscapes": _TestSizes(768, 512, 1025, (1024, 2048)),
+    "cityscapes": _TestSizes(768, 512, 1025, (1025, 2049)),
     "pascal_context": _TestSizes(480, 320, 520, (520, 520)),
 }
 

@@ -80,14 +80,15 @@ class _UpsampleSum(torch.autograd.Function):
             if grad is not None:
                 block.add_gradient(grad, slope)
         if grad is not None:
-            ctx.save_for_backward(grad.permute(0, 3, 1, 2).to(logits.dtype))
+            ctx.dtype = logits.dtype
+            ctx.save_for_backward(kept_gradient(grad, ctx.dtype))
         return total.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
         # the scale in full: alone, it is too small a number for fp16
-        scaled = (grad.to(grad_output.dtype) * grad_output).to(grad.dtype)
+        scaled = (grad.to(grad_output.dtype) * grad_output).to(ctx.dtype)
         return scaled, None, None, None, None
 
 
@@ -147,6 +148,14 @@ def classes_last(logits: Tensor) -> Tensor:
     """Detached logits (B, K, h, w) as (B, h, w, K) in fp32; fp64 stays."""
     x = logits.detach().permute(0, 2, 3, 1)
     return (x if x.dtype == torch.float64 else x.float()).contiguous()
+
+
+def kept_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradient (B, h, w, K) by logits of a type, as it waits for the backward pass: (B, K, h, w).
+
+    Before the loss is scaled up fp16 has no numbers for a share of a mean; it stays in full.
+    """
+    return grad.permute(0, 3, 1, 2).to(grad.dtype if dtype is torch.float16 else dtype)
 
 
 def _rows(weights: Tensor, x: Tensor) -> Tensor:
