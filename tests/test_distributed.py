@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
-    *("patient", "evaluate"),
+    *("examined", "patient", "evaluate"),
 )
 
 
@@ -200,6 +200,17 @@ def test_a_signal_to_one_process_stops_and_saves_all(pair):
     assert "stops: stopped after step 7; continue with `setr train" in first
     assert "stops: reported" in second
     assert [p.name for p in (pair[0] / "stops" / LAST).iterdir()] == ["step-00000007"]
+
+
+def test_a_signal_to_one_process_ends_a_test_of_all(pair):
+    """Each finishes its image; the one without a signal hears of it before its third at most."""
+    first, second = pair[1]
+    assert "examined: stopped after step 4; continue with `setr train" in first
+    assert "examined: reported" in second
+    assert [p.name for p in (pair[0] / "examined" / LAST).iterdir()] == ["step-00000004"]
+    assert '"val"' not in (pair[0] / "examined" / "log.jsonl").read_text()
+    assert "examined: 1 images" in second
+    assert "examined: 1 images" in first or "examined: 2 images" in first
 
 
 def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:

@@ -33,6 +33,8 @@ _LEFT: list[Any] = []
 """The group that was left last. torch's Reducer, which goes with the model and so after the block,
 would else be its last owner, and wait with Python's lock for a thread of the group that waits for
 that lock; this list gives it up without the lock."""
+_WATCHES: list[Watch] = []
+"""The watch of the group, if it was joined here."""
 
 
 @contextlib.contextmanager
@@ -74,6 +76,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
     watch = Watch(watched, place.rank, place.world)
     watch.start()
+    _WATCHES.append(watch)
     Progress.silent = place.rank > 0
     try:
         yield
@@ -95,6 +98,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
         dist.barrier()
     finally:
         Progress.silent = False
+        _WATCHES.clear()
         _LEFT.append(dist.group.WORLD)
         dist.destroy_process_group()
 
@@ -163,6 +167,18 @@ def any_of(flag: bool) -> bool:
         return flag
     on = "cpu" if dist.get_backend() == "gloo" else "auto"
     return bool(add_up(torch.tensor(int(flag), device=device(on))))
+
+
+def heard_of(asked: bool) -> bool:
+    """Whether this process is asked to stop, or has heard that another one is.
+
+    It waits for nobody: the others hear of it within seconds, each at another moment. `any_of` then
+    tells what all do.
+    """
+    watch = _WATCHES[0] if _WATCHES else None
+    if watch and asked:
+        watch.asked = True
+    return watch.asked if watch else asked
 
 
 def together(error: SetrError) -> SetrError:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -230,14 +230,17 @@ class _Run:
         return every > 0 and self.step % every == 0 and 0 < self.step < steps
 
     def _test(self, interrupt: Interrupt, progress: Progress) -> None:
-        """Test the weights between two steps; a signal ends this at once in a single process."""
+        """Test the weights between two steps; a signal ends this.
+
+        At once in a single process; several finish their images, so that all end in one place.
+        """
         alone = distributed.world() == 1
         at_once = interrupt.at_once if alone else contextlib.nullcontext
         try:
             with progress.paused(), self._ended_by(interrupt, save=alone):
-                self._validate(at_once)
+                self._validate(at_once, lambda: distributed.heard_of(interrupt.requested))
         except Stopped:
-            raise SetrError(self._stopped(self._save()), code=INTERRUPTED) from None
+            raise together(SetrError(self._stopped(self._save()), code=INTERRUPTED)) from None
 
     def _stopped(self, saved: bool = True) -> str:
         how = f"`setr train {self.folder.out} --resume`"
@@ -290,11 +293,15 @@ class _Run:
         self.folder.attempt("figures", lambda: write_json(path, metrics))
         return metrics
 
-    def _validate(self, guard: Guard = contextlib.nullcontext) -> None:
+    def _validate(
+        self,
+        guard: Guard = contextlib.nullcontext,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Test the weights, averaged if they are; see `Best.test`."""
         self.updates.release()
         with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
-            self.best.test(self.parallel, self.step, guard)
+            self.best.test(self.parallel, self.step, guard, stopped)
         self.tested = self.step
 
     def _save(self) -> bool:
