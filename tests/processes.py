@@ -40,6 +40,7 @@ def settings(out: Path, case: str) -> Config:
         "dies": {"save_every": 4},
         "stops": {},
         "examined": {"eval_every": 4},
+        "tested": {},
         "batch": {"batch_size": 3},
         "overflows": {},
         "patient": {"eval_every": 1, "patience": 2},
@@ -155,6 +156,7 @@ def main() -> None:
             "stops": lambda: struck(signal.SIGTERM),
             "overflows": overflowing,
             "examined": struck_in_a_test,
+            "tested": struck_in_a_test,
             "patient": scored,
         }
         try:

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
-    *("examined", "patient", "evaluate"),
+    *("examined", "tested", "patient", "evaluate"),
 )
 
 
@@ -211,6 +211,15 @@ def test_a_signal_to_one_process_ends_a_test_of_all(pair):
     assert '"val"' not in (pair[0] / "examined" / "log.jsonl").read_text()
     assert "examined: 1 images" in second
     assert "examined: 1 images" in first or "examined: 2 images" in first
+
+
+def test_a_signal_to_one_process_in_the_last_test_is_told_to_the_others(pair):
+    """They would wait for its counts, and then fail with torch's error."""
+    first, second = pair[1]
+    assert "tested: rank 1 on" in first
+    assert f"stopped: stopped after step {STEPS}; continue with `setr train" in first
+    assert "tested: reported" in second
+    assert [p.name for p in (pair[0] / "tested" / LAST).iterdir()] == [f"step-{STEPS:08}"]
 
 
 def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:

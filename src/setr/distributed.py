@@ -181,6 +181,12 @@ def heard_of(asked: bool) -> bool:
     return watch.asked if watch else asked
 
 
+def leave(problem: str) -> None:
+    """Tell the others why this process ends alone; they end with that line, and wait no longer."""
+    for watch in _WATCHES:
+        watch.leave(problem)
+
+
 def together(error: SetrError) -> SetrError:
     """Mark an error that all processes raise, so that only rank 0 prints it."""
     error.reported = rank() != 0

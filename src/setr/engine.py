@@ -271,7 +271,10 @@ class _Run:
             with ending_with(self._stopped()):
                 return self._finish()
         except SetrError as error:
-            raise together(error) if error.code == INTERRUPTED else error from None
+            if error.code == INTERRUPTED:
+                distributed.leave(str(error))  # who got no signal would wait for this process
+                together(error)
+            raise error from None
 
     def _finish(self) -> dict[str, Any]:
         if self.tested < self.step:
