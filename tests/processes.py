@@ -41,6 +41,8 @@ def settings(out: Path, case: str) -> Config:
         "stops": {},
         "examined": {"eval_every": 4},
         "tested": {},
+        "nothing": {},
+        "nowhere": {},
         "batch": {"batch_size": 3},
         "overflows": {},
         "patient": {"eval_every": 1, "patience": 2},
@@ -51,6 +53,8 @@ def settings(out: Path, case: str) -> Config:
     clip = 1.0 if case == "resharded" else 0.0  # elsewhere it would hide gradients of a wrong size
     optim = dataclasses.replace(config.optim, lr=0.002, clip_grad=clip)
     config = dataclasses.replace(config, optim=optim)
+    if case == "nowhere":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
     if case == "examined":  # four images for one process, three for the other
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, root="scenes:70")
@@ -161,7 +165,7 @@ def main() -> None:
         }
         try:
             with faults.get(case, contextlib.nullcontext)():
-                train(settings(out, case), resume=case == "resharded")
+                train(settings(out, case), resume=case in ("resharded", "nothing"))
         except SetrError as error:
             print(f"{case}: {error}" if not error.reported else f"{case}: reported")
 

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
-    *("examined", "tested", "patient", "evaluate"),
+    *("examined", "tested", "nothing", "nowhere", "patient", "evaluate"),
 )
 
 
@@ -187,6 +187,14 @@ def test_what_does_not_fit_together_is_named(pair):
     assert "rank 1 on" in first
     assert "train.seed 1, not 0" in first
     assert "seeds: reported" in second
+
+
+def test_what_all_processes_refuse_is_said_once(pair):
+    first, second = pair[1]
+    assert "no training state to resume from" in first
+    assert "nothing: reported" in second
+    assert "nowhere: no such file or folder" in first
+    assert "nowhere: reported" in second
 
 
 def test_a_norm_that_overflows_in_one_process_ends_both(pair):

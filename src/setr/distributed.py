@@ -210,6 +210,22 @@ def on_first(action: Callable[[], T]) -> T:
     return result
 
 
+def everywhere(action: Callable[[], T]) -> T:
+    """Do something in every process; where it fails in any, all end with one line."""
+    outcome: list[T] = []
+    problem: SetrError | None = None
+    try:
+        outcome.append(action())
+    except SetrError as error:
+        problem = error
+    failed = [(number, found) for number, found in enumerate(gather(problem)) if found]
+    if failed:
+        number, first = failed[0]
+        alike = len(failed) == world()
+        raise together(first if alike else SetrError(f"rank {number}: {first}", code=first.code))
+    return outcome[0]
+
+
 def gather(value: T) -> list[T]:
     """The values of all processes, by rank."""
     if world() == 1:

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from setr.build import (
 )
 from setr.config import Config
 from setr.dataset import Dataset
-from setr.distributed import say, together
+from setr.distributed import everywhere, say, together
 from setr.errors import INTERRUPTED, USAGE, SetrError
 from setr.estimate import explained, settled
 from setr.facts import data_record, require_same_run, run_facts
@@ -126,18 +127,18 @@ class _Run:
             torch.cuda.set_device(self.device)  # kernels and memory figures are of the current one
         self.dtype = autocast_dtype(config.train.precision, self.device)
         distributed.on_first(lambda: require_buildable(config, weights=not folder.state))
-        config, self.dataset, self.val = open_splits(config, data)
+        config, self.dataset, self.val = everywhere(partial(open_splits, config, data))
         num_classes = len(self.dataset.labels.classes)
         before = folder.state.values["facts"] if folder.state else None
         config = with_normalisation(config, self.dataset)
         config = settled(config, num_classes, len(self.dataset), self.device, before=before)
-        share = build_share(config, distributed.rank(), len(self.dataset))
+        share = everywhere(partial(build_share, config, distributed.rank(), len(self.dataset)))
         written, config = config, with_workers(config, self.device)
         self.config = config
         self.facts = run_facts(config, self.dataset, self.val)
         distributed.require_equal(self.facts)
         if before:
-            require_same_run(folder.out, before, self.facts)
+            distributed.on_first(lambda: require_same_run(folder.out, before, self.facts))
         done, steps = folder.state.step if folder.state else 0, config.train.steps
         if done > steps:
             problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
@@ -150,7 +151,7 @@ class _Run:
         if not folder.state:
             announce(config)
         built = without_weights(config) if folder.state else config  # the state holds all of them
-        self.model = build_model(built, num_classes).to(self.device)
+        self.model = everywhere(partial(build_model, built, num_classes)).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.pixels = pixels
