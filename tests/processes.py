@@ -12,6 +12,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from setr import best, cli, distributed, engine, updates
+from setr import best, cli, distributed, engine, evaluation, updates
 from setr.config import Config
 from setr.engine import train
 from setr.errors import SetrError
@@ -38,6 +39,10 @@ def settings(out: Path, case: str) -> Config:
         "endless": {"steps": 1_000_000},
         "dies": {"save_every": 4},
         "stops": {},
+        "examined": {"eval_every": 4},
+        "tested": {},
+        "nothing": {},
+        "nowhere": {},
         "batch": {"batch_size": 3},
         "overflows": {},
         "patient": {"eval_every": 1, "patience": 2},
@@ -48,6 +53,12 @@ def settings(out: Path, case: str) -> Config:
     clip = 1.0 if case == "resharded" else 0.0  # elsewhere it would hide gradients of a wrong size
     optim = dataclasses.replace(config.optim, lr=0.002, clip_grad=clip)
     config = dataclasses.replace(config, optim=optim)
+    if case == "nowhere":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
+    if case == "examined":  # four images for one process, three for the other
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, root="scenes:70")
+        )
     return config
 
 
@@ -66,6 +77,27 @@ def struck(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         engine._Run.train_step = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def struck_in_a_test() -> Iterator[None]:
+    """Rank 1 gets a signal at its first image; both are slow, and print how many they test."""
+    original, tested = evaluation._test_image, 0
+
+    def test(*arguments: Any) -> evaluation.ScoredImage:
+        nonlocal tested
+        if tested == 0 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        tested += 1
+        time.sleep(2.5)  # more than two beats
+        return original(*arguments)
+
+    evaluation._test_image = test
+    try:
+        yield
+    finally:
+        evaluation._test_image = original
+        print(f"examined: {tested} images")
 
 
 @contextlib.contextmanager
@@ -127,11 +159,13 @@ def main() -> None:
             "dies": lambda: struck(signal.SIGKILL),
             "stops": lambda: struck(signal.SIGTERM),
             "overflows": overflowing,
+            "examined": struck_in_a_test,
+            "tested": struck_in_a_test,
             "patient": scored,
         }
         try:
             with faults.get(case, contextlib.nullcontext)():
-                train(settings(out, case), resume=case == "resharded")
+                train(settings(out, case), resume=case in ("resharded", "nothing"))
         except SetrError as error:
             print(f"{case}: {error}" if not error.reported else f"{case}: reported")
 

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
-    *("patient", "evaluate"),
+    *("examined", "tested", "nothing", "nowhere", "patient", "evaluate"),
 )
 
 
@@ -189,6 +189,14 @@ def test_what_does_not_fit_together_is_named(pair):
     assert "seeds: reported" in second
 
 
+def test_what_all_processes_refuse_is_said_once(pair):
+    first, second = pair[1]
+    assert "no training state to resume from" in first
+    assert "nothing: reported" in second
+    assert "nowhere: no such file or folder" in first
+    assert "nowhere: reported" in second
+
+
 def test_a_norm_that_overflows_in_one_process_ends_both(pair):
     first, second = pair[1]
     assert "overflows: gradient norm is inf at step 1 with lr" in first
@@ -200,6 +208,26 @@ def test_a_signal_to_one_process_stops_and_saves_all(pair):
     assert "stops: stopped after step 7; continue with `setr train" in first
     assert "stops: reported" in second
     assert [p.name for p in (pair[0] / "stops" / LAST).iterdir()] == ["step-00000007"]
+
+
+def test_a_signal_to_one_process_ends_a_test_of_all(pair):
+    """Each finishes its image; the one without a signal hears of it before its third at most."""
+    first, second = pair[1]
+    assert "examined: stopped after step 4; continue with `setr train" in first
+    assert "examined: reported" in second
+    assert [p.name for p in (pair[0] / "examined" / LAST).iterdir()] == ["step-00000004"]
+    assert '"val"' not in (pair[0] / "examined" / "log.jsonl").read_text()
+    assert "examined: 1 images" in second
+    assert "examined: 1 images" in first or "examined: 2 images" in first
+
+
+def test_a_signal_to_one_process_in_the_last_test_is_told_to_the_others(pair):
+    """They would wait for its counts, and then fail with torch's error."""
+    first, second = pair[1]
+    assert "tested: rank 1 on" in first
+    assert f"stopped: stopped after step {STEPS}; continue with `setr train" in first
+    assert "tested: reported" in second
+    assert [p.name for p in (pair[0] / "tested" / LAST).iterdir()] == [f"step-{STEPS:08}"]
 
 
 def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:

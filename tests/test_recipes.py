@@ -248,6 +248,12 @@ def test_the_command_lists_rows_and_commands(capsys, tmp_path):
     assert main(["recipes", "--table", "6", "--runs", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"SETR-PUP +80k, MS +82\.15 +setr train cityscapes_setr_pup_large_80k", shown)
+    assert main(["recipes", "--table", "3", "--runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    needy = [line.split("setr train ")[1] for line in lines if "--model.pretrained FILE" in line]
+    recipes = ["ade20k_fcn_r101_in21k_160k", "cityscapes_fcn_r101_in21k_40k"]
+    assert [words.split()[0] for words in needy] == recipes
+    assert all("needs --model.pretrained FILE" in list_recipes()[name] for name in recipes)
     assert main(["recipes", "--table", "2", "--runs", str(tmp_path), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 28
     assert main(["recipes", "--table", "1"]) == USAGE

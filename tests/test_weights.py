@@ -680,7 +680,7 @@ def test_pretrained_may_be_a_switch_as_in_timm(monkeypatch):
 
 
 def test_unknown_tag_lists_the_known_ones():
-    with pytest.raises(SetrError, match=r"pretrained 'nope'.*augreg_in21k"):
+    with pytest.raises(SetrError, match=r"pretrained 'nope'.*augreg_in21k.*; give .*a file"):
         pretrained_id(VIT, "nope")
 
 

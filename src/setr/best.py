@@ -75,17 +75,24 @@ class Best:
             f"(train.patience {patience})"
         )
 
-    def test(self, parallel: Parallel, step: int, guard: Guard = contextlib.nullcontext) -> None:
+    def test(
+        self,
+        parallel: Parallel,
+        step: int,
+        guard: Guard = contextlib.nullcontext,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Test the weights a model has after a step; keep them if they are the best so far.
 
         Args:
             parallel: the model.
             step: the number of steps.
             guard: around the evaluation, before anything is written.
+            stopped: as `evaluate_split` takes it.
         """
         model, samples = parallel.model, Samples(self.val.labels, self.config.train.samples)
         with guard(), parallel.whole():
-            figures = self._evaluate(model, self.info, on_image=samples)
+            figures = self._evaluate(model, self.info, on_image=samples, stopped=stopped)
         score = figures["miou"] or 0.0
         self.folder.log({"step": step, "val": figures})
         self.folder.picture(step, samples.picture())

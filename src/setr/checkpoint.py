@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from setr import __version__
-from setr.distributed import gather, on_first, rank, say, world
+from setr.distributed import gather, on_first, rank, say, together, world
 from setr.errors import SetrError, first_line
 
 FORMAT = "setr-state-1"
@@ -137,7 +137,8 @@ def newest_state(last: Path) -> State | None:
         if name != names[0]:
             say(f"warning: {problems[-1]}; falling back to the one before")
     if problems:
-        raise SetrError(f"{problems[-1]}; none is whole, start again with --overwrite")
+        problem = f"{problems[-1]}; none is whole, start again with --overwrite"
+        raise together(SetrError(problem))
     return None
 
 

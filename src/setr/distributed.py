@@ -33,6 +33,8 @@ _LEFT: list[Any] = []
 """The group that was left last. torch's Reducer, which goes with the model and so after the block,
 would else be its last owner, and wait with Python's lock for a thread of the group that waits for
 that lock; this list gives it up without the lock."""
+_WATCHES: list[Watch] = []
+"""The watch of the group, if it was joined here."""
 
 
 @contextlib.contextmanager
@@ -74,6 +76,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
     watch = Watch(watched, place.rank, place.world)
     watch.start()
+    _WATCHES.append(watch)
     Progress.silent = place.rank > 0
     try:
         yield
@@ -95,6 +98,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
         dist.barrier()
     finally:
         Progress.silent = False
+        _WATCHES.clear()
         _LEFT.append(dist.group.WORLD)
         dist.destroy_process_group()
 
@@ -165,6 +169,24 @@ def any_of(flag: bool) -> bool:
     return bool(add_up(torch.tensor(int(flag), device=device(on))))
 
 
+def heard_of(asked: bool) -> bool:
+    """Whether this process is asked to stop, or has heard that another one is.
+
+    It waits for nobody: the others hear of it within seconds, each at another moment. `any_of` then
+    tells what all do.
+    """
+    watch = _WATCHES[0] if _WATCHES else None
+    if watch and asked:
+        watch.asked = True
+    return watch.asked if watch else asked
+
+
+def leave(problem: str) -> None:
+    """Tell the others why this process ends alone; they end with that line, and wait no longer."""
+    for watch in _WATCHES:
+        watch.leave(problem)
+
+
 def together(error: SetrError) -> SetrError:
     """Mark an error that all processes raise, so that only rank 0 prints it."""
     error.reported = rank() != 0
@@ -186,6 +208,22 @@ def on_first(action: Callable[[], T]) -> T:
     if problem is not None:
         raise together(problem)
     return result
+
+
+def everywhere(action: Callable[[], T]) -> T:
+    """Do something in every process; where it fails in any, all end with one line."""
+    outcome: list[T] = []
+    problem: SetrError | None = None
+    try:
+        outcome.append(action())
+    except SetrError as error:
+        problem = error
+    failed = [(number, found) for number, found in enumerate(gather(problem)) if found]
+    if failed:
+        number, first = failed[0]
+        alike = len(failed) == world()
+        raise together(first if alike else SetrError(f"rank {number}: {first}", code=first.code))
+    return outcome[0]
 
 
 def gather(value: T) -> list[T]:

@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from setr.build import (
 )
 from setr.config import Config
 from setr.dataset import Dataset
-from setr.distributed import say, together
+from setr.distributed import everywhere, say, together
 from setr.errors import INTERRUPTED, USAGE, SetrError
 from setr.estimate import explained, settled
 from setr.facts import data_record, require_same_run, run_facts
@@ -126,18 +127,18 @@ class _Run:
             torch.cuda.set_device(self.device)  # kernels and memory figures are of the current one
         self.dtype = autocast_dtype(config.train.precision, self.device)
         distributed.on_first(lambda: require_buildable(config, weights=not folder.state))
-        config, self.dataset, self.val = open_splits(config, data)
+        config, self.dataset, self.val = everywhere(partial(open_splits, config, data))
         num_classes = len(self.dataset.labels.classes)
         before = folder.state.values["facts"] if folder.state else None
         config = with_normalisation(config, self.dataset)
         config = settled(config, num_classes, len(self.dataset), self.device, before=before)
-        share = build_share(config, distributed.rank(), len(self.dataset))
+        share = everywhere(partial(build_share, config, distributed.rank(), len(self.dataset)))
         written, config = config, with_workers(config, self.device)
         self.config = config
         self.facts = run_facts(config, self.dataset, self.val)
         distributed.require_equal(self.facts)
         if before:
-            require_same_run(folder.out, before, self.facts)
+            distributed.on_first(lambda: require_same_run(folder.out, before, self.facts))
         done, steps = folder.state.step if folder.state else 0, config.train.steps
         if done > steps:
             problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
@@ -150,7 +151,7 @@ class _Run:
         if not folder.state:
             announce(config)
         built = without_weights(config) if folder.state else config  # the state holds all of them
-        self.model = build_model(built, num_classes).to(self.device)
+        self.model = everywhere(partial(build_model, built, num_classes)).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.pixels = pixels
@@ -230,14 +231,17 @@ class _Run:
         return every > 0 and self.step % every == 0 and 0 < self.step < steps
 
     def _test(self, interrupt: Interrupt, progress: Progress) -> None:
-        """Test the weights between two steps; a signal ends this at once in a single process."""
+        """Test the weights between two steps; a signal ends this.
+
+        At once in a single process; several finish their images, so that all end in one place.
+        """
         alone = distributed.world() == 1
         at_once = interrupt.at_once if alone else contextlib.nullcontext
         try:
             with progress.paused(), self._ended_by(interrupt, save=alone):
-                self._validate(at_once)
+                self._validate(at_once, lambda: distributed.heard_of(interrupt.requested))
         except Stopped:
-            raise SetrError(self._stopped(self._save()), code=INTERRUPTED) from None
+            raise together(SetrError(self._stopped(self._save()), code=INTERRUPTED)) from None
 
     def _stopped(self, saved: bool = True) -> str:
         how = f"`setr train {self.folder.out} --resume`"
@@ -268,7 +272,10 @@ class _Run:
             with ending_with(self._stopped()):
                 return self._finish()
         except SetrError as error:
-            raise together(error) if error.code == INTERRUPTED else error from None
+            if error.code == INTERRUPTED:
+                distributed.leave(str(error))  # who got no signal would wait for this process
+                together(error)
+            raise error from None
 
     def _finish(self) -> dict[str, Any]:
         if self.tested < self.step:
@@ -290,11 +297,15 @@ class _Run:
         self.folder.attempt("figures", lambda: write_json(path, metrics))
         return metrics
 
-    def _validate(self, guard: Guard = contextlib.nullcontext) -> None:
+    def _validate(
+        self,
+        guard: Guard = contextlib.nullcontext,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Test the weights, averaged if they are; see `Best.test`."""
         self.updates.release()
         with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
-            self.best.test(self.parallel, self.step, guard)
+            self.best.test(self.parallel, self.step, guard, stopped)
         self.tested = self.step
 
     def _save(self) -> bool:

@@ -26,6 +26,7 @@ from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.inference import NormalizedImages, predict_mask
+from setr.interrupt import Stopped
 from setr.loader import whole_images
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_channels
@@ -145,6 +146,7 @@ def evaluate_split(
     absent: Absent = "skip",
     count: int | None = None,
     on_image: Callable[[ScoredImage], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Test a model on a split under `info.protocol`.
 
@@ -161,6 +163,7 @@ def evaluate_split(
         absent: see `setr.metrics`.
         count: test only so many images, from 1, spread evenly over the split; all by default.
         on_image: called with every image tested by this process.
+        stopped: asked before every image; once it is true in any process, all of them give up.
 
     Returns:
         The figures of `Scorecard.summary`, `protocol` and `seconds`. Images that cannot be read are
@@ -169,6 +172,7 @@ def evaluate_split(
     Raises:
         SetrError: no images, none readable, other classes, scores that are not numbers, or a count
             below 1.
+        Stopped: in all processes, as `stopped` says.
     """
     require_fit(model, info, dataset)
     if count is not None and count < 1:
@@ -183,6 +187,8 @@ def evaluate_split(
         for done, (index, sample) in enumerate(
             zip(indices, whole_images(dataset, workers, indices), strict=True), 1
         ):
+            if stopped():
+                break
             if isinstance(sample, SetrError):
                 card.fail(str(sample))
             else:
@@ -190,6 +196,8 @@ def evaluate_split(
                 if on_image:
                     on_image(tested)
             progress.update(done, images=1)
+    if distributed.any_of(stopped()):  # or some would add up counts, and wait for those that left
+        raise Stopped
     card.reduce()
     figures = card.summary()
     if not figures["images"]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from setr.distributed import together
 from setr.errors import SetrError
 
 MAX_SKIPPED = 20
@@ -52,9 +53,11 @@ class LossScaler:
         self.in_a_row = 0 if moved else self.in_a_row + 1
         self.skipped += not moved
         if self.in_a_row == MAX_SKIPPED:
-            raise SetrError(
-                f"{MAX_SKIPPED} steps in a row had gradients that fp16 cannot hold "
-                f"({self.skipped} in all); lower --optim.lr, or set --train.precision fp32"
+            raise together(
+                SetrError(
+                    f"{MAX_SKIPPED} steps in a row had gradients that fp16 cannot hold "
+                    f"({self.skipped} in all); lower --optim.lr, or set --train.precision fp32"
+                )
             )
         return moved
 

@@ -222,4 +222,19 @@ def describe(system: System) -> str:
         return "paper: first on the test server (section 4.3)"
     figures = dict.fromkeys(f"{row.miou:.2f} {short[row.protocol]}" for row in own)
     tables = sorted({row.table for row in own})
-    return f"paper: mIoU {', '.join(figures)} (Table {', '.join(map(str, tables))})"
+    needs = (
+        "; needs --model.pretrained FILE, an ImageNet-21k ResNet-101 (the paper's is not public)"
+    )
+    more = needs if _lacks(system.name) else ""
+    return f"paper: mIoU {', '.join(figures)} (Table {', '.join(map(str, tables))}){more}"
+
+
+def command(recipe: str) -> str:
+    """What trains a recipe, with weights in a file where it needs some that are not public."""
+    return f"setr train {recipe}{' --model.pretrained FILE' if _lacks(recipe) else ''}"
+
+
+def _lacks(recipe: str) -> bool:
+    """Whether it starts from the ResNet-101 that the authors trained on ImageNet-21k."""
+    found = systems().get(recipe)
+    return found is not None and found.pretraining == "in21k"

@@ -106,7 +106,7 @@ def pretrained_id(encoder: str, tag: str) -> str:
         tags = sorted({name.partition(".")[2] for name in known})
         raise SetrError(
             f"pretrained '{tag}': no such file, and no such weights for {encoder}; there are "
-            f"{', '.join(tags) or 'none'}",
+            f"{', '.join(tags) or 'none'}; give one of them, or a file that holds the weights",
             code=USAGE,
         )
     return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])

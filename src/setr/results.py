@@ -18,7 +18,7 @@ from setr import page
 from setr.config import Config
 from setr.errors import SetrError
 from setr.labels import known_labels
-from setr.paper_tables import IMAGES, Row, rows, systems
+from setr.paper_tables import IMAGES, Row, command, rows, systems
 from setr.recipes import recipe
 from setr.settings import FREE, WEIGHTS, flat
 
@@ -188,7 +188,7 @@ def _line(
         "" if mean is None else f"{mean - paper:+.2f}",
         row.recipe,
         _data_names(measured, every),
-        _joined(measured, "command") or (f"setr train {row.recipe}" if row.recipe else ""),
+        _joined(measured, "command") or (command(row.recipe) if row.recipe else ""),
         _joined(measured, "commit"),
         _joined(measured, "hardware"),
         _joined(measured, "seed"),

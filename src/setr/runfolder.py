@@ -18,7 +18,7 @@ from torch import Tensor
 
 from setr.checkpoint import State, newest_state, remove_parts, remove_states, save_state
 from setr.config import Config
-from setr.distributed import any_of, on_first, say
+from setr.distributed import any_of, on_first, say, together
 from setr.errors import USAGE, SetrError
 from setr.files import write_bytes
 from setr.launch import restarted
@@ -53,7 +53,7 @@ class RunFolder:
         trackers: Sequence[str] = (),
         own_trackers: Sequence[Builder] = (),
     ) -> None:
-        require(trackers)
+        on_first(lambda: require(trackers))
         self.out, self.last = out, out / LAST
         self.tracker_names, self.own_trackers = trackers, own_trackers
         self.trackers = list[Tracker]()
@@ -66,9 +66,8 @@ class RunFolder:
         if resume or again:
             self.state = newest_state(self.last)
         if resume and not again and self.state is None:
-            raise SetrError(
-                f"{self.last}: no training state to resume from; start without --resume", code=USAGE
-            )
+            problem = f"{self.last}: no training state to resume from; start without --resume"
+            raise together(SetrError(problem, code=USAGE))
 
     def open(self, config: Config) -> None:
         """Make the folder, with what is kept of an earlier run in it."""

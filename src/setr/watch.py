@@ -37,6 +37,7 @@ class Watch:
     def __init__(self, store: Any, rank: int, world: int) -> None:
         self.store, self.rank, self.world = store, rank, world
         self.lost = ""
+        self.asked = False  # to stop: set it here, and all processes have it two beats later
         self._found, self._leaving = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="setr-watch", daemon=True)
 
@@ -73,6 +74,10 @@ class Watch:
             count += 1
             try:
                 self.store.set(f"beat/{self.rank}", str(count))
+                if self.asked:
+                    self.store.set("stop", "asked")
+                elif self.store.check(["stop"]):
+                    self.asked = True
                 key = f"beat/{following}"
                 beat = self.store.get(key) if self.store.check([key]) else b""
                 if beat not in (seen, b"left"):
