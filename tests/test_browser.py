@@ -195,6 +195,19 @@ def test_from_a_picture_to_pixels_and_files(open_page, models, photo, tmp_path):
     assert sum(f["properties"]["pixels"] for f in features) == expected.mask.size
 
 
+def test_the_interface_is_read_on_a_phone(open_page, url):
+    page = open_page(**PHONE)
+    page.goto(f"{url}/docs")
+    page.wait_for_selector("section")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.wide')].every(e => e.scrollWidth <= e.clientWidth)"
+    )
+    text = page.inner_text("#routes")
+    assert "Accept decides" in text
+    assert "`" not in text
+    assert ".." not in text
+
+
 def test_two_models_and_a_slider(open_page, photo):
     page = open_page()
     give(page, photo)

@@ -23,6 +23,7 @@ from setr.decoders import (
 )
 from setr.errors import SetrError
 from setr.upsampled_convolution import classify_upsampled, conv_of_upsampled, upsample
+from tests.conftest import tiny_model
 
 C, K = 24, 5
 
@@ -258,3 +259,18 @@ def test_the_taps_of_a_classifier_are_added_in_fp32_whatever_the_precision():
 def test_mla_refuses_a_classifier_it_cannot_compute():
     with pytest.raises(SetrError, match="classifier_kernel 5: give 3 or 1"):
         MLA(C, K, classifier_kernel=5)
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "words"),
+    [
+        ("decoder_args", "final_scale", 0, "final_scale 0: give a whole number from 1 to 32"),
+        ("decoder_args", "final_scale", "2", "final_scale '2': give a whole number"),
+        ("decoder_args", "final_scale", 90_000, "final_scale 90000"),
+        ("decoder_args", "num_convs", 0, "num_convs 0: give at least 1"),
+        ("aux_args", "final_scale", -1, "final_scale -1"),
+    ],
+)
+def test_heads_that_could_not_run_are_not_built(place, key, value, words):
+    with pytest.raises(SetrError, match=words):
+        tiny_model("pup", **{place: {"channels": 16, key: value}})

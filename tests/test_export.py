@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +20,11 @@ import setr
 from setr import scenes
 from setr.cli import main
 from setr.datasets import open_dataset
-from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, resolve_protocol, spread
 from setr.export import SUFFIX, export
 from setr.export_check import compare
-from setr.graphs import Graph, bicubic_weights, trace
+from setr.graphs import Graph, bicubic_weights, quiet, trace
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol, normalize
@@ -440,3 +442,25 @@ def test_a_wrong_mask_beside_right_logits_is_not_written(model, monkeypatch):
     wrong.append(1)
     with pytest.raises(SetrError, match="nothing was written"):
         compare(Path("m.onnx"), model, "mask", exact=True)
+
+
+def test_an_export_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys):
+    save_pretrained(tmp_path / "model", tiny_model(num_classes=K), INFO)
+    monkeypatch.setattr("setr.export.trace", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        line = ["export", str(tmp_path / "model"), "--format", "torch", "-o"]
+        assert main([*line, str(tmp_path / "out" / "a.pt2")]) == INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "a.pt2 was not written" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_exporters_say_nothing_of_their_internals(caplog):
+    with quiet():
+        for name in ("torch.onnx", "onnxscript.optimizer._constant_folding"):
+            logging.getLogger(name).warning("Skipping constant folding")
+    assert not caplog.records
+    logging.getLogger("onnxscript.optimizer").warning("heard again")
+    assert len(caplog.records) == 1

@@ -273,6 +273,10 @@ def test_patches_of_exported_models_are_counted(source, tmp_path):
     assert models.max_pixels("pup.onnx") == 30 * 64
     assert refused(models, 40, 48) == ""
     assert refused(models, 40, 49) == "too_many_patches"
+    with running(models, Limits()) as (url, _):
+        answer = httpx.post(f"{url}/v1/attention?x=0&y=0", content=photo(), timeout=120)
+    assert answer.status_code == 422
+    assert "a file of setr export" in answer.json()["error"]["message"]
     values = {"labels": {"classes": ["a"]}, "export": {"patch_size": 8}, "mean": [0], "std": [1]}
     for decoder, patch in (("pup", 8), ("fcn", 0)):
         model = ExportedModel(lambda images: [images], {**values, "model": {"decoder": decoder}})

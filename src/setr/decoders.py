@@ -28,6 +28,9 @@ from setr.upsampled_convolution import (
     upsample,
 )
 
+MAX_FINAL_SCALE = 32
+"""The side of the largest patches in pixels; nothing is upsampled by more."""
+
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of a (B, C, h, w) map, as the authors apply to tokens."""
@@ -115,6 +118,14 @@ class ConvBNReLU(nn.Sequential):
         return weight, norm.bias - shift * scale
 
 
+def require_final_scale(factor: int) -> None:
+    """Refuse what logits cannot be upsampled by."""
+    if not isinstance(factor, int) or not 1 <= factor <= MAX_FINAL_SCALE:
+        raise SetrError(
+            f"final_scale {factor!r}: give a whole number from 1 to {MAX_FINAL_SCALE}", code=USAGE
+        )
+
+
 class UpsampleHead(nn.Module):
     """Convolutions with upsampling between them, on the last map: Naive, PUP and auxiliary heads.
 
@@ -141,6 +152,9 @@ class UpsampleHead(nn.Module):
         channels: int = 256,
     ) -> None:
         super().__init__()
+        if num_convs < 1:
+            raise SetrError(f"num_convs {num_convs}: give at least 1", code=USAGE)
+        require_final_scale(final_scale)
         self.norm = ChannelNorm(in_channels)
         widths = [in_channels] + [channels] * num_convs
         self.convs = nn.ModuleList(

@@ -227,7 +227,10 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
         )
     size = {} if img_size is None else {"img_size": img_size}
     given = [f"{key} {value}" for key, value in {**size, **timm_args}.items()]
+    heads = timm_args.get("num_heads", 1)
     try:
+        if not isinstance(heads, int) or heads < 1:  # timm tries only whether they divide the width
+            raise ValueError("num_heads must be a whole number from 1")
         vit = timm.create_model(
             name,
             pretrained=False,
@@ -286,7 +289,7 @@ def _overlap_patches(vit: Any, name: str, stride: int) -> None:
         raise SetrError(
             f"patch_stride {stride}: {name} has a ResNet in place of patches", code=USAGE
         )
-    if not 0 < stride <= size or (size - stride) % 2:
+    if not isinstance(stride, int) or not 0 < stride <= size or (size - stride) % 2:
         raise SetrError(
             f"patch_stride {stride}: {name} has patches of {size} px; give "
             f"{', '.join(str(s) for s in range(size, 0, -2) if s >= size / 2)} or another "

@@ -99,15 +99,17 @@ def free_axes(form: Form) -> tuple[int, int, int]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporter's notes on its own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:

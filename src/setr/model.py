@@ -19,7 +19,15 @@ from setr.backbone import Backbone
 from setr.baselines import FCN, FPNNeck, SemanticFPN, require_pyramid
 from setr.catalog import DecoderName, model_settings, name_with
 from setr.choices import OddSizes, PosInterp, PrefixTokens
-from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
+from setr.decoders import (
+    MLA,
+    PUP,
+    MLANeck,
+    Naive,
+    PointwiseHead,
+    UpsampleHead,
+    require_final_scale,
+)
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
@@ -168,6 +176,7 @@ class SETR(nn.Module):
         self.aux_indices = [tuple(taps).index(tap) for tap in aux_taps]
         aux_class, aux_args = _AUX_HEADS[decoder], dict(aux_args or {})
         self.aux_scale = aux_args.pop("final_scale", 1) if aux_class is UpsampleHead else 1
+        require_final_scale(self.aux_scale)
         self.aux_heads = nn.ModuleList(
             aux_class(widths[i], num_classes, **aux_args) for i in self.aux_indices
         )

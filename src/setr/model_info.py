@@ -48,6 +48,8 @@ class ModelInfo:
     def __post_init__(self) -> None:
         if not all(0 < deviation < math.inf for deviation in self.std):
             raise SetrError(f"std {self.std}: give positive numbers", code=USAGE)
+        if self.crop_size and min(self.crop_size) < 1:
+            raise SetrError(f"crop_size {self.crop_size}: give positive pixels", code=USAGE)
 
 
 _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")

@@ -70,6 +70,10 @@ class Protocol:
                 raise SetrError(f"{name} is about windows: give a window too", code=USAGE)
         if self.long_side is not None and self.short_side is None:
             raise SetrError("long_side limits the scaling to short_side: give that too", code=USAGE)
+        for name in ("short_side", "long_side"):
+            side = getattr(self, name)
+            if side is not None and side < 1:
+                raise SetrError(f"{name} {side}: give positive pixels", code=USAGE)
 
     def view_size(self, H: int, W: int, scale: float) -> tuple[int, int]:
         """(height, width) in pixels of an H x W image at one of the scales.

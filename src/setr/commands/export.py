@@ -10,6 +10,7 @@ from setr.choices import ExportFormat, ExportPrecision
 from setr.cli import parse
 from setr.commands.shared import Model, Out
 from setr.errors import OK, USAGE, SetrError
+from setr.interrupt import ending_with
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,18 @@ def run(arguments: list[str]) -> int:
     if given.calibration:
         info = predictor.info
         calibration = open_dataset(given.calibration, given.split, info.labels, info.bands)
-    report = export(
-        predictor.network,
-        predictor.info,
-        given.out,
-        format=given.format,
-        precision=given.precision,
-        head="mask" if given.argmax else "logits",
-        size=given.size,
-        pixels=given.pixels,
-        calibration=calibration,
-    )
+    with ending_with(f"interrupted; {given.out} was not written"):
+        report = export(
+            predictor.network,
+            predictor.info,
+            given.out,
+            format=given.format,
+            precision=given.precision,
+            head="mask" if given.argmax else "logits",
+            size=given.size,
+            pixels=given.pixels,
+            calibration=calibration,
+        )
     print(json.dumps({"file": str(given.out), **report}) if given.json else _text(given, report))
     return OK
 

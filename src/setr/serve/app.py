@@ -175,7 +175,12 @@ def _add_attention(app: FastAPI, service: Service) -> None:
     ) -> AttentionMap:
         last = num_layers(service.models[model][1])
         if not last:
-            raise Refusal(422, "no_attention", "this model is no transformer: it has no attention")
+            message = (
+                "a file of setr export gives no attention; serve the model's directory"
+                if service.models.is_exported(model)
+                else "this model is no transformer: it has no attention"
+            )
+            raise Refusal(422, "no_attention", message)
         chosen = last if layer is None else layer
         return await service.compute(
             request,
