@@ -9,7 +9,7 @@ import setr
 
 ORDER = (
     # processes
-    *("choices", "errors", "quota", "progress", "watch", "launch", "distributed"),
+    *("choices", "errors", "quota", "progress", "watch", "launch", "distributed", "interrupt"),
     # files and samples
     *(
         "remote",
@@ -125,7 +125,7 @@ ORDER = (
         "recipes",
         "named_config",
     ),
-    *("submissions", "interrupt", "facts", "loss_scale"),
+    *("submissions", "facts", "loss_scale"),
     *("montage", "samples", "trackers", "runfolder", "snapshot", "normalisation", "build"),
     *("features", "sources"),
     *("estimate", "telemetry", "profiling", "best", "graphed", "updates", "engine"),
