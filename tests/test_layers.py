@@ -101,6 +101,7 @@ ORDER = (
         "model_card",
         "hub",
         "averaging",
+        "linear_head",
         "foreign",
         "runtime",
         "complexity",

@@ -55,15 +55,15 @@ def read_architecture(
         raise SetrError(f"{source}: {error.args[0]} is missing; the checkpoint is cut") from None
     depth = _count(t, r"encoder\.vit\.blocks\.(\d+)\.")
     num_aux = _count(t, r"aux_heads\.(\d+)\.")
-    num_heads = num_heads or _recorded(meta, "num_heads") or max(1, width // HEAD_WIDTH)
+    num_heads = num_heads or recorded(meta, "num_heads") or max(1, width // HEAD_WIDTH)
     if width % num_heads:
         raise SetrError(
             f"{source}: width {width} cannot be split into {num_heads} heads; give num_heads=",
             code=USAGE,
         )
     decoder = _decoder_kind(t, source)
-    if taps is None and (recorded := _recorded(meta, "out_indices")):
-        taps = tuple(i + 1 for i in ([recorded] if isinstance(recorded, int) else recorded))
+    if taps is None and (indices := recorded(meta, "out_indices")):
+        taps = tuple(i + 1 for i in ([indices] if isinstance(indices, int) else indices))
     taps, aux_taps = _choose_taps(default_taps(decoder, depth)[0], num_aux, taps, aux_taps, source)
     if decoder == "mla" and found.dialect == "mmseg":
         aux_taps = aux_taps[::-1]  # the port lists its levels from deep to shallow
@@ -115,8 +115,8 @@ def _count(tensors: Tensors, pattern: str) -> int:
     return max(found) + 1 if found else 0
 
 
-def _recorded(meta: Mapping[str, Any], key: str) -> Any:
-    """A number, tuple or list from the configuration text that training frameworks store."""
+def recorded(meta: Mapping[str, Any], key: str) -> Any:
+    """A number, tuple or list from the configuration text training frameworks store; else None."""
     text = meta.get("cfg") or meta.get("config")
     if not isinstance(text, str):
         return None

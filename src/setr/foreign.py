@@ -1,4 +1,4 @@
-"""A foreign SETR checkpoint as a model, from nothing but its file.
+"""A foreign checkpoint as a model: a whole SETR from nothing but its file, or a linear head.
 
 The authors' checkpoints and mmsegmentation's compute slightly different functions; the converter
 sets the named options that reproduce each (the table is in docs/parity.md).
@@ -18,6 +18,7 @@ from setr.choices import OddSizes
 from setr.dialects import translate
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels, known_datasets, known_labels
+from setr.linear_head import join_head, published_test
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.naming import Translation
@@ -25,19 +26,23 @@ from setr.protocols import preset
 from setr.tensorfiles import read_tensor_file
 from setr.weights import LoadReport
 
-FOREIGN_KEYWORDS = ("num_heads", "taps", "aux_taps", "img_size", "labels", "odd_sizes")
+_SHAPE_KEYWORDS = ("num_heads", "taps", "aux_taps", "img_size")
+_HEAD_KEYWORDS = ("encoder", "pretrained")
+FOREIGN_KEYWORDS = (*_SHAPE_KEYWORDS, "labels", "odd_sizes", *_HEAD_KEYWORDS)
 """Keywords of `convert_foreign`: what the tensors of a checkpoint cannot tell."""
 
 
 def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
-    """Read a SETR checkpoint of the authors or of mmsegmentation, in eval mode on the CPU.
+    """Read a SETR checkpoint of the authors or of mmsegmentation, or a linear head of DINOv2.
+
+    The model is on the CPU, in eval mode.
 
     Args:
         path: a .pth or .safetensors file.
         keywords: as `convert_foreign`.
 
     Raises:
-        SetrError: unreadable, not a whole SETR model, or its architecture needs a keyword.
+        SetrError: unreadable, neither a whole SETR model nor a linear head, or a keyword is needed.
     """
     model, info, _ = convert_foreign(path, **keywords)
     return model, info
@@ -52,6 +57,8 @@ def convert_foreign(
     img_size: int | tuple[int, int] | None = None,
     labels: Labels | None = None,
     odd_sizes: OddSizes = "crop",
+    encoder: str | None = None,
+    pretrained: str | None = None,
 ) -> tuple[SETR, ModelInfo, LoadReport]:
     """`load_foreign` with its report.
 
@@ -63,6 +70,10 @@ def convert_foreign(
         img_size: (height, width) in pixels where the position grid is not square.
         labels: class names and colours; by default the file's own.
         odd_sizes: see `SETR`; `squeeze` reproduces mmsegmentation on sides no multiple of 16.
+        encoder: of a linear head, timm id of the encoder it was trained on; by default DINOv2's of
+            the head's width.
+        pretrained: of a linear head, that encoder's weights: a file, a repository of the Hub, or a
+            tag that timm publishes, such as `lvd142m`.
     """
     source = str(path)
     file = read_tensor_file(Path(path))
@@ -73,24 +84,26 @@ def convert_foreign(
             "`setr convert --model NAME` puts its weights into another model",
             code=USAGE,
         )
-    if found.dialect not in ("official", "mmseg"):
+    if found.dialect not in ("official", "mmseg", "linear"):
         raise SetrError(
             f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "
             f"{found.dialect}); give the model's folder, or load it into a model: "
             "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`",
             code=USAGE,
         )
+    shape = dict(zip(_SHAPE_KEYWORDS, (num_heads, taps, aux_taps, img_size), strict=True))
+    head = dict(zip(_HEAD_KEYWORDS, (encoder, pretrained), strict=True))
+    is_head = found.dialect == "linear"
+    for name, value in (shape if is_head else head).items():
+        if value is not None:
+            what = "a linear head" if is_head else "a whole SETR model"
+            raise SetrError(f"{name} {value}: {source} is {what}; leave it out", code=USAGE)
     try:
-        arguments = read_architecture(
-            found,
-            file.meta,
-            source=source,
-            num_heads=num_heads,
-            taps=taps,
-            aux_taps=aux_taps,
-            img_size=img_size,
-        )
-        model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
+        if is_head:
+            model, report = join_head(found, source, odd_sizes=odd_sizes, **head)
+        else:
+            arguments = read_architecture(found, file.meta, source=source, **shape)
+            model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
     except (KeyError, IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
         raise SetrError(
             f"{source}: its tensors describe no SETR model ({error!r:.100}); the file is cut or of "
@@ -102,21 +115,31 @@ def convert_foreign(
             f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}",
             code=USAGE,
         )
-    size = arguments["img_size"]
-    crop = (size, size) if isinstance(size, int) else tuple(size)
+    if is_head:
+        protocol = published_test(model, file.meta)
+        crop = protocol.window or (0, 0)
+    else:
+        size = arguments["img_size"]
+        crop = (size, size) if isinstance(size, int) else tuple(size)
+        test = "mmseg-ss" if found.dialect == "mmseg" else "paper-ss"
+        protocol = preset(test, labels=labels, grid=crop)
     channels = model.encoder.in_chans
     known = ModelInfo(labels)
     info = ModelInfo(
         labels=labels,
         mean=known.mean if channels == 3 else (0.5,) * channels,  # no file tells
         std=known.std if channels == 3 else (0.25,) * channels,
-        protocol=preset(
-            "mmseg-ss" if found.dialect == "mmseg" else "paper-ss", labels=labels, grid=crop
-        ),
-        recipe=f"SETR-{arguments['decoder'].upper()} converted from {Path(source).name}",
+        protocol=protocol,
+        recipe=f"{_kind(model)} converted from {Path(source).name}",
+        pretrained=pretrained and os.path.basename(pretrained),
         crop_size=crop,
     )
     return model, info, report
+
+
+def _kind(model: SETR) -> str:
+    decoder: str = model.arguments["decoder"]
+    return "linear probe" if decoder == "linear" else f"SETR-{decoder.upper()}"
 
 
 def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[SETR, LoadReport]:

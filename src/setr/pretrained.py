@@ -9,8 +9,10 @@ from torch import Tensor
 
 from setr.dialects import translate
 from setr.errors import USAGE, SetrError
+from setr.naming import Translation
 from setr.remote import fetch
-from setr.weights import Loadable, LoadReport, load_weights, match_weights
+from setr.tensorfiles import read_tensor_file
+from setr.weights import Loadable, LoadReport, match_weights
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
@@ -28,15 +30,21 @@ def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadR
     Raises:
         SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
     """
-    if _is_repository(source):
-        return load_weights(model, _weights_on_the_hub(source), new_head=True)
-    if _is_path(source):
-        return load_weights(model, source, new_head=True)
-    name = pretrained_id(_named(model, resnet), source)
-    found = translate(_download(name), name)
-    state, report = match_weights(model, found, name)
+    found, name = encoder_weights(model, source, resnet=resnet)
+    state, report = match_weights(model, found, name, new_head=True)
     model.load_state_dict(state, strict=False)
     return report
+
+
+def encoder_weights(
+    model: Loadable, source: str, *, resnet: bool = False
+) -> tuple[Translation, str]:
+    """The tensors that `load_encoder` would put into a model, under our names, and their name."""
+    if _is_repository(source) or _is_path(source):
+        path = str(_weights_on_the_hub(source)) if _is_repository(source) else source
+        return translate(read_tensor_file(Path(path)).tensors, path), path
+    name = pretrained_id(_named(model, resnet), source)
+    return translate(_download(name), name), name
 
 
 def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> None:

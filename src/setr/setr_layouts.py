@@ -1,4 +1,4 @@
-"""Names of whole SETR models: the authors' repository and mmsegmentation's port.
+"""Names of whole SETR models, of the authors and of mmsegmentation, and of DINOv2's linear heads.
 
 Where the port stores less, tensors are filled in so that the function is the same: it has no bias
 before batch norms. Its MLA levels run from deep to shallow; ours from shallow to deep.
@@ -100,6 +100,16 @@ def mmseg(tensors: Tensors) -> Translation:
         renamed["decoder.classifier.weight"] = torch.cat(parts[::-1], dim=1)
     filled = _fill_biases(renamed)
     return Translation("mmseg", renamed, whole=True, unexpected=unexpected + rest, filled=filled)
+
+
+def linear(tensors: Tensors) -> Translation:
+    """A linear head of DINOv2: batch norm and classifier, without an encoder."""
+    rules: list[Rule] = [
+        (r"decode_head\.bn\.(.+)", r"decoder.batch_norm.\1"),
+        (r"decode_head\.conv_seg\.(.+)", r"decoder.classifier.\1"),
+    ]
+    renamed, unexpected = rename(tensors, rules)
+    return Translation("linear", renamed, whole=True, unexpected=unexpected)
 
 
 _CONV_BN = {"conv": "0", "bn": "1"}

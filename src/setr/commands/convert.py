@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 class Arguments:
     """Turn a foreign checkpoint into a model directory that eval and predict understand.
 
-    A SETR checkpoint of the authors or of mmsegmentation needs nothing but its file. An encoder
-    (Google .npz, timm, DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start
-    at random.
+    A SETR checkpoint of the authors or of mmsegmentation needs nothing but its file. A linear head
+    of DINOv2 needs --pretrained, the encoder it was trained on. An encoder (Google .npz, timm,
+    DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start at random.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -42,7 +42,9 @@ class Arguments:
     model: str | None = None
     """Named model to load an encoder (or weights of this toolkit) into."""
     encoder: str | None = None
-    """Any timm encoder in place of the model's own."""
+    """Any timm encoder in place of the model's own; of a linear head, the one it was trained on."""
+    pretrained: str | None = None
+    """Encoder weights of a linear head: a file, a Hub name, or a tag such as lvd142m."""
     num_heads: int | None = None
     """Attention heads of a SETR checkpoint; one per 64 channels by default. Not with --model."""
     img_size: tuple[int, int] | None = None
@@ -70,11 +72,11 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "convert")
     if given.model:
         rule = f"does nothing with --model {given.model}, which has its own; leave one of them out"
-        require_default(given, rule, "num_heads")
+        require_default(given, rule, "num_heads", "pretrained")
     else:
         rule = "does nothing without --model; add --model NAME, or leave it out"
-        names = ("encoder", "num_classes", "pos_interp", "partial", "new_head")
-        require_default(given, rule, *names)
+        heads = () if given.pretrained else ("encoder",)
+        require_default(given, rule, *heads, "num_classes", "pos_interp", "partial", "new_head")
     if (given.out / "config.json").exists() and not given.overwrite:
         raise SetrError(f"{given.out}: holds a model; add --overwrite", code=USAGE)
     labels = known_labels(given.labels) if given.labels else None
@@ -98,7 +100,7 @@ def _command(given: Arguments) -> str:
 
 
 def _whole(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, LoadReport]:
-    """A complete SETR checkpoint."""
+    """A complete SETR checkpoint, or a linear head with its encoder."""
     from setr.foreign import convert_foreign
 
     return convert_foreign(
@@ -107,6 +109,8 @@ def _whole(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, Lo
         img_size=given.img_size,
         labels=labels,
         odd_sizes=given.odd_sizes,
+        encoder=given.encoder,
+        pretrained=given.pretrained,
     )
 
 
