@@ -91,8 +91,10 @@ def convert_foreign(
             "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`",
             code=USAGE,
         )
-    shape = dict(zip(_SHAPE_KEYWORDS, (num_heads, taps, aux_taps, img_size), strict=True))
-    head = dict(zip(_HEAD_KEYWORDS, (encoder, pretrained), strict=True))
+    shape: dict[str, Any] = dict(
+        zip(_SHAPE_KEYWORDS, (num_heads, taps, aux_taps, img_size), strict=True)
+    )
+    head: dict[str, Any] = dict(zip(_HEAD_KEYWORDS, (encoder, pretrained), strict=True))
     is_head = found.dialect == "linear"
     for name, value in (shape if is_head else head).items():
         if value is not None:
