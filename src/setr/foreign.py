@@ -26,9 +26,11 @@ from setr.protocols import preset
 from setr.tensorfiles import read_tensor_file
 from setr.weights import LoadReport
 
-_SHAPE_KEYWORDS = ("num_heads", "taps", "aux_taps", "img_size")
-_HEAD_KEYWORDS = ("encoder", "pretrained")
-FOREIGN_KEYWORDS = (*_SHAPE_KEYWORDS, "labels", "odd_sizes", *_HEAD_KEYWORDS)
+FOREIGN_KEYWORDS = (
+    *("num_heads", "taps", "aux_taps", "img_size"),
+    *("labels", "odd_sizes"),
+    *("encoder", "pretrained"),
+)
 """Keywords of `convert_foreign`: what the tensors of a checkpoint cannot tell."""
 
 
@@ -91,10 +93,13 @@ def convert_foreign(
             "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`",
             code=USAGE,
         )
-    shape: dict[str, Any] = dict(
-        zip(_SHAPE_KEYWORDS, (num_heads, taps, aux_taps, img_size), strict=True)
-    )
-    head: dict[str, Any] = dict(zip(_HEAD_KEYWORDS, (encoder, pretrained), strict=True))
+    shape: dict[str, Any] = {
+        "num_heads": num_heads,
+        "taps": taps,
+        "aux_taps": aux_taps,
+        "img_size": img_size,
+    }
+    head: dict[str, Any] = {"encoder": encoder, "pretrained": pretrained}
     is_head = found.dialect == "linear"
     for name, value in (shape if is_head else head).items():
         if value is not None:
