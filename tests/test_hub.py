@@ -20,7 +20,9 @@ from setr.labels import Labels
 from setr.model import create_model
 from setr.model_card import encoder_licence
 from setr.model_info import ModelInfo
-from setr.pretrained import load_encoder
+from setr.named_config import named_config
+from setr.pretrained import load_encoder, require_weights
+from setr.settled import run_names
 from tests.conftest import tiny_model
 
 INFO = ModelInfo(
@@ -201,6 +203,21 @@ def test_a_missing_path_is_not_looked_up_on_the_hub():
     for name in ("no_such_folder", "/tmp/no/such/folder", "a/b/c"):
         with pytest.raises(SetrError, match="no such model directory"):
             from_pretrained(name)
+
+
+@pytest.mark.parametrize("place", ["w/run", "w/x.pth"])
+@pytest.mark.parametrize("target", ["gone", None])
+def test_a_link_that_leads_nowhere_is_no_name_on_the_hub(tmp_path, monkeypatch, place, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").mkdir()
+    target = target or Path(place).name  # itself: a loop
+    Path(place).symlink_to(target)
+    message = f"{place}: is a link to {target}, which leads nowhere"
+    for read in (from_pretrained, run_names, named_config):
+        with pytest.raises(SetrError, match=message):
+            read(place)
+    with pytest.raises(SetrError, match=message):
+        require_weights(tiny_model(), place)
 
 
 @pytest.mark.parametrize("name", ["hybrid_base", "fcn_r101", "semantic_fpn_r101"])

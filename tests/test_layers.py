@@ -12,12 +12,12 @@ ORDER = (
     *("choices", "errors", "quota", "progress", "watch", "launch", "distributed", "interrupt"),
     # files and samples
     *(
+        "files",
         "remote",
         "_torchvision",
         "_timm",
         "decode",
         "labels",
-        "files",
         "images",
         "masks",
         "gdal",

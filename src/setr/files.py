@@ -10,11 +10,21 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 )
+
+
+def require_alive(path: str | os.PathLike) -> None:
+    """Refuse a link that leads nowhere, before it passes for a name on the Hub or a free place."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise SetrError(
+            f"{os.fspath(path)}: is a link to {os.readlink(path)}, which leads nowhere; link it "
+            "anew, or give the place itself",
+            code=USAGE,
+        )
 
 
 def printable(name: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from setr.errors import FAILED, USAGE, SetrError, first_line
-from setr.files import write_bytes, write_json
+from setr.files import require_alive, write_bytes, write_json
 from setr.lora import merged_state
 from setr.model import SETR
 from setr.model_card import model_card
@@ -74,6 +74,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
 
 def require_named(source: str | Path) -> None:
     """Refuse what is neither a file or folder here nor called like a repository of the Hub."""
+    require_alive(source)
     if not Path(source).exists() and str(source).count("/") != 1:
         raise SetrError(
             f"{source}: no such model directory; `setr train` or `setr demo` makes one", code=USAGE

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from setr.dialects import translate
 from setr.errors import USAGE, SetrError
+from setr.files import require_alive
 from setr.remote import fetch
 from setr.weights import Loadable, LoadReport, load_weights, match_weights
 
@@ -47,6 +48,7 @@ def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> No
     Raises:
         SetrError: no such file or repository, or no such weights for the model's encoder.
     """
+    require_alive(source)
     if _is_repository(source):
         _weights_on_the_hub(source)
     elif not _is_path(source):

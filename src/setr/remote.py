@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from setr.errors import USAGE, SetrError, first_line
+from setr.files import require_alive
 
 
 def fetch(
@@ -34,6 +35,7 @@ def fetch(
     """
     from huggingface_hub import errors, snapshot_download
 
+    require_alive(repo_id)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in repo_id:
         raise SetrError(f"{repo_id}: not a Hub repository; those are called owner/name", code=USAGE)
     wanted = {"revision": revision, "allow_patterns": list(files)}
