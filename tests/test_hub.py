@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import setr
 from setr.errors import FAILED, SetrError
 from setr.hub import from_pretrained, push_to_hub, save_pretrained
 from setr.inference import Protocol
@@ -22,7 +23,6 @@ from setr.model_card import encoder_licence
 from setr.model_info import ModelInfo
 from setr.named_config import named_config
 from setr.pretrained import load_encoder, require_weights
-from setr.settled import run_names
 from tests.conftest import tiny_model
 
 INFO = ModelInfo(
@@ -120,7 +120,7 @@ def test_offline_and_not_in_the_cache(tmp_path, monkeypatch):
     [
         ("GatedRepoError", "is gated; accept its terms on https://huggingface.co/a/b"),
         ("RepositoryNotFoundError", "no such repository on the Hub, or it is private"),
-        ("RevisionNotFoundError", "no such repository"),
+        ("RevisionNotFoundError", "a/b: has no revision 'main'; give a branch, tag or commit"),
         ("HfHubHTTPError", "download failed"),
     ],
 )
@@ -200,7 +200,7 @@ def test_unknown_architecture_keyword_is_one_line(folder):
 
 
 def test_a_missing_path_is_not_looked_up_on_the_hub():
-    for name in ("no_such_folder", "/tmp/no/such/folder", "a/b/c"):
+    for name in ("no_such_folder", "/tmp/no/such/folder", "a/b/c", "runs/gone.pth", "../gone"):
         with pytest.raises(SetrError, match="no such model directory"):
             from_pretrained(name)
 
@@ -213,7 +213,7 @@ def test_a_link_that_leads_nowhere_is_no_name_on_the_hub(tmp_path, monkeypatch, 
     target = target or Path(place).name  # itself: a loop
     Path(place).symlink_to(target)
     message = f"{place}: is a link to {target}, which leads nowhere"
-    for read in (from_pretrained, run_names, named_config):
+    for read in (from_pretrained, named_config):
         with pytest.raises(SetrError, match=message):
             read(place)
     with pytest.raises(SetrError, match=message):
@@ -267,6 +267,31 @@ def test_a_file_in_half_precision_is_loaded_in_full(folder):
     save_file(halves, folder / "model.safetensors")
     model, _ = from_pretrained(folder)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"), [("a/b", None), ("a/b", "v1.0"), ("a/b@refs/pr/1", None)]
+)
+def test_a_revision_on_the_hub_is_the_one_asked_for(folder, monkeypatch, name, revision):
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot_download(repo_id, *, revision, **rest):
+        asked.append((repo_id, revision))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert setr.load(name, revision=revision, device="cpu").info == INFO
+    assert from_pretrained(name, revision=revision)[1] == INFO
+    load_encoder(tiny_model("mla"), f"{name}@{revision}" if revision else name)
+    assert asked == [("a/b", revision or name.partition("@")[2] or None)] * 3
+
+
+@pytest.mark.parametrize("name", ["a/b@v1", "a/b.pth", "."])
+def test_a_revision_of_what_has_none_is_one_line(name):
+    with pytest.raises(SetrError, match=f"revision 'v2': {name} is no owner/name on the Hub"):
+        setr.load(name, revision="v2")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from setr.lora import merged_state
 from setr.model import SETR
 from setr.model_card import model_card
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
-from setr.remote import fetch
+from setr.remote import at_revision, fetch, is_repository
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """What a repository holds; `config.yaml` (the training settings) only if the model was trained."""
@@ -57,25 +57,25 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
     """Read a model directory or a repository of the Hub; eval mode, on the CPU.
 
     Args:
-        source: a local folder (needs no network), or `owner/name` on the Hub. What was downloaded
-            once is found in the cache when there is no network.
+        source: a local folder (needs no network), or `owner/name` on the Hub, `owner/name@revision`
+            too. What was downloaded once is found in the cache when there is no network.
         revision: branch, tag or commit on the Hub.
 
     Raises:
         SetrError: missing or broken files, weights that do not fit the configuration, or a
             repository that is missing, gated or out of reach.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        return _read_folder(folder)
+    source = at_revision(source, revision)
+    if Path(source).is_dir():
+        return _read_folder(Path(source))
     require_named(source)
-    return _read_folder(fetch(str(source), FILES, is_complete=_holds_model, revision=revision))
+    return _read_folder(fetch(source, FILES, is_complete=_holds_model))
 
 
 def require_named(source: str | Path) -> None:
     """Refuse what is neither a file or folder here nor called like a repository of the Hub."""
     require_alive(source)
-    if not Path(source).exists() and str(source).count("/") != 1:
+    if not Path(source).exists() and not is_repository(str(source)):
         raise SetrError(
             f"{source}: no such model directory; `setr train` or `setr demo` makes one", code=USAGE
         )

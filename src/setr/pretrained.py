@@ -10,11 +10,10 @@ from torch import Tensor
 from setr.dialects import translate
 from setr.errors import USAGE, SetrError
 from setr.files import require_alive
-from setr.remote import fetch
+from setr.remote import fetch, is_repository
 from setr.weights import Loadable, LoadReport, load_weights, match_weights
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
 
 
 def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadReport:
@@ -29,7 +28,7 @@ def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadR
     Raises:
         SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
     """
-    if _is_repository(source):
+    if is_repository(source):
         return load_weights(model, _weights_on_the_hub(source), new_head=True)
     if _is_path(source):
         return load_weights(model, source, new_head=True)
@@ -49,19 +48,12 @@ def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> No
         SetrError: no such file or repository, or no such weights for the model's encoder.
     """
     require_alive(source)
-    if _is_repository(source):
+    if is_repository(source):
         _weights_on_the_hub(source)
     elif not _is_path(source):
         pretrained_id(_named(model, resnet), source)
     elif not Path(source).is_file() and not Path(source, "model.safetensors").is_file():
         raise SetrError(f"{source}: no such weight file", code=USAGE)
-
-
-def _is_repository(source: str) -> bool:
-    """Whether it is `owner/name`, and neither a file or folder nor named like a weight file."""
-    path = Path(source)
-    named = re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and path.suffix not in _FILE_SUFFIXES
-    return bool(named) and not path.exists()
 
 
 def _is_path(source: str) -> bool:
