@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import setr.best as best
 import setr.build as build
@@ -378,6 +379,22 @@ def test_names_are_checked_before_data_are_opened(config, settings, message, mon
     with pytest.raises(SetrError, match=message) as caught:
         train(wrong)
     assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_weights_that_do_not_fit_are_refused_before_data_are_checked(config, lora, monkeypatch):
+    train(config)
+    wide = dict(load_file(Path(config.out, "model.safetensors")))
+    name = "encoder.vit.blocks.0.mlp.fc1.weight"
+    wide[name] = torch.zeros(7, 7)
+    path = Path(config.out, "wide.safetensors")
+    save_file(wide, path)
+    monkeypatch.setattr(engine, "checked_pixels", lambda *_: pytest.fail("weights come first"))
+    for source, message in ((path, rf"{name} is \(7, 7\), the model's is"), (__file__, "settings")):
+        model = dataclasses.replace(config.model, pretrained=str(source), lora_rank=lora)
+        with pytest.raises(SetrError, match=message) as caught:
+            train(dataclasses.replace(config, model=model, out=f"{config.out}-next"))
+        assert caught.value.code == USAGE
 
 
 @pytest.mark.parametrize("changed", [{"precision": "fp16"}, {"device": "cuda:99"}])

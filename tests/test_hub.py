@@ -191,6 +191,14 @@ def test_broken_directories_are_one_line(folder, name, change, words):
         from_pretrained(folder)
 
 
+def test_weights_of_another_model_are_one_readable_line(folder, tmp_path):
+    save_pretrained(tmp_path / "other", tiny_model("mla", num_classes=7, channels=8), INFO)
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    with pytest.raises(SetrError, match=r"of another model \(size mismatch for \w+") as caught:
+        from_pretrained(folder)
+    assert "\\" not in str(caught.value)
+
+
 def test_unknown_architecture_keyword_is_one_line(folder):
     config = json.loads((folder / "config.json").read_text())
     config["model"]["surprise"] = 1

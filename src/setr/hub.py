@@ -138,7 +138,9 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     except FileNotFoundError:
         raise SetrError(f"{path}: no such file; the model directory is incomplete") from None
     except (SafetensorError, RuntimeError) as error:
-        raise SetrError(f"{path}: broken or of another model ({str(error)[:120]!r})") from None
+        lines = str(error).splitlines()
+        what = " ".join(lines[1:] or lines).split()  # torch's first of several names no tensor
+        raise SetrError(f"{path}: broken or of another model ({' '.join(what):.160})") from None
     return model.eval(), info
 
 

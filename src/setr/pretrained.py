@@ -11,6 +11,7 @@ from setr.dialects import translate
 from setr.errors import USAGE, SetrError
 from setr.files import require_alive
 from setr.remote import fetch, is_repository
+from setr.tensorfiles import read_tensor_file
 from setr.weights import Loadable, LoadReport, load_weights, match_weights
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -28,10 +29,9 @@ def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadR
     Raises:
         SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
     """
-    if is_repository(source):
-        return load_weights(model, _weights_on_the_hub(source), new_head=True)
-    if _is_path(source):
-        return load_weights(model, source, new_head=True)
+    file = _file_of(source)
+    if file is not None:
+        return load_weights(model, file, new_head=True)
     name = pretrained_id(_named(model, resnet), source)
     found = translate(_download(name), name)
     state, report = match_weights(model, found, name)
@@ -42,18 +42,36 @@ def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadR
 def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> None:
     """Refuse encoder weights that are not there or have no such tag; nothing is read of them.
 
-    Those of a repository are downloaded.
+    Those of a repository or a tag are downloaded.
 
     Raises:
         SetrError: no such file or repository, or no such weights for the model's encoder.
     """
     require_alive(source)
-    if is_repository(source):
-        _weights_on_the_hub(source)
-    elif not _is_path(source):
-        pretrained_id(_named(model, resnet), source)
-    elif not Path(source).is_file() and not Path(source, "model.safetensors").is_file():
+    file = _file_of(source)
+    if file is None:
+        _timm_file(pretrained_id(_named(model, resnet), source))
+    elif not file.is_file() and not Path(file, "model.safetensors").is_file():
         raise SetrError(f"{source}: no such weight file", code=USAGE)
+
+
+def require_fit(model: Loadable, source: str) -> None:
+    """Refuse encoder weights of a file or repository that do not fit; the model stays as it is.
+
+    Raises:
+        SetrError: as `load_weights`.
+    """
+    file = _file_of(source)
+    if file is not None:
+        found = translate(read_tensor_file(file).tensors, source)
+        match_weights(model, found, source, new_head=True)
+
+
+def _file_of(source: str) -> Path | None:
+    """The file or folder that holds weights; None for a tag."""
+    if is_repository(source):
+        return _weights_on_the_hub(source)
+    return Path(source) if _is_path(source) else None
 
 
 def _is_path(source: str) -> bool:
@@ -110,13 +128,18 @@ def _download(name: str) -> dict[str, Tensor]:
     """The tensors of a timm model as timm names them, from the Hub or its cache."""
     from setr._timm import timm
 
-    repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
-    repo_id = f"{repo_id}{name}" if repo_id.endswith("/") else repo_id
-    overlay = {"file": str(_weights_on_the_hub(repo_id))}
+    overlay = {"file": str(_timm_file(name))}
     state: dict[str, Tensor] = timm.create_model(
         name, pretrained=True, pretrained_cfg_overlay=overlay
     ).state_dict()
     return state
+
+
+def _timm_file(name: str) -> Path:
+    from setr._timm import timm
+
+    repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
+    return _weights_on_the_hub(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id)
 
 
 def _weights_on_the_hub(repo_id: str) -> Path:
