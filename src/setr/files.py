@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,28 @@ def require_alive(path: str | os.PathLike) -> None:
             "anew, or give the place itself",
             code=USAGE,
         )
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Refuse a folder in which, or in whose place, no file can be made, before work begins.
+
+    Args:
+        folder: for results; need not be there yet.
+        option: that names another one.
+    """
+    place = folder
+    while not os.path.lexists(place):
+        place = place.parent
+    require_alive(place)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return
+    except OSError as error:
+        where = "" if place == folder else f" in {place}"
+        raise SetrError(
+            f"{folder}: cannot write{where}: {error.strerror}; choose another folder with {option}",
+            code=USAGE,
+        ) from None
 
 
 def printable(name: str) -> str:
