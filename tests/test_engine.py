@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,6 +230,67 @@ def test_an_empty_folder_is_free_and_others_are_named(config):
     (out / "config.yaml").touch()
     with pytest.raises(SetrError, match="this run exists"):
         RunFolder(out)
+
+
+def in_another_process(function) -> int:
+    """The status a forked process ends with."""
+    child = os.fork()
+    if child == 0:
+        os._exit(function())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and its locks")
+def test_two_processes_never_train_in_one_folder(config, monkeypatch):
+    def fails(message: str, **options: bool) -> int:
+        try:
+            RunFolder(Path(config.out), **options).open(config)
+        except SetrError as error:
+            return int(message not in str(error))
+        return 2
+
+    original, statuses = engine._Run.train_step, []
+    process = f"process {os.getpid()} on"
+
+    def step(self, images, masks):
+        if self.step == 2:
+            for options in ({"resume": True}, {"overwrite": True}):
+                statuses.append(in_another_process(partial(fails, process, **options)))
+        return original(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", step)
+    train(with_train(config, save_every=1))
+    assert statuses == [0, 0]
+    assert not Path(config.out, ".lock").exists()
+    assert in_another_process(lambda: fails("", overwrite=True)) == 2
+
+
+def test_a_run_that_came_and_went_while_data_were_checked_is_kept(config, monkeypatch):
+    original = engine.checked_pixels
+
+    def slow(*arguments):
+        monkeypatch.setattr(engine, "checked_pixels", original)
+        train(config)
+        return original(*arguments)
+
+    monkeypatch.setattr(engine, "checked_pixels", slow)
+    with pytest.raises(SetrError, match="this run exists"):
+        train(with_train(config, seed=1))
+    assert Path(config.out, "metrics.json").exists()
+
+
+def test_a_folder_where_nothing_can_be_written_is_refused_before_data_are_opened(
+    config, monkeypatch
+):
+    monkeypatch.setattr(engine, "open_splits", lambda *_: pytest.fail("the folder comes first"))
+    Path(config.out).symlink_to("gone")
+    with pytest.raises(SetrError, match="which leads nowhere") as caught:
+        train(config)
+    assert caught.value.code == USAGE
+    Path(config.out).unlink()
+    Path(config.out).parent.joinpath("file").touch()
+    with pytest.raises(SetrError, match=r"cannot write in .*file: Not a dir.*another .*--out"):
+        train(dataclasses.replace(config, out=str(Path(config.out).parent / "file" / "run")))
 
 
 def test_resume_refuses_fewer_steps_than_it_has(config):

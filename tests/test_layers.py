@@ -13,6 +13,7 @@ ORDER = (
     # files and samples
     *(
         "files",
+        "lock",
         "remote",
         "_torchvision",
         "_timm",

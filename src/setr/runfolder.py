@@ -20,8 +20,9 @@ from setr.checkpoint import State, newest_state, remove_parts, remove_states, sa
 from setr.config import Config
 from setr.distributed import any_of, on_first, say, together
 from setr.errors import USAGE, SetrError
-from setr.files import write_bytes
+from setr.files import require_writable, write_bytes
 from setr.launch import restarted
+from setr.lock import Lock
 from setr.trackers import Builder, Tracker, open_trackers, require
 
 LAST = "last"
@@ -41,7 +42,8 @@ class RunFolder:
 
     Raises:
         SetrError: it holds a run or something else, and neither is asked for; nothing to resume
-            from; a tracker that is not installed.
+            from; another process works in it; nothing can be written; a tracker that is not
+            installed.
     """
 
     def __init__(
@@ -54,20 +56,24 @@ class RunFolder:
         own_trackers: Sequence[Builder] = (),
     ) -> None:
         on_first(lambda: require(trackers))
-        self.out, self.last = out, out / LAST
+        self.out, self.last, self.lock = out, out / LAST, Lock(out)
         self.tracker_names, self.own_trackers = trackers, own_trackers
         self.trackers = list[Tracker]()
         again = any_of(restarted())  # by the launcher, with the command of the first start
-        if not (resume or overwrite or again):
+        self.new = not (resume or overwrite or again)
+        if self.new:
             on_first(lambda: _require_free(out))
         elif overwrite and not again:
             on_first(lambda: _require_own(out))
+        on_first(lambda: require_writable(out, "--out"))
         self.state: State | None = None
         if resume or again:
             self.state = newest_state(self.last)
         if resume and not again and self.state is None:
             problem = f"{self.last}: no training state to resume from; start without --resume"
             raise together(SetrError(problem, code=USAGE))
+        if not self.new:  # else nothing is made before all is checked
+            on_first(lambda: self.lock.take() if out.is_dir() else None)
 
     def open(self, config: Config) -> None:
         """Make the folder, with what is kept of an earlier run in it."""
@@ -76,6 +82,9 @@ class RunFolder:
     def _open(self, config: Config) -> None:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+            if self.new:  # another run may have come and gone while the data were checked
+                _require_free(self.out)
             remove_parts(self.last)
             for part in self.out.glob(".*.part"):
                 part.unlink()
@@ -109,9 +118,10 @@ class RunFolder:
             self._attempt("picture", partial(tracker.picture, step, picture))
 
     def close(self) -> None:
-        """Close the trackers."""
+        """Close the trackers, and leave the folder to others."""
         for tracker in self.trackers:
             self._attempt("log", tracker.close)
+        self.lock.release()
 
     def save(
         self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int

@@ -18,6 +18,7 @@ from setr.choices import OddSizes, PosInterp
 from setr.cli import as_typed, parse, require_default
 from setr.commands.shared import Out
 from setr.errors import OK, USAGE, SetrError
+from setr.files import require_writable
 from setr.labels import Labels, known_labels
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def run(arguments: list[str]) -> int:
         require_default(given, rule, *names)
     if (given.out / "config.json").exists() and not given.overwrite:
         raise SetrError(f"{given.out}: holds a model; add --overwrite", code=USAGE)
+    require_writable(given.out, "-o")
     labels = known_labels(given.labels) if given.labels else None
     from setr.hub import save_pretrained
 
