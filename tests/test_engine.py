@@ -180,6 +180,9 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one_and_can_be_resumed(
 ):
     out = Path(config.out)
     train(with_train(config, save_every=1, keep_states=2))  # states of steps 3 and 4
+    assert main(["eval", str(out), "scenes:20", "--workers", "0"]) == 0
+    assert (out / "eval-val" / "report.html").is_file()
+    (out / "trace.json").touch()
     new = with_train(config, seed=1)
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
@@ -195,6 +198,20 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one_and_can_be_resumed(
     (run,) = collect(out.parent)
     assert run.provenance["seed"] == 1
     assert (run.data, len(run.content)) == ("scenes", 12)
+
+
+def test_figures_of_a_test_go_with_the_model_they_are_of(config, monkeypatch):
+    figures = iter([0.2, 0.1, 0.3])
+    monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": next(figures)})
+    tests = Path(config.out, "eval-val")
+    train(config)
+    tests.mkdir()
+    for name in ("metrics.json", "report.html", "notes.txt"):
+        (tests / name).touch()
+    train(with_train(config, steps=5), resume=True)  # no better
+    assert len(list(tests.iterdir())) == 3
+    train(with_train(config, steps=6), resume=True)
+    assert [path.name for path in tests.iterdir()] == ["notes.txt"]
 
 
 def test_a_refused_overwrite_leaves_the_run_as_it_was(config):
@@ -290,7 +307,8 @@ def test_a_folder_where_nothing_can_be_written_is_refused_before_data_are_opened
     Path(config.out).unlink()
     Path(config.out).parent.joinpath("file").touch()
     with pytest.raises(SetrError, match=r"cannot write in .*file: Not a dir.*another .*--out"):
-        train(dataclasses.replace(config, out=str(Path(config.out).parent / "file" / "run")))
+        inside = str(Path(config.out).parent / "file" / "run")
+        train(dataclasses.replace(config, out=inside), overwrite=True)
 
 
 def test_resume_refuses_fewer_steps_than_it_has(config):

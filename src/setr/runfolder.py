@@ -7,6 +7,7 @@ slices of a sharded state. A disk that is full is reported and costs that save, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,6 +29,9 @@ from setr.trackers import Builder, Tracker, open_trackers, require
 LAST = "last"
 _SETTINGS, _FIGURES = "config.yaml", "metrics.json"
 _MODEL = ("model.safetensors", "config.json", "README.md")
+_EXTRAS = ("trace.json", "report.html")  # of the profiler, of a demo
+TEST_FILES = ("metrics.json", "images.csv", "report.html")
+"""What `setr eval` writes to eval-SPLIT/."""
 
 
 class RunFolder:
@@ -91,7 +95,8 @@ class RunFolder:
             old = [_FIGURES]  # only a finished run has them, and of its own settings
             if self.state is None:
                 remove_states(self.last)
-                old += _MODEL
+                old += [*_MODEL, *_EXTRAS]
+                self._remove_tests()
             for name in old:
                 (self.out / name).unlink(missing_ok=True)
             # before all else, so that a folder in which anything stands is known as a run
@@ -100,6 +105,14 @@ class RunFolder:
             self.trackers = open_trackers(self.out, self.tracker_names, step, self.own_trackers)
         except OSError as error:
             raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
+
+    def _remove_tests(self) -> None:
+        """Remove what `setr eval` wrote here of a model that is there no longer."""
+        for folder in self.out.glob("eval-*/"):
+            for name in TEST_FILES:
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                folder.rmdir()
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Hand the figures of a step to all trackers."""
@@ -139,6 +152,15 @@ class RunFolder:
         Called by all processes, which get the same answer.
         """
         return on_first(lambda: self._attempt(what, action))
+
+    def replace_model(self, what: str, save: Callable[[], None]) -> bool:
+        """Write another model, as `attempt`; figures of tests of the one before go with it."""
+
+        def replace() -> None:
+            save()
+            self._remove_tests()
+
+        return self.attempt(what, replace)
 
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
         try:
