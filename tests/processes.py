@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import os
 import signal
@@ -20,11 +21,13 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from setr import best, cli, distributed, engine, evaluation, updates
+from setr import best, cli, distributed, engine, evaluation, scenes, updates
 from setr.config import Config
 from setr.engine import train
 from setr.errors import SetrError
-from tests.conftest import tiny_config
+from setr.hub import save_pretrained
+from setr.model_info import ModelInfo
+from tests.conftest import tiny_config, tiny_model, write_scene_folders
 
 STEPS = 10
 
@@ -133,6 +136,21 @@ def evaluate(out: Path) -> None:
     assert cli.main(["eval", str(out / "model"), "scenes:70", *options]) == 0
 
 
+def refused(out: Path, port: int) -> None:
+    """`setr eval` of what all processes refuse alike; prints the lines each ends with."""
+    own, told = out / os.environ["RANK"], io.StringIO()
+    data = write_scene_folders(own / "data", {"val": 2})
+    for path in (data / "images" / "val").iterdir():
+        path.write_bytes(b"broken")
+    save_pretrained(own / "model", tiny_model(num_classes=9), ModelInfo(scenes.LABELS))
+    mistakes = ["nowhere"], [str(data), "--protocol", "paper"], [str(data)]
+    with contextlib.redirect_stderr(told):
+        for number, words in enumerate(mistakes):
+            os.environ["MASTER_PORT"] = str(port + number)
+            assert cli.main(["eval", str(own / "model"), *words, "--workers", "0"]) > 0
+    print(*(f"refused: {x}" for x in told.getvalue().splitlines() if x[:5] == "setr:"), sep="\n")
+
+
 def again(port: int) -> None:
     """Groups one after the other, each with a model that outlives it."""
     for number in range(25):
@@ -151,6 +169,9 @@ def main() -> None:
             os.environ["MASTER_PORT"] = port
         if case == "evaluate":
             evaluate(out)
+            continue
+        if case == "refused":
+            refused(out, int(port))
             continue
         if case == "again":
             again(int(port))

@@ -230,6 +230,15 @@ def test_a_signal_to_one_process_in_the_last_test_is_told_to_the_others(pair):
     assert [p.name for p in (pair[0] / "tested" / LAST).iterdir()] == [f"step-{STEPS:08}"]
 
 
+def test_what_all_processes_of_a_test_refuse_is_said_once(tmp_path):
+    first, second = run_pair(tmp_path, "refused")
+    assert first.count("refused: ") == 3
+    assert "nowhere: no such file or folder" in first
+    assert "protocol 'paper' is unknown" in first
+    assert "none of the 2 images of split 'val'" in first
+    assert "refused: " not in second
+
+
 def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not path.exists():

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import setr.best as best
 import setr.build as build
@@ -178,6 +180,9 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one_and_can_be_resumed(
 ):
     out = Path(config.out)
     train(with_train(config, save_every=1, keep_states=2))  # states of steps 3 and 4
+    assert main(["eval", str(out), "scenes:20", "--workers", "0"]) == 0
+    assert (out / "eval-val" / "report.html").is_file()
+    (out / "trace.json").touch()
     new = with_train(config, seed=1)
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
@@ -193,6 +198,20 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one_and_can_be_resumed(
     (run,) = collect(out.parent)
     assert run.provenance["seed"] == 1
     assert (run.data, len(run.content)) == ("scenes", 12)
+
+
+def test_figures_of_a_test_go_with_the_model_they_are_of(config, monkeypatch):
+    figures = iter([0.2, 0.1, 0.3])
+    monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": next(figures)})
+    tests = Path(config.out, "eval-val")
+    train(config)
+    tests.mkdir()
+    for name in ("metrics.json", "report.html", "notes.txt"):
+        (tests / name).touch()
+    train(with_train(config, steps=5), resume=True)  # no better
+    assert len(list(tests.iterdir())) == 3
+    train(with_train(config, steps=6), resume=True)
+    assert [path.name for path in tests.iterdir()] == ["notes.txt"]
 
 
 def test_a_refused_overwrite_leaves_the_run_as_it_was(config):
@@ -228,6 +247,68 @@ def test_an_empty_folder_is_free_and_others_are_named(config):
     (out / "config.yaml").touch()
     with pytest.raises(SetrError, match="this run exists"):
         RunFolder(out)
+
+
+def in_another_process(function) -> int:
+    """The status a forked process ends with."""
+    child = os.fork()
+    if child == 0:
+        os._exit(function())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and its locks")
+def test_two_processes_never_train_in_one_folder(config, monkeypatch):
+    def fails(message: str, **options: bool) -> int:
+        try:
+            RunFolder(Path(config.out), **options).open(config)
+        except SetrError as error:
+            return int(message not in str(error))
+        return 2
+
+    original, statuses = engine._Run.train_step, []
+    process = f"process {os.getpid()} on"
+
+    def step(self, images, masks):
+        if self.step == 2:
+            for options in ({"resume": True}, {"overwrite": True}):
+                statuses.append(in_another_process(partial(fails, process, **options)))
+        return original(self, images, masks)
+
+    monkeypatch.setattr(engine._Run, "train_step", step)
+    train(with_train(config, save_every=1))
+    assert statuses == [0, 0]
+    assert not Path(config.out, ".lock").exists()
+    assert in_another_process(lambda: fails("", overwrite=True)) == 2
+
+
+def test_a_run_that_came_and_went_while_data_were_checked_is_kept(config, monkeypatch):
+    original = engine.checked_pixels
+
+    def slow(*arguments):
+        monkeypatch.setattr(engine, "checked_pixels", original)
+        train(config)
+        return original(*arguments)
+
+    monkeypatch.setattr(engine, "checked_pixels", slow)
+    with pytest.raises(SetrError, match="this run exists"):
+        train(with_train(config, seed=1))
+    assert Path(config.out, "metrics.json").exists()
+
+
+def test_a_folder_where_nothing_can_be_written_is_refused_before_data_are_opened(
+    config, monkeypatch
+):
+    monkeypatch.setattr(engine, "open_splits", lambda *_: pytest.fail("the folder comes first"))
+    Path(config.out).symlink_to("gone")
+    with pytest.raises(SetrError, match="which leads nowhere") as caught:
+        train(config)
+    assert caught.value.code == USAGE
+    Path(config.out).unlink()
+    Path(config.out).parent.joinpath("file").touch()
+    with pytest.raises(SetrError, match=r"cannot write in .*file: Not a dir.*another .*--out"):
+        inside = str(Path(config.out).parent / "file" / "run")
+        train(dataclasses.replace(config, out=inside), overwrite=True)
 
 
 def test_resume_refuses_fewer_steps_than_it_has(config):
@@ -378,6 +459,22 @@ def test_names_are_checked_before_data_are_opened(config, settings, message, mon
     with pytest.raises(SetrError, match=message) as caught:
         train(wrong)
     assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_weights_that_do_not_fit_are_refused_before_data_are_checked(config, lora, monkeypatch):
+    train(config)
+    wide = dict(load_file(Path(config.out, "model.safetensors")))
+    name = "encoder.vit.blocks.0.mlp.fc1.weight"
+    wide[name] = torch.zeros(7, 7)
+    path = Path(config.out, "wide.safetensors")
+    save_file(wide, path)
+    monkeypatch.setattr(engine, "checked_pixels", lambda *_: pytest.fail("weights come first"))
+    for source, message in ((path, rf"{name} is \(7, 7\), the model's is"), (__file__, "settings")):
+        model = dataclasses.replace(config.model, pretrained=str(source), lora_rank=lora)
+        with pytest.raises(SetrError, match=message) as caught:
+            train(dataclasses.replace(config, model=model, out=f"{config.out}-next"))
+        assert caught.value.code == USAGE
 
 
 @pytest.mark.parametrize("changed", [{"precision": "fp16"}, {"device": "cuda:99"}])

@@ -250,6 +250,32 @@ def test_command_compares_models(runs: Path, tmp_path: Path, capsys: pytest.Capt
     assert run(capsys, *arguments, "--compare", runs / "one")[0] == USAGE
 
 
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_test(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dead").symlink_to("gone")
+    for name, message in (("file/x", "Not a directory"), ("dead", "leads nowhere")):
+        code, _, errors = run(capsys, runs / "one", runs / "data", "-o", tmp_path / name)
+        assert code == USAGE
+        assert message in errors
+        assert "eval " not in errors
+
+
+def test_the_figures_are_printed_though_the_disk_is_full(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes, **_: object) -> None:
+        raise SetrError(f"{path}: cannot write: No space left on device")
+
+    monkeypatch.setattr("setr.files.write_bytes", full)
+    options = ["--json", "-o", tmp_path / "x", "--compare", runs / "two"]
+    code, text, errors = run(capsys, runs / "one", runs / "data", *options)
+    assert code == FAILED
+    assert str(runs / "two") in json.loads(text)["compare"]
+    assert "No space left" in errors
+
+
 def test_a_truncated_image_is_named_and_counted(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

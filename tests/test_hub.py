@@ -6,21 +6,26 @@ import dataclasses
 import json
 import re
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from setr.errors import FAILED, SetrError
+import setr
+from setr.cli import main
+from setr.errors import FAILED, OK, SetrError
 from setr.hub import from_pretrained, push_to_hub, save_pretrained
 from setr.inference import Protocol
 from setr.labels import Labels
 from setr.model import create_model
 from setr.model_card import encoder_licence
 from setr.model_info import ModelInfo
-from setr.pretrained import load_encoder
+from setr.named_config import named_config
+from setr.pretrained import load_encoder, require_weights
 from tests.conftest import tiny_model
 
 INFO = ModelInfo(
@@ -118,7 +123,7 @@ def test_offline_and_not_in_the_cache(tmp_path, monkeypatch):
     [
         ("GatedRepoError", "is gated; accept its terms on https://huggingface.co/a/b"),
         ("RepositoryNotFoundError", "no such repository on the Hub, or it is private"),
-        ("RevisionNotFoundError", "no such repository"),
+        ("RevisionNotFoundError", "a/b: has no revision 'main'; give a branch, tag or commit"),
         ("HfHubHTTPError", "download failed"),
     ],
 )
@@ -189,6 +194,14 @@ def test_broken_directories_are_one_line(folder, name, change, words):
         from_pretrained(folder)
 
 
+def test_weights_of_another_model_are_one_readable_line(folder, tmp_path):
+    save_pretrained(tmp_path / "other", tiny_model("mla", num_classes=7, channels=8), INFO)
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    with pytest.raises(SetrError, match=r"of another model \(size mismatch for \w+") as caught:
+        from_pretrained(folder)
+    assert "\\" not in str(caught.value)
+
+
 def test_unknown_architecture_keyword_is_one_line(folder):
     config = json.loads((folder / "config.json").read_text())
     config["model"]["surprise"] = 1
@@ -198,9 +211,24 @@ def test_unknown_architecture_keyword_is_one_line(folder):
 
 
 def test_a_missing_path_is_not_looked_up_on_the_hub():
-    for name in ("no_such_folder", "/tmp/no/such/folder", "a/b/c"):
+    for name in ("no_such_folder", "/tmp/no/such/folder", "a/b/c", "runs/gone.pth", "../gone"):
         with pytest.raises(SetrError, match="no such model directory"):
             from_pretrained(name)
+
+
+@pytest.mark.parametrize("place", ["w/run", "w/x.pth"])
+@pytest.mark.parametrize("target", ["gone", None])
+def test_a_link_that_leads_nowhere_is_no_name_on_the_hub(tmp_path, monkeypatch, place, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").mkdir()
+    target = target or Path(place).name  # itself: a loop
+    Path(place).symlink_to(target)
+    message = f"{place}: is a link to {target}, which leads nowhere"
+    for read in (from_pretrained, named_config):
+        with pytest.raises(SetrError, match=message):
+            read(place)
+    with pytest.raises(SetrError, match=message):
+        require_weights(tiny_model(), place)
 
 
 @pytest.mark.parametrize("name", ["hybrid_base", "fcn_r101", "semantic_fpn_r101"])
@@ -250,6 +278,31 @@ def test_a_file_in_half_precision_is_loaded_in_full(folder):
     save_file(halves, folder / "model.safetensors")
     model, _ = from_pretrained(folder)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"), [("a/b", None), ("a/b", "v1.0"), ("a/b@refs/pr/1", None)]
+)
+def test_a_revision_on_the_hub_is_the_one_asked_for(folder, monkeypatch, name, revision):
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot_download(repo_id, *, revision, **rest):
+        asked.append((repo_id, revision))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert setr.load(name, revision=revision, device="cpu").info == INFO
+    assert from_pretrained(name, revision=revision)[1] == INFO
+    load_encoder(tiny_model("mla"), f"{name}@{revision}" if revision else name)
+    assert asked == [("a/b", revision or name.partition("@")[2] or None)] * 3
+
+
+@pytest.mark.parametrize("name", ["a/b@v1", "a/b.pth", "."])
+def test_a_revision_of_what_has_none_is_one_line(name):
+    with pytest.raises(SetrError, match=f"revision 'v2': {name} is no owner/name on the Hub"):
+        setr.load(name, revision="v2")
 
 
 @pytest.fixture
@@ -350,3 +403,45 @@ def test_values_that_cannot_be_are_one_line_and_take_no_memory(folder, place, va
     with pytest.raises(SetrError, match=rf"^{re.escape(str(folder))}/.*: .*{words}") as caught:
         from_pretrained(folder)
     assert caught.value.code == FAILED
+
+
+@pytest.fixture
+def address(tmp_path):
+    """A folder behind an address of this machine, and how often a file of it was asked for."""
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=str(tmp_path / "served"), **kwargs)
+
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    (tmp_path / "served").mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_weights_at_an_address_are_fetched_once(address, shared, tmp_path, monkeypatch, capsys):
+    folder, url, asked = address
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "cache"))
+    for name in ("setr.pth", "other.pth"):
+        shutil.copy(shared / "parity/official/naive.pth", folder / name)
+    model = setr.load(f"{url}/setr.pth", num_heads=4, device="cpu").model
+    assert main(["convert", f"{url}/setr.pth", "--num-heads", "4", "-o", str(tmp_path / "m")]) == OK
+    assert len(asked) == 1
+    assert f"{url}/setr.pth" in (tmp_path / "m" / "README.md").read_text()
+    again = setr.load(tmp_path / "m", device="cpu").model
+    assert torch.equal(again.encoder.vit.pos_embed, model.encoder.vit.pos_embed)
+    load_encoder(model, f"{url}/other.pth")
+    assert len(asked) == 2
+    with pytest.raises(SetrError, match=r"none\.pth: download failed \(File not found\); download it"):
+        setr.load(f"{url}/none.pth")
+    with pytest.raises(SetrError, match="names no file"):
+        setr.load(url)
+    capsys.readouterr()
+    assert main(["convert", "http://127.0.0.1:9/x.pth", "-o", str(tmp_path / "n")]) == FAILED
+    assert "refused" in capsys.readouterr().err
+    assert not (tmp_path / "n").exists()

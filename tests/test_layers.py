@@ -12,12 +12,13 @@ ORDER = (
     *("choices", "errors", "quota", "progress", "watch", "launch", "distributed", "interrupt"),
     # files and samples
     *(
+        "files",
+        "lock",
         "remote",
         "_torchvision",
         "_timm",
         "decode",
         "labels",
-        "files",
         "images",
         "masks",
         "gdal",

@@ -73,6 +73,7 @@ def test_a_head_becomes_a_model_directory(files, tmp_path, capsys):
     assert predictor.info.protocol.window == predictor.info.crop_size == (512, 512)
     assert predictor.info.protocol.stride == (341, 341)
     assert predictor.info.pretrained == "vit.safetensors"
+    assert str(tmp_path) not in (out / "README.md").read_text()
     image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     direct = setr.load(path, encoder=ENCODER, pretrained=weights, device="cpu")
     assert (predictor.predict(image).scores == direct.predict(image).scores).all()

@@ -104,7 +104,7 @@ class Best:
         metrics = {"val mIoU": round(score, 4), "step": step}
         info = dataclasses.replace(self.info, metrics=metrics)
         save = partial(save_pretrained, self.folder.out, model, info, state=state)
-        if self.folder.attempt("best weights", save):
+        if self.folder.replace_model("best weights", save):
             self.figures = figures
 
     def is_adjusted(self) -> bool:
@@ -137,7 +137,7 @@ class Best:
         metrics = {**info.metrics, "val mIoU": round(figures["miou"] or 0.0, 4)}
         info = dataclasses.replace(info, metrics={**metrics, ADJUSTED: self.val.split})
         save = partial(save_pretrained, self.folder.out, model, info)
-        if not new or self.folder.attempt("adjusted weights", save):
+        if not new or self.folder.replace_model("adjusted weights", save):
             self.figures = figures
 
     def results(self) -> dict[str, Any]:

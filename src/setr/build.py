@@ -25,7 +25,7 @@ from setr.loader import Share, chosen_workers
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
-from setr.pretrained import load_encoder, require_weights
+from setr.pretrained import load_encoder, require_fit, require_weights
 from setr.progress import counting
 from setr.protocols import Protocol, preset
 from setr.transforms import Augmentation, fill_colour, rare_class_odds
@@ -81,6 +81,22 @@ def require_buildable(config: Config, *, weights: bool) -> None:
         model = build_model(without_weights(config), 1, quiet=True)
     for source, resnet in _sources(model, config.model) if weights else ():
         require_weights(model, source, resnet=resnet)
+
+
+def require_fitting_weights(config: Config) -> None:
+    """Refuse weights of another encoder before the data are checked, which may take long.
+
+    Args:
+        config: of a new run, with the normalisation of its data.
+
+    Raises:
+        SetrError: the first tensor that does not fit, or a file that is none.
+    """
+    bare = dataclasses.replace(config.model, lora_rank=0)  # weights are for the layers under it
+    with torch.device("meta"):
+        model = build_model(without_weights(dataclasses.replace(config, model=bare)), 1, quiet=True)
+    for source, _ in _sources(model, config.model):
+        require_fit(model, source)
 
 
 def _sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:

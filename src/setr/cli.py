@@ -20,6 +20,7 @@ from typing import Any
 
 from setr import __version__
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
+from setr.files import require_writable
 from setr.options import placeholder
 from setr.quota import limit_threads
 from setr.usage import missing, named_as_typed, problem
@@ -146,9 +147,10 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
 
 
 def require_unused(out: Path) -> None:
-    """Refuse a folder for results (-o) that is a file or holds something."""
+    """Refuse a folder for results (-o) that is a file, holds something or cannot be written."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SetrError(f"{out}: exists; choose another folder with -o", code=USAGE)
+    require_writable(out, "-o")
 
 
 def require_least(given: Any, least: int, *names: str) -> None:

@@ -28,6 +28,7 @@ from setr.build import (
     build_weights,
     checked_pixels,
     require_buildable,
+    require_fitting_weights,
     with_workers,
     without_weights,
 )
@@ -131,6 +132,8 @@ class _Run:
         num_classes = len(self.dataset.labels.classes)
         before = folder.state.values["facts"] if folder.state else None
         config = with_normalisation(config, self.dataset)
+        if not folder.state:
+            distributed.on_first(partial(require_fitting_weights, config))
         config = settled(config, num_classes, len(self.dataset), self.device, before=before)
         share = everywhere(partial(build_share, config, distributed.rank(), len(self.dataset)))
         written, config = config, with_workers(config, self.device)

@@ -201,11 +201,12 @@ def evaluate_split(
     card.reduce()
     figures = card.summary()
     if not figures["images"]:
-        raise SetrError(
+        problem = SetrError(
             f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could "
             f"be tested; first: {figures['failed'][0]}",
             code=DATA_CHECK_FAILED,
         )
+        raise distributed.together(problem)
     return {
         **figures,
         "protocol": info.protocol.describe(),

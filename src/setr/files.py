@@ -6,15 +6,48 @@ import glob
 import json
 import os
 import re
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 )
+
+
+def require_alive(path: str | os.PathLike) -> None:
+    """Refuse a link that leads nowhere, before it passes for a name on the Hub or a free place."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise SetrError(
+            f"{os.fspath(path)}: is a link to {os.readlink(path)}, which leads nowhere; link it "
+            "anew, or give the place itself",
+            code=USAGE,
+        )
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Refuse a folder in which, or in whose place, no file can be made, before work begins.
+
+    Args:
+        folder: for results; need not be there yet.
+        option: that names another one.
+    """
+    place = folder
+    while not os.path.lexists(place):
+        place = place.parent
+    require_alive(place)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return
+    except OSError as error:
+        where = "" if place == folder else f" in {place}"
+        raise SetrError(
+            f"{folder}: cannot write{where}: {error.strerror}; choose another folder with {option}",
+            code=USAGE,
+        ) from None
 
 
 def printable(name: str) -> str:

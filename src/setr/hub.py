@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from setr.errors import FAILED, USAGE, SetrError, first_line
-from setr.files import write_bytes, write_json
+from setr.files import require_alive, write_bytes, write_json
 from setr.lora import merged_state
 from setr.model import SETR
 from setr.model_card import model_card
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
-from setr.remote import fetch
+from setr.remote import at_revision, fetch, is_repository
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """What a repository holds; `config.yaml` (the training settings) only if the model was trained."""
@@ -57,24 +57,25 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
     """Read a model directory or a repository of the Hub; eval mode, on the CPU.
 
     Args:
-        source: a local folder (needs no network), or `owner/name` on the Hub. What was downloaded
-            once is found in the cache when there is no network.
+        source: a local folder (needs no network), or `owner/name` on the Hub, `owner/name@revision`
+            too. What was downloaded once is found in the cache when there is no network.
         revision: branch, tag or commit on the Hub.
 
     Raises:
         SetrError: missing or broken files, weights that do not fit the configuration, or a
             repository that is missing, gated or out of reach.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        return _read_folder(folder)
+    source = at_revision(source, revision)
+    if Path(source).is_dir():
+        return _read_folder(Path(source))
     require_named(source)
-    return _read_folder(fetch(str(source), FILES, is_complete=_holds_model, revision=revision))
+    return _read_folder(fetch(source, FILES, is_complete=_holds_model))
 
 
 def require_named(source: str | Path) -> None:
     """Refuse what is neither a file or folder here nor called like a repository of the Hub."""
-    if not Path(source).exists() and str(source).count("/") != 1:
+    require_alive(source)
+    if not Path(source).exists() and not is_repository(str(source)):
         raise SetrError(
             f"{source}: no such model directory; `setr train` or `setr demo` makes one", code=USAGE
         )
@@ -137,7 +138,9 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     except FileNotFoundError:
         raise SetrError(f"{path}: no such file; the model directory is incomplete") from None
     except (SafetensorError, RuntimeError) as error:
-        raise SetrError(f"{path}: broken or of another model ({str(error)[:120]!r})") from None
+        lines = str(error).splitlines()
+        what = " ".join(lines[1:] or lines).split()  # torch's first of several names no tensor
+        raise SetrError(f"{path}: broken or of another model ({' '.join(what):.160})") from None
     return model.eval(), info
 
 

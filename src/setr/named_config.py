@@ -7,6 +7,7 @@ from pathlib import Path
 
 from setr.config import Config
 from setr.errors import USAGE, SetrError
+from setr.files import require_alive
 from setr.recipes import recipe
 
 
@@ -17,6 +18,7 @@ def named_config(name: str) -> Config:
         SetrError: nothing of that name, or something else; says what to give.
     """
     path = Path(name)
+    require_alive(path)
     if path.is_dir():
         if not (path / "config.yaml").is_file():
             raise SetrError(f"{name}: holds no run; {_train_on(name)}", code=USAGE)

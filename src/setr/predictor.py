@@ -36,6 +36,7 @@ from setr.model_bands import ModelBands
 from setr.model_info import ModelInfo, require_channels
 from setr.precision import autocast_dtype
 from setr.rasters import Raster
+from setr.remote import at_revision, fetched
 from setr.result import Result
 from setr.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.unsure import checked_confidence
@@ -277,20 +278,31 @@ class Predictor:
             yield
 
 
-def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> Predictor:
+def load(
+    source: str | os.PathLike,
+    *,
+    device: str = "auto",
+    revision: str | None = None,
+    **options: Any,
+) -> Predictor:
     """Load a trained model.
 
     Args:
-        source: a model directory, `owner/name` on the Hub, a SETR checkpoint (.pth) of the authors
-            or of mmsegmentation, or a file of `setr export` (.onnx, .xml), whose precision is its
-            own.
+        source: a model directory, `owner/name` on the Hub (or `owner/name@revision`), a SETR
+            checkpoint (.pth) of the authors or of mmsegmentation, a linear head of DINOv2, the
+            http(s) address of one of these files, which torch's cache keeps, or a file of `setr
+            export` (.onnx, .xml), whose precision is its own.
         device: `auto`, `cpu`, `cuda`, …
+        revision: branch, tag or commit on the Hub.
         options: further keywords of `Predictor`; for a foreign checkpoint also those of
-            `foreign.convert_foreign`, for example `num_heads`.
+            `foreign.convert_foreign`, for example `num_heads`, or `pretrained` of a linear head.
 
     Raises:
         SetrError: missing or broken model, or no such device.
     """
+    source = at_revision(source, revision)
+    if is_url(source):
+        source = str(fetched(source))
     if Path(source).suffix in SUFFIXES:
         network, info = open_exported(Path(source), device)
         if options.pop("precision", "auto") not in ("auto", network.export["precision"]):
@@ -309,7 +321,7 @@ def load(source: str | os.PathLike, *, device: str = "auto", **options: Any) -> 
         given = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
         model, info = load_foreign(source, **given)
     else:
-        model, info = from_pretrained(os.fspath(source))
+        model, info = from_pretrained(source)
     return Predictor(model, info, device=device, **options)
 
 

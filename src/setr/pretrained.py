@@ -9,13 +9,14 @@ from torch import Tensor
 
 from setr.dialects import translate
 from setr.errors import USAGE, SetrError
+from setr.files import require_alive
 from setr.naming import Translation
-from setr.remote import fetch
+from setr.remote import fetch, fetched, is_repository
 from setr.tensorfiles import read_tensor_file
+from setr.urls import is_url
 from setr.weights import Loadable, LoadReport, match_weights
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
 
 
 def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadReport:
@@ -23,8 +24,8 @@ def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadR
 
     Args:
         model: its heads keep their values, unless the file holds a whole model.
-        source: a path; `owner/name` on the Hub, of a model of ours or of an encoder; or a tag such
-            as `augreg_in21k`, `deit`, `deit_distilled` or `lvd142m`.
+        source: a path or an http(s) address; `owner/name` on the Hub, of a model of ours or of an
+            encoder; or a tag such as `augreg_in21k`, `deit`, `deit_distilled` or `lvd142m`.
         resnet: the tag is one of a Hybrid's ResNet, not of its ViT.
 
     Raises:
@@ -40,9 +41,9 @@ def encoder_weights(
     model: Loadable, source: str, *, resnet: bool = False
 ) -> tuple[Translation, str]:
     """The tensors that `load_encoder` would put into a model, under our names, and their name."""
-    if _is_repository(source) or _is_path(source):
-        path = str(_weights_on_the_hub(source)) if _is_repository(source) else source
-        return translate(read_tensor_file(Path(path)).tensors, path), path
+    file = _file_of(source)
+    if file is not None:
+        return translate(read_tensor_file(file).tensors, str(file)), str(file)
     name = pretrained_id(_named(model, resnet), source)
     return translate(_download(name), name), name
 
@@ -50,24 +51,38 @@ def encoder_weights(
 def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> None:
     """Refuse encoder weights that are not there or have no such tag; nothing is read of them.
 
-    Those of a repository are downloaded.
+    Those of a repository or a tag are downloaded.
 
     Raises:
         SetrError: no such file or repository, or no such weights for the model's encoder.
     """
-    if _is_repository(source):
-        _weights_on_the_hub(source)
-    elif not _is_path(source):
-        pretrained_id(_named(model, resnet), source)
-    elif not Path(source).is_file() and not Path(source, "model.safetensors").is_file():
+    require_alive(source)
+    file = _file_of(source)
+    if file is None:
+        _timm_file(pretrained_id(_named(model, resnet), source))
+    elif not file.is_file() and not Path(file, "model.safetensors").is_file():
         raise SetrError(f"{source}: no such weight file", code=USAGE)
 
 
-def _is_repository(source: str) -> bool:
-    """Whether it is `owner/name`, and neither a file or folder nor named like a weight file."""
-    path = Path(source)
-    named = re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and path.suffix not in _FILE_SUFFIXES
-    return bool(named) and not path.exists()
+def require_fit(model: Loadable, source: str) -> None:
+    """Refuse encoder weights of a file or repository that do not fit; the model stays as it is.
+
+    Raises:
+        SetrError: as `load_weights`.
+    """
+    file = _file_of(source)
+    if file is not None:
+        found = translate(read_tensor_file(file).tensors, source)
+        match_weights(model, found, source, new_head=True)
+
+
+def _file_of(source: str) -> Path | None:
+    """The file or folder that holds weights; None for a tag."""
+    if is_url(source):
+        return fetched(source)
+    if is_repository(source):
+        return _weights_on_the_hub(source)
+    return Path(source) if _is_path(source) else None
 
 
 def _is_path(source: str) -> bool:
@@ -124,13 +139,18 @@ def _download(name: str) -> dict[str, Tensor]:
     """The tensors of a timm model as timm names them, from the Hub or its cache."""
     from setr._timm import timm
 
-    repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
-    repo_id = f"{repo_id}{name}" if repo_id.endswith("/") else repo_id
-    overlay = {"file": str(_weights_on_the_hub(repo_id))}
+    overlay = {"file": str(_timm_file(name))}
     state: dict[str, Tensor] = timm.create_model(
         name, pretrained=True, pretrained_cfg_overlay=overlay
     ).state_dict()
     return state
+
+
+def _timm_file(name: str) -> Path:
+    from setr._timm import timm
+
+    repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
+    return _weights_on_the_hub(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id)
 
 
 def _weights_on_the_hub(repo_id: str) -> Path:

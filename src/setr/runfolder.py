@@ -7,6 +7,7 @@ slices of a sharded state. A disk that is full is reported and costs that save, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,13 +21,17 @@ from setr.checkpoint import State, newest_state, remove_parts, remove_states, sa
 from setr.config import Config
 from setr.distributed import any_of, on_first, say, together
 from setr.errors import USAGE, SetrError
-from setr.files import write_bytes
+from setr.files import require_writable, write_bytes
 from setr.launch import restarted
+from setr.lock import Lock
 from setr.trackers import Builder, Tracker, open_trackers, require
 
 LAST = "last"
 _SETTINGS, _FIGURES = "config.yaml", "metrics.json"
 _MODEL = ("model.safetensors", "config.json", "README.md")
+_EXTRAS = ("trace.json", "report.html")  # of the profiler, of a demo
+TEST_FILES = ("metrics.json", "images.csv", "report.html")
+"""What `setr eval` writes to eval-SPLIT/."""
 
 
 class RunFolder:
@@ -41,7 +46,8 @@ class RunFolder:
 
     Raises:
         SetrError: it holds a run or something else, and neither is asked for; nothing to resume
-            from; a tracker that is not installed.
+            from; another process works in it; nothing can be written; a tracker that is not
+            installed.
     """
 
     def __init__(
@@ -54,20 +60,24 @@ class RunFolder:
         own_trackers: Sequence[Builder] = (),
     ) -> None:
         on_first(lambda: require(trackers))
-        self.out, self.last = out, out / LAST
+        self.out, self.last, self.lock = out, out / LAST, Lock(out)
         self.tracker_names, self.own_trackers = trackers, own_trackers
         self.trackers = list[Tracker]()
         again = any_of(restarted())  # by the launcher, with the command of the first start
-        if not (resume or overwrite or again):
+        self.new = not (resume or overwrite or again)
+        if self.new:
             on_first(lambda: _require_free(out))
         elif overwrite and not again:
             on_first(lambda: _require_own(out))
+        on_first(lambda: require_writable(out, "--out"))
         self.state: State | None = None
         if resume or again:
             self.state = newest_state(self.last)
         if resume and not again and self.state is None:
             problem = f"{self.last}: no training state to resume from; start without --resume"
             raise together(SetrError(problem, code=USAGE))
+        if not self.new:  # else nothing is made before all is checked
+            on_first(lambda: self.lock.take() if out.is_dir() else None)
 
     def open(self, config: Config) -> None:
         """Make the folder, with what is kept of an earlier run in it."""
@@ -76,13 +86,17 @@ class RunFolder:
     def _open(self, config: Config) -> None:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+            if self.new:  # another run may have come and gone while the data were checked
+                _require_free(self.out)
             remove_parts(self.last)
             for part in self.out.glob(".*.part"):
                 part.unlink()
             old = [_FIGURES]  # only a finished run has them, and of its own settings
             if self.state is None:
                 remove_states(self.last)
-                old += _MODEL
+                old += [*_MODEL, *_EXTRAS]
+                self._remove_tests()
             for name in old:
                 (self.out / name).unlink(missing_ok=True)
             # before all else, so that a folder in which anything stands is known as a run
@@ -91,6 +105,14 @@ class RunFolder:
             self.trackers = open_trackers(self.out, self.tracker_names, step, self.own_trackers)
         except OSError as error:
             raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
+
+    def _remove_tests(self) -> None:
+        """Remove what `setr eval` wrote here of a model that is there no longer."""
+        for folder in self.out.glob("eval-*/"):
+            for name in TEST_FILES:
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                folder.rmdir()
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Hand the figures of a step to all trackers."""
@@ -109,9 +131,10 @@ class RunFolder:
             self._attempt("picture", partial(tracker.picture, step, picture))
 
     def close(self) -> None:
-        """Close the trackers."""
+        """Close the trackers, and leave the folder to others."""
         for tracker in self.trackers:
             self._attempt("log", tracker.close)
+        self.lock.release()
 
     def save(
         self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int
@@ -129,6 +152,15 @@ class RunFolder:
         Called by all processes, which get the same answer.
         """
         return on_first(lambda: self._attempt(what, action))
+
+    def replace_model(self, what: str, save: Callable[[], None]) -> bool:
+        """Write another model, as `attempt`; figures of tests of the one before go with it."""
+
+        def replace() -> None:
+            save()
+            self._remove_tests()
+
+        return self.attempt(what, replace)
 
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
         try:

@@ -21,7 +21,7 @@ from setr.kinds import KINDS
 from setr.manifest import Row
 from setr.outputs import parse_kinds, with_ending
 from setr.rasters import RASTER_KINDS
-from setr.remote import fetch
+from setr.remote import fetch, is_repository
 from setr.storage import Storage
 from setr.streams import Stream, stems
 from setr.urls import is_url
@@ -142,5 +142,5 @@ def _model_files(model: str) -> list[Path]:
     if path.is_file():
         weights = path.with_suffix(".bin")  # of OpenVINO
         return [path, *([weights] if weights != path and weights.is_file() else [])]
-    folder = path if path.is_dir() or model.count("/") != 1 else fetch(model, FILES)
+    folder = fetch(model, FILES) if is_repository(model) else path
     return [p for name in ("config.json", "model.safetensors") if (p := folder / name).is_file()]

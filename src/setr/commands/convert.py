@@ -18,7 +18,9 @@ from setr.choices import OddSizes, PosInterp
 from setr.cli import as_typed, parse, require_default
 from setr.commands.shared import Out
 from setr.errors import OK, USAGE, SetrError
+from setr.files import require_writable
 from setr.labels import Labels, known_labels
+from setr.urls import is_url
 
 if TYPE_CHECKING:
     from setr.model import SETR
@@ -35,8 +37,9 @@ class Arguments:
     DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start at random.
     """
 
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Checkpoint file; with --model also a model directory, whose weights are taken."""
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Checkpoint file or its http(s) address; with --model also a model directory, whose weights
+    are taken."""
     out: Out
     """Folder to write."""
     model: str | None = None
@@ -79,6 +82,7 @@ def run(arguments: list[str]) -> int:
         require_default(given, rule, *heads, "num_classes", "pos_interp", "partial", "new_head")
     if (given.out / "config.json").exists() and not given.overwrite:
         raise SetrError(f"{given.out}: holds a model; add --overwrite", code=USAGE)
+    require_writable(given.out, "-o")
     labels = known_labels(given.labels) if given.labels else None
     from setr.hub import save_pretrained
 
@@ -92,11 +96,24 @@ def run(arguments: list[str]) -> int:
     return OK
 
 
+def _file(given: Arguments) -> Path:
+    """The checkpoint, downloaded if an address was given."""
+    from setr.remote import fetched
+
+    return fetched(given.source) if is_url(given.source) else Path(given.source)
+
+
 def _command(given: Arguments) -> str:
     """What makes the model again; a card names files without their folders."""
-    source, out = (os.path.basename(os.path.abspath(path)) for path in (given.source, given.out))
-    options = itertools.chain(*as_typed(given).values())
-    return shlex.join(["setr", "convert", source, "-o", out, *options])
+    source, out = _bare(given.source), os.path.basename(os.path.abspath(given.out))
+    options = dataclasses.replace(given, pretrained=given.pretrained and _bare(given.pretrained))
+    words = itertools.chain(*as_typed(options).values())
+    return shlex.join(["setr", "convert", source, "-o", out, *words])
+
+
+def _bare(source: str) -> str:
+    """A file without its folders; addresses and names on the Hub as they are."""
+    return os.path.basename(os.path.abspath(source)) if Path(source).exists() else source
 
 
 def _whole(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, LoadReport]:
@@ -104,7 +121,7 @@ def _whole(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, Lo
     from setr.foreign import convert_foreign
 
     return convert_foreign(
-        given.source,
+        _file(given),
         num_heads=given.num_heads,
         img_size=given.img_size,
         labels=labels,
@@ -132,10 +149,11 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
         pos_interp=given.pos_interp,
         odd_sizes=given.odd_sizes,
     )
-    report = load_weights(model, given.source, partial=given.partial, new_head=given.new_head)
+    file = _file(given)
+    report = load_weights(model, file, partial=given.partial, new_head=given.new_head)
     info = ModelInfo(
         labels=labels,
-        recipe=f"{given.model} from {given.source.name}",
-        pretrained=given.source.name,
+        recipe=f"{given.model} from {file.name}",
+        pretrained=file.name,
     )
     return model, info, report

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,31 +83,47 @@ def run(arguments: list[str]) -> int:
 
 def _run(given: Arguments) -> int:
     """The same in one of the processes; the first writes and prints."""
-    from setr.datasets import open_dataset
-    from setr.distributed import rank
+    from setr.distributed import everywhere, rank
     from setr.gallery import Gallery, paired
-    from setr.predictor import load
 
-    predictor = load(given.model, device=given.device)
-    dataset = open_dataset(given.data, given.split, predictor.info.labels, predictor.info.bands)
-    for path in given.compare:  # their turn may come after hours
-        _load(given, path, dataset)
+    predictor, dataset = everywhere(partial(_opened, given))
     gallery = Gallery()
     metrics: dict[str, Any] = dict(_test(given, predictor, dataset, gallery))
     figures = next(iter(metrics.values()))
     for path in given.compare:
-        _write(given, metrics, dataset, gallery)  # stays, whatever becomes of this comparison
+        with contextlib.suppress(OSError, SetrError):  # the last one tells
+            _write(given, metrics, dataset, gallery)  # stays, whatever becomes of this comparison
         predictor, other = _load(given, path, dataset), Gallery(shown=0)
         theirs, *_ = _test(given, predictor, dataset, other).values()
         against = {"against": paired(gallery, other)}
         metrics.setdefault("compare", {})[path] = theirs | against
+    if rank() == 0:  # before a disk can be full
+        print(json.dumps(metrics) if given.json else _table(given, metrics), flush=True)
     out = _write(given, metrics, dataset, gallery)
     if rank() > 0:
         return OK
-    print(json.dumps(metrics) if given.json else _table(given, metrics))
     files = "metrics.json, images.csv" + (", report.html" if given.detailed else "")
     print(f"written to {out}: {files}", file=sys.stderr)
     return report_failed(figures)
+
+
+def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
+    """Model and split; what would fail only after hours of testing fails here."""
+    from setr.datasets import open_dataset
+    from setr.distributed import rank
+    from setr.evaluation import require_fit
+    from setr.files import require_writable
+    from setr.predictor import load
+
+    predictor = load(given.model, device=given.device)
+    dataset = open_dataset(given.data, given.split, predictor.info.labels, predictor.info.bands)
+    require_fit(predictor.model, predictor.info, dataset)
+    _protocols(given, predictor)
+    for path in given.compare:
+        _protocols(given, _load(given, path, dataset))
+    if rank() == 0:
+        require_writable(_out(given), "-o")
+    return predictor, dataset
 
 
 def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
@@ -121,14 +139,19 @@ def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
     return predictor
 
 
+def _out(given: Arguments) -> Path:
+    """Folder for the results."""
+    home = Path(given.model) if Path(given.model).is_dir() else Path("runs", Path(given.model).name)
+    return given.out or home / f"eval-{given.split}"
+
+
 def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery: Gallery) -> Path:
     """Write the results so far, in the first process; returns their folder."""
     from setr.distributed import rank
     from setr.files import write_json
     from setr.report import write_evaluation
 
-    home = Path(given.model) if Path(given.model).is_dir() else Path("runs", Path(given.model).name)
-    out = given.out or home / f"eval-{given.split}"
+    out = _out(given)
     if rank() > 0:
         return out
     out.mkdir(parents=True, exist_ok=True)
@@ -148,16 +171,10 @@ def _test(
     given: Arguments, predictor: Predictor, dataset: Dataset, gallery: Gallery
 ) -> dict[str, dict[str, Any]]:
     """Figures of one model by protocol; the gallery sees the first protocol."""
-    from setr.evaluation import evaluate_split, resolve_protocol
+    from setr.evaluation import evaluate_split
 
     model, info = predictor.model, predictor.info
-    protocol = _overridden(given, resolve_protocol(given.protocol, model, info))
-    protocols = [protocol]
-    if given.multi_scale and not protocol.is_multi_scale:
-        named = (given.protocol or "").replace("-ss", "-ms")  # `whole` has no such twin
-        several = resolve_protocol(named or None, model, info)
-        several = several if several.is_multi_scale else several.multi_scale()
-        protocols.append(_overridden(given, several))
+    protocols = _protocols(given, predictor)
     results = {}
     for chosen in protocols:
         results["multi_scale" if chosen.is_multi_scale else "single_scale"] = evaluate_split(
@@ -168,10 +185,24 @@ def _test(
             workers=given.workers,
             detailed=given.detailed,
             absent=given.absent,
-            on_image=gallery if chosen is protocol else None,
+            on_image=gallery if chosen is protocols[0] else None,
         )
     gallery.gather()
     return results
+
+
+def _protocols(given: Arguments, predictor: Predictor) -> list[Protocol]:
+    """The protocol asked for, or the model's own, and the one with several scales if asked for."""
+    from setr.evaluation import resolve_protocol
+
+    model, info = predictor.model, predictor.info
+    protocol = _overridden(given, resolve_protocol(given.protocol, model, info))
+    if not given.multi_scale or protocol.is_multi_scale:
+        return [protocol]
+    named = (given.protocol or "").replace("-ss", "-ms")  # `whole` has no such twin
+    several = resolve_protocol(named or None, model, info)
+    several = several if several.is_multi_scale else several.multi_scale()
+    return [protocol, _overridden(given, several)]
 
 
 def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
