@@ -49,16 +49,20 @@ def run(arguments: list[str]) -> int:
     from setr.adjustment import ADJUSTED, find_offsets, shift_logits
     from setr.datasets import open_dataset
     from setr.doctor import check
-    from setr.evaluation import evaluate_split
+    from setr.evaluation import evaluate_split, require_fit
     from setr.hub import save_pretrained
     from setr.predictor import load
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.network, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels, info.bands)
+    require_fit(model, info, dataset)
+    check(dataset).require_counted("search on another one with --split")
     pixels = None
     if given.by == "iou":
-        pixels = check(open_dataset(given.data, given.train_split, info.labels, info.bands)).pixels
+        trained = check(open_dataset(given.data, given.train_split, info.labels, info.bands))
+        trained.require_counted("count another one with --train-split, or adjust --by class")
+        pixels = trained.pixels
     added = find_offsets(
         model, info, dataset, pixels=pixels, precision=given.precision, workers=given.workers
     )
