@@ -323,6 +323,26 @@ def test_cvat_for_images(tmp_path, capsys):
         draft(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["gb2312", "of-old"])
+def test_other_programs_xml_is_passed_over(tmp_path, encoding):
+    photo(tmp_path / "a.jpg")
+    put(tmp_path / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
+    put(tmp_path / "voc.xml", f'<?xml version="1.0" encoding="{encoding}"?><annotation/>')
+    assert "1 masks in masks_drawn" in draft(tmp_path).yaml
+
+
+def test_a_file_of_cvat_that_is_cut_off_is_told(tmp_path):
+    for name in "ab":
+        photo(tmp_path / f"{name}.jpg")
+        image = (
+            f'<image name="{name}.jpg"><polygon label="{name}" points="4,6;10,6;10,10"/></image>'
+        )
+        put(tmp_path / f"{name}.xml", f"<annotations>{image}</annotations>")
+    assert "2 masks in masks_drawn" in draft(tmp_path).yaml
+    put(tmp_path / "b.xml", (tmp_path / "b.xml").read_text()[:60])
+    assert "b.xml: not XML that can be read (unclosed token" in refused(tmp_path)
+
+
 def test_coco_of_roboflow(tmp_path):
     for split in ("train", "valid"):
         photo(tmp_path / split / "a.jpg")
