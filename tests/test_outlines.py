@@ -547,6 +547,14 @@ def test_one_class_needs_another_for_the_rest(tmp_path):
     assert '  - "ground"' in draft(tmp_path, rest="ground").yaml
 
 
+def test_more_classes_than_a_mask_holds(tmp_path):
+    photo(tmp_path / "a.jpg")
+    listed = [{"id": i, "name": f"c{i}"} for i in range(255)]
+    put(tmp_path / "x.json", coco("a.jpg", categories=listed))
+    assert f"{tmp_path}: the outlines make 256 classes, and a mask holds 255" in refused(tmp_path)
+    assert '  - "c254"' in draft(tmp_path, rest="ignore").yaml
+
+
 def test_outlines_in_two_places(tmp_path):
     photo(tmp_path / "a.jpg")
     for name in ("one.json", "two.json"):
