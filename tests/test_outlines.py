@@ -372,6 +372,13 @@ def test_a_background_among_coco_s_categories_shifts_no_class(tmp_path):
     assert np.bincount(mask.ravel()).tolist() == [100 - 16, 32, 600 - 116]
 
 
+def test_boxes_of_coco_are_left_out_and_counted(tmp_path):
+    photo(tmp_path / "a.jpg")
+    whole = coco("a.jpg")["annotations"]
+    put(tmp_path / "x.json", coco("a.jpg", annotations=[*whole, *(one(7, a) for a in ([], [[]]))]))
+    assert "no area: 2 annotations without an outline" in draft(tmp_path).note
+
+
 def test_what_is_for_testing_is_not_trained_on(tmp_path):
     def lists(*names: str) -> dict[str, list[str]]:
         for name in names:
