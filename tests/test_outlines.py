@@ -545,6 +545,13 @@ def test_boxes_are_no_outlines(tmp_path):
     assert "class number 99999999999: at most 255 classes" in refused(tmp_path)
 
 
+def test_yolo_in_pixels_is_no_outline(tmp_path):
+    photo(tmp_path / "images" / "a.jpg")
+    put(tmp_path / "labels" / "a.txt", "0 -0.1 0 1.05 0 1 1\n1 2 2 8 2 8 18\n")
+    said = refused(tmp_path)
+    assert "1 problem with outlines (YOLO): labels/a.txt: line 2: 18 is no share of a side" in said
+
+
 def test_one_class_needs_another_for_the_rest(tmp_path):
     photo(tmp_path / "a.jpg")
     put(tmp_path / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
