@@ -107,12 +107,11 @@ class _Walk:
             own, others = values[:kept], values[kept:]
         else:
             own, others = values[:count], values[count:]
-        shown = f"{flag}={own[0]}" if attached else " ".join((flag, *own))
-        wrong = next(
-            (v for v, k in zip(own, kinds * len(own), strict=False) if not _fits(v, k)), ""
-        )
+        shown = f"{flag}={own[0]}" if attached else " ".join((flag, *map(_shown, own)))
+        wrong = [v for v, k in zip(own, kinds * len(own), strict=False) if not _fits(v, k)]
         if wrong:
-            return f"{flag} {wrong}: {rule}" if count == 1 and not attached else f"{shown}: {rule}"
+            alone = count == 1 and not attached
+            return f"{flag} {_shown(wrong[0])}: {rule}" if alone else f"{shown}: {rule}"
         if many:
             self.free += [(value, "") for value in others]
             return None
@@ -186,6 +185,11 @@ def _split(word: str, flags: dict[str, Option]) -> tuple[str, str, str]:
     if flag not in flags and flag[:2] in flags:
         return word[:2], "attached", word[2:]
     return flag, joint, value
+
+
+def _shown(word: str) -> str:
+    """A word as it is typed: one that is empty has quotes."""
+    return word or "''"
 
 
 def _plain(flag: str) -> str:
