@@ -92,6 +92,12 @@ from setr.usage import problem
         ("train setr_mla.py", "setr_mla.py: settings of another toolkit are not read"),
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
         (
+            "predict m a.png -o x b.png",
+            "'b.png' stands apart; write all IMAGES… together, before the options",
+        ),
+        ("average a -o x b", "'b' stands apart; write all MODELS… together, before the options"),
+        ("predict m a.png -o x --json yes", "--json yes: takes no value; write --json or --no-j"),
+        (
             "train demo --data.photometric yes",
             "--data.photometric yes: takes no value; "
             "write --data.photometric or --data.no-photometric",
