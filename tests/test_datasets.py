@@ -701,6 +701,14 @@ def test_listed_names_may_hold_dots_and_blanks(tmp_path, names, listed, layout):
     assert [pair.image.stem for pair in pairs] == listed
 
 
+@pytest.mark.parametrize("lists", ["train.txt", "ImageSets/Segmentation/train.txt"])
+def test_a_list_without_names_is_told(folder, lists):
+    (folder / "SegmentationClass").mkdir()
+    (folder / lists).parent.mkdir(parents=True, exist_ok=True)
+    (folder / lists).write_text("\n")
+    assert f"{folder / lists}: lists no images; write their names" in fails(folder)
+
+
 def test_two_masks_of_one_name_are_refused(folder):
     put(folder / "labels/train/a.bmp")
     assert "a.bmp and a.png are masks of one name" in fails(folder)

@@ -65,6 +65,8 @@ def listed_names(listed: Path, is_name: Callable[[str], object] = lambda _: Fals
     for line in lines:
         first, *more = line.split()
         names.append(line if more and not is_file(first) and is_name(line) else first)
+    if not names:
+        raise data_error(f"{listed}: lists no images; write their names, one a line")
     refuse_doubles(listed, names, "listed more than once")
     return names
 
