@@ -249,8 +249,9 @@ def test_segnet_folders_with_a_list(tmp_path):
         ),
     ],
 )
-def test_lists_of_pairs(folder, name, text):
-    (folder / name).write_text("\ufeff" + text)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_lists_of_pairs(folder, name, text, encoding):
+    (folder / name).write_text("\ufeff" + text, encoding=encoding)
     (folder / "data.yaml").write_text(f"train: {name}\nclasses: [road, car]\n")
     dataset = open_dataset(str(folder / "data.yaml"), "train")
     assert [pair.image.stem for pair in dataset.pairs] == ["a", "c"]
