@@ -139,6 +139,9 @@ def test_command_writes_a_model_that_scores_higher(tmp_path, capsys, by):
     for taken in (out, out / "config.json"):
         assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(taken)]) == 2
         assert f"{taken}: exists; choose another folder" in capsys.readouterr().err
+    unused = ["-o", str(tmp_path / "more"), "--by", "class", "--train-split", "all"]
+    assert main(["adjust", str(tiny_run), "scenes:40", *unused]) == 2
+    assert "--train-split all: does nothing with --by class" in capsys.readouterr().err
 
 
 def test_a_run_adjusts_its_model_once(tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from setr.choices import Precision
-from setr.cli import parse, require_least, require_unused
+from setr.cli import parse, require_default, require_least, require_unused
 from setr.commands.shared import Data, Model, Out
 from setr.errors import OK
 
@@ -32,7 +32,7 @@ class Arguments:
     by: Literal["iou", "class"] = "iou"
     """By the classes' frequency and IoU, or every class alone."""
     train_split: str = "train"
-    """Split whose pixels are counted."""
+    """Split whose pixels are counted, by IoU."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
     precision: Precision = "auto"
@@ -46,6 +46,8 @@ def run(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, "adjust")
     require_least(given, 0, "workers")
     require_unused(given.out)
+    if given.by == "class":
+        require_default(given, "does nothing with --by class; leave one of them out", "train_split")
     from setr.adjustment import ADJUSTED, find_offsets, shift_logits
     from setr.datasets import open_dataset
     from setr.doctor import check
