@@ -15,8 +15,10 @@ from setr.adjustment import GRID, best_by_iou, best_offsets, find_offsets
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.engine import train
-from setr.errors import SetrError
+from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.files import write_bytes
 from setr.hub import save_pretrained
+from setr.images import encode_png
 from setr.model_info import ModelInfo
 from tests.conftest import tiny_config, tiny_model
 
@@ -137,6 +139,9 @@ def test_command_writes_a_model_that_scores_higher(tmp_path, capsys, by):
     for taken in (out, out / "config.json"):
         assert main(["adjust", str(tiny_run), "scenes:40", "-o", str(taken)]) == 2
         assert f"{taken}: exists; choose another folder" in capsys.readouterr().err
+    unused = ["-o", str(tmp_path / "more"), "--by", "class", "--train-split", "all"]
+    assert main(["adjust", str(tiny_run), "scenes:40", *unused]) == 2
+    assert "--train-split all: does nothing with --by class" in capsys.readouterr().err
 
 
 def test_a_run_adjusts_its_model_once(tmp_path):
@@ -175,6 +180,44 @@ def test_a_search_that_fails_restores_the_mode(folder_data):
     with pytest.raises(SetrError, match=r"scene_001\.png"):
         find_offsets(model, ModelInfo(labels=scenes.LABELS), dataset)
     assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("blank", "by", "fix"),
+    [
+        ("val", "iou", "search on another one with --split"),
+        ("val", "class", "search on another one with --split"),
+        ("train", "iou", "count another one with --train-split, or adjust --by class"),
+    ],
+)
+def test_a_split_without_counted_pixels_is_refused(folder_data, tmp_path, capsys, blank, by, fix):
+    for mask in (folder_data / "labels" / blank).iterdir():
+        write_bytes(mask, encode_png(np.full((48, 48), 255, np.uint8)))
+    model = tmp_path / "model"
+    save_pretrained(model, tiny_model("naive", num_classes=9), ModelInfo(labels=scenes.LABELS))
+    words = ["adjust", str(model), str(folder_data), "-o", str(tmp_path / "out"), "--by", by]
+    assert main([*words, "--workers", "0"]) == DATA_CHECK_FAILED
+    said = capsys.readouterr().err
+    assert f"no pixel of split '{blank}' of data counts: its masks are ignored" in said
+    assert said.endswith(f"{fix}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_pairs_that_cannot_be_read_are_told(folder_data, tmp_path, capsys):
+    (folder_data / "labels" / "train" / "scene_002.png").write_bytes(b"no mask")
+    model = tmp_path / "model"
+    save_pretrained(model, tiny_model("naive", num_classes=9), ModelInfo(labels=scenes.LABELS))
+    words = ["adjust", str(model), str(folder_data), "-o", str(tmp_path / "out")]
+    assert main(words) == DATA_CHECK_FAILED
+    assert "1 of 6 pairs of split 'train' are unusable" in capsys.readouterr().err
+
+
+def test_a_run_that_could_not_adjust_at_its_end_does_not_begin(folder_data, tmp_path):
+    for mask in (folder_data / "labels" / "val").iterdir():
+        write_bytes(mask, encode_png(np.full((48, 48), 255, np.uint8)))
+    config = tiny_config(tmp_path / "run", adjust_logits=True)
+    with pytest.raises(SetrError, match=r"no pixel of split 'val' .*leave out --train\.adjust-log"):
+        train(config, data=str(folder_data))
 
 
 def test_a_class_without_training_pixels_counts_as_the_rarest():

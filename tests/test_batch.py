@@ -551,6 +551,8 @@ def test_a_file_that_is_no_manifest_stays(model_dir, photos, tmp_path, capsys):
         (("nothing.tar",), "nothing.tar: no such file"),
         (("nowhere://x",), "nowhere://x"),
         (("memory://empty/*.png",), "no images found here"),
+        (("nothere/",), "nothere/: no such folder"),
+        (("",), "'': no such folder"),
     ],
 )
 def test_wrong_use_is_one_line(model_dir, photos, tmp_path, capsys, arguments, message):

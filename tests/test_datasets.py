@@ -249,8 +249,9 @@ def test_segnet_folders_with_a_list(tmp_path):
         ),
     ],
 )
-def test_lists_of_pairs(folder, name, text):
-    (folder / name).write_text("\ufeff" + text)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_lists_of_pairs(folder, name, text, encoding):
+    (folder / name).write_text("\ufeff" + text, encoding=encoding)
     (folder / "data.yaml").write_text(f"train: {name}\nclasses: [road, car]\n")
     dataset = open_dataset(str(folder / "data.yaml"), "train")
     assert [pair.image.stem for pair in dataset.pairs] == ["a", "c"]
@@ -699,6 +700,14 @@ def test_listed_names_may_hold_dots_and_blanks(tmp_path, names, listed, layout):
     path.write_text("".join(f"{name}\n" for name in listed))
     pairs = open_dataset(str(tmp_path), "train").pairs
     assert [pair.image.stem for pair in pairs] == listed
+
+
+@pytest.mark.parametrize("lists", ["train.txt", "ImageSets/Segmentation/train.txt"])
+def test_a_list_without_names_is_told(folder, lists):
+    (folder / "SegmentationClass").mkdir()
+    (folder / lists).parent.mkdir(parents=True, exist_ok=True)
+    (folder / lists).write_text("\n")
+    assert f"{folder / lists}: lists no images; write their names" in fails(folder)
 
 
 def test_two_masks_of_one_name_are_refused(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from setr.figures import View, attention_figure, make_view, spread_layers
 from setr.files import write_bytes
 from setr.hub import save_pretrained
 from setr.images import encode_png
+from setr.labels import Labels
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.montage import mark, montage, with_legend
@@ -265,6 +267,19 @@ def test_command(
     if kind == "compare":
         assert "person" in page
         assert "% right" in page
+
+
+def test_models_that_end_alike_are_told_apart(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    for name in ("a", "b"):
+        shutil.copytree(name, tmp_path / name / "best", dirs_exist_ok=True)
+    models = [str(tmp_path / name / "best") for name in ("a", "b")]
+    assert main(["explain", "compare", "scene.png", *models, "-o", str(tmp_path)]) == OK
+    page = (tmp_path / "compare.html").read_text()
+    assert all(f"<figcaption>{model}</figcaption>" in page for model in models)
+    save_pretrained(tmp_path / "c", tiny_model(num_classes=2), ModelInfo(labels=Labels(("a", "b"))))
+    assert main(["explain", "compare", "scene.png", "a", str(tmp_path / "c")]) == USAGE
+    assert "a and c have different classes; give two models" in capsys.readouterr().err
 
 
 def test_a_truth_in_colours_is_read_as_the_models_data_were(folder, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -271,6 +272,14 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(SetrError, match=r"0\.0 GB are free; set SETR_CACHE"):
         train(frozen(tmp_path / "run"))
     assert list((tmp_path / "cache" / "features").iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve")
+def test_the_place_on_disk_is_taken_at_once(tmp_path):
+    """Else another run may take it after it was found free, and a write is a bus error."""
+    for array in features._files(tmp_path, (4, 64, 32, 32), (4, 512, 512)):
+        told = os.stat(array.filename)
+        assert 512 * told.st_blocks >= told.st_size > array.nbytes
 
 
 def test_frozen_blocks_have_no_backward_pass():

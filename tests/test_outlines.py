@@ -323,6 +323,26 @@ def test_cvat_for_images(tmp_path, capsys):
         draft(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["gb2312", "of-old"])
+def test_other_programs_xml_is_passed_over(tmp_path, encoding):
+    photo(tmp_path / "a.jpg")
+    put(tmp_path / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
+    put(tmp_path / "voc.xml", f'<?xml version="1.0" encoding="{encoding}"?><annotation/>')
+    assert "1 masks in masks_drawn" in draft(tmp_path).yaml
+
+
+def test_a_file_of_cvat_that_is_cut_off_is_told(tmp_path):
+    for name in "ab":
+        photo(tmp_path / f"{name}.jpg")
+        image = (
+            f'<image name="{name}.jpg"><polygon label="{name}" points="4,6;10,6;10,10"/></image>'
+        )
+        put(tmp_path / f"{name}.xml", f"<annotations>{image}</annotations>")
+    assert "2 masks in masks_drawn" in draft(tmp_path).yaml
+    put(tmp_path / "b.xml", (tmp_path / "b.xml").read_text()[:60])
+    assert "b.xml: not XML that can be read (unclosed token" in refused(tmp_path)
+
+
 def test_coco_of_roboflow(tmp_path):
     for split in ("train", "valid"):
         photo(tmp_path / split / "a.jpg")
@@ -350,6 +370,13 @@ def test_a_background_among_coco_s_categories_shifts_no_class(tmp_path):
     mask = dataset.load(0).mask
     assert (mask[2:6, 2:6] == 1).all()
     assert np.bincount(mask.ravel()).tolist() == [100 - 16, 32, 600 - 116]
+
+
+def test_boxes_of_coco_are_left_out_and_counted(tmp_path):
+    photo(tmp_path / "a.jpg")
+    whole = coco("a.jpg")["annotations"]
+    put(tmp_path / "x.json", coco("a.jpg", annotations=[*whole, *(one(7, a) for a in ([], [[]]))]))
+    assert "no area: 2 annotations without an outline" in draft(tmp_path).note
 
 
 def test_what_is_for_testing_is_not_trained_on(tmp_path):
@@ -518,6 +545,13 @@ def test_boxes_are_no_outlines(tmp_path):
     assert "class number 99999999999: at most 255 classes" in refused(tmp_path)
 
 
+def test_yolo_in_pixels_is_no_outline(tmp_path):
+    photo(tmp_path / "images" / "a.jpg")
+    put(tmp_path / "labels" / "a.txt", "0 -0.1 0 1.05 0 1 1\n1 2 2 8 2 8 18\n")
+    said = refused(tmp_path)
+    assert "1 problem with outlines (YOLO): labels/a.txt: line 2: 18 is no share of a side" in said
+
+
 def test_one_class_needs_another_for_the_rest(tmp_path):
     photo(tmp_path / "a.jpg")
     put(tmp_path / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
@@ -525,6 +559,14 @@ def test_one_class_needs_another_for_the_rest(tmp_path):
         tmp_path, USAGE, rest="ignore"
     )
     assert '  - "ground"' in draft(tmp_path, rest="ground").yaml
+
+
+def test_more_classes_than_a_mask_holds(tmp_path):
+    photo(tmp_path / "a.jpg")
+    listed = [{"id": i, "name": f"c{i}"} for i in range(255)]
+    put(tmp_path / "x.json", coco("a.jpg", categories=listed))
+    assert f"{tmp_path}: the outlines make 256 classes, and a mask holds 255" in refused(tmp_path)
+    assert '  - "c254"' in draft(tmp_path, rest="ignore").yaml
 
 
 def test_outlines_in_two_places(tmp_path):

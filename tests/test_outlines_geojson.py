@@ -161,6 +161,13 @@ def test_all_problems_of_layers_are_told_at_once(tmp_path):
         assert part in said
 
 
+def test_of_an_unknown_reference_system_proj_says_nothing_itself(tmp_path, capfd):
+    geo = tile(tmp_path / "a.tif")
+    put(tmp_path / "x.geojson", layer(feature(square(2, 2, 4), geo), crs="EPSG:999999"))
+    assert "x.geojson: unknown reference system 'EPSG:999999'" in refused(tmp_path)
+    assert "PROJ" not in capfd.readouterr().err
+
+
 def test_another_property_names_the_class(tmp_path, capsys):
     geo = tile(tmp_path / "a.tif")
     field, wood = (

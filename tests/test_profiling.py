@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -52,6 +53,17 @@ def test_operations_are_told_by_module_and_pass(tmp_path, capsys):
 
 def test_a_short_run_is_profiled_as_far_as_it_goes(tmp_path, capsys):
     assert "1 steps" in profiled(tmp_path, capsys, steps=3, remaining=1)[0]
+
+
+def test_a_full_disk_costs_the_trace_alone(tmp_path, capsys, monkeypatch):
+    def export(self, path):  # as torch does: it logs, raises nothing and leaves a part
+        Path(f"{path}.tmp").write_text("[")
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", export)
+    first, *lines = profiled(tmp_path, capsys, steps=1, remaining=3)
+    assert first.endswith("trace.json: not written, the disk may be full; training goes on")
+    assert any(line.endswith("  layers.*") for line in lines)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_switch_nothing_happens(tmp_path, capsys):

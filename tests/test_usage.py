@@ -36,6 +36,10 @@ from setr.usage import problem
         ("serve m -p abc", "-p abc: give a whole number"),
         ("score a b --ignore-index x", "--ignore-index x: give whole numbers"),
         ("demo --steps 3 4", "--steps 3 4: give a whole number"),
+        ("train demo --train.steps ''", "--train.steps '': give a whole number"),
+        ("train demo --data.crop-size 5 ''", "--data.crop-size 5 '': give two whole numbers"),
+        ("adjust m d -o x --by ''", "--by '': give one of iou, class"),
+        ("score a b --num-classes=", "--num-classes=: give a whole number"),
         # missing values
         ("train demo --train.steps", "--train.steps: its value is missing; give a whole number"),
         ("predict m i -o", "-o: its value is missing; write -o OUT"),
@@ -87,6 +91,12 @@ from setr.usage import problem
         ),
         ("train setr_mla.py", "setr_mla.py: settings of another toolkit are not read"),
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
+        (
+            "predict m a.png -o x b.png",
+            "'b.png' stands apart; write all IMAGES… together, before the options",
+        ),
+        ("average a -o x b", "'b' stands apart; write all MODELS… together, before the options"),
+        ("predict m a.png -o x --json yes", "--json yes: takes no value; write --json or --no-j"),
         (
             "train demo --data.photometric yes",
             "--data.photometric yes: takes no value; "

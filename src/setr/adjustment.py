@@ -59,7 +59,7 @@ def find_offsets(
     Args:
         model: stays as it is.
         info: its protocol is used, single-scale.
-        dataset: a split with masks; the model must not have been trained on it.
+        dataset: a split with counted pixels; the model must not have been trained on it.
         pixels: (K,) counts of the classes in the training split, to adjust by IoU; None searches
             every class.
         precision: as in `evaluate_split`.

@@ -213,6 +213,8 @@ def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray
     for split in (val, dataset):
         checkup = check(split, progress=counting(f"check {split.split}"))
         checkup.raise_problems()
+        if split is val and config.train.adjust_logits:
+            checkup.require_counted("leave out --train.adjust-logits, or set --data.val-split")
         for finding in checkup.findings:
             say(f"{finding.level}: {finding.split}: {finding.text}")
     return checkup.pixels

@@ -77,6 +77,16 @@ class Checkup:
                 code=DATA_CHECK_FAILED,
             )
 
+    def require_counted(self, fix: str) -> None:
+        """Raise one `SetrError`: that of `raise_problems`, or with a fix if no pixel counts."""
+        self.raise_problems()
+        if not self.pixels.any():
+            raise SetrError(
+                f"no pixel of split '{self.dataset.split}' of {self.dataset.name} counts: its "
+                f"masks are ignored everywhere; {fix}",
+                code=DATA_CHECK_FAILED,
+            )
+
 
 def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = None) -> Checkup:
     """Look at every pair of a split: readable, whole, same size, ids inside the classes.

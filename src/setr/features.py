@@ -247,9 +247,18 @@ def _files(
             "--data.crop-size, or --train.cache-features once"
         )
     return (
-        open_memmap(place / "maps.npy", mode="w+", dtype=np.float16, shape=maps),
-        open_memmap(place / "masks.npy", mode="w+", dtype=np.uint8, shape=masks),
+        _reserved(place / "maps.npy", np.float16, maps),
+        _reserved(place / "masks.npy", np.uint8, masks),
     )
+
+
+def _reserved(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A new mapped array whose place on disk nobody else can take: a page that finds none kills."""
+    made: np.memmap = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return made
 
 
 def _views(config: Config, dataset: Dataset, views: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -217,7 +217,10 @@ def compare_figure(
     """
     labels = a.info.labels
     if labels.classes != b.info.labels.classes:
-        raise SetrError(f"{names[0]} and {names[1]} have different classes: nothing to compare")
+        raise SetrError(
+            f"{names[0]} and {names[1]} have different classes; give two models of the same ones",
+            code=USAGE,
+        )
     ours, theirs = a.predict(path), b.predict(path)
     differ = ours.mask != theirs.mask
     share = f"{100 * differ.mean():.1f} %"

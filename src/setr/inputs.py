@@ -205,6 +205,8 @@ def _items(source: str) -> Iterator[Item]:
         yield from _remote(source)
         return
     for path, name in expanded(source) or expanded(source, frozenset(ARCHIVES)):
+        if not name:  # ends in a slash, or is empty
+            raise SetrError(f"{source or repr(source)}: no such folder", code=USAGE)
         if path.endswith(ARCHIVES):
             yield from _archive(path)
         else:

@@ -21,10 +21,12 @@ _NO_AREA = ("box", "polyline", "points", "cuboid", "skeleton")
 def cvat_outlines(root: Path, images: list[str]) -> Outlined | None:
     """Those of all XML files of CVAT, or None; shapes of a larger `z_order` lie over others."""
     out, where, classes = Outlined("CVAT", False), Images(images), dict[str, None]()
+    broken: list[str] = []
     for name in walk_images(root, frozenset({".xml"})):
         try:
             tree = ElementTree.parse(root / name).getroot()
-        except (ElementTree.ParseError, OSError):
+        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # or encoding
+            broken.append(f"{name}: not XML that can be read ({error!s:.80})")
             continue
         if tree.tag != "annotations":
             continue
@@ -37,7 +39,10 @@ def cvat_outlines(root: Path, images: list[str]) -> Outlined | None:
     named = {shape.name for entry in out.images for shape in entry.shapes}
     known = [c for c in classes if c not in (IGNORED, BACKGROUND)]
     out.classes = (*known, *sorted(named - {IGNORED, BACKGROUND, *known}))
-    return out if out.images or out.problems else None
+    if not out.images and not out.problems:
+        return None
+    out.problems += broken
+    return out
 
 
 def _image(name: str, image: ElementTree.Element, where: Images, out: Outlined) -> None:

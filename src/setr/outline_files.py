@@ -26,6 +26,9 @@ from setr.outline_json import json_outlines
 from setr.outlines import Ring, Shape, as_points
 from setr.pairing import data_error
 
+FARTHEST = 2.0
+"""Share of a side that YOLO's outlines may reach, which programs let end a little outside."""
+
 
 def find_outlines(root: Path, class_key: str = "") -> Outlined | None:
     """The outlines below a folder, or None where there are none.
@@ -88,6 +91,11 @@ def _yolo(root: Path, images: list[str]) -> Outlined | None:
                 out.leave_out("boxes")
             elif len(values) < 7 or len(values) % 2 == 0 or values[0] % 1 or values[0] < 0:
                 out.problems.append(f"{text}: line {number} is not 'class x y x y x y …'")
+            elif abs(farthest := max(values[1:], key=abs)) > FARTHEST:
+                out.problems.append(
+                    f"{text}: line {number}: {farthest:g} is no share of a side; give x and y as "
+                    "shares, 0 to 1"
+                )
             else:
                 number_of_class = int(values[0])
                 largest = max(largest, number_of_class)

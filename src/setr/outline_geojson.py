@@ -236,7 +236,8 @@ def _route(name: str, own: str, target: Any) -> Callable[[np.ndarray], np.ndarra
     from rasterio.warp import transform
 
     try:
-        system = gdal.CRS.from_user_input(own)
+        with gdal.Env():  # or PROJ writes to stderr itself
+            system = gdal.CRS.from_user_input(own)
     except Exception:
         raise SetrError(f"{name}: unknown reference system '{own:.60}'") from None
 

@@ -171,7 +171,7 @@ class _Coco:
         self, annotation: Mapping[str, Any], names: dict[Any, str], by_image: dict[Any, list[Shape]]
     ) -> None:
         area = annotation.get("segmentation")
-        if not area:
+        if not area or area == [[]]:
             self.out.leave_out("annotations without an outline")
             return
         try:

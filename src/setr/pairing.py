@@ -5,6 +5,7 @@ Masks that lack an image are noted, images that lack a mask refused; nothing is 
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -47,9 +48,12 @@ class Found(NamedTuple):
 
 
 def open_list(path: Path) -> TextIO:
-    """A list file, open as text."""
+    """A list file, open as text: UTF-8, or UTF-16 as Windows' PowerShell writes it."""
     try:
-        return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None)
+        with path.open("rb") as file:
+            wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if wide else "utf-8-sig"
+        return path.open(encoding=encoding, errors="surrogateescape", newline=None)
     except OSError as error:
         raise data_error(f"{path}: cannot read ({error.strerror})") from None
 
@@ -65,6 +69,8 @@ def listed_names(listed: Path, is_name: Callable[[str], object] = lambda _: Fals
     for line in lines:
         first, *more = line.split()
         names.append(line if more and not is_file(first) and is_name(line) else first)
+    if not names:
+        raise data_error(f"{listed}: lists no images; write their names, one a line")
     refuse_doubles(listed, names, "listed more than once")
     return names
 

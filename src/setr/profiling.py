@@ -87,11 +87,21 @@ class Profile:
         profiler.__exit__(None, None, None)
         for handle in self.handles:
             handle.remove()
-        part = self.out / ".trace.json.part"
-        profiler.export_chrome_trace(str(part))
-        os.replace(part, self.out / "trace.json")
-        say(f"{self.out / 'trace.json'}: {steps} steps, for chrome://tracing or ui.perfetto.dev")
+        self._write(profiler, f"{steps} steps, for chrome://tracing or ui.perfetto.dev")
         say("\n".join(report(profiler.events())))
+
+    def _write(self, profiler: Any, what: str) -> None:
+        """Write the trace; a full disk, of which torch raises nothing, costs only this."""
+        part, whole = self.out / ".trace.json.part", self.out / "trace.json"
+        try:
+            profiler.export_chrome_trace(str(part))
+            os.replace(part, whole)
+            say(f"{whole}: {what}")
+        except OSError:
+            say(f"warning: {whole}: not written, the disk may be full; training goes on")
+        finally:
+            for left in self.out.glob(f"{part.name}*"):
+                left.unlink(missing_ok=True)
 
 
 def report(events: Iterable[Any]) -> list[str]:

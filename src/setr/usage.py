@@ -61,12 +61,16 @@ def named_as_typed(kind: Any, text: str, words: Sequence[str]) -> str:
 
 @dataclass
 class _Walk:
-    """Words of a command line beside the options; `free` are those that belong to no option."""
+    """Words of a command line beside the options; `free` are those that belong to no option.
+
+    `breaks` are how many of them stand before each option.
+    """
 
     table: list[Option]
     flags: dict[str, Option]
     verb: str
     free: list[tuple[str, str]] = field(default_factory=list)  # and what they may have to do with
+    breaks: list[int] = field(default_factory=list)
 
     def problem(self, words: Sequence[str]) -> str | None:
         """The first wrong value, else a word too many, else what is missing."""
@@ -80,6 +84,7 @@ class _Walk:
             flag, attached, value = _split(word, self.flags)
             option = self.flags[_plain(flag)]
             given.add(option.dotted)
+            self.breaks.append(len(self.free))
             values = [value] if attached else []
             while not attached and rest and not _is_flag(rest[0]):
                 values.append(rest.pop(0))
@@ -107,12 +112,11 @@ class _Walk:
             own, others = values[:kept], values[kept:]
         else:
             own, others = values[:count], values[count:]
-        shown = f"{flag}={own[0]}" if attached else " ".join((flag, *own))
-        wrong = next(
-            (v for v, k in zip(own, kinds * len(own), strict=False) if not _fits(v, k)), ""
-        )
+        shown = f"{flag}={own[0]}" if attached else " ".join((flag, *map(_shown, own)))
+        wrong = [v for v, k in zip(own, kinds * len(own), strict=False) if not _fits(v, k)]
         if wrong:
-            return f"{flag} {wrong}: {rule}" if count == 1 and not attached else f"{shown}: {rule}"
+            alone = count == 1 and not attached
+            return f"{flag} {_shown(wrong[0])}: {rule}" if alone else f"{shown}: {rule}"
         if many:
             self.free += [(value, "") for value in others]
             return None
@@ -122,7 +126,7 @@ class _Walk:
         if len(own) < count:
             repeated = " ".join([own[0]] * count)
             return f"{shown}: {rule}, such as {flag} {repeated}"
-        more = f"{shown} {others[0]}: {rule}" if others else ""
+        more = f"{shown} {others[0]}: {rule}" if others and not self._endless() else ""
         self.free += [(v, "" if i else more) for i, v in enumerate(others)]
         return None
 
@@ -131,10 +135,14 @@ class _Walk:
         places = (o for o in self.table if o.required and not o.flags)
         return max(0, sum(not members(o.hint)[1] for o in places) - len(self.free))
 
+    def _endless(self) -> bool:
+        """Whether the last place takes any number of words, which stand together."""
+        return any(members(option.hint)[1] for option in self.table if not option.flags)
+
     def _places(self, given: set[str]) -> str | None:
         """Words too many, wrong or missing; then missing options."""
         places = [option for option in self.table if not option.flags]
-        endless = any(members(option.hint)[1] for option in places)
+        endless = self._endless()
         if len(self.free) > len(places) and not endless:
             word, known = self.free[len(places)]
             fix = f"write {usage(self.table, self.verb)}"
@@ -150,6 +158,11 @@ class _Walk:
             *first, last = missing
             listed = f"{', '.join(first)} and {last} are" if first else f"{last} is"
             return f"{listed} missing; write {usage(self.table, self.verb)}"
+        apart = [at for at in self.breaks if len(places) <= at < len(self.free)]
+        if endless and apart:
+            word, known = self.free[apart[0]]
+            fix = f"stands apart; write all {places[-1].placeholder} together, before the options"
+            return known or f"'{word}' {fix}"
         return None
 
     def _assigned(self) -> str | None:
@@ -186,6 +199,11 @@ def _split(word: str, flags: dict[str, Option]) -> tuple[str, str, str]:
     if flag not in flags and flag[:2] in flags:
         return word[:2], "attached", word[2:]
     return flag, joint, value
+
+
+def _shown(word: str) -> str:
+    """A word as it is typed: one that is empty has quotes."""
+    return word or "''"
 
 
 def _plain(flag: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from setr.choices import Precision
-from setr.cli import parse, require_least, require_unused
+from setr.cli import parse, require_default, require_least, require_unused
 from setr.commands.shared import Data, Model, Out
 from setr.errors import OK
 
@@ -32,7 +32,7 @@ class Arguments:
     by: Literal["iou", "class"] = "iou"
     """By the classes' frequency and IoU, or every class alone."""
     train_split: str = "train"
-    """Split whose pixels are counted."""
+    """Split whose pixels are counted, by IoU."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
     precision: Precision = "auto"
@@ -46,19 +46,25 @@ def run(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, "adjust")
     require_least(given, 0, "workers")
     require_unused(given.out)
+    if given.by == "class":
+        require_default(given, "does nothing with --by class; leave one of them out", "train_split")
     from setr.adjustment import ADJUSTED, find_offsets, shift_logits
     from setr.datasets import open_dataset
     from setr.doctor import check
-    from setr.evaluation import evaluate_split
+    from setr.evaluation import evaluate_split, require_fit
     from setr.hub import save_pretrained
     from setr.predictor import load
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.network, predictor.info
     dataset = open_dataset(given.data, given.split, info.labels, info.bands)
+    require_fit(model, info, dataset)
+    check(dataset).require_counted("search on another one with --split")
     pixels = None
     if given.by == "iou":
-        pixels = check(open_dataset(given.data, given.train_split, info.labels, info.bands)).pixels
+        trained = check(open_dataset(given.data, given.train_split, info.labels, info.bands))
+        trained.require_counted("count another one with --train-split, or adjust --by class")
+        pixels = trained.pixels
     added = find_offsets(
         model, info, dataset, pixels=pixels, precision=given.precision, workers=given.workers
     )

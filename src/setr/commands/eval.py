@@ -15,7 +15,7 @@ import tyro
 
 from setr.choices import Absent, Precision
 from setr.cli import parse, require_least
-from setr.commands.shared import Data, Flip, Model, Scales, Words
+from setr.commands.shared import Data, Flip, Model, Scales, Words, model_names
 from setr.errors import OK, USAGE, SetrError
 from setr.tables import figures_table, report_failed
 
@@ -212,10 +212,9 @@ def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
 
 
 def _names(given: Arguments) -> dict[str, str]:
-    """What each model is called: the last part of its path, or the whole where two end alike."""
+    """What each model is called, by its path."""
     paths = (given.model, *given.compare)
-    ends = [Path(path).name for path in paths]
-    return dict(zip(paths, ends if len(set(ends)) == len(ends) else paths, strict=True))
+    return dict(zip(paths, model_names(paths), strict=True))
 
 
 def _renamed(metrics: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from setr.cli import parse, require_file, require_least
-from setr.commands.shared import Model, Out, Words
+from setr.commands.shared import Model, Out, Words, model_names
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
@@ -158,8 +158,8 @@ def _compare(given: Compare) -> None:
     for path in (given.image, *((given.truth,) if given.truth else ())):
         require_file(path)
     a, b = (load(model, device=given.device) for model in (given.a, given.b))
-    names = (Path(given.a).name, Path(given.b).name)
-    figure = compare_figure(a, b, names, given.image, given.truth)
+    names = model_names((given.a, given.b))
+    figure = compare_figure(a, b, (names[0], names[1]), given.image, given.truth)
     _write(given.out, "compare", f"{names[0]} and {names[1]}", figure, labels=a.info.labels)
 
 

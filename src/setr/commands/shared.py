@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,3 +24,9 @@ Flip = Annotated[
     bool, tyro.conf.arg(help="Average with the mirrored image, whatever the protocol.")
 ]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
+
+
+def model_names(paths: Sequence[str]) -> list[str]:
+    """What each model is called: the last part of its path, or the whole where two end alike."""
+    ends = [Path(path).name for path in paths]
+    return ends if len(set(ends)) == len(ends) else list(paths)
