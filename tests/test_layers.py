@@ -49,6 +49,8 @@ ORDER = (
         "outline_geojson",
         "outline_supervisely",
         "outline_cvat",
+        "outline_via",
+        "outline_label_studio",
         "outline_json",
         "outline_files",
         "outline_masks",

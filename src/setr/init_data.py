@@ -72,11 +72,11 @@ def draft(
             the choice depends on file names alone.
         rest: of outlines, the class of what none covers, or `ignore`.
         name: of the YAML file; lists beside another than data.yaml are called after it.
-        class_key: of outlines in GeoJSON, the property that names the class.
+        class_key: of outlines in GeoJSON and of VIA, the property that names the class.
 
     Raises:
         SetrError: the layout is one that needs no description, or none that can be described; or a
-            `class_key` for other than GeoJSON.
+            `class_key` for others.
     """
     try:
         made = _of_masks(root, val_share, name)
@@ -84,9 +84,9 @@ def draft(
         outlined = find_outlines(root, class_key) if error.code == DATA_CHECK_FAILED else None
         if outlined is None:
             raise
-        _require_geojson(root, class_key, outlined.kind)
+        _require_keyed(root, class_key, outlined.kind)
     else:
-        _require_geojson(root, class_key, "masks")
+        _require_keyed(root, class_key, "masks")
         return made
     drawn = draw_masks(root, outlined, rest=rest)
     lists = _split_lists(drawn.pairs, val_share, drawn.splits)
@@ -103,12 +103,12 @@ def draft(
     return _composed(name, head, note, body, lists)
 
 
-def _require_geojson(root: Path, class_key: str, kind: str) -> None:
+def _require_keyed(root: Path, class_key: str, kind: str) -> None:
     """Refuse a key that nothing would look for."""
-    if class_key and kind != "GeoJSON":
+    if class_key and kind not in ("GeoJSON", "VIA"):
         raise SetrError(
-            f"--class-key {class_key}: is for outlines in GeoJSON, and {root} has {kind}; leave it "
-            "out",
+            f"--class-key {class_key}: is for outlines in GeoJSON or of VIA, and {root} has "
+            f"{kind}; leave it out",
             code=USAGE,
         )
 
@@ -212,7 +212,7 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
         f"({', '.join(MASK_NAMES)}) of the same file names, and no outlines (LabelMe, COCO, "
-        "YOLO, GeoJSON, Supervisely, CVAT); "
+        "YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio); "
         "rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
         "name these in data.yaml",
         code=DATA_CHECK_FAILED,

@@ -1,9 +1,9 @@
 """Finds outlines that annotation tools leave beside images.
 
 LabelMe and Supervisely: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label
-Studio and Roboflow export them. CVAT for images: an XML file for many. GeoJSON: a file for an
-image, or a layer over many. YOLO: a text file per image, lines of `class x y x y x y …` in shares
-of the sides.
+Studio and Roboflow export them. VGG Image Annotator and Label Studio: their own JSON for many. CVAT
+for images: an XML file for many. GeoJSON: a file for an image, or a layer over many. YOLO: a text
+file per image, lines of `class x y x y x y …` in shares of the sides.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def find_outlines(root: Path, class_key: str = "") -> Outlined | None:
 
     Args:
         root: the folder.
-        class_key: property of GeoJSON that names the class; empty looks for the usual ones.
+        class_key: property of GeoJSON or attribute of VIA that names the class; empty looks for
+            the usual ones.
 
     Raises:
         SetrError: outlines of several kinds, or an image with outlines in two files or twice in one

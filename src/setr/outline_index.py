@@ -39,9 +39,9 @@ class Outlined:
     """What a folder holds.
 
     Attributes:
-        kind: LabelMe, Supervisely, CVAT, COCO, YOLO or GeoJSON.
+        kind: LabelMe, Supervisely, VIA, Label Studio, CVAT, COCO, YOLO or GeoJSON.
         largest_first: small objects lie over large ones, whatever their order in the file.
-        classes: names in the order of their ids; of the first three, which have no
+        classes: names in the order of their ids; of the first five, which have no
             ids, as in a file of classes or else sorted.
         images: each with its outlines.
         left_out: what is no area, by kind, with its number.

@@ -1,4 +1,7 @@
-"""Outlines in JSON: LabelMe's and Supervisely's file per image, COCO's for many, and GeoJSON."""
+"""Outlines in JSON: LabelMe's and Supervisely's file per image, those of many images, and GeoJSON.
+
+Of many images are the files of COCO, the VGG Image Annotator and Label Studio.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,17 @@ from setr.outline_index import (
     not_one,
     split_of,
 )
+from setr.outline_label_studio import label_studio_tasks, read_label_studio
 from setr.outline_supervisely import is_supervisely, read_supervisely, supervisely_classes
+from setr.outline_via import is_via, read_via
 from setr.outlines import Part, Patch, Ring, Runs, Shape, as_counts, as_points
 
 
 def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterator[Outlined]:
-    """LabelMe's, Supervisely's, COCO's and GeoJSON's; the key is for `Layers`."""
+    """Those of all JSON files, by kind; the key is for VIA and GeoJSON."""
     labelme, coco = Outlined("LabelMe", False), Outlined("COCO", True)
     supervisely, described = Outlined("Supervisely", False), list[str]()
+    via, studio = Outlined("VIA", False), Outlined("Label Studio", False)
     where, broken = Images(images), []
     layers: dict[str, dict[str, Any]] = {}
     for name in walk_images(root, frozenset({".json", ".geojson"})):
@@ -39,6 +45,8 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
         except (ValueError, OSError, RecursionError) as error:
             broken.append(f"{name}: not JSON ({' '.join(str(error).split())[:80]})")
             continue
+        if tasks := label_studio_tasks(content):
+            read_label_studio(name, tasks, where, studio)
         if not isinstance(content, dict):
             continue
         if isinstance(content.get("shapes"), list) and "imagePath" in content:
@@ -47,6 +55,8 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
             _Coco(name, content, where, coco).read()
         elif is_supervisely(content):
             read_supervisely(name, content, where, supervisely)
+        elif is_via(content):
+            read_via(name, content, where, via, class_key)
         elif os.path.basename(name) == "meta.json":
             described += supervisely_classes(content)
         elif content.get("type") == "FeatureCollection" and isinstance(
@@ -54,7 +64,8 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
         ):
             layers[name] = content
     known = names_by_id(root)
-    for outlined, first in ((labelme, known.values()), (supervisely, described)):
+    orders = (supervisely, described), (via, via.classes or known.values())
+    for outlined, first in ((labelme, known.values()), (studio, known.values()), *orders):
         named = {shape.name for entry in outlined.images for shape in entry.shapes}
         listed = [n for n in dict.fromkeys(first) if n not in (IGNORED, BACKGROUND)]
         outlined.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
@@ -63,7 +74,7 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
     geojson = Layers(root, images, where, known, class_key)
     for name, content in layers.items():
         geojson.read(name, content)
-    for outlined in (labelme, supervisely, coco, geojson.outlined()):
+    for outlined in (labelme, supervisely, via, studio, coco, geojson.outlined()):
         if outlined.images or outlined.problems:
             outlined.problems += broken
             yield outlined

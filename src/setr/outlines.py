@@ -170,6 +170,15 @@ def as_points(values: Any, least: int = 3) -> np.ndarray:
     return points
 
 
+def ellipse(centre: tuple[float, float], radii: tuple[float, float], angle: float = 0.0) -> Ring:
+    """An ellipse of radii along x and y in pixels, turned clockwise as seen, in radians."""
+    turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    along, across = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y = centre
+    return Ring(np.stack([x + along * cos - across * sin, y + along * sin + across * cos], 1))
+
+
 def as_counts(values: Any) -> np.ndarray:
     """Run lengths int64, of a list or of COCO's compressed text; an exception for anything else."""
     counts = np.array(_uncompressed(values) if isinstance(values, str) else list(values), np.int64)
