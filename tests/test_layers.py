@@ -54,6 +54,7 @@ ORDER = (
         "outline_json",
         "outline_files",
         "outline_masks",
+        "class_masks",
         "init_data",
     ),
     # networks and weights

@@ -233,14 +233,62 @@ def test_masks_drawn_in_their_alpha_are_told(tmp_path, colour):
     assert "one value" not in reports(tmp_path, "all.yaml")
 
 
+LARGE, SMALL = np.zeros((2, 4, 5), np.uint8)
+LARGE[:, :4], SMALL[1:3, 3:] = 255, 1
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/{x}", "masks/{c}/{x}"), ("images/{x}", "masks/{x}/{c}"),
+        ("images/{x}", "masks/{x}_{c}"), ("img/1 {x}", "mask/1 {x}-{c}"),
+        ("images/train/{x}", "masks/train/{c}/{x}"), ("images/train/{x}", "masks/{c}/train/{x}"),
+        ("train/images/{x}", "train/masks/{x}_{c}"),
+    ],
+)  # fmt: skip
+def test_masks_of_one_class_each_are_joined(tmp_path, image, mask):
+    """Not every class is in every image; small areas lie over large ones."""
+    for stem, classes in (("a", ("car", "tree")), ("b", ("tree",)), ("none", ())):
+        put(tmp_path / f"{image.format(x=stem)}.png", np.zeros((4, 5, 3), np.uint8))
+        for title in classes:
+            place = mask.format(x=stem, c=title)
+            put(tmp_path / f"{place}.png", LARGE if title == "tree" else SMALL)
+    made = draft(tmp_path)
+    assert "1 of 3 images have no outlines, left out" in made.note
+    write(tmp_path, made)
+    expected = np.full((4, 5), 2, np.uint8)
+    expected[:, :4] = 1
+    for split in ("train", "val"):
+        dataset = open_dataset(str(tmp_path), split)
+        assert dataset.labels.classes == ("car", "tree", "background")
+        both = expected.copy()
+        both[1:3, 3:] = 0
+        first = dataset.pairs[0].image.stem.endswith("a")
+        np.testing.assert_array_equal(dataset.load(0).mask, both if first else expected)
+
+
 @pytest.mark.parametrize("names", [("car/a", "tree/a"), ("a_car", "a_tree"), ("a/car", "a/tree")])
-def test_masks_of_one_class_each_are_told(tmp_path, names):
+def test_masks_of_one_class_each_that_are_not_binary_are_told(tmp_path, names):
     put(tmp_path / "images" / "a.png", np.zeros((4, 5, 3), np.uint8))
     for name in names:
-        put(tmp_path / "masks" / f"{name}.png", np.zeros((4, 5), np.uint8))
-    with pytest.raises(SetrError, match=r"several masks, as .*paint them over") as error:
+        put(tmp_path / "masks" / f"{name}.png", LARGE + SMALL)
+    with pytest.raises(SetrError, match=r"several masks, as .*one other value") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
+
+
+def test_other_pictures_beside_masks_are_no_classes(tmp_path):
+    for stem in "ab":
+        put(tmp_path / "images" / f"{stem}.png", np.zeros((4, 5, 3), np.uint8))
+        for end in ("gt", "edge"):
+            put(tmp_path / "masks" / f"{stem}_{end}.png", LARGE)
+    assert "classes: [" in draft(tmp_path).yaml
+    assert not (tmp_path / "masks_drawn").exists()
+    put(tmp_path / "masks" / "a" / "crack.png", LARGE[:3])
+    for path in (tmp_path / "masks").glob("*.png"):
+        path.unlink()
+    with pytest.raises(SetrError, match=r"crack\.png: mask is 5x3 but its image 5x4"):
+        draft(tmp_path)
 
 
 def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from setr.band_draft import draft_bands
 from setr.class_draft import draft_classes, listed_classes
+from setr.class_masks import class_masks
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import printable, walk_images, write_bytes
@@ -64,7 +65,7 @@ def draft(
 ) -> Draft:
     """Describe a folder.
 
-    Outlines are drawn into its folder `masks_drawn`, anew each time.
+    Outlines, and masks of one class each, are drawn into its folder `masks_drawn`, anew each time.
 
     Args:
         root: holds images and masks, or outlines, with or without folders per split.
@@ -78,16 +79,18 @@ def draft(
         SetrError: the layout is one that needs no description, or none that can be described; or a
             `class_key` for others.
     """
-    try:
-        made = _of_masks(root, val_share, name)
-    except SetrError as error:
-        outlined = find_outlines(root, class_key) if error.code == DATA_CHECK_FAILED else None
-        if outlined is None:
-            raise
-        _require_keyed(root, class_key, outlined.kind)
-    else:
-        _require_keyed(root, class_key, "masks")
-        return made
+    outlined = class_masks(root, _mask_folders())
+    if outlined is None:
+        try:
+            made = _of_masks(root, val_share, name)
+        except SetrError as error:
+            outlined = find_outlines(root, class_key) if error.code == DATA_CHECK_FAILED else None
+            if outlined is None:
+                raise
+        else:
+            _require_keyed(root, class_key, "masks")
+            return made
+    _require_keyed(root, class_key, outlined.kind)
     drawn = draw_masks(root, outlined, rest=rest)
     lists = _split_lists(drawn.pairs, val_share, drawn.splits)
     head = [
@@ -101,6 +104,13 @@ def draft(
         *listed_classes(dict(enumerate(drawn.classes)), drawn.pixels),
     ]
     return _composed(name, head, note, body, lists)
+
+
+def _mask_folders() -> Iterator[tuple[str, str]]:
+    """Folders of images and of their masks, whatever tells the splits."""
+    for images, masks in product(IMAGE_NAMES, MASK_NAMES):
+        yield images, masks
+        yield from ((f"{split}/{images}", f"{split}/{masks}") for split in SPLIT_OF)
 
 
 def _require_keyed(root: Path, class_key: str, kind: str) -> None:
@@ -205,8 +215,8 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         if len(alike) > 1 and os.path.splitext(first)[0] in stems:
             raise SetrError(
                 f"{root / masks}: an image has several masks, as {' and '.join(alike[:2])}; "
-                "if each folder is of one class, paint them over each other into one file for each "
-                "image, with one class id per pixel",
+                "if each folder is of one class, save 0 and one other value in each file, or paint "
+                "them over each other into one file for each image, with one class id per pixel",
                 code=DATA_CHECK_FAILED,
             )
     raise SetrError(

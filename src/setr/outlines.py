@@ -11,10 +11,12 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from setr.dataset import require_size
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS, opened
 from setr.labels import IGNORE
@@ -119,7 +121,24 @@ class Patch:
         return Cover(min(top, size[0]), min(left, size[1]), pixels[skipped][:height, :width])
 
 
-Part = Ring | Runs | Patch
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask of the image's size; what is other than 0 belongs to the object."""
+
+    path: Path
+
+    def cover(self, size: tuple[int, int]) -> Cover:
+        """All pixels of an image of `size` (H, W).
+
+        Raises:
+            SetrError: unreadable, or of another size.
+        """
+        mask = read_mask(self.path)
+        require_size(self.path, mask, size)
+        return Cover(0, 0, mask > 0)
+
+
+Part = Ring | Runs | Patch | MaskFile
 
 
 class Shape(NamedTuple):

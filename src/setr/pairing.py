@@ -137,7 +137,8 @@ def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
         shown = " and ".join(by_stem[stem + end] for end in equal if stem + end in by_stem)
         raise data_error(
             f"images have several masks, as {stem} has {shown}; leave one for each image, with one "
-            "class id per pixel; if each is of one class, paint them over each other into one file"
+            "class id per pixel; if each is of one class, `setr init-data DIR` joins files of 0 "
+            "and one other value; paint others over each other into one file"
         )
     end = (usual or equal or [""])[0]
     return {m.removesuffix(end): name for m, name in by_stem.items() if m.endswith(end)}

@@ -19,7 +19,7 @@ class Arguments:
     """Describe a folder of images and masks: splits, ids or colours, and classes to be named.
 
     Outlines (LabelMe, COCO, YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio) are drawn as masks
-    into FOLDER/masks_drawn.
+    into FOLDER/masks_drawn, and masks of one class each joined there.
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
