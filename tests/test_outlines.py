@@ -352,6 +352,21 @@ def test_a_background_among_coco_s_categories_shifts_no_class(tmp_path):
     assert np.bincount(mask.ravel()).tolist() == [100 - 16, 32, 600 - 116]
 
 
+def test_coco_as_via_writes_it(tmp_path):
+    content = coco("a.jpg", "b.jpg")
+    content["categories"] = [{"id": 10, "name": "large"}, {"id": 7, "name": "small"}]
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+        annotation["category_id"] = "10" if annotation["category_id"] == 3 else 7
+        annotation["segmentation"] = annotation["segmentation"][0]
+    for name in ("a.jpg", "b.jpg"):
+        photo(tmp_path / name)
+    put(tmp_path / "via_export_coco.json", content)
+    write(tmp_path, draft(tmp_path))
+    assert open_dataset(str(tmp_path), "val").labels.classes == ("small", "large", "background")
+    assert np.bincount(drawn(tmp_path, "b.jpg").ravel()).tolist() == [16, 100 - 16, 500]
+
+
 def test_what_is_for_testing_is_not_trained_on(tmp_path):
     def lists(*names: str) -> dict[str, list[str]]:
         for name in names:

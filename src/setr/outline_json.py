@@ -139,7 +139,11 @@ def _labelme_part(shape: Mapping[str, Any]) -> Part | None:
 
 
 class _Coco:
-    """One file of COCO's format, added to `out`."""
+    """One file of COCO's format, added to `out`.
+
+    Also as VIA writes it: ids in quotes where images have numbers, and a polygon without a list
+    around it.
+    """
 
     def __init__(self, name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
         self.name, self.content, self.where, self.out = name, content, where, out
@@ -148,16 +152,19 @@ class _Coco:
     def read(self) -> None:
         """Add the images and their annotations, and new classes."""
         try:
-            names = {c["id"]: str(c["name"]) for c in self.content["categories"]}
-            groups = {c.get("supercategory") for c in self.content["categories"]}
-            used = {a["category_id"] for a in self.content["annotations"]}
-            by_image: dict[Any, list[Shape]] = {i["id"]: [] for i in self.content["images"]}
+            categories = sorted(self.content["categories"], key=lambda category: category["id"])
+            names = {str(c["id"]): str(c["name"]) for c in categories}
+            groups = {c.get("supercategory") for c in categories}
+            used = {str(a["category_id"]) for a in self.content["annotations"]}
+            by_image: dict[str, list[Shape]] = {str(i["id"]): [] for i in self.content["images"]}
             files = [image["file_name"] for image in self.content["images"]]
             self.in_folder = any(map(self.where.has_folder_of, files))
             for annotation in self.content["annotations"]:
                 self._add(annotation, names, by_image)
-            found = [self._image(image, by_image[image["id"]]) for image in self.content["images"]]
-            named = [n for i, n in sorted(names.items()) if i in used or n not in groups]
+            found = [
+                self._image(image, by_image[str(image["id"])]) for image in self.content["images"]
+            ]
+            named = [name for i, name in names.items() if i in used or name not in groups]
         except BROKEN as error:
             self.out.problems.append(f"{self.name}: not as COCO has it ({error!r})")
             return
@@ -179,7 +186,7 @@ class _Coco:
         return Annotated(images[0], tuple(shapes), self.name, size, self.split)
 
     def _add(
-        self, annotation: Mapping[str, Any], names: dict[Any, str], by_image: dict[Any, list[Shape]]
+        self, annotation: Mapping[str, Any], names: dict[str, str], by_image: dict[str, list[Shape]]
     ) -> None:
         area = annotation.get("segmentation")
         if not area:
@@ -191,9 +198,10 @@ class _Coco:
                 H, W = area["size"]
                 parts = (Runs((int(H), int(W)), as_counts(area["counts"])),)
             else:
-                parts = tuple(Ring(as_points(ring)) for ring in area)
-            shape = Shape(names[annotation["category_id"]], parts)
-            by_image[annotation["image_id"]].append(shape)
+                rings = area if isinstance(area[0], list) else [area]
+                parts = tuple(Ring(as_points(ring)) for ring in rings)
+            shape = Shape(names[str(annotation["category_id"])], parts)
+            by_image[str(annotation["image_id"])].append(shape)
         except BROKEN:
             self.out.problems.append(
                 f"{self.name}: annotation {annotation.get('id')}: unknown category or image, or a "
