@@ -533,6 +533,16 @@ def test_boxes_are_no_outlines(tmp_path):
     assert "class number 99999999999: at most 255 classes" in refused(tmp_path)
 
 
+def test_more_classes_than_a_mask_can_hold(tmp_path):
+    """As LVIS has them."""
+    photo(tmp_path / "a.jpg")
+    many = [{"id": i, "name": f"c{i}"} for i in range(255)]
+    put(tmp_path / "x.json", coco("a.jpg", categories=many))
+    said = "outlines (COCO) of 256 classes, with what --rest adds; masks hold at most 255: join"
+    assert said in refused(tmp_path)
+    assert "c254" in draft(tmp_path, rest="ignore").yaml
+
+
 def test_one_class_needs_another_for_the_rest(tmp_path):
     photo(tmp_path / "a.jpg")
     put(tmp_path / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
