@@ -145,6 +145,33 @@ def test_colours_have_names_from_a_label_map(tmp_path):
     np.testing.assert_array_equal(dataset.load(0).mask, IDS)
 
 
+@pytest.mark.parametrize(
+    ("images", "masks", "end"),
+    [("{}", "{}_labels", "_L"), ("{}", "{}_masks", ""), ("{}_images", "{}_annotations", "_mask")],
+)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("class_dict.csv", "name,r,g,b\r\nback ground, 0, 128, 0\r\nplane,10,10,128\r\n"),
+        ("label_colors.txt", "# color_rgb label\n0 128 0 back ground\n10 10 128\t\tplane\n"),
+    ],
+)
+def test_folders_with_the_split_in_their_name(tmp_path, images, masks, end, name, text):
+    """As Kaggle has CamVid, with the colours of its classes, and others."""
+    for split in ("train", "val", "test"):
+        put(tmp_path / images.format(split) / f"{split}1.png", PHOTO)
+        put(tmp_path / masks.format(split) / f"{split}1{end}.png", COLOURS)
+    (tmp_path / name).write_text(text)
+    made = draft(tmp_path)
+    assert not made.lists
+    write(tmp_path, made)
+    for split in ("train", "val", "test"):
+        assert names(tmp_path, split) == [
+            (f"{images.format(split)}/{split}1.png", f"{masks.format(split)}/{split}1{end}.png")
+        ]
+    assert open_dataset(str(tmp_path), "val").labels.classes == ("back ground", "plane")
+
+
 def test_a_mask_without_objects_among_colour_masks(tmp_path):
     """It is black all over, which would also be id 0."""
     for stem, mask in (("a", COLOURS), ("b", np.zeros_like(COLOURS)), ("c", COLOURS)):
