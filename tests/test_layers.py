@@ -51,6 +51,8 @@ ORDER = (
         "outline_cvat",
         "outline_via",
         "outline_label_studio",
+        "outline_darwin",
+        "outline_panoptic",
         "outline_json",
         "outline_files",
         "outline_masks",

@@ -1,4 +1,4 @@
-"""Outlines as the VGG Image Annotator and Label Studio leave them."""
+"""Outlines as VIA, Label Studio, V7 and COCO's panoptic format have them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import OK
+from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.masks import read_mask
 
@@ -219,3 +220,100 @@ def test_broken_label_studio(tmp_path, tasks, said):
     good = task("b.jpg", result("polygonlabels", "b", points=percent(square(0, 0, 5))))
     put(tmp_path / "x.json", [*tasks, good])
     assert said in refused(tmp_path)
+
+
+# --- V7 -------------------------------------------------------------------------------------------
+
+
+def darwin(image: str, *annotations: dict[str, Any]) -> dict[str, Any]:
+    folder, _, name = image.rpartition("/")
+    slot = {"type": "image", "slot_name": "0", "width": SIZE[1], "height": SIZE[0]}
+    item = {"name": name, "path": f"/{folder}", "slots": [slot]}
+    return {"version": "2.0", "item": item, "annotations": list(annotations)}
+
+
+def paths(name: str, *lines: list[list[float]]) -> dict[str, Any]:
+    polygon = {"paths": [[{"x": x, "y": y} for x, y in line] for line in lines]}
+    box = {"h": 1, "w": 1, "x": 0, "y": 0}
+    return {"id": "p", "name": name, "polygon": polygon, "bounding_box": box, "slot_names": ["0"]}
+
+
+def test_v7(tmp_path, capsys):
+    for image in ("one/a.jpg", "two/a.jpg"):
+        photo(tmp_path / "images" / image)
+    hole = paths("wall", square(0, 0, 10), square(2, 2, 3))
+    box = {"id": "b", "name": "wall", "bounding_box": {"h": 1, "w": 1, "x": 0, "y": 0}}
+    tag = {"id": "t", "name": "sunny", "tag": {}}
+    put(tmp_path / "annotations" / "1.json", darwin("one/a.jpg", hole, box, tag))
+    layer = {
+        "dense_rle": [0, 30, 2, 5, 1, 4, 0, SIZE[0] * SIZE[1] - 39],
+        "mask_annotation_ids_mapping": {"x": 1, "y": 2}, "total_pixels": SIZE[0] * SIZE[1],
+    }  # fmt: skip
+    masks = [{"id": key, "name": name, "mask": {}} for key, name in (("x", "car"), ("y", "wall"))]
+    raster = {"id": "r", "name": "__raster_layer__", "raster_layer": layer}
+    put(tmp_path / "annotations" / "2.json", darwin("two/a.jpg", *masks, raster))
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert "no area: 1 V7's bounding_box" in capsys.readouterr().err
+    assert open_dataset(str(tmp_path), "train").labels.classes == ("car", "wall", "background")
+    assert np.bincount(drawn(tmp_path, "images/one/a.jpg").ravel()).tolist() == [0, 91, 509]
+    second = drawn(tmp_path, "images/two/a.jpg")
+    assert second[1].tolist() == [1] * 5 + [0] * 4 + [2] * 21
+    assert (second != 2).sum() == 9
+    (tmp_path / "data.yaml").unlink()
+    layer["dense_rle"][1] = 3
+    put(tmp_path / "annotations" / "2.json", darwin("two/a.jpg", *masks, raster))
+    assert "2.json: annotation 3 is broken" in refused(tmp_path)
+    put(tmp_path / "annotations" / "2.json", darwin("three/a.jpg"))
+    assert "2.json: image 'three/a.jpg'" in refused(tmp_path)
+
+
+# --- COCO panoptic --------------------------------------------------------------------------------
+
+
+def panoptic(*files: str, suffix: str = ".png") -> dict[str, Any]:
+    segments = [{"id": 256, "category_id": 7}, {"id": 65536 + 2, "category_id": 3},
+                {"id": 5, "category_id": 7}]  # fmt: skip
+    return {
+        "images": [{"id": i, "file_name": f, "height": SIZE[0], "width": SIZE[1]}
+                   for i, f in enumerate(files)],
+        "annotations": [{"image_id": i, "file_name": Path(f).stem + suffix,
+                         "segments_info": segments} for i, f in enumerate(files)],
+        "categories": [{"id": 7, "name": "sky", "isthing": 0}, {"id": 3, "name": "cat"}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+def test_coco_panoptic(tmp_path, capsys, kind):
+    """Of several segments in their colours; the PNG files are no images that lack outlines."""
+    colours = np.zeros((*SIZE, 3), np.uint8)
+    colours[:, :5], colours[:, 5:7], colours[:, 7:10] = (0, 1, 0), (2, 0, 1), (5, 0, 0)
+    for split in ("train", "val"):
+        photo(tmp_path / f"{split}2017" / f"1{kind}")
+        put(tmp_path / f"annotations/panoptic_{split}2017.json", panoptic(f"1{kind}"))
+        place = tmp_path / f"annotations/panoptic_{split}2017/1.png"
+        place.parent.mkdir()
+        place.write_bytes(encode_png(colours))
+    assert main(["init-data", str(tmp_path), "--rest", "ignore"]) == OK
+    assert "have no outlines" not in capsys.readouterr().err
+    dataset = open_dataset(str(tmp_path), "val")
+    assert dataset.labels.classes == ("cat", "sky")
+    assert dataset.load(0).mask[9].tolist() == [1] * 5 + [0] * 2 + [1] * 3 + [255] * 20
+    (tmp_path / "data.yaml").unlink()
+    place.write_bytes(encode_png(colours[:5]))
+    said = refused(tmp_path)
+    assert "1.png: mask is 30x5 but its image 30x20" in said
+
+
+def test_panoptic_files_beside_the_images(tmp_path):
+    """As Segments.ai writes them."""
+    photo(tmp_path / "a.jpg")
+    end = "_label_ground-truth_coco-panoptic.png"
+    (tmp_path / f"a{end}").write_bytes(encode_png(np.full((*SIZE, 3), (0, 1, 0), np.uint8)))
+    put(tmp_path / "export_coco-panoptic_me.json", panoptic("a.jpg", suffix=end))
+    made = draft(tmp_path)
+    assert made.note == ""
+    assert (drawn(tmp_path, "a.jpg") == 1).all()
+    put(tmp_path / "export_coco-panoptic_me.json", panoptic("a.jpg", "b.jpg", suffix=end))
+    assert "image 'b.jpg' is not there" in refused(tmp_path)
+    put(tmp_path / "export_coco-panoptic_me.json", {**panoptic("a.jpg"), "categories": []})
+    assert "not as COCO's panoptic format has it" in refused(tmp_path)

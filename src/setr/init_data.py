@@ -222,7 +222,7 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
         f"({', '.join(MASK_NAMES)}) of the same file names, and no outlines (LabelMe, COCO, "
-        "YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio); "
+        "YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio, V7); "
         "rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
         "name these in data.yaml",
         code=DATA_CHECK_FAILED,

@@ -1,9 +1,10 @@
 """Finds outlines that annotation tools leave beside images.
 
-LabelMe and Supervisely: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label
-Studio and Roboflow export them. VGG Image Annotator and Label Studio: their own JSON for many. CVAT
-for images: an XML file for many. GeoJSON: a file for an image, or a layer over many. YOLO: a text
-file per image, lines of `class x y x y x y …` in shares of the sides.
+LabelMe, Supervisely and V7: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label
+Studio and Roboflow export them, or a panoptic one with a PNG per image. VGG Image Annotator and
+Label Studio: their own JSON for many. CVAT for images: an XML file for many. GeoJSON: a file for an
+image, or a layer over many. YOLO: a text file per image, lines of `class x y x y x y …` in shares
+of the sides.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def find_outlines(root: Path, class_key: str = "") -> Outlined | None:
     if not found:
         return None
     _refuse_doubles(root, found[0])
-    described = {entry.image for entry in found[0].images}
+    described = {entry.image for entry in found[0].images} | found[0].masks
     found[0].alone = [name for name in images if name not in described]
     return found[0]
 

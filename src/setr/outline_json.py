@@ -1,6 +1,7 @@
-"""Outlines in JSON: LabelMe's and Supervisely's file per image, those of many images, and GeoJSON.
+"""Outlines in JSON: a file per image, those of many images, and GeoJSON.
 
-Of many images are the files of COCO, the VGG Image Annotator and Label Studio.
+Of an image are the files of LabelMe, Supervisely and V7; of many those of COCO, the VGG Image
+Annotator and Label Studio.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from setr.class_files import names_by_id
 from setr.files import walk_images
+from setr.outline_darwin import is_darwin, read_darwin
 from setr.outline_geojson import BROKEN, Layers
 from setr.outline_index import (
     BACKGROUND,
@@ -27,6 +29,7 @@ from setr.outline_index import (
     split_of,
 )
 from setr.outline_label_studio import label_studio_tasks, read_label_studio
+from setr.outline_panoptic import is_panoptic, read_panoptic
 from setr.outline_supervisely import is_supervisely, read_supervisely, supervisely_classes
 from setr.outline_via import is_via, read_via
 from setr.outlines import Part, Patch, Ring, Runs, Shape, as_counts, as_points
@@ -37,6 +40,7 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
     labelme, coco = Outlined("LabelMe", False), Outlined("COCO", True)
     supervisely, described = Outlined("Supervisely", False), list[str]()
     via, studio = Outlined("VIA", False), Outlined("Label Studio", False)
+    darwin, panoptic = Outlined("V7", False), Outlined("COCO panoptic", False)
     where, broken = Images(images), []
     layers: dict[str, dict[str, Any]] = {}
     for name in walk_images(root, frozenset({".json", ".geojson"})):
@@ -51,6 +55,10 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
             continue
         if isinstance(content.get("shapes"), list) and "imagePath" in content:
             _labelme(name, content, where, labelme)
+        elif is_panoptic(content):
+            read_panoptic(root, name, content, where, panoptic)
+        elif is_darwin(content):
+            read_darwin(name, content, where, darwin)
         elif all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
             _Coco(name, content, where, coco).read()
         elif is_supervisely(content):
@@ -64,8 +72,9 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
         ):
             layers[name] = content
     known = names_by_id(root)
-    orders = (supervisely, described), (via, via.classes or known.values())
-    for outlined, first in ((labelme, known.values()), (studio, known.values()), *orders):
+    listed_first = {"Supervisely": described, "VIA": via.classes}
+    for outlined in (labelme, supervisely, darwin, via, studio):
+        first = listed_first.get(outlined.kind) or known.values()
         named = {shape.name for entry in outlined.images for shape in entry.shapes}
         listed = [n for n in dict.fromkeys(first) if n not in (IGNORED, BACKGROUND)]
         outlined.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
@@ -74,7 +83,8 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
     geojson = Layers(root, images, where, known, class_key)
     for name, content in layers.items():
         geojson.read(name, content)
-    for outlined in (labelme, supervisely, via, studio, coco, geojson.outlined()):
+    outlines = (labelme, supervisely, darwin, via, studio, coco, panoptic, geojson.outlined())
+    for outlined in outlines:
         if outlined.images or outlined.problems:
             outlined.problems += broken
             yield outlined

@@ -138,7 +138,21 @@ class MaskFile:
         return Cover(0, 0, mask > 0)
 
 
-Part = Ring | Runs | Patch | MaskFile
+@dataclass(frozen=True)
+class Segments:
+    """Those of COCO's panoptic PNG: numbers, as red + 256 green + 65536 blue."""
+
+    path: Path
+    numbers: tuple[int, ...]
+
+    def cover(self, size: tuple[int, int]) -> Cover:
+        """As `MaskFile` does."""
+        mask = read_mask(self.path, rgb=True)
+        require_size(self.path, mask, size)
+        return Cover(0, 0, np.isin(mask @ np.array([1, 256, 65536]), self.numbers))
+
+
+Part = Ring | Runs | Patch | MaskFile | Segments
 
 
 class Shape(NamedTuple):

@@ -18,8 +18,8 @@ from setr.init_data import draft, write
 class Arguments:
     """Describe a folder of images and masks: splits, ids or colours, and classes to be named.
 
-    Outlines (LabelMe, COCO, YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio) are drawn as masks
-    into FOLDER/masks_drawn, and masks of one class each joined there.
+    Outlines (LabelMe, COCO, YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio, V7) are drawn as
+    masks into FOLDER/masks_drawn, and masks of one class each joined there.
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
