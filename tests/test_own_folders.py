@@ -318,6 +318,26 @@ def test_other_pictures_beside_masks_are_no_classes(tmp_path):
         draft(tmp_path)
 
 
+def test_masks_of_segments_ai(tmp_path):
+    """Numbered objects and colours may lie beside them, in one folder with the images."""
+    for stem in "ab":
+        put(tmp_path / f"{stem}.jpg", PHOTO)
+        for end, mask in (("", IDS * 9), ("_semantic", IDS), ("_semantic_colored", COLOURS)):
+            put(tmp_path / f"{stem}_label_ground-truth{end}.png", mask)
+    made = draft(tmp_path)
+    assert made.note == ""
+    write(tmp_path, made)
+    assert names(tmp_path, "train")[0][0].endswith(".jpg")
+    assert np.unique(open_dataset(str(tmp_path), "val").load(0).mask).tolist() == [0, 1]
+
+
+def test_masks_that_are_named_after_tasks_of_label_studio(tmp_path):
+    put(tmp_path / "images" / "a.jpg", PHOTO)
+    put(tmp_path / "masks" / "task-1-annotation-2-by-1-tag-cat-0.png", IDS)
+    with pytest.raises(SetrError, match=r"PNG export names tasks, not images; export JSON"):
+        draft(tmp_path)
+
+
 def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
     for kind in ("images", "masks"):
         put(tmp_path / kind / "a.jpg", np.zeros((4, 5, 3), np.uint8))

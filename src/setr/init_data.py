@@ -8,6 +8,7 @@ in a comment. Nothing is guessed silently.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -32,6 +33,8 @@ MASK_NAMES = (
     *("ann_dir", "SegmentationClass", "SegmentationClassPNG", "gt", "GT"),
 )
 SHOWN = 5
+TASK = r"task-\d+-annotation-"
+"""Begins the masks of Label Studio."""
 
 
 class Draft(NamedTuple):
@@ -219,6 +222,13 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
                 "them over each other into one file for each image, with one class id per pixel",
                 code=DATA_CHECK_FAILED,
             )
+    task = next((n for n in walk_images(root) if re.match(TASK, os.path.basename(n))), None)
+    if task is not None:
+        raise SetrError(
+            f"{root / task}: Label Studio's PNG export names tasks, not images; export JSON in its "
+            "place, put it beside the images, and run this again",
+            code=DATA_CHECK_FAILED,
+        )
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
         f"({', '.join(MASK_NAMES)}) of the same file names, and no outlines (LabelMe, COCO, "

@@ -16,7 +16,12 @@ from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.files import IMAGE_SUFFIXES, walk_images
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
-MASK_SUFFIXES = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
+_SEGMENTS_AI = "_label_ground-truth"
+"""In the names of all labels of Segments.ai: numbered objects, classes and colours."""
+MASK_SUFFIXES = (
+    *("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L"),
+    f"{_SEGMENTS_AI}_semantic",
+)
 """Ends of the stems of masks that lie in one folder with their images."""
 
 _SOME = 20  # masks among which an end is looked for
@@ -101,7 +106,11 @@ def apart(names: Sequence[str]) -> tuple[list[str], list[str]]:
         if masks:
             is_mask = [os.path.splitext(name)[0] in masks for name in names]
             return (
-                [name for name, mask in zip(names, is_mask, strict=True) if not mask],
+                [
+                    name
+                    for name, mask in zip(names, is_mask, strict=True)
+                    if not mask and _SEGMENTS_AI not in name
+                ],
                 [name for name, mask in zip(names, is_mask, strict=True) if mask],
             )
     return list(names), []
