@@ -390,6 +390,23 @@ def test_subsets_of_cvat_are_the_splits(tmp_path, lists):
     assert pair.image.stem == "a b"
 
 
+def test_masks_below_the_folder_of_the_images(tmp_path):
+    """As CVAT's masks without images are unpacked beside these."""
+    for stem in "abc":
+        put(tmp_path / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "more" / f"{stem}.jpg", PHOTO)
+        for kind in ("Class", "Object"):
+            put(tmp_path / f"Segmentation{kind}" / f"{stem}.png", COLOURS)
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "Train.txt").write_text("a\nb\n")
+    (lists / "Validation.txt").write_text("c\n")
+    (tmp_path / "labelmap.txt").write_text("# label:…\nfloor:0,128,0::\nplane:10,10,128::\n")
+    write(tmp_path, draft(tmp_path))
+    assert names(tmp_path, "train") == [(f"{n}.jpg", f"SegmentationClass/{n}.png") for n in "ab"]
+    assert names(tmp_path, "val") == [("c.jpg", "SegmentationClass/c.png")]
+
+
 ULTRALYTICS = """
 path: .
 train: images/train

@@ -148,7 +148,7 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
     if not pairs:
         pairs, alone = _flat_pairs(root)
         listed = split_lists(root)
-        stems = {image: os.path.splitext(image.partition("/")[2])[0] for image, _ in pairs}
+        stems = {i: os.path.splitext(i.partition("/")[2] or i)[0] for i, _ in pairs}
         known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
         lists = _split_lists(pairs, val_share, known)
     elif "train" in known.values() and "val" not in known.values():
@@ -188,7 +188,7 @@ def write(root: Path, made: Draft) -> list[Path]:
 
 
 def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Pairs of an image folder and a mask folder without splits, or of one folder that holds both.
+    """Pairs of an image folder, or images here, and a mask folder without splits, or of one folder.
 
     Returns:
         The pairs by stem, and images without a mask.
@@ -196,11 +196,14 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     for images, masks in (
         *product(IMAGE_NAMES, MASK_NAMES),
         *((n, n) for n in IMAGE_NAMES),
+        *(("", n) for n in MASK_NAMES),
         ("", ""),
     ):
         if not (root / images).is_dir() or not (root / masks).is_dir():
             continue
         files = walk_images(root / images)
+        if masks and not images:
+            files = [name for name in files if "/" not in name]
         files, found = apart(files) if images == masks else (files, walk_images(root / masks))
         stems = [os.path.splitext(name)[0] for name in files]
         masks_of = masks_by_stem(stems, found)
