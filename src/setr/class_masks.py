@@ -29,29 +29,34 @@ _USUAL = {end[1:] for end in MASK_SUFFIXES}
 def class_masks(root: Path, folders: Iterable[tuple[str, str]]) -> Outlined | None:
     """What to join below a folder, or None where masks are not of one class each.
 
+    A folder of masks with the images' own names holds all classes, and goes before others.
+
     Args:
         root: the folder.
         folders: of images and of their masks, relative to it.
     """
     found: dict[str, list[tuple[str, str]]] = {}  # classes and masks of each image
-    images: list[str] = []
+    images: dict[str, None] = {}
     for image_folder, mask_folder in folders:
         if (root / image_folder).is_dir() and (root / mask_folder).is_dir():
             files = walk_images(root / image_folder)
             stems = {os.path.splitext(name)[0]: f"{image_folder}/{name}" for name in files}
-            images += stems.values()
-            for stem, title, mask in _named(stems, walk_images(root / mask_folder)):
+            images |= dict.fromkeys(stems.values())
+            masks = walk_images(root / mask_folder)
+            if any(os.path.splitext(name)[0] in stems for name in masks):
+                return None
+            for stem, title, mask in _named(stems, masks):
                 found.setdefault(stems[stem], []).append((title, f"{mask_folder}/{mask}"))
-    named = {title for masks in found.values() for title, _ in masks}
-    paths = [root / mask for masks in found.values() for _, mask in masks]
+    named = {title for parts in found.values() for title, _ in parts}
+    paths = [root / mask for parts in found.values() for _, mask in parts]
     if not 0 < len(named) < IGNORE or any(map(str.isdecimal, named)) or not _are_binary(paths):
         return None
     out = Outlined("masks of one class each", True)
     listed = [n for n in dict.fromkeys(names_by_id(root).values()) if n in named]
     out.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
-    for image, masks in found.items():
-        shapes = (Shape(title, (MaskFile(root / mask),)) for title, mask in masks)
-        out.images.append(Annotated(image, tuple(shapes), masks[0][1]))
+    for image, parts in found.items():
+        shapes = (Shape(title, (MaskFile(root / mask),)) for title, mask in parts)
+        out.images.append(Annotated(image, tuple(shapes), parts[0][1]))
     out.alone = [image for image in images if image not in found]
     return out
 
@@ -59,8 +64,6 @@ def class_masks(root: Path, folders: Iterable[tuple[str, str]]) -> Outlined | No
 def _named(stems: Container[str], masks: list[str]) -> list[tuple[str, str, str]]:
     """Stem of the image, class and name of each mask; nothing where one has another name."""
     plain = [os.path.splitext(name)[0] for name in masks]
-    if any(name in stems for name in plain):
-        return []
     for way in (_by_folder, _by_end):
         told = [way(name, stems) for name in plain]
         titles = {title for _, title in told}
