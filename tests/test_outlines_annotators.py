@@ -103,6 +103,24 @@ def test_the_attribute_of_via_that_names_the_class(tmp_path):
     assert "x.json: image 'gone.jpg' is not there" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        region("ellipse", {"k": "a"}, cx=1, cy=1, rx=float("nan"), ry=1),
+        region("rect", {"k": "a"}, x=1, y=1, width=1e999, height=1),
+        region("polygon", {"k": "a"}, all_points_x=[1, 2], all_points_y=[1]),
+        region("circle", [None], cx=1, cy=1, r=1),
+        {"region_attributes": {"k": "a"}},
+    ],
+)
+def test_broken_regions_of_via(tmp_path, broken):
+    photo(tmp_path / "a.jpg")
+    put(tmp_path / "x.json", via(a=[polygon({"k": "a"}, 0, 0, 4), broken]))
+    assert "x.json: a.jpg: region 2 has no class in its attribute 'k', or no points" in refused(
+        tmp_path
+    )
+
+
 # --- Label Studio ---------------------------------------------------------------------------------
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from setr.outline_geojson import BROKEN, CLASS_KEYS
 from setr.outline_index import Annotated, Images, Outlined, not_one
 from setr.outlines import Part, Ring, Shape, as_points, ellipse
@@ -82,14 +80,14 @@ def _values(regions: Any) -> list[Any]:
 
 
 def _attributes(region: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = region.get("region_attributes") or {}
-    return found
+    found = region.get("region_attributes")
+    return found if isinstance(found, dict) else {}
 
 
 def _options(content: Mapping[str, Any], key: str) -> list[str]:
     """What the attribute can be, where the project lists it."""
     try:
-        return list(content["_via_attributes"]["region"][key]["options"])
+        return [str(name) for name in content["_via_attributes"]["region"][key]["options"]]
     except BROKEN:
         return []
 
@@ -110,7 +108,7 @@ def _part(shape: Mapping[str, Any]) -> Part | None:
         return Ring(as_points([*zip(shape["all_points_x"], shape["all_points_y"], strict=True)]))
     if kind == "rect":
         x, y, w, h = (float(shape[side]) for side in ("x", "y", "width", "height"))
-        return Ring(np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)]))
+        return Ring(as_points([(x, y), (x + w, y), (x + w, y + h), (x, y + h)]))
     if kind in ("circle", "ellipse"):
         a, b = (shape[side] for side in (("r", "r") if kind == "circle" else ("rx", "ry")))
         centre = float(shape["cx"]), float(shape["cy"])

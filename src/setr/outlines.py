@@ -204,12 +204,17 @@ def as_points(values: Any, least: int = 3) -> np.ndarray:
 
 
 def ellipse(centre: tuple[float, float], radii: tuple[float, float], angle: float = 0.0) -> Ring:
-    """An ellipse of radii along x and y in pixels, turned clockwise as seen, in radians."""
+    """An ellipse of radii along x and y in pixels, turned clockwise as seen, in radians.
+
+    Raises:
+        ValueError: no finite numbers.
+    """
     turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     along, across = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
     cos, sin = np.cos(angle), np.sin(angle)
     x, y = centre
-    return Ring(np.stack([x + along * cos - across * sin, y + along * sin + across * cos], 1))
+    points = x + along * cos - across * sin, y + along * sin + across * cos
+    return Ring(as_points(np.stack(points, axis=1)))
 
 
 def as_counts(values: Any) -> np.ndarray:
