@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from setr.datasets import open_dataset
 from setr.doctor import check
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, FAILED, USAGE, SetrError
 from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.labels import IGNORE, Labels, known_labels
@@ -579,6 +580,12 @@ def test_a_hugging_face_data_set(tmp_path, monkeypatch):
     own.write_text(f"path: hf:{tmp_path}\nclasses: [a, b]\nlabel_map: {{0: a, 1: b, 2: ignore}}\n")
     dataset = open_dataset(str(own), "train")
     assert [int(dataset.load(i).mask[0, 0]) for i in range(3)] == [0, 1, IGNORE]
+    configs = [{"config_name": c, "data_files": "data/*"} for c in ("small", "full")]
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+    assert len(open_dataset(f"hf:{tmp_path}:full", "train", "camvid")) == 3
+    assert "which configuration? it has" in fails(f"hf:{tmp_path}", "train", USAGE, "camvid")
+    other = fails(f"hf:{tmp_path}:x", "train", USAGE, "camvid")
+    assert "no configuration 'x'; it has" in other
 
 
 class HubRows:
@@ -587,9 +594,10 @@ class HubRows:
     _fingerprint = "f"
 
     def __init__(
-        self, first: int, columns: tuple[str, ...] = ("image", "label"), numbers: str = ""
+        self, first: int, columns: tuple[str, ...] = ("image", "label"), **kinds: str
     ) -> None:
-        self.first, self.column_names, self.numbers = first, columns, numbers
+        self.first, self.column_names = first, columns
+        self.features = {c: types.SimpleNamespace(dtype=kinds.get(c, "")) for c in columns}
 
     def __len__(self) -> int:
         return 3
@@ -598,11 +606,15 @@ class HubRows:
         mask = encode_png(IDS + self.first + index)
         files = zip(self.column_names, (encode_png(PHOTO), mask), strict=False)
         found = {column: {"bytes": data, "path": None} for column, data in files}
+        found |= {c: {"bytes": None, "path": "car"} for c in found if self.is_of(c, "string")}
         return {**found, "mask": None} if index == 2 and "mask" in found else found
+
+    def is_of(self, column: str, kind: str) -> bool:
+        return self.features[column].dtype == kind
 
     def cast_column(self, column: str, kind: object) -> HubRows:
         assert kind == "undecoded"
-        if column in self.numbers:
+        if self.is_of(column, "int64"):
             raise TypeError("Couldn't cast array of type int64 to struct")
         return self
 
@@ -615,11 +627,22 @@ def hub(monkeypatch):
     """The Hub holds `me/photos` with the splits train, validation and extra."""
     splits = {"train": HubRows(0), "validation": HubRows(10), "extra": HubRows(20)}
     other = {
-        "train": HubRows(0, ("pixel_values", "mask", "label"), numbers="label"),
-        "val": HubRows(0, numbers="label"),
+        "train": HubRows(0, ("pixel_values", "mask", "label"), label="int64"),
+        "val": HubRows(0, label="int64"),
+        "text": HubRows(0, ("image", "segmentation_mask", "label"), label="string"),
     }
     module = types.ModuleType("datasets")
-    module.load_dataset = lambda name: {"me/photos": splits, "me/other": other}[name]
+
+    def load_dataset(name: str, config: str | None = None) -> dict[str, HubRows]:
+        if name == "me/many" and config not in ("full", "small"):
+            raise ValueError(
+                f"BuilderConfig '{config}' not found. Available: ['full', 'small']" if config else
+                "Config name is missing.\nPlease pick one among the available configs: "
+                "['full', 'small']\nExample of usage:\n\t`load_dataset('me/many', 'full')`"
+            )  # fmt: skip
+        return {"me/photos": splits, "me/other": other, "me/many": splits}[name]
+
+    module.load_dataset = load_dataset
     module.Image = lambda decode: "decoded" if decode else "undecoded"
     monkeypatch.setitem(sys.modules, "datasets", module)
 
@@ -638,6 +661,29 @@ def test_a_hugging_face_data_set_with_own_classes(hub, tmp_path, splits, split, 
     assert [int(dataset.load(i).mask[0, 0]) for i in range(3)] == [1, 0, IGNORE]
 
 
+def test_a_configuration_of_a_hugging_face_data_set(hub, tmp_path):
+    dataset = open_dataset("hf:me/many:small", "val", "camvid")
+    assert (dataset.name, str(dataset.pairs[0].image)) == (
+        "me/many:small",
+        "me/many:small/validation/0000000",
+    )
+    message = fails("hf:me/many", "val", USAGE, "camvid")
+    assert message.endswith("which configuration? it has full, small; name one, as hf:me/many:full")
+    message = fails("hf:me/many:large", "val", USAGE, "camvid")
+    assert "no configuration 'large'; it has full, small; " in message
+    assert "cannot load ('me/gone')" in fails("hf:me/gone", "val", FAILED, "camvid")
+
+
+def test_broken_images_of_a_hugging_face_data_set_are_named(hub, monkeypatch):
+    row = {"image": {"bytes": b"x", "path": "a.png"}, "label": {"bytes": b"y", "path": None}}
+    monkeypatch.setattr(HubRows, "__getitem__", lambda *_: row)
+    dataset = open_dataset("hf:me/photos", "train", "camvid")
+    with pytest.raises(SetrError, match=r"^me/photos/train/0000001: not an image"):
+        dataset.load(1)
+    with pytest.raises(SetrError, match=r"^me/photos/train/0000001:label: not an image"):
+        dataset.raw_mask(1, dataset.sources(1)[1], (6, 8))
+
+
 def test_columns_of_hugging_face_rows_that_hold_no_image(hub, tmp_path):
     """`label` may be the number of a class, and a row may lack its mask."""
     description = tmp_path / "other.yaml"
@@ -645,6 +691,7 @@ def test_columns_of_hugging_face_rows_that_hold_no_image(hub, tmp_path):
     dataset = open_dataset(str(description), "train")
     assert [int(dataset.load(i).mask[0, 0]) for i in range(2)] == [0, 1]
     assert check(dataset).problems == ("me/other/train/0000002: has no mask",)
+    assert (open_dataset(str(description), "text").load(1).mask == 1).all()  # not of the text
     message = fails(description, "val")
     assert "needs images in the columns" in message
     assert "it has image, label" in message

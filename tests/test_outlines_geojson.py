@@ -190,7 +190,7 @@ def test_a_class_key_is_for_geojson_alone(tmp_path, capsys):
     photo(tmp_path / "a.png")
     put(tmp_path / "a.json", labelme("a.png", shape("wall", square(0, 0, 9))))
     assert main(["init-data", str(tmp_path), "--class-key", "use"]) == USAGE
-    assert "--class-key use: is for outlines in GeoJSON, and" in capsys.readouterr().err
+    assert "--class-key use: is for outlines in GeoJSON or of VIA, and" in capsys.readouterr().err
 
 
 def test_a_layer_over_pictures_without_a_place(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,33 @@ def test_colours_have_names_from_a_label_map(tmp_path):
     np.testing.assert_array_equal(dataset.load(0).mask, IDS)
 
 
+@pytest.mark.parametrize(
+    ("images", "masks", "end"),
+    [("{}", "{}_labels", "_L"), ("{}", "{}_masks", ""), ("{}_images", "{}_annotations", "_mask")],
+)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("class_dict.csv", "name,r,g,b\r\nback ground, 0, 128, 0\r\nplane,10,10,128\r\n"),
+        ("label_colors.txt", "# color_rgb label\n0 128 0 back ground\n10 10 128\t\tplane\n"),
+    ],
+)
+def test_folders_with_the_split_in_their_name(tmp_path, images, masks, end, name, text):
+    """As Kaggle has CamVid, with the colours of its classes, and others."""
+    for split in ("train", "val", "test"):
+        put(tmp_path / images.format(split) / f"{split}1.png", PHOTO)
+        put(tmp_path / masks.format(split) / f"{split}1{end}.png", COLOURS)
+    (tmp_path / name).write_text(text)
+    made = draft(tmp_path)
+    assert not made.lists
+    write(tmp_path, made)
+    for split in ("train", "val", "test"):
+        assert names(tmp_path, split) == [
+            (f"{images.format(split)}/{split}1.png", f"{masks.format(split)}/{split}1{end}.png")
+        ]
+    assert open_dataset(str(tmp_path), "val").labels.classes == ("back ground", "plane")
+
+
 def test_a_mask_without_objects_among_colour_masks(tmp_path):
     """It is black all over, which would also be id 0."""
     for stem, mask in (("a", COLOURS), ("b", np.zeros_like(COLOURS)), ("c", COLOURS)):
@@ -233,14 +261,91 @@ def test_masks_drawn_in_their_alpha_are_told(tmp_path, colour):
     assert "one value" not in reports(tmp_path, "all.yaml")
 
 
+LARGE, SMALL = np.zeros((2, 4, 5), np.uint8)
+LARGE[:, :4], SMALL[1:3, 3:] = 255, 1
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/{x}", "masks/{c}/{x}"), ("images/{x}", "masks/{x}/{c}"),
+        ("images/{x}", "masks/{x}_{c}"), ("img/1 {x}", "mask/1 {x}-{c}"),
+        ("images/train/{x}", "masks/train/{c}/{x}"), ("images/train/{x}", "masks/{c}/train/{x}"),
+        ("train/images/{x}", "train/masks/{x}_{c}"),
+    ],
+)  # fmt: skip
+def test_masks_of_one_class_each_are_joined(tmp_path, image, mask):
+    """Not every class is in every image; small areas lie over large ones."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for stem, classes in (("a", ("car", "tree")), ("b", ("tree",)), ("none", ())):
+        put(tmp_path / f"{image.format(x=stem)}.png", np.zeros((4, 5, 3), np.uint8))
+        for title in classes:
+            place = mask.format(x=stem, c=title)
+            put(tmp_path / f"{place}.png", LARGE if title == "tree" else SMALL)
+    made = draft(tmp_path)
+    assert made.note.startswith("1 of 3 images have no outlines, left out: ")
+    write(tmp_path, made)
+    expected = np.full((4, 5), 2, np.uint8)
+    expected[:, :4] = 1
+    for split in ("train", "val"):
+        dataset = open_dataset(str(tmp_path), split)
+        assert dataset.labels.classes == ("car", "tree", "background")
+        both = expected.copy()
+        both[1:3, 3:] = 0
+        first = dataset.pairs[0].image.stem.endswith("a")
+        np.testing.assert_array_equal(dataset.load(0).mask, both if first else expected)
+
+
 @pytest.mark.parametrize("names", [("car/a", "tree/a"), ("a_car", "a_tree"), ("a/car", "a/tree")])
-def test_masks_of_one_class_each_are_told(tmp_path, names):
+def test_masks_of_one_class_each_that_are_not_binary_are_told(tmp_path, names):
     put(tmp_path / "images" / "a.png", np.zeros((4, 5, 3), np.uint8))
     for name in names:
-        put(tmp_path / "masks" / f"{name}.png", np.zeros((4, 5), np.uint8))
-    with pytest.raises(SetrError, match=r"several masks, as .*paint them over") as error:
+        put(tmp_path / "masks" / f"{name}.png", LARGE + SMALL)
+    with pytest.raises(SetrError, match=r"several masks, as .*one other value") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
+
+
+def test_other_pictures_beside_masks_are_no_classes(tmp_path):
+    for stem in "ab":
+        put(tmp_path / "images" / f"{stem}.png", np.zeros((4, 5, 3), np.uint8))
+        for end in ("gt", "edge"):
+            put(tmp_path / "masks" / f"{stem}_{end}.png", LARGE)
+    assert "classes: [" in draft(tmp_path).yaml
+    for stem in "ab":
+        put(tmp_path / "labels" / f"{stem}.png", LARGE)
+        for title in ("car", "tree"):
+            put(tmp_path / "mask" / title / f"{stem}.png", LARGE)
+    assert "labels/a.png" in "".join(draft(tmp_path).lists.values())
+    assert not (tmp_path / "masks_drawn").exists()
+    for folder in ("labels", "mask"):
+        shutil.rmtree(tmp_path / folder)
+    put(tmp_path / "masks" / "a" / "crack.png", LARGE[:3])
+    for path in (tmp_path / "masks").glob("*.png"):
+        path.unlink()
+    with pytest.raises(SetrError, match=r"crack\.png: mask is 5x3 but its image 5x4"):
+        draft(tmp_path)
+
+
+def test_masks_of_segments_ai(tmp_path):
+    """Numbered objects and colours may lie beside them, in one folder with the images."""
+    for stem in "ab":
+        put(tmp_path / f"{stem}.jpg", PHOTO)
+        for end, mask in (("", IDS * 9), ("_semantic", IDS), ("_semantic_colored", COLOURS)):
+            put(tmp_path / f"{stem}_label_ground-truth{end}.png", mask)
+    made = draft(tmp_path)
+    assert made.note == ""
+    write(tmp_path, made)
+    assert names(tmp_path, "train")[0][0].endswith(".jpg")
+    assert np.unique(open_dataset(str(tmp_path), "val").load(0).mask).tolist() == [0, 1]
+
+
+def test_masks_that_are_named_after_tasks_of_label_studio(tmp_path):
+    put(tmp_path / "images" / "a.jpg", PHOTO)
+    put(tmp_path / "masks" / "task-1-annotation-2-by-1-tag-cat-0.png", IDS)
+    with pytest.raises(SetrError, match=r"PNG export names tasks, not images; export JSON"):
+        draft(tmp_path)
 
 
 def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
@@ -293,6 +398,23 @@ def test_subsets_of_cvat_are_the_splits(tmp_path, lists):
     assert [pair.image.stem for pair in dataset.pairs] == ["c", "d"]
     (pair,) = open_dataset(str(tmp_path), "train").pairs
     assert pair.image.stem == "a b"
+
+
+def test_masks_below_the_folder_of_the_images(tmp_path):
+    """As CVAT's masks without images are unpacked beside these."""
+    for stem in "abc":
+        put(tmp_path / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "more" / f"{stem}.jpg", PHOTO)
+        for kind in ("Class", "Object"):
+            put(tmp_path / f"Segmentation{kind}" / f"{stem}.png", COLOURS)
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "Train.txt").write_text("a\nb\n")
+    (lists / "Validation.txt").write_text("c\n")
+    (tmp_path / "labelmap.txt").write_text("# label:…\nfloor:0,128,0::\nplane:10,10,128::\n")
+    write(tmp_path, draft(tmp_path))
+    assert names(tmp_path, "train") == [(f"{n}.jpg", f"SegmentationClass/{n}.png") for n in "ab"]
+    assert names(tmp_path, "val") == [("c.jpg", "SegmentationClass/c.png")]
 
 
 ULTRALYTICS = """

@@ -137,6 +137,35 @@ def test_known_map_and_cityscapes_names(tmp_path: Path, capsys: pytest.CaptureFi
     assert score(capsys, prediction, truth, "--label-map", "camvid") == figures
 
 
+def test_label_ids_and_training_ids_of_cityscapes(tmp_path, capsys) -> None:
+    """Of both in a folder those are read that the map lists, as fine or coarse labels."""
+    prediction = save(tmp_path / "pred", bonn_000001_000019_leftImg8bit=[[7, 8, 33, 7]])
+    numbers = save(tmp_path / "numbers", bonn_000001_000019_leftImg8bit=[[0, 1, 18, 0]])
+    for kind in ("gtFine", "gtCoarse"):
+        name = f"bonn_000001_000019_{kind}"
+        files = {
+            f"{name}_labelIds": [[7, 8, 33, 0]],
+            f"{name}_labelTrainIds": [[0, 1, 18, 255]],
+            f"{name}_color": np.zeros((1, 4, 3)),
+            f"{name}_instanceIds": [[7, 8, 33, 0]],
+        }
+        truth = save(tmp_path / kind, **files)  # fmt: skip
+        for given in (
+            (prediction, truth, "--label-map", "cityscapes"),
+            (numbers, truth, "--label-map", "cityscapes", "--class-ids"),
+            (numbers, truth, "--label-map", "cityscapes:train_ids"),
+            (numbers, truth, "--num-classes", 19),
+        ):
+            figures = score(capsys, *given)
+            assert (figures["pixel_accuracy"], figures["images"]) == (1.0, 1)
+    code, line = failure(capsys, prediction, truth, "--label-map", "cityscapes:x")
+    assert (code, "cityscapes has no ids 'x'" in line) == (FAILED, True)
+    (truth / f"{name}_labelIds.png").unlink()
+    code, line = failure(capsys, prediction, truth, "--label-map", "cityscapes")
+    assert code == DATA_CHECK_FAILED
+    assert "_labelTrainIds.png: holds training ids, but the map lists label ids; " in line
+
+
 def test_a_truncated_file_is_named_and_counted(
     folders: tuple[Path, Path], capsys: pytest.CaptureFixture
 ) -> None:

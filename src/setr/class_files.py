@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 from setr.errors import DATA_CHECK_FAILED, SetrError
@@ -14,6 +15,12 @@ _NAMES_AS = {
     ".json": "a list of them, or {id: name}",
     ".csv": "the columns 'Pixel Value' and 'Class', as Roboflow does",
 }
+_COLOUR_LINES = {
+    COLOUR_FILE: r"(?P<name>[^:]*):\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)\s*(:|$)",
+    "label_colors.txt": r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>.+)",
+    "class_dict.csv": r"(?P<name>[^,]+),\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)$",
+}
+"""Files of colours with the form of their lines: CVAT's masks; CamVid, also of CVAT; Kaggle's."""
 
 
 def names_by_id(root: Path) -> dict[int, str]:
@@ -43,14 +50,16 @@ def names_by_id(root: Path) -> dict[int, str]:
 
 
 def names_by_colour(root: Path) -> dict[int, str]:
-    """Names by colour (0xrrggbb) from CVAT's `labelmap.txt`, lines `name:r,g,b:parts:actions`."""
-    file, names = root / COLOUR_FILE, {}
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
-            name, _, rest = line.partition(":")
-            values = [int(v) for v in rest.partition(":")[0].split(",") if v.strip().isdecimal()]
-            if len(values) == 3 and max(values) < 256 and not line.startswith("#"):
-                names[values[0] << 16 | values[1] << 8 | values[2]] = name.strip()
+    """Names by colour (0xrrggbb) from a file beside the data, one class a line."""
+    file = next((root / name for name in _COLOUR_LINES if (root / name).is_file()), None)
+    if file is None:
+        return {}
+    names = {}
+    for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+        found = re.match(_COLOUR_LINES[file.name], line.strip())
+        values = [int(found[part]) for part in "rgb"] if found else [256]
+        if found and max(values) < 256 and not line.startswith("#"):
+            names[values[0] << 16 | values[1] << 8 | values[2]] = found["name"].strip()
     return names
 
 

@@ -88,9 +88,9 @@ def open_dataset(
 
     Args:
         path: a folder, a YAML file, a folder or address of shards (`setr shard`, s3://…),
-            `hf:OWNER/NAME` for a Hugging Face data set, or `scenes` for the embedded drawn data,
-            1000 for training and a tenth of that for other splits (`scenes:COUNT` for another
-            number).
+            `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIG` for a Hugging Face data set, or `scenes` for
+            the embedded drawn data, 1000 for training and a tenth of that for other splits
+            (`scenes:COUNT` for another number).
         split: `train`, `val`, `test` or another the layout has, or several joined with `+`.
         labels: classes, or the name of a known data set, to use where the data has no data.yaml
             that names its own. A name takes the encoding of the mask files found.

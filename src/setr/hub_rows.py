@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from setr.bands import Bands
 from setr.data_yaml import HUB
 from setr.dataset import Dataset
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.images import Source
+from setr.images import Named, Source
 from setr.labels import Labels, known_labels
 from setr.pairing import NoSplitError
 from setr.pairs import Pair
@@ -38,17 +39,21 @@ class HubDataset(Dataset):
         return str(self.rows._fingerprint)
 
     def sources(self, index: int) -> tuple[Source, Source | None]:
-        """Bytes (or paths) of image and mask as the data set stores them."""
-        row = self.rows[index]
-        image, mask = (_stored(row[column]) for column in self.columns)
+        """Bytes, named after the row, or paths of image and mask as the data set stores them."""
+        row, pair = self.rows[index], self.pairs[index]
+        image, mask = (
+            _stored(row[column], str(name)) for column, name in zip(self.columns, pair, strict=True)
+        )
         if image is None:
-            raise SetrError(f"{self.pairs[index].image}: has no image", code=DATA_CHECK_FAILED)
+            raise SetrError(f"{pair.image}: has no image", code=DATA_CHECK_FAILED)
         return image, mask
 
 
-def _stored(value: Any) -> Source | None:
+def _stored(value: Any, name: str) -> Source | None:
     """Bytes or path of an undecoded image; None where a row has none."""
-    return value and (value["bytes"] or value["path"])
+    if value and value["bytes"]:
+        return Named(value["bytes"], name)
+    return value and value["path"]
 
 
 def open_hub(
@@ -70,10 +75,7 @@ def open_hub(
             code=USAGE,
         )
     name = path.removeprefix(HUB)
-    try:
-        available = hub.load_dataset(name)
-    except Exception as error:  # network, gating and format errors of several libraries
-        raise SetrError(f"{path}: cannot load ({' '.join(str(error).split())[:160]})") from None
+    available = _loaded(hub, name)
     key, *more = renamed.get(split, (split,))
     if more:
         raise SetrError(f"{path}: '{split}' names several splits; give one", code=USAGE)
@@ -102,13 +104,37 @@ def open_hub(
     return HubDataset(name, split, known, pairs, (), rows, columns, bands=bands)
 
 
+def _loaded(hub: Any, name: str) -> Any:
+    """The splits by name; the end `:CONFIG` of a name that is no folder's is the configuration."""
+    place, _, config = name.rpartition(":")
+    if not place or "/" in config or Path(name).exists():
+        place, config = name, ""
+    try:
+        return hub.load_dataset(place, config or None)
+    except Exception as error:  # network, gating and format errors of several libraries
+        said = " ".join(str(error).split())
+        listed = re.search(r"config.*?\[['\"](.+?)['\"]\]", said, re.IGNORECASE)
+        if listed is None:
+            raise SetrError(f"{HUB}{name}: cannot load ({said[:160]})") from None
+    configs = re.split(r"['\"], ['\"]", listed[1])
+    shown = ", ".join(configs[:20]) + (", …" if len(configs) > 20 else "")
+    what = f"no configuration '{config}';" if config else "which configuration?"
+    raise SetrError(
+        f"{HUB}{name}: {what} it has {shown}; name one, as {HUB}{place}:{configs[0]}", code=USAGE
+    )
+
+
 def _column(rows: Any, names: Iterable[str], hub: Any) -> str | None:
-    """The first of these columns that holds images; `label` may be a number of a class as well."""
-    for name in names:
-        if name in rows.column_names:
-            try:
-                rows.cast_column(name, hub.Image(decode=False))
-            except Exception:  # of pyarrow and of the library, by kind of column
-                continue
-            return name
+    """The first of these columns that holds images; `label` may be the number of a class as well.
+
+    Text may be paths; since it may be the name of a class, too, columns of text come last.
+    """
+    present = [name for name in names if name in rows.column_names]
+    kinds = {name: getattr(rows.features[name], "dtype", "") for name in present}
+    for name in sorted(present, key=lambda name: "string" in kinds[name]):
+        try:
+            rows.cast_column(name, hub.Image(decode=False))
+        except Exception:  # of pyarrow and of the library, by kind of column
+            continue
+        return name
     return None

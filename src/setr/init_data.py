@@ -8,14 +8,16 @@ in a comment. Nothing is guessed silently.
 from __future__ import annotations
 
 import os
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from setr.band_draft import draft_bands
 from setr.class_draft import draft_classes, listed_classes
+from setr.class_masks import class_masks
 from setr.data_yaml import SPLITS
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.files import printable, walk_images, write_bytes
@@ -31,6 +33,8 @@ MASK_NAMES = (
     *("ann_dir", "SegmentationClass", "SegmentationClassPNG", "gt", "GT"),
 )
 SHOWN = 5
+TASK = r"task-\d+-annotation-"
+"""Begins the masks of Label Studio."""
 
 
 class Draft(NamedTuple):
@@ -64,7 +68,7 @@ def draft(
 ) -> Draft:
     """Describe a folder.
 
-    Outlines are drawn into its folder `masks_drawn`, anew each time.
+    Outlines, and masks of one class each, are drawn into its folder `masks_drawn`, anew each time.
 
     Args:
         root: holds images and masks, or outlines, with or without folders per split.
@@ -72,22 +76,24 @@ def draft(
             the choice depends on file names alone.
         rest: of outlines, the class of what none covers, or `ignore`.
         name: of the YAML file; lists beside another than data.yaml are called after it.
-        class_key: of outlines in GeoJSON, the property that names the class.
+        class_key: of outlines in GeoJSON and of VIA, the property that names the class.
 
     Raises:
         SetrError: the layout is one that needs no description, or none that can be described; or a
-            `class_key` for other than GeoJSON.
+            `class_key` for others.
     """
-    try:
-        made = _of_masks(root, val_share, name)
-    except SetrError as error:
-        outlined = find_outlines(root, class_key) if error.code == DATA_CHECK_FAILED else None
-        if outlined is None:
-            raise
-        _require_geojson(root, class_key, outlined.kind)
-    else:
-        _require_geojson(root, class_key, "masks")
-        return made
+    outlined = class_masks(root, _mask_folders())
+    if outlined is None:
+        try:
+            made = _of_masks(root, val_share, name)
+        except SetrError as error:
+            outlined = find_outlines(root, class_key) if error.code == DATA_CHECK_FAILED else None
+            if outlined is None:
+                raise
+        else:
+            _require_keyed(root, class_key, "masks")
+            return made
+    _require_keyed(root, class_key, outlined.kind)
     drawn = draw_masks(root, outlined, rest=rest)
     lists = _split_lists(drawn.pairs, val_share, drawn.splits)
     head = [
@@ -103,12 +109,19 @@ def draft(
     return _composed(name, head, note, body, lists)
 
 
-def _require_geojson(root: Path, class_key: str, kind: str) -> None:
+def _mask_folders() -> Iterator[tuple[str, str]]:
+    """Folders of images and of their masks, whatever tells the splits."""
+    for images, masks in product(IMAGE_NAMES, MASK_NAMES):
+        yield images, masks
+        yield from ((f"{split}/{images}", f"{split}/{masks}") for split in SPLIT_OF)
+
+
+def _require_keyed(root: Path, class_key: str, kind: str) -> None:
     """Refuse a key that nothing would look for."""
-    if class_key and kind != "GeoJSON":
+    if class_key and kind not in ("GeoJSON", "VIA"):
         raise SetrError(
-            f"--class-key {class_key}: is for outlines in GeoJSON, and {root} has {kind}; leave it "
-            "out",
+            f"--class-key {class_key}: is for outlines in GeoJSON or of VIA, and {root} has "
+            f"{kind}; leave it out",
             code=USAGE,
         )
 
@@ -135,7 +148,7 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
     if not pairs:
         pairs, alone = _flat_pairs(root)
         listed = split_lists(root)
-        stems = {image: os.path.splitext(image.partition("/")[2])[0] for image, _ in pairs}
+        stems = {i: os.path.splitext(i.partition("/")[2] or i)[0] for i, _ in pairs}
         known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
         lists = _split_lists(pairs, val_share, known)
     elif "train" in known.values() and "val" not in known.values():
@@ -175,7 +188,7 @@ def write(root: Path, made: Draft) -> list[Path]:
 
 
 def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Pairs of an image folder and a mask folder without splits, or of one folder that holds both.
+    """Pairs of an image folder, or images here, and a mask folder without splits, or of one folder.
 
     Returns:
         The pairs by stem, and images without a mask.
@@ -183,11 +196,14 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     for images, masks in (
         *product(IMAGE_NAMES, MASK_NAMES),
         *((n, n) for n in IMAGE_NAMES),
+        *(("", n) for n in MASK_NAMES),
         ("", ""),
     ):
         if not (root / images).is_dir() or not (root / masks).is_dir():
             continue
         files = walk_images(root / images)
+        if masks and not images:
+            files = [name for name in files if "/" not in name]
         files, found = apart(files) if images == masks else (files, walk_images(root / masks))
         stems = [os.path.splitext(name)[0] for name in files]
         masks_of = masks_by_stem(stems, found)
@@ -205,14 +221,21 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         if len(alike) > 1 and os.path.splitext(first)[0] in stems:
             raise SetrError(
                 f"{root / masks}: an image has several masks, as {' and '.join(alike[:2])}; "
-                "if each folder is of one class, paint them over each other into one file for each "
-                "image, with one class id per pixel",
+                "if each folder is of one class, save 0 and one other value in each file, or paint "
+                "them over each other into one file for each image, with one class id per pixel",
                 code=DATA_CHECK_FAILED,
             )
+    task = next((n for n in walk_images(root) if re.match(TASK, os.path.basename(n))), None)
+    if task is not None:
+        raise SetrError(
+            f"{root / task}: Label Studio's PNG export names tasks, not images; export JSON in its "
+            "place, put it beside the images, and run this again",
+            code=DATA_CHECK_FAILED,
+        )
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
         f"({', '.join(MASK_NAMES)}) of the same file names, and no outlines (LabelMe, COCO, "
-        "YOLO, GeoJSON, Supervisely, CVAT); "
+        "YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio, V7); "
         "rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
         "name these in data.yaml",
         code=DATA_CHECK_FAILED,

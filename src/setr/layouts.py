@@ -62,8 +62,9 @@ def find_split(root: Path, split: str, wanted: str | None) -> Found:
             return found
     raise NoSplitError(
         f"{root}: no split '{split}' found; looked for images/{split} + labels/{split} (or masks, "
-        f"annotations), {split}/images + {split}/labels, {split} + {split}annot, {split} with "
-        "x.jpg + x_mask.png, and the layouts of Cityscapes, ADE20K, Pascal Context, VOC and COCO; "
+        f"annotations), {split}/images + {split}/labels, {split} or {split}_images + "
+        f"{split}_labels, {split} + {split}annot, {split} with x.jpg + x_mask.png, and the layouts "
+        "of Cityscapes, ADE20K, Pascal Context, VOC and COCO; "
         "`setr init-data DIR` describes other folders",
         code=DATA_CHECK_FAILED,
     )
@@ -197,6 +198,8 @@ def _plain(root: Path, split: str, wanted: str) -> Found | None:
             *((f"images/{name}", f"{m}/{name}") for m in MASK_FOLDERS),
             *((f"{name}/images", f"{name}/{m}") for m in MASK_FOLDERS),
             (name, f"{name}annot"),
+            *((name, f"{name}_{m}") for m in MASK_FOLDERS),
+            *((f"{name}_images", f"{name}_{m}") for m in MASK_FOLDERS),
             (name, name),
         )
     ]

@@ -13,7 +13,7 @@ from setr.files import walk_images
 from setr.images import encode_png
 from setr.layouts import SPLIT_OF
 from setr.outline_index import BACKGROUND, IGNORED, Annotated, Images, Outlined, not_one
-from setr.outlines import Part, Patch, Ring, Shape, as_points
+from setr.outlines import Part, Patch, Ring, Shape, as_points, ellipse
 
 _NO_AREA = ("box", "polyline", "points", "cuboid", "skeleton")
 
@@ -75,11 +75,7 @@ def _part(kind: str, given: Mapping[str, str]) -> Part | None:
         return Ring(as_points([point.split(",") for point in given["points"].split(";")]))
     if kind == "ellipse":
         x, y, a, b = (float(given[key]) for key in ("cx", "cy", "rx", "ry"))
-        turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
-        angle = math.radians(float(given.get("rotation") or 0))
-        along, across = a * np.cos(turn), b * np.sin(turn)
-        cos, sin = math.cos(angle), math.sin(angle)
-        return Ring(np.stack([x + along * cos - across * sin, y + along * sin + across * cos], 1))
+        return ellipse((x, y), (a, b), math.radians(float(given.get("rotation") or 0)))
     if kind == "mask":  # runs row by row, the first of them outside
         lengths = np.array(given["rle"].split(","), np.int64)
         W, H = int(given["width"]), int(given["height"])

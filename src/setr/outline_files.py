@@ -1,7 +1,8 @@
 """Finds outlines that annotation tools leave beside images.
 
-LabelMe and Supervisely: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label
-Studio and Roboflow export them. CVAT for images: an XML file for many. GeoJSON: a file for an
+LabelMe, Supervisely and V7: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label
+Studio and Roboflow export them, or a panoptic one with a PNG per image. VGG Image Annotator and
+Label Studio: their own JSON for many. CVAT for images: an XML file for many. GeoJSON: a file for an
 image, or a layer over many. YOLO: a text file per image, lines of `class x y x y x y …` in shares
 of the sides.
 """
@@ -35,7 +36,8 @@ def find_outlines(root: Path, class_key: str = "") -> Outlined | None:
 
     Args:
         root: the folder.
-        class_key: property of GeoJSON that names the class; empty looks for the usual ones.
+        class_key: property of GeoJSON or attribute of VIA that names the class; empty looks for
+            the usual ones.
 
     Raises:
         SetrError: outlines of several kinds, or an image with outlines in two files or twice in one
@@ -52,7 +54,7 @@ def find_outlines(root: Path, class_key: str = "") -> Outlined | None:
     if not found:
         return None
     _refuse_doubles(root, found[0])
-    described = {entry.image for entry in found[0].images}
+    described = {entry.image for entry in found[0].images} | found[0].masks
     found[0].alone = [name for name in images if name not in described]
     return found[0]
 

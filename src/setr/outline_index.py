@@ -39,14 +39,16 @@ class Outlined:
     """What a folder holds.
 
     Attributes:
-        kind: LabelMe, Supervisely, CVAT, COCO, YOLO or GeoJSON.
+        kind: LabelMe, Supervisely, V7, VIA, Label Studio, CVAT, COCO, COCO panoptic, YOLO or
+            GeoJSON.
         largest_first: small objects lie over large ones, whatever their order in the file.
-        classes: names in the order of their ids; of the first three, which have no
+        classes: names in the order of their ids; of the first six, which have no
             ids, as in a file of classes or else sorted.
         images: each with its outlines.
         left_out: what is no area, by kind, with its number.
         problems: why the rest cannot be read, one line each.
         alone: images without a file of outlines.
+        masks: files beside the images that hold their segments.
         notes: what else to tell.
     """
 
@@ -57,6 +59,7 @@ class Outlined:
     left_out: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
+    masks: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def leave_out(self, what: str) -> None:

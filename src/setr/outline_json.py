@@ -1,4 +1,8 @@
-"""Outlines in JSON: LabelMe's and Supervisely's file per image, COCO's for many, and GeoJSON."""
+"""Outlines in JSON: a file per image, those of many images, and GeoJSON.
+
+Of an image are the files of LabelMe, Supervisely and V7; of many those of COCO, the VGG Image
+Annotator and Label Studio.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import numpy as np
 
 from setr.class_files import names_by_id
 from setr.files import walk_images
+from setr.outline_darwin import is_darwin, read_darwin
 from setr.outline_geojson import BROKEN, Layers
 from setr.outline_index import (
     BACKGROUND,
@@ -23,14 +28,19 @@ from setr.outline_index import (
     not_one,
     split_of,
 )
+from setr.outline_label_studio import label_studio_tasks, read_label_studio
+from setr.outline_panoptic import is_panoptic, read_panoptic
 from setr.outline_supervisely import is_supervisely, read_supervisely, supervisely_classes
+from setr.outline_via import is_via, read_via
 from setr.outlines import Part, Patch, Ring, Runs, Shape, as_counts, as_points
 
 
 def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterator[Outlined]:
-    """LabelMe's, Supervisely's, COCO's and GeoJSON's; the key is for `Layers`."""
+    """Those of all JSON files, by kind; the key is for VIA and GeoJSON."""
     labelme, coco = Outlined("LabelMe", False), Outlined("COCO", True)
     supervisely, described = Outlined("Supervisely", False), list[str]()
+    via, studio = Outlined("VIA", False), Outlined("Label Studio", False)
+    darwin, panoptic = Outlined("V7", False), Outlined("COCO panoptic", False)
     where, broken = Images(images), []
     layers: dict[str, dict[str, Any]] = {}
     for name in walk_images(root, frozenset({".json", ".geojson"})):
@@ -39,14 +49,22 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
         except (ValueError, OSError, RecursionError) as error:
             broken.append(f"{name}: not JSON ({' '.join(str(error).split())[:80]})")
             continue
+        if tasks := label_studio_tasks(content):
+            read_label_studio(name, tasks, where, studio)
         if not isinstance(content, dict):
             continue
         if isinstance(content.get("shapes"), list) and "imagePath" in content:
             _labelme(name, content, where, labelme)
+        elif is_panoptic(content):
+            read_panoptic(root, name, content, where, panoptic)
+        elif is_darwin(content):
+            read_darwin(name, content, where, darwin)
         elif all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
             _Coco(name, content, where, coco).read()
         elif is_supervisely(content):
             read_supervisely(name, content, where, supervisely)
+        elif is_via(content):
+            read_via(name, content, where, via, class_key)
         elif os.path.basename(name) == "meta.json":
             described += supervisely_classes(content)
         elif content.get("type") == "FeatureCollection" and isinstance(
@@ -54,7 +72,9 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
         ):
             layers[name] = content
     known = names_by_id(root)
-    for outlined, first in ((labelme, known.values()), (supervisely, described)):
+    listed_first = {"Supervisely": described, "VIA": via.classes}
+    for outlined in (labelme, supervisely, darwin, via, studio):
+        first = listed_first.get(outlined.kind) or known.values()
         named = {shape.name for entry in outlined.images for shape in entry.shapes}
         listed = [n for n in dict.fromkeys(first) if n not in (IGNORED, BACKGROUND)]
         outlined.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
@@ -63,7 +83,8 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
     geojson = Layers(root, images, where, known, class_key)
     for name, content in layers.items():
         geojson.read(name, content)
-    for outlined in (labelme, supervisely, coco, geojson.outlined()):
+    outlines = (labelme, supervisely, darwin, via, studio, coco, panoptic, geojson.outlined())
+    for outlined in outlines:
         if outlined.images or outlined.problems:
             outlined.problems += broken
             yield outlined
@@ -128,7 +149,11 @@ def _labelme_part(shape: Mapping[str, Any]) -> Part | None:
 
 
 class _Coco:
-    """One file of COCO's format, added to `out`."""
+    """One file of COCO's format, added to `out`.
+
+    Also as VIA writes it: ids in quotes where images have numbers, and a polygon without a list
+    around it.
+    """
 
     def __init__(self, name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
         self.name, self.content, self.where, self.out = name, content, where, out
@@ -137,16 +162,19 @@ class _Coco:
     def read(self) -> None:
         """Add the images and their annotations, and new classes."""
         try:
-            names = {c["id"]: str(c["name"]) for c in self.content["categories"]}
-            groups = {c.get("supercategory") for c in self.content["categories"]}
-            used = {a["category_id"] for a in self.content["annotations"]}
-            by_image: dict[Any, list[Shape]] = {i["id"]: [] for i in self.content["images"]}
+            categories = sorted(self.content["categories"], key=lambda category: category["id"])
+            names = {str(c["id"]): str(c["name"]) for c in categories}
+            groups = {c.get("supercategory") for c in categories}
+            used = {str(a["category_id"]) for a in self.content["annotations"]}
+            by_image: dict[str, list[Shape]] = {str(i["id"]): [] for i in self.content["images"]}
             files = [image["file_name"] for image in self.content["images"]]
             self.in_folder = any(map(self.where.has_folder_of, files))
             for annotation in self.content["annotations"]:
                 self._add(annotation, names, by_image)
-            found = [self._image(image, by_image[image["id"]]) for image in self.content["images"]]
-            named = [n for i, n in sorted(names.items()) if i in used or n not in groups]
+            found = [
+                self._image(image, by_image[str(image["id"])]) for image in self.content["images"]
+            ]
+            named = [name for i, name in names.items() if i in used or name not in groups]
         except BROKEN as error:
             self.out.problems.append(f"{self.name}: not as COCO has it ({error!r})")
             return
@@ -168,7 +196,7 @@ class _Coco:
         return Annotated(images[0], tuple(shapes), self.name, size, self.split)
 
     def _add(
-        self, annotation: Mapping[str, Any], names: dict[Any, str], by_image: dict[Any, list[Shape]]
+        self, annotation: Mapping[str, Any], names: dict[str, str], by_image: dict[str, list[Shape]]
     ) -> None:
         area = annotation.get("segmentation")
         if not area or area == [[]]:
@@ -180,9 +208,10 @@ class _Coco:
                 H, W = area["size"]
                 parts = (Runs((int(H), int(W)), as_counts(area["counts"])),)
             else:
-                parts = tuple(Ring(as_points(ring)) for ring in area)
-            shape = Shape(names[annotation["category_id"]], parts)
-            by_image[annotation["image_id"]].append(shape)
+                rings = area if isinstance(area[0], list) else [area]
+                parts = tuple(Ring(as_points(ring)) for ring in rings)
+            shape = Shape(names[str(annotation["category_id"])], parts)
+            by_image[str(annotation["image_id"])].append(shape)
         except BROKEN:
             self.out.problems.append(
                 f"{self.name}: annotation {annotation.get('id')}: unknown category or image, or a "

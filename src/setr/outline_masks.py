@@ -53,8 +53,8 @@ def draw_masks(root: Path, outlined: Outlined, *, rest: str = "background") -> D
         rest: class of what no outline covers, added to the classes where it occurs; or `ignore`.
 
     Raises:
-        SetrError: `rest` would leave a single class; more classes than a mask holds; or images or
-            outlines that cannot be read, all of them counted and the first ten named (exit code 3).
+        SetrError: `rest` would leave a single class; too many classes; or images or outlines that
+            cannot be read, all of them counted and the first ten named (exit code 3).
     """
     own = tuple(name for name in outlined.classes if name not in (IGNORED, BACKGROUND))
     if not own or not any(entry.shapes for entry in outlined.images):
@@ -62,8 +62,8 @@ def draw_masks(root: Path, outlined: Outlined, *, rest: str = "background") -> D
     classes = _with_rest(own, rest)
     if len(classes) > IGNORE:
         raise data_error(
-            f"{root}: the outlines make {len(classes)} classes, and a mask holds {IGNORE} at most; "
-            "give several one name in the annotations, or leave some out of their list"
+            f"{root}: outlines ({outlined.kind}) of {len(classes)} classes, with what --rest adds; "
+            f"masks hold at most {IGNORE}: join some, or leave them out of the file"
         )
     ids = {name: i for i, name in enumerate(classes)}
     ids |= {IGNORED: IGNORE, BACKGROUND: ids.get(rest, IGNORE)}

@@ -11,10 +11,12 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from setr.dataset import require_size
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS, opened
 from setr.labels import IGNORE
@@ -119,7 +121,38 @@ class Patch:
         return Cover(min(top, size[0]), min(left, size[1]), pixels[skipped][:height, :width])
 
 
-Part = Ring | Runs | Patch
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask of the image's size; what is other than 0 belongs to the object."""
+
+    path: Path
+
+    def cover(self, size: tuple[int, int]) -> Cover:
+        """All pixels of an image of `size` (H, W).
+
+        Raises:
+            SetrError: unreadable, or of another size.
+        """
+        mask = read_mask(self.path)
+        require_size(self.path, mask, size)
+        return Cover(0, 0, mask > 0)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Those of COCO's panoptic PNG: numbers, as red + 256 green + 65536 blue."""
+
+    path: Path
+    numbers: tuple[int, ...]
+
+    def cover(self, size: tuple[int, int]) -> Cover:
+        """As `MaskFile` does."""
+        mask = read_mask(self.path, rgb=True)
+        require_size(self.path, mask, size)
+        return Cover(0, 0, np.isin(mask @ np.array([1, 256, 65536]), self.numbers))
+
+
+Part = Ring | Runs | Patch | MaskFile | Segments
 
 
 class Shape(NamedTuple):
@@ -168,6 +201,20 @@ def as_points(values: Any, least: int = 3) -> np.ndarray:
     if len(points) < least or not np.isfinite(points).all():
         raise ValueError
     return points
+
+
+def ellipse(centre: tuple[float, float], radii: tuple[float, float], angle: float = 0.0) -> Ring:
+    """An ellipse of radii along x and y in pixels, turned clockwise as seen, in radians.
+
+    Raises:
+        ValueError: no finite numbers.
+    """
+    turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    along, across = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y = centre
+    points = x + along * cos - across * sin, y + along * sin + across * cos
+    return Ring(as_points(np.stack(points, axis=1)))
 
 
 def as_counts(values: Any) -> np.ndarray:

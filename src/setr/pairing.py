@@ -17,7 +17,12 @@ from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.files import IMAGE_SUFFIXES, walk_images
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
-MASK_SUFFIXES = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
+_SEGMENTS_AI = "_label_ground-truth"
+"""In the names of all labels of Segments.ai: numbered objects, classes and colours."""
+MASK_SUFFIXES = (
+    *("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L"),
+    f"{_SEGMENTS_AI}_semantic",
+)
 """Ends of the stems of masks that lie in one folder with their images."""
 
 _SOME = 20  # masks among which an end is looked for
@@ -107,7 +112,11 @@ def apart(names: Sequence[str]) -> tuple[list[str], list[str]]:
         if masks:
             is_mask = [os.path.splitext(name)[0] in masks for name in names]
             return (
-                [name for name, mask in zip(names, is_mask, strict=True) if not mask],
+                [
+                    name
+                    for name, mask in zip(names, is_mask, strict=True)
+                    if not mask and _SEGMENTS_AI not in name
+                ],
                 [name for name, mask in zip(names, is_mask, strict=True) if mask],
             )
     return list(names), []
@@ -143,7 +152,8 @@ def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
         shown = " and ".join(by_stem[stem + end] for end in equal if stem + end in by_stem)
         raise data_error(
             f"images have several masks, as {stem} has {shown}; leave one for each image, with one "
-            "class id per pixel; if each is of one class, paint them over each other into one file"
+            "class id per pixel; if each is of one class, `setr init-data DIR` joins files of 0 "
+            "and one other value; paint others over each other into one file"
         )
     end = (usual or equal or [""])[0]
     return {m.removesuffix(end): name for m, name in by_stem.items() if m.endswith(end)}

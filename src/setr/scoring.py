@@ -22,10 +22,16 @@ from setr.masks import IdMaskError, read_mask
 from setr.scorecard import Scorecard
 
 CHUNK = 32
-_ENDINGS = ("_gtFine_labelIds", "_gtFine_labelTrainIds", "_leftImg8bit")
+_IDS, _TRAIN_IDS = "_labelIds", "_labelTrainIds"
+_TRUTH = ("_gtFine", "_gtCoarse")
+_ENDINGS = (*(kind + ids for kind in _TRUTH for ids in (_IDS, _TRAIN_IDS)), "_leftImg8bit")
 """What Cityscapes appends to the name of a frame; pairs are found without it."""
-_OTHER = ("_gtFine_color", "_gtFine_instanceIds", "_gtFine_instanceTrainIds")
+_OTHER = tuple(
+    kind + what for kind in _TRUTH for what in ("_color", "_instanceIds", "_instanceTrainIds")
+)
 """Files beside its labels that hold none."""
+_LAST_ID = 33
+"""The greatest label id; a map that does not list it is for training ids."""
 
 
 def score_labels(
@@ -75,7 +81,7 @@ def score_labels(
 
 
 def _read_map(source: str, num_classes: int | None) -> Labels:
-    if source in known_datasets():
+    if source.partition(":")[0] in known_datasets():
         return known_labels(source)
     path = Path(source)
     path = path / "data.yaml" if path.is_dir() else path
@@ -112,6 +118,8 @@ def score_folders(
 ) -> dict[str, Any]:
     """Score label images; pairs share their path below the folders, whatever the suffix.
 
+    Of Cityscapes' files with label ids and with training ids those are read that the map lists.
+
     Args:
         predictions: folder of label images, ids (or colours) as in the truth; other ids are wrong.
         truth: folder of label images; every one needs a prediction.
@@ -128,7 +136,8 @@ def score_folders(
         SetrError: no truth, missing predictions, ids of the truth the map does not list, sizes that
             differ, or nothing readable.
     """
-    pairs = _pairs(predictions, truth)
+    train_ids = _LAST_ID not in (labels.label_map or ())
+    pairs = _pairs(predictions, truth, train_ids=train_ids, class_ids=class_ids)
     K, colours = len(labels.classes), labels.colour_map is not None
 
     def load(pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | str:
@@ -179,8 +188,17 @@ def _in_threads(load: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
             yield from pool.map(load, items[start : start + CHUNK])
 
 
-def _pairs(predictions: Path, truth: Path) -> list[tuple[Path, Path]]:
-    ours, real = _by_stem(predictions), _by_stem(truth)
+def _pairs(
+    predictions: Path, truth: Path, *, train_ids: bool, class_ids: bool
+) -> list[tuple[Path, Path]]:
+    ours, real = _by_stem(predictions, train_ids or class_ids), _by_stem(truth, train_ids)
+    other = next((p for p in real.values() if p.stem.endswith(_TRAIN_IDS) and not train_ids), None)
+    if other is not None:
+        raise SetrError(
+            f"{other}: holds training ids, but the map lists label ids; for those of Cityscapes "
+            "give --label-map cityscapes:train_ids",
+            code=DATA_CHECK_FAILED,
+        )
     missing = [str(stem) for stem in real if stem not in ours]
     if missing:
         raise SetrError(
@@ -192,13 +210,17 @@ def _pairs(predictions: Path, truth: Path) -> list[tuple[Path, Path]]:
     return [(ours[stem], path) for stem, path in real.items()]
 
 
-def _by_stem(folder: Path) -> dict[Path, Path]:
+def _by_stem(folder: Path, train_ids: bool) -> dict[Path, Path]:
     if not folder.is_dir():
         raise SetrError(f"{folder}: no such folder", code=USAGE)
+    files = list_images(folder)
+    kept, left = (_TRAIN_IDS, _IDS) if train_ids else (_IDS, _TRAIN_IDS)
+    both = (path for path in files if path.stem.endswith(kept))
+    doubled = {path.with_stem(path.stem.removesuffix(kept) + left) for path in both}
     found: dict[Path, Path] = {}
-    for path in list_images(folder):
+    for path in files:
         stem = path.relative_to(folder).with_suffix("")
-        if stem.name.endswith(_OTHER):
+        if stem.name.endswith(_OTHER) or path in doubled:
             continue
         for ending in _ENDINGS:
             stem = stem.with_name(stem.name.removesuffix(ending) or stem.name)
