@@ -306,9 +306,9 @@ def test_a_folder_where_nothing_can_be_written_is_refused_before_data_are_opened
     assert caught.value.code == USAGE
     Path(config.out).unlink()
     Path(config.out).parent.joinpath("file").touch()
+    inside = dataclasses.replace(config, out=str(Path(config.out).parent / "file" / "run"))
     with pytest.raises(SetrError, match=r"cannot write in .*file: Not a dir.*another .*--out"):
-        inside = str(Path(config.out).parent / "file" / "run")
-        train(dataclasses.replace(config, out=inside), overwrite=True)
+        train(inside, overwrite=True)
 
 
 def test_resume_refuses_fewer_steps_than_it_has(config):
