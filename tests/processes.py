@@ -44,6 +44,7 @@ def settings(out: Path, case: str) -> Config:
         "stops": {},
         "examined": {"eval_every": 4},
         "tested": {},
+        "led": {},
         "nothing": {},
         "nowhere": {},
         "batch": {"batch_size": 3},
@@ -83,13 +84,13 @@ def struck(number: signal.Signals) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def struck_in_a_test() -> Iterator[None]:
-    """Rank 1 gets a signal at its first image; both are slow, and print how many they test."""
+def struck_in_a_test(rank: int = 1) -> Iterator[None]:
+    """A process gets a signal at its first image; both are slow, and print how many they test."""
     original, tested = evaluation._test_image, 0
 
     def test(*arguments: Any) -> evaluation.ScoredImage:
         nonlocal tested
-        if tested == 0 and distributed.rank() == 1:
+        if tested == 0 and distributed.rank() == rank:
             os.kill(os.getpid(), signal.SIGTERM)
         tested += 1
         time.sleep(2.5)  # more than two beats
@@ -182,6 +183,7 @@ def main() -> None:
             "overflows": overflowing,
             "examined": struck_in_a_test,
             "tested": struck_in_a_test,
+            "led": lambda: struck_in_a_test(0),
             "patient": scored,
         }
         try:

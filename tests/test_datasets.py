@@ -458,6 +458,22 @@ def test_hidden_files_are_left_out(folder):
     assert not dataset.notes
 
 
+def test_linked_folders_are_walked(folder, tmp_path):
+    for kind in ("images", "labels"):
+        place = folder / kind / "train"
+        store = tmp_path / "store" / kind
+        shutil.copytree(place, store / "town")
+        (store / "town" / "up").symlink_to("..")
+        (place / "linked").symlink_to(store)
+        (place / "self").symlink_to("self")
+        (place / "above").symlink_to(folder.parent)
+    dataset = open_dataset(str(folder), "train")
+    names = sorted(pair.image.relative_to(folder / "images" / "train") for pair in dataset.pairs)
+    plain = [name for name in names if len(name.parts) == 1]
+    assert names == sorted([*plain, *(Path("linked", "town", name) for name in plain)])
+    assert not dataset.notes
+
+
 def test_link_loops_end_and_bad_links_are_named(folder):
     train = folder / "images" / "train"
     (train / "loop").symlink_to(train)

@@ -6,7 +6,7 @@ import json
 import re
 
 from setr.cli import main
-from setr.errors import OK
+from setr.errors import OK, USAGE
 from setr.scenes import CLASSES
 
 
@@ -33,6 +33,10 @@ def test_demo_writes_model_figures_and_report(tmp_path, capsys, monkeypatch):
         assert set(figures["iou"]) == set(CLASSES)
         assert all(0 <= figures[k] <= 1 for k in ("miou", "pixel_accuracy", "mean_accuracy"))
     assert metrics["seconds"] > 0
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace("recipe: demo", "recipe: finetune"))
+    assert main(["demo"]) == USAGE
+    assert "runs/demo: holds a run of finetune, which the demo" in capsys.readouterr().err
     page = (run / "report.html").read_text()
     assert page.count('alt="prediction"') == 4
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere

@@ -230,6 +230,16 @@ def test_a_signal_to_one_process_in_the_last_test_is_told_to_the_others(pair):
     assert [p.name for p in (pair[0] / "tested" / LAST).iterdir()] == [f"step-{STEPS:08}"]
 
 
+def test_the_first_process_ends_after_the_others_know_why(tmp_path):
+    """It keeps the store: one that is gone makes torch print its stack."""
+    results = finish_all(start_pair(tmp_path, "led"))
+    (first, _), (second, errors) = results
+    assert f"led: stopped after step {STEPS}; continue with `setr train" in first, results
+    assert f"stopped: stopped after step {STEPS}; continue with `setr train" in second, results
+    assert "led: rank 0 on" in second
+    assert "frame #" not in errors
+
+
 def test_what_all_processes_of_a_test_refuse_is_said_once(tmp_path):
     first, second = run_pair(tmp_path, "refused")
     assert first.count("refused: ") == 3

@@ -214,6 +214,18 @@ def test_figures_of_a_test_go_with_the_model_they_are_of(config, monkeypatch):
     assert [path.name for path in tests.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_run_whose_model_is_gone_keeps_the_next_one_tested(config, monkeypatch, capsys, more):
+    figures = iter([0.2, 0.1])
+    monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": next(figures)})
+    train(config)
+    Path(config.out, "model.safetensors").unlink()
+    metrics = train(with_train(config, steps=4 + more), resume=True)
+    assert "holds no best model any more" in capsys.readouterr().err
+    assert metrics["single_scale"]["miou"] == 0.1
+    assert from_pretrained(config.out)[1].metrics["step"] == 4 + more
+
+
 def test_a_refused_overwrite_leaves_the_run_as_it_was(config):
     train(config)
     before = {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}
@@ -306,9 +318,9 @@ def test_a_folder_where_nothing_can_be_written_is_refused_before_data_are_opened
     assert caught.value.code == USAGE
     Path(config.out).unlink()
     Path(config.out).parent.joinpath("file").touch()
+    inside = dataclasses.replace(config, out=str(Path(config.out).parent / "file" / "run"))
     with pytest.raises(SetrError, match=r"cannot write in .*file: Not a dir.*another .*--out"):
-        inside = str(Path(config.out).parent / "file" / "run")
-        train(dataclasses.replace(config, out=inside), overwrite=True)
+        train(inside, overwrite=True)
 
 
 def test_resume_refuses_fewer_steps_than_it_has(config):

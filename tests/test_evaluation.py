@@ -262,6 +262,14 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_the_test(
         assert "eval " not in errors
 
 
+def test_the_figures_of_a_training_are_not_replaced_by_those_of_a_test(
+    runs: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, _, errors = run(capsys, runs / "one", runs / "data", "-o", runs / "two")
+    assert code == USAGE
+    assert "two: holds a model, whose own metrics.json" in errors
+
+
 def test_the_figures_are_printed_though_the_disk_is_full(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

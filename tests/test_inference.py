@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from setr import inference, windows
+from setr.build import build_info
 from setr.errors import SetrError
 from setr.inference import (
     NormalizedImages,
@@ -20,9 +22,11 @@ from setr.inference import (
     predict_mask,
     predict_scores,
 )
+from setr.labels import known_labels
 from setr.memory import _Tally
 from setr.model import SETR, Output
 from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset
+from setr.recipes import recipe
 from setr.windows import _widened, resize_rows, window_starts
 
 SIZES = [(64, 64), (1, 1), (1, 97), (33, 70), (70, 33), (40, 129), (129, 40)]
@@ -279,6 +283,22 @@ def test_presets_of_other_data_use_the_models_own_sizes() -> None:
         described = preset(name, own=own).describe()
         assert ("window" in described) != (name == "whole")
         assert ("flip" in described) == name.endswith("-ms")
+
+
+@pytest.mark.parametrize(
+    "name", ["cityscapes_fcn_r101_80k", "cityscapes_semantic_fpn_r101_80k", "ade20k_fcn_r101_160k"]
+)
+def test_the_ports_presets_test_baselines_as_its_settings_of_them_do(name: str) -> None:
+    config = recipe(name)
+    labels = known_labels(config.data.labels)
+    own = build_info(config, labels).protocol
+    assert preset("mmseg-ss", own=own, labels=labels, grid=None) == own
+    several = preset("mmseg-ms", own=own, labels=labels, grid=None)
+    assert several.window == own.window
+    assert several.short_side is None
+    named = dataclasses.replace(config, eval=dataclasses.replace(config.eval, protocol="mmseg-ss"))
+    assert build_info(named, labels).protocol == own
+    assert preset("mmseg-ss:cityscapes", own=own, labels=labels, grid=None).window == (768, 768)
 
 
 @pytest.mark.parametrize(

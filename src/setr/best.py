@@ -16,6 +16,7 @@ from setr import distributed
 from setr.adjustment import ADJUSTED, find_offsets, shift_logits
 from setr.config import Config
 from setr.dataset import Dataset
+from setr.distributed import say
 from setr.evaluation import evaluate_split
 from setr.hub import from_pretrained, save_pretrained
 from setr.model import SETR
@@ -61,7 +62,14 @@ class Best:
         return {"figures": self.figures, "stale": self.stale}
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Take the values of a training state."""
+        """Take the values of a training state, unless the model they are of is gone.
+
+        As where only the state was copied from another machine: the weights tested next are then
+        the best.
+        """
+        if values["figures"] and not distributed.on_first(self.folder.holds_model):
+            say(f"warning: {self.folder.out}: holds no best model any more; the next is kept")
+            return
         self.figures, self.stale = values["figures"], values.get("stale", 0)
 
     def why_ended(self) -> str:

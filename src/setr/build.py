@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from setr.bands import Bands
+from setr.catalog import is_convolutional
 from setr.complexity import parameter_counts
 from setr.config import Config, ModelConfig
 from setr.dataset import Dataset
@@ -263,7 +264,8 @@ def _protocol(config: Config, labels: Labels) -> Protocol:
     )
     if config.eval.protocol is None:
         return own
-    return preset(config.eval.protocol, own=own, labels=labels, grid=config.data.crop_size)
+    grid = None if is_convolutional(config.model.name) else config.data.crop_size
+    return preset(config.eval.protocol, own=own, labels=labels, grid=grid)
 
 
 def build_share(config: Config, rank: int, pairs: int) -> Share:

@@ -94,6 +94,11 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter([*_TRANSFORMERS, *_BASELINES], pattern)
 
 
+def is_convolutional(name: str) -> bool:
+    """Whether a model is one of the paper's baselines, which have no position grid."""
+    return name in _BASELINES
+
+
 def name_with(decoder: DecoderName, like: str) -> str:
     """Name of the model with this decoder, of the size of the one named `like` if it has one."""
     size = _TRANSFORMERS[like][1] if like in _TRANSFORMERS else "base"

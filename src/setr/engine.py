@@ -281,7 +281,7 @@ class _Run:
             raise error from None
 
     def _finish(self) -> dict[str, Any]:
-        if self.tested < self.step:
+        if self.tested < self.step or not self.best.figures:
             self._validate()
             self._save()
         if self.config.train.adjust_logits or self.best.is_adjusted():

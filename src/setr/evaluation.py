@@ -117,10 +117,7 @@ def resolve_protocol(
     """A preset's name -> its settings for this model; None gives the model's own."""
     if not isinstance(protocol, str):
         return protocol or info.protocol
-    grid = grid_size(model)
-    return preset(
-        protocol, own=info.protocol, labels=info.labels, **({"grid": grid} if grid else {})
-    )
+    return preset(protocol, own=info.protocol, labels=info.labels, grid=grid_size(model))
 
 
 def grid_size(model: SETR | ExportedModel) -> tuple[int, int] | None:

@@ -91,7 +91,8 @@ def list_images(folder: Path) -> list[Path]:
 def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
     """Files below a folder by suffix (any case), sorted, as names relative to it.
 
-    Hidden files are left out; links to folders are not followed, so loops cannot trap the walk.
+    Hidden files are left out. Links to folders are followed, unless they lead back to where the
+    walk came from.
     Plain strings, because a million `Path` objects take a gigabyte.
     """
     found, waiting = [], [""]
@@ -101,11 +102,22 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
+                name = prefix + entry.name
+                wanted = os.path.splitext(name)[1].lower() in suffixes
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(f"{prefix}{entry.name}/")
-                elif os.path.splitext(entry.name)[1].lower() in suffixes:
-                    found.append(prefix + entry.name)
+                    waiting.append(f"{name}/")
+                elif wanted:
+                    found.append(name)
+                elif entry.is_symlink() and os.path.isdir(entry) and not _loops(folder, name):
+                    waiting.append(f"{name}/")
     return sorted(found)
+
+
+def _loops(folder: Path, name: str) -> bool:
+    """Whether a link below a folder leads to a folder on the way to it, or around one."""
+    target = os.path.realpath(os.path.join(folder, name))
+    way = (os.path.realpath(folder / parent) for parent in Path(name).parents)
+    return any(f"{place}{os.sep}".startswith(os.path.join(target, "")) for place in way)
 
 
 def expanded(source: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[tuple[str, str]]:

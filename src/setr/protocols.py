@@ -173,20 +173,22 @@ def preset(
     *,
     own: Protocol | None = None,
     labels: Labels | None = None,
-    grid: tuple[int, int] = (512, 512),
+    grid: tuple[int, int] | None = (512, 512),
 ) -> Protocol:
     """A named protocol.
 
     For the paper's three data sets all sizes are the paper's. Elsewhere window and short side are
     the model's own, and the stride is two thirds of the window, as in the paper. `whole` has no
-    window, and the model's own sides unless a data set is named with it.
+    window, and the model's own sides unless a data set is named with it. The port's FCN and
+    Semantic FPN have settings of their own, which are their recipes' here: `mmseg-*` takes all
+    sizes of such a model unless a data set is named.
 
     Args:
         name: one of `PRESETS`; `NAME:DATASET` takes the sizes of one of the paper's data sets.
         own: the protocol stored with the model.
         labels: the model's classes, by which the paper's data sets are recognised.
         grid: (height, width) in pixels the model's position grid is made for; the window where
-            neither the data set nor `own` has one.
+            neither the data set nor `own` has one. None for a convolutional model, without grid.
 
     Raises:
         SetrError: unknown name.
@@ -202,15 +204,16 @@ def preset(
             code=USAGE,
         )
     known = known_name(labels) if labels else None
-    sizes = _PAPER.get(dataset or known or "")
+    own_sizes = grid is None and base.startswith("mmseg")
+    sizes = _PAPER.get(dataset or ("" if own_sizes else known or ""))
     if base == "whole":
         return Protocol(short_side=_PAPER[dataset].short_side) if dataset else own.whole()
     if sizes:
         window, stride = (sizes.window, sizes.window), (sizes.stride, sizes.stride)
         short, (port_short, port_long) = sizes.short_side, sizes.port
     else:
-        window = own.window or grid
-        stride = own.stride or (-(-window[0] * 2 // 3), -(-window[1] * 2 // 3))
+        window = own.window or (None if own_sizes else grid or (512, 512))
+        stride = own.stride or (window and (-(-window[0] * 2 // 3), -(-window[1] * 2 // 3)))
         short = port_short = own.short_side  # type: ignore[assignment]
         port_long = own.long_side
     protocol = Protocol(window=window, stride=stride)

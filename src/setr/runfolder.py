@@ -106,6 +106,10 @@ class RunFolder:
         except OSError as error:
             raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
 
+    def holds_model(self) -> bool:
+        """Whether the best weights are here."""
+        return all((self.out / name).is_file() for name in ("config.json", "model.safetensors"))
+
     def _remove_tests(self) -> None:
         """Remove what `setr eval` wrote here of a model that is there no longer."""
         for folder in self.out.glob("eval-*/"):

@@ -46,17 +46,33 @@ class Watch:
         self._thread.start()
 
     def leave(self, problem: str) -> None:
-        """Stop watching; a problem of this process is told to the others."""
+        """Stop watching; a problem of this process is told to the others.
+
+        Rank 0 then waits until they know, as the store may end with it.
+        """
         self._leaving.set()
         self._thread.join(BEAT + 1)
+        if self.lost:  # all end, and nobody looks for this process
+            return
         try:
-            if problem and not self.lost:
+            if problem:
                 line = " ".join(problem.split())
                 host = socket.gethostname()
                 self._tell(f"rank {self.rank} on {host} stopped: {line}")
             self.store.set(f"beat/{self.rank}", "left")
+            deadline = time.monotonic() + GRACE
+            while problem and self.rank == 0 and time.monotonic() < deadline:
+                if all(map(self._knows, range(1, self.world))):
+                    return
+                time.sleep(0.05)
         except RuntimeError:  # the store's host left first
             return
+
+    def _knows(self, rank: int) -> bool:
+        """Whether another process has heard of the problem told, or left."""
+        beat = f"beat/{rank}"
+        left = self.store.check([beat]) and self.store.get(beat) == b"left"
+        return bool(left or self.store.check([f"heard/{rank}"]))
 
     def find_lost(self) -> str | None:
         """After a broken connection: the line that names who was lost, if one was."""
@@ -90,6 +106,7 @@ class Watch:
                     )
                 elif self.store.check(["lost"]):
                     self.lost = self.store.get("lost").decode()
+                    self.store.set(f"heard/{self.rank}", "")
             except RuntimeError:
                 if self._leaving.is_set():
                     return

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setr.cli import parse, require_least
-from setr.errors import OK
+from setr.config import Config
+from setr.errors import OK, USAGE, SetrError
 from setr.recipes import recipe
 from setr.tables import figures_table
 
@@ -34,6 +35,7 @@ def run(arguments: list[str]) -> int:
     """Train the `demo` recipe and write its report."""
     given = parse(Arguments, arguments, "demo")
     require_least(given, 0, "steps", "seed")
+    _require_demo(Path(given.out))
     config = recipe("demo")
     steps = given.steps or config.train.steps
     config = dataclasses.replace(
@@ -73,3 +75,13 @@ def run(arguments: list[str]) -> int:
         "  setr train finetune --data.root YOUR_FOLDER --model.pretrained lvd142m"
     )
     return OK
+
+
+def _require_demo(out: Path) -> None:
+    """Refuse to replace a run of another recipe."""
+    settings = out / "config.yaml"
+    if settings.is_file() and (name := Config.load(settings).recipe) != "demo":
+        raise SetrError(
+            f"{out}: holds a run of {name}, which the demo would replace; choose another --out",
+            code=USAGE,
+        )

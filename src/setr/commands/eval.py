@@ -122,8 +122,19 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
     for path in given.compare:
         _protocols(given, _load(given, path, dataset))
     if rank() == 0:
+        _require_apart(_out(given))
         require_writable(_out(given), "-o")
     return predictor, dataset
+
+
+def _require_apart(out: Path) -> None:
+    """Refuse a model's own folder, whose metrics.json a training wrote."""
+    if (out / "config.json").exists():
+        raise SetrError(
+            f"-o {out}: holds a model, whose own metrics.json the results would replace; choose "
+            "another folder, or leave -o out for eval-SPLIT in it",
+            code=USAGE,
+        )
 
 
 def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
