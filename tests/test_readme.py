@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import io
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import setr
-from setr.cli import main
+from setr.cli import VERBS, main
 from setr.config import ModelConfig
 from setr.errors import OK
 from setr.files import write_bytes
@@ -90,6 +95,38 @@ def test_an_encoder_of_ones_own_is_made_as_the_page_says():
     run = f"import setr._timm, torch\n{code}\nprint(*model(torch.zeros(1, 3, 80, 60)).shape)"
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["1", "3", "80", "60"], done.stderr
+
+
+PAGES = (README, *sorted(README.parent.glob("docs/*.md")), *README.parent.glob("examples/**/*.*"))
+TYPED = re.compile(r"(?:^|`|-m |[$!(] ?)setr ([a-z][a-z-]+)((?:\\\n|[^`\n#])*)", re.MULTILINE)
+
+
+@functools.cache
+def options(*words: str) -> set[str]:
+    """What the help of a command lists."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return {"--help", "--debug", *re.findall(r"(?<![\w-])--?[a-z][\w.-]*", shown.getvalue())}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_pages_have_the_options_they_are_given(page):
+    text = page.read_text(encoding="utf-8")
+    typed = [(verb, rest.split()) for verb, rest in TYPED.findall(text) if verb in VERBS]
+    for verb, words in typed:
+        known = options(verb, *words[:1]) if verb == "explain" and words else options(verb)
+        for word in words:
+            if re.match(r"--?[a-z]", word):
+                assert word.rstrip(".,;:)").replace("_", "-") in known, f"setr {verb} {word}"
+    for word in re.findall(r"--(?:data|model|optim|train|eval)\.[\w-]+", text):
+        assert word.replace("_", "-") in options("train"), word
+
+
+def test_all_public_names_are_on_the_page_about_python():
+    text = (README.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`(\w+)`", text[text.index("## All names") :]))
+    assert set(setr.__all__) - {"__version__"} <= listed
 
 
 def headings(page: Path) -> list[str]:
