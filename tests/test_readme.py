@@ -64,7 +64,7 @@ def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys
         train=dataclasses.replace(small.train, steps=2, batch_size=2),
     )
     monkeypatch.setattr(setr, "recipe", lambda name: small, raising=False)
-    code = next(b for b in blocks("python") if "setr.train" in b)
+    code = next(b for b in blocks("python") if "setr.train" in b).replace('"lvd142m"', "None")
     exec(compile(code, "README.md", "exec"), {"setr": setr})
     assert (tmp_path / "runs" / "again" / "metrics.json").is_file()
 
@@ -121,6 +121,14 @@ def test_commands_in_the_pages_have_the_options_they_are_given(page):
                 assert word.rstrip(".,;:)").replace("_", "-") in known, f"setr {verb} {word}"
     for word in re.findall(r"--(?:data|model|optim|train|eval)\.[\w-]+", text):
         assert word.replace("_", "-") in options("train"), word
+
+
+def test_the_example_for_kubernetes_trains_a_batch_that_its_processes_share():
+    job = (README.parent / "examples/kubernetes/train.yaml").read_text(encoding="utf-8")
+    nodes, each, batch = (int(re.search(rf"--{name} (\d+)", job)[1])
+                          for name in ("nnodes", "nproc-per-node", "train.batch-size"))  # fmt: skip
+    assert f"completions: {nodes}\n" in job
+    assert batch % (nodes * each) == 0
 
 
 def test_all_public_names_are_on_the_page_about_python():
