@@ -68,8 +68,9 @@ class Predictor:
         min_confidence: pixels whose class is less probable are unlabelled; see
             `Result.with_min_confidence`.
         allow_urls: `predict` may download http(s) addresses.
-        bands: see `ModelBands`.
-        value_range: see `ModelBands`.
+        bands: which of a file are read, from 1, in place of the model's own; of a model for RGB
+            those of GeoTIFF files alone.
+        value_range: the values that become 0 and 255, likewise.
 
     Raises:
         SetrError: a model and an `info` of other channels, or bands of another number.
