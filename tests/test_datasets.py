@@ -359,7 +359,8 @@ def test_words_that_yaml_takes_for_true_and_false_are_names(folder):
     [
         ("clases: [a]", "did you mean 'classes'"),
         ("- a", "expected keys"),
-        ("classes: [a", "not valid YAML"),
+        ("classes: [a", "not valid YAML (line 1: expected ',' or ']'"),
+        ("classes:\n\t- a", "not valid YAML (line 2: found character '\\t' that cannot start"),
         ("classes: [a, b]\nlabel_map: {0: a, 7: b, 7: a}", "'7' is listed twice, again in line 2"),
         ("classes: road", "must list the class names"),
         ("classes: [road]\nlabel_map: {0: raod}", "did you mean 'road'"),
