@@ -123,7 +123,9 @@ class Predictor:
             SetrError: the model is an exported file, which gives scores and nothing else.
         """
         if isinstance(self.model, ExportedModel):
-            raise SetrError("an exported file gives scores only; load the model it came from")
+            raise SetrError(
+                "an exported file gives scores only; load the model it came from", code=USAGE
+            )
         return self.model
 
     @property
