@@ -292,7 +292,8 @@ def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) 
         if a.casefold().strip() != b.casefold().strip():
             raise SetrError(
                 f"class {number} is '{a}' in the model but '{b}' in {dataset.name}; the classes "
-                "must be the same, in the same order (edit 'classes' and 'label_map' of the data)",
+                "must be the same, in the same order (edit 'classes' and 'label_map' of the data; "
+                "`setr convert CHECKPOINT --labels NAME` names those of a checkpoint)",
                 code=DATA_CHECK_FAILED,
             )
 
