@@ -17,10 +17,12 @@ import pytest
 from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, FAILED, USAGE, SetrError
+from setr.evaluation import require_fit
 from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.labels import IGNORE, Labels, known_labels
 from setr.masks import read_mask
+from setr.model_info import ModelInfo
 from setr.pairing import Found, NoSplitError
 from setr.pairs import Pairs
 
@@ -186,6 +188,17 @@ def test_a_models_own_map_is_kept_for_other_folders(folder):
     (folder / "data.yaml").unlink()
     own = Labels(known_labels("camvid").classes, label_map={0: 4})
     assert (open_dataset(str(folder), "train", own).load(0).mask == 4).all()
+
+
+def test_class_numbers_are_no_ids_of_a_released_layout(tmp_path):
+    """Read as they are, ADE20K's ids from 1 would be the classes before them."""
+    for kind, values in (("images", PHOTO), ("annotations", IDS + 1)):
+        put(tmp_path / kind / "training" / "ADE_train_00000001.png", values)
+    nameless = Labels(tuple(f"class {i}" for i in range(150)))
+    dataset = open_dataset(str(tmp_path), "train", nameless)
+    assert (dataset.load(0).mask == IDS).all()
+    with pytest.raises(SetrError, match="class 0 is 'class 0' in the model but 'wall' in"):
+        require_fit(types.SimpleNamespace(num_classes=150), ModelInfo(nameless), dataset)
 
 
 def test_cityscapes_instance_ids_are_refused(tmp_path):
@@ -361,7 +374,8 @@ def test_words_that_yaml_takes_for_true_and_false_are_names(folder):
     [
         ("clases: [a]", "did you mean 'classes'"),
         ("- a", "expected keys"),
-        ("classes: [a", "not valid YAML"),
+        ("classes: [a", "not valid YAML (line 1: expected ',' or ']'"),
+        ("classes:\n\t- a", "not valid YAML (line 2: found character '\\t' that cannot start"),
         ("classes: [a, b]\nlabel_map: {0: a, 7: b, 7: a}", "'7' is listed twice, again in line 2"),
         ("classes: road", "must list the class names"),
         ("classes: [road]\nlabel_map: {0: raod}", "did you mean 'road'"),

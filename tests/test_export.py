@@ -380,8 +380,9 @@ def test_files_of_others_are_one_line(tmp_path, onnx_file, capsys):
         assert message in err
         with pytest.raises(SetrError, match=message):
             load(tmp_path / name)
-    with pytest.raises(SetrError, match="gives scores only"):
+    with pytest.raises(SetrError, match="gives scores only") as caught:
         _ = load(onnx_file).network
+    assert caught.value.code == USAGE
     with pytest.raises(SetrError, match="device 'mps'"):
         load(onnx_file, device="mps")
 

@@ -243,7 +243,8 @@ def test_the_command_prints_parts_and_advice(capsys):
     values = json.loads(capsys.readouterr().out)
     assert values["total"] >= values["process"] + values["parameters"] + values["optimizer"]
     assert values["largest_batch"] > 2
-    shown = forecast_text(values)
+    assert "batch of 72 fits, and no larger one" in forecast_text(values | {"largest_batch": 72})
+    shown = forecast_text(values | {"largest_batch": 71})
     for word in (
         "parameters",
         "gradients",

@@ -110,6 +110,7 @@ def test_a_known_class_list_brings_its_label_map_and_test_sizes(shared, tmp_path
         shape = (150, *state[name].shape[1:])
         state[name] = torch.zeros(shape)
     names = [f"{name} " for name in known.classes]
+    names[89] = "television receiver"  # as mmsegmentation and the authors call it
     torch.save({"state_dict": state, "meta": {"CLASSES": names}}, tmp_path / "ade.pth")
     info = setr.load(tmp_path / "ade.pth", num_heads=4, device="cpu").info
     assert info.labels == known

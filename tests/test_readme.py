@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import io
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import setr
-from setr.cli import main
+from setr.cli import VERBS, main
 from setr.config import ModelConfig
 from setr.errors import OK
 from setr.files import write_bytes
@@ -59,7 +64,7 @@ def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys
         train=dataclasses.replace(small.train, steps=2, batch_size=2),
     )
     monkeypatch.setattr(setr, "recipe", lambda name: small, raising=False)
-    code = next(b for b in blocks("python") if "setr.train" in b)
+    code = next(b for b in blocks("python") if "setr.train" in b).replace('"lvd142m"', "None")
     exec(compile(code, "README.md", "exec"), {"setr": setr})
     assert (tmp_path / "runs" / "again" / "metrics.json").is_file()
 
@@ -90,6 +95,46 @@ def test_an_encoder_of_ones_own_is_made_as_the_page_says():
     run = f"import setr._timm, torch\n{code}\nprint(*model(torch.zeros(1, 3, 80, 60)).shape)"
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["1", "3", "80", "60"], done.stderr
+
+
+PAGES = (README, *sorted(README.parent.glob("docs/*.md")), *README.parent.glob("examples/**/*.*"))
+TYPED = re.compile(r"(?:^|`|-m |[$!(] ?)setr ([a-z][a-z-]+)((?:\\\n|[^`\n#])*)", re.MULTILINE)
+
+
+@functools.cache
+def options(*words: str) -> set[str]:
+    """What the help of a command lists."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return {"--help", "--debug", *re.findall(r"(?<![\w-])--?[a-z][\w.-]*", shown.getvalue())}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_pages_have_the_options_they_are_given(page):
+    text = page.read_text(encoding="utf-8")
+    typed = [(verb, rest.split()) for verb, rest in TYPED.findall(text) if verb in VERBS]
+    for verb, words in typed:
+        known = options(verb, *words[:1]) if verb == "explain" and words else options(verb)
+        for word in words:
+            if re.match(r"--?[a-z]", word):
+                assert word.rstrip(".,;:)").replace("_", "-") in known, f"setr {verb} {word}"
+    for word in re.findall(r"--(?:data|model|optim|train|eval)\.[\w-]+", text):
+        assert word.replace("_", "-") in options("train"), word
+
+
+def test_the_example_for_kubernetes_trains_a_batch_that_its_processes_share():
+    job = (README.parent / "examples/kubernetes/train.yaml").read_text(encoding="utf-8")
+    nodes, each, batch = (int(re.search(rf"--{name} (\d+)", job)[1])
+                          for name in ("nnodes", "nproc-per-node", "train.batch-size"))  # fmt: skip
+    assert f"completions: {nodes}\n" in job
+    assert batch % (nodes * each) == 0
+
+
+def test_all_public_names_are_on_the_page_about_python():
+    text = (README.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`(\w+)`", text[text.index("## All names") :]))
+    assert set(setr.__all__) - {"__version__"} <= listed
 
 
 def headings(page: Path) -> list[str]:

@@ -111,8 +111,9 @@ def test_images_and_masks_of_every_kind_are_the_same_sample(tmp_path):
 
 def test_rows_of_a_table_are_samples_by_their_names():
     image, mask = picture(1), ids(1)
-    for key in ("mask", "label", "annotation"):
-        data = wrap_dataset([{"id": 7, "image": image, key: mask}], CLASSES, "train")
+    for place, key in (("image", "mask"), ("image", "annotation"), ("pixel_values", "label")):
+        data = wrap_dataset([{"id": 7, place: image, key: mask}], CLASSES, "train")
+        np.testing.assert_array_equal(data[0].image, image)
         np.testing.assert_array_equal(data[0].mask, mask)
 
 

@@ -118,7 +118,7 @@ def _help() -> str:
         f"setr {__version__}: semantic segmentation with plain vision transformers\n\n"
         "usage: setr COMMAND [options]      setr COMMAND --help      setr --version\n\n"
         + "\n".join(lines)
-        + "\n\nStart with `setr demo`."
+        + "\n\nStart with `setr demo`. With --debug any command shows the traceback of an error."
     )
 
 

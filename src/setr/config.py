@@ -89,7 +89,7 @@ class DataConfig:
     """What it is trained on, and how samples are augmented."""
 
     root: str = "scenes"
-    """Folder or YAML file of the data set, or `scenes` for drawn scenes."""
+    """Folder, YAML file or shards of the data set, hf:OWNER/NAME, or `scenes` for drawn scenes."""
     labels: str | None = None
     """Known data set whose classes to use where the folder names none."""
     train_split: str = "train"

@@ -156,13 +156,16 @@ def _scene_count(path: str) -> int:
 def _with_encoding(given: Labels | str | None, implied: str | None) -> Labels | None:
     """The classes that were asked for, with the ids the files of a known layout have.
 
-    A model that carries classes of a known data set is tested on any encoding of it.
+    A model that carries classes of a known data set is tested on any encoding of it. Where its ids
+    are mere class numbers, as of a checkpoint without names, and those of the files are not, the
+    files are read as their data set's, and the names tell that the model has others.
     """
     name = known_name(given) if isinstance(given, Labels) else given or implied
     base, _, encoding = (implied or "").partition(":")
     related = name is not None and base and name.startswith(base)  # as pascal_context_59 is
     if isinstance(given, Labels) and not related:
-        return given
+        known = known_labels(implied) if implied and not given.colour_map else given
+        return known if given.is_numbered and not known.is_numbered else given
     if name and related and encoding and ":" not in name:
         name = f"{name}:{encoding}"
     return known_labels(name) if name else None

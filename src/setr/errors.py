@@ -39,6 +39,9 @@ class SetrError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, short enough for one line; its kind if nothing."""
+    mark = getattr(error, "problem_mark", None)  # YAML's begin with what was being read, not why
+    if mark is not None:
+        return f"line {mark.line + 1}: {getattr(error, 'problem', '')}"[:160]
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 

@@ -197,7 +197,8 @@ def _with_known_batch(
 
 def forecast(config: Config, num_classes: int, device: torch.device) -> dict[str, Any]:
     """What `setr train … --estimate` tells, in plain values; memory in bytes."""
-    at_most = 4 * config.train.batch_size + 64
+    unit = config.train.accumulate * distributed.world()
+    at_most = (4 * config.train.batch_size + 64) // unit * unit
     free = free_bytes(device)
     found = largest_batch(config, num_classes, device, room=_room(free, device), at_most=at_most)
     return {
@@ -210,6 +211,7 @@ def forecast(config: Config, num_classes: int, device: torch.device) -> dict[str
         **dataclasses.asdict(estimate(config, num_classes, device)),
         "free": free,
         "largest_batch": found and found[0],
+        "largest_tried": at_most,
         "training_gflops_per_image": flops_per_image(config, num_classes) / 1e9,
         "advice": advice(config, num_classes, device),
     }
@@ -235,6 +237,8 @@ def forecast_text(values: dict[str, Any]) -> str:
         rows.append(f"  {name:<12} {values[name] / 1e9:8.2f} GB{note}")
     largest = values["largest_batch"]
     fits = f"the largest batch that fits is {largest}" if largest else "no batch fits"
+    if largest == values["largest_tried"]:
+        fits = f"a batch of {largest} fits, and no larger one was tried"
     return "\n".join([*rows, f"by estimate {fits}; {values['advice']}"])
 
 

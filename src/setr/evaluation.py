@@ -77,11 +77,13 @@ def evaluate(
         protocol: a name of `setr.protocols.PRESETS`, a `Protocol`, or None for the model's own.
         split: which split of `data`.
         info: normalisation, classes and protocol of a bare `SETR`.
-        options: further keywords of `evaluate_split`; a `Predictor` computes in its own precision
-            unless another is given.
+        options: further keywords of `evaluate_split`: `precision`, `workers` (processes that
+            decode), `detailed`, `absent`, `count` (of images) and others; a `Predictor` computes in
+            its own precision unless another is given.
 
     Returns:
-        The figures, as `evaluate_split`.
+        The figures by key, 0 to 1: `miou`, `iou` (by class), `pixel_accuracy` and those that
+        docs/evaluation.md lists; `failed` names images that could not be read.
 
     Raises:
         SetrError: a model or data set that cannot be opened or do not fit, an unknown protocol.
@@ -156,8 +158,9 @@ def evaluate_split(
         dataset: a split whose classes equal the model's.
         precision: of the forward pass.
         workers: processes that decode.
-        detailed: see `Scorecard`.
-        absent: see `setr.metrics`.
+        detailed: also boundaries, recall by size, calibration and intervals, which take time.
+        absent: classes in neither truth nor prediction: `skip` leaves them out of the means, `zero`
+            counts them as 0.
         count: test only so many images, from 1, spread evenly over the split; all by default.
         on_image: called with every image tested by this process.
         stopped: asked before every image; once it is true in any process, all of them give up.
@@ -287,7 +290,8 @@ def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) 
         if a.casefold().strip() != b.casefold().strip():
             raise SetrError(
                 f"class {number} is '{a}' in the model but '{b}' in {dataset.name}; the classes "
-                "must be the same, in the same order (edit 'classes' and 'label_map' of the data)",
+                "must be the same, in the same order (edit 'classes' and 'label_map' of the data; "
+                "`setr convert CHECKPOINT --labels NAME` names those of a checkpoint)",
                 code=DATA_CHECK_FAILED,
             )
 

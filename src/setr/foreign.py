@@ -32,6 +32,8 @@ FOREIGN_KEYWORDS = (
     *("encoder", "pretrained"),
 )
 """Keywords of `convert_foreign`: what the tensors of a checkpoint cannot tell."""
+_THERE = {"television receiver": "television"}
+"""Names in mmsegmentation's class lists, which checkpoints carry, that are others here."""
 
 
 def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
@@ -202,4 +204,5 @@ def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> La
 
 def _plain_name(name: object) -> str:
     """A class name for comparison: ADE20K's list is published with synonyms and stray blanks."""
-    return str(name).replace(";", ",").partition(",")[0].strip().lower()
+    plain = str(name).replace(";", ",").partition(",")[0].strip().lower()
+    return _THERE.get(plain, plain)

@@ -44,7 +44,7 @@ cache, which makes the best class three times as fast to find."""
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images uint8 (B, H, W, C) -> float (B, C, H, W), mean 0 and deviation 1."""
+    """Images uint8 (B, H, W, C) -> float (B, C, H, W): (pixel / 255 - mean) / std."""
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     x = images.permute(0, 3, 1, 2).float()

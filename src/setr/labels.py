@@ -74,6 +74,11 @@ class Labels:
             if not _valid(train, K):
                 raise SetrError(f"colour_map {hex_colour(colour)}: {train}: classes are 0..{K - 1}")
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the ids in masks are the numbers of the classes, and 255."""
+        return self.label_map == {**{i: i for i in range(len(self.classes))}, IGNORE: IGNORE}
+
     @cached_property
     def _lookup(self) -> np.ndarray:
         table = np.full(65536, -1, dtype=np.int16)

@@ -129,13 +129,13 @@ def segmentation_loss(
     Args:
         output: un-resized logits of the heads, `model(images, with_aux=True)`; or logits
             (B, K, h, w) alone, of any model, which are resized to the target.
-        target: (B, H, W) training ids.
+        target: (B, H, W) training ids 0 .. K - 1 in any integer type; 255 is not counted.
         normalizer: what the sums are divided by: `count_weight` over the whole step for a mean over
             valid pixels (accumulation and several processes then agree with one large batch), or
             the number of all pixels as in the authors' code. Without it, `count_weight` of the
             target.
         aux_weight: factor on each auxiliary loss.
-        weight: (K,) class weights.
+        weight: (K,) class weights; all 1 without.
         kind: loss of the main head; the auxiliary heads have the cross-entropy. Dice and Lovász
             are added to it. OHEM, Dice and Lovász are means over their pixels or classes, scaled by
             the part of the step this batch is.

@@ -84,9 +84,9 @@ class SETR(nn.Module):
         neck_args: keywords of `MLANeck` or `FPNNeck`.
         aux_args: keywords of the auxiliary heads: `UpsampleHead` for Naive and PUP, `PointwiseHead`
             on the neck's maps for MLA, `FCN` for the baselines.
-        pos_interp: see `Encoder`.
-        prefix_tokens: see `Encoder`.
-        patch_stride: see `Encoder`.
+        pos_interp: how position embeddings are resampled, `bicubic` (as timm) or `bilinear` (2021).
+        prefix_tokens: `keep` class and register tokens through the blocks, or `drop` them before.
+        patch_stride: pixels from one token to the next; None, the patch size, as in the paper.
         odd_sizes: what happens to images whose sides are no multiples of the patch: `crop` pads
             them and cuts the logits back; `squeeze` resizes the padded logits to the image, which
             shifts them by up to a patch: mmsegmentation's behaviour, for comparisons only.

@@ -69,8 +69,9 @@ class Predictor:
         min_confidence: pixels whose class is less probable are unlabelled; see
             `Result.with_min_confidence`.
         allow_urls: `predict` may download http(s) addresses.
-        bands: see `ModelBands`.
-        value_range: see `ModelBands`.
+        bands: which of a file are read, from 1, in place of the model's own; of a model for RGB
+            those of GeoTIFF files alone.
+        value_range: the values that become 0 and 255, likewise.
 
     Raises:
         SetrError: a model and an `info` of other channels, or bands of another number.
@@ -123,7 +124,9 @@ class Predictor:
             SetrError: the model is an exported file, which gives scores and nothing else.
         """
         if isinstance(self.model, ExportedModel):
-            raise SetrError("an exported file gives scores only; load the model it came from")
+            raise SetrError(
+                "an exported file gives scores only; load the model it came from", code=USAGE
+            )
         return self.model
 
     @property

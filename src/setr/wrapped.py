@@ -16,7 +16,7 @@ from setr.arrays import as_image
 from setr.bands import Bands
 from setr.dataset import Dataset, Sample, require_size
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.hub_rows import MASK_KEYS
+from setr.hub_rows import IMAGE_KEYS, MASK_KEYS
 from setr.labels import IGNORE, Labels, known_labels
 from setr.masks import as_mask
 from setr.pairs import Pair
@@ -43,9 +43,10 @@ def wrap_dataset(
 
     Args:
         samples: has a length and gives, for 0, 1, …, a pair of image and mask, or a mapping with
-            `image` and one of `mask`, `label`, `labels`, `annotation`: a `torch.utils.data.Dataset`
-            (also `Subset` and `ConcatDataset` of one, or of setr's own data sets), a data set of
-            Hugging Face, a list. An image is what `Predictor.predict` takes: a Pillow image, uint8
+            `image` or `pixel_values` and one of `annotation`, `mask`, `label`, `labels`,
+            `semantic_segmentation`, `segmentation_mask`: a `torch.utils.data.Dataset` (also
+            `Subset` and `ConcatDataset` of one, or of setr's own data sets), a data set of Hugging
+            Face, a list. An image is what `Predictor.predict` takes: a Pillow image, uint8
             (H, W, 3), a tensor (3, H, W), a path, …; a mask is a Pillow image, a path, or whole
             numbers (H, W).
         labels: class names in the order of their ids from 0; a mapping of other ids to names, or to
@@ -217,9 +218,10 @@ class WrappedDataset(Dataset):
 
 def _parts(given: Any) -> tuple[Any, Any]:
     if isinstance(given, Mapping):
-        key = next((key for key in MASK_KEYS if key in given), None)
-        if "image" in given and key is not None:
-            return given["image"], given[key]
+        image, mask = (next((key for key in keys if key in given), None)
+                       for keys in (IMAGE_KEYS, MASK_KEYS))  # fmt: skip
+        if image is not None and mask is not None:
+            return given[image], given[mask]
         have = ", ".join(map(str, given))
         raise SetrError(f"has {have or 'nothing'}; give 'image' and one of {', '.join(MASK_KEYS)}")
     if isinstance(given, tuple | list) and len(given) == 2:

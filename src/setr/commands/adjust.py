@@ -24,7 +24,7 @@ class Arguments:
     model: Model
     """Model directory, Hub name or checkpoint."""
     data: Data
-    """Folder or YAML file of the data set."""
+    """Folder, YAML file or shards of the data set, or hf:OWNER/NAME."""
     out: Out
     """Folder for the adjusted model."""
     split: str = "val"

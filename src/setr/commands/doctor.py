@@ -28,7 +28,7 @@ class Arguments:
     """Check a data set: every file, every id, every class, and leaks between the splits."""
 
     data: Data
-    """Folder or YAML file of the data set, or hf:OWNER/NAME (hf:OWNER/NAME:CONFIG)."""
+    """Folder, YAML file or shards of the data set, or hf:OWNER/NAME (hf:OWNER/NAME:CONFIG)."""
     labels: str | None = None
     """Known data set whose classes to use where the folder names none."""
     splits: Words = ()

@@ -31,9 +31,9 @@ class Arguments:
     """Test a model on a data set; writes metrics.json, images.csv and report.html."""
 
     model: Model
-    """Model directory, Hub name or checkpoint."""
+    """Model directory, Hub name, checkpoint or file of `setr export`."""
     data: Data
-    """Folder or YAML file of the data set, or `scenes` for drawn scenes."""
+    """Folder, YAML file or shards of the data set, hf:OWNER/NAME, or `scenes` for drawn scenes."""
     split: str = "val"
     """Split to test on; several joined with +."""
     protocol: str | None = None

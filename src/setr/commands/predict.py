@@ -48,7 +48,7 @@ class Arguments:
     """
 
     model: Model
-    """A model directory, Hub name or checkpoint."""
+    """A model directory, Hub name, checkpoint or file of `setr export`."""
     images: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,

@@ -25,8 +25,8 @@ class Arguments:
     """Serve models over HTTP, with a page to try them in a browser."""
 
     models: Models
-    """Model directories, Hub names or checkpoints; NAME=MODEL gives another name than the folder's.
-    The first is the default."""
+    """Model directories, Hub names, checkpoints or files of `setr export`; NAME=MODEL gives another
+    name than the folder's. The first is the default."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: Annotated[int, tyro.conf.arg(aliases=["-p"])] = 8000
