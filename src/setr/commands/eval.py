@@ -117,10 +117,10 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
 
     predictor = load(given.model, device=given.device)
     dataset = open_dataset(given.data, given.split, predictor.info.labels, predictor.info.bands)
-    require_fit(predictor.model, predictor.info, dataset)
     _protocols(given, predictor)
     for path in given.compare:
         _protocols(given, _load(given, path, dataset))
+    require_fit(predictor.model, predictor.info, dataset)
     if rank() == 0:
         _require_apart(_out(given))
         require_writable(_out(given), "-o")
