@@ -93,9 +93,10 @@ from setr.usage import problem
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
         (
             "predict m a.png -o x b.png",
-            "'b.png' stands apart; write all IMAGES… together, before the options",
+            "'b.png' is no value of an option and stands apart; write all IMAGES… together, before",
         ),
-        ("average a -o x b", "'b' stands apart; write all MODELS… together, before the options"),
+        ("predict m a -o x --save mask overlay", "'overlay' is no value of an option and stands"),
+        ("average a -o x b", "'b' is no value of an option and stands apart; write all MODELS… "),
         ("predict m a.png -o x --json yes", "--json yes: takes no value; write --json or --no-j"),
         (
             "train demo --data.photometric yes",

@@ -161,8 +161,8 @@ class _Walk:
         apart = [at for at in self.breaks if len(places) <= at < len(self.free)]
         if endless and apart:
             word, known = self.free[apart[0]]
-            fix = f"stands apart; write all {places[-1].placeholder} together, before the options"
-            return known or f"'{word}' {fix}"
+            fix = f"write all {places[-1].placeholder} together, before the options"
+            return known or f"'{word}' is no value of an option and stands apart; {fix}"
         return None
 
     def _assigned(self) -> str | None:
