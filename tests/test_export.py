@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import signal
@@ -456,6 +457,16 @@ def test_an_export_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys)
         signal.signal(signal.SIGTERM, before)
     assert "a.pt2 was not written" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(model, tmp_path, monkeypatch):
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SetrError, match=r"m\.pt2: cannot write: No space left on device"):
+        export(model, INFO, tmp_path / "m.pt2", format="torch", size=(32, 32))
+    assert not list(tmp_path.iterdir())
 
 
 def test_exporters_say_nothing_of_their_internals():

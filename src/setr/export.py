@@ -11,6 +11,8 @@ Shapes: B batch, H x W image, K classes.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import shutil
@@ -174,6 +176,10 @@ def _scratch(path: Path) -> Iterator[Path]:
         raise SetrError(f"{path}: cannot write: {error.strerror}") from None
     try:
         yield folder
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SetrError(f"{path}: cannot write: {error.strerror}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -195,7 +201,9 @@ def _write(
     program = trace(Graph(model, head, dtype, form=form, spread=precision != "int8"))
     if format == "torch":
         values = {key: json.loads(text) for key, text in stored.items()}
-        torch.export.save(program, path, extra_files={"setr.json": json.dumps(values)})
+        whole = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.export.save(program, whole, extra_files={"setr.json": json.dumps(values)})
+        path.write_bytes(whole.getbuffer())
         return
     images = None
     if precision == "int8" and calibration:
