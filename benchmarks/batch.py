@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from setr import scenes
+from setr.data import scenes
 from setr.images import encode_png, read_image
 from setr.predictor import load
 from setr.provenance import provenance

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from setr.catalog import list_models
-from setr.files import write_bytes
 from setr.model import create_model
+from setr.reading.files import write_bytes
 
 BLOCKS = {
     "norm1": "ln1",
@@ -78,7 +78,7 @@ def synthetic(dialect: str, size: str) -> dict[str, Tensor]:
 MEASURED = """
 import sys
 from setr.cli import main
-from setr.machine import process_peak
+from setr.processes.machine import process_peak
 code = main(["convert", *sys.argv[1:]])
 print(process_peak())
 sys.exit(code)

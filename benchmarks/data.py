@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def throughput(given: argparse.Namespace) -> dict:
-    from setr import decode
+    from setr.reading import decode
 
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,8 +120,8 @@ def throughput(given: argparse.Namespace) -> dict:
 
 def ours(root: Path, count: int, crop: int) -> np.ndarray:
     """Seconds for decoding, augmentation and collation of `count` images."""
+    from setr.data.loader import stack
     from setr.datasets import open_dataset
-    from setr.loader import stack
     from setr.transforms import Augmentation
 
     dataset = open_dataset(str(root), "train")
@@ -234,13 +234,13 @@ def as_jpeg(root: Path, target: Path) -> Path:
 
 STARTUP = """
 import sys, time
-from setr.machine import process_peak
+from setr.processes.machine import process_peak
 began = time.perf_counter()
 from setr.datasets import open_dataset
 dataset = open_dataset(sys.argv[1], "train")
 opened = time.perf_counter() - began
 memory = process_peak() / 2**20
-from setr.loader import BatchOrder
+from setr.data.loader import BatchOrder
 batch = next(iter(BatchOrder(len(dataset), 8, seed=0, start=0, stop=1)))
 pairs = [dataset.pairs[i] for _, i in batch]
 print(opened, time.perf_counter() - began, memory, process_peak() / 2**20, len(dataset))

@@ -85,8 +85,8 @@ def our_model(num_classes: int, img_size: int) -> Any:
 def ours(case: str, precision: str, sizes: dict[str, Any], repeats: int) -> dict[str, float]:
     """One of our cases in this process."""
     from setr.inference import NormalizedImages, predict_mask
+    from setr.layers.precision import autocast_dtype
     from setr.metrics import ConfusionMatrix
-    from setr.precision import autocast_dtype
     from setr.protocols import Protocol
 
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ import torch
 from setr import checkpoint
 from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.engine import train
-from setr.runfolder import LAST
+from setr.training.runfolder import LAST
 
 
 def settings(out: Path, steps: int, save_every: int) -> Config:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "src"))
-from setr.precision import autocast_dtype
+from setr.layers.precision import autocast_dtype
 
 Figures = dict[str, Any]
 HALF = 0.02

@@ -40,10 +40,11 @@ from gpu_bench import HALF, Bench, Figures, error, require
 from safetensors.torch import load_file
 from torch import Tensor
 
-from setr import create_model, scenes
+from setr import create_model
+from setr.data import scenes
 from setr.inference import normalize
+from setr.layers.precision import autocast_dtype
 from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
-from setr.precision import autocast_dtype
 
 # --- equal numbers --------------------------------------------------------------------------------
 
@@ -273,8 +274,10 @@ def predict(bench: Bench) -> Figures:
 def others(bench: Bench) -> Figures:
     """What else takes a model on a device: figures, constants on its logits, evaluation, export."""
     import setr
-    from setr import adjustment, export, figures
+    from setr import export
     from setr.datasets import open_dataset
+    from setr.pages import figures
+    from setr.scores import adjustment
 
     predictor = setr.load(trained(bench), device=str(bench.device))
     view = figures.make_view(predictor, scenes.draw("predict", 0, size=96)[0])

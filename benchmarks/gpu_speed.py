@@ -16,12 +16,12 @@ from gpu_bench import HALF, Bench, Figures, error, require
 from torch import Tensor
 
 from setr import create_model
-from setr.graphed import Graphed
 from setr.inference import normalize, predict_mask
+from setr.layers.precision import autocast_dtype
 from setr.losses import count_weight, segmentation_loss
-from setr.machine import peak_bytes
-from setr.precision import autocast_dtype
+from setr.processes.machine import peak_bytes
 from setr.protocols import Protocol
+from setr.training.graphed import Graphed
 
 
 def stepper(
@@ -86,7 +86,7 @@ def waits(bench: Bench) -> Figures:
 
 def memory(bench: Bench) -> Figures:
     """The estimate of a step beside the peak of the allocator."""
-    from setr.memory import step_memory
+    from setr.training.memory import step_memory
 
     if not bench.cuda:
         return {}
@@ -157,7 +157,7 @@ def kernels(bench: Bench, work: Callable[[], object], shown: int = 40) -> Figure
 
 def layers(bench: Bench) -> Figures:
     """PUP's layer, upsampling and convolution forward and backward, in the forms there are."""
-    from setr.upsampled_convolution import conv_of_upsampled, upsample
+    from setr.layers.upsampled_convolution import conv_of_upsampled, upsample
 
     found: Figures = {}
     B, C, sides = (1, 8, (4,)) if bench.tiny else (8, 256, (32, 64, 128))

@@ -157,15 +157,15 @@ def prepare(job: dict[str, Any], work: Path) -> dict[str, Any]:
     import torch
 
     import setr
-    from setr import scenes
-    from setr.complexity import forward_flops
+    from setr.data import scenes
     from setr.export import metadata, write_openvino
-    from setr.graphs import Graph, trace
+    from setr.exporting.graphs import Graph, trace
+    from setr.exporting.onnx_file import write_onnx
     from setr.hub import save_pretrained
     from setr.inference import normalize
     from setr.labels import Labels
     from setr.model_info import ModelInfo
-    from setr.onnx_file import write_onnx
+    from setr.training.complexity import forward_flops
 
     size = job["size"]
     if (work / "peer.pth").exists():
@@ -207,8 +207,8 @@ def prepare(job: dict[str, Any], work: Path) -> dict[str, Any]:
 
 def least_flops(model: Any, size: int) -> int:
     """Operations of the form that needs the fewest, which files have: convolve, then upsample."""
-    from setr.complexity import forward_flops
     from setr.decoders import ConvBNReLU
+    from setr.training.complexity import forward_flops
 
     model = copy.deepcopy(model)
     for module in model.modules():

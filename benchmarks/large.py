@@ -74,7 +74,7 @@ def _image(predictor: Any, _: Path, size: tuple[int, int]) -> Any:
 def _raster(predictor: Any, folder: Path, size: tuple[int, int]) -> Any:
     import rasterio
 
-    from setr.mapping import predict_raster
+    from setr.prediction.mapping import predict_raster
 
     shape = {"count": 3, "height": size[0], "width": size[1], "dtype": "uint8"}
     place = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 5e5, 0, -0.5, 5.4e6)}
@@ -88,9 +88,9 @@ def _raster(predictor: Any, folder: Path, size: tuple[int, int]) -> Any:
 
 
 def _video(predictor: Any, folder: Path, count: int) -> Any:
-    from setr import scenes
-    from setr.filming import predict_video
-    from setr.video import VideoWriter
+    from setr.data import scenes
+    from setr.prediction.filming import predict_video
+    from setr.prediction.video import VideoWriter
 
     with VideoWriter(folder / "in.mp4", 25.0) as writer:
         for i in range(count):

@@ -30,7 +30,7 @@ def matmul_rates(job: dict[str, Any], _: Path) -> dict[str, float]:
 
 def products(a: Any, b: Any) -> Iterator[tuple[str, Callable[[], object]]]:
     """Ways to compute `a @ b.T`, by precision: PyTorch's MKL and oneDNN, and OpenVINO."""
-    from setr.products import product
+    from setr.layers.products import product
 
     low_a, low_b = a.bfloat16(), b.bfloat16()
     yield "fp32", lambda: a @ b.t()
@@ -47,7 +47,7 @@ def openvino_product(a: Any, b: Any, precision: str) -> Callable[[], object]:
     import openvino as ov
     from openvino import opset13 as ops
 
-    from setr.runtime import openvino_settings
+    from setr.exporting.runtime import openvino_settings
 
     core, x = ov.Core(), ops.parameter(list(a.shape), np.float32)
     graph = ov.Model([ops.matmul(x, ops.constant(b.numpy()), False, True)], [x])

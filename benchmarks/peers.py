@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "src"))  # not installed in a peer's
-from setr.machine import process_peak
+from setr.processes.machine import process_peak
 
 
 class _NoOps(types.ModuleType):

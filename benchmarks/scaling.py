@@ -28,7 +28,7 @@ from setr.distributed import add_up, device, joined, world
 from setr.inference import normalize
 from setr.losses import count_weight, segmentation_loss
 from setr.model import create_model
-from setr.parallel import Parallel
+from setr.training.parallel import Parallel
 
 CLASSES = 19
 

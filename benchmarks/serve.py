@@ -48,8 +48,8 @@ def prepare(folder: Path, count: int) -> list[tuple[bytes, tuple[int, int]]]:
     """JPEG files of `count` images at each of the sizes, and (H, W)."""
     from PIL import Image
 
-    from setr.files import list_images
     from setr.images import read_image
+    from setr.reading.files import list_images
 
     paths = list_images(folder)[:count]
     if not paths:

@@ -72,7 +72,7 @@ def timed(work: Callable[[], object], device: str) -> float:
 def dtype_of(case: dict[str, Any]) -> Any:
     if case["who"] == "mmseg":
         return torch.bfloat16 if case["precision"] == "bf16" else None
-    from setr.precision import autocast_dtype
+    from setr.layers.precision import autocast_dtype
 
     return autocast_dtype(case["precision"], torch.device(case["device"]))
 
@@ -83,10 +83,10 @@ def matmul_rate(case: dict[str, Any]) -> float:
     By the faster of PyTorch's libraries, which on some CPUs is not the default one.
     """
     if case["device"] == "cuda":  # a product of this size would time its launch
-        from setr.machine import matmul_rate as square_rate
+        from setr.processes.machine import matmul_rate as square_rate
 
         return square_rate(torch.device("cuda"), dtype_of(case))
-    from setr.products import product, worth_it
+    from setr.layers.products import product, worth_it
 
     m, k, n = (256, 256, 256) if case["size"] == "tiny" else (2048, 768, 3072)
     dtype = dtype_of(case) or torch.float32
@@ -125,8 +125,8 @@ def loss_of(case: dict[str, Any], output: Any, target: Any) -> Any:
     """The fused loss, or the plain one with logits at the image's size."""
     import torch.nn.functional as F
 
+    from setr.layers.upsampled_convolution import upsample
     from setr.losses import count_weight, segmentation_loss
-    from setr.upsampled_convolution import upsample
 
     if case["loss"] == "fused":
         return segmentation_loss(output, target, normalizer=count_weight(target))["loss"]

@@ -111,7 +111,7 @@ def run_all(given: argparse.Namespace) -> list[dict[str, Any]]:
     """All cases, round after round; seconds of the rounds are put together."""
     import torch
 
-    from setr.precision import autocast_dtype
+    from setr.layers.precision import autocast_dtype
 
     listed = cases(
         given.only,

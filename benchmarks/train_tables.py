@@ -113,7 +113,7 @@ def grid(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 
 def plot(rows: Rows) -> str:
     """Peak memory of the loss over the image's side, as SVG."""
-    from setr.charts import line_chart
+    from setr.pages.charts import line_chart
 
     names = {"fused": "fused loss", "plain": "interpolate, then cross-entropy"}
     curves = {

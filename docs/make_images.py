@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 
 import setr
-from setr import scenes
-from setr.files import write_bytes
+from setr.data import scenes
 from setr.images import encode_png
-from setr.montage import montage, with_legend
-from setr.page import heat
+from setr.pages.montage import montage, with_legend
+from setr.pages.page import heat
+from setr.reading.files import write_bytes
 from setr.result import Result
 
 COLUMNS, ZOOM, GAP, SCALE = 6, 2, 6, 3

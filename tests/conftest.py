@@ -13,11 +13,12 @@ if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
 import pytest
 import torch
 
-from setr import cpu_blocks, products, scenes
 from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from setr.files import write_bytes
+from setr.data import scenes
 from setr.images import encode_png
+from setr.layers import cpu_blocks, products
 from setr.model import SETR, create_model
+from setr.reading.files import write_bytes
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 

@@ -21,12 +21,14 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from setr import best, cli, distributed, engine, evaluation, scenes, updates
+from setr import cli, distributed, engine, evaluation
 from setr.config import Config
+from setr.data import scenes
 from setr.engine import train
 from setr.errors import SetrError
 from setr.hub import save_pretrained
 from setr.model_info import ModelInfo
+from setr.training import best, updates
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 
 STEPS = 10

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from setr import scenes
+from setr.data import scenes
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.model_info import ModelInfo

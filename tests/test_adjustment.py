@@ -10,16 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from setr import adjustment, best, scenes
-from setr.adjustment import GRID, best_by_iou, best_offsets, find_offsets
 from setr.cli import main
+from setr.data import scenes
 from setr.datasets import open_dataset
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.files import write_bytes
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.model_info import ModelInfo
+from setr.reading.files import write_bytes
+from setr.scores import adjustment
+from setr.scores.adjustment import GRID, best_by_iou, best_offsets, find_offsets
+from setr.training import best
 from tests.conftest import tiny_config, tiny_model
 
 

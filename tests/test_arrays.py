@@ -17,19 +17,19 @@ import pytest
 import torch
 from PIL import Image
 
-from setr import scenes
-from setr.arrays import as_image
 from setr.cli import main
+from setr.data import scenes
 from setr.errors import FAILED, OK, SetrError
-from setr.files import write_bytes
 from setr.hub import save_pretrained
 from setr.images import encode_png, read_image
 from setr.inference import Protocol
-from setr.masks import read_mask
 from setr.model_info import ModelInfo
+from setr.prediction.streams import split_sources
 from setr.predictor import Predictor
-from setr.streams import split_sources
-from setr.urls import download
+from setr.reading.arrays import as_image
+from setr.reading.files import write_bytes
+from setr.reading.masks import read_mask
+from setr.reading.urls import download
 from tests.conftest import tiny_model
 from tests.test_images import UNREADABLE
 

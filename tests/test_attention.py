@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from setr import attention
-from setr.cpu_blocks import speed_up
 from setr.encoder import Encoder
+from setr.layers import attention
+from setr.layers.cpu_blocks import speed_up
 
 
 class Block(nn.Module):

@@ -14,28 +14,29 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import setr
-from setr import bands, scenes
-from setr.architecture import read_architecture
+from setr import bands
 from setr.bands import Bands, check_pixels, open_pixels, read_pixels
 from setr.cli import main
-from setr.data_yaml import read_description
+from setr.data import scenes
+from setr.data.data_yaml import read_description
 from setr.datasets import open_dataset
-from setr.dialects import translate
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.export import metadata
-from setr.filming import predict_video
-from setr.gdal import GdalFile
-from setr.graphs import Graph, trace
+from setr.exporting.graphs import Graph, trace
 from setr.hub import from_pretrained, save_pretrained
 from setr.images import encode_png
 from setr.labels import IGNORE
 from setr.model import create_model
 from setr.model_info import ModelInfo
-from setr.normalisation import measured, with_channels
+from setr.prediction.filming import predict_video
+from setr.prediction.rasters import Raster
 from setr.predictor import Predictor
-from setr.rasters import Raster
+from setr.reading.gdal import GdalFile
+from setr.training.normalisation import measured, with_channels
 from setr.transforms import Augmentation, CropWindow, distort
+from setr.weight_files.architecture import read_architecture
+from setr.weight_files.dialects import translate
 from setr.weights import load_weights, match_weights
 from tests.conftest import tiny_config, tiny_model
 

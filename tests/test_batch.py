@@ -18,22 +18,23 @@ import numpy as np
 import pytest
 import torch
 
-from setr import predictor, scenes
+from setr import predictor
 from setr.batch import Task, outcomes
 from setr.cli import main
+from setr.data import scenes
 from setr.errors import FAILED, OK, USAGE, SetrError
-from setr.files import write_bytes
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol
-from setr.inputs import find_items, read_item
-from setr.manifest import Manifest
 from setr.model_info import ModelInfo
-from setr.passes import Batches, NoMemoryError, predict_each
+from setr.prediction.inputs import find_items, read_item
+from setr.prediction.manifest import Manifest
+from setr.prediction.passes import Batches, NoMemoryError, predict_each
+from setr.prediction.settled import run_names
 from setr.predictor import load
+from setr.reading.files import write_bytes
+from setr.reading.storage import Storage, result_test
 from setr.result import Result
-from setr.settled import run_names
-from setr.storage import Storage, result_test
 from tests.conftest import tiny_model
 
 SIZES = ((48, 48), (48, 48), (40, 56), (48, 48), (48, 48), (40, 56), (37, 48), (48, 48), (48, 48))
@@ -491,7 +492,7 @@ def test_object_storage_in_and_out(model_dir, photos, archives, expected, tmp_pa
     store = fsspec.filesystem("memory")
     store.put(f"{photos}/", "/photos", recursive=True)
     store.put(str(archives / "photos.tar"), "/tars/photos.tar")
-    monkeypatch.setattr("setr.manifest.PART_ROWS", 3)
+    monkeypatch.setattr("setr.prediction.manifest.PART_ROWS", 3)
     masks = {k: v for k, v in expected.items() if k.endswith(".png")}
     assert predict(model_dir, "memory://photos", "memory://out") == FAILED
     assert {k: store.cat(f"/out/{k}") for k in masks} == masks
@@ -660,7 +661,7 @@ def test_options_without_effect_are_refused(photos, tmp_path, monkeypatch, capsy
 def test_the_progress_line_ends_before_what_is_said_next(
     model_dir, photos, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("setr.tally.LINES", 3)
+    monkeypatch.setattr("setr.prediction.tally.LINES", 3)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert predict(model_dir, photos, tmp_path) == FAILED
     lines = capsys.readouterr().err.split("\n")
@@ -683,7 +684,7 @@ def test_names_in_archives_stay_below_out(model_dir, photos, tmp_path):
 def test_a_manifest_is_replaced_while_it_is_not_open_where_there_are_no_locks(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("setr.manifest.fcntl", None)
+    monkeypatch.setattr("setr.prediction.manifest.fcntl", None)
     storage, row = Storage(str(tmp_path)), {"name": "a", "status": "ok", "run": "x"}
     with Manifest(storage, "manifest", lambda row: True) as manifest:
         manifest.append([row, {**row, "name": "b"}])

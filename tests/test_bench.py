@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 
-from setr import bench_row, scenes
 from setr.bench import ROWS, Row, advice, bench, run_process
 from setr.cli import main
 from setr.commands.bench import table
+from setr.data import scenes
 from setr.errors import USAGE, SetrError
+from setr.exporting import bench_row
 from setr.hub import save_pretrained
 from setr.model_info import ModelInfo
 from setr.predictor import load

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from setr import best_class as module
 from setr import inference
-from setr.best_class import best_class, best_upsampled
 from setr.errors import SetrError
 from setr.inference import predict_mask
+from setr.kernels import best_class as module
+from setr.kernels.best_class import best_class, best_upsampled
 from setr.model import Output
 from setr.protocols import Protocol
 

@@ -19,9 +19,9 @@ pytest.importorskip("playwright", reason="needs playwright (extra test)")
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from setr import scenes
+from setr.data import scenes
 from setr.images import encode_png, read_image
-from setr.masks import read_mask
+from setr.reading.masks import read_mask
 from setr.serve.limits import Limits, Refusal
 from setr.serve.models import Models
 from tests.serving import running, save_models

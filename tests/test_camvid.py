@@ -14,11 +14,11 @@ import torch
 import yaml
 
 import setr
-from setr.build import build_model
 from setr.cli import parse
 from setr.commands.train import Arguments
 from setr.config import Config
 from setr.recipes import recipe
+from setr.training.build import build_model
 
 BENCH = Path(__file__).resolve().parents[1] / "benchmarks" / "camvid"
 SOURCE = Path(setr.__file__).parents[1]

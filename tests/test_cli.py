@@ -12,13 +12,13 @@ from itertools import pairwise
 import pytest
 
 from setr.cli import VERBS, _reason, main
+from setr.data.scenes import draw
 from setr.errors import FAILED, OK, USAGE
-from setr.files import write_bytes
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.labels import Labels
 from setr.model_info import ModelInfo
-from setr.scenes import draw
+from setr.reading.files import write_bytes
 from tests.conftest import tiny_model
 
 
@@ -249,7 +249,7 @@ def test_the_device_is_chosen_in_one_way(capsys, tmp_path):
 
 
 def test_the_device_is_no_part_of_what_a_run_is():
-    from setr.settings import FREE, PER_PROCESS
+    from setr.training.settings import FREE, PER_PROCESS
 
     assert "train.device" in PER_PROCESS & FREE
 

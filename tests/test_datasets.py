@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from setr.data.pairing import Found, NoSplitError
+from setr.data.pairs import Pairs
 from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, FAILED, USAGE, SetrError
@@ -21,10 +23,8 @@ from setr.evaluation import require_fit
 from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.labels import IGNORE, Labels, known_labels
-from setr.masks import read_mask
 from setr.model_info import ModelInfo
-from setr.pairing import Found, NoSplitError
-from setr.pairs import Pairs
+from setr.reading.masks import read_mask
 
 IDS = np.zeros((6, 8), np.uint8)
 PHOTO = np.full((6, 8, 3), 90, np.uint8)

@@ -22,7 +22,7 @@ from setr.decoders import (
     UpsampleHead,
 )
 from setr.errors import SetrError
-from setr.upsampled_convolution import classify_upsampled, conv_of_upsampled, upsample
+from setr.layers.upsampled_convolution import classify_upsampled, conv_of_upsampled, upsample
 from tests.conftest import tiny_model
 
 C, K = 24, 5

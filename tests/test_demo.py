@@ -6,8 +6,8 @@ import json
 import re
 
 from setr.cli import main
+from setr.data.scenes import CLASSES
 from setr.errors import OK, USAGE
-from setr.scenes import CLASSES
 
 
 def test_demo_writes_model_figures_and_report(tmp_path, capsys, monkeypatch):

@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 import torch
 
+from setr.data.loader import BatchOrder, Share
 from setr.distributed import device, devices, differences, joined
 from setr.engine import train
 from setr.errors import SetrError
-from setr.launch import Place, place_of
-from setr.loader import BatchOrder, Share
-from setr.runfolder import LAST
+from setr.processes.launch import Place, place_of
+from setr.training.runfolder import LAST
 from tests.processes import STEPS, evaluate, settings
 from tests.test_engine import final_state
 
@@ -381,7 +381,7 @@ def test_a_first_process_that_does_not_come_is_one_line(first_of_two, monkeypatc
 def test_another_program_on_the_port_is_one_line(first_of_two, monkeypatch):
     """It accepts the connection and says nothing, which torch waits for without end."""
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("setr.launch.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("setr.processes.launch.GRACE_SECONDS", 0.5)
     with socket.socket() as other:
         other.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
         other.listen()

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from setr import scenes, survey
 from setr.cli import main
+from setr.data import scenes, survey
 from setr.datasets import open_dataset
 from setr.doctor import check, class_weights, describe_map, diagnose, figures
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels, known_labels
-from setr.masks import read_mask
+from setr.reading.masks import read_mask
 
 # mask file: what the error says; None where it must be accepted
 MASKS = {

@@ -18,12 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import setr.best as best
-import setr.build as build
 import setr.checkpoint as checkpoint
+import setr.data.loader as loader
 import setr.engine as engine
-import setr.loader as loader
-from setr.build import announce, build_model
+import setr.training.best as best
+import setr.training.build as build
 from setr.checkpoint import newest_state
 from setr.cli import main
 from setr.config import Config, ModelConfig
@@ -31,7 +30,8 @@ from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.results import collect
-from setr.runfolder import LAST, RunFolder
+from setr.training.build import announce, build_model
+from setr.training.runfolder import LAST, RunFolder
 from tests.conftest import tiny_config, write_scene_folders
 
 
@@ -357,7 +357,9 @@ def test_a_run_continues_without_the_weights_it_began_with(
     second = dataclasses.replace(second, out=str(tmp_path / "second"))
     train(second)
     first.rename(tmp_path / "elsewhere")
-    monkeypatch.setattr("setr.features._compute", lambda *_: pytest.fail("features are known"))
+    monkeypatch.setattr(
+        "setr.training.features._compute", lambda *_: pytest.fail("features are known")
+    )
     assert train(with_train(second, steps=5), resume=True)["steps"] == 5
 
 

@@ -15,19 +15,20 @@ import pytest
 import torch
 
 import setr
-from setr import evaluation, scenes
+from setr import evaluation
 from setr.cli import main
+from setr.data import scenes
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.evaluation import evaluate as evaluate_with_workers
 from setr.evaluation import evaluate_split
-from setr.gallery import Gallery
 from setr.hub import save_pretrained
 from setr.inference import Protocol, normalize
 from setr.labels import Labels
+from setr.layers.precision import autocast_dtype
 from setr.metrics import ConfusionMatrix
 from setr.model_info import ModelInfo
-from setr.precision import autocast_dtype
+from setr.pages.gallery import Gallery
 from tests.conftest import tiny_model, write_scene_folders
 
 evaluate = functools.partial(evaluate_with_workers, workers=0, precision="fp32")
@@ -276,7 +277,7 @@ def test_the_figures_are_printed_though_the_disk_is_full(
     def full(path: Path, data: bytes, **_: object) -> None:
         raise SetrError(f"{path}: cannot write: No space left on device")
 
-    monkeypatch.setattr("setr.files.write_bytes", full)
+    monkeypatch.setattr("setr.reading.files.write_bytes", full)
     options = ["--json", "-o", tmp_path / "x", "--compare", runs / "two"]
     code, text, errors = run(capsys, runs / "one", runs / "data", *options)
     assert code == FAILED
@@ -409,7 +410,7 @@ def test_a_comparison_that_fails_leaves_the_figures(
     def fail(*_: object) -> None:
         raise SetrError("scores are NaN")
 
-    monkeypatch.setattr("setr.gallery.paired", fail)
+    monkeypatch.setattr("setr.pages.gallery.paired", fail)
     arguments = [runs / "one", runs / "data", "--compare", runs / "two", "-o", tmp_path]
     assert one_line(capsys, *arguments) == (FAILED, "setr: scores are NaN")
     assert list(json.loads((tmp_path / "metrics.json").read_text())) == ["single_scale"]

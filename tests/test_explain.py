@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from setr import cpu_blocks, explain, scenes
+from setr import explain
 from setr.cli import main
+from setr.data import scenes
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.explain import (
     attention_maps,
@@ -24,16 +25,17 @@ from setr.explain import (
     stretch,
     strongest_channels,
 )
-from setr.figures import View, attention_figure, make_view, spread_layers
-from setr.files import write_bytes
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.labels import Labels
+from setr.layers import cpu_blocks
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
-from setr.montage import mark, montage, with_legend
+from setr.pages.figures import View, attention_figure, make_view, spread_layers
+from setr.pages.montage import mark, montage, with_legend
 from setr.predictor import Predictor
 from setr.protocols import Protocol
+from setr.reading.files import write_bytes
 from tests.conftest import tiny_model
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 2}

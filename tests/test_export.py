@@ -18,21 +18,21 @@ import torch
 import torch.nn.functional as F
 
 import setr
-from setr import scenes
 from setr.cli import main
+from setr.data import scenes
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, resolve_protocol, spread
 from setr.export import SUFFIX, export
-from setr.export_check import compare
-from setr.graphs import Graph, bicubic_weights, quiet, trace
+from setr.exporting.export_check import compare
+from setr.exporting.graphs import Graph, bicubic_weights, quiet, trace
+from setr.exporting.quantize import calibration_images
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol, normalize
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.predictor import Predictor, load
-from setr.quantize import calibration_images
 from tests.conftest import tiny_model, write_scene_folders
 
 INFO = ModelInfo(labels=scenes.LABELS, protocol=Protocol(window=(40, 40), stride=(24, 24)))
@@ -173,7 +173,7 @@ def test_openvino_with_rope_and_int8(photo, tmp_path, monkeypatch):
     )
     assert set(report["miou"]) == {"pytorch_fp32", "exported"}
     let_go: list[Path] = []
-    monkeypatch.setattr("setr.runtime.page_out", let_go.append)
+    monkeypatch.setattr("setr.exporting.runtime.page_out", let_go.append)
     assert load(tmp_path / "q.xml").predict(photo).mask.shape == (50, 64)
     assert let_go == [tmp_path / "q.bin"]  # its weights, packed by then
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.xml", "q.bin", "q.xml"]
@@ -439,7 +439,7 @@ def test_a_wrong_mask_beside_right_logits_is_not_written(model, monkeypatch):
             mask[:, :5] = (mask[:, :5] + 1) % K
         return [mask.to(torch.uint8).numpy(), coarse.numpy()]
 
-    monkeypatch.setattr("setr.export_check.open_run", lambda *_: drawn)
+    monkeypatch.setattr("setr.exporting.export_check.open_run", lambda *_: drawn)
     assert max(compare(Path("m.onnx"), model, "mask", exact=True)["difference"].values()) < 1e-5
     wrong.append(1)
     with pytest.raises(SetrError, match="nothing was written"):

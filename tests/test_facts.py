@@ -12,7 +12,7 @@ from setr.config import Config
 from setr.datasets import open_dataset
 from setr.distributed import differences
 from setr.errors import USAGE, SetrError
-from setr.facts import data_facts, data_record, require_same_run, run_facts
+from setr.training.facts import data_facts, data_record, require_same_run, run_facts
 
 
 def facts(root, config: Config | None = None):

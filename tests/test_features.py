@@ -14,19 +14,19 @@ import pytest
 import torch
 
 import setr.engine as engine
-import setr.features as features
+import setr.training.features as features
 from setr.cli import main
 from setr.config import Config
 from setr.datasets import open_dataset
 from setr.engine import train
 from setr.errors import SetrError
-from setr.features import fit, open_features
 from setr.hub import from_pretrained
 from setr.inference import normalize
 from setr.labels import IGNORE
 from setr.model import Features
 from setr.recipes import recipe
-from setr.runfolder import RunFolder
+from setr.training.features import fit, open_features
+from setr.training.runfolder import RunFolder
 from tests.conftest import tiny_config, tiny_model
 
 

@@ -15,8 +15,8 @@ import torch
 from setr import distributed
 from setr.config import TrainConfig
 from setr.engine import train
-from setr.graphed import WARM_UPS, Graphed
-from setr.updates import Updates
+from setr.training.graphed import WARM_UPS, Graphed
+from setr.training.updates import Updates
 from tests.conftest import tiny_config
 from tests.test_step import assert_same_weights, log_lines
 

@@ -22,10 +22,10 @@ from setr.hub import from_pretrained, push_to_hub, save_pretrained
 from setr.inference import Protocol
 from setr.labels import Labels
 from setr.model import create_model
-from setr.model_card import encoder_licence
 from setr.model_info import ModelInfo
-from setr.named_config import named_config
-from setr.pretrained import load_encoder, require_weights
+from setr.pages.model_card import encoder_licence
+from setr.training.named_config import named_config
+from setr.weight_files.pretrained import load_encoder, require_weights
 from tests.conftest import tiny_model
 
 INFO = ModelInfo(
@@ -139,7 +139,7 @@ def test_hub_refusals_are_one_line(monkeypatch, kind, words):
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr("setr.remote._require_network", lambda *_: None)
+    monkeypatch.setattr("setr.reading.remote._require_network", lambda *_: None)
     with pytest.raises(SetrError, match=words) as caught:
         from_pretrained("a/b")
     assert "\n" not in str(caught.value)
@@ -323,7 +323,7 @@ def partial_cache(tmp_path, monkeypatch):
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr("setr.remote._require_network", lambda *_: None)
+    monkeypatch.setattr("setr.reading.remote._require_network", lambda *_: None)
     return cached
 
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from setr import decode
-from setr.decode import check_png_rows
 from setr.errors import SetrError
 from setr.images import (
     ImageTooLargeError,
@@ -23,7 +21,9 @@ from setr.images import (
     opened,
     read_image,
 )
-from setr.masks import read_mask
+from setr.reading import decode
+from setr.reading.decode import check_png_rows
+from setr.reading.masks import read_mask
 
 UNREADABLE = {
     "truncated.jpg": "truncated",

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from setr import inference, windows
-from setr.build import build_info
+from setr import inference
 from setr.errors import SetrError
 from setr.inference import (
     NormalizedImages,
@@ -22,12 +21,14 @@ from setr.inference import (
     predict_mask,
     predict_scores,
 )
+from setr.kernels import windows
+from setr.kernels.windows import _widened, resize_rows, window_starts
 from setr.labels import known_labels
-from setr.memory import _Tally
 from setr.model import SETR, Output
 from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset
 from setr.recipes import recipe
-from setr.windows import _widened, resize_rows, window_starts
+from setr.training.build import build_info
+from setr.training.memory import _Tally
 
 SIZES = [(64, 64), (1, 1), (1, 97), (33, 70), (70, 33), (40, 129), (129, 40)]
 PROTOCOLS = {

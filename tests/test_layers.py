@@ -3,181 +3,301 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import setr
 
 ORDER = (
     # processes
-    *("choices", "errors", "quota", "progress", "watch", "launch", "distributed", "interrupt"),
+    *(
+        "arguments.choices",
+        "errors",
+        "processes.quota",
+        "processes.progress",
+        "processes.watch",
+        "processes.launch",
+        "distributed",
+        "processes.interrupt",
+    ),
     # files and samples
     *(
-        "files",
-        "lock",
-        "remote",
+        "reading.files",
+        "processes.lock",
+        "reading.remote",
         "_torchvision",
         "_timm",
-        "decode",
+        "reading.decode",
         "labels",
         "images",
-        "masks",
-        "gdal",
+        "reading.masks",
+        "reading.gdal",
         "bands",
-        "urls",
-        "arrays",
-        "storage",
-        "pairing",
-        "configured",
-        "layouts",
-        "pairs",
-        "scenes",
-        "shards",
-        "shard_writer",
-        "data_yaml",
-        "dataset",
-        "hub_rows",
+        "reading.urls",
+        "reading.arrays",
+        "reading.storage",
+        "data.pairing",
+        "data.configured",
+        "data.layouts",
+        "data.pairs",
+        "data.scenes",
+        "data.shards",
+        "data.shard_writer",
+        "data.data_yaml",
+        "data.dataset",
+        "data.hub_rows",
         "datasets",
         "wrapped",
     ),
-    *("transforms", "loader"),
-    # figures
-    *("metrics", "boundary", "calibration", "intervals", "regions", "scorecard", "scoring"),
-    # checks of a data set
-    *("survey_rows", "survey", "doctor", "class_files", "class_draft", "band_draft"),
     *(
-        "outlines",
-        "outline_index",
-        "outline_geojson",
-        "outline_supervisely",
-        "outline_cvat",
-        "outline_via",
-        "outline_label_studio",
-        "outline_darwin",
-        "outline_panoptic",
-        "outline_json",
-        "outline_files",
-        "outline_masks",
-        "class_masks",
+        "transforms",
+        "data.loader",
+    ),
+    # figures
+    *(
+        "metrics",
+        "scores.boundary",
+        "scores.calibration",
+        "scores.intervals",
+        "scores.regions",
+        "scores.scorecard",
+        "scoring",
+    ),
+    # checks of a data set
+    *(
+        "data.survey_rows",
+        "data.survey",
+        "doctor",
+        "data.class_files",
+        "data.class_draft",
+        "data.band_draft",
+    ),
+    *(
+        "outlines.drawing",
+        "outlines.index",
+        "outlines.geojson",
+        "outlines.supervisely",
+        "outlines.cvat",
+        "outlines.via",
+        "outlines.label_studio",
+        "outlines.darwin",
+        "outlines.panoptic",
+        "outlines.json_files",
+        "outlines.files",
+        "outlines.masks",
+        "data.class_masks",
         "init_data",
     ),
     # networks and weights
     *(
-        "products",
-        "attention",
-        "cpu_blocks",
-        "recompute",
-        "backbone",
+        "layers.products",
+        "layers.attention",
+        "layers.cpu_blocks",
+        "layers.recompute",
+        "layers.backbone",
         "encoder",
         "hybrid",
-        "upsampled_convolution",
-        "normalised",
+        "layers.upsampled_convolution",
+        "layers.normalised",
         "decoders",
-        "linear",
+        "layers.linear",
         "baselines",
         "catalog",
-        "tensorfiles",
-        "naming",
-        "setr_layouts",
-        "encoder_layouts",
-        "dialects",
+        "weight_files.tensorfiles",
+        "weight_files.naming",
+        "weight_files.setr_layouts",
+        "weight_files.encoder_layouts",
+        "weight_files.dialects",
     ),
     *(
-        "architecture",
+        "weight_files.architecture",
         "weights",
-        "pretrained",
+        "weight_files.pretrained",
         "model",
         "lora",
-        "row_blocks",
-        "region_losses",
-        "triton_loss",
+        "kernels.row_blocks",
+        "kernels.region_losses",
+        "kernels.triton_loss",
         "losses",
     ),
     *(
-        "machine",
-        "faults",
+        "processes.machine",
+        "processes.faults",
         "protocols",
-        "best_class",
-        "windows",
+        "kernels.best_class",
+        "kernels.windows",
         "inference",
-        "options",
-        "elsewhere",
-        "usage",
-        "typed_yaml",
+        "arguments.options",
+        "arguments.elsewhere",
+        "arguments.usage",
+        "reading.typed_yaml",
         "model_info",
-        "model_card",
+        "pages.model_card",
         "hub",
-        "averaging",
-        "linear_head",
-        "foreign",
-        "runtime",
-        "complexity",
+        "weight_files.averaging",
+        "weight_files.linear_head",
+        "weight_files.foreign",
+        "exporting.runtime",
+        "training.complexity",
     ),
-    "memory",
+    "training.memory",
     # runs
     *(
         "provenance",
-        "parallel",
+        "training.parallel",
         "checkpoint",
-        "weighting",
-        "train_config",
-        "precision",
+        "training.weighting",
+        "training.train_config",
+        "layers.precision",
         "config",
-        "splits",
-        "settings",
+        "training.splits",
+        "training.settings",
         "paper_tables",
         "paper",
         "evaluation",
-        "adjustment",
-        "optim",
+        "scores.adjustment",
+        "training.optim",
         "recipes",
-        "named_config",
+        "training.named_config",
     ),
-    *("submissions", "facts", "loss_scale"),
-    *("montage", "samples", "trackers", "runfolder", "snapshot", "normalisation", "build"),
-    *("features", "sources"),
-    *("estimate", "telemetry", "profiling", "best", "graphed", "updates", "engine"),
+    *(
+        "scores.submissions",
+        "training.facts",
+        "training.loss_scale",
+    ),
+    *(
+        "pages.montage",
+        "training.samples",
+        "trackers",
+        "training.runfolder",
+        "training.snapshot",
+        "training.normalisation",
+        "training.build",
+    ),
+    *(
+        "training.features",
+        "training.sources",
+    ),
+    *(
+        "estimate",
+        "training.telemetry",
+        "training.profiling",
+        "training.best",
+        "training.graphed",
+        "training.updates",
+        "engine",
+    ),
     # predictions
-    *("video", "polygons", "annotations", "rasters", "model_bands"),
-    *("kinds", "unsure", "late_scores", "result"),
-    *("outputs", "predictor", "filming", "mapping", "streams"),
-    *("inputs", "passes", "batch", "manifest", "settled", "packs", "batch_ray", "tally"),
-    *("graphs", "quantize", "onnx_file", "export_check", "export", "bench_row", "bench"),
+    *(
+        "prediction.video",
+        "prediction.polygons",
+        "prediction.annotations",
+        "prediction.rasters",
+        "prediction.model_bands",
+    ),
+    *(
+        "prediction.kinds",
+        "prediction.unsure",
+        "prediction.late_scores",
+        "result",
+    ),
+    *(
+        "prediction.outputs",
+        "predictor",
+        "prediction.filming",
+        "prediction.mapping",
+        "prediction.streams",
+    ),
+    *(
+        "prediction.inputs",
+        "prediction.passes",
+        "batch",
+        "prediction.manifest",
+        "prediction.settled",
+        "prediction.packs",
+        "prediction.batch_ray",
+        "prediction.tally",
+    ),
+    *(
+        "exporting.graphs",
+        "exporting.quantize",
+        "exporting.onnx_file",
+        "exporting.export_check",
+        "export",
+        "exporting.bench_row",
+        "bench",
+    ),
     # pages and tables
-    *("tables", "page", "charts", "gallery", "report", "doctor_page", "results"),
-    *("explain", "figures"),
+    *(
+        "pages.tables",
+        "pages.page",
+        "pages.charts",
+        "pages.gallery",
+        "report",
+        "pages.doctor_page",
+        "results",
+    ),
+    *(
+        "explain",
+        "pages.figures",
+    ),
     "serve",
     # the command line
-    *("cli", "commands"),
+    *(
+        "cli",
+        "commands",
+    ),
 )
 SOURCE = Path(setr.__file__).parent
+WHOLE = {"serve", "commands"}  # packages whose modules have one place
+
+
+def place(path: Path) -> str:
+    """`encoder`, `layers.attention`, or the name of a package that has one place."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return parts[0] if parts[0] in WHOLE else ".".join(parts)
 
 
 def imported(path: Path) -> set[str]:
-    """First-level setr modules a file imports, anywhere in it."""
+    """The places a file imports from, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "setr":
-            found.update(alias.name for alias in node.names if alias.name != "__version__")
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("setr."):
-            found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom):
+            found.update([node.module or "", *(f"{node.module}.{a.name}" for a in node.names)])
         elif isinstance(node, ast.Import):
-            found.update(a.name.split(".")[1] for a in node.names if a.name.startswith("setr."))
-    return found
+            found.update(alias.name for alias in node.names)
+    names = {name.removeprefix("setr.") for name in found if name.startswith("setr.")}
+    return {".".join(name.split(".")[:length]) for name in names for length in (1, 2)} & set(ORDER)
 
 
 def test_every_module_has_a_place():
-    names = {p.stem for p in SOURCE.glob("*.py")} - {"__init__", "__main__"}
-    names |= {p.parent.name for p in SOURCE.glob("*/__init__.py")}
-    assert names == set(ORDER)
+    modules = [path for path in SOURCE.rglob("*.py") if path.stem not in ("__init__", "__main__")]
+    assert {place(path) for path in modules} == set(ORDER)
 
 
 def test_imports_go_one_way():
     wrong = []
     for path in SOURCE.rglob("*.py"):
-        module = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if module in ("__init__", "__main__"):
+        module = place(path)
+        if module not in ORDER:
             continue
         for name in imported(path):
             if name != module and ORDER.index(name) > ORDER.index(module):
                 wrong.append(f"{module} imports {name}")
     assert not wrong
+
+
+def test_packages_need_each_other_one_way():
+    packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    needs: dict[str, set[str]] = {package: set() for package in packages}
+    for package in packages:
+        for path in (SOURCE / package).rglob("*.py"):
+            needs[package] |= {name.split(".")[0] for name in imported(path)} & packages
+        needs[package].discard(package)
+    assert len(list(graphlib.TopologicalSorter(needs).static_order())) == len(packages)
+
+
+def test_packages_are_empty():
+    """What a package offers stands in its modules, so importing one module loads no other."""
+    for path in SOURCE.glob("*/__init__.py"):
+        assert len(ast.parse(path.read_text(encoding="utf-8")).body) == 1, path

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import setr.best as best
 import setr.estimate as estimating
-from setr.build import announce, with_steps
+import setr.training.best as best
 from setr.checkpoint import newest_state
 from setr.cli import main
 from setr.config import Config, TrainConfig
@@ -20,14 +19,15 @@ from setr.engine import train
 from setr.errors import OK, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.results import collect
-from setr.runfolder import LAST
+from setr.training.build import announce, with_steps
+from setr.training.runfolder import LAST
 from tests.conftest import tiny_config
 from tests.test_engine import stop_after, with_train
 
 
 @pytest.fixture(autouse=True)
 def _no_timing(monkeypatch) -> None:
-    monkeypatch.setattr("setr.telemetry.matmul_rate", lambda *_: 1.0)
+    monkeypatch.setattr("setr.training.telemetry.matmul_rate", lambda *_: 1.0)
 
 
 @pytest.fixture

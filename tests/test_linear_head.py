@@ -13,8 +13,8 @@ import setr
 from setr._timm import timm
 from setr.cli import main
 from setr.errors import OK, USAGE, SetrError
-from setr.foreign import convert_foreign
 from setr.labels import known_labels
+from setr.weight_files.foreign import convert_foreign
 
 ENCODER, WIDTH = "test_vit", 64
 
@@ -110,7 +110,7 @@ def test_the_encoder_follows_from_the_width(tmp_path, monkeypatch, name, channel
     def model(**arguments):
         raise AskedError(arguments["encoder"], len(arguments["taps"]))
 
-    monkeypatch.setattr("setr.linear_head.SETR", model)
+    monkeypatch.setattr("setr.weight_files.linear_head.SETR", model)
     torch.save(head(channels), tmp_path / name)
     with pytest.raises(AskedError) as caught:
         convert_foreign(tmp_path / name, pretrained="lvd142m")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from setr import loader
+from setr.data import loader
+from setr.data.loader import BatchOrder, Share, training_batches, whole_images
 from setr.datasets import open_dataset
 from setr.errors import SetrError
-from setr.loader import BatchOrder, Share, training_batches, whole_images
-from setr.sources import open_source
+from setr.training.sources import open_source
 from setr.transforms import Augmentation
 from tests.conftest import tiny_config
 

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from setr.complexity import parameter_counts
 from setr.engine import train
 from setr.errors import SetrError
 from setr.hub import from_pretrained, save_pretrained
@@ -15,6 +14,7 @@ from setr.labels import Labels
 from setr.lora import add_lora, merged_state
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
+from setr.training.complexity import parameter_counts
 from tests.conftest import tiny_model
 
 INFO = ModelInfo(labels=Labels(tuple("abcde")))

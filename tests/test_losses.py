@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setr import losses, row_blocks
+from setr import losses
 from setr.inference import normalize
+from setr.kernels import row_blocks
 from setr.labels import IGNORE
+from setr.layers.upsampled_convolution import upsample
 from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
 from setr.model import Output
-from setr.upsampled_convolution import upsample
 
 
 def plain(logits, target, size, weight=None, scale=1):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from setr.errors import SetrError
+from setr.kernels.region_losses import hard_target, upsample_dice, upsample_lovasz
 from setr.labels import IGNORE
 from setr.losses import (
     count_weight,
@@ -15,7 +16,6 @@ from setr.losses import (
     upsample_focal,
 )
 from setr.model import Output
-from setr.region_losses import hard_target, upsample_dice, upsample_lovasz
 
 SIZE = (32, 48)
 
@@ -23,7 +23,7 @@ SIZE = (32, 48)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks per image, so that their seams are tested too."""
-    monkeypatch.setattr("setr.row_blocks.BLOCK_BYTES", 16_000)
+    monkeypatch.setattr("setr.kernels.row_blocks.BLOCK_BYTES", 16_000)
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=str)

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from setr.labels import IGNORE
+from setr.layers.upsampled_convolution import upsample
 from setr.losses import upsample_cross_entropy
-from setr.upsampled_convolution import upsample
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -28,7 +28,7 @@ def kernels():
         pytest.skip("Triton is not installed (pip install triton)")
     import triton
 
-    from setr import triton_loss
+    from setr.kernels import triton_loss
 
     old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
     if DEVICE == "cpu" and old and np.lib.NumpyVersion(np.__version__) >= "2.5.0":
@@ -180,7 +180,7 @@ def test_confident_mistakes_keep_their_digits(scale):
 
 def test_positions_are_worked_out_once_whatever_mode_asked_first():
     pytest.importorskip("triton")
-    from setr.triton_loss import _axis
+    from setr.kernels.triton_loss import _axis
 
     device = torch.device(DEVICE)
     with torch.inference_mode():

@@ -16,7 +16,6 @@ import torch
 
 import setr.engine as engine
 import setr.estimate as estimating
-from setr import machine, memory, recompute
 from setr.cli import main
 from setr.config import Config, DataConfig, ModelConfig, TrainConfig
 from setr.engine import train
@@ -28,10 +27,13 @@ from setr.estimate import (
     largest_batch,
     settled,
 )
-from setr.faults import is_out_of_memory
 from setr.inference import Protocol, predict_mask
-from setr.machine import free_bytes, peak_bytes, process_peak, resident_bytes
-from setr.memory import step_memory
+from setr.layers import recompute
+from setr.processes import machine
+from setr.processes.faults import is_out_of_memory
+from setr.processes.machine import free_bytes, peak_bytes, process_peak, resident_bytes
+from setr.training import memory
+from setr.training.memory import step_memory
 from tests.conftest import tiny_config, tiny_model
 
 CPU = torch.device("cpu")
@@ -268,7 +270,7 @@ def test_the_machine_tells_its_memory():
 def test_a_process_does_not_count_what_its_parent_held():
     code = (
         "import resource, sys\n"
-        "from setr.machine import process_peak\n"
+        "from setr.processes.machine import process_peak\n"
         "assert 'torch' not in sys.modules\n"
         "print(process_peak(), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -290,7 +292,7 @@ def test_nothing_else_asks_the_system_for_its_peak():
     root = Path(__file__).parents[1]
     files = [*root.glob("src/setr/**/*.py"), *root.glob("benchmarks/**/*.py")]
     asking = [p for p in files if "ru_maxrss" in p.read_text(encoding="utf-8")]
-    assert asking == [root / "src/setr/machine.py"]
+    assert asking == [root / "src/setr/processes/machine.py"]
 
 
 def test_a_cache_needs_a_frozen_encoder():

@@ -14,16 +14,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setr import scorecard
-from setr.boundary import BoundaryCounts, band, contour, fill_ignored
-from setr.calibration import Calibration
 from setr.errors import SetrError
-from setr.intervals import Bootstrap, image_miou, paired_difference
 from setr.labels import IGNORE
-from setr.masks import read_mask
 from setr.metrics import ConfusionMatrix, summarize
-from setr.regions import RegionRecall
-from setr.scorecard import Scorecard
+from setr.reading.masks import read_mask
+from setr.scores import scorecard
+from setr.scores.boundary import BoundaryCounts, band, contour, fill_ignored
+from setr.scores.calibration import Calibration
+from setr.scores.intervals import Bootstrap, image_miou, paired_difference
+from setr.scores.regions import RegionRecall
+from setr.scores.scorecard import Scorecard
 
 NAMES = ("a", "b", "c", "d", "e")
 

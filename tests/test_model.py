@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 import setr
 from setr.catalog import default_taps
-from setr.complexity import (
+from setr.errors import SetrError
+from setr.model import SETR, create_model, resize
+from setr.training.complexity import (
     TABLE2,
     UNUSED_CLASSIFIER,
     forward_flops,
@@ -19,8 +21,6 @@ from setr.complexity import (
     parameter_counts,
     table2_figures,
 )
-from setr.errors import SetrError
-from setr.model import SETR, create_model, resize
 from tests.conftest import tiny_model
 
 NAMES = setr.list_models()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from setr import normalised as module
-from setr.normalised import normalised
+from setr.layers import normalised as module
+from setr.layers.normalised import normalised
 
 CHANNELS = 67
 

@@ -9,7 +9,7 @@ import torch
 
 from setr.config import OptimConfig
 from setr.encoder import prefix_names
-from setr.optim import MovingAverage, build_optimizer, learning_rate, set_lr
+from setr.training.optim import MovingAverage, build_optimizer, learning_rate, set_lr
 from tests.conftest import tiny_model
 
 

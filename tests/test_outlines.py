@@ -15,16 +15,16 @@ import pytest
 from hypothesis import given, settings
 from PIL import Image
 
-from setr.annotations import merge_coco, to_coco, to_labelme
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.labels import Labels
-from setr.masks import read_mask
-from setr.outlines import Patch, Ring, Runs, Shape, as_counts, draw
-from setr.polygons import mask_polygons, run_lengths
+from setr.outlines.drawing import Patch, Ring, Runs, Shape, as_counts, draw
+from setr.prediction.annotations import merge_coco, to_coco, to_labelme
+from setr.prediction.polygons import mask_polygons, run_lengths
+from setr.reading.masks import read_mask
 
 from .test_polygons import inside, masks
 

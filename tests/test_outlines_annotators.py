@@ -13,7 +13,7 @@ from setr.datasets import open_dataset
 from setr.errors import OK
 from setr.images import encode_png
 from setr.init_data import draft, write
-from setr.masks import read_mask
+from setr.reading.masks import read_mask
 
 from .test_outlines import SIZE, photo, put, refused, square
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from setr.annotations import Georeference, to_geojson
 from setr.cli import main
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE
 from setr.init_data import draft, write
-from setr.masks import read_mask
-from setr.polygons import mask_polygons
+from setr.prediction.annotations import Georeference, to_geojson
+from setr.prediction.polygons import mask_polygons
+from setr.reading.masks import read_mask
 
 from .test_outlines import LABELS, SIZE, labelme, photo, put, refused, shape, square
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from setr import polygons, scenes
+from setr.data import scenes
 from setr.errors import USAGE, SetrError
 from setr.images import read_image
-from setr.kinds import KINDS
-from setr.masks import read_mask
-from setr.outputs import output_path, parse_kinds, write
+from setr.prediction import polygons
+from setr.prediction.kinds import KINDS
+from setr.prediction.outputs import output_path, parse_kinds, write
+from setr.reading.masks import read_mask
 from setr.result import Result
 
 

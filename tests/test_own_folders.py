@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from setr.cli import main
+from setr.data.pairing import masks_by_stem
 from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
-from setr.pairing import masks_by_stem
 
 PHOTO = np.full((6, 8, 3), 90, np.uint8)
 IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2

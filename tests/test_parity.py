@@ -16,9 +16,9 @@ from torch import Tensor
 
 import setr
 from setr.labels import known_labels
+from setr.layers.upsampled_convolution import upsample
 from setr.model import resize
 from setr.protocols import preset
-from setr.upsampled_convolution import upsample
 
 CASES = (
     *("official/naive", "official/pup", "official/mla"),

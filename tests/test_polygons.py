@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setr import scenes
-from setr.annotations import Georeference, merge_coco, to_coco, to_geojson, to_labelme
+from setr.data import scenes
 from setr.errors import SetrError
 from setr.labels import Labels
-from setr.polygons import Polygon, mask_polygons, run_lengths, signed_area, simplified
+from setr.prediction.annotations import Georeference, merge_coco, to_coco, to_geojson, to_labelme
+from setr.prediction.polygons import Polygon, mask_polygons, run_lengths, signed_area, simplified
 
 LABELS = Labels(("a", "b", "c"))
 

@@ -16,19 +16,19 @@ import torch
 from PIL import Image
 
 import setr
-from setr import scenes
 from setr.cli import main
+from setr.data import scenes
 from setr.errors import FAILED, OK, USAGE, SetrError
 from setr.evaluation import resolve_protocol
-from setr.files import write_bytes
 from setr.hub import from_pretrained, save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol
 from setr.labels import known_labels
-from setr.masks import read_mask
 from setr.model_info import ModelInfo
 from setr.predictor import Predictor, load
-from setr.submissions import check_submission
+from setr.reading.files import write_bytes
+from setr.reading.masks import read_mask
+from setr.scores.submissions import check_submission
 from tests.conftest import tiny_model
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from setr import cpu_blocks, products
 from setr.encoder import Encoder
-from setr.products import linear, worth_it
+from setr.layers import cpu_blocks, products
+from setr.layers.products import linear, worth_it
 
 
 @pytest.mark.parametrize("bias", [True, False])

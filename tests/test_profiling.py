@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from setr.profiling import SHOWN, Profile, report
+from setr.training.profiling import SHOWN, Profile, report
 
 
 class Two(nn.Module):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from setr import quota
-from setr.machine import available_bytes
+from setr.processes import quota
+from setr.processes.machine import available_bytes
 
 STAT = "anon 500000\nfile 400000\ninactive_file 300000\ntotal_inactive_file 200000"
 

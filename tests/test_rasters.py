@@ -13,18 +13,19 @@ import torch
 from PIL import Image
 
 import setr
-from setr import mapping, rasters, scenes
 from setr.cli import main
+from setr.data import scenes
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
-from setr.gdal import is_georeferenced
 from setr.hub import save_pretrained
 from setr.labels import IGNORE
-from setr.mapping import predict_raster
 from setr.model_info import ModelInfo
-from setr.outputs import write
-from setr.polygons import signed_area
+from setr.prediction import mapping, rasters
+from setr.prediction.mapping import predict_raster
+from setr.prediction.outputs import write
+from setr.prediction.polygons import signed_area
+from setr.prediction.rasters import Raster
 from setr.predictor import Predictor
-from setr.rasters import Raster
+from setr.reading.gdal import is_georeferenced
 from tests.conftest import tiny_model
 
 rasterio = pytest.importorskip("rasterio", reason='needs the extra: pip install "setr[geo]"')

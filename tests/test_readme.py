@@ -17,11 +17,11 @@ import pytest
 import setr
 from setr.cli import VERBS, main
 from setr.config import ModelConfig
+from setr.data.scenes import draw
 from setr.errors import OK
-from setr.files import write_bytes
 from setr.images import encode_png
+from setr.reading.files import write_bytes
 from setr.recipes import recipe
-from setr.scenes import draw
 from tests.conftest import write_scene_folders
 
 README = Path(__file__).parents[1] / "README.md"

@@ -12,11 +12,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from setr import recompute
 from setr.decoders import ChannelNorm, MLANeck, UpsampleHead
-from setr.memory import step_memory
+from setr.layers import recompute
+from setr.layers.recompute import recompute_cheap
 from setr.model import create_model
-from setr.recompute import recompute_cheap
+from setr.training.memory import step_memory
 
 ENCODERS = ("vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch14_dinov2")
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from setr.charts import confusion_chart, line_chart, loss_chart, reliability_chart
 from setr.evaluation import ScoredImage
-from setr.gallery import Gallery, paired
 from setr.labels import Labels
 from setr.metrics import summarize
-from setr.page import bar, error_map, figure, heat, write_page
+from setr.pages.charts import confusion_chart, line_chart, loss_chart, reliability_chart
+from setr.pages.gallery import Gallery, paired
+from setr.pages.page import bar, error_map, figure, heat, write_page
+from setr.pages.tables import breadth, figures_table
 from setr.report import write_evaluation
-from setr.scorecard import Scorecard
-from setr.tables import breadth, figures_table
+from setr.scores.scorecard import Scorecard
 
 NAMES = ("road", "side<walk>", 'a "quoted" & long name', "never")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from setr import scenes
+from setr.data import scenes
 from setr.labels import IGNORE
 
 

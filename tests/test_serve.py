@@ -25,11 +25,12 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs the extra serve")
 import httpx
 
-from setr import predictor, scenes
+from setr import predictor
 from setr.cli import main
+from setr.data import scenes
 from setr.errors import FAILED, USAGE, SetrError
 from setr.images import read_image
-from setr.masks import read_mask
+from setr.reading.masks import read_mask
 from setr.serve import gate
 from setr.serve.answers import FORMATS
 from setr.serve.limits import Limits

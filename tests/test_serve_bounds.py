@@ -16,16 +16,16 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 import httpx
 
-from setr import scenes
 from setr.cli import main
 from setr.commands.serve import read_keys
+from setr.data import scenes
 from setr.errors import USAGE, SetrError
 from setr.export import export
+from setr.exporting.runtime import ExportedModel
 from setr.hub import from_pretrained
 from setr.images import read_image
 from setr.predictor import WHOLE_PIXELS
 from setr.result import Result
-from setr.runtime import ExportedModel
 from setr.serve import app as app_module
 from setr.serve import models as models_module
 from setr.serve import regions, server, service

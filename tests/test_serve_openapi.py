@@ -15,7 +15,7 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("schemathesis", reason="needs schemathesis (extra test)")
 import schemathesis
 
-from setr import scenes
+from setr.data import scenes
 from setr.images import encode_png
 from setr.serve.bodies import RAW_TYPES
 from setr.serve.limits import Limits

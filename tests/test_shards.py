@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from setr.cli import main
+from setr.data.loader import training_batches
+from setr.data.shard_writer import Keys, Packed, write_split
+from setr.data.shards import BUFFER, Shards
 from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.images import encode_png
-from setr.inputs import find_items
-from setr.loader import training_batches
-from setr.shard_writer import Keys, Packed, write_split
-from setr.shards import BUFFER, Shards
+from setr.prediction.inputs import find_items
 from setr.transforms import Augmentation
 
 
@@ -126,7 +126,7 @@ def test_outputs_of_a_packed_archive_are_named_after_the_images(packed):
 
 
 def test_row_groups_join_without_a_seam(folder_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("setr.shard_writer.GROUP", 2)
+    monkeypatch.setattr("setr.data.shard_writer.GROUP", 2)
     out = str(tmp_path / "out")
     assert main(["shard", str(folder_data), out, "--samples", "5", "--format", "parquet"]) == 0
     ours, theirs = open_dataset(out, "train"), open_dataset(str(folder_data), "train")

@@ -15,19 +15,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import setr.best as best
 import setr.engine as engine
-import setr.optim as optim
-import setr.parallel as parallel
+import setr.training.best as best
+import setr.training.optim as optim
+import setr.training.parallel as parallel
 from setr.config import Config, OptimConfig
 from setr.engine import train
 from setr.errors import USAGE, SetrError
 from setr.images import encode_png
-from setr.loss_scale import MAX_SKIPPED, LossScaler
 from setr.model import create_model
-from setr.optim import build_optimizer
-from setr.parallel import Parallel
-from setr.runfolder import RunFolder
+from setr.training.loss_scale import MAX_SKIPPED, LossScaler
+from setr.training.optim import build_optimizer
+from setr.training.parallel import Parallel
+from setr.training.runfolder import RunFolder
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 from tests.test_engine import final_state, with_train
 

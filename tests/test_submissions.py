@@ -12,7 +12,7 @@ from PIL import Image
 
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels, known_labels
-from setr.submissions import Submission, check_submission, raw_ids
+from setr.scores.submissions import Submission, check_submission, raw_ids
 
 CITY = known_labels("cityscapes")
 ADE = known_labels("ade20k")

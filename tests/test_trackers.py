@@ -12,12 +12,12 @@ import pytest
 
 import setr.engine as engine
 import setr.trackers as trackers
-from setr.charts import loss_chart
 from setr.config import TrainConfig
 from setr.engine import train
 from setr.errors import FAILED, SetrError
 from setr.images import read_image
-from setr.progress import Progress
+from setr.pages.charts import loss_chart
+from setr.processes.progress import Progress
 from setr.report import _loss
 from setr.trackers import CsvTable, JsonLines, Pictures, Tracker, open_trackers, scalars
 from tests.conftest import tiny_config

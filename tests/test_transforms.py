@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setr import scenes
+from setr.data import scenes
 from setr.labels import IGNORE
 from setr.transforms import (
     PAD_COLOUR,

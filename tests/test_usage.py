@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
+from setr.arguments.elsewhere import ELSEWHERE
+from setr.arguments.options import options_of
+from setr.arguments.usage import problem
 from setr.cli import main, parse
-from setr.elsewhere import ELSEWHERE
 from setr.errors import USAGE, SetrError
-from setr.options import options_of
-from setr.usage import problem
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from setr import scenes
 from setr.cli import main
+from setr.data import scenes
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
-from setr.files import write_bytes
-from setr.filming import predict_video
 from setr.hub import save_pretrained
 from setr.images import encode_png
-from setr.masks import read_mask
 from setr.model_info import ModelInfo
+from setr.prediction.filming import predict_video
+from setr.prediction.streams import Stream, predict_stream
+from setr.prediction.video import VideoReader, VideoWriter, frames
 from setr.predictor import Predictor
-from setr.progress import Progress
-from setr.streams import Stream, predict_stream
-from setr.video import VideoReader, VideoWriter, frames
+from setr.processes.progress import Progress
+from setr.reading.files import write_bytes
+from setr.reading.masks import read_mask
 from tests.conftest import tiny_model
 
 RATE, COUNT = 12.5, 5

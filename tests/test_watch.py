@@ -7,8 +7,8 @@ import time
 import pytest
 import torch.distributed as dist
 
-import setr.watch as watch
-from setr.watch import Watch
+import setr.processes.watch as watch
+from setr.processes.watch import Watch
 
 
 class Clock:

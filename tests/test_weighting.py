@@ -13,8 +13,8 @@ from setr.engine import train
 from setr.errors import USAGE, SetrError
 from setr.losses import segmentation_loss
 from setr.model import Output
-from setr.runfolder import RunFolder
-from setr.weighting import by_class, described, named_weights
+from setr.training.runfolder import RunFolder
+from setr.training.weighting import by_class, described, named_weights
 from tests.conftest import tiny_config
 
 
@@ -81,7 +81,9 @@ def test_a_run_says_records_and_uses_them(tmp_path, capsys, monkeypatch):
     assert run.updates.weight.tolist() == expected
     assert Config.load(Path(config.out, "config.yaml")).train.class_weights == text
     wrong = tiny_config(tmp_path / "wrong", class_weights="sy=2")
-    monkeypatch.setattr("setr.build.check", lambda *_, **__: pytest.fail("files were read"))
+    monkeypatch.setattr(
+        "setr.training.build.check", lambda *_, **__: pytest.fail("files were read")
+    )
     with pytest.raises(SetrError, match=r"train\.class_weights: 'sy' is no class; .*'sky'"):
         train(wrong)
     assert not Path(wrong.out).exists()

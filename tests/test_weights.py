@@ -19,14 +19,14 @@ from torch import Tensor
 
 from setr import create_model, load_weights
 from setr._timm import timm
-from setr.architecture import read_architecture
 from setr.encoder import resample_grid
 from setr.errors import USAGE, SetrError
-from setr.foreign import convert_foreign
 from setr.model import SETR
-from setr.naming import Translation
-from setr.pretrained import load_encoder, pretrained_id
-from setr.tensorfiles import read_tensor_file
+from setr.weight_files.architecture import read_architecture
+from setr.weight_files.foreign import convert_foreign
+from setr.weight_files.naming import Translation
+from setr.weight_files.pretrained import load_encoder, pretrained_id
+from setr.weight_files.tensorfiles import read_tensor_file
 from tests.conftest import tiny_model
 
 SIZE = {"embed_dim": 64, "depth": 3, "num_heads": 4}
@@ -331,7 +331,7 @@ def test_a_vit_fills_its_part_of_a_hybrid(tmp_path):
 def test_a_hybrid_takes_two_tags(monkeypatch):
     """Every tensor of ViT and ResNet is set but the 1x1 projection between them."""
     monkeypatch.setattr(
-        "setr.pretrained._download", lambda name: timm.create_model(name).state_dict()
+        "setr.weight_files.pretrained._download", lambda name: timm.create_model(name).state_dict()
     )
     hybrid = {"encoder": "vit_tiny_patch16_224", "resnet": "resnet18", "aux": False}
     model = create_model("hybrid_base", num_classes=2, img_size=64, **hybrid)
@@ -664,7 +664,7 @@ def test_pretrained_may_be_a_switch_as_in_timm(monkeypatch):
         asked.append(name)
         return timm.create_model(name).state_dict()
 
-    monkeypatch.setattr("setr.pretrained._download", download)
+    monkeypatch.setattr("setr.weight_files.pretrained._download", download)
     create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=False)
     assert asked == []
     create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=True)

@@ -15,13 +15,13 @@ from torch.utils.data import Dataset as TorchDataset
 import setr
 from setr.bands import Bands
 from setr.config import Config
-from setr.dataset import Sample
+from setr.data.dataset import Sample
+from setr.data.survey import survey
 from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import USAGE, SetrError
-from setr.facts import require_same_run, run_facts
 from setr.labels import IGNORE, Labels
-from setr.survey import survey
+from setr.training.facts import require_same_run, run_facts
 from setr.wrapped import wrap_dataset
 from tests.conftest import tiny_model
 

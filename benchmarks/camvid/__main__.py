@@ -150,7 +150,7 @@ def small_data(folder: Path, camvid: Path | None) -> Path:
 
 
 def _draw(folder: Path, split: str, count: int) -> None:
-    from setr import scenes
+    from setr.data import scenes
     from setr.images import encode_png
 
     for i in range(count):

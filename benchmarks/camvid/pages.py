@@ -23,10 +23,10 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
         data: folder of the data set.
         shown: how many of the worst and of the best test images.
     """
-    from setr import page
-    from setr.charts import confusion_chart, reliability_chart
     from setr.datasets import open_dataset
-    from setr.figures import attention_figure, features_figure, open_view, position_figure
+    from setr.pages import page
+    from setr.pages.charts import confusion_chart, reliability_chart
+    from setr.pages.figures import attention_figure, features_figure, open_view, position_figure
     from setr.predictor import load
 
     tested = run / "test-single_scale"
@@ -105,7 +105,7 @@ def _ranked(path: Path) -> list[tuple[str, float]]:
 
 
 def _headline(protocols: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    from setr.page import percent
+    from setr.pages.page import percent
 
     first = protocols["single_scale"]
     facts = [

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "src"))  # not installed in a rival's
-from setr.machine import process_peak
+from setr.processes.machine import process_peak
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The scales of the multi-scale test, as ours."""

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from rival import SCALES, Timer, arguments, classes_of, finish, images, save_labels
 
 from setr import _torchvision  # noqa: F401  transformers imports torchvision
+from setr.data.loader import training_batches
 from setr.datasets import open_dataset
-from setr.loader import training_batches
 from setr.transforms import Augmentation
 
 MEAN = torch.tensor((123.675, 116.28, 103.53)).reshape(1, 3, 1, 1)

@@ -49,7 +49,7 @@ def peak_memory() -> float:
     """Largest memory of this process in MB: of the GPU if it was used, else of the process."""
     import torch
 
-    from setr.machine import process_peak
+    from setr.processes.machine import process_peak
 
     if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated() / 2**20)

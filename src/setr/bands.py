@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
-from setr.decode import check_png_rows, orientation
 from setr.errors import SetrError
-from setr.gdal import GdalFile, Stored, gdal_driver, has_gdal
 from setr.images import (
     MAX_PIXELS,
     ImageTooLargeError,
@@ -29,6 +27,8 @@ from setr.images import (
     read_image,
     source_name,
 )
+from setr.reading.decode import check_png_rows, orientation
+from setr.reading.gdal import GdalFile, Stored, gdal_driver, has_gdal
 
 _FULL = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 _AS_STORED = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B")

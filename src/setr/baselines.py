@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from setr.decoders import ConvBNReLU
 from setr.errors import USAGE, SetrError
-from setr.upsampled_convolution import upsample
+from setr.layers.upsampled_convolution import upsample
 
 
 class FCN(nn.Module):

@@ -20,18 +20,18 @@ import numpy as np
 
 from setr.bands import Bands, read_pixels
 from setr.errors import SetrError
-from setr.faults import is_out_of_memory
 from setr.images import MAX_PIXELS
-from setr.inputs import Item, read_item
-from setr.interrupt import Interrupt
-from setr.kinds import KINDS
-from setr.outputs import POLYGON_KINDS, output_path
-from setr.passes import BATCH_PIXELS, Batches, PredictsBatches, attempt
+from setr.prediction.inputs import Item, read_item
+from setr.prediction.kinds import KINDS
+from setr.prediction.outputs import POLYGON_KINDS, output_path
+from setr.prediction.passes import BATCH_PIXELS, Batches, PredictsBatches, attempt
+from setr.prediction.streams import Stream, predict_stream
 from setr.predictor import Predictor
-from setr.progress import Progress
+from setr.processes.faults import is_out_of_memory
+from setr.processes.interrupt import Interrupt
+from setr.processes.progress import Progress
+from setr.reading.storage import Storage
 from setr.result import Result
-from setr.storage import Storage
-from setr.streams import Stream, predict_stream
 
 BATCH = 8
 """Images per pass of the model."""

@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 import torch
 
 from setr import distributed
-from setr.choices import ExportPrecision
+from setr.arguments.choices import ExportPrecision
 from setr.datasets import open_dataset
 from setr.errors import SetrError
 from setr.evaluation import require_labelled
 from setr.export import metadata, write_openvino
-from setr.export_check import MAX_DROP
-from setr.graphs import Graph, trace
-from setr.onnx_file import write_onnx
+from setr.exporting.export_check import MAX_DROP
+from setr.exporting.graphs import Graph, trace
+from setr.exporting.onnx_file import write_onnx
+from setr.exporting.quantize import calibration_images
 from setr.predictor import Predictor, load
 from setr.provenance import hardware
-from setr.quantize import calibration_images
 
 MIN_AGREEMENT = 0.99
 """Share of pixels that must keep their class where no labels tell how good a row is."""
@@ -167,7 +167,7 @@ def _export(
 def run_process(job: dict[str, Any]) -> dict[str, Any]:
     """One row in a fresh process; `error` where it failed."""
     done = subprocess.run(
-        [sys.executable, "-m", "setr.bench_row"],
+        [sys.executable, "-m", "setr.exporting.bench_row"],
         input=json.dumps(job),
         capture_output=True,
         text=True,

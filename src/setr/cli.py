@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from setr import __version__
+from setr.arguments.options import placeholder
+from setr.arguments.usage import missing, named_as_typed, problem
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
-from setr.files import require_writable
-from setr.options import placeholder
-from setr.quota import limit_threads
-from setr.usage import missing, named_as_typed, problem
+from setr.processes.quota import limit_threads
+from setr.reading.files import require_writable
 
 VERBS = {
     "demo": "train and test a small model on drawn scenes in a few minutes; no data needed",
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _fail(_reason(error), FAILED)
     except (MemoryError, RuntimeError) as error:
-        from setr.faults import machine_fault
+        from setr.processes.faults import machine_fault
 
         told = machine_fault(error)
         if debug or told is None:

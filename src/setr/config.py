@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from setr import typed_yaml
-from setr.choices import PosInterp, PrefixTokens
+from setr.arguments.choices import PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError, check_setting
-from setr.train_config import TrainConfig
+from setr.reading import typed_yaml
+from setr.training.train_config import TrainConfig
 
 __all__ = [
     "Config",

@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from setr import scenes
 from setr.bands import Bands
-from setr.configured import configured_files
-from setr.data_yaml import HUB, Description, read_description
-from setr.dataset import Dataset
+from setr.data import scenes
+from setr.data.configured import configured_files
+from setr.data.data_yaml import HUB, Description, read_description
+from setr.data.dataset import Dataset
+from setr.data.hub_rows import open_hub
+from setr.data.layouts import find_split
+from setr.data.pairing import Found
+from setr.data.pairs import Pair, Pairs
+from setr.data.shards import Shards, is_shards
 from setr.errors import USAGE, SetrError
-from setr.hub_rows import open_hub
 from setr.images import Named, Source
 from setr.labels import Labels, known_labels, known_name
-from setr.layouts import find_split
-from setr.pairing import Found
-from setr.pairs import Pair, Pairs
-from setr.shards import Shards, is_shards
 
 GIVEN = "python:"
 """Prefix of `data.root` in the settings of a run whose data came from Python."""

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.errors import USAGE, SetrError
-from setr.normalised import normalised
-from setr.recompute import recompute_cheap
-from setr.upsampled_convolution import (
+from setr.layers.normalised import normalised
+from setr.layers.recompute import recompute_cheap
+from setr.layers.upsampled_convolution import (
     classify_upsampled,
     conv_of_upsampled,
     doubled_in_bands,

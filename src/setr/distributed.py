@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from setr.errors import USAGE, SetrError, first_line
-from setr.launch import meet, place_of
-from setr.progress import Progress
-from setr.watch import Watch
+from setr.processes.launch import meet, place_of
+from setr.processes.progress import Progress
+from setr.processes.watch import Watch
 
 T = TypeVar("T")
 JOIN_SECONDS = 300

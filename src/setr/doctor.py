@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from setr.dataset import Dataset
+from setr.data.dataset import Dataset
+from setr.data.pairs import Pairs
+from setr.data.survey import Progress, near_hashes, survey
+from setr.data.survey_rows import ALL_IGNORED, ALPHA, BINARY, ROTATED, Survey
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.labels import IGNORE, Labels, hex_colour
-from setr.masks import IN_ALPHA, are_reordered
-from setr.pairs import Pairs
-from setr.survey import Progress, near_hashes, survey
-from setr.survey_rows import ALL_IGNORED, ALPHA, BINARY, ROTATED, Survey
+from setr.reading.masks import IN_ALPHA, are_reordered
 
 SHOWN = 10
 PALETTES = 200

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.backbone import Backbone
-from setr.choices import PosInterp, PrefixTokens
-from setr.cpu_blocks import speed_up
+from setr.arguments.choices import PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError, first_line
-from setr.products import no_autocast
-from setr.recompute import recompute_cheap
+from setr.layers.backbone import Backbone
+from setr.layers.cpu_blocks import speed_up
+from setr.layers.products import no_autocast
+from setr.layers.recompute import recompute_cheap
 
 TOKENS = ("cls_token", "dist_token", "reg_token")
 """Parameters of a timm ViT that stand before the patches, in order."""

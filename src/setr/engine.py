@@ -19,8 +19,19 @@ import torch
 from torch import Tensor
 
 from setr import distributed
-from setr.best import Best, Guard
-from setr.build import (
+from setr.config import Config
+from setr.data.dataset import Dataset
+from setr.distributed import everywhere, say, together
+from setr.errors import INTERRUPTED, USAGE, SetrError
+from setr.estimate import explained, settled
+from setr.layers.precision import autocast_dtype
+from setr.processes.interrupt import Interrupt, Stopped, ending_with
+from setr.processes.progress import Progress
+from setr.provenance import provenance
+from setr.reading.files import write_json
+from setr.trackers import Builder
+from setr.training.best import Best, Guard
+from setr.training.build import (
     announce,
     build_info,
     build_model,
@@ -32,30 +43,19 @@ from setr.build import (
     with_workers,
     without_weights,
 )
-from setr.config import Config
-from setr.dataset import Dataset
-from setr.distributed import everywhere, say, together
-from setr.errors import INTERRUPTED, USAGE, SetrError
-from setr.estimate import explained, settled
-from setr.facts import data_record, require_same_run, run_facts
-from setr.files import write_json
-from setr.interrupt import Interrupt, Stopped, ending_with
-from setr.loss_scale import LossScaler
-from setr.named_config import named_config
-from setr.normalisation import with_normalisation
-from setr.optim import MovingAverage, build_optimizer
-from setr.parallel import Parallel
-from setr.precision import autocast_dtype
-from setr.profiling import Profile
-from setr.progress import Progress
-from setr.provenance import provenance
-from setr.runfolder import RunFolder
-from setr.snapshot import restore, snapshot
-from setr.sources import open_source
-from setr.splits import open_splits
-from setr.telemetry import Telemetry
-from setr.trackers import Builder
-from setr.updates import Updates
+from setr.training.facts import data_record, require_same_run, run_facts
+from setr.training.loss_scale import LossScaler
+from setr.training.named_config import named_config
+from setr.training.normalisation import with_normalisation
+from setr.training.optim import MovingAverage, build_optimizer
+from setr.training.parallel import Parallel
+from setr.training.profiling import Profile
+from setr.training.runfolder import RunFolder
+from setr.training.snapshot import restore, snapshot
+from setr.training.sources import open_source
+from setr.training.splits import open_splits
+from setr.training.telemetry import Telemetry
+from setr.training.updates import Updates
 
 
 def train(

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from setr import distributed
-from setr.build import build_model, with_steps, without_weights
-from setr.complexity import training_flops
 from setr.config import Config
 from setr.errors import SetrError
-from setr.faults import is_out_of_memory
-from setr.machine import free_bytes
-from setr.memory import Memory, step_memory
+from setr.layers.precision import autocast_dtype
 from setr.model import SETR
-from setr.precision import autocast_dtype
+from setr.processes.faults import is_out_of_memory
+from setr.processes.machine import free_bytes
+from setr.training.build import build_model, with_steps, without_weights
+from setr.training.complexity import training_flops
+from setr.training.memory import Memory, step_memory
 
 SHARE = 0.92
 """Part of the free memory that `batch auto` fills; kernels need room the rehearsal does not see."""

@@ -18,23 +18,23 @@ import torch
 from torch import Tensor
 
 from setr import distributed
+from setr.arguments.choices import Absent, Precision
 from setr.bands import as_rgb
-from setr.choices import Absent, Precision
-from setr.dataset import Dataset
+from setr.data.dataset import Dataset
+from setr.data.loader import whole_images
 from setr.datasets import open_dataset
 from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.hub import from_pretrained
 from setr.inference import NormalizedImages, predict_mask
-from setr.interrupt import Stopped
-from setr.loader import whole_images
+from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_channels
-from setr.precision import autocast_dtype
-from setr.progress import Progress
+from setr.processes.interrupt import Stopped
+from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
-from setr.runtime import SUFFIXES, ExportedModel, open_exported
-from setr.scorecard import Scorecard
+from setr.scores.scorecard import Scorecard
 
 
 class ScoredImage(NamedTuple):

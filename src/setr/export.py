@@ -25,22 +25,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from setr.choices import ExportFormat, ExportPrecision
-from setr.dataset import Dataset
+from setr.arguments.choices import ExportFormat, ExportPrecision
+from setr.data.dataset import Dataset
 from setr.errors import USAGE, SetrError
 from setr.evaluation import grid_size, require_labelled
-from setr.export_check import compare, compare_accuracy, require_accuracy
-from setr.graphs import DTYPES, Graph, Head, trace
-from setr.model import SETR
-from setr.model_card import encoder_licence
-from setr.model_info import ModelInfo, describe
-from setr.onnx_file import write_onnx
-from setr.quantize import calibration_images, import_nncf, quantized
-from setr.runtime import (
+from setr.exporting.export_check import compare, compare_accuracy, require_accuracy
+from setr.exporting.graphs import DTYPES, Graph, Head, trace
+from setr.exporting.onnx_file import write_onnx
+from setr.exporting.quantize import calibration_images, import_nncf, quantized
+from setr.exporting.runtime import (
     ANY,
     Form,
     import_openvino,
 )
+from setr.model import SETR
+from setr.model_info import ModelInfo, describe
+from setr.pages.model_card import encoder_licence
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 PRECISIONS = {

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from setr.errors import FAILED, USAGE, SetrError, first_line
-from setr.files import require_alive, write_bytes, write_json
 from setr.lora import merged_state
 from setr.model import SETR
-from setr.model_card import model_card
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
-from setr.remote import at_revision, fetch, is_repository
+from setr.pages.model_card import model_card
+from setr.reading.files import require_alive, write_bytes, write_json
+from setr.reading.remote import at_revision, fetch, is_repository
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """What a repository holds; `config.yaml` (the training settings) only if the model was trained."""

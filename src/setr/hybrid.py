@@ -15,9 +15,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.backbone import Backbone
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
+from setr.layers.backbone import Backbone
 
 HYBRID_STRIDE = 16
 

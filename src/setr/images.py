@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from setr.decode import (
+from setr.errors import SetrError, first_line
+from setr.reading.decode import (
     can_stop_early,
     check_png_rows,
     decode_fast,
@@ -33,8 +34,7 @@ from setr.decode import (
     first_rows,
     orientation,
 )
-from setr.errors import SetrError, first_line
-from setr.files import printable
+from setr.reading.files import printable
 
 MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""

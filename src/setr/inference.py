@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setr.best_class import best_class, best_upsampled
-from setr.machine import HEAP
+from setr.kernels.best_class import best_class, best_upsampled
+from setr.kernels.windows import Model, Pixels, Resized, View, resize_rows
+from setr.processes.machine import HEAP
 from setr.protocols import MULTI_SCALES, Protocol
-from setr.windows import Model, Pixels, Resized, View, resize_rows
 
 __all__ = [
     "MULTI_SCALES",

@@ -15,17 +15,17 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from setr.band_draft import draft_bands
-from setr.class_draft import draft_classes, listed_classes
-from setr.class_masks import class_masks
-from setr.data_yaml import SPLITS
+from setr.data.band_draft import draft_bands
+from setr.data.class_draft import draft_classes, listed_classes
+from setr.data.class_masks import class_masks
+from setr.data.data_yaml import SPLITS
+from setr.data.layouts import SPLIT_OF, find_split, split_lists
+from setr.data.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.files import printable, walk_images, write_bytes
-from setr.layouts import SPLIT_OF, find_split, split_lists
-from setr.outline_files import find_outlines
-from setr.outline_index import DRAWN
-from setr.outline_masks import draw_masks, told
-from setr.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem
+from setr.outlines.files import find_outlines
+from setr.outlines.index import DRAWN
+from setr.outlines.masks import draw_masks, told
+from setr.reading.files import printable, walk_images, write_bytes
 
 IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
 MASK_NAMES = (

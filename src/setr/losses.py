@@ -13,17 +13,17 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from setr.choices import LossKind
-from setr.labels import IGNORE
-from setr.model import Output
-from setr.region_losses import (
+from setr.arguments.choices import LossKind
+from setr.kernels.region_losses import (
     hard_target,
     pixel_cross_entropy,
     upsample_dice,
     upsample_lovasz,
 )
-from setr.row_blocks import Block, differentiated, upsample_sum
-from setr.upsampled_convolution import upsample
+from setr.kernels.row_blocks import Block, differentiated, upsample_sum
+from setr.labels import IGNORE
+from setr.layers.upsampled_convolution import upsample
+from setr.model import Output
 
 TINY = 1e-30
 """Probability below which its own logarithm is not used."""
@@ -52,7 +52,7 @@ def upsample_cross_entropy(
         A scalar: the sum, not the mean; 0 (with zero gradient) if no pixel counts.
     """
     if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
-        from setr.triton_loss import upsample_cross_entropy as in_one_kernel
+        from setr.kernels.triton_loss import upsample_cross_entropy as in_one_kernel
 
         return in_one_kernel(upsample(logits, scale), target, size, weight=weight)
 

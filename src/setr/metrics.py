@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from setr.choices import Absent
+from setr.arguments.choices import Absent
 from setr.errors import SetrError
 from setr.labels import IGNORE
 

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.backbone import Backbone
+from setr.arguments.choices import OddSizes, PosInterp, PrefixTokens
 from setr.baselines import FCN, FPNNeck, SemanticFPN, require_pyramid
 from setr.catalog import DecoderName, model_settings, name_with
-from setr.choices import OddSizes, PosInterp, PrefixTokens
 from setr.decoders import (
     MLA,
     PUP,
@@ -32,8 +31,9 @@ from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.labels import IGNORE
-from setr.linear import Linear
-from setr.pretrained import default_tag, load_encoder
+from setr.layers.backbone import Backbone
+from setr.layers.linear import Linear
+from setr.weight_files.pretrained import default_tag, load_encoder
 
 
 class Output(NamedTuple):

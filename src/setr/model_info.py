@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from setr import typed_yaml
 from setr.bands import Bands
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels
 from setr.model import SETR
 from setr.protocols import Protocol
+from setr.reading import typed_yaml
 
 FORMAT = "setr-1"
 

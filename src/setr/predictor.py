@@ -19,29 +19,29 @@ import numpy as np
 import torch
 
 from setr import distributed
-from setr.arrays import as_image
+from setr.arguments.choices import Precision
 from setr.bands import Bands, Range, as_rgb
-from setr.choices import Precision
 from setr.errors import USAGE, SetrError
 from setr.evaluation import resolve_protocol
-from setr.files import expanded
-from setr.foreign import FOREIGN_KEYWORDS, load_foreign
-from setr.gdal import is_georeferenced
+from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.hub import from_pretrained
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.labels import IGNORE
+from setr.layers.precision import autocast_dtype
 from setr.model import SETR
-from setr.model_bands import ModelBands
 from setr.model_info import ModelInfo, require_channels
-from setr.precision import autocast_dtype
-from setr.rasters import Raster
-from setr.remote import at_revision, fetched
+from setr.prediction.model_bands import ModelBands
+from setr.prediction.rasters import Raster
+from setr.prediction.unsure import checked_confidence
+from setr.prediction.video import frames, is_video
+from setr.reading.arrays import as_image
+from setr.reading.files import expanded
+from setr.reading.gdal import is_georeferenced
+from setr.reading.remote import at_revision, fetched
+from setr.reading.urls import is_url
 from setr.result import Result
-from setr.runtime import SUFFIXES, ExportedModel, open_exported
-from setr.unsure import checked_confidence
-from setr.urls import is_url
-from setr.video import frames, is_video
+from setr.weight_files.foreign import FOREIGN_KEYWORDS, load_foreign
 
 WHOLE_PIXELS = 2048 * 2048
 """An image of more pixels, after the protocol's resize, is run by windows where the protocol has

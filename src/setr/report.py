@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from setr.charts import confusion_chart, loss_chart, reliability_chart
 from setr.evaluation import ScoredImage
-from setr.gallery import Gallery
 from setr.labels import Labels
-from setr.page import (
+from setr.pages.charts import confusion_chart, loss_chart, reliability_chart
+from setr.pages.gallery import Gallery
+from setr.pages.page import (
     IGNORED,
     RIGHT,
     WRONG,
@@ -30,7 +30,7 @@ from setr.page import (
     tiles,
     write_page,
 )
-from setr.tables import by_protocol
+from setr.pages.tables import by_protocol
 
 
 class Shown(NamedTuple):

@@ -20,18 +20,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from setr.annotations import Georeference, to_coco, to_geojson, to_labelme
 from setr.errors import SetrError
-from setr.files import printable, write_bytes
 from setr.images import encode_picture, encode_png
-from setr.kinds import KINDS, LOSSLESS, PICTURE_FORMATS, checked_suffix, unknown_kind
 from setr.labels import Labels
-from setr.late_scores import LateScores
-from setr.montage import shrunk, with_legend
-from setr.polygons import Polygon, mask_polygons, simplified
-from setr.rasters import write_raster
-from setr.storage import is_address
-from setr.unsure import checked_confidence, unlabel
+from setr.pages.montage import shrunk, with_legend
+from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_labelme
+from setr.prediction.kinds import KINDS, LOSSLESS, PICTURE_FORMATS, checked_suffix, unknown_kind
+from setr.prediction.late_scores import LateScores
+from setr.prediction.polygons import Polygon, mask_polygons, simplified
+from setr.prediction.rasters import write_raster
+from setr.prediction.unsure import checked_confidence, unlabel
+from setr.reading.files import printable, write_bytes
+from setr.reading.storage import is_address
 
 NOTEBOOK_WIDTH = 960
 """Pictures in a notebook are at most this wide, in pixels."""
@@ -110,7 +110,7 @@ class Result:
         return {self.labels.classes[i]: float(counts[i] / total) for i in order if counts[i]}
 
     def polygons(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> list[Polygon]:
-        """One polygon per connected region; see `setr.polygons`.
+        """One polygon per connected region; see `setr.prediction.polygons`.
 
         Args:
             tolerance: the outline may move by this many pixels to save corners; 0 is exact.

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from setr import page
 from setr.config import Config
 from setr.errors import SetrError
 from setr.labels import known_labels
+from setr.pages import page
 from setr.paper_tables import IMAGES, Row, command, rows, systems
 from setr.recipes import recipe
-from setr.settings import FREE, WEIGHTS, flat
+from setr.training.settings import FREE, WEIGHTS, flat
 
 COLUMNS = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "command", "commit",
            "hardware", "seeds")  # fmt: skip

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 import yaml
 
-from setr.choices import Absent
-from setr.data_yaml import DataLoader, labels_of
+from setr.arguments.choices import Absent
+from setr.data.data_yaml import DataLoader, labels_of
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
-from setr.files import list_images
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
-from setr.masks import IdMaskError, read_mask
-from setr.scorecard import Scorecard
+from setr.reading.files import list_images
+from setr.reading.masks import IdMaskError, read_mask
+from setr.scores.scorecard import Scorecard
 
 CHUNK = 32
 _IDS, _TRAIN_IDS = "_labelIds", "_labelTrainIds"

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from setr.errors import SetrError
-from setr.files import write_bytes
 from setr.images import encode_png
+from setr.reading.files import write_bytes
 
 
 class Tracker:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from setr.dataset import Mask, Pixels
+from setr.data.dataset import Mask, Pixels
 from setr.labels import IGNORE
 
 PAD_COLOUR = (124, 116, 104)

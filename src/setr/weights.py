@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from setr.architecture import dialect_options, function_options
-from setr.choices import PosInterp
-from setr.dialects import translate
+from setr.arguments.choices import PosInterp
 from setr.encoder import adapt_channels, reads_rgb_alone, resample_grid
 from setr.errors import USAGE, SetrError
-from setr.naming import Translation
-from setr.tensorfiles import read_tensor_file
+from setr.weight_files.architecture import dialect_options, function_options
+from setr.weight_files.dialects import translate
+from setr.weight_files.naming import Translation
+from setr.weight_files.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
 POSITIONS = "encoder.vit.pos_embed"

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
-from setr.arrays import as_image
 from setr.bands import Bands
-from setr.dataset import Dataset, Sample, require_size
+from setr.data.dataset import Dataset, Sample, require_size
+from setr.data.hub_rows import IMAGE_KEYS, MASK_KEYS
+from setr.data.pairs import Pair
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.hub_rows import IMAGE_KEYS, MASK_KEYS
 from setr.labels import IGNORE, Labels, known_labels
-from setr.masks import as_mask
-from setr.pairs import Pair
+from setr.reading.arrays import as_image
+from setr.reading.masks import as_mask
 
 _ONE_AT_A_TIME = threading.RLock()
 """A user's code need not bear several threads. Not of a data set, which goes to other processes and

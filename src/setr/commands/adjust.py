@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from setr.choices import Precision
+from setr.arguments.choices import Precision
 from setr.cli import parse, require_default, require_least, require_unused
 from setr.commands.shared import Data, Model, Out
 from setr.errors import OK
@@ -48,12 +48,12 @@ def run(arguments: list[str]) -> int:
     require_unused(given.out)
     if given.by == "class":
         require_default(given, "does nothing with --by class; leave one of them out", "train_split")
-    from setr.adjustment import ADJUSTED, find_offsets, shift_logits
     from setr.datasets import open_dataset
     from setr.doctor import check
     from setr.evaluation import evaluate_split, require_fit
     from setr.hub import save_pretrained
     from setr.predictor import load
+    from setr.scores.adjustment import ADJUSTED, find_offsets, shift_logits
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.network, predictor.info

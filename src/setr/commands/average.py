@@ -28,8 +28,8 @@ def run(arguments: list[str]) -> int:
     """Write the averaged model and say how to test it."""
     given = parse(Arguments, arguments, "average")
     require_unused(given.out)
-    from setr.averaging import average
     from setr.hub import save_pretrained
+    from setr.weight_files.averaging import average
 
     model, info = average(given.models)
     command = shlex.join(["setr", "average", *given.models, "-o", str(given.out)])

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from setr.choices import OddSizes, PosInterp
+from setr.arguments.choices import OddSizes, PosInterp
 from setr.cli import as_typed, parse, require_default
 from setr.commands.shared import Out
 from setr.errors import OK, USAGE, SetrError
-from setr.files import require_writable
 from setr.labels import Labels, known_labels
-from setr.urls import is_url
+from setr.reading.files import require_writable
+from setr.reading.urls import is_url
 
 if TYPE_CHECKING:
     from setr.model import SETR
@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> int:
 
 def _file(given: Arguments) -> Path:
     """The checkpoint, downloaded if an address was given."""
-    from setr.remote import fetched
+    from setr.reading.remote import fetched
 
     return fetched(given.source) if is_url(given.source) else Path(given.source)
 
@@ -118,7 +118,7 @@ def _bare(source: str) -> str:
 
 def _whole(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, LoadReport]:
     """A complete SETR checkpoint, or a linear head with its encoder."""
-    from setr.foreign import convert_foreign
+    from setr.weight_files.foreign import convert_foreign
 
     return convert_foreign(
         _file(given),

@@ -11,8 +11,8 @@ from pathlib import Path
 from setr.cli import parse, require_least
 from setr.config import Config
 from setr.errors import OK, USAGE, SetrError
+from setr.pages.tables import figures_table
 from setr.recipes import recipe
-from setr.tables import figures_table
 
 SHOWN = 8
 

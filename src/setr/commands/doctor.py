@@ -10,15 +10,15 @@ from pathlib import Path
 
 from setr.cli import parse
 from setr.commands.shared import Data, Words
-from setr.data_yaml import SPLITS
-from setr.dataset import Dataset
+from setr.data.data_yaml import SPLITS
+from setr.data.dataset import Dataset
+from setr.data.pairing import NoSplitError
 from setr.datasets import open_dataset
 from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
-from setr.doctor_page import write_checkups
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
-from setr.pairing import NoSplitError
-from setr.progress import counting
-from setr.tables import breadth, filled
+from setr.pages.doctor_page import write_checkups
+from setr.pages.tables import breadth, filled
+from setr.processes.progress import counting
 
 _ABSENT = "no such split"
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from setr.choices import Absent, Precision
+from setr.arguments.choices import Absent, Precision
 from setr.cli import parse, require_least
 from setr.commands.shared import Data, Flip, Model, Scales, Words, model_names
 from setr.errors import OK, USAGE, SetrError
-from setr.tables import figures_table, report_failed
+from setr.pages.tables import figures_table, report_failed
 
 if TYPE_CHECKING:
-    from setr.dataset import Dataset
-    from setr.gallery import Gallery
+    from setr.data.dataset import Dataset
+    from setr.pages.gallery import Gallery
     from setr.predictor import Predictor
     from setr.protocols import Protocol
 
@@ -84,7 +84,7 @@ def run(arguments: list[str]) -> int:
 def _run(given: Arguments) -> int:
     """The same in one of the processes; the first writes and prints."""
     from setr.distributed import everywhere, rank
-    from setr.gallery import Gallery, paired
+    from setr.pages.gallery import Gallery, paired
 
     predictor, dataset = everywhere(partial(_opened, given))
     gallery = Gallery()
@@ -112,8 +112,8 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
     from setr.datasets import open_dataset
     from setr.distributed import rank
     from setr.evaluation import require_fit
-    from setr.files import require_writable
     from setr.predictor import load
+    from setr.reading.files import require_writable
 
     predictor = load(given.model, device=given.device)
     dataset = open_dataset(given.data, given.split, predictor.info.labels, predictor.info.bands)
@@ -159,7 +159,7 @@ def _out(given: Arguments) -> Path:
 def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery: Gallery) -> Path:
     """Write the results so far, in the first process; returns their folder."""
     from setr.distributed import rank
-    from setr.files import write_json
+    from setr.reading.files import write_json
     from setr.report import write_evaluation
 
     out = _out(given)

@@ -15,8 +15,8 @@ from setr.commands.shared import Model, Out, Words, model_names
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
-    from setr.figures import Figure
     from setr.labels import Labels
+    from setr.pages.figures import Figure
 
 Picture = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, …")]
@@ -117,7 +117,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _attention(given: Attention) -> None:
-    from setr.figures import attention_figure, open_view
+    from setr.pages.figures import attention_figure, open_view
     from setr.predictor import load
 
     points, layers = [_point(text) for text in given.point], _numbers(given.layers)
@@ -130,7 +130,7 @@ def _attention(given: Attention) -> None:
 
 
 def _features(given: Features) -> None:
-    from setr.figures import features_figure, open_view
+    from setr.pages.figures import features_figure, open_view
     from setr.predictor import load
 
     layers = _numbers(given.layers)
@@ -143,7 +143,7 @@ def _features(given: Features) -> None:
 
 
 def _position(given: Position) -> None:
-    from setr.figures import position_figure
+    from setr.pages.figures import position_figure
     from setr.predictor import load
 
     require_least(given, 1, "grid")
@@ -152,7 +152,7 @@ def _position(given: Position) -> None:
 
 
 def _compare(given: Compare) -> None:
-    from setr.figures import compare_figure
+    from setr.pages.figures import compare_figure
     from setr.predictor import load
 
     for path in (given.image, *((given.truth,) if given.truth else ())):
@@ -190,10 +190,10 @@ def _write(
     width: int = 320,
 ) -> None:
     """Write NAME.png and NAME.html."""
-    from setr import page
-    from setr.files import write_bytes
     from setr.images import encode_png
-    from setr.montage import montage, with_legend
+    from setr.pages import page
+    from setr.pages.montage import montage, with_legend
+    from setr.reading.files import write_bytes
 
     out.mkdir(parents=True, exist_ok=True)
     picture = montage(figure.rows, width=width)

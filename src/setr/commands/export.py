@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from setr.choices import ExportFormat, ExportPrecision
+from setr.arguments.choices import ExportFormat, ExportPrecision
 from setr.cli import parse
 from setr.commands.shared import Model, Out
 from setr.errors import OK, USAGE, SetrError
-from setr.interrupt import ending_with
+from setr.processes.interrupt import ending_with
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
 
 def _models(given: Arguments) -> tuple[list[Any], str]:
     from setr.catalog import list_models
-    from setr.complexity import model_figures
+    from setr.training.complexity import model_figures
 
     names = list_models(given.pattern)
     rows = [model_figures(n, num_classes=given.classes, size=given.size) for n in names]
@@ -68,7 +68,7 @@ def _models(given: Arguments) -> tuple[list[Any], str]:
 
 
 def _table2(pattern: str) -> tuple[list[Any], str]:
-    from setr.complexity import TABLE2, table2_figures
+    from setr.training.complexity import TABLE2, table2_figures
 
     rows = [table2_figures(row) for row in TABLE2 if fnmatch.fnmatch(row.name, pattern)]
     parts = ("encoder", "neck", "decoder", "aux_heads", "unused_classifiers", "total")

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from setr.choices import Precision, ServerName
+from setr.arguments.choices import Precision, ServerName
 from setr.cli import parse, require_default, require_least, require_within
 from setr.commands.shared import Flip, Model, Scales
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
-from setr.quota import cpus
+from setr.processes.quota import cpus
 
 if TYPE_CHECKING:
     from setr.batch import Finish, Outcome, Task
-    from setr.inputs import Item
-    from setr.interrupt import Interrupt
-    from setr.storage import Storage
-    from setr.streams import Stream
+    from setr.prediction.inputs import Item
+    from setr.prediction.streams import Stream
+    from setr.processes.interrupt import Interrupt
+    from setr.reading.storage import Storage
 
 Engine = Callable[[Sequence["Task"]], Iterator["Outcome"]]
 NOT_SUBMITTED = (
@@ -121,20 +121,20 @@ def run(arguments: list[str]) -> int:
     """Segment every image; broken ones are named at the end, exit code 1."""
     given: Arguments = parse(Arguments, arguments, "predict")
     require_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
-    from setr.polygons import LARGEST_TOLERANCE
+    from setr.prediction.polygons import LARGEST_TOLERANCE
 
     require_least(given, 0, "min_pixels")
     require_within(given, 0, LARGEST_TOLERANCE, "tolerance")
     require_within(given, 0, 1, "min_confidence")
     _require_used(given)
     from setr.batch import Task
-    from setr.inputs import find_items, output_names
+    from setr.prediction.inputs import find_items, output_names
+    from setr.prediction.rasters import parse_bands, parse_range
+    from setr.prediction.settled import stream_tasks
+    from setr.prediction.streams import split_sources
     from setr.protocols import Protocol, preset
-    from setr.rasters import parse_bands, parse_range
-    from setr.settled import stream_tasks
-    from setr.storage import Storage, is_address, result_test
-    from setr.streams import split_sources
-    from setr.urls import is_url
+    from setr.reading.storage import Storage, is_address, result_test
+    from setr.reading.urls import is_url
 
     parse_bands(given.bands)
     parse_range(given.value_range)
@@ -179,12 +179,12 @@ def _predict(
     shard: tuple[int, int],
 ) -> int:
     """Run what is not settled yet, and note every outcome in the manifest."""
-    from setr import tally
-    from setr.inputs import check_outputs, in_shard
-    from setr.interrupt import Interrupt, Stopped
-    from setr.manifest import Manifest, write_parquet
-    from setr.packs import Packer
-    from setr.settled import files_of, finishes, run_names, settled
+    from setr.prediction import tally
+    from setr.prediction.inputs import check_outputs, in_shard
+    from setr.prediction.manifest import Manifest, write_parquet
+    from setr.prediction.packs import Packer
+    from setr.prediction.settled import files_of, finishes, run_names, settled
+    from setr.processes.interrupt import Interrupt, Stopped
 
     limits = {name: getattr(given, name) for name in ("max_pixels", "allow_urls", "device")}
     suffix = "" if shard == (0, 1) else f"-{shard[0]}-of-{shard[1]}"
@@ -277,7 +277,7 @@ def _engines(
     if on_ray:
         import torch
 
-        from setr.batch_ray import Work, ray_outcomes
+        from setr.prediction.batch_ray import Work, ray_outcomes
 
         work = Work(given.model, loading, options, plain, torch.get_num_threads())
         return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), streams
@@ -286,7 +286,7 @@ def _engines(
 
 def _loading(given: Arguments) -> dict[str, Any]:
     """Keywords of `setr.load`."""
-    from setr.rasters import parse_bands, parse_range
+    from setr.prediction.rasters import parse_bands, parse_range
 
     names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls", *LATER)
     by_bands = {"bands": parse_bands(given.bands), "value_range": parse_range(given.value_range)}
@@ -295,10 +295,10 @@ def _loading(given: Arguments) -> dict[str, Any]:
 
 def _submit(given: Arguments, items: Sequence[Item]) -> int:
     """One zip file for a test server, which refuses a submission with holes."""
-    from setr.files import printable
-    from setr.inputs import read_item
+    from setr.prediction.inputs import read_item
     from setr.predictor import load
-    from setr.submissions import Submission, check_submission
+    from setr.reading.files import printable
+    from setr.scores.submissions import Submission, check_submission
 
     assert given.submit is not None
     predictor = load(given.model, **_loading(given))

@@ -10,8 +10,8 @@ from typing import Literal
 
 from setr.cli import parse
 from setr.errors import OK, USAGE, SetrError
-from setr.files import write_bytes
 from setr.paper_tables import TABLES
+from setr.reading.files import write_bytes
 from setr.results import as_html, as_markdown, as_text, collect, other_lines, paper_lines
 
 _SHORT = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "seeds")

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from setr.choices import Absent
+from setr.arguments.choices import Absent
 from setr.cli import parse, require_least
-from setr.tables import figures_table, report_failed
+from setr.pages.tables import figures_table, report_failed
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
     """Print the figures; pairs that could not be read are named, exit code 1."""
     given = parse(Arguments, arguments, "score")
     require_least(given, 1, "num_classes")
-    from setr.progress import counting
+    from setr.processes.progress import counting
     from setr.scoring import score_folders, score_labels
 
     labels = score_labels(

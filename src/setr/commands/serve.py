@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from setr.choices import Precision
+from setr.arguments.choices import Precision
 from setr.cli import parse, require_least, require_within
 from setr.commands.shared import Models
 from setr.errors import OK, USAGE, SetrError

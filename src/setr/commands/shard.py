@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from setr.choices import ShardForm
+from setr.arguments.choices import ShardForm
 from setr.cli import parse, require_least
 from setr.commands.shared import Data
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
-    from setr.dataset import Dataset
-    from setr.shard_writer import Packed
+    from setr.data.dataset import Dataset
+    from setr.data.shard_writer import Packed
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ def run(arguments: list[str]) -> int:
     require_least(given, 1, "samples")
     if not given.splits:
         raise SetrError("--splits: name at least one split, as train", code=USAGE)
+    from setr.data.shard_writer import write_split
+    from setr.data.shards import FORMAT, INDEX
     from setr.datasets import open_dataset
     from setr.doctor import check
-    from setr.files import write_json
-    from setr.progress import counting
-    from setr.shard_writer import write_split
-    from setr.shards import FORMAT, INDEX
+    from setr.processes.progress import counting
+    from setr.reading.files import write_json
 
     if (given.out / INDEX).exists():
         raise SetrError(f"{given.out}: holds shards already; choose another OUT", code=USAGE)
@@ -88,10 +88,10 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
     """
     import numpy as np
 
+    from setr.data.shard_writer import Packed
     from setr.images import encode_png
-    from setr.masks import read_mask
-    from setr.progress import counting
-    from setr.shard_writer import Packed
+    from setr.processes.progress import counting
+    from setr.reading.masks import read_mask
 
     show = counting(f"pack {dataset.split}")
     order = np.random.default_rng(zlib.crc32(dataset.split.encode())).permutation(len(dataset))

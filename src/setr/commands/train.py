@@ -11,13 +11,13 @@ from typing import Annotated
 
 import tyro
 
+from setr.arguments.options import options_of
+from setr.arguments.usage import assigned
 from setr.cli import parse
 from setr.config import Config
 from setr.errors import OK, USAGE, SetrError
-from setr.named_config import named_config
-from setr.options import options_of
-from setr.tables import figures_table
-from setr.usage import assigned
+from setr.pages.tables import figures_table
+from setr.training.named_config import named_config
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     if given.estimate:
         return _estimate(given.config, as_json=given.json)
     from setr.engine import train
-    from setr.launch import is_first
+    from setr.processes.launch import is_first
 
     metrics = train(given.config, resume=given.resume, overwrite=given.overwrite)
     if not is_first():
@@ -98,7 +98,7 @@ def _estimate(config: Config, *, as_json: bool) -> int:
     """Memory by part, on the device the run would take."""
     from setr.distributed import device
     from setr.estimate import forecast, forecast_text
-    from setr.normalisation import with_channels
+    from setr.training.normalisation import with_channels
 
     num_classes, channels = _shape_of_data(config)
     config = with_channels(config, channels)

@@ -16,12 +16,12 @@ import torch
 
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
-from setr.figures import make_view
+from setr.exporting.runtime import ExportedModel
 from setr.labels import hex_colour
-from setr.passes import attempt, predict_each
+from setr.pages.figures import make_view
+from setr.prediction.passes import attempt, predict_each
 from setr.predictor import WHOLE_PIXELS, Predictor, Result, load
 from setr.protocols import Protocol
-from setr.runtime import ExportedModel
 from setr.serve.batching import DeadlinePassed
 from setr.serve.limits import Limits, Refusal
 

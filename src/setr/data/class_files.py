@@ -1,0 +1,88 @@
+"""Names of classes that annotation tools write beside their masks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+from setr.data.layouts import COLOUR_FILE, SPLIT_NAMES
+from setr.errors import DATA_CHECK_FAILED, SetrError
+
+NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json", "_classes.csv")
+_NAMES_AS = {
+    ".json": "a list of them, or {id: name}",
+    ".csv": "the columns 'Pixel Value' and 'Class', as Roboflow does",
+}
+_COLOUR_LINES = {
+    COLOUR_FILE: r"(?P<name>[^:]*):\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)\s*(:|$)",
+    "label_colors.txt": r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>.+)",
+    "class_dict.csv": r"(?P<name>[^,]+),\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)$",
+}
+"""Files of colours with the form of their lines: CVAT's masks; CamVid, also of CVAT; Kaggle's."""
+
+
+def names_by_id(root: Path) -> dict[int, str]:
+    """Names by id from a file beside the data or in the folder of a split; empty if there is none.
+
+    One name a line, JSON, or Roboflow's table.
+
+    Raises:
+        SetrError: JSON or a table without names.
+    """
+    folders = (".", *(folder for names in SPLIT_NAMES.values() for folder in names))
+    for file in (root / folder / name for folder in folders for name in NAME_FILES):
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8-sig", errors="replace")
+        if file.suffix in (".json", ".csv"):
+            names = _json_names(text) if file.suffix == ".json" else _csv_names(text)
+            if names is None:
+                raise SetrError(
+                    f"{file}: no class names; write {_NAMES_AS[file.suffix]}",
+                    code=DATA_CHECK_FAILED,
+                )
+            return names
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return dict(enumerate(lines[lines[:1] == ["__ignore__"] :]))  # labelme's name of id -1
+    return {}
+
+
+def names_by_colour(root: Path) -> dict[int, str]:
+    """Names by colour (0xrrggbb) from a file beside the data, one class a line."""
+    file = next((root / name for name in _COLOUR_LINES if (root / name).is_file()), None)
+    if file is None:
+        return {}
+    names = {}
+    for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+        found = re.match(_COLOUR_LINES[file.name], line.strip())
+        values = [int(found[part]) for part in "rgb"] if found else [256]
+        if found and max(values) < 256 and not line.startswith("#"):
+            names[values[0] << 16 | values[1] << 8 | values[2]] = found["name"].strip()
+    return names
+
+
+def _csv_names(text: str) -> dict[int, str] | None:
+    """Names by id from Roboflow's `_classes.csv`, None of another table."""
+    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    try:
+        return {int(row["Pixel Value"]): row["Class"].strip() for row in rows} or None
+    except (ValueError, KeyError, AttributeError):
+        return None
+
+
+def _json_names(text: str) -> dict[int, str] | None:
+    """Names by id, or None, of a list of names, {"classes": …}, {id: name} or [{"id", "name"}]."""
+    try:
+        values = json.loads(text)
+        if isinstance(values, dict):
+            values = values.get("classes", values)
+        if isinstance(values, list):
+            named = any(isinstance(v, dict) for v in values)
+            values = {v["id"]: v["name"] for v in values} if named else dict(enumerate(values))
+        names = dict(sorted((int(key), name) for key, name in values.items()))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    good = all(key >= 0 and isinstance(name, str) for key, name in names.items())
+    return names if good else None

@@ -1,0 +1,140 @@
+"""Hugging Face data sets of images and masks (extra `hf`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from setr.bands import Bands
+from setr.data.data_yaml import HUB
+from setr.data.dataset import Dataset
+from setr.data.pairing import NoSplitError
+from setr.data.pairs import Pair
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.images import Named, Source
+from setr.labels import Labels, known_labels
+
+IMAGE_KEYS = ("image", "pixel_values")
+MASK_KEYS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "segmentation_mask")
+
+
+@dataclass(frozen=True)
+class HubDataset(Dataset):
+    """A split of a Hugging Face data set whose rows hold an image and a mask as files.
+
+    Attributes:
+        rows: the `datasets.Dataset`, its images undecoded.
+        columns: names of those with images and masks.
+    """
+
+    rows: Any = None
+    columns: tuple[str, str] = ("", "")
+
+    @property
+    def version(self) -> str:
+        """What the library knows the rows by."""
+        return str(self.rows._fingerprint)
+
+    def sources(self, index: int) -> tuple[Source, Source | None]:
+        """Bytes, named after the row, or paths of image and mask as the data set stores them."""
+        row, pair = self.rows[index], self.pairs[index]
+        image, mask = (
+            _stored(row[column], str(name)) for column, name in zip(self.columns, pair, strict=True)
+        )
+        if image is None:
+            raise SetrError(f"{pair.image}: has no image", code=DATA_CHECK_FAILED)
+        return image, mask
+
+
+def _stored(value: Any, name: str) -> Source | None:
+    """Bytes or path of an undecoded image; None where a row has none."""
+    if value and value["bytes"]:
+        return Named(value["bytes"], name)
+    return value and value["path"]
+
+
+def open_hub(
+    path: str,
+    split: str,
+    labels: Labels | str | None,
+    renamed: Mapping[str, tuple[str, ...]],
+    bands: Bands | None,
+) -> Dataset:
+    """A Hugging Face data set; its masks' ids need `labels`."""
+    try:
+        import datasets as hub
+    except ImportError:
+        raise SetrError(f'{path}: needs Hugging Face datasets; pip install "setr[hf]"') from None
+    if labels is None:
+        raise SetrError(
+            f"{path}: name the data set of its classes (--data.labels in training, --labels "
+            f"elsewhere), or give a YAML file with 'path: {path}' and 'classes:' as the data",
+            code=USAGE,
+        )
+    name = path.removeprefix(HUB)
+    available = _loaded(hub, name)
+    key, *more = renamed.get(split, (split,))
+    if more:
+        raise SetrError(f"{path}: '{split}' names several splits; give one", code=USAGE)
+    if key == "val" and key not in available and "validation" in available:
+        key = "validation"
+    if key not in available:
+        kind = SetrError if split in renamed else NoSplitError
+        raise kind(f"{path}: no split '{key}'; it has {', '.join(available)}", code=USAGE)
+    rows = available[key]
+    images, masks = (_column(rows, keys, hub) for keys in (IMAGE_KEYS, MASK_KEYS))
+    if images is None or masks is None:
+        raise SetrError(
+            f"{path}: needs images in the columns {' or '.join(IMAGE_KEYS)}, and one of "
+            f"{', '.join(MASK_KEYS)}; it has {', '.join(rows.column_names)}",
+            code=DATA_CHECK_FAILED,
+        )
+    columns = images, masks
+    for column in columns:
+        rows = rows.cast_column(column, hub.Image(decode=False))
+    rows = rows.select_columns(list(columns))
+    known = known_labels(labels) if isinstance(labels, str) else labels
+    pairs = tuple(
+        Pair(Path(f"{name}/{key}/{i:07d}"), Path(f"{name}/{key}/{i:07d}:{masks}"))
+        for i in range(len(rows))
+    )
+    return HubDataset(name, split, known, pairs, (), rows, columns, bands=bands)
+
+
+def _loaded(hub: Any, name: str) -> Any:
+    """The splits by name; the end `:CONFIG` of a name that is no folder's is the configuration."""
+    place, _, config = name.rpartition(":")
+    if not place or "/" in config or Path(name).exists():
+        place, config = name, ""
+    try:
+        return hub.load_dataset(place, config or None)
+    except Exception as error:  # network, gating and format errors of several libraries
+        said = " ".join(str(error).split())
+        listed = re.search(r"config.*?\[['\"](.+?)['\"]\]", said, re.IGNORECASE)
+        if listed is None:
+            raise SetrError(f"{HUB}{name}: cannot load ({said[:160]})") from None
+    configs = re.split(r"['\"], ['\"]", listed[1])
+    shown = ", ".join(configs[:20]) + (", …" if len(configs) > 20 else "")
+    what = f"no configuration '{config}';" if config else "which configuration?"
+    raise SetrError(
+        f"{HUB}{name}: {what} it has {shown}; name one, as {HUB}{place}:{configs[0]}", code=USAGE
+    )
+
+
+def _column(rows: Any, names: Iterable[str], hub: Any) -> str | None:
+    """The first of these columns that holds images; `label` may be the number of a class as well.
+
+    Text may be paths; since it may be the name of a class, too, columns of text come last.
+    """
+    present = [name for name in names if name in rows.column_names]
+    kinds = {name: getattr(rows.features[name], "dtype", "") for name in present}
+    for name in sorted(present, key=lambda name: "string" in kinds[name]):
+        try:
+            rows.cast_column(name, hub.Image(decode=False))
+        except Exception:  # of pyarrow and of the library, by kind of column
+            continue
+        return name
+    return None

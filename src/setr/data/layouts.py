@@ -1,0 +1,222 @@
+"""Where the files of a split lie: released layouts of known data sets, plain folders, lists.
+
+Every layout is a function (root, split, wanted) -> `Found`, or None where the folder is of another
+kind. What is almost a known layout but cannot be read is refused with the reason.
+
+Layouts after the data sets' own tools: cityscapesScripts README "Dataset Structure";
+CSAILVision/sceneparsing README; Pascal Context as VOC 2010 devkit plus `SegmentationClassContext`
+(mmsegmentation's converter) or the released `trainval/*.mat`; VOC 2012 devkit; COCO 2017.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from setr.data.pairing import (
+    MASK_FOLDERS,
+    Found,
+    NoSplitError,
+    apart,
+    below,
+    data_error,
+    listed_names,
+    names_below,
+    only_listed,
+    pair_folders,
+    pair_names,
+    refuse_missing,
+)
+from setr.errors import DATA_CHECK_FAILED
+from setr.reading.files import IMAGE_SUFFIXES, walk_images
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""What the folders of a split may be called."""
+SPLIT_OF = {folder: split for split, folders in SPLIT_NAMES.items() for folder in folders}
+LISTS = Path("ImageSets", "Segmentation")
+"""Where VOC, and CVAT after it, list the images of each split by stem."""
+COLOUR_FILE = "labelmap.txt"
+"""CVAT's names by colour."""
+_ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
+
+
+def find_split(root: Path, split: str, wanted: str | None) -> Found:
+    """The files of one split of a folder.
+
+    Args:
+        root: folder of the data set.
+        split: its name.
+        wanted: known data set the user named; it chooses between encodings.
+
+    Raises:
+        SetrError: no such split, or files that do not fit together (exit code 3).
+    """
+    for layout in _LAYOUTS:
+        found = layout(root, split, wanted or "")
+        if found is not None:
+            return found
+    raise NoSplitError(
+        f"{root}: no split '{split}' found; looked for images/{split} + labels/{split} (or masks, "
+        f"annotations), {split}/images + {split}/labels, {split} or {split}_images + "
+        f"{split}_labels, {split} + {split}annot, {split} with x.jpg + x_mask.png, and the layouts "
+        "of Cityscapes, ADE20K, Pascal Context, VOC and COCO; "
+        "`setr init-data DIR` describes other folders",
+        code=DATA_CHECK_FAILED,
+    )
+
+
+def split_lists(root: Path) -> dict[str, str]:
+    """The split of each image by stem, by lists such as CVAT's `Train.txt` and `Validation.txt`."""
+    found: dict[str, str] = {}
+    for file in sorted((root / LISTS).glob("*.txt")):
+        if split := SPLIT_OF.get(file.stem.lower()):
+            lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            found |= dict.fromkeys((line.strip() for line in lines), split)
+    return found
+
+
+# --- released layouts -----------------------------------------------------------------------------
+
+
+def _cityscapes(root: Path, split: str, wanted: str) -> Found | None:
+    """`leftImg8bit/SPLIT/CITY`, and `gtFine` or, where that lacks the split, `gtCoarse`."""
+    if not (root / "leftImg8bit").is_dir():
+        return None
+    if not (root / "leftImg8bit" / split).is_dir():
+        return None
+    images = names_below(root / "leftImg8bit" / split, f"leftImg8bit/{split}/")
+    kind = next((k for k in ("gtFine", "gtCoarse") if (root / k / split).is_dir()), None)
+    if kind is None:
+        if split == "test":
+            return Found(root, images, None, "cityscapes")
+        raise data_error(f"{root}: neither gtFine/{split} nor gtCoarse/{split} exists")
+    present = set(names_below(root / kind / split, f"{kind}/{split}/"))
+    order = ("labelIds", "labelTrainIds")
+    if wanted.endswith(":train_ids"):
+        order = order[::-1]
+    usable = [ids for ids in order if any(name.endswith(f"_{ids}.png") for name in present)]
+    if not usable:
+        raise data_error(
+            f"{root}/{kind}/{split}: no *_labelIds.png; *_instanceIds.png hold object numbers, "
+            "*_color.png colours and *_polygons.json outlines: make label ids with "
+            "cityscapesScripts (csCreateTrainIdLabelImgs)"
+        )
+    masks = [
+        f"{kind}/{split}/"
+        + name.split("/", 2)[2].replace("_leftImg8bit.png", f"_{kind}_{usable[0]}.png")
+        for name in images
+    ]
+    refuse_missing(root / kind / split, images, masks, present)
+    labels = "cityscapes" if usable[0] == "labelIds" else "cityscapes:train_ids"
+    return Found(root, images, masks, labels)
+
+
+def _ade20k(root: Path, split: str, wanted: str) -> Found | None:
+    """`images/training` and `annotations/training` of ADEChallengeData2016.
+
+    Others name their folders so, too; the images' own names, or the classes asked for, tell.
+    """
+    if (root / "images" / "ADE").is_dir() or any(root.glob("ADE20K_2021*")):
+        raise data_error(
+            f"{root}: this is the full ADE20K (its *_seg.png code thousands of classes in red and "
+            "green); SETR's benchmark is SceneParsing-150: get ADEChallengeData2016"
+        )
+    root = below(root, "ADEChallengeData2016")
+    name = _ADE_SPLITS.get(split, split)
+    if split == "test" and (root / "testing").is_dir():
+        return Found(root, names_below(root / "testing", "testing/"), None, "ade20k")
+    images = root / "images" / name
+    if not images.is_dir() or name == split:
+        return None
+    if not wanted.startswith("ade20k") and next(images.glob("ADE_*"), None) is None:
+        return None
+    return pair_folders(root, f"images/{name}", f"annotations/{name}", "ade20k")
+
+
+def _pascal_context(root: Path, split: str, wanted: str) -> Found | None:
+    """VOC 2010 images with index PNGs, or with the released MATLAB labels.
+
+    Beside these no lists were released: their splits are those of VOC 2010's main task.
+    """
+    voc = below(root, "VOCdevkit/VOC2010", "VOC2010")
+    folders = [p for base in (voc, root) for p in sorted(base.glob("trainval*")) if p.is_dir()]
+    mats = next((p for p in folders if next(p.glob("*.mat"), None)), None)
+    has_png = (voc / "SegmentationClassContext").is_dir()
+    if not has_png and (mats is None or not (voc / "JPEGImages").is_dir()):
+        return None
+    listed = voc / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+    if not listed.is_file() and mats:
+        listed = voc / "ImageSets" / "Main" / f"{split}.txt"
+    if not listed.is_file():
+        return None
+    names = listed_names(listed)
+    base = wanted.partition(":")[0] or "pascal_context"
+    if has_png and not (mats and wanted.endswith(":mat")):
+        return pair_names(voc, names, "SegmentationClassContext", wanted or base)
+    assert mats is not None
+    return pair_names(voc, names, os.path.relpath(mats, voc), f"{base}:mat", ".mat")
+
+
+def _voc(root: Path, split: str, wanted: str) -> Found | None:
+    """`JPEGImages`, `SegmentationClass` and the list `ImageSets/Segmentation/SPLIT.txt`."""
+    voc = below(root, "VOCdevkit/VOC2012", "VOC2012")
+    listed = voc / LISTS / f"{split}.txt"
+    if not (voc / "SegmentationClass").is_dir() or not listed.is_file():
+        return None
+    if (voc / COLOUR_FILE).is_file():  # CVAT's classes in VOC's folders
+        return None
+    if wanted.startswith("pascal_context"):
+        raise data_error(
+            f"{voc}: holds VOC's masks but not Pascal Context's: looked for "
+            f"SegmentationClassContext with ImageSets/SegmentationContext/{split}.txt, and for "
+            f"trainval/*.mat here and in {root}"
+        )
+    names = listed_names(listed, lambda name: (voc / "JPEGImages" / f"{name}.jpg").is_file())
+    return pair_names(voc, names, "SegmentationClass", "voc")
+
+
+def _coco(root: Path, split: str, wanted: str) -> Found | None:
+    """COCO-Stuff: `train2017` images with `stuffthingmaps/train2017` or the same annotations."""
+    for images in (f"images/{split}2017", f"{split}2017"):
+        for masks in (f"stuffthingmaps/{split}2017", f"annotations/{split}2017"):
+            if (root / images).is_dir() and (root / masks).is_dir():
+                return pair_folders(root, images, masks, "coco_stuff")
+    return None
+
+
+def _plain(root: Path, split: str, wanted: str) -> Found | None:
+    """Two folders of any names we know, or one, with or without the list file `SPLIT.txt`."""
+    candidates = [
+        pair
+        for name in SPLIT_NAMES.get(split, (split,))
+        for pair in (
+            *((f"images/{name}", f"{m}/{name}") for m in MASK_FOLDERS),
+            *((f"{name}/images", f"{name}/{m}") for m in MASK_FOLDERS),
+            (name, f"{name}annot"),
+            *((name, f"{name}_{m}") for m in MASK_FOLDERS),
+            *((f"{name}_images", f"{name}_{m}") for m in MASK_FOLDERS),
+            (name, name),
+        )
+    ]
+    for images, masks in candidates:
+        if images == masks and not _holds_masks(root / images):
+            continue
+        if (root / images).is_dir() and (root / masks).is_dir():
+            found = pair_folders(root, images, masks, None)
+            listed = root / f"{split}.txt"
+            return only_listed(found, listed) if listed.is_file() else found
+    return None
+
+
+def _holds_masks(folder: Path) -> bool:
+    return folder.is_dir() and bool(apart(walk_images(folder, IMAGE_SUFFIXES))[1])
+
+
+_LAYOUTS: tuple[Callable[[Path, str, str], Found | None], ...] = (
+    _cityscapes, _ade20k, _pascal_context, _voc, _coco, _plain,
+)  # fmt: skip

@@ -1,0 +1,163 @@
+"""Samples packed into tar or Parquet files, for millions of files and for object storage.
+
+Files go in as they were, so other tools read the shards too. Tar files have webdataset's layout:
+`KEY.jpg` followed by `KEY.mask.png`, KEY being the image's own name as `Keys` makes it. Parquet
+files have the columns `key`, `image` and `mask`, the last two as Hugging Face stores images:
+structs of bytes and path.
+
+Beside them `SPLIT.npz` tells the path that every image had below the data set's folder, which
+reports name it by, and at which byte it and its mask begin (in Parquet files, too: they are written
+without compression, so that a value lies there as it is). With it a sample is one range read of a
+tar file, or two of a Parquet file, from a disk or through fsspec from s3://, gs://, https://, …,
+and needs neither tarfile nor pyarrow; any order can be resumed at any position by any number of
+processes, which streaming readers cannot promise.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zlib
+from typing import Any
+
+import numpy as np
+
+from setr.data.pairing import NoSplitError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
+from setr.reading.storage import file_system
+
+INDEX = "shards.json"
+FORMAT = "setr-shards-1"
+BUFFER = 4096
+"""Samples shuffled among each other in an epoch; they come from a few shards."""
+GAP = 4096
+"""Image and mask at most this many bytes apart are read at once."""
+
+
+def is_shards(path: str) -> bool:
+    """Whether a path is a folder of shards, or an address that only shards can be read from."""
+    return "://" in path or os.path.isfile(os.path.join(path, INDEX))
+
+
+class Shards:
+    """One split of a folder or an address of shards.
+
+    Args:
+        root: the folder or address.
+        split: of the data set.
+
+    Raises:
+        SetrError: not reachable, no such split, or a shard that is missing or cut off.
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        self.root, self.split = root.rstrip("/"), split
+        self._files: dict[int, Any] = {}
+        self._process = os.getpid()
+        self.description = self._description()
+        splits = self.description["splits"]
+        if split not in splits:
+            raise NoSplitError(
+                f"{root}: no split '{split}'; it has {', '.join(splits)}", code=USAGE
+            )
+        # once there was one map for all splits
+        self.labels: dict[str, Any] = splits[split].get("labels") or self.description["labels"]
+        self.shards: list[dict[str, Any]] = splits[split]["shards"]
+        data = self._read(splits[split]["index"])
+        self.content = zlib.crc32(data)
+        if self.content != splits[split]["crc"]:
+            raise SetrError(
+                f"{self.root}/{splits[split]['index']}: checksum differs; copy it again"
+            )
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            self.shard, self.start, self.size, self.crc = (
+                arrays[name] for name in ("shard", "start", "size", "crc")
+            )
+            self.names: list[str] = arrays["names"].tobytes().decode().split("\n")[:-1]
+        for shard in self.shards:
+            size = self._size(shard["file"])
+            if size != shard["bytes"]:
+                what = "missing" if size < 0 else f"{size:,} of {shard['bytes']:,} bytes"
+                raise SetrError(
+                    f"{self.root}/{shard['file']}: {what}; copy it again", code=DATA_CHECK_FAILED
+                )
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+    def read(self, index: int) -> tuple[bytes, bytes]:
+        """The files of one sample: image and mask.
+
+        Raises:
+            SetrError: unreadable, or other bytes than were written.
+        """
+        file = self.shards[self.shard[index]]["file"]
+        (a, b), (m, n) = self.start[index].tolist(), self.size[index].tolist()
+        if 0 <= b - (a + m) <= GAP:
+            data = self._read(file, a, b + n)
+            parts = data[:m], data[b - a :]
+        else:
+            parts = self._read(file, a, a + m), self._read(file, b, b + n)
+        for part, size, crc in zip(parts, (m, n), self.crc[index].tolist(), strict=True):
+            if len(part) != size or zlib.crc32(part) != crc:
+                raise SetrError(
+                    f"{self.root}/{file}: {self.names[index]}: checksum differs; copy the shard "
+                    "again"
+                )
+        return parts
+
+    def permutation(self, rng: np.random.Generator) -> np.ndarray:
+        """An order for one epoch: shards shuffled, then every `BUFFER` samples among each other.
+
+        Samples lie in the shards in random order, so those of one block are a random part of the
+        split, and an epoch still reads a few shards at a time.
+        """
+        counts = np.array([shard["samples"] for shard in self.shards])
+        ends = np.cumsum(counts)
+        order = np.concatenate(
+            [np.arange(ends[i] - counts[i], ends[i]) for i in rng.permutation(len(counts))]
+        )
+        for start in range(0, len(order), BUFFER):
+            order[start : start + BUFFER] = rng.permutation(order[start : start + BUFFER])
+        return order
+
+    def _description(self) -> dict[str, Any]:
+        data = self._read(INDEX)
+        try:
+            values = json.loads(data)
+            if values["format"] != FORMAT:
+                raise ValueError
+        except (ValueError, LookupError, TypeError):
+            raise SetrError(f"{self.root}/{INDEX}: not a description of shards") from None
+        return dict(values)
+
+    def _store(self) -> tuple[Any, str]:
+        """The file system and the path in it; made anew in a forked process."""
+        if self._process != os.getpid() or -1 not in self._files:
+            self._process, self._files = os.getpid(), {}
+            self._files[-1] = file_system(self.root)
+        found: tuple[Any, str] = self._files[-1]
+        return found
+
+    def _read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        store, root = self._store()
+        try:
+            data: bytes = store.cat_file(f"{root}/{name}", start=start, end=stop)
+        except FileNotFoundError:
+            raise SetrError(f"{self.root}/{name}: no such file", code=USAGE) from None
+        except Exception as error:  # network and permission errors of many libraries
+            raise SetrError(f"{self.root}/{name}: cannot read ({first_line(error)})") from None
+        return data
+
+    def _size(self, name: str) -> int:
+        store, root = self._store()
+        try:
+            return int(store.size(f"{root}/{name}"))
+        except FileNotFoundError:
+            return -1
+        except Exception as error:
+            raise SetrError(f"{self.root}/{name}: cannot read ({first_line(error)})") from None

@@ -1,0 +1,279 @@
+"""What every pair of a split looks like: decoded once, in parallel, and remembered.
+
+A survey costs minutes on a large data set, so its result is kept in the user's cache folder
+(`SETR_CACHE`, else `~/.cache/setr`). A pair is read again only if name, size or time of one of its
+files changed, if it had a problem, or if more is asked than was read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import zlib
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from setr.bands import as_rgb, check_pixels, read_pixels
+from setr.data.dataset import Dataset
+from setr.data.pairs import Pairs
+from setr.data.survey_rows import (
+    ALL_IGNORED,
+    ALPHA,
+    BINARY,
+    FULL,
+    ROTATED,
+    Survey,
+    join_rows,
+    load_survey,
+    save_survey,
+    take_rows,
+)
+from setr.errors import SetrError
+from setr.labels import IGNORE
+from setr.processes.quota import cpus
+from setr.reading.files import cache_folder
+from setr.reading.masks import is_in_alpha
+
+VERSION = 3
+_CHUNK = 2048  # pairs handed to the threads at a time
+_AT_ONCE = 1 << 16  # hashes compared at a time, few enough for the processor's cache
+
+Progress = Callable[[int, int], None]
+
+
+class _Look(NamedTuple):
+    """What one pair is like; `counts` are the pixels of the classes that occur."""
+
+    size: tuple[int, int] = (0, 0)
+    flags: int = 0
+    content: int = 0
+    look: int = 0
+    classes: bytes = b""
+    counts: tuple[int, ...] = ()
+    problem: str = ""
+
+
+def survey(dataset: Dataset, *, full: bool = False, progress: Progress | None = None) -> Survey:
+    """Look at every pair of a split.
+
+    Args:
+        dataset: the split.
+        full: decode the images too; otherwise header and end of the image file are read, which
+            finds missing, foreign and cut-off files, and masks are decoded.
+        progress: called with (done, total) while files are read.
+    """
+    keys = np.fromiter(_keys(dataset), np.uint64, len(dataset))
+    place = _cache_file(dataset)
+    kept = load_survey(place)
+    rows = _known_rows(keys, kept, full)
+    if kept is not None and (rows >= 0).all():
+        same = len(rows) == len(kept.key) and (rows == np.arange(len(rows))).all()
+        return kept if same else take_rows(kept, rows, keys)
+    missing = np.flatnonzero(rows < 0)
+    fresh = _examine_all(dataset, missing, full, progress)
+    if len(missing) == len(keys):
+        result = dataclasses.replace(fresh, key=keys)
+    else:
+        assert kept is not None
+        rows[missing] = len(kept.key) + np.arange(len(missing))
+        result = take_rows(join_rows(kept, fresh), rows, keys)
+    if keys.any():
+        save_survey(place, result)
+    return result
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _examine_all(
+    dataset: Dataset, indices: np.ndarray, full: bool, progress: Progress | None
+) -> Survey:
+    number = len(indices)
+    size, flags = np.zeros((number, 2), np.int32), np.zeros(number, np.uint8)
+    content, look = np.zeros((2, number), np.uint64)
+    ends = np.zeros(number, np.int64)
+    classes, counts, problems = bytearray(), array("I"), {}
+    with ThreadPoolExecutor(cpus()) as pool:
+        for start in range(0, len(indices), _CHUNK):
+            part = indices[start : start + _CHUNK]
+            looks = pool.map(lambda i: _examine(dataset, int(i), full), part)
+            for row, seen in enumerate(looks, start):
+                size[row], flags[row] = seen.size, seen.flags
+                content[row], look[row] = seen.content, seen.look
+                classes += seen.classes
+                counts.extend(seen.counts)
+                ends[row] = len(classes)
+                if seen.problem:
+                    problems[row] = seen.problem
+                if progress:
+                    progress(row + 1, number)
+    packed = np.frombuffer(bytes(classes), np.uint8), np.array(counts, np.uint32)
+    return Survey(np.zeros(number, np.uint64), size, flags, content, look, ends, *packed, problems)
+
+
+def _examine(dataset: Dataset, index: int, full: bool) -> _Look:
+    try:
+        size, mask, flags, content, look = _read(dataset, index, full)
+    except SetrError as error:
+        return _Look(problem=str(error))
+    histogram = np.bincount(mask.ravel(), minlength=256)
+    histogram[IGNORE] = 0
+    present = np.flatnonzero(histogram)
+    if not present.size:
+        flags |= ALL_IGNORED
+    counts = tuple(int(n) for n in histogram[present])
+    return _Look(size, flags, content, look, bytes(present.astype(np.uint8)), counts)
+
+
+def _read(
+    dataset: Dataset, index: int, full: bool
+) -> tuple[tuple[int, int], np.ndarray, int, int, int]:
+    flags = content = look = 0
+    image_source = None
+    if dataset.decoded:
+        image, raw = dataset.open_raw(index)
+        size, flags = (image.shape[0], image.shape[1]), FULL
+        content, look = _fingerprint(image[:].tobytes(), image[:])
+    else:
+        image_source, mask_source = dataset.sources(index)
+        size, rotated = check_pixels(image_source, dataset.bands)
+        flags |= ROTATED * rotated
+        if full:
+            data = (
+                image_source if isinstance(image_source, bytes) else Path(image_source).read_bytes()
+            )
+            content, look = _fingerprint(data, read_pixels(image_source, dataset.bands))
+            flags |= FULL
+        raw = dataset.raw_mask(index, mask_source, size)
+        assert mask_source is not None  # or there is no mask
+        flags |= ALPHA * is_in_alpha(mask_source, raw)
+    if raw.dtype == np.uint8 and raw.ndim == 2 and raw.max(initial=0) == 255:
+        used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
+        flags |= BINARY * (set(used.tolist()) <= {0, 255})
+    return size, dataset.to_train_ids(index, raw, image_source)[:], flags, content, look
+
+
+def _fingerprint(data: bytes, image: np.ndarray) -> tuple[int, int]:
+    """What is equal for the same bytes, and what nearly is for pixels that look the same."""
+    return zlib.crc32(data) << 32 | len(data) & 0xFFFFFFFF, difference_hash(as_rgb(image))
+
+
+def difference_hash(image: np.ndarray) -> int:
+    """64 bits that change little when an image is rescaled or compressed again.
+
+    Each bit tells whether brightness rises between two neighbours of a 9x8 miniature.
+    """
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
+    bits = np.packbits(small[:, 1:] > small[:, :-1])
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def near_hashes(known: np.ndarray, hashes: np.ndarray, bits: int) -> np.ndarray:
+    """Places of the hashes (uint64) that differ from some known one in at most so many bits.
+
+    Cut into one piece more than bits may differ, two such hashes have one piece in common, so only
+    hashes with an equal piece at the same place are compared. 0 is no hash.
+    """
+    known = np.unique(known[known != 0])
+    values, places = np.unique(hashes, return_inverse=True)
+    near = np.isin(values, known)
+    width = 64 // (bits + 1)
+    for shift in range(0, 64, width):
+        theirs, ours = ((h >> np.uint64(shift)) % np.uint64(1 << width) for h in (known, values))
+        order = np.argsort(theirs)
+        theirs, ordered = theirs[order], known[order]
+        left = np.flatnonzero(~near)
+        first = np.searchsorted(theirs, ours[left])
+        number = np.searchsorted(theirs, ours[left], "right") - first
+        full = np.flatnonzero(np.diff(np.cumsum(number) // _AT_ONCE)) + 1
+        for part in np.split(np.arange(len(left)), full):
+            n = number[part]
+            mine = np.repeat(left[part], n)
+            other = np.arange(len(mine)) + np.repeat(first[part] - np.cumsum(n) + n, n)
+            near[mine[_ones(values[mine] ^ ordered[other]) <= bits]] = True
+    return np.flatnonzero(near[places] & (hashes != 0))
+
+
+def _ones(x: np.ndarray) -> np.ndarray:
+    """Bits set in each of (N,) uint64: sums of pairs, of fours, of eights, then of all bytes."""
+    pairs, fours, eights, bytes_ = map(
+        np.uint64, (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101)
+    )
+    x = x - (x >> np.uint64(1) & pairs)
+    x = (x & fours) + (x >> np.uint64(2) & fours)
+    sums: np.ndarray = (x + (x >> np.uint64(4)) & eights) * bytes_ >> np.uint64(56)
+    return sums
+
+
+# --- remembering ----------------------------------------------------------------------------------
+
+
+def _keys(dataset: Dataset) -> Iterator[int]:
+    """A number per pair that changes when a file does; 0 where nothing tells whether it did."""
+    version = dataset.version
+    if version is not None or dataset.decoded:
+        for index in range(len(dataset)):
+            text = f"{dataset.name}/{dataset.split}/{version}/{index}/{VERSION}"
+            yield 0 if version is None else _digest(text)
+        return
+    for image, mask in _names(dataset):
+        try:
+            first = os.stat(image)
+            text = f"{image}|{first.st_size}|{first.st_mtime_ns}"
+            if mask is not None:
+                second = os.stat(mask)
+                text += f"|{mask}|{second.st_size}|{second.st_mtime_ns}"
+        except OSError:
+            yield 0
+            continue
+        yield _digest(text)
+
+
+def _names(dataset: Dataset) -> Iterator[tuple[str, str | None]]:
+    if isinstance(dataset.pairs, Pairs):
+        return dataset.pairs.names()
+    return ((str(p.image), None if p.mask is None else str(p.mask)) for p in dataset.pairs)
+
+
+def _digest(text: str) -> int:
+    data = text.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
+
+
+def _cache_file(dataset: Dataset) -> Path:
+    place = [str(root) for root in dataset.pairs.roots] if isinstance(dataset.pairs, Pairs) else []
+    labels = json.dumps(dataset.labels.to_dict(), sort_keys=True)
+    labels += "" if dataset.bands is None else str(dataset.bands)
+    name = hashlib.blake2b(
+        f"{VERSION}|{dataset.name}|{dataset.split}|{place}|{labels}".encode(
+            "utf-8", "surrogateescape"
+        ),
+        digest_size=12,
+    ).hexdigest()
+    return cache_folder("surveys") / f"{name}.npz"
+
+
+def _known_rows(keys: np.ndarray, kept: Survey | None, full: bool) -> np.ndarray:
+    """For each key its row in a kept survey, or -1 if it must be read."""
+    rows = np.full(len(keys), -1, np.int64)
+    if kept is None or not len(kept.key):
+        return rows
+    order = np.argsort(kept.key, kind="stable")
+    near = np.searchsorted(kept.key, keys, sorter=order).clip(max=len(order) - 1)
+    found = order[near]
+    usable = (kept.key[found] == keys) & (keys != 0)
+    if full:
+        usable &= (kept.flags[found] & FULL) > 0
+    if kept.problems:
+        usable &= ~np.isin(found, list(kept.problems))
+    rows[usable] = found[usable]
+    return rows

@@ -1,0 +1,1 @@
+"""Graphs for other runtimes: making them, checking them, running them."""

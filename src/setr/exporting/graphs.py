@@ -1,0 +1,185 @@
+"""A trained model as one graph for other runtimes: any batch, any height and width.
+
+What is traced is `Graph`: padding to whole patches, the network, and one of two heads at the
+image's size. Batch norm is folded into the convolutions before; the resampling of position
+embeddings becomes two small matrix products, because runtimes disagree about antialiased bicubic
+resizing (OpenVINO's differs from PyTorch's by 1e-2) and none disagrees about a product. Where
+positions turn (DINOv3), their angles follow the image, too.
+
+Shapes: B batch, H x W image, p patch size, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from setr.decoders import ConvBNReLU
+from setr.exporting.runtime import ANY, Form
+from setr.inference import normalize
+from setr.model import SETR
+
+Head = Literal["logits", "mask"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Graph(nn.Module):
+    """A model as it is exported.
+
+    Args:
+        model: stays as it is; the graph has its own copy.
+        head: `logits` (B, K, H, W) float32, or `mask`, the best class uint8 (B, H, W).
+        dtype: of weights and arithmetic; inputs and logits stay float32.
+        form: what it takes; by default normalised images of any batch and size.
+        spread: convolve before upsampling by 2 (`upsampled_convolution.py`); without it int8 is as
+            fast and keeps more digits.
+    """
+
+    def __init__(
+        self,
+        model: SETR,
+        head: Head,
+        dtype: torch.dtype = torch.float32,
+        *,
+        form: Form = ANY,
+        spread: bool = True,
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.model = _prepared(model, dtype, spread)
+        self.patch_size = model.encoder.patch_size
+        self.squeeze = model.odd_sizes == "squeeze"
+        self.head, self.dtype = head, dtype
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images as `form` says -> the head, and the logits it came from."""
+        if self.form.pixels:
+            images = normalize(images, self.form.mean, self.form.std)
+        H, W = images.shape[-2:]
+        p = self.patch_size
+        height, width = (H + p - 1) // p * p, (W + p - 1) // p * p
+        padded = F.pad(images, (0, width - W, 0, height - H)).to(self.dtype)
+        coarse = self.model.coarse(padded).logits.float()
+        size = (H, W) if self.squeeze else (height, width)
+        logits = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        logits = logits[..., :H, :W]
+        return logits.argmax(dim=1).to(torch.uint8) if self.head == "mask" else logits, coarse
+
+
+def trace(graph: Graph) -> torch.export.ExportedProgram:
+    """The graph with free batch, height and width, or for the one image its form takes."""
+    p, form = graph.patch_size, graph.form
+    height, width = form.size or (5 * p + 3, 9 * p - 2)
+    images = torch.zeros(1 if form.size else 2, graph.model.encoder.in_chans, height, width)
+    if form.pixels:
+        images = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+    free = {} if form.size else dict.fromkeys(free_axes(form), torch.export.Dim.DYNAMIC)
+    with quiet(), torch.enable_grad():  # without gradients decoders go the way of eager inference
+        program = torch.export.export(
+            graph, (images,), dynamic_shapes={"images": free or None}, strict=False
+        )
+        bicubic = torch.ops.aten._upsample_bicubic2d_aa
+        return program.run_decompositions({bicubic.vec: _bicubic_vec, bicubic.default: _bicubic})
+
+
+def free_axes(form: Form) -> tuple[int, int, int]:
+    """Axes of batch, height and width of what a graph takes."""
+    return (0, 1, 2) if form.pixels else (0, 2, 3)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's notes on its own internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:
+    """A frozen copy for tracing, batch norms folded, without auxiliary heads."""
+    copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
+    copied.aux_heads = nn.ModuleList()
+    for module in copied.modules():
+        if isinstance(module, ConvBNReLU):
+            conv, norm = cast(nn.Conv2d, module[0]), cast(nn.BatchNorm2d, module[1])
+            module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+            module.in_graph = spread
+        if hasattr(module, "dynamic_img_pad"):  # `Graph` has padded already
+            module.dynamic_img_pad, module.strict_img_size = False, False  # type: ignore[assignment]
+    rope = getattr(getattr(copied.encoder, "vit", None), "rope", None)
+    kept = {name: b.clone() for name, b in rope.named_buffers()} if rope is not None else {}
+    if hasattr(rope, "normalize_coords"):
+        _follow_sides(rope)
+    copied.to(dtype)
+    for name, buffer in kept.items():  # angles need all their digits
+        owner, _, leaf = name.rpartition(".")
+        setattr(rope.get_submodule(owner), leaf, buffer)  # type: ignore[union-attr]
+    return copied
+
+
+def _follow_sides(rope: Any) -> None:
+    """Let DINOv3's rotary positions be those of any grid in a graph.
+
+    timm divides places by `float(side)`, which in a graph stays that of the traced image.
+    """
+    shares = {"max": torch.sym_max, "min": torch.sym_min}
+
+    def create_embed(shape: Any, no_aug: bool = False) -> Tensor:
+        share = shares.get(rope.normalize_coords)
+        places = [
+            (torch.arange(side, dtype=torch.float32) + 0.5 + rope.grid_offset)
+            / (share(*shape) if share else side)
+            for side in shape
+        ]
+        axes = torch.meshgrid(places, indexing="ij")
+        axes = axes if rope.grid_indexing == "ij" else axes[::-1]
+        coords = 2.0 * torch.stack(axes, dim=-1) - 1.0
+        return torch.cat(rope._get_pos_embed_from_coords(coords.flatten(0, 1)), dim=-1)
+
+    rope._create_embed = create_embed
+
+
+def _bicubic_vec(x: Tensor, size: Any, align_corners: bool, scale_factors: Any) -> Tensor:
+    return _bicubic(x, size, align_corners)
+
+
+def _bicubic(
+    x: Tensor, size: Any, align_corners: bool, scale_h: Any = None, scale_w: Any = None
+) -> Tensor:
+    """Antialiased bicubic resize, as `F.interpolate` without align_corners, by two products."""
+    down = bicubic_weights(x.shape[-2], size[0])
+    across = bicubic_weights(x.shape[-1], size[1])
+    return (down.to(x.dtype) @ x) @ across.to(x.dtype).t()
+
+
+def bicubic_weights(old: int, new: int) -> Tensor:
+    """Weights (new, old) float32 of an antialiased bicubic resize along one axis.
+
+    The kernel of Keys (1981) with a = -0.5, stretched where the axis shrinks; rows sum to 1. At the
+    old size it is the identity.
+    """
+    step = old / new
+    centre = (torch.arange(new, dtype=torch.float32) + 0.5) * step
+    place = torch.arange(old, dtype=torch.float32) + 0.5
+    x = ((place - centre[:, None]) / torch.sym_max(step, 1.0)).abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((2.5 - 0.5 * x) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return weights / weights.sum(dim=1, keepdim=True)

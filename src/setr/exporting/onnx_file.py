@@ -1,0 +1,85 @@
+"""Writing ONNX files: names of inputs and outputs, metadata, weights inside, int8.
+
+`torch.onnx` gives the graph; here its axes get names people understand, and everything a deployer
+needs goes into `metadata_props`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from setr.errors import SetrError
+from setr.exporting.graphs import free_axes, quiet
+from setr.exporting.quantize import quantized
+from setr.exporting.runtime import ANY, COARSE, INPUT, Form
+
+OPSET = 20
+MAX_INSIDE = 1_900_000_000
+"""Bytes of weights above which they go to a second file, since protobuf ends at 2 GiB."""
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    head: str,
+    stored: dict[str, str],
+    images: list[np.ndarray] | None,
+    form: Form = ANY,
+) -> None:
+    """Write a traced graph as ONNX.
+
+    Args:
+        program: from `graphs.trace`.
+        path: the file; weights above `MAX_INSIDE` go beside it.
+        head: name of the first output.
+        stored: metadata, each value written under `setr.KEY`.
+        images: as the graph takes them, to quantise with; None leaves the precision.
+        form: what the graph takes.
+
+    Raises:
+        SetrError: the packages for ONNX are not installed.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError:
+        raise SetrError(f'{path.name}: needs onnx; pip install "setr[onnx]"') from None
+    with quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[head, COARSE],
+            verbose=False,
+        )
+    assert exported is not None
+    proto: Any = exported.model_proto
+    if images:
+        proto = quantized(proto, images)
+    _name_axes(proto, free_axes(form))
+    proto.graph.name = "setr"
+    for key, text in stored.items():
+        proto.metadata_props.add(key=f"setr.{key}", value=text)
+    large = proto.ByteSize() > MAX_INSIDE
+    onnx.save_model(proto, path, save_as_external_data=large, location=f"{path.name}.data")
+
+
+def _name_axes(proto: Any, places: tuple[int, int, int]) -> None:
+    """Symbols such as s34 become batch, height and width, which are at these places."""
+    axes = proto.graph.input[0].type.tensor_type.shape.dim
+    names = {
+        axes[i].dim_param: name
+        for i, name in zip(places, ("batch", "height", "width"), strict=True)
+        if axes[i].dim_param
+    }
+    symbol = re.compile("|".join(map(re.escape, names)) or "(?!)")
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = symbol.sub(lambda found: names[found[0]], axis.dim_param)

@@ -1,0 +1,91 @@
+"""int8 by nncf, from the user's own images (post-training quantisation).
+
+Weights and activations of matrix products and convolutions become int8; ranges come from images
+run through the network as prediction runs them. Whether that is good enough is measured afterwards
+(`export.compare_accuracy`), never assumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from setr.data.dataset import Dataset
+from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.evaluation import spread
+from setr.exporting.runtime import INPUT
+from setr.inference import normalize
+from setr.model_info import ModelInfo
+
+NUM_IMAGES = 128
+"""Images used, spread evenly over the split."""
+
+
+def calibration_images(
+    dataset: Dataset, info: ModelInfo, count: int = NUM_IMAGES
+) -> list[np.ndarray]:
+    """Images as the network sees them under the model's protocol: resized, one window from each.
+
+    Args:
+        dataset: the split.
+        info: normalisation and protocol.
+        count: at most so many images.
+
+    Returns:
+        Normalised float32 arrays (1, C, h, w).
+
+    Raises:
+        SetrError: no image of the split can be read.
+    """
+    found, problem = [], "the split has no images"
+    for place, index in enumerate(spread(len(dataset), count)):
+        try:
+            image = dataset.load(index).image
+        except SetrError as error:
+            problem = str(error)
+            continue
+        x = normalize(torch.from_numpy(image)[None], info.mean, info.std)
+        size = info.protocol.view_size(x.shape[-2], x.shape[-1], 1.0)
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        h, w = info.protocol.window or size
+        top, left = (int((free + 1) * (place * 0.618034 % 1)) for free in _free(size, (h, w)))
+        found.append(x[..., top : top + h, left : left + w].contiguous().numpy())
+    if not found:
+        raise SetrError(f"--calibration: {problem}", code=DATA_CHECK_FAILED)
+    return found
+
+
+def _free(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, ...]:
+    return tuple(max(0, s - w) for s, w in zip(size, window, strict=True))
+
+
+def import_nncf() -> Any:
+    """The package `nncf`, or one line on how to get it."""
+    try:
+        import nncf
+    except ImportError:
+        raise SetrError('--precision int8: needs nncf; pip install "setr[openvino]"') from None
+    return nncf
+
+
+def quantized(network: Any, images: list[np.ndarray]) -> Any:
+    """An OpenVINO model or ONNX proto -> the same in int8.
+
+    Raises:
+        SetrError: nncf is not installed.
+    """
+    nncf = import_nncf()
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bars
+        return nncf.quantize(
+            network,
+            nncf.Dataset(images, lambda image: {INPUT: image}),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(images),
+        )

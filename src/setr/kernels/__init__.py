@@ -1,0 +1,1 @@
+"""Work on logits that are never held at full size."""

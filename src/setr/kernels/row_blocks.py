@@ -1,0 +1,199 @@
+"""Resized logits in blocks of rows: what every loss of this package is computed on.
+
+Training with five heads and 150 classes at 512x512 would hold gigabytes of resized logits. Here
+blocks of output pixels are resized, turned into loss and gradient, and dropped; what stays is the
+gradient at the decoder's own scale. Values and gradients equal `F.interpolate` (bilinear) followed
+by the plain loss.
+
+Two things make it quicker than calling those functions block by block. Bilinear resizing is a
+product with a narrow matrix along each axis, its gradient the product with the transposed one. And
+classes come last, so that a pixel's softmax reads memory in order and stays in the caches.
+
+Shapes: B batch, K classes, h x w logits, H x W target, r x c pixels of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from setr.layers.products import exact_products
+
+BLOCK_BYTES = 1 << 20  # of resized logits at a time and thread; fits the second-level caches
+BLOCK_COLUMNS = 64  # on CPUs: a wider block makes the matrix along the columns larger than it saves
+DEVICE_BLOCK_BYTES = 128 << 20  # on other devices, where few large operations are quicker
+
+BlockLoss = Callable[[Tensor, Tensor, "Block"], Tensor]
+"""Logits (B, r, c, K) and target (B, r, c) of a block -> sum over its pixels."""
+PixelLoss = Callable[[Tensor, Tensor, "Block"], tuple[Tensor, Tensor]]
+"""The same, with the sum's gradient by the logits; `differentiated` makes one of the other."""
+
+
+def upsample_sum(
+    logits: Tensor,
+    target: Tensor,
+    size: tuple[int, int],
+    pixel_loss: PixelLoss,
+    *,
+    scale: int = 1,
+) -> Tensor:
+    """Sum of a per-pixel loss over the logits, upsampled by `scale` and resized to `size`."""
+    total: Tensor = _UpsampleSum.apply(logits, target, size, pixel_loss, scale)
+    return total
+
+
+def differentiated(function: BlockLoss) -> PixelLoss:
+    """The value of a function of a block's logits and target, with its gradient by autograd."""
+
+    def pixel_loss(wide: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            value = function(wide.requires_grad_(), truth, block)
+            return value.detach(), torch.autograd.grad(value, wide)[0]
+
+    return pixel_loss
+
+
+class _UpsampleSum(torch.autograd.Function):
+    """Computes the gradient block by block in the forward pass; backward only scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        size: tuple[int, int],
+        pixel_loss: PixelLoss,
+        scale: int,
+    ) -> Tensor:
+        x = classes_last(logits)
+        grad = torch.zeros_like(x) if logits.requires_grad else None
+        # one running sum: a small tensor kept per block would pin the freed blocks between them
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        for block in row_blocks(x, target, size, scale=scale):
+            truth = target[:, block.rows, block.columns].long()
+            part, slope = pixel_loss(block.wide, truth, block)
+            total += part
+            if grad is not None:
+                block.add_gradient(grad, slope)
+        if grad is not None:
+            ctx.dtype = logits.dtype
+            ctx.save_for_backward(kept_gradient(grad, ctx.dtype))
+        return total.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        (grad,) = ctx.saved_tensors
+        # the scale in full: alone, it is too small a number for fp16
+        scaled = (grad.to(grad_output.dtype) * grad_output).to(ctx.dtype)
+        return scaled, None, None, None, None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Output pixels and what they were resized from.
+
+    Attributes:
+        rows: of the output.
+        columns: of the output.
+        wide: (B, r, c, K) resized logits.
+    """
+
+    rows: slice
+    columns: slice
+    wide: Tensor
+    _source: tuple[slice, slice]
+    _weights: tuple[Tensor, Tensor]
+
+    def add_gradient(self, grad: Tensor, slope: Tensor) -> None:
+        """Add a gradient by `wide` to the gradient (B, h, w, K) by the logits."""
+        with exact_products(grad.device):
+            narrow = _columns(self._weights[1].T, slope)
+            grad[:, self._source[0], self._source[1]] += _rows(self._weights[0].T, narrow)
+
+
+def block_bytes(device: torch.device) -> int:
+    """How large a block of logits may be on a device."""
+    return BLOCK_BYTES * torch.get_num_threads() if device.type == "cpu" else DEVICE_BLOCK_BYTES
+
+
+def row_blocks(
+    x: Tensor, target: Tensor, size: tuple[int, int], *, scale: int = 1
+) -> Iterator[Block]:
+    """Logits (B, h, w, K), upsampled and resized to `size`, in blocks that cover the target.
+
+    Two resizes in a row are one product with the product of their matrices.
+    """
+    B, h, w, K = x.shape
+    H, W = target.shape[-2:]
+    c = min(W, BLOCK_COLUMNS) if x.device.type == "cpu" else W
+    r = min(H, max(1, block_bytes(x.device) // (B * c * K * x.element_size())))
+    across = [
+        (slice(left, min(left + c, W)), *_axis(left, min(left + c, W), w, size[1], x, scale))
+        for left in range(0, W, c)
+    ]
+    for top in range(0, H, r):
+        rows = slice(top, min(top + r, H))
+        y, down = _axis(rows.start, rows.stop, h, size[0], x, scale)
+        for columns, z, along in across:
+            with exact_products(x.device):
+                wide = _columns(along, _rows(down, x[:, y, z]))
+            yield Block(rows, columns, wide, (y, z), (down, along))
+
+
+def classes_last(logits: Tensor) -> Tensor:
+    """Detached logits (B, K, h, w) as (B, h, w, K) in fp32; fp64 stays."""
+    x = logits.detach().permute(0, 2, 3, 1)
+    return (x if x.dtype == torch.float64 else x.float()).contiguous()
+
+
+def kept_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradient (B, h, w, K) by logits of a type, as it waits for the backward pass: (B, K, h, w).
+
+    Before the loss is scaled up fp16 has no numbers for a share of a mean; it stays in full.
+    """
+    return grad.permute(0, 3, 1, 2).to(grad.dtype if dtype is torch.float16 else dtype)
+
+
+def _rows(weights: Tensor, x: Tensor) -> Tensor:
+    """Weights (m, n) along the rows of x: (B, n, c, K) -> (B, m, c, K)."""
+    B, _, c, K = x.shape
+    return torch.matmul(weights, x.flatten(2)).view(B, -1, c, K)
+
+
+def _columns(weights: Tensor, x: Tensor) -> Tensor:
+    """Weights (m, n) along the columns of x: (B, r, n, K) -> (B, r, m, K)."""
+    return torch.matmul(weights, x)
+
+
+def _axis(first: int, last: int, n: int, N: int, like: Tensor, scale: int) -> tuple[slice, Tensor]:
+    """The inputs that outputs first .. last-1 of an axis need, and their weights (outputs, inputs).
+
+    The axis is upsampled from n to scale * n and resized from there to N.
+    """
+    if scale != 1:
+        middle, outer = _axis(first, last, scale * n, N, like, 1)
+        inputs, inner = _axis(middle.start, middle.stop, n, scale * n, like, 1)
+        with exact_products(like.device):
+            return inputs, outer @ inner
+    lower, upper, exact = source_rows(first, last, n, N)
+    start, share = int(lower[0]), exact.to(like.dtype)
+    weights = share.new_zeros(last - first, int(upper[-1]) + 1 - start)
+    number = torch.arange(last - first)
+    weights[number, lower - start] = 1 - share
+    weights[number, upper - start] += share
+    return slice(start, start + weights.shape[1]), weights.to(like.device, non_blocking=True)
+
+
+def source_rows(top: int, bottom: int, h: int, H: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bilinear source rows of output rows top..bottom: lower index, upper index, upper share.
+
+    int64 and fp64 on the host, where indices are read without waiting for a device.
+    """
+    rows = torch.arange(top, bottom, dtype=torch.float64)
+    centre = ((rows + 0.5) * (h / H) - 0.5).clamp(0, h - 1)
+    lower = centre.long()
+    return lower, (lower + 1).clamp(max=h - 1), centre - lower

@@ -1,0 +1,291 @@
+"""Sliding windows: where they lie, and their merged logits as rows are asked for.
+
+A `View` is an image at one scale and flip. Its windows run in batches, from the top down, and their
+logits are kept at the decoder's own scale until the last row they reach has been asked for. The
+image may be a tensor, or a source that reads pieces of a file; both views of a scale read one, and
+drop it once their last windows are cut.
+
+Shapes: B batch, H x W view, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from setr.kernels.row_blocks import source_rows
+from setr.protocols import Protocol
+
+MAX_PHASES = 8
+"""Outputs of one group up to which `_widened` blends rows; with more, each has too few columns."""
+
+Model = Callable[[Tensor], Any]
+"""Normalised images (b, C, h, w) -> logits (b, K, h, w). A `SETR` gives them un-resized by its
+method `coarse`, which saves most of the memory."""
+
+
+class Pixels(typing.Protocol):
+    """Normalised images that are read piece by piece: `source[..., top:bottom, left:right]`."""
+
+    shape: tuple[int, int, int, int]
+    device: torch.device
+
+    def __getitem__(self, place: tuple[Any, slice, slice]) -> Tensor: ...
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Start positions that cover `length` pixels; the last window is moved back to the edge."""
+    if length <= window:
+        return [0]
+    count = -(-(length - window) // stride) + 1
+    return [min(i * stride, length - window) for i in range(count)]
+
+
+class Resized:
+    """Images at another size, as `Pixels`: made when they are first read."""
+
+    def __init__(self, images: Tensor | Pixels, size: tuple[int, int]) -> None:
+        B, channels = images.shape[:2]
+        self.source: Tensor | Pixels = images
+        self.shape, self.device = (B, channels, *size), images.device
+        self.pixels: Tensor | None = None
+
+    def __getitem__(self, place: tuple[Any, slice, slice]) -> Tensor:
+        if self.pixels is None:
+            H, W = self.source.shape[-2:]
+            whole = self.source[..., 0:H, 0:W]
+            size = self.shape[-2:]
+            self.pixels = F.interpolate(whole, size, mode="bilinear", align_corners=False)
+        return self.pixels[place]
+
+
+class View:
+    """Merged logits of one scale and flip, computed from the top down as rows are asked for.
+
+    Args:
+        model: see `Model`.
+        images: at the view's scale, not flipped.
+        protocol: its window, stride and blending count.
+        flip: the view is the horizontally mirrored image; its logits are mirrored back.
+        batch_windows: windows per forward pass.
+        columns: the strip wanted, of a view neither resized nor flipped; all by default.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        images: Tensor | Pixels,
+        protocol: Protocol,
+        flip: bool,
+        batch_windows: int,
+        columns: tuple[int, int] | None,
+    ) -> None:
+        assert columns is None or not (flip or isinstance(images, Resized))
+        self.images: Tensor | Pixels | None = images
+        self.num_images, self.device = images.shape[0], images.device
+        size = (images.shape[-2], images.shape[-1])
+        self.model, self.flip, self.batch = model, flip, batch_windows
+        window = protocol.window or size
+        stride = protocol.stride or window
+        self.window = min(window[0], size[0]), min(window[1], size[1])
+        self.tops, lefts = (
+            window_starts(length, w, s)
+            for length, w, s in zip(size, self.window, stride, strict=True)
+        )
+        self.columns = columns or (0, size[1])
+        start, stop = self.columns
+        self.lefts = [x for x in lefts if x < stop and x + self.window[1] > start]
+        self.size = size[0], stop - start  # of what is computed
+        self.blend = protocol.blend
+        shape = _pyramid if self.blend else torch.ones
+        self.weights = [shape(w).to(self.device) for w in self.window]
+        self.live: list[Window] = []
+        self.num_rows = 0  # rows of windows computed so far
+
+    @property
+    def num_classes(self) -> int:
+        """K, which only the model's first answer tells."""
+        if not self.live:
+            self._compute()
+        return self.live[0].logits.shape[1]
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Merged logits (B, K, last - first, W') float32; later calls may not start higher."""
+        self.live = [w for w in self.live if w.top + self.window[0] > first]
+        while self.num_rows < len(self.tops) and self.tops[self.num_rows] < last:
+            for window in self.live:
+                window.forget_above(first)
+            self._compute()
+        only = self.only_window()
+        merged = only.rows(first, last) if only else self._merge(first, last)
+        return merged.flip(-1) if self.flip else merged
+
+    def only_window(self) -> Window | None:
+        """The window that is the whole view, if one is."""
+        if len(self.tops) * len(self.lefts) > 1 or self.window != self.size:
+            return None
+        if not self.live:
+            self._compute()
+        return self.live[0]
+
+    def _merge(self, first: int, last: int) -> Tensor:
+        (wh, ww), (start, stop) = self.window, self.columns
+        B, K = self.live[0].logits.shape[:2]
+        total = torch.zeros(B, K, last - first, stop - start, device=self.device)
+        for window in self.live:
+            a, b = max(first, window.top), min(last, window.top + wh)
+            if a < b:
+                part = window.rows(a - window.top, b - window.top)
+                if self.blend:
+                    part = part * self.weights[0][a - window.top : b - window.top, None]
+                    part *= self.weights[1]
+                c, d = max(start, window.left), min(stop, window.left + ww)
+                part = part[..., c - window.left : d - window.left]
+                total[:, :, a - first : b - first, c - start : d - start] += part
+        down = _coverage(self.tops, self.weights[0], first, last)
+        across = _coverage(self.lefts, self.weights[1], start, stop)
+        return total.div_(down[:, None] * across)
+
+    def _compute(self) -> None:
+        """Run the next row of windows, or as many rows as fit into one batch."""
+        B = self.num_images
+        per_call = max(1, self.batch // B)
+        num = max(1, per_call // len(self.lefts))
+        tops = self.tops[self.num_rows : self.num_rows + num]
+        self.num_rows += len(tops)
+        places = [(top, left) for top in tops for left in self.lefts]
+        for start in range(0, len(places), per_call):
+            chunk = places[start : start + per_call]
+            crops = [self._crop(top, left) for top, left in chunk]
+            together = crops[0] if len(crops) == 1 else torch.cat(crops)
+            logits, size = _coarse_logits(self.model, together)
+            for (top, left), part in zip(chunk, logits.split(B), strict=True):
+                self.live.append(Window(top, left, part, size, self.window))
+        if self.num_rows == len(self.tops):
+            self.images = None
+
+    def _crop(self, top: int, left: int) -> Tensor:
+        """The pixels of a window; of a flipped view, from the mirrored place."""
+        assert self.images is not None
+        wh, ww = self.window
+        if not self.flip:
+            return self.images[..., top : top + wh, left : left + ww]
+        right = self.size[1] - left
+        return self.images[..., top : top + wh, right - ww : right].flip(-1)
+
+
+def _pyramid(length: int) -> Tensor:
+    """Weights along a window: 1 in the middle, falling evenly to nearly 0 at both ends."""
+    ramp = torch.arange(length) + 0.5
+    return torch.minimum(ramp, length - ramp) / (length / 2)
+
+
+def _coverage(starts: list[int], weights: Tensor, first: int, last: int) -> Tensor:
+    """Sum of the windows' weights at each of the positions first .. last-1 along one axis."""
+    total = weights.new_zeros(last - first)
+    for start in starts:
+        a, b = max(first, start), min(last, start + len(weights))
+        if a < b:
+            total[a - first : b - first] += weights[a - start : b - start]
+    return total
+
+
+class Window:
+    """Logits of one window at the decoder's scale."""
+
+    def __init__(
+        self, top: int, left: int, logits: Tensor, padded: tuple[int, int], size: tuple[int, int]
+    ) -> None:
+        self.top, self.left = top, left
+        self.logits = logits
+        self.height = logits.shape[-2]
+        self.padded, self.size = padded, size  # in pixels; the logits cover the padded size
+        self.first = 0  # row of the full logits that `logits` begins with
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Logits (B, K, last - first, window width) float32 at the view's resolution."""
+        source = (self.height, self.logits.shape[-1])
+        rows = resize_rows(self._fetch, source, self.padded, first, last)
+        return rows[..., : self.size[1]]
+
+    def forget_above(self, row: int) -> None:
+        """Free the logits that only rows of the view above `row` need."""
+        if row <= self.top:
+            return
+        at = row - self.top
+        lower, _, _ = source_rows(at, at + 1, self.height, self.padded[0])
+        first = int(lower)
+        if first > self.first:
+            self.logits = self.logits[..., first - self.first :, :].clone()
+            self.first = first
+
+    def _fetch(self, first: int, last: int) -> Tensor:
+        return self.logits[..., first - self.first : last - self.first, :].float()
+
+
+def _coarse_logits(model: Model, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Logits at any scale, and the size in pixels they cover."""
+    if hasattr(model, "coarse"):
+        output = model.coarse(images)
+        return output.logits, output.size
+    return model(images), (images.shape[-2], images.shape[-1])
+
+
+def resize_rows(
+    fetch: Callable[[int, int], Tensor],
+    source: tuple[int, int],
+    target: tuple[int, int],
+    first: int,
+    last: int,
+) -> Tensor:
+    """Rows first .. last-1 of a bilinear resize (align_corners=False) from source to target size.
+
+    Args:
+        fetch: (first, last) -> those rows of the source map, float32.
+        source: (h, w) of the map.
+        target: (H, W) after the resize.
+        first: first row wanted.
+        last: row after the last.
+    """
+    if source[0] == target[0]:
+        rows = fetch(first, last)
+    else:
+        lower, upper, share = source_rows(first, last, source[0], target[0])
+        top = int(lower[0])
+        block = fetch(top, int(upper[-1]) + 1)
+        lower, upper, share = (
+            x.to(block.device, non_blocking=True) for x in (lower - top, upper - top, share.float())
+        )
+        rows = torch.lerp(
+            block.index_select(2, lower), block.index_select(2, upper), share[:, None]
+        )
+    return rows if source[1] == target[1] else _widened(rows, target[1])
+
+
+def _widened(rows: Tensor, width: int) -> Tensor:
+    """Bilinear resize (B, K, r, w) -> (B, K, r, width).
+
+    By a ratio such as 2, 4 or 7/2, every second, fourth or seventh output has the same weights, so
+    whole rows are blended at once. On CPUs that takes a third of the time of `F.interpolate`.
+    """
+    w = rows.shape[-1]
+    groups = math.gcd(w, width)
+    inputs, outputs = w // groups, width // groups
+    if rows.device.type != "cpu" or outputs > MAX_PHASES or rows.requires_grad:
+        return F.interpolate(rows, (rows.shape[-2], width), mode="bilinear", align_corners=False)
+    padded = F.pad(rows, (1, 1, 0, 0), mode="replicate")
+    wide = rows.new_empty(*rows.shape[:-1], width)
+    for phase in range(outputs):
+        centre = (phase + 0.5) * inputs / outputs + 0.5  # in padded columns
+        first = math.floor(centre)
+        left, right = (padded[..., at : at + w : inputs] for at in (first, first + 1))
+        torch.lerp(
+            left[..., :groups], right[..., :groups], centre - first, out=wide[..., phase::outputs]
+        )
+    return wide

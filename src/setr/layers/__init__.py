@@ -1,0 +1,1 @@
+"""Parts of networks, and how they are computed."""

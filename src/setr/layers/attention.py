@@ -1,0 +1,100 @@
+"""Attention on CPUs: two matrix products and a softmax per head, in blocks of queries.
+
+PyTorch's fused attention kernel for CPUs is no faster in bf16 than in fp32: it converts inside, and
+multiplies with MKL. Plain products of one head at a time reach the rate of the fastest library
+instead (`products.py` in fp32), and a block of scores stays in the cache (measured in
+docs/decisions.md). In bf16, scores are rounded before the softmax, as in unfused attention under
+autocast; the keys are centred first, which changes no softmax and makes the scores, and so their
+rounding, smaller. The softmax sums in fp32. Memory is linear in the number of tokens: blocks of
+scores are recomputed in the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from setr.layers.products import product
+
+SCORES = {torch.bfloat16: 2**21, torch.float32: 2**19}
+"""Scores in one block: 4 MiB of bf16, 2 MiB of fp32."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v: (B, h, N, D), (B, h, M, D) keys and values -> (B, h, N, D).
+
+    Under bf16 autocast in bf16, else in fp32 by oneDNN.
+    """
+    out: Tensor = _Attention.apply(q, k, v, q.shape[-1] ** -0.5)
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(q k^T * scale) v for (B, h, N, D) queries, (B, h, M, D) keys and values."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        q, k = q * scale, k - k.mean(dim=-2, keepdim=True)
+        if q.dtype is torch.float32:  # oneDNN wants the rows of a head without gaps
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        B, h, N, D = q.shape
+        out = q.new_empty(B, N, h, D).transpose(1, 2)  # the layout the next projection reads
+        for head, rows in _blocks(q, k):
+            _mm(_scores(q, k, head, rows), v[head], out[head][rows])
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        if q.dtype is torch.float32:
+            grad = grad.contiguous()
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        for head, rows in _blocks(q, k):
+            p = _scores(q, k, head, rows)
+            g = grad[head][rows]
+            dp = _mm(g, v[head].t())
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+            _mm(ds, k[head], dq[head][rows])
+            _add_mm(dk[head], ds.t(), q[head][rows])
+            _add_mm(dv[head], p.t(), g)
+        return dq.mul_(ctx.scale), dk, dv, None
+
+
+def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[tuple[int, int], slice]]:
+    """Every (image, head) with blocks of its queries whose scores stay small."""
+    if isinstance(q, FakeTensor):
+        return  # a rehearsal counts what is kept (memory.py); the loop only costs it time
+    B, h, N, _ = q.shape
+    step = max(1, min(N, SCORES[q.dtype] // k.shape[-2]))
+    step = math.ceil(N / math.ceil(N / step))
+    for image in range(B):
+        for head in range(h):
+            for top in range(0, N, step):
+                yield (image, head), slice(top, top + step)
+
+
+def _scores(q: Tensor, k: Tensor, head: tuple[int, int], rows: slice) -> Tensor:
+    return torch.softmax(_mm(q[head][rows], k[head].t()), dim=-1)
+
+
+def _mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    if a.dtype is torch.float32:
+        found = product(a, b.t())
+        return found if out is None else out.copy_(found)
+    return torch.mm(a, b, out=out)
+
+
+def _add_mm(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype is torch.float32:
+        total += product(a, b.t())
+    else:
+        total.addmm_(a, b)

@@ -1,0 +1,39 @@
+"""In which type a model computes on which hardware."""
+
+from __future__ import annotations
+
+import torch
+
+from setr.arguments.choices import Precision
+from setr.errors import USAGE, SetrError
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The autocast type of a precision; None computes in fp32.
+
+    `auto` is bf16 where the hardware multiplies it (CUDA since Ampere, CPUs with AVX512-BF16 or
+    AMX), else fp16 on CUDA and fp32 on CPUs.
+
+    Raises:
+        SetrError: the hardware lacks the precision asked for.
+    """
+    if precision == "fp32":
+        return None
+    if precision == "fp16" and device.type == "cpu":
+        raise SetrError("precision fp16: CPUs compute in bf16 or fp32; choose auto", code=USAGE)
+    has_bf16 = _multiplies_bf16(device)
+    if precision == "bf16" and not has_bf16:
+        raise SetrError(f"precision bf16: this {device.type} lacks it; choose auto", code=USAGE)
+    if precision == "auto":
+        precision = "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
+    return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return (  # builds for some processors carry neither oneDNN nor its question
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )

@@ -1,0 +1,1 @@
+"""Outlines that annotation tools leave beside images, and the masks drawn from them."""

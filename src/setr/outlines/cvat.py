@@ -1,0 +1,86 @@
+"""Outlines of "CVAT for images": an XML file of many images with polygons, masks, ellipses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from setr.data.layouts import SPLIT_OF
+from setr.images import encode_png
+from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse
+from setr.outlines.index import BACKGROUND, IGNORED, Annotated, Images, Outlined, not_one
+from setr.reading.files import walk_images
+
+_NO_AREA = ("box", "polyline", "points", "cuboid", "skeleton")
+
+
+def cvat_outlines(root: Path, images: list[str]) -> Outlined | None:
+    """Those of all XML files of CVAT, or None; shapes of a larger `z_order` lie over others."""
+    out, where, classes = Outlined("CVAT", False), Images(images), dict[str, None]()
+    broken: list[str] = []
+    for name in walk_images(root, frozenset({".xml"})):
+        try:
+            tree = ElementTree.parse(root / name).getroot()
+        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # or encoding
+            broken.append(f"{name}: not XML that can be read ({error!s:.80})")
+            continue
+        if tree.tag != "annotations":
+            continue
+        if tree.find("track") is not None:
+            out.problems.append(f"{name}: tracks of a video; export it as 'CVAT for images'")
+        labels = (label.findtext("name") for label in tree.iterfind("meta//labels/label"))
+        classes |= dict.fromkeys(label for label in labels if label)
+        for image in tree.iterfind("image"):
+            _image(name, image, where, out)
+    named = {shape.name for entry in out.images for shape in entry.shapes}
+    known = [c for c in classes if c not in (IGNORED, BACKGROUND)]
+    out.classes = (*known, *sorted(named - {IGNORED, BACKGROUND, *known}))
+    if not out.images and not out.problems:
+        return None
+    out.problems += broken
+    return out
+
+
+def _image(name: str, image: ElementTree.Element, where: Images, out: Outlined) -> None:
+    called, split = image.get("name", ""), SPLIT_OF.get(image.get("subset", "").lower(), "")
+    images = where.find(called, name, split)
+    if len(images) != 1:
+        out.problems.append(not_one(name, called, images))
+        return
+    shapes = []
+    for given in sorted(image, key=lambda e: int(e.get("z_order") or 0)):
+        if given.tag in _NO_AREA:
+            out.leave_out(f"CVAT's {given.tag}")
+            continue
+        try:
+            part = _part(given.tag, given.attrib)
+            if part is not None:
+                shapes.append(Shape(given.attrib["label"], (part,)))
+        except (ValueError, KeyError):
+            out.problems.append(f"{name}: {called}: a {given.tag} without a label or its points")
+    try:
+        size = int(image.attrib["height"]), int(image.attrib["width"])
+    except (ValueError, KeyError):
+        size = None
+    out.images.append(Annotated(images[0], tuple(shapes), name, size, split))
+
+
+def _part(kind: str, given: Mapping[str, str]) -> Part | None:
+    """A shape's area; None for tags, which have none."""
+    if kind == "polygon":
+        return Ring(as_points([point.split(",") for point in given["points"].split(";")]))
+    if kind == "ellipse":
+        x, y, a, b = (float(given[key]) for key in ("cx", "cy", "rx", "ry"))
+        return ellipse((x, y), (a, b), math.radians(float(given.get("rotation") or 0)))
+    if kind == "mask":  # runs row by row, the first of them outside
+        lengths = np.array(given["rle"].split(","), np.int64)
+        W, H = int(given["width"]), int(given["height"])
+        if (lengths < 0).any() or lengths.sum() != W * H:
+            raise ValueError
+        inside = np.repeat(np.arange(len(lengths)) % 2, lengths).reshape(H, W).astype(np.uint8)
+        return Patch(int(given["top"]), int(given["left"]), encode_png(inside))
+    return None

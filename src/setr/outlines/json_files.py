@@ -1,0 +1,219 @@
+"""Outlines in JSON: a file per image, those of many images, and GeoJSON.
+
+Of an image are the files of LabelMe, Supervisely and V7; of many those of COCO, the VGG Image
+Annotator and Label Studio.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from setr.data.class_files import names_by_id
+from setr.outlines.darwin import is_darwin, read_darwin
+from setr.outlines.drawing import Part, Patch, Ring, Runs, Shape, as_counts, as_points
+from setr.outlines.geojson import BROKEN, Layers
+from setr.outlines.index import (
+    BACKGROUND,
+    IGNORED,
+    Annotated,
+    Images,
+    Outlined,
+    not_one,
+    split_of,
+)
+from setr.outlines.label_studio import label_studio_tasks, read_label_studio
+from setr.outlines.panoptic import is_panoptic, read_panoptic
+from setr.outlines.supervisely import is_supervisely, read_supervisely, supervisely_classes
+from setr.outlines.via import is_via, read_via
+from setr.reading.files import walk_images
+
+
+def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterator[Outlined]:
+    """Those of all JSON files, by kind; the key is for VIA and GeoJSON."""
+    labelme, coco = Outlined("LabelMe", False), Outlined("COCO", True)
+    supervisely, described = Outlined("Supervisely", False), list[str]()
+    via, studio = Outlined("VIA", False), Outlined("Label Studio", False)
+    darwin, panoptic = Outlined("V7", False), Outlined("COCO panoptic", False)
+    where, broken = Images(images), []
+    layers: dict[str, dict[str, Any]] = {}
+    for name in walk_images(root, frozenset({".json", ".geojson"})):
+        try:
+            content = json.loads((root / name).read_bytes())
+        except (ValueError, OSError, RecursionError) as error:
+            broken.append(f"{name}: not JSON ({' '.join(str(error).split())[:80]})")
+            continue
+        if tasks := label_studio_tasks(content):
+            read_label_studio(name, tasks, where, studio)
+        if not isinstance(content, dict):
+            continue
+        if isinstance(content.get("shapes"), list) and "imagePath" in content:
+            _labelme(name, content, where, labelme)
+        elif is_panoptic(content):
+            read_panoptic(root, name, content, where, panoptic)
+        elif is_darwin(content):
+            read_darwin(name, content, where, darwin)
+        elif all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
+            _Coco(name, content, where, coco).read()
+        elif is_supervisely(content):
+            read_supervisely(name, content, where, supervisely)
+        elif is_via(content):
+            read_via(name, content, where, via, class_key)
+        elif os.path.basename(name) == "meta.json":
+            described += supervisely_classes(content)
+        elif content.get("type") == "FeatureCollection" and isinstance(
+            content.get("features"), list
+        ):
+            layers[name] = content
+    known = names_by_id(root)
+    listed_first = {"Supervisely": described, "VIA": via.classes}
+    for outlined in (labelme, supervisely, darwin, via, studio):
+        first = listed_first.get(outlined.kind) or known.values()
+        named = {shape.name for entry in outlined.images for shape in entry.shapes}
+        listed = [n for n in dict.fromkeys(first) if n not in (IGNORED, BACKGROUND)]
+        outlined.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
+    if not coco.images:
+        coco.problems += coco.notes
+    geojson = Layers(root, images, where, known, class_key)
+    for name, content in layers.items():
+        geojson.read(name, content)
+    outlines = (labelme, supervisely, darwin, via, studio, coco, panoptic, geojson.outlined())
+    for outlined in outlines:
+        if outlined.images or outlined.problems:
+            outlined.problems += broken
+            yield outlined
+
+
+# --- LabelMe --------------------------------------------------------------------------------------
+
+
+def _labelme(name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
+    stem, recorded = os.path.splitext(name)[0], str(content["imagePath"])
+    images = where.find(os.path.basename(stem), name)
+    if len(images) != 1:  # the path in it is relative to it
+        place = os.path.join(os.path.dirname(name), recorded.replace("\\", "/"))
+        images = where.find(os.path.normpath(place), name) or images
+    if len(images) != 1:
+        out.problems.append(not_one(name, recorded, images))
+        return
+    shapes = []
+    for number, shape in enumerate(content["shapes"], 1):
+        try:
+            part = _labelme_part(shape)
+            if part is None:
+                out.leave_out(f"LabelMe's {shape['shape_type']}")
+            else:
+                shapes.append(Shape(_label(shape), (part,)))
+        except BROKEN:
+            out.problems.append(f"{name}: shape {number} has no label, or no points of its kind")
+    size = content.get("imageHeight"), content.get("imageWidth")
+    known = size if isinstance(size[0], int) and isinstance(size[1], int) else None
+    out.images.append(Annotated(images[0], tuple(shapes), name, known))  # type: ignore[arg-type]
+
+
+def _label(shape: Mapping[str, Any]) -> str:
+    if shape["label"] in (None, ""):
+        raise ValueError
+    return str(shape["label"])
+
+
+def _labelme_part(shape: Mapping[str, Any]) -> Part | None:
+    """A shape's area; None for lines and points, which have none."""
+    kind = shape.get("shape_type") or "polygon"
+    if kind == "polygon":
+        return Ring(as_points(shape["points"]))
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = np.sort(as_points(shape["points"], 2)[[0, -1]], axis=0)
+        if len(shape["points"]) == 2:
+            return Ring(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]))
+        return Ring(as_points(shape["points"]))
+    if kind == "circle":
+        centre, edge = as_points(shape["points"], 2)
+        radius = math.dist(centre, edge)
+        corners = min(max(16, math.ceil(8 * math.sqrt(radius))), 10_000)  # off by 0.1 pixel
+        turn = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+        return Ring(centre + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1))
+    if kind == "mask":
+        left, top = np.round(as_points(shape["points"], 1)[0]).astype(int).tolist()
+        return Patch(top, left, str(shape["mask"]))
+    return None
+
+
+# --- COCO -----------------------------------------------------------------------------------------
+
+
+class _Coco:
+    """One file of COCO's format, added to `out`.
+
+    Also as VIA writes it: ids in quotes where images have numbers, and a polygon without a list
+    around it.
+    """
+
+    def __init__(self, name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
+        self.name, self.content, self.where, self.out = name, content, where, out
+        self.split, self.in_folder = split_of(name), False
+
+    def read(self) -> None:
+        """Add the images and their annotations, and new classes."""
+        try:
+            categories = sorted(self.content["categories"], key=lambda category: category["id"])
+            names = {str(c["id"]): str(c["name"]) for c in categories}
+            groups = {c.get("supercategory") for c in categories}
+            used = {str(a["category_id"]) for a in self.content["annotations"]}
+            by_image: dict[str, list[Shape]] = {str(i["id"]): [] for i in self.content["images"]}
+            files = [image["file_name"] for image in self.content["images"]]
+            self.in_folder = any(map(self.where.has_folder_of, files))
+            for annotation in self.content["annotations"]:
+                self._add(annotation, names, by_image)
+            found = [
+                self._image(image, by_image[str(image["id"])]) for image in self.content["images"]
+            ]
+            named = [name for i, name in names.items() if i in used or name not in groups]
+        except BROKEN as error:
+            self.out.problems.append(f"{self.name}: not as COCO has it ({error!r})")
+            return
+        missing = [text for text in found if isinstance(text, str)]
+        if found and len(missing) == len(found):
+            self.out.notes.append(f"{self.name}: none of its {len(found)} images is here")
+            return
+        self.out.problems += missing
+        self.out.images += [entry for entry in found if isinstance(entry, Annotated)]
+        self.out.classes = tuple(dict.fromkeys((*self.out.classes, *named)))
+
+    def _image(self, image: Mapping[str, Any], shapes: list[Shape]) -> Annotated | str:
+        images = self.where.find(
+            image["file_name"], self.name, self.split, in_folder=self.in_folder
+        )
+        if len(images) != 1:
+            return not_one(self.name, image["file_name"], images)
+        size = (image["height"], image["width"]) if image.get("height") else None
+        return Annotated(images[0], tuple(shapes), self.name, size, self.split)
+
+    def _add(
+        self, annotation: Mapping[str, Any], names: dict[str, str], by_image: dict[str, list[Shape]]
+    ) -> None:
+        area = annotation.get("segmentation")
+        if not area or area == [[]]:
+            self.out.leave_out("annotations without an outline")
+            return
+        try:
+            parts: tuple[Part, ...]
+            if isinstance(area, dict):
+                H, W = area["size"]
+                parts = (Runs((int(H), int(W)), as_counts(area["counts"])),)
+            else:
+                rings = area if isinstance(area[0], list) else [area]
+                parts = tuple(Ring(as_points(ring)) for ring in rings)
+            shape = Shape(names[str(annotation["category_id"])], parts)
+            by_image[str(annotation["image_id"])].append(shape)
+        except BROKEN:
+            self.out.problems.append(
+                f"{self.name}: annotation {annotation.get('id')}: unknown category or image, or a "
+                "polygon of fewer than three points"
+            )

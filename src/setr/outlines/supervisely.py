@@ -1,0 +1,63 @@
+"""Supervisely's outlines: `DATASET/img/x.jpg`, `DATASET/ann/x.jpg.json`, classes in `meta.json`.
+
+Bitmaps are PNG files in zlib and base64 with the place of their first pixel, polygons have holes.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points
+from setr.outlines.geojson import BROKEN
+from setr.outlines.index import Annotated, Images, Outlined, not_one
+
+
+def is_supervisely(content: Mapping[str, Any]) -> bool:
+    """Whether a JSON file holds the objects of an image."""
+    return isinstance(content.get("objects"), list) and isinstance(content.get("size"), dict)
+
+
+def supervisely_classes(content: Mapping[str, Any]) -> list[str]:
+    """The classes that `meta.json` lists; none of another file."""
+    listed = content.get("classes")
+    known = listed if isinstance(listed, list) else []
+    return [str(c["title"]) for c in known if isinstance(c, dict) and "title" in c]
+
+
+def read_supervisely(name: str, content: Mapping[str, Any], where: Images, out: Outlined) -> None:
+    """Add the image of a file and its objects; later ones lie over earlier ones."""
+    image = os.path.splitext(os.path.basename(name))[0]
+    beside = os.path.dirname(os.path.dirname(name))
+    images = where.find(os.path.join(beside, "img", image), name)
+    if len(images) != 1:
+        out.problems.append(not_one(name, image, images))
+        return
+    shapes = []
+    for number, given in enumerate(content["objects"], 1):
+        try:
+            part = _part(given)
+            if part is None:
+                out.leave_out(f"Supervisely's {given['geometryType']}")
+            else:
+                shapes.append(Shape(str(given["classTitle"]), (part,)))
+        except (*BROKEN, zlib.error):
+            out.problems.append(f"{name}: object {number} has no class, or is no polygon or bitmap")
+    size = content["size"].get("height"), content["size"].get("width")
+    known = size if isinstance(size[0], int) and isinstance(size[1], int) else None
+    out.images.append(Annotated(images[0], tuple(shapes), name, known))
+
+
+def _part(given: Mapping[str, Any]) -> Part | None:
+    """An object's area; None for boxes, lines and points."""
+    if given["geometryType"] == "polygon":
+        points = given["points"]
+        holes = tuple(as_points(hole) for hole in points.get("interior") or ())
+        return Ring(as_points(points["exterior"]), holes=holes)
+    if given["geometryType"] == "bitmap":
+        left, top = map(int, given["bitmap"]["origin"])
+        return Patch(top, left, zlib.decompress(base64.b64decode(given["bitmap"]["data"])))
+    return None

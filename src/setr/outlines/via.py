@@ -1,0 +1,116 @@
+"""Outlines of the VGG Image Annotator (VIA 2): a JSON file of many images, project or export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from setr.outlines.drawing import Part, Ring, Shape, as_points, ellipse
+from setr.outlines.geojson import BROKEN, CLASS_KEYS
+from setr.outlines.index import Annotated, Images, Outlined, not_one
+
+ONLY = "object"
+"""Class of regions where none has an attribute."""
+
+
+def is_via(content: Mapping[str, Any]) -> bool:
+    """Whether a JSON file holds images with regions."""
+    images = content.get("_via_img_metadata", content)
+    return (
+        isinstance(images, dict)
+        and bool(images)
+        and all(isinstance(i, dict) and {"filename", "regions"} <= set(i) for i in images.values())
+    )
+
+
+def read_via(
+    name: str, content: Mapping[str, Any], where: Images, out: Outlined, class_key: str
+) -> None:
+    """Add the images of a file and its regions; later ones lie over earlier ones.
+
+    Args:
+        name: of the file.
+        content: of it.
+        where: the images of the folder.
+        out: takes them, and as classes the options that the file lists.
+        class_key: attribute that names the class; empty looks for the usual ones, or the only one.
+    """
+    images = content.get("_via_img_metadata", content).values()
+    try:
+        listed = [(str(image["filename"]), _values(image["regions"])) for image in images]
+        given = dict.fromkeys(k for _, regions in listed for r in regions for k in _attributes(r))
+    except BROKEN as error:
+        out.problems.append(f"{name}: not as VIA has it ({error!r})")
+        return
+    wanted = (class_key,) if class_key else CLASS_KEYS
+    keys = [k for w in wanted for k in given if k.lower() == w.lower()]
+    key = next(iter(keys or given), "")
+    if not keys and (class_key or len(given) > 1):
+        out.problems.append(
+            f"{name}: which attribute names the class? regions have {', '.join(given) or 'none'}; "
+            "give it as --class-key"
+        )
+        return
+    if not key and any(regions for _, regions in listed):
+        out.notes.append(f"{name}: regions have no attributes: all of class '{ONLY}'")
+    out.classes = tuple(dict.fromkeys((*out.classes, *_options(content, key))))
+    for called, regions in listed:
+        found = where.find(called, name)
+        if len(found) != 1:
+            out.problems.append(not_one(name, called, found))
+            continue
+        shapes = []
+        for number, region in enumerate(regions, 1):
+            try:
+                part = _part(region["shape_attributes"])
+                if part is None:
+                    out.leave_out(f"VIA's {region['shape_attributes']['name']}")
+                else:
+                    title = _title(_attributes(region)[key]) if key else ONLY
+                    shapes.append(Shape(title, (part,)))
+            except BROKEN:
+                what = f"no class in its attribute '{key}', or " if key else ""
+                out.problems.append(f"{name}: {called}: region {number} has {what}no points")
+        out.images.append(Annotated(found[0], tuple(shapes), name))
+
+
+def _values(regions: Any) -> list[Any]:
+    """A list, or what version 1 numbers."""
+    return list(regions.values() if isinstance(regions, dict) else regions)
+
+
+def _attributes(region: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = region.get("region_attributes")
+    return found if isinstance(found, dict) else {}
+
+
+def _options(content: Mapping[str, Any], key: str) -> list[str]:
+    """What the attribute can be, where the project lists it."""
+    try:
+        return [str(name) for name in content["_via_attributes"]["region"][key]["options"]]
+    except BROKEN:
+        return []
+
+
+def _title(value: Any) -> str:
+    """Name of a class: text, or the only one that is ticked."""
+    if isinstance(value, dict):
+        (value,) = (option for option, ticked in value.items() if ticked)
+    if not str(value).strip():
+        raise ValueError
+    return str(value).strip()
+
+
+def _part(shape: Mapping[str, Any]) -> Part | None:
+    """A region's area; None for lines and points, which have none."""
+    kind = shape["name"]
+    if kind == "polygon":
+        return Ring(as_points([*zip(shape["all_points_x"], shape["all_points_y"], strict=True)]))
+    if kind == "rect":
+        x, y, w, h = (float(shape[side]) for side in ("x", "y", "width", "height"))
+        return Ring(as_points([(x, y), (x + w, y), (x + w, y + h), (x, y + h)]))
+    if kind in ("circle", "ellipse"):
+        a, b = (shape[side] for side in (("r", "r") if kind == "circle" else ("rx", "ry")))
+        centre = float(shape["cx"]), float(shape["cy"])
+        return ellipse(centre, (float(a), float(b)), float(shape.get("theta") or 0))
+    return None

@@ -1,0 +1,277 @@
+"""The paper's explaining figures from any model, as rows of pictures with captions.
+
+Figure 6: what a point attends to. Figure 5: features layer by layer. Figures 2 to 4: two models
+side by side. And the similarity of position embeddings, as the ViT paper shows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from setr.bands import as_rgb, read_pixels
+from setr.data.dataset import require_size
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.explain import (
+    attention_maps,
+    attention_rollout,
+    layer_features,
+    position_similarity,
+    principal_colours,
+    strongest_channels,
+)
+from setr.inference import normalize
+from setr.labels import IGNORE, Labels
+from setr.pages.montage import Panel, mark
+from setr.pages.page import RIGHT, WRONG, error_map, heat
+from setr.predictor import Predictor
+from setr.reading.masks import ColourMaskError, read_mask
+
+
+class Figure(NamedTuple):
+    """Rows of panels, and a sentence that says how to read them.
+
+    Attributes:
+        legend: training ids whose names belong below the picture.
+    """
+
+    rows: list[list[Panel]]
+    note: str
+    legend: tuple[int, ...] = ()
+
+
+class View(NamedTuple):
+    """An image as the model sees it.
+
+    Attributes:
+        image: uint8 RGB (H, W, 3).
+        pixels: normalised (1, C, H', W'), at the size of the model's protocol.
+    """
+
+    image: np.ndarray
+    pixels: torch.Tensor
+
+    def at_image_size(self, values: np.ndarray, patch_size: int) -> np.ndarray:
+        """A map over the patch grid (h, w[, 3]) -> (H, W[, 3]); the padding is cut off."""
+        H, W = self.pixels.shape[-2:]
+        h, w = values.shape[:2]
+        full = cv2.resize(
+            np.ascontiguousarray(values, dtype=np.float32), (w * patch_size, h * patch_size)
+        )
+        return cv2.resize(full[:H, :W], (self.image.shape[1], self.image.shape[0]))
+
+
+def open_view(predictor: Predictor, path: Path, short_side: int | None = None) -> View:
+    """Read an image and scale it as the model's protocol does, or to another short side."""
+    return make_view(predictor, read_pixels(path, predictor.bands), short_side)
+
+
+def make_view(predictor: Predictor, image: np.ndarray, short_side: int | None = None) -> View:
+    """Scale an image uint8 (H, W, C) as the model's protocol does, or to a short side."""
+    protocol = predictor.info.protocol.whole()
+    if short_side:
+        protocol = dataclasses.replace(protocol, short_side=short_side)
+    x = torch.from_numpy(image)[None].to(predictor.device)
+    x = normalize(x, predictor.info.mean, predictor.info.std)
+    size = protocol.view_size(image.shape[0], image.shape[1], 1.0)
+    return View(as_rgb(image), F.interpolate(x, size, mode="bilinear", align_corners=False))
+
+
+@torch.inference_mode()
+def attention_figure(
+    predictor: Predictor,
+    view: View,
+    points: Sequence[tuple[float, float]],
+    layers: Sequence[int],
+    head: int | None = None,
+) -> Figure:
+    """What points attend to.
+
+    Args:
+        predictor: the model.
+        view: the image.
+        points: (x, y) in pixels of the image; its centre if empty.
+        layers: blocks from 1; the last if empty.
+        head: one head, from 1; None for all and their mean.
+
+    Raises:
+        SetrError: a point outside the image, no such layer or head.
+    """
+    model, patch = predictor.network, predictor.network.encoder.patch_size
+    H, W = view.image.shape[:2]
+    layers = layers or (len(model.encoder.stages()),)
+    rows: list[list[Panel]] = []
+    for x, y in points or ((W / 2, H / 2),):
+        if not (0 <= x < W and 0 <= y < H):
+            raise SetrError(f"point {x:g},{y:g}: outside the image of {W}x{H}", code=USAGE)
+        cell = (
+            int(y * view.pixels.shape[-2] / H) // patch,
+            int(x * view.pixels.shape[-1] / W) // patch,
+        )
+        maps = attention_maps(model, view.pixels, layers, cell)
+        first = [
+            (mark(view.image, x, y), f"point {x:.0f},{y:.0f}"),
+            (attention_rollout(model, view.pixels, cell), "rollout over all layers"),
+        ]
+        further: list[tuple[np.ndarray, str]] = []
+        for layer in layers:
+            heads = maps[layer]
+            if head is not None and not 1 <= head <= len(heads):
+                raise SetrError(f"head {head}: layer {layer} has 1 to {len(heads)}", code=USAGE)
+            if head is not None:
+                first.append((heads[head - 1], f"layer {layer}, head {head}"))
+            else:
+                first.append((heads.mean(axis=0), f"layer {layer}, mean of heads"))
+                further += [(m, f"layer {layer}, head {i}") for i, m in enumerate(heads, 1)]
+        shown = [first[0]]
+        for values, caption in (*first[1:], *further):
+            top = max(float(np.quantile(values, 0.995)), 1e-12)  # a few outliers would dim the rest
+            scaled = view.at_image_size(values / top, patch)
+            shown.append((mark(heat(scaled), x, y), caption))
+        rows += [shown[: len(first)], *_wrapped(shown[len(first) :], 4)]
+    return Figure(
+        rows,
+        "Bright patches are what the ringed point attends to; each map is scaled so that its "
+        "brightest 0.5 % saturate. Rollout follows attention back through all layers.",
+    )
+
+
+@torch.inference_mode()
+def features_figure(
+    predictor: Predictor, view: View, layers: Sequence[int], channels: int = 4
+) -> Figure:
+    """Outputs of blocks as colours and as their strongest channels.
+
+    Args:
+        predictor: the model.
+        view: the image.
+        layers: blocks from 1; if empty, the first and three more at equal distances, which are the
+            paper's 1, 9, 17 and 24 where there are 24.
+        channels: channel maps per layer.
+    """
+    model, patch = predictor.network, predictor.network.encoder.patch_size
+    depth = len(model.encoder.stages())
+    layers = layers or spread_layers(depth)
+    rows: list[list[Panel]] = [[(view.image, "image")]]
+    for layer, maps in layer_features(model, view.pixels, layers).items():
+        colours = view.at_image_size(principal_colours(maps), patch)
+        row = [(np.rint(colours * 255).astype(np.uint8), f"layer {layer}, three main components")]
+        row += [
+            (heat(view.at_image_size(channel, patch)), f"layer {layer}, channel {number}")
+            for number, channel in strongest_channels(maps, channels)
+        ]
+        rows.append(row)
+    return Figure(
+        rows,
+        "Per layer the three principal components over the image as red, green and blue, and the "
+        "channels that vary most, dark to bright from their 2nd to their 98th percentile.",
+    )
+
+
+def spread_layers(depth: int) -> list[int]:
+    """The first of `depth` blocks and three more at equal distances, counted from 1."""
+    return sorted({min(depth, 1 + i * -(-depth // 3)) for i in range(4)})
+
+
+def position_figure(predictor: Predictor, grid: int = 7) -> Figure:
+    """Similarity of the embeddings of grid x grid positions to those of all positions."""
+    similarity = position_similarity(predictor.network)
+    h, w = similarity.shape[:2]
+    ys, xs = (np.unique(np.linspace(0, n - 1, min(grid, n)).round().astype(int)) for n in (h, w))
+    low = float(np.percentile(similarity, 1))
+    rows: list[list[Panel]] = [
+        [
+            (heat((similarity[y, x] - low) / (1 - low + 1e-12)), f"row {y + 1}, column {x + 1}")
+            for x in xs
+        ]
+        for y in ys
+    ]
+    return Figure(
+        rows,
+        f"Each map: cosine similarity of one position's embedding to those of all {h} x {w} "
+        f"positions, dark {low:.2f} to bright 1.",
+    )
+
+
+def compare_figure(
+    a: Predictor, b: Predictor, names: tuple[str, str], path: Path, truth: Path | None = None
+) -> Figure:
+    """Two models on one image.
+
+    Args:
+        a: first model.
+        b: second model, with the same classes.
+        names: of the models.
+        path: image file.
+        truth: label image as the models' data have it, in ids or colours, if there is one.
+
+    Raises:
+        SetrError: other classes, or a truth of another size.
+    """
+    labels = a.info.labels
+    if labels.classes != b.info.labels.classes:
+        raise SetrError(
+            f"{names[0]} and {names[1]} have different classes; give two models of the same ones",
+            code=USAGE,
+        )
+    ours, theirs = a.predict(path), b.predict(path)
+    differ = ours.mask != theirs.mask
+    share = f"{100 * differ.mean():.1f} %"
+    colours = np.array([RIGHT, WRONG], np.uint8)[differ.astype(np.uint8)]
+    rows: list[list[Panel]] = [
+        [(ours.image, "image"), (ours.overlay(), names[0]), (theirs.overlay(), names[1])],
+        [
+            (colours, f"they differ in {share}"),
+            (ours.color(), names[0]),
+            (theirs.color(), names[1]),
+        ],
+    ]
+    seen = np.union1d(ours.mask, theirs.mask)
+    if truth:
+        real = _truth(truth, labels, ours.mask.shape)
+        row: list[Panel] = [(labels.palette[real], "truth")]
+        for name, result in zip(names, (ours, theirs), strict=True):
+            counted = real != IGNORE
+            right = (result.mask == real)[counted].mean() if counted.any() else 0.0
+            row.append((error_map(result.mask, real), f"{name}: {100 * right:.1f} % right"))
+        rows.append(row)
+        seen = np.union1d(seen, real)
+    return Figure(
+        rows,
+        f"{path.name}: the models differ on {share} of the pixels (orange).",
+        tuple(int(i) for i in seen if i < len(labels.classes)),
+    )
+
+
+def _wrapped(panels: list[Panel], columns: int) -> list[list[Panel]]:
+    return [panels[i : i + columns] for i in range(0, len(panels), columns)]
+
+
+def _truth(path: Path, labels: Labels, size: tuple[int, ...]) -> np.ndarray:
+    """Training ids (H, W) of a label image in the ids or colours that a model's data had."""
+    try:
+        raw = read_mask(path, rgb=labels.colour_map is not None)
+        require_size(path, raw, size)
+    except ColourMaskError:
+        raise SetrError(
+            f"{path}: holds colours, but the models were trained on ids; give a label image of one "
+            "id per pixel (8-bit grey or palette PNG), as their data had",
+            code=DATA_CHECK_FAILED,
+        ) from None
+    except SetrError as error:
+        raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
+    try:
+        return labels.to_train_ids(raw)
+    except SetrError as error:  # whose advice is for a data.yaml
+        reason = str(error).partition(";")[0]
+        raise SetrError(
+            f"{path}: {reason}; give a label image coded as the models' data",
+            code=DATA_CHECK_FAILED,
+        ) from None

@@ -1,0 +1,91 @@
+"""What a report shows of single images: a line for each, and the worst and best as pictures."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from setr.distributed import gather
+from setr.evaluation import ScoredImage
+from setr.reading.files import write_bytes
+from setr.scores.intervals import paired_difference
+
+
+class Gallery:
+    """Collects tested images; give it to `evaluate_split` as `on_image`.
+
+    Two numbers are kept of each image, pictures only of the extremes.
+
+    Args:
+        shown: how many of the worst and how many of the best to keep with their pictures.
+    """
+
+    def __init__(self, shown: int = 6) -> None:
+        self.shown = shown
+        self.rows: dict[int, tuple[str, float | None, float | None]] = {}
+        self._worst: list[tuple[float, int, ScoredImage]] = []
+        self._best: list[tuple[float, int, ScoredImage]] = []
+
+    def __call__(self, tested: ScoredImage) -> None:
+        """Take one image."""
+        miou = tested.figures["miou"]
+        self.rows[tested.number] = (tested.name, miou, tested.figures["pixel_accuracy"])
+        if miou is None or not self.shown:
+            return
+        for heap, key in ((self._worst, -miou), (self._best, miou)):
+            self._keep(heap, (key, tested.number, tested))
+
+    def _keep(
+        self, heap: list[tuple[float, int, ScoredImage]], item: tuple[float, int, ScoredImage]
+    ) -> None:
+        heapq.heappush(heap, item)
+        if len(heap) > self.shown:
+            heapq.heappop(heap)
+
+    def gather(self) -> None:
+        """Take in what the other processes of a test collected, if there are any."""
+        parts = gather((self.rows, self._worst, self._best))
+        if len(parts) == 1:
+            return
+        self._worst, self._best = [], []
+        for rows, worst, best in parts:
+            self.rows.update(rows)
+            for heap, items in ((self._worst, worst), (self._best, best)):
+                for item in items:
+                    self._keep(heap, item)
+
+    @property
+    def worst(self) -> list[ScoredImage]:
+        """Images with the lowest mIoU, lowest first."""
+        return [item[2] for item in sorted(self._worst, key=lambda item: -item[0])]
+
+    @property
+    def best(self) -> list[ScoredImage]:
+        """Images with the highest mIoU, highest first, without those among the worst."""
+        taken = {tested.number for tested in self.worst}
+        ordered = sorted(self._best, key=lambda item: -item[0])
+        return [item[2] for item in ordered if item[1] not in taken]
+
+    def write_csv(self, path: Path) -> None:
+        """Write `image,miou,pixel_accuracy`, a line per image, empty where nothing is counted."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("image", "miou", "pixel_accuracy"))
+        for _, row in sorted(self.rows.items()):
+            writer.writerow(["" if v is None else v for v in row])
+        write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def paired(ours: Gallery, theirs: Gallery) -> dict[str, Any]:
+    """`paired_difference` of the mIoU of every image that both models were tested on."""
+    pairs = [
+        (row[1], theirs.rows[index][1])
+        for index, row in sorted(ours.rows.items())
+        if index in theirs.rows and row[1] is not None and theirs.rows[index][1] is not None
+    ]
+    return paired_difference(*np.array(pairs, dtype=np.float64).reshape(-1, 2).T)

@@ -1,0 +1,77 @@
+"""The model card: what a model is, how good, from which weights, and how to make it again."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from setr.errors import SetrError
+from setr.model import SETR
+from setr.model_info import ModelInfo
+from setr.weight_files.pretrained import pretrained_id
+
+
+def model_card(model: SETR, info: ModelInfo) -> str:
+    """The README.md of a model directory."""
+    arguments = model.arguments
+    licence = encoder_licence(arguments, info.pretrained)
+    figures = "\n".join(f"| {key} | {value} |" for key, value in info.metrics.items())
+    table = f"| figure | value |\n|---|---|\n{figures}" if figures else "No figures were recorded."
+    weights = (
+        f"started from `{info.pretrained}` (timm lists this encoder's weights as {licence})"
+        if info.pretrained
+        else "no pretrained weights recorded"
+    )
+    again = f"```bash\n{info.command}\n```" if info.command else "Not recorded."
+    crop = f", trained on crops of {_times(info.crop_size)}" if info.crop_size else ""
+    window = (
+        f"windows of {_times(info.protocol.window)}, step {_times(info.protocol.stride)}"
+        if info.protocol.window
+        else "whole images"
+    )
+    reads = f"\nReads {info.bands}.\n" if info.bands else ""
+    return f"""---
+library_name: setr
+pipeline_tag: image-segmentation
+tags: [semantic-segmentation, setr]
+---
+# {info.recipe}
+
+The {arguments["decoder"].upper()} decoder on `{arguments["encoder"]}`{crop}; tested on {window}.
+Encoder: {weights}.
+
+{model.num_classes} classes: {", ".join(info.labels.classes)}.
+{reads}
+## Figures
+
+{table}
+
+## Use
+
+```python
+import setr
+result = setr.load("path/to/this/folder").predict("image.jpg")
+result.save("mask.png")
+```
+
+## Make it again
+
+{again}
+"""
+
+
+def _times(size: tuple[int, int] | None) -> str:
+    return "x".join(map(str, size)) if size else "the window"
+
+
+def encoder_licence(arguments: dict[str, Any], tag: str | None = None) -> str:
+    """Licence of the encoder weights timm offers for a model, by their tag or timm's default."""
+    from setr._timm import timm
+
+    name = arguments["encoder"]
+    if tag and not Path(tag).suffix:
+        with contextlib.suppress(SetrError):
+            name = pretrained_id(name, tag)
+    config = timm.get_pretrained_cfg(name)
+    return (config.license if config else None) or "unknown"

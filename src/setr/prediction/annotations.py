@@ -1,0 +1,179 @@
+"""Polygons in the files other tools read: GeoJSON (RFC 7946), COCO and LabelMe.
+
+COCO has no holes in polygons, so regions with holes are run lengths there. LabelMe has no holes
+either, but draws later shapes over earlier ones: outlines from the largest to the smallest give the
+mask back, because what fills a hole is drawn after the region around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from setr.labels import Labels, hex_colour
+from setr.prediction.polygons import Polygon, run_lengths, signed_area, simplified
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where the pixels of a raster lie on a map.
+
+    Attributes:
+        crs: coordinate reference system as `EPSG:32633` or WKT; empty if the file names none.
+        transform: (a, b, c, d, e, f): map x = a·x + b·y + c and map y = d·x + e·y + f for pixel
+            corners x, y.
+    """
+
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
+
+    def to_map(self, points: np.ndarray) -> np.ndarray:
+        """Pixel corners (N, 2) -> map coordinates (N, 2) float64."""
+        a, b, c, d, e, f = self.transform
+        return points @ np.array([[a, d], [b, e]], np.float64) + (c, f)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether turning left in pixels is turning right on the map, as where y points north."""
+        a, b, _, d, e, _ = self.transform
+        return a * e - b * d < 0
+
+
+def to_geojson(
+    polygons: Sequence[Polygon], labels: Labels, *, geo: Georeference | None = None
+) -> dict[str, Any]:
+    """A FeatureCollection, one feature per region.
+
+    Args:
+        polygons: of one mask.
+        labels: class names and colours.
+        geo: gives map coordinates, with the reference system as GDAL and QGIS read it; without it
+            coordinates are pixels, y down the image.
+    """
+    features = []
+    for polygon in polygons:
+        properties = {
+            "class": labels.classes[polygon.class_id],
+            "class_id": polygon.class_id,
+            "color": hex_colour(labels.colours[polygon.class_id]),
+            "pixels": polygon.pixels,
+        }
+        geometry = {"type": "Polygon", "coordinates": [_closed(r, geo) for r in polygon.rings]}
+        features.append({"type": "Feature", "properties": properties, "geometry": geometry})
+    collection: dict[str, Any] = {"type": "FeatureCollection", "features": features}
+    if geo is not None and geo.crs:
+        collection["crs"] = {"type": "name", "properties": {"name": _crs_name(geo.crs)}}
+    return collection
+
+
+def to_coco(
+    polygons: Sequence[Polygon],
+    labels: Labels,
+    *,
+    file_name: str,
+    size: tuple[int, int],
+    image_id: int = 1,
+    tolerance: float = 0.0,
+    all_run_lengths: bool = False,
+) -> dict[str, Any]:
+    """Images, annotations and categories of COCO's object annotations, one per region.
+
+    Category ids are training ids + 1, because COCO's begin at 1.
+
+    Args:
+        polygons: exact polygons of one mask.
+        labels: class names.
+        file_name: of the image.
+        size: (H, W) of the image.
+        image_id: its number.
+        tolerance: polygons are simplified by at most this many pixels; run lengths stay exact.
+        all_run_lengths: also for regions without holes.
+    """
+    annotations = []
+    for number, polygon in enumerate(polygons, 1):
+        if all_run_lengths or len(polygon.rings) > 1:
+            segmentation: Any = {"size": list(size), "counts": run_lengths(polygon, size)}
+        else:
+            segmentation = [simplified(polygon, tolerance).rings[0].ravel().tolist()]
+        annotations.append(
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": polygon.class_id + 1,
+                "segmentation": segmentation,
+                "area": polygon.pixels,
+                "bbox": list(polygon.box),
+                "iscrowd": 0,
+            }
+        )
+    names = enumerate(labels.classes, 1)
+    image = {"id": image_id, "file_name": file_name, "width": size[1], "height": size[0]}
+    return {
+        "images": [image],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name, "supercategory": ""} for i, name in names],
+    }
+
+
+def merge_coco(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """COCO objects of single images as one, with images and annotations numbered anew."""
+    whole: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    for part in parts:
+        image_id = len(whole["images"]) + 1
+        whole["images"] += [{**image, "id": image_id} for image in part["images"]]
+        for annotation in part["annotations"]:
+            number = len(whole["annotations"]) + 1
+            whole["annotations"].append({**annotation, "id": number, "image_id": image_id})
+        whole["categories"] = part["categories"]
+    return whole
+
+
+def to_labelme(
+    polygons: Sequence[Polygon], labels: Labels, *, file_name: str, size: tuple[int, int]
+) -> dict[str, Any]:
+    """A LabelMe file: outlines, the largest first.
+
+    Args:
+        polygons: of one mask.
+        labels: class names.
+        file_name: of the image, as seen from the file's folder.
+        size: (H, W) of the image.
+    """
+    by_size = sorted(polygons, key=lambda p: -signed_area(p.rings[0]))
+    shapes = [
+        {
+            "label": labels.classes[polygon.class_id],
+            "points": polygon.rings[0].astype(float).tolist(),
+            "group_id": None,
+            "description": "",
+            "shape_type": "polygon",
+            "flags": {},
+        }
+        for polygon in by_size
+    ]
+    return {
+        "version": "5.4.1",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": file_name,
+        "imageData": None,
+        "imageHeight": size[0],
+        "imageWidth": size[1],
+    }
+
+
+def _closed(ring: np.ndarray, geo: Georeference | None) -> list[list[float]]:
+    """A ring as GeoJSON wants it: its first point again at the end, outlines anticlockwise."""
+    ring = np.concatenate([ring, ring[:1]])
+    if geo is None:
+        return ring.tolist()
+    points = geo.to_map(ring)
+    return (points[::-1] if geo.mirrors else points).tolist()
+
+
+def _crs_name(crs: str) -> str:
+    authority, _, code = crs.partition(":")
+    return f"urn:ogc:def:crs:{authority}::{code}" if code.isdigit() else crs

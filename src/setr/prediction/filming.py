@@ -1,0 +1,136 @@
+"""Segment a video: `overlay` and `color` become videos of the same size and rate.
+
+Every other kind is written per frame, into a folder named after the video. Videos and folders
+appear when complete.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from setr.errors import SetrError
+from setr.prediction.kinds import KINDS
+from setr.prediction.outputs import with_ending, write
+from setr.prediction.video import VideoReader, VideoWriter, part_of
+from setr.predictor import Predictor
+from setr.result import Result
+
+FILMS: dict[str, tuple[str, Callable[[Result], np.ndarray]]] = {
+    "overlay": ("_overlay.mp4", Result.overlay),
+    "color": ("_color.mp4", Result.color),
+}
+"""Kinds that become a video: the ending of its name, and the picture of a frame."""
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What became of a video.
+
+    Attributes:
+        files: videos and folders written.
+        frames: how many were segmented.
+        announced: how many the file says it has; less were readable where it is cut off.
+        shares: share of all pixels per class, largest first; what is missing to 1 is unlabelled.
+    """
+
+    files: list[Path]
+    frames: int
+    announced: int
+    shares: dict[str, float]
+
+
+def predict_video(
+    predictor: Predictor,
+    path: str | os.PathLike,
+    stem: Path,
+    kinds: Sequence[str] = ("overlay",),
+    *,
+    options: dict[str, Any] | None = None,
+    on_frame: Callable[[int, int], None] = lambda done, announced: None,
+) -> VideoReport:
+    """Segment every frame and write what is asked for.
+
+    Args:
+        predictor: the model.
+        path: a video.
+        stem: output folder and name without ending: `out/clip` gives `out/clip_overlay.mp4` and
+            `out/clip/000001.png`, …
+        kinds: of `kinds.KINDS`.
+        options: of the kinds with polygons; see `outputs.write`.
+        on_frame: called with the number of frames done and announced; 0 where none is.
+
+    Raises:
+        SetrError: not a video, or a file that cannot be written; none appears unfinished.
+    """
+    predictor.reads.require_rgb(f"{os.fspath(path)}: a video has")
+    films = [kind for kind in kinds if kind in FILMS]
+    single = [kind for kind in kinds if kind not in FILMS]
+    shares: Counter[str] = Counter()
+    done = 0
+    with ExitStack() as stack:
+        reader = stack.enter_context(VideoReader(path))
+        frame_files = stack.enter_context(_FrameFiles(stem, single))
+        writers = {
+            kind: stack.enter_context(VideoWriter(with_ending(stem, FILMS[kind][0]), reader.rate))
+            for kind in films
+        }
+        for done, frame in enumerate(reader, 1):
+            result = predictor.predict(frame)
+            for kind, writer in writers.items():
+                writer.add(FILMS[kind][1](result))
+            result.path = f"{os.fspath(path)}#{done}"
+            frame_files.add(result, done, **(options or {}))
+            shares.update(result.shares)
+            on_frame(done, reader.announced)
+        announced = reader.announced
+    files = [writer.path for writer in writers.values()] + ([stem] if single else [])
+    means = {name: total / done for name, total in shares.most_common()}
+    return VideoReport(files, done, announced, means)
+
+
+class _FrameFiles:
+    """A folder of files per frame, `000001.png` and so on, in place of the same kinds before."""
+
+    def __init__(self, folder: Path, kinds: Sequence[str]) -> None:
+        self.folder, self.kinds = folder, kinds
+        self._part = part_of(folder)
+
+    def __enter__(self) -> _FrameFiles:
+        shutil.rmtree(self._part, ignore_errors=True)
+        return self
+
+    def add(self, result: Result, number: int, **options: Any) -> None:
+        """Write the files of a frame."""
+        write(result, self._part / f"{number:06d}", self.kinds, **options)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if kind is None and self.kinds:
+                self._publish()
+        except OSError as problem:
+            raise SetrError(f"{self.folder}: cannot write: {problem.strerror}") from None
+        finally:
+            shutil.rmtree(self._part, ignore_errors=True)
+
+    def _publish(self) -> None:
+        endings = "|".join(re.escape(KINDS[kind]) for kind in self.kinds)
+        for old in self.folder.glob("*"):
+            if re.fullmatch(rf"\d{{6,}}({endings})", old.name):
+                old.unlink()
+        with suppress(OSError):  # it holds other files, too, or is not there
+            self.folder.rmdir()
+        if not self.folder.exists():
+            os.replace(self._part, self.folder)
+            return
+        for new in self._part.iterdir():
+            os.replace(new, self.folder / new.name)

@@ -1,0 +1,322 @@
+"""What to predict: files, folders, globs, tar shards and Parquet files, here or on object storage.
+
+All are listed first, so that names, `--shard` and what is done already are known before the first
+pixel is decoded. An item is a few strings and numbers: a million of them fit into memory, and they
+travel to other processes and machines.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from setr.data.shard_writer import Keys
+from setr.errors import USAGE, SetrError, first_line
+from setr.images import Source
+from setr.reading.files import IMAGE_SUFFIXES, expanded
+from setr.reading.storage import (
+    Identity,
+    Storage,
+    file_system,
+    identity,
+    is_address,
+    read_range,
+)
+from setr.reading.urls import is_url
+
+ARCHIVES = (".tar", ".parquet")
+NAME_COLUMNS = ("name", "key", "__key__", "file_name", "path", "id")
+"""Columns of a Parquet file that name its rows, the first of these that is there."""
+
+
+class Item(NamedTuple):
+    """One image.
+
+    Attributes:
+        name: its path below what was asked for; no other item has it.
+        place: the file or address it is in.
+        stamp: changes when the file does.
+        part: in a tar file, first byte and length; in a Parquet file, row group and row in it.
+    """
+
+    name: str
+    place: str
+    stamp: str
+    part: tuple[int, int] | None = None
+
+    @property
+    def path(self) -> str:
+        """The file, if it is one of this machine."""
+        return "" if self.part is not None or is_address(self.place) else self.place
+
+    @property
+    def shown(self) -> str:
+        """What people are told it is."""
+        inside = self.name.partition("/")[2]
+        return self.place if self.part is None else f"{self.place}:{inside}"
+
+
+def find_items(sources: Sequence[str]) -> list[Item]:
+    """Files, folders, globs, archives and addresses -> images, in a fixed order, no file twice.
+
+    Raises:
+        SetrError: a source that names nothing, or an archive that cannot be read.
+    """
+    found: dict[tuple[str, object], Item] = {}
+    for source in sources:
+        before = len(found)
+        seen = False
+        for item in _items(source):
+            seen = True
+            found.setdefault((item.place, item.part), item)
+        if len(found) == before and not seen:
+            raise SetrError(f"{source}: no images found here", code=USAGE)
+    return list(found.values())
+
+
+def output_names(items: Sequence[Item], *, packed: bool = False) -> list[str]:
+    """Output names without ending: an image's stem, or its whole name where stems clash.
+
+    In a pack they end in a key of `shard_writer.Keys`, unique in its folder.
+    """
+    if packed:
+        folders = [posixpath.dirname(item.name) for item in items]
+        keys = {folder: Keys() for folder in folders}
+        return [
+            posixpath.join(folder, keys[folder](item.name))
+            for item, folder in zip(items, folders, strict=True)
+        ]
+    stems = [os.path.splitext(item.name)[0] for item in items]
+    count = Counter(stems)
+    return [
+        stem if count[stem] == 1 else item.name for item, stem in zip(items, stems, strict=True)
+    ]
+
+
+def check_outputs(
+    written: Iterable[tuple[Item, Iterable[str]]], others: Iterable[str], storage: Storage
+) -> None:
+    """Refuse two inputs of one name, and files written twice, over an input or over foreign files.
+
+    Args:
+        written: every input, and the files (or folders of files) below OUT that come of it.
+        others: further files below OUT that the run may replace.
+        storage: OUT.
+
+    Raises:
+        SetrError: names the file.
+    """
+    owners: dict[str, Item] = {}
+    called: dict[str, Item] = {}
+    inputs: dict[Identity | None, str] = {}
+    for item, names in written:
+        if not is_url(item.place):
+            inputs[identity(item.place)] = item.place
+        for name in names:
+            if owners.setdefault(name, item) is not item:
+                raise _clash(item, owners[name], name)
+        if called.setdefault(item.name, item) is not item:  # only in packs, which have other names
+            raise SetrError(
+                f"{item.shown} and {called[item.name].shown} would both be '{item.name}' in the "
+                "manifest; give them other names, or use two output folders",
+                code=USAGE,
+            )
+    inputs.pop(None, None)
+    for name, item in owners.items():
+        folder = posixpath.dirname(name)
+        while folder:
+            if folder in owners:
+                raise _clash(item, owners[folder], folder)
+            folder = posixpath.dirname(folder)
+    for name in (*owners, *others):
+        for found in storage.identities(name):
+            if found in inputs:
+                raise SetrError(
+                    f"{inputs[found]}: is an input that this run would replace by its results; "
+                    "choose another folder with -o",
+                    code=USAGE,
+                )
+    if not storage.remote:
+        _require_own([*owners, *others], storage)
+
+
+def _require_own(names: Iterable[str], storage: Storage) -> None:
+    """Refuse to replace files in a folder without a manifest, which a run makes before any output.
+
+    Looked for where a file is found, because other processes (`--shard`) may be starting, too.
+    """
+    for name in names:
+        if os.path.isfile(storage.path(name)):
+            if any(found.endswith(".jsonl") for found in storage.names("manifest")):
+                return
+            raise SetrError(
+                f"{storage.path(name)}: is there already, and no manifest of a run that wrote it; "
+                "choose another folder with -o, or move it away",
+                code=USAGE,
+            )
+
+
+def _clash(one: Item, other: Item, name: str) -> SetrError:
+    return SetrError(
+        f"{one.shown} and {other.shown} would both write {name}; use two output folders",
+        code=USAGE,
+    )
+
+
+def in_shard(item: Item, shard: tuple[int, int]) -> bool:
+    """Whether shard (number, count) has this image: by its name, so that new files move no old."""
+    number, count = shard
+    return zlib.crc32(os.fsencode(item.name)) % count == number
+
+
+def read_item(item: Item) -> Source:
+    """The path or the bytes of the image.
+
+    Raises:
+        SetrError: cannot be read; names it.
+    """
+    if item.part is None:
+        return read_range(item.place) if is_address(item.place) else item.place
+    if item.place.endswith(".tar"):
+        start, size = item.part
+        data = read_range(item.place, start, start + size)
+        if len(data) != size:
+            raise SetrError(f"{item.shown}: the tar file is cut off")
+        return data
+    column = _images(item.place, item.stamp, item.part[0])
+    value = column[item.part[1]].as_py()
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, bytes | str):
+        raise SetrError(f"{item.shown}: the row holds no image")
+    return value
+
+
+def _items(source: str) -> Iterator[Item]:
+    if is_address(source):
+        yield from _remote(source)
+        return
+    for path, name in expanded(source) or expanded(source, frozenset(ARCHIVES)):
+        if not name:  # ends in a slash, or is empty
+            raise SetrError(f"{source or repr(source)}: no such folder", code=USAGE)
+        if path.endswith(ARCHIVES):
+            yield from _archive(path)
+        else:
+            yield Item(name, path, file_stamp(path))
+
+
+def file_stamp(path: str) -> str:
+    """Size and time of change of a file; the same for everything that is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "missing"  # reading it says why
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _remote(source: str) -> Iterator[Item]:
+    store, path = file_system(source)
+    try:
+        if glob.has_magic(path):
+            base = posixpath.dirname(path.partition("*")[0].partition("[")[0].partition("?")[0])
+            found = sorted(store.glob(path))
+        elif store.isdir(path):
+            base, found = path, sorted(store.find(path))
+        else:
+            base, found = posixpath.dirname(path), [path]
+        wanted = [f for f in found if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+        archives = [f for f in found if f.endswith(ARCHIVES)]
+        for file in wanted if wanted else () if archives else found[:1] if found == [path] else ():
+            name = _safe(file.removeprefix(base))
+            yield Item(name, store.unstrip_protocol(file), _remote_stamp(store, file))
+    except SetrError:
+        raise
+    except Exception as error:  # of many libraries
+        raise SetrError(f"{source}: cannot list ({first_line(error)})", code=USAGE) from None
+    for file in () if wanted else archives:
+        yield from _archive(store.unstrip_protocol(file))
+
+
+def _remote_stamp(store: Any, file: str) -> str:
+    try:
+        info = store.info(file)
+    except FileNotFoundError:
+        return "missing"
+    version = next((info[k] for k in ("ETag", "etag", "md5Hash", "mtime") if info.get(k)), "")
+    return f"{info.get('size')}-{version}"
+
+
+def _archive(place: str) -> Iterator[Item]:
+    store, path = file_system(place) if is_address(place) else (None, place)
+    stamp = file_stamp(place) if store is None else _remote_stamp(store, path)
+    stem = PurePosixPath(path).stem
+    try:
+        with open(path, "rb") if store is None else store.open(path, "rb") as file:
+            listed = _tar_items if place.endswith(".tar") else _parquet_items
+            items = list(listed(file, place, stamp, stem))
+    except FileNotFoundError:
+        raise SetrError(f"{place}: no such file", code=USAGE) from None
+    except SetrError:
+        raise
+    except Exception as error:  # tarfile, pyarrow and network errors
+        raise SetrError(f"{place}: not a readable archive ({first_line(error)})") from None
+    yield from items
+
+
+def _tar_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            lower = member.name.lower()
+            image = os.path.splitext(lower)[1] in IMAGE_SUFFIXES and not lower.endswith(".mask.png")
+            if member.isfile() and image:
+                part = (member.offset_data, member.size)
+                yield Item(f"{stem}/{_safe(member.name)}", place, stamp, part)
+
+
+def _parquet_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
+    table = _parquet().ParquetFile(file)
+    columns = table.schema_arrow.names
+    if "image" not in columns:
+        raise SetrError(f"{place}: needs a column 'image'; it has {', '.join(columns)}", code=USAGE)
+    named = next((c for c in NAME_COLUMNS if c in columns), None)
+    number = 0
+    for group in range(table.num_row_groups):
+        rows = table.metadata.row_group(group).num_rows
+        names = table.read_row_group(group, [named])[named] if named else [None] * rows
+        for row, name in enumerate(names):
+            text = f"{number:08}" if name is None else _safe(str(name)) or f"{number:08}"
+            yield Item(f"{stem}/{text}", place, stamp, (group, row))
+            number += 1
+
+
+@lru_cache(maxsize=4)
+def _images(place: str, stamp: str, group: int) -> Any:
+    """The images of one row group; neighbours are read together."""
+    store, path = file_system(place) if is_address(place) else (None, place)
+    try:
+        with open(path, "rb") if store is None else store.open(path, "rb") as file:
+            return _parquet().ParquetFile(file).read_row_group(group, ["image"])["image"]
+    except Exception as error:
+        raise SetrError(f"{place}: cannot read ({first_line(error)})") from None
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise SetrError('Parquet needs pyarrow; pip install "setr[parquet]"') from None
+    return pyarrow.parquet
+
+
+def _safe(name: str) -> str:
+    """A name from inside an archive, kept below the output folder, on Windows too."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return "/".join(part for part in parts if part not in ("/", "//", "..", "."))

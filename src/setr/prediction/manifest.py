@@ -1,0 +1,241 @@
+"""The list of outcomes of a prediction run: one line of JSON per image, written as they happen.
+
+A process that is killed loses at most the line it was writing; a run over the same inputs drops
+that torn line and goes on behind the last whole one. A line counts as settled while the run's
+settings and the input are the same and its files are there; otherwise the image is done again and
+the line replaced, so that an input never has two outcomes.
+
+A folder holds `manifest.jsonl`, which is appended to. Object stores cannot append: there rows go to
+`manifest-000000.jsonl`, … and are gathered into `manifest.jsonl` at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks, and does not replace a file that is open
+    fcntl = None  # type: ignore[assignment]
+
+from setr.errors import USAGE, SetrError
+from setr.reading.files import printable
+from setr.reading.storage import Storage, read_range
+
+Row = dict[str, Any]
+PART_ROWS, PART_SECONDS = 500, 30.0
+"""On object stores, rows are written when there are this many or they have waited this long."""
+
+
+class Manifest:
+    """Outcomes of one output folder, opened by one process at a time.
+
+    Args:
+        storage: the output folder.
+        stem: file name without ending.
+        settled: whether a row still holds; others are dropped, and their images done again.
+
+    Attributes:
+        done: whether it succeeded, by name of the input.
+        packs: output archives the rows name.
+        dropped: rows that no longer held.
+
+    Raises:
+        SetrError: another process writes it, or it is no manifest.
+    """
+
+    def __init__(self, storage: Storage, stem: str, settled: Callable[[Row], bool]) -> None:
+        self.storage, self.stem = storage, stem
+        self.done: dict[str, bool] = {}
+        self.packs: set[str] = set()
+        self._waiting: list[bytes] = []
+        self._since = time.monotonic()
+        self._fd = -1
+        if not storage.remote:
+            Path(storage.root).mkdir(parents=True, exist_ok=True)
+            self._open()
+        self.dropped = self._load(settled)
+        self._part = len(self._parts())
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add outcomes."""
+        rows = list(rows)
+        data = [json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows]
+        self.done.update((row["name"], row["status"] == "ok") for row in rows)
+        if self._fd >= 0:
+            self._write(b"".join(data))
+            return
+        self._waiting += data
+        if len(self._waiting) >= PART_ROWS or time.monotonic() - self._since > PART_SECONDS:
+            self._flush()
+
+    def rows(self) -> Iterator[Row]:
+        """All outcomes, in the order they were written."""
+        for line in self._lines():
+            row = _parsed(line)
+            if row is not None:
+                yield row
+
+    def close(self) -> None:
+        """Write what waits; on object stores, gather the parts."""
+        self._release()
+        if self.storage.remote:
+            self._flush()
+            if self._parts():
+                self._replace(list(self._lines()))
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def file(self) -> str:
+        """Name of the file in the storage."""
+        return f"{self.stem}.jsonl"
+
+    def _open(self) -> None:
+        path = self.storage.path(self.file)
+        try:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._fd = os.open(path, flags, 0o666)
+            if fcntl:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise SetrError(
+                f"{path}: another run is writing it; wait for it, or use --shard i/n", code=USAGE
+            ) from None
+        except OSError as error:
+            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+
+    def _write(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            path = self.storage.path(self.file)
+            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self.storage.write(f"{self.stem}-{self._part:06}.jsonl", b"".join(self._waiting))
+            self._part += 1
+        self._waiting, self._since = [], time.monotonic()
+
+    def _parts(self) -> list[str]:
+        names = self.storage.names(f"{self.stem}-") if self.storage.remote else []
+        return [n for n in names if n[len(self.stem) + 1 : -6].isdigit() and n.endswith(".jsonl")]
+
+    def _lines(self) -> Iterator[bytes]:
+        if self.storage.remote:
+            whole = [self.file] if self.storage.exists(self.file) else []
+            for name in whole + self._parts():
+                yield from read_range(self.storage.path(name)).splitlines(keepends=True)
+            return
+        try:
+            with open(self.storage.path(self.file), "rb") as file:
+                yield from file
+        except FileNotFoundError:
+            return
+
+    def _load(self, settled: Callable[[Row], bool]) -> int:
+        """Read what is there, forget what no longer holds; returns how many rows that was."""
+        packs: dict[int, str] = {}  # by line
+        sizes: dict[str, int] = {}
+        broken: set[str] = set()
+        names: dict[int, tuple[str, bool]] = {}
+        seen: set[str] = set()
+        lines = torn = 0
+        for number, line in enumerate(self._lines()):
+            lines += 1
+            row = _parsed(line)
+            if row is None:
+                if line.endswith(b"\n"):
+                    path = self.storage.path(self.file)
+                    raise SetrError(
+                        f"{path}: line {number + 1} is no outcome; choose another folder with -o"
+                    )
+                torn += 1
+                continue
+            if "pack" in row:
+                packs[number], size = row["pack"]
+                sizes[packs[number]] = size
+            if row["name"] in seen or not settled(row):
+                if number in packs:
+                    broken.add(packs[number])
+                continue
+            seen.add(row["name"])
+            names[number] = row["name"], row["status"] == "ok"
+        whole = Counter(packs.values())
+        broken |= {pack for pack, size in sizes.items() if whole[pack] != size}
+        names = {n: value for n, value in names.items() if packs.get(n) not in broken}
+        self.done = dict(names.values())
+        self.packs = set(packs.values()) - broken
+        if len(names) < lines:
+            self._replace(line for n, line in enumerate(self._lines()) if n in names)
+        return lines - torn - len(names)
+
+    def _replace(self, lines: Iterable[bytes]) -> None:
+        parts, was_open, data = self._parts(), self._fd >= 0, b"".join(lines)
+        if not fcntl:
+            self._release()
+        self.storage.write(self.file, data)
+        for name in parts:
+            self.storage.delete(name)
+        if was_open:
+            self._release()
+            self._open()
+
+    def _release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+def _parsed(line: bytes) -> Row | None:
+    if not line.endswith(b"\n"):
+        return None  # torn
+    try:
+        row = json.loads(line)
+        return row if row["name"] and row["status"] and row["run"] else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def write_parquet(manifest: Manifest) -> str:
+    """Write the same rows as a Parquet file beside the manifest; returns its name."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise SetrError('--manifest parquet needs pyarrow; pip install "setr[parquet]"') from None
+    columns: dict[str, Any] = {
+        "name": pa.string(), "input": pa.string(), "status": pa.string(), "error": pa.string(),
+        "width": pa.int32(), "height": pa.int32(), "files": pa.list_(pa.string()),
+        "classes": pa.map_(pa.string(), pa.float64()), "run": pa.string(), "stamp": pa.string(),
+    }  # fmt: skip
+    rows = [
+        {
+            **row,
+            "name": printable(row["name"]),
+            "input": printable(row["input"]),
+            "files": [printable(file) for file in row.get("files", [])],
+            "classes": list(row.get("classes", {}).items()),
+            "pack": row.get("pack", [None])[0],
+        }
+        for row in manifest.rows()
+    ]
+    schema = pa.schema([*columns.items(), ("pack", pa.string())])
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema), buffer)
+    name = f"{manifest.stem}.parquet"
+    manifest.storage.write(name, buffer.getvalue().to_pybytes())
+    return name

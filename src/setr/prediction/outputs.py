@@ -1,0 +1,83 @@
+"""The files written for one result: which kinds, under which names.
+
+kinds = parse_kinds("mask,overlay,geojson")
+written = write(result, Path("out/street"), kinds)   # street.png, street_overlay.png, …
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from setr.errors import USAGE, SetrError
+from setr.prediction.kinds import KINDS
+from setr.prediction.rasters import RASTER_KINDS
+from setr.result import Result
+
+NAME_MAX = 255
+"""Bytes in a file name, on every common file system."""
+
+POLYGON_KINDS = ("geojson", "coco", "coco_rle", "labelme")
+"""Kinds with the options `tolerance` and `min_pixels`."""
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """Kinds joined with commas -> those kinds, each once; `palette` is another word for `mask`.
+
+    Raises:
+        SetrError: an unknown kind, or none.
+    """
+    named = [kind.strip() for kind in text.split(",")]
+    kinds = tuple(dict.fromkeys("mask" if kind == "palette" else kind for kind in named))
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        known = ", ".join([*KINDS, "palette"])
+        raise SetrError(f"--save {unknown[0]}: choose from {known}", code=USAGE)
+    return kinds
+
+
+def output_path(stem: Path, kind: str) -> Path:
+    """The file of one kind: the stem with the kind's ending.
+
+    A name above 255 bytes is cut, and eight digits of its hash keep it apart from its like.
+    """
+    return with_ending(stem, KINDS[kind])
+
+
+def with_ending(stem: Path, ending: str) -> Path:
+    """The stem with an ending, cut as in `output_path` where the name would be too long."""
+    name = os.fsencode(stem.name)
+    if len(name) + len(ending) <= NAME_MAX:
+        return stem.with_name(stem.name + ending)
+    mark = f"~{hashlib.sha256(name).hexdigest()[:8]}{ending}"
+    head = name[: NAME_MAX - len(mark)]
+    while head and head[-1] & 0xC0 == 0x80:  # not inside a UTF-8 character
+        head = head[:-1]
+    head = head[:-1] if head and head[-1] >= 0xC0 else head
+    return stem.with_name(os.fsdecode(head) + mark)
+
+
+def write(result: Result, stem: Path, kinds: Iterable[str], **options: Any) -> list[Path]:
+    """Write the outputs of one result; every file appears when complete.
+
+    Args:
+        result: what a model says about an image.
+        stem: output folder and name without ending; folders are made.
+        kinds: of `KINDS`, as `parse_kinds` gives them; mask and confidence of a georeferenced
+            raster are GeoTIFF files.
+        options: `tolerance` and `min_pixels` of the kinds with polygons.
+
+    Returns:
+        The files, in the order of the kinds.
+
+    Raises:
+        SetrError: a file that cannot be written.
+    """
+    endings = KINDS if result.geo is None else {**KINDS, **RASTER_KINDS}
+    written = [with_ending(stem, endings[kind]) for kind in kinds]
+    for kind, path in zip(kinds, written, strict=True):
+        result.save(path, kind, **(options if kind in POLYGON_KINDS else {}))
+    return written

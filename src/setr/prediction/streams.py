@@ -1,0 +1,136 @@
+"""What `setr predict` takes besides image files: videos, GeoTIFF files and http addresses."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from setr.errors import USAGE, SetrError
+from setr.prediction.filming import predict_video
+from setr.prediction.mapping import predict_raster
+from setr.prediction.outputs import with_ending, write
+from setr.prediction.rasters import RASTER_KINDS
+from setr.prediction.video import is_video
+from setr.predictor import Predictor
+from setr.reading.files import expanded
+from setr.reading.gdal import is_georeferenced
+from setr.reading.urls import is_url
+from setr.result import largest
+
+
+class Stream(NamedTuple):
+    """One video, GeoTIFF or address, and the path its outputs are named after."""
+
+    source: str
+    below: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video file."""
+        return not is_url(self.source) and is_video(self.source)
+
+
+def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
+    """What a command line names -> its streams, and the sources left for image files.
+
+    A folder stays in both lists: its GeoTIFF files are streams, its other images are not.
+    """
+    found: dict[str, Stream] = {}
+    rest = []
+    for source in sources:
+        if is_url(source):
+            found[source] = Stream(source, Path(_url_name(source)))
+            continue
+        files = expanded(source, frozenset({".tif", ".tiff"}))
+        streams = [
+            Stream(str(Path(file)), Path(name))
+            for file, name in files
+            if is_video(file) or is_georeferenced(file)
+        ]
+        found |= {stream.source: stream for stream in streams}
+        if os.path.isdir(source) or len(streams) < len(files) or not files:
+            rest.append(source)
+    return list(found.values()), rest
+
+
+def stems(streams: Sequence[Stream], out: Path, taken: Iterable[Path] = ()) -> list[Path]:
+    """Output names without ending: a stream's stem, or its whole name where stems clash.
+
+    Args:
+        streams: as `split_sources` gives them.
+        out: output folder.
+        taken: names that other inputs write to.
+
+    Raises:
+        SetrError: two would still write to one name.
+    """
+    count = Counter(stream.below.with_suffix("") for stream in streams)
+    others = set(taken)
+    named: dict[Path, Stream] = {}
+    for stream in streams:
+        stem = stream.below.with_suffix("")
+        name = out / (stem if count[stem] == 1 and out / stem not in others else stream.below)
+        if name in named:
+            raise SetrError(
+                f"{stream.source} and {named[name].source} would both write {name}; use two output "
+                "folders",
+                code=USAGE,
+            )
+        named[name] = stream
+    return list(named)
+
+
+def predict_stream(
+    predictor: Predictor,
+    stream: Stream,
+    stem: Path,
+    kinds: Sequence[str] | None,
+    *,
+    polygon_options: dict[str, Any] | None = None,
+    on_frame: Callable[[int, int], None] = lambda done, announced: None,
+) -> tuple[list[Path], str]:
+    """Segment one stream; the files written, and a line about them.
+
+    Args:
+        predictor: the model.
+        stream: as `split_sources` gives it.
+        stem: output folder and name without ending.
+        kinds: of `kinds.KINDS`; None is `overlay` for a video and `mask` for everything else.
+        polygon_options: `tolerance` and `min_pixels`.
+        on_frame: called with the number of frames done and announced; 0 where none is.
+
+    Raises:
+        SetrError: unreadable, or a file that cannot be written.
+    """
+    options = polygon_options or {}
+    if stream.is_video:
+        report = predict_video(
+            predictor,
+            stream.source,
+            stem,
+            kinds or ("overlay",),
+            options=options,
+            on_frame=on_frame,
+        )
+        cut = f" of {report.announced} announced" if report.frames < report.announced else ""
+        top = largest(report.shares, predictor.min_confidence)
+        return report.files, f"{report.frames} frames{cut}: {top}"
+    kinds = kinds or ("mask",)
+    if not is_url(stream.source) and set(kinds) <= set(RASTER_KINDS):
+        files = {kind: with_ending(stem, RASTER_KINDS[kind]) for kind in kinds}
+        shares = predict_raster(predictor, stream.source, files)
+        return list(files.values()), f"GeoTIFF: {largest(shares, predictor.min_confidence)}"
+    result = predictor.predict(stream.source)
+    result.name = stream.below.as_posix()
+    return write(result, stem, kinds, **options), repr(result)
+
+
+def _url_name(url: str) -> str:
+    """The file an address names, or its host."""
+    parts = urlsplit(url)
+    name = PurePosixPath(unquote(parts.path).replace("\0", "").replace("\\", "/")).name
+    return name if name not in ("", "..") else parts.hostname or "image"

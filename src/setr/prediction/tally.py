@@ -1,0 +1,74 @@
+"""What people and machines are told about a prediction run, while it runs and at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from setr.batch import Outcome, Task
+from setr.errors import FAILED, INTERRUPTED, OK
+from setr.prediction.manifest import Manifest
+from setr.processes.progress import Progress
+from setr.reading.files import printable
+
+LINES = 100
+"""Up to this many images each get a line on stdout, more share one progress line on stderr."""
+
+
+def beginning(manifest: Manifest, total: int, todo: int) -> None:
+    """Say what an earlier run has done."""
+    if manifest.dropped:
+        print(f"setr: {manifest.dropped} outcomes no longer hold; done again", file=sys.stderr)
+    if todo < total:
+        print(f"setr: {total - todo} of {total} images were done before", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def shower(total: int, before: int, *, quiet: bool) -> Iterator[Callable[[Outcome], None]]:
+    """A function that tells about each outcome."""
+    done, bar = before, Progress("predict", total, start=before)
+
+    def show(outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        if total > LINES:
+            bar.update(done, images=1)
+        elif not quiet and outcome.row["status"] == "ok":
+            print(printable(f"{done}/{total}  {outcome.row['input']}  {outcome.text}"))
+
+    with bar:
+        yield show
+
+
+def report(tasks: Sequence[Task], manifest: Manifest) -> dict[str, Any]:
+    """The outcomes of these tasks in their order, for JSON."""
+    names = {task.item.name for task in tasks}
+    rows = {row["name"]: row for row in manifest.rows() if row["name"] in names}
+    images = []
+    for row in (rows[task.item.name] for task in tasks if task.item.name in rows):
+        files = [row["pack"][0]] if "pack" in row else row.get("files", [])
+        what = {"files": [manifest.storage.path(file) for file in files]}
+        images.append(
+            {"image": row["input"]} | ({"error": row["error"]} if "error" in row else what)
+        )
+    failed = sum("error" in image for image in images)
+    return {"images": images, "failed": failed, "manifest": manifest.storage.path(manifest.file)}
+
+
+def ending(tasks: Sequence[Task], manifest: Manifest, broken: Sequence[str]) -> int:
+    """Name what failed and what is left; returns the exit code."""
+    for problem in broken[:LINES]:
+        print(f"setr: {printable(' '.join(problem.split()))}", file=sys.stderr)
+    if len(broken) > LINES:
+        print(f"setr: … and {len(broken) - LINES} more", file=sys.stderr)
+    states = [manifest.done.get(task.item.name) for task in tasks]
+    failed, left = states.count(False), states.count(None)
+    where = manifest.storage.path(manifest.file)
+    if failed:
+        print(f"setr: {failed} of {len(tasks)} images failed; {where} says why", file=sys.stderr)
+    if left:
+        print(f"setr: stopped; {left} images are left, the same command does them", file=sys.stderr)
+        return INTERRUPTED
+    return FAILED if failed else OK

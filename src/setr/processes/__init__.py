@@ -1,0 +1,1 @@
+"""Processes and their machine: launching, watching, stopping, and what the system allows."""

@@ -1,0 +1,93 @@
+"""Anything that holds one image -> uint8 (H, W, C): RGB, or the bands of a model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from setr.bands import Bands, read_pixels
+from setr.errors import SetrError
+from setr.images import MAX_PIXELS, Named, from_pillow
+from setr.reading.urls import download, is_url
+
+KINDS = "uint8 RGB (H, W, 3) or grey (H, W)"
+
+
+def as_image(
+    source: Any,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    allow_urls: bool = False,
+    bands: Bands | None = None,
+) -> np.ndarray:
+    """Read one image, whatever holds it.
+
+    Args:
+        source: a path; the bytes of a file, or an open one; a Pillow image; an array uint8 RGB
+            (H, W, 3) or grey (H, W); a tensor of the same or, as torchvision has it, (3, H, W) or
+            (1, H, W), uint8 or float from 0 to 1; an http(s) address if `allow_urls`.
+        max_pixels: larger images are refused, files from their header.
+        allow_urls: download addresses.
+        bands: what is read of a file in place of RGB; arrays and tensors then have as many
+            channels, in the same order and range, and Pillow images are refused.
+
+    Raises:
+        SetrError: unreadable, too large, or of another kind.
+    """
+    if isinstance(source, str) and is_url(source):
+        if not allow_urls:
+            raise SetrError(f"{source}: downloads are off; allow them with --allow-urls")
+        source = Named(download(source), source)
+    elif isinstance(source, bytearray | memoryview):
+        source = bytes(source)
+    elif hasattr(source, "read") and not hasattr(source, "convert"):
+        source = source.read()
+    if isinstance(source, str | os.PathLike | bytes):
+        return read_pixels(source, bands, max_pixels=max_pixels)
+    channels, kinds = (3, KINDS) if bands is None else _kinds(bands)
+    if hasattr(source, "convert"):
+        if bands is not None:
+            raise SetrError(f"Pillow image: the model takes {bands}; give the file, or {kinds}")
+        return from_pillow(source, max_pixels=max_pixels)
+    is_tensor = isinstance(source, torch.Tensor)
+    array = _from_tensor(source, channels, kinds) if is_tensor else _from_array(source, kinds)
+    if array.ndim == 2 and (bands is None or channels == 1):
+        array = np.repeat(array[..., None], channels, axis=2)
+    if array.ndim != 3 or array.shape[2] != channels or array.dtype != np.uint8 or not array.size:
+        raise SetrError(f"array {array.shape} {array.dtype}: give {kinds}")
+    if array.shape[0] * array.shape[1] > max_pixels:
+        raise SetrError(f"array {array.shape}: above the limit of {max_pixels:,} pixels")
+    return np.ascontiguousarray(array)
+
+
+def _kinds(bands: Bands) -> tuple[int, str]:
+    channels = len(bands.numbers)
+    return channels, f"uint8 (H, W, {channels})"
+
+
+def _from_array(source: Any, kinds: str) -> np.ndarray:
+    try:
+        return np.array(source)
+    except ValueError:  # lists of several lengths
+        raise SetrError(f"{type(source).__name__}: is no image; give {kinds}") from None
+
+
+def _from_tensor(tensor: torch.Tensor, channels: int, kinds: str) -> np.ndarray:
+    """A tensor as an array with channels last; float values 0 to 1 become 0 to 255."""
+    values = tensor.detach().cpu()
+    shape = tuple(values.shape)
+    grey = (1,) if channels == 3 else ()
+    if values.ndim == 3 and shape[0] in (*grey, channels):
+        values = values.permute(1, 2, 0).expand(-1, -1, channels)
+    if values.is_floating_point():
+        if not (values.numel() and values.min() >= 0 and values.max() <= 1):
+            raise SetrError(f"tensor {shape} {tensor.dtype}: float images have values from 0 to 1")
+        values = (values.float() * 255).round().to(torch.uint8)
+    if values.dtype != torch.uint8 or values.ndim not in (2, 3):
+        raise SetrError(
+            f"tensor {shape} {tensor.dtype}: give one image ({channels}, H, W), or {kinds}"
+        )
+    return values.numpy()

@@ -1,0 +1,193 @@
+"""Label masks -> ids (H, W), or colours where a data set has a colour map. Nothing is guessed."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from setr.errors import SetrError
+from setr.images import MAX_PIXELS, Source, opened, source_name, unreadable
+from setr.reading.decode import check_png_rows, decode_fast, read_mat
+
+LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
+IN_ALPHA = (
+    "one value all over, and what was drawn is in the alpha channel alone, which no mask is read "
+    "from; export masks without transparency, over a background of another colour"
+)
+"""What is wrong where `is_in_alpha`."""
+
+
+class ColourMaskError(SetrError):
+    """A mask of colours where ids are wanted."""
+
+
+class IdMaskError(SetrError):
+    """A mask of ids where colours are wanted."""
+
+
+def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
+    """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
+
+    A MATLAB file gives its variable `LabelMap` (Pascal Context; extra `mat`).
+
+    Args:
+        source: a path, or the bytes of a file.
+        rgb: the mask holds colours: give (H, W, 3) uint8.
+
+    Raises:
+        SetrError: as `read_image`, and for lossy formats, colour masks unless `rgb`, and masks of
+            ids if `rgb`.
+    """
+    if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
+        return _mat_mask(os.fspath(source))
+    name = source_name(source)
+    with opened(source, MAX_PIXELS) as image:
+        _require_kind(image, name, rgb=rgb)
+        plain = image.mode == "RGB" if rgb else image.mode in ("P", "L")
+        pixels = decode_fast(image, source) if plain else None
+        if pixels is not None:
+            return pixels
+        check_png_rows(image, source)
+        return _stored(image, name, rgb=rgb)
+
+
+def read_palette(source: Source) -> dict[int, int]:
+    """Colours (0xrrggbb) by id that the palette of an image file has; empty without one."""
+    if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
+        return {}
+    with opened(source, MAX_PIXELS) as image:
+        if image.mode != "P":
+            return {}
+        values = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
+        return dict(enumerate((values[:, 0] << 16 | values[:, 1] << 8 | values[:, 2]).tolist()))
+
+
+def painted(source: Source, ids: Iterable[int]) -> set[tuple[int, int]]:
+    """Each id with its colour, if the mask's file has a palette."""
+    palette = read_palette(source)
+    return {(i, palette[i]) for i in ids if i in palette}
+
+
+def is_reordered(pairs: Iterable[tuple[int, int]]) -> bool:
+    """Whether masks, as `painted`, number their colours in several orders: ids are no classes."""
+    pairs = set(pairs)
+    by_id, by_colour = (Counter(pair[side] for pair in pairs) for side in (0, 1))
+    return any(by_id[i] > 1 and by_colour[colour] > 1 for i, colour in pairs)
+
+
+def are_reordered(masks: Sequence[Source]) -> bool:
+    """The same of files; they are decoded only where their palettes differ."""
+    palettes = {frozenset(read_palette(mask).items()) for mask in masks}
+    if len(palettes - {frozenset()}) < 2:
+        return False
+    return is_reordered(
+        pair for mask in masks for pair in painted(mask, np.unique(read_mask(mask)).tolist())
+    )
+
+
+def is_in_alpha(source: Source, raw: np.ndarray) -> bool:
+    """Whether a mask that reads as `raw` is one value all over, and its alpha is not."""
+    if (raw != raw[:1, :1]).any() or str(source_name(source)).endswith(".mat"):
+        return False
+    with opened(source, MAX_PIXELS) as image:
+        if image.mode not in ("LA", "PA", "RGBA"):
+            return False
+        low, high = image.getchannel("A").getextrema()
+        return bool(low < high)
+
+
+def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
+    """The same of whatever holds a mask: also a Pillow image, an array, or a tensor.
+
+    Args:
+        source: what `read_mask` takes, an open Pillow image, or an array or tensor of whole numbers
+            (H, W), or uint8 (H, W, 3) if `rgb`; a tensor may have a channel in front, (1, H, W).
+        rgb: as in `read_mask`.
+
+    Raises:
+        SetrError: as `read_mask`, and for other arrays.
+    """
+    if isinstance(source, str | os.PathLike | bytes):
+        return read_mask(source, rgb=rgb)
+    if hasattr(source, "convert"):
+        name = getattr(source, "filename", "") or "mask"
+        _require_kind(source, name, rgb=rgb)
+        return _stored(source, name, rgb=rgb)
+    is_tensor = hasattr(source, "detach")
+    try:
+        array = np.asarray(source.detach().cpu() if is_tensor else source)
+    except ValueError:  # lists of several lengths
+        raise SetrError(
+            f"{type(source).__name__}: is no mask; give ids as whole numbers (H, W)"
+        ) from None
+    if is_tensor and array.ndim == 3 and array.shape[0] == 1:
+        array = array[0]
+    if rgb:
+        if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and array.size:
+            return np.ascontiguousarray(array)
+        raise SetrError(f"mask {array.shape} {array.dtype}: give colours, uint8 (H, W, 3)")
+    if array.ndim != 2 or array.dtype.kind not in "bui" or not array.size:
+        raise SetrError(
+            f"mask {array.shape} {array.dtype}: give ids as whole numbers (H, W); a transform such "
+            "as ToTensor turns them into fractions"
+        )
+    return np.ascontiguousarray(_in_range(array, "mask"))
+
+
+def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
+    """Refuse what has lost its ids, and ids where colours are wanted."""
+    if image.format in LOSSY_FORMATS:
+        raise SetrError(
+            f"{name}: a mask stored as {image.format} has blurred ids; export it anew as PNG, "
+            "since the blur stays in a converted file"
+        )
+    if rgb and image.mode not in ("RGB", "RGBA", "P"):
+        raise IdMaskError(
+            f"{name}: holds one id per pixel but the data set has a colour_map; "
+            "remove colour_map, or save the mask in RGB"
+        )
+
+
+def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:
+    """Ids or colours of a Pillow image."""
+    if rgb:
+        return np.asarray(image.convert("RGB"))
+    if image.mode in ("P", "L"):
+        return np.asarray(image)
+    if image.mode == "LA":  # grey with transparency, which says nothing about ids
+        return np.asarray(image.getchannel("L"))
+    if image.mode == "1":
+        return np.asarray(image, dtype=np.uint8)
+    if image.mode.startswith("I"):
+        return _in_range(np.asarray(image), name)
+    if image.mode == "F":
+        raise SetrError(
+            f"{name}: holds fractions (float32); save ids as whole numbers of 8 or 16 bits"
+        )
+    channels = np.asarray(image.convert("RGB"))
+    if image.mode == "RGB" and (channels == channels[..., :1]).all():
+        return np.ascontiguousarray(channels[..., 0])  # R=G=B=id, as some tools export
+    raise ColourMaskError(
+        f"{name}: a {image.mode} colour mask; save one id per pixel (8-bit grey or "
+        "palette PNG), or give a colour_map in data.yaml (`setr init-data DIR` writes one)"
+    )
+
+
+def _in_range(ids: np.ndarray, name: str) -> np.ndarray:
+    """Ids as uint8 where they are, else as uint16."""
+    if ids.dtype in (bool, np.uint8):
+        return ids.astype(np.uint8)
+    if ids.min() < 0 or ids.max() > 65535:
+        raise SetrError(f"{name}: ids {ids.min()}..{ids.max()} exceed 0..65535")
+    return ids.astype(np.uint16)
+
+
+def _mat_mask(path: str) -> np.ndarray:
+    try:
+        return read_mat(path)
+    except OSError as error:
+        raise unreadable(path, error, path) from None

@@ -1,0 +1,150 @@
+"""Files of the Hub, or at an address: from the cache, else from the network, else one line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import sys
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from setr.errors import USAGE, SetrError, first_line
+from setr.reading.files import require_alive
+
+_FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
+
+
+def is_repository(source: str) -> bool:
+    """Whether it is `owner/name` or `owner/name@revision`, nothing here, and no weight file's name.
+
+    A revision is a branch, a tag or a commit.
+    """
+    repo_id = source.partition("@")[0]
+    if Path(repo_id).suffix in _FILE_SUFFIXES or Path(source).exists():
+        return False
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo_id))
+
+
+def at_revision(source: str | os.PathLike, revision: str | None) -> str:
+    """The name of a model on the Hub with the revision asked for; the source itself without one.
+
+    Raises:
+        SetrError: a revision of what has none.
+    """
+    source = os.fspath(source)
+    if revision is None:
+        return source
+    if not is_repository(source) or "@" in source:
+        raise SetrError(
+            f"revision '{revision}': {source} is no owner/name on the Hub, which alone has "
+            "revisions; leave it out",
+            code=USAGE,
+        )
+    return f"{source}@{revision}"
+
+
+def fetch(
+    source: str,
+    files: tuple[str, ...],
+    *,
+    is_complete: Callable[[Path], object] = Path.is_dir,
+) -> Path:
+    """The local folder with the files of a repository; what is cached needs no network.
+
+    Args:
+        source: `owner/name` or `owner/name@revision`.
+        files: names or shell patterns of the files wanted.
+        is_complete: whether a folder of the cache holds enough of them; a download that was
+            interrupted leaves one with some. Any folder does by default.
+
+    Raises:
+        SetrError: no such repository, a gated one, or neither cache nor network has it.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    require_alive(source)
+    repo_id, at, revision = source.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in source or (at and not revision):
+        raise SetrError(
+            f"{source}: not a Hub repository; those are called owner/name, or owner/name@revision",
+            code=USAGE,
+        )
+    wanted = {"revision": revision or None, "allow_patterns": list(files)}
+    way_out = "download it on another machine and give the path"
+    if Path(repo_id).parent.is_dir():  # as runs/x: more likely a slip of the pen
+        way_out += f"; there is no folder {repo_id} here"
+    try:
+        folder = Path(snapshot_download(repo_id, local_files_only=True, **wanted))
+        if is_complete(folder):
+            return folder
+    except errors.LocalEntryNotFoundError:
+        pass
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "on", "yes"):
+        raise SetrError(f"{source}: not in the cache, and HF_HUB_OFFLINE is set; {way_out}")
+    _require_network(source, way_out)
+    try:
+        return Path(snapshot_download(repo_id, **wanted))
+    except errors.GatedRepoError:
+        raise SetrError(
+            f"{repo_id}: is gated; accept its terms on https://huggingface.co/{repo_id} and run "
+            "`hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise SetrError(
+            f"{repo_id}: has no revision '{revision or 'main'}'; give a branch, tag or commit",
+            code=USAGE,
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise SetrError(
+            f"{repo_id}: no such repository on the Hub, or it is private (`hf auth login`)"
+        ) from None
+    except Exception as error:
+        raise SetrError(f"{source}: download failed ({first_line(error):.80}); {way_out}") from None
+
+
+def fetched(url: str) -> Path:
+    """The file at an http(s) address, in torch's cache; one that is there is not fetched again.
+
+    Raises:
+        SetrError: no file at that address, or no network.
+    """
+    import torch
+
+    name = Path(unquote(urlsplit(url).path)).name
+    if not name:
+        raise SetrError(f"{url}: names no file", code=USAGE)
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]  # one name may stand at many addresses
+    path = Path(torch.hub.get_dir(), "setr", digest, name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+        except (OSError, HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise SetrError(
+                f"{url}: download failed ({str(reason) or type(error).__name__:.80}); download it "
+                "on another machine and give the path"
+            ) from None
+    return path
+
+
+def _require_network(source: str, way_out: str) -> None:
+    """Fail at once where the Hub cannot be reached; its client would retry for a minute."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=10).close()
+    except OSError as error:
+        raise SetrError(
+            f"{source}: not in the cache, and {address.hostname} is out of reach "
+            f"({error.strerror or error}); {way_out}"
+        ) from None

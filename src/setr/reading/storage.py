@@ -1,0 +1,191 @@
+"""A place for outputs: a folder, or an address on object storage reached through fsspec.
+
+A file is there whole or not at all: folders get it by a rename, object stores show an object when
+its upload is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from setr.errors import USAGE, SetrError, first_line
+from setr.reading.files import write_bytes
+
+Identity = str | tuple[int, int]
+"""What `identity` gives: an address, or device and number of a file."""
+
+
+def is_address(text: str) -> bool:
+    """Whether this is for fsspec (s3://…, gs://…, memory://…) and not a path."""
+    return "://" in text
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the path in it.
+
+    Raises:
+        SetrError: no such protocol, or the package it needs is missing.
+    """
+    import fsspec
+
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        extra = '; pip install "setr[s3]"' if address.startswith("s3") else ""
+        raise SetrError(f"{address}: {first_line(error)}{extra}") from None
+    except ValueError as error:
+        raise SetrError(f"{address}: {first_line(error)}", code=USAGE) from None
+    return found
+
+
+def identity(place: str) -> Identity | None:
+    """Equal for two names of one file (links, spellings) or object; None where no file is.
+
+    Args:
+        place: a path, or an address as its file system writes it.
+    """
+    if is_address(place) and not place.startswith("file://"):
+        return place
+    try:
+        status = os.stat(place.removeprefix("file://"))
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def result_test(out: str) -> Callable[[str, str], bool]:
+    """Tells, by name and place, whether a file found in a folder lies in `out` inside that folder.
+
+    The name is the file's path below the folder that was walked.
+    """
+    inner = _in_full(out)
+
+    @cache
+    def beginning(folder: str) -> str:  # of the names of results; no name begins with `/`
+        outer = _in_full(folder)
+        return inner.removeprefix(outer) or "/" if inner.startswith(outer) else "/"
+
+    def is_result(name: str, place: str) -> bool:
+        walked = "/" in name and place.endswith(name)
+        return walked and name.startswith(beginning(place.removesuffix(name)))
+
+    return is_result
+
+
+def _in_full(folder: str) -> str:
+    """A path without links, or an address as its file system writes it, with a slash behind."""
+    if is_address(folder):
+        store, path = file_system(folder)
+        folder = str(store.unstrip_protocol(path)).removeprefix("file://")
+    return (folder if is_address(folder) else os.path.realpath(folder)).rstrip("/") + "/"
+
+
+def read_range(address: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """Bytes start .. stop-1 of a file or object; all of it by default.
+
+    Raises:
+        SetrError: no such file, or it cannot be read.
+    """
+    try:
+        if is_address(address):
+            store, path = file_system(address)
+            data: bytes = store.cat_file(path, start=start, end=stop)
+            return data
+        with open(address, "rb") as file:
+            file.seek(start or 0)
+            return file.read(-1 if stop is None else stop - (start or 0))
+    except FileNotFoundError:
+        raise SetrError(f"{address}: no such file") from None
+    except SetrError:
+        raise
+    except Exception as error:  # network and permission errors of many libraries
+        raise SetrError(f"{address}: cannot read ({first_line(error)})") from None
+
+
+class Storage:
+    """Files below a folder or an address.
+
+    Args:
+        root: the folder, made when something is written, or the address.
+
+    Raises:
+        SetrError: names no folder, or an address without its package.
+    """
+
+    def __init__(self, root: str) -> None:
+        if not root or root.endswith("://"):
+            raise SetrError(
+                f"-o '{root}': names no folder; give one, such as out, or . for this one",
+                code=USAGE,
+            )
+        self.root = root.rstrip("/") or "/"
+        self.remote = is_address(root)
+        self._store: Any = None
+        self._base = self.root
+        if self.remote:
+            self._store, self._base = file_system(self.root)
+
+    def path(self, name: str) -> str:
+        """The full path or address of a file."""
+        return f"{self.root}/{name}"
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file; it appears when complete.
+
+        Raises:
+            SetrError: cannot be written.
+        """
+        try:
+            if self._store is None:
+                path = Path(self.path(name))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:24]
+                write_bytes(path, data, mark=mark)
+            else:
+                self._store.pipe_file(f"{self._base}/{name}", data)
+        except SetrError:
+            raise
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise SetrError(f"{self.path(name)}: cannot write: {reason}") from None
+
+    def identities(self, name: str) -> Iterator[Identity | None]:
+        """Of the file that writing this name would replace; of all files of a folder."""
+        if self.remote:
+            yield identity(self._store.unstrip_protocol(f"{self._base}/{name}"))
+            return
+        found = identity(self.path(name))
+        yield found
+        if found and os.path.isdir(self.path(name)):
+            yield from (identity(entry.path) for entry in os.scandir(self.path(name)))
+
+    def exists(self, name: str) -> bool:
+        """Whether the file, or the folder of a video, is there."""
+        if self._store is None:
+            return os.path.exists(self.path(name))
+        return bool(self._store.exists(f"{self._base}/{name}"))
+
+    def names(self, prefix: str) -> list[str]:
+        """Files directly below the root whose name begins like this, sorted."""
+        if self._store is None:
+            if not os.path.isdir(self.root):
+                return []
+            return sorted(n for n in os.listdir(self.root) if n.startswith(prefix))
+        self._store.invalidate_cache(self._base)
+        try:
+            found = self._store.ls(self._base, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(n for n in (p.rsplit("/", 1)[-1] for p in found) if n.startswith(prefix))
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        if self._store is None:
+            os.unlink(self.path(name))
+        else:
+            self._store.rm_file(f"{self._base}/{name}")

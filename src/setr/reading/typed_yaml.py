@@ -1,0 +1,114 @@
+"""Dataclasses of plain values as YAML and back: strict about keys and types."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+
+from setr.arguments.usage import described, members
+from setr.errors import USAGE, SetrError, first_line
+
+T = TypeVar("T")
+
+
+def dump(settings: Any) -> str:
+    """All fields of a dataclass, those of nested ones too; `parse` gives an equal object back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+
+
+def parse(kind: type[T], text: str, source: str) -> T:
+    """A dataclass from YAML; a missing key takes its default.
+
+    Args:
+        kind: the dataclass.
+        text: the YAML.
+        source: where it came from, for messages.
+
+    Raises:
+        SetrError: not YAML, an unknown key (the nearest is named), or a value of another type.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SetrError(f"{source}: not valid YAML ({first_line(error)})", code=USAGE) from None
+    return build(kind, values, source)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def build(kind: type[T], values: Any, source: str, prefix: str = "") -> T:
+    """A dataclass from a mapping of plain values, as `parse` from their YAML.
+
+    Args:
+        kind: the dataclass.
+        values: the mapping.
+        source: where it came from, for messages.
+        prefix: what stands before a key there, with its dot.
+
+    Raises:
+        SetrError: as `parse`.
+    """
+    if not isinstance(values, dict):
+        where = prefix or "the file"
+        raise SetrError(f"{source}: {where} must hold keys and values", code=USAGE)
+    hints = get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, 1)
+            hint = f"; did you mean '{prefix}{near[0]}'?" if near else ""
+            raise SetrError(f"{source}: unknown key '{prefix}{key}'{hint}", code=USAGE)
+        if dataclasses.is_dataclass(hints[key]):
+            arguments[key] = build(hints[key], value, source, f"{prefix}{key}.")
+        else:
+            arguments[key] = typed(hints[key], value, f"{source}: {prefix}{key}")
+    return kind(**arguments)
+
+
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """A plain value as a field of this type has it; lists become tuples.
+
+    Raises:
+        SetrError: it is of another type; begins with `where`.
+    """
+    options = get_args(hint)
+    if type(None) in options:
+        if value is None:
+            return None
+        hint = next(o for o in options if o is not type(None))
+        options = get_args(hint)
+    if isinstance(value, list):
+        value = tuple(value)
+    if hint in (int, float, str, bool):
+        value = _as_float(value) if hint is float else value
+        ok = type(value) is hint
+    elif isinstance(value, tuple):
+        if options[-1] is Ellipsis:
+            options = options[:1] * len(value)
+        value = tuple(map(_as_float, value)) if float in options else value
+        ok = tuple(map(type, value)) == options
+    else:
+        ok = value in options
+    if not ok:
+        wanted = "true or false" if hint is bool else described(*members(hint))
+        raise SetrError(f"{where}: {_plain(value)!r}: give {wanted}", code=USAGE)
+    return value
+
+
+def _as_float(value: Any) -> Any:
+    """A whole number, or text of a finite one (YAML reads `1e-3` as text), as float; else as is."""
+    if type(value) not in (int, str):
+        return value
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return value
+    return number if math.isfinite(number) else value

@@ -1,0 +1,139 @@
+"""Predictions in the form the test servers of Cityscapes and ADE20K take.
+
+Cityscapes: one 8-bit PNG per image, 2048x1024, of regular label ids (7, 8, 11, …, 33, not training
+ids), named CITY_SEQUENCE_FRAME*.png, each image once (cityscapesScripts, getPrediction of
+evaluation/evalPixelLevelSemanticLabeling.py). ADE20K: one 8-bit PNG per image of ids 1 .. 150,
+named as the image (CSAILVision/sceneparsing README "Submission format"). Both without palette, in
+one zip file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import uuid
+import zipfile
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from setr.arguments.choices import ServerName
+from setr.errors import USAGE, SetrError
+from setr.images import encode_png
+from setr.labels import IGNORE, Labels, known_labels
+
+_NAMES = {
+    "cityscapes": (re.compile(r"[a-z-]+_\d{6}_\d{6}"), "CITY_000000_000019_leftImg8bit.png"),
+    "ade20k": (re.compile(r"ADE_test_\d{8}$"), "ADE_test_00000001.jpg"),
+}
+_SIZE = (1024, 2048)  # of every Cityscapes image
+_STAMP = (2021, 1, 1, 0, 0, 0)  # of every member, so that equal predictions make equal files
+
+
+class Submission:
+    """A zip file for a test server; it appears under its name when complete.
+
+    Used in a `with` block, `add` per image; leaving the block by an error writes nothing.
+
+    Args:
+        server: whose form.
+        path: the zip file.
+        labels: the model's classes, which must be the server's.
+
+    Raises:
+        SetrError: other classes, or no file written at the end.
+    """
+
+    def __init__(self, server: ServerName, path: Path, labels: Labels) -> None:
+        known = known_labels(server)
+        if labels.classes != known.classes:
+            raise SetrError(
+                f"--submit {server}: the model has {len(labels.classes)} other classes; the server "
+                f"takes the {len(known.classes)} of {server}",
+                code=USAGE,
+            )
+        self.server, self.path = server, path
+        self.raw_ids = raw_ids(known)
+        self.names: set[str] = set()
+        self._part = path.with_name(f".{uuid.uuid4().hex}.part")
+
+    def __enter__(self) -> Submission:
+        try:
+            self._zip = zipfile.ZipFile(self._part, "w", zipfile.ZIP_STORED)
+        except OSError as error:
+            raise SetrError(f"{self.path}: cannot write: {error.strerror}") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._zip.close()
+        if kind is not None or not self.names:
+            self._part.unlink(missing_ok=True)
+            if kind is None:
+                raise SetrError(f"{self.path}: no predictions to submit")
+            return
+        os.replace(self._part, self.path)
+
+    def add(self, image: str, prediction: np.ndarray) -> None:
+        """Add one prediction.
+
+        Args:
+            image: file name of the image.
+            prediction: (H, W) training ids 0 .. K-1.
+
+        Raises:
+            SetrError: a name, size or id the server would refuse, or an image given twice.
+        """
+        stem = Path(image).stem
+        pattern, example = _NAMES[self.server]
+        matched = pattern.match(stem)
+        if not matched:
+            raise SetrError(f"{image}: not a test image of {self.server}; names are like {example}")
+        if matched[0] in self.names:
+            raise SetrError(f"{image}: two predictions for {matched[0]}; the server takes one")
+        if self.server == "cityscapes" and prediction.shape != _SIZE:
+            raise SetrError(
+                f"{image}: prediction is {prediction.shape[1]}x{prediction.shape[0]}; the server "
+                f"takes {_SIZE[1]}x{_SIZE[0]}"
+            )
+        if prediction.size and prediction.max() >= len(self.raw_ids):
+            raise SetrError(f"{image}: predicted id {prediction.max()} is no class")
+        member = zipfile.ZipInfo(f"{stem}.png", _STAMP)
+        self._zip.writestr(member, encode_png(self.raw_ids[prediction]))
+        self.names.add(matched[0])
+
+
+def raw_ids(labels: Labels) -> np.ndarray:
+    """(K,) uint8: the id in the released masks of each training id."""
+    table = {train: raw for raw, train in (labels.label_map or {}).items() if train != IGNORE}
+    return np.array([table[k] for k in range(len(labels.classes))], np.uint8)
+
+
+def check_submission(server: ServerName, path: Path) -> int:
+    """Read a submission back and hold it against the server's rules; returns the image count.
+
+    Raises:
+        SetrError: the first rule that is broken.
+    """
+    from PIL import Image
+
+    allowed = set(raw_ids(known_labels(server)).tolist())
+    seen: set[str] = set()
+    with zipfile.ZipFile(path) as file:
+        for name in file.namelist():
+            matched = _NAMES[server][0].match(Path(name).stem)
+            if not name.endswith(".png") or not matched or matched[0] in seen:
+                raise SetrError(f"{path}: {name} is no file name for {server}, or there twice")
+            seen.add(matched[0])
+            with Image.open(io.BytesIO(file.read(name))) as image:
+                if image.mode != "L":
+                    raise SetrError(f"{path}: {name} is {image.mode}; 8-bit ids without palette")
+                ids = np.asarray(image)
+            if server == "cityscapes" and ids.shape != _SIZE:
+                raise SetrError(f"{path}: {name} is {ids.shape[1]}x{ids.shape[0]}")
+            if not set(np.unique(ids).tolist()) <= allowed:
+                raise SetrError(f"{path}: {name} holds ids the server does not take")
+    return len(seen)

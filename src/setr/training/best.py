@@ -1,0 +1,174 @@
+"""The best weights of a run: found on the validation split, kept as a model, adjusted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from setr import distributed
+from setr.config import Config
+from setr.data.dataset import Dataset
+from setr.distributed import say
+from setr.evaluation import evaluate_split
+from setr.hub import from_pretrained, save_pretrained
+from setr.model import SETR
+from setr.model_info import ModelInfo
+from setr.scores.adjustment import ADJUSTED, find_offsets, shift_logits
+from setr.training.parallel import Parallel, full_tensors
+from setr.training.runfolder import RunFolder
+from setr.training.samples import Samples
+
+Guard = Callable[[], contextlib.AbstractContextManager[None]]
+"""Makes what a `with` block stands in."""
+
+
+class Best:
+    """The weights that scored best so far, which the run's folder holds as a model directory.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        val: the split that decides.
+        info: what is stored beside the weights.
+        device: where they are tested.
+
+    Attributes:
+        figures: of the best weights on `val`; empty before the first test.
+        stale: tests since then, none of which found better ones.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        val: Dataset,
+        info: ModelInfo,
+        device: torch.device,
+    ) -> None:
+        self.config, self.folder, self.val, self.info = config, folder, val, info
+        self.device = device
+        self.figures: dict[str, Any] = {}
+        self.stale = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a training state keeps of this."""
+        return {"figures": self.figures, "stale": self.stale}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take the values of a training state, unless the model they are of is gone.
+
+        As where only the state was copied from another machine: the weights tested next are then
+        the best.
+        """
+        if values["figures"] and not distributed.on_first(self.folder.holds_model):
+            say(f"warning: {self.folder.out}: holds no best model any more; the next is kept")
+            return
+        self.figures, self.stale = values["figures"], values.get("stale", 0)
+
+    def why_ended(self) -> str:
+        """Why the training ends early, in all processes alike; empty where it goes on."""
+        patience = self.config.train.patience
+        if not 0 < patience <= self.stale:
+            return ""
+        miou = self.figures["miou"] or 0.0
+        return (
+            f"{self.stale} evaluations in a row found no better val mIoU than {miou:.4f} "
+            f"(train.patience {patience})"
+        )
+
+    def test(
+        self,
+        parallel: Parallel,
+        step: int,
+        guard: Guard = contextlib.nullcontext,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Test the weights a model has after a step; keep them if they are the best so far.
+
+        Args:
+            parallel: the model.
+            step: the number of steps.
+            guard: around the evaluation, before anything is written.
+            stopped: as `evaluate_split` takes it.
+        """
+        model, samples = parallel.model, Samples(self.val.labels, self.config.train.samples)
+        with guard(), parallel.whole():
+            figures = self._evaluate(model, self.info, on_image=samples, stopped=stopped)
+        score = figures["miou"] or 0.0
+        self.folder.log({"step": step, "val": figures})
+        self.folder.picture(step, samples.picture())
+        if self.figures and score <= (self.figures["miou"] or 0.0):
+            self.stale += 1
+            return
+        self.stale = 0
+        state = full_tensors(model.state_dict())
+        metrics = {"val mIoU": round(score, 4), "step": step}
+        info = dataclasses.replace(self.info, metrics=metrics)
+        save = partial(save_pretrained, self.folder.out, model, info, state=state)
+        if self.folder.replace_model("best weights", save):
+            self.figures = figures
+
+    def is_adjusted(self) -> bool:
+        """Whether the folder's model was adjusted before this run was continued."""
+
+        def read() -> bool:
+            path = self.folder.out / "config.json"
+            return path.is_file() and ADJUSTED in json.loads(path.read_text("utf-8"))["metrics"]
+
+        return distributed.on_first(read)
+
+    def adjust(self, pixels: np.ndarray) -> None:
+        """Shift the logits by what the validation split asks for, once.
+
+        Args:
+            pixels: (K,) counts of the classes in the training split.
+        """
+        model, info = self._load()
+        new = ADJUSTED not in info.metrics  # else done before this run was continued
+        if new:
+            search = partial(
+                find_offsets,
+                *(model, info, self.val),
+                pixels=pixels,
+                precision=self.config.train.precision,
+                workers=self.config.data.workers,
+            )
+            shift_logits(model, distributed.on_first(search))
+        figures = self._evaluate(model, info)
+        metrics = {**info.metrics, "val mIoU": round(figures["miou"] or 0.0, 4)}
+        info = dataclasses.replace(info, metrics={**metrics, ADJUSTED: self.val.split})
+        save = partial(save_pretrained, self.folder.out, model, info)
+        if not new or self.folder.replace_model("adjusted weights", save):
+            self.figures = figures
+
+    def results(self) -> dict[str, Any]:
+        """The figures by protocol; with several scales, if asked for, they are computed here."""
+        results = {"single_scale": self.figures}
+        if self.config.eval.multi_scale:
+            model, info = self._load()
+            protocol = info.protocol.multi_scale()
+            info = dataclasses.replace(info, protocol=protocol)
+            results["multi_scale"] = self._evaluate(model, info)
+        return results
+
+    def _load(self) -> tuple[SETR, ModelInfo]:
+        model, info = from_pretrained(self.folder.out)
+        return model.to(self.device), info
+
+    def _evaluate(self, model: SETR, info: ModelInfo, **options: Any) -> dict[str, Any]:
+        return evaluate_split(
+            model,
+            info,
+            self.val,
+            precision=self.config.train.precision,
+            workers=self.config.data.workers,
+            detailed=False,
+            **options,
+        )

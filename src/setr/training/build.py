@@ -1,0 +1,290 @@
+"""From the settings of a run to its parts: the last place that sees a `Config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setr.bands import Bands
+from setr.catalog import is_convolutional
+from setr.config import Config, ModelConfig
+from setr.data.dataset import Dataset
+from setr.data.loader import Share, chosen_workers
+from setr.distributed import say, world
+from setr.doctor import check, class_weights, describe_map
+from setr.errors import USAGE, SetrError
+from setr.labels import Labels
+from setr.lora import add_lora
+from setr.model import SETR, create_model
+from setr.model_info import ModelInfo
+from setr.processes.progress import counting
+from setr.protocols import Protocol, preset
+from setr.training.complexity import parameter_counts
+from setr.training.weighting import by_class, described, named_weights
+from setr.transforms import Augmentation, fill_colour, rare_class_odds
+from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
+
+
+def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SETR:
+    """The model to train, with what is frozen frozen."""
+    settings = config.model
+    model = create_model(
+        settings.name,
+        num_classes=num_classes,
+        img_size=settings.img_size,
+        encoder=settings.encoder,
+        aux=settings.aux,
+        channels=settings.channels,
+        taps=settings.taps,
+        align_corners=settings.align_corners,
+        pos_interp=settings.pos_interp,
+        prefix_tokens=settings.prefix_tokens,
+        patch_stride=settings.patch_stride,
+        encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
+        in_chans=len(settings.mean),
+    )
+    for source, resnet in _sources(model, settings):
+        report = load_encoder(model, source, resnet=resnet)
+        say(f"encoder: weights of {source}: {report}")
+        own = Path(source).is_dir() or report.dialect in ("official", "mmseg")
+        if not resnet and not own:  # a run has its own; SETR was trained with ImageNet's
+            _compare_normalisation(model, settings)
+    if settings.lora_rank:
+        add_lora(model, settings.lora_rank)
+    else:
+        model.encoder.freeze(settings.freeze)
+    trained, total = parameter_counts(model)
+    if trained < total and not quiet:
+        say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
+    return model
+
+
+def require_buildable(config: Config, *, weights: bool) -> None:
+    """Refuse settings of a model that cannot be built, without building it or reading data.
+
+    Args:
+        config: of the run.
+        weights: whether the run begins with those its settings name.
+
+    Raises:
+        SetrError: a name that nothing has, parts that do not fit together, weights that are not
+            there.
+    """
+    with torch.device("meta"):
+        model = build_model(without_weights(config), 1, quiet=True)
+    for source, resnet in _sources(model, config.model) if weights else ():
+        require_weights(model, source, resnet=resnet)
+
+
+def require_fitting_weights(config: Config) -> None:
+    """Refuse weights of another encoder before the data are checked, which may take long.
+
+    Args:
+        config: of a new run, with the normalisation of its data.
+
+    Raises:
+        SetrError: the first tensor that does not fit, or a file that is none.
+    """
+    bare = dataclasses.replace(config.model, lora_rank=0)  # weights are for the layers under it
+    with torch.device("meta"):
+        model = build_model(without_weights(dataclasses.replace(config, model=bare)), 1, quiet=True)
+    for source, _ in _sources(model, config.model):
+        require_fit(model, source)
+
+
+def _sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
+    """Where weights of the encoder come from, and whether those are of its ResNet."""
+    if settings.pretrained_resnet and not model.arguments["resnet"]:
+        raise SetrError(
+            f"model.pretrained_resnet: {settings.name} has no ResNet in front of its encoder; give "
+            "encoder weights with --model.pretrained",
+            code=USAGE,
+        )
+    found = (settings.pretrained, False), (settings.pretrained_resnet, True)
+    return [(source, resnet) for source, resnet in found if source]
+
+
+def _compare_normalisation(model: SETR, settings: ModelConfig) -> None:
+    """Say so where the weights were trained with another mean and deviation of the channels."""
+    if model.encoder.in_chans != 3:
+        return  # it was trained on no such pixels
+    trained = getattr(getattr(model.encoder, "vit", None), "pretrained_cfg", None) or {}
+    theirs = {name: tuple(trained.get(name) or getattr(settings, name)) for name in ("mean", "std")}
+    if any(theirs[name] != getattr(settings, name) for name in theirs):
+        options = " ".join(f"--model.{k} {' '.join(f'{v:g}' for v in theirs[k])}" for k in theirs)
+        say(f"note: {model.arguments['encoder']} was trained on pixels with {options}; not so here")
+
+
+def without_weights(config: Config) -> Config:
+    """The settings of a model whose weights come from elsewhere, or do not matter."""
+    model = dataclasses.replace(config.model, pretrained=None, pretrained_resnet=None)
+    return dataclasses.replace(config, model=model)
+
+
+def announce(config: Config) -> None:
+    """Say what of a new run's settings may surprise: random weights, a warm-up that never ends."""
+    model, warmup, steps = config.model, config.optim.warmup_steps, config.train.steps
+    patience, every = config.train.patience, config.train.eval_every
+    if not (model.pretrained or model.pretrained_resnet):
+        say("encoder: random weights; --model.pretrained TAG or FILE starts from trained ones")
+        for name in ("freeze", "lora_rank"):
+            if value := getattr(model, name):
+                say(f"warning: model.{name} {value} keeps random weights as they are")
+    if warmup >= steps:
+        say(
+            f"warning: optim.warmup_steps {warmup} of {steps}: the learning rate never reaches "
+            f"optim.lr {config.optim.lr:g}"
+        )
+    if patience and (first := (patience + 1) * every) >= steps:
+        say(
+            f"warning: train.patience {patience} with train.eval_every {every}: ends no training "
+            f"before step {first}; this one has {steps}"
+        )
+
+
+def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = None) -> Config:
+    """The settings with `train.epochs` turned into steps.
+
+    Args:
+        config: of the run, its batch known.
+        images: in the training split.
+        before: facts of the run that is continued.
+
+    Raises:
+        SetrError: that run has another number of steps.
+    """
+    train = config.train
+    if not train.epochs:
+        return config
+    steps = math.ceil(Fraction(str(train.epochs)) * images / train.batch_size)
+    epochs = f"train.epochs {train.epochs:g}"
+    if before and before["train.steps"] != steps:
+        raise SetrError(
+            f"{epochs}: this is {steps} steps, the run to continue has {before['train.steps']}; "
+            f"leave it out, or give --train.steps {steps}",
+            code=USAGE,
+        )
+    say(f"{epochs}: {steps} steps, of {images} images in batches of {train.batch_size}")
+    return dataclasses.replace(config, train=dataclasses.replace(train, steps=steps, epochs=0.0))
+
+
+def with_workers(config: Config, device: torch.device) -> Config:
+    """Settings with a number of loader processes that suits this machine, if none was asked for."""
+    if config.data.workers >= 0:
+        return config
+    data = dataclasses.replace(config.data, workers=chosen_workers(device))
+    return dataclasses.replace(config, data=data)
+
+
+def _weights_by_hand(config: Config, labels: Labels) -> list[float] | None:
+    named = named_weights(config.train.class_weights)
+    return by_class(named, labels.classes) if named else None
+
+
+def build_weights(
+    config: Config, labels: Labels, pixels: np.ndarray, device: torch.device
+) -> Tensor | None:
+    """Class weights (K,) by hand or from pixels (K,) of the training split, which are said."""
+    kind = config.train.class_weights
+    if kind == "none":
+        return None
+    found = _weights_by_hand(config, labels) or class_weights(pixels, kind).tolist()
+    say(f"class weights: {described(found, labels.classes)}")
+    return torch.tensor(found, dtype=torch.float32, device=device)
+
+
+def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray:
+    """Check both splits, say what was found, and count the training split's pixels: (K,).
+
+    Raises:
+        SetrError: pairs that cannot be used, or settings with a name that is no class.
+    """
+    _weights_by_hand(config, dataset.labels)  # before files are read
+    say(f"{dataset.name}: {describe_map(dataset.labels)}")
+    if dataset.bands:
+        say(f"images: {dataset.bands}")
+    for split in (val, dataset):
+        checkup = check(split, progress=counting(f"check {split.split}"))
+        checkup.raise_problems()
+        if split is val and config.train.adjust_logits:
+            checkup.require_counted("leave out --train.adjust-logits, or set --data.val-split")
+        for finding in checkup.findings:
+            say(f"{finding.level}: {finding.split}: {finding.text}")
+    return checkup.pixels
+
+
+def build_augmentation(config: Config, pixels: np.ndarray) -> Augmentation:
+    """The augmentation of a training split with these pixel counts (K,)."""
+    data = config.data
+    return Augmentation(
+        crop_size=data.crop_size,
+        short_side=data.short_side,
+        long_side=data.long_side,
+        rare_crops=data.rare_class_crops,
+        class_odds=rare_class_odds(pixels),
+        scale_range=data.scale_range,
+        flip=data.flip,
+        flip_vertical=data.flip_vertical,
+        rotate=data.rotate,
+        photometric=data.photometric,
+        max_class_share=data.max_class_share,
+        fill=fill_colour(config.model.mean),
+    )
+
+
+def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> ModelInfo:
+    """What is stored with the model."""
+    return ModelInfo(
+        labels=labels,
+        mean=config.model.mean,
+        std=config.model.std,
+        protocol=_protocol(config, labels),
+        recipe=config.recipe,
+        crop_size=config.data.crop_size,
+        pretrained=config.model.pretrained and Path(config.model.pretrained).name,
+        command=f"setr train config.yaml --out runs/{config.recipe}",
+        bands=bands,
+    )
+
+
+def _protocol(config: Config, labels: Labels) -> Protocol:
+    own = Protocol(
+        window=config.eval.window,
+        stride=config.eval.stride,
+        short_side=config.data.short_side,
+        long_side=config.data.long_side,
+    )
+    if config.eval.protocol is None:
+        return own
+    grid = None if is_convolutional(config.model.name) else config.data.crop_size
+    return preset(config.eval.protocol, own=own, labels=labels, grid=grid)
+
+
+def build_share(config: Config, rank: int, pairs: int) -> Share:
+    """The part of every batch that process `rank` computes, of a split with so many pairs.
+
+    Raises:
+        SetrError: the batch is larger than the split, or cannot be cut into equal parts.
+    """
+    batch, parts = config.train.batch_size, config.train.accumulate
+    if batch > pairs:
+        raise SetrError(
+            f"train.batch_size {batch}: split '{config.data.train_split}' has {pairs} pairs; give "
+            f"at most {pairs}, or list more images",
+            code=USAGE,
+        )
+    if batch % (world() * parts):
+        raise SetrError(
+            f"train.batch_size {batch}: must be a multiple of processes ({world()}) x "
+            f"train.accumulate ({parts})",
+            code=USAGE,
+        )
+    return Share(rank, world(), parts)

@@ -1,0 +1,149 @@
+"""How large and how expensive a model is: parameters and floating-point operations.
+
+Models are built on torch's meta device, so nothing is allocated and nothing is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from setr.model import SETR, Features, create_model
+from setr.pages.model_card import encoder_licence
+
+UNUSED_CLASSIFIER = 512 * 150 + 150
+"""Parameters of the 1x1 classifier 512 -> 150 that every head of the authors' code creates and
+never calls; Table 2 counts it, our models do not carry it."""
+
+
+@dataclass(frozen=True)
+class Table2Row:
+    """A row of the paper's Table 2: parameters for 512x512 and 150 classes.
+
+    Args:
+        system: as the paper calls it.
+        name: our model.
+        paper: millions of parameters, as printed.
+        unused_heads: heads of the authors' code with an unused classifier.
+        note: why the sum differs from the paper's figure.
+    """
+
+    system: str
+    name: str
+    paper: float
+    unused_heads: int = 0
+    note: str = ""
+
+
+TABLE2 = (
+    Table2Row("FCN, ResNet-101", "fcn_r101", 68.59),
+    Table2Row("Semantic FPN, ResNet-101", "semantic_fpn_r101", 47.51),
+    Table2Row(
+        "Hybrid-Base",
+        "hybrid_base",
+        112.59,
+        4,
+        "no configuration was published; ours is ResNet-50 at stride 16, a 1x1 projection, "
+        "12 blocks, the Naive head and three auxiliary heads",
+    ),
+    Table2Row("SETR-Naive-Base", "setr_naive_base", 87.69, 4),
+    Table2Row("SETR-MLA-Base", "setr_mla_base", 92.59, 5),
+    Table2Row("SETR-PUP-Base", "setr_pup_base", 97.64, 5),
+    Table2Row("SETR-Naive", "setr_naive_large", 305.67, 4),
+    Table2Row("SETR-MLA", "setr_mla_large", 310.57, 5),
+    Table2Row("SETR-PUP", "setr_pup_large", 318.31, 5),
+)
+
+
+def meta_model(name: str, *, num_classes: int, img_size: int | None) -> SETR:
+    """A named model without memory behind its parameters."""
+    with torch.device("meta"):
+        return create_model(name, num_classes=num_classes, img_size=img_size)
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters of a model."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+
+
+def forward_flops(model: SETR, H: int, W: int) -> int:
+    """Floating-point operations of one image's forward pass, without auxiliary heads.
+
+    A multiplication and an addition count as two; the convention of many papers, "multiply-adds",
+    is half of it. Only matrix products, convolutions and attention are counted, in the order that
+    every device computes (MLA classifies before its upsampling); what single devices save is not
+    left out.
+    """
+    from torch.func import functional_call
+    from torch.utils.flop_counter import FlopCounterMode
+
+    state = {k: v.to("meta") for k, v in (*model.named_parameters(), *model.named_buffers())}
+    images = torch.empty(1, model.encoder.in_chans, H, W, device="meta")
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(model, state, (images,))
+    model.train(was_training)
+    return int(counter.get_total_flops())
+
+
+def training_flops(model: SETR, H: int, W: int, *, cached: bool = False) -> int:
+    """Floating-point operations of one image's forward and backward pass, with auxiliary heads.
+
+    What is frozen has no backward pass. Counting conventions as in `forward_flops`.
+
+    Args:
+        model: on the meta device, in train mode, without recomputation.
+        H: height of the image in pixels.
+        W: width.
+        cached: the encoder's features are given, not computed.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    images = torch.empty(2, model.encoder.in_chans, H, W, device=device)
+    inputs: Tensor | Features = images
+    if cached:
+        with torch.no_grad():
+            inputs = Features(model.encoder(images), (H, W))
+    with FlopCounterMode(display=False) as counter:
+        output = model(inputs, with_aux=True)
+        torch.autograd.backward([x.sum() for x in (output.logits, *output.aux)])
+    return int(counter.get_total_flops()) // 2  # batch norm wants more than one value per channel
+
+
+def model_figures(name: str, *, num_classes: int, size: int) -> dict[str, Any]:
+    """What `setr models` prints about a named model."""
+    model = meta_model(name, num_classes=num_classes, img_size=size)
+    return {
+        "name": name,
+        "encoder": model.arguments["encoder"],
+        "decoder": model.arguments["decoder"],
+        "parameters": parameter_counts(model)[1],
+        "auxiliary_parameters": parameter_counts(model.aux_heads)[1],
+        "gflops": forward_flops(model, size, size) / 1e9,
+        "stride": model.encoder.patch_size,
+        "licence": encoder_licence(model.arguments),
+    }
+
+
+def table2_figures(row: Table2Row) -> dict[str, Any]:
+    """The paper's count of a row beside ours, part by part."""
+    model = meta_model(row.name, num_classes=150, img_size=512)
+    parts = {part: parameter_counts(module)[1] for part, module in model.named_children()}
+    unused = row.unused_heads * UNUSED_CLASSIFIER
+    total = sum(parts.values()) + unused
+    return {
+        "system": row.system,
+        "name": row.name,
+        "paper_millions": row.paper,
+        **parts,
+        "unused_classifiers": unused,
+        "total": total,
+        "difference_millions": round(row.paper - total / 1e6, 3),
+        "note": row.note,
+    }

@@ -1,0 +1,153 @@
+"""What a run was given, as plain facts that can be compared and named.
+
+Compared between the processes of a run at its start, and between a run and its resumption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from setr import __version__
+from setr.config import Config
+from setr.data.dataset import Dataset
+from setr.data.pairs import Pair, Pairs
+from setr.datasets import ShardDataset
+from setr.distributed import differences, say
+from setr.errors import USAGE, SetrError
+from setr.training.settings import PER_PROCESS, flat
+from setr.wrapped import WrappedDataset
+
+_TOLD_BY_VERSION = (ShardDataset, WrappedDataset)
+_OF_BANDS = ("bands", "value_range")  # facts of data that name them
+_SAMPLED = 64  # files whose size is compared
+
+
+def run_facts(config: Config, *datasets: Dataset) -> dict[str, Any]:
+    """Settings, versions, and what identifies the data without reading them all."""
+    facts = _settings(config)
+    facts |= {"setr": __version__, "torch": torch.__version__.split("+")[0]}
+    for dataset in datasets:
+        facts |= {f"data.{dataset.split}.{k}": v for k, v in data_facts(dataset).items()}
+    return facts
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in flat(config).items()
+        if key not in PER_PROCESS
+    }
+
+
+def data_facts(dataset: Dataset) -> dict[str, Any]:
+    """Classes and ids, number and names of the files, and sizes of some of them; not their times.
+
+    Shards have the checksum of their index, which holds those of all files; samples from Python
+    have the version their user names.
+    """
+    names = hashlib.sha256()
+    for name in _names(dataset):
+        names.update(f"{name}\n".encode("utf-8", "surrogateescape"))
+    sampled: list[Pair] = []
+    if isinstance(dataset.pairs, Pairs):
+        step = max(1, len(dataset) // _SAMPLED)
+        sampled = [dataset.pairs[i] for i in range(0, len(dataset), step)]
+    labels = dataset.labels.to_dict()
+    return {
+        "classes": labels["classes"],
+        "ids": labels["label_map"],
+        "mask colours": labels.get("colour_map", {}),
+        "pairs": len(dataset),
+        "file names": names.hexdigest()[:16],
+        "file sizes": _digest([_size(pair.image) for pair in sampled]),
+        "mask sizes": _digest([_size(pair.mask) for pair in sampled]),
+        "checksum": dataset.version if isinstance(dataset, _TOLD_BY_VERSION) else None,
+        **(dataset.bands.to_dict() if dataset.bands else {}),
+    }
+
+
+def data_record(facts: dict[str, Any], train: Dataset, val: Dataset) -> dict[str, Any]:
+    """What stands beside a run's figures: the data set's name, classes, images, and a digest.
+
+    Equal digests mean equal facts of both splits, wherever the files lie.
+
+    Args:
+        facts: of the run, as `run_facts` gives them.
+        train: what it learned from.
+        val: what it was tested on.
+    """
+    own = {key: value for key, value in facts.items() if _of_files(key)}
+    text = json.dumps(own, sort_keys=True)
+    return {
+        "name": val.name,
+        "classes": list(val.labels.classes),
+        "train_images": len(train),
+        "val_images": len(val),
+        "digest": hashlib.sha256(text.encode()).hexdigest()[:12],
+    }
+
+
+def _digest(values: list[int]) -> str:
+    return hashlib.sha256(str(values).encode()).hexdigest()[:16]
+
+
+def _names(dataset: Dataset) -> Iterator[str]:
+    """Folder and name of each image; what is above may differ between hosts."""
+    if isinstance(dataset.pairs, Pairs):
+        paths: Iterator[str] = (image for image, _ in dataset.pairs.names())
+    else:
+        paths = (str(pair.image) for pair in dataset.pairs)
+    return ("/".join(path.split(os.sep)[-2:]) for path in paths)
+
+
+def _size(path: Path | None) -> int:
+    try:
+        return -1 if path is None else os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to continue a run with another model, optimiser or other data; name other changes.
+
+    Facts that the version which began the run did not keep are not compared; settings it did not
+    have count as they are by default, which is what it did, and data without bands are RGB.
+
+    Raises:
+        SetrError: what differs.
+    """
+    splits = {_split(key) for key in before}
+    no_bands = {f"{_split(k)}.{name}": None for k in before if _of_files(k) for name in _OF_BANDS}
+    before = {**_settings(Config()), **no_bands, **before}
+    now = {k: v for k, v in now.items() if k in before or _split(k) not in splits}
+    for kind, belongs in _IDENTITY.items():
+        mine = {k: v for k, v in before.items() if belongs(k)}
+        theirs = {k: v for k, v in now.items() if belongs(k)}
+        if found := differences(mine, theirs):
+            raise SetrError(f"{out}: is a run of {kind}: {found}; choose another --out", code=USAGE)
+    if found := differences(before, now):
+        say(f"warning: {out}: continues with other settings than it began with: {found}")
+
+
+def _split(key: str) -> str:
+    """`data.train` of a fact about that split's files; of another fact, itself."""
+    return key.rpartition(".")[0] if _of_files(key) else key
+
+
+def _of_files(key: str) -> bool:
+    """Facts of the files and classes, not how samples are augmented."""
+    return key.startswith("data.") and key.count(".") > 1  # a split's name may have some, too
+
+
+_IDENTITY: dict[str, Callable[[str], bool]] = {
+    "another model": lambda key: key.startswith("model."),
+    "another optimiser": lambda key: key == "optim.name",
+    "other data or classes": _of_files,
+}

@@ -1,0 +1,277 @@
+"""Features of a frozen encoder, computed once and kept on disk: heads then train from files.
+
+A view is a whole image scaled to fit the crop size, as it is or mirrored; the rest is mean colour
+and ignored. The maps of all taps lie one after the other in `maps.npy` (fp16), the masks of the
+same views in `masks.npy`; both are read through the memory map. They live in the user's cache
+folder under a key made of everything they depend on: the encoder's weights and settings, the files
+of the split, the labels, the size, normalisation, precision and library versions. `facts.json` is
+written last: without it a folder is none. Each run computes in a scratch folder of its own; of
+several runs that compute the same features at once, the first to finish gives them their name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from setr._timm import timm
+from setr.config import Config
+from setr.data.dataset import Dataset
+from setr.data.loader import whole_images
+from setr.data.survey import survey
+from setr.distributed import say, world
+from setr.encoder import Encoder
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.inference import normalize
+from setr.labels import IGNORE
+from setr.model import SETR
+from setr.processes.progress import Progress
+from setr.reading.files import cache_folder
+from setr.training.build import build_info
+from setr.transforms import PAD_COLOUR, CropWindow, fill_colour, flipped
+
+VERSION = 2
+_OF_HEADS = frozenset(
+    {"decoder", "num_classes", "aux_taps", "decoder_args", "neck_args", "aux_args", "odd_sizes"}
+)
+"""Arguments of `SETR` that do not change what its encoder gives."""
+
+
+class FeatureFiles(NamedTuple):
+    """The stored views of a split: view number index * `views` + (1 if mirrored).
+
+    Attributes:
+        maps: (N, C, h, w) float16, the channels of all taps after each other.
+        masks: (N, H, W) uint8 training ids.
+        views: 2 with mirrored ones, else 1.
+    """
+
+    maps: np.ndarray
+    masks: np.ndarray
+    views: int
+
+
+def fit(
+    image: np.ndarray,
+    mask: np.ndarray,
+    size: tuple[int, int],
+    fill: tuple[int, ...] = PAD_COLOUR,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale an image and its mask to fit a size, at the top left of it."""
+    H, W = image.shape[:2]
+    scale = min(size[0] / H, size[1] / W)
+    resized = max(1, round(H * scale)), max(1, round(W * scale))
+    window = CropWindow((H, W), resized, (0, 0), size)
+    return (
+        window.cut(image, nearest=False, fill=fill),
+        window.cut(mask, nearest=True, fill=IGNORE),
+    )
+
+
+def open_features(
+    config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | None
+) -> FeatureFiles:
+    """The features of a split, computed now unless they are known.
+
+    Args:
+        config: of the run; `cache_features`, crop size and normalisation matter.
+        dataset: the training split.
+        model: with its encoder frozen, on its device.
+        dtype: of autocast; None for fp32.
+
+    Raises:
+        SetrError: several processes, an encoder whose maps differ in size, a full disk, an image
+            that cannot be read or does not exist, features that fp16 cannot hold.
+    """
+    if world() > 1:
+        raise SetrError("train.cache_features: one process reads them; start without torchrun",
+                        code=USAGE)  # fmt: skip
+    if not isinstance(model.encoder, Encoder):
+        raise SetrError(
+            f"train.cache_features: {model.arguments['encoder']} is no transformer, its maps differ"
+            " in size; leave it out",
+            code=USAGE,
+        )
+    if dataset.decoded and dataset.version is None:
+        raise SetrError(
+            "train.cache_features: features are kept under the version of the data; give "
+            "wrap_dataset one, or leave it out",
+            code=USAGE,
+        )
+    views = 2 if config.train.cache_features == "flip" else 1
+    folder = cache_folder("features") / _key(config, dataset, model, dtype)
+    if not _complete(folder):
+        _compute(config, dataset, model, dtype, folder, views)
+    maps, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("maps", "masks"))
+    say(f"features of {len(dataset)} images: {folder} ({maps.nbytes / 1e9:.1f} GB)")
+    return FeatureFiles(maps, masks, views)
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "facts.json").is_file()
+
+
+def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | None) -> str:
+    facts: dict[str, Any] = {
+        "version": VERSION,
+        "encoder": {k: v for k, v in model.arguments.items() if k not in _OF_HEADS},
+        "libraries": [torch.__version__, timm.__version__, cv2.__version__],
+        "labels": dataset.labels.to_dict(),
+        "size": config.data.crop_size,
+        "mean": config.model.mean,
+        "std": config.model.std,
+        "views": config.train.cache_features,
+        "dtype": str(dtype),
+        "device": next(model.parameters()).device.type,
+    }
+    if dataset.bands:
+        facts["bands"] = str(dataset.bands)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    files = survey(dataset).key
+    if not files.all():  # what does not exist cannot tell one data set from another
+        raise SetrError(
+            f"{dataset.pairs[int(files.argmin())].image}: it or its mask does not exist; "
+            "`setr doctor` lists what is missing",
+            code=DATA_CHECK_FAILED,
+        )
+    digest.update(files.tobytes())
+    for name, value in sorted(model.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:24]
+
+
+def _compute(
+    config: Config,
+    dataset: Dataset,
+    model: SETR,
+    dtype: torch.dtype | None,
+    folder: Path,
+    views: int,
+) -> None:
+    size, count = config.data.crop_size, views * len(dataset)
+    info = build_info(config, dataset.labels)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    progress = Progress("features", count)
+    maps = masks = None
+    try:
+        with _scratch(folder.parent) as place:
+            for number, (image, mask) in enumerate(_views(config, dataset, views)):
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(device.type, dtype, enabled=dtype is not None),
+                ):
+                    x = normalize(torch.from_numpy(image)[None].to(device), info.mean, info.std)
+                    found = torch.cat(model.encoder(x), dim=1)[0].to(torch.float16).cpu()
+                if not bool(torch.isfinite(found).all()):
+                    raise SetrError(
+                        "train.cache_features: features exceed the range of fp16; leave it out"
+                    )
+                if maps is None or masks is None:
+                    maps, masks = _files(place, (count, *found.shape), (count, *size))
+                maps[number], masks[number] = found.numpy(), mask
+                progress.update(number + 1, images=1)
+            for file in (maps, masks):
+                if file is not None:
+                    file.flush()
+            (place / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
+            _publish(place, folder)
+    except OSError as error:
+        raise SetrError(f"{folder}: cannot write features: {error.strerror}") from None
+    finally:
+        progress.close()
+        model.train(was_training)
+
+
+@contextmanager
+def _scratch(base: Path) -> Iterator[Path]:
+    """A new folder for unfinished features; it is gone afterwards, published or not.
+
+    Every run that computes holds a shared lock, which ends with its process. Whoever gets the lock
+    alone knows that all scratch folders are leftovers of killed runs, and removes them. Without
+    locks (Windows, some network disks) leftovers stay.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    with base.with_name(f"{base.name}.lock").open("w") as lock:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for left in base.glob(".*.part"):
+                    shutil.rmtree(left, ignore_errors=True)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        place = base / f".{uuid.uuid4().hex}.part"
+        place.mkdir()
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _publish(place: Path, folder: Path) -> None:
+    """Rename a finished scratch folder, unless another run has published the same features."""
+    try:
+        os.rename(place, folder)  # refused where a folder with files is
+    except OSError:
+        if _complete(folder):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(place, folder)
+
+
+def _files(
+    place: Path, maps: tuple[int, ...], masks: tuple[int, ...]
+) -> tuple[np.memmap, np.memmap]:
+    needed = 2 * int(np.prod(maps)) + int(np.prod(masks))
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise SetrError(
+            f"train.cache_features: {needed / 1e9:.1f} GB are needed in {place.parent}, where "
+            f"{free / 1e9:.1f} GB are free; set SETR_CACHE to another disk, a smaller "
+            "--data.crop-size, or --train.cache-features once"
+        )
+    return (
+        _reserved(place / "maps.npy", np.float16, maps),
+        _reserved(place / "masks.npy", np.uint8, masks),
+    )
+
+
+def _reserved(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A new mapped array whose place on disk nobody else can take: a page that finds none kills."""
+    made: np.memmap = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return made
+
+
+def _views(config: Config, dataset: Dataset, views: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for sample in whole_images(dataset, config.data.workers, range(len(dataset))):
+        if isinstance(sample, SetrError):
+            raise sample
+        image, mask = sample[0][0].numpy(), sample[1][0].numpy()
+        for mirrored in range(views):
+            if mirrored:
+                image, mask = flipped(image, 1), cv2.flip(mask, 1)
+            yield fit(image, mask, config.data.crop_size, fill_colour(config.model.mean))
+
+
+def split_maps(packed: Tensor, widths: list[int]) -> list[Tensor]:
+    """(B, C, h, w) with the channels of all taps -> one map per tap, float32."""
+    return list(packed.float().split(widths, dim=1))

@@ -1,0 +1,223 @@
+"""The memory of a training step, known before it runs.
+
+The step is rehearsed on fake tensors: every operation of forward, loss and backward is dispatched,
+nothing is computed or allocated, and the bytes that would be alive are added up. So the estimate
+follows the network as it is (frozen blocks, low-rank parts, recomputation, any encoder), where a
+formula would need one term for each. What kernels allocate for themselves is not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from setr.inference import normalize
+from setr.kernels.row_blocks import block_bytes, classes_last, kept_gradient
+from setr.losses import LossKind
+from setr.model import SETR, Features
+from setr.processes.machine import resident_bytes
+
+KERNELS = 130_000_000
+"""Bytes that libraries and their kernels take on a CPU once steps have run, beyond the interpreter;
+0.11 to 0.17 GB were measured with small models by benchmarks/memory.py."""
+
+SORTED = 180
+"""Bytes a pixel that Lovász takes on a CPU while it sorts one class; 152 to 178 were measured."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one training step in one process.
+
+    Attributes:
+        process: the interpreter with its libraries; 0 on a GPU.
+        parameters: weights and buffers.
+        gradients: of the trained weights.
+        optimizer: moments, and the moving average.
+        activations: kept for the backward pass when the forward pass ends.
+        logits: of all heads, with what the loss keeps of them.
+        total: the largest sum at any moment. Gradients replace activations during the backward
+            pass, so it is less than the sum of the parts, and more than theirs without gradients
+            where operations need room of their own.
+    """
+
+    process: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    total: int
+
+
+def step_memory(
+    model: SETR,
+    *,
+    batch: int,
+    size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    moments: int = 1,
+    average: bool = False,
+    keeps_gradients: bool = False,
+    cached: bool = False,
+    loss: LossKind = "cross_entropy",
+) -> Memory:
+    """Rehearse two micro-batches of training.
+
+    Args:
+        model: on the meta device, with frozen parts frozen; it is moved to fake tensors.
+        batch: images in one micro-batch.
+        size: (H, W) of them in pixels.
+        device: where the training will run.
+        dtype: of autocast; None for fp32.
+        moments: tensors the optimiser keeps per trained weight: 1 for SGD with momentum, 2 for
+            AdamW.
+        average: a moving average of the weights is kept.
+        keeps_gradients: gradients stay from one micro-batch to the next (accumulation).
+        cached: the model is given features of its frozen encoder in place of images.
+        loss: of the main head.
+    """
+    trained = _bytes(p for p in model.parameters() if p.requires_grad)
+    weights = _bytes([*model.parameters(), *model.buffers()])
+    optimizer = moments * trained + (weights if average else 0)
+    process = resident_bytes() + KERNELS if device.type == "cpu" else 0
+    if device.type == "cpu":
+        # what processes took beyond their tensors: 2 bytes a weight in bf16; in fp32 the room that
+        # freed gradients leave in the heap, where larger activations do not fit
+        process += weights // 2 if dtype is torch.bfloat16 else trained
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device=device)
+        model.train()
+        tally = _Tally([*model.parameters(), *model.buffers()])
+        output, inputs = None, _inputs(model, batch, size, device, cached)
+        tally.count(inputs.maps if isinstance(inputs, Features) else [inputs])
+        with tally:
+            for _ in range(2):
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    output = model(inputs, with_aux=True)
+                before = tally.now
+                parts = [_HeldByLoss.apply(x) for x in (output.logits, *output.aux)]
+                if loss in ("dice", "lovasz"):
+                    parts.append(_HeldByRegions.apply(output.logits, size, loss == "lovasz"))
+                value = torch.stack(parts)
+                held = tally.now - weights
+                logits = _bytes([output.logits, *output.aux]) + tally.now - before
+                output = None
+                value.sum().backward()
+                if not keeps_gradients:
+                    model.zero_grad(set_to_none=True)
+        del output, inputs
+    largest = max((p.numel() * p.element_size() for p in model.parameters()), default=0)
+    updating = weights + trained + 2 * largest
+    return Memory(
+        process=process,
+        parameters=weights,
+        gradients=trained,
+        optimizer=optimizer,
+        activations=max(0, held - logits - (trained if keeps_gradients else 0)),
+        logits=logits,
+        total=process + optimizer + max(tally.peak, updating),
+    )
+
+
+def _inputs(
+    model: SETR, batch: int, size: tuple[int, int], device: torch.device, cached: bool
+) -> Tensor | Features:
+    channels = model.encoder.in_chans
+    images = torch.empty(batch, *size, channels, dtype=torch.uint8, device=device)
+    x = normalize(images, (0.5,) * channels, (0.5,) * channels)
+    if not cached:
+        return x
+    with torch.no_grad():
+        return Features([torch.empty_like(m) for m in model.encoder(x)], size)
+
+
+class _HeldByLoss(torch.autograd.Function):
+    """Allocates what `row_blocks.upsample_sum` does, without its loop over blocks."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        x = classes_last(logits)
+        grad = torch.zeros_like(x)
+        block = x.new_empty(4 * block_bytes(x.device) // x.element_size())
+        ctx.save_for_backward(kept_gradient(grad, logits.dtype))
+        return block.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_output.to(grad.dtype)
+
+
+class _HeldByRegions(torch.autograd.Function):
+    """Allocates what `region_losses.py` does beside the cross-entropy, all classes being present.
+
+    Both losses carry a second gradient back; Lovász also holds a probability and its derivative of
+    every pixel and class, and while it sorts the pixels of a class, `SORTED` bytes of each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, size: tuple[int, int], sorts: bool) -> Tensor:
+        x = classes_last(logits)
+        B, _, _, K = x.shape
+        if sorts:
+            held = [x.new_empty(K, B, *size) for _ in range(2)]
+            held.append(x.new_empty(B, *size, SORTED, dtype=torch.uint8))
+            del held
+        grad = torch.zeros_like(x)
+        ctx.save_for_backward(kept_gradient(grad, logits.dtype))
+        return grad.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_output.to(grad.dtype), None, None
+
+
+class _Tally(TorchDispatchMode):
+    """Adds up the storages that are alive, and remembers the largest sum.
+
+    Args:
+        known: tensors that exist already.
+    """
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.now = self.peak = 0
+        self.count(known)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.count([value for value in tree_leaves(out) if isinstance(value, Tensor)])
+        return out
+
+    def count(self, tensors: list[Tensor]) -> None:
+        """Add the storages of tensors that are not counted yet."""
+        for tensor in tensors:
+            self._count(tensor)
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.alive:
+            return
+        self.alive[key] = storage.nbytes()
+        self.now += self.alive[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

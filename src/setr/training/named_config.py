@@ -1,0 +1,53 @@
+"""Settings by name: what `setr train` and `setr.train` take in place of a `Config`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from setr.config import Config
+from setr.errors import USAGE, SetrError
+from setr.reading.files import require_alive
+from setr.recipes import recipe
+
+
+def named_config(name: str) -> Config:
+    """The settings of a recipe, of a YAML file, or of a run in a folder, which continues there.
+
+    Raises:
+        SetrError: nothing of that name, or something else; says what to give.
+    """
+    path = Path(name)
+    require_alive(path)
+    if path.is_dir():
+        if not (path / "config.yaml").is_file():
+            raise SetrError(f"{name}: holds no run; {_train_on(name)}", code=USAGE)
+        return dataclasses.replace(Config.load(path / "config.yaml"), out=name)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return Config.load(path)
+        except SetrError as error:
+            if not _describes_data(path):
+                raise
+            problem = f"{name}: describes data, not a training; {_train_on(name)}"
+            raise SetrError(problem, code=error.code) from None
+    if path.suffix == ".py":
+        raise SetrError(
+            f"{name}: settings of another toolkit are not read; `setr recipes` lists those of "
+            "this one, and `setr convert` takes a checkpoint without its settings",
+            code=USAGE,
+        )
+    return recipe(name)
+
+
+def _train_on(data: str) -> str:
+    return f"to train on this data: setr train finetune --data.root {data}"
+
+
+def _describes_data(path: Path) -> bool:
+    from setr.data.data_yaml import read_description
+
+    try:
+        return bool(read_description(path))
+    except SetrError:
+        return False

@@ -1,0 +1,96 @@
+"""Mean and deviation of channels that nobody knows beforehand, measured on the training split.
+
+Red, green and blue have ImageNet's, since encoders were trained with them; other bands have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from setr.config import Config, ModelConfig
+from setr.data.dataset import Dataset
+from setr.distributed import on_first, say
+from setr.errors import USAGE, SetrError
+from setr.evaluation import spread
+
+SAMPLED = 200
+"""Images looked at, spread evenly over the split."""
+SIDE = 1024
+"""Of the piece in the middle of each, in pixels."""
+
+
+def with_normalisation(config: Config, dataset: Dataset) -> Config:
+    """The settings with a mean and a deviation for each channel of a data set's images.
+
+    Those of three channels stay. For others what is not given is measured on this split.
+
+    Raises:
+        SetrError: given for another number of channels, or no image can be read.
+    """
+    missing = _missing(config.model, dataset.channels, dataset.name)
+    if not missing:
+        return config
+    mean, std = on_first(lambda: measured(dataset))
+    found = {"mean": mean, "std": std}
+    for name in missing:
+        say(f"model.{name}, measured: {' '.join(f'{value:g}' for value in found[name])}")
+    return _filled(config, {name: found[name] for name in missing})
+
+
+def with_channels(config: Config, channels: int) -> Config:
+    """The settings with a mean and a deviation for so many channels, whatever they are."""
+    values = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
+    missing = _missing(config.model, channels, "the data")
+    return _filled(config, {name: values[name] for name in missing})
+
+
+def _filled(config: Config, values: Mapping[str, tuple[float, ...]]) -> Config:
+    model = config.model
+    mean, std = values.get("mean", model.mean), values.get("std", model.std)
+    return replace(config, model=replace(model, mean=mean, std=std))
+
+
+def _missing(model: ModelConfig, channels: int, data: str) -> list[str]:
+    """Which of `mean` and `std` nobody gave for so many channels."""
+    found = []
+    for name in ("mean", "std"):
+        values = getattr(model, name)
+        if len(values) == channels:
+            continue
+        if values != getattr(ModelConfig, name):
+            raise SetrError(
+                f"model.{name} {values}: the images of {data} have {channels} channels; give one "
+                "value for each, or leave it out",
+                code=USAGE,
+            )
+        found.append(name)
+    return found
+
+
+def measured(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel over pixels from 0 to 1, to four digits.
+
+    Raises:
+        SetrError: none of the images looked at can be read.
+    """
+    sums, pixels, problem = np.zeros((2, dataset.channels)), 0, None
+    for index in spread(len(dataset), SAMPLED):
+        try:
+            image = dataset.pixels(index)
+            rows, columns = (
+                slice(max(0, (side - SIDE) // 2), (side + SIDE) // 2) for side in image.shape[:2]
+            )
+            values = image[rows, columns].reshape(-1, dataset.channels) / 255
+        except SetrError as error:
+            problem = problem or error  # the check lists all of them, and has not run yet
+            continue
+        sums += values.sum(axis=0), (values**2).sum(axis=0)
+        pixels += len(values)
+    if not pixels:
+        raise problem or SetrError(f"split '{dataset.split}' of {dataset.name} has no images")
+    mean = sums[0] / pixels
+    std = np.sqrt(np.maximum(sums[1] / pixels - mean**2, 1e-4))  # a channel may be constant
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())

@@ -1,0 +1,224 @@
+"""The folder of a training run: who may write it, and what is in it.
+
+A model directory in Hub layout (the weights that scored best) with `config.yaml`, the logs of
+`trackers.py`, `metrics.json` and `last/`, the states to resume from. Only rank 0 writes, except
+slices of a sharded state. A disk that is full is reported and costs that save, never the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from setr.checkpoint import State, newest_state, remove_parts, remove_states, save_state
+from setr.config import Config
+from setr.distributed import any_of, on_first, say, together
+from setr.errors import USAGE, SetrError
+from setr.processes.launch import restarted
+from setr.processes.lock import Lock
+from setr.reading.files import require_writable, write_bytes
+from setr.trackers import Builder, Tracker, open_trackers, require
+
+LAST = "last"
+_SETTINGS, _FIGURES = "config.yaml", "metrics.json"
+_MODEL = ("model.safetensors", "config.json", "README.md")
+_EXTRAS = ("trace.json", "report.html")  # of the profiler, of a demo
+TEST_FILES = ("metrics.json", "images.csv", "report.html")
+"""What `setr eval` writes to eval-SPLIT/."""
+
+
+class RunFolder:
+    """Files of one run.
+
+    Args:
+        out: the folder.
+        resume: continue from its newest state.
+        overwrite: replace what it holds.
+        trackers: names of those besides the built-in ones.
+        own_trackers: what makes further ones.
+
+    Raises:
+        SetrError: it holds a run or something else, and neither is asked for; nothing to resume
+            from; another process works in it; nothing can be written; a tracker that is not
+            installed.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        trackers: Sequence[str] = (),
+        own_trackers: Sequence[Builder] = (),
+    ) -> None:
+        on_first(lambda: require(trackers))
+        self.out, self.last, self.lock = out, out / LAST, Lock(out)
+        self.tracker_names, self.own_trackers = trackers, own_trackers
+        self.trackers = list[Tracker]()
+        again = any_of(restarted())  # by the launcher, with the command of the first start
+        self.new = not (resume or overwrite or again)
+        if self.new:
+            on_first(lambda: _require_free(out))
+        elif overwrite and not again:
+            on_first(lambda: _require_own(out))
+        on_first(lambda: require_writable(out, "--out"))
+        self.state: State | None = None
+        if resume or again:
+            self.state = newest_state(self.last)
+        if resume and not again and self.state is None:
+            problem = f"{self.last}: no training state to resume from; start without --resume"
+            raise together(SetrError(problem, code=USAGE))
+        if not self.new:  # else nothing is made before all is checked
+            on_first(lambda: self.lock.take() if out.is_dir() else None)
+
+    def open(self, config: Config) -> None:
+        """Make the folder, with what is kept of an earlier run in it."""
+        on_first(lambda: self._open(config))
+
+    def _open(self, config: Config) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+            if self.new:  # another run may have come and gone while the data were checked
+                _require_free(self.out)
+            remove_parts(self.last)
+            for part in self.out.glob(".*.part"):
+                part.unlink()
+            old = [_FIGURES]  # only a finished run has them, and of its own settings
+            if self.state is None:
+                remove_states(self.last)
+                old += [*_MODEL, *_EXTRAS]
+                self._remove_tests()
+            for name in old:
+                (self.out / name).unlink(missing_ok=True)
+            # before all else, so that a folder in which anything stands is known as a run
+            write_bytes(self.out / _SETTINGS, config.to_yaml().encode())
+            step = self.state.step if self.state else 0
+            self.trackers = open_trackers(self.out, self.tracker_names, step, self.own_trackers)
+        except OSError as error:
+            raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
+
+    def holds_model(self) -> bool:
+        """Whether the best weights are here."""
+        return all((self.out / name).is_file() for name in ("config.json", "model.safetensors"))
+
+    def _remove_tests(self) -> None:
+        """Remove what `setr eval` wrote here of a model that is there no longer."""
+        for folder in self.out.glob("eval-*/"):
+            for name in TEST_FILES:
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                folder.rmdir()
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Hand the figures of a step to all trackers."""
+        for tracker in self.trackers:
+            self._attempt("log line", partial(tracker.line, line))
+
+    def ended(self) -> str:
+        """Why a tracker of the first process wants the training to end; empty for none."""
+        return on_first(lambda: next((t.ended for t in self.trackers if t.ended), ""))
+
+    def picture(self, step: int, picture: np.ndarray | None) -> None:
+        """Hand a picture of predictions to all trackers; None is no picture."""
+        if picture is None:
+            return
+        for tracker in self.trackers:
+            self._attempt("picture", partial(tracker.picture, step, picture))
+
+    def close(self) -> None:
+        """Close the trackers, and leave the folder to others."""
+        for tracker in self.trackers:
+            self._attempt("log", tracker.close)
+        self.lock.release()
+
+    def save(
+        self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int
+    ) -> bool:
+        """Save a training state; False, with a warning, if the disk does not take it."""
+        problem = save_state(self.last, step, values, tensors, keep=keep)
+        if problem:
+            say(f"warning: {self.last}: state of step {step} not saved ({problem}); the one before "
+                "stays, training goes on")  # fmt: skip
+        return not problem
+
+    def attempt(self, what: str, action: Callable[[], None]) -> bool:
+        """Write something on rank 0; False, with a warning, if the disk does not take it.
+
+        Called by all processes, which get the same answer.
+        """
+        return on_first(lambda: self._attempt(what, action))
+
+    def replace_model(self, what: str, save: Callable[[], None]) -> bool:
+        """Write another model, as `attempt`; figures of tests of the one before go with it."""
+
+        def replace() -> None:
+            save()
+            self._remove_tests()
+
+        return self.attempt(what, replace)
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except (OSError, SetrError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            say(f"warning: {self.out}: {what} not written ({reason}); training goes on")
+            return False
+        return True
+
+
+def _require_own(out: Path) -> None:
+    """Refuse to replace files that are no run's, though they are called like a run's.
+
+    Raises:
+        SetrError: there are some.
+    """
+    if (out / _SETTINGS).exists() or (out / LAST).exists():
+        return
+    theirs = [name for name in (*_MODEL, _FIGURES) if (out / name).exists()]
+    if theirs:
+        raise SetrError(
+            f"{out}: holds no run, but {', '.join(theirs)}, which a run would replace; choose "
+            "another --out, or move them away",
+            code=USAGE,
+        )
+
+
+def _require_free(out: Path) -> None:
+    """Refuse a folder in which something stands.
+
+    Raises:
+        SetrError: it holds a run or other files, or cannot be read.
+    """
+    try:
+        found = os.listdir(out)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SetrError(
+            f"{out}: no run folder ({error.strerror}); choose another --out", code=USAGE
+        ) from None
+    if _SETTINGS in found or LAST in found:
+        raise SetrError(
+            f"{out}: this run exists; add --resume to continue it, --overwrite to replace it, "
+            "or choose another --out",
+            code=USAGE,
+        )
+    # a fresh volume has lost+found
+    other = sorted(name for name in found if name[0] != "." and name != "lost+found")
+    if other:
+        more = f" and {len(other) - 1} more" if other[1:] else ""
+        raise SetrError(
+            f"{out}: holds no run, but {other[0]}{more}; choose another --out, move them away, or "
+            "add --overwrite to train into it nevertheless",
+            code=USAGE,
+        )

@@ -1,0 +1,58 @@
+"""Model, optimiser and moving average as named tensors, out of a run and back into it.
+
+Optimiser states go by parameter name, so they fit any number of processes and any sharding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from setr.checkpoint import State
+from setr.training.optim import MovingAverage
+
+
+def snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
+) -> dict[str, Tensor]:
+    """All tensors of a run, by name; they share memory with it."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{name}/{key}"] = value
+    if average:
+        tensors |= {f"ema/{name}": value for name, value in average.state.items()}
+    return tensors
+
+
+def restore(
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage | None,
+) -> None:
+    """Put the tensors of a state back; an average it does not have begins at its weights.
+
+    Raises:
+        SetrError: the state is of another model.
+    """
+    for name, value in model.state_dict().items():
+        state.read(f"model/{name}", value)
+    if average:
+        kept = any(name.startswith("ema/") for name in state.names())
+        for name, value in average.state.items():
+            state.read(f"ema/{name}" if kept else f"model/{name}", value)
+    saved: dict[str, list[str]] = {}
+    for name in state.names():
+        if name.startswith("optimizer/"):
+            parameter_name, _, key = name.removeprefix("optimizer/").rpartition("/")
+            saved.setdefault(parameter_name, []).append(key)
+    for name, parameter in model.named_parameters():
+        for key in saved.get(name, ()):
+            # moments are shaped as their parameter; a step count is one number, where it is counted
+            alike = state.shape(f"optimizer/{name}/{key}") == list(parameter.shape)
+            counts = parameter.device if optimizer.defaults.get("fused") else None
+            value = torch.zeros_like(parameter) if alike else torch.zeros((), device=counts)
+            state.read(f"optimizer/{name}/{key}", value)
+            optimizer.state[parameter][key] = value.detach()

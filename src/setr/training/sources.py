@@ -1,0 +1,130 @@
+"""What a training step is fed: augmented images, or stored features of a frozen encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setr.config import Config
+from setr.data.dataset import Dataset
+from setr.data.loader import BatchOrder, Share, training_batches, training_order
+from setr.inference import normalize
+from setr.model import SETR, Features
+from setr.training.build import build_augmentation
+from setr.training.features import FeatureFiles, open_features, split_maps
+
+
+class Source(Protocol):
+    """Where batches come from, and how they enter the model."""
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of this process from a step on: inputs, and masks uint8 (B, H, W)."""
+        ...
+
+    def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
+        """Which samples these steps take: of a share of the batch, or of all processes."""
+        ...
+
+    def inputs(self, part: Tensor) -> Tensor | Features:
+        """What the model is called with, from inputs on the device."""
+        ...
+
+
+class _Images:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        pixels: np.ndarray,
+        share: Share,
+        device: torch.device,
+    ) -> None:
+        self.config, self.dataset, self.share, self.device = config, dataset, share, device
+        self.augment = build_augmentation(config, pixels)
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images uint8 (B, H, W, C) and masks."""
+        train = self.config.train
+        return training_batches(
+            self.dataset,
+            self.augment,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            start=start,
+            stop=train.steps,
+            workers=self.config.data.workers,
+            share=self.share,
+            pinned=self.device.type == "cuda",
+        )
+
+    def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
+        """As the data set orders an epoch."""
+        train = self.config.train
+        return training_order(
+            self.dataset, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
+        )
+
+    def inputs(self, part: Tensor) -> Tensor:
+        """Normalise them."""
+        return normalize(part, self.config.model.mean, self.config.model.std)
+
+
+class _Features:
+    def __init__(
+        self, config: Config, stored: FeatureFiles, widths: list[int], share: Share
+    ) -> None:
+        self.config, self.stored, self.widths, self.share = config, stored, widths, share
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Maps float16 (B, C, h, w) and masks; mirrored with probability data.flip."""
+        train, stored = self.config.train, self.stored
+        for positions in self.order(start, train.steps, self.share):
+            views = []
+            for epoch, index in positions:
+                draw = np.random.default_rng((train.seed, epoch, index)).random()
+                mirrored = stored.views == 2 and draw < self.config.data.flip
+                views.append(index * stored.views + mirrored)
+            yield (
+                torch.from_numpy(np.stack([stored.maps[view] for view in views])),
+                torch.from_numpy(np.stack([stored.masks[view] for view in views])),
+            )
+
+    def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
+        """Any order, since stored features are read at any place."""
+        train, count = self.config.train, len(self.stored.maps) // self.stored.views
+        return BatchOrder(
+            count, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
+        )
+
+    def inputs(self, part: Tensor) -> Features:
+        """One map per tap."""
+        return Features(split_maps(part, self.widths), self.config.data.crop_size)
+
+
+def open_source(
+    config: Config,
+    dataset: Dataset,
+    model: SETR,
+    dtype: torch.dtype | None,
+    pixels: np.ndarray,
+    share: Share,
+) -> Source:
+    """The source a run's settings ask for; computes features if they are not known.
+
+    Args:
+        config: of the run.
+        dataset: the training split.
+        model: on its device, with what is frozen frozen.
+        dtype: of autocast; None for fp32.
+        pixels: (K,) counted pixels of the split.
+        share: the part of every batch that this process computes.
+    """
+    if config.train.cache_features == "none":
+        device = next(model.parameters()).device
+        return _Images(config, dataset, pixels, share, device)
+    stored = open_features(config, dataset, model, dtype)
+    return _Features(config, stored, model.encoder.widths, share)

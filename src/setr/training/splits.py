@@ -1,0 +1,71 @@
+"""Training and validation split of a run: of files that its settings name, or from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from setr.config import Config
+from setr.data.dataset import Dataset
+from setr.datasets import GIVEN, open_dataset
+from setr.errors import USAGE, SetrError
+
+
+def open_splits(
+    config: Config, data: tuple[Dataset, Dataset] | None
+) -> tuple[Config, Dataset, Dataset]:
+    """Open what the settings name, or take what is given in its place.
+
+    Args:
+        config: of the run.
+        data: training and validation split, or None.
+
+    Returns:
+        The settings, which name the splits that are used, and these two.
+
+    Raises:
+        SetrError: as `open_dataset`; or what is given are no two splits of the same classes and
+            channels, and of different names.
+    """
+    if data is None:
+        root, labels = config.data.root, config.data.labels
+        train, val = (
+            open_dataset(root, split, labels)
+            for split in (config.data.train_split, config.data.val_split)
+        )
+        return config, train, val
+    pair = isinstance(data, tuple | list) and len(data) == 2
+    if not pair or not all(isinstance(split, Dataset) for split in data):
+        raise SetrError(
+            "data: give a training and a validation split, made by setr.wrap_dataset or "
+            "setr.open_dataset",
+            code=USAGE,
+        )
+    train, val = data
+    if train.split == val.split:
+        raise SetrError(
+            f"data: both splits are called '{val.split}'; name the second otherwise, as 'val'",
+            code=USAGE,
+        )
+    for what, ours, theirs in (
+        ("classes", train.labels.classes, val.labels.classes),
+        ("channels", train.channels, val.channels),
+        ("images", _images(train), _images(val)),
+    ):
+        if ours != theirs:
+            raise SetrError(
+                f"data: {what} {ours} in '{train.split}' but {theirs} in '{val.split}'; they must "
+                "be the same",
+                code=USAGE,
+            )
+    named = dataclasses.replace(
+        config.data,
+        root=f"{GIVEN}{train.name}",
+        labels=None,
+        train_split=train.split,
+        val_split=val.split,
+    )
+    return dataclasses.replace(config, data=named), train, val
+
+
+def _images(split: Dataset) -> str:
+    return str(split.bands) if split.bands else "of red, green and blue"

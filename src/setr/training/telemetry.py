@@ -1,0 +1,44 @@
+"""Figures of speed and memory for the log: peak memory, and MFU.
+
+MFU is model FLOPs utilisation: the operations the model needs for forward and backward pass,
+without what is recomputed to save memory, over what the machine's matrix product reaches in the
+same time (Chowdhery et al. 2022, appendix B, with a measured peak in place of a data sheet's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from setr.config import Config
+from setr.distributed import world
+from setr.estimate import flops_per_image
+from setr.processes.machine import matmul_rate, peak_bytes
+
+
+class Telemetry:
+    """Measures the machine once, then turns rates into figures.
+
+    Args:
+        config: of the run.
+        num_classes: K.
+        device: of this process.
+        dtype: of autocast; None for fp32.
+    """
+
+    def __init__(
+        self, config: Config, num_classes: int, device: torch.device, dtype: torch.dtype | None
+    ) -> None:
+        self.device = device
+        self.flops = flops_per_image(config, num_classes)
+        self.rate = matmul_rate(device, dtype) * world()
+
+    def figures(self, rates: Mapping[str, float]) -> dict[str, float]:
+        """What a log line gets: the rates, `peak_memory_gb` of this process and `mfu_percent`."""
+        reached = self.flops * rates["images_per_second"]
+        return {
+            **rates,
+            "peak_memory_gb": round(peak_bytes(self.device) / 1e9, 3),
+            "mfu_percent": round(100 * reached / self.rate, 2),
+        }

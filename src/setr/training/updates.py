@@ -1,0 +1,214 @@
+"""One optimiser step: learning rate, gradients of all micro-batches and processes, update."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from setr import distributed
+from setr.config import Config
+from setr.data.dataset import Dataset
+from setr.distributed import add_up, say, together
+from setr.errors import SetrError, first_line
+from setr.losses import count_weight, segmentation_loss
+from setr.model import Features
+from setr.training.graphed import Graphed
+from setr.training.loss_scale import LossScaler
+from setr.training.optim import MovingAverage, learning_rate, set_lr
+from setr.training.parallel import Parallel, clip_gradients
+from setr.training.sources import Source
+
+
+class Updates:
+    """The steps that move a model's weights.
+
+    Args:
+        config: of the run.
+        parallel: the model, over all processes.
+        source: what the model is called with, and which samples a step takes.
+        dataset: names of these samples, for messages.
+        optimizer: of the weights.
+        scaler: of the loss; does nothing but in fp16.
+        ema: a moving average of the weights, if there is one.
+        weight: class weights (K,).
+        dtype: of autocast; None for fp32.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        parallel: Parallel,
+        source: Source,
+        dataset: Dataset,
+        optimizer: Optimizer,
+        scaler: LossScaler,
+        *,
+        ema: MovingAverage | None = None,
+        weight: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.config, self.parallel, self.source, self.dataset = config, parallel, source, dataset
+        self.optimizer, self.scaler, self.ema = optimizer, scaler, ema
+        self.weight, self.dtype = weight, dtype
+        self.model = parallel.model
+        self.device = next(self.model.parameters()).device
+        self.warned = False
+        self.graphed = Graphed(self._recorded, self.model) if self._records() else None
+
+    def _records(self) -> bool:
+        """Whether forward and backward pass can be one CUDA graph.
+
+        Losses besides the cross-entropy choose pixels by their values, several processes exchange
+        gradients, fp16's loss scale changes, and recomputation saves the generator's state.
+        """
+        train = self.config.train
+        return (
+            train.cuda_graph
+            and self.device.type == "cuda"
+            and distributed.world() == 1
+            and train.loss == "cross_entropy"
+            and train.accumulate == 1
+            and not (self.scaler.enabled or train.grad_checkpointing)
+            and not (train.compile or train.profile)
+            and train.cache_features == "none"
+        )
+
+    def step(self, done: int, images: Tensor, masks: Tensor) -> dict[str, float]:
+        """Update the weights with this process's share of a batch.
+
+        Args:
+            done: steps before this one.
+            images: what the source gives, (B, …).
+            masks: training ids uint8 (B, H, W).
+
+        Returns:
+            Losses and the gradients' norm of all processes, the learning rate, and the loss scale.
+
+        Raises:
+            SetrError: a loss or a norm that is no number, and no scaler to leave the step out.
+        """
+        config = self.config
+        rate = learning_rate(config.optim, done, config.train.steps)
+        set_lr(self.optimizer, config.optim, done, config.train.steps)
+        # drop path draws from (seed, step, rank): nothing random has to be saved
+        draw = (config.train.seed, done, distributed.rank())
+        torch.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
+        self.model.train()
+        sums = self._gradients(
+            images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
+        )
+        self.scaler.unscale(self.optimizer)
+        norm = clip_gradients(self.model, config.optim.clip_grad)
+        totals = self._totals(sums, norm, rate, done)
+        self._warn_of_nothing(totals["main"], masks, done)
+        moved = self.scaler.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema and moved:
+            self.ema.update(self.model, done)
+        return {**totals, "lr": rate, **self.scaler.figures()}
+
+    def _gradients(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Give the weights their gradients, one micro-batch after the other; the losses' sums."""
+        if self.graphed:
+            try:
+                return self.graphed(cast("Tensor", self.source.inputs(images)), masks)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                say(f"warning: no CUDA graph here ({first_line(error)}); going on without")
+                self.graphed = None
+                self.model.zero_grad(set_to_none=True)
+        normalizer = self._normalizer(masks)
+        add_up(normalizer)
+        count = self.config.train.accumulate
+        sums: dict[str, Tensor] = {}
+        for number, (part, target) in enumerate(
+            zip(images.chunk(count), masks.chunk(count), strict=True), 1
+        ):
+            with self.parallel.micro_batch(last=number == count):
+                losses = self._backward(self.source.inputs(part), target, normalizer)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return sums
+
+    def release(self) -> None:
+        """Hold no more memory than weights and optimiser need, until the next step."""
+        if self.graphed:
+            self.graphed.release()
+
+    def _normalizer(self, masks: Tensor) -> Tensor:
+        """What the losses of this process's part of a batch are divided by."""
+        if self.config.train.loss_norm == "valid":
+            return count_weight(masks, self.weight)
+        return torch.full((), float(masks.numel()), device=self.device)
+
+    def _recorded(self, inputs: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """What becomes a graph."""
+        return self._backward(inputs, masks, self._normalizer(masks))
+
+    def _backward(
+        self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a micro-batch; its losses."""
+        losses = self._losses(inputs, target, normalizer)
+        self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _totals(
+        self, sums: dict[str, Tensor], norm: Tensor, rate: float, done: int
+    ) -> dict[str, float]:
+        """The losses and the gradients' norm of all processes."""
+        # all processes have the norm: its mean tells all the same, even where one alone overflows
+        *values, length = add_up(torch.stack([*sums.values(), norm / distributed.world()])).tolist()
+        totals = dict(zip(sums, values, strict=True))
+        for name, value in (("loss", totals["loss"]), ("gradient norm", length)):
+            if not (np.isfinite(value) or self.scaler.enabled):
+                other = (
+                    "limit gradients with --optim.clip-grad"
+                    if self.dtype is None
+                    else "set --train.precision fp32"
+                )
+                raise together(
+                    SetrError(
+                        f"{name} is {value} at step {done + 1} with lr {rate:.3g}; lower "
+                        f"--optim.lr, or {other}; the batch was {', '.join(self.names(done))}"
+                    )
+                )
+        if np.isfinite(length):
+            totals["gradient_norm"] = length
+        return totals
+
+    def _warn_of_nothing(self, main: float, masks: Tensor, done: int) -> None:
+        """Say once that a step teaches nothing; a loss of 0 may be of sure logits, too."""
+        if self.warned or main or add_up(count_weight(masks.to(self.device), self.weight)):
+            return
+        self.warned = True
+        say(
+            f"warning: step {done + 1} has no counted pixel, so it teaches nothing; all "
+            f"are ignored, or of weight 0, in the crops of {', '.join(self.names(done))}"
+        )
+
+    def _losses(
+        self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses of a micro-batch; its logits are gone when the backward pass begins."""
+        train = self.config.train
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            output = self.parallel.call(inputs, with_aux=True)
+        return segmentation_loss(
+            output,
+            target,
+            normalizer=normalizer,
+            aux_weight=train.aux_weight,
+            weight=self.weight,
+            kind=train.loss,
+        )
+
+    def names(self, done: int) -> list[str]:
+        """Names of the images of a step, of all processes."""
+        (batch,) = self.source.order(done, done + 1)
+        return [str(self.dataset.pairs[index].image) for _, index in batch]

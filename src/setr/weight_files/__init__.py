@@ -1,0 +1,1 @@
+"""Weight files of every known layout, and models made from them."""

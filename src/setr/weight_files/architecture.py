@@ -1,0 +1,213 @@
+"""Read the architecture of a foreign SETR checkpoint from the shapes of its tensors.
+
+What shapes cannot tell is a keyword: the number of heads (64 channels each unless given), the taps
+where the number of auxiliary heads is unusual, and the grid where it is not square. A training
+checkpoint of mmengine also holds its configuration as text; heads and taps are then looked up in it
+(as text: it is never executed).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from setr.catalog import default_taps
+from setr.errors import USAGE, SetrError
+from setr.weight_files.naming import Tensors, Translation
+
+HEAD_WIDTH = 64
+_KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}
+
+
+def read_architecture(
+    found: Translation,
+    meta: Mapping[str, Any],
+    *,
+    source: str,
+    num_heads: int | None = None,
+    taps: tuple[int, ...] | None = None,
+    aux_taps: tuple[int, ...] | None = None,
+    img_size: int | tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Keywords of `SETR` for a whole foreign model.
+
+    Args:
+        found: dialect `official` or `mmseg`.
+        meta: plain values stored beside the tensors.
+        source: name of the file for errors.
+        num_heads: attention heads; one per 64 channels unless given or recorded.
+        taps: blocks read by the heads, from 1.
+        aux_taps: those with an auxiliary head, in the file's order.
+        img_size: (height, width) in pixels where the position grid is not square.
+
+    Raises:
+        SetrError: tensors that contradict each other, or something only a keyword can tell.
+    """
+    t = found.tensors
+    try:
+        width = t["encoder.vit.pos_embed"].shape[-1]
+        channels, _, patch = t["encoder.vit.patch_embed.proj.weight"].shape[1:]
+        num_classes = t["decoder.classifier.weight"].shape[0]
+        hidden = t["encoder.vit.blocks.0.mlp.fc1.weight"].shape[0]
+    except KeyError as error:
+        raise SetrError(f"{source}: {error.args[0]} is missing; the checkpoint is cut") from None
+    depth = _count(t, r"encoder\.vit\.blocks\.(\d+)\.")
+    num_aux = _count(t, r"aux_heads\.(\d+)\.")
+    num_heads = num_heads or recorded(meta, "num_heads") or max(1, width // HEAD_WIDTH)
+    if width % num_heads:
+        raise SetrError(
+            f"{source}: width {width} cannot be split into {num_heads} heads; give num_heads=",
+            code=USAGE,
+        )
+    decoder = _decoder_kind(t, source)
+    if taps is None and (indices := recorded(meta, "out_indices")):
+        taps = tuple(i + 1 for i in ([indices] if isinstance(indices, int) else indices))
+    taps, aux_taps = _choose_taps(default_taps(decoder, depth)[0], num_aux, taps, aux_taps, source)
+    if decoder == "mla" and found.dialect == "mmseg":
+        aux_taps = aux_taps[::-1]  # the port lists its levels from deep to shallow
+    encoder = _KNOWN_SIZES.get((width, depth, num_heads))
+    shape = {"embed_dim": width, "depth": depth, "num_heads": num_heads, "patch_size": patch,
+             "mlp_ratio": hidden / width,
+             "qkv_bias": "encoder.vit.blocks.0.attn.qkv.bias" in t}  # fmt: skip
+    if encoder and (patch, hidden, shape["qkv_bias"]) == (16, 4 * width, True):
+        shape = {}  # as timm has it
+    if channels != 3:
+        shape["in_chans"] = channels
+    if "encoder.vit.dist_token" in t:
+        encoder = "deit_base_distilled_patch16_384"
+    return {
+        "encoder": encoder or "vit_base_patch16_384",
+        "encoder_args": shape,
+        "decoder": decoder,
+        "num_classes": num_classes,
+        "taps": taps,
+        "aux_taps": aux_taps,
+        "img_size": img_size or _square_size(t, patch, source),
+        **_dialect_arguments(found, decoder, num_aux),
+    }
+
+
+def dialect_options(found: Translation, source: str) -> dict[str, Any]:
+    """`function_options` of a whole foreign model."""
+    decoder = _decoder_kind(found.tensors, source)
+    num_aux = _count(found.tensors, r"aux_heads\.(\d+)\.")
+    arguments = _dialect_arguments(found, decoder, num_aux)
+    return function_options({"decoder": decoder, "aux_taps": range(num_aux), **arguments})
+
+
+def function_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in which public implementations compute different functions, with defaults."""
+    decoder, aux = arguments["decoder_args"] or {}, arguments["aux_args"] or {}
+    options = {key: arguments[key] for key in ("pos_interp", "prefix_tokens")}
+    if arguments["decoder"] == "mla":
+        options["align_corners"] = decoder.get("align_corners", True)
+    if arguments["decoder"] == "naive":
+        options["final_scale"] = decoder.get("final_scale", 1)
+    if arguments["decoder"] in ("naive", "pup") and arguments["aux_taps"]:
+        options["auxiliary final_scale"] = aux.get("final_scale", 1)
+    return options
+
+
+def _count(tensors: Tensors, pattern: str) -> int:
+    found = {int(m[1]) for name in tensors if (m := re.match(pattern, name))}
+    return max(found) + 1 if found else 0
+
+
+def recorded(meta: Mapping[str, Any], key: str) -> Any:
+    """A number, tuple or list from the configuration text training frameworks store; else None."""
+    text = meta.get("cfg") or meta.get("config")
+    if not isinstance(text, str):
+        return None
+    found = re.search(rf"\b{key}\s*=\s*(\d+|[(\[][\d,\s]+[)\]])", text)
+    return ast.literal_eval(found[1]) if found else None
+
+
+def _decoder_kind(t: Tensors, source: str) -> str:
+    if any(name.startswith("neck.") for name in t):
+        return "mla"
+    first = t.get("decoder.convs.0.0.weight")
+    convs = _count(t, r"decoder\.convs\.(\d+)\.")
+    if first is None:
+        raise SetrError(f"{source}: its decoder is none of SETR-Naive, PUP and MLA")
+    if first.shape[-1] == 1 and convs == 1:
+        return "naive"
+    if first.shape[-1] == 3 and convs > 1:
+        return "pup"
+    raise SetrError(
+        f"{source}: a head of {convs} convolutions {tuple(first.shape[-2:])} is none of "
+        "SETR-Naive, PUP and MLA"
+    )
+
+
+def _choose_taps(
+    default: tuple[int, ...],
+    num_aux: int,
+    taps: tuple[int, ...] | None,
+    aux_taps: tuple[int, ...] | None,
+    source: str,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Taps by keyword, else the usual ones; the first ones carry the auxiliary heads."""
+    taps = tuple(taps) if taps else default
+    aux_taps = tuple(aux_taps) if aux_taps is not None else taps[:num_aux]
+    if len(aux_taps) != num_aux:
+        raise SetrError(
+            f"{source}: has {num_aux} auxiliary heads but {len(aux_taps)} of the blocks {taps} "
+            "would carry one; give taps= and aux_taps=",
+            code=USAGE,
+        )
+    return taps, aux_taps
+
+
+def _square_size(t: Tensors, patch: int, source: str) -> int:
+    names = ("encoder.vit.cls_token", "encoder.vit.dist_token")
+    prefix = sum(name in t for name in names)
+    count = t["encoder.vit.pos_embed"].shape[1] - prefix
+    side = round(count**0.5)
+    if side * side != count:
+        raise SetrError(
+            f"{source}: {count} positions are no square grid; give img_size=(height, width)",
+            code=USAGE,
+        )
+    return side * patch
+
+
+def _dialect_arguments(found: Translation, decoder: str, num_aux: int) -> dict[str, Any]:
+    """Widths from shapes; everything shapes cannot tell from the dialect (see docs/parity.md)."""
+    t, port = found.tensors, found.dialect == "mmseg"
+    classifier = t["decoder.classifier.weight"]
+    if decoder == "mla":
+        return {
+            "pos_interp": "bilinear",
+            "prefix_tokens": "drop",
+            "neck_args": {"channels": t["neck.reduce.0.0.weight"].shape[0]},
+            "decoder_args": {
+                "stream_channels": t["decoder.streams.0.0.0.weight"].shape[0],
+                "classifier_kernel": classifier.shape[-1],
+                "align_corners": not port,
+            },
+            "aux_args": {"bias": "aux_heads.0.classifier.bias" in t},
+        }
+    main: dict[str, Any] = {"channels": classifier.shape[1]}
+    if decoder == "pup":
+        main["num_convs"] = _count(t, r"decoder\.convs\.(\d+)\.")
+        main["final_scale"] = 2 if port else 1
+    else:
+        main["final_scale"] = 4 if port else 1
+    aux: dict[str, Any] = {}
+    if num_aux:
+        kernel = t["aux_heads.0.convs.0.0.weight"].shape[-1]
+        aux = {
+            "channels": t["aux_heads.0.classifier.weight"].shape[1],
+            "num_convs": _count(t, r"aux_heads\.0\.convs\.(\d+)\."),
+            "kernel_size": kernel,
+            "scale": 4 if port else 1,
+            "final_scale": 4 if port or kernel == 3 else 1,
+        }
+    return {
+        "pos_interp": "bilinear",
+        "prefix_tokens": "keep",
+        "decoder_args": main,
+        "aux_args": aux,
+    }

@@ -1,0 +1,56 @@
+"""Recognise the layout of a checkpoint and bring its tensors under our names.
+
+Whole models (`official` = the authors' repository, `mmseg`, our own `setr`) and DINOv2's linear
+heads (`linear`) come out under our full names, encoders (`google`, `timm`, `deit`, `dinov3`,
+`huggingface`, `resnet`) under timm's without prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from setr.errors import SetrError
+from setr.weight_files.encoder_layouts import dinov3, google, huggingface, resnet, timm
+from setr.weight_files.naming import Tensors, Translation
+from setr.weight_files.setr_layouts import linear, mmseg, official
+
+
+def translate(given: Tensors, source: str = "checkpoint") -> Translation:
+    """Recognise the layout of a checkpoint and map its names to ours.
+
+    Raises:
+        SetrError: none of the known layouts.
+    """
+    tensors = {re.sub(r"^(module\.)+", "", name): value for name, value in given.items()}
+    for marker, convert in _DIALECTS:
+        if any(re.match(marker, name) for name in tensors):
+            try:
+                return convert(tensors)
+            except (KeyError, IndexError, RuntimeError) as error:
+                raise SetrError(
+                    f"{source}: cut or damaged, tensors contradict its layout ({error!r:.80})"
+                ) from None
+    raise SetrError(
+        f"{source}: no known layout (its tensors are called {', '.join(list(given)[:3])}, …); "
+        "readable are SETR models of this toolkit, the authors and mmsegmentation, linear heads of "
+        "DINOv2, and encoders "
+        "from Google, timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and torchvision ResNets"
+    )
+
+
+def _own(tensors: Tensors) -> Translation:
+    return Translation("setr", tensors, whole=any(n.startswith("decoder.") for n in tensors))
+
+
+_DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
+    (r"encoder\.(vit|net)\.", _own),
+    (r"backbone\.layers\.\d+\.attn\.attn\.", mmseg),
+    (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
+    (r"decode_head\.bn\.", linear),
+    (r"(.*/)?Transformer/encoderblock_0/", google),
+    (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),
+    (r"(.*\.)?(encoder\.layer|layers)\.0\.(attention|layernorm_before)\.", huggingface),
+    (r"((backbone|model|vit)\.)?blocks\.0\.", timm),
+    (r"layer1\.0\.conv1\.", resnet),
+]

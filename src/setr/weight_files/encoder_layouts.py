@@ -1,0 +1,164 @@
+"""Names of encoder checkpoints: timm, DeiT, DINOv2 and 3, Hugging Face, Google .npz, ResNets.
+
+All come out under timm's names without prefix.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from setr.weight_files.naming import Rule, Tensors, Translation, rename
+
+_PARTS = {"q": "query", "k": "key", "v": "value"}
+"""Of an attention layer, by the letter that some layouts call them by."""
+
+
+def timm(tensors: Tensors) -> Translation:
+    """Names of timm, which DeiT and DINOv2 share up to a few."""
+    rules: list[Rule] = [
+        (r"register_tokens", "reg_token"),
+        (r"(blocks\.\d+\.mlp\.)w12\.(.+)", r"\1fc1.\2"),
+        (r"(blocks\.\d+\.mlp\.)w3\.(.+)", r"\1fc2.\2"),
+        (r"(?!mask_token)(.+)", r"\1"),
+    ]
+    wrapped = (re.match(r"((?:backbone|model|vit)\.)blocks\.", name) for name in tensors)
+    prefix = next((found[1] for found in wrapped if found), "")
+    bare = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    renamed, unexpected = rename(bare, rules)
+    dialect = "deit" if "dist_token" in renamed else "timm"
+    return Translation(dialect, renamed, whole=False, unexpected=unexpected)
+
+
+def huggingface(tensors: Tensors) -> Translation:
+    """ViT, DeiT and DINOv2 of transformers, up to version 4 and from 5 on."""
+    start = r"^.*?(?=embeddings\.|encoder\.layer\.|layers\.\d|layernorm\.)"
+    bare = {re.sub(start, "", name, count=1): value for name, value in tensors.items()}
+    layer = r"(?:encoder\.layer|layers)\.(\d+)\."
+    rules: list[Rule] = [
+        (r"embeddings\.cls_token", "cls_token"),
+        (r"embeddings\.distillation_token", "dist_token"),
+        (r"embeddings\.register_tokens", "reg_token"),
+        (r"embeddings\.position_embeddings", "pos_embed"),
+        (r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
+        (layer + r"attention\.attention\.(query|key|value)\.(.+)", r"blocks.\1.attn.\2.\3"),
+        (
+            layer + r"attention\.([qkv])_proj\.(.+)",
+            lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.{m[3]}",
+        ),
+        (layer + r"attention\.(?:output\.dense|o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
+        (layer + r"(?:layernorm_before|norm1)\.(.+)", r"blocks.\1.norm1.\2"),
+        (layer + r"(?:layernorm_after|norm2)\.(.+)", r"blocks.\1.norm2.\2"),
+        (
+            layer + r"(?:intermediate\.dense|mlp\.fc1|mlp\.weights_in)\.(.+)",
+            r"blocks.\1.mlp.fc1.\2",
+        ),
+        (layer + r"(?:output\.dense|mlp\.fc2|mlp\.weights_out)\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+        (layer + r"layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+        (r"layernorm\.(.+)", r"norm.\1"),
+    ]
+    renamed, unexpected = rename(bare, rules)
+    return Translation("huggingface", _join_qkv(renamed), whole=False, unexpected=unexpected)
+
+
+def dinov3(tensors: Tensors) -> Translation:
+    """Meta's DINOv3 under its own names or those of transformers, which differ by block only."""
+    start = (
+        r"^.*?(?=embeddings\.|layer\.\d|blocks\.\d|cls_token|storage_tokens|patch_embed\.|norm\.)"
+    )
+    unused = r"mask_token|\.bias_mask$|rope_embed"  # for pretraining, fixed, computed
+    bare = {
+        re.sub(start, "", name, count=1): value
+        for name, value in tensors.items()
+        if not re.search(unused, name)
+    }
+    block = r"(?:layer|blocks)\.(\d+)\."
+    gated = any(re.search(r"\.mlp\.(w1|gate_proj)\.", name) for name in bare)
+    up = "fc1_x" if gated else "fc1"
+    rules: list[Rule] = [
+        (r"(?:embeddings\.)?cls_token", "cls_token"),
+        (r"storage_tokens|embeddings\.register_tokens", "reg_token"),
+        (
+            r"(?:patch_embed\.proj|embeddings\.patch_embeddings)\.(weight|bias)",
+            r"patch_embed.proj.\1",
+        ),
+        (block + r"(?:ls|layer_scale)([12])\.(?:gamma|lambda1)", r"blocks.\1.gamma_\2"),
+        (block + r"(norm[12])\.(.+)", r"blocks.\1.\2.\3"),
+        (block + r"(attn\.qkv\..+)", r"blocks.\1.\2"),
+        (
+            block + r"attention\.([qkv])_proj\.weight",
+            lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.weight",
+        ),
+        (block + r"attention\.([qv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
+        (block + r"(?:attn\.proj|attention\.o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
+        (block + r"mlp\.(?:w1|gate_proj)\.(.+)", r"blocks.\1.mlp.fc1_g.\2"),
+        (block + r"mlp\.(?:fc1|w2|up_proj)\.(.+)", rf"blocks.\1.mlp.{up}.\2"),
+        (block + r"mlp\.(?:fc2|w3|down_proj)\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+        (r"norm\.(.+)", r"norm.\1"),
+    ]
+    renamed, unexpected = rename(bare, rules)
+    for name in [name for name in renamed if name.endswith(".attn.qkv.bias")]:
+        query, _, value = renamed.pop(name).chunk(3)  # the key's bias is masked
+        stem = name.removesuffix("qkv.bias")
+        renamed |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+    return Translation("dinov3", _join_qkv(renamed), whole=False, unexpected=unexpected)
+
+
+def google(tensors: Tensors) -> Translation:
+    """Google's ViT and AugReg: kernels (in, out), attention split by head."""
+    bare = {re.sub(r"^(opt/target/|params/(img/)?)", "", k): v for k, v in tensors.items()}
+    block = r"Transformer/encoderblock_(\d+)/"
+    attn = block + r"MultiHeadDotProductAttention_\d/"
+    leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+    rules: list[Rule] = [
+        (r"cls", "cls_token"),
+        (r"(?:Transformer/posembed_input/)?pos_embedding", "pos_embed"),
+        (r"embedding/(kernel|bias)", lambda m: f"patch_embed.proj.{leaf[m[1]]}"),
+        (r"Transformer/encoder_norm/(scale|bias)", lambda m: f"norm.{leaf[m[1]]}"),
+        (
+            block + r"LayerNorm_(\d)/(scale|bias)",
+            lambda m: f"blocks.{m[1]}.norm{1 if m[2] == '0' else 2}.{leaf[m[3]]}",
+        ),
+        (
+            attn + r"(query|key|value|out)/(kernel|bias)",
+            lambda m: f"blocks.{m[1]}.attn.{m[2]}.{leaf[m[3]]}",
+        ),
+        (
+            block + r"MlpBlock_\d/Dense_(\d)/(kernel|bias)",
+            lambda m: f"blocks.{m[1]}.mlp.fc{int(m[2]) + 1}.{leaf[m[3]]}",
+        ),
+    ]
+    renamed, unexpected = rename(bare, rules)
+    plain: Tensors = {}
+    for name, value in renamed.items():
+        if name == "patch_embed.proj.weight":
+            value = value.permute(3, 2, 0, 1)  # height, width, in, out -> out, in, height, width
+        elif re.search(r"attn\.(query|key|value)\.weight", name):
+            value = value.flatten(1).T
+        elif name.endswith("attn.out.weight"):
+            value = value.flatten(0, 1).T
+        elif re.search(r"attn\.(query|key|value)\.bias", name):
+            value = value.flatten()
+        elif re.search(r"mlp\.fc\d\.weight", name):
+            value = value.T
+        plain[name.replace("attn.out.", "attn.proj.")] = value.contiguous()
+    return Translation("google", _join_qkv(plain), whole=False, unexpected=unexpected)
+
+
+def _join_qkv(tensors: Tensors) -> Tensors:
+    """Concatenate separate query, key and value projections to timm's `qkv`."""
+    joined = {}
+    for name, value in tensors.items():
+        if ".attn.query." in name:
+            parts = [name.replace(".query.", f".{part}.") for part in _PARTS.values()]
+            if all(part in tensors for part in parts):
+                joined[name.replace(".query.", ".qkv.")] = torch.cat([tensors[p] for p in parts])
+        elif not re.search(r"\.attn\.(key|value)\.", name):
+            joined[name] = value
+    return joined
+
+
+def resnet(tensors: Tensors) -> Translation:
+    """ResNets of torchvision and timm have our names already."""
+    return Translation("resnet", tensors, whole=False)

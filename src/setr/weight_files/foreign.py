@@ -1,0 +1,208 @@
+"""A foreign checkpoint as a model: a whole SETR from nothing but its file, or a linear head.
+
+The authors' checkpoints and mmsegmentation's compute slightly different functions; the converter
+sets the named options that reproduce each (the table is in docs/parity.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from setr.arguments.choices import OddSizes
+from setr.errors import USAGE, SetrError
+from setr.labels import Labels, known_datasets, known_labels
+from setr.model import SETR
+from setr.model_info import ModelInfo
+from setr.protocols import preset
+from setr.weight_files.architecture import read_architecture
+from setr.weight_files.dialects import translate
+from setr.weight_files.linear_head import join_head, published_test
+from setr.weight_files.naming import Translation
+from setr.weight_files.tensorfiles import read_tensor_file
+from setr.weights import LoadReport
+
+FOREIGN_KEYWORDS = (
+    *("num_heads", "taps", "aux_taps", "img_size"),
+    *("labels", "odd_sizes"),
+    *("encoder", "pretrained"),
+)
+"""Keywords of `convert_foreign`: what the tensors of a checkpoint cannot tell."""
+_THERE = {"television receiver": "television"}
+"""Names in mmsegmentation's class lists, which checkpoints carry, that are others here."""
+
+
+def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
+    """Read a SETR checkpoint of the authors or of mmsegmentation, or a linear head of DINOv2.
+
+    The model is on the CPU, in eval mode.
+
+    Args:
+        path: a .pth or .safetensors file.
+        keywords: as `convert_foreign`.
+
+    Raises:
+        SetrError: unreadable, neither a whole SETR model nor a linear head, or a keyword is needed.
+    """
+    model, info, _ = convert_foreign(path, **keywords)
+    return model, info
+
+
+def convert_foreign(
+    path: str | os.PathLike,
+    *,
+    num_heads: int | None = None,
+    taps: tuple[int, ...] | None = None,
+    aux_taps: tuple[int, ...] | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    labels: Labels | None = None,
+    odd_sizes: OddSizes = "crop",
+    encoder: str | None = None,
+    pretrained: str | None = None,
+) -> tuple[SETR, ModelInfo, LoadReport]:
+    """`load_foreign` with its report.
+
+    Args:
+        path: a .pth or .safetensors file.
+        num_heads: attention heads; by default what the file records, else one per 64 channels.
+        taps: blocks read by the heads, from 1; by default the usual ones of its depth.
+        aux_taps: those with an auxiliary head, in the file's order.
+        img_size: (height, width) in pixels where the position grid is not square.
+        labels: class names and colours; by default the file's own.
+        odd_sizes: see `SETR`; `squeeze` reproduces mmsegmentation on sides no multiple of 16.
+        encoder: of a linear head, timm id of the encoder it was trained on; by default DINOv2's of
+            the head's width.
+        pretrained: of a linear head, that encoder's weights: a file, a repository of the Hub, or a
+            tag that timm publishes, such as `lvd142m`.
+    """
+    source = str(path)
+    file = read_tensor_file(Path(path))
+    found = translate(file.tensors, source)
+    if found.dialect == "setr" and Path(path).is_dir():
+        raise SetrError(
+            f"{source}: is a model directory, which eval, predict and export take as it is; "
+            "`setr convert --model NAME` puts its weights into another model",
+            code=USAGE,
+        )
+    if found.dialect not in ("official", "mmseg", "linear"):
+        raise SetrError(
+            f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "
+            f"{found.dialect}); give the model's folder, or load it into a model: "
+            "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`",
+            code=USAGE,
+        )
+    shape: dict[str, Any] = {
+        "num_heads": num_heads,
+        "taps": taps,
+        "aux_taps": aux_taps,
+        "img_size": img_size,
+    }
+    head: dict[str, Any] = {"encoder": encoder, "pretrained": pretrained}
+    is_head = found.dialect == "linear"
+    for name, value in (shape if is_head else head).items():
+        if value is not None:
+            what = "a linear head" if is_head else "a whole SETR model"
+            raise SetrError(f"{name} {value}: {source} is {what}; leave it out", code=USAGE)
+    try:
+        if is_head:
+            model, report = join_head(found, source, odd_sizes=odd_sizes, **head)
+        else:
+            arguments = read_architecture(found, file.meta, source=source, **shape)
+            model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
+    except (KeyError, IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise SetrError(
+            f"{source}: its tensors describe no SETR model ({error!r:.100}); the file is cut or of "
+            "another network"
+        ) from None
+    labels = labels or _stored_labels(file.meta, model.num_classes, source)
+    if len(labels.classes) != model.num_classes:
+        raise SetrError(
+            f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}",
+            code=USAGE,
+        )
+    if is_head:
+        protocol = published_test(model, file.meta)
+        crop = protocol.window or (0, 0)
+    else:
+        size = arguments["img_size"]
+        crop = (size, size) if isinstance(size, int) else tuple(size)
+        test = "mmseg-ss" if found.dialect == "mmseg" else "paper-ss"
+        protocol = preset(test, labels=labels, grid=crop)
+    channels = model.encoder.in_chans
+    known = ModelInfo(labels)
+    info = ModelInfo(
+        labels=labels,
+        mean=known.mean if channels == 3 else (0.5,) * channels,  # no file tells
+        std=known.std if channels == 3 else (0.25,) * channels,
+        protocol=protocol,
+        recipe=f"{_kind(model)} converted from {Path(source).name}",
+        pretrained=pretrained and os.path.basename(pretrained),
+        crop_size=crop,
+    )
+    return model, info, report
+
+
+def _kind(model: SETR) -> str:
+    decoder: str = model.arguments["decoder"]
+    return "linear probe" if decoder == "linear" else f"SETR-{decoder.upper()}"
+
+
+def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[SETR, LoadReport]:
+    """Build on the meta device and put the tensors in: no second copy, no random start."""
+    with torch.device("meta"):
+        model = SETR(**arguments)
+    own = model.state_dict()
+    given = found.tensors
+    wrong = [n for n in own if n not in given or given[n].shape != own[n].shape]
+    if wrong:
+        what = (
+            "is missing" if wrong[0] not in given else f"has shape {tuple(given[wrong[0]].shape)}"
+        )
+        raise SetrError(
+            f"{source}: {wrong[0]} {what}; {len(wrong)} of {len(own)} tensors do not fit the "
+            "architecture its other tensors describe"
+        )
+    state = {
+        n: torch.empty(t.shape, dtype=t.dtype, device="cpu").copy_(given[n]) for n, t in own.items()
+    }
+    model.load_state_dict(state, assign=True)
+    report = LoadReport(
+        dialect=found.dialect,
+        loaded=[n for n in own if n not in found.filled],
+        resized=[],
+        missing=[],
+        unexpected=found.unexpected + [n for n in given if n not in own],
+        new_head=[],
+        filled=found.filled,
+        differences=[],
+        encoder_share=1.0,
+    )
+    return model.eval(), report
+
+
+def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> Labels:
+    """Classes and colours a checkpoint records; a known data set brings its label map along."""
+    stored = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else meta
+    classes = stored.get("classes") or stored.get("CLASSES")
+    palette = stored.get("palette") or stored.get("PALETTE") or ()
+    if not isinstance(classes, list | tuple) or len(classes) != num_classes:
+        return Labels(tuple(f"class {i}" for i in range(num_classes)))
+    for name in known_datasets():
+        known = known_labels(name)
+        if [_plain_name(c) for c in known.classes] == [_plain_name(c) for c in classes]:
+            return known
+    try:
+        colours = palette if len(palette) == num_classes else ()
+        return Labels.from_dict({"classes": classes, "colours": colours})
+    except (TypeError, ValueError, IndexError) as error:
+        raise SetrError(f"{source}: its class list is broken ({error})") from None
+
+
+def _plain_name(name: object) -> str:
+    """A class name for comparison: ADE20K's list is published with synonyms and stray blanks."""
+    plain = str(name).replace(";", ",").partition(",")[0].strip().lower()
+    return _THERE.get(plain, plain)

@@ -1,0 +1,139 @@
+"""A published linear head, and the encoder it was trained on, as one model.
+
+DINOv2's heads for ADE20K and VOC 2012 come without their encoder, which stayed frozen: a batch norm
+and a 1x1 convolution on the patch tokens of the last block, or of the last four, each after the
+encoder's final norm (facebookresearch/dinov2, dinov2/eval/segmentation; Oquab et al. 2023, section
+7.4).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from setr.arguments.choices import OddSizes
+from setr.encoder import Encoder, encoder_depth
+from setr.errors import USAGE, SetrError
+from setr.model import SETR
+from setr.protocols import Protocol
+from setr.weight_files.architecture import recorded
+from setr.weight_files.naming import Translation
+from setr.weight_files.pretrained import encoder_weights
+from setr.weights import LoadReport, match_weights
+
+_WIDTHS = {
+    "vit_small_patch14_dinov2": 384,
+    "vit_base_patch14_dinov2": 768,
+    "vit_large_patch14_dinov2": 1024,
+    "vit_giant_patch14_dinov2": 1536,
+}
+_LAST_FOUR = 4
+
+
+def join_head(
+    found: Translation,
+    source: str,
+    *,
+    pretrained: str | None,
+    encoder: str | None = None,
+    odd_sizes: OddSizes = "crop",
+) -> tuple[SETR, LoadReport]:
+    """The whole model of a head (dialect `linear`), on the CPU.
+
+    Args:
+        found: the head's tensors.
+        source: name of its file.
+        pretrained: the encoder's weights, as in `load_encoder`.
+        encoder: timm id of the encoder; by default DINOv2's of the head's width.
+        odd_sizes: see `SETR`.
+
+    Raises:
+        SetrError: no `pretrained`, another encoder than the head's, or one without a final norm.
+    """
+    if pretrained is None:
+        raise SetrError(
+            f"{source}: holds a linear head without its encoder; add the encoder's weights: "
+            "`setr convert FILE --pretrained lvd142m -o DIR` (DINOv2's, downloaded by timm) or "
+            "--pretrained FILE; in Python setr.load(path, pretrained=…)",
+            code=USAGE,
+        )
+    given = found.tensors
+    num_classes, channels = given["decoder.classifier.weight"].shape[:2]
+    encoder, streams = _encoder(channels, encoder, source)
+    depth = encoder_depth(encoder)
+    model = SETR(
+        encoder=encoder,
+        decoder="linear",
+        num_classes=num_classes,
+        taps=tuple(range(depth - streams + 1, depth + 1)),
+        odd_sizes=odd_sizes,
+    )
+    weights, name = encoder_weights(model, pretrained)
+    state, report = match_weights(model, weights, name)
+    for kind in ("weight", "bias"):
+        norm = weights.tensors.get(f"norm.{kind}")
+        if norm is None or weights.whole:
+            raise SetrError(
+                f"{name}: has no final norm, which a linear head needs; give the encoder's own "
+                "published weights",
+                code=USAGE,
+            )
+        state |= {f"decoder.norms.{i}.{kind}": norm for i in range(streams)}
+    state |= given
+    absent = [n for n in model.state_dict() if n not in state]
+    if absent:
+        raise SetrError(f"{source}: {absent[0]} is missing; the file is cut")
+    model.load_state_dict(state)
+    report.loaded[:] = state
+    report.unexpected[:] = [n for n in report.unexpected if ".norm." not in n] + found.unexpected
+    return model.eval(), report
+
+
+def published_test(model: SETR, meta: Mapping[str, Any]) -> Protocol:
+    """How a head was tested: windows as its file records them, else 512, or 640 for four blocks."""
+    window = _pair(recorded(meta, "crop_size"))
+    if window is None:
+        window = (640, 640) if len(model.arguments["taps"]) >= _LAST_FOUR else (512, 512)
+    stride = _pair(recorded(meta, "stride")) or (window[0] * 2 // 3, window[1] * 2 // 3)
+    return Protocol(window=window, stride=stride, short_side=min(window))
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """Two numbers, as windows and their steps are written."""
+    pair = isinstance(value, list | tuple) and len(value) == len("hw")
+    return (int(value[0]), int(value[1])) if pair else None
+
+
+def _encoder(channels: int, encoder: str | None, source: str) -> tuple[str, int]:
+    """The encoder's timm id and the number of its last blocks that fill so many channels."""
+    if encoder:
+        with torch.device("meta"):
+            width = Encoder(encoder, taps=(1,)).widths[-1]
+        if channels % width or channels // width > encoder_depth(encoder):
+            raise SetrError(
+                f"{source}: its head reads {channels} channels, and {encoder} has {width} a block; "
+                "give the encoder it was trained on",
+                code=USAGE,
+            )
+        return encoder, channels // width
+    fits = [
+        (name, count)
+        for name, width in _WIDTHS.items()
+        for count in (1, _LAST_FOUR)
+        if width * count == channels
+    ]
+    size = re.search(r"vit([sblg])14", Path(source).name)  # 4 x 384 = 1 x 1536
+    if size and len(fits) > 1:
+        fits = [fit for fit in fits if fit[0].startswith(f"vit_{size[1]}")]
+    if len(fits) != 1:
+        raise SetrError(
+            f"{source}: its head reads {channels} channels, which "
+            f"{' or '.join(name for name, _ in fits) or 'no DINOv2 encoder'} has; say which "
+            "encoder it was trained on: --encoder NAME, encoder= in Python",
+            code=USAGE,
+        )
+    return fits[0]

@@ -1,0 +1,164 @@
+"""Pretrained encoder weights: a file, a repository of the Hub, or a tag that timm publishes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from setr.errors import USAGE, SetrError
+from setr.reading.files import require_alive
+from setr.reading.remote import fetch, fetched, is_repository
+from setr.reading.urls import is_url
+from setr.weight_files.dialects import translate
+from setr.weight_files.naming import Translation
+from setr.weight_files.tensorfiles import read_tensor_file
+from setr.weights import Loadable, LoadReport, match_weights
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadReport:
+    """Load encoder weights from a file, from the Hub, or by the tag of weights that timm downloads.
+
+    Args:
+        model: its heads keep their values, unless the file holds a whole model.
+        source: a path or an http(s) address; `owner/name` on the Hub, of a model of ours or of an
+            encoder; or a tag such as `augreg_in21k`, `deit`, `deit_distilled` or `lvd142m`.
+        resnet: the tag is one of a Hybrid's ResNet, not of its ViT.
+
+    Raises:
+        SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
+    """
+    found, name = encoder_weights(model, source, resnet=resnet)
+    state, report = match_weights(model, found, name, new_head=True)
+    model.load_state_dict(state, strict=False)
+    return report
+
+
+def encoder_weights(
+    model: Loadable, source: str, *, resnet: bool = False
+) -> tuple[Translation, str]:
+    """The tensors that `load_encoder` would put into a model, under our names, and their name."""
+    file = _file_of(source)
+    if file is not None:
+        return translate(read_tensor_file(file).tensors, str(file)), str(file)
+    name = pretrained_id(_named(model, resnet), source)
+    return translate(_download(name), name), name
+
+
+def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> None:
+    """Refuse encoder weights that are not there or have no such tag; nothing is read of them.
+
+    Those of a repository or a tag are downloaded.
+
+    Raises:
+        SetrError: no such file or repository, or no such weights for the model's encoder.
+    """
+    require_alive(source)
+    file = _file_of(source)
+    if file is None:
+        _timm_file(pretrained_id(_named(model, resnet), source))
+    elif not file.is_file() and not Path(file, "model.safetensors").is_file():
+        raise SetrError(f"{source}: no such weight file", code=USAGE)
+
+
+def require_fit(model: Loadable, source: str) -> None:
+    """Refuse encoder weights of a file or repository that do not fit; the model stays as it is.
+
+    Raises:
+        SetrError: as `load_weights`.
+    """
+    file = _file_of(source)
+    if file is not None:
+        found = translate(read_tensor_file(file).tensors, source)
+        match_weights(model, found, source, new_head=True)
+
+
+def _file_of(source: str) -> Path | None:
+    """The file or folder that holds weights; None for a tag."""
+    if is_url(source):
+        return fetched(source)
+    if is_repository(source):
+        return _weights_on_the_hub(source)
+    return Path(source) if _is_path(source) else None
+
+
+def _is_path(source: str) -> bool:
+    return Path(source).exists() or bool(Path(source).suffix) or "/" in source
+
+
+def _named(model: Loadable, resnet: bool) -> str:
+    return str(model.arguments["resnet" if resnet else "encoder"])
+
+
+def default_tag(encoder: str) -> str:
+    """The tag of the weights timm takes for an encoder where none is named.
+
+    Raises:
+        SetrError: timm publishes none.
+    """
+    from setr._timm import timm
+
+    tag = timm.get_pretrained_cfg(encoder).tag if timm.is_model(encoder) else None
+    if not tag or not timm.list_pretrained(f"{encoder}.{tag}"):
+        raise SetrError(
+            f"pretrained: timm has no weights for {encoder}; give a file, or None", code=USAGE
+        )
+    return str(tag)
+
+
+def pretrained_id(encoder: str, tag: str) -> str:
+    """The timm id of pretrained weights for an encoder, at its own or another resolution.
+
+    Raises:
+        SetrError: no such weights; the tags that exist are listed.
+    """
+    from setr._timm import timm
+
+    if tag in ("deit", "deit_distilled"):
+        encoder = re.sub(r"^(vit|deit)_", "deit_", encoder)
+        if tag == "deit_distilled" and "_distilled_" not in encoder:
+            encoder = encoder.replace("_patch", "_distilled_patch")
+        tag = "fb_in1k"
+    family = re.sub(r"_\d+$", "", encoder.partition(".")[0])
+    known = [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
+    fits = [name for name in known if name.endswith(f".{tag}")]
+    if not fits:
+        tags = sorted({name.partition(".")[2] for name in known})
+        raise SetrError(
+            f"pretrained '{tag}': no such file, and no such weights for {encoder}; there are "
+            f"{', '.join(tags) or 'none'}; give one of them, or a file that holds the weights",
+            code=USAGE,
+        )
+    return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    """The tensors of a timm model as timm names them, from the Hub or its cache."""
+    from setr._timm import timm
+
+    overlay = {"file": str(_timm_file(name))}
+    state: dict[str, Tensor] = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=overlay
+    ).state_dict()
+    return state
+
+
+def _timm_file(name: str) -> Path:
+    from setr._timm import timm
+
+    repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
+    return _weights_on_the_hub(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id)
+
+
+def _weights_on_the_hub(repo_id: str) -> Path:
+    files = _weight_files(fetch(repo_id, _HUB_FILES, is_complete=_weight_files))
+    if not files:
+        raise SetrError(f"{repo_id}: the repository holds neither {' nor '.join(_HUB_FILES)}")
+    return files[0]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [folder / name for name in _HUB_FILES if (folder / name).is_file()]

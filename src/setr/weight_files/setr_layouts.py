@@ -1,0 +1,139 @@
+"""Names of whole SETR models, of the authors and of mmsegmentation, and of DINOv2's linear heads.
+
+Where the port stores less, tensors are filled in so that the function is the same: it has no bias
+before batch norms. Its MLA levels run from deep to shallow; ours from shallow to deep.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+
+from setr.weight_files.naming import Rule, Tensors, Translation, rename
+
+_HEADS: list[Rule] = [
+    (r"decode_head\.(.+)", r"decoder.\1"),
+    (r"auxiliary_head\.(\d+\..+)", r"aux_heads.\1"),
+    (r"auxiliary_head\.(\D.+)", r"aux_heads.0.\1"),
+    (r"((?:backbone|neck)\..+)", r"\1"),
+]
+_HEAD = r"(decoder|aux_heads\.\d+)"
+_PREFIX = r"cls_token|dist_token|pos_embed"
+
+
+def official(tensors: Tensors) -> Translation:
+    """A checkpoint of the authors' repository."""
+    tensors, unexpected = rename(tensors, _HEADS)
+
+    def convolution(found: re.Match) -> str:
+        head, i, kind = found.groups()
+        has_norm = f"{head}.syncbn_fc_{i}.weight" in tensors
+        return f"{head}.convs.{i}.0.{kind}" if has_norm else f"{head}.classifier.{kind}"
+
+    def level(part: str) -> Callable[[re.Match], str]:  # the authors count levels 2 to 5
+        return lambda m: f"neck.{part}.{int(m[1]) - 2}.{m[2]}"
+
+    rules: list[Rule] = [
+        (rf"backbone\.((?:blocks|patch_embed)\..+|{_PREFIX})", r"encoder.vit.\1"),
+        (r"backbone\.norm_(\d)\.(.+)", r"neck.norms.\1.\2"),
+        (r"backbone\.mla\.mla_p(\d)_1x1\.(.+)", level("reduce")),
+        (r"backbone\.mla\.mla_p(\d)\.(.+)", level("refine")),
+        (
+            r"decoder\.mlahead\.head(\d)\.(\d)\.(.+)",
+            lambda m: f"decoder.streams.{int(m[1]) - 2}.{int(m[2]) // 3}.{int(m[2]) % 3}.{m[3]}",
+        ),
+        (r"decoder\.cls\.(.+)", r"decoder.classifier.\1"),
+        (r"(aux_heads\.\d+)\.aux\.(.+)", r"\1.classifier.\2"),
+        (rf"{_HEAD}\.norm\.(.+)", r"\1.norm.\2"),
+        (rf"{_HEAD}\.syncbn_fc_(\d)\.(.+)", r"\1.convs.\2.1.\3"),
+        (rf"{_HEAD}\.conv_(\d)\.(.+)", convolution),
+    ]
+    renamed, rest = rename(tensors, rules)
+    # every head of the authors also carries a classifier `conv_seg` that nothing calls
+    unexpected += [name for name in rest if ".conv_seg." not in name]
+    return Translation("official", renamed, whole=True, unexpected=unexpected)
+
+
+def mmseg(tensors: Tensors) -> Translation:
+    """A checkpoint of mmsegmentation."""
+    tensors, unexpected = rename(tensors, _HEADS)
+    last = sum(re.fullmatch(r"neck\.norm\.\d+\.weight", name) is not None for name in tensors) - 1
+
+    def level(part: str) -> Callable[[re.Match], str]:  # deepest first in the port
+        return lambda m: f"{part}.{last - int(m[1])}.{_CONV_BN[m[2]]}.{m[3]}"
+
+    rules: list[Rule] = [
+        (rf"backbone\.({_PREFIX})", r"encoder.vit.\1"),
+        (r"backbone\.patch_embed\.projection\.(.+)", r"encoder.vit.patch_embed.proj.\1"),
+        (
+            r"backbone\.layers\.(\d+)\.(ln1|ln2|attn\.attn|ffn\.layers\.0\.0|ffn\.layers\.1)[._](.+)",
+            lambda m: f"encoder.vit.blocks.{m[1]}.{_mmseg_block(m[2], m[3])}",
+        ),
+        (r"neck\.norm\.(\d)\.(.+)", r"neck.norms.\1.\2"),
+        (
+            r"neck\.mla\.channel_proj\.(\d)\.(conv|bn)\.(.+)",
+            lambda m: f"neck.reduce.{m[1]}.{_CONV_BN[m[2]]}.{m[3]}",
+        ),
+        (r"neck\.mla\.feat_extract\.(\d)\.(conv|bn)\.(.+)", level("neck.refine")),
+        (rf"{_HEAD}\.conv_seg\.(.+)", r"\1.classifier.\2"),
+        (rf"{_HEAD}\.norm\.(.+)", r"\1.norm.\2"),
+    ]
+    if last >= 0:
+        rules.append(
+            (
+                r"decoder\.up_convs\.(\d)\.(\d)\.(conv|bn)\.(.+)",
+                lambda m: f"decoder.streams.{last - int(m[1])}.{m[2]}.{_CONV_BN[m[3]]}.{m[4]}",
+            )
+        )
+    rules.append(
+        (
+            rf"{_HEAD}\.up_convs\.(\d)\.0\.(conv|bn)\.(.+)",
+            lambda m: f"{m[1]}.convs.{m[2]}.{_CONV_BN[m[3]]}.{m[4]}",
+        )
+    )
+    renamed, rest = rename(tensors, rules)
+    if last >= 0:  # the classifier's input channels follow the reversed levels
+        weight = renamed["decoder.classifier.weight"]
+        parts = weight.chunk(last + 1, dim=1)
+        renamed["decoder.classifier.weight"] = torch.cat(parts[::-1], dim=1)
+    filled = _fill_biases(renamed)
+    return Translation("mmseg", renamed, whole=True, unexpected=unexpected + rest, filled=filled)
+
+
+def linear(tensors: Tensors) -> Translation:
+    """A linear head of DINOv2: batch norm and classifier, without an encoder."""
+    rules: list[Rule] = [
+        (r"decode_head\.bn\.(.+)", r"decoder.batch_norm.\1"),
+        (r"decode_head\.conv_seg\.(.+)", r"decoder.classifier.\1"),
+    ]
+    renamed, unexpected = rename(tensors, rules)
+    return Translation("linear", renamed, whole=True, unexpected=unexpected)
+
+
+_CONV_BN = {"conv": "0", "bn": "1"}
+_MMSEG_BLOCK = {
+    "ln1": "norm1.",
+    "ln2": "norm2.",
+    "attn.attn": "attn.",
+    "ffn.layers.0.0": "mlp.fc1.",
+    "ffn.layers.1": "mlp.fc2.",
+}
+
+
+def _mmseg_block(part: str, rest: str) -> str:
+    rest = rest.replace("in_proj_", "qkv.").replace("out_proj.", "proj.")
+    return _MMSEG_BLOCK[part] + rest
+
+
+def _fill_biases(tensors: Tensors) -> list[str]:
+    """Add zero biases where the port has none: before batch norms and in the patch projection."""
+    filled = []
+    for name, value in list(tensors.items()):
+        if re.fullmatch(rf"{_HEAD}\.convs\.\d\.0\.weight|.*patch_embed\.proj\.weight", name):
+            bias = name.replace(".weight", ".bias")
+            if bias not in tensors:
+                tensors[bias] = value.new_zeros(len(value))
+                filled.append(bias)
+    return filled
