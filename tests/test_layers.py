@@ -85,7 +85,7 @@ ORDER = (
         "outlines.json_files",
         "outlines.files",
         "outlines.masks",
-        "data.class_masks",
+        "outlines.class_masks",
         "init_data",
     ),
     # networks and weights

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
-from setr.data.class_masks import class_masks
 from setr.data.data_yaml import SPLITS
 from setr.data.layouts import SPLIT_OF, find_split, split_lists
 from setr.data.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import DRAWN
 from setr.outlines.masks import draw_masks, told
