@@ -181,6 +181,17 @@ def test_labelme(tmp_path, capsys):
     assert (drawn(tmp_path, "b.jpg") == 3).all()
 
 
+@pytest.mark.parametrize("name", ["__ignore__", "ignore"])
+def test_what_is_called_ignored_is_no_class(tmp_path, name):
+    photo(tmp_path / "a.jpg")
+    shapes = shape("wall", square(0, 0, 9)), shape(name, square(2, 2, 3))
+    put(tmp_path / "a.json", labelme("a.jpg", *shapes))
+    write(tmp_path, draft(tmp_path))
+    dataset = open_dataset(str(tmp_path), "train")
+    assert dataset.labels.classes == ("wall", "background")
+    assert (dataset[0].mask == 255).sum() == 9
+
+
 def test_labelme_apart_from_images_in_splits(tmp_path):
     for split in ("train", "val"):
         for stem in ("a", "b"):
