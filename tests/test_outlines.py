@@ -390,6 +390,14 @@ def test_boxes_of_coco_are_left_out_and_counted(tmp_path):
     assert "no area: 2 annotations without an outline" in draft(tmp_path).note
 
 
+def test_sizes_of_coco_may_be_text(tmp_path):
+    photo(tmp_path / "a.jpg")
+    content = coco("a.jpg")
+    content["images"][0] |= {"height": str(SIZE[0]), "width": str(SIZE[1])}
+    put(tmp_path / "x.json", content)
+    assert "1 masks" in draft(tmp_path).yaml
+
+
 def test_what_is_for_testing_is_not_trained_on(tmp_path):
     def lists(*names: str) -> dict[str, list[str]]:
         for name in names:
