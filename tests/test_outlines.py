@@ -181,6 +181,17 @@ def test_labelme(tmp_path, capsys):
     assert (drawn(tmp_path, "b.jpg") == 3).all()
 
 
+@pytest.mark.parametrize("name", ["__ignore__", "ignore"])
+def test_what_is_called_ignored_is_no_class(tmp_path, name):
+    photo(tmp_path / "a.jpg")
+    shapes = shape("wall", square(0, 0, 9)), shape(name, square(2, 2, 3))
+    put(tmp_path / "a.json", labelme("a.jpg", *shapes))
+    write(tmp_path, draft(tmp_path))
+    dataset = open_dataset(str(tmp_path), "train")
+    assert dataset.labels.classes == ("wall", "background")
+    assert (dataset[0].mask == 255).sum() == 9
+
+
 def test_labelme_apart_from_images_in_splits(tmp_path):
     for split in ("train", "val"):
         for stem in ("a", "b"):
@@ -392,6 +403,14 @@ def test_coco_as_via_writes_it(tmp_path):
     write(tmp_path, draft(tmp_path))
     assert open_dataset(str(tmp_path), "val").labels.classes == ("small", "large", "background")
     assert np.bincount(drawn(tmp_path, "b.jpg").ravel()).tolist() == [16, 100 - 16, 500]
+
+
+def test_sizes_of_coco_may_be_text(tmp_path):
+    photo(tmp_path / "a.jpg")
+    content = coco("a.jpg")
+    content["images"][0] |= {"height": str(SIZE[0]), "width": str(SIZE[1])}
+    put(tmp_path / "x.json", content)
+    assert "1 masks" in draft(tmp_path).yaml
 
 
 def test_what_is_for_testing_is_not_trained_on(tmp_path):

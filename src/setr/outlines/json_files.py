@@ -192,7 +192,7 @@ class _Coco:
         )
         if len(images) != 1:
             return not_one(self.name, image["file_name"], images)
-        size = (image["height"], image["width"]) if image.get("height") else None
+        size = (int(image["height"]), int(image["width"])) if image.get("height") else None
         return Annotated(images[0], tuple(shapes), self.name, size, self.split)
 
     def _add(

@@ -25,6 +25,8 @@ from setr.reading.files import write_bytes
 from setr.reading.gdal import without_data
 
 SHOWN = 10
+NOT_COUNTED = (IGNORED, "ignore")
+"""Names of outlines that make no class; the second is what data.yaml calls it."""
 
 
 @dataclass
@@ -56,7 +58,7 @@ def draw_masks(root: Path, outlined: Outlined, *, rest: str = "background") -> D
         SetrError: `rest` would leave a single class; too many classes; or images or outlines that
             cannot be read, all of them counted and the first ten named (exit code 3).
     """
-    own = tuple(name for name in outlined.classes if name not in (IGNORED, BACKGROUND))
+    own = tuple(name for name in outlined.classes if name not in (*NOT_COUNTED, BACKGROUND))
     if not own or not any(entry.shapes for entry in outlined.images):
         _refuse(root, outlined, outlined.problems or [told(outlined.left_out) or "no shapes"])
     classes = _with_rest(own, rest)
@@ -66,7 +68,7 @@ def draw_masks(root: Path, outlined: Outlined, *, rest: str = "background") -> D
             f"masks hold at most {IGNORE}: join some, or leave them out of the file"
         )
     ids = {name: i for i, name in enumerate(classes)}
-    ids |= {IGNORED: IGNORE, BACKGROUND: ids.get(rest, IGNORE)}
+    ids |= {**dict.fromkeys(NOT_COUNTED, IGNORE), BACKGROUND: ids.get(rest, IGNORE)}
     palette = Labels(classes).palette
     drawn, problems = Drawn(), list(outlined.problems)
     stems = Counter(os.path.splitext(entry.image)[0] for entry in outlined.images)
@@ -103,7 +105,7 @@ def _refuse(root: Path, outlined: Outlined, problems: list[str]) -> NoReturn:
 
 def _with_rest(names: tuple[str, ...], rest: str) -> tuple[str, ...]:
     """All classes in the order of their ids: those of the outlines, and the rest's if it is new."""
-    if rest not in ("ignore", IGNORED):
+    if rest not in NOT_COUNTED:
         names = tuple(dict.fromkeys((*names, rest)))
     if len(names) < 2:
         raise SetrError(
