@@ -208,6 +208,8 @@ def preset(
     sizes = _PAPER.get(dataset or ("" if own_sizes else known or ""))
     if base == "whole":
         return Protocol(short_side=_PAPER[dataset].short_side) if dataset else own.whole()
+    window: tuple[int, int] | None
+    stride: tuple[int, int] | None
     if sizes:
         window, stride = (sizes.window, sizes.window), (sizes.stride, sizes.stride)
         short, (port_short, port_long) = sizes.short_side, sizes.port

@@ -20,9 +20,10 @@ IMAGE_SUFFIXES = frozenset(
 
 def require_alive(path: str | os.PathLike) -> None:
     """Refuse a link that leads nowhere, before it passes for a name on the Hub or a free place."""
-    if os.path.islink(path) and not os.path.exists(path):
+    name: str = os.fspath(path)
+    if os.path.islink(name) and not os.path.exists(name):
         raise SetrError(
-            f"{os.fspath(path)}: is a link to {os.readlink(path)}, which leads nowhere; link it "
+            f"{name}: is a link to {os.readlink(name)}, which leads nowhere; link it "
             "anew, or give the place itself",
             code=USAGE,
         )
