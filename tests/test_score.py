@@ -103,6 +103,8 @@ def test_a_data_yaml_and_what_predict_writes(tmp_path: Path, capsys: pytest.Capt
     options = (prediction, truth, "--label-map", tmp_path)
     figures = score(capsys, *options, "--class-ids")
     assert figures["iou"] == {"no": 1.0, "yes": 1.0}
+    ids = save(tmp_path / "ids", x_ids=[[0, 1, 1, 1]])
+    assert score(capsys, ids, *options[1:], "--class-ids")["iou"] == figures["iou"]
     assert main(["score", *map(str, options)]) == OK
     assert "predicted ids of 66.67 % of the pixels are no class" in capsys.readouterr().out
     (tmp_path / "data.yaml").write_text(

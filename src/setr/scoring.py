@@ -199,6 +199,10 @@ def _pairs(
             "give --label-map cityscapes:train_ids",
             code=DATA_CHECK_FAILED,
         )
+    for stem in real:
+        ids = stem.with_name(f"{stem.name}_ids")  # as `setr predict --save ids` calls it
+        if ids in ours:
+            ours.setdefault(stem, ours[ids])
     missing = [str(stem) for stem in real if stem not in ours]
     if missing:
         raise SetrError(
