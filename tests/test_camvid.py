@@ -141,7 +141,7 @@ def test_the_final_model_takes_what_helped_on_val_one_of_each_kind(monkeypatch):
     settings = combined(gains, noise=0.4)
     assert settings["optim.layer_decay"] == 0.75
     assert settings["model.patch_stride"] == 8
-    assert settings["data.short_side"] is None
+    assert settings["data.short_side"] == 360
     assert settings["train.ema"] == 0.0
     assert settings["data.rare_class_crops"] == 0.5
     assert combined(gains, noise=0.7)["optim.layer_decay"] == 0.75

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -352,6 +353,30 @@ def test_broken_weights_are_an_error_not_a_figure(runs: Path) -> None:
     dataset = open_dataset(str(runs / "data"), "val")
     with pytest.raises(SetrError, match=r"scene_000\.png: the model's scores are not numbers"):
         evaluate_split(model, ModelInfo(labels=scenes.LABELS), dataset)
+
+
+def test_images_tested_together_have_the_figures_of_each(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_scene_folders(tmp_path / "data", {"val": 7})
+    (data / "images" / "val" / "scene_002.png").write_bytes(b"")
+    wide = data / "images" / "val" / "scene_005.png", data / "labels" / "val" / "scene_005.png"
+    for path in wide:
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), np.ascontiguousarray(pixels[:-5]))
+    found, sizes = [], []
+    for together in (1, 3):
+        monkeypatch.setitem(evaluation.TOGETHER, "cpu", together)
+        predictor, seen = setr.load(runs / "one", precision="fp32"), []
+        dataset = open_dataset(str(data), "val", predictor.info.labels)
+        figures = evaluate_split(predictor.network, predictor.info, dataset, on_image=seen.append)
+        del figures["seconds"]
+        found.append(figures)
+        sizes.append([(image.number, image.prediction.shape) for image in seen])
+    assert found[0] == found[1]
+    assert len(found[0]["failed"]) == 1
+    assert sizes[0] == sizes[1]
+    assert [number for number, _ in sizes[0]] == [0, 1, 3, 4, 5, 6]
 
 
 def test_unknown_protocol_names_the_nearest(runs: Path, capsys: pytest.CaptureFixture) -> None:

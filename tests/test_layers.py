@@ -126,6 +126,7 @@ ORDER = (
         "protocols",
         "kernels.best_class",
         "kernels.windows",
+        "kernels.recorded",
         "inference",
         "arguments.options",
         "arguments.elsewhere",

@@ -69,8 +69,6 @@ def main() -> int:
 
 def make(bench: Bench, table: str, only: list[str] | None) -> None:
     """Run what a table misses and print it."""
-    if table == "rivals" and bench.jobs > 1:
-        raise SystemExit("rivals are timed: one at a time, --jobs 1")
     tables = with_best(bench.store)
     rows = select(tables[table], only)
     bench.complete(rows, [row for known in tables.values() for row in known])
@@ -177,7 +175,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--segformer-weights", help="MiT-B2: folder or Hub name; else random")
     parser.add_argument("--only", nargs="+", help="rows by name, with * and ?")
     parser.add_argument("--seeds", type=int, default=len(manifest.SEEDS), choices=(1, 2, 3))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; not for rivals")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--minutes", type=float, help="stop, resumably, after this long")
     parser.add_argument("--steps", type=int, default=60, help="of a trial")
     parser.add_argument("--runs", type=Path, default=Path("runs/camvid"), help="folder of the runs")

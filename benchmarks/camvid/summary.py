@@ -11,8 +11,9 @@ NOTE = (
     "mIoU in percent, 11 classes, 480x360; mean ± sample standard deviation over seeds. SS "
     "single-scale, MS six scales and flip. `val` is the validation clip, by which weights and "
     "settings were chosen; `test` was run once per run. A gain is on test SS over the row it "
-    "names. Memory is the peak of the device's allocator (of the process on a CPU). The command is "
-    "that of the first seed.\n"
+    "names. Memory is the peak of the device's allocator (of the process on a CPU). Time of a step "
+    "and memory are those of a trial, alone on the machine, where one was made; `shared` says that "
+    "other runs ran beside it. The command is that of the first seed.\n"
 )
 TITLES = {
     "main": "Main result",
@@ -36,7 +37,9 @@ def markdown(tables: dict[str, list[Row]], store: Store) -> str:
 
 def _line(row: Row, known: list[Row], store: Store) -> str:
     records = store.of(row)
-    shared = any(record["jobs"] > 1 for record in records)
+    costs, shared = records, any(record["jobs"] > 1 for record in records)
+    if row.name in store.trials:
+        costs, shared = [store.trials[row.name]], False
     return _row(
         [
             row.title,
@@ -45,8 +48,8 @@ def _line(row: Row, known: list[Row], store: Store) -> str:
             _figure(store.score(row, protocol="multi_scale")),
             _gain(row, known, store),
             _each(records, "steps"),
-            _mean(records, "seconds_per_step", 1, 3) + (" (shared)" if shared else ""),
-            _mean(records, "peak_mb", 1024, 1),
+            _mean(costs, "seconds_per_step", 1, 3) + (" (shared)" if shared else ""),
+            _mean(costs, "peak_mb", 1024, 1),
             _mean(records, "train_seconds", 60, 1),
             _each(records, "seed"),
             _each(records, "pretrained"),

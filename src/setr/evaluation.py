@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.hub import from_pretrained
 from setr.inference import NormalizedImages, predict_mask
+from setr.kernels.recorded import recorded
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_channels
@@ -35,6 +36,11 @@ from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
 from setr.scores.scorecard import Scorecard
+
+TOGETHER = {"cpu": 1, "cuda": 24}
+"""Images of one size that follow each other are tested at once, at most so many."""
+TOGETHER_PIXELS = 1 << 22
+"""Of all of these images; a larger one is tested alone."""
 
 
 class ScoredImage(NamedTuple):
@@ -183,19 +189,22 @@ def evaluate_split(
     began = time.monotonic()
     chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
     indices = chosen[rank() :: world()]
+    samples = zip(indices, whole_images(dataset, workers, indices), strict=True)
+    limit, done = TOGETHER.get(device.type, TOGETHER["cuda"]), 0
     with testing(model, dtype), Progress("eval", len(indices)) as progress:
-        for done, (index, sample) in enumerate(
-            zip(indices, whole_images(dataset, workers, indices), strict=True), 1
-        ):
+        network = recorded(model)
+        for group in _of_one_size(samples, limit):
             if stopped():
                 break
-            if isinstance(sample, SetrError):
-                card.fail(str(sample))
+            if isinstance(group, SetrError):
+                card.fail(str(group))
             else:
-                tested = _test_image(model, info, card, dataset, index, *sample)
-                if on_image:
-                    on_image(tested)
-            progress.update(done, images=1)
+                for tested in _test_images(network, info, card, dataset, group):
+                    if on_image:
+                        on_image(tested)
+            size = 1 if isinstance(group, SetrError) else len(group)
+            done += size
+            progress.update(done, images=size)
     if distributed.any_of(stopped()):  # or some would add up counts, and wait for those that left
         raise Stopped
     card.reduce()
@@ -214,36 +223,66 @@ def evaluate_split(
     }
 
 
-def _test_image(
-    model: SETR | ExportedModel,
-    info: ModelInfo,
-    card: Scorecard,
-    dataset: Dataset,
-    index: int,
-    images: Tensor,
-    masks: Tensor,
-) -> ScoredImage:
+_Sample = tuple[int, Tensor, Tensor]
+"""Number of an image in the split, the image (1, H, W, C) and its mask (1, H, W)."""
+
+
+def _of_one_size(
+    samples: Iterable[tuple[int, tuple[Tensor, Tensor] | SetrError]], limit: int
+) -> Iterator[list[_Sample] | SetrError]:
+    """Neighbours of equal size together, at most `limit`; what could not be read comes alone."""
+    group: list[_Sample] = []
+    for index, sample in samples:
+        if isinstance(sample, SetrError):
+            if group:
+                yield group
+                group = []
+            yield sample
+            continue
+        image = sample[0]
+        pixels = image.shape[1] * image.shape[2]
+        most = max(1, min(limit, TOGETHER_PIXELS // pixels))
+        if group and (group[0][1].shape != image.shape or len(group) >= most):
+            yield group
+            group = []
+        group.append((index, *sample))
+        if len(group) >= most:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _test_images(
+    model: Any, info: ModelInfo, card: Scorecard, dataset: Dataset, group: list[_Sample]
+) -> Iterator[ScoredImage]:
+    """Predict images of one size at once, and count one after the other."""
     device = card.confusion.counts.device
-    name = dataset.image_name(index)
+    names = [dataset.image_name(index) for index, _, _ in group]
+    images = torch.cat([image for _, image, _ in group])
+    masks = torch.cat([mask for _, _, mask in group])
     x = NormalizedImages(images.to(device), info.mean, info.std)
     size = (masks.shape[-2], masks.shape[-1])
     try:
-        prediction, confidence = predict_mask(
+        predictions, confidences = predict_mask(
             model, x, info.protocol, size=size, with_confidence=card.detailed
         )
     except SetrError as error:
-        raise SetrError(f"{name}: {error}") from None
-    sure = None if confidence is None else confidence[0]
-    figures = card.update(index, prediction[0], masks[0].to(device), sure)
-    return ScoredImage(
-        index,
-        name,
-        as_rgb(images[0].numpy()),
-        masks[0].numpy(),
-        prediction[0].cpu().numpy(),
-        None if sure is None else sure.cpu().numpy(),
-        figures,
-    )
+        which = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
+        raise SetrError(f"{which}: {error}") from None
+    truths = masks.to(device)
+    for i, (index, image, mask) in enumerate(group):
+        sure = None if confidences is None else confidences[i]
+        figures = card.update(index, predictions[i], truths[i], sure)
+        yield ScoredImage(
+            index,
+            names[i],
+            as_rgb(image[0].numpy()),
+            mask[0].numpy(),
+            predictions[i].cpu().numpy(),
+            None if sure is None else sure.cpu().numpy(),
+            figures,
+        )
 
 
 @contextlib.contextmanager

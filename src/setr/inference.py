@@ -43,6 +43,10 @@ BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 cache, which makes the best class three times as fast to find."""
 
 
+GPU_PIXELS = 1 << 22
+"""Of the windows of one forward pass on a GPU, where that is more than eight."""
+
+
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images uint8 (B, H, W, C) -> float (B, C, H, W): (pixel / 255 - mean) / std."""
     scale = [1 / (255 * s) for s in std]
@@ -87,8 +91,8 @@ def predict_scores(
         images: normalised images (B, C, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
-        batch_windows: windows per forward pass; by default 8 on a GPU, and 2 on a CPU, which one
-            window keeps busy and whose memory then stays low.
+        batch_windows: windows per forward pass; by default 2 on a CPU, which one window keeps busy
+            and whose memory then stays low, and on a GPU 8, or more small ones.
 
     Returns:
         (B, K, H, W) float32, whose softmax over K is the class probabilities.
@@ -117,8 +121,8 @@ def predict_mask(
         images: normalised images (B, C, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
-        batch_windows: windows per forward pass; by default 8 on a GPU, and 2 on a CPU, which one
-            window keeps busy and whose memory then stays low.
+        batch_windows: windows per forward pass; by default 2 on a CPU, which one window keeps busy
+            and whose memory then stays low, and on a GPU 8, or more small ones.
         with_confidence: also compute the probabilities.
 
     Returns:
@@ -191,12 +195,19 @@ def _views(
 ) -> list[View]:
     """The images at every scale, as they are and mirrored."""
     flips = (False, True)[: 1 + protocol.flip]
-    batch_windows = batch_windows or (2 if images.device.type == "cpu" else 8)
+    batch_windows = batch_windows or _batch_windows(images, protocol)
     return [
         View(model, source, protocol, flip, batch_windows, columns)
         for source in _scaled(images, protocol)
         for flip in flips
     ]
+
+
+def _batch_windows(images: Tensor | Pixels, protocol: Protocol) -> int:
+    if images.device.type == "cpu":
+        return 2
+    height, width = protocol.window or images.shape[-2:]
+    return max(8, GPU_PIXELS // (height * width))
 
 
 def _mask_of_one(views: list[View], size: tuple[int, int]) -> Tensor | None:

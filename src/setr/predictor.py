@@ -27,6 +27,8 @@ from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.hub import from_pretrained
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
+from setr.kernels.recorded import recorded
+from setr.kernels.windows import Model
 from setr.labels import IGNORE
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
@@ -73,6 +75,10 @@ class Predictor:
             those of GeoTIFF files alone.
         value_range: the values that become 0 and 255, likewise.
 
+    Attributes:
+        passes: the model as images are run through it, on a GPU replayed from a recording where a
+            shape comes again.
+
     Raises:
         SetrError: a model and an `info` of other channels, or bands of another number.
     """
@@ -99,6 +105,7 @@ class Predictor:
         require_channels(model, info)
         self.device = distributed.device(device)
         self.model: SETR | ExportedModel = model.eval().to(self.device)
+        self.passes: Model = recorded(self.model)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
         self._averages = scales is not None or flip
         chosen = resolve_protocol(protocol, model, info).overridden(**views)
@@ -268,7 +275,7 @@ class Predictor:
         with self.computing():
             pixels = torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
             x = NormalizedImages(pixels.to(self.device), self.info.mean, self.info.std)
-            found = function(self.model, x, protocol, size=(x.shape[-2], x.shape[-1]))
+            found = function(self.passes, x, protocol, size=(x.shape[-2], x.shape[-1]))
         return found.cpu() if isinstance(found, torch.Tensor) else tuple(f.cpu() for f in found)
 
     @contextmanager

@@ -81,7 +81,7 @@ def predict_raster(
             for columns in spans(W, strip):
                 row = 0
                 for ids, sure in mask_blocks(
-                    predictor.model,
+                    predictor.passes,
                     _Pixels(raster, predictor),
                     predictor.raster_protocol,
                     columns=columns,
