@@ -260,9 +260,11 @@ def predict(bench: Bench) -> Figures:
             image
         )
         for precision in ("fp32", *bench.halves()):
-            ours = setr.load(
+            predictor = setr.load(
                 model, device=str(bench.device), precision=precision, protocol=protocol
-            ).predict(image)
+            )
+            for _ in range(4):  # windows of a shape that comes again are replayed
+                ours = predictor.predict(image)
             same = float((ours.mask == expected.mask).mean())
             apart = float(abs(ours.scores - expected.scores).max())
             found[f"{name} {precision}"] = {"same": same, "apart": apart}
@@ -288,7 +290,11 @@ def others(bench: Bench) -> Figures:
     data = open_dataset(str(scenes_folder(bench)), "val", predictor.info.labels)
     model, info = predictor.network, predictor.info
     offsets = adjustment.find_offsets(model, info, data)
-    tested = setr.evaluate(model, data, info=info)
+    tested = setr.evaluate(model, data, info=info, precision="fp32")
+    alone = setr.load(bench.folder / "model", device="cpu", precision="fp32")
+    expected = setr.evaluate(alone, data)  # on a GPU the images were tested together
+    apart = max(abs(tested[key] - expected[key]) for key in ("miou", "pixel_accuracy"))
+    require(apart < 0.005, f"evaluated to {tested['miou']}, on the CPU to {expected['miou']}")
     found = {"offsets": [round(float(x), 2) for x in offsets], "miou": tested["miou"]}
     if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
         found["export"] = export.export(model, info, bench.folder / "m.onnx", format="onnx")

@@ -37,7 +37,7 @@ def import_mmseg() -> None:
         sys.modules["mmcv.ops"] = NoOps("mmcv.ops")
     try:
         import torchvision  # noqa: F401
-    except RuntimeError:  # a build for another torch; mmengine asks for its version and no more
+    except (ImportError, RuntimeError):  # of another torch; mmengine asks for its version alone
         sys.modules["torchvision"] = None  # type: ignore[assignment]
     sys.modules["timm"] = None  # type: ignore[assignment]  # optional there, and unused here
     from mmseg.utils import register_all_modules
