@@ -64,7 +64,8 @@ def live(config: Config, slow_save: float) -> None:
             original(path)
 
         checkpoint._flush = flush
-    train(config, resume=any((Path(config.out) / LAST).glob("step-*")), overwrite=True)
+    begun = any((Path(config.out) / LAST).glob("step-*"))
+    train(config, resume=begun, overwrite=not begun)
 
 
 def newest(out: Path) -> int:

@@ -232,6 +232,8 @@ def test_a_refused_overwrite_leaves_the_run_as_it_was(config):
     nowhere = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
     with pytest.raises(SetrError, match="no such file or folder"):
         train(nowhere, overwrite=True)
+    with pytest.raises(SetrError, match="--resume continues a run and --overwrite replaces it"):
+        train(config, resume=True, overwrite=True)
     assert before == {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}
 
 

@@ -66,6 +66,7 @@ def test_card_names_figures_licence_and_command(folder):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: setr\n")
     for words in (
+        " on `vit_tiny_patch16_224`, trained on crops",
         "| val mIoU | 0.71 |",
         "`augreg_in21k` (timm lists this encoder's weights as apache-2.0)",
         "setr train my_recipe",

@@ -311,10 +311,10 @@ def test_cvat_for_images(tmp_path, capsys):
 <label><name>dog</name></label><label><name>cat</name></label></labels></task></meta>
 <image id="0" name="train/1.jpg" subset="Train" width="{W}" height="{H}">
   <mask label="dog" source="manual" occluded="0" rle="2, 3, 1" left="5" top="7" width="3"
-    height="2" z_order="1"></mask>
+    height="2" z_order="1.0"></mask>
   <polygon label="cat" source="manual" occluded="0" points="4,6;10,6;10,10;4,10" z_order="0">
     <attribute name="a">b</attribute></polygon>
-  <box label="cat" occluded="0" xtl="1" ytl="1" xbr="3" ybr="3" z_order="0"></box>
+  <box label="cat" occluded="0" xtl="1" ytl="1" xbr="3" ybr="3" z_order="top"></box>
   <ellipse label="dog" cx="20" cy="10" rx="6" ry="2" rotation="90" z_order="0"></ellipse>
 </image>
 <image id="1" name="2.jpg" subset="Validation" width="{W}" height="{H}"></image>

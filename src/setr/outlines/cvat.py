@@ -45,6 +45,14 @@ def cvat_outlines(root: Path, images: list[str]) -> Outlined | None:
     return out
 
 
+def _order(shape: ElementTree.Element) -> float:
+    """Its `z_order`; what is no number lies lowest, as what has none."""
+    try:
+        return float(shape.get("z_order") or 0)
+    except ValueError:
+        return 0.0
+
+
 def _image(name: str, image: ElementTree.Element, where: Images, out: Outlined) -> None:
     called, split = image.get("name", ""), SPLIT_OF.get(image.get("subset", "").lower(), "")
     images = where.find(called, name, split)
@@ -52,7 +60,7 @@ def _image(name: str, image: ElementTree.Element, where: Images, out: Outlined) 
         out.problems.append(not_one(name, called, images))
         return
     shapes = []
-    for given in sorted(image, key=lambda e: int(e.get("z_order") or 0)):
+    for given in sorted(image, key=_order):
         if given.tag in _NO_AREA:
             out.leave_out(f"CVAT's {given.tag}")
             continue

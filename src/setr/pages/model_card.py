@@ -6,10 +6,20 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from setr.catalog import DecoderName
 from setr.errors import SetrError
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.weight_files.pretrained import pretrained_id
+
+_DECODERS: dict[DecoderName, str] = {
+    "naive": "SETR-Naive",
+    "pup": "SETR-PUP",
+    "mla": "SETR-MLA",
+    "linear": "A linear classifier",
+    "fcn": "FCN",
+    "semantic_fpn": "Semantic FPN",
+}
 
 
 def model_card(model: SETR, info: ModelInfo) -> str:
@@ -38,7 +48,7 @@ tags: [semantic-segmentation, setr]
 ---
 # {info.recipe}
 
-The {arguments["decoder"].upper()} decoder on `{arguments["encoder"]}`{crop}; tested on {window}.
+{_DECODERS[arguments["decoder"]]} on `{arguments["encoder"]}`{crop}; tested on {window}.
 Encoder: {weights}.
 
 {model.num_classes} classes: {", ".join(info.labels.classes)}.

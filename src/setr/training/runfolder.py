@@ -64,6 +64,9 @@ class RunFolder:
         self.tracker_names, self.own_trackers = trackers, own_trackers
         self.trackers = list[Tracker]()
         again = any_of(restarted())  # by the launcher, with the command of the first start
+        if resume and overwrite:
+            problem = "--resume continues a run and --overwrite replaces it: give one of the two"
+            raise together(SetrError(problem, code=USAGE))
         self.new = not (resume or overwrite or again)
         if self.new:
             on_first(lambda: _require_free(out))
