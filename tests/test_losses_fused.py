@@ -111,6 +111,42 @@ def test_the_kernels_equal_the_plain_loss(case):
     assert_equal(kernels(), DEVICE, case)
 
 
+TILES = [(2, 11, (11, 10), True), (2, 2, (9, 3), False), (3.5, 19, (6, 9), True),
+         (4, 150, (2, 2), True), (13.7, 11, (2, 3), False), (14, 11, (2, 3), True),
+         (33, 2, (2, 1), True), (1, 11, (17, 9), False), (0.6, 11, (20, 21), True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("factor", "K", "source", "weighted"), TILES)
+def test_kernels_of_every_tile(factor, K, source, weighted):
+    """Several programs along rows, columns and classes, the last of them partly empty."""
+    generator = torch.Generator().manual_seed(0)
+    size = tuple(round(factor * n) for n in source)
+    logits = 3 * torch.randn(2, K, *source, generator=generator)
+    target = torch.randint(K, (2, size[0], max(1, size[1] - 1)), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.2] = IGNORE
+    weight = torch.rand(K, generator=generator) if weighted else None
+    if weight is not None:
+        weight[0] = 0  # as good as ignored
+    assert_equal(kernels(), DEVICE, (logits, target, size, weight))
+
+
+def test_a_label_called_like_ignored_pixels_is_none():
+    """With more than 255 classes."""
+    logits = torch.randn(1, 257, 2, 2, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([[[IGNORE, 256], [254, IGNORE]]])
+    assert_equal(kernels(), DEVICE, (logits, target, (2, 2), None))
+
+
+def test_images_one_by_one_have_the_gradient_of_all_together(monkeypatch):
+    function = kernels()
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 3, 4, generator=generator)
+    case = (logits, torch.randint(5, (3, 12, 16), generator=generator), (12, 16), None)
+    _, together = fused(function, DEVICE, *case)
+    monkeypatch.setattr("setr.kernels.triton_loss.SUMS_BYTES", 1)
+    assert torch.equal(fused(function, DEVICE, *case)[1], together)
+
+
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_get_an_fp32_loss(road, dtype):
@@ -186,4 +222,4 @@ def test_positions_are_worked_out_once_whatever_mode_asked_first():
     with torch.inference_mode():
         first = _axis(31, 7, 62, device)
     assert _axis(31, 7, 62, device) is first
-    assert not any(t.is_inference() for t in (*first.positions, *first.readers))
+    assert not any(t.is_inference() for t in (first.lower, first.share, first.begin))

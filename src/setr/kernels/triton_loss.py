@@ -1,13 +1,15 @@
-"""Upsample and cross-entropy as two Triton kernels: the CUDA form of `row_blocks.py`.
+"""Upsample and cross-entropy as Triton kernels: the CUDA form of `row_blocks.py`.
 
 The first kernel resizes the logits of a pixel in registers and keeps its log-sum-exp, one number a
-pixel. The second turns the sum around: a source pixel visits the output pixels that read it,
-resizes them again and adds up their gradients, so nothing is added atomically and the result is
-the same in every run. Bilinear positions come as arrays, hence any scale factor, up or down.
+pixel. The second resizes each pixel once more, cell by cell (a cell is what lies between four
+source pixels), and sums what a cell's pixels give to its four corners. The third adds these sums
+up for every source pixel. So nothing is added atomically and the result is the same in every run.
+Bilinear positions come as arrays, hence any scale factor, up or down.
 
 Import it only where Triton is installed; `losses.py` asks first.
 
-Shapes: B batch, K classes, h x w logits, H x W target.
+Shapes: B batch, K classes, h x w logits, H x W target. The sums of an image: groups of R rows of
+cells, R + 1 source rows of each, what cells give to the left and to the right, w, K.
 """
 
 # mypy: disable-error-code=no-untyped-def
@@ -16,6 +18,7 @@ Shapes: B batch, K classes, h x w logits, H x W target.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -26,9 +29,14 @@ from torch import Tensor
 from setr.kernels.row_blocks import source_rows
 from setr.labels import IGNORE
 
+LOG2_E = tl.constexpr(1.4426950408889634)
 PIXELS = 16  # of a program at a time, at most
 CLASSES = 32  # likewise
 TILE = 256  # pixels times classes of a warp, of which its threads hold eight each
+SUMMED = 8  # classes of a program of the gradient, at most
+LINES = 16  # output rows that a program of the gradient walks through, or one row of cells
+ENTRIES = 512  # of the gradient that a program of its second kernel adds up
+SUMS_BYTES = 128 << 20  # of the cells' sums at a time; an image at least
 
 
 @triton.jit
@@ -37,7 +45,10 @@ def _loss_kernel(
     h, w, H, W, K: tl.constexpr, ignore: tl.constexpr, weighted: tl.constexpr,
     P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Per pixel: log-sum-exp of the resized logits, and the weighted cross-entropy."""
+    """Per pixel: log-sum-exp of the resized logits, and the weighted cross-entropy.
+
+    The former is infinite, hence the softmax zero, where nothing is counted.
+    """
     b, pixel = tl.program_id(1).to(tl.int64), tl.program_id(0) * P + tl.arange(0, P)
     inside = pixel < H * W
     y, x = pixel // W, pixel % W
@@ -65,47 +76,96 @@ def _loss_kernel(
     scale = counted.to(tl.float32)
     if weighted:
         scale = tl.load(weight + truth, counted, 0.0)
-    tl.store(lse_out + b * H * W + pixel, lse, inside)
+    tl.store(lse_out + b * H * W + pixel, tl.where(counted, lse, float("inf")), inside)
     tl.store(loss_out + b * H * W + pixel, tl.where(counted, scale * loss, 0.0), inside)
 
 
 @triton.jit
-def _gradient_kernel(
-    logits, target, weight, y_low, y_share, x_low, x_share, y_begin, y_end, x_begin, x_end,
-    lse_in, scale_in, grad_out,
+def _cells_kernel(
+    logits, target, weight, y_begin, y_share, x_begin, x_share, lse_in, sums_out,
     h, w, H, W, K: tl.constexpr, ignore: tl.constexpr, weighted: tl.constexpr,
-    P: tl.constexpr, C: tl.constexpr,
+    R: tl.constexpr, Q: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Per source pixel and C classes: the sum over the output pixels that read it."""
-    b, source = tl.program_id(2).to(tl.int64), tl.program_id(0)
-    k = tl.program_id(1) * C + tl.arange(0, C)
-    row, column = source // w, source % w
-    image, factor = logits + b * h * w * K, tl.load(scale_in)
-    left, end = tl.load(x_begin + column), tl.load(x_end + column)
-    total = tl.zeros((P, C), tl.float32)
-    for y in range(tl.load(y_begin + row), tl.load(y_end + row)):
-        i, v = tl.load(y_low + y), tl.load(y_share + y)
-        down = tl.minimum(i + 1, h - 1)
-        from_row = tl.where(i == row, 1.0 - v, 0.0) + tl.where(down == row, v, 0.0)
-        for start in range(left, end, P):
-            x = start + tl.arange(0, P)
-            inside = x < end
-            j, u = tl.load(x_low + x, inside, 0), tl.load(x_share + x, inside, 0.0)
-            right = tl.minimum(j + 1, w - 1)
-            share = tl.where(j == column, 1.0 - u, 0.0) + tl.where(right == column, u, 0.0)
-            truth = tl.load(target + (b * H + y) * W + x, inside, ignore)
-            counted = inside & (truth != ignore)
-            share = tl.where(counted, share * from_row, 0.0)
-            if weighted:
-                share *= tl.load(weight + truth, counted, 0.0)
-            ok = counted[:, None] & (k < K)[None, :]
-            z = _resized(image, i, down, v, j, right, u[:, None], k, ok, w, K)
-            lse = tl.load(lse_in + (b * H + y) * W + x, inside, 0.0)
-            slope = tl.exp(tl.where(ok, z - lse[:, None], 0.0))
-            slope -= tl.where(k[None, :] == truth[:, None], 1.0, 0.0)
-            total += slope * share[:, None]
-    place = grad_out + (b * h * w + source) * K + k
-    tl.store(place, (tl.sum(total, axis=0) * factor).to(grad_out.dtype.element_ty), k < K)
+    """Per R rows and S columns of cells and C classes: what their pixels give to their corners.
+
+    A cell is the output pixels that read the same four source pixels. Q of its columns are worked
+    on at a time; what adjoining rows give to the source row between them is added up here.
+    """
+    chunks: tl.constexpr = (K + C - 1) // C
+    group, first, b = tl.program_id(0), tl.program_id(1) * R, tl.program_id(2).to(tl.int64)
+    j, k = group // chunks * S + tl.arange(0, S), group % chunks * C + tl.arange(0, C)
+    begin, end = tl.load(x_begin + j, j < w, 0), tl.load(x_begin + j + 1, j < w, 0)
+    most = tl.max(end - begin, axis=0)
+    ok = (j < w)[:, None] & (k < K)[None, :]
+    label = tl.where(k == ignore, -1, k)[None, None, :]
+    at = j[:, None] * K + k[None, :]
+    beside = tl.minimum(j + 1, w - 1)[:, None] * K + k[None, :]
+    image, labels, lses = logits + b * h * w * K, target + b * H * W, lse_in + b * H * W
+    row = image + first * w * K
+    nw = tl.load(row + at, ok, 0.0).to(tl.float32)
+    ne = tl.load(row + beside, ok, 0.0).to(tl.float32)
+    below_left, below_right = tl.zeros((S, C), tl.float32), tl.zeros((S, C), tl.float32)
+    place = sums_out + (b * tl.num_programs(1) + tl.program_id(1)) * (R + 1) * 2 * w * K
+    for i in range(first, tl.minimum(first + R, h)):
+        row = image + tl.minimum(i + 1, h - 1) * w * K
+        sw = tl.load(row + at, ok, 0.0).to(tl.float32)
+        se = tl.load(row + beside, ok, 0.0).to(tl.float32)
+        left, right = below_left, below_right
+        below_left, below_right = tl.zeros((S, C), tl.float32), tl.zeros((S, C), tl.float32)
+        top, bottom = tl.load(y_begin + i), tl.load(y_begin + i + 1)
+        for q in range(0, most, Q):
+            x = begin[None, :] + q + tl.arange(0, Q)[:, None]
+            inside = (x < end[None, :])[:, :, None]
+            x = tl.maximum(tl.minimum(x, end[None, :] - 1), 0)
+            u = tl.load(x_share + x)[:, :, None]
+            above, below = tl.zeros((Q, S, C), tl.float32), tl.zeros((Q, S, C), tl.float32)
+            for y in range(top, bottom):
+                v, pixel = tl.load(y_share + y), y * W + x
+                truth, lse = tl.load(labels + pixel), tl.load(lses + pixel)
+                z_left, z_right = nw + (sw - nw) * v, ne + (se - ne) * v
+                z = z_left[None, :, :] + (z_right - z_left)[None, :, :] * u
+                slope = tl.exp2((z - lse[:, :, None]) * LOG2_E)
+                slope -= tl.where(label == truth[:, :, None], 1.0, 0.0)
+                if weighted:
+                    slope *= tl.load(weight + truth, truth != ignore, 0.0)[:, :, None]
+                above += slope * (1.0 - v)
+                below += slope * v
+            above, below = tl.where(inside, above, 0.0), tl.where(inside, below, 0.0)
+            left += tl.sum(above * (1.0 - u), axis=0)
+            right += tl.sum(above * u, axis=0)
+            below_left += tl.sum(below * (1.0 - u), axis=0)
+            below_right += tl.sum(below * u, axis=0)
+        tl.store(place + at, left, ok)
+        tl.store(place + w * K + at, right, ok)
+        place += 2 * w * K
+        nw, ne = sw, se
+    tl.store(place + at, below_left, ok)
+    tl.store(place + w * K + at, below_right, ok)
+
+
+@triton.jit
+def _gather_kernel(
+    sums_in, scale_in, grad_out, h, w, K: tl.constexpr, R: tl.constexpr, E: tl.constexpr
+):
+    """Per source pixel and class: the sum over the cells it is a corner of, times the scale."""
+    i, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row = w * K
+    e = tl.program_id(0) * E + tl.arange(0, E)
+    inside = e < row
+    groups = (h + R - 1) // R
+    place = sums_in + ((b * groups + i // R) * (R + 1) + i % R) * 2 * row + e
+    total = _left_and_right(place, e, inside, row, K)
+    # what the group before gives to its first row is the last that group keeps
+    shared = tl.where(i % R == 0, tl.minimum(i, 1) * row, 0)
+    total += _left_and_right(place - 2 * row, e, e < shared, row, K)
+    total *= tl.load(scale_in)
+    tl.store(grad_out + (b * h + i) * row + e, total.to(grad_out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _left_and_right(place, e, ok, row, K: tl.constexpr):
+    """What cells give to their left corners, and to their right ones, which lie a pixel on."""
+    return tl.load(place, ok, 0.0) + tl.load(place + row - K, ok & (e >= K), 0.0)
 
 
 @triton.jit
@@ -115,8 +175,8 @@ def _resized(image, i, down, v, j, right, u, k, ok, w, K: tl.constexpr):
     b = tl.load(image + ((i * w + right) * K)[:, None] + k[None, :], ok, 0.0).to(tl.float32)
     c = tl.load(image + ((down * w + j) * K)[:, None] + k[None, :], ok, 0.0).to(tl.float32)
     d = tl.load(image + ((down * w + right) * K)[:, None] + k[None, :], ok, 0.0).to(tl.float32)
-    upper, lower = a + (b - a) * u, c + (d - c) * u
-    return upper + (lower - upper) * v
+    left, right = a + (c - a) * v, b + (d - b) * v
+    return left + (right - left) * u
 
 
 def upsample_cross_entropy(
@@ -148,34 +208,49 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         scales = scales.float().contiguous()
         rows = _axis(H, h, size[0], x.device)
         columns = _axis(W, w, size[1], x.device)
-        inputs = (x, truth, scales, *rows.positions, *columns.positions)
+        inputs = (x, truth, scales)
         sizes = (h, w, H, W, K, IGNORE, weight is not None)
         classes = min(CLASSES, triton.next_power_of_2(K))
         lse, losses = (x.new_empty(B, H, W, dtype=torch.float32) for _ in range(2))
         grid = (triton.cdiv(H * W, PIXELS), B)
-        _loss_kernel[grid](*inputs, lse, losses, *sizes, PIXELS, classes, num_warps=_warps(classes))
-        ctx.save_for_backward(*inputs, *rows.readers, *columns.readers, lse)
-        ctx.sizes, ctx.classes = sizes, classes
-        ctx.pixels = triton.next_power_of_2(max(2, min(PIXELS, columns.most)))
+        _loss_kernel[grid](
+            *inputs, rows.lower, rows.share, columns.lower, columns.share, lse, losses, *sizes,
+            PIXELS, classes, num_warps=max(1, PIXELS * classes // TILE),
+        )  # fmt: skip
+        ctx.save_for_backward(*inputs, rows.begin, rows.share, columns.begin, columns.share, lse)
+        ctx.sizes, ctx.size = sizes, size
         return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        x = ctx.saved_tensors[0]
+        x, truth, scales, *positions, lse = ctx.saved_tensors
         B, h, w, K = x.shape
+        R, Q, S, C = _tile(w, K, (ctx.size[0] / h, ctx.size[1] / w))
+        groups = triton.cdiv(h, R)
+        each = groups * (R + 1) * 2 * w * K
+        together = max(1, min(B, SUMS_BYTES // (4 * each)))
+        sums = x.new_empty(together, each, dtype=torch.float32)
         grad = torch.empty_like(x)
-        grid = (h * w, triton.cdiv(K, ctx.classes), B)
         factor = grad_output.float().reshape(1)
-        _gradient_kernel[grid](
-            *ctx.saved_tensors, factor, grad, *ctx.sizes, ctx.pixels, ctx.classes,
-            num_warps=_warps(ctx.classes),
-        )  # fmt: skip
+        for first in range(0, B, together):
+            part = slice(first, first + together)
+            images = len(x[part])
+            grid = (triton.cdiv(w, S) * triton.cdiv(K, C), groups, images)
+            _cells_kernel[grid](
+                x[part], truth[part], scales, *positions, lse[part], sums, *ctx.sizes,
+                R, Q, S, C, num_warps=1,
+            )  # fmt: skip
+            grid = (triton.cdiv(w * K, ENTRIES), h, images)
+            _gather_kernel[grid](sums, factor, grad[part], h, w, K, R, ENTRIES)
         return grad.permute(0, 3, 1, 2), None, None, None
 
 
-def _warps(classes: int) -> int:
-    """One where it can be: its sums need neither shared memory nor a barrier."""
-    return max(1, PIXELS * classes // TILE)
+def _tile(w: int, K: int, factors: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Rows of cells, columns of a cell at a time, columns of cells, classes: of a program."""
+    C = triton.next_power_of_2(min(SUMMED, K))
+    Q = min(PIXELS, triton.next_power_of_2(math.ceil(factors[1])))
+    S = min(TILE // (C * max(2, Q)), triton.next_power_of_2(w))
+    return max(1, LINES // math.ceil(factors[0])), Q, S, C
 
 
 @functools.lru_cache(maxsize=64)
@@ -186,23 +261,18 @@ def _axis(outputs: int, n: int, N: int, device: torch.device) -> _Axis:
 
 
 class _Axis:
-    """Where the outputs of an axis read, and which outputs read an input.
+    """Where the outputs of an axis read.
 
     Attributes:
-        positions: lower input of each output, and the upper input's share.
-        readers: first output that reads an input, and the one after the last.
-        most: outputs that read one input, at most.
+        lower: lower input of each output.
+        share: of the upper input, the next one.
+        begin: first output whose lower input is this one or a later one; one more than inputs.
     """
 
     def __init__(self, outputs: int, n: int, N: int, device: torch.device) -> None:
         lower, _, share = source_rows(0, outputs, n, N)
-        number = torch.arange(n)
-        begin = torch.searchsorted(lower, number - 1)
-        end = torch.searchsorted(lower, number, right=True)
-
-        def moved(*tensors: Tensor) -> list[Tensor]:
-            return [tensor.to(device, non_blocking=True) for tensor in tensors]
-
-        self.positions = moved(lower.int(), share.float())
-        self.readers = moved(begin.int(), end.int())
-        self.most = int((end - begin).max())
+        begin = torch.searchsorted(lower, torch.arange(n + 1))
+        self.lower, self.share, self.begin = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (lower.int(), share.float(), begin.int())
+        )
