@@ -1,10 +1,11 @@
 """Upsample and cross-entropy as Triton kernels: the CUDA form of `row_blocks.py`.
 
-The first kernel resizes the logits of a pixel in registers and keeps its log-sum-exp, one number a
-pixel. The second resizes each pixel once more, cell by cell (a cell is what lies between four
-source pixels), and sums what a cell's pixels give to its four corners. The third adds these sums
-up for every source pixel. So nothing is added atomically and the result is the same in every run.
-Bilinear positions come as arrays, hence any scale factor, up or down.
+A cell is the output pixels that read the same four source pixels, its corners. The first kernel
+resizes the logits of a row of its pixels in registers and keeps their log-sum-exp, one number a
+pixel. The second resizes them once more and sums what a cell's pixels give to each of its corners.
+The third adds up what the cells around a source pixel give to it. So nothing is added atomically
+and the result is the same in every run. Bilinear positions come as arrays, hence any scale factor,
+up or down.
 
 Import it only where Triton is installed; `losses.py` asks first.
 
@@ -30,8 +31,8 @@ from setr.kernels.row_blocks import source_rows
 from setr.labels import IGNORE
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-PIXELS = 16  # of a program at a time, at most
-CLASSES = 32  # likewise
+PIXELS = 16  # of a cell's row at a time, at most
+CLASSES = 16  # of a pixel at a time, at most
 TILE = 256  # pixels times classes of a warp, of which its threads hold eight each
 SUMMED = 8  # classes of a program of the gradient, at most
 LINES = 16  # output rows that a program of the gradient walks through, or one row of cells
@@ -41,43 +42,54 @@ SUMS_BYTES = 128 << 20  # of the cells' sums at a time; an image at least
 
 @triton.jit
 def _loss_kernel(
-    logits, target, weight, y_low, y_share, x_low, x_share, lse_out, loss_out,
+    logits, target, weight, y_low, y_share, x_begin, x_share, lse_out, loss_out,
     h, w, H, W, K: tl.constexpr, ignore: tl.constexpr, weighted: tl.constexpr,
-    P: tl.constexpr, C: tl.constexpr,
+    Q: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Per pixel: log-sum-exp of the resized logits, and the weighted cross-entropy.
 
-    The former is infinite, hence the softmax zero, where nothing is counted.
+    The former is infinite, hence the softmax zero, where nothing is counted. A program takes the
+    pixels of an output row that lie in S cells, Q of a cell at a time, and C classes at a time.
     """
-    b, pixel = tl.program_id(1).to(tl.int64), tl.program_id(0) * P + tl.arange(0, P)
-    inside = pixel < H * W
-    y, x = pixel // W, pixel % W
-    i, v = tl.load(y_low + y, inside, 0), tl.load(y_share + y, inside, 0.0)
-    j, u = tl.load(x_low + x, inside, 0), tl.load(x_share + x, inside, 0.0)
-    down, right = tl.minimum(i + 1, h - 1), tl.minimum(j + 1, w - 1)
-    image = logits + b * h * w * K
-    truth = tl.load(target + b * H * W + pixel, inside, ignore)
-    counted = inside & (truth != ignore)
-    top = tl.full((P,), float("-inf"), tl.float32)
-    total, true = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
-    for first in range(0, K, C):
-        k = first + tl.arange(0, C)
-        ok = inside[:, None] & (k < K)[None, :]
-        z = _resized(image, i, down, v[:, None], j, right, u[:, None], k, ok, w, K)
-        z = tl.where(ok, z, float("-inf"))
-        true += tl.sum(tl.where(k[None, :] == truth[:, None], z, 0.0), axis=1)
-        new = tl.maximum(top, tl.max(z, axis=1))
-        shift = tl.where(inside, new, 0.0)
-        total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), axis=1)
-        top = new
-    rest = tl.log(tl.where(inside, total, 1.0))
-    lse = tl.where(inside, top, 0.0) + rest
-    loss = tl.where(counted, top - true, 0.0) + rest  # as exact for large logits as for small ones
-    scale = counted.to(tl.float32)
-    if weighted:
-        scale = tl.load(weight + truth, counted, 0.0)
-    tl.store(lse_out + b * H * W + pixel, tl.where(counted, lse, float("inf")), inside)
-    tl.store(loss_out + b * H * W + pixel, tl.where(counted, scale * loss, 0.0), inside)
+    y, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    j = tl.program_id(0) * S + tl.arange(0, S)
+    begin, end = tl.load(x_begin + j, j < w, 0), tl.load(x_begin + j + 1, j < w, 0)
+    i, v = tl.load(y_low + y), tl.load(y_share + y)
+    upper = logits + (b * h + i) * w * K
+    lower = logits + (b * h + tl.minimum(i + 1, h - 1)) * w * K
+    line = (b * H + y) * W
+    for q in range(0, tl.max(end - begin, axis=0), Q):
+        x = begin[None, :] + q + tl.arange(0, Q)[:, None]
+        inside = x < end[None, :]
+        u = tl.load(x_share + x, inside, 0.0)[:, :, None]
+        truth = tl.load(target + line + x, inside, ignore)
+        counted = truth != ignore
+        top = tl.full((Q, S), float("-inf"), tl.float32)
+        total, true = tl.zeros((Q, S), tl.float32), tl.zeros((Q, S), tl.float32)
+        for first in range(0, K, C):
+            k = first + tl.arange(0, C)
+            ok = (j < w)[:, None] & (k < K)[None, :]
+            at = j[:, None] * K + k[None, :]
+            beside = tl.minimum(j + 1, w - 1)[:, None] * K + k[None, :]
+            nw = tl.load(upper + at, ok, 0.0).to(tl.float32)
+            ne = tl.load(upper + beside, ok, 0.0).to(tl.float32)
+            sw = tl.load(lower + at, ok, 0.0).to(tl.float32)
+            se = tl.load(lower + beside, ok, 0.0).to(tl.float32)
+            z_left, z_right = nw + (sw - nw) * v, ne + (se - ne) * v
+            z = z_left[None, :, :] + (z_right - z_left)[None, :, :] * u
+            label = k[None, None, :]
+            true += tl.sum(tl.where(label == truth[:, :, None], z, 0.0), axis=2)
+            z = tl.where(label < K, z, float("-inf"))
+            new = tl.maximum(top, tl.max(z, axis=2))
+            total *= tl.exp(top - new)
+            total += tl.sum(tl.exp2((z - new[:, :, None]) * LOG2_E), axis=2)
+            top = new
+        rest = tl.log(total)
+        loss = top - true + rest  # as exact for large logits as for small ones
+        if weighted:
+            loss *= tl.load(weight + truth, counted, 0.0)
+        tl.store(lse_out + line + x, tl.where(counted, top + rest, float("inf")), inside)
+        tl.store(loss_out + line + x, tl.where(counted, loss, 0.0), inside)
 
 
 @triton.jit
@@ -88,8 +100,8 @@ def _cells_kernel(
 ):  # fmt: skip
     """Per R rows and S columns of cells and C classes: what their pixels give to their corners.
 
-    A cell is the output pixels that read the same four source pixels. Q of its columns are worked
-    on at a time; what adjoining rows give to the source row between them is added up here.
+    Q of a cell's columns are worked on at a time; what adjoining rows of cells give to the source
+    row between them is added up here.
     """
     chunks: tl.constexpr = (K + C - 1) // C
     group, first, b = tl.program_id(0), tl.program_id(1) * R, tl.program_id(2).to(tl.int64)
@@ -168,17 +180,6 @@ def _left_and_right(place, e, ok, row, K: tl.constexpr):
     return tl.load(place, ok, 0.0) + tl.load(place + row - K, ok & (e >= K), 0.0)
 
 
-@triton.jit
-def _resized(image, i, down, v, j, right, u, k, ok, w, K: tl.constexpr):
-    """Bilinear mean of four source pixels, (pixels, classes)."""
-    a = tl.load(image + ((i * w + j) * K)[:, None] + k[None, :], ok, 0.0).to(tl.float32)
-    b = tl.load(image + ((i * w + right) * K)[:, None] + k[None, :], ok, 0.0).to(tl.float32)
-    c = tl.load(image + ((down * w + j) * K)[:, None] + k[None, :], ok, 0.0).to(tl.float32)
-    d = tl.load(image + ((down * w + right) * K)[:, None] + k[None, :], ok, 0.0).to(tl.float32)
-    left, right = a + (c - a) * v, b + (d - b) * v
-    return left + (right - left) * u
-
-
 def upsample_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -210,12 +211,11 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         columns = _axis(W, w, size[1], x.device)
         inputs = (x, truth, scales)
         sizes = (h, w, H, W, K, IGNORE, weight is not None)
-        classes = min(CLASSES, triton.next_power_of_2(K))
         lse, losses = (x.new_empty(B, H, W, dtype=torch.float32) for _ in range(2))
-        grid = (triton.cdiv(H * W, PIXELS), B)
-        _loss_kernel[grid](
-            *inputs, rows.lower, rows.share, columns.lower, columns.share, lse, losses, *sizes,
-            PIXELS, classes, num_warps=max(1, PIXELS * classes // TILE),
+        _, Q, S, C = _tile(w, K, (size[0] / h, size[1] / w), CLASSES)
+        _loss_kernel[(triton.cdiv(w, S), H, B)](
+            *inputs, rows.lower, rows.share, columns.begin, columns.share, lse, losses, *sizes,
+            Q, S, C, num_warps=1,
         )  # fmt: skip
         ctx.save_for_backward(*inputs, rows.begin, rows.share, columns.begin, columns.share, lse)
         ctx.sizes, ctx.size = sizes, size
@@ -225,7 +225,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         x, truth, scales, *positions, lse = ctx.saved_tensors
         B, h, w, K = x.shape
-        R, Q, S, C = _tile(w, K, (ctx.size[0] / h, ctx.size[1] / w))
+        R, Q, S, C = _tile(w, K, (ctx.size[0] / h, ctx.size[1] / w), SUMMED)
         groups = triton.cdiv(h, R)
         each = groups * (R + 1) * 2 * w * K
         together = max(1, min(B, SUMS_BYTES // (4 * each)))
@@ -245,9 +245,9 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
         return grad.permute(0, 3, 1, 2), None, None, None
 
 
-def _tile(w: int, K: int, factors: tuple[float, float]) -> tuple[int, int, int, int]:
+def _tile(w: int, K: int, factors: tuple[float, float], most: int) -> tuple[int, int, int, int]:
     """Rows of cells, columns of a cell at a time, columns of cells, classes: of a program."""
-    C = triton.next_power_of_2(min(SUMMED, K))
+    C = triton.next_power_of_2(min(most, K))
     Q = min(PIXELS, triton.next_power_of_2(math.ceil(factors[1])))
     S = min(TILE // (C * max(2, Q)), triton.next_power_of_2(w))
     return max(1, LINES // math.ceil(factors[0])), Q, S, C
