@@ -207,10 +207,9 @@ def _matrix(n: int, like: Tensor) -> Tensor:
 def images(bench: Bench) -> Figures:
     """Images per second, from normalised pixels to masks at 512x512 and 150 classes, in some ways.
 
-    Weights kept in half precision are what autocast would make of them for every batch anew; a
-    recorded network starts its kernels together. All must give the masks of the plain way.
+    A recorded network starts its kernels together. All ways must give the masks of the plain one.
     """
-    return _rates(bench, lambda model: {"plain": model, "weights in half": _halved(model)})
+    return _rates(bench, lambda model: {"plain": model})
 
 
 def images_compiled(bench: Bench) -> Figures:
@@ -252,16 +251,6 @@ def _masks(bench: Bench, model: Any, x: Tensor) -> Tensor:
     autocast = torch.autocast(bench.device.type, dtype, enabled=dtype is not None)
     with torch.inference_mode(), autocast:
         return predict_mask(model, x, Protocol(), with_confidence=False)[0]
-
-
-def _halved(model: Any) -> Any:
-    """A copy whose matrix products and convolutions have weights in autocast's type."""
-    model = copy.deepcopy(model)
-    dtype = autocast_dtype("auto", next(model.parameters()).device)
-    for module in model.modules():
-        if dtype is not None and isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            module.weight.data = module.weight.data.to(dtype)
-    return model
 
 
 def _compiled(model: Any) -> Any:

@@ -2,7 +2,7 @@
 
     python benchmarks/camvid main --data CAMVID --weights dinov2_vits14.safetensors
     python benchmarks/camvid steps|questions|rivals …     the other tables
-    python benchmarks/camvid trial main --steps 60 …      what a step of each row costs
+    python benchmarks/camvid trial main --steps 300 …     what a step of each row costs
     python benchmarks/camvid plan main                    runs that are missing, with estimates
     python benchmarks/camvid tables                       Markdown of all that was measured
     python benchmarks/camvid report --run RUN --data …    the page about one model
@@ -177,7 +177,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=len(manifest.SEEDS), choices=(1, 2, 3))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--minutes", type=float, help="stop, resumably, after this long")
-    parser.add_argument("--steps", type=int, default=60, help="of a trial")
+    parser.add_argument("--steps", type=int, default=300, help="of a trial")
     parser.add_argument("--runs", type=Path, default=Path("runs/camvid"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--run", type=Path, help="of report: the folder of the best run")

@@ -47,7 +47,7 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
 
     parts = [
         page.tiles(_headline(protocols)),
-        f'<p class="note">{page.escape(run.name)}; {figures["images"]} test images; '
+        f'<p class="note">Run {page.escape(run.name)}; {figures["images"]} test images; '
         f"{page.escape(figures['protocol'])}.</p>",
         "<h2>Per class</h2>",
         page.table(
@@ -66,7 +66,10 @@ def write(out: Path, run: Path, data: Path, *, shown: int = 3) -> Path:
             sample = dataset.load(numbers[name])
             result = predictor.predict(dataset.pairs[numbers[name]].image)
             panels = [
-                page.figure(sample.image, f"{name}: mIoU {page.percent(score)}", photo=True),
+                page.figure(
+                    sample.image, f"{Path(name).stem}: mIoU {page.percent(score)}", photo=True
+                ),
+                page.figure(labels.palette[sample.mask], "truth"),
                 page.figure(result.color(), "prediction"),
                 page.figure(page.error_map(result.mask, sample.mask), "errors in vermilion"),
                 page.figure(page.heat(result.confidence), "confidence"),
