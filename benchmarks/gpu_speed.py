@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from gpu_bench import HALF, Bench, Figures, error, require
 from torch import Tensor
 
@@ -158,7 +157,11 @@ def kernels(bench: Bench, work: Callable[[], object], shown: int = 40) -> Figure
 
 def layers(bench: Bench) -> Figures:
     """PUP's layer, upsampling and convolution forward and backward, in the forms there are."""
-    from setr.layers.upsampled_convolution import conv_of_upsampled, upsample
+    from setr.layers.upsampled_convolution import (
+        conv_of_upsampled,
+        upsample,
+        upsample_by_matrices,
+    )
 
     found: Figures = {}
     B, C, sides = (1, 8, (4,)) if bench.tiny else (8, 256, (32, 64, 128))
@@ -167,12 +170,9 @@ def layers(bench: Bench) -> Figures:
         x = torch.randn(B, C, side, side, device=bench.device, dtype=dtype)
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         conv = torch.nn.Conv2d(C, C, 3, padding=1, device=bench.device, dtype=dtype)
-        up = _matrix(side, x)
 
-        def by_matrices(x: Tensor, up: Tensor = up) -> Tensor:
-            rows = torch.matmul(up, x.permute(0, 2, 3, 1).flatten(2))
-            wide = torch.matmul(up, rows.unflatten(2, x.shape[:0:-2]))
-            return wide.permute(0, 3, 1, 2)
+        def by_matrices(x: Tensor) -> Tensor:
+            return upsample_by_matrices(x, 2)
 
         forms: dict[str, Callable[[Tensor], Tensor]] = {
             "upsample": lambda x: upsample(x, 2),
@@ -196,12 +196,6 @@ def layers(bench: Bench) -> Figures:
 
             found[f"{name} {side}"] = bench.milliseconds(work)
     return found
-
-
-def _matrix(n: int, like: Tensor) -> Tensor:
-    """Bilinear upsampling by two as a matrix (2n, n)."""
-    rows = F.interpolate(torch.eye(n)[None], size=2 * n, mode="linear", align_corners=False)
-    return rows[0].T.to(like)
 
 
 def images(bench: Bench) -> Figures:

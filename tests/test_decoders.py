@@ -22,7 +22,12 @@ from setr.decoders import (
     UpsampleHead,
 )
 from setr.errors import SetrError
-from setr.layers.upsampled_convolution import classify_upsampled, conv_of_upsampled, upsample
+from setr.layers.upsampled_convolution import (
+    classify_upsampled,
+    conv_of_upsampled,
+    upsample,
+    upsample_by_matrices,
+)
 from tests.conftest import tiny_model
 
 C, K = 24, 5
@@ -196,6 +201,23 @@ def test_convolving_commutes_with_upsampling(kernel_size, scale, h, w, bias):
         plain = with_gradients(conv(upsample(x, scale, align_corners=align_corners)))
         cheap = classify_upsampled(x, conv, scale, align_corners=align_corners)
         torch.testing.assert_close(with_gradients(cheap), plain)
+
+
+@pytest.mark.parametrize("scale", [2, 4, 16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_upsampling_by_matrices_is_upsampling(scale, layout):
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64).contiguous(memory_format=layout)
+    ours, expected = (x.clone(memory_format=layout).requires_grad_() for _ in range(2))
+    found, wanted = upsample_by_matrices(ours, scale), upsample(expected, scale)
+    torch.testing.assert_close(found, wanted)
+    assert found.is_contiguous(memory_format=torch.channels_last)  # as convolutions like it
+    slope = torch.randn_like(wanted)
+    found.backward(slope)
+    wanted.backward(slope)
+    torch.testing.assert_close(ours.grad, expected.grad)
+    half = upsample_by_matrices(x.bfloat16(), scale)
+    assert half.dtype is torch.bfloat16
+    assert (half.double() - wanted).norm() < 0.004 * wanted.norm()
 
 
 def test_the_cheap_forms_round_about_as_much_in_bf16():

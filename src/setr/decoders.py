@@ -26,6 +26,7 @@ from setr.layers.upsampled_convolution import (
     doubled_in_bands,
     doubled_in_graph,
     upsample,
+    upsample_features,
 )
 
 MAX_FINAL_SCALE = 32
@@ -98,7 +99,7 @@ class ConvBNReLU(nn.Sequential):
                 # maps for the next convolution keep its layout, logits the usual one
                 layout = torch.contiguous_format if classifier else torch.channels_last
                 return doubled_in_bands(x, *self._merged(), lambda y: then(F.relu_(y)), layout)
-        return then(self(upsample(x, scale)))
+        return then(self(upsample_features(x, scale)))
 
     def _bands_pay(self, x: Tensor) -> bool:
         """Whether the map is large enough; whatever B is, so that batches change no bit."""

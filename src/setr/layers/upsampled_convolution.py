@@ -37,6 +37,27 @@ def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
+def upsample_features(x: Tensor, scale: int) -> Tensor:
+    """`upsample` of a map that a convolution reads: (B, C, h, w) -> (B, C, scale*h, scale*w).
+
+    In half precision on CUDA, with gradients, it goes by matrices, whose weights are exact for
+    these factors. `F.interpolate` takes three to five times as long there for maps from 64x64 on
+    (docs/performance.md), and adds up the gradient in another order in every run.
+    """
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    if x.device.type == "cuda" and half and torch.is_grad_enabled() and scale in (2, 4, 8, 16):
+        return upsample_by_matrices(x, scale)
+    return upsample(x, scale)
+
+
+def upsample_by_matrices(x: Tensor, scale: int) -> Tensor:
+    """`upsample` as a matrix product along each axis; half precision is rounded after each."""
+    (h, w), C = x.shape[-2:], x.shape[1]
+    down, across = (_rows(n, scale, x, align_corners=False) for n in (h, w))
+    tall = (down @ x.permute(0, 2, 3, 1).flatten(2)).unflatten(2, (w, C))
+    return (across @ tall).permute(0, 3, 1, 2)
+
+
 def classify_upsampled(
     x: Tensor, conv: nn.Conv2d, scale: int, *, align_corners: bool = False
 ) -> Tensor:
@@ -58,11 +79,16 @@ def classify_upsampled(
 
 def _shifted_rows(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
     """Upsampling as a matrix (s*n, n), one row up, as it is and one row down: (s*n, 3*n)."""
-    eye = torch.eye(n, dtype=like.dtype, device=like.device)
-    rows = F.interpolate(eye[None], size=n * scale, mode="linear", align_corners=align_corners)
-    here = rows[0].T
+    here = _rows(n, scale, like, align_corners)
     up, down = F.pad(here, (0, 0, 1, 0))[:-1], F.pad(here, (0, 0, 0, 1))[1:]
     return torch.cat([up, here, down], dim=1)
+
+
+def _rows(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
+    """Upsampling as a matrix: (s*n, n)."""
+    eye = torch.eye(n, dtype=like.dtype, device=like.device)
+    rows = F.interpolate(eye[None], size=n * scale, mode="linear", align_corners=align_corners)
+    return rows[0].T
 
 
 def conv_of_upsampled(x: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:
