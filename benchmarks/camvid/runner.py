@@ -147,11 +147,14 @@ class Bench:
 
     def _test(self, folder: Path, protocol: str) -> Record:
         """Test once by a protocol."""
+        from setr.protocols import MULTI_SCALES
+
         out = folder / f"test-{protocol}"
         if not (out / "metrics.json").is_file():
             command = ["eval", str(folder), str(self.data), "--split", "test", "--workers", "2",
                        "--out", str(out)]  # fmt: skip
-            self._setr([*command, *(["--multi-scale"] * (protocol == "multi_scale"))], folder)
+            views = ["--scales", *map(str, MULTI_SCALES), "--flip"]
+            self._setr([*command, *(views if protocol == "multi_scale" else [])], folder)
         return brief(read(out / "metrics.json")[protocol])
 
     def _train(self, row: Row, seed: int, folder: Path) -> float:
