@@ -18,6 +18,7 @@ import torch
 import setr
 from setr import evaluation
 from setr.cli import main
+from setr.commands import eval as command
 from setr.data import scenes
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
@@ -452,6 +453,15 @@ def test_a_predictor_is_tested_in_its_own_precision(
     evaluate_with_workers(predictor, runs / "data", precision="auto")
     evaluate_with_workers(predictor.model, runs / "data", info=predictor.info)
     assert asked == [{"precision": "fp32"}, {"precision": "auto"}, {}]
+
+
+def test_files_of_one_name_have_figures_of_their_own() -> None:
+    def place(model: str) -> str:
+        return command._out(command.Arguments(model=model, data="d")).as_posix()
+
+    assert place("owner/name") == "runs/name/eval-val"
+    here = Path(__file__)
+    assert place(str(here)) == f"runs/tests-{here.name}/eval-val"
 
 
 def test_a_hub_name_stays_as_it_is_written(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

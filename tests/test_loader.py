@@ -104,6 +104,13 @@ def test_a_broken_file_is_one_line_from_a_worker_too(folder_data, workers):
     assert "\n" not in str(caught.value)
 
 
+def test_no_process_starts_that_has_no_image(folder_data, monkeypatch):
+    started = []
+    monkeypatch.setattr(loader, "_started", lambda made: started.append(made.num_workers) or ())
+    list(whole_images(open_dataset(str(folder_data), "val"), 9, range(2)))
+    assert started == [2]
+
+
 def test_whole_images_come_in_order(folder_data):
     dataset = open_dataset(str(folder_data), "val")
     for i, batch in enumerate(whole_images(dataset, 0, range(3))):

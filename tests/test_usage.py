@@ -218,3 +218,12 @@ def test_names_of_other_toolkits_are_ours_somewhere():
     table = [option.name for kind in kinds for option in options_of(kind)]
     known = {*table, *(name.rpartition(".")[2] for name in table), "models"}
     assert {name for names in ELSEWHERE.values() for name in names} <= known
+
+
+def test_a_wrong_line_is_told_by_the_first_of_many_processes(monkeypatch, capsys):
+    for rank, told in (("0", True), ("1", False)):
+        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank,
+                            "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        assert main(["train", "demo", "--train.steps", "x"]) == USAGE
+        assert ("give a whole number" in capsys.readouterr().err) is told

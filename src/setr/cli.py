@@ -139,11 +139,22 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
             if cause
             else problem(kind, args, verb) or _unboxed(caught.getvalue())
         )
-        raise SetrError(message, code=USAGE) from None
+        raise _of_the_command_line(message) from None
     lacking = missing(kind, given, verb)
     if lacking:
-        raise SetrError(lacking, code=USAGE)
+        raise _of_the_command_line(lacking)
     return given
+
+
+def _of_the_command_line(message: str) -> SetrError:
+    """An error that all processes of a run have alike; the first one prints it."""
+    error = SetrError(message, code=USAGE)
+    if {"RANK", "SLURM_PROCID"} & os.environ.keys():
+        from setr.processes.launch import is_first  # which loads torch
+
+        with contextlib.suppress(SetrError):  # half an environment
+            error.reported = not is_first()
+    return error
 
 
 def require_unused(out: Path) -> None:

@@ -152,7 +152,10 @@ def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
 
 def _out(given: Arguments) -> Path:
     """Folder for the results."""
-    home = Path(given.model) if Path(given.model).is_dir() else Path("runs", Path(given.model).name)
+    model = Path(given.model)
+    home = model if model.is_dir() else Path("runs", model.name)
+    if model.is_file():  # many are called model.onnx
+        home = home.with_name(f"{model.absolute().parent.name}-{model.name}".lstrip("-"))
     return given.out or home / f"eval-{given.split}"
 
 

@@ -289,7 +289,7 @@ def whole_images(
         _Whole(dataset),
         batch_size=1,
         sampler=indices,
-        num_workers=workers,
+        num_workers=min(workers, len(indices)),
         collate_fn=stack,
         worker_init_fn=_begin,
         generator=torch.Generator(),  # or making the loader would advance the global one

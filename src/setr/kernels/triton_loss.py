@@ -188,7 +188,8 @@ def upsample_cross_entropy(
     weight: Tensor | None = None,
 ) -> Tensor:
     """As `losses.upsample_cross_entropy`, for fp32, bf16 and fp16 logits."""
-    total: Tensor = _UpsampleCrossEntropy.apply(logits, target, size, weight)
+    with torch.cuda.device_of(logits):  # Triton starts kernels on the current device
+        total: Tensor = _UpsampleCrossEntropy.apply(logits, target, size, weight)
     return total
 
 
