@@ -48,21 +48,39 @@ def test_a_shape_that_comes_again_is_recorded_once(made: list[tuple[int, ...]]) 
     assert made == [(1, 3, 32, 48)]
 
 
-def test_moved_weights_and_old_shapes_are_recorded_anew(
+def test_where_weights_have_moved_all_is_recorded_anew(
     made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SHAPES", 1)
     monkeypatch.setattr(module, "PLAIN", 0)
     model, x = _model(), torch.rand(1, 3, 32, 32)
-    passes, wide = Recorded(model), torch.rand(1, 3, 32, 48)
+    passes = Recorded(model)
     with torch.inference_mode():
         passes.coarse(x)
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         passes.coarse(x)
-        passes.coarse(wide)
         passes.coarse(x)
-    assert made == [(1, 3, 32, 32), (1, 3, 32, 32), (1, 3, 32, 48), (1, 3, 32, 32)]
+    assert made == [(1, 3, 32, 32)] * 2
+
+
+def test_many_shapes_do_not_replace_each_other(
+    made: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"PLAIN": 0, "SHAPES": 2, "REST": 10}.items():
+        monkeypatch.setattr(module, name, value)
+    passes = Recorded(_model())
+    images = [torch.rand(1, 3, 32, 16 * n) for n in (1, 2, 3)]
+    widths = [16, 32]
+    with torch.inference_mode():
+        for _ in range(5):
+            for x in images:
+                passes.coarse(x)
+        assert [shape[-1] for shape in made] == widths
+        for _ in range(10):  # the first two have gone out of use
+            passes.coarse(images[2])
+        passes.coarse(images[1])
+    assert [shape[-1] for shape in made] == [*widths, 48]
+    assert len(passes.recordings) == 2
 
 
 def test_without_memory_passes_are_plain(

@@ -39,8 +39,8 @@ from setr.scores.scorecard import Scorecard
 
 TOGETHER = {"cpu": 1, "cuda": 24}
 """Images of one size that follow each other are tested at once, at most so many."""
-TOGETHER_PIXELS = 1 << 22
-"""Of all of these images; a larger one is tested alone."""
+TOGETHER_SCORES = 1 << 26
+"""Pixels times classes of these images; where one has more, it is tested alone."""
 
 
 class ScoredImage(NamedTuple):
@@ -191,9 +191,10 @@ def evaluate_split(
     indices = chosen[rank() :: world()]
     samples = zip(indices, whole_images(dataset, workers, indices), strict=True)
     limit, done = TOGETHER.get(device.type, TOGETHER["cuda"]), 0
+    pixels = TOGETHER_SCORES // model.num_classes
     with testing(model, dtype), Progress("eval", len(indices)) as progress:
         network = recorded(model)
-        for group in _of_one_size(samples, limit):
+        for group in _of_one_size(samples, limit, pixels):
             if stopped():
                 break
             if isinstance(group, SetrError):
@@ -228,9 +229,12 @@ _Sample = tuple[int, Tensor, Tensor]
 
 
 def _of_one_size(
-    samples: Iterable[tuple[int, tuple[Tensor, Tensor] | SetrError]], limit: int
+    samples: Iterable[tuple[int, tuple[Tensor, Tensor] | SetrError]], limit: int, pixels: int
 ) -> Iterator[list[_Sample] | SetrError]:
-    """Neighbours of equal size together, at most `limit`; what could not be read comes alone."""
+    """Neighbours of equal size together, at most `limit` and of so many pixels in all.
+
+    What could not be read comes alone.
+    """
     group: list[_Sample] = []
     for index, sample in samples:
         if isinstance(sample, SetrError):
@@ -240,8 +244,7 @@ def _of_one_size(
             yield sample
             continue
         image = sample[0]
-        pixels = image.shape[1] * image.shape[2]
-        most = max(1, min(limit, TOGETHER_PIXELS // pixels))
+        most = max(1, min(limit, pixels // (image.shape[1] * image.shape[2])))
         if group and (group[0][1].shape != image.shape or len(group) >= most):
             yield group
             group = []

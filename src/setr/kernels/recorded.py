@@ -21,7 +21,10 @@ PLAIN = 2
 WARM_UPS = 2
 """Passes on the recording's stream, in which libraries choose kernels and take their memory."""
 SHAPES = 8
-"""Recordings kept at a time; the one not used for the longest goes first."""
+"""Recordings kept at a time."""
+REST = 256
+"""Passes without a recording's shape after which another shape may take its place; in a folder of
+many sizes they would else replace each other, and each recording costs several passes."""
 MAX_PIXELS = 1 << 22
 """Of all images of a pass together; more keep a GPU busy however they are started, and a recording
 holds its memory."""
@@ -49,8 +52,10 @@ class Recorded:
         self.model, self.lock = model, threading.Lock()
         self.tensors = [*model.parameters(), *model.buffers()]
         self.places: list[int] = []
+        self.passes = 0
         self.seen: dict[tuple, int] = {}
-        self.recordings: OrderedDict[tuple, _Recording] = OrderedDict()
+        self.recordings: OrderedDict[tuple, _Recording] = OrderedDict()  # the latest used last
+        self.used: dict[tuple, int] = {}  # in which pass
         self.pool: Any = None
         self.possible = True
 
@@ -68,19 +73,32 @@ class Recorded:
         if places != self.places:
             self.places = places
             self.recordings.clear()
+        self.passes += 1
+        if self.passes % REST == 0:
+            self.seen.clear()  # or it would grow with every size there is
         recording = self.recordings.get(key)
         if recording is None:
             self.seen[key] = self.seen.get(key, 0) + 1
-            recording = self._record(key, images) if self.seen[key] > PLAIN else None
+            if self.seen[key] > PLAIN and self._has_room():
+                recording = self._record(key, images)
             if recording is None:
                 return self.model.coarse(images)
         self.recordings.move_to_end(key)
+        self.used[key] = self.passes
         return recording(images)
+
+    def _has_room(self) -> bool:
+        """Whether one more shape may be recorded; the longest unused one makes room if need be."""
+        if len(self.recordings) < SHAPES:
+            return True
+        oldest = next(iter(self.recordings))
+        if self.passes - self.used[oldest] <= REST:
+            return False
+        del self.recordings[oldest], self.used[oldest]
+        return True
 
     def _record(self, key: tuple, images: Tensor) -> _Recording | None:
         """A new recording; none where torch refuses it or no memory is left, then or later."""
-        while len(self.recordings) >= SHAPES:
-            self.recordings.popitem(last=False)
         self.pool = self.pool or torch.cuda.graph_pool_handle()
         try:
             self.recordings[key] = _Recording(self.model, images, self.pool)
