@@ -156,7 +156,8 @@ def evaluate_split(
     """Test a model on a split under `info.protocol`.
 
     With `torch.distributed` initialised every process takes its share of the images and returns the
-    figures of all of them, the same bits as one process.
+    figures of all of them, the same bits as one process; on GPUs, where neighbours of one size are
+    tested together, a pixel on the verge may differ.
 
     Args:
         model: the model, on any device; its mode is restored afterwards.
