@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -76,6 +77,14 @@ def test_a_second_call_repeats_nothing_and_an_interrupted_run_goes_on(runs):
     assert "Worst test images" in page
     assert "boundary IoU" in page
     assert "mIoU %, multi scale" in page
+
+
+def test_the_chart_has_a_dot_for_every_row(runs):
+    picture = runs / "chart.svg"
+    bench("chart", "--results", runs / "camvid.json", "--out", picture)
+    text = picture.read_text()
+    assert text.count("<circle") == 5 + 3  # the legend's
+    assert ElementTree.fromstring(text).tag.endswith("svg")
 
 
 def test_results_from_elsewhere_are_taken_over_but_never_changed(runs, tmp_path):

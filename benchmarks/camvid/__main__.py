@@ -5,6 +5,7 @@
     python benchmarks/camvid trial main --steps 300 …     what a step of each row costs
     python benchmarks/camvid plan main                    runs that are missing, with estimates
     python benchmarks/camvid tables                       Markdown of all that was measured
+    python benchmarks/camvid chart                        the same as a picture
     python benchmarks/camvid report --run RUN --data …    the page about one model
     python benchmarks/camvid merge FILE                   take over runs made elsewhere
     python benchmarks/camvid --smoke                      all of it in seconds, tiny
@@ -22,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chart
 import manifest
 import pages
 import summary
@@ -31,6 +33,8 @@ from store import Store, mean, spread
 from worker import Clock
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "camvid.json"
+CHART = RESULTS.parents[2] / "docs" / "images" / "camvid.svg"
+REPORT = Path("runs/camvid/report")
 TEST_IMAGES = 233
 
 
@@ -56,8 +60,10 @@ def main() -> int:
         print(f"new: {', '.join(store.merge(given.table)) or 'nothing'}")
     elif given.what == "tables":
         print(summary.markdown(with_best(store), store))
+    elif given.what == "chart":
+        print(chart.draw(with_best(store), store, given.out or CHART))
     elif given.what == "report":
-        print(pages.write(given.out, given.run, bench.data))
+        print(pages.write(given.out or REPORT, given.run, bench.data))
     elif given.what == "plan":
         plan(bench, select(with_best(store)[given.table], given.only))
     elif given.what == "trial":
@@ -166,7 +172,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = ("trial", "plan", "tables", "report", "merge")
+    verbs = ("trial", "plan", "tables", "chart", "report", "merge")
     parser.add_argument("what", nargs="?", choices=(*TABLES, *verbs))
     parser.add_argument("table", nargs="?", help="of trial and plan; the file of merge")
     parser.add_argument("--data", type=Path, default=Path("data/camvid"), help="CamVid's folder")
@@ -181,7 +187,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/camvid"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--run", type=Path, help="of report: the folder of the best run")
-    parser.add_argument("--out", type=Path, default=Path("runs/camvid/report"))
+    parser.add_argument("--out", type=Path, help="folder of report, file of chart")
     parser.add_argument("--smoke", action="store_true", help="all of it, tiny, in seconds")
     given = parser.parse_args()
     if given.what is None and not given.smoke:
