@@ -97,6 +97,13 @@ def test_results_from_elsewhere_are_taken_over_but_never_changed(runs, tmp_path)
     assert "has other figures for naive-s0" in refused
 
 
+def test_several_tables_are_one_queue(tmp_path):
+    told = bench("main+steps", "--data", tmp_path, "--runs", tmp_path / "r", "--only", "plain",
+                 "--weights", tmp_path / "w", "--results", tmp_path / "r.json", code=1)  # fmt: skip
+    assert "plain-s0" in told
+    assert "one or more of main, steps" in bench("main+step", code=2)
+
+
 def test_pretrained_rows_ask_for_their_weights(tmp_path):
     told = bench("main", "--data", tmp_path, "--runs", tmp_path / "r", "--results",
                  tmp_path / "r.json", code=1)  # fmt: skip

@@ -2,6 +2,7 @@
 
     python benchmarks/camvid main --data CAMVID --weights dinov2_vits14.safetensors
     python benchmarks/camvid steps|questions|rivals …     the other tables
+    python benchmarks/camvid main+questions …             several in one queue
     python benchmarks/camvid trial main --steps 300 …     what a step of each row costs
     python benchmarks/camvid plan main                    runs that are missing, with estimates
     python benchmarks/camvid tables                       Markdown of all that was measured
@@ -69,16 +70,17 @@ def main() -> int:
     elif given.what == "trial":
         bench.try_out(select(with_best(store)[given.table], given.only), given.steps)
     else:
-        make(bench, given.what, given.only)
+        make(bench, given.what.split("+"), given.only)
     return 0
 
 
-def make(bench: Bench, table: str, only: list[str] | None) -> None:
-    """Run what a table misses and print it."""
+def make(bench: Bench, names: list[str], only: list[str] | None) -> None:
+    """Run what tables miss, all in one queue, and print them."""
     tables = with_best(bench.store)
-    rows = select(tables[table], only)
+    wanted = {name: tables[name] for name in names}
+    rows = select([row for rows in wanted.values() for row in rows], only)
     bench.complete(rows, [row for known in tables.values() for row in known])
-    print(summary.markdown({table: tables[table]}, bench.store))
+    print(summary.markdown(wanted, bench.store))
 
 
 def with_best(store: Store) -> dict[str, list[Row]]:
@@ -173,7 +175,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = ("trial", "plan", "tables", "chart", "report", "merge")
-    parser.add_argument("what", nargs="?", choices=(*TABLES, *verbs))
+    parser.add_argument("what", nargs="?", help="tables, joined with +, or a command")
     parser.add_argument("table", nargs="?", help="of trial and plan; the file of merge")
     parser.add_argument("--data", type=Path, default=Path("data/camvid"), help="CamVid's folder")
     parser.add_argument("--weights", type=Path, help="pretrained encoder, a DINOv2 ViT-S/14")
@@ -192,6 +194,11 @@ def _arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.what is None and not given.smoke:
         parser.error("name a table or a command, or --smoke")
+    unknown = set((given.what or "").split("+")) - {*TABLES, ""}
+    if unknown and given.what not in verbs:
+        parser.error(
+            f"{given.what}: give {', '.join(verbs)}, or of {', '.join(TABLES)} one or more"
+        )
     if given.what in ("trial", "plan") and given.table not in TABLES:
         parser.error(f"{given.what}: name a table: {', '.join(TABLES)}")
     if given.what == "merge":
