@@ -196,9 +196,8 @@ def _arguments() -> argparse.Namespace:
         parser.error("name a table or a command, or --smoke")
     unknown = set((given.what or "").split("+")) - {*TABLES, ""}
     if unknown and given.what not in verbs:
-        parser.error(
-            f"{given.what}: give {', '.join(verbs)}, or of {', '.join(TABLES)} one or more"
-        )
+        tables = ", ".join(TABLES)
+        parser.error(f"{given.what}: give {', '.join(verbs)}, or one or more of {tables}")
     if given.what in ("trial", "plan") and given.table not in TABLES:
         parser.error(f"{given.what}: name a table: {', '.join(TABLES)}")
     if given.what == "merge":
