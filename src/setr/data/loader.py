@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +160,13 @@ def _tensors(batch: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
     return images, masks
 
 
+def _loader(*arguments: Any, **options: Any) -> DataLoader:
+    """A loader of as many processes as were asked for, without PyTorch's opinion on that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(*arguments, **options)
+
+
 def _raising(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     """Raise errors here, in one line, rather than with a worker's traceback around them."""
     for batch in _started(loader):
@@ -265,7 +273,7 @@ def training_batches(
     batch_bytes = held * math.prod(augment.crop_size) * (len(augment.fill) + 1)
     roomy = _fits_shared_memory(PREFETCHED * workers + 1, batch_bytes)
     order = training_order(dataset, batch_size, seed=seed, start=start, stop=stop, share=share)
-    loader = DataLoader(
+    loader = _loader(
         _Augmented(dataset, augment, seed),
         batch_sampler=order,
         num_workers=workers,
@@ -285,7 +293,7 @@ def whole_images(
 
     They come through a pipe, as any number of pixels does.
     """
-    loader = DataLoader(
+    loader = _loader(
         _Whole(dataset),
         batch_size=1,
         sampler=indices,
