@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,11 +159,11 @@ def _tensors(batch: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
     return images, masks
 
 
-def _loader(*arguments: Any, **options: Any) -> DataLoader:
-    """A loader of as many processes as were asked for, without PyTorch's opinion on that."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return DataLoader(*arguments, **options)
+class _Loader(DataLoader):
+    """With as many processes as were chosen or asked for, and no opinion of PyTorch's on that."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Say nothing."""
 
 
 def _raising(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -273,7 +272,7 @@ def training_batches(
     batch_bytes = held * math.prod(augment.crop_size) * (len(augment.fill) + 1)
     roomy = _fits_shared_memory(PREFETCHED * workers + 1, batch_bytes)
     order = training_order(dataset, batch_size, seed=seed, start=start, stop=stop, share=share)
-    loader = _loader(
+    loader = _Loader(
         _Augmented(dataset, augment, seed),
         batch_sampler=order,
         num_workers=workers,
@@ -293,7 +292,7 @@ def whole_images(
 
     They come through a pipe, as any number of pixels does.
     """
-    loader = _loader(
+    loader = _Loader(
         _Whole(dataset),
         batch_size=1,
         sampler=indices,
