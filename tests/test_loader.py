@@ -195,7 +195,7 @@ def test_batches_go_through_a_pipe_where_shared_memory_has_no_room(monkeypatch, 
         ways.append(collate_fn)
         return original(*arguments, collate_fn=collate_fn, **options)
 
-    monkeypatch.setattr(loader, "DataLoader", recorded)
+    monkeypatch.setattr(loader, "_Loader", recorded)
     batch_bytes = 2 * 48 * 40 * 4  # two crops of `batches`, three channels and the mask
     found = []
     for free in (2 * 3 * batch_bytes, 2 * 3 * batch_bytes - 1):  # two ready, one in use
