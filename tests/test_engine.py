@@ -598,13 +598,13 @@ def test_an_interruption_in_the_last_step_ends_before_the_test(tmp_path, monkeyp
 
 @pytest.mark.parametrize("workers", [0, 2, -1])
 def test_every_test_of_a_run_has_its_workers(tmp_path, monkeypatch, workers):
-    original, asked = loader.DataLoader, []
+    original, asked = loader._Loader, []
 
     def recorded(*arguments, num_workers, **options):
         asked.append(num_workers)
         return original(*arguments, num_workers=num_workers, **options)
 
-    monkeypatch.setattr(loader, "DataLoader", recorded)
+    monkeypatch.setattr(loader, "_Loader", recorded)
     config = tiny_config(tmp_path / "run", steps=2, adjust_logits=True)
     config = dataclasses.replace(
         config,

@@ -132,7 +132,7 @@ def test_memory_is_pinned_for_a_gpu_that_trains(monkeypatch, device, there_is_a_
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
     monkeypatch.setattr(
-        loader, "DataLoader", lambda *_, pin_memory, **__: asked.append(pin_memory) or []
+        loader, "_Loader", lambda *_, pin_memory, **__: asked.append(pin_memory) or []
     )
     model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device(device))]))
     source = open_source(
@@ -189,7 +189,7 @@ def test_a_gpu_gets_as_many_workers_as_the_machine_can_spare(monkeypatch, cores,
 def test_batches_go_through_a_pipe_where_shared_memory_has_no_room(monkeypatch, tmp_path):
     """A worker that finds no room loses its batch, and training waited for it without end."""
     monkeypatch.setattr(loader, "SHARED_MEMORY", tmp_path)
-    original, ways = loader.DataLoader, []
+    original, ways = loader._Loader, []
 
     def recorded(*arguments, collate_fn, **options):
         ways.append(collate_fn)
