@@ -220,9 +220,9 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
         bare = re.split("[/:]", name)[-1].split(".")[0]  # of a name on the Hub, too
         near = timm.list_models(f"*{bare}*")[:3]
         near = near or difflib.get_close_matches(bare, timm.list_models(), 3)
+        nearest = f"; nearest: {', '.join(near)}" if near else ""
         raise SetrError(
-            f"encoder '{name}' is not a timm model; nearest: {', '.join(near) or 'none'} "
-            "(`setr models --encoders` lists all)",
+            f"encoder '{name}' is not a timm model{nearest} (`setr models --encoders` lists all)",
             code=USAGE,
         )
     size = {} if img_size is None else {"img_size": img_size}

@@ -33,10 +33,9 @@ def recipe(name: str) -> Config:
         return replace(paper_config(systems()[name]), recipe=name, out=f"runs/{name}")
     if name not in _RECIPES:
         near = difflib.get_close_matches(name, list_recipes(), 3, cutoff=0.3)
+        nearest = f"; nearest: {', '.join(near)}" if near else ""
         raise SetrError(
-            f"recipe '{name}' is unknown; nearest: {', '.join(near) or 'none'} "
-            "(`setr recipes` lists all)",
-            code=USAGE,
+            f"recipe '{name}' is unknown{nearest} (`setr recipes` lists all)", code=USAGE
         )
     return replace(_RECIPES[name](), recipe=name, out=f"runs/{name}")
 
