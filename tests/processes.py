@@ -88,9 +88,9 @@ def struck(number: signal.Signals) -> Iterator[None]:
 @contextlib.contextmanager
 def struck_in_a_test(rank: int = 1) -> Iterator[None]:
     """A process gets a signal at its first image; both are slow, and print how many they test."""
-    original, tested = evaluation._test_image, 0
+    original, tested = evaluation._test_images, 0
 
-    def test(*arguments: Any) -> evaluation.ScoredImage:
+    def test(*arguments: Any) -> Iterator[evaluation.ScoredImage]:
         nonlocal tested
         if tested == 0 and distributed.rank() == rank:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -98,11 +98,11 @@ def struck_in_a_test(rank: int = 1) -> Iterator[None]:
         time.sleep(2.5)  # more than two beats
         return original(*arguments)
 
-    evaluation._test_image = test
+    evaluation._test_images = test
     try:
         yield
     finally:
-        evaluation._test_image = original
+        evaluation._test_images = original
         print(f"examined: {tested} images")
 
 
