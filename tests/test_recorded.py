@@ -245,11 +245,11 @@ def test_a_recording_is_on_the_streams_of_its_gpu(
                         "current_stream": lambda: _Stream.current}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(_Stream, "current", own)
-    module._streams.cache_clear()
+    module.streams.cache_clear()
     x = torch.rand(1, 3, 32, 32)
     with torch.inference_mode(), contextlib.suppress(RuntimeError):
         module._Recording(_model(), x, None)
-    module._streams.cache_clear()
+    module.streams.cache_clear()
     assert [stream.device for stream in used] == [x.device]
     assert _Stream.current is own
 

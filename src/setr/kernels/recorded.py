@@ -185,7 +185,7 @@ class _Recording:
 
     def __init__(self, model: Any, images: Tensor, pool: Any) -> None:
         self.images, self.graph = images.clone(), torch.cuda.CUDAGraph()
-        current, (warming, recording) = torch.cuda.current_stream(), _streams(images.device)
+        current, (warming, recording) = torch.cuda.current_stream(), streams(images.device)
         enabled, dtype = _autocast()
         # a cast that autocast keeps would be gone when the graph is replayed; a recording that is
         # broken off leaves its stream to this thread, which the outer block takes back
@@ -210,7 +210,7 @@ class _Recording:
 
 
 @functools.cache
-def _streams(device: torch.device) -> tuple[Any, Any]:
+def streams(device: torch.device) -> tuple[Any, Any]:
     """A GPU's streams for warm-ups and for recordings.
 
     torch's own stream for recordings is on the GPU that recorded first, and what another GPU does

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from setr.kernels.recorded import streams
+
 WARM_UPS = 3
 """Passes before recording, in which libraries choose kernels and allocate their workspaces."""
 
@@ -56,17 +58,18 @@ class Graphed:
     def _record(self, images: Tensor, masks: Tensor) -> None:
         self.inputs = images.clone(), masks.clone()
         graph = torch.cuda.CUDAGraph()
+        warming, recording = streams(images.device)
         with _unchanged(self.model, images.device):
-            self._warm_up(images.device)
+            self._warm_up(warming)
             # the loader's thread pins memory meanwhile, which may not end the recording
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=recording, capture_error_mode="thread_local"):
                 self.outputs = self.work(*self.inputs)
         self.gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
         self.graph = graph
 
-    def _warm_up(self, device: torch.device) -> None:
+    def _warm_up(self, side: torch.cuda.Stream) -> None:
         """A few passes; the gradients are then made anew, in the graph's own memory."""
-        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        current = torch.cuda.current_stream(side.device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
