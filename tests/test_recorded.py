@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from setr import create_model
+from setr import Predictor, create_model
+from setr.data import scenes
 from setr.kernels import recorded as module
 from setr.kernels.recorded import Recorded, recorded
+from setr.model_info import ModelInfo
 
 
 def _model() -> Any:
@@ -211,6 +213,22 @@ def test_a_copy_is_of_the_copied_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model()
     copied, passes = copy.deepcopy((model, Recorded(model)))
     assert passes.model is copied is not model
+
+
+def test_a_predictor_takes_another_model() -> None:
+    info = ModelInfo(labels=scenes.LABELS)
+    models = [
+        create_model(
+            "setr_mla_nano", num_classes=len(scenes.LABELS.classes), img_size=32, channels=8
+        )
+        for _ in range(2)
+    ]
+    image = scenes.draw("recorded", 0, size=32)[0]
+    one, other = (Predictor(m, info, device="cpu").predict(image).scores for m in models)
+    predictor = Predictor(models[0], info, device="cpu")
+    assert (predictor.predict(image).scores == one).all()
+    predictor.model = models[1]
+    assert (predictor.predict(image).scores == other).all()
 
 
 @pytest.mark.parametrize("broken", [False, True])
