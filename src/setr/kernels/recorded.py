@@ -13,7 +13,6 @@ import contextlib
 import functools
 import threading
 from collections import OrderedDict
-from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -158,8 +157,8 @@ class _Parts:
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
-        hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
-        held = [d for m in modules for d in (m._modules, m._parameters, m._buffers)]
+        hooks: list[Any] = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
+        held: list[Any] = [d for m in modules for d in (m._modules, m._parameters, m._buffers)]
         self.hooked = any(hook is not offer for d in hooks for hook in d.values())
         self.full = [d for d in (*hooks, *held) if d]
         self.empty = [d for d in (*hooks, *held) if not d]
@@ -174,7 +173,7 @@ class _Parts:
         return same and not any(self.empty) and self._places() == self.places
 
     def _contents(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self.full)))
+        return [part for found in self.full for part in found.values()]
 
     def _places(self) -> list[int]:
         return [tensor.data_ptr() for tensor in self.tensors]
