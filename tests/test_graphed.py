@@ -67,7 +67,7 @@ def graphs(monkeypatch):
                "set_rng_state": lambda state, device: torch.set_rng_state(state)}  # fmt: skip
     for name, value in nothing.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(graphed, "streams", lambda device: (Stream(device), Stream(device)))
+    monkeypatch.setattr(graphed, "warming_stream", Stream)
     monkeypatch.setattr(Graphed, "_record", recording)
     monkeypatch.setattr(Updates, "_records", lambda self: self.config.train.cuda_graph)
     return Recorded.made

@@ -32,7 +32,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes recorded, without a GPU."""
     shapes: list[tuple[int, ...]] = []
 
-    def recording(model: Any, images: torch.Tensor, pool: Any) -> Any:
+    def recording(model: Any, images: torch.Tensor, pool: Any, stream: Any) -> Any:
         shapes.append(tuple(images.shape))
         return model.coarse
 
@@ -41,6 +41,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: _Stream.current)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", _Stream)
     monkeypatch.setattr(module, "_LAST", {})
     return shapes
 
@@ -125,9 +126,9 @@ def test_what_is_replaced_is_recorded_anew(
     pools = []
     recording = module._Recording
 
-    def recorded_in(model: Any, images: torch.Tensor, pool: Any) -> Any:
+    def recorded_in(model: Any, images: torch.Tensor, pool: Any, stream: Any) -> Any:
         pools.append(pool)
-        return recording(model, images, pool)
+        return recording(model, images, pool, stream)
 
     monkeypatch.setattr(module, "PLAIN", 0)
     monkeypatch.setattr(module, "_Recording", recorded_in)
@@ -231,6 +232,29 @@ def test_a_predictor_takes_another_model() -> None:
     assert (predictor.predict(image).scores == other).all()
 
 
+@pytest.mark.parametrize(
+    ("encoder", "stays"), [("vit_tiny_patch16_224", True), ("vit_small_patch16_dinov3", False)]
+)
+def test_what_leaves_the_device_is_refused_before_it_is_recorded(encoder: str, stays: bool) -> None:
+    with torch.device("meta"):
+        model = create_model("setr_pup_nano", num_classes=5, encoder=encoder, img_size=32).eval()
+        x = torch.empty(1, 3, 32, 48)
+    refused = (
+        contextlib.nullcontext()
+        if stays
+        else pytest.raises(RuntimeError, match="cannot be recorded")
+    )
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), refused, module._Staying():
+        model.coarse(x)
+
+
+def test_values_are_not_waited_for() -> None:
+    for wait in (torch.Tensor.item, torch.nonzero):
+        for mode in (torch.inference_mode(), torch.enable_grad()):
+            with mode, pytest.raises(RuntimeError, match="cannot be recorded"), module._Staying():
+                wait(torch.ones(1))
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_recording_is_on_the_streams_of_its_gpu(
     monkeypatch: pytest.MonkeyPatch, broken: bool
@@ -263,12 +287,18 @@ def test_a_recording_is_on_the_streams_of_its_gpu(
                         "current_stream": lambda: _Stream.current}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(_Stream, "current", own)
-    module.streams.cache_clear()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(module, "warming_stream", _Stream)
+    monkeypatch.setattr(module, "PLAIN", 0)
+    monkeypatch.setattr(module._Recording, "__call__", lambda made, _: made.output)
     x = torch.rand(1, 3, 32, 32)
-    with torch.inference_mode(), contextlib.suppress(RuntimeError):
-        module._Recording(_model(), x, None)
-    module.streams.cache_clear()
-    assert [stream.device for stream in used] == [x.device]
+    with torch.inference_mode():
+        for model in (_model(), _model()):
+            assert Recorded(model).coarse(x).logits.shape == (1, 5, 16, 16)
+    assert [stream.device for stream in used] == [x.device] * 2
+    assert used[0] is not used[1]
     assert _Stream.current is own
 
 

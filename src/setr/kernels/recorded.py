@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from setr.layers.recompute import offer
 from setr.processes.faults import is_out_of_memory
@@ -36,8 +37,7 @@ MAX_PIXELS = 1 << 22
 holds its memory."""
 
 _LOCK = threading.RLock()
-"""Of all models: torch records one graph at a time in a process, and the models' graphs share the
-workspaces of libraries."""
+"""Of all models: torch records one graph at a time in a process."""
 _LAST: dict[torch.device, Any] = {}
 """The stream of the last replay on each GPU."""
 
@@ -66,7 +66,7 @@ class Recorded:
         self.seen: dict[tuple, int] = {}
         self.recordings: OrderedDict[tuple, _Recording] = OrderedDict()  # the latest used last
         self.used: dict[tuple, int] = {}  # in which pass
-        self.pool: Any = None
+        self.place: tuple[Any, Any] | None = None  # pool of memory and stream of the recordings
         self.possible = True
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,9 +126,12 @@ class Recorded:
 
     def _record(self, key: tuple, images: Tensor) -> _Recording | None:
         """A new recording; none where torch refuses it or no memory is left, then or later."""
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        # not torch's own stream, which is on the GPU that recorded first: what another GPU does is
+        # not recorded there; nor one of two models, as their graphs share the stream's workspaces
+        if self.place is None:
+            self.place = torch.cuda.graph_pool_handle(), torch.cuda.Stream(images.device)
         try:
-            self.recordings[key] = _Recording(self.model, images, self.pool)
+            self.recordings[key] = _Recording(self.model, images, *self.place)
         except RuntimeError:  # torch.OutOfMemoryError is one
             self._give_up()
             return None
@@ -137,7 +140,7 @@ class Recorded:
     def _forget(self) -> None:
         self.recordings.clear()
         self.used.clear()
-        self.pool = None  # torch lets no graph into a pool that all others have left
+        self.place = None  # torch lets no graph into a pool that all others have left
 
     def _give_up(self) -> None:
         self.possible = False
@@ -182,9 +185,9 @@ class _Parts:
 class _Recording:
     """One graph with its input and output, whose memory the next replay writes again."""
 
-    def __init__(self, model: Any, images: Tensor, pool: Any) -> None:
+    def __init__(self, model: Any, images: Tensor, pool: Any, stream: Any) -> None:
         self.images, self.graph = images.clone(), torch.cuda.CUDAGraph()
-        current, (warming, recording) = torch.cuda.current_stream(), streams(images.device)
+        current, warming = torch.cuda.current_stream(), warming_stream(images.device)
         enabled, dtype = _autocast()
         # a cast that autocast keeps would be gone when the graph is replayed; a recording that is
         # broken off leaves its stream to this thread, which the outer block takes back
@@ -194,11 +197,13 @@ class _Recording:
         ):
             warming.wait_stream(current)
             with torch.cuda.stream(warming):
-                for _ in range(WARM_UPS):
+                with _Staying():
+                    model.coarse(self.images)
+                for _ in range(WARM_UPS - 1):
                     model.coarse(self.images)
             current.wait_stream(warming)
             with torch.cuda.graph(
-                self.graph, pool=pool, stream=recording, capture_error_mode="thread_local"
+                self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"
             ):
                 self.output = model.coarse(self.images)
 
@@ -208,14 +213,30 @@ class _Recording:
         return self.output._replace(logits=self.output.logits.clone())
 
 
-@functools.cache
-def streams(device: torch.device) -> tuple[Any, Any]:
-    """A GPU's streams for warm-ups and for recordings.
+class _Staying(TorchDispatchMode):
+    """Refuses what no graph can record: copies between devices, and waiting for values.
 
-    torch's own stream for recordings is on the GPU that recorded first, and what another GPU does
-    is not recorded there. Libraries keep a workspace for every stream, hence two for all models.
+    DINOv3's positions, for example, come from the CPU in every pass. A recording that fails half
+    way would leave torch's allocator as if it went on, and cached memory could not be freed.
     """
-    return torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+    COPIES = (torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_)
+    WAITS = (torch.ops.aten.item, torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found, called = func(*args, **(kwargs or {})), func.overloadpacket
+        devices = {x.device for x in (*args, found) if isinstance(x, Tensor)}
+        if called in self.WAITS or (called in self.COPIES and len(devices) > 1):
+            raise RuntimeError(f"{func} cannot be recorded")
+        return found
+
+
+@functools.cache
+def warming_stream(device: torch.device) -> Any:
+    """A GPU's stream for passes before a recording; libraries keep a workspace for every stream."""
+    return torch.cuda.Stream(device)
 
 
 def _in_order(device: torch.device) -> None:

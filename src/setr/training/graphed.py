@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from setr.kernels.recorded import streams
+from setr.kernels.recorded import warming_stream
 
 WARM_UPS = 3
 """Passes before recording, in which libraries choose kernels and allocate their workspaces."""
@@ -37,6 +37,7 @@ class Graphed:
     def __init__(self, work: Work, model: nn.Module) -> None:
         self.work, self.model = work, model
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """What `work` returns for this batch, until the next call; all batches have one shape."""
@@ -58,11 +59,12 @@ class Graphed:
     def _record(self, images: Tensor, masks: Tensor) -> None:
         self.inputs = images.clone(), masks.clone()
         graph = torch.cuda.CUDAGraph()
-        warming, recording = streams(images.device)
+        # torch's own stream is on the GPU that recorded first, and does not record another's work
+        self.stream = self.stream or torch.cuda.Stream(images.device)
         with _unchanged(self.model, images.device):
-            self._warm_up(warming)
+            self._warm_up(warming_stream(images.device))
             # the loader's thread pins memory meanwhile, which may not end the recording
-            with torch.cuda.graph(graph, stream=recording, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.outputs = self.work(*self.inputs)
         self.gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
         self.graph = graph
