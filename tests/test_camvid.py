@@ -104,6 +104,20 @@ def test_several_tables_are_one_queue(tmp_path):
     assert "one or more of main, steps" in bench("main+step", code=2)
 
 
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [({}, False), ({"hardware": "another card"}, True), ({"settings": {"train.steps": 9}}, True)],
+)
+def test_the_cost_of_a_trial_is_told_of_the_same_run_on_the_same_card(tmp_path, change, shared):
+    values = json.loads((BENCH.parent / "results" / "camvid.json").read_text())
+    run, path = values["runs"]["mla-s0"], tmp_path / "r.json"
+    trial = {key: run[key] for key in ("hardware", "settings", "peak_mb")}
+    values["trials"]["mla"] = {**trial, "seconds_per_step": 0.0123, **change}
+    path.write_text(json.dumps(values))
+    (line,) = (x for x in bench("tables", "--results", path).splitlines() if "| SETR-MLA |" in x)
+    assert ("(shared)" in line, "0.012" in line) == (shared, not shared)
+
+
 def test_pretrained_rows_ask_for_their_weights(tmp_path):
     told = bench("main", "--data", tmp_path, "--runs", tmp_path / "r", "--results",
                  tmp_path / "r.json", code=1)  # fmt: skip

@@ -380,6 +380,23 @@ def test_images_tested_together_have_the_figures_of_each(
     assert [number for number, _ in sizes[0]] == [0, 1, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "num_classes", "size", "most"),
+    [
+        (Protocol(), 11, (360, 480), 24),
+        (Protocol(), 2, (1024, 1024), 4),  # 25 million pixels in a pass would not fit everywhere
+        (Protocol(scales=(0.5, 1.0, 1.75)), 11, (360, 480), 7),
+        (Protocol(window=(512, 512), stride=(341, 341)), 2, (1024, 1024), 16),
+        (Protocol(), 150, (512, 512), 1),
+        (Protocol(), 2, (4096, 4096), 1),
+    ],
+)
+def test_images_together_fill_one_pass(protocol, num_classes, size, most) -> None:
+    found = evaluation._together(torch.device("cuda"), protocol, num_classes, *size)
+    assert found == most
+    assert evaluation._together(torch.device("cpu"), protocol, num_classes, *size) == 1
+
+
 def test_unknown_protocol_names_the_nearest(runs: Path, capsys: pytest.CaptureFixture) -> None:
     code, line = one_line(capsys, runs / "one", runs / "data", "--protocol", "paper-sss")
     assert (code, "did you mean 'paper-ss'" in line) == (USAGE, True)

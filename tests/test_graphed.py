@@ -15,6 +15,7 @@ import torch
 from setr import distributed
 from setr.config import TrainConfig
 from setr.engine import train
+from setr.training import graphed
 from setr.training.graphed import WARM_UPS, Graphed
 from setr.training.updates import Updates
 from tests.conftest import tiny_config
@@ -55,7 +56,9 @@ def graphs(monkeypatch):
         self.graph.call = self
 
     class Stream:
-        def __init__(self, device=None) -> None: ...
+        def __init__(self, device=None) -> None:
+            self.device = device
+
         def wait_stream(self, other) -> None: ...
 
     nothing = {"stream": lambda stream: contextlib.nullcontext(), "Stream": Stream,
@@ -64,6 +67,7 @@ def graphs(monkeypatch):
                "set_rng_state": lambda state, device: torch.set_rng_state(state)}  # fmt: skip
     for name, value in nothing.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(graphed, "warming_stream", Stream)
     monkeypatch.setattr(Graphed, "_record", recording)
     monkeypatch.setattr(Updates, "_records", lambda self: self.config.train.cuda_graph)
     return Recorded.made
@@ -116,6 +120,25 @@ def test_recording_warms_up_and_leaves_no_trace(graphs):
     second = call(-torch.arange(12.0).view(4, 3), 2 * torch.ones(4))["loss"]
     assert second == pytest.approx(4 * float(first))
     assert torch.allclose(layer.weight.grad, 4 * gradient)
+
+
+def test_a_step_is_recorded_on_a_stream_of_its_gpu(graphs, monkeypatch):
+    """torch's own stream stays on the GPU that recorded first."""
+    used = []
+
+    def graph(graph, *, stream=None, **_):
+        used.append(stream)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    layer, x = torch.nn.Linear(3, 1), torch.ones(4, 3)
+
+    def work(x, masks):
+        layer(x).sum().backward()
+        return {}
+
+    Graphed(work, layer)(x, torch.ones(4))
+    assert [stream.device for stream in used] == [x.device]
 
 
 def test_where_no_graph_can_be_made_training_goes_on_without(graphs, tmp_path, monkeypatch, capsys):

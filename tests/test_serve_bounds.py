@@ -143,6 +143,25 @@ def test_polygons_are_those_of_the_whole_mask():
     assert polygons(large) == polygons(mask)
 
 
+def test_a_recorded_model_stops_when_nobody_waits(source, monkeypatch):
+    """Its replayed passes call no hooks."""
+
+    class Replayed:
+        def __init__(self, model):
+            self.model, self.output = model, None
+
+        def coarse(self, images):
+            self.output = self.output or self.model.coarse(images)
+            return self.output
+
+    monkeypatch.setattr("setr.predictor.recorded", Replayed)
+    models, key = Models([source], LIMITS, device="cpu"), Key("pup", "segment", 64, 64)
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert models.run(key, [image], lambda: True)[0].mask.shape == (64, 64)
+    with pytest.raises(DeadlinePassed):
+        models.run(key, [image], lambda: False)
+
+
 def test_rollout_stops_when_nobody_waits(models):
     """Two blocks of two heads: asked before the encoder, and before each of their weights."""
     calls: list[bool] = []

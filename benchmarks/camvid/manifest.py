@@ -288,7 +288,7 @@ def _rivals() -> list[Row]:
         *rows,
         Row(
             "segformer_b2",
-            "SegFormer-B2, transformers, random weights",
+            "SegFormer-B2, transformers",
             QUESTION,
             against="pup_random",
             trainer="segformer",

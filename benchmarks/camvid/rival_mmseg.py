@@ -1,8 +1,8 @@
 """SETR-PUP by mmsegmentation 1.2.2 with its own recipe, on the same images, steps and crop as ours.
 
     PEER/bin/python benchmarks/camvid/rival_mmseg.py --data CAMVID --out runs/mmseg \
-        --weights dinov2_vits14.safetensors --steps 1500 --batch-size 8 --short-side 546 \
-        --crop 378 504 --multi-scale
+        --weights dinov2_vits14.safetensors --steps 600 --batch-size 8 --short-side 360 \
+        --crop 252 336
 
 The recipe is `setr_vit-l_pup_8xb1-80k_cityscapes-768x768`: SGD 0.01, heads ten times faster,
 polynomial decay, windows of the crop with a stride of two thirds. The encoder is a ViT-S/14; its

@@ -1,7 +1,7 @@
 """SegFormer-B2 by Hugging Face transformers, on the same images, steps, batch and crop as ours.
 
     PEER/bin/python benchmarks/camvid/rival_segformer.py --data CAMVID --out runs/segformer \
-        --weights MIT_B2_FOLDER --steps 1500 --batch-size 8 --short-side 546 --crop 378 504
+        --weights MIT_B2_FOLDER --steps 600 --batch-size 8 --short-side 360 --crop 252 336
 
 The recipe is the paper's (Xie et al. 2021, section 4.1): AdamW 6e-5, head ten times faster, weight
 decay 0.01, linear warm-up, polynomial decay of power 1, random resize 0.5 to 2, crop and flip.

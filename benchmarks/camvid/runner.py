@@ -16,7 +16,7 @@ from typing import Any
 
 from manifest import SEEDS, Row, schedule
 from runlog import logged_peak_mb, seconds_per_step
-from store import Record, Store, mean
+from store import Record, Store, mean, plain
 from worker import INTERRUPTED, Clock, Cost, last_lines, run_foreign, run_setr
 
 HERE = Path(__file__).parent
@@ -283,7 +283,8 @@ class Bench:
             folder = self.runs / "trials" / row.name
             shutil.rmtree(folder, ignore_errors=True)
             try:
-                self.store.add_trial(row.name, self._trial(trial, folder))
+                cost = {**self._trial(trial, folder), "settings": plain(row.settings)}
+                self.store.add_trial(row.name, cost)
             except _InterruptedError:
                 raise SystemExit(INTERRUPTED) from None
             shutil.rmtree(folder)
@@ -312,7 +313,7 @@ class Bench:
 
     def estimate(self, row: Row, images: int) -> float | None:
         """Seconds one run of a row would take alone, from its trial; None without one."""
-        trial = self.store.trials.get(row.name)
+        trial = self.store.trial(row)
         if trial is None:
             return None
         test = images * trial.get("seconds_per_image", 0.0)
@@ -343,12 +344,6 @@ def setting(row: Row, name: str) -> Any:
     if name in row.settings:
         return row.settings[name]
     return reduce(getattr, name.split("."), recipe(row.recipe))
-
-
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    values: dict[str, Any] = json.loads(json.dumps(settings))
-    return values
 
 
 def as_arguments(settings: dict[str, Any]) -> list[str]:

@@ -39,6 +39,11 @@ class Store:
             self.trials[row] = record
             self._write()
 
+    def trial(self, row: Row) -> Record | None:
+        """What a trial of a row cost, if it was made with the settings the row has now."""
+        found = self.trials.get(row.name)
+        return found if found and found.get("settings") == plain(row.settings) else None
+
     def merge(self, path: Path) -> list[str]:
         """Take over runs that only another file has; returns their names.
 
@@ -72,6 +77,12 @@ class Store:
         """Scores of a row's runs, mIoU in percent."""
         found = [(record.get(split) or {}).get(protocol) for record in self.of(row)]
         return [100 * figures["miou"] for figures in found if figures]
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    values: dict[str, Any] = json.loads(json.dumps(settings))
+    return values
 
 
 def mean(values: list[float]) -> float | None:

@@ -38,8 +38,9 @@ def markdown(tables: dict[str, list[Row]], store: Store) -> str:
 def _line(row: Row, known: list[Row], store: Store) -> str:
     records = store.of(row)
     costs, shared = records, any(record["jobs"] > 1 for record in records)
-    if row.name in store.trials:
-        costs, shared = [store.trials[row.name]], False
+    trial = store.trial(row)
+    if trial and {trial["hardware"]} == {record["hardware"] for record in records}:
+        costs, shared = [trial], False
     return _row(
         [
             row.title,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +29,7 @@ from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.hub import from_pretrained
-from setr.inference import NormalizedImages, predict_mask
+from setr.inference import GPU_PIXELS, NormalizedImages, predict_mask
 from setr.kernels.recorded import recorded
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
@@ -40,7 +42,8 @@ from setr.scores.scorecard import Scorecard
 TOGETHER = {"cpu": 1, "cuda": 24}
 """Images of one size that follow each other are tested at once, at most so many."""
 TOGETHER_SCORES = 1 << 26
-"""Pixels times classes of these images; where one has more, it is tested alone."""
+"""Pixels times classes of these images; where one has more, it is tested alone. So it is where a
+pass over one window of each would have more than `GPU_PIXELS`."""
 
 
 class ScoredImage(NamedTuple):
@@ -170,7 +173,8 @@ def evaluate_split(
             counts them as 0.
         count: test only so many images, from 1, spread evenly over the split; all by default.
         on_image: called with every image tested by this process.
-        stopped: asked before every image; once it is true in any process, all of them give up.
+        stopped: asked before every image (on a GPU before those that are tested together); once it
+            is true in any process, all of them give up.
 
     Returns:
         The figures of `Scorecard.summary`, `protocol` and `seconds`. Images that cannot be read are
@@ -191,11 +195,11 @@ def evaluate_split(
     chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
     indices = chosen[rank() :: world()]
     samples = zip(indices, whole_images(dataset, workers, indices), strict=True)
-    limit, done = TOGETHER.get(device.type, TOGETHER["cuda"]), 0
-    pixels = TOGETHER_SCORES // model.num_classes
+    most = functools.partial(_together, device, info.protocol, model.num_classes)
+    done = 0
     with testing(model, dtype), Progress("eval", len(indices)) as progress:
         network = recorded(model)
-        for group in _of_one_size(samples, limit, pixels):
+        for group in _of_one_size(samples, most):
             if stopped():
                 break
             if isinstance(group, SetrError):
@@ -229,10 +233,27 @@ _Sample = tuple[int, Tensor, Tensor]
 """Number of an image in the split, the image (1, H, W, C) and its mask (1, H, W)."""
 
 
+def _together(
+    device: torch.device, protocol: Protocol, num_classes: int, height: int, width: int
+) -> int:
+    """Images of a size that are tested at once."""
+    limit = TOGETHER.get(device.type, TOGETHER["cuda"])
+    if limit == 1:
+        return 1
+    try:
+        view = protocol.view_size(height, width, max(protocol.scales))
+    except SetrError:  # which the test of the image names
+        return 1
+    sides = (min(pair) for pair in zip(protocol.window or view, view, strict=True))
+    scores = TOGETHER_SCORES // (num_classes * height * width)
+    return max(1, min(limit, GPU_PIXELS // math.prod(sides), scores))
+
+
 def _of_one_size(
-    samples: Iterable[tuple[int, tuple[Tensor, Tensor] | SetrError]], limit: int, pixels: int
+    samples: Iterable[tuple[int, tuple[Tensor, Tensor] | SetrError]],
+    most: Callable[[int, int], int],
 ) -> Iterator[list[_Sample] | SetrError]:
-    """Neighbours of equal size together, at most `limit` and of so many pixels in all.
+    """Neighbours of equal size together, at most as many as `most` says of a height and width.
 
     What could not be read comes alone.
     """
@@ -245,12 +266,11 @@ def _of_one_size(
             yield sample
             continue
         image = sample[0]
-        most = max(1, min(limit, pixels // (image.shape[1] * image.shape[2])))
-        if group and (group[0][1].shape != image.shape or len(group) >= most):
+        if group and group[0][1].shape != image.shape:
             yield group
             group = []
         group.append((index, *sample))
-        if len(group) >= most:
+        if len(group) >= most(*image.shape[1:3]):
             yield group
             group = []
     if group:

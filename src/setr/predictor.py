@@ -104,8 +104,7 @@ class Predictor:
             raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
         require_channels(model, info)
         self.device = distributed.device(device)
-        self.model: SETR | ExportedModel = model.eval().to(self.device)
-        self.passes: Model = recorded(self.model)
+        self.model = model.eval().to(self.device)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
         self._averages = scales is not None or flip
         chosen = resolve_protocol(protocol, model, info).overridden(**views)
@@ -117,6 +116,16 @@ class Predictor:
         self.precision: Precision = precision
         self.dtype = autocast_dtype(precision, self.device)
         self.reads = ModelBands(self.info, bands, value_range)
+
+    @property
+    def model(self) -> SETR | ExportedModel:
+        """The model; another may take its place."""
+        return self._model
+
+    @model.setter
+    def model(self, model: SETR | ExportedModel) -> None:
+        self._model = model
+        self.passes: Model = recorded(model)
 
     @property
     def bands(self) -> Bands | None:

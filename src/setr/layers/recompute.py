@@ -91,7 +91,7 @@ def recompute_cheap(block: nn.Module) -> None:
     enclose(block, _keeping)
     for module in block.modules():
         if isinstance(module, CHEAP):
-            module.register_forward_hook(_offer)
+            module.register_forward_hook(offer)
 
 
 @contextmanager
@@ -120,7 +120,8 @@ def _others_decide() -> bool:
     return top is not None and top(True) is not None
 
 
-def _offer(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+def offer(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    """The hook of the `CHEAP` modules: tells the block that runs of an output."""
     if torch.compiler.is_compiling():
         return
     kept = _RUNNING.kept

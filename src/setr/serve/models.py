@@ -90,9 +90,8 @@ class Models:
             self.by_name[name] = load(path, max_pixels=limits.max_pixels, **options)
             self.by_name[name].reads.require_rgb(f"{source}: what clients send has")
         for predictor in self.by_name.values():
-            encoder = getattr(predictor.model, "encoder", None)
-            if isinstance(encoder, torch.nn.Module):
-                encoder.register_forward_pre_hook(self._stop_if_unwanted)
+            asking: Any = _Asking(predictor.passes, self._stop_if_unwanted)
+            predictor.passes = asking
             predictor.predict(np.zeros((64, 64, 3), np.uint8))  # the first run allocates
 
     def __getitem__(self, name: str | None) -> tuple[str, Predictor]:
@@ -203,6 +202,7 @@ class Models:
             min(int(question.x * W), W - 1) // p if p else 0,
         )
         model = predictor.network
+        self._stop_if_unwanted()
         if question.layer:
             heads = attention_maps(model, view.pixels, [question.layer], cell)[question.layer]
             values, count = heads.mean(axis=0), len(heads)
@@ -221,10 +221,21 @@ class Models:
         finally:
             self._running = None
 
-    def _stop_if_unwanted(self, *_: Any) -> None:
-        """Before every pass of an encoder and every block of rollout: does anybody wait?"""
+    def _stop_if_unwanted(self) -> None:
+        """Before every pass of a model and every block of rollout: does anybody wait?"""
         if self._running is not None and not self._running():
             raise DeadlinePassed
+
+
+class _Asking:
+    """A model that asks before every pass; a hook on it would not be called in a recorded one."""
+
+    def __init__(self, model: Any, ask: Callable[[], None]) -> None:
+        self.model, self.ask = model, ask
+
+    def coarse(self, images: torch.Tensor) -> Any:
+        self.ask()
+        return self.model.coarse(images)
 
 
 def split_name(source: str) -> tuple[str, str]:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from setr.kernels.recorded import warming_stream
+
 WARM_UPS = 3
 """Passes before recording, in which libraries choose kernels and allocate their workspaces."""
 
@@ -35,6 +37,7 @@ class Graphed:
     def __init__(self, work: Work, model: nn.Module) -> None:
         self.work, self.model = work, model
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """What `work` returns for this batch, until the next call; all batches have one shape."""
@@ -56,17 +59,19 @@ class Graphed:
     def _record(self, images: Tensor, masks: Tensor) -> None:
         self.inputs = images.clone(), masks.clone()
         graph = torch.cuda.CUDAGraph()
+        # torch's own stream is on the GPU that recorded first, and does not record another's work
+        self.stream = self.stream or torch.cuda.Stream(images.device)
         with _unchanged(self.model, images.device):
-            self._warm_up(images.device)
+            self._warm_up(warming_stream(images.device))
             # the loader's thread pins memory meanwhile, which may not end the recording
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.outputs = self.work(*self.inputs)
         self.gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
         self.graph = graph
 
-    def _warm_up(self, device: torch.device) -> None:
+    def _warm_up(self, side: torch.cuda.Stream) -> None:
         """A few passes; the gradients are then made anew, in the graph's own memory."""
-        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        current = torch.cuda.current_stream(side.device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
