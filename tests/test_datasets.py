@@ -663,7 +663,13 @@ def hub(monkeypatch):
     }
     module = types.ModuleType("datasets")
 
-    def load_dataset(name: str, config: str | None = None) -> dict[str, HubRows]:
+    def load_dataset(
+        name: str, config: str | None = None, revision: str | None = None
+    ) -> dict[str, HubRows]:
+        if revision == "v2":
+            return {"train": HubRows(1)}
+        if revision is not None:
+            raise ValueError(f"Invalid rev id: {revision}")
         if name == "me/many" and config not in ("full", "small"):
             raise ValueError(
                 f"BuilderConfig '{config}' not found. Available: ['full', 'small']" if config else
@@ -702,6 +708,16 @@ def test_a_configuration_of_a_hugging_face_data_set(hub, tmp_path):
     message = fails("hf:me/many:large", "val", USAGE, "camvid")
     assert "no configuration 'large'; it has full, small; " in message
     assert "cannot load ('me/gone')" in fails("hf:me/gone", "val", FAILED, "camvid")
+
+
+@pytest.mark.parametrize("name", ["hf:me/photos@v2", "hf:me/many@v2:small"])
+def test_a_revision_of_a_hugging_face_data_set(hub, name):
+    dataset = open_dataset(name, "train", "camvid")
+    assert [int(dataset.load(i).mask[0, 0]) for i in range(3)] == [1, 2, 3]
+    assert dataset.name == name.removeprefix("hf:")
+    message = fails(name.replace("v2", "v3"), "train", FAILED, "camvid")
+    assert "@v3" in message
+    assert "cannot load (Invalid rev id: v3)" in message
 
 
 def test_broken_images_of_a_hugging_face_data_set_are_named(hub, monkeypatch):

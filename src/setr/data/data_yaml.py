@@ -30,7 +30,7 @@ class Description(NamedTuple):
     """What a folder or a YAML file says of a data set.
 
     Attributes:
-        root: the folder, or `hf:OWNER/NAME`, with `:CONFIG` behind it where it has several.
+        root: the folder, or `hf:OWNER/NAME`, which `@REVISION` and `:CONFIG` may follow.
         labels: classes, the name of a known data set, or None.
         splits: image folders or list files of each split, or, of `hf:` data, the name it has there.
         masks_dir: name of the folder that holds masks where images lie in `images`.

@@ -105,12 +105,15 @@ def open_hub(
 
 
 def _loaded(hub: Any, name: str) -> Any:
-    """The splits by name; the end `:CONFIG` of a name that is no folder's is the configuration."""
+    """The splits by name; `@REVISION` and `:CONFIG` may follow a name that is no folder's."""
     place, _, config = name.rpartition(":")
     if not place or "/" in config or Path(name).exists():
         place, config = name, ""
+    repository, revision = place, ""
+    if not Path(place).exists():
+        repository, _, revision = place.partition("@")
     try:
-        return hub.load_dataset(place, config or None)
+        return hub.load_dataset(repository, config or None, revision=revision or None)
     except Exception as error:  # network, gating and format errors of several libraries
         said = " ".join(str(error).split())
         listed = re.search(r"config.*?\[['\"](.+?)['\"]\]", said, re.IGNORECASE)
