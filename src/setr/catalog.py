@@ -1,8 +1,8 @@
 """The named models: the paper's systems and baselines as keywords of `SETR`.
 
-Names say decoder and size, `setr_pup_base`; `linear_base` is a linear probe to compare with. Any
-timm ViT can take the place of a name's own encoder. The paper's models use 256 channels in the
-heads and auxiliary heads at fixed blocks.
+Names say decoder and size, `setr_pup_base`; `segmenter_base` has Segmenter's decoder, and
+`linear_base` is a linear probe to compare with. Any timm ViT can take the place of a name's own
+encoder. The paper's models use 256 channels in the heads and auxiliary heads at fixed blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any, Literal, NamedTuple
 from setr.encoder import encoder_depth
 from setr.errors import USAGE, SetrError
 
-DecoderName = Literal["naive", "pup", "mla", "linear", "fcn", "semantic_fpn"]
+DecoderName = Literal["naive", "pup", "mla", "segmenter", "linear", "fcn", "semantic_fpn"]
+_LAST_BLOCK: tuple[DecoderName, ...] = ("segmenter", "linear")
+"""Decoders that read the last block alone and have no auxiliary heads."""
 
 
 class _Size(NamedTuple):
@@ -45,7 +47,9 @@ _TRANSFORMERS: dict[str, tuple[DecoderName, str, dict[str, Any]]] = {
     for decoder in ("naive", "pup", "mla")
     for size in _SIZES
 }
-_TRANSFORMERS |= {f"linear_{size}": ("linear", size, {}) for size in _SIZES}
+_TRANSFORMERS |= {
+    f"{decoder}_{size}": (decoder, size, {}) for decoder in _LAST_BLOCK for size in _SIZES
+}
 _TRANSFORMERS["hybrid_base"] = ("naive", "base", {"resnet": "resnet50c"})
 _BASELINES: dict[str, dict[str, Any]] = {
     "fcn_r101": {
@@ -70,9 +74,9 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
 
     Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (Naive
     auxiliary 3, 6, 9; PUP auxiliary 5, 8, 10, 12; MLA 3, 6, 9, 12). Other depths are spread evenly.
-    The linear probe reads the last block and has no auxiliary heads.
+    Segmenter and the linear probe read the last block and have no auxiliary heads.
     """
-    if decoder == "linear":
+    if decoder in _LAST_BLOCK:
         return (depth,), ()
     quarters = tuple(sorted({max(1, round(depth * i / 4)) for i in (1, 2, 3, 4)}))
     late = {24: (10, 15, 20, 24), 12: (5, 8, 10, 12)}.get(depth, quarters)
@@ -84,7 +88,7 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
 
 def _aux_taps(decoder: str, taps: tuple[int, ...]) -> tuple[int, ...]:
     """Every tap has an auxiliary head; Naive's last one, which its decoder reads, has none."""
-    if decoder == "linear":
+    if decoder in _LAST_BLOCK:
         return ()
     return taps[:-1] if decoder == "naive" else taps
 
@@ -124,7 +128,7 @@ def model_settings(
     Args:
         name: one of `list_models()`.
         encoder: timm id in place of the name's own.
-        channels: width of the heads' convolutions; 256 in the paper.
+        channels: width of the heads' convolutions, 256 in the paper, or of Segmenter's decoder.
         taps: blocks the heads read, from 1; auxiliary heads follow them.
         align_corners: of MLA's x4 upsampling, as in the authors' code; the others have none.
         encoder_args: further keywords of the encoder; a `depth` moves the taps.
@@ -169,8 +173,8 @@ def _transformer_settings(
     heads: dict[str, Any] = {"decoder_args": {"channels": width}, "aux_args": {"channels": width}}
     if decoder == "mla":
         heads = {"neck_args": {"channels": width}, "decoder_args": {"stream_channels": width // 2}}
-    elif decoder == "linear":
-        heads = {"decoder_args": {}}
+    elif decoder in _LAST_BLOCK:
+        heads = {"decoder_args": {"channels": channels} if channels else {}}
     elif decoder == "pup":
         heads["aux_args"] = {"channels": width, "kernel_size": 3, "final_scale": 4}
     return {

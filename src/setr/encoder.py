@@ -45,6 +45,7 @@ class Encoder(Backbone):
         patch_stride: pixels from one token to the next; None, the patch size, as in the paper. A
             smaller one lets patches overlap: a finer map from the same weights, at a cost that
             grows with the fourth power (Amir et al. 2021, section 3.1).
+        norm_eps: epsilon of the blocks' layer norms; None keeps the model's own, usually 1e-6.
         timm_args: further keywords of `timm.create_model`, for example `depth`, `drop_path_rate` or
             `in_chans` (C of the images; 3 by default).
 
@@ -64,6 +65,7 @@ class Encoder(Backbone):
         pos_interp: PosInterp = "bicubic",
         prefix_tokens: PrefixTokens = "keep",
         patch_stride: int | None = None,
+        norm_eps: float | None = None,
         **timm_args: Any,
     ) -> None:
         super().__init__()
@@ -87,6 +89,10 @@ class Encoder(Backbone):
         for block in self.vit.blocks:
             speed_up(block)
             recompute_cheap(block)
+        if norm_eps is not None:
+            for part in self.vit.blocks.modules():
+                if isinstance(part, nn.LayerNorm):
+                    part.eps = norm_eps
         if patch_stride is not None:
             _overlap_patches(self.vit, name, patch_stride)
         _embed_exactly(self.vit.patch_embed)

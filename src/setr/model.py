@@ -33,6 +33,7 @@ from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.labels import IGNORE
 from setr.layers.backbone import Backbone
 from setr.layers.linear import Linear
+from setr.layers.mask_transformer import MaskTransformer
 from setr.weight_files.pretrained import default_tag, load_encoder
 
 
@@ -70,8 +71,8 @@ class SETR(nn.Module):
 
     Args:
         encoder: timm id of a ViT, or of a ResNet for the decoders `fcn` and `semantic_fpn`.
-        decoder: `naive`, `pup`, `mla`; `linear` for a probe; `fcn`, `semantic_fpn` for the
-            baselines.
+        decoder: `naive`, `pup`, `mla`; `segmenter`; `linear` for a probe; `fcn`, `semantic_fpn` for
+            the baselines.
         num_classes: K, 1 to 255.
         taps: encoder blocks (from 1) that the heads read; the decoder reads the last one, MLA, the
             probe and Semantic FPN all.
@@ -228,6 +229,7 @@ _DECODERS: dict[str, Any] = {
     "naive": Naive,
     "pup": PUP,
     "mla": MLA,
+    "segmenter": MaskTransformer,
     "linear": Linear,
     "fcn": FCN,
     "semantic_fpn": SemanticFPN,
@@ -236,6 +238,7 @@ _AUX_HEADS: dict[str, Any] = {
     "naive": UpsampleHead,
     "pup": UpsampleHead,
     "mla": PointwiseHead,
+    "segmenter": PointwiseHead,
     "linear": PointwiseHead,
     "fcn": FCN,
     "semantic_fpn": FCN,
@@ -276,7 +279,8 @@ def create_model(
             timm's own choice.
         pretrained_resnet: the same for the ResNet of a Hybrid, for example `gluon_in1k`.
         aux: with the auxiliary heads at the paper's layers, which only training needs.
-        channels: width of the heads' convolutions; 256 in the paper. Not for the baselines.
+        channels: width of the heads' convolutions, 256 in the paper, or of Segmenter's decoder, by
+            default the encoder's. Not for the baselines.
         taps: blocks the heads read, from 1, in place of the paper's. Not for the baselines.
         align_corners: of MLA's x4 upsampling, as in the authors' code. It shifts maps by up to half
             a patch towards the borders, differently at each image size: choose False where images

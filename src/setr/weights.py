@@ -21,7 +21,7 @@ from setr.encoder import adapt_channels, reads_rgb_alone, resample_grid
 from setr.errors import USAGE, SetrError
 from setr.weight_files.architecture import dialect_options, function_options
 from setr.weight_files.dialects import translate
-from setr.weight_files.naming import Translation
+from setr.weight_files.naming import WHOLE, Translation
 from setr.weight_files.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
@@ -83,7 +83,7 @@ class LoadReport:
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("head started anew", self.new_head),
-            ("filled with zeros", self.filled),
+            ("filled in", self.filled),
             ("other function", self.differences),
         ):
             if names:
@@ -233,7 +233,7 @@ def _head_message(
 
 def _differences(model: Loadable, found: Translation, source: str) -> list[str]:
     """Options of a foreign whole model that the model does not have."""
-    if found.dialect not in ("official", "mmseg"):
+    if found.dialect not in WHOLE:
         return []
     ours = function_options(model.arguments)
     return [

@@ -16,6 +16,7 @@ _DECODERS: dict[DecoderName, str] = {
     "naive": "SETR-Naive",
     "pup": "SETR-PUP",
     "mla": "SETR-MLA",
+    "segmenter": "Segmenter's mask transformer",
     "linear": "A linear classifier",
     "fcn": "FCN",
     "semantic_fpn": "Semantic FPN",

@@ -30,6 +30,7 @@ from setr.protocols import Protocol, preset
 from setr.training.complexity import parameter_counts
 from setr.training.weighting import by_class, described, named_weights
 from setr.transforms import Augmentation, fill_colour, rare_class_odds
+from setr.weight_files.naming import WHOLE
 from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
 
 
@@ -54,7 +55,7 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
     for source, resnet in _sources(model, settings):
         report = load_encoder(model, source, resnet=resnet)
         say(f"encoder: weights of {source}: {report}")
-        own = Path(source).is_dir() or report.dialect in ("official", "mmseg")
+        own = Path(source).is_dir() or report.dialect in WHOLE
         if not resnet and not own:  # a run has its own; SETR was trained with ImageNet's
             _compare_normalisation(model, settings)
     if settings.lora_rank:

@@ -1,4 +1,4 @@
-"""Read the architecture of a foreign SETR checkpoint from the shapes of its tensors.
+"""Read the architecture of a foreign SETR or Segmenter checkpoint from the shapes of its tensors.
 
 What shapes cannot tell is a keyword: the number of heads (64 channels each unless given), the taps
 where the number of auxiliary heads is unusual, and the grid where it is not square. A training
@@ -34,7 +34,7 @@ def read_architecture(
     """Keywords of `SETR` for a whole foreign model.
 
     Args:
-        found: dialect `official` or `mmseg`.
+        found: dialect `official`, `mmseg` or `segmenter`.
         meta: plain values stored beside the tensors.
         source: name of the file for errors.
         num_heads: attention heads; one per 64 channels unless given or recorded.
@@ -49,7 +49,8 @@ def read_architecture(
     try:
         width = t["encoder.vit.pos_embed"].shape[-1]
         channels, _, patch = t["encoder.vit.patch_embed.proj.weight"].shape[1:]
-        num_classes = t["decoder.classifier.weight"].shape[0]
+        tokens = t.get("decoder.class_tokens")
+        num_classes = len(t["decoder.classifier.weight"]) if tokens is None else tokens.shape[1]
         hidden = t["encoder.vit.blocks.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
         raise SetrError(f"{source}: {error.args[0]} is missing; the checkpoint is cut") from None
@@ -75,8 +76,13 @@ def read_architecture(
         shape = {}  # as timm has it
     if channels != 3:
         shape["in_chans"] = channels
+    if found.dialect == "segmenter":
+        shape["norm_eps"] = 1e-5
     if "encoder.vit.dist_token" in t:
         encoder = "deit_base_distilled_patch16_384"
+    arguments = _dialect_arguments(found, decoder, num_aux)
+    if decoder == "segmenter":  # the authors' decoder and the port's are as wide as the encoder
+        arguments["decoder_args"]["num_heads"] = num_heads
     return {
         "encoder": encoder or "vit_base_patch16_384",
         "encoder_args": shape,
@@ -85,7 +91,7 @@ def read_architecture(
         "taps": taps,
         "aux_taps": aux_taps,
         "img_size": img_size or _square_size(t, patch, source),
-        **_dialect_arguments(found, decoder, num_aux),
+        **arguments,
     }
 
 
@@ -127,6 +133,10 @@ def recorded(meta: Mapping[str, Any], key: str) -> Any:
 def _decoder_kind(t: Tensors, source: str) -> str:
     if any(name.startswith("neck.") for name in t):
         return "mla"
+    if "decoder.class_tokens" in t:
+        return "segmenter"
+    if "decoder.batch_norm.weight" in t:
+        return "linear"
     first = t.get("decoder.convs.0.0.weight")
     convs = _count(t, r"decoder\.convs\.(\d+)\.")
     if first is None:
@@ -176,6 +186,13 @@ def _square_size(t: Tensors, patch: int, source: str) -> int:
 def _dialect_arguments(found: Translation, decoder: str, num_aux: int) -> dict[str, Any]:
     """Widths from shapes; everything shapes cannot tell from the dialect (see docs/parity.md)."""
     t, port = found.tensors, found.dialect == "mmseg"
+    if decoder in ("segmenter", "linear"):
+        return {
+            "pos_interp": "bicubic" if port else "bilinear",
+            "prefix_tokens": "keep",
+            "decoder_args": {} if decoder == "linear" else _mask_transformer(t, port),
+            "aux_args": {},
+        }
     classifier = t["decoder.classifier.weight"]
     if decoder == "mla":
         return {
@@ -210,4 +227,15 @@ def _dialect_arguments(found: Translation, decoder: str, num_aux: int) -> dict[s
         "prefix_tokens": "keep",
         "decoder_args": main,
         "aux_args": aux,
+    }
+
+
+def _mask_transformer(t: Tensors, port: bool) -> dict[str, Any]:
+    """Keywords of `MaskTransformer`."""
+    hidden, width = t["decoder.blocks.0.mlp.fc1.weight"].shape
+    return {
+        "num_layers": _count(t, r"decoder\.blocks\.(\d+)\."),
+        "channels": width,
+        "mlp_ratio": hidden / width,
+        "encoder_eps": 1e-6 if port else 1e-5,
     }

@@ -1,8 +1,8 @@
 """Recognise the layout of a checkpoint and bring its tensors under our names.
 
-Whole models (`official` = the authors' repository, `mmseg`, our own `setr`) and DINOv2's linear
-heads (`linear`) come out under our full names, encoders (`google`, `timm`, `deit`, `dinov3`,
-`huggingface`, `resnet`) under timm's without prefix.
+Whole models (`official` = the authors' repository, `mmseg`, `segmenter` = that of Segmenter's
+authors, our own `setr`) and DINOv2's linear heads (`linear`) come out under our full names,
+encoders (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) under timm's without prefix.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from setr.errors import SetrError
 from setr.weight_files.encoder_layouts import dinov3, google, huggingface, resnet, timm
 from setr.weight_files.naming import Tensors, Translation
-from setr.weight_files.setr_layouts import linear, mmseg, official
+from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
 
 
 def translate(given: Tensors, source: str = "checkpoint") -> Translation:
@@ -33,9 +33,9 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
                 ) from None
     raise SetrError(
         f"{source}: no known layout (its tensors are called {', '.join(list(given)[:3])}, …); "
-        "readable are SETR models of this toolkit, the authors and mmsegmentation, linear heads of "
-        "DINOv2, and encoders "
-        "from Google, timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and torchvision ResNets"
+        "readable are models of this toolkit, SETR and Segmenter models of their authors and of "
+        "mmsegmentation, linear heads of DINOv2, and encoders from Google, timm, DeiT, DINOv3, "
+        "Hugging Face ViT/DINOv2 and torchvision ResNets"
     )
 
 
@@ -47,6 +47,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"encoder\.(vit|net)\.", _own),
     (r"backbone\.layers\.\d+\.attn\.attn\.", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
+    (r"decoder\.cls_emb$", segmenter),
     (r"decode_head\.bn\.", linear),
     (r"(.*/)?Transformer/encoderblock_0/", google),
     (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),

@@ -1,4 +1,4 @@
-"""A foreign checkpoint as a model: a whole SETR from nothing but its file, or a linear head.
+"""A foreign checkpoint as a model: a whole SETR or Segmenter from its file alone, or a linear head.
 
 The authors' checkpoints and mmsegmentation's compute slightly different functions; the converter
 sets the named options that reproduce each (the table is in docs/parity.md).
@@ -22,7 +22,12 @@ from setr.protocols import preset
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.dialects import translate
 from setr.weight_files.linear_head import join_head, published_test
-from setr.weight_files.naming import Translation
+from setr.weight_files.naming import WHOLE, Translation
+from setr.weight_files.segmenter import (
+    segmenter_labels,
+    segmenter_normalisation,
+    segmenter_test,
+)
 from setr.weight_files.tensorfiles import read_tensor_file
 from setr.weights import LoadReport
 
@@ -37,7 +42,7 @@ _THERE = {"television receiver": "television"}
 
 
 def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
-    """Read a SETR checkpoint of the authors or of mmsegmentation, or a linear head of DINOv2.
+    """Read a checkpoint of SETR's or Segmenter's authors or of mmsegmentation, or a linear head.
 
     The model is on the CPU, in eval mode.
 
@@ -88,7 +93,7 @@ def convert_foreign(
             "`setr convert --model NAME` puts its weights into another model",
             code=USAGE,
         )
-    if found.dialect not in ("official", "mmseg", "linear"):
+    if found.dialect not in (*WHOLE, "linear"):
         raise SetrError(
             f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "
             f"{found.dialect}); give the model's folder, or load it into a model: "
@@ -105,7 +110,7 @@ def convert_foreign(
     is_head = found.dialect == "linear"
     for name, value in (shape if is_head else head).items():
         if value is not None:
-            what = "a linear head" if is_head else "a whole SETR model"
+            what = "a linear head" if is_head else "a whole model"
             raise SetrError(f"{name} {value}: {source} is {what}; leave it out", code=USAGE)
     try:
         if is_head:
@@ -115,29 +120,34 @@ def convert_foreign(
             model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
     except (KeyError, IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
         raise SetrError(
-            f"{source}: its tensors describe no SETR model ({error!r:.100}); the file is cut or of "
-            "another network"
+            f"{source}: its tensors describe no known model ({error!r:.100}); the file is cut or "
+            "of another network"
         ) from None
+    if labels is None and found.dialect == "segmenter":
+        labels = segmenter_labels(model.num_classes)
     labels = labels or _stored_labels(file.meta, model.num_classes, source)
     if len(labels.classes) != model.num_classes:
         raise SetrError(
             f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}",
             code=USAGE,
         )
+    channels, known = model.encoder.in_chans, ModelInfo(labels)
+    mean, std = known.mean, known.std
     if is_head:
         protocol = published_test(model, file.meta)
         crop = protocol.window or (0, 0)
     else:
-        size = arguments["img_size"]
+        size, port = arguments["img_size"], found.dialect == "mmseg"
         crop = (size, size) if isinstance(size, int) else tuple(size)
-        test = "mmseg-ss" if found.dialect == "mmseg" else "paper-ss"
-        protocol = preset(test, labels=labels, grid=crop)
-    channels = model.encoder.in_chans
-    known = ModelInfo(labels)
+        if arguments["decoder"] in ("segmenter", "linear"):
+            protocol = segmenter_test(crop, labels, port=port)
+            mean, std = segmenter_normalisation(found.tensors, labels)
+        else:
+            protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
     info = ModelInfo(
         labels=labels,
-        mean=known.mean if channels == 3 else (0.5,) * channels,  # no file tells
-        std=known.std if channels == 3 else (0.25,) * channels,
+        mean=mean if channels == 3 else (0.5,) * channels,  # no file tells
+        std=std if channels == 3 else (0.25,) * channels,
         protocol=protocol,
         recipe=f"{_kind(model)} converted from {Path(source).name}",
         pretrained=pretrained and os.path.basename(pretrained),
@@ -148,7 +158,8 @@ def convert_foreign(
 
 def _kind(model: SETR) -> str:
     decoder: str = model.arguments["decoder"]
-    return "linear probe" if decoder == "linear" else f"SETR-{decoder.upper()}"
+    other = {"linear": "linear probe", "segmenter": "Segmenter"}
+    return other.get(decoder, f"SETR-{decoder.upper()}")
 
 
 def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[SETR, LoadReport]:

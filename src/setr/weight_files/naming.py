@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+WHOLE = ("official", "mmseg", "segmenter")
+"""Dialects of whole models from elsewhere."""
 Rule = tuple[str, str | Callable[[re.Match], str]]
 """A pattern for a whole name, and its replacement: a template, or a function of the match."""
 

@@ -1,4 +1,6 @@
-"""Names of whole SETR models, of the authors and of mmsegmentation, and of DINOv2's linear heads.
+"""Names of whole models: SETR's and Segmenter's, of their authors and of mmsegmentation.
+
+DINOv2's linear heads are here, too.
 
 Where the port stores less, tensors are filled in so that the function is the same: it has no bias
 before batch norms. Its MLA levels run from deep to shallow; ours from shallow to deep.
@@ -71,6 +73,7 @@ def mmseg(tensors: Tensors) -> Translation:
             r"backbone\.layers\.(\d+)\.(ln1|ln2|attn\.attn|ffn\.layers\.0\.0|ffn\.layers\.1)[._](.+)",
             lambda m: f"encoder.vit.blocks.{m[1]}.{_mmseg_block(m[2], m[3])}",
         ),
+        *_mmseg_segmenter(tensors),
         (r"neck\.norm\.(\d)\.(.+)", r"neck.norms.\1.\2"),
         (
             r"neck\.mla\.channel_proj\.(\d)\.(conv|bn)\.(.+)",
@@ -98,8 +101,48 @@ def mmseg(tensors: Tensors) -> Translation:
         weight = renamed["decoder.classifier.weight"]
         parts = weight.chunk(last + 1, dim=1)
         renamed["decoder.classifier.weight"] = torch.cat(parts[::-1], dim=1)
-    filled = _fill_biases(renamed)
+    filled = _fill_biases(renamed) + _fill_batch_norm(renamed)
     return Translation("mmseg", renamed, whole=True, unexpected=unexpected + rest, filled=filled)
+
+
+def _mmseg_segmenter(tensors: Tensors) -> list[Rule]:
+    """Rules of the port's Segmenter: the encoder's final norm, and what only its heads have.
+
+    Its linear head is a bare classifier.
+    """
+    norm = "norm" if "decoder.cls_emb" in tensors else "norms.0"
+    return [
+        (r"backbone\.ln1\.(.+)", rf"decoder.{norm}.\1"),
+        (r"decoder\.cls_emb", "decoder.class_tokens"),
+        (
+            r"decoder\.layers\.(\d+)\.(ln1|ln2|attn\.attn|ffn\.layers\.0\.0|ffn\.layers\.1)[._](.+)",
+            lambda m: f"decoder.blocks.{m[1]}.{_mmseg_block(m[2], m[3])}",
+        ),
+        (r"decoder\.dec_proj\.(.+)", r"decoder.project.\1"),
+        (r"decoder\.decoder_norm\.(.+)", r"decoder.last_norm.\1"),
+        (r"decoder\.classes_proj\.(.+)", r"decoder.class_proj.\1"),
+        (r"(decoder\.(?:patch_proj|mask_norm)\..+)", r"\1"),
+    ]
+
+
+def segmenter(tensors: Tensors) -> Translation:
+    """A checkpoint of Segmenter's authors (rstrudel/segmenter, segm/model)."""
+    rules: list[Rule] = [
+        (rf"encoder\.((?:blocks|patch_embed)\..+|{_PREFIX})", r"encoder.vit.\1"),
+        (r"encoder\.norm\.(.+)", r"decoder.norm.\1"),
+        (r"decoder\.cls_emb", "decoder.class_tokens"),
+        (r"(decoder\.(?:blocks|mask_norm)\..+)", r"\1"),
+        (r"decoder\.proj_dec\.(.+)", r"decoder.project.\1"),
+        (r"decoder\.decoder_norm\.(.+)", r"decoder.last_norm.\1"),
+        (r"decoder\.proj_patch", "decoder.patch_proj.weight"),
+        (r"decoder\.proj_classes", "decoder.class_proj.weight"),
+    ]
+    renamed, rest = rename(tensors, rules)
+    for part in ("patch", "class"):  # which the authors multiply from the right
+        renamed[f"decoder.{part}_proj.weight"] = renamed[f"decoder.{part}_proj.weight"].T
+    # the encoder also carries its classifier of ImageNet, which nothing calls
+    unexpected = [name for name in rest if not name.startswith("encoder.head")]
+    return Translation("segmenter", renamed, whole=True, unexpected=unexpected)
 
 
 def linear(tensors: Tensors) -> Translation:
@@ -137,3 +180,20 @@ def _fill_biases(tensors: Tensors) -> list[str]:
                 tensors[bias] = value.new_zeros(len(value))
                 filled.append(bias)
     return filled
+
+
+def _fill_batch_norm(tensors: Tensors) -> list[str]:
+    """Before a bare linear classifier, add a batch norm that changes nothing."""
+    if "decoder.norms.0.weight" not in tensors:
+        return []
+    one = torch.ones_like(tensors["decoder.norms.0.weight"])
+    filled = {
+        "weight": (one + 1e-5).sqrt(),
+        "bias": torch.zeros_like(one),
+        "running_mean": torch.zeros_like(one),
+        "running_var": one,
+        "num_batches_tracked": torch.tensor(0),
+    }
+    named = {f"decoder.batch_norm.{name}": value for name, value in filled.items()}
+    tensors.update(named)
+    return list(named)
