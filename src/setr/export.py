@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat, ExportPrecision
 from setr.data.dataset import Dataset
 from setr.errors import USAGE, SetrError
@@ -32,12 +33,8 @@ from setr.evaluation import grid_size, require_labelled
 from setr.exporting.export_check import compare, compare_accuracy, require_accuracy
 from setr.exporting.graphs import DTYPES, Graph, Head, trace
 from setr.exporting.onnx_file import write_onnx
-from setr.exporting.quantize import calibration_images, import_nncf, quantized
-from setr.exporting.runtime import (
-    ANY,
-    Form,
-    import_openvino,
-)
+from setr.exporting.quantize import calibration_images, quantized
+from setr.exporting.runtime import ANY, Form
 from setr.model import SETR
 from setr.model_info import ModelInfo, describe
 from setr.pages.model_card import encoder_licence
@@ -161,9 +158,9 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
             code=USAGE,
         )
     if precision == "int8":
-        import_nncf()
+        import_extra("nncf", "openvino", "--precision int8")
     if format == "openvino":
-        import_openvino(path)
+        import_extra("openvino", "openvino", str(path))
 
 
 @contextmanager
@@ -231,7 +228,7 @@ def write_openvino(
     images: list[np.ndarray] | None = None,
 ) -> None:
     """Turn an fp32 ONNX file into OpenVINO's format; int8 needs `images` to quantise with."""
-    ov = import_openvino(path)
+    ov = import_extra("openvino", "openvino", str(path))
     network = ov.convert_model(plain)
     if images:
         network = quantized(network, images)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from setr._extras import import_extra
 from setr.arguments.choices import Precision
 from setr.cli import parse, require_least, require_within
 from setr.commands.shared import Models
@@ -72,13 +73,8 @@ def run(arguments: list[str]) -> int:
     require_within(given, 0, 1000 * LONGEST, "wait_ms")
     if given.port > HIGHEST_PORT:
         raise SetrError(f"--port {given.port}: give at most {HIGHEST_PORT}", code=USAGE)
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise SetrError(f'setr serve needs {error.name}; pip install "setr[serve]"') from None
+    for package in ("fastapi", "prometheus_client", "python_multipart", "uvicorn"):
+        import_extra(package, "serve", "setr serve")
     from setr.serve.app import create_app
     from setr.serve.gate import Keys
     from setr.serve.models import Models

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from setr.errors import SetrError
+from setr._extras import import_extra
 from setr.exporting.graphs import free_axes, quiet
 from setr.exporting.quantize import quantized
 from setr.exporting.runtime import ANY, COARSE, INPUT, Form
@@ -44,11 +44,8 @@ def write_onnx(
     Raises:
         SetrError: the packages for ONNX are not installed.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  torch.onnx needs it
-    except ImportError:
-        raise SetrError(f'{path.name}: needs onnx; pip install "setr[onnx]"') from None
+    onnx = import_extra("onnx", "onnx", path.name)
+    import_extra("onnxscript", "onnx", path.name)  # torch.onnx needs it
     with quiet():
         exported = torch.onnx.export(
             program,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from setr._extras import import_extra
 from setr.data.dataset import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.evaluation import spread
@@ -65,22 +66,13 @@ def _free(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, ...]:
     return tuple(max(0, s - w) for s, w in zip(size, window, strict=True))
 
 
-def import_nncf() -> Any:
-    """The package `nncf`, or one line on how to get it."""
-    try:
-        import nncf
-    except ImportError:
-        raise SetrError('--precision int8: needs nncf; pip install "setr[openvino]"') from None
-    return nncf
-
-
 def quantized(network: Any, images: list[np.ndarray]) -> Any:
     """An OpenVINO model or ONNX proto -> the same in int8.
 
     Raises:
         SetrError: nncf is not installed.
     """
-    nncf = import_nncf()
+    nncf = import_extra("nncf", "openvino", "--precision int8")
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars
         return nncf.quantize(

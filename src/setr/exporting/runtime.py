@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from setr._extras import import_extra
 from setr.errors import USAGE, SetrError, first_line
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
@@ -154,10 +155,7 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
 
 def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[Run, dict[str, str]]:
     """An ONNX file in ONNX Runtime -> a function for these outputs, and the file's metadata."""
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise SetrError(f'{path}: needs ONNX Runtime; pip install "setr[onnx]"') from None
+    ort = import_extra("onnxruntime", "onnx", str(path))
     providers = _providers(device, ort.get_available_providers())
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -209,7 +207,7 @@ def openvino_run(
     path: Path, outputs: Sequence[str], device: str = "cpu"
 ) -> tuple[Run, dict[str, str]]:
     """An OpenVINO file -> a function for these outputs, and the file's metadata."""
-    ov = import_openvino(path)
+    ov = import_extra("openvino", "openvino", str(path))
     if device not in ("auto", "cpu"):
         raise SetrError(
             f"device '{device}': OpenVINO files run on the CPU here; use --device cpu", code=USAGE
@@ -268,15 +266,6 @@ def openvino_settings(core: Any, precision: str) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-
-
-def import_openvino(what: object) -> Any:
-    """The `openvino` package, or one line on how to get it."""
-    try:
-        import openvino
-    except ImportError:
-        raise SetrError(f'{what}: needs OpenVINO; pip install "setr[openvino]"') from None
-    return openvino
 
 
 def _unprefixed(stored: dict[str, str]) -> dict[str, str]:

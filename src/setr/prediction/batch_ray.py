@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from setr._extras import import_extra
 from setr.batch import Finish, Outcome, Task, outcomes
 from setr.errors import SetrError, first_line
 from setr.prediction.inputs import Item
@@ -59,10 +60,7 @@ def ray_outcomes(work: Work, tasks: Sequence[Task], *, actors: int | None) -> It
         SetrError: Ray is missing or cannot start, the model cannot be loaded, or actors died more
             often than Ray retries.
     """
-    try:
-        import ray
-    except ImportError:
-        raise SetrError('--engine ray needs Ray; pip install "setr[ray]"') from None
+    ray = import_extra("ray", "ray", "--engine ray")
     with _cluster(ray):
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
         on_gpu = gpus > 0 and work.load["device"] in ("auto", "cuda")

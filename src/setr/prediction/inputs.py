@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from setr._extras import import_extra
 from setr.data.shard_writer import Keys
 from setr.errors import USAGE, SetrError, first_line
 from setr.images import Source
@@ -282,7 +283,8 @@ def _tar_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
 
 
 def _parquet_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
-    table = _parquet().ParquetFile(file)
+    pq = import_extra("pyarrow.parquet", "parquet", place)
+    table = pq.ParquetFile(file)
     columns = table.schema_arrow.names
     if "image" not in columns:
         raise SetrError(f"{place}: needs a column 'image'; it has {', '.join(columns)}", code=USAGE)
@@ -300,20 +302,13 @@ def _parquet_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Ite
 @lru_cache(maxsize=4)
 def _images(place: str, stamp: str, group: int) -> Any:
     """The images of one row group; neighbours are read together."""
+    pq = import_extra("pyarrow.parquet", "parquet", place)
     store, path = file_system(place) if is_address(place) else (None, place)
     try:
         with open(path, "rb") if store is None else store.open(path, "rb") as file:
-            return _parquet().ParquetFile(file).read_row_group(group, ["image"])["image"]
+            return pq.ParquetFile(file).read_row_group(group, ["image"])["image"]
     except Exception as error:
         raise SetrError(f"{place}: cannot read ({first_line(error)})") from None
-
-
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise SetrError('Parquet needs pyarrow; pip install "setr[parquet]"') from None
-    return pyarrow.parquet
 
 
 def _safe(name: str) -> str:

@@ -24,6 +24,7 @@ try:
 except ImportError:  # Windows has no such locks, and does not replace a file that is open
     fcntl = None  # type: ignore[assignment]
 
+from setr._extras import import_extra
 from setr.errors import USAGE, SetrError
 from setr.reading.files import printable
 from setr.reading.storage import Storage, read_range
@@ -212,11 +213,8 @@ def _parsed(line: bytes) -> Row | None:
 
 def write_parquet(manifest: Manifest) -> str:
     """Write the same rows as a Parquet file beside the manifest; returns its name."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise SetrError('--manifest parquet needs pyarrow; pip install "setr[parquet]"') from None
+    pa = import_extra("pyarrow", "parquet", "--manifest parquet")
+    pq = import_extra("pyarrow.parquet", "parquet", "--manifest parquet")
     columns: dict[str, Any] = {
         "name": pa.string(), "input": pa.string(), "status": pa.string(), "error": pa.string(),
         "width": pa.int32(), "height": pa.int32(), "files": pa.list_(pa.string()),

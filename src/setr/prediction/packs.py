@@ -11,8 +11,8 @@ import re
 import tarfile
 from typing import Any, Literal
 
+from setr._extras import import_extra
 from setr.batch import Outcome
-from setr.errors import SetrError
 from setr.prediction.manifest import Manifest
 from setr.reading.files import printable
 from setr.reading.storage import Storage
@@ -42,7 +42,7 @@ class Packer:
         samples: int,
     ) -> None:
         if form == "parquet":
-            _pyarrow()
+            import_extra("pyarrow.parquet", "parquet", "--pack parquet")
         self.storage, self.manifest, self.form = storage, manifest, form
         self.stem, self.samples = stem, samples
         self._waiting: list[Outcome] = []
@@ -88,7 +88,9 @@ def _tar(outcomes: list[Outcome]) -> bytes:
 
 
 def _parquet(outcomes: list[Outcome]) -> bytes:
-    pa, pq = _pyarrow()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     kinds = [_kind(name) for name in outcomes[0].files]
     columns: dict[str, Any] = {
         key: [printable(outcome.row[key]) for outcome in outcomes] for key in ("name", "input")
@@ -104,12 +106,3 @@ def _parquet(outcomes: list[Outcome]) -> bytes:
 
 def _kind(name: str) -> str:
     return name.rsplit(".", 2)[-2]
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise SetrError('--pack parquet needs pyarrow; pip install "setr[parquet]"') from None
-    return pyarrow, pyarrow.parquet
