@@ -162,7 +162,7 @@ def test_a_finished_image_is_noted_while_the_next_is_run(tmp_path):
         write_bytes(tmp_path / f"{i:02}.png", image)
     tasks = [Task(item, item.name) for item in find_items([str(tmp_path)])]
     model = Slow(differs=False)
-    found = outcomes(model, tasks, lambda task, _: task.output, None, batch=1)
+    found = outcomes(model, tasks, lambda task, _: task.output, batch=1)
     calls = [(name, len(model.calls)) for name in found]
     assert [name for name, _ in calls] == [task.output for task in tasks]
     assert all(called <= i + 3 for i, (_, called) in enumerate(calls))

@@ -22,8 +22,8 @@ from setr.bands import Bands, read_pixels
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS
 from setr.prediction.inputs import Item, read_item
-from setr.prediction.kinds import KINDS
-from setr.prediction.outputs import POLYGON_KINDS, output_path
+from setr.prediction.kinds import KINDS, POLYGON_KINDS
+from setr.prediction.outputs import with_ending
 from setr.prediction.passes import BATCH_PIXELS, Batches, PredictsBatches, attempt
 from setr.prediction.streams import Stream, predict_stream
 from setr.predictor import Predictor
@@ -82,8 +82,10 @@ class Finish:
     def _storage(self) -> Storage:
         return Storage(self.out)
 
-    def __call__(self, task: Task, result: Result) -> Outcome:
+    def __call__(self, task: Task, result: Result | SetrError) -> Outcome:
         """Encode the outputs, and write them unless they are packed."""
+        if isinstance(result, SetrError):
+            return self.failed(task, result)
         files = {}
         for kind in self.kinds:
             name = self.name(task.output, kind)
@@ -114,7 +116,7 @@ class Finish:
         """File name of one kind; in a pack, with the ending webdataset expects after its key."""
         if self.packed:
             return f"{output}.{kind}{PurePosixPath(f'_{KINDS[kind]}').suffix}"
-        return str(PurePosixPath(output).parent / output_path(Path(output), kind).name)
+        return with_ending(Path(output), KINDS[kind]).as_posix()
 
 
 def row_of(task: Task, status: str, run: str) -> dict[str, Any]:
@@ -133,8 +135,7 @@ def row_of(task: Task, status: str, run: str) -> dict[str, Any]:
 def outcomes(
     predictor: PredictsBatches,
     tasks: Iterable[Task],
-    finish: Callable[[Task, Result], Outcome],
-    failed: Callable[[Task, SetrError], Outcome],
+    finish: Callable[[Task, Result | SetrError], Outcome],
     *,
     batch: int = BATCH,
     exact: bool = True,
@@ -147,8 +148,7 @@ def outcomes(
     Args:
         predictor: the model.
         tasks: the images.
-        finish: encodes (and writes) a result; called in threads.
-        failed: the outcome of an image that cannot be done.
+        finish: encodes (and writes) a result, or records why there is none; called in threads.
         batch: images of one size per pass of the model.
         exact: batch only where the results stay those of one by one. Otherwise every pass of the
             model has `batch` images, filled up with black ones, so that results still do not depend
@@ -167,16 +167,15 @@ def outcomes(
         held = largest = 0
 
         def write(group: list[tuple[Task, np.ndarray]]) -> None:
-            for task, found in zip(
-                (task for task, _ in group), model.run([image for _, image in group]), strict=True
-            ):
+            results = model.run([image for _, image in group])
+            for (task, _), found in zip(group, results, strict=True):
                 if isinstance(found, Result):
                     found.path = found.path or task.item.path
                     found.name = task.item.name
                     if scores:  # in this thread, because they need the model
                         computed = attempt(partial(getattr, found, "scores"), found.mask.shape)
                         found = computed if isinstance(computed, SetrError) else found
-                writing.append(writers.submit(_finished, finish, failed, task, found))
+                writing.append(writers.submit(finish, task, found))
 
         def written(limit: int) -> Iterator[Outcome]:
             # what is ready goes at once: a stop loses no finished image, however long each takes
@@ -189,7 +188,7 @@ def outcomes(
         bands = getattr(predictor, "bands", None)
         for task, image in _decoded(tasks, readers, room, max_pixels, bands):
             if isinstance(image, SetrError):
-                writing.append(writers.submit(failed, task, image))
+                writing.append(writers.submit(finish, task, image))
             else:
                 largest = max(largest, image.nbytes)
                 group = groups.setdefault(image.shape, [])
@@ -236,8 +235,8 @@ def stream_outcomes(
                     stream,
                     out / task.output,
                     how.kinds,
-                    polygon_options=how.polygons,
                     on_frame=progress.count,
+                    **how.polygons,
                 )
         except SetrError as error:
             yield how.failed(task, error)
@@ -273,12 +272,3 @@ def _decode(item: Item, max_pixels: int, bands: Bands | None) -> np.ndarray | Se
         if not is_out_of_memory(error):
             raise
         return SetrError(f"{item.shown}: does not fit into memory; lower --max-pixels")
-
-
-def _finished(
-    finish: Callable[[Task, Result], Outcome],
-    failed: Callable[[Task, SetrError], Outcome],
-    task: Task,
-    found: Result | SetrError,
-) -> Outcome:
-    return failed(task, found) if isinstance(found, SetrError) else finish(task, found)

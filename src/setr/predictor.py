@@ -249,7 +249,7 @@ class Predictor:
                     "without scales and flip, or give the pixels as an array"
                 )
             H, W = raster.shape
-            if not raster.fits(self.max_pixels):
+            if self.max_pixels < H * W:
                 raise SetrError(
                     f"{raster.name}: {W}x{H} is {H * W:,} pixels, above the limit of "
                     f"{self.max_pixels:,}; raise --max-pixels, or write mask and confidence alone, "

@@ -25,10 +25,17 @@ from setr.images import encode_picture, encode_png
 from setr.labels import Labels
 from setr.pages.montage import shrunk, with_legend
 from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_labelme
-from setr.prediction.kinds import KINDS, LOSSLESS, PICTURE_FORMATS, checked_suffix, unknown_kind
+from setr.prediction.kinds import (
+    KINDS,
+    LOSSLESS,
+    PICTURE_FORMATS,
+    POLYGON_KINDS,
+    checked_suffix,
+    unknown_kind,
+)
 from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, mask_polygons, simplified
-from setr.prediction.rasters import write_raster
+from setr.prediction.rasters import RasterWriter
 from setr.prediction.unsure import checked_confidence, unlabel
 from setr.reading.files import printable, write_bytes
 from setr.reading.storage import is_address
@@ -211,7 +218,8 @@ class Result:
             raise SetrError(f"{path.parent}: cannot make this folder: {error.strerror}") from None
         if self.geo and on_map:
             labels = self.labels if kind == "mask" else None
-            write_raster(path, _PICTURES[kind](self), self.geo, labels)
+            with RasterWriter(path, self.mask.shape, self.geo, labels) as file:
+                file.write(_PICTURES[kind](self), 0, 0)
         else:
             write_bytes(path, data)
 
@@ -232,9 +240,9 @@ class Result:
         """
         _require_options(kind, options)
         if kind == "scores":
-            return _npz(
-                scores=self.scores.astype(np.float16), classes=np.array(self.labels.classes)
-            )
+            buffer, scores = io.BytesIO(), self.scores.astype(np.float16)
+            np.savez_compressed(buffer, scores=scores, classes=np.array(self.labels.classes))
+            return buffer.getvalue()
         if kind in _PICTURES:
             palette = self.labels.palette if kind == "mask" else None
             quality = {} if suffix in LOSSLESS else {"quality": QUALITY}
@@ -283,18 +291,12 @@ def _require_options(kind: str, options: dict[str, Any]) -> None:
     """Refuse an unknown kind, and options of another kind; polygons know their own."""
     if kind not in KINDS:
         raise unknown_kind(kind)
-    if options and kind not in (*_POLYGONS, "labelme"):
+    if options and kind not in POLYGON_KINDS:
         raise TypeError(f"save kind '{kind}' has no option '{next(iter(options))}'")
 
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
-
-
-def _npz(**arrays: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 _PICTURES: dict[str, Callable[[Result], np.ndarray]] = {

@@ -227,11 +227,11 @@ def _predict(
             for part in (films, tasks)
         )
         todo = len(first) + len(second)
-        tally.beginning(manifest, len(everything), todo)
+        tally.print_resumed(manifest, len(everything), todo)
         packer = Packer(storage, manifest, given.pack, stem=packs, samples=given.pack_samples)
         broken: list[str] = []
-        shower = tally.shower(len(everything), len(everything) - todo, quiet=given.json)
-        with shower as show, contextlib.suppress(Stopped):
+        progress = tally.progress(len(everything), len(everything) - todo, quiet=given.json)
+        with progress as show, contextlib.suppress(Stopped):
             for outcome in chain(streams(first), images(second) if second else ()):
                 if outcome.row["status"] == "failed":
                     outcome.row["limits"] = limits
@@ -244,8 +244,8 @@ def _predict(
         if given.manifest == "parquet" and not stop.requested:
             write_parquet(manifest)
         if given.json:
-            print(json.dumps(tally.report(everything, manifest)))
-        return tally.ending(everything, manifest, broken)
+            print(json.dumps(tally.as_json(everything, manifest)))
+        return tally.print_summary(everything, manifest, broken)
 
 
 def _engines(
@@ -281,7 +281,7 @@ def _engines(
 
         work = Work(given.model, loading, options, plain, torch.get_num_threads())
         return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), streams
-    return (lambda tasks: outcomes(predictor, tasks, plain, plain.failed, **options)), streams
+    return (lambda tasks: outcomes(predictor, tasks, plain, **options)), streams
 
 
 def _loading(given: Arguments) -> dict[str, Any]:

@@ -75,7 +75,6 @@ def to_coco(
     *,
     file_name: str,
     size: tuple[int, int],
-    image_id: int = 1,
     tolerance: float = 0.0,
     all_run_lengths: bool = False,
 ) -> dict[str, Any]:
@@ -88,7 +87,6 @@ def to_coco(
         labels: class names.
         file_name: of the image.
         size: (H, W) of the image.
-        image_id: its number.
         tolerance: polygons are simplified by at most this many pixels; run lengths stay exact.
         all_run_lengths: also for regions without holes.
     """
@@ -101,7 +99,7 @@ def to_coco(
         annotations.append(
             {
                 "id": number,
-                "image_id": image_id,
+                "image_id": 1,
                 "category_id": polygon.class_id + 1,
                 "segmentation": segmentation,
                 "area": polygon.pixels,
@@ -110,7 +108,7 @@ def to_coco(
             }
         )
     names = enumerate(labels.classes, 1)
-    image = {"id": image_id, "file_name": file_name, "width": size[1], "height": size[0]}
+    image = {"id": 1, "file_name": file_name, "width": size[1], "height": size[0]}
     return {
         "images": [image],
         "annotations": annotations,

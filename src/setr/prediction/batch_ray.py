@@ -103,8 +103,7 @@ class _Actor:
 
         given = [json.loads(line) for line in chunk["task"].to_pylist()]
         tasks = [Task(_item(*item), output) for item, output in given]
-        finish = self.finish
-        for done in outcomes(self.predictor, tasks, finish, finish.failed, **self.options):
+        for done in outcomes(self.predictor, tasks, self.finish, **self.options):
             yield pa.table(
                 {
                     "row": [json.dumps(done.row)],

@@ -55,8 +55,8 @@ def predict_video(
     stem: Path,
     kinds: Sequence[str] = ("overlay",),
     *,
-    options: dict[str, Any] | None = None,
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
+    **options: Any,
 ) -> VideoReport:
     """Segment every frame and write what is asked for.
 
@@ -66,8 +66,8 @@ def predict_video(
         stem: output folder and name without ending: `out/clip` gives `out/clip_overlay.mp4` and
             `out/clip/000001.png`, …
         kinds: of `kinds.KINDS`.
+        on_frame: called with the number of frames done and the number that the file announces.
         options: of the kinds with polygons; see `outputs.write`.
-        on_frame: called with the number of frames done and announced; 0 where none is.
 
     Raises:
         SetrError: not a video, or a file that cannot be written; none appears unfinished.
@@ -89,7 +89,7 @@ def predict_video(
             for kind, writer in writers.items():
                 writer.add(FILMS[kind][1](result))
             result.path = f"{os.fspath(path)}#{done}"
-            frame_files.add(result, done, **(options or {}))
+            frame_files.add(result, done, **options)
             shares.update(result.shares)
             on_frame(done, reader.announced)
         announced = reader.announced

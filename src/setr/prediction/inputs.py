@@ -73,13 +73,11 @@ def find_items(sources: Sequence[str]) -> list[Item]:
     """
     found: dict[tuple[str, object], Item] = {}
     for source in sources:
-        before = len(found)
-        seen = False
-        for item in _items(source):
-            seen = True
-            found.setdefault((item.place, item.part), item)
-        if len(found) == before and not seen:
+        items = list(_items(source))
+        if not items:
             raise SetrError(f"{source}: no images found here", code=USAGE)
+        for item in items:
+            found.setdefault((item.place, item.part), item)
     return list(found.values())
 
 
@@ -209,7 +207,7 @@ def _items(source: str) -> Iterator[Item]:
         if not name:  # ends in a slash, or is empty
             raise SetrError(f"{source or repr(source)}: no such folder", code=USAGE)
         if path.endswith(ARCHIVES):
-            yield from _archive(path)
+            yield from _archive(path, file_stamp(path))
         else:
             yield Item(name, path, file_stamp(path))
 
@@ -243,7 +241,7 @@ def _remote(source: str) -> Iterator[Item]:
     except Exception as error:  # of many libraries
         raise SetrError(f"{source}: cannot list ({first_line(error)})", code=USAGE) from None
     for file in () if wanted else archives:
-        yield from _archive(store.unstrip_protocol(file))
+        yield from _archive(store.unstrip_protocol(file), _remote_stamp(store, file))
 
 
 def _remote_stamp(store: Any, file: str) -> str:
@@ -255,14 +253,19 @@ def _remote_stamp(store: Any, file: str) -> str:
     return f"{info.get('size')}-{version}"
 
 
-def _archive(place: str) -> Iterator[Item]:
-    store, path = file_system(place) if is_address(place) else (None, place)
-    stamp = file_stamp(place) if store is None else _remote_stamp(store, path)
-    stem = PurePosixPath(path).stem
+def _opened(place: str) -> Any:
+    """A file or object, open for reading."""
+    if not is_address(place):
+        return open(place, "rb")
+    store, path = file_system(place)
+    return store.open(path, "rb")
+
+
+def _archive(place: str, stamp: str) -> Iterator[Item]:
+    list_items = _tar_items if place.endswith(".tar") else _parquet_items
     try:
-        with open(path, "rb") if store is None else store.open(path, "rb") as file:
-            listed = _tar_items if place.endswith(".tar") else _parquet_items
-            items = list(listed(file, place, stamp, stem))
+        with _opened(place) as file:
+            items = list(list_items(file, place, stamp))
     except FileNotFoundError:
         raise SetrError(f"{place}: no such file", code=USAGE) from None
     except SetrError:
@@ -272,7 +275,8 @@ def _archive(place: str) -> Iterator[Item]:
     yield from items
 
 
-def _tar_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
+def _tar_items(file: Any, place: str, stamp: str) -> Iterator[Item]:
+    stem = PurePosixPath(place).stem
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             lower = member.name.lower()
@@ -282,14 +286,14 @@ def _tar_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
                 yield Item(f"{stem}/{_safe(member.name)}", place, stamp, part)
 
 
-def _parquet_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
+def _parquet_items(file: Any, place: str, stamp: str) -> Iterator[Item]:
     pq = import_extra("pyarrow.parquet", "parquet", place)
     table = pq.ParquetFile(file)
     columns = table.schema_arrow.names
     if "image" not in columns:
         raise SetrError(f"{place}: needs a column 'image'; it has {', '.join(columns)}", code=USAGE)
     named = next((c for c in NAME_COLUMNS if c in columns), None)
-    number = 0
+    stem, number = PurePosixPath(place).stem, 0
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
         names = table.read_row_group(group, [named])[named] if named else [None] * rows
@@ -303,9 +307,8 @@ def _parquet_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Ite
 def _images(place: str, stamp: str, group: int) -> Any:
     """The images of one row group; neighbours are read together."""
     pq = import_extra("pyarrow.parquet", "parquet", place)
-    store, path = file_system(place) if is_address(place) else (None, place)
     try:
-        with open(path, "rb") if store is None else store.open(path, "rb") as file:
+        with _opened(place) as file:
             return pq.ParquetFile(file).read_row_group(group, ["image"])["image"]
     except Exception as error:
         raise SetrError(f"{place}: cannot read ({first_line(error)})") from None

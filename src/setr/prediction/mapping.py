@@ -17,7 +17,7 @@ import torch
 
 from setr.inference import mask_blocks, normalize
 from setr.labels import IGNORE
-from setr.prediction.rasters import Raster, RasterWriter, spans
+from setr.prediction.rasters import Raster, RasterWriter
 from setr.prediction.unsure import unlabel
 from setr.predictor import Predictor
 
@@ -78,7 +78,8 @@ def predict_raster(
             stack.enter_context(predictor.computing())
             for writer in writers.values():
                 stack.enter_context(writer)
-            for columns in spans(W, strip):
+            for left in range(0, W, strip):
+                columns = left, min(left + strip, W)
                 row = 0
                 for ids, sure in mask_blocks(
                     predictor.passes,
@@ -96,10 +97,10 @@ def predict_raster(
                         unsure += unlabel(mask, confidence, least)
                     counts += np.bincount(mask.ravel(), minlength=256)
                     if "mask" in writers:
-                        writers["mask"].write(mask, row, columns[0])
+                        writers["mask"].write(mask, row, left)
                     if "confidence" in writers:
                         grey = np.rint(confidence * 255).astype(np.uint8)
-                        writers["confidence"].write(grey, row, columns[0])
+                        writers["confidence"].write(grey, row, left)
                     row = below
     known = counts[: len(labels.classes)]
     order = np.argsort(-known, kind="stable")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,6 @@ class Raster:
 
     def __exit__(self, *_: Any) -> None:
         self._file.__exit__()
-
-    def fits(self, max_pixels: int) -> bool:
-        """Whether the raster has at most so many pixels."""
-        return self.shape[0] * self.shape[1] <= max_pixels
 
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         """Pixels of a window as uint8 (h, w, channels).
@@ -187,17 +183,6 @@ class RasterWriter:
         finally:
             self._env.__exit__(None, None, None)
             self._part.unlink(missing_ok=True)
-
-
-def write_raster(path: Path, values: np.ndarray, geo: Georeference, labels: Labels | None) -> None:
-    """Write a whole raster uint8 (H, W); see `RasterWriter`."""
-    with RasterWriter(path, values.shape, geo, labels) as file:
-        file.write(values, 0, 0)
-
-
-def spans(length: int, step: int) -> Iterable[tuple[int, int]]:
-    """(first, one after the last) of consecutive pieces."""
-    return ((start, min(start + step, length)) for start in range(0, length, step))
 
 
 def parse_bands(text: str) -> tuple[int, ...]:

@@ -88,10 +88,10 @@ def predict_stream(
     predictor: Predictor,
     stream: Stream,
     stem: Path,
-    kinds: Sequence[str] | None,
+    kinds: Sequence[str],
     *,
-    polygon_options: dict[str, Any] | None = None,
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
+    **options: Any,
 ) -> tuple[list[Path], str]:
     """Segment one stream; the files written, and a line about them.
 
@@ -99,27 +99,18 @@ def predict_stream(
         predictor: the model.
         stream: as `split_sources` gives it.
         stem: output folder and name without ending.
-        kinds: of `kinds.KINDS`; None is `overlay` for a video and `mask` for everything else.
-        polygon_options: `tolerance` and `min_pixels`.
-        on_frame: called with the number of frames done and announced; 0 where none is.
+        kinds: of `kinds.KINDS`.
+        on_frame: as in `predict_video`.
+        options: `tolerance` and `min_pixels` of the kinds with polygons.
 
     Raises:
         SetrError: unreadable, or a file that cannot be written.
     """
-    options = polygon_options or {}
     if stream.is_video:
-        report = predict_video(
-            predictor,
-            stream.source,
-            stem,
-            kinds or ("overlay",),
-            options=options,
-            on_frame=on_frame,
-        )
+        report = predict_video(predictor, stream.source, stem, kinds, on_frame=on_frame, **options)
         cut = f" of {report.announced} announced" if report.frames < report.announced else ""
         top = largest(report.shares, predictor.min_confidence)
         return report.files, f"{report.frames} frames{cut}: {top}"
-    kinds = kinds or ("mask",)
     if not is_url(stream.source) and set(kinds) <= set(RASTER_KINDS):
         files = {kind: with_ending(stem, RASTER_KINDS[kind]) for kind in kinds}
         shares = predict_raster(predictor, stream.source, files)

@@ -7,7 +7,7 @@ import json
 from typing import Any, Literal, NamedTuple
 
 from setr.images import encode_png
-from setr.prediction.outputs import POLYGON_KINDS
+from setr.prediction.kinds import POLYGON_KINDS
 from setr.predictor import Predictor, Result
 from setr.serve.limits import Refusal
 from setr.serve.models import summary
