@@ -39,7 +39,7 @@ class Row(NamedTuple):
     """A runtime and a precision."""
 
     runtime: str
-    precision: str
+    precision: ExportPrecision
 
 
 ROWS = (
@@ -144,20 +144,18 @@ def _export(
     except SetrError as error:
         return dict.fromkeys(wanted, str(error))
     for row in wanted:
-        precision: ExportPrecision = row.precision  # type: ignore[assignment]
         if row.runtime == "onnxruntime":
             files[row] = plain
             continue
-        path, images = folder / f"{precision}.xml", None
-        if precision == "int8":
+        path, images = folder / f"{row.precision}.xml", None
+        if row.precision == "int8":
             if data is None:
                 files[row] = "needs --data: int8 takes its ranges from images"
                 continue
             images = calibration_images(open_dataset(data, split, info.labels, info.bands), info)
+        stored = metadata(model, info, row.precision, "logits")
         try:
-            write_openvino(
-                plain, path, precision, metadata(model, info, precision, "logits"), images
-            )
+            write_openvino(plain, path, row.precision, stored, images)
             files[row] = path
         except SetrError as error:
             files[row] = str(error)
@@ -209,15 +207,14 @@ def advice(
     text = f"fastest that keeps the masks, batch {batch}: {name}, {speed(best):.2f} images/s"
     if best is reference:
         return f"{text}; nothing to change"
-    file = (
-        f"--format {'onnx -o model.onnx' if name.startswith('onnx') else 'openvino -o model.xml'}"
-    )
-    check = f" --precision {best['precision']} --calibration {shlex.quote(data or 'DATA')}"
-    check += "" if split == "val" else f" --split {shlex.quote(split)}"
-    check += "" if data else ", DATA being a labelled data set as setr eval takes it"
-    check = "" if best["precision"] == "fp32" else check
+    file = "onnx -o model.onnx" if best["runtime"] == "onnxruntime" else "openvino -o model.xml"
+    check = ""
+    if best["precision"] != "fp32":
+        check = f" --precision {best['precision']} --calibration {shlex.quote(data or 'DATA')}"
+        check += "" if split == "val" else f" --split {shlex.quote(split)}"
+        check += "" if data else ", DATA being a labelled data set as setr eval takes it"
     how = {
         "eager": f"setr predict {source} --precision {best['precision']}",
         "compile": "torch.compile(predictor.model.coarse) in your own program",
-    }.get(best["runtime"], f"setr export {source} {file}{check}")
+    }.get(best["runtime"], f"setr export {source} --format {file}{check}")
     return f"{text}, {ratio:.1f} times eager fp32: {how}"

@@ -164,13 +164,15 @@ def require_unused(out: Path) -> None:
     require_writable(out, "-o")
 
 
-def require_least(given: Any, least: int, *names: str) -> None:
-    """Refuse options below a number; those that are not given are None."""
+def require_at_least(given: Any, least: int, *names: str) -> None:
+    """Refuse options with a number below `least`, or with none; None is an option not given."""
     for name in names:
         value = getattr(given, name)
-        if value is not None and value < least:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if value is not None and min(numbers, default=least - 1) < least:
+            words = " ".join([f"--{name.replace('_', '-')}", *map(str, numbers)])
             rule = "0 or more" if least == 0 else f"at least {least}"
-            raise SetrError(f"--{name.replace('_', '-')} {value}: give {rule}", code=USAGE)
+            raise SetrError(f"{words}: give {rule}", code=USAGE)
 
 
 def require_within(given: Any, least: float, most: float, *names: str) -> None:

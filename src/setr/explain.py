@@ -12,7 +12,7 @@ tokens, M heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,11 @@ def catch_attention(
             code=USAGE,
         )
     caught: dict[int, tuple[Tensor, Tensor, float]] = {}
-    with _watching(blocks, layers, caught):
+    with ExitStack() as stack:
+        for layer in layers:
+            attn = getattr(blocks[layer - 1], "attn", None)
+            if hasattr(attn, "fused_attn"):
+                stack.enter_context(_active_inside(attn, _Catcher(layer, caught)))
         model.encoder(images)
     missing = [layer for layer in layers if layer not in caught]
     if missing:
@@ -84,40 +88,30 @@ def catch_attention(
 
 
 @contextmanager
-def _watching(
-    blocks: Sequence[Any], layers: Sequence[int], caught: dict[int, tuple[Tensor, Tensor, float]]
-) -> Iterator[None]:
-    """Make these layers use the fused kernel, and catch what they give it.
+def _active_inside(attn: Any, catcher: _Catcher) -> Iterator[None]:
+    """Make an attention module call the fused kernel, with the catcher active while it runs.
 
-    A catcher is on only inside its layer's attention: so it is asked before the faster routes of
-    `cpu_blocks`, which are on around the whole block and would answer the call themselves.
+    Only while it runs: modes are asked from the innermost out, and those of `cpu_blocks`, which are
+    active around the whole block, would answer the call themselves.
     """
-    handles: list[Any] = []
-    fused: list[tuple[Any, bool]] = []
-    for layer in layers:
-        attn: Any = getattr(blocks[layer - 1], "attn", None)
-        if not hasattr(attn, "fused_attn"):
-            continue
 
-        catcher = _Catcher(layer, caught)
+    def enter(*_: Any) -> None:
+        catcher.__enter__()
 
-        def enter(*_: Any, catcher: _Catcher = catcher) -> None:
-            catcher.__enter__()
+    def leave(*_: Any) -> None:
+        catcher.__exit__(None, None, None)
 
-        def leave(*_: Any, catcher: _Catcher = catcher) -> None:
-            catcher.__exit__(None, None, None)
-
-        handles.append(attn.register_forward_pre_hook(enter))
-        handles.append(attn.register_forward_hook(leave, always_call=True))
-        fused.append((attn, attn.fused_attn))
-        attn.fused_attn = True
+    before, attn.fused_attn = attn.fused_attn, True
+    hooks = (
+        attn.register_forward_pre_hook(enter),
+        attn.register_forward_hook(leave, always_call=True),
+    )
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for attn, before in fused:
-            attn.fused_attn = before
+        for hook in hooks:
+            hook.remove()
+        attn.fused_attn = before
 
 
 def attention_maps(

@@ -15,7 +15,6 @@ import errno
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,17 +167,18 @@ def _scratch(path: Path) -> Iterator[Path]:
     """A folder beside the file that is gone afterwards, whatever happens."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=path.parent))
+        scratch = tempfile.TemporaryDirectory(
+            prefix=".export-", dir=path.parent, ignore_cleanup_errors=True
+        )
     except OSError as error:
         raise SetrError(f"{path}: cannot write: {error.strerror}") from None
-    try:
-        yield folder
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise SetrError(f"{path}: cannot write: {error.strerror}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
 
 
 def _write(

@@ -78,8 +78,8 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
             if error.code != DATA_CHECK_FAILED:
                 raise
             finding = Finding("error", split, str(error))
-            if all(getattr(other, "text", None) != finding.text for other in opened):
-                opened.append(finding)  # what is wrong with the whole folder is told once
+            if finding.text not in {f.text for f in opened if isinstance(f, Finding)}:
+                opened.append(finding)  # a problem of the whole folder is reported once
         else:
             unlabelled = len(dataset) and dataset.sources(0)[1] is None
             if unlabelled and not dataset.name.startswith("scenes"):
@@ -90,7 +90,7 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
     if not opened and absent:
         raise absent
     if not given.splits:
-        there = {getattr(found, "split", None) for found in opened}
+        there = {found.split for found in opened}
         opened += [
             Finding("warning", split, f"{_ABSENT}; training wants one or --data.{split}-split")
             for split in ("train", "val")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from setr.arguments.choices import Absent, Precision
-from setr.cli import parse, require_least
-from setr.commands.shared import Data, Flip, Model, Scales, Words, model_names
+from setr.cli import parse, require_at_least
+from setr.commands.shared import Data, Device, Flip, Model, Scales, Words, model_names
 from setr.errors import OK, USAGE, SetrError
 from setr.pages.tables import figures_table, report_failed
 
@@ -56,8 +56,7 @@ class Arguments:
     detailed: bool = True
     """Also boundary IoU and F, recall by size, calibration, intervals and report.html, which shows
     them; all that takes processor time, up to seconds for a large image."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …"""
+    device: Device = "auto"
     precision: Precision = "auto"
     """auto: bf16 where the hardware has it, else fp16 on GPUs and fp32 on CPUs."""
     workers: int = 1
@@ -73,8 +72,8 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "eval")
     if len({given.model, *given.compare}) <= len(given.compare):
         raise SetrError("--compare names a model twice", code=USAGE)
-    require_least(given, 0, "workers")
-    require_least(given, 1, "short_side")
+    require_at_least(given, 0, "workers")
+    require_at_least(given, 1, "short_side")
     from setr.distributed import joined
 
     with joined(given.device):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_at_least
 from setr.errors import OK, USAGE, SetrError
 
 
@@ -34,8 +34,8 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Print one model a line."""
     given = parse(Arguments, arguments, "models")
-    if given.size < 16 or given.classes < 1:
-        raise SetrError("--size: give 16 pixels or more, --classes: 1 or more", code=USAGE)
+    require_at_least(given, 16, "size")
+    require_at_least(given, 1, "classes")
     if given.encoders:
         rows, text = _encoders(given.pattern)
     elif given.table2:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from setr.arguments.choices import Precision, ServerName
-from setr.cli import parse, require_default, require_least, require_within
-from setr.commands.shared import Flip, Model, Scales
+from setr.cli import parse, require_at_least, require_default, require_within
+from setr.commands.shared import Device, Flip, Model, Scales
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
 from setr.processes.quota import cpus
@@ -107,8 +107,7 @@ class Arguments:
     """ray: a pool of actors, here or on the cluster RAY_ADDRESS names (extra ray)."""
     actors: int | None = None
     """Of the Ray engine; one per GPU, or as many as the processors suffice for, if not given."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …"""
+    device: Device = "auto"
     precision: Precision = "auto"
     """Of the forward pass."""
     max_pixels: int = MAX_PIXELS
@@ -120,10 +119,10 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Segment every image; broken ones are named at the end, exit code 1."""
     given: Arguments = parse(Arguments, arguments, "predict")
-    require_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
+    require_at_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
     from setr.prediction.polygons import LARGEST_TOLERANCE
 
-    require_least(given, 0, "min_pixels")
+    require_at_least(given, 0, "min_pixels")
     require_within(given, 0, LARGEST_TOLERANCE, "tolerance")
     require_within(given, 0, 1, "min_confidence")
     _require_used(given)

@@ -11,12 +11,11 @@ import tyro
 
 from setr._extras import import_extra
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_least, require_within
-from setr.commands.shared import Models
+from setr.cli import parse, require_at_least, require_within
+from setr.commands.shared import Device, Models
 from setr.errors import OK, USAGE, SetrError
 from setr.serve.limits import LONGEST, Limits
 
-HIGHEST_PORT = 65535
 LEAST = 0.001
 """Of seconds and megabytes that must be more than none."""
 
@@ -37,8 +36,7 @@ class Arguments:
     same. Without keys everybody who reaches the port is served."""
     open_metrics: bool = False
     """/metrics needs no key, for a Prometheus that has none."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …"""
+    device: Device = "auto"
     precision: Precision = "auto"
     """Of the forward pass."""
     batch: int = 8
@@ -67,12 +65,10 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Load the models, then serve until a signal says stop."""
     given = parse(Arguments, arguments, "serve")
-    require_least(given, 0, "port")
-    require_least(given, 1, "window", "batch", "queue", "max_pixels", "max_patches")
+    require_at_least(given, 1, "window", "batch", "queue", "max_pixels", "max_patches")
     require_within(given, LEAST, LONGEST, "deadline", "drain", "max_mb")
     require_within(given, 0, 1000 * LONGEST, "wait_ms")
-    if given.port > HIGHEST_PORT:
-        raise SetrError(f"--port {given.port}: give at most {HIGHEST_PORT}", code=USAGE)
+    require_within(given, 0, 65_535, "port")
     for package in ("fastapi", "prometheus_client", "python_multipart", "uvicorn"):
         import_extra(package, "serve", "setr serve")
     from setr.serve.app import create_app

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import ShardForm
-from setr.cli import parse, require_least
+from setr.cli import parse, require_at_least
 from setr.commands.shared import Data
 from setr.errors import OK, USAGE, SetrError
 
@@ -43,7 +43,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Check the splits, then write them."""
     given: Arguments = parse(Arguments, arguments, "shard")
-    require_least(given, 1, "samples")
+    require_at_least(given, 1, "samples")
     if not given.splits:
         raise SetrError("--splits: name at least one split, as train", code=USAGE)
     from setr.data.shard_writer import write_split

@@ -23,6 +23,7 @@ Scales = Annotated[
 Flip = Annotated[
     bool, tyro.conf.arg(help="Average with the mirrored image, whatever the protocol.")
 ]
+Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, …")]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
 
 

@@ -64,10 +64,7 @@ def time_batch(
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(predictor.device)
     times: list[float] = []
     whole = Protocol()
-    with (
-        torch.inference_mode(),
-        torch.autocast(predictor.device.type, predictor.dtype, enabled=predictor.dtype is not None),
-    ):
+    with predictor.computing():
         for run in range(10_000):
             began = time.perf_counter()
             mask, _ = predict_mask(predictor.passes, images, whole, with_confidence=False)

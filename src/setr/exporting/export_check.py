@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +112,17 @@ def compare_accuracy(
     path: Path, model: SETR, info: ModelInfo, stored: dict[str, str], dataset: Dataset
 ) -> dict[str, float]:
     """The mIoU on a split of PyTorch in fp32 and of a file, 0 to 1."""
-    values = {key: json.loads(text) for key, text in stored.items()}
-    networks: dict[str, Callable[[], Any]] = {
-        "pytorch_fp32": lambda: model,
-        "exported": lambda: ExportedModel(open_run(path, (COARSE,)), values),
-    }
-    return {
-        name: float(
-            evaluate_split(
-                network(), info, dataset, precision="fp32", workers=0, detailed=False
-            )["miou"]
+
+    def miou(network: SETR | ExportedModel) -> float:
+        figures = evaluate_split(
+            network, info, dataset, precision="fp32", workers=0, detailed=False
         )
-        for name, network in networks.items()
-    }  # fmt: skip
+        return float(figures["miou"])
+
+    before = miou(model)
+    values = {key: json.loads(text) for key, text in stored.items()}
+    exported = ExportedModel(open_run(path, (COARSE,)), values)
+    return {"pytorch_fp32": before, "exported": miou(exported)}
 
 
 def require_accuracy(miou: dict[str, float], precision: str, path: Path) -> None:

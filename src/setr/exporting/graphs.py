@@ -88,7 +88,7 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
             graph, (images,), dynamic_shapes={"images": free or None}, strict=False
         )
         bicubic = torch.ops.aten._upsample_bicubic2d_aa
-        return program.run_decompositions({bicubic.vec: _bicubic_vec, bicubic.default: _bicubic})
+        return program.run_decompositions({bicubic.vec: _bicubic, bicubic.default: _bicubic})
 
 
 def free_axes(form: Form) -> tuple[int, int, int]:
@@ -156,13 +156,7 @@ def _follow_sides(rope: Any) -> None:
     rope._create_embed = create_embed
 
 
-def _bicubic_vec(x: Tensor, size: Any, align_corners: bool, scale_factors: Any) -> Tensor:
-    return _bicubic(x, size, align_corners)
-
-
-def _bicubic(
-    x: Tensor, size: Any, align_corners: bool, scale_h: Any = None, scale_w: Any = None
-) -> Tensor:
+def _bicubic(x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
     """Antialiased bicubic resize, as `F.interpolate` without align_corners, by two products."""
     down = bicubic_weights(x.shape[-2], size[0])
     across = bicubic_weights(x.shape[-1], size[1])

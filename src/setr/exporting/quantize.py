@@ -2,7 +2,7 @@
 
 Weights and activations of matrix products and convolutions become int8; ranges come from images
 run through the network as prediction runs them. Whether that is good enough is measured afterwards
-(`export.compare_accuracy`), never assumed.
+(`export_check.compare_accuracy`), never assumed.
 """
 
 from __future__ import annotations
@@ -55,15 +55,12 @@ def calibration_images(
         size = info.protocol.view_size(x.shape[-2], x.shape[-1], 1.0)
         x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         h, w = info.protocol.window or size
-        top, left = (int((free + 1) * (place * 0.618034 % 1)) for free in _free(size, (h, w)))
+        free = max(0, size[0] - h), max(0, size[1] - w)
+        top, left = (int((side + 1) * (place * 0.618034 % 1)) for side in free)
         found.append(x[..., top : top + h, left : left + w].contiguous().numpy())
     if not found:
         raise SetrError(f"--calibration: {problem}", code=DATA_CHECK_FAILED)
     return found
-
-
-def _free(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, ...]:
-    return tuple(max(0, s - w) for s, w in zip(size, window, strict=True))
 
 
 def quantized(network: Any, images: list[np.ndarray]) -> Any:

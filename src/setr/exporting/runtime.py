@@ -174,7 +174,8 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
             "libraries, or use --device cpu"
         )
     HEAP.give_back(now=True)  # what reading the file took
-    stored = _unprefixed(session.get_modelmeta().custom_metadata_map)
+    metadata = session.get_modelmeta().custom_metadata_map
+    stored = {k.removeprefix("setr."): v for k, v in metadata.items() if k.startswith("setr.")}
     needed = ort.RunOptions()
     needed.add_run_config_entry("only_execute_path_to_fetches", "1")
     needed.only_execute_path_to_fetches = True
@@ -266,7 +267,3 @@ def openvino_settings(core: Any, precision: str) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-
-
-def _unprefixed(stored: dict[str, str]) -> dict[str, str]:
-    return {k.removeprefix("setr."): v for k, v in stored.items() if k.startswith("setr.")}
