@@ -188,6 +188,7 @@ def test_pages_load_nothing_from_elsewhere(client):
         assert not re.search(r"https?://(?!127)", text)
         assert " style=" not in text  # the policy would drop it
         assert not re.search(r"<[^>]+ on\w+=", text)
+        assert client.get(path, params={"text": "<h1>forged</h1>"}).text == answer.text
     assert "access-control-allow-origin" not in client.options("/v1/segment").headers
 
 
