@@ -2,7 +2,7 @@
 
 One thread computes. It takes the kind whose oldest job has waited longest, so nobody starves; if
 that batch is not full and its oldest job is younger than `wait`, it gives others the time to come.
-Jobs that were withdrawn or whose deadline has passed are dropped, before and while they run. The
+Jobs that are cancelled or whose deadline has passed are dropped, before and while they run. The
 thread outlives every fault; `trouble` says where that does not help.
 """
 
@@ -41,7 +41,7 @@ class Job(Generic[Item, Answer]):
     """On the clock of `time.monotonic`."""
     entered: float = field(default_factory=time.monotonic)
     future: Future[Answer] = field(default_factory=Future)
-    abandoned: bool = False
+    cancelled: bool = False
     """Nobody wants the answer; set from any thread."""
     waited: float = 0.0
     """Seconds in the queue."""
@@ -53,7 +53,7 @@ class Job(Generic[Item, Answer]):
     @property
     def wanted(self) -> bool:
         """Whether somebody still waits for the answer."""
-        return not self.abandoned and time.monotonic() < self.deadline
+        return not self.cancelled and time.monotonic() < self.deadline
 
 
 class Run(Protocol):
@@ -111,9 +111,9 @@ class Batcher:
             self._changed.notify()
         return job
 
-    def withdraw(self, job: Job) -> None:
+    def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more: the queue forgets it and its item at once."""
-        job.abandoned = True
+        job.cancelled = True
         with self._changed:
             self._drop_unwanted()
 
@@ -126,7 +126,7 @@ class Batcher:
         with self._changed:
             self._closing = True
             for job in (*self._running, *chain.from_iterable(self._waiting.values())):
-                job.abandoned = True
+                job.cancelled = True
             self._changed.notify()
 
     def trouble(self, longest: float) -> str | None:

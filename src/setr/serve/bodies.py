@@ -6,10 +6,10 @@ form gives its file is never used.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -41,12 +41,12 @@ async def image_bytes(request: Request, admission: Admission) -> AsyncIterator[b
     try:
         body = bytearray()
         try:
-            async with _timeout(admission.limits.body_seconds):
+            with anyio.fail_after(admission.limits.body_seconds):
                 async for chunk in _chunks(request, admission.limits.max_bytes):
                     admission.bytes.take(len(chunk))
                     held += len(chunk)
                     body += chunk
-        except asyncio.TimeoutError:
+        except TimeoutError:
             seconds = f"{admission.limits.body_seconds:g}"
             raise Refusal(
                 408, "slow", f"the body did not arrive within {seconds} seconds"
@@ -117,26 +117,3 @@ async def _file_of_form(request: Request, body: bytearray) -> bytes:
         return await file.read()
     finally:
         await form.close()
-
-
-@asynccontextmanager
-async def _timeout(seconds: float) -> AsyncIterator[None]:
-    """`asyncio.timeout`, which Python 3.10 lacks."""
-    task = asyncio.current_task()
-    assert task is not None
-    expired = False
-
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
-
-    handle = asyncio.get_running_loop().call_later(seconds, expire)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if expired:
-            raise asyncio.TimeoutError from None
-        raise
-    finally:
-        handle.cancel()

@@ -6,7 +6,6 @@ JSON object per request on stderr: never image content, file names, query string
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import hmac
@@ -19,6 +18,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
@@ -128,7 +128,7 @@ class _Exchange:
             else:
                 asked = {**self.scope, "method": "GET"} if self.only_head else self.scope
                 await self.gate.app(asked, self.read, self.send)
-        except (TimeoutError, asyncio.TimeoutError):
+        except TimeoutError:
             self.note["error"] = "answer not taken"
             raise ConnectionAbortedError from None
         except Exception:  # the app has answered 500 by now
@@ -170,12 +170,14 @@ class _Exchange:
         more = message.get("more_body", False)
         for start in range(0, len(body), CHUNK):
             part = {"type": message["type"], "body": body[start : start + CHUNK], "more_body": True}
-            await asyncio.wait_for(self._send(part), self.gate.limits.send_seconds)
+            with anyio.fail_after(self.gate.limits.send_seconds):
+                await self._send(part)
             self.sent += len(part["body"])
         if not more:
             await self._discard()
             last = {"type": message["type"], "body": b"", "more_body": False}
-            await asyncio.wait_for(self._send(last), self.gate.limits.send_seconds)
+            with anyio.fail_after(self.gate.limits.send_seconds):
+                await self._send(last)
             self.complete = True
 
     async def _discard(self, most: int = 16 << 20, seconds: float = 2.0) -> None:
@@ -184,10 +186,9 @@ class _Exchange:
         Closing at once would reset the connection, and many clients would lose the answer.
         """
         start = self.received
-        end = time.monotonic() + seconds
-        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+        with anyio.move_on_after(seconds):
             while self.more_to_read and self.received - start < most:
-                message = await asyncio.wait_for(self.read(), max(0.0, end - time.monotonic()))
+                message = await self.read()
                 if message["type"] == "http.disconnect":
                     return
 

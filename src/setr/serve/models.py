@@ -102,10 +102,6 @@ class Models:
             raise Refusal(404, "unknown_model", f"no model of that name here; there are: {known}")
         return name, self.by_name[name]
 
-    def is_exported(self, name: str | None) -> bool:
-        """Whether a model is a file of `setr export`."""
-        return isinstance(self[name][1].model, ExportedModel)
-
     def max_pixels(self, name: str) -> int:
         """Pixels of an image this model takes, if its sides do not differ extremely."""
         predictor = self.by_name[name]

@@ -118,7 +118,7 @@ class Service:
                     try:
                         answer = await client.wait(asyncio.wrap_future(job.future))
                     finally:
-                        self.batcher.withdraw(job)
+                        self.batcher.cancel(job)
                     began = time.monotonic()
                     encoded = await client.wait(self._thread(self.encoding, encode, name, answer))
                     request.state.note.update(
