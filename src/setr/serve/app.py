@@ -55,11 +55,11 @@ def create_app(
     Args:
         models: loaded models.
         limits: of the server.
-        keys: who may come in; everybody if None or empty.
+        keys: API keys; without any, every request is let in.
         log: write the access log.
 
     Returns:
-        The app behind its gate; attribute `service` has what the routes share.
+        The app behind its gate; its attribute `service` holds what the routes share.
     """
     keys = keys or Keys()
     service = Service(models, limits)

@@ -1,7 +1,7 @@
-"""Reading an image out of a request: bounded while it arrives, raw bytes or a form.
+"""Reads the image from a request body: raw bytes or a multipart form.
 
-A body is cut at the limit, not buffered and then measured; one that dawdles is given up. The name a
-form gives its file is never used.
+A body is refused as soon as it exceeds the limit, not after it was buffered; one that arrives too
+slowly is refused, too. The file name in a form is never used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Gone(Exception):  # noqa: N818  an outcome, not a fault
 
 @asynccontextmanager
 async def image_bytes(request: Request, admission: Admission) -> AsyncIterator[bytes]:
-    """The bytes of the image a request carries, counted in `admission` while in use.
+    """The image bytes of a request, counted in `admission` while in use.
 
     Raises:
         Refusal: 400 empty or a broken form, 408 too slow, 413 too large, 415 another type, 429
