@@ -47,12 +47,12 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one image.
+    """The outcome of one image.
 
     Attributes:
         row: its line in the manifest.
-        files: outputs that are not written yet, by name (for packs).
-        text: the result in one line; the error where it failed.
+        files: encoded outputs that are still to be packed, by name.
+        text: the result, or the error, in one line.
     """
 
     row: dict[str, Any]
@@ -62,13 +62,13 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Finish:
-    """Turns a result into files and a row; safe in threads, and sent to other processes.
+    """Turns a result into files and a row of the manifest; thread-safe and picklable.
 
     Args:
         out: the output folder or address.
-        kinds: what to write, of `result.KINDS`.
-        run: name of the model and the settings.
-        packed: leave the files to who packs them.
+        kinds: what to write, of `kinds.KINDS`.
+        run: name of the run, from its model and settings.
+        packed: return the encoded files, to be packed, instead of writing them.
         polygons: `tolerance` and `min_pixels` of the kinds with polygons.
     """
 
@@ -106,7 +106,7 @@ class Finish:
         return Outcome(row, files if self.packed else {}, repr(result))
 
     def failed(self, task: Task, error: SetrError) -> Outcome:
-        """The outcome of an image that cannot be done."""
+        """The outcome of an image that failed."""
         text = str(error)
         if task.item.part is not None or task.item.place not in text:
             text = f"{task.item.shown}: {text.removeprefix('image data: ')}"
@@ -120,7 +120,7 @@ class Finish:
 
 
 def row_of(task: Task, status: str, run: str) -> dict[str, Any]:
-    """What the manifest says about every image, whatever became of it."""
+    """The fields that every row of the manifest has."""
     item = task.item
     return {
         "name": item.name,
@@ -143,19 +143,18 @@ def outcomes(
     max_pixels: int = MAX_PIXELS,
     scores: bool = False,
 ) -> Iterator[Outcome]:
-    """Run every task; each yields exactly one outcome, in an order that the tasks alone decide.
+    """Run every task; each yields exactly one outcome, in an order that depends on tasks alone.
 
     Args:
         predictor: the model.
         tasks: the images.
         finish: encodes (and writes) a result, or records why there is none; called in threads.
         batch: images of one size per pass of the model.
-        exact: batch only where the results stay those of one by one. Otherwise every pass of the
-            model has `batch` images, filled up with black ones, so that results still do not depend
-            on the neighbours.
+        exact: batch only where results are those of one by one. Otherwise every forward pass has
+            `batch` images, padded with black ones, so that results do not depend on the neighbours.
         workers: threads that decode, and as many that encode.
         max_pixels: larger images are refused from their header.
-        scores: the outputs need the class probabilities, which only this thread can compute.
+        scores: outputs need the class probabilities, which are computed in the calling thread.
     """
     model = Batches(predictor, batch, exact)
     with (
@@ -172,13 +171,13 @@ def outcomes(
                 if isinstance(found, Result):
                     found.path = found.path or task.item.path
                     found.name = task.item.name
-                    if scores:  # in this thread, because they need the model
+                    if scores:  # here, because they need the model
                         computed = attempt(partial(getattr, found, "scores"), found.mask.shape)
                         found = computed if isinstance(computed, SetrError) else found
                 writing.append(writers.submit(finish, task, found))
 
         def written(limit: int) -> Iterator[Outcome]:
-            # what is ready goes at once: a stop loses no finished image, however long each takes
+            # finished ones are yielded at once, so that a stop loses none of them
             while len(writing) > limit or (writing and writing[0].done()):
                 yield writing.popleft().result()
 
@@ -214,13 +213,13 @@ def stream_outcomes(
     finish: Callable[[Stream], Finish],
     stop: Interrupt,
 ) -> Iterator[Outcome]:
-    """Segment videos, GeoTIFF files and addresses; their files are written, also by a run of packs.
+    """Segment videos, GeoTIFF files and addresses; their files are written, never packed.
 
     Args:
         predictor: the model.
         streams: by task.
         finish: how the results of a stream become files.
-        stop: ends the one at hand, of which then nothing is left.
+        stop: interrupts the current stream, of which no output is then left.
 
     Raises:
         Stopped: by a signal.
@@ -252,7 +251,7 @@ def _decoded(
     max_pixels: int,
     bands: Bands | None,
 ) -> Iterator[tuple[Task, np.ndarray | SetrError]]:
-    """Images in the order of the tasks, some decoded ahead."""
+    """Images in the order of the tasks, decoded ahead."""
     waiting: deque[tuple[Task, Future[np.ndarray | SetrError]]] = deque()
     for task in tasks:
         waiting.append((task, readers.submit(_decode, task.item, max_pixels, bands)))

@@ -34,9 +34,9 @@ NOT_SUBMITTED = (
     *("pack", "pack_samples", "manifest", "retry", "shard"),
     *("batch", "exact", "workers", "engine", "actors"),
 )
-"""Options that mean nothing to `--submit`."""
+"""Options without effect on `--submit`."""
 LATER = ("scales", "flip", "min_confidence")
-"""Options that change a run's name only where they are given: names from before them still hold."""
+"""Options that enter a run's name only where they are given, so that older names stay valid."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _predict(
     films: dict[Task, Stream],
     shard: tuple[int, int],
 ) -> int:
-    """Run what is not settled yet, and note every outcome in the manifest."""
+    """Run all tasks that are not up to date, and record every outcome in the manifest."""
     from setr.prediction import tally
     from setr.prediction.inputs import check_outputs, in_shard
     from setr.prediction.manifest import Manifest, write_parquet
@@ -214,13 +214,13 @@ def _predict(
     everything = [*films, *tasks]
     stop = Interrupt()
     images, streams = _engines(given, finish, films, stop)
-    holds = settled(
+    is_settled = settled(
         {task: finish(films.get(task)).run for task in everything},
         storage,
         limits,
         retry=given.retry,
     )
-    with Manifest(storage, stem, holds) as manifest, stop:
+    with Manifest(storage, stem, is_settled) as manifest, stop:
         first, second = (
             [task for task in part if task.item.name not in manifest.done]
             for part in (films, tasks)
@@ -253,7 +253,7 @@ def _engines(
     films: dict[Task, Stream],
     stop: Interrupt,
 ) -> tuple[Engine, Engine]:
-    """What runs images, and what runs streams; a model that cannot be loaded fails here."""
+    """Functions that run images and streams; a model that cannot be loaded fails here."""
     from setr.batch import outcomes, stream_outcomes
     from setr.predictor import load
 
@@ -325,7 +325,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _require_used(given: Arguments) -> None:
-    """Refuse options that the others leave without effect."""
+    """Refuse options that have no effect beside the others."""
     if given.submit:
         rule = f"does nothing with --submit {given.submit}; leave one of them out"
         require_default(given, rule, *NOT_SUBMITTED)

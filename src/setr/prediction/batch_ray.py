@@ -1,4 +1,4 @@
-"""The same prediction by Ray: actors on the machines of a cluster, one model in each (extra `ray`).
+"""Prediction by Ray: actors on the machines of a cluster, one model in each (extra `ray`).
 
 Ray Data streams the tasks to a pool of actors, which read the images and write the outputs
 themselves; only rows of the manifest (and outputs to be packed) come back to the process that
@@ -31,7 +31,7 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Work:
-    """What every actor is told.
+    """Settings of every actor.
 
     Args:
         model: as `setr.load` takes it.
@@ -57,8 +57,8 @@ def ray_outcomes(work: Work, tasks: Sequence[Task], *, actors: int | None) -> It
         actors: size of the pool; one per GPU, or one per `threads` processors if not given.
 
     Raises:
-        SetrError: Ray is missing or cannot start, the model cannot be loaded, or actors died more
-            often than Ray retries.
+        SetrError: Ray is missing or cannot start, the model cannot be loaded, or an actor died more
+            often than Ray restarts it.
     """
     ray = import_extra("ray", "ray", "--engine ray")
     with _cluster(ray):
@@ -120,7 +120,7 @@ def _item(name: str, place: str, stamp: str, part: list[int] | None) -> Item:
 
 @contextlib.contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """The cluster RAY_ADDRESS names, the one this process is in already, or this machine alone."""
+    """The cluster of RAY_ADDRESS, the one that is initialised already, or this machine alone."""
     if ray.is_initialized():
         yield
         return

@@ -34,13 +34,13 @@ FILMS: dict[str, tuple[str, Callable[[Result], np.ndarray]]] = {
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What became of a video.
+    """The outcome of a video.
 
     Attributes:
         files: videos and folders written.
-        frames: how many were segmented.
-        announced: how many the file says it has; less were readable where it is cut off.
-        shares: share of all pixels per class, largest first; what is missing to 1 is unlabelled.
+        frames: number of frames segmented.
+        announced: number of frames by the file's header; fewer are readable if it is truncated.
+        shares: share of all pixels per class, largest first; the rest to 1 is unlabelled.
     """
 
     files: list[Path]
@@ -58,7 +58,7 @@ def predict_video(
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
     **options: Any,
 ) -> VideoReport:
-    """Segment every frame and write what is asked for.
+    """Segment every frame and write the outputs.
 
     Args:
         predictor: the model.
@@ -99,7 +99,7 @@ def predict_video(
 
 
 class _FrameFiles:
-    """A folder of files per frame, `000001.png` and so on, in place of the same kinds before."""
+    """A folder of files per frame, `000001.png`, …; replaces files of these kinds in it."""
 
     def __init__(self, folder: Path, kinds: Sequence[str]) -> None:
         self.folder, self.kinds = folder, kinds

@@ -1,8 +1,8 @@
-"""What to predict: files, folders, globs, tar shards and Parquet files, here or on object storage.
+"""Inputs of a prediction: files, folders, globs, tar shards, Parquet files, local or on a store.
 
-All are listed first, so that names, `--shard` and what is done already are known before the first
-pixel is decoded. An item is a few strings and numbers: a million of them fit into memory, and they
-travel to other processes and machines.
+All inputs are listed first, so that output names, `--shard` and finished work are known before
+anything is decoded. An item is a few strings and numbers: a million of them fit into memory, and
+they can be sent to other processes and machines.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from setr.reading.urls import is_url
 
 ARCHIVES = (".tar", ".parquet")
 NAME_COLUMNS = ("name", "key", "__key__", "file_name", "path", "id")
-"""Columns of a Parquet file that name its rows, the first of these that is there."""
+"""Columns of a Parquet file that may name its rows; the first one present is used."""
 
 
 class Item(NamedTuple):
     """One image.
 
     Attributes:
-        name: its path below what was asked for; no other item has it.
-        place: the file or address it is in.
-        stamp: changes when the file does.
+        name: its unique name, the path below the source that was given.
+        place: the file or address that holds it.
+        stamp: changes when the file changes.
         part: in a tar file, first byte and length; in a Parquet file, row group and row in it.
     """
 
@@ -55,18 +55,18 @@ class Item(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The file, if it is one of this machine."""
+        """The local file; empty for addresses and members of archives."""
         return "" if self.part is not None or is_address(self.place) else self.place
 
     @property
     def shown(self) -> str:
-        """What people are told it is."""
+        """Its name in messages."""
         inside = self.name.partition("/")[2]
         return self.place if self.part is None else f"{self.place}:{inside}"
 
 
 def find_items(sources: Sequence[str]) -> list[Item]:
-    """Files, folders, globs, archives and addresses -> images, in a fixed order, no file twice.
+    """The images of files, folders, globs, archives and addresses, ordered, without duplicates.
 
     Raises:
         SetrError: a source that names nothing, or an archive that cannot be read.
@@ -103,10 +103,10 @@ def output_names(items: Sequence[Item], *, packed: bool = False) -> list[str]:
 def check_outputs(
     written: Iterable[tuple[Item, Iterable[str]]], others: Iterable[str], storage: Storage
 ) -> None:
-    """Refuse two inputs of one name, and files written twice, over an input or over foreign files.
+    """Refuse inputs of the same name, and outputs that would overwrite inputs or each other.
 
     Args:
-        written: every input, and the files (or folders of files) below OUT that come of it.
+        written: every input with its output files (or folders of files) below OUT.
         others: further files below OUT that the run may replace.
         storage: OUT.
 
@@ -148,9 +148,9 @@ def check_outputs(
 
 
 def _require_own(names: Iterable[str], storage: Storage) -> None:
-    """Refuse to replace files in a folder without a manifest, which a run makes before any output.
+    """Refuse to overwrite files that no run wrote: a run makes its manifest before any output.
 
-    Looked for where a file is found, because other processes (`--shard`) may be starting, too.
+    Checked once a file is found, because other processes (`--shard`) may be starting, too.
     """
     for name in names:
         if os.path.isfile(storage.path(name)):
@@ -171,7 +171,7 @@ def _clash(one: Item, other: Item, name: str) -> SetrError:
 
 
 def in_shard(item: Item, shard: tuple[int, int]) -> bool:
-    """Whether shard (number, count) has this image: by its name, so that new files move no old."""
+    """Whether shard (number, count) has an image: by its name, so new files move no old ones."""
     number, count = shard
     return zlib.crc32(os.fsencode(item.name)) % count == number
 
@@ -213,7 +213,7 @@ def _items(source: str) -> Iterator[Item]:
 
 
 def file_stamp(path: str) -> str:
-    """Size and time of change of a file; the same for everything that is not there."""
+    """Size and modification time of a file, or `missing`."""
     try:
         status = os.stat(path)
     except OSError:
@@ -305,7 +305,7 @@ def _parquet_items(file: Any, place: str, stamp: str) -> Iterator[Item]:
 
 @lru_cache(maxsize=4)
 def _images(place: str, stamp: str, group: int) -> Any:
-    """The images of one row group; neighbours are read together."""
+    """The images of a row group; cached, since neighbouring rows are read one after another."""
     pq = import_extra("pyarrow.parquet", "parquet", place)
     try:
         with _opened(place) as file:
@@ -315,6 +315,6 @@ def _images(place: str, stamp: str, group: int) -> Any:
 
 
 def _safe(name: str) -> str:
-    """A name from inside an archive, kept below the output folder, on Windows too."""
+    """A name from an archive without parts that lead out of the output folder, on Windows too."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     return "/".join(part for part in parts if part not in ("/", "//", "..", "."))

@@ -1,8 +1,8 @@
-"""Segment a GeoTIFF of any size: windows in, label raster out, memory for a strip of windows.
+"""Segment a GeoTIFF of any size, in the memory of a strip of windows.
 
 The raster is never resized, because its pixels have a size on the ground. One grid of blended
 windows covers all of it; strips of columns are computed one after another, each with every window
-that reaches into it, so that the labels are those of the whole raster at once and no strip shows.
+that overlaps it, so that the labels equal those of the whole raster and no seams appear.
 """
 
 from __future__ import annotations

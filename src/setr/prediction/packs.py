@@ -18,16 +18,16 @@ from setr.reading.files import printable
 from setr.reading.storage import Storage
 
 PACK_BYTES = 256 << 20
-"""A pack that has this many bytes is written, however few images it holds."""
+"""A pack of this many bytes is written, however few images it holds."""
 
 
 class Packer:
     """Collects outcomes and writes a pack when there are enough.
 
     Args:
-        storage: the output folder; packs no row of the manifest names are removed from it.
+        storage: the output folder; packs in it that no row of the manifest names are removed.
         manifest: of the run.
-        form: `tar` or `parquet`; with `no`, outcomes only go to the manifest.
+        form: `tar` or `parquet`; `no` writes no packs, only the manifest.
         stem: what the packs' names begin with.
         samples: images per pack.
     """
@@ -53,7 +53,7 @@ class Packer:
                 storage.delete(name)
 
     def add(self, outcome: Outcome) -> None:
-        """Take one outcome; one without files to pack goes to the manifest at once."""
+        """Add an outcome; one without files to pack goes to the manifest at once."""
         if not outcome.files:
             self.manifest.append([outcome.row])
             return
@@ -63,7 +63,7 @@ class Packer:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the outcomes collected so far as a pack."""
         if not self._waiting:
             return
         while (name := f"{self.stem}-{self._number:06}.{self.form}") in self.manifest.packs:

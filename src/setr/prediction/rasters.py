@@ -26,13 +26,13 @@ RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
 
 
 class Raster:
-    """An open GeoTIFF, read by windows; used in `with`.
+    """An open GeoTIFF, read by windows; a context manager.
 
     Args:
         path: the file.
-        bands: numbers from 1 of the bands, one for each channel; for three channels, shown as red,
-            green and blue, also a single one. By default the first ones, or the first of fewer
-            than three, with its colour table if it has one and no range is given.
+        bands: numbers of the bands from 1, one for each channel; with three channels, also a
+            single one, which is shown as grey. By default the first ones, or of fewer than three
+            only the first, with its colour table if it has one and no range is given.
         value_range: the values that become 0 and 255, of all bands or of each; by default the whole
             range of 8 and 16 bits.
         channels: of the model that will see it.
@@ -106,20 +106,20 @@ class Raster:
 
 
 def fits_channels(bands: tuple[int, ...], channels: int) -> bool:
-    """Whether so many bands make the channels of a model; of three a single one does, as grey."""
+    """Whether these bands fill a model's channels; a single band fills three, as grey."""
     return len(bands) == channels or (channels == 3 and len(bands) == 1)
 
 
 class RasterWriter:
-    """A label or grey raster with a georeference; it appears under its name when complete.
+    """Writes a label or grey raster with a georeference; a context manager.
 
-    Used in `with`; leaving the block by an error writes nothing.
+    The file appears when it is complete; an exception in the block leaves none.
 
     Args:
         path: the file.
         shape: (H, W).
         geo: its place on the map.
-        labels: given, values are ids: they get the classes' colours, and 255 is `nodata`.
+        labels: if given, values are class ids, shown in the classes' colours, and 255 is `nodata`.
     """
 
     def __init__(

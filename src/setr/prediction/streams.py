@@ -35,9 +35,9 @@ class Stream(NamedTuple):
 
 
 def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
-    """What a command line names -> its streams, and the sources left for image files.
+    """Split what a command line names into streams and the sources of image files.
 
-    A folder stays in both lists: its GeoTIFF files are streams, its other images are not.
+    A folder is in both lists: its GeoTIFF files are streams, its other images are not.
     """
     found: dict[str, Stream] = {}
     rest = []
@@ -63,10 +63,10 @@ def stems(streams: Sequence[Stream], out: Path, taken: Iterable[Path] = ()) -> l
     Args:
         streams: as `split_sources` gives them.
         out: output folder.
-        taken: names that other inputs write to.
+        taken: output names of other inputs.
 
     Raises:
-        SetrError: two would still write to one name.
+        SetrError: two streams would still have the same output name.
     """
     count = Counter(stream.below.with_suffix("") for stream in streams)
     others = set(taken)
@@ -93,7 +93,7 @@ def predict_stream(
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
     **options: Any,
 ) -> tuple[list[Path], str]:
-    """Segment one stream; the files written, and a line about them.
+    """Segment one stream; returns the files written and a one-line summary.
 
     Args:
         predictor: the model.
@@ -121,7 +121,7 @@ def predict_stream(
 
 
 def _url_name(url: str) -> str:
-    """The file an address names, or its host."""
+    """The file name in an address, or else its host."""
     parts = urlsplit(url)
     name = PurePosixPath(unquote(parts.path).replace("\0", "").replace("\\", "/")).name
     return name if name not in ("", "..") else parts.hostname or "image"
