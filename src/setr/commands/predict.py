@@ -119,28 +119,59 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Segment every image; broken ones are named at the end, exit code 1."""
     given: Arguments = parse(Arguments, arguments, "predict")
-    require_at_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
-    from setr.prediction.polygons import LARGEST_TOLERANCE
+    _check_options(given)
+    from setr.batch import Task
+    from setr.prediction.inputs import output_names
+    from setr.prediction.settled import stream_tasks
+    from setr.reading.storage import Storage
 
+    storage, shard = Storage(given.out), _shard(given.shard)
+    streams, items = _inputs(given)
+    _check_streams(given, streams, remote=storage.remote)
+    if given.submit:
+        return _submit(given, items)
+    names = output_names(items, packed=given.pack != "no")
+    tasks = [Task(item, name) for item, name in zip(items, names, strict=True)]
+    return _predict(given, storage, tasks, stream_tasks(streams, Path(given.out), names), shard)
+
+
+def _check_options(given: Arguments) -> None:
+    """Refuse values out of range, and options that have no effect beside the others."""
+    from setr.prediction.polygons import LARGEST_TOLERANCE
+    from setr.prediction.rasters import parse_bands, parse_range
+    from setr.protocols import Protocol, preset
+    from setr.reading.storage import is_address
+
+    require_at_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
     require_at_least(given, 0, "min_pixels")
     require_within(given, 0, LARGEST_TOLERANCE, "tolerance")
     require_within(given, 0, 1, "min_confidence")
-    _require_used(given)
-    from setr.batch import Task
-    from setr.prediction.inputs import find_items, output_names
-    from setr.prediction.rasters import parse_bands, parse_range
-    from setr.prediction.settled import stream_tasks
-    from setr.prediction.streams import split_sources
-    from setr.protocols import Protocol, preset
-    from setr.reading.storage import Storage, is_address, result_test
-    from setr.reading.urls import is_url
-
     parse_bands(given.bands)
     parse_range(given.value_range)
-    if given.submit and is_address(given.out):
-        raise SetrError(f"-o {given.out}: --submit writes a file; give a folder", code=USAGE)
-    storage = Storage(given.out)
-    shard, is_result = _shard(given.shard), result_test(given.out)
+    named = preset(given.protocol) if given.protocol else Protocol()
+    named.overridden(scales=given.scales)
+    if given.submit:
+        rule = f"does nothing with --submit {given.submit}; leave one of them out"
+        require_default(given, rule, *NOT_SUBMITTED)
+        rule = "leaves pixels without a class, which test servers refuse; leave it out"
+        require_default(given, rule, "min_confidence")
+        if is_address(given.out):
+            raise SetrError(f"-o {given.out}: --submit writes a file; give a folder", code=USAGE)
+    if given.pack == "no":
+        rule = "does nothing without --pack; add --pack tar, or leave it out"
+        require_default(given, rule, "pack_samples")
+    if given.engine == "plain":
+        rule = "does nothing without --engine ray; add it, or leave this out"
+        require_default(given, rule, "actors")
+
+
+def _inputs(given: Arguments) -> tuple[list[Stream], list[Item]]:
+    """The streams and images that the command line names, without results of earlier runs."""
+    from setr.prediction.inputs import find_items
+    from setr.prediction.streams import split_sources
+    from setr.reading.storage import result_test
+
+    is_result = result_test(given.out)
     found, rest = split_sources(given.images)
     streams = [stream for stream in found if not is_result(str(stream.below), stream.source)]
     special = {os.path.normpath(stream.source) for stream in found}
@@ -151,30 +182,30 @@ def run(arguments: list[str]) -> int:
     ]
     if not streams and not items:
         raise SetrError(f"{given.images[0]}: no images found outside {given.out}", code=USAGE)
-    if streams and (given.submit or storage.remote):
+    return streams, items
+
+
+def _check_streams(given: Arguments, streams: list[Stream], *, remote: bool) -> None:
+    """Refuse streams where only images will do, and GeoTIFF files beside options for images."""
+    from setr.reading.urls import is_url
+
+    if streams and (given.submit or remote):
         what = "--submit takes images" if given.submit else f"{given.out}: takes images"
         raise SetrError(f"{what}, not {streams[0].source}", code=USAGE)
     maps = [s.source for s in streams if not s.is_video and not is_url(s.source)]
-    named = preset(given.protocol) if given.protocol else Protocol()
-    named.overridden(scales=given.scales)  # what is wrong ends here, not in a cluster's actors
     if maps:
         rule = (
             f"resizes or mirrors images, and {maps[0]} is a GeoTIFF file, whose pixels keep their "
             "size on the ground; leave one out (--window sets its windows)"
         )
         require_default(given, rule, "protocol", "scales", "flip")
-    if given.submit:
-        return _submit(given, items)
-    names = output_names(items, packed=given.pack != "no")
-    tasks = [Task(item, name) for item, name in zip(items, names, strict=True)]
-    return _predict(given, storage, tasks, stream_tasks(streams, Path(given.out), names), shard)
 
 
 def _predict(
     given: Arguments,
     storage: Storage,
     tasks: list[Task],
-    films: dict[Task, Stream],
+    streams: dict[Task, Stream],
     shard: tuple[int, int],
 ) -> int:
     """Run all tasks that are not up to date, and record every outcome in the manifest."""
@@ -205,33 +236,28 @@ def _predict(
         polygons={"tolerance": given.tolerance, "min_pixels": given.min_pixels},
     )
     check_outputs(
-        ((task.item, files_of(task, films.get(task), finish)) for task in (*films, *tasks)),
+        ((task.item, files_of(task, streams.get(task), finish)) for task in (*streams, *tasks)),
         [f"{stem}.parquet", *(storage.names(f"{packs}-") if given.pack != "no" else ())],
         storage,
     )
-    films = {task: stream for task, stream in films.items() if in_shard(task.item, shard)}
-    tasks = [task for task in tasks if in_shard(task.item, shard)]
-    everything = [*films, *tasks]
+    streams = {task: stream for task, stream in streams.items() if in_shard(task.item, shard)}
+    tasks = [*streams, *(task for task in tasks if in_shard(task.item, shard))]
     stop = Interrupt()
-    images, streams = _engines(given, finish, films, stop)
-    is_settled = settled(
-        {task: finish(films.get(task)).run for task in everything},
-        storage,
-        limits,
-        retry=given.retry,
-    )
+    run_images, run_streams = _engines(given, finish, streams, stop)
+    runs = {task: finish(streams.get(task)).run for task in tasks}
+    is_settled = settled(runs, storage, limits, retry=given.retry)
     with Manifest(storage, stem, is_settled) as manifest, stop:
-        first, second = (
-            [task for task in part if task.item.name not in manifest.done]
-            for part in (films, tasks)
-        )
-        todo = len(first) + len(second)
-        tally.print_resumed(manifest, len(everything), todo)
+        todo = [task for task in tasks if task.item.name not in manifest.done]
+        images = [task for task in todo if task not in streams]
+        tally.print_resumed(manifest, len(tasks), len(todo))
         packer = Packer(storage, manifest, given.pack, stem=packs, samples=given.pack_samples)
         broken: list[str] = []
-        progress = tally.progress(len(everything), len(everything) - todo, quiet=given.json)
+        progress = tally.progress(len(tasks), len(tasks) - len(todo), quiet=given.json)
         with progress as show, contextlib.suppress(Stopped):
-            for outcome in chain(streams(first), images(second) if second else ()):
+            for outcome in chain(
+                run_streams([task for task in todo if task in streams]),
+                run_images(images) if images else (),
+            ):
                 if outcome.row["status"] == "failed":
                     outcome.row["limits"] = limits
                     broken.append(outcome.text)
@@ -243,44 +269,43 @@ def _predict(
         if given.manifest == "parquet" and not stop.requested:
             write_parquet(manifest)
         if given.json:
-            print(json.dumps(tally.as_json(everything, manifest)))
-        return tally.print_summary(everything, manifest, broken)
+            print(json.dumps(tally.as_json(tasks, manifest)))
+        return tally.print_summary(tasks, manifest, broken)
 
 
 def _engines(
     given: Arguments,
     finish: Callable[[Stream | None], Finish],
-    films: dict[Task, Stream],
+    streams: dict[Task, Stream],
     stop: Interrupt,
 ) -> tuple[Engine, Engine]:
     """Functions that run images and streams; a model that cannot be loaded fails here."""
     from setr.batch import outcomes, stream_outcomes
     from setr.predictor import load
 
-    plain = finish(None)
+    of_images = finish(None)
     options: dict[str, Any] = {
         "batch": given.batch,
         "exact": given.exact,
         "workers": given.workers,
         "max_pixels": given.max_pixels,
-        "scores": "scores" in plain.kinds,
+        "scores": "scores" in of_images.kinds,
     }
     loading = _loading(given)
     on_ray = given.engine == "ray"
-    predictor: Any = None if on_ray and not films else load(given.model, **loading)
+    predictor: Any = None if on_ray and not streams else load(given.model, **loading)
 
-    def streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
-        found = {task: films[task] for task in tasks}
-        return stream_outcomes(predictor, found, finish, stop)
+    def run_streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
+        return stream_outcomes(predictor, {task: streams[task] for task in tasks}, finish, stop)
 
     if on_ray:
         import torch
 
         from setr.prediction.batch_ray import Work, ray_outcomes
 
-        work = Work(given.model, loading, options, plain, torch.get_num_threads())
-        return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), streams
-    return (lambda tasks: outcomes(predictor, tasks, plain, **options)), streams
+        work = Work(given.model, loading, options, of_images, torch.get_num_threads())
+        return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), run_streams
+    return (lambda tasks: outcomes(predictor, tasks, of_images, **options)), run_streams
 
 
 def _loading(given: Arguments) -> dict[str, Any]:
@@ -322,18 +347,3 @@ def _shard(text: str) -> tuple[int, int]:
     if number.isdecimal() and count.isdecimal() and int(number) < int(count):
         return int(number), int(count)
     raise SetrError(f"--shard {text}: give i/n with i from 0 to n - 1, as 0/4", code=USAGE)
-
-
-def _require_used(given: Arguments) -> None:
-    """Refuse options that have no effect beside the others."""
-    if given.submit:
-        rule = f"does nothing with --submit {given.submit}; leave one of them out"
-        require_default(given, rule, *NOT_SUBMITTED)
-        rule = "leaves pixels without a class, which test servers refuse; leave it out"
-        require_default(given, rule, "min_confidence")
-    if given.pack == "no":
-        rule = "does nothing without --pack; add --pack tar, or leave it out"
-        require_default(given, rule, "pack_samples")
-    if given.engine == "plain":
-        rule = "does nothing without --engine ray; add it, or leave this out"
-        require_default(given, rule, "actors")
