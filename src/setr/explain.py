@@ -1,9 +1,9 @@
-"""What a model looks at: attention maps, features per layer, position embeddings (Figures 5, 6).
+"""Attention maps, features per layer, and position embeddings of a model (Figures 5 and 6).
 
-Attention runs as one fused kernel that never shows its weights. Here the queries and keys that
-reach this kernel are caught in the layers asked for, after their norms and rotary embeddings, and
-only there the softmax is computed once more. So it works for every timm ViT, EVA included, without
-a second implementation of any of them.
+Attention runs as one fused kernel that does not return its weights. Here the queries and keys given
+to this kernel are captured in the requested layers, after norms and rotary embeddings, and the
+softmax is computed again from them. This works for every timm ViT, including EVA, without a second
+implementation of any of them.
 
 Shapes: C channels of the image, or width of the encoder; h x w patch grid, N tokens with prefix
 tokens, M heads.
@@ -31,7 +31,7 @@ ROLLOUT_ROWS = 512
 
 
 class _Catcher(TorchFunctionMode):
-    """Keeps the queries and keys of the fused attention of one layer, while that layer runs."""
+    """Captures the queries and keys of the fused attention of one layer while it is active."""
 
     def __init__(self, layer: int, caught: dict[int, tuple[Tensor, Tensor, float]]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _Catcher(TorchFunctionMode):
 def catch_attention(
     model: SETR, images: Tensor, layers: Sequence[int]
 ) -> dict[int, tuple[Tensor, Tensor, float]]:
-    """Run the encoder and keep what attention in some layers is computed from.
+    """Run the encoder and capture the queries and keys of some layers.
 
     Args:
         model: a model with a ViT encoder.
@@ -117,9 +117,9 @@ def _active_inside(attn: Any, catcher: _Catcher) -> Iterator[None]:
 def attention_maps(
     model: SETR, images: Tensor, layers: Sequence[int], point: tuple[int, int]
 ) -> dict[int, np.ndarray]:
-    """What one patch attends to: per layer (M, h, w), weights of the patches for each head.
+    """Attention of one patch to all patches: per layer (M, h, w), one map for each head.
 
-    A map sums to 1 less the weight of the prefix tokens.
+    A map sums to 1 minus the weight of the prefix tokens.
 
     Args:
         model: a model with a ViT encoder.

@@ -1,9 +1,9 @@
-"""A trained model as one file for another runtime: ONNX, OpenVINO or torch.export.
+"""Export of a trained model to one file for another runtime: ONNX, OpenVINO or torch.export.
 
-A file appears under its name only after it was run beside PyTorch: fp32 must give the same logits
-at two sizes, lower precision must keep the mIoU on the user's own data. Classes, colours, label
-map, normalisation, protocol and licence travel inside: `metadata_props` of ONNX, `rt_info` of
-OpenVINO, the extra file `setr.json` of torch.export.
+A file appears under its name only after its outputs were compared with PyTorch's: fp32 must give
+the same logits at two sizes, lower precisions must keep the mIoU on the user's own data. Classes,
+colours, label map, normalisation, protocol and licence are stored inside: in `metadata_props` of
+ONNX, `rt_info` of OpenVINO, and the extra file `setr.json` of torch.export.
 
 Shapes: B batch, H x W image, K classes.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import glob
 import io
 import json
 import os
@@ -61,14 +62,14 @@ def export(
     """Write one file, after comparing it with PyTorch.
 
     Args:
-        model: the network, on any device; it stays as it is.
-        info: what travels with it.
+        model: the network, on any device; it is not changed.
+        info: what is stored with it.
         out: the file, with the ending of its format; OpenVINO's .bin is written beside it.
         format: of the file.
         precision: of its weights and arithmetic; `int8` quantises with images of `calibration`.
         head: output beside `coarse`: full-size `logits`, or the best class as `mask`.
         size: (H, W) of the single image the file takes, for runtimes that need fixed shapes; the
-            protocol that travels with it then runs images by windows of that size. None: any.
+            stored protocol then runs images by windows of that size. None: any size.
         pixels: the file takes uint8 pixels (B, H, W, C) and normalises them.
         calibration: a labelled split; needed for every precision but fp32.
 
@@ -95,7 +96,7 @@ def export(
         if calibration is not None:
             report["miou"] = compare_accuracy(draft, model, info, stored, calibration)
             require_accuracy(report["miou"], precision, path)
-        files = _beginning(folder, f"{path.stem}.")
+        files = sorted(folder.glob(glob.escape(f"{path.stem}.") + "*"))
         report["bytes"] = sum(file.stat().st_size for file in files)
         for file in files:  # weights come before .xml
             os.replace(file, path.with_name(file.name))
@@ -105,7 +106,7 @@ def export(
 def metadata(
     model: SETR, info: ModelInfo, precision: ExportPrecision, head: Head, form: Form = ANY
 ) -> dict[str, str]:
-    """What travels inside a file: `config.json` and more, each value as JSON."""
+    """The metadata of a file: that of `config.json` and more, each value as JSON."""
     values = {
         **describe(model, info),
         "licence": encoder_licence(model.arguments, info.pretrained),
@@ -123,7 +124,7 @@ def metadata(
 
 
 def _input(info: ModelInfo, form: Form) -> str:
-    """What the graph takes, for people."""
+    """A description of the graph's input for people."""
     H, W = form.size or ("H", "W")
     B, C = 1 if form.size else "B", len(info.mean)
     what = "RGB" if info.bands is None and C == 3 else str(info.bands or f"{C} channels")
@@ -164,7 +165,7 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A folder beside the file that is gone afterwards, whatever happens."""
+    """A temporary folder beside the file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(
@@ -211,13 +212,8 @@ def _write(
     plain = path.with_suffix(".onnx")
     write_onnx(program, plain, head, {}, None, form)
     write_openvino(plain, path, precision, stored, images)
-    for file in _beginning(plain.parent, plain.name):
+    for file in plain.parent.glob(glob.escape(plain.name) + "*"):
         file.unlink()
-
-
-def _beginning(folder: Path, start: str) -> list[Path]:
-    """Files of a folder whose names begin like this, sorted; `[` and `*` mean themselves."""
-    return sorted(file for file in folder.iterdir() if file.name.startswith(start))
 
 
 def write_openvino(

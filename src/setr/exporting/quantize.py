@@ -1,8 +1,8 @@
-"""int8 by nncf, from the user's own images (post-training quantisation).
+"""Post-training quantisation to int8 by nncf, with the user's own images.
 
-Weights and activations of matrix products and convolutions become int8; ranges come from images
-run through the network as prediction runs them. Whether that is good enough is measured afterwards
-(`export_check.compare_accuracy`), never assumed.
+Weights and activations of matrix products and convolutions become int8; their ranges come from
+images run through the network as prediction runs them. The loss of accuracy is measured afterwards
+(`export_check.compare_accuracy`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from setr.inference import normalize
 from setr.model_info import ModelInfo
 
 NUM_IMAGES = 128
-"""Images used, spread evenly over the split."""
+"""Calibration images, spread evenly over the split."""
 
 
 def calibration_images(
