@@ -17,7 +17,7 @@ from setr.errors import OK, USAGE, SetrError
 from setr.serve.limits import LONGEST, Limits
 
 LEAST = 0.001
-"""Of seconds and megabytes that must be more than none."""
+"""Lower limit of options in seconds or megabytes that must be positive."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def read_keys(path: Path | None) -> list[str]:
     """Keys of a file and of SETR_API_KEYS.
 
     Raises:
-        SetrError: no such file, a source without keys, which would let everybody in, or a key that
-            clients cannot send.
+        SetrError: no such file, a source without keys (which would disable the check), or a key
+            that clients cannot send.
     """
     listed = os.environ.get("SETR_API_KEYS")
     keys = [] if listed is None else _usable("SETR_API_KEYS", listed.split(","))
@@ -118,7 +118,7 @@ def read_keys(path: Path | None) -> list[str]:
 
 
 def _usable(source: str, listed: list[str]) -> list[str]:
-    """The keys of a source; what is blank is none."""
+    """The keys of a source, without blank ones."""
     keys = [key.strip() for key in listed if key.strip()]
     if not keys:
         raise SetrError(f"{source}: has no keys; write some, or leave it out", code=USAGE)

@@ -83,8 +83,8 @@ def run(arguments: list[str]) -> int:
 def _samples(dataset: Dataset) -> Iterator[Packed]:
     """Files as they are; drawn scenes and MATLAB masks as PNG.
 
-    In a random order, always the same: an epoch shuffles neighbouring samples only, and neighbours
-    in a folder are often alike, as those of one city, film or kind of scene.
+    In a fixed random order: training shuffles neighbouring samples only, and neighbours in a folder
+    are often alike, such as frames of one video.
     """
     import numpy as np
 
@@ -97,7 +97,7 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
     order = np.random.default_rng(zlib.crc32(dataset.split.encode())).permutation(len(dataset))
     for done, index in enumerate(order.tolist(), 1):
         name = dataset.image_name(index)
-        name = os.path.basename(name) if os.path.isabs(name) else name  # means nothing elsewhere
+        name = os.path.basename(name) if os.path.isabs(name) else name  # local to this machine
         if dataset.decoded:
             image, mask = map(encode_png, dataset.load(index))
             yield Packed(name, image, ".png", mask)

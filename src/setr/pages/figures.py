@@ -1,7 +1,7 @@
-"""The paper's explaining figures from any model, as rows of pictures with captions.
+"""The paper's qualitative figures from any model, as rows of pictures with captions.
 
-Figure 6: what a point attends to. Figure 5: features layer by layer. Figures 2 to 4: two models
-side by side. And the similarity of position embeddings, as the ViT paper shows it.
+Figure 6: attention of a point. Figure 5: features by layer. Figures 2 to 4: two models side by
+side. Also the similarity of position embeddings, as in the ViT paper.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Figure(NamedTuple):
     """Rows of panels, and a sentence that says how to read them.
 
     Attributes:
-        legend: training ids whose names belong below the picture.
+        legend: training ids of the classes to list below the picture.
     """
 
     rows: list[list[Panel]]
@@ -92,7 +92,7 @@ def attention_figure(
     layers: Sequence[int],
     head: int | None = None,
 ) -> Figure:
-    """What points attend to.
+    """Attention of points of the image.
 
     Args:
         predictor: the model.

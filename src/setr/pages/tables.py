@@ -44,17 +44,17 @@ def figures_table(metrics: dict[str, Any]) -> str:
 
 
 def breadth(text: str) -> int:
-    """Columns that a text takes: two for each Chinese, Japanese or Korean character."""
+    """Width of a text in a terminal: two columns for each Chinese, Japanese or Korean character."""
     return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
 
 
 def filled(text: str, width: int) -> str:
-    """A text with blanks behind it, so many columns wide."""
+    """A text padded with blanks to a width in columns."""
     return text + " " * (width - breadth(text))
 
 
 def by_protocol(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of what `metrics.json` holds, the figures: of each protocol, by its name."""
+    """The figures in `metrics.json` of each protocol, by its name."""
     return {k: v for k, v in metrics.items() if isinstance(v, dict) and "iou" in v}
 
 
@@ -101,7 +101,7 @@ def _notes(figures: dict[str, Any]) -> list[str]:
 
 
 def report_failed(figures: dict[str, Any]) -> int:
-    """Name the images that could not be read on stderr; the exit code that goes with them."""
+    """Print the images that could not be read to stderr; returns the exit code."""
     for problem in figures["failed"]:
         print(f"setr: {' '.join(problem.split())}", file=sys.stderr)
     if not figures["failed"]:
