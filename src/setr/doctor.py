@@ -182,8 +182,8 @@ def _reordered(dataset: Dataset) -> list[Finding]:
     except SetrError:
         return []  # unreadable masks are reported already
     text = (
-        "palettes of the masks number the same colours in several orders, so an id is another "
-        "class in each; have the colours read: colour_map in data.yaml (`setr init-data` drafts it)"
+        "palettes of the masks list the same colours in several orders, so an id means different "
+        "classes; read the colours instead: colour_map in data.yaml (`setr init-data` drafts it)"
     )
     return [Finding("warning", dataset.split, text)]
 
@@ -192,7 +192,7 @@ def _ignored(dataset: Dataset, seen: Survey) -> list[Finding]:
     rows = np.setdiff1d(seen.having(ALL_IGNORED), list(seen.problems))
     if not len(rows):
         return []
-    text = "masks are ignored everywhere; they teach nothing and count nowhere"
+    text = "masks are ignored everywhere; they affect neither training nor scores"
     return [_about(dataset, "warning", text, rows)]
 
 

@@ -162,7 +162,7 @@ class Manifest:
                 if line.endswith(b"\n"):
                     path = self.storage.path(self.file)
                     raise SetrError(
-                        f"{path}: line {number + 1} is no outcome; choose another folder with -o"
+                        f"{path}: line {number + 1} is not an outcome; use another folder with -o"
                     )
                 torn += 1
                 continue

@@ -20,7 +20,7 @@ LINES = 100
 def print_resumed(manifest: Manifest, total: int, todo: int) -> None:
     """Print how much an earlier run has done."""
     if manifest.dropped:
-        print(f"setr: {manifest.dropped} outcomes no longer hold; done again", file=sys.stderr)
+        print(f"setr: {manifest.dropped} outcomes are outdated; done again", file=sys.stderr)
     if todo < total:
         print(f"setr: {total - todo} of {total} images were done before", file=sys.stderr)
 
@@ -69,6 +69,6 @@ def print_summary(tasks: Sequence[Task], manifest: Manifest, broken: Sequence[st
     if failed:
         print(f"setr: {failed} of {len(tasks)} images failed; {where} says why", file=sys.stderr)
     if left:
-        print(f"setr: stopped; {left} images are left, the same command does them", file=sys.stderr)
+        print(f"setr: stopped; {left} images are left; run the same command again", file=sys.stderr)
         return INTERRUPTED
     return FAILED if failed else OK

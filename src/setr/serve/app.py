@@ -126,7 +126,7 @@ def _add_segment(app: FastAPI, service: Service) -> None:
             "scores" if name == "scores" else "segment",
             deadline,
             lambda image: image,
-            lambda served, result: encode(name, served, service.models[served][1], result, options),
+            lambda served, result: encode(name, served, result, options),
         )
         note = request.state.note
         return Response(

@@ -17,7 +17,6 @@ import torch
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.exporting.runtime import ExportedModel
-from setr.labels import hex_colour
 from setr.pages.figures import make_view
 from setr.prediction.passes import attempt, predict_each
 from setr.predictor import WHOLE_PIXELS, Predictor, Result, load
@@ -262,16 +261,6 @@ def num_layers(predictor: Predictor) -> int:
     """Blocks whose attention can be shown; 0 for models without."""
     blocks = getattr(getattr(getattr(predictor.model, "encoder", None), "vit", None), "blocks", ())
     return len(blocks)
-
-
-def summary(predictor: Predictor, result: Result) -> list[dict[str, Any]]:
-    """The classes that occur, largest share first."""
-    labels = predictor.info.labels
-    ids = {name: i for i, name in enumerate(labels.classes)}
-    return [
-        {"id": ids[name], "name": name, "color": hex_colour(labels.colours[ids[name]]), "share": s}
-        for name, s in result.shares.items()
-    ]
 
 
 def _with_scores(predictor: Predictor, image: np.ndarray) -> Result:
