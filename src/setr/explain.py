@@ -181,6 +181,11 @@ def attention_rollout(
     return flow[-h * w :].reshape(h, w).cpu().numpy()
 
 
+def saturated(values: np.ndarray) -> np.ndarray:
+    """Attention scaled so that its largest 0.5 % are 1 or more; outliers would dim the rest."""
+    return values / max(float(np.quantile(values, 0.995)), 1e-12)
+
+
 def layer_features(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[int, np.ndarray]:
     """Outputs of blocks as maps (C, h, w) (Figure 5).
 

@@ -20,6 +20,7 @@ from fastapi import FastAPI, Query, Request
 from starlette.responses import Response
 
 from setr import __version__
+from setr.explain import saturated
 from setr.exporting.runtime import ExportedModel
 from setr.images import encode_png
 from setr.labels import hex_colour
@@ -188,8 +189,7 @@ def _add_attention(app: FastAPI, service: Service) -> None:
 
 def _attention_map(name: str, layer: int, answer: Attention) -> AttentionMap:
     rows, columns = answer.values.shape
-    top = max(float(np.quantile(answer.values, 0.995)), 1e-12)
-    levels = np.rint(np.clip(answer.values / top, 0, 1) * 255).astype(np.uint8)
+    levels = np.rint(np.clip(saturated(answer.values), 0, 1) * 255).astype(np.uint8)
     return AttentionMap(
         model=name,
         layer=layer,
