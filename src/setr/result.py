@@ -12,7 +12,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,8 @@ class Result:
 
         What is missing to 1 is unlabelled by `min_confidence`.
         """
-        counts = np.bincount(self.mask.ravel(), minlength=len(self.labels.classes))
-        counts = counts[: len(self.labels.classes)]
-        order = np.argsort(-counts, kind="stable")
-        total = max(1, counts.sum() + self.unsure)
-        return {self.labels.classes[i]: float(counts[i] / total) for i in order if counts[i]}
+        counts = np.bincount(self.mask.ravel(), minlength=256)
+        return class_shares(counts, self.labels.classes, self.unsure)
 
     def polygons(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> list[Polygon]:
         """One polygon per connected region; see `setr.prediction.polygons`.
@@ -277,6 +274,14 @@ class Result:
     def _small_overlay(self) -> np.ndarray:
         """The overlay, shrunk to what a notebook can show."""
         return shrunk(self.overlay(), NOTEBOOK_WIDTH)
+
+
+def class_shares(counts: np.ndarray, classes: Sequence[str], unsure: int) -> dict[str, float]:
+    """Share of every class that occurs, largest first; `unsure` pixels belong to no class."""
+    known = counts[: len(classes)]
+    total = max(1, known.sum() + unsure)
+    order = np.argsort(-known, kind="stable")
+    return {classes[i]: float(known[i] / total) for i in order if known[i]}
 
 
 def largest(shares: Mapping[str, float], min_confidence: float) -> str:

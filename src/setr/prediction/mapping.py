@@ -20,6 +20,7 @@ from setr.labels import IGNORE
 from setr.prediction.rasters import Raster, RasterWriter
 from setr.prediction.unsure import unlabel
 from setr.predictor import Predictor
+from setr.result import class_shares
 
 STRIP = 4096
 """Columns per strip; windows that straddle two strips are computed for both."""
@@ -102,7 +103,4 @@ def predict_raster(
                         grey = np.rint(confidence * 255).astype(np.uint8)
                         writers["confidence"].write(grey, row, left)
                     row = below
-    known = counts[: len(labels.classes)]
-    order = np.argsort(-known, kind="stable")
-    total = known.sum() + unsure
-    return {labels.classes[i]: float(known[i] / total) for i in order if known[i]}
+    return class_shares(counts, labels.classes, unsure)
