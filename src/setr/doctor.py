@@ -105,7 +105,11 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
     seen = survey(dataset, full=full, progress=progress)
     pixels = seen.pixels(len(dataset.labels.classes))
     problems = [seen.problems[i] for i in sorted(seen.problems)]
-    findings = [_broken(dataset, problems)] if problems else []
+    findings = []
+    if problems:
+        text = f"{len(problems)} of {len(dataset)} pairs are unusable"
+        shown = tuple(problems[:SHOWN])
+        findings.append(Finding("error", dataset.split, text, len(problems), shown))
     for finding in (
         *_alone(dataset),
         *_binary(dataset, seen, pixels),
@@ -124,11 +128,6 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
         text = "images carry an EXIF rotation; it is applied, so masks must fit the image as shown"
         findings.append(_about(dataset, "note", text, rotated))
     return Checkup(dataset, tuple(problems), pixels, tuple(findings), seen)
-
-
-def _broken(dataset: Dataset, problems: Sequence[str]) -> Finding:
-    text = f"{len(problems)} of {len(dataset)} pairs are unusable"
-    return Finding("error", dataset.split, text, len(problems), tuple(problems[:SHOWN]))
 
 
 def _about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Finding:

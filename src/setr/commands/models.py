@@ -37,7 +37,10 @@ def run(arguments: list[str]) -> int:
     require_at_least(given, 16, "size")
     require_at_least(given, 1, "classes")
     if given.encoders:
-        rows, text = _encoders(given.pattern)
+        from setr.encoder import list_encoders
+
+        rows = list_encoders(given.pattern)
+        text = "\n".join(rows)
     elif given.table2:
         rows, text = _table2(given.pattern)
     else:
@@ -83,10 +86,3 @@ def _table2(pattern: str) -> tuple[list[Any], str]:
     lines.append("authors' code that it never calls and our models do not carry")
     lines += [f"{r['system']}: {r['note']}" for r in rows if r["note"]]
     return rows, "\n".join(lines)
-
-
-def _encoders(pattern: str) -> tuple[list[Any], str]:
-    from setr.encoder import list_encoders
-
-    names = list_encoders(pattern)
-    return names, "\n".join(names)

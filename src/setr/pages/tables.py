@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from typing import Any
+
+from rich.cells import cell_len, set_cell_size
 
 from setr.errors import FAILED, OK
 
@@ -25,12 +26,12 @@ def figures_table(metrics: dict[str, Any]) -> str:
     else:
         by_class = {k.replace("_", " "): v["iou"] for k, v in protocols.items()}
     names, corner = list(first["iou"]), "in %" if len(protocols) == 1 else "IoU in %"
-    width = max(map(breadth, [*names, *_MEANS.values()]))
+    width = max(map(cell_len, [*names, *_MEANS.values()]))
     space = max(12 if len(protocols) == 1 else 14, *(len(k) + 2 for k in by_class))
 
     def row(label: str, values: list[float | None]) -> str:
         shown = ["n/a" if v is None else f"{100 * v:.2f}" for v in values]
-        return filled(label, width) + "".join(f"{v:>{space}}" for v in shown)
+        return set_cell_size(label, width) + "".join(f"{v:>{space}}" for v in shown)
 
     lines = [f"{corner:<{width}}" + "".join(f"{k:>{space}}" for k in by_class)]
     lines += [row(name, [column.get(name) for column in by_class.values()]) for name in names]
@@ -41,16 +42,6 @@ def figures_table(metrics: dict[str, Any]) -> str:
         if any(_at(figures, key) is not None for figures in protocols.values())
     ]
     return "\n".join(lines + _notes(first))
-
-
-def breadth(text: str) -> int:
-    """Width of a text in a terminal: two columns for each Chinese, Japanese or Korean character."""
-    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
-
-
-def filled(text: str, width: int) -> str:
-    """A text padded with blanks to a width in columns."""
-    return text + " " * (width - breadth(text))
 
 
 def by_protocol(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
