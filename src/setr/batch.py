@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Finish:
+class OutputWriter:
     """Turns a result into files and a row of the manifest; thread-safe and picklable.
 
     Args:
@@ -210,7 +210,7 @@ def outcomes(
 def stream_outcomes(
     predictor: Predictor,
     streams: Mapping[Task, Stream],
-    finish: Callable[[Stream], Finish],
+    writer_for: Callable[[Stream], OutputWriter],
     stop: Interrupt,
 ) -> Iterator[Outcome]:
     """Segment videos, GeoTIFF files and addresses; their files are written, never packed.
@@ -218,30 +218,30 @@ def stream_outcomes(
     Args:
         predictor: the model.
         streams: by task.
-        finish: how the results of a stream become files.
+        writer_for: what writes the results of a stream.
         stop: interrupts the current stream, of which no output is then left.
 
     Raises:
         Stopped: by a signal.
     """
     for task, stream in streams.items():
-        how = finish(stream)
-        out = Path(how.out)
+        writer = writer_for(stream)
+        out = Path(writer.out)
         try:
             with stop.at_once(), Progress(os.path.basename(stream.source), 0) as progress:
                 files, text = predict_stream(
                     predictor,
                     stream,
                     out / task.output,
-                    how.kinds,
+                    writer.kinds,
                     on_frame=progress.count,
-                    **how.polygons,
+                    **writer.polygons,
                 )
         except SetrError as error:
-            yield how.failed(task, error)
+            yield writer.failed(task, error)
             continue
         names = [str(file.relative_to(out)) for file in files]
-        yield Outcome({**row_of(task, "ok", how.run), "files": names}, {}, text)
+        yield Outcome({**row_of(task, "ok", writer.run), "files": names}, {}, text)
 
 
 def _decoded(

@@ -22,7 +22,7 @@ from setr.images import MAX_PIXELS
 from setr.processes.quota import cpus
 
 if TYPE_CHECKING:
-    from setr.batch import Finish, Outcome, Task
+    from setr.batch import Outcome, OutputWriter, Task
     from setr.prediction.inputs import Item
     from setr.prediction.streams import Stream
     from setr.processes.interrupt import Interrupt
@@ -213,7 +213,7 @@ def _predict(
     from setr.prediction.inputs import check_outputs, in_shard
     from setr.prediction.manifest import Manifest, write_parquet
     from setr.prediction.packs import Packer
-    from setr.prediction.settled import files_of, finishes, run_names, settled
+    from setr.prediction.settled import files_of, output_writers, run_names, settled
     from setr.processes.interrupt import Interrupt, Stopped
 
     limits = {name: getattr(given, name) for name in ("max_pixels", "allow_urls", "device")}
@@ -222,7 +222,7 @@ def _predict(
     settings = [given.precision, given.protocol, given.window, given.pack]
     chosen = {name: value for name in LATER if (value := getattr(given, name))}
     by_bands = [given.bands, given.value_range]
-    finish = finishes(
+    writer_for = output_writers(
         given.out,
         given.save,
         run_names(given.model),
@@ -236,15 +236,15 @@ def _predict(
         polygons={"tolerance": given.tolerance, "min_pixels": given.min_pixels},
     )
     check_outputs(
-        ((task.item, files_of(task, streams.get(task), finish)) for task in (*streams, *tasks)),
+        ((task.item, files_of(task, streams.get(task), writer_for)) for task in (*streams, *tasks)),
         [f"{stem}.parquet", *(storage.names(f"{packs}-") if given.pack != "no" else ())],
         storage,
     )
     streams = {task: stream for task, stream in streams.items() if in_shard(task.item, shard)}
     tasks = [*streams, *(task for task in tasks if in_shard(task.item, shard))]
     stop = Interrupt()
-    run_images, run_streams = _engines(given, finish, streams, stop)
-    runs = {task: finish(streams.get(task)).run for task in tasks}
+    run_images, run_streams = _engines(given, writer_for, streams, stop)
+    runs = {task: writer_for(streams.get(task)).run for task in tasks}
     is_settled = settled(runs, storage, limits, retry=given.retry)
     with Manifest(storage, stem, is_settled) as manifest, stop:
         todo = [task for task in tasks if task.item.name not in manifest.done]
@@ -275,7 +275,7 @@ def _predict(
 
 def _engines(
     given: Arguments,
-    finish: Callable[[Stream | None], Finish],
+    writer_for: Callable[[Stream | None], OutputWriter],
     streams: dict[Task, Stream],
     stop: Interrupt,
 ) -> tuple[Engine, Engine]:
@@ -283,29 +283,29 @@ def _engines(
     from setr.batch import outcomes, stream_outcomes
     from setr.predictor import load
 
-    of_images = finish(None)
+    writer = writer_for(None)
     options: dict[str, Any] = {
         "batch": given.batch,
         "exact": given.exact,
         "workers": given.workers,
         "max_pixels": given.max_pixels,
-        "scores": "scores" in of_images.kinds,
+        "scores": "scores" in writer.kinds,
     }
     loading = _loading(given)
     on_ray = given.engine == "ray"
     predictor: Any = None if on_ray and not streams else load(given.model, **loading)
 
     def run_streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
-        return stream_outcomes(predictor, {task: streams[task] for task in tasks}, finish, stop)
+        return stream_outcomes(predictor, {task: streams[task] for task in tasks}, writer_for, stop)
 
     if on_ray:
         import torch
 
         from setr.prediction.batch_ray import Work, ray_outcomes
 
-        work = Work(given.model, loading, options, of_images, torch.get_num_threads())
+        work = Work(given.model, loading, options, writer, torch.get_num_threads())
         return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), run_streams
-    return (lambda tasks: outcomes(predictor, tasks, of_images, **options)), run_streams
+    return (lambda tasks: outcomes(predictor, tasks, writer, **options)), run_streams
 
 
 def _loading(given: Arguments) -> dict[str, Any]:

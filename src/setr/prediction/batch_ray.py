@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from setr._extras import import_extra
-from setr.batch import Finish, Outcome, Task, outcomes
+from setr.batch import Outcome, OutputWriter, Task, outcomes
 from setr.errors import SetrError, first_line
 from setr.prediction.inputs import Item
 from setr.predictor import load
@@ -37,14 +37,14 @@ class Work:
         model: as `setr.load` takes it.
         load: further keywords of `setr.load`.
         outcomes: keywords of `batch.outcomes`.
-        finish: how results become files.
+        writer: turns results into files.
         threads: torch's, per pass of the model.
     """
 
     model: str
     load: dict[str, Any]
     outcomes: dict[str, Any]
-    finish: Finish
+    writer: OutputWriter
     threads: int
 
 
@@ -72,7 +72,7 @@ def ray_outcomes(work: Work, tasks: Sequence[Task], *, actors: int | None) -> It
         lines = [{"task": json.dumps(task)} for task in tasks]
         done = ray.data.from_items(lines, override_num_blocks=-(-len(tasks) // chunk)).map_batches(
             _Actor,
-            fn_constructor_args=(asdict(work) | {"finish": asdict(work.finish)},),
+            fn_constructor_args=(asdict(work),),
             batch_size=chunk,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks))),
@@ -94,7 +94,7 @@ class _Actor:
 
     def __init__(self, work: dict[str, Any]) -> None:
         torch.set_num_threads(work["threads"])
-        self.finish = Finish(**work["finish"])
+        self.writer = OutputWriter(**work["writer"])
         self.options = work["outcomes"]
         self.predictor = load(work["model"], **work["load"])
 
@@ -103,7 +103,7 @@ class _Actor:
 
         given = [json.loads(line) for line in chunk["task"].to_pylist()]
         tasks = [Task(_item(*item), output) for item, output in given]
-        for done in outcomes(self.predictor, tasks, self.finish, **self.options):
+        for done in outcomes(self.predictor, tasks, self.writer, **self.options):
             yield pa.table(
                 {
                     "row": [json.dumps(done.row)],

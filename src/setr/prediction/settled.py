@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from setr import __version__
-from setr.batch import Finish, Task
+from setr.batch import OutputWriter, Task
 from setr.hub import FILES
 from setr.prediction.filming import FILMS
 from setr.prediction.inputs import Item, file_stamp
@@ -50,7 +50,7 @@ def run_names(model: str) -> Callable[[Sequence[Any]], str]:
     return name
 
 
-def finishes(
+def output_writers(
     out: str,
     save: str | None,
     name: Callable[[Sequence[Any]], str],
@@ -59,8 +59,8 @@ def finishes(
     *,
     packed: bool,
     polygons: dict[str, Any],
-) -> Callable[[Stream | None], Finish]:
-    """How results become files: a function of the stream they come from, None for images.
+) -> Callable[[Stream | None], OutputWriter]:
+    """What writes the results of a stream, or of images for None.
 
     Args:
         out: output folder or address.
@@ -68,16 +68,16 @@ def finishes(
         name: from `run_names`.
         settings: further settings that affect outputs, as plain values.
         raster_settings: those that affect GeoTIFF files only.
-        packed: see `Finish`.
-        polygons: see `Finish`.
+        packed: see `OutputWriter`.
+        polygons: see `OutputWriter`.
     """
 
-    def finish(default: str, *more: Any) -> Finish:
+    def writer(default: str, *more: Any) -> OutputWriter:
         kinds = parse_kinds(save or default)
         run = name([sorted(kinds), polygons, *settings, *more])
-        return Finish(out, kinds, run, packed, polygons)
+        return OutputWriter(out, kinds, run, packed, polygons)
 
-    image, video, raster = finish("mask"), finish("overlay"), finish("mask", *raster_settings)
+    image, video, raster = writer("mask"), writer("overlay"), writer("mask", *raster_settings)
     return lambda stream: image if stream is None else video if stream.is_video else raster
 
 
@@ -94,17 +94,17 @@ def stream_tasks(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> 
 
 
 def files_of(
-    task: Task, stream: Stream | None, finish: Callable[[Stream | None], Finish]
+    task: Task, stream: Stream | None, writer_for: Callable[[Stream | None], OutputWriter]
 ) -> list[str]:
     """The outputs of a task below the output folder: files, and the folder of a video's frames."""
-    how = finish(stream)
+    writer = writer_for(stream)
     if stream is None:
-        return [how.name(task.output, kind) for kind in how.kinds]
+        return [writer.name(task.output, kind) for kind in writer.kinds]
     if stream.is_video:
         endings = {kind: FILMS[kind][0] if kind in FILMS else "" for kind in KINDS}
     else:
         endings = KINDS if is_url(stream.source) else {**KINDS, **RASTER_KINDS}
-    return [with_ending(Path(task.output), endings[kind]).as_posix() for kind in how.kinds]
+    return [with_ending(Path(task.output), endings[kind]).as_posix() for kind in writer.kinds]
 
 
 def settled(
