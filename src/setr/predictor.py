@@ -279,7 +279,7 @@ class Predictor:
     def _run(
         self, function: Callable[..., Any], images: Sequence[np.ndarray], protocol: Protocol
     ) -> Any:
-        """Apply `predict_mask` or `predict_scores`; tensors come back on the CPU."""
+        """Apply `predict_mask` or `predict_scores`; returns tensors on the CPU."""
         with self.computing():
             pixels = torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
             x = NormalizedImages(pixels.to(self.device), self.info.mean, self.info.std)
@@ -344,7 +344,7 @@ def load(
 
 
 def _expand(source: str) -> Iterator[str | np.ndarray]:
-    """The images a file, folder, glob or video stands for."""
+    """The images of a file, folder, glob or video."""
     files = expanded(source)
     if not files:
         raise SetrError(f"{source}: no images found here", code=USAGE)

@@ -50,8 +50,8 @@ def to_geojson(
     Args:
         polygons: of one mask.
         labels: class names and colours.
-        geo: gives map coordinates, with the reference system as GDAL and QGIS read it; without it
-            coordinates are pixels, y down the image.
+        geo: if given, coordinates are on the map, with the reference system as GDAL and QGIS read
+            it; otherwise they are pixels, y down the image.
     """
     features = []
     for polygon in polygons:
@@ -117,7 +117,7 @@ def to_coco(
 
 
 def merge_coco(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """COCO objects of single images as one, with images and annotations numbered anew."""
+    """Joins COCO objects of single images, with new numbers for images and annotations."""
     whole: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     for part in parts:
         image_id = len(whole["images"]) + 1
