@@ -258,7 +258,7 @@ def test_without_gdal_pillow_reads_what_it_does_not_change(tmp_path, monkeypatch
         np.testing.assert_array_equal(found, with_gdal)
     found = read_pixels(tmp_path / "deep.png", Bands((1,), ((0.0, 65535.0),)))
     np.testing.assert_array_equal(found[..., 0], np.rint(deep * (255 / 65535)))
-    with pytest.raises(SetrError, match=r'wide\.tif: .* need rasterio; pip install "setr\[geo\]"'):
+    with pytest.raises(SetrError, match=r'wide\.tif: .* needs rasterio; pip install "setr\[geo\]"'):
         read_pixels(wide, Bands((1,)))
     Image.fromarray(pixels[..., 0]).convert("P").save(tmp_path / "palette.png")
     with pytest.raises(SetrError, match="PNG with P pixels, which are no bands"):

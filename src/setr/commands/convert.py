@@ -104,7 +104,7 @@ def _file(given: Arguments) -> Path:
 
 
 def _command(given: Arguments) -> str:
-    """What makes the model again; a card names files without their folders."""
+    """The command that reproduces the model; the model card names files without their folders."""
     source, out = _bare(given.source), os.path.basename(os.path.abspath(given.out))
     options = dataclasses.replace(given, pretrained=given.pretrained and _bare(given.pretrained))
     words = itertools.chain(*as_typed(options).values())
@@ -112,7 +112,7 @@ def _command(given: Arguments) -> str:
 
 
 def _bare(source: str) -> str:
-    """A file without its folders; addresses and names on the Hub as they are."""
+    """The name of a file; addresses and names on the Hub as they are."""
     return os.path.basename(os.path.abspath(source)) if Path(source).exists() else source
 
 
