@@ -60,6 +60,11 @@ def test_where_validation_is_missing_it_is_taken_from_training(tmp_path):
     assert len(parts["val"]) == 1
     assert sorted(parts["train"] + parts["val"]) == [f"images/train/{n}.jpg" for n in "abc"]
     assert names(tmp_path, "test") == [("images/test/d.jpg", "labels/test/d.png")]
+    put(tmp_path / "images/train/e f.jpg", PHOTO)
+    put(tmp_path / "labels/train/e f.png", IDS)
+    assert main(["init-data", str(tmp_path), "--overwrite"]) == OK  # loses none, finds the new one
+    again = [image for split in ("train", "val") for image, _ in names(tmp_path, split)]
+    assert sorted(again) == [f"images/train/{n}.jpg" for n in ("a", "b", "c", "e f")]
 
 
 def test_masks_beside_their_images_with_a_table_of_classes(tmp_path):

@@ -19,7 +19,7 @@ from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
 from setr.data.layouts import SPLIT_OF, find_split, split_lists
-from setr.data.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem
+from setr.data.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem, open_list
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
@@ -132,7 +132,7 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
     known: dict[str, str] = {}
     for split in SPLITS:
         try:
-            found = find_split(root, split, None)
+            found = find_split(root, split, None, listed=not _is_drafted(root / f"{split}.txt"))
         except NoSplitError:
             continue
         if found.labels:
@@ -157,6 +157,14 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
     head = [f"# {len(pairs)} pairs found by `setr init-data`."]
     body = [*draft_bands([root / image for image, _ in pairs]), *classes]
     return _composed(name, head, _left_out(alone, len(pairs), "mask"), body, lists)
+
+
+def _is_drafted(listed: Path) -> bool:
+    """Whether a list file is of an earlier draft, which names both files with a tab between."""
+    if not listed.is_file():
+        return False
+    with open_list(listed) as file:
+        return "\t" in file.readline()
 
 
 def _left_out(alone: list[str], count: int, what: str) -> str:

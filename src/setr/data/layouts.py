@@ -45,13 +45,14 @@ COLOUR_FILE = "labelmap.txt"
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 
-def find_split(root: Path, split: str, wanted: str | None) -> Found:
+def find_split(root: Path, split: str, wanted: str | None, *, listed: bool = True) -> Found:
     """The files of one split of a folder.
 
     Args:
         root: folder of the data set.
         split: its name.
         wanted: known data set the user named; it chooses between encodings.
+        listed: whether a list `SPLIT.txt` beside plain folders chooses among their images.
 
     Raises:
         SetrError: no such split, or files that do not fit together (exit code 3).
@@ -60,6 +61,10 @@ def find_split(root: Path, split: str, wanted: str | None) -> Found:
         found = layout(root, split, wanted or "")
         if found is not None:
             return found
+    found = _plain(root, split)
+    if found is not None:
+        list_file = root / f"{split}.txt"
+        return only_listed(found, list_file) if listed and list_file.is_file() else found
     raise NoSplitError(
         f"{root}: no split '{split}' found; looked for images/{split} + labels/{split} (or masks, "
         f"annotations), {split}/images + {split}/labels, {split} or {split}_images + "
@@ -189,8 +194,8 @@ def _coco(root: Path, split: str, wanted: str) -> Found | None:
     return None
 
 
-def _plain(root: Path, split: str, wanted: str) -> Found | None:
-    """Two folders of any names we know, or one, with or without the list file `SPLIT.txt`."""
+def _plain(root: Path, split: str) -> Found | None:
+    """Two folders of any names we know, or one."""
     candidates = [
         pair
         for name in SPLIT_NAMES.get(split, (split,))
@@ -207,9 +212,7 @@ def _plain(root: Path, split: str, wanted: str) -> Found | None:
         if images == masks and not _holds_masks(root / images):
             continue
         if (root / images).is_dir() and (root / masks).is_dir():
-            found = pair_folders(root, images, masks, None)
-            listed = root / f"{split}.txt"
-            return only_listed(found, listed) if listed.is_file() else found
+            return pair_folders(root, images, masks, None)
     return None
 
 
@@ -218,5 +221,5 @@ def _holds_masks(folder: Path) -> bool:
 
 
 _LAYOUTS: tuple[Callable[[Path, str, str], Found | None], ...] = (
-    _cityscapes, _ade20k, _pascal_context, _voc, _coco, _plain,
+    _cityscapes, _ade20k, _pascal_context, _voc, _coco,
 )  # fmt: skip
