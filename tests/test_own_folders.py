@@ -16,6 +16,7 @@ from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
+from setr.outlines.index import Images
 
 PHOTO = np.full((6, 8, 3), 90, np.uint8)
 IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2
@@ -115,6 +116,19 @@ def test_a_mask_of_the_same_name_goes_before_any_end():
     found = masks_by_stem(["a", "b"], ["a.png", "a_mask.png", "b.png"])
     assert (found["a"], found["b"]) == ("a.png", "b.png")
     assert masks_by_stem(["a"], ["x.png"]) == {"x": "x.png"}
+
+
+@pytest.mark.parametrize("layout", ["images/{}", "train/images/{}", "train/{}"])
+def test_accents_may_be_written_as_a_mac_does(tmp_path, layout):
+    apart, one = "Cafe\N{COMBINING ACUTE ACCENT}", "Caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    put(tmp_path / layout.format(f"{apart}.JPG"), PHOTO)
+    place = tmp_path / layout.format(one).replace("images", "masks")
+    put(place.with_name(f"{place.name}_mask.png"), IDS)
+    made = draft(tmp_path)
+    assert "1 pairs" in made.yaml
+    assert not made.note
+    images = Images([f"photos/{apart}.JPG"])
+    assert images.find(f"{one}.JPG", "a.json") == images.find(f"photos/{one}.JPG", "a.json") != []
 
 
 def test_of_several_masks_for_each_image_the_one_called_so_is_taken():

@@ -25,7 +25,7 @@ from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import DRAWN
 from setr.outlines.masks import draw_masks, told
-from setr.reading.files import printable, walk_images, write_bytes
+from setr.reading.files import printable, stem_of, walk_images, write_bytes
 
 IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
 MASK_NAMES = (
@@ -148,7 +148,7 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
     if not pairs:
         pairs, alone = _flat_pairs(root)
         listed = split_lists(root)
-        stems = {i: os.path.splitext(i.partition("/")[2] or i)[0] for i, _ in pairs}
+        stems = {i: stem_of(i.partition("/")[2] or i) for i, _ in pairs}
         known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
         lists = _split_lists(pairs, val_share, known)
     elif "train" in known.values() and "val" not in known.values():
@@ -213,8 +213,8 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         if masks and not images:
             files = [name for name in files if "/" not in name]
         files, found = apart(files) if images == masks else (files, walk_images(root / masks))
-        stems = [os.path.splitext(name)[0] for name in files]
-        masks_of = masks_by_stem(stems, found)
+        stems = [stem_of(name) for name in files]
+        masks_of = masks_by_stem(files, found)
         ahead, behind = (f"{folder}/" if folder else "" for folder in (images, masks))
         pairs = [
             (ahead + name, behind + masks_of[stem])
@@ -226,7 +226,7 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
             return pairs, [ahead + name for name in files if ahead + name not in paired]
         first = os.path.basename(found[0]) if found else ""
         alike = [name for name in found if os.path.basename(name) == first]
-        if len(alike) > 1 and os.path.splitext(first)[0] in stems:
+        if len(alike) > 1 and stem_of(first) in stems:
             raise SetrError(
                 f"{root / masks}: an image has several masks, as {' and '.join(alike[:2])}; "
                 "if each folder is of one class, save 0 and one other value in each file, or paint "

@@ -29,7 +29,7 @@ from setr.data.pairing import (
     refuse_missing,
 )
 from setr.errors import DATA_CHECK_FAILED
-from setr.reading.files import IMAGE_SUFFIXES, walk_images
+from setr.reading.files import IMAGE_SUFFIXES, composed, walk_images
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -81,7 +81,7 @@ def split_lists(root: Path) -> dict[str, str]:
     for file in sorted((root / LISTS).glob("*.txt")):
         if split := SPLIT_OF.get(file.stem.lower()):
             lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            found |= dict.fromkeys((line.strip() for line in lines), split)
+            found |= dict.fromkeys((composed(line.strip()) for line in lines), split)
     return found
 
 
