@@ -118,6 +118,15 @@ def test_a_mask_of_the_same_name_goes_before_any_end():
     assert masks_by_stem(["a"], ["x.png"]) == {"x": "x.png"}
 
 
+def test_masks_may_be_called_after_the_whole_name_of_their_image(tmp_path):
+    for number, suffix in enumerate(("jpg", "jpeg", "jpg")):
+        put(tmp_path / "images" / "train" / f"a.{number}.{suffix}", PHOTO)
+        put(tmp_path / "masks" / "train" / f"a.{number}.{suffix}.png", IDS)
+    (tmp_path / "data.yaml").write_text("classes: [a, b]\n")
+    masks = [mask for _, mask in names(tmp_path, "train")]
+    assert masks == [f"masks/train/a.{name}.png" for name in ("0.jpg", "1.jpeg", "2.jpg")]
+
+
 @pytest.mark.parametrize("layout", ["images/{}", "train/images/{}", "train/{}"])
 def test_accents_may_be_written_as_a_mac_does(tmp_path, layout):
     apart, one = "Cafe\N{COMBINING ACUTE ACCENT}", "Caf\N{LATIN SMALL LETTER E WITH ACUTE}"

@@ -125,6 +125,7 @@ def apart(names: Sequence[str]) -> tuple[list[str], list[str]]:
 def masks_by_stem(images: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
     """Mask files by the stem of their image, without the end that masks have and images lack.
 
+    The end may be the image's own suffix: `x.jpg.png` for `x.jpg`.
     Of several ends that fit equally many images, the one of `MASK_SUFFIXES` is taken.
 
     Raises:
@@ -137,6 +138,9 @@ def masks_by_stem(images: Sequence[str], masks: Iterable[str]) -> dict[str, str]
             raise data_error(f"{first} and {name} are masks of one name; leave one of them")
     if any(stem in by_stem for stem in stems):
         return by_stem
+    whole = {n: s for n, s in zip(map(composed, images), stems, strict=True) if n in by_stem}
+    if whole:
+        return {whole.get(mask, mask): name for mask, name in by_stem.items()}
     known, some = set(stems), islice(by_stem, _SOME)
     ends = {mask[i:] for mask in some for i in range(1, len(mask)) if mask[:i] in known}
     fitting = {end: sum(stem + end in by_stem for stem in stems) for end in sorted(ends)}
