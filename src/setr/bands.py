@@ -23,6 +23,7 @@ from setr.images import (
     Source,
     bounds,
     check_whole,
+    note_first,
     opened,
     read_image,
     source_name,
@@ -176,6 +177,8 @@ class BandImage:
         else:
             with GdalFile(source) as file:
                 stored = file.stored
+                if file.file.subdatasets:
+                    note_first(self.name)
         (H, W), count = stored.shape, len(stored.kinds)
         if max_pixels < H * W:
             raise ImageTooLargeError(

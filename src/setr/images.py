@@ -128,7 +128,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     with opened(source, max_pixels) as image:
         _require_scale(image, source_name(source))
         if image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False):
-            _note(f"{source_name(source)}: has several frames or pages; the first is used")
+            note_first(source_name(source))
         pixels = decode_fast(image, source) if image.mode == "RGB" else None
         if pixels is None:
             check_png_rows(image, source)
@@ -303,8 +303,9 @@ def _starts_as_tiff(source: Source) -> bool:
 
 
 @lru_cache(maxsize=10_000)
-def _note(text: str) -> None:
-    """Say something on stderr (logger `setr`), once however often a file is read."""
+def note_first(name: str) -> None:
+    """Say of a file on stderr (logger `setr`), once however often it is read, what is left out."""
+    text = f"{name}: has several frames or pages; the first is used"
     logging.getLogger("setr").warning("setr: %s", " ".join(printable(text).split()))
 
 
