@@ -287,6 +287,15 @@ def test_grey_masks_with_transparency_are_ids_and_fractions_are_none(tmp_path):
         read_mask(tmp_path / "b.tif")
 
 
+def test_a_tiff_mask_that_pillow_does_not_know_is_told_what_ids_are(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    shape = {"height": 4, "width": 4, "count": 1, "dtype": "int64"}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **shape) as file:
+        file.write(np.zeros((1, 4, 4), np.int64))
+    with pytest.raises(SetrError, match="64-bit numbers .* save one id per pixel"):
+        read_mask(tmp_path / "a.tif")
+
+
 def test_matlab_labels(shared, tmp_path):
     pytest.importorskip("scipy")
     folder = shared / "data" / "samples" / "pascal_context" / "trainval_mat_rebuilt"

@@ -48,6 +48,10 @@ class ImageTooLargeError(SetrError):
     """An image above a limit of pixels, known from its header."""
 
 
+class UnknownPixelsError(SetrError):
+    """A TIFF file of pixels that Pillow does not know."""
+
+
 Source = str | os.PathLike | bytes
 
 
@@ -289,7 +293,7 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
         return SetrError(f"{name}: the file is empty (0 bytes)")
     if isinstance(error, Image.UnidentifiedImageError):
         if _starts_as_tiff(source):
-            return SetrError(
+            return UnknownPixelsError(
                 f"{name}: a TIFF file of other pixels than 8-bit RGB; a data set names its bands "
                 "in data.yaml, as bands: [1, 2, 3, 4], `setr predict` takes --bands 1,2,3"
             )
