@@ -384,6 +384,13 @@ def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
     assert error.value.code == DATA_CHECK_FAILED
 
 
+def test_more_classes_than_there_may_be_are_told_how_many(tmp_path):
+    put(tmp_path / "images" / "a.jpg", np.zeros((15, 20, 3), np.uint8))
+    put(tmp_path / "masks" / "a.png", np.arange(300, dtype=np.uint16).reshape(15, 20))
+    with pytest.raises(SetrError, match="more than 256 ids.* at most 255 classes"):
+        draft(tmp_path)
+
+
 def test_soft_edges_are_no_classes(tmp_path):
     hard = np.repeat(np.array([[0, 255]], np.uint8), 200, axis=1).repeat(4, axis=0)
     soft = hard.copy()

@@ -10,6 +10,7 @@ import numpy as np
 
 from setr.data.class_files import names_by_colour, names_by_id
 from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.labels import IGNORE
 from setr.reading.masks import (
     IN_ALPHA,
     ColourMaskError,
@@ -101,7 +102,8 @@ def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> l
     if len(counts) > MOST_VALUES:
         raise SetrError(
             f"{root}: the masks hold more than {MOST_VALUES} {kind}; such masks are blurred, "
-            "numbered by object, or photos: export one id or colour per class",
+            "numbered by object, or photos: export one id or colour per class, of at most "
+            f"{IGNORE} classes",
             code=DATA_CHECK_FAILED,
         )
     found: list[int] = unique.tolist()
