@@ -292,7 +292,7 @@ def test_a_tiff_mask_that_pillow_does_not_know_is_told_what_ids_are(tmp_path):
     shape = {"height": 4, "width": 4, "count": 1, "dtype": "int64"}
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **shape) as file:
         file.write(np.zeros((1, 4, 4), np.int64))
-    with pytest.raises(SetrError, match="64-bit numbers .* save one id per pixel"):
+    with pytest.raises(SetrError, match=r"64-bit numbers .* save one id per pixel"):
         read_mask(tmp_path / "a.tif")
 
 

@@ -387,7 +387,7 @@ def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
 def test_more_classes_than_there_may_be_are_told_how_many(tmp_path):
     put(tmp_path / "images" / "a.jpg", np.zeros((15, 20, 3), np.uint8))
     put(tmp_path / "masks" / "a.png", np.arange(300, dtype=np.uint16).reshape(15, 20))
-    with pytest.raises(SetrError, match="more than 256 ids.* at most 255 classes"):
+    with pytest.raises(SetrError, match=r"more than 256 ids.* at most 255 classes"):
         draft(tmp_path)
 
 
