@@ -228,6 +228,26 @@ def test_masks_of_labelme2voc(tmp_path):
     assert open_dataset(str(tmp_path), "train").labels.classes == ("_background_", "plane")
 
 
+@pytest.mark.parametrize("ahead", ["", "VOCdevkit/VOC2012"])
+def test_other_classes_in_the_folders_of_voc(tmp_path, ahead):
+    """As tutorials on VOC's format have it: with its lists, whatever the images are called."""
+    voc = tmp_path / ahead
+    for stem, suffix in (("a 1", "jpg"), ("b", "png"), ("c", "jpg"), ("left out", "jpg")):
+        put(voc / "JPEGImages" / f"{stem}.{suffix}", PHOTO)
+        put(voc / "SegmentationClass" / f"{stem}.png", IDS)
+    (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for split, text in (("train", "a 1\nb\n"), ("val", "c\n")):
+        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(text)
+    with pytest.raises(SetrError, match="class names are unknown; write"):
+        open_dataset(str(tmp_path), "train")
+    made = draft(tmp_path)
+    assert made.lists == {}  # the folder has its own
+    write(tmp_path, made)
+    assert open_dataset(str(tmp_path), "train").labels.classes == ("class_0", "class_1")
+    assert [Path(image).name for image, _ in names(tmp_path, "train")] == ["a 1.jpg", "b.png"]
+    assert [Path(image).name for image, _ in names(tmp_path, "val")] == ["c.jpg"]
+
+
 def test_ids_without_a_name_are_told(tmp_path):
     """As files of classes leave them that list the objects only."""
     for stem in "ab":

@@ -141,8 +141,10 @@ def _of_masks(root: Path, val_share: float, name: str) -> Draft:
                 "data.yaml; check it with `setr doctor`",
                 code=USAGE,
             )
-        pairs += zip(found.images, found.masks or (), strict=False)
-        known |= dict.fromkeys(found.images, split)
+        ahead = "" if found.root == root else f"{found.root.relative_to(root).as_posix()}/"
+        images = [ahead + image for image in found.images]
+        pairs += zip(images, (ahead + mask for mask in found.masks or ()), strict=False)
+        known |= dict.fromkeys(images, split)
     lists: dict[str, str] = {}
     alone: list[str] = []
     if not pairs:

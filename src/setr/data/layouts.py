@@ -11,6 +11,7 @@ CSAILVision/sceneparsing README; Pascal Context as VOC 2010 devkit plus `Segment
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,7 @@ LISTS = Path("ImageSets", "Segmentation")
 """Where VOC, and CVAT after it, list the images of each split by stem."""
 COLOUR_FILE = "labelmap.txt"
 """CVAT's names by colour."""
+_VOC_NAME = re.compile(r"(\d{4}_)?\d{6}")
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 
@@ -168,7 +170,10 @@ def _pascal_context(root: Path, split: str, wanted: str) -> Found | None:
 
 
 def _voc(root: Path, split: str, wanted: str) -> Found | None:
-    """`JPEGImages`, `SegmentationClass` and the list `ImageSets/Segmentation/SPLIT.txt`."""
+    """`JPEGImages`, `SegmentationClass` and the list `ImageSets/Segmentation/SPLIT.txt`.
+
+    Others have these folders, too; the images' own names, or the classes asked for, tell.
+    """
     voc = below(root, "VOCdevkit/VOC2012", "VOC2012")
     listed = voc / LISTS / f"{split}.txt"
     if not (voc / "SegmentationClass").is_dir() or not listed.is_file():
@@ -182,7 +187,8 @@ def _voc(root: Path, split: str, wanted: str) -> Found | None:
             f"trainval/*.mat here and in {root}"
         )
     names = listed_names(listed, lambda name: (voc / "JPEGImages" / f"{name}.jpg").is_file())
-    return pair_names(voc, names, "SegmentationClass", "voc")
+    is_voc = wanted.startswith("voc") or any(map(_VOC_NAME.fullmatch, names))
+    return pair_names(voc, names, "SegmentationClass", "voc" if is_voc else None)
 
 
 def _coco(root: Path, split: str, wanted: str) -> Found | None:

@@ -165,16 +165,17 @@ def masks_by_stem(images: Sequence[str], masks: Iterable[str]) -> dict[str, str]
 
 
 def pair_names(
-    root: Path, names: list[str], masks: str, labels: str, suffix: str = ".png"
+    root: Path, names: list[str], masks: str, labels: str | None, suffix: str = ".png"
 ) -> Found:
-    """Pair `JPEGImages/NAME.jpg` with `MASKS/NAME.png`."""
-    images = [f"JPEGImages/{name}.jpg" for name in names]
-    paired = [f"{masks}/{name}{suffix}" for name in names]
-    for files in (images, paired):
-        present = set(names_below((root / files[0]).parent, suffixes=IMAGE_SUFFIXES | {".mat"}))
-        missing = [f for f in files if os.path.basename(f) not in present]
-        _refuse((root / files[0]).parent, missing, len(names), "file")
-    return Found(root, images, paired, labels)
+    """Pair `JPEGImages/NAME.jpg` with `MASKS/NAME.png`, or those of the name with other endings."""
+    paired = []
+    for folder, usual in (("JPEGImages", ".jpg"), (masks, suffix)):
+        files = names_below(root / folder, suffixes=IMAGE_SUFFIXES | {".mat"})
+        by_stem = {stem_of(file): file for file in sorted(files, key=lambda f: f.endswith(usual))}
+        missing = [f"{name}{usual}" for name in names if composed(name) not in by_stem]
+        _refuse(root / folder, missing, len(names), "file")
+        paired.append([f"{folder}/{by_stem[composed(name)]}" for name in names])
+    return Found(root, *paired, labels=labels)
 
 
 def only_listed(found: Found, listed: Path) -> Found:
