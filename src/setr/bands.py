@@ -18,6 +18,7 @@ from PIL import ImageOps
 from setr.errors import SetrError
 from setr.images import (
     MAX_PIXELS,
+    SMALLER,
     ImageTooLargeError,
     Rows,
     Source,
@@ -183,7 +184,7 @@ class BandImage:
         if max_pixels < H * W:
             raise ImageTooLargeError(
                 f"{self.name}: {W}x{H} is {H * W:,} pixels, above the limit of {max_pixels:,}; "
-                "raise --max-pixels to read it"
+                f"{SMALLER}"
             )
         if max(bands.numbers) > count:
             has = "one band" if count == 1 else f"{count} bands"

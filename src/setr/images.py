@@ -39,6 +39,9 @@ from setr.reading.files import printable
 MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""
 
+SMALLER = "raise --max-pixels to read it, or cut it into tiles, as training and testing need it"
+"""What to do about a larger one; only prediction and the server have the option."""
+
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` holds files to a limit
 _PILLOW = threading.Lock()
@@ -247,7 +250,7 @@ class opened:  # noqa: N801  used as a function in `with`
             self.image = Image.open(file)
         except Image.DecompressionBombError:
             raise ImageTooLargeError(
-                f"{name}: more than {self.max_pixels:,} pixels; raise --max-pixels to read it"
+                f"{name}: more than {self.max_pixels:,} pixels; {SMALLER}"
             ) from None
         except Exception as error:
             raise unreadable(name, error, self.source) from None
@@ -256,7 +259,7 @@ class opened:  # noqa: N801  used as a function in `with`
             self.image.close()
             raise ImageTooLargeError(
                 f"{name}: {width}x{height} is {width * height:,} pixels, above the limit of "
-                f"{self.max_pixels:,}; raise --max-pixels to read it"
+                f"{self.max_pixels:,}; {SMALLER}"
             )
         return self.image
 
