@@ -16,6 +16,7 @@ from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
+from setr.labels import IGNORE
 from setr.outlines.index import Images
 
 PHOTO = np.full((6, 8, 3), 90, np.uint8)
@@ -257,6 +258,21 @@ def test_ids_without_a_name_are_told(tmp_path):
     assert "# the file of classes has no name for 1: ignored" in draft(tmp_path).yaml
     (tmp_path / "classes.txt").write_text("ground\nplane\n")
     assert "no name" not in draft(tmp_path).yaml
+
+
+@pytest.mark.parametrize("masks", [IDS * 2, COLOURS])
+def test_what_is_called_ignore_is_no_class(tmp_path, masks):
+    for stem in ("a", "b"):
+        put(tmp_path / "images" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "masks" / f"{stem}.png", masks)
+        masks = masks // 2  # the second has another class in its place
+    (tmp_path / "classes.txt").write_text("ground\nignore\nplane\n")
+    (tmp_path / "labelmap.txt").write_text("ground:0,128,0\nignore:10,10,128\nplane:0,64,0\n")
+    write(tmp_path, draft(tmp_path))
+    labels = open_dataset(str(tmp_path), "train").labels
+    assert "ignore" not in labels.classes
+    assert {"ground", "plane"} <= set(labels.classes)
+    assert IGNORE in (labels.colour_map or labels.label_map).values()
 
 
 def test_palettes_in_several_orders_are_colours(tmp_path):
