@@ -175,7 +175,8 @@ def pair_names(
         missing = [f"{name}{usual}" for name in names if composed(name) not in by_stem]
         _refuse(root / folder, missing, len(names), "file")
         paired.append([f"{folder}/{by_stem[composed(name)]}" for name in names])
-    return Found(root, *paired, labels=labels)
+    images, paired_masks = paired
+    return Found(root, images, paired_masks, labels)
 
 
 def only_listed(found: Found, listed: Path) -> Found:
