@@ -118,9 +118,7 @@ class Updates:
         if self.graphed:
             try:
                 return self.graphed(cast("Tensor", self.source.inputs(images)), masks)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
                 say(f"warning: no CUDA graph here ({first_line(error)}); going on without")
                 self.graphed = None
                 self.model.zero_grad(set_to_none=True)
