@@ -82,15 +82,6 @@ class Graphed:
         self.model.zero_grad(set_to_none=True)
 
 
-def recordable(model: nn.Module) -> bool:
-    """Whether all that a pass needs is on the GPU.
-
-    timm makes the positions of DINOv3's encoders on the CPU, in every pass; a recording that fails
-    half way would leave torch's allocator as if it went on.
-    """
-    return not any(type(part).__name__ == "RotaryEmbeddingDinoV3" for part in model.modules())
-
-
 @contextlib.contextmanager
 def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Afterwards batch norms have counted nothing, and the generator has drawn nothing."""
