@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
-    *("examined", "tested", "nothing", "nowhere", "patient", "evaluate"),
+    *("examined", "tested", "nothing", "nowhere", "patient", "evaluate", "slow"),
 )
 
 
@@ -195,6 +195,11 @@ def test_what_all_processes_refuse_is_said_once(pair):
     assert "nothing: reported" in second
     assert "nowhere: no such file or folder" in first
     assert "nowhere: reported" in second
+
+
+def test_processes_wait_for_one_that_reads_a_large_data_set(pair):
+    """Torch would end them after half an hour, and what was read would be lost."""
+    assert all("slow: all read" in text for text in pair[1])
 
 
 def test_a_norm_that_overflows_in_one_process_ends_both(pair):

@@ -8,6 +8,7 @@ does nothing. `parallel.py` spreads a model over the processes.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -28,6 +29,9 @@ from setr.processes.watch import Watch
 T = TypeVar("T")
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start."""
+PATIENCE = datetime.timedelta(days=7)
+"""How long processes wait for one that reads a data set or tests alone; torch would give up after
+half an hour. The watch tells within seconds who is lost."""
 _SHOWN, _CUT = 5, 60  # differences named, characters of their values
 _LEFT: list[Any] = []
 """The group that was left last. torch's Reducer, which goes with the model and so after the block,
@@ -74,6 +78,8 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
         torch.cuda.set_device(place.local_rank)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
+    # not of NCCL, which passes on gradients and counts: there a long wait is a fault
+    dist.group.WORLD._get_backend(torch.device("cpu"))._set_default_timeout(PATIENCE)
     watch = Watch(watched, place.rank, place.world)
     watch.start()
     _WATCHES.append(watch)
