@@ -23,12 +23,15 @@ import numpy as np
 import pytest
 import torch
 
+from setr import distributed
 from setr.data.loader import BatchOrder, Share
 from setr.distributed import device, devices, differences, joined
 from setr.engine import train
 from setr.errors import SetrError
 from setr.processes.launch import Place, place_of
+from setr.training.parallel import Parallel
 from setr.training.runfolder import LAST
+from tests.conftest import tiny_model
 from tests.processes import STEPS, evaluate, settings
 from tests.test_engine import final_state
 
@@ -404,6 +407,40 @@ def test_differences_are_named():
     other = [*names[:9], "hill", *names[10:]]
     assert differences({"names": names}, {"names": other}) == "names[9] 'hill', not 'class 9'"
     assert differences({"names": names}, {"names": names[:9]}) == "names 9 entries, not 20"
+
+
+def test_a_model_on_the_cpu_is_sharded_there_beside_gpus(monkeypatch):
+    group = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    torch.distributed.init_process_group("fake", store=group.FakeStore(), rank=0, world_size=2)
+    try:
+        monkeypatch.setattr(torch._C, "_get_accelerator", lambda: torch.device("cuda"))
+        model = tiny_model()
+        Parallel(model, "full")
+        assert {p.device_mesh.device_type for p in model.parameters()} == {"cpu"}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("group", "place"), [("cpu:gloo,cuda:nccl", "cpu"), ("cpu:gloo", "cpu"), ("cuda:nccl", "meta")]
+)
+def test_processes_on_gpus_wait_for_each_other_on_cpus(monkeypatch, group, place):
+    """Where one has the slower images of a test; NCCL gives up."""
+    used = []
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: "undefined")
+    monkeypatch.setattr(distributed.dist, "get_backend_config", lambda: group)
+    monkeypatch.setattr(
+        distributed, "device", lambda on: torch.device("meta" if on == "auto" else on)
+    )
+
+    def add_up(tensor):
+        used.append(tensor.device.type)
+        return torch.ones(())
+
+    monkeypatch.setattr(distributed, "add_up", add_up)
+    assert distributed.any_of(False)
+    assert used == [place]
 
 
 def test_only_devices_that_were_tried_are_offered(monkeypatch):

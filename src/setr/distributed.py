@@ -168,10 +168,11 @@ def add_up(tensor: Tensor) -> Tensor:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
+    """Whether the flag is set in any process; waits for the last of them, however long it takes."""
     if world() == 1:
         return flag
-    on = "cpu" if dist.get_backend() == "gloo" else "auto"
+    # NCCL waits for half an hour, at its first collective (the end of `setr eval`) five minutes
+    on = "cpu" if "cpu:" in dist.get_backend_config() else "auto"
     return bool(add_up(torch.tensor(int(flag), device=device(on))))
 
 
