@@ -28,7 +28,7 @@ from setr.data.loader import BatchOrder, Share
 from setr.distributed import device, devices, differences, joined
 from setr.engine import train
 from setr.errors import SetrError
-from setr.processes.launch import Place, place_of
+from setr.processes.launch import Place, gpu_of, place_of
 from setr.training.parallel import Parallel
 from setr.training.runfolder import LAST
 from tests.conftest import tiny_model
@@ -338,6 +338,16 @@ def test_places_of_launchers():
     assert place_of({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None  # sbatch without srun
     named = {**SLURM, "SLURM_STEP_NODELIST": "a-1,b", "MASTER_PORT": "5"}
     assert place_of(named) == Place(5, 8, 1, "a-1", 5)
+
+
+def test_a_process_may_see_its_own_gpu_alone():
+    place = place_of(SLURM)
+    assert place is not None
+    for own in ("1", "h100:1"):
+        assert gpu_of(place, 1, {**SLURM, "SLURM_GPUS_PER_TASK": own}) == 0
+        assert gpu_of(place, 8, {**SLURM, "SLURM_GPUS_PER_TASK": own}) == 1  # --gpu-bind none
+        assert gpu_of(place, 1, {**SLURM, **TORCHRUN, "SLURM_GPUS_PER_TASK": own}) == 1
+    assert gpu_of(place, 1, SLURM) == 1  # none of its own
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from setr.errors import USAGE, SetrError, first_line
-from setr.processes.launch import meet, place_of
+from setr.processes.launch import gpu_of, meet, place_of
 from setr.processes.progress import Progress
 from setr.processes.watch import Watch
 
@@ -66,16 +66,18 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     cuda = on != "cpu" and torch.cuda.is_available()
     if not cuda:
         device(on)
-    if cuda and place.local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count() if cuda else 0
+    gpu = gpu_of(place, count, os.environ)
+    if cuda and gpu >= count:
         raise SetrError(
-            f"process {place.local_rank} of this host has no GPU of its own: there are "
-            f"{torch.cuda.device_count()}; start as many processes as GPUs",
+            f"process {gpu} of this host has no GPU of its own: there are {count}; start as many "
+            "processes as GPUs",
             code=USAGE,
         )
     _LEFT.clear()
     store, watched = meet(place, timeout)
     if cuda:
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(gpu)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
     # not of NCCL, which passes on gradients and counts: there a long wait is a fault
