@@ -81,7 +81,8 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
     # not of NCCL, which passes on gradients and counts: there a long wait is a fault
-    dist.group.WORLD._get_backend(torch.device("cpu"))._set_default_timeout(PATIENCE)
+    waiting = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+    waiting._set_default_timeout(PATIENCE)
     watch = Watch(watched, place.rank, place.world)
     watch.start()
     _WATCHES.append(watch)
