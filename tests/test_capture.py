@@ -116,11 +116,15 @@ def test_a_recording_on_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
 def test_a_pass_stays_on_its_device(encoder: str) -> None:
     with torch.device("meta"):
-        model = create_model("setr_pup_nano", num_classes=5, encoder=encoder, img_size=32).eval()
+        model = create_model("setr_pup_nano", num_classes=5, encoder=encoder, img_size=32,
+                             encoder_args={"drop_path_rate": 0.2}).eval()  # fmt: skip
         x = torch.empty(1, 3, 32, 48)
     for mode in (torch.inference_mode(), torch.enable_grad()):
         with mode, torch.autocast("cpu", torch.bfloat16), capture.Staying():
             model.coarse(x)
+    with torch.autocast("cpu", torch.bfloat16), capture.Staying():  # in training, too
+        output = model.train()(x, with_aux=True)
+        sum(logits.float().sum() for logits in (output.logits, *output.aux)).backward()
 
 
 def test_what_leaves_the_device_is_refused_before_it_is_recorded() -> None:
