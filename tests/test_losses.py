@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,6 +134,28 @@ def test_no_step_on_a_gpu_waits_for_it():
         x = normalize(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     assert total.device.type == x.device.type == "meta"
     assert blocking == [False, False]
+
+
+class _NoCompiler:
+    @property
+    def active(self):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC\nor a knob")
+
+
+@pytest.mark.parametrize(("driver", "works"), [(Mock(), True), (_NoCompiler(), False)])
+def test_without_a_compiler_for_triton_the_loss_takes_the_other_road(
+    monkeypatch, capsys, driver, works
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setitem(sys.modules, "triton", Mock())
+    monkeypatch.setitem(sys.modules, "triton.runtime", Mock(driver=driver))
+    assert losses._has_triton.__wrapped__() is works
+    said = capsys.readouterr().err
+    assert said.count("\n") == (not works)
+    assert works or "(Failed to find C compiler. Please specify via CC); the loss goes by" in said
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
+    assert not losses._has_triton.__wrapped__()  # older than Triton's
 
 
 def test_memory_does_not_hold_full_resolution_logits():

@@ -70,6 +70,9 @@ class Encoder(Backbone):
     ) -> None:
         super().__init__()
         self.vit = _create_vit(name, img_size=img_size, **timm_args)
+        from setr.layers.rotary import make_on_device  # which imports timm, as that did
+
+        make_on_device(self.vit)
         if min(self.vit.patch_embed.grid_size) < 1:
             raise SetrError(
                 f"img_size {img_size}: {name} has patches of {self.vit.patch_embed.patch_size[0]} "

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from setr.arguments.choices import LossKind
+from setr.distributed import say
+from setr.errors import first_line
 from setr.kernels.region_losses import (
     hard_target,
     pixel_cross_entropy,
@@ -39,7 +41,7 @@ def upsample_cross_entropy(
 ) -> Tensor:
     """Sum over counted pixels of the cross-entropy of bilinearly resized logits.
 
-    One Triton kernel where there is CUDA and Triton (`triton_loss.py`), blocks of rows elsewhere.
+    Triton kernels on CUDA where Triton works (`triton_loss.py`), blocks of rows elsewhere.
 
     Args:
         logits: (B, K, h, w), any float dtype; the loss is computed in fp32 (fp64 stays fp64).
@@ -79,7 +81,21 @@ def upsample_cross_entropy(
 
 @functools.cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton is here and starts kernels on this GPU, for which it compiles C code first."""
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability() < (7, 0):
+        return False
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except Exception as error:
+        say(
+            f"warning: Triton cannot start kernels here ({first_line(error)}); the loss goes by "
+            "blocks of rows, which takes longer; Triton needs gcc and Python's headers "
+            "(python3-dev)"
+        )
+        return False
+    return True
 
 
 def upsample_focal(
