@@ -162,7 +162,7 @@ def test_a_finished_image_is_noted_while_the_next_is_run(tmp_path):
         write_bytes(tmp_path / f"{i:02}.png", image)
     tasks = [Task(item, item.name) for item in find_items([str(tmp_path)])]
     model = Slow(differs=False)
-    found = outcomes(model, tasks, lambda task, _: task.output, None, batch=1)
+    found = outcomes(model, tasks, lambda task, _: task.output, batch=1)
     calls = [(name, len(model.calls)) for name in found]
     assert [name for name, _ in calls] == [task.output for task in tasks]
     assert all(called <= i + 3 for i, (_, called) in enumerate(calls))
@@ -243,7 +243,7 @@ def test_what_changed_is_done_again(model_dir, photos, tmp_path, capsys):
     write_bytes(source / "c.png", encode_png(np.zeros((8, 8, 3), np.uint8)))
     capsys.readouterr()
     assert predict(model_dir, source, out) == FAILED
-    assert "2 outcomes no longer hold" in capsys.readouterr().err
+    assert "2 outcomes are outdated" in capsys.readouterr().err
     after = rows(out)
     assert after["b/p0.png"]["width"] == 30
     assert (out / "a" / "p1.png").is_file()
@@ -540,7 +540,7 @@ def test_one_writer_at_a_time(tmp_path):
 def test_a_file_that_is_no_manifest_stays(model_dir, photos, tmp_path, capsys):
     (tmp_path / "manifest.jsonl").write_text('{"my": "own"}\n')
     assert predict(model_dir, photos, tmp_path) == FAILED
-    assert "manifest.jsonl: line 1 is no outcome" in capsys.readouterr().err
+    assert "manifest.jsonl: line 1 is not an outcome" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["manifest.jsonl"]
 
 

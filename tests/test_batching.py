@@ -95,7 +95,7 @@ def test_whoever_left_or_is_late_is_dropped(machine, batcher):
     stays = batcher.submit("a", 1, soon())
     late = batcher.submit("a", 2, time.monotonic() - 1)
     left = batcher.submit("a", 3, soon())
-    left.abandoned = True
+    left.cancelled = True
     cancelled = batcher.submit("a", 4, soon())
     assert cancelled.future.cancel()
     machine.open.set()
@@ -107,7 +107,7 @@ def test_whoever_left_or_is_late_is_dropped(machine, batcher):
     assert batcher.dropped == 2
 
 
-def test_what_is_withdrawn_leaves_at_once_though_the_machine_is_busy(machine, batcher):
+def test_what_is_cancelled_leaves_at_once_though_the_machine_is_busy(machine, batcher):
     class Image:
         pass
 
@@ -116,19 +116,19 @@ def test_what_is_withdrawn_leaves_at_once_though_the_machine_is_busy(machine, ba
     item = Image()
     kept = weakref.ref(item)
     for key in ("a", "alone"):
-        batcher.withdraw(batcher.submit(key, item, soon()))
+        batcher.cancel(batcher.submit(key, item, soon()))
     del item
     assert (len(batcher), batcher.dropped, kept()) == (1, 2, None)
     machine.open.set()
     assert stays.future.result(120) == 2
-    batcher.withdraw(stays)  # it has its answer
+    batcher.cancel(stays)  # it has its answer
     assert batcher.dropped == 2
 
 
 def test_a_running_batch_learns_that_nobody_waits(machine, batcher):
     job = batcher.submit("a", 1, soon())
     until(lambda: machine.batches)
-    batcher.withdraw(job)
+    batcher.cancel(job)
     machine.open.set()
     job.future.result(120)
     assert machine.still_wanted == [False]

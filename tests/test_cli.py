@@ -284,7 +284,7 @@ def test_the_device_is_no_part_of_what_a_run_is():
         ("predict MODEL IMAGE -o OUT --value-range 5,3", "give low, then high"),
         ("results --runs NONE", "no such folder"),
         ("score DIR DIR --num-classes -5", "--num-classes -5: give at least 1"),
-        ("serve MODEL --port 99999", "--port 99999: give at most 65535"),
+        ("serve MODEL --port 99999", "--port 99999: give 0 to 65,535"),
         ("serve MODEL --window 0", "--window 0: give at least 1"),
         ("demo --steps -4 --out OUT", "--steps -4: give 0 or more"),
         ("train demo --out OUT --data.root scenes:20 --model.encoder foo", "not a timm model"),

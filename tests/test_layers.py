@@ -13,6 +13,7 @@ ORDER = (
     *(
         "arguments.choices",
         "errors",
+        "_extras",
         "processes.quota",
         "processes.progress",
         "processes.watch",

@@ -154,5 +154,5 @@ def test_what_does_not_fit_is_said(files, tmp_path, capsys):
 
 def test_a_whole_model_takes_no_encoder(shared):
     path = shared / "parity/official/pup.pth"
-    with pytest.raises(SetrError, match=r"pretrained lvd142m: .* is a whole SETR model; leave it"):
+    with pytest.raises(SetrError, match=r"pretrained lvd142m: .* is a whole model; leave it"):
         setr.load(path, pretrained="lvd142m")

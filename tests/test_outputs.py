@@ -15,7 +15,7 @@ from setr.errors import USAGE, SetrError
 from setr.images import read_image
 from setr.prediction import polygons
 from setr.prediction.kinds import KINDS
-from setr.prediction.outputs import output_path, parse_kinds, write
+from setr.prediction.outputs import parse_kinds, with_ending, write
 from setr.reading.masks import read_mask
 from setr.result import Result
 
@@ -137,7 +137,7 @@ def test_names_that_grow_too_long_are_cut_and_stay_apart(result: Result, tmp_pat
     for letter in ("a", "é", "日"):
         stem = (letter * 251).encode()[:251].decode(errors="ignore")
         other = stem[:-1] + "z"
-        names = {output_path(tmp_path / s, kind).name for s in (stem, other) for kind in KINDS}
+        names = {with_ending(Path(s), end).name for s in (stem, other) for end in KINDS.values()}
         assert len(names) == 2 * len(KINDS)
         assert max(len(name.encode()) for name in names) <= 255
         assert stem + ".png" in names

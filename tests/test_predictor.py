@@ -65,7 +65,7 @@ def test_a_result_goes_to_another_process(model_dir, photo):
     assert (there.mask == result.mask).all()
     assert there.shares == result.shares
     assert there.geojson() == result.geojson()
-    with pytest.raises(SetrError, match=r"ask for result\.scores before it is pickled"):
+    with pytest.raises(SetrError, match=r"read result\.scores before pickling"):
         _ = there.scores
     assert (copy.deepcopy(result).scores == result.scores).all()  # the model is still here
     assert (pickle.loads(pickle.dumps(result)).scores == result.scores).all()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.cells import cell_len
 
 from setr.evaluation import ScoredImage
 from setr.labels import Labels
@@ -19,7 +20,7 @@ from setr.metrics import summarize
 from setr.pages.charts import confusion_chart, line_chart, loss_chart, reliability_chart
 from setr.pages.gallery import Gallery, paired
 from setr.pages.page import bar, error_map, figure, heat, write_page
-from setr.pages.tables import breadth, figures_table
+from setr.pages.tables import figures_table
 from setr.report import write_evaluation
 from setr.scores.scorecard import Scorecard
 
@@ -121,7 +122,7 @@ def test_wide_characters_have_room() -> None:
     assert left("道路", "b") == left("road", "b")
     figures = summarize(matrix, ("道路", "b"))
     lines = figures_table({"single_scale": figures}).splitlines()
-    assert [breadth(line) for line in lines[:3]] == [breadth(lines[0])] * 3
+    assert [cell_len(line) for line in lines[:3]] == [cell_len(lines[0])] * 3
 
 
 def test_pictures() -> None:

@@ -188,6 +188,7 @@ def test_pages_load_nothing_from_elsewhere(client):
         assert not re.search(r"https?://(?!127)", text)
         assert " style=" not in text  # the policy would drop it
         assert not re.search(r"<[^>]+ on\w+=", text)
+        assert client.get(path, params={"text": "<h1>forged</h1>"}).text == answer.text
     assert "access-control-allow-origin" not in client.options("/v1/segment").headers
 
 
@@ -506,7 +507,7 @@ def test_what_cannot_start_ends_with_one_line(sources, tmp_path, capsys):
         return code, message
 
     assert fails(str(tmp_path / "none"))[0] == USAGE
-    assert fails(sources[0], "--port", "99999") == (USAGE, "setr: --port 99999: give at most 65535")
+    assert fails(sources[0], "--port", "99999") == (USAGE, "setr: --port 99999: give 0 to 65,535")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     code, message = fails(sources[0], str(tmp_path / "broken"))

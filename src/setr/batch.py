@@ -22,8 +22,8 @@ from setr.bands import Bands, read_pixels
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS
 from setr.prediction.inputs import Item, read_item
-from setr.prediction.kinds import KINDS
-from setr.prediction.outputs import POLYGON_KINDS, output_path
+from setr.prediction.kinds import KINDS, POLYGON_KINDS
+from setr.prediction.outputs import with_ending
 from setr.prediction.passes import BATCH_PIXELS, Batches, PredictsBatches, attempt
 from setr.prediction.streams import Stream, predict_stream
 from setr.predictor import Predictor
@@ -47,12 +47,12 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one image.
+    """The outcome of one image.
 
     Attributes:
         row: its line in the manifest.
-        files: outputs that are not written yet, by name (for packs).
-        text: the result in one line; the error where it failed.
+        files: encoded outputs that are still to be packed, by name.
+        text: the result, or the error, in one line.
     """
 
     row: dict[str, Any]
@@ -61,14 +61,14 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Finish:
-    """Turns a result into files and a row; safe in threads, and sent to other processes.
+class OutputWriter:
+    """Turns a result into files and a row of the manifest; thread-safe and picklable.
 
     Args:
         out: the output folder or address.
-        kinds: what to write, of `result.KINDS`.
-        run: name of the model and the settings.
-        packed: leave the files to who packs them.
+        kinds: what to write, of `kinds.KINDS`.
+        run: name of the run, from its model and settings.
+        packed: return the encoded files, to be packed, instead of writing them.
         polygons: `tolerance` and `min_pixels` of the kinds with polygons.
     """
 
@@ -82,8 +82,10 @@ class Finish:
     def _storage(self) -> Storage:
         return Storage(self.out)
 
-    def __call__(self, task: Task, result: Result) -> Outcome:
+    def __call__(self, task: Task, result: Result | SetrError) -> Outcome:
         """Encode the outputs, and write them unless they are packed."""
+        if isinstance(result, SetrError):
+            return self.failed(task, result)
         files = {}
         for kind in self.kinds:
             name = self.name(task.output, kind)
@@ -104,7 +106,7 @@ class Finish:
         return Outcome(row, files if self.packed else {}, repr(result))
 
     def failed(self, task: Task, error: SetrError) -> Outcome:
-        """The outcome of an image that cannot be done."""
+        """The outcome of an image that failed."""
         text = str(error)
         if task.item.part is not None or task.item.place not in text:
             text = f"{task.item.shown}: {text.removeprefix('image data: ')}"
@@ -114,11 +116,11 @@ class Finish:
         """File name of one kind; in a pack, with the ending webdataset expects after its key."""
         if self.packed:
             return f"{output}.{kind}{PurePosixPath(f'_{KINDS[kind]}').suffix}"
-        return str(PurePosixPath(output).parent / output_path(Path(output), kind).name)
+        return with_ending(Path(output), KINDS[kind]).as_posix()
 
 
 def row_of(task: Task, status: str, run: str) -> dict[str, Any]:
-    """What the manifest says about every image, whatever became of it."""
+    """The fields that every row of the manifest has."""
     item = task.item
     return {
         "name": item.name,
@@ -133,8 +135,7 @@ def row_of(task: Task, status: str, run: str) -> dict[str, Any]:
 def outcomes(
     predictor: PredictsBatches,
     tasks: Iterable[Task],
-    finish: Callable[[Task, Result], Outcome],
-    failed: Callable[[Task, SetrError], Outcome],
+    finish: Callable[[Task, Result | SetrError], Outcome],
     *,
     batch: int = BATCH,
     exact: bool = True,
@@ -142,20 +143,18 @@ def outcomes(
     max_pixels: int = MAX_PIXELS,
     scores: bool = False,
 ) -> Iterator[Outcome]:
-    """Run every task; each yields exactly one outcome, in an order that the tasks alone decide.
+    """Run every task; each yields exactly one outcome, in an order that depends on tasks alone.
 
     Args:
         predictor: the model.
         tasks: the images.
-        finish: encodes (and writes) a result; called in threads.
-        failed: the outcome of an image that cannot be done.
+        finish: encodes (and writes) a result, or records why there is none; called in threads.
         batch: images of one size per pass of the model.
-        exact: batch only where the results stay those of one by one. Otherwise every pass of the
-            model has `batch` images, filled up with black ones, so that results still do not depend
-            on the neighbours.
+        exact: batch only where results are those of one by one. Otherwise every forward pass has
+            `batch` images, padded with black ones, so that results do not depend on the neighbours.
         workers: threads that decode, and as many that encode.
         max_pixels: larger images are refused from their header.
-        scores: the outputs need the class probabilities, which only this thread can compute.
+        scores: outputs need the class probabilities, which are computed in the calling thread.
     """
     model = Batches(predictor, batch, exact)
     with (
@@ -167,19 +166,18 @@ def outcomes(
         held = largest = 0
 
         def write(group: list[tuple[Task, np.ndarray]]) -> None:
-            for task, found in zip(
-                (task for task, _ in group), model.run([image for _, image in group]), strict=True
-            ):
+            results = model.run([image for _, image in group])
+            for (task, _), found in zip(group, results, strict=True):
                 if isinstance(found, Result):
                     found.path = found.path or task.item.path
                     found.name = task.item.name
-                    if scores:  # in this thread, because they need the model
+                    if scores:  # here, because they need the model
                         computed = attempt(partial(getattr, found, "scores"), found.mask.shape)
                         found = computed if isinstance(computed, SetrError) else found
-                writing.append(writers.submit(_finished, finish, failed, task, found))
+                writing.append(writers.submit(finish, task, found))
 
         def written(limit: int) -> Iterator[Outcome]:
-            # what is ready goes at once: a stop loses no finished image, however long each takes
+            # finished ones are yielded at once, so that a stop loses none of them
             while len(writing) > limit or (writing and writing[0].done()):
                 yield writing.popleft().result()
 
@@ -189,7 +187,7 @@ def outcomes(
         bands = getattr(predictor, "bands", None)
         for task, image in _decoded(tasks, readers, room, max_pixels, bands):
             if isinstance(image, SetrError):
-                writing.append(writers.submit(failed, task, image))
+                writing.append(writers.submit(finish, task, image))
             else:
                 largest = max(largest, image.nbytes)
                 group = groups.setdefault(image.shape, [])
@@ -212,38 +210,38 @@ def outcomes(
 def stream_outcomes(
     predictor: Predictor,
     streams: Mapping[Task, Stream],
-    finish: Callable[[Stream], Finish],
+    writer_for: Callable[[Stream], OutputWriter],
     stop: Interrupt,
 ) -> Iterator[Outcome]:
-    """Segment videos, GeoTIFF files and addresses; their files are written, also by a run of packs.
+    """Segment videos, GeoTIFF files and addresses; their files are written, never packed.
 
     Args:
         predictor: the model.
         streams: by task.
-        finish: how the results of a stream become files.
-        stop: ends the one at hand, of which then nothing is left.
+        writer_for: what writes the results of a stream.
+        stop: interrupts the current stream, of which no output is then left.
 
     Raises:
         Stopped: by a signal.
     """
     for task, stream in streams.items():
-        how = finish(stream)
-        out = Path(how.out)
+        writer = writer_for(stream)
+        out = Path(writer.out)
         try:
             with stop.at_once(), Progress(os.path.basename(stream.source), 0) as progress:
                 files, text = predict_stream(
                     predictor,
                     stream,
                     out / task.output,
-                    how.kinds,
-                    polygon_options=how.polygons,
+                    writer.kinds,
                     on_frame=progress.count,
+                    **writer.polygons,
                 )
         except SetrError as error:
-            yield how.failed(task, error)
+            yield writer.failed(task, error)
             continue
         names = [str(file.relative_to(out)) for file in files]
-        yield Outcome({**row_of(task, "ok", how.run), "files": names}, {}, text)
+        yield Outcome({**row_of(task, "ok", writer.run), "files": names}, {}, text)
 
 
 def _decoded(
@@ -253,7 +251,7 @@ def _decoded(
     max_pixels: int,
     bands: Bands | None,
 ) -> Iterator[tuple[Task, np.ndarray | SetrError]]:
-    """Images in the order of the tasks, some decoded ahead."""
+    """Images in the order of the tasks, decoded ahead."""
     waiting: deque[tuple[Task, Future[np.ndarray | SetrError]]] = deque()
     for task in tasks:
         waiting.append((task, readers.submit(_decode, task.item, max_pixels, bands)))
@@ -273,12 +271,3 @@ def _decode(item: Item, max_pixels: int, bands: Bands | None) -> np.ndarray | Se
         if not is_out_of_memory(error):
             raise
         return SetrError(f"{item.shown}: does not fit into memory; lower --max-pixels")
-
-
-def _finished(
-    finish: Callable[[Task, Result], Outcome],
-    failed: Callable[[Task, SetrError], Outcome],
-    task: Task,
-    found: Result | SetrError,
-) -> Outcome:
-    return failed(task, found) if isinstance(found, SetrError) else finish(task, found)

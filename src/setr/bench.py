@@ -1,8 +1,8 @@
-"""How fast a model runs on this machine: every runtime and precision, one table, one advice.
+"""Benchmark of a model on this machine in every runtime and precision, with a recommendation.
 
-Each row runs in a process of its own (`bench_row.py`), so that its peak memory is its own and a
-failure is a row's failure. Exported files are written without the checks of `setr export`: the
-table itself shows agreement with PyTorch's fp32 masks, and the mIoU where labels are given.
+Each row runs in a process of its own (`bench_row.py`), so that its peak memory can be measured and
+a failure concerns one row only. Exported files are written without the checks of `setr export`,
+because the table shows the agreement with PyTorch's fp32 masks, and the mIoU if labels are given.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from setr.predictor import Predictor, load
 from setr.provenance import hardware
 
 MIN_AGREEMENT = 0.99
-"""Share of pixels that must keep their class where no labels tell how good a row is."""
+"""Share of pixels that must keep their class, where there are no labels to compute a mIoU."""
 
 
 class Row(NamedTuple):
     """A runtime and a precision."""
 
     runtime: str
-    precision: str
+    precision: ExportPrecision
 
 
 ROWS = (
@@ -131,7 +131,7 @@ def bench(
 def _export(
     predictor: Predictor, folder: Path, data: str | None, split: str, rows: tuple[Row, ...]
 ) -> dict[Row, Path | str]:
-    """Files for the rows that need one; where there is none, the reason."""
+    """Exported files for the rows that need one, or the reason why there is none."""
     model, info = predictor.network, predictor.info
     wanted = [row for row in rows if row.runtime in ("onnxruntime", "openvino")]
     if not wanted:
@@ -144,20 +144,18 @@ def _export(
     except SetrError as error:
         return dict.fromkeys(wanted, str(error))
     for row in wanted:
-        precision: ExportPrecision = row.precision  # type: ignore[assignment]
         if row.runtime == "onnxruntime":
             files[row] = plain
             continue
-        path, images = folder / f"{precision}.xml", None
-        if precision == "int8":
+        path, images = folder / f"{row.precision}.xml", None
+        if row.precision == "int8":
             if data is None:
                 files[row] = "needs --data: int8 takes its ranges from images"
                 continue
             images = calibration_images(open_dataset(data, split, info.labels, info.bands), info)
+        stored = metadata(model, info, row.precision, "logits")
         try:
-            write_openvino(
-                plain, path, precision, metadata(model, info, precision, "logits"), images
-            )
+            write_openvino(plain, path, row.precision, stored, images)
             files[row] = path
         except SetrError as error:
             files[row] = str(error)
@@ -165,7 +163,7 @@ def _export(
 
 
 def run_process(job: dict[str, Any]) -> dict[str, Any]:
-    """One row in a fresh process; `error` where it failed."""
+    """Run one row in a new process; `error` if it failed."""
     done = subprocess.run(
         [sys.executable, "-m", "setr.exporting.bench_row"],
         input=json.dumps(job),
@@ -185,7 +183,7 @@ def run_process(job: dict[str, Any]) -> dict[str, Any]:
 def advice(
     source: str, rows: list[dict[str, Any]], data: str | None = None, split: str = "val"
 ) -> str:
-    """The fastest row at the first batch size that keeps the masks, and how to have it.
+    """The fastest row at the first batch size that keeps the masks, and the command to use it.
 
     Args:
         source: of the model.
@@ -209,15 +207,14 @@ def advice(
     text = f"fastest that keeps the masks, batch {batch}: {name}, {speed(best):.2f} images/s"
     if best is reference:
         return f"{text}; nothing to change"
-    file = (
-        f"--format {'onnx -o model.onnx' if name.startswith('onnx') else 'openvino -o model.xml'}"
-    )
-    check = f" --precision {best['precision']} --calibration {shlex.quote(data or 'DATA')}"
-    check += "" if split == "val" else f" --split {shlex.quote(split)}"
-    check += "" if data else ", DATA being a labelled data set as setr eval takes it"
-    check = "" if best["precision"] == "fp32" else check
+    file = "onnx -o model.onnx" if best["runtime"] == "onnxruntime" else "openvino -o model.xml"
+    check = ""
+    if best["precision"] != "fp32":
+        check = f" --precision {best['precision']} --calibration {shlex.quote(data or 'DATA')}"
+        check += "" if split == "val" else f" --split {shlex.quote(split)}"
+        check += "" if data else ", DATA being a labelled data set as setr eval takes it"
     how = {
         "eager": f"setr predict {source} --precision {best['precision']}",
         "compile": "torch.compile(predictor.model.coarse) in your own program",
-    }.get(best["runtime"], f"setr export {source} {file}{check}")
+    }.get(best["runtime"], f"setr export {source} --format {file}{check}")
     return f"{text}, {ratio:.1f} times eager fp32: {how}"

@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _reason(error: OSError) -> str:
-    """The file and what the system says about it, where no better message was found."""
+    """A message for an error of the operating system that was not handled elsewhere."""
     named = isinstance(error.filename, str | bytes | os.PathLike)  # not the number of an open file
     path = f"{os.fsdecode(error.filename)}: " if named else ""
     lines = (error.strerror or str(error)).splitlines()  # a loader's begin with a traceback
@@ -147,7 +147,7 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
 
 
 def _of_the_command_line(message: str) -> SetrError:
-    """An error that all processes of a run have alike; the first one prints it."""
+    """An error that all processes of a run raise; only the first one prints it."""
     error = SetrError(message, code=USAGE)
     if {"RANK", "SLURM_PROCID"} & os.environ.keys():
         from setr.processes.launch import is_first  # which loads torch
@@ -164,13 +164,15 @@ def require_unused(out: Path) -> None:
     require_writable(out, "-o")
 
 
-def require_least(given: Any, least: int, *names: str) -> None:
-    """Refuse options below a number; those that are not given are None."""
+def require_at_least(given: Any, least: int, *names: str) -> None:
+    """Refuse options with a number below `least`, or with none; None is an option not given."""
     for name in names:
         value = getattr(given, name)
-        if value is not None and value < least:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if value is not None and min(numbers, default=least - 1) < least:
+            words = " ".join([f"--{name.replace('_', '-')}", *map(str, numbers)])
             rule = "0 or more" if least == 0 else f"at least {least}"
-            raise SetrError(f"--{name.replace('_', '-')} {value}: give {rule}", code=USAGE)
+            raise SetrError(f"{words}: give {rule}", code=USAGE)
 
 
 def require_within(given: Any, least: float, most: float, *names: str) -> None:
@@ -183,7 +185,7 @@ def require_within(given: Any, least: float, most: float, *names: str) -> None:
 
 
 def as_typed(given: Any) -> dict[str, list[str]]:
-    """The options with another value than by default, by field, as words of a command line."""
+    """The options that differ from their defaults, by field, as words of a command line."""
     found = {}
     for item in fields(given):
         value, name = getattr(given, item.name), item.name.replace("_", "-")
@@ -198,7 +200,7 @@ def as_typed(given: Any) -> dict[str, list[str]]:
 
 
 def require_default(given: Any, rule: str, *names: str) -> None:
-    """Refuse options that would do nothing, with the rule that says why and the fix."""
+    """Refuse options that would have no effect; the rule gives reason and fix."""
     words = as_typed(given)
     for name in names:
         if name in words:
@@ -220,7 +222,7 @@ def _plain_placeholders() -> Any:
 
     @registry.primitive_rule
     def plain(info: PrimitiveTypeInfo) -> Any:
-        if inside:  # the parser's own rules are asked
+        if inside:  # a recursive call: leave it to the parser's own rules
             return None
         inside.append(info)
         try:
@@ -236,9 +238,9 @@ def _plain_placeholders() -> Any:
 
 @contextlib.contextmanager
 def _flowing_help() -> Iterator[None]:
-    """While in use, the help of an option is one paragraph, whose lines end where the screen does.
+    """While in use, the help of each option is one paragraph, wrapped to the terminal.
 
-    The parser keeps a line's end before what is indented, which in source code all lines are.
+    The parser keeps line breaks before indented lines, which all lines of a docstring are.
     """
     import docstring_parser
 

@@ -1,4 +1,4 @@
-"""Checks a data set before the first training step, not after hours.
+"""Checks a data set before training.
 
 `check` looks at one split and is what training runs first; `diagnose` looks at all splits of a data
 set together and is what `setr doctor` shows. Problems are collected, not raised one at a time.
@@ -15,7 +15,7 @@ import numpy as np
 from setr.data.dataset import Dataset
 from setr.data.pairs import Pairs
 from setr.data.survey import Progress, near_hashes, survey
-from setr.data.survey_rows import ALL_IGNORED, ALPHA, BINARY, ROTATED, Survey
+from setr.data.survey_rows import ALL_IGNORED, ALPHA, BINARY, DARK, DIM, ROTATED, Survey
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.labels import IGNORE, Labels, hex_colour
 from setr.reading.masks import IN_ALPHA, are_reordered
@@ -35,10 +35,10 @@ class Finding:
 
     Attributes:
         level: an error stops training, a warning may spoil the figures, a note is for information.
-        split: where.
-        text: what, and what to do.
-        count: how many files or classes.
-        files: the first of them.
+        split: the split it is about.
+        text: the problem, and what to do.
+        count: number of files or classes.
+        files: the first of these files.
     """
 
     level: Level
@@ -56,7 +56,7 @@ class Checkup:
         dataset: the split.
         problems: one line per broken pair, or about the split as a whole.
         pixels: (K,) counted pixels per class over the readable pairs.
-        findings: all kinds of trouble, errors first.
+        findings: all findings, errors first.
         survey: the rows behind it.
     """
 
@@ -105,7 +105,11 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
     seen = survey(dataset, full=full, progress=progress)
     pixels = seen.pixels(len(dataset.labels.classes))
     problems = [seen.problems[i] for i in sorted(seen.problems)]
-    findings = [_broken(dataset, problems)] if problems else []
+    findings = []
+    if problems:
+        text = f"{len(problems)} of {len(dataset)} pairs are unusable"
+        shown = tuple(problems[:SHOWN])
+        findings.append(Finding("error", dataset.split, text, len(problems), shown))
     for finding in (
         *_alone(dataset),
         *_binary(dataset, seen, pixels),
@@ -119,16 +123,18 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
     findings += _ignored(dataset, seen)
     findings += _doubles(dataset, seen)
     findings += _absent(dataset, pixels)
+    dark = seen.having(DARK)
+    if len(dark):
+        text = (
+            f"images are nearly black: no value reaches {DIM} of 255; if they are of 16 bits, tell "
+            "their range in data.yaml: bands: [1] and value_range: [0, 4095], for example"
+        )
+        findings.append(_about(dataset, "warning", text, dark))
     rotated = seen.having(ROTATED)
     if len(rotated):
         text = "images carry an EXIF rotation; it is applied, so masks must fit the image as shown"
         findings.append(_about(dataset, "note", text, rotated))
     return Checkup(dataset, tuple(problems), pixels, tuple(findings), seen)
-
-
-def _broken(dataset: Dataset, problems: Sequence[str]) -> Finding:
-    text = f"{len(problems)} of {len(dataset)} pairs are unusable"
-    return Finding("error", dataset.split, text, len(problems), tuple(problems[:SHOWN]))
 
 
 def _about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Finding:
@@ -137,7 +143,7 @@ def _about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Findi
 
 
 def _alone(dataset: Dataset) -> list[Finding]:
-    """A single class: whatever the model says is right."""
+    """A single class, with which every prediction is right."""
     if len(dataset.labels.classes) > 1:
         return []
     name = dataset.labels.classes[0]
@@ -165,14 +171,14 @@ def _binary(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> list[Finding]
 
 
 def _in_alpha(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> list[Finding]:
-    """Masks that were drawn as transparency."""
+    """Masks whose labels are in the alpha channel."""
     rows = seen.having(ALPHA)
     level: Level = "warning" if np.count_nonzero(pixels) > 1 else "error"
     return [_about(dataset, level, f"masks are {IN_ALPHA}", rows)] if len(rows) else []
 
 
 def _reordered(dataset: Dataset) -> list[Finding]:
-    """Masks whose palettes number the same colours in several orders, among some of the files."""
+    """Masks whose palettes order the same colours differently, in a sample of the files."""
     if dataset.labels.colour_map is not None or not isinstance(dataset.pairs, Pairs):
         return []
     some = np.linspace(0, len(dataset) - 1, min(len(dataset), PALETTES)).astype(int).tolist()
@@ -180,10 +186,10 @@ def _reordered(dataset: Dataset) -> list[Finding]:
         if not are_reordered([mask for i in some if (mask := dataset.pairs[i].mask)]):
             return []
     except SetrError:
-        return []  # a mask that cannot be read is told of already
+        return []  # unreadable masks are reported already
     text = (
-        "palettes of the masks number the same colours in several orders, so an id is another "
-        "class in each; have the colours read: colour_map in data.yaml (`setr init-data` drafts it)"
+        "palettes of the masks list the same colours in several orders, so an id means different "
+        "classes; read the colours instead: colour_map in data.yaml (`setr init-data` drafts it)"
     )
     return [Finding("warning", dataset.split, text)]
 
@@ -192,12 +198,12 @@ def _ignored(dataset: Dataset, seen: Survey) -> list[Finding]:
     rows = np.setdiff1d(seen.having(ALL_IGNORED), list(seen.problems))
     if not len(rows):
         return []
-    text = "masks are ignored everywhere; they teach nothing and count nowhere"
+    text = "masks are ignored everywhere; they affect neither training nor scores"
     return [_about(dataset, "warning", text, rows)]
 
 
 def _doubles(dataset: Dataset, seen: Survey) -> list[Finding]:
-    """Images that are in the split twice; only a full check knows."""
+    """Images that are in the split twice; found by a full check only."""
     read = np.flatnonzero(seen.content)
     _, first = np.unique(seen.content[read], return_index=True)
     again = np.setdiff1d(read, read[first])
@@ -281,7 +287,7 @@ def figures(checkup: Checkup) -> dict[str, Any]:
 
 
 def describe_map(labels: Labels) -> str:
-    """The map from ids in files to classes, in one line: nothing is shifted behind one's back."""
+    """The map from ids (or colours) in the files to classes, in one line."""
     if labels.colour_map:
         raws = dict.fromkeys(labels.colour_map.values(), "")
         for colour, train in labels.colour_map.items():

@@ -1,9 +1,9 @@
-"""What a model looks at: attention maps, features per layer, position embeddings (Figures 5, 6).
+"""Attention maps, features per layer, and position embeddings of a model (Figures 5 and 6).
 
-Attention runs as one fused kernel that never shows its weights. Here the queries and keys that
-reach this kernel are caught in the layers asked for, after their norms and rotary embeddings, and
-only there the softmax is computed once more. So it works for every timm ViT, EVA included, without
-a second implementation of any of them.
+Attention runs as one fused kernel that does not return its weights. Here the queries and keys given
+to this kernel are captured in the requested layers, after norms and rotary embeddings, and the
+softmax is computed again from them. This works for every timm ViT, including EVA, without a second
+implementation of any of them.
 
 Shapes: C channels of the image, or width of the encoder; h x w patch grid, N tokens with prefix
 tokens, M heads.
@@ -12,7 +12,7 @@ tokens, M heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ ROLLOUT_ROWS = 512
 
 
 class _Catcher(TorchFunctionMode):
-    """Keeps the queries and keys of the fused attention of one layer, while that layer runs."""
+    """Captures the queries and keys of the fused attention of one layer while it is active."""
 
     def __init__(self, layer: int, caught: dict[int, tuple[Tensor, Tensor, float]]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _Catcher(TorchFunctionMode):
 def catch_attention(
     model: SETR, images: Tensor, layers: Sequence[int]
 ) -> dict[int, tuple[Tensor, Tensor, float]]:
-    """Run the encoder and keep what attention in some layers is computed from.
+    """Run the encoder and capture the queries and keys of some layers.
 
     Args:
         model: a model with a ViT encoder.
@@ -75,7 +75,11 @@ def catch_attention(
             code=USAGE,
         )
     caught: dict[int, tuple[Tensor, Tensor, float]] = {}
-    with _watching(blocks, layers, caught):
+    with ExitStack() as stack:
+        for layer in layers:
+            attn = getattr(blocks[layer - 1], "attn", None)
+            if hasattr(attn, "fused_attn"):
+                stack.enter_context(_active_inside(attn, _Catcher(layer, caught)))
         model.encoder(images)
     missing = [layer for layer in layers if layer not in caught]
     if missing:
@@ -84,48 +88,38 @@ def catch_attention(
 
 
 @contextmanager
-def _watching(
-    blocks: Sequence[Any], layers: Sequence[int], caught: dict[int, tuple[Tensor, Tensor, float]]
-) -> Iterator[None]:
-    """Make these layers use the fused kernel, and catch what they give it.
+def _active_inside(attn: Any, catcher: _Catcher) -> Iterator[None]:
+    """Make an attention module call the fused kernel, with the catcher active while it runs.
 
-    A catcher is on only inside its layer's attention: so it is asked before the faster routes of
-    `cpu_blocks`, which are on around the whole block and would answer the call themselves.
+    Only while it runs: modes are asked from the innermost out, and those of `cpu_blocks`, which are
+    active around the whole block, would answer the call themselves.
     """
-    handles: list[Any] = []
-    fused: list[tuple[Any, bool]] = []
-    for layer in layers:
-        attn: Any = getattr(blocks[layer - 1], "attn", None)
-        if not hasattr(attn, "fused_attn"):
-            continue
 
-        catcher = _Catcher(layer, caught)
+    def enter(*_: Any) -> None:
+        catcher.__enter__()
 
-        def enter(*_: Any, catcher: _Catcher = catcher) -> None:
-            catcher.__enter__()
+    def leave(*_: Any) -> None:
+        catcher.__exit__(None, None, None)
 
-        def leave(*_: Any, catcher: _Catcher = catcher) -> None:
-            catcher.__exit__(None, None, None)
-
-        handles.append(attn.register_forward_pre_hook(enter))
-        handles.append(attn.register_forward_hook(leave, always_call=True))
-        fused.append((attn, attn.fused_attn))
-        attn.fused_attn = True
+    before, attn.fused_attn = attn.fused_attn, True
+    hooks = (
+        attn.register_forward_pre_hook(enter),
+        attn.register_forward_hook(leave, always_call=True),
+    )
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for attn, before in fused:
-            attn.fused_attn = before
+        for hook in hooks:
+            hook.remove()
+        attn.fused_attn = before
 
 
 def attention_maps(
     model: SETR, images: Tensor, layers: Sequence[int], point: tuple[int, int]
 ) -> dict[int, np.ndarray]:
-    """What one patch attends to: per layer (M, h, w), weights of the patches for each head.
+    """Attention of one patch to all patches: per layer (M, h, w), one map for each head.
 
-    A map sums to 1 less the weight of the prefix tokens.
+    A map sums to 1 minus the weight of the prefix tokens.
 
     Args:
         model: a model with a ViT encoder.
@@ -185,6 +179,11 @@ def attention_rollout(
         flow = 0.5 * flow + 0.5 * mixed / query.shape[1]
     assert flow is not None
     return flow[-h * w :].reshape(h, w).cpu().numpy()
+
+
+def saturated(values: np.ndarray) -> np.ndarray:
+    """Attention scaled so that its largest 0.5 % are 1 or more; outliers would dim the rest."""
+    return values / max(float(np.quantile(values, 0.995)), 1e-12)
 
 
 def layer_features(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[int, np.ndarray]:

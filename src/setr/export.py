@@ -1,9 +1,9 @@
-"""A trained model as one file for another runtime: ONNX, OpenVINO or torch.export.
+"""Export of a trained model to one file for another runtime: ONNX, OpenVINO or torch.export.
 
-A file appears under its name only after it was run beside PyTorch: fp32 must give the same logits
-at two sizes, lower precision must keep the mIoU on the user's own data. Classes, colours, label
-map, normalisation, protocol and licence travel inside: `metadata_props` of ONNX, `rt_info` of
-OpenVINO, the extra file `setr.json` of torch.export.
+A file appears under its name only after its outputs were compared with PyTorch's: fp32 must give
+the same logits at two sizes, lower precisions must keep the mIoU on the user's own data. Classes,
+colours, label map, normalisation, protocol and licence are stored inside: in `metadata_props` of
+ONNX, `rt_info` of OpenVINO, and the extra file `setr.json` of torch.export.
 
 Shapes: B batch, H x W image, K classes.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import glob
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat, ExportPrecision
 from setr.data.dataset import Dataset
 from setr.errors import USAGE, SetrError
@@ -32,12 +33,8 @@ from setr.evaluation import grid_size, require_labelled
 from setr.exporting.export_check import compare, compare_accuracy, require_accuracy
 from setr.exporting.graphs import DTYPES, Graph, Head, trace
 from setr.exporting.onnx_file import write_onnx
-from setr.exporting.quantize import calibration_images, import_nncf, quantized
-from setr.exporting.runtime import (
-    ANY,
-    Form,
-    import_openvino,
-)
+from setr.exporting.quantize import calibration_images, quantized
+from setr.exporting.runtime import ANY, Form
 from setr.model import SETR
 from setr.model_info import ModelInfo, describe
 from setr.pages.model_card import encoder_licence
@@ -65,14 +62,14 @@ def export(
     """Write one file, after comparing it with PyTorch.
 
     Args:
-        model: the network, on any device; it stays as it is.
-        info: what travels with it.
+        model: the network, on any device; it is not changed.
+        info: what is stored with it.
         out: the file, with the ending of its format; OpenVINO's .bin is written beside it.
         format: of the file.
         precision: of its weights and arithmetic; `int8` quantises with images of `calibration`.
         head: output beside `coarse`: full-size `logits`, or the best class as `mask`.
         size: (H, W) of the single image the file takes, for runtimes that need fixed shapes; the
-            protocol that travels with it then runs images by windows of that size. None: any.
+            stored protocol then runs images by windows of that size. None: any size.
         pixels: the file takes uint8 pixels (B, H, W, C) and normalises them.
         calibration: a labelled split; needed for every precision but fp32.
 
@@ -99,7 +96,7 @@ def export(
         if calibration is not None:
             report["miou"] = compare_accuracy(draft, model, info, stored, calibration)
             require_accuracy(report["miou"], precision, path)
-        files = _beginning(folder, f"{path.stem}.")
+        files = sorted(folder.glob(glob.escape(f"{path.stem}.") + "*"))
         report["bytes"] = sum(file.stat().st_size for file in files)
         for file in files:  # weights come before .xml
             os.replace(file, path.with_name(file.name))
@@ -109,7 +106,7 @@ def export(
 def metadata(
     model: SETR, info: ModelInfo, precision: ExportPrecision, head: Head, form: Form = ANY
 ) -> dict[str, str]:
-    """What travels inside a file: `config.json` and more, each value as JSON."""
+    """The metadata of a file: that of `config.json` and more, each value as JSON."""
     values = {
         **describe(model, info),
         "licence": encoder_licence(model.arguments, info.pretrained),
@@ -127,7 +124,7 @@ def metadata(
 
 
 def _input(info: ModelInfo, form: Form) -> str:
-    """What the graph takes, for people."""
+    """A description of the graph's input for people."""
     H, W = form.size or ("H", "W")
     B, C = 1 if form.size else "B", len(info.mean)
     what = "RGB" if info.bands is None and C == 3 else str(info.bands or f"{C} channels")
@@ -161,27 +158,28 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
             code=USAGE,
         )
     if precision == "int8":
-        import_nncf()
+        import_extra("nncf", "openvino", "--precision int8")
     if format == "openvino":
-        import_openvino(path)
+        import_extra("openvino", "openvino", str(path))
 
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A folder beside the file that is gone afterwards, whatever happens."""
+    """A temporary folder beside the file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=path.parent))
+        scratch = tempfile.TemporaryDirectory(
+            prefix=".export-", dir=path.parent, ignore_cleanup_errors=True
+        )
     except OSError as error:
         raise SetrError(f"{path}: cannot write: {error.strerror}") from None
-    try:
-        yield folder
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise SetrError(f"{path}: cannot write: {error.strerror}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
 
 
 def _write(
@@ -214,13 +212,8 @@ def _write(
     plain = path.with_suffix(".onnx")
     write_onnx(program, plain, head, {}, None, form)
     write_openvino(plain, path, precision, stored, images)
-    for file in _beginning(plain.parent, plain.name):
+    for file in plain.parent.glob(glob.escape(plain.name) + "*"):
         file.unlink()
-
-
-def _beginning(folder: Path, start: str) -> list[Path]:
-    """Files of a folder whose names begin like this, sorted; `[` and `*` mean themselves."""
-    return sorted(file for file in folder.iterdir() if file.name.startswith(start))
 
 
 def write_openvino(
@@ -231,7 +224,7 @@ def write_openvino(
     images: list[np.ndarray] | None = None,
 ) -> None:
     """Turn an fp32 ONNX file into OpenVINO's format; int8 needs `images` to quantise with."""
-    ov = import_openvino(path)
+    ov = import_extra("openvino", "openvino", str(path))
     network = ov.convert_model(plain)
     if images:
         network = quantized(network, images)

@@ -5,9 +5,11 @@ Rows of other methods, which the paper compares with, stand in the tables withou
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-TABLES = (2, 3, 4, 5, 6, 7)
+from setr.arguments.choices import TableNumber
+
+TABLES = get_args(TableNumber)
 
 IMAGES = {"cityscapes": (2975, 500), "ade20k": (20210, 2000), "pascal_context": (4998, 5105)}
 """Training and validation images of the paper's data sets (section 4.1)."""

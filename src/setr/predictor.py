@@ -2,8 +2,8 @@
 
 `setr.load(...)` gives a Predictor; `.predict(...)` takes a path, file bytes, a PIL image, an array,
 a tensor or an address and answers at the input's own size, under the protocol stored with the
-model. Images too large to be run at once go by blended windows. Videos and rasters larger than
-memory have rooms of their own, `video.py` and `mapping.py`.
+model. Images too large to be run at once are run by blended windows. Videos are handled in
+`filming.py`, rasters larger than memory in `mapping.py`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from setr.result import Result
 from setr.weight_files.foreign import FOREIGN_KEYWORDS, load_foreign
 
 WHOLE_PIXELS = 2048 * 2048
-"""An image of more pixels, after the protocol's resize, is run by windows where the protocol has
-none: attention's cost grows with the square of the pixels."""
+"""Images of more pixels, after the protocol's resize, are run by windows even if the protocol has
+none, because the cost of attention grows with the square of the pixels."""
 WINDOW = 512
 """Side of these windows in pixels, where the model does not name its crop size."""
 
@@ -76,8 +76,7 @@ class Predictor:
         value_range: the values that become 0 and 255, likewise.
 
     Attributes:
-        passes: the model as images are run through it, on a GPU replayed from a recording where a
-            shape comes again.
+        passes: the model as it is run; on a GPU, repeated shapes are replayed as a CUDA graph.
 
     Raises:
         SetrError: a model and an `info` of other channels, or bands of another number.
@@ -119,7 +118,7 @@ class Predictor:
 
     @property
     def model(self) -> SETR | ExportedModel:
-        """The model; another may take its place."""
+        """The model; it can be replaced by assignment."""
         return self._model
 
     @model.setter
@@ -249,7 +248,7 @@ class Predictor:
                     "without scales and flip, or give the pixels as an array"
                 )
             H, W = raster.shape
-            if not raster.fits(self.max_pixels):
+            if self.max_pixels < H * W:
                 raise SetrError(
                     f"{raster.name}: {W}x{H} is {H * W:,} pixels, above the limit of "
                     f"{self.max_pixels:,}; raise --max-pixels, or write mask and confidence alone, "
@@ -280,7 +279,7 @@ class Predictor:
     def _run(
         self, function: Callable[..., Any], images: Sequence[np.ndarray], protocol: Protocol
     ) -> Any:
-        """Apply `predict_mask` or `predict_scores`; tensors come back on the CPU."""
+        """Apply `predict_mask` or `predict_scores`; returns tensors on the CPU."""
         with self.computing():
             pixels = torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
             x = NormalizedImages(pixels.to(self.device), self.info.mean, self.info.std)
@@ -345,7 +344,7 @@ def load(
 
 
 def _expand(source: str) -> Iterator[str | np.ndarray]:
-    """The images a file, folder, glob or video stands for."""
+    """The images of a file, folder, glob or video."""
     files = expanded(source)
     if not files:
         raise SetrError(f"{source}: no images found here", code=USAGE)

@@ -1,4 +1,4 @@
-"""Self-contained pages about a run or an evaluation: figures, charts, images beside their truth."""
+"""HTML reports of a training run or an evaluation: figures, charts, predictions and labels."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def write_evaluation(
         metrics: detailed figures by protocol as in `metrics.json`, and `compare` by the model's
             name.
         labels: class names and colours.
-        gallery: what was collected of single images.
+        gallery: the single images.
     """
     protocols = by_protocol(metrics)
     figures = next(iter(protocols.values()))

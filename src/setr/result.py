@@ -1,4 +1,4 @@
-"""Result: what a model says about one image, in every form a user takes it away.
+"""Result: the prediction for one image, in every form it can be used or saved.
 
 Pictures (`mask`, `ids`, `color`, `overlay`, `confidence`), arrays (`scores`), figures (`share`) and
 polygons (`geojson`, `coco`, `coco_rle`, `labelme`). `Result.save` writes one of them; `outputs.py`
@@ -12,7 +12,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,17 @@ from setr.images import encode_picture, encode_png
 from setr.labels import Labels
 from setr.pages.montage import shrunk, with_legend
 from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_labelme
-from setr.prediction.kinds import KINDS, LOSSLESS, PICTURE_FORMATS, checked_suffix, unknown_kind
+from setr.prediction.kinds import (
+    KINDS,
+    LOSSLESS,
+    PICTURE_FORMATS,
+    POLYGON_KINDS,
+    checked_suffix,
+    unknown_kind,
+)
 from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, mask_polygons, simplified
-from setr.prediction.rasters import write_raster
+from setr.prediction.rasters import RasterWriter
 from setr.prediction.unsure import checked_confidence, unlabel
 from setr.reading.files import printable, write_bytes
 from setr.reading.storage import is_address
@@ -40,11 +47,11 @@ QUALITY = 95
 
 
 class Result:
-    """What a model says about one image; can be pickled, with its `scores` if they are there.
+    """The prediction for one image; can be pickled, with its `scores` if they were computed.
 
     Attributes:
         image: the input, uint8 RGB (H, W, 3).
-        mask: training ids (H, W) uint8; 255 where a map has no data or the class is unsure.
+        mask: training ids (H, W) uint8; 255 where a raster has no data or the class is unsure.
         confidence: probability of the chosen class (H, W) float32, 0 to 1.
         labels: class names and colours of the ids.
         path: the image file; empty where the image came from memory.
@@ -52,7 +59,7 @@ class Result:
             the file's name.
         geo: where the pixels lie on a map, for a georeferenced raster.
         min_confidence: pixels whose class is less probable are unlabelled; 0 for none.
-        unsure: how many that are.
+        unsure: number of these pixels.
     """
 
     def __init__(
@@ -76,15 +83,15 @@ class Result:
     def scores(self) -> np.ndarray:
         """Class probabilities (K, H, W) float32; they sum to 1 over K.
 
-        Computed when first asked for, by a second run of the model: masks of large images with many
-        classes are possible where their scores would not fit into memory.
+        Computed on first access, by a second run of the model, because the scores of large images
+        with many classes may not fit into memory.
         """
         return self._compute_scores()
 
     def with_min_confidence(self, least: float) -> Result:
-        """The same, but unlabelled (255) where the class is less probable than `least`.
+        """A copy that is unlabelled (255) where the class is less probable than `least`.
 
-        `confidence` and `scores` stay; what is unlabelled already stays so.
+        `confidence` and `scores` are unchanged, and unlabelled pixels stay unlabelled.
 
         Raises:
             SetrError: not within 0 to 1.
@@ -101,13 +108,10 @@ class Result:
     def shares(self) -> dict[str, float]:
         """Share of the image per class, largest first, without classes that do not occur.
 
-        What is missing to 1 is unlabelled by `min_confidence`.
+        The rest to 1 is unlabelled because of `min_confidence`.
         """
-        counts = np.bincount(self.mask.ravel(), minlength=len(self.labels.classes))
-        counts = counts[: len(self.labels.classes)]
-        order = np.argsort(-counts, kind="stable")
-        total = max(1, counts.sum() + self.unsure)
-        return {self.labels.classes[i]: float(counts[i] / total) for i in order if counts[i]}
+        counts = np.bincount(self.mask.ravel(), minlength=256)
+        return class_shares(counts, self.labels.classes, self.unsure)
 
     def polygons(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> list[Polygon]:
         """One polygon per connected region; see `setr.prediction.polygons`.
@@ -165,7 +169,7 @@ class Result:
     def share(self) -> dict[str, Any]:
         """Size, mean confidence, and per class its share and number of pixels, as plain values.
 
-        With a `min_confidence` also that, and the share that is unlabelled for it.
+        With a `min_confidence`, also its value and the share of unlabelled pixels.
         """
         counts = np.bincount(self.mask.ravel(), minlength=256)
         classes = self.labels.classes
@@ -185,10 +189,10 @@ class Result:
     def save(self, path: str | os.PathLike, kind: str = "mask", **options: Any) -> None:
         """Write one picture, array or file of polygons; it appears when complete.
 
-        The path is written as it is given. Its suffix chooses the format: pictures can be .png,
-        .tif or .bmp, and .jpg or .webp too where no value has to survive (`color`, `overlay` and
-        `confidence`; at `QUALITY`). A .tif of a georeferenced image's `mask`, `ids` or `confidence`
-        is a GeoTIFF. Without a suffix the kind's own format is written.
+        The suffix of the path chooses the format: pictures can be .png, .tif or .bmp, and also .jpg
+        or .webp where values need not be exact (`color`, `overlay` and `confidence`; at `QUALITY`).
+        A .tif of a georeferenced image's `mask`, `ids` or `confidence` is a GeoTIFF. Without a
+        suffix the kind's default format is written.
 
         Args:
             path: the file to write; its folder is made.
@@ -211,7 +215,8 @@ class Result:
             raise SetrError(f"{path.parent}: cannot make this folder: {error.strerror}") from None
         if self.geo and on_map:
             labels = self.labels if kind == "mask" else None
-            write_raster(path, _PICTURES[kind](self), self.geo, labels)
+            with RasterWriter(path, self.mask.shape, self.geo, labels) as file:
+                file.write(_PICTURES[kind](self), 0, 0)
         else:
             write_bytes(path, data)
 
@@ -232,9 +237,9 @@ class Result:
         """
         _require_options(kind, options)
         if kind == "scores":
-            return _npz(
-                scores=self.scores.astype(np.float16), classes=np.array(self.labels.classes)
-            )
+            buffer, scores = io.BytesIO(), self.scores.astype(np.float16)
+            np.savez_compressed(buffer, scores=scores, classes=np.array(self.labels.classes))
+            return buffer.getvalue()
         if kind in _PICTURES:
             palette = self.labels.palette if kind == "mask" else None
             quality = {} if suffix in LOSSLESS else {"quality": QUALITY}
@@ -271,8 +276,16 @@ class Result:
         return shrunk(self.overlay(), NOTEBOOK_WIDTH)
 
 
+def class_shares(counts: np.ndarray, classes: Sequence[str], unsure: int) -> dict[str, float]:
+    """Share of every class that occurs, largest first; `unsure` pixels belong to no class."""
+    known = counts[: len(classes)]
+    total = max(1, known.sum() + unsure)
+    order = np.argsort(-known, kind="stable")
+    return {classes[i]: float(known[i] / total) for i in order if known[i]}
+
+
 def largest(shares: Mapping[str, float], min_confidence: float) -> str:
-    """The four largest shares in a line; with a `min_confidence`, also what is missing to 1."""
+    """The four largest shares in a line; with a `min_confidence`, also the unlabelled share."""
     parts = [f"{name} {share:.0%}" for name, share in list(shares.items())[:4]]
     if min_confidence:
         parts.append(f"unlabelled {max(0.0, 1 - sum(shares.values())):.0%}")
@@ -280,21 +293,15 @@ def largest(shares: Mapping[str, float], min_confidence: float) -> str:
 
 
 def _require_options(kind: str, options: dict[str, Any]) -> None:
-    """Refuse an unknown kind, and options of another kind; polygons know their own."""
+    """Refuse an unknown kind, and options for a kind that has none."""
     if kind not in KINDS:
         raise unknown_kind(kind)
-    if options and kind not in (*_POLYGONS, "labelme"):
+    if options and kind not in POLYGON_KINDS:
         raise TypeError(f"save kind '{kind}' has no option '{next(iter(options))}'")
 
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
-
-
-def _npz(**arrays: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 _PICTURES: dict[str, Callable[[Result], np.ndarray]] = {

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_default, require_least, require_unused
-from setr.commands.shared import Data, Model, Out
+from setr.cli import parse, require_at_least, require_default, require_unused
+from setr.commands.shared import Data, Device, Model, Out
 from setr.errors import OK
 
 
@@ -33,8 +33,7 @@ class Arguments:
     """By the classes' frequency and IoU, or every class alone."""
     train_split: str = "train"
     """Split whose pixels are counted, by IoU."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …"""
+    device: Device = "auto"
     precision: Precision = "auto"
     """Compute in this precision."""
     workers: int = 2
@@ -44,7 +43,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Write the adjusted model and print what was added to each class."""
     given = parse(Arguments, arguments, "adjust")
-    require_least(given, 0, "workers")
+    require_at_least(given, 0, "workers")
     require_unused(given.out)
     if given.by == "class":
         require_default(given, "does nothing with --by class; leave one of them out", "train_split")

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from setr.cli import parse
+from setr.cli import parse, require_at_least, require_within
 from setr.commands.shared import Model, Words
 from setr.errors import OK, USAGE, SetrError
 
@@ -44,10 +44,8 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Print the table and the advice."""
     given: Arguments = parse(Arguments, arguments, "bench")
-    if not given.batches or min(given.batches) < 1 or given.seconds <= 0 or given.images < 1:
-        raise SetrError("--batches, --seconds, --images: give positive numbers", code=USAGE)
-    if given.size and min(given.size) < 1:
-        raise SetrError(f"--size {given.size[0]} {given.size[1]}: give at least 1", code=USAGE)
+    require_at_least(given, 1, "images", "size", "batches")
+    require_within(given, 0.001, 86_400, "seconds")
     from setr.bench import ROWS, bench
 
     optional = {row.runtime for row in ROWS[1:]} - {ROWS[0].runtime}

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from setr.cli import parse, require_least
+from setr.cli import parse, require_at_least
 from setr.config import Config
 from setr.errors import OK, USAGE, SetrError
 from setr.pages.tables import figures_table
@@ -34,7 +34,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Train the `demo` recipe and write its report."""
     given = parse(Arguments, arguments, "demo")
-    require_least(given, 0, "steps", "seed")
+    require_at_least(given, 0, "steps", "seed")
     _require_demo(Path(given.out))
     config = recipe("demo")
     steps = given.steps or config.train.steps

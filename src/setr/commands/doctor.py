@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.cells import cell_len, set_cell_size
+
 from setr.cli import parse
 from setr.commands.shared import Data, Words
 from setr.data.data_yaml import SPLITS
@@ -17,7 +19,6 @@ from setr.datasets import open_dataset
 from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
 from setr.pages.doctor_page import write_checkups
-from setr.pages.tables import breadth, filled
 from setr.processes.progress import counting
 
 _ABSENT = "no such split"
@@ -78,8 +79,8 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
             if error.code != DATA_CHECK_FAILED:
                 raise
             finding = Finding("error", split, str(error))
-            if all(getattr(other, "text", None) != finding.text for other in opened):
-                opened.append(finding)  # what is wrong with the whole folder is told once
+            if finding.text not in {f.text for f in opened if isinstance(f, Finding)}:
+                opened.append(finding)  # a problem of the whole folder is reported once
         else:
             unlabelled = len(dataset) and dataset.sources(0)[1] is None
             if unlabelled and not dataset.name.startswith("scenes"):
@@ -90,7 +91,7 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
     if not opened and absent:
         raise absent
     if not given.splits:
-        there = {getattr(found, "split", None) for found in opened}
+        there = {found.split for found in opened}
         opened += [
             Finding("warning", split, f"{_ABSENT}; training wants one or --data.{split}-split")
             for split in ("train", "val")
@@ -137,7 +138,7 @@ def _class_table(checkups: list[Checkup]) -> list[str]:
     """Share of the pixels and images of each class, and its median-frequency weight."""
     tables = {c.dataset.split: figures(c)["classes"] for c in checkups}
     names = checkups[0].dataset.labels.classes
-    width = max(map(breadth, (*names, "class")))
+    width = max(map(cell_len, (*names, "class")))
     head = "".join(f"{split + ' %':>10}{'images':>9}{'weight':>9}" for split in tables)
     rows = [f"{'class':<{width}}{head}"]
     for name in names:
@@ -145,5 +146,5 @@ def _class_table(checkups: list[Checkup]) -> list[str]:
         shown = "".join(
             f"{100 * c['share']:>10.3f}{c['images']:>9}{c['weight']:>9.2f}" for c in cells
         )
-        rows.append(f"{filled(name, width)}{shown}")
+        rows.append(f"{set_cell_size(name, width)}{shown}")
     return rows

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from setr.arguments.choices import Absent, Precision
-from setr.cli import parse, require_least
-from setr.commands.shared import Data, Flip, Model, Scales, Words, model_names
+from setr.cli import parse, require_at_least
+from setr.commands.shared import Data, Device, Flip, Model, Scales, Words, model_names
 from setr.errors import OK, USAGE, SetrError
 from setr.pages.tables import figures_table, report_failed
 
@@ -56,8 +56,7 @@ class Arguments:
     detailed: bool = True
     """Also boundary IoU and F, recall by size, calibration, intervals and report.html, which shows
     them; all that takes processor time, up to seconds for a large image."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …"""
+    device: Device = "auto"
     precision: Precision = "auto"
     """auto: bf16 where the hardware has it, else fp16 on GPUs and fp32 on CPUs."""
     workers: int = 1
@@ -73,8 +72,8 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "eval")
     if len({given.model, *given.compare}) <= len(given.compare):
         raise SetrError("--compare names a model twice", code=USAGE)
-    require_least(given, 0, "workers")
-    require_least(given, 1, "short_side")
+    require_at_least(given, 0, "workers")
+    require_at_least(given, 1, "short_side")
     from setr.distributed import joined
 
     with joined(given.device):
@@ -82,7 +81,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(given: Arguments) -> int:
-    """The same in one of the processes; the first writes and prints."""
+    """Evaluate in one process of the run; the first one writes and prints."""
     from setr.distributed import everywhere, rank
     from setr.pages.gallery import Gallery, paired
 
@@ -91,13 +90,13 @@ def _run(given: Arguments) -> int:
     metrics: dict[str, Any] = dict(_test(given, predictor, dataset, gallery))
     figures = next(iter(metrics.values()))
     for path in given.compare:
-        with contextlib.suppress(OSError, SetrError):  # the last one tells
-            _write(given, metrics, dataset, gallery)  # stays, whatever becomes of this comparison
+        with contextlib.suppress(OSError, SetrError):  # the last _write reports them
+            _write(given, metrics, dataset, gallery)  # kept even if this comparison fails
         predictor, other = _load(given, path, dataset), Gallery(shown=0)
         theirs, *_ = _test(given, predictor, dataset, other).values()
         against = {"against": paired(gallery, other)}
         metrics.setdefault("compare", {})[path] = theirs | against
-    if rank() == 0:  # before a disk can be full
+    if rank() == 0:  # before writing, which may fail on a full disk
         print(json.dumps(metrics) if given.json else _table(given, metrics), flush=True)
     out = _write(given, metrics, dataset, gallery)
     if rank() > 0:
@@ -108,7 +107,7 @@ def _run(given: Arguments) -> int:
 
 
 def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
-    """Model and split; what would fail only after hours of testing fails here."""
+    """Open model and split, and check now what would fail only after hours of testing."""
     from setr.datasets import open_dataset
     from setr.distributed import rank
     from setr.evaluation import require_fit
@@ -128,7 +127,7 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
 
 
 def _require_apart(out: Path) -> None:
-    """Refuse a model's own folder, whose metrics.json a training wrote."""
+    """Refuse a model's own folder, which has a metrics.json from training."""
     if (out / "config.json").exists():
         raise SetrError(
             f"-o {out}: holds a model, whose own metrics.json the results would replace; choose "
@@ -138,7 +137,7 @@ def _require_apart(out: Path) -> None:
 
 
 def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
-    """A model of the split's classes; the line that refuses another names it."""
+    """Load a model to compare with; an error names it."""
     from setr.evaluation import require_fit
     from setr.predictor import load
 
@@ -206,7 +205,7 @@ def _test(
 
 
 def _protocols(given: Arguments, predictor: Predictor) -> list[Protocol]:
-    """The protocol asked for, or the model's own, and the one with several scales if asked for."""
+    """The requested protocol or the model's own, and with --multi-scale that of several scales."""
     from setr.evaluation import resolve_protocol
 
     model, info = predictor.model, predictor.info
@@ -226,7 +225,7 @@ def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
 
 
 def _names(given: Arguments) -> dict[str, str]:
-    """What each model is called, by its path."""
+    """Names of the models by path."""
     paths = (given.model, *given.compare)
     return dict(zip(paths, model_names(paths), strict=True))
 
@@ -237,7 +236,7 @@ def _renamed(metrics: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def _table(given: Arguments, metrics: dict[str, Any]) -> str:
-    """The figures of every protocol and model side by side, and how sure the differences are."""
+    """The figures of every protocol and model side by side, with p-values of the differences."""
     names = _names(given)
     columns = _renamed(metrics, names)
     others = columns.pop("compare")

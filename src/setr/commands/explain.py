@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from setr.cli import parse, require_file, require_least
-from setr.commands.shared import Model, Out, Words, model_names
+from setr.cli import parse, require_at_least, require_file
+from setr.commands.shared import Device, Model, Out, Words, model_names
 from setr.errors import OK, USAGE, SetrError
 
 if TYPE_CHECKING:
     from setr.labels import Labels
-    from setr.pages.figures import Figure
+    from setr.pages.figures import Figure, View
+    from setr.predictor import Predictor
 
 Picture = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, …")]
 Layers = Annotated[
     tuple[str, ...],
     tyro.conf.arg(aliases=["--layer"], metavar="INT…", help_behavior_hint="(default: none)"),
@@ -117,36 +117,40 @@ def run(arguments: list[str]) -> int:
 
 
 def _attention(given: Attention) -> None:
-    from setr.pages.figures import attention_figure, open_view
-    from setr.predictor import load
+    from setr.pages.figures import attention_figure
 
     points, layers = [_point(text) for text in given.point], _numbers(given.layers)
-    require_least(given, 1, "short_side")
-    require_file(given.image)
-    predictor = load(given.model, device=given.device)
-    view = open_view(predictor, given.image, given.short_side)
+    predictor, view = _opened(given)
     figure = attention_figure(predictor, view, points, layers, given.head)
     _write(given.out, "attention", f"Attention of {given.model}", figure)
 
 
 def _features(given: Features) -> None:
-    from setr.pages.figures import features_figure, open_view
-    from setr.predictor import load
+    from setr.pages.figures import features_figure
 
     layers = _numbers(given.layers)
-    require_least(given, 1, "short_side", "channels")
-    require_file(given.image)
-    predictor = load(given.model, device=given.device)
-    view = open_view(predictor, given.image, given.short_side)
+    require_at_least(given, 1, "channels")
+    predictor, view = _opened(given)
     figure = features_figure(predictor, view, layers, given.channels)
     _write(given.out, "features", f"Features of {given.model}", figure)
+
+
+def _opened(given: Attention | Features) -> tuple[Predictor, View]:
+    """The model, and the image as it sees it."""
+    from setr.pages.figures import open_view
+    from setr.predictor import load
+
+    require_at_least(given, 1, "short_side")
+    require_file(given.image)
+    predictor = load(given.model, device=given.device)
+    return predictor, open_view(predictor, given.image, given.short_side)
 
 
 def _position(given: Position) -> None:
     from setr.pages.figures import position_figure
     from setr.predictor import load
 
-    require_least(given, 1, "grid")
+    require_at_least(given, 1, "grid")
     figure = position_figure(load(given.model, device="cpu"), given.grid)
     _write(given.out, "position", f"Position embeddings of {given.model}", figure, width=150)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from setr.arguments.choices import ExportFormat, ExportPrecision
-from setr.cli import parse
+from setr.cli import parse, require_at_least
 from setr.commands.shared import Model, Out
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK
 from setr.processes.interrupt import ending_with
 
 
@@ -48,8 +48,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Export; prints what was compared."""
     given: Arguments = parse(Arguments, arguments, "export")
-    if given.size and min(given.size) < 1:
-        raise SetrError(f"--size {given.size[0]} {given.size[1]}: give pixels from 1", code=USAGE)
+    require_at_least(given, 1, "size")
     from setr.datasets import open_dataset
     from setr.export import check_request, export
     from setr.predictor import load

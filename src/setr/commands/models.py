@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_at_least
 from setr.errors import OK, USAGE, SetrError
 
 
@@ -34,10 +34,13 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Print one model a line."""
     given = parse(Arguments, arguments, "models")
-    if given.size < 16 or given.classes < 1:
-        raise SetrError("--size: give 16 pixels or more, --classes: 1 or more", code=USAGE)
+    require_at_least(given, 16, "size")
+    require_at_least(given, 1, "classes")
     if given.encoders:
-        rows, text = _encoders(given.pattern)
+        from setr.encoder import list_encoders
+
+        rows = list_encoders(given.pattern)
+        text = "\n".join(rows)
     elif given.table2:
         rows, text = _table2(given.pattern)
     else:
@@ -83,10 +86,3 @@ def _table2(pattern: str) -> tuple[list[Any], str]:
     lines.append("authors' code that it never calls and our models do not carry")
     lines += [f"{r['system']}: {r['note']}" for r in rows if r["note"]]
     return rows, "\n".join(lines)
-
-
-def _encoders(pattern: str) -> tuple[list[Any], str]:
-    from setr.encoder import list_encoders
-
-    names = list_encoders(pattern)
-    return names, "\n".join(names)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from setr.arguments.choices import Precision, ServerName
-from setr.cli import parse, require_default, require_least, require_within
-from setr.commands.shared import Flip, Model, Scales
+from setr.cli import parse, require_at_least, require_default, require_within
+from setr.commands.shared import Device, Flip, Model, Scales
 from setr.errors import OK, USAGE, SetrError
 from setr.images import MAX_PIXELS
 from setr.processes.quota import cpus
 
 if TYPE_CHECKING:
-    from setr.batch import Finish, Outcome, Task
+    from setr.batch import Outcome, OutputWriter, Task
     from setr.prediction.inputs import Item
     from setr.prediction.streams import Stream
     from setr.processes.interrupt import Interrupt
@@ -34,9 +34,9 @@ NOT_SUBMITTED = (
     *("pack", "pack_samples", "manifest", "retry", "shard"),
     *("batch", "exact", "workers", "engine", "actors"),
 )
-"""Options that mean nothing to `--submit`."""
+"""Options without effect on `--submit`."""
 LATER = ("scales", "flip", "min_confidence")
-"""Options that change a run's name only where they are given: names from before them still hold."""
+"""Options that enter a run's name only where they are given, so that older names stay valid."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,7 @@ class Arguments:
     """ray: a pool of actors, here or on the cluster RAY_ADDRESS names (extra ray)."""
     actors: int | None = None
     """Of the Ray engine; one per GPU, or as many as the processors suffice for, if not given."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …"""
+    device: Device = "auto"
     precision: Precision = "auto"
     """Of the forward pass."""
     max_pixels: int = MAX_PIXELS
@@ -120,28 +119,59 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Segment every image; broken ones are named at the end, exit code 1."""
     given: Arguments = parse(Arguments, arguments, "predict")
-    require_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
-    from setr.prediction.polygons import LARGEST_TOLERANCE
+    _check_options(given)
+    from setr.batch import Task
+    from setr.prediction.inputs import output_names
+    from setr.prediction.settled import stream_tasks
+    from setr.reading.storage import Storage
 
-    require_least(given, 0, "min_pixels")
+    storage, shard = Storage(given.out), _shard(given.shard)
+    streams, items = _inputs(given)
+    _check_streams(given, streams, remote=storage.remote)
+    if given.submit:
+        return _submit(given, items)
+    names = output_names(items, packed=given.pack != "no")
+    tasks = [Task(item, name) for item, name in zip(items, names, strict=True)]
+    return _predict(given, storage, tasks, stream_tasks(streams, Path(given.out), names), shard)
+
+
+def _check_options(given: Arguments) -> None:
+    """Refuse values out of range, and options that have no effect beside the others."""
+    from setr.prediction.polygons import LARGEST_TOLERANCE
+    from setr.prediction.rasters import parse_bands, parse_range
+    from setr.protocols import Protocol, preset
+    from setr.reading.storage import is_address
+
+    require_at_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
+    require_at_least(given, 0, "min_pixels")
     require_within(given, 0, LARGEST_TOLERANCE, "tolerance")
     require_within(given, 0, 1, "min_confidence")
-    _require_used(given)
-    from setr.batch import Task
-    from setr.prediction.inputs import find_items, output_names
-    from setr.prediction.rasters import parse_bands, parse_range
-    from setr.prediction.settled import stream_tasks
-    from setr.prediction.streams import split_sources
-    from setr.protocols import Protocol, preset
-    from setr.reading.storage import Storage, is_address, result_test
-    from setr.reading.urls import is_url
-
     parse_bands(given.bands)
     parse_range(given.value_range)
-    if given.submit and is_address(given.out):
-        raise SetrError(f"-o {given.out}: --submit writes a file; give a folder", code=USAGE)
-    storage = Storage(given.out)
-    shard, is_result = _shard(given.shard), result_test(given.out)
+    named = preset(given.protocol) if given.protocol else Protocol()
+    named.overridden(scales=given.scales)
+    if given.submit:
+        rule = f"does nothing with --submit {given.submit}; leave one of them out"
+        require_default(given, rule, *NOT_SUBMITTED)
+        rule = "leaves pixels without a class, which test servers refuse; leave it out"
+        require_default(given, rule, "min_confidence")
+        if is_address(given.out):
+            raise SetrError(f"-o {given.out}: --submit writes a file; give a folder", code=USAGE)
+    if given.pack == "no":
+        rule = "does nothing without --pack; add --pack tar, or leave it out"
+        require_default(given, rule, "pack_samples")
+    if given.engine == "plain":
+        rule = "does nothing without --engine ray; add it, or leave this out"
+        require_default(given, rule, "actors")
+
+
+def _inputs(given: Arguments) -> tuple[list[Stream], list[Item]]:
+    """The streams and images that the command line names, without results of earlier runs."""
+    from setr.prediction.inputs import find_items
+    from setr.prediction.streams import split_sources
+    from setr.reading.storage import result_test
+
+    is_result = result_test(given.out)
     found, rest = split_sources(given.images)
     streams = [stream for stream in found if not is_result(str(stream.below), stream.source)]
     special = {os.path.normpath(stream.source) for stream in found}
@@ -152,38 +182,38 @@ def run(arguments: list[str]) -> int:
     ]
     if not streams and not items:
         raise SetrError(f"{given.images[0]}: no images found outside {given.out}", code=USAGE)
-    if streams and (given.submit or storage.remote):
+    return streams, items
+
+
+def _check_streams(given: Arguments, streams: list[Stream], *, remote: bool) -> None:
+    """Refuse streams where only images will do, and GeoTIFF files beside options for images."""
+    from setr.reading.urls import is_url
+
+    if streams and (given.submit or remote):
         what = "--submit takes images" if given.submit else f"{given.out}: takes images"
         raise SetrError(f"{what}, not {streams[0].source}", code=USAGE)
     maps = [s.source for s in streams if not s.is_video and not is_url(s.source)]
-    named = preset(given.protocol) if given.protocol else Protocol()
-    named.overridden(scales=given.scales)  # what is wrong ends here, not in a cluster's actors
     if maps:
         rule = (
             f"resizes or mirrors images, and {maps[0]} is a GeoTIFF file, whose pixels keep their "
             "size on the ground; leave one out (--window sets its windows)"
         )
         require_default(given, rule, "protocol", "scales", "flip")
-    if given.submit:
-        return _submit(given, items)
-    names = output_names(items, packed=given.pack != "no")
-    tasks = [Task(item, name) for item, name in zip(items, names, strict=True)]
-    return _predict(given, storage, tasks, stream_tasks(streams, Path(given.out), names), shard)
 
 
 def _predict(
     given: Arguments,
     storage: Storage,
     tasks: list[Task],
-    films: dict[Task, Stream],
+    streams: dict[Task, Stream],
     shard: tuple[int, int],
 ) -> int:
-    """Run what is not settled yet, and note every outcome in the manifest."""
+    """Run all tasks that are not up to date, and record every outcome in the manifest."""
     from setr.prediction import tally
     from setr.prediction.inputs import check_outputs, in_shard
     from setr.prediction.manifest import Manifest, write_parquet
     from setr.prediction.packs import Packer
-    from setr.prediction.settled import files_of, finishes, run_names, settled
+    from setr.prediction.settled import files_of, output_writers, run_names, settled
     from setr.processes.interrupt import Interrupt, Stopped
 
     limits = {name: getattr(given, name) for name in ("max_pixels", "allow_urls", "device")}
@@ -192,7 +222,7 @@ def _predict(
     settings = [given.precision, given.protocol, given.window, given.pack]
     chosen = {name: value for name in LATER if (value := getattr(given, name))}
     by_bands = [given.bands, given.value_range]
-    finish = finishes(
+    writer_for = output_writers(
         given.out,
         given.save,
         run_names(given.model),
@@ -206,33 +236,28 @@ def _predict(
         polygons={"tolerance": given.tolerance, "min_pixels": given.min_pixels},
     )
     check_outputs(
-        ((task.item, files_of(task, films.get(task), finish)) for task in (*films, *tasks)),
+        ((task.item, files_of(task, streams.get(task), writer_for)) for task in (*streams, *tasks)),
         [f"{stem}.parquet", *(storage.names(f"{packs}-") if given.pack != "no" else ())],
         storage,
     )
-    films = {task: stream for task, stream in films.items() if in_shard(task.item, shard)}
-    tasks = [task for task in tasks if in_shard(task.item, shard)]
-    everything = [*films, *tasks]
+    streams = {task: stream for task, stream in streams.items() if in_shard(task.item, shard)}
+    tasks = [*streams, *(task for task in tasks if in_shard(task.item, shard))]
     stop = Interrupt()
-    images, streams = _engines(given, finish, films, stop)
-    holds = settled(
-        {task: finish(films.get(task)).run for task in everything},
-        storage,
-        limits,
-        retry=given.retry,
-    )
-    with Manifest(storage, stem, holds) as manifest, stop:
-        first, second = (
-            [task for task in part if task.item.name not in manifest.done]
-            for part in (films, tasks)
-        )
-        todo = len(first) + len(second)
-        tally.beginning(manifest, len(everything), todo)
+    run_images, run_streams = _engines(given, writer_for, streams, stop)
+    runs = {task: writer_for(streams.get(task)).run for task in tasks}
+    is_settled = settled(runs, storage, limits, retry=given.retry)
+    with Manifest(storage, stem, is_settled) as manifest, stop:
+        todo = [task for task in tasks if task.item.name not in manifest.done]
+        images = [task for task in todo if task not in streams]
+        tally.print_resumed(manifest, len(tasks), len(todo))
         packer = Packer(storage, manifest, given.pack, stem=packs, samples=given.pack_samples)
         broken: list[str] = []
-        shower = tally.shower(len(everything), len(everything) - todo, quiet=given.json)
-        with shower as show, contextlib.suppress(Stopped):
-            for outcome in chain(streams(first), images(second) if second else ()):
+        progress = tally.progress(len(tasks), len(tasks) - len(todo), quiet=given.json)
+        with progress as show, contextlib.suppress(Stopped):
+            for outcome in chain(
+                run_streams([task for task in todo if task in streams]),
+                run_images(images) if images else (),
+            ):
                 if outcome.row["status"] == "failed":
                     outcome.row["limits"] = limits
                     broken.append(outcome.text)
@@ -244,44 +269,43 @@ def _predict(
         if given.manifest == "parquet" and not stop.requested:
             write_parquet(manifest)
         if given.json:
-            print(json.dumps(tally.report(everything, manifest)))
-        return tally.ending(everything, manifest, broken)
+            print(json.dumps(tally.as_json(tasks, manifest)))
+        return tally.print_summary(tasks, manifest, broken)
 
 
 def _engines(
     given: Arguments,
-    finish: Callable[[Stream | None], Finish],
-    films: dict[Task, Stream],
+    writer_for: Callable[[Stream | None], OutputWriter],
+    streams: dict[Task, Stream],
     stop: Interrupt,
 ) -> tuple[Engine, Engine]:
-    """What runs images, and what runs streams; a model that cannot be loaded fails here."""
+    """Functions that run images and streams; a model that cannot be loaded fails here."""
     from setr.batch import outcomes, stream_outcomes
     from setr.predictor import load
 
-    plain = finish(None)
+    writer = writer_for(None)
     options: dict[str, Any] = {
         "batch": given.batch,
         "exact": given.exact,
         "workers": given.workers,
         "max_pixels": given.max_pixels,
-        "scores": "scores" in plain.kinds,
+        "scores": "scores" in writer.kinds,
     }
     loading = _loading(given)
     on_ray = given.engine == "ray"
-    predictor: Any = None if on_ray and not films else load(given.model, **loading)
+    predictor: Any = None if on_ray and not streams else load(given.model, **loading)
 
-    def streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
-        found = {task: films[task] for task in tasks}
-        return stream_outcomes(predictor, found, finish, stop)
+    def run_streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
+        return stream_outcomes(predictor, {task: streams[task] for task in tasks}, writer_for, stop)
 
     if on_ray:
         import torch
 
         from setr.prediction.batch_ray import Work, ray_outcomes
 
-        work = Work(given.model, loading, options, plain, torch.get_num_threads())
-        return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), streams
-    return (lambda tasks: outcomes(predictor, tasks, plain, plain.failed, **options)), streams
+        work = Work(given.model, loading, options, writer, torch.get_num_threads())
+        return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), run_streams
+    return (lambda tasks: outcomes(predictor, tasks, writer, **options)), run_streams
 
 
 def _loading(given: Arguments) -> dict[str, Any]:
@@ -323,18 +347,3 @@ def _shard(text: str) -> tuple[int, int]:
     if number.isdecimal() and count.isdecimal() and int(number) < int(count):
         return int(number), int(count)
     raise SetrError(f"--shard {text}: give i/n with i from 0 to n - 1, as 0/4", code=USAGE)
-
-
-def _require_used(given: Arguments) -> None:
-    """Refuse options that the others leave without effect."""
-    if given.submit:
-        rule = f"does nothing with --submit {given.submit}; leave one of them out"
-        require_default(given, rule, *NOT_SUBMITTED)
-        rule = "leaves pixels without a class, which test servers refuse; leave it out"
-        require_default(given, rule, "min_confidence")
-    if given.pack == "no":
-        rule = "does nothing without --pack; add --pack tar, or leave it out"
-        require_default(given, rule, "pack_samples")
-    if given.engine == "plain":
-        rule = "does nothing without --engine ray; add it, or leave this out"
-        require_default(given, rule, "actors")

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from setr.arguments.choices import TableNumber
 from setr.cli import parse
-from setr.errors import OK, USAGE, SetrError
-from setr.paper_tables import TABLES
+from setr.errors import OK
 from setr.recipes import list_recipes
 from setr.results import as_text, collect, paper_lines
 
@@ -17,8 +17,9 @@ from setr.results import as_text, collect, paper_lines
 class Arguments:
     """List the named experiments, or a table of the paper with the recipe of every row."""
 
-    table: int | None = None
-    """A table of the paper, 2 to 7: rows, the paper's figures, ours where measured, commands."""
+    table: TableNumber | None = None
+    """A table of results in the paper: rows, the paper's figures, ours where measured, commands.
+    (Table 1 lists its two encoders: `setr models '*_base'` and `setr models '*_large'`.)"""
     runs: Path = Path("runs")
     """Folder of finished runs, for our figures."""
     json: bool = False
@@ -41,13 +42,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _print_table(given: Arguments) -> int:
-    if given.table not in TABLES:
-        raise SetrError(
-            f"--table {given.table}: the paper's results are Tables 2 to 7 (Table 1 lists the two "
-            "encoders: `setr models '*_base'`, `setr models '*_large'`)",
-            code=USAGE,
-        )
-    lines = paper_lines(collect(given.runs), given.table)[given.table]
+    (lines,) = paper_lines(collect(given.runs), given.table).values()
     if given.json:
         print(json.dumps([line._asdict() for line in lines]))
     else:

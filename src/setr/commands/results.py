@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from setr.arguments.choices import TableNumber
 from setr.cli import parse
 from setr.errors import OK, USAGE, SetrError
-from setr.paper_tables import TABLES
 from setr.reading.files import write_bytes
 from setr.results import as_html, as_markdown, as_text, collect, other_lines, paper_lines
 
@@ -23,8 +23,8 @@ class Arguments:
 
     runs: Path = Path("runs")
     """Folder whose subfolders are runs."""
-    table: int | None = None
-    """One table, 2 to 7."""
+    table: TableNumber | None = None
+    """One table only."""
     all: bool = False
     """Also show rows nobody has run here yet."""
     format: Literal["text", "markdown", "html"] = "text"
@@ -38,8 +38,6 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Print or write the tables."""
     given = parse(Arguments, arguments, "results")
-    if given.table is not None and given.table not in TABLES:
-        raise SetrError(f"--table {given.table}: the paper's results are Tables 2 to 7", code=USAGE)
     if not given.runs.is_dir() and not given.all:
         raise SetrError(
             f"{given.runs}: no such folder; --runs DIR, or --all for the paper's rows", code=USAGE

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from setr.arguments.choices import Absent
-from setr.cli import parse, require_least
+from setr.cli import parse, require_at_least
 from setr.pages.tables import figures_table, report_failed
 
 
@@ -44,7 +44,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Print the figures; pairs that could not be read are named, exit code 1."""
     given = parse(Arguments, arguments, "score")
-    require_least(given, 1, "num_classes")
+    require_at_least(given, 1, "num_classes")
     from setr.processes.progress import counting
     from setr.scoring import score_folders, score_labels
 

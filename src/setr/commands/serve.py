@@ -9,15 +9,15 @@ from typing import Annotated
 
 import tyro
 
+from setr._extras import import_extra
 from setr.arguments.choices import Precision
-from setr.cli import parse, require_least, require_within
-from setr.commands.shared import Models
+from setr.cli import parse, require_at_least, require_within
+from setr.commands.shared import Device, Models
 from setr.errors import OK, USAGE, SetrError
 from setr.serve.limits import LONGEST, Limits
 
-HIGHEST_PORT = 65535
 LEAST = 0.001
-"""Of seconds and megabytes that must be more than none."""
+"""Lower limit of options in seconds or megabytes that must be positive."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Arguments:
     same. Without keys everybody who reaches the port is served."""
     open_metrics: bool = False
     """/metrics needs no key, for a Prometheus that has none."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …"""
+    device: Device = "auto"
     precision: Precision = "auto"
     """Of the forward pass."""
     batch: int = 8
@@ -66,19 +65,12 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Load the models, then serve until a signal says stop."""
     given = parse(Arguments, arguments, "serve")
-    require_least(given, 0, "port")
-    require_least(given, 1, "window", "batch", "queue", "max_pixels", "max_patches")
+    require_at_least(given, 1, "window", "batch", "queue", "max_pixels", "max_patches")
     require_within(given, LEAST, LONGEST, "deadline", "drain", "max_mb")
     require_within(given, 0, 1000 * LONGEST, "wait_ms")
-    if given.port > HIGHEST_PORT:
-        raise SetrError(f"--port {given.port}: give at most {HIGHEST_PORT}", code=USAGE)
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise SetrError(f'setr serve needs {error.name}; pip install "setr[serve]"') from None
+    require_within(given, 0, 65_535, "port")
+    for package in ("fastapi", "prometheus_client", "python_multipart", "uvicorn"):
+        import_extra(package, "serve", "setr serve")
     from setr.serve.app import create_app
     from setr.serve.gate import Keys
     from setr.serve.models import Models
@@ -111,8 +103,8 @@ def read_keys(path: Path | None) -> list[str]:
     """Keys of a file and of SETR_API_KEYS.
 
     Raises:
-        SetrError: no such file, a source without keys, which would let everybody in, or a key that
-            clients cannot send.
+        SetrError: no such file, a source without keys (which would disable the check), or a key
+            that clients cannot send.
     """
     listed = os.environ.get("SETR_API_KEYS")
     keys = [] if listed is None else _usable("SETR_API_KEYS", listed.split(","))
@@ -126,7 +118,7 @@ def read_keys(path: Path | None) -> list[str]:
 
 
 def _usable(source: str, listed: list[str]) -> list[str]:
-    """The keys of a source; what is blank is none."""
+    """The keys of a source, without blank ones."""
     keys = [key.strip() for key in listed if key.strip()]
     if not keys:
         raise SetrError(f"{source}: has no keys; write some, or leave it out", code=USAGE)

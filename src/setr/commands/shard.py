@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import ShardForm
-from setr.cli import parse, require_least
+from setr.cli import parse, require_at_least
 from setr.commands.shared import Data
 from setr.errors import OK, USAGE, SetrError
 
@@ -43,7 +43,7 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Check the splits, then write them."""
     given: Arguments = parse(Arguments, arguments, "shard")
-    require_least(given, 1, "samples")
+    require_at_least(given, 1, "samples")
     if not given.splits:
         raise SetrError("--splits: name at least one split, as train", code=USAGE)
     from setr.data.shard_writer import write_split
@@ -83,8 +83,8 @@ def run(arguments: list[str]) -> int:
 def _samples(dataset: Dataset) -> Iterator[Packed]:
     """Files as they are; drawn scenes and MATLAB masks as PNG.
 
-    In a random order, always the same: an epoch shuffles neighbouring samples only, and neighbours
-    in a folder are often alike, as those of one city, film or kind of scene.
+    In a fixed random order: training shuffles neighbouring samples only, and neighbours in a folder
+    are often alike, such as frames of one video.
     """
     import numpy as np
 
@@ -97,7 +97,7 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
     order = np.random.default_rng(zlib.crc32(dataset.split.encode())).permutation(len(dataset))
     for done, index in enumerate(order.tolist(), 1):
         name = dataset.image_name(index)
-        name = os.path.basename(name) if os.path.isabs(name) else name  # means nothing elsewhere
+        name = os.path.basename(name) if os.path.isabs(name) else name  # local to this machine
         if dataset.decoded:
             image, mask = map(encode_png, dataset.load(index))
             yield Packed(name, image, ".png", mask)

@@ -23,10 +23,11 @@ Scales = Annotated[
 Flip = Annotated[
     bool, tyro.conf.arg(help="Average with the mirrored image, whatever the protocol.")
 ]
+Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, …")]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
 
 
 def model_names(paths: Sequence[str]) -> list[str]:
-    """What each model is called: the last part of its path, or the whole where two end alike."""
+    """Names of models: the last part of each path, or the whole paths where two end alike."""
     ends = [Path(path).name for path in paths]
     return ends if len(set(ends)) == len(ends) else list(paths)

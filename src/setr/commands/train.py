@@ -63,10 +63,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """What to train, and the options; before it only switches may stand, which take no value.
+    """Split the arguments into what to train and the options; only switches may come before it.
 
     Raises:
-        SetrError: nothing is named there, and no help is asked for.
+        SetrError: nothing to train is named, and --help is not given.
     """
     switches = {f"--{f.name}" for f in dataclasses.fields(Arguments) if f.name != "config"}
     first = next((word for word in arguments if word not in switches), None)
@@ -84,7 +84,7 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _without_length(config: Config, words: list[str]) -> Config:
-    """Settings whose length, in steps or epochs, gives way where the other one is typed."""
+    """The settings with their steps reset where epochs are typed, and the other way round."""
     typed = {word.partition("=")[0] for word in words}
     lengths = {"steps": {"steps": 1, "epochs": 0.0}, "epochs": {"steps": 0, "epochs": 1.0}}
     given = [name for name in lengths if f"--train.{name}" in typed]
@@ -108,7 +108,7 @@ def _estimate(config: Config, *, as_json: bool) -> int:
 
 
 def _shape_of_data(config: Config) -> tuple[int, int]:
-    """Classes and channels of the data, or where they are not here, of the data set they are."""
+    """Classes and channels of the data, or of the data set it is known as, if it is not here."""
     from setr.datasets import open_dataset
     from setr.labels import known_labels
 

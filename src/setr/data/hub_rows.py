@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from setr._extras import import_extra
 from setr.bands import Bands
 from setr.data.data_yaml import HUB
 from setr.data.dataset import Dataset
@@ -64,10 +65,7 @@ def open_hub(
     bands: Bands | None,
 ) -> Dataset:
     """A Hugging Face data set; its masks' ids need `labels`."""
-    try:
-        import datasets as hub
-    except ImportError:
-        raise SetrError(f'{path}: needs Hugging Face datasets; pip install "setr[hf]"') from None
+    hub = import_extra("datasets", "hf", path)
     if labels is None:
         raise SetrError(
             f"{path}: name the data set of its classes (--data.labels in training, --labels "

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from setr._extras import import_extra
 from setr.arguments.choices import ShardForm
-from setr.errors import SetrError
 
 GROUP = 100
 """Samples per row group of a Parquet file."""
@@ -122,11 +122,8 @@ def _write_parquet(
     path: Path, samples: Iterable[tuple[str, Packed]]
 ) -> Iterator[tuple[Packed, list[int]]]:
     """The same as a Parquet file: plain encoding, no compression, no statistics of the pixels."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise SetrError('--format parquet needs pyarrow; pip install "setr[parquet]"') from None
+    pa = import_extra("pyarrow", "parquet", "--format parquet")
+    pq = import_extra("pyarrow.parquet", "parquet", "--format parquet")
     file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("key", pa.string()), ("image", file), ("mask", file)])
     waiting = iter(samples)

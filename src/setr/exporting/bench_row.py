@@ -64,15 +64,12 @@ def time_batch(
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(predictor.device)
     times: list[float] = []
     whole = Protocol()
-    with (
-        torch.inference_mode(),
-        torch.autocast(predictor.device.type, predictor.dtype, enabled=predictor.dtype is not None),
-    ):
+    with predictor.computing():
         for run in range(10_000):
             began = time.perf_counter()
             mask, _ = predict_mask(predictor.passes, images, whole, with_confidence=False)
             mask.cpu()
-            if run > 2:  # the first ones compile, warm up and are recorded
+            if run > 2:  # warm-up: compiling, CUDA graphs
                 times.append(time.perf_counter() - began)
             if len(times) >= MIN_RUNS and sum(times) >= seconds:
                 break
@@ -86,12 +83,12 @@ def time_batch(
 
 
 def _masks(predictor: Predictor, job: dict[str, Any]) -> tuple[list[np.ndarray], float | None]:
-    """Masks of the images that all rows are compared on, and their mIoU where there is truth."""
+    """Masks of the images that all rows are compared on, and their mIoU if there are labels."""
     masks: list[np.ndarray] = []
     if job["data"] is None:
         side = min(job["size"])
         drawn = (scenes.draw("bench", i, size=side)[0] for i in range(NUM_SCENES))
-        channels = np.arange(len(predictor.info.mean)) % 3  # of other bands colours, repeated
+        channels = np.arange(len(predictor.info.mean)) % 3  # RGB, repeated for more bands
         return [predictor.predict(image[..., channels]).mask for image in drawn], None
 
     def keep(tested: ScoredImage) -> None:

@@ -1,10 +1,9 @@
-"""Whether an exported file computes what PyTorch does: the same logits, or the same mIoU."""
+"""Compares an exported file with PyTorch: by its logits, or by the mIoU on labelled data."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from setr.model import SETR
 from setr.model_info import ModelInfo
 
 MAX_DIFFERENCE = 1e-4
-"""Of fp32 logits, relative to the largest."""
+"""Largest difference of fp32 logits, relative to the largest logit."""
 MAX_DROP = 0.005
-"""Of the mIoU, where the precision is lower: half a point."""
+"""Largest drop of the mIoU in lower precisions: half a point."""
 
 
 def open_run(path: Path, outputs: tuple[str, ...]) -> Run:
-    """An exported file of any format as a function of these outputs; only for files of our own."""
+    """Open an exported file of any format as a function that computes these outputs."""
     if path.suffix == ".onnx":
         return onnx_run(path, outputs)[0]
     if path.suffix == ".xml":
@@ -55,7 +54,7 @@ def compare(
     Raises:
         SetrError: with `exact`, logits or masks that are not PyTorch's.
     """
-    if next(model.parameters()).is_cuda:  # where convolutions round their factors to TF32
+    if next(model.parameters()).is_cuda:  # there convolutions compute in TF32
         model = copy.deepcopy(model).cpu()
     run = open_run(path, (head, COARSE))
     report: dict[str, Any] = {"difference": {}, "agreement": {}}
@@ -86,7 +85,7 @@ def compare(
 
 
 def _noise(shape: tuple[int, int, int, int], form: Form) -> tuple[torch.Tensor, np.ndarray]:
-    """Normalised images (B, C, H, W), and the same as a file takes them."""
+    """Normalised images (B, C, H, W), and the same in the form that the file takes."""
     generator = torch.Generator().manual_seed(0)
     if not form.pixels:
         images = torch.randn(shape, generator=generator)
@@ -97,7 +96,7 @@ def _noise(shape: tuple[int, int, int, int], form: Form) -> tuple[torch.Tensor, 
 
 
 def _clear_errors(mask: torch.Tensor, logits: torch.Tensor) -> bool:
-    """Whether a mask differs where the best logit leads by more than rounding."""
+    """Whether a mask is wrong where the best logit leads by more than rounding errors."""
     best = logits.topk(min(2, logits.shape[1]), dim=1).values
     clear = best[:, 0] - best[:, -1] > 2 * MAX_DIFFERENCE * logits.abs().max()
     return bool((clear & (mask != logits.argmax(dim=1))).any())
@@ -112,20 +111,18 @@ def _sizes(model: SETR) -> list[tuple[int, int, int]]:
 def compare_accuracy(
     path: Path, model: SETR, info: ModelInfo, stored: dict[str, str], dataset: Dataset
 ) -> dict[str, float]:
-    """The mIoU on a split of PyTorch in fp32 and of a file, 0 to 1."""
-    values = {key: json.loads(text) for key, text in stored.items()}
-    networks: dict[str, Callable[[], Any]] = {
-        "pytorch_fp32": lambda: model,
-        "exported": lambda: ExportedModel(open_run(path, (COARSE,)), values),
-    }
-    return {
-        name: float(
-            evaluate_split(
-                network(), info, dataset, precision="fp32", workers=0, detailed=False
-            )["miou"]
+    """The mIoU (0 to 1) of PyTorch in fp32 and of an exported file on a split."""
+
+    def miou(network: SETR | ExportedModel) -> float:
+        figures = evaluate_split(
+            network, info, dataset, precision="fp32", workers=0, detailed=False
         )
-        for name, network in networks.items()
-    }  # fmt: skip
+        return float(figures["miou"])
+
+    before = miou(model)
+    values = {key: json.loads(text) for key, text in stored.items()}
+    exported = ExportedModel(open_run(path, (COARSE,)), values)
+    return {"pytorch_fp32": before, "exported": miou(exported)}
 
 
 def require_accuracy(miou: dict[str, float], precision: str, path: Path) -> None:

@@ -1,10 +1,10 @@
-"""A trained model as one graph for other runtimes: any batch, any height and width.
+"""Traces a trained model as one graph for other runtimes, with dynamic batch, height and width.
 
-What is traced is `Graph`: padding to whole patches, the network, and one of two heads at the
-image's size. Batch norm is folded into the convolutions before; the resampling of position
+`Graph` is what is traced: padding to whole patches, the network, and one of two heads at the
+image's size. Batch norms are folded into the convolutions before them. The resampling of position
 embeddings becomes two small matrix products, because runtimes disagree about antialiased bicubic
-resizing (OpenVINO's differs from PyTorch's by 1e-2) and none disagrees about a product. Where
-positions turn (DINOv3), their angles follow the image, too.
+resizing (OpenVINO's differs from PyTorch's by 1e-2) but not about products. Rotary positions
+(DINOv3) are computed for the size of the image.
 
 Shapes: B batch, H x W image, p patch size, K classes.
 """
@@ -36,12 +36,12 @@ class Graph(nn.Module):
     """A model as it is exported.
 
     Args:
-        model: stays as it is; the graph has its own copy.
+        model: the network; the graph has a copy of its own.
         head: `logits` (B, K, H, W) float32, or `mask`, the best class uint8 (B, H, W).
         dtype: of weights and arithmetic; inputs and logits stay float32.
-        form: what it takes; by default normalised images of any batch and size.
-        spread: convolve before upsampling by 2 (`upsampled_convolution.py`); without it int8 is as
-            fast and keeps more digits.
+        form: its input; by default normalised images of any batch and size.
+        spread: convolve before upsampling by 2 (`upsampled_convolution.py`); int8 is as fast and
+            more accurate without it.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
             graph, (images,), dynamic_shapes={"images": free or None}, strict=False
         )
         bicubic = torch.ops.aten._upsample_bicubic2d_aa
-        return program.run_decompositions({bicubic.vec: _bicubic_vec, bicubic.default: _bicubic})
+        return program.run_decompositions({bicubic.vec: _bicubic, bicubic.default: _bicubic})
 
 
 def free_axes(form: Form) -> tuple[int, int, int]:
-    """Axes of batch, height and width of what a graph takes."""
+    """Axes of batch, height and width in a graph's input."""
     return (0, 1, 2) if form.pixels else (0, 2, 3)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's notes on its own internals."""
+    """Silence the exporter's messages about its internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -135,9 +135,9 @@ def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:
 
 
 def _follow_sides(rope: Any) -> None:
-    """Let DINOv3's rotary positions be those of any grid in a graph.
+    """Make DINOv3's rotary positions depend on the grid of the image, not of the traced one.
 
-    timm divides places by `float(side)`, which in a graph stays that of the traced image.
+    timm divides by `float(side)`, which tracing turns into a constant.
     """
     shares = {"max": torch.sym_max, "min": torch.sym_min}
 
@@ -156,13 +156,7 @@ def _follow_sides(rope: Any) -> None:
     rope._create_embed = create_embed
 
 
-def _bicubic_vec(x: Tensor, size: Any, align_corners: bool, scale_factors: Any) -> Tensor:
-    return _bicubic(x, size, align_corners)
-
-
-def _bicubic(
-    x: Tensor, size: Any, align_corners: bool, scale_h: Any = None, scale_w: Any = None
-) -> Tensor:
+def _bicubic(x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
     """Antialiased bicubic resize, as `F.interpolate` without align_corners, by two products."""
     down = bicubic_weights(x.shape[-2], size[0])
     across = bicubic_weights(x.shape[-1], size[1])

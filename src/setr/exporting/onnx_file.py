@@ -1,7 +1,7 @@
-"""Writing ONNX files: names of inputs and outputs, metadata, weights inside, int8.
+"""Writes ONNX files: names of inputs and outputs, metadata, weights, int8.
 
-`torch.onnx` gives the graph; here its axes get names people understand, and everything a deployer
-needs goes into `metadata_props`.
+`torch.onnx` makes the graph; here its axes get readable names, and what is needed to use the file
+is stored in `metadata_props`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from setr.errors import SetrError
+from setr._extras import import_extra
 from setr.exporting.graphs import free_axes, quiet
 from setr.exporting.quantize import quantized
 from setr.exporting.runtime import ANY, COARSE, INPUT, Form
 
 OPSET = 20
 MAX_INSIDE = 1_900_000_000
-"""Bytes of weights above which they go to a second file, since protobuf ends at 2 GiB."""
+"""Weights of more bytes go to a second file, because protobuf is limited to 2 GiB."""
 
 
 def write_onnx(
@@ -39,16 +39,13 @@ def write_onnx(
         head: name of the first output.
         stored: metadata, each value written under `setr.KEY`.
         images: as the graph takes them, to quantise with; None leaves the precision.
-        form: what the graph takes.
+        form: the graph's input.
 
     Raises:
         SetrError: the packages for ONNX are not installed.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  torch.onnx needs it
-    except ImportError:
-        raise SetrError(f'{path.name}: needs onnx; pip install "setr[onnx]"') from None
+    onnx = import_extra("onnx", "onnx", path.name)
+    import_extra("onnxscript", "onnx", path.name)  # torch.onnx needs it
     with quiet():
         exported = torch.onnx.export(
             program,
@@ -71,7 +68,7 @@ def write_onnx(
 
 
 def _name_axes(proto: Any, places: tuple[int, int, int]) -> None:
-    """Symbols such as s34 become batch, height and width, which are at these places."""
+    """Rename symbols such as s34 to batch, height and width, the axes at these places."""
     axes = proto.graph.input[0].type.tensor_type.shape.dim
     names = {
         axes[i].dim_param: name

@@ -1,8 +1,8 @@
-"""int8 by nncf, from the user's own images (post-training quantisation).
+"""Post-training quantisation to int8 by nncf, with the user's own images.
 
-Weights and activations of matrix products and convolutions become int8; ranges come from images
-run through the network as prediction runs them. Whether that is good enough is measured afterwards
-(`export.compare_accuracy`), never assumed.
+Weights and activations of matrix products and convolutions become int8; their ranges come from
+images run through the network as prediction runs them. The loss of accuracy is measured afterwards
+(`export_check.compare_accuracy`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from setr._extras import import_extra
 from setr.data.dataset import Dataset
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.evaluation import spread
@@ -24,7 +25,7 @@ from setr.inference import normalize
 from setr.model_info import ModelInfo
 
 NUM_IMAGES = 128
-"""Images used, spread evenly over the split."""
+"""Calibration images, spread evenly over the split."""
 
 
 def calibration_images(
@@ -54,24 +55,12 @@ def calibration_images(
         size = info.protocol.view_size(x.shape[-2], x.shape[-1], 1.0)
         x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         h, w = info.protocol.window or size
-        top, left = (int((free + 1) * (place * 0.618034 % 1)) for free in _free(size, (h, w)))
+        free = max(0, size[0] - h), max(0, size[1] - w)
+        top, left = (int((side + 1) * (place * 0.618034 % 1)) for side in free)
         found.append(x[..., top : top + h, left : left + w].contiguous().numpy())
     if not found:
         raise SetrError(f"--calibration: {problem}", code=DATA_CHECK_FAILED)
     return found
-
-
-def _free(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, ...]:
-    return tuple(max(0, s - w) for s, w in zip(size, window, strict=True))
-
-
-def import_nncf() -> Any:
-    """The package `nncf`, or one line on how to get it."""
-    try:
-        import nncf
-    except ImportError:
-        raise SetrError('--precision int8: needs nncf; pip install "setr[openvino]"') from None
-    return nncf
 
 
 def quantized(network: Any, images: list[np.ndarray]) -> Any:
@@ -80,7 +69,7 @@ def quantized(network: Any, images: list[np.ndarray]) -> Any:
     Raises:
         SetrError: nncf is not installed.
     """
-    nncf = import_nncf()
+    nncf = import_extra("nncf", "openvino", "--precision int8")
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars
         return nncf.quantize(

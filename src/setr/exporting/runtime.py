@@ -1,9 +1,9 @@
-"""Exported models run again: an ONNX or OpenVINO file as the network of a `Predictor`.
+"""Runs exported models: an ONNX or OpenVINO file as the network of a `Predictor`.
 
-Every file that `export.py` writes has two outputs: what deployers want (`logits` or `mask`, at the
-image's size) and `coarse`, the logits at the decoder's own scale. Here only `coarse` is computed;
-windows, resizing and the best class then go the same way as for a PyTorch model, by blocks of rows,
-so the full-size logits of a large image never exist and every file gives the same `Result`.
+Every file that `export.py` writes has two outputs: one for deployment (`logits` or `mask`, at the
+image's size) and `coarse`, the logits at the decoder's own scale. Only `coarse` is used here;
+windows, resizing and argmax are then computed as for a PyTorch model, by blocks of rows, so the
+full-size logits of a large image never exist and every file gives the same `Result`.
 
 Shapes: B batch, H x W image, K classes.
 """
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from setr._extras import import_extra
 from setr.errors import USAGE, SetrError, first_line
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
@@ -31,18 +32,18 @@ SUFFIXES = (".onnx", ".xml")
 INPUT, COARSE = "images", "coarse"
 """Names of the graph's input, and of the output with logits at the decoder's own scale."""
 KEYS = ("format", "model", "labels", "protocol", "mean", "std", "export")
-"""What a file must say about itself, each as JSON under `setr.KEY` (ONNX) or setr/KEY (OpenVINO)"""
+"""Required metadata, stored as JSON under `setr.KEY` (ONNX) or setr/KEY (OpenVINO)."""
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
-"""Images as the file's `Form` says -> the outputs asked for."""
+"""Images in the file's `Form` -> the requested outputs."""
 
 
 class Form(NamedTuple):
-    """What a graph takes.
+    """The input of a graph.
 
     Attributes:
-        mean: of the channels, images in 0 to 1.
-        std: their deviation.
+        mean: of each channel, for images from 0 to 1.
+        std: standard deviation of each channel.
         size: (H, W) of the single image it takes; None for any batch and size.
         pixels: images are uint8 (B, H, W, C), and the graph normalises them.
     """
@@ -53,7 +54,7 @@ class Form(NamedTuple):
     pixels: bool = False
 
     def of(self, images: np.ndarray) -> np.ndarray:
-        """Normalised images float32 (B, C, h, w) as the graph takes them.
+        """Convert normalised images float32 (B, C, h, w) to the graph's input.
 
         Smaller ones are padded at the bottom and right with the mean colour; pixels are rounded.
 
@@ -83,11 +84,11 @@ ANY = Form()
 
 
 class ExportedModel(nn.Module):
-    """A network in another runtime, with the calls inference needs of a `SETR`.
+    """A network in another runtime, with the methods of `SETR` that inference calls.
 
     Args:
         run: computes the coarse logits.
-        values: what the file says about itself.
+        values: the file's metadata.
     """
 
     def __init__(self, run: Run, values: dict[str, Any]) -> None:
@@ -154,15 +155,12 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
 
 def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[Run, dict[str, str]]:
     """An ONNX file in ONNX Runtime -> a function for these outputs, and the file's metadata."""
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise SetrError(f'{path}: needs ONNX Runtime; pip install "setr[onnx]"') from None
+    ort = import_extra("onnxruntime", "onnx", str(path))
     providers = _providers(device, ort.get_available_providers())
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    options.enable_mem_pattern = False  # it would hold the memory of one size beside that of all
+    options.enable_mem_pattern = False  # it would keep memory for every image size seen
     try:
         session = ort.InferenceSession(
             path, options, providers=providers, enable_fallback=device == "auto"
@@ -175,8 +173,9 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
             f"device '{device}': onnxruntime-gpu cannot use it; check its CUDA and cuDNN "
             "libraries, or use --device cpu"
         )
-    HEAP.give_back(now=True)  # what reading the file took
-    stored = _unprefixed(session.get_modelmeta().custom_metadata_map)
+    HEAP.give_back(now=True)  # memory that reading the file took
+    metadata = session.get_modelmeta().custom_metadata_map
+    stored = {k.removeprefix("setr."): v for k, v in metadata.items() if k.startswith("setr.")}
     needed = ort.RunOptions()
     needed.add_run_config_entry("only_execute_path_to_fetches", "1")
     needed.only_execute_path_to_fetches = True
@@ -189,7 +188,7 @@ def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[R
 
 
 def _providers(device: str, available: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """What ONNX Runtime is to compute with on a device, the first choice first."""
+    """ONNX Runtime's execution providers for a device, in order of preference."""
     gpu, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     if device == "auto":
         device = "cuda" if gpu in available else "cpu"
@@ -209,7 +208,7 @@ def openvino_run(
     path: Path, outputs: Sequence[str], device: str = "cpu"
 ) -> tuple[Run, dict[str, str]]:
     """An OpenVINO file -> a function for these outputs, and the file's metadata."""
-    ov = import_openvino(path)
+    ov = import_extra("openvino", "openvino", str(path))
     if device not in ("auto", "cpu"):
         raise SetrError(
             f"device '{device}': OpenVINO files run on the CPU here; use --device cpu", code=USAGE
@@ -237,7 +236,7 @@ def openvino_run(
         request.infer({0: _small_images(compiled.input(0))})  # packs the weights
         page_out(path.with_suffix(".bin"))
 
-    count = len(kept)  # the closure must not keep the model itself: its weights are copied by now
+    count = len(kept)  # the closure must not keep the model, whose weights have been copied
     busy = threading.Lock()  # a request has one set of inputs and outputs
 
     def run(images: np.ndarray) -> list[np.ndarray]:
@@ -256,10 +255,10 @@ def _small_images(given: Any) -> np.ndarray:
 
 
 def openvino_settings(core: Any, precision: str) -> dict[str, Any]:
-    """How the CPU computes a file of this precision.
+    """OpenVINO's CPU settings for a file of this precision.
 
-    Left alone, OpenVINO computes in bf16 wherever the processor can, also what was saved as fp32.
-    In int8 files the layers that are not quantised run in bf16 where the processor has it.
+    By default OpenVINO computes even fp32 files in bf16 where the processor can. In int8 files the
+    layers that are not quantised run in bf16 where the processor can.
     """
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     low = precision in ("bf16", "int8") and has_bf16
@@ -268,16 +267,3 @@ def openvino_settings(core: Any, precision: str) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-
-
-def import_openvino(what: object) -> Any:
-    """The `openvino` package, or one line on how to get it."""
-    try:
-        import openvino
-    except ImportError:
-        raise SetrError(f'{what}: needs OpenVINO; pip install "setr[openvino]"') from None
-    return openvino
-
-
-def _unprefixed(stored: dict[str, str]) -> dict[str, str]:
-    return {k.removeprefix("setr."): v for k, v in stored.items() if k.startswith("setr.")}

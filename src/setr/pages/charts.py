@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 
 from setr.pages.page import escape, figure, heat, percent
-from setr.pages.tables import breadth
 
 DRAWN = 40
 """Up to this many classes the confusion matrix is drawn with names; beyond, as a picture."""
@@ -30,8 +30,8 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> str:
                       width=900)  # fmt: skip
     cell = 34 if len(classes) <= 20 else 20
     names = [*classes, "other"][: shares.shape[1]]
-    left = 8 + 7 * max(map(breadth, classes))
-    top = 8 + 6 * max(map(breadth, names))
+    left = 8 + 7 * max(map(cell_len, classes))
+    top = 8 + 6 * max(map(cell_len, names))
     parts = []
     for row, name in enumerate(classes):
         y = top + row * cell

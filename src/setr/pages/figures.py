@@ -1,7 +1,7 @@
-"""The paper's explaining figures from any model, as rows of pictures with captions.
+"""The paper's qualitative figures from any model, as rows of pictures with captions.
 
-Figure 6: what a point attends to. Figure 5: features layer by layer. Figures 2 to 4: two models
-side by side. And the similarity of position embeddings, as the ViT paper shows it.
+Figure 6: attention of a point. Figure 5: features by layer. Figures 2 to 4: two models side by
+side. Also the similarity of position embeddings, as in the ViT paper.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from setr.explain import (
     layer_features,
     position_similarity,
     principal_colours,
+    saturated,
     strongest_channels,
 )
 from setr.inference import normalize
@@ -39,7 +40,7 @@ class Figure(NamedTuple):
     """Rows of panels, and a sentence that says how to read them.
 
     Attributes:
-        legend: training ids whose names belong below the picture.
+        legend: training ids of the classes to list below the picture.
     """
 
     rows: list[list[Panel]]
@@ -92,7 +93,7 @@ def attention_figure(
     layers: Sequence[int],
     head: int | None = None,
 ) -> Figure:
-    """What points attend to.
+    """Attention of points of the image.
 
     Args:
         predictor: the model.
@@ -116,26 +117,24 @@ def attention_figure(
             int(x * view.pixels.shape[-1] / W) // patch,
         )
         maps = attention_maps(model, view.pixels, layers, cell)
-        first = [
-            (mark(view.image, x, y), f"point {x:.0f},{y:.0f}"),
-            (attention_rollout(model, view.pixels, cell), "rollout over all layers"),
-        ]
-        further: list[tuple[np.ndarray, str]] = []
+        chosen = [(attention_rollout(model, view.pixels, cell), "rollout over all layers")]
+        single: list[tuple[np.ndarray, str]] = []
         for layer in layers:
             heads = maps[layer]
-            if head is not None and not 1 <= head <= len(heads):
-                raise SetrError(f"head {head}: layer {layer} has 1 to {len(heads)}", code=USAGE)
-            if head is not None:
-                first.append((heads[head - 1], f"layer {layer}, head {head}"))
+            if head is None:
+                chosen.append((heads.mean(axis=0), f"layer {layer}, mean of heads"))
+                single += [(m, f"layer {layer}, head {i}") for i, m in enumerate(heads, 1)]
+            elif 1 <= head <= len(heads):
+                chosen.append((heads[head - 1], f"layer {layer}, head {head}"))
             else:
-                first.append((heads.mean(axis=0), f"layer {layer}, mean of heads"))
-                further += [(m, f"layer {layer}, head {i}") for i, m in enumerate(heads, 1)]
-        shown = [first[0]]
-        for values, caption in (*first[1:], *further):
-            top = max(float(np.quantile(values, 0.995)), 1e-12)  # a few outliers would dim the rest
-            scaled = view.at_image_size(values / top, patch)
-            shown.append((mark(heat(scaled), x, y), caption))
-        rows += [shown[: len(first)], *_wrapped(shown[len(first) :], 4)]
+                raise SetrError(f"head {head}: layer {layer} has 1 to {len(heads)}", code=USAGE)
+        panels = [
+            (mark(heat(view.at_image_size(saturated(values), patch)), x, y), caption)
+            for values, caption in (*chosen, *single)
+        ]
+        first = (mark(view.image, x, y), f"point {x:.0f},{y:.0f}")
+        rows.append([first, *panels[: len(chosen)]])
+        rows += [panels[i : i + 4] for i in range(len(chosen), len(panels), 4)]
     return Figure(
         rows,
         "Bright patches are what the ringed point attends to; each map is scaled so that its "
@@ -248,10 +247,6 @@ def compare_figure(
         f"{path.name}: the models differ on {share} of the pixels (orange).",
         tuple(int(i) for i in seen if i < len(labels.classes)),
     )
-
-
-def _wrapped(panels: list[Panel], columns: int) -> list[list[Panel]]:
-    return [panels[i : i + columns] for i in range(0, len(panels), columns)]
 
 
 def _truth(path: Path, labels: Labels, size: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a report shows of single images: a line for each, and the worst and best as pictures."""
+"""Single images of an evaluation: figures of each, and pictures of the worst and the best."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Gallery:
     Two numbers are kept of each image, pictures only of the extremes.
 
     Args:
-        shown: how many of the worst and how many of the best to keep with their pictures.
+        shown: how many of the worst and of the best images to keep with their pictures.
     """
 
     def __init__(self, shown: int = 6) -> None:
@@ -32,7 +32,7 @@ class Gallery:
         self._best: list[tuple[float, int, ScoredImage]] = []
 
     def __call__(self, tested: ScoredImage) -> None:
-        """Take one image."""
+        """Add an image."""
         miou = tested.figures["miou"]
         self.rows[tested.number] = (tested.name, miou, tested.figures["pixel_accuracy"])
         if miou is None or not self.shown:
@@ -48,7 +48,7 @@ class Gallery:
             heapq.heappop(heap)
 
     def gather(self) -> None:
-        """Take in what the other processes of a test collected, if there are any."""
+        """Add what the other processes of a distributed evaluation collected."""
         parts = gather((self.rows, self._worst, self._best))
         if len(parts) == 1:
             return
@@ -72,7 +72,7 @@ class Gallery:
         return [item[2] for item in ordered if item[1] not in taken]
 
     def write_csv(self, path: Path) -> None:
-        """Write `image,miou,pixel_accuracy`, a line per image, empty where nothing is counted."""
+        """Write `image,miou,pixel_accuracy`, a line per image; empty where no pixel counts."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("image", "miou", "pixel_accuracy"))
@@ -82,7 +82,7 @@ class Gallery:
 
 
 def paired(ours: Gallery, theirs: Gallery) -> dict[str, Any]:
-    """`paired_difference` of the mIoU of every image that both models were tested on."""
+    """`paired_difference` of the mIoU per image, over the images of both models."""
     pairs = [
         (row[1], theirs.rows[index][1])
         for index, row in sorted(ours.rows.items())

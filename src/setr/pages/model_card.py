@@ -1,4 +1,4 @@
-"""The model card: what a model is, how good, from which weights, and how to make it again."""
+"""The model card: architecture, figures, pretrained weights, and how to reproduce the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures put side by side with captions, as one PNG for a paper or a slide."""
+"""Pictures with captions in a grid, as one image for a paper or a slide."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Panel = tuple[np.ndarray, str]
 
 
 def fitted_size(picture: np.ndarray, width: int) -> tuple[int, int]:
-    """Width and height of a picture made `width` wide, or four times as high if that is smaller."""
+    """Size (width, height) of a picture scaled to `width`, or to a height of four times `width`."""
     H, W = picture.shape[:2]
     scale = min(width / W, 4 * width / H)
     return max(1, round(W * scale)), max(1, round(H * scale))
@@ -67,7 +67,7 @@ def with_legend(picture: np.ndarray, labels: Labels, ids: Iterable[int]) -> np.n
 
 
 def mark(picture: np.ndarray, x: float, y: float) -> np.ndarray:
-    """A copy with a ring around a point, black on white so that it shows on any ground."""
+    """A copy with a ring around a point, black on white so that it is visible on any background."""
     copy = np.ascontiguousarray(picture)
     if copy is picture:
         copy = picture.copy()

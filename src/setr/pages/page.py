@@ -1,6 +1,6 @@
-"""Building blocks of the HTML pages this package writes: one file, no request to anywhere.
+"""Building blocks of the HTML reports: self-contained files that load nothing from elsewhere.
 
-Pages follow the reader's light or dark setting and fold into one column on a phone.
+Pages follow the light or dark setting of the system, and have one column on a phone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WIDTH = 520
 """Pictures are embedded at most this wide, in pixels."""
 
 WRONG, RIGHT, IGNORED = (213, 94, 0), (235, 235, 235), (120, 120, 120)
-"""Colours of an error map; vermilion and grey are told apart by colour-blind eyes."""
+"""Colours of an error map; vermilion and grey can be told apart by colour-blind readers."""
 
 
 def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
@@ -52,7 +52,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def tiles(items: Iterable[tuple[str, str]]) -> str:
-    """A row of (value, what it is)."""
+    """A row of tiles, each a value and its caption."""
     return '<div class="tiles">' + "".join(
         f"<div><b>{escape(value)}</b><span>{escape(text)}</span></div>" for value, text in items
     ) + "</div>"  # fmt: skip
@@ -77,7 +77,7 @@ def table(
 def bar(
     value: float | None, colour: str = "var(--accent)", *, full: float = 1.0, digits: int = 1
 ) -> str:
-    """A fraction as a number and a bar, whose whole length stands for `full`."""
+    """A fraction as a number and a bar; a full bar means `full`."""
     if value is None:
         return "n/a"
     width = 100 * min(max(value / full, 0.0), 1.0)
@@ -151,7 +151,7 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 
 def heat_scale(low: str, high: str) -> str:
-    """A legend for `heat`."""
+    """The colour scale of `heat`."""
     stops = ", ".join(f"rgb{tuple(int(v) for v in c)}" for c in heat(np.linspace(0, 1, 9)[None])[0])
     return (
         f'<p class="legend"><span>{escape(low)}</span><span class="bar" style="background:'

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from typing import Any
+
+from rich.cells import cell_len, set_cell_size
 
 from setr.errors import FAILED, OK
 
@@ -25,12 +26,12 @@ def figures_table(metrics: dict[str, Any]) -> str:
     else:
         by_class = {k.replace("_", " "): v["iou"] for k, v in protocols.items()}
     names, corner = list(first["iou"]), "in %" if len(protocols) == 1 else "IoU in %"
-    width = max(map(breadth, [*names, *_MEANS.values()]))
+    width = max(map(cell_len, [*names, *_MEANS.values()]))
     space = max(12 if len(protocols) == 1 else 14, *(len(k) + 2 for k in by_class))
 
     def row(label: str, values: list[float | None]) -> str:
         shown = ["n/a" if v is None else f"{100 * v:.2f}" for v in values]
-        return filled(label, width) + "".join(f"{v:>{space}}" for v in shown)
+        return set_cell_size(label, width) + "".join(f"{v:>{space}}" for v in shown)
 
     lines = [f"{corner:<{width}}" + "".join(f"{k:>{space}}" for k in by_class)]
     lines += [row(name, [column.get(name) for column in by_class.values()]) for name in names]
@@ -43,18 +44,8 @@ def figures_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines + _notes(first))
 
 
-def breadth(text: str) -> int:
-    """Columns that a text takes: two for each Chinese, Japanese or Korean character."""
-    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
-
-
-def filled(text: str, width: int) -> str:
-    """A text with blanks behind it, so many columns wide."""
-    return text + " " * (width - breadth(text))
-
-
 def by_protocol(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of what `metrics.json` holds, the figures: of each protocol, by its name."""
+    """The figures in `metrics.json` of each protocol, by its name."""
     return {k: v for k, v in metrics.items() if isinstance(v, dict) and "iou" in v}
 
 
@@ -101,7 +92,7 @@ def _notes(figures: dict[str, Any]) -> list[str]:
 
 
 def report_failed(figures: dict[str, Any]) -> int:
-    """Name the images that could not be read on stderr; the exit code that goes with them."""
+    """Print the images that could not be read to stderr; returns the exit code."""
     for problem in figures["failed"]:
         print(f"setr: {' '.join(problem.split())}", file=sys.stderr)
     if not figures["failed"]:

@@ -50,8 +50,8 @@ def to_geojson(
     Args:
         polygons: of one mask.
         labels: class names and colours.
-        geo: gives map coordinates, with the reference system as GDAL and QGIS read it; without it
-            coordinates are pixels, y down the image.
+        geo: if given, coordinates are on the map, with the reference system as GDAL and QGIS read
+            it; otherwise they are pixels, y down the image.
     """
     features = []
     for polygon in polygons:
@@ -75,7 +75,6 @@ def to_coco(
     *,
     file_name: str,
     size: tuple[int, int],
-    image_id: int = 1,
     tolerance: float = 0.0,
     all_run_lengths: bool = False,
 ) -> dict[str, Any]:
@@ -88,7 +87,6 @@ def to_coco(
         labels: class names.
         file_name: of the image.
         size: (H, W) of the image.
-        image_id: its number.
         tolerance: polygons are simplified by at most this many pixels; run lengths stay exact.
         all_run_lengths: also for regions without holes.
     """
@@ -101,7 +99,7 @@ def to_coco(
         annotations.append(
             {
                 "id": number,
-                "image_id": image_id,
+                "image_id": 1,
                 "category_id": polygon.class_id + 1,
                 "segmentation": segmentation,
                 "area": polygon.pixels,
@@ -110,7 +108,7 @@ def to_coco(
             }
         )
     names = enumerate(labels.classes, 1)
-    image = {"id": image_id, "file_name": file_name, "width": size[1], "height": size[0]}
+    image = {"id": 1, "file_name": file_name, "width": size[1], "height": size[0]}
     return {
         "images": [image],
         "annotations": annotations,
@@ -119,7 +117,7 @@ def to_coco(
 
 
 def merge_coco(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """COCO objects of single images as one, with images and annotations numbered anew."""
+    """Joins COCO objects of single images, with new numbers for images and annotations."""
     whole: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     for part in parts:
         image_id = len(whole["images"]) + 1

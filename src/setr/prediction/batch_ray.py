@@ -1,4 +1,4 @@
-"""The same prediction by Ray: actors on the machines of a cluster, one model in each (extra `ray`).
+"""Prediction by Ray: actors on the machines of a cluster, one model in each (extra `ray`).
 
 Ray Data streams the tasks to a pool of actors, which read the images and write the outputs
 themselves; only rows of the manifest (and outputs to be packed) come back to the process that
@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from setr.batch import Finish, Outcome, Task, outcomes
+from setr._extras import import_extra
+from setr.batch import Outcome, OutputWriter, Task, outcomes
 from setr.errors import SetrError, first_line
 from setr.prediction.inputs import Item
 from setr.predictor import load
@@ -30,20 +31,20 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Work:
-    """What every actor is told.
+    """Settings of every actor.
 
     Args:
         model: as `setr.load` takes it.
         load: further keywords of `setr.load`.
         outcomes: keywords of `batch.outcomes`.
-        finish: how results become files.
+        writer: turns results into files.
         threads: torch's, per pass of the model.
     """
 
     model: str
     load: dict[str, Any]
     outcomes: dict[str, Any]
-    finish: Finish
+    writer: OutputWriter
     threads: int
 
 
@@ -56,13 +57,10 @@ def ray_outcomes(work: Work, tasks: Sequence[Task], *, actors: int | None) -> It
         actors: size of the pool; one per GPU, or one per `threads` processors if not given.
 
     Raises:
-        SetrError: Ray is missing or cannot start, the model cannot be loaded, or actors died more
-            often than Ray retries.
+        SetrError: Ray is missing or cannot start, the model cannot be loaded, or an actor died more
+            often than Ray restarts it.
     """
-    try:
-        import ray
-    except ImportError:
-        raise SetrError('--engine ray needs Ray; pip install "setr[ray]"') from None
+    ray = import_extra("ray", "ray", "--engine ray")
     with _cluster(ray):
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
         on_gpu = gpus > 0 and work.load["device"] in ("auto", "cuda")
@@ -74,7 +72,7 @@ def ray_outcomes(work: Work, tasks: Sequence[Task], *, actors: int | None) -> It
         lines = [{"task": json.dumps(task)} for task in tasks]
         done = ray.data.from_items(lines, override_num_blocks=-(-len(tasks) // chunk)).map_batches(
             _Actor,
-            fn_constructor_args=(asdict(work) | {"finish": asdict(work.finish)},),
+            fn_constructor_args=(asdict(work),),
             batch_size=chunk,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(tasks))),
@@ -96,7 +94,7 @@ class _Actor:
 
     def __init__(self, work: dict[str, Any]) -> None:
         torch.set_num_threads(work["threads"])
-        self.finish = Finish(**work["finish"])
+        self.writer = OutputWriter(**work["writer"])
         self.options = work["outcomes"]
         self.predictor = load(work["model"], **work["load"])
 
@@ -105,8 +103,7 @@ class _Actor:
 
         given = [json.loads(line) for line in chunk["task"].to_pylist()]
         tasks = [Task(_item(*item), output) for item, output in given]
-        finish = self.finish
-        for done in outcomes(self.predictor, tasks, finish, finish.failed, **self.options):
+        for done in outcomes(self.predictor, tasks, self.writer, **self.options):
             yield pa.table(
                 {
                     "row": [json.dumps(done.row)],
@@ -123,7 +120,7 @@ def _item(name: str, place: str, stamp: str, part: list[int] | None) -> Item:
 
 @contextlib.contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """The cluster RAY_ADDRESS names, the one this process is in already, or this machine alone."""
+    """The cluster of RAY_ADDRESS, the one that is initialised already, or this machine alone."""
     if ray.is_initialized():
         yield
         return

@@ -34,13 +34,13 @@ FILMS: dict[str, tuple[str, Callable[[Result], np.ndarray]]] = {
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What became of a video.
+    """The outcome of a video.
 
     Attributes:
         files: videos and folders written.
-        frames: how many were segmented.
-        announced: how many the file says it has; less were readable where it is cut off.
-        shares: share of all pixels per class, largest first; what is missing to 1 is unlabelled.
+        frames: number of frames segmented.
+        announced: number of frames by the file's header; fewer are readable if it is truncated.
+        shares: share of all pixels per class, largest first; the rest to 1 is unlabelled.
     """
 
     files: list[Path]
@@ -55,10 +55,10 @@ def predict_video(
     stem: Path,
     kinds: Sequence[str] = ("overlay",),
     *,
-    options: dict[str, Any] | None = None,
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
+    **options: Any,
 ) -> VideoReport:
-    """Segment every frame and write what is asked for.
+    """Segment every frame and write the outputs.
 
     Args:
         predictor: the model.
@@ -66,8 +66,8 @@ def predict_video(
         stem: output folder and name without ending: `out/clip` gives `out/clip_overlay.mp4` and
             `out/clip/000001.png`, …
         kinds: of `kinds.KINDS`.
+        on_frame: called with the number of frames done and the number that the file announces.
         options: of the kinds with polygons; see `outputs.write`.
-        on_frame: called with the number of frames done and announced; 0 where none is.
 
     Raises:
         SetrError: not a video, or a file that cannot be written; none appears unfinished.
@@ -89,7 +89,7 @@ def predict_video(
             for kind, writer in writers.items():
                 writer.add(FILMS[kind][1](result))
             result.path = f"{os.fspath(path)}#{done}"
-            frame_files.add(result, done, **(options or {}))
+            frame_files.add(result, done, **options)
             shares.update(result.shares)
             on_frame(done, reader.announced)
         announced = reader.announced
@@ -99,7 +99,7 @@ def predict_video(
 
 
 class _FrameFiles:
-    """A folder of files per frame, `000001.png` and so on, in place of the same kinds before."""
+    """A folder of files per frame, `000001.png`, …; replaces files of these kinds in it."""
 
     def __init__(self, folder: Path, kinds: Sequence[str]) -> None:
         self.folder, self.kinds = folder, kinds

@@ -1,8 +1,8 @@
-"""What to predict: files, folders, globs, tar shards and Parquet files, here or on object storage.
+"""Inputs of a prediction: files, folders, globs, tar shards, Parquet files, local or on a store.
 
-All are listed first, so that names, `--shard` and what is done already are known before the first
-pixel is decoded. An item is a few strings and numbers: a million of them fit into memory, and they
-travel to other processes and machines.
+All inputs are listed first, so that output names, `--shard` and finished work are known before
+anything is decoded. An item is a few strings and numbers: a million of them fit into memory, and
+they can be sent to other processes and machines.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from setr._extras import import_extra
 from setr.data.shard_writer import Keys
 from setr.errors import USAGE, SetrError, first_line
 from setr.images import Source
@@ -34,16 +35,16 @@ from setr.reading.urls import is_url
 
 ARCHIVES = (".tar", ".parquet")
 NAME_COLUMNS = ("name", "key", "__key__", "file_name", "path", "id")
-"""Columns of a Parquet file that name its rows, the first of these that is there."""
+"""Columns of a Parquet file that may name its rows; the first one present is used."""
 
 
 class Item(NamedTuple):
     """One image.
 
     Attributes:
-        name: its path below what was asked for; no other item has it.
-        place: the file or address it is in.
-        stamp: changes when the file does.
+        name: its unique name, the path below the source that was given.
+        place: the file or address that holds it.
+        stamp: changes when the file changes.
         part: in a tar file, first byte and length; in a Parquet file, row group and row in it.
     """
 
@@ -54,31 +55,29 @@ class Item(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The file, if it is one of this machine."""
+        """The local file; empty for addresses and members of archives."""
         return "" if self.part is not None or is_address(self.place) else self.place
 
     @property
     def shown(self) -> str:
-        """What people are told it is."""
+        """Its name in messages."""
         inside = self.name.partition("/")[2]
         return self.place if self.part is None else f"{self.place}:{inside}"
 
 
 def find_items(sources: Sequence[str]) -> list[Item]:
-    """Files, folders, globs, archives and addresses -> images, in a fixed order, no file twice.
+    """The images of files, folders, globs, archives and addresses, ordered, without duplicates.
 
     Raises:
         SetrError: a source that names nothing, or an archive that cannot be read.
     """
     found: dict[tuple[str, object], Item] = {}
     for source in sources:
-        before = len(found)
-        seen = False
-        for item in _items(source):
-            seen = True
-            found.setdefault((item.place, item.part), item)
-        if len(found) == before and not seen:
+        items = list(_items(source))
+        if not items:
             raise SetrError(f"{source}: no images found here", code=USAGE)
+        for item in items:
+            found.setdefault((item.place, item.part), item)
     return list(found.values())
 
 
@@ -104,10 +103,10 @@ def output_names(items: Sequence[Item], *, packed: bool = False) -> list[str]:
 def check_outputs(
     written: Iterable[tuple[Item, Iterable[str]]], others: Iterable[str], storage: Storage
 ) -> None:
-    """Refuse two inputs of one name, and files written twice, over an input or over foreign files.
+    """Refuse inputs of the same name, and outputs that would overwrite inputs or each other.
 
     Args:
-        written: every input, and the files (or folders of files) below OUT that come of it.
+        written: every input with its output files (or folders of files) below OUT.
         others: further files below OUT that the run may replace.
         storage: OUT.
 
@@ -149,9 +148,9 @@ def check_outputs(
 
 
 def _require_own(names: Iterable[str], storage: Storage) -> None:
-    """Refuse to replace files in a folder without a manifest, which a run makes before any output.
+    """Refuse to overwrite files that no run wrote: a run makes its manifest before any output.
 
-    Looked for where a file is found, because other processes (`--shard`) may be starting, too.
+    Checked once a file is found, because other processes (`--shard`) may be starting, too.
     """
     for name in names:
         if os.path.isfile(storage.path(name)):
@@ -172,7 +171,7 @@ def _clash(one: Item, other: Item, name: str) -> SetrError:
 
 
 def in_shard(item: Item, shard: tuple[int, int]) -> bool:
-    """Whether shard (number, count) has this image: by its name, so that new files move no old."""
+    """Whether shard (number, count) has an image: by its name, so new files move no old ones."""
     number, count = shard
     return zlib.crc32(os.fsencode(item.name)) % count == number
 
@@ -208,13 +207,13 @@ def _items(source: str) -> Iterator[Item]:
         if not name:  # ends in a slash, or is empty
             raise SetrError(f"{source or repr(source)}: no such folder", code=USAGE)
         if path.endswith(ARCHIVES):
-            yield from _archive(path)
+            yield from _archive(path, file_stamp(path))
         else:
             yield Item(name, path, file_stamp(path))
 
 
 def file_stamp(path: str) -> str:
-    """Size and time of change of a file; the same for everything that is not there."""
+    """Size and modification time of a file, or `missing`."""
     try:
         status = os.stat(path)
     except OSError:
@@ -242,7 +241,7 @@ def _remote(source: str) -> Iterator[Item]:
     except Exception as error:  # of many libraries
         raise SetrError(f"{source}: cannot list ({first_line(error)})", code=USAGE) from None
     for file in () if wanted else archives:
-        yield from _archive(store.unstrip_protocol(file))
+        yield from _archive(store.unstrip_protocol(file), _remote_stamp(store, file))
 
 
 def _remote_stamp(store: Any, file: str) -> str:
@@ -254,14 +253,19 @@ def _remote_stamp(store: Any, file: str) -> str:
     return f"{info.get('size')}-{version}"
 
 
-def _archive(place: str) -> Iterator[Item]:
-    store, path = file_system(place) if is_address(place) else (None, place)
-    stamp = file_stamp(place) if store is None else _remote_stamp(store, path)
-    stem = PurePosixPath(path).stem
+def _opened(place: str) -> Any:
+    """A file or object, open for reading."""
+    if not is_address(place):
+        return open(place, "rb")
+    store, path = file_system(place)
+    return store.open(path, "rb")
+
+
+def _archive(place: str, stamp: str) -> Iterator[Item]:
+    list_items = _tar_items if place.endswith(".tar") else _parquet_items
     try:
-        with open(path, "rb") if store is None else store.open(path, "rb") as file:
-            listed = _tar_items if place.endswith(".tar") else _parquet_items
-            items = list(listed(file, place, stamp, stem))
+        with _opened(place) as file:
+            items = list(list_items(file, place, stamp))
     except FileNotFoundError:
         raise SetrError(f"{place}: no such file", code=USAGE) from None
     except SetrError:
@@ -271,7 +275,8 @@ def _archive(place: str) -> Iterator[Item]:
     yield from items
 
 
-def _tar_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
+def _tar_items(file: Any, place: str, stamp: str) -> Iterator[Item]:
+    stem = PurePosixPath(place).stem
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             lower = member.name.lower()
@@ -281,13 +286,14 @@ def _tar_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
                 yield Item(f"{stem}/{_safe(member.name)}", place, stamp, part)
 
 
-def _parquet_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Item]:
-    table = _parquet().ParquetFile(file)
+def _parquet_items(file: Any, place: str, stamp: str) -> Iterator[Item]:
+    pq = import_extra("pyarrow.parquet", "parquet", place)
+    table = pq.ParquetFile(file)
     columns = table.schema_arrow.names
     if "image" not in columns:
         raise SetrError(f"{place}: needs a column 'image'; it has {', '.join(columns)}", code=USAGE)
     named = next((c for c in NAME_COLUMNS if c in columns), None)
-    number = 0
+    stem, number = PurePosixPath(place).stem, 0
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
         names = table.read_row_group(group, [named])[named] if named else [None] * rows
@@ -299,24 +305,16 @@ def _parquet_items(file: Any, place: str, stamp: str, stem: str) -> Iterator[Ite
 
 @lru_cache(maxsize=4)
 def _images(place: str, stamp: str, group: int) -> Any:
-    """The images of one row group; neighbours are read together."""
-    store, path = file_system(place) if is_address(place) else (None, place)
+    """The images of a row group; cached, since neighbouring rows are read one after another."""
+    pq = import_extra("pyarrow.parquet", "parquet", place)
     try:
-        with open(path, "rb") if store is None else store.open(path, "rb") as file:
-            return _parquet().ParquetFile(file).read_row_group(group, ["image"])["image"]
+        with _opened(place) as file:
+            return pq.ParquetFile(file).read_row_group(group, ["image"])["image"]
     except Exception as error:
         raise SetrError(f"{place}: cannot read ({first_line(error)})") from None
 
 
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise SetrError('Parquet needs pyarrow; pip install "setr[parquet]"') from None
-    return pyarrow.parquet
-
-
 def _safe(name: str) -> str:
-    """A name from inside an archive, kept below the output folder, on Windows too."""
+    """A name from an archive without parts that lead out of the output folder, on Windows too."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     return "/".join(part for part in parts if part not in ("/", "//", "..", "."))

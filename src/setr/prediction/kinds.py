@@ -25,6 +25,8 @@ training ids, `ids` the same as plain grey, `color` and `overlay` are RGB, `conf
 classes' shares, the others polygons."""
 PICTURES = ("mask", "ids", "color", "overlay", "confidence")
 """Kinds that are pictures."""
+POLYGON_KINDS = ("geojson", "coco", "coco_rle", "labelme")
+"""Kinds with the options `tolerance` and `min_pixels`."""
 PICTURE_FORMATS = {
     ".png": "PNG",
     ".tif": "TIFF",

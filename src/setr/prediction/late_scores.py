@@ -11,7 +11,7 @@ from setr.errors import SetrError
 
 
 class LateScores:
-    """What computes the scores (K, H, W) of one image; pickled, it leaves the model behind."""
+    """Computes the scores (K, H, W) of one image; pickling drops the model."""
 
     def __init__(self, compute: Callable[[], np.ndarray]) -> None:
         self.compute = compute
@@ -32,8 +32,8 @@ class LateScores:
 
 
 def left_behind() -> np.ndarray:
-    """In place of a model."""
+    """Takes the place of the model after unpickling."""
     raise SetrError(
-        "scores: need the model, which a pickled result has not; ask for result.scores before it "
-        "is pickled"
+        "scores: need the model, which a pickled result does not have; read result.scores before "
+        "pickling"
     )

@@ -1,12 +1,12 @@
-"""The list of outcomes of a prediction run: one line of JSON per image, written as they happen.
+"""The manifest of a prediction run: the outcome of every image, one line of JSON each.
 
-A process that is killed loses at most the line it was writing; a run over the same inputs drops
-that torn line and goes on behind the last whole one. A line counts as settled while the run's
-settings and the input are the same and its files are there; otherwise the image is done again and
-the line replaced, so that an input never has two outcomes.
+Lines are appended as images are done. A process that is killed loses at most the line it was
+writing; the next run over the same inputs drops that incomplete line and continues. A line is kept
+while the run's settings and the input are the same and its files exist; otherwise the image is done
+again and the line replaced, so that an input never has two outcomes.
 
 A folder holds `manifest.jsonl`, which is appended to. Object stores cannot append: there rows go to
-`manifest-000000.jsonl`, … and are gathered into `manifest.jsonl` at the end.
+`manifest-000000.jsonl`, … and are joined into `manifest.jsonl` at the end.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ try:
 except ImportError:  # Windows has no such locks, and does not replace a file that is open
     fcntl = None  # type: ignore[assignment]
 
+from setr._extras import import_extra
 from setr.errors import USAGE, SetrError
 from setr.reading.files import printable
 from setr.reading.storage import Storage, read_range
 
 Row = dict[str, Any]
 PART_ROWS, PART_SECONDS = 500, 30.0
-"""On object stores, rows are written when there are this many or they have waited this long."""
+"""On object stores, rows are written when there are this many or this much time has passed."""
 
 
 class Manifest:
@@ -39,15 +40,15 @@ class Manifest:
     Args:
         storage: the output folder.
         stem: file name without ending.
-        settled: whether a row still holds; others are dropped, and their images done again.
+        settled: whether a row is up to date; others are dropped, and their images done again.
 
     Attributes:
-        done: whether it succeeded, by name of the input.
-        packs: output archives the rows name.
-        dropped: rows that no longer held.
+        done: whether an image succeeded, by name of the input.
+        packs: output archives that rows name.
+        dropped: how many outdated rows were dropped.
 
     Raises:
-        SetrError: another process writes it, or it is no manifest.
+        SetrError: another process is writing it, or it is not a manifest.
     """
 
     def __init__(self, storage: Storage, stem: str, settled: Callable[[Row], bool]) -> None:
@@ -83,7 +84,7 @@ class Manifest:
                 yield row
 
     def close(self) -> None:
-        """Write what waits; on object stores, gather the parts."""
+        """Write the remaining rows; on object stores, join the parts."""
         self._release()
         if self.storage.remote:
             self._flush()
@@ -147,7 +148,7 @@ class Manifest:
             return
 
     def _load(self, settled: Callable[[Row], bool]) -> int:
-        """Read what is there, forget what no longer holds; returns how many rows that was."""
+        """Read the existing rows and drop outdated ones; returns how many were dropped."""
         packs: dict[int, str] = {}  # by line
         sizes: dict[str, int] = {}
         broken: set[str] = set()
@@ -161,7 +162,7 @@ class Manifest:
                 if line.endswith(b"\n"):
                     path = self.storage.path(self.file)
                     raise SetrError(
-                        f"{path}: line {number + 1} is no outcome; choose another folder with -o"
+                        f"{path}: line {number + 1} is not an outcome; use another folder with -o"
                     )
                 torn += 1
                 continue
@@ -212,11 +213,8 @@ def _parsed(line: bytes) -> Row | None:
 
 def write_parquet(manifest: Manifest) -> str:
     """Write the same rows as a Parquet file beside the manifest; returns its name."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise SetrError('--manifest parquet needs pyarrow; pip install "setr[parquet]"') from None
+    pa = import_extra("pyarrow", "parquet", "--manifest parquet")
+    pq = import_extra("pyarrow.parquet", "parquet", "--manifest parquet")
     columns: dict[str, Any] = {
         "name": pa.string(), "input": pa.string(), "status": pa.string(), "error": pa.string(),
         "width": pa.int32(), "height": pa.int32(), "files": pa.list_(pa.string()),

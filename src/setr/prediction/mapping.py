@@ -1,8 +1,8 @@
-"""Segment a GeoTIFF of any size: windows in, label raster out, memory for a strip of windows.
+"""Segment a GeoTIFF of any size, in the memory of a strip of windows.
 
 The raster is never resized, because its pixels have a size on the ground. One grid of blended
 windows covers all of it; strips of columns are computed one after another, each with every window
-that reaches into it, so that the labels are those of the whole raster at once and no strip shows.
+that overlaps it, so that the labels equal those of the whole raster and no seams appear.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import torch
 
 from setr.inference import mask_blocks, normalize
 from setr.labels import IGNORE
-from setr.prediction.rasters import Raster, RasterWriter, spans
+from setr.prediction.rasters import Raster, RasterWriter
 from setr.prediction.unsure import unlabel
 from setr.predictor import Predictor
+from setr.result import class_shares
 
 STRIP = 4096
 """Columns per strip; windows that straddle two strips are computed for both."""
@@ -78,7 +79,8 @@ def predict_raster(
             stack.enter_context(predictor.computing())
             for writer in writers.values():
                 stack.enter_context(writer)
-            for columns in spans(W, strip):
+            for left in range(0, W, strip):
+                columns = left, min(left + strip, W)
                 row = 0
                 for ids, sure in mask_blocks(
                     predictor.passes,
@@ -96,12 +98,9 @@ def predict_raster(
                         unsure += unlabel(mask, confidence, least)
                     counts += np.bincount(mask.ravel(), minlength=256)
                     if "mask" in writers:
-                        writers["mask"].write(mask, row, columns[0])
+                        writers["mask"].write(mask, row, left)
                     if "confidence" in writers:
                         grey = np.rint(confidence * 255).astype(np.uint8)
-                        writers["confidence"].write(grey, row, columns[0])
+                        writers["confidence"].write(grey, row, left)
                     row = below
-    known = counts[: len(labels.classes)]
-    order = np.argsort(-known, kind="stable")
-    total = known.sum() + unsure
-    return {labels.classes[i]: float(known[i] / total) for i in order if known[i]}
+    return class_shares(counts, labels.classes, unsure)

@@ -67,10 +67,13 @@ class ModelBands:
         return Raster(path, bands=own.numbers, value_range=own.ranges, channels=len(own.numbers))
 
     def require_rgb(self, what: str) -> None:
-        """Refuse what has red, green and blue, for a model of other bands.
+        """Refuse RGB images for a model of other bands.
+
+        Args:
+            what: the RGB source and its verb; begins the message.
 
         Raises:
-            SetrError: names what it is.
+            SetrError: the model reads other bands.
         """
         if self.of_files is not None:
             raise SetrError(f"{what} red, green and blue, and the model takes {self.of_files}")

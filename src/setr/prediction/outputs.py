@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from setr.errors import USAGE, SetrError
-from setr.prediction.kinds import KINDS
+from setr.prediction.kinds import KINDS, POLYGON_KINDS
 from setr.prediction.rasters import RASTER_KINDS
 from setr.result import Result
 
 NAME_MAX = 255
 """Bytes in a file name, on every common file system."""
-
-POLYGON_KINDS = ("geojson", "coco", "coco_rle", "labelme")
-"""Kinds with the options `tolerance` and `min_pixels`."""
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
@@ -39,25 +36,13 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
-def output_path(stem: Path, kind: str) -> Path:
-    """The file of one kind: the stem with the kind's ending.
-
-    A name above 255 bytes is cut, and eight digits of its hash keep it apart from its like.
-    """
-    return with_ending(stem, KINDS[kind])
-
-
 def with_ending(stem: Path, ending: str) -> Path:
-    """The stem with an ending, cut as in `output_path` where the name would be too long."""
+    """The stem with an ending; a name above 255 bytes is cut and gets part of its hash."""
     name = os.fsencode(stem.name)
     if len(name) + len(ending) <= NAME_MAX:
         return stem.with_name(stem.name + ending)
     mark = f"~{hashlib.sha256(name).hexdigest()[:8]}{ending}"
-    head = name[: NAME_MAX - len(mark)]
-    while head and head[-1] & 0xC0 == 0x80:  # not inside a UTF-8 character
-        head = head[:-1]
-    head = head[:-1] if head and head[-1] >= 0xC0 else head
-    return stem.with_name(os.fsdecode(head) + mark)
+    return stem.with_name(name[: NAME_MAX - len(mark)].decode(errors="ignore") + mark)
 
 
 def write(result: Result, stem: Path, kinds: Iterable[str], **options: Any) -> list[Path]:

@@ -11,23 +11,23 @@ import re
 import tarfile
 from typing import Any, Literal
 
+from setr._extras import import_extra
 from setr.batch import Outcome
-from setr.errors import SetrError
 from setr.prediction.manifest import Manifest
 from setr.reading.files import printable
 from setr.reading.storage import Storage
 
 PACK_BYTES = 256 << 20
-"""A pack that has this many bytes is written, however few images it holds."""
+"""A pack of this many bytes is written, however few images it holds."""
 
 
 class Packer:
     """Collects outcomes and writes a pack when there are enough.
 
     Args:
-        storage: the output folder; packs no row of the manifest names are removed from it.
+        storage: the output folder; packs in it that no row of the manifest names are removed.
         manifest: of the run.
-        form: `tar` or `parquet`; with `no`, outcomes only go to the manifest.
+        form: `tar` or `parquet`; `no` writes no packs, only the manifest.
         stem: what the packs' names begin with.
         samples: images per pack.
     """
@@ -42,7 +42,7 @@ class Packer:
         samples: int,
     ) -> None:
         if form == "parquet":
-            _pyarrow()
+            import_extra("pyarrow.parquet", "parquet", "--pack parquet")
         self.storage, self.manifest, self.form = storage, manifest, form
         self.stem, self.samples = stem, samples
         self._waiting: list[Outcome] = []
@@ -53,7 +53,7 @@ class Packer:
                 storage.delete(name)
 
     def add(self, outcome: Outcome) -> None:
-        """Take one outcome; one without files to pack goes to the manifest at once."""
+        """Add an outcome; one without files to pack goes to the manifest at once."""
         if not outcome.files:
             self.manifest.append([outcome.row])
             return
@@ -63,7 +63,7 @@ class Packer:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the outcomes collected so far as a pack."""
         if not self._waiting:
             return
         while (name := f"{self.stem}-{self._number:06}.{self.form}") in self.manifest.packs:
@@ -88,7 +88,9 @@ def _tar(outcomes: list[Outcome]) -> bytes:
 
 
 def _parquet(outcomes: list[Outcome]) -> bytes:
-    pa, pq = _pyarrow()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     kinds = [_kind(name) for name in outcomes[0].files]
     columns: dict[str, Any] = {
         key: [printable(outcome.row[key]) for outcome in outcomes] for key in ("name", "input")
@@ -104,12 +106,3 @@ def _parquet(outcomes: list[Outcome]) -> bytes:
 
 def _kind(name: str) -> str:
     return name.rsplit(".", 2)[-2]
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise SetrError('--pack parquet needs pyarrow; pip install "setr[parquet]"') from None
-    return pyarrow, pyarrow.parquet

@@ -1,8 +1,8 @@
-"""Passes of a model over images of one size: together where no bit changes, one by one elsewhere.
+"""Forward passes over images of one size: batched where results stay the same bit for bit.
 
 The first full batch of every size is also run one by one; where the two differ (fp32 matrix
-products round differently for another number of rows) that size goes on one by one. An image that
-does not fit into memory becomes an error of its own.
+products round differently for another number of rows), that size continues one by one. An image
+that does not fit into memory becomes an error of its own.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class NoMemoryError(SetrError):
 
 
 class PredictsBatches(Protocol):
-    """The part of a `Predictor` that is used here."""
+    """What is used here of a `Predictor`."""
 
     def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
         """Results of images of one size."""
 
 
 def attempt(compute: Callable[[], T], shape: Sequence[int]) -> T | SetrError:
-    """What is computed for an image of this shape (H, W, …), or why it cannot be."""
+    """The result of a computation on an image of this shape (H, W, …), or why it failed."""
     try:
         return compute()
     except SetrError as error:
@@ -43,7 +43,7 @@ def attempt(compute: Callable[[], T], shape: Sequence[int]) -> T | SetrError:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        # returned: one that is raised here would hold the frames, and so what did not fit
+        # returned, not raised: its traceback would keep alive what did not fit
         size = f"{shape[1]}x{shape[0]}"
         return NoMemoryError(f"{size} pixels do not fit into memory; give the model a window")
 
@@ -69,8 +69,8 @@ class Batches:
     Args:
         predictor: the model.
         batch: images per pass.
-        exact: together only where the results stay those of one by one; otherwise every pass has
-            `batch` images, filled up with black ones.
+        exact: batch only where results stay the same; otherwise every pass has `batch` images,
+            padded with black ones.
     """
 
     def __init__(self, predictor: PredictsBatches, batch: int, exact: bool) -> None:

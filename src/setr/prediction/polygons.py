@@ -151,6 +151,6 @@ def _corners(path: np.ndarray) -> np.ndarray:
 
 
 def _fewer_corners(ring: np.ndarray, tolerance: float) -> np.ndarray:
-    """A simplified closed ring; one that would collapse or turn over stays as it is."""
+    """A simplified closed ring; one that would collapse or change orientation is kept."""
     fewer = cv2.approxPolyDP(ring[:, None], tolerance, closed=True)[:, 0]
     return fewer if len(fewer) > 2 and signed_area(fewer) * signed_area(ring) > 0 else ring

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
 
 
 class Raster:
-    """An open GeoTIFF, read by windows; used in `with`.
+    """An open GeoTIFF, read by windows; a context manager.
 
     Args:
         path: the file.
-        bands: numbers from 1 of the bands, one for each channel; for three channels, shown as red,
-            green and blue, also a single one. By default the first ones, or the first of fewer
-            than three, with its colour table if it has one and no range is given.
+        bands: numbers of the bands from 1, one for each channel; with three channels, also a
+            single one, which is shown as grey. By default the first ones, or of fewer than three
+            only the first, with its colour table if it has one and no range is given.
         value_range: the values that become 0 and 255, of all bands or of each; by default the whole
             range of 8 and 16 bits.
         channels: of the model that will see it.
@@ -88,10 +88,6 @@ class Raster:
     def __exit__(self, *_: Any) -> None:
         self._file.__exit__()
 
-    def fits(self, max_pixels: int) -> bool:
-        """Whether the raster has at most so many pixels."""
-        return self.shape[0] * self.shape[1] <= max_pixels
-
     def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         """Pixels of a window as uint8 (h, w, channels).
 
@@ -110,20 +106,20 @@ class Raster:
 
 
 def fits_channels(bands: tuple[int, ...], channels: int) -> bool:
-    """Whether so many bands make the channels of a model; of three a single one does, as grey."""
+    """Whether these bands fill a model's channels; a single band fills three, as grey."""
     return len(bands) == channels or (channels == 3 and len(bands) == 1)
 
 
 class RasterWriter:
-    """A label or grey raster with a georeference; it appears under its name when complete.
+    """Writes a label or grey raster with a georeference; a context manager.
 
-    Used in `with`; leaving the block by an error writes nothing.
+    The file appears when it is complete; an exception in the block leaves none.
 
     Args:
         path: the file.
         shape: (H, W).
         geo: its place on the map.
-        labels: given, values are ids: they get the classes' colours, and 255 is `nodata`.
+        labels: if given, values are class ids, shown in the classes' colours, and 255 is `nodata`.
     """
 
     def __init__(
@@ -187,17 +183,6 @@ class RasterWriter:
         finally:
             self._env.__exit__(None, None, None)
             self._part.unlink(missing_ok=True)
-
-
-def write_raster(path: Path, values: np.ndarray, geo: Georeference, labels: Labels | None) -> None:
-    """Write a whole raster uint8 (H, W); see `RasterWriter`."""
-    with RasterWriter(path, values.shape, geo, labels) as file:
-        file.write(values, 0, 0)
-
-
-def spans(length: int, step: int) -> Iterable[tuple[int, int]]:
-    """(first, one after the last) of consecutive pieces."""
-    return ((start, min(start + step, length)) for start in range(0, length, step))
 
 
 def parse_bands(text: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""What a run is to write, and which outcomes of an earlier run still hold.
+"""What a run will write, and which outcomes of earlier runs are still up to date.
 
-As with `make`: an outcome holds while the model, the settings and the input are what they were and
-its files are there. A run's name stands for model and settings; every row carries it.
+As with `make`, an outcome is up to date while model, settings and input are unchanged and its files
+exist. Model and settings are hashed into a run's name, which every row of the manifest has.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from setr import __version__
-from setr.batch import Finish, Task
+from setr.batch import OutputWriter, Task
 from setr.hub import FILES
 from setr.prediction.filming import FILMS
 from setr.prediction.inputs import Item, file_stamp
@@ -28,13 +28,13 @@ from setr.reading.urls import is_url
 
 
 def run_names(model: str) -> Callable[[Sequence[Any]], str]:
-    """Names for runs of a model, which change with its files and with the settings.
+    """Names for runs of a model: hashes of its files and of the settings.
 
     Args:
         model: as `setr.load` takes it; its files are read once.
 
     Returns:
-        A function of what else decides the outputs, as plain values.
+        A function from the settings that affect outputs, as plain values, to the name.
     """
     digest = hashlib.sha256(__version__.encode())
     for path in _model_files(model):
@@ -50,7 +50,7 @@ def run_names(model: str) -> Callable[[Sequence[Any]], str]:
     return name
 
 
-def finishes(
+def output_writers(
     out: str,
     save: str | None,
     name: Callable[[Sequence[Any]], str],
@@ -59,30 +59,30 @@ def finishes(
     *,
     packed: bool,
     polygons: dict[str, Any],
-) -> Callable[[Stream | None], Finish]:
-    """How results become files, by the stream they come from; None for images.
+) -> Callable[[Stream | None], OutputWriter]:
+    """What writes the results of a stream, or of images for None.
 
     Args:
         out: output folder or address.
-        save: kinds joined with commas; None is `mask`, and `overlay` of a video.
-        name: of `run_names`.
-        settings: what else changes outputs, as plain values.
-        raster_settings: what changes those of GeoTIFF files.
-        packed: see `Finish`.
-        polygons: see `Finish`.
+        save: kinds joined with commas; by default `overlay` for videos and `mask` otherwise.
+        name: from `run_names`.
+        settings: further settings that affect outputs, as plain values.
+        raster_settings: those that affect GeoTIFF files only.
+        packed: see `OutputWriter`.
+        polygons: see `OutputWriter`.
     """
 
-    def finish(default: str, *more: Any) -> Finish:
+    def writer(default: str, *more: Any) -> OutputWriter:
         kinds = parse_kinds(save or default)
         run = name([sorted(kinds), polygons, *settings, *more])
-        return Finish(out, kinds, run, packed, polygons)
+        return OutputWriter(out, kinds, run, packed, polygons)
 
-    image, video, raster = finish("mask"), finish("overlay"), finish("mask", *raster_settings)
+    image, video, raster = writer("mask"), writer("overlay"), writer("mask", *raster_settings)
     return lambda stream: image if stream is None else video if stream.is_video else raster
 
 
 def stream_tasks(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> dict[Task, Stream]:
-    """Videos, GeoTIFF files and addresses as tasks, none of whose outputs has a name in use."""
+    """Videos, GeoTIFF files and addresses as tasks, with output names that are not taken."""
     places = stems(streams, out, [out / name for name in taken]) if streams else []
     return {
         Task(
@@ -94,33 +94,33 @@ def stream_tasks(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> 
 
 
 def files_of(
-    task: Task, stream: Stream | None, finish: Callable[[Stream | None], Finish]
+    task: Task, stream: Stream | None, writer_for: Callable[[Stream | None], OutputWriter]
 ) -> list[str]:
-    """What comes of a task: files below the output folder, and the folder of a video's frames."""
-    how = finish(stream)
+    """The outputs of a task below the output folder: files, and the folder of a video's frames."""
+    writer = writer_for(stream)
     if stream is None:
-        return [how.name(task.output, kind) for kind in how.kinds]
+        return [writer.name(task.output, kind) for kind in writer.kinds]
     if stream.is_video:
         endings = {kind: FILMS[kind][0] if kind in FILMS else "" for kind in KINDS}
     else:
         endings = KINDS if is_url(stream.source) else {**KINDS, **RASTER_KINDS}
-    return [with_ending(Path(task.output), endings[kind]).as_posix() for kind in how.kinds]
+    return [with_ending(Path(task.output), endings[kind]).as_posix() for kind in writer.kinds]
 
 
 def settled(
     runs: Mapping[Task, str], storage: Storage, limits: Any, *, retry: bool
 ) -> Callable[[Row], bool]:
-    """Whether a row still holds; rows of images that are not among the tasks do.
+    """Whether a row is up to date; rows of images that are not among the tasks are.
 
     Args:
         runs: the run's name by task.
         storage: the output folder.
-        limits: what decides, besides, which images fail; a failure under others does not hold.
-        retry: failures do not hold.
+        limits: settings that decide which images fail; failures under other limits are outdated.
+        retry: treat all failures as outdated.
     """
     wanted = {task.item.name: task for task in runs}
 
-    def holds(row: Row) -> bool:
+    def is_settled(row: Row) -> bool:
         task = wanted.get(row["name"])
         if task is None:
             return True
@@ -134,7 +134,7 @@ def settled(
             return not retry and row.get("limits") == limits
         return all(map(storage.exists, [row["pack"][0]] if "pack" in row else row["files"]))
 
-    return holds
+    return is_settled
 
 
 def _model_files(model: str) -> list[Path]:

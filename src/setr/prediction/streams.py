@@ -35,9 +35,9 @@ class Stream(NamedTuple):
 
 
 def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
-    """What a command line names -> its streams, and the sources left for image files.
+    """Split what a command line names into streams and the sources of image files.
 
-    A folder stays in both lists: its GeoTIFF files are streams, its other images are not.
+    A folder is in both lists: its GeoTIFF files are streams, its other images are not.
     """
     found: dict[str, Stream] = {}
     rest = []
@@ -63,10 +63,10 @@ def stems(streams: Sequence[Stream], out: Path, taken: Iterable[Path] = ()) -> l
     Args:
         streams: as `split_sources` gives them.
         out: output folder.
-        taken: names that other inputs write to.
+        taken: output names of other inputs.
 
     Raises:
-        SetrError: two would still write to one name.
+        SetrError: two streams would still have the same output name.
     """
     count = Counter(stream.below.with_suffix("") for stream in streams)
     others = set(taken)
@@ -88,38 +88,29 @@ def predict_stream(
     predictor: Predictor,
     stream: Stream,
     stem: Path,
-    kinds: Sequence[str] | None,
+    kinds: Sequence[str],
     *,
-    polygon_options: dict[str, Any] | None = None,
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
+    **options: Any,
 ) -> tuple[list[Path], str]:
-    """Segment one stream; the files written, and a line about them.
+    """Segment one stream; returns the files written and a one-line summary.
 
     Args:
         predictor: the model.
         stream: as `split_sources` gives it.
         stem: output folder and name without ending.
-        kinds: of `kinds.KINDS`; None is `overlay` for a video and `mask` for everything else.
-        polygon_options: `tolerance` and `min_pixels`.
-        on_frame: called with the number of frames done and announced; 0 where none is.
+        kinds: of `kinds.KINDS`.
+        on_frame: as in `predict_video`.
+        options: `tolerance` and `min_pixels` of the kinds with polygons.
 
     Raises:
         SetrError: unreadable, or a file that cannot be written.
     """
-    options = polygon_options or {}
     if stream.is_video:
-        report = predict_video(
-            predictor,
-            stream.source,
-            stem,
-            kinds or ("overlay",),
-            options=options,
-            on_frame=on_frame,
-        )
+        report = predict_video(predictor, stream.source, stem, kinds, on_frame=on_frame, **options)
         cut = f" of {report.announced} announced" if report.frames < report.announced else ""
         top = largest(report.shares, predictor.min_confidence)
         return report.files, f"{report.frames} frames{cut}: {top}"
-    kinds = kinds or ("mask",)
     if not is_url(stream.source) and set(kinds) <= set(RASTER_KINDS):
         files = {kind: with_ending(stem, RASTER_KINDS[kind]) for kind in kinds}
         shares = predict_raster(predictor, stream.source, files)
@@ -130,7 +121,7 @@ def predict_stream(
 
 
 def _url_name(url: str) -> str:
-    """The file an address names, or its host."""
+    """The file name in an address, or else its host."""
     parts = urlsplit(url)
     name = PurePosixPath(unquote(parts.path).replace("\0", "").replace("\\", "/")).name
     return name if name not in ("", "..") else parts.hostname or "image"

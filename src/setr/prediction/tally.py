@@ -1,4 +1,4 @@
-"""What people and machines are told about a prediction run, while it runs and at its end."""
+"""What a prediction run prints: progress, failures, a summary, and the outcomes as JSON."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ LINES = 100
 """Up to this many images each get a line on stdout, more share one progress line on stderr."""
 
 
-def beginning(manifest: Manifest, total: int, todo: int) -> None:
-    """Say what an earlier run has done."""
+def print_resumed(manifest: Manifest, total: int, todo: int) -> None:
+    """Print how much an earlier run has done."""
     if manifest.dropped:
-        print(f"setr: {manifest.dropped} outcomes no longer hold; done again", file=sys.stderr)
+        print(f"setr: {manifest.dropped} outcomes are outdated; done again", file=sys.stderr)
     if todo < total:
         print(f"setr: {total - todo} of {total} images were done before", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def shower(total: int, before: int, *, quiet: bool) -> Iterator[Callable[[Outcome], None]]:
-    """A function that tells about each outcome."""
+def progress(total: int, before: int, *, quiet: bool) -> Iterator[Callable[[Outcome], None]]:
+    """A function that shows one outcome, as a line or as a step of a progress bar."""
     done, bar = before, Progress("predict", total, start=before)
 
     def show(outcome: Outcome) -> None:
@@ -42,7 +42,7 @@ def shower(total: int, before: int, *, quiet: bool) -> Iterator[Callable[[Outcom
         yield show
 
 
-def report(tasks: Sequence[Task], manifest: Manifest) -> dict[str, Any]:
+def as_json(tasks: Sequence[Task], manifest: Manifest) -> dict[str, Any]:
     """The outcomes of these tasks in their order, for JSON."""
     names = {task.item.name for task in tasks}
     rows = {row["name"]: row for row in manifest.rows() if row["name"] in names}
@@ -57,8 +57,8 @@ def report(tasks: Sequence[Task], manifest: Manifest) -> dict[str, Any]:
     return {"images": images, "failed": failed, "manifest": manifest.storage.path(manifest.file)}
 
 
-def ending(tasks: Sequence[Task], manifest: Manifest, broken: Sequence[str]) -> int:
-    """Name what failed and what is left; returns the exit code."""
+def print_summary(tasks: Sequence[Task], manifest: Manifest, broken: Sequence[str]) -> int:
+    """Print which images failed and how many are left; returns the exit code."""
     for problem in broken[:LINES]:
         print(f"setr: {printable(' '.join(problem.split()))}", file=sys.stderr)
     if len(broken) > LINES:
@@ -69,6 +69,6 @@ def ending(tasks: Sequence[Task], manifest: Manifest, broken: Sequence[str]) -> 
     if failed:
         print(f"setr: {failed} of {len(tasks)} images failed; {where} says why", file=sys.stderr)
     if left:
-        print(f"setr: stopped; {left} images are left, the same command does them", file=sys.stderr)
+        print(f"setr: stopped; {left} images are left; run the same command again", file=sys.stderr)
         return INTERRUPTED
     return FAILED if failed else OK

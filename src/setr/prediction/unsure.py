@@ -20,7 +20,7 @@ def checked_confidence(least: float) -> float:
 
 
 def unlabel(mask: np.ndarray, confidence: np.ndarray, least: float) -> int:
-    """Set the pixels of a mask below a confidence to `IGNORE`, in place; how many had a class."""
+    """Set pixels below a confidence to `IGNORE` in place; returns how many had a class."""
     unsure = confidence < least
     unsure &= mask != IGNORE
     mask[unsure] = IGNORE

@@ -1,7 +1,7 @@
-"""Video files: frames in and out one at a time, so memory does not grow with the length.
+"""Video files, read and written frame by frame, so that memory does not grow with their length.
 
-OpenCV decodes and encodes; what is written is MPEG-4 without sound, of even sides: the last row or
-column of an odd one is left out.
+OpenCV decodes and encodes. Videos are written as MPEG-4 without sound and with even sides: of an
+odd number of rows or columns the last one is left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from setr.errors import SetrError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 LARGEST_TICK = 65_535
-"""Of MPEG-4: a rate is a fraction of whole numbers up to this, which OpenCV makes of its digits."""
+"""MPEG-4 stores a rate as a fraction of integers up to this, which OpenCV makes of its digits."""
 
 
 def is_video(path: Any) -> bool:
@@ -39,7 +39,7 @@ def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
 
 
 class VideoReader:
-    """An open video; used in `with` and iterated once."""
+    """An open video: a context manager, iterated once."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.name = os.fspath(path)
@@ -70,7 +70,7 @@ class VideoReader:
 
 
 def part_of(path: Path) -> Path:
-    """The hidden name of an unfinished file; what a killed run left there, the next overwrites."""
+    """The hidden name of an unfinished file; the next run overwrites what a killed one left."""
     mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]
     return path.with_name(f".{mark}.part")
 
@@ -114,7 +114,7 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
 
     def _require_whole(self) -> None:
-        """Read the frame count back: OpenCV reports no error of a disk."""
+        """Read the frame count back, because OpenCV does not report a full disk."""
         file = cv2.VideoCapture(os.path.abspath(self._part))
         found = int(file.get(cv2.CAP_PROP_FRAME_COUNT))
         file.release()

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from setr._extras import import_extra
 from setr.errors import SetrError, first_line
 
 try:
@@ -128,12 +129,9 @@ def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | N
 
 def read_mat(path: str) -> np.ndarray:
     """Pascal Context's released labels: `LabelMap`, uint16 ids 1 .. 459, 0 unlabelled."""
+    scipy_io = import_extra("scipy.io", "mat", f"{path}: reading MATLAB files")
     try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise SetrError(f'{path}: MATLAB files need scipy; pip install "setr[mat]"') from None
-    try:
-        ids = np.asarray(loadmat(path, variable_names=["LabelMap"])["LabelMap"])
+        ids = np.asarray(scipy_io.loadmat(path, variable_names=["LabelMap"])["LabelMap"])
     except OSError:
         raise
     except KeyError:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+import unicodedata
 import uuid
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,19 @@ def require_writable(folder: Path, option: str) -> None:
             f"{folder}: cannot write{where}: {error.strerror}; choose another folder with {option}",
             code=USAGE,
         ) from None
+
+
+def composed(name: str) -> str:
+    """A file name with one character for a letter and its accent (NFC).
+
+    Archives made on a Mac hold two, which look the same.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def stem_of(path: str) -> str:
+    """A path without its suffix, `composed`: what files that belong together have in common."""
+    return composed(os.path.splitext(path)[0])
 
 
 def printable(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from setr._extras import import_extra
 from setr.errors import SetrError, first_line
 from setr.images import Source, bounds, source_name, unreadable
 
@@ -122,12 +123,7 @@ class GdalFile:
 
 def import_gdal(name: str) -> Any:
     """The package `rasterio`, or one line on how to get it."""
-    try:
-        import rasterio
-    except ImportError:
-        raise SetrError(
-            f'{name}: GeoTIFF files and bands need rasterio; pip install "setr[geo]"'
-        ) from None
+    rasterio = import_extra("rasterio", "geo", f"{name}: reading GeoTIFF files and bands")
     for kind in ("NotGeoreferencedWarning", "NodataShadowWarning"):
         warnings.simplefilter("ignore", getattr(rasterio.errors, kind))
     return rasterio

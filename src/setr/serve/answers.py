@@ -7,10 +7,10 @@ import json
 from typing import Any, Literal, NamedTuple
 
 from setr.images import encode_png
-from setr.prediction.outputs import POLYGON_KINDS
-from setr.predictor import Predictor, Result
+from setr.labels import hex_colour
+from setr.prediction.kinds import POLYGON_KINDS
+from setr.result import Result
 from setr.serve.limits import Refusal
-from setr.serve.models import summary
 from setr.serve.regions import large_regions
 
 FormatName = Literal[
@@ -64,16 +64,13 @@ FORMATS: dict[FormatName, Format] = {
 """Answers of `/v1/segment`; of several with one media type, `Accept` means the first."""
 
 
-def encode(
-    kind: FormatName, name: str, predictor: Predictor, result: Result, options: Options
-) -> bytes:
+def encode(kind: FormatName, name: str, result: Result, options: Options) -> bytes:
     """The body of an answer.
 
     Args:
         kind: of `FORMATS`.
         name: of the model, as served.
-        predictor: the model.
-        result: what it says.
+        result: of the model.
         options: of the request.
 
     Raises:
@@ -82,25 +79,29 @@ def encode(
     if options.min_confidence > 0:
         result = result.with_min_confidence(options.min_confidence)
     if kind == "json":
-        return _everything(name, predictor, result)
+        return _segmentation(name, result)
     if kind == "overlay":
         return encode_png(result.overlay(options.opacity))
     if kind in POLYGON_KINDS:
-        result.mask = large_regions(result.mask, len(predictor.classes), options.min_pixels)
+        result.mask = large_regions(result.mask, len(result.labels.classes), options.min_pixels)
         return result.encode(kind, tolerance=options.tolerance, min_pixels=options.min_pixels)
     return result.encode(kind)
 
 
-def _everything(name: str, predictor: Predictor, result: Result) -> bytes:
-    """The `Segmentation` that the page draws."""
+def _segmentation(name: str, result: Result) -> bytes:
+    """The JSON of `schema.Segmentation`, which the page draws."""
     height, width = result.mask.shape
-    share = result.share()
+    labels, share = result.labels, result.share()
+    ids = {name: i for i, name in enumerate(labels.classes)}
     answer: dict[str, Any] = {
         "model": name,
         "width": width,
         "height": height,
         **{key: share[key] for key in ("mean_confidence", "unlabelled") if key in share},
-        "classes": summary(predictor, result),
+        "classes": [
+            {"id": ids[n], "name": n, "color": hex_colour(labels.colours[ids[n]]), "share": s}
+            for n, s in result.shares.items()
+        ],
         "mask": base64.b64encode(result.encode("mask")).decode(),
         "confidence": base64.b64encode(result.encode("confidence")).decode(),
     }

@@ -11,7 +11,6 @@ GET  /metrics        Prometheus
 # no postponed annotations here: FastAPI reads those of functions that use local limits
 import asyncio
 import base64
-import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
@@ -21,20 +20,15 @@ from fastapi import FastAPI, Query, Request
 from starlette.responses import Response
 
 from setr import __version__
+from setr.explain import saturated
+from setr.exporting.runtime import ExportedModel
 from setr.images import encode_png
 from setr.labels import hex_colour
 from setr.serve.answers import FORMATS, FormatName, Options, choose, encode
 from setr.serve.faults import handle_errors
 from setr.serve.gate import Gate, Keys
 from setr.serve.limits import Limits, Refusal
-from setr.serve.models import (
-    Attention,
-    Models,
-    Question,
-    num_layers,
-    patch_size,
-    protocol_of,
-)
+from setr.serve.models import Attention, Models, Question, num_layers, patch_size, protocol_of
 from setr.serve.pages import add_pages
 from setr.serve.schema import (
     IMAGE_BODY,
@@ -62,11 +56,11 @@ def create_app(
     Args:
         models: loaded models.
         limits: of the server.
-        keys: who may come in; everybody if None or empty.
+        keys: API keys; without any, every request is let in.
         log: write the access log.
 
     Returns:
-        The app behind its gate; attribute `service` has what the routes share.
+        The app behind its gate; its attribute `service` holds what the routes share.
     """
     keys = keys or Keys()
     service = Service(models, limits)
@@ -133,7 +127,7 @@ def _add_segment(app: FastAPI, service: Service) -> None:
             "scores" if name == "scores" else "segment",
             deadline,
             lambda image: image,
-            lambda served, result: encode(name, served, service.models[served][1], result, options),
+            lambda served, result: encode(name, served, result, options),
         )
         note = request.state.note
         return Response(
@@ -173,11 +167,12 @@ def _add_attention(app: FastAPI, service: Service) -> None:
             service.limits.deadline
         ),
     ) -> AttentionMap:
-        last = num_layers(service.models[model][1])
+        _, predictor = service.models[model]
+        last = num_layers(predictor)
         if not last:
             message = (
                 "a file of setr export gives no attention; serve the model's directory"
-                if service.models.is_exported(model)
+                if isinstance(predictor.model, ExportedModel)
                 else "this model is no transformer: it has no attention"
             )
             raise Refusal(422, "no_attention", message)
@@ -194,8 +189,7 @@ def _add_attention(app: FastAPI, service: Service) -> None:
 
 def _attention_map(name: str, layer: int, answer: Attention) -> AttentionMap:
     rows, columns = answer.values.shape
-    top = max(float(np.quantile(answer.values, 0.995)), 1e-12)
-    levels = np.rint(np.clip(answer.values / top, 0, 1) * 255).astype(np.uint8)
+    levels = np.rint(np.clip(saturated(answer.values), 0, 1) * 255).astype(np.uint8)
     return AttentionMap(
         model=name,
         layer=layer,
@@ -280,8 +274,9 @@ def _declare_keys(app: FastAPI, keys: Keys) -> None:
     """Write the keys into the OpenAPI document."""
     document = app.openapi()
     guarded = [operations for path, operations in document["paths"].items() if keys.guard(path)]
-    for operation in itertools.chain.from_iterable(each.values() for each in guarded):
-        operation["security"] = [{"bearer": []}, {"header": []}]
+    for operations in guarded:
+        for operation in operations.values():
+            operation["security"] = [{"bearer": []}, {"header": []}]
     if guarded:
         document.setdefault("components", {})["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},

@@ -1,9 +1,9 @@
-"""Dynamic batching: jobs of one kind from several requests run together.
+"""Dynamic batching: jobs with the same key, from several requests, run as one batch.
 
-One thread computes. It takes the kind whose oldest job has waited longest, so nobody starves; if
-that batch is not full and its oldest job is younger than `wait`, it gives others the time to come.
-Jobs that were withdrawn or whose deadline has passed are dropped, before and while they run. The
-thread outlives every fault; `trouble` says where that does not help.
+One thread computes. It takes the key whose oldest job has waited longest, so no job starves; while
+that batch is not full and its oldest job is younger than `wait`, it waits for more. Jobs that are
+cancelled or past their deadline are dropped, before and while they run. The thread survives every
+exception; `trouble` reports where that does not help.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Answer = TypeVar("Answer")
 
 
 class DeadlinePassed(Exception):  # noqa: N818  an outcome, not a fault
-    """Nobody waits for this job any more."""
+    """The client does not wait for this job any more."""
 
 
 @dataclass(eq=False)
@@ -41,8 +41,8 @@ class Job(Generic[Item, Answer]):
     """On the clock of `time.monotonic`."""
     entered: float = field(default_factory=time.monotonic)
     future: Future[Answer] = field(default_factory=Future)
-    abandoned: bool = False
-    """Nobody wants the answer; set from any thread."""
+    cancelled: bool = False
+    """The client has gone; set from any thread."""
     waited: float = 0.0
     """Seconds in the queue."""
     computed: float = 0.0
@@ -52,14 +52,14 @@ class Job(Generic[Item, Answer]):
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody still waits for the answer."""
-        return not self.abandoned and time.monotonic() < self.deadline
+        """Whether the client still waits for the answer."""
+        return not self.cancelled and time.monotonic() < self.deadline
 
 
 class Run(Protocol):
-    """What computes a batch: key, items, whether anybody still waits -> one answer per item.
+    """Computes a batch: key, items, whether any client still waits -> one answer per item.
 
-    An answer may be an exception, which then is the outcome of that item alone.
+    An answer may be an exception, which concerns that item alone.
     """
 
     def __call__(  # noqa: D102
@@ -72,8 +72,8 @@ class Batcher:
 
     Args:
         run: computes a batch, in the thread.
-        size: key -> most items in one batch.
-        wait: seconds the oldest job waits for company.
+        size: key -> maximum number of items in a batch.
+        wait: seconds the oldest job waits for the batch to fill.
         observe: called in the thread after each batch with its key, jobs and seconds.
     """
 
@@ -111,9 +111,9 @@ class Batcher:
             self._changed.notify()
         return job
 
-    def withdraw(self, job: Job) -> None:
-        """Nobody waits for this job any more: the queue forgets it and its item at once."""
-        job.abandoned = True
+    def cancel(self, job: Job) -> None:
+        """Drop a job; if it is still in the queue, its item is freed at once."""
+        job.cancelled = True
         with self._changed:
             self._drop_unwanted()
 
@@ -122,18 +122,18 @@ class Batcher:
             return sum(len(jobs) for jobs in self._waiting.values())
 
     def close(self) -> None:
-        """Abandon every job; the thread ends as soon as it notices."""
+        """Cancel every job; the thread ends as soon as it notices."""
         with self._changed:
             self._closing = True
             for job in (*self._running, *chain.from_iterable(self._waiting.values())):
-                job.abandoned = True
+                job.cancelled = True
             self._changed.notify()
 
     def trouble(self, longest: float) -> str | None:
-        """Why nothing can be expected of the thread any more, None while all is well.
+        """Why the thread can no longer be relied on; None while it is healthy.
 
         Args:
-            longest: seconds that no batch takes.
+            longest: seconds above which a batch counts as stuck.
         """
         began = self._began
         if not self.thread.is_alive() and not self._closing:
@@ -151,7 +151,7 @@ class Batcher:
     def _step(self) -> bool:
         """Run the next batch; False when closed.
 
-        Images are large: nothing here outlives it.
+        A method of its own, so that no local variable keeps large images until the next batch.
         """
         taken = self._take()
         if taken is None:
@@ -187,7 +187,7 @@ class Batcher:
             if len(outcomes) == len(jobs):
                 return outcomes
             raise RuntimeError(f"{len(outcomes)} answers for {len(jobs)} images")
-        except BaseException as error:  # whatever it is, the thread goes on and the requests say so
+        except BaseException as error:  # the thread goes on, and the requests report it
             fault = error if isinstance(error, Exception) else RuntimeError(repr(error))
             return [fault] * len(jobs)
 
@@ -232,7 +232,7 @@ class Batcher:
 
 
 def _is_fault(outcome: Any) -> bool:
-    """Whether an outcome is neither an answer nor what an image or its client brought about."""
+    """Whether an outcome is an error of the server, not of the image or its client."""
     return isinstance(outcome, BaseException) and not isinstance(
         outcome, SetrError | DeadlinePassed
     )

@@ -1,15 +1,15 @@
-"""Reading an image out of a request: bounded while it arrives, raw bytes or a form.
+"""Reads the image from a request body: raw bytes or a multipart form.
 
-A body is cut at the limit, not buffered and then measured; one that dawdles is given up. The name a
-form gives its file is never used.
+A body is refused as soon as it exceeds the limit, not after it was buffered; one that arrives too
+slowly is refused, too. The file name in a form is never used.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -29,7 +29,7 @@ class Gone(Exception):  # noqa: N818  an outcome, not a fault
 
 @asynccontextmanager
 async def image_bytes(request: Request, admission: Admission) -> AsyncIterator[bytes]:
-    """The bytes of the image a request carries, counted in `admission` while in use.
+    """The image bytes of a request, counted in `admission` while in use.
 
     Raises:
         Refusal: 400 empty or a broken form, 408 too slow, 413 too large, 415 another type, 429
@@ -41,12 +41,12 @@ async def image_bytes(request: Request, admission: Admission) -> AsyncIterator[b
     try:
         body = bytearray()
         try:
-            async with _timeout(admission.limits.body_seconds):
+            with anyio.fail_after(admission.limits.body_seconds):
                 async for chunk in _chunks(request, admission.limits.max_bytes):
                     admission.bytes.take(len(chunk))
                     held += len(chunk)
                     body += chunk
-        except asyncio.TimeoutError:
+        except TimeoutError:
             seconds = f"{admission.limits.body_seconds:g}"
             raise Refusal(
                 408, "slow", f"the body did not arrive within {seconds} seconds"
@@ -117,26 +117,3 @@ async def _file_of_form(request: Request, body: bytearray) -> bytes:
         return await file.read()
     finally:
         await form.close()
-
-
-@asynccontextmanager
-async def _timeout(seconds: float) -> AsyncIterator[None]:
-    """`asyncio.timeout`, which Python 3.10 lacks."""
-    task = asyncio.current_task()
-    assert task is not None
-    expired = False
-
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
-
-    handle = asyncio.get_running_loop().call_later(seconds, expire)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if expired:
-            raise asyncio.TimeoutError from None
-        raise
-    finally:
-        handle.cancel()

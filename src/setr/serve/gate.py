@@ -1,12 +1,11 @@
-"""What every request passes: its id, the key, one line of log, headers, and errors as JSON.
+"""ASGI middleware for every request: request id, API key, access log, headers, errors as JSON.
 
-A plain ASGI layer around the app, so that it also sees what the framework refuses. The log has one
-JSON object per request on stderr: never image content, file names, query strings or keys.
+It wraps the whole app, so it also sees what the framework itself refuses. The log has one JSON
+object per request on stderr, never with image content, file names, query strings or keys.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import hmac
@@ -19,6 +18,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
@@ -26,21 +26,21 @@ from setr.serve.limits import Refusal
 from setr.serve.service import Service
 
 OPEN_ROUTES = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
-"""What needs no key: static pages and probes."""
+"""Routes that need no key: static pages and health checks."""
 
 CHUNK = 256 * 1024
-"""Bytes of an answer handed over at a time."""
+"""Bytes of an answer that are sent at a time."""
 
 ROUTES = (*sorted(OPEN_ROUTES), "/metrics", "/v1/models", "/v1/segment", "/v1/attention")
-"""Names in log and metrics; everything else is `other`, or strangers would choose our labels."""
+"""Labels in log and metrics; any other path is `other`, so that clients cannot add labels."""
 
 
 class Keys:
-    """API keys, kept as digests; no keys let everybody in.
+    """API keys, kept as digests; without any, every request is let in.
 
     Args:
-        keys: in ASCII, which every client sends as it is.
-        open_metrics: `/metrics` needs none.
+        keys: in ASCII, which no client re-encodes.
+        open_metrics: `/metrics` needs no key.
     """
 
     def __init__(self, keys: Iterable[str] = (), *, open_metrics: bool = False) -> None:
@@ -62,7 +62,7 @@ class Keys:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(given.encode()).digest()
-        # a list: all are compared, so the time tells nothing
+        # a list, so that all are compared and the time reveals nothing
         if not any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419
             raise Refusal(401, "key", "give a valid key: Authorization: Bearer KEY")
 
@@ -73,7 +73,7 @@ class Gate:
     Args:
         app: the app.
         service: what its routes share.
-        keys: who may come in.
+        keys: API keys.
         log: whether to write the access log.
     """
 
@@ -114,7 +114,7 @@ class _Exchange:
         )
         self.only_head = scope["method"] == "HEAD"  # a GET whose answer has no body
         self.note: dict[str, Any] = {}
-        self.until_sent = contextlib.ExitStack()  # what is given back when the answer has gone
+        self.until_sent = contextlib.ExitStack()  # closed when the answer has been sent
         scope.setdefault("state", {}).update(
             began=self.began, note=self.note, until_sent=self.until_sent
         )
@@ -128,7 +128,7 @@ class _Exchange:
             else:
                 asked = {**self.scope, "method": "GET"} if self.only_head else self.scope
                 await self.gate.app(asked, self.read, self.send)
-        except (TimeoutError, asyncio.TimeoutError):
+        except TimeoutError:
             self.note["error"] = "answer not taken"
             raise ConnectionAbortedError from None
         except Exception:  # the app has answered 500 by now
@@ -155,7 +155,7 @@ class _Exchange:
         return message
 
     async def send(self, message: Any) -> None:
-        """Add our headers, and hand large bodies over in parts that each have a time limit."""
+        """Add our headers, and send large bodies in parts with a time limit each."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
@@ -170,24 +170,25 @@ class _Exchange:
         more = message.get("more_body", False)
         for start in range(0, len(body), CHUNK):
             part = {"type": message["type"], "body": body[start : start + CHUNK], "more_body": True}
-            await asyncio.wait_for(self._send(part), self.gate.limits.send_seconds)
+            with anyio.fail_after(self.gate.limits.send_seconds):
+                await self._send(part)
             self.sent += len(part["body"])
         if not more:
             await self._discard()
             last = {"type": message["type"], "body": b"", "more_body": False}
-            await asyncio.wait_for(self._send(last), self.gate.limits.send_seconds)
+            with anyio.fail_after(self.gate.limits.send_seconds):
+                await self._send(last)
             self.complete = True
 
     async def _discard(self, most: int = 16 << 20, seconds: float = 2.0) -> None:
-        """Read on for a moment where an answer came before the body's end.
+        """Read the rest of a body for a moment, where the answer was sent before its end.
 
         Closing at once would reset the connection, and many clients would lose the answer.
         """
         start = self.received
-        end = time.monotonic() + seconds
-        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+        with anyio.move_on_after(seconds):
             while self.more_to_read and self.received - start < most:
-                message = await asyncio.wait_for(self.read(), max(0.0, end - time.monotonic()))
+                message = await self.read()
                 if message["type"] == "http.disconnect":
                     return
 

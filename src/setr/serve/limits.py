@@ -1,7 +1,7 @@
-"""What one request, and all requests together, may cost; and the refusal that says so.
+"""Limits for one request and for all requests together, and the error for what exceeds them.
 
-Everything a stranger can send is bounded before memory or time is spent on it: bytes while they
-arrive, pixels from the header, patches from the model's protocol, requests by their number.
+Everything a client can send is bounded before memory or time is spent on it: bytes while they
+arrive, pixels from the image's header, patches from the model's protocol, requests by number.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class Limits:
 
 
 class Refusal(Exception):  # noqa: N818  the client's problem, not an error of the server
-    """An answer other than the one asked for.
+    """An HTTP error, raised anywhere and answered as JSON.
 
     Args:
         status: HTTP status.
-        code: a word for programs.
+        code: a short word that programs can test for.
         message: one sentence for people: the value, the rule, the fix.
-        retry_after: seconds after which a new attempt makes sense.
+        retry_after: seconds after which a retry makes sense.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class Refusal(Exception):  # noqa: N818  the client's problem, not an error of t
 
 
 class Budget:
-    """Something that all requests inside share; one alone always gets what it asks for.
+    """An amount shared by all admitted requests; a request that is alone may exceed it.
 
     Args:
-        most: how much there is.
-        busy: makes the refusal of who would have to wait.
+        most: the amount.
+        busy: makes the error of a request that does not fit beside the others.
     """
 
     def __init__(self, most: int, busy: Callable[[], Refusal]) -> None:
@@ -116,7 +116,7 @@ class Budget:
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Hold so much inside.
+        """Hold an amount while in the context.
 
         Raises:
             Refusal: 429, others hold too much.
@@ -129,7 +129,7 @@ class Budget:
 
 
 class Admission:
-    """Who may be inside at once: by number, by pixels, by scores and by bytes of bodies.
+    """Admission control: bounds requests, their bytes, pixels and scores at any one time.
 
     Used on the event loop alone, so plain counters suffice.
     """
@@ -143,11 +143,11 @@ class Admission:
         self.seconds_per_image = 0.1
 
     def retry_after(self) -> int:
-        """Seconds until those inside are done, from 1 to 60."""
+        """Seconds until the admitted requests will be done, 1 to 60."""
         return max(1, min(60, math.ceil(self.requests * self.seconds_per_image)))
 
     def busy(self) -> Refusal:
-        """The refusal of a server that is full."""
+        """The error of a server that is full."""
         return Refusal(
             429,
             "busy",
@@ -157,10 +157,10 @@ class Admission:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """A place inside.
+        """Count a request while it is served.
 
         Raises:
-            Refusal: 429, all places are taken.
+            Refusal: 429, the server is full.
         """
         if self.requests >= self.limits.queue:
             raise self.busy()

@@ -1,4 +1,4 @@
-"""The models of one server: loading them, what each can take, and the computing itself.
+"""The models of a server: loading them, checking what each can take, and running them.
 
 Shapes: H x W image in pixels, h x w patch grid, K classes.
 """
@@ -17,7 +17,6 @@ import torch
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.exporting.runtime import ExportedModel
-from setr.labels import hex_colour
 from setr.pages.figures import make_view
 from setr.prediction.passes import attempt, predict_each
 from setr.predictor import WHOLE_PIXELS, Predictor, Result, load
@@ -32,7 +31,7 @@ Task = Literal["segment", "scores", "attention", "rollout"]
 
 
 class Key(NamedTuple):
-    """What runs together: one task of one model on images of one size."""
+    """Jobs that can share a batch: one task of one model on images of one size."""
 
     model: str
     task: Task
@@ -90,8 +89,8 @@ class Models:
             self.by_name[name] = load(path, max_pixels=limits.max_pixels, **options)
             self.by_name[name].reads.require_rgb(f"{source}: what clients send has")
         for predictor in self.by_name.values():
-            asking: Any = _Asking(predictor.passes, self._stop_if_unwanted)
-            predictor.passes = asking
+            passes: Any = _Cancellable(predictor.passes, self._stop_if_unwanted)
+            predictor.passes = passes
             predictor.predict(np.zeros((64, 64, 3), np.uint8))  # the first run allocates
 
     def __getitem__(self, name: str | None) -> tuple[str, Predictor]:
@@ -101,10 +100,6 @@ class Models:
             known = ", ".join(self.by_name)
             raise Refusal(404, "unknown_model", f"no model of that name here; there are: {known}")
         return name, self.by_name[name]
-
-    def is_exported(self, name: str | None) -> bool:
-        """Whether a model is a file of `setr export`."""
-        return isinstance(self[name][1].model, ExportedModel)
 
     def max_pixels(self, name: str) -> int:
         """Pixels of an image this model takes, if its sides do not differ extremely."""
@@ -222,19 +217,19 @@ class Models:
             self._running = None
 
     def _stop_if_unwanted(self) -> None:
-        """Before every pass of a model and every block of rollout: does anybody wait?"""
+        """Called before every forward pass and every block of rollout: does a client still wait?"""
         if self._running is not None and not self._running():
             raise DeadlinePassed
 
 
-class _Asking:
-    """A model that asks before every pass; a hook on it would not be called in a recorded one."""
+class _Cancellable:
+    """A model with a check before every forward pass; a recorded pass would not call hooks."""
 
-    def __init__(self, model: Any, ask: Callable[[], None]) -> None:
-        self.model, self.ask = model, ask
+    def __init__(self, model: Any, check: Callable[[], None]) -> None:
+        self.model, self.check = model, check
 
     def coarse(self, images: torch.Tensor) -> Any:
-        self.ask()
+        self.check()
         return self.model.coarse(images)
 
 
@@ -257,7 +252,7 @@ def patch_size(predictor: Predictor) -> int:
 
 
 def protocol_of(predictor: Predictor) -> Protocol:
-    """How a model is run here; images too large to be seen whole are refused, not cut unasked."""
+    """How a model is run here; images too large for it are refused, not cut into windows."""
     own = predictor.info.protocol
     return own if predictor.window is None else own.in_windows(predictor.window)
 
@@ -268,18 +263,8 @@ def num_layers(predictor: Predictor) -> int:
     return len(blocks)
 
 
-def summary(predictor: Predictor, result: Result) -> list[dict[str, Any]]:
-    """The classes that occur, largest share first."""
-    labels = predictor.info.labels
-    ids = {name: i for i, name in enumerate(labels.classes)}
-    return [
-        {"id": ids[name], "name": name, "color": hex_colour(labels.colours[ids[name]]), "share": s}
-        for name, s in result.shares.items()
-    ]
-
-
 def _with_scores(predictor: Predictor, image: np.ndarray) -> Result:
-    """A result with its probabilities, already as small as the answer has them."""
+    """A result with its probabilities in float16, as the answer has them."""
     result = predictor.predict(image)
     result.scores = result.scores.astype(np.float16)
     return result

@@ -9,6 +9,7 @@ from importlib import resources
 
 from fastapi import FastAPI
 from starlette.responses import Response
+from starlette.routing import Route
 
 
 def add_pages(app: FastAPI) -> None:
@@ -17,11 +18,8 @@ def add_pages(app: FastAPI) -> None:
         text = (resources.files("setr") / "serve" / name).read_text(encoding="utf-8")
         headers = {"Content-Security-Policy": content_policy(text), "Cache-Control": "no-cache"}
         headers |= {"Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
-
-        def page(text: str = text, headers: dict[str, str] = headers) -> Response:
-            return Response(text, media_type="text/html", headers=headers)
-
-        app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
+        page = Response(text, media_type="text/html", headers=headers)
+        app.routes.append(Route(path, page, methods=["GET"]))
 
 
 def content_policy(text: str) -> str:

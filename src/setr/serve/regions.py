@@ -1,4 +1,4 @@
-"""How many regions of a mask become polygons: each costs time, and a noisy mask has very many."""
+"""Limits the regions of a mask that become polygons: each takes time, and noisy masks have many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_BOX_PIXELS = 1_000_000_000
 
 
 def large_regions(mask: np.ndarray, num_classes: int, min_pixels: int) -> np.ndarray:
-    """The mask without its small regions, whose polygons nobody asked for.
+    """The mask without its small regions, which are left out of the polygons.
 
     Args:
         mask: training ids (H, W) uint8.

@@ -1,4 +1,4 @@
-"""JSON of the interface as types; they make the OpenAPI document."""
+"""Types of the JSON that the server answers with; the OpenAPI document is made from them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The listening side: sockets, time limits for slow clients, and an orderly end.
+"""The listening side: sockets, timeouts for slow clients, and a graceful shutdown.
 
-uvicorn gives no time limit for headers, nor to a client that never takes its answer; the protocol
-here does. On SIGTERM or SIGINT the server stops listening, answers what it has, and ends with 0,
-even where a thread is still computing when the time for that is over.
+uvicorn has no timeout for headers, nor for a client that never reads its answer; the protocol here
+has both. On SIGTERM or SIGINT the server stops listening, answers the requests it has, and exits
+with 0, even if a thread is still computing when the grace period is over.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from setr.serve.limits import Limits, Refusal
 PART_WAY = 5.0
 """Seconds a closing connection may take to flush what its client has not taken yet."""
 LINGER = 2.0
-"""Seconds for which what a client still sends is read and dropped after it was refused."""
+"""Seconds for which the input of a refused client is still read, and dropped."""
 MOST_FILES = 10_240
 """Open files that are asked for; macOS grants no more (its OPEN_MAX)."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; who connects before the server runs waits for it.
+    """A listening socket; clients that connect before the server runs wait for it.
 
     Raises:
         SetrError: the address is taken or is none of this machine.
@@ -58,7 +58,7 @@ def protocol(limits: Limits) -> type[H11Protocol]:
     """Uvicorn's HTTP protocol with time limits."""
 
     class PatientProtocol(H11Protocol):
-        """Gives up on headers that dawdle and on answers that are not taken."""
+        """Closes connections whose headers arrive too slowly or whose answers are not read."""
 
         _waiting: Any = None
         _refused = False
@@ -141,7 +141,7 @@ def protocol(limits: Limits) -> type[H11Protocol]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; a signal ends it in order and is not raised again.
+    """uvicorn's server; a signal shuts it down gracefully and is not raised again.
 
     Args:
         app: as `create_app` gives it.
@@ -175,7 +175,7 @@ class Server(uvicorn.Server):
             print(f"setr: serving {names} on http://{shown}:{port}", file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop listening, finish what is running."""
+        """Stop listening, and finish the requests that are running."""
         self.service.draining = True
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
@@ -194,9 +194,9 @@ def allow_connections() -> None:
 def serve(app: Gate, sock: socket.socket, limits: Limits) -> None:
     """Serve until a signal says stop."""
     allow_connections()
-    # what a form may be wrong in is answered; on stderr it would stand between the lines of the log
+    # errors in forms are answered; the parser's own log would mix with ours on stderr
     logging.getLogger("python_multipart").addHandler(logging.NullHandler())
     Server(app, limits).run(sockets=[sock])
-    if app.service.computing:  # nobody waits for it, but Python would, without an end
+    if app.service.computing:  # no client waits for it, but Python would wait for the thread
         sys.stderr.flush()
         os._exit(OK)

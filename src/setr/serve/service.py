@@ -1,8 +1,7 @@
-"""What the routes share: a request with an image on its way through the model.
+"""What the routes share: the way of an image from the request through the model.
 
-Body (bounded) -> header of the image (bounded) -> a place among those admitted -> decoding -> the
-queue -> the model -> encoding. Whoever hangs up or runs out of time is waited for no longer, in
-whichever of these steps.
+Body (bounded) -> header of the image (bounded) -> admission -> decoding -> queue -> model ->
+encoding. If the client hangs up or its deadline passes, the request ends in whichever step it is.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from setr.serve.models import Key, Models, Task
 T = TypeVar("T")
 
 STUCK = 5.0
-"""A batch that takes this many times the deadline will never end."""
+"""A batch that takes this many times the deadline counts as stuck."""
 LAST = 5.0
-"""Seconds that threads get to end after the last request has."""
+"""Seconds that threads get to end after the last request."""
 
 
 class Service:
@@ -56,8 +55,8 @@ class Service:
             lambda: self.batcher.dropped,
         )
         self.threads = [self.batcher.thread]
-        # two of each keep up with the model, more would fight it; and what is slow to encode must
-        # not keep others from being decoded
+        # two of each keep up with the model, more would take its cores; separate pools, so that
+        # slow encoding does not delay decoding
         self.decoding, self.encoding = self._pool("setr-decode"), self._pool("setr-encode")
 
     def _pool(self, name: str) -> ThreadPoolExecutor:
@@ -81,7 +80,7 @@ class Service:
         return any(thread.is_alive() for thread in self.threads)
 
     def trouble(self) -> str | None:
-        """Why this process can serve nobody any more, None while it can."""
+        """Why this process can no longer serve requests; None while it can."""
         return self.batcher.trouble(STUCK * self.limits.deadline)
 
     async def compute(
@@ -118,7 +117,7 @@ class Service:
                     try:
                         answer = await client.wait(asyncio.wrap_future(job.future))
                     finally:
-                        self.batcher.withdraw(job)
+                        self.batcher.cancel(job)
                     began = time.monotonic()
                     encoded = await client.wait(self._thread(self.encoding, encode, name, answer))
                     request.state.note.update(
@@ -146,11 +145,11 @@ class Service:
 
 
 class _Client:
-    """Whoever sent a request, while it waits.
+    """A client that waits for its answer.
 
     Args:
-        request: its body has been read: only a hang-up still comes.
-        deadline: seconds that it waits, from the request's first byte.
+        request: its body has been read, so the next message can only be a disconnect.
+        deadline: seconds that the client waits, from the request's first byte.
     """
 
     def __init__(self, request: Request, deadline: float) -> None:
