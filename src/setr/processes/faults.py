@@ -1,4 +1,4 @@
-"""What libraries raise when the machine fails, in one line each."""
+"""One-line messages for errors that libraries raise when the machine fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LOST = re.compile(r"DataLoader worker \(pid.* [\d, ]+\) (is killed by signal: [
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, on a GPU or a CPU."""
+    """Whether an error means that memory ran out, on a GPU or a CPU."""
     text = str(error)
     return (
         isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -21,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """What happened and what helps, if the machine failed; None if the program may have."""
+    """What happened and what to do, if the machine failed; None for any other error."""
     text = str(error)
     if is_out_of_memory(error):
         return "out of memory; lower the batch size or the image size"

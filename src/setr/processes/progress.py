@@ -1,4 +1,4 @@
-"""One progress line: rewritten in place on a terminal, printed now and then elsewhere."""
+"""A progress line: updated in place on a terminal, printed every 15 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 
 
 class Progress:
-    """Shows how far a loop is on stderr.
+    """Shows the progress of a loop on stderr.
 
     Args:
-        name: what is going on.
-        total: number of steps; from a step above it on, it counts as unknown.
+        name: shown in front.
+        total: number of steps; unknown if smaller than the steps done.
         start: steps done before.
     """
 
     silent = False
-    """In a process that is not the first of several: the first one shows."""
+    """Print nothing; set on all ranks but 0."""
 
     def __init__(self, name: str, total: int, *, start: int = 0) -> None:
         self.name, self.total, self.start = name, total, start
@@ -27,7 +27,7 @@ class Progress:
         self.images, self.waited, self.done = 0, 0.0, start
         self.smooth: float | None = None
         self.live = sys.stderr.isatty()
-        self._begun = False  # the line on the terminal
+        self._begun = False  # whether a line on the terminal is unfinished
 
     def __enter__(self) -> Progress:
         return self
@@ -36,7 +36,7 @@ class Progress:
         self.close()
 
     def count(self, done: int, total: int) -> None:
-        """Take a report of (done, total); a total below what is done is unknown."""
+        """Count one more image; a total below `done` means that it is unknown."""
         self.total = total
         self.update(done, images=1)
 
@@ -44,9 +44,9 @@ class Progress:
         self, done: int, *, images: int, wait: float = 0.0, loss: float | None = None,
         lr: float | None = None, **_: float,
     ) -> None:  # fmt: skip
-        """Count a step: images processed, seconds waited for data, and the loss it had."""
+        """Count a step: its images, the seconds it waited for data, its loss and learning rate."""
         self.done, self.images, self.waited = done, self.images + images, self.waited + wait
-        if loss is not None and math.isfinite(loss):  # fp16 leaves out steps that overflow
+        if loss is not None and math.isfinite(loss):  # fp16 skips steps that overflow
             self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
         now = time.monotonic()
         early = now - self.shown < (0.2 if self.live else 15) and done != self.total
@@ -72,7 +72,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, time does not count: an evaluation between steps does not slow them."""
+        """Context manager whose time is not counted, such as an evaluation between steps."""
         began = time.monotonic()
         yield
         self.began += time.monotonic() - began
@@ -87,7 +87,7 @@ class Progress:
         }
 
     def close(self) -> None:
-        """End the line, if one was begun."""
+        """End the line, if it is unfinished."""
         if self._begun:
             print(file=sys.stderr)
         self._begun = False
@@ -100,7 +100,7 @@ def _clock(seconds: float) -> str:
 
 
 def counting(name: str) -> Callable[[int, int], None]:
-    """A progress line for functions that report (done, total)."""
+    """A progress callback for functions that report (done, total)."""
     bar = Progress(name, 0)
 
     def show(done: int, total: int) -> None:
