@@ -1,6 +1,6 @@
-"""What a run was given, as plain facts that can be compared and named.
+"""The facts of a run: settings, versions and data, as JSON-serialisable values by name.
 
-Compared between the processes of a run at its start, and between a run and its resumption.
+They are compared between the processes of a run at its start, and when a run is resumed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from setr.training.settings import PER_PROCESS, flat
 from setr.wrapped import WrappedDataset
 
 _TOLD_BY_VERSION = (ShardDataset, WrappedDataset)
-_OF_BANDS = ("bands", "value_range")  # facts of data that name them
-_SAMPLED = 64  # files whose size is compared
+_OF_BANDS = ("bands", "value_range")  # facts that data sets without bands lack
+_SAMPLED = 64  # number of files whose sizes are compared
 
 
 def run_facts(config: Config, *datasets: Dataset) -> dict[str, Any]:
-    """Settings, versions, and what identifies the data without reading them all."""
+    """Settings, versions, and facts that identify the data without reading all of them."""
     facts = _settings(config)
     facts |= {"setr": __version__, "torch": torch.__version__.split("+")[0]}
     for dataset in datasets:
@@ -47,10 +47,10 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def data_facts(dataset: Dataset) -> dict[str, Any]:
-    """Classes and ids, number and names of the files, and sizes of some of them; not their times.
+    """Classes and ids, number and names of the files, and sizes of some; no modification times.
 
-    Shards have the checksum of their index, which holds those of all files; samples from Python
-    have the version their user names.
+    For shards the checksum of their index, which contains the checksums of all files; for samples
+    from Python the version that the user gives.
     """
     names = hashlib.sha256()
     for name in _names(dataset):
@@ -74,14 +74,14 @@ def data_facts(dataset: Dataset) -> dict[str, Any]:
 
 
 def data_record(facts: dict[str, Any], train: Dataset, val: Dataset) -> dict[str, Any]:
-    """What stands beside a run's figures: the data set's name, classes, images, and a digest.
+    """The data set as recorded with a run's scores: name, classes, number of images, and a digest.
 
-    Equal digests mean equal facts of both splits, wherever the files lie.
+    Equal digests mean equal facts of both splits, wherever the files are.
 
     Args:
-        facts: of the run, as `run_facts` gives them.
-        train: what it learned from.
-        val: what it was tested on.
+        facts: of the run, from `run_facts`.
+        train: training split.
+        val: validation split.
     """
     own = {key: value for key, value in facts.items() if _of_files(key)}
     text = json.dumps(own, sort_keys=True)
@@ -99,7 +99,7 @@ def _digest(values: list[int]) -> str:
 
 
 def _names(dataset: Dataset) -> Iterator[str]:
-    """Folder and name of each image; what is above may differ between hosts."""
+    """Last folder and file name of each image; the folders above may differ between hosts."""
     if isinstance(dataset.pairs, Pairs):
         paths: Iterator[str] = (image for image, _ in dataset.pairs.names())
     else:
@@ -115,13 +115,14 @@ def _size(path: Path | None) -> int:
 
 
 def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to continue a run with another model, optimiser or other data; name other changes.
+    """Check that a run is resumed with the same model, optimiser and data; warn of other changes.
 
-    Facts that the version which began the run did not keep are not compared; settings it did not
-    have count as they are by default, which is what it did, and data without bands are RGB.
+    Facts that the version which started the run did not record are not compared. Settings it did
+    not have are compared with their defaults, which equal its behaviour; data without bands are
+    RGB.
 
     Raises:
-        SetrError: what differs.
+        SetrError: says what differs.
     """
     splits = {_split(key) for key in before}
     no_bands = {f"{_split(k)}.{name}": None for k in before if _of_files(k) for name in _OF_BANDS}
@@ -137,13 +138,13 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
 
 
 def _split(key: str) -> str:
-    """`data.train` of a fact about that split's files; of another fact, itself."""
+    """`data.train` for a fact about the files of that split; the key itself for other facts."""
     return key.rpartition(".")[0] if _of_files(key) else key
 
 
 def _of_files(key: str) -> bool:
-    """Facts of the files and classes, not how samples are augmented."""
-    return key.startswith("data.") and key.count(".") > 1  # a split's name may have some, too
+    """Whether a fact is about files and classes, not a setting of `data`."""
+    return key.startswith("data.") and key.count(".") > 1  # a split's name may contain dots, too
 
 
 _IDENTITY: dict[str, Callable[[str], bool]] = {
