@@ -52,7 +52,7 @@ _OF_HEADS = frozenset(
 
 
 class FeatureFiles(NamedTuple):
-    """The stored views of a split; those of image i begin at view i * `views`.
+    """The stored views of a split: those of image i from index i * `views` on, mirrored last.
 
     Attributes:
         maps: (N, C, h, w) float16, the channels of all taps concatenated.
@@ -254,7 +254,7 @@ def _files(
 
 
 def _reserved(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """A new memory-mapped array, preallocated: writing a page to a full disk would kill us."""
+    """A new memory-mapped array, preallocated: a write to a full disk would kill the process."""
     made: np.memmap = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:

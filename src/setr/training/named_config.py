@@ -1,4 +1,4 @@
-"""Settings by name: what `setr train` and `setr.train` take in place of a `Config`."""
+"""Settings by name, for `setr train` and `setr.train`: a recipe, a YAML file, or a run folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from setr.recipes import recipe
 
 
 def named_config(name: str) -> Config:
-    """The settings of a recipe, of a YAML file, or of a run in a folder, which continues there.
+    """The settings of a recipe, of a YAML file, or of a run folder, with `out` set to that folder.
 
     Raises:
-        SetrError: nothing of that name, or something else; says what to give.
+        SetrError: an unknown name, or a file or folder without settings; suggests what to give.
     """
     path = Path(name)
     require_alive(path)
