@@ -1,8 +1,8 @@
-"""Losses that couple pixels: OHEM, Dice and Lovász, on logits that are never held at full size.
+"""Losses that depend on several pixels at once: OHEM, Dice and Lovász, without full-size logits.
 
-OHEM first finds the hard pixels; the cross-entropy of those follows. Dice and Lovász take two
-passes over the rows: one finds the value and its derivative by the probabilities, the other carries
-that derivative back to the decoder's scale.
+OHEM first finds the hard pixels, to which the cross-entropy is then applied. Dice and Lovász need
+two passes over the rows: the first computes the value and its derivative with respect to the
+probabilities, the second propagates that derivative to the decoder's logits.
 
 Shapes: B batch, K classes, h x w logits, H x W target.
 """
@@ -35,15 +35,15 @@ def hard_target(
 ) -> Tensor:
     """The target with easy pixels ignored: online hard example mining (Shrivastava et al. 2016).
 
-    Hard are the pixels whose true class has a probability below `threshold`, and in any case the
-    `min_share` of the counted pixels with the lowest.
+    Hard pixels are those whose true class has a probability below `threshold`, and at least the
+    share `min_share` of the valid pixels with the lowest probabilities.
 
     Args:
         logits: (B, K, h, w).
         target: (B, H, W) training ids.
         size: as in `upsample_cross_entropy`.
-        threshold: probability of the true class.
-        min_share: 0 to 1.
+        threshold: probability of the true class, 0 to 1.
+        min_share: minimum share of hard pixels, 0 to 1.
     """
     x = classes_last(logits)
     likely = x.new_empty(target.shape)
@@ -57,7 +57,7 @@ def hard_target(
 
 
 def pixel_cross_entropy(wide: Tensor, truth: Tensor) -> Tensor:
-    """Logits (B, r, c, K) and target (B, r, c) -> (B, r, c); 0 where ignored."""
+    """Logits (B, r, c, K) and target (B, r, c) -> loss (B, r, c); 0 for ignored pixels."""
     loss = F.cross_entropy(
         wide.flatten(0, 2), truth.flatten(), ignore_index=IGNORE, reduction="none"
     )
@@ -67,8 +67,8 @@ def pixel_cross_entropy(wide: Tensor, truth: Tensor) -> Tensor:
 def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tensor:
     """Mean over the classes present of 1 - 2 I / (P + Y) (Milletari et al. 2016, unsquared).
 
-    I is the probability mass of a class on its own pixels, P on all counted pixels, Y their number.
-    Arguments as `upsample_cross_entropy`.
+    I is the sum of a class's probabilities over its own pixels, P over all valid pixels; Y is the
+    number of its own pixels. Arguments as `upsample_cross_entropy`.
     """
     K = logits.shape[1]
     x = classes_last(logits)
@@ -95,7 +95,7 @@ def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tens
 def upsample_lovasz(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tensor:
     """Lovász-softmax over the classes present in the batch (Berman et al. 2018, eq. 8, 11).
 
-    Holds one probability per pixel and present class; arguments as `upsample_cross_entropy`.
+    Stores one probability per pixel and present class. Arguments as `upsample_cross_entropy`.
     """
     x = classes_last(logits)
     present = _class_counts(target, logits.shape[1]).nonzero()[:, 0]
@@ -123,7 +123,7 @@ def upsample_lovasz(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Te
 
 
 def _jaccard_steps(own: Tensor) -> Tensor:
-    """Growth of the Jaccard loss as sorted pixels, own class or not, become errors one by one."""
+    """Increase of the Jaccard loss as the sorted pixels become errors one by one."""
     total = own.sum()
     hits = total - own.cumsum(0)
     union = total + (~own).cumsum(0)
@@ -132,7 +132,7 @@ def _jaccard_steps(own: Tensor) -> Tensor:
 
 
 def _masses(wide: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """(K,) probability on a class's own pixels, and on all counted pixels."""
+    """(K,) sums of the probabilities over a class's own pixels, and over all valid pixels."""
     counted = truth != IGNORE
     probabilities = wide.softmax(dim=-1) * counted[..., None]
     own = F.one_hot(truth.where(counted, 0), wide.shape[-1])
@@ -146,6 +146,6 @@ def _class_counts(target: Tensor, num_classes: int) -> Tensor:
 def _carried_back(
     value: Tensor, logits: Tensor, target: Tensor, size: tuple[int, int], linear: BlockLoss
 ) -> Tensor:
-    """`value`, with the gradient of a function that is linear in the probabilities."""
+    """`value`, with the gradient of `linear`, a function linear in the probabilities."""
     slope = upsample_sum(logits, target, size, differentiated(linear))
     return value + (slope - slope.detach())
