@@ -62,8 +62,8 @@ class State(NamedTuple):
         entry = self.tensors.get(name)
         shape = list(into.shape)
         if entry is None or entry["shape"] != shape:
-            has = "lacks it" if entry is None else f"has {entry['shape']}, not {shape}"
-            raise SetrError(f"{self.folder}: is of another model: for {name} it {has}")
+            what = "is missing" if entry is None else f"has shape {entry['shape']}, not {shape}"
+            raise SetrError(f"{self.folder}: state of another model: {name} {what}")
         target = into.to_local() if isinstance(into, DTensor) else into
         first, last = _rows(into, rank()) if isinstance(into, DTensor) else (0, (shape or [1])[0])
         with torch.no_grad():
@@ -137,7 +137,7 @@ def newest_state(last: Path) -> State | None:
         if name != names[0]:
             say(f"warning: {problems[-1]}; falling back to the one before")
     if problems:
-        problem = f"{problems[-1]}; none is whole, start again with --overwrite"
+        problem = f"{problems[-1]}; no intact state is left, start again with --overwrite"
         raise together(SetrError(problem))
     return None
 

@@ -262,7 +262,7 @@ def require_equal(facts: Mapping[str, Any]) -> None:
         if found:
             raise together(
                 SetrError(
-                    f"rank {number} on {host} was given something else than rank 0: "
+                    f"rank {number} on {host} differs from rank 0: "
                     f"{found}; start all processes with the same command, data and versions",
                     code=USAGE,
                 )

@@ -90,9 +90,8 @@ def _has_triton() -> bool:
         driver.active.get_current_target()
     except Exception as error:
         say(
-            f"warning: Triton cannot start kernels here ({first_line(error)}); the loss goes by "
-            "blocks of rows, which takes longer; Triton needs gcc and Python's headers "
-            "(python3-dev)"
+            f"warning: Triton cannot launch kernels here ({first_line(error)}); a slower loss is "
+            "used; Triton needs gcc and Python's headers (python3-dev)"
         )
         return False
     return True

@@ -28,13 +28,13 @@ def machine_fault(error: BaseException) -> str | None:
     if lost := _LOST.search(text):
         how = lost[1].replace("is killed by", "was killed by")
         return (
-            f"a loader process {how}, as happens when memory runs out; give fewer workers; "
+            f"a data loader process {how}, probably because memory ran out; use fewer workers; "
             "`setr train RUN --resume` continues a training from its last state"
         )
     if text.startswith("CUDA error"):
         what = text.splitlines()[0].rstrip(".")
         return (
-            f"{what}; if it comes again, torch and this GPU or its driver do not fit: "
-            "`--device cpu` does without, --debug shows where it was"
+            f"{what}; if it happens again, torch may not support this GPU or its driver: "
+            "`--device cpu` runs without it, --debug shows where it happened"
         )
     return None

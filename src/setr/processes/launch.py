@@ -143,7 +143,7 @@ def meet(place: Place, timeout: float) -> tuple[Any, Any]:
         stores, problem = outcome.get(timeout=timeout + GRACE_SECONDS)
     except queue.Empty:
         raise SetrError(
-            f"{place.address}:{place.port}: what listens there is not rank 0; set another "
+            f"{place.address}:{place.port}: another program listens there, not rank 0; set another "
             "MASTER_PORT",
             code=USAGE,
         ) from None
@@ -213,7 +213,7 @@ def _agree(store: Any, place: Place, where: str, timeout: float, deadline: float
         time.sleep(0.05)
     came = sum(store.check([key]) for key in keys)
     raise SetrError(
-        f"{came} of {place.world} processes came to {where} within {timeout:g} s; check that every "
-        "host runs its share and reaches this address",
+        f"{came} of {place.world} processes reached {where} within {timeout:g} s; check that every "
+        "host starts its processes and can reach this address",
         code=USAGE,
     )

@@ -42,7 +42,7 @@ class Lock:
             holder = os.read(fd, 200).decode(errors="replace") or "another process"
             os.close(fd)
             raise SetrError(
-                f"{self.folder}: {holder} works there; let it end, or choose another folder",
+                f"{self.folder}: {holder} is using it; wait for that, or choose another folder",
                 code=USAGE,
             ) from None
         except OSError:

@@ -68,7 +68,7 @@ class Best:
         saved as the best.
         """
         if values["figures"] and not distributed.on_first(self.folder.holds_model):
-            say(f"warning: {self.folder.out}: holds no best model any more; the next is kept")
+            say(f"warning: {self.folder.out}: the best model is missing; the next one is saved")
             return
         self.figures, self.stale = values["figures"], values.get("stale", 0)
 

@@ -121,7 +121,7 @@ def _compare_normalisation(model: SETR, settings: ModelConfig) -> None:
     theirs = {name: tuple(trained.get(name) or getattr(settings, name)) for name in ("mean", "std")}
     if any(theirs[name] != getattr(settings, name) for name in theirs):
         options = " ".join(f"--model.{k} {' '.join(f'{v:g}' for v in theirs[k])}" for k in theirs)
-        say(f"note: {model.arguments['encoder']} was trained on pixels with {options}; not so here")
+        say(f"note: {model.arguments['encoder']} was trained with {options}; this run is not")
 
 
 def without_weights(config: Config) -> Config:
@@ -138,7 +138,7 @@ def announce(config: Config) -> None:
         say("encoder: random weights; --model.pretrained TAG or FILE starts from trained ones")
         for name in ("freeze", "lora_rank"):
             if value := getattr(model, name):
-                say(f"warning: model.{name} {value} keeps random weights as they are")
+                say(f"warning: model.{name} {value} freezes random weights")
     if warmup >= steps:
         say(
             f"warning: optim.warmup_steps {warmup} of {steps}: the learning rate never reaches "
@@ -146,8 +146,8 @@ def announce(config: Config) -> None:
         )
     if patience and (first := (patience + 1) * every) >= steps:
         say(
-            f"warning: train.patience {patience} with train.eval_every {every}: ends no training "
-            f"before step {first}; this one has {steps}"
+            f"warning: train.patience {patience} with train.eval_every {every}: cannot stop the "
+            f"training before step {first}; it has {steps}"
         )
 
 

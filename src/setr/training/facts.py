@@ -132,9 +132,11 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
         mine = {k: v for k, v in before.items() if belongs(k)}
         theirs = {k: v for k, v in now.items() if belongs(k)}
         if found := differences(mine, theirs):
-            raise SetrError(f"{out}: is a run of {kind}: {found}; choose another --out", code=USAGE)
+            raise SetrError(
+                f"{out}: cannot resume with {kind}: {found}; choose another --out", code=USAGE
+            )
     if found := differences(before, now):
-        say(f"warning: {out}: continues with other settings than it began with: {found}")
+        say(f"warning: {out}: settings differ from those the run began with: {found}")
 
 
 def _split(key: str) -> str:

@@ -98,17 +98,17 @@ def open_features(
             that cannot be read or does not exist, features out of the range of fp16.
     """
     if world() > 1:
-        raise SetrError("train.cache_features: one process reads them; start without torchrun",
+        raise SetrError("train.cache_features: needs a single process; start without torchrun",
                         code=USAGE)  # fmt: skip
     if not isinstance(model.encoder, Encoder):
         raise SetrError(
-            f"train.cache_features: {model.arguments['encoder']} is no transformer, its maps differ"
-            " in size; leave it out",
+            f"train.cache_features: {model.arguments['encoder']} is not a transformer, its maps "
+            "differ in size; leave it out",
             code=USAGE,
         )
     if dataset.decoded and dataset.version is None:
         raise SetrError(
-            "train.cache_features: features are kept under the version of the data; give "
+            "train.cache_features: stored features need a version of the data; give "
             "wrap_dataset one, or leave it out",
             code=USAGE,
         )

@@ -55,8 +55,8 @@ class LossScaler:
         if self.in_a_row == MAX_SKIPPED:
             raise together(
                 SetrError(
-                    f"{MAX_SKIPPED} steps in a row had gradients that fp16 cannot hold "
-                    f"({self.skipped} in all); lower --optim.lr, or set --train.precision fp32"
+                    f"{MAX_SKIPPED} steps in a row had gradients that overflow fp16 "
+                    f"({self.skipped} in total); lower --optim.lr, or set --train.precision fp32"
                 )
             )
         return moved

@@ -21,7 +21,7 @@ def named_config(name: str) -> Config:
     require_alive(path)
     if path.is_dir():
         if not (path / "config.yaml").is_file():
-            raise SetrError(f"{name}: holds no run; {_train_on(name)}", code=USAGE)
+            raise SetrError(f"{name}: not a run folder; {_train_on(name)}", code=USAGE)
         return dataclasses.replace(Config.load(path / "config.yaml"), out=name)
     if path.suffix in (".yaml", ".yml"):
         try:
@@ -29,12 +29,12 @@ def named_config(name: str) -> Config:
         except SetrError as error:
             if not _describes_data(path):
                 raise
-            problem = f"{name}: describes data, not a training; {_train_on(name)}"
+            problem = f"{name}: describes a data set, not a run; {_train_on(name)}"
             raise SetrError(problem, code=error.code) from None
     if path.suffix == ".py":
         raise SetrError(
-            f"{name}: settings of another toolkit are not read; `setr recipes` lists those of "
-            "this one, and `setr convert` takes a checkpoint without its settings",
+            f"{name}: config files of other toolkits are not supported; `setr recipes` lists "
+            "the recipes, and `setr convert` reads checkpoints without such a file",
             code=USAGE,
         )
     return recipe(name)

@@ -190,8 +190,8 @@ def _require_own(out: Path) -> None:
     theirs = [name for name in (*_MODEL, _FIGURES) if (out / name).exists()]
     if theirs:
         raise SetrError(
-            f"{out}: holds no run, but {', '.join(theirs)}, which a run would replace; choose "
-            "another --out, or move them away",
+            f"{out}: not a run folder, but holds {', '.join(theirs)}, which a run would "
+            "replace; choose another --out, or move them away",
             code=USAGE,
         )
 
@@ -208,7 +208,7 @@ def _require_free(out: Path) -> None:
         return
     except OSError as error:
         raise SetrError(
-            f"{out}: no run folder ({error.strerror}); choose another --out", code=USAGE
+            f"{out}: not a folder for a run ({error.strerror}); choose another --out", code=USAGE
         ) from None
     if _SETTINGS in found or LAST in found:
         raise SetrError(
@@ -221,7 +221,7 @@ def _require_free(out: Path) -> None:
     if other:
         more = f" and {len(other) - 1} more" if other[1:] else ""
         raise SetrError(
-            f"{out}: holds no run, but {other[0]}{more}; choose another --out, move them away, or "
-            "add --overwrite to train into it nevertheless",
+            f"{out}: not a run folder, but holds {other[0]}{more}; choose another --out, move "
+            "them away, or add --overwrite to write the run into it anyway",
             code=USAGE,
         )

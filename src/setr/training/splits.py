@@ -43,7 +43,7 @@ def open_splits(
     train, val = data
     if train.split == val.split:
         raise SetrError(
-            f"data: both splits are called '{val.split}'; name the second otherwise, as 'val'",
+            f"data: both splits are called '{val.split}'; give the second another name, as 'val'",
             code=USAGE,
         )
     for what, ours, theirs in (

@@ -97,7 +97,9 @@ class TrainConfig:
             0 <= self.epochs < math.inf, f"train.epochs {self.epochs}: give a positive number"
         )
         both = f"train.steps {self.steps} and train.epochs {self.epochs:g}"
-        check_setting(not (self.steps and self.epochs), f"{both}: choose one, the other is 0")
+        check_setting(
+            not (self.steps and self.epochs), f"{both}: give one of them, and 0 for the other"
+        )
         check_setting(
             self.steps > 0 or self.epochs > 0, f"{both}: give at least one step, or epochs"
         )
@@ -124,7 +126,7 @@ class TrainConfig:
         check_setting(self.profile >= 0, f"train.profile {self.profile}: give steps, or 0 for none")
         unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
         check_setting(
-            not unknown, f"train.log {self.log}: give tensorboard, wandb or both with a comma"
+            not unknown, f"train.log {self.log}: give tensorboard, wandb or tensorboard,wandb"
         )
         check_setting(
             self.keep_states > 0, f"train.keep_states {self.keep_states}: give at least 1"

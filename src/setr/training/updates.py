@@ -119,7 +119,7 @@ class Updates:
             try:
                 return self.graphed(cast("Tensor", self.source.inputs(images)), masks)
             except RuntimeError as error:  # torch.OutOfMemoryError is one
-                say(f"warning: no CUDA graph here ({first_line(error)}); going on without")
+                say(f"warning: cannot capture a CUDA graph ({first_line(error)}); training without")
                 self.graphed = None
                 self.model.zero_grad(set_to_none=True)
         normalizer = self._normalizer(masks)
@@ -188,8 +188,8 @@ class Updates:
             return
         self.warned = True
         say(
-            f"warning: step {done + 1} has no counted pixel, so it teaches nothing; all "
-            f"are ignored, or of weight 0, in the crops of {', '.join(self.names(done))}"
+            f"warning: step {done + 1} has no valid pixel, so nothing is learned from it; all "
+            f"are ignored or have weight 0 in the crops of {', '.join(self.names(done))}"
         )
 
     def _losses(

@@ -61,10 +61,12 @@ def by_class(weights: Mapping[str, float], classes: Sequence[str]) -> list[float
     """
     for name in weights:
         if name not in classes:
-            raise SetrError(f"{_SETTING}: '{name}' is no class; {_nearest(name, classes)}",
+            raise SetrError(f"{_SETTING}: '{name}' is not a class; {_nearest(name, classes)}",
                             code=USAGE)  # fmt: skip
     found = [weights.get(name, 1.0) for name in classes]
-    check_setting(any(found), f"{_SETTING}: every class has 0; give one of them more")
+    check_setting(
+        any(found), f"{_SETTING}: all classes have weight 0; give at least one a larger weight"
+    )
     return found
 
 
