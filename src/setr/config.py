@@ -208,7 +208,7 @@ class EvalConfig:
     """How the trained model is tested; stored with the model."""
 
     protocol: Literal["paper-ss", "mmseg-ss", "whole"] | None = None
-    """Named protocol; for data sets that are not the paper's, set window and stride, too."""
+    """Named protocol; window and stride below apply only to data sets that are not the paper's."""
     window: tuple[int, int] | None = None
     """Height and width of the sliding window in pixels; whole images if not given."""
     stride: tuple[int, int] | None = None

@@ -33,7 +33,7 @@ PATIENCE = datetime.timedelta(days=7)
 """Timeout of gloo collectives: one process may read a data set or evaluate alone while the others
 wait, and torch gives up after half an hour. `Watch` finds lost processes within seconds."""
 _SHOWN, _CUT = 5, 60  # differences listed, characters shown of each value
-_LEFT: list[Any] = []
+_LAST_GROUP: list[Any] = []
 """Keeps a reference to the process group left last. Otherwise DDP's Reducer, freed with the model
 after `joined` has ended, would hold the last one. Freeing it there waits, with the GIL held, for a
 thread of the group that waits for the GIL: a deadlock. Clearing this list releases the GIL."""
@@ -74,15 +74,15 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
             "processes as GPUs",
             code=USAGE,
         )
-    _LEFT.clear()
+    _LAST_GROUP.clear()
     store, watched = meet(place, timeout)
     if cuda:
         torch.cuda.set_device(gpu)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
     # not for NCCL, which only transfers gradients and counts: there a long wait is an error
-    waiting = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
-    waiting._set_default_timeout(PATIENCE)
+    gloo = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+    gloo._set_default_timeout(PATIENCE)
     watch = Watch(watched, place.rank, place.world)
     watch.start()
     _WATCHES.append(watch)
@@ -93,7 +93,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
         watch.leave("" if error.reported else str(error))
         raise
     except RuntimeError as error:
-        lost = watch.find_lost() if _is_connection(error) else None
+        lost = watch.find_lost() if _is_connection_error(error) else None
         if lost is None:
             watch.leave(f"{type(error).__name__}: {first_line(error)}")
             raise
@@ -108,11 +108,11 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     finally:
         Progress.silent = False
         _WATCHES.clear()
-        _LEFT.append(dist.group.WORLD)
+        _LAST_GROUP.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
-def _is_connection(error: Exception) -> bool:
+def _is_connection_error(error: Exception) -> bool:
     """Whether a torch error may be caused by another process that disappeared."""
     words = ("connection", "gloo", "nccl", "timed out", "peer", "socket", "broken pipe")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
@@ -179,16 +179,16 @@ def any_of(flag: bool) -> bool:
     return bool(add_up(torch.tensor(int(flag), device=device(on))))
 
 
-def heard_of(asked: bool) -> bool:
+def heard_of(requested: bool) -> bool:
     """Whether this process was asked to stop, or knows that another one was.
 
     Does not wait: the others learn of it within seconds, each at a different time. `any_of` makes
     them agree afterwards.
     """
     watch = _WATCHES[0] if _WATCHES else None
-    if watch and asked:
-        watch.asked = True
-    return watch.asked if watch else asked
+    if watch and requested:
+        watch.stop_requested = True
+    return watch.stop_requested if watch else requested
 
 
 def leave(problem: str) -> None:
@@ -274,19 +274,19 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 
     For nested maps the differing keys are named, for long lists the first differing entry.
     """
-    named = [text for key in {**first, **second} for text in _named(key, first, second)]
+    named = [text for key in {**first, **second} for text in _differing(key, first, second)]
     more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
     return "; ".join(named[:_SHOWN] + more)
 
 
-def _named(key: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+def _differing(key: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
     """The differences in one fact."""
     mine, theirs = first.get(key), second.get(key)
     if mine == theirs:
         return
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         for inner in {**mine, **theirs}:
-            yield from (f"{key} {text}" for text in _named(inner, mine, theirs))
+            yield from (f"{key} {text}" for text in _differing(inner, mine, theirs))
         return
     if isinstance(mine, list) and isinstance(theirs, list) and len(repr(mine)) > _CUT:
         place = next(

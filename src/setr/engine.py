@@ -137,7 +137,7 @@ class _Run:
             distributed.on_first(partial(require_fitting_weights, config))
         config = settled(config, num_classes, len(self.dataset), self.device, before=before)
         share = everywhere(partial(build_share, config, distributed.rank(), len(self.dataset)))
-        written, config = config, with_workers(config, self.device)
+        saved_config, config = config, with_workers(config, self.device)
         self.config = config
         self.facts = run_facts(config, self.dataset, self.val)
         distributed.require_equal(self.facts)
@@ -163,11 +163,11 @@ class _Run:
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
-        self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested`: step of the last test
+        self.step, self.tested_step, self.seconds = 0, 0, 0.0
         if folder.state:
             restore(folder.state, self.model, self.optimizer, self.ema)
             self.step = folder.state.step
-            self.tested = folder.state.values.get("tested", self.step)
+            self.tested_step = folder.state.values.get("tested", self.step)
             self.seconds = folder.state.values["seconds"]
             self.best.restore(folder.state.values)
             self.scaler.restore(folder.state.values.get("scaler", {}))
@@ -184,7 +184,7 @@ class _Run:
             weight=build_weights(config, self.dataset.labels, pixels, self.device),
             dtype=self.dtype,
         )
-        folder.open(written)
+        folder.open(saved_config)
 
     def loop(self) -> None:
         """Run the remaining steps."""
@@ -195,12 +195,12 @@ class _Run:
             self.model, config.profile, self.folder.out, remaining=config.steps - self.step
         )
         with Interrupt() as interrupt, profile:
-            if self._test_is_due() and self.tested < self.step:  # the run was stopped during a test
+            if self._test_is_due() and self.tested_step < self.step:  # stopped during a test
                 self._test(interrupt, progress)
-            ended = self.best.why_ended()
-            while self.step < config.steps and not ended:
+            end_reason = self.best.stop_reason()
+            while self.step < config.steps and not end_reason:
                 waiting = time.monotonic()
-                with self._ended_by(interrupt, save=distributed.world() == 1):
+                with self._interruptible(interrupt, save=distributed.world() == 1):
                     images, masks = next(batches)
                 waited = time.monotonic() - waiting
                 with explained(self.config, self.model.num_classes, self.device):
@@ -218,16 +218,16 @@ class _Run:
                 if tested:
                     self._test(interrupt, progress)
                 if logged or tested:
-                    ended = self.best.why_ended() or self.folder.ended()
+                    end_reason = self.best.stop_reason() or self.folder.ended()
                 saved = True
                 better = tested and not self.best.stale  # older states lack its figures
-                if last or ended or stop or better or self.step % config.save_every == 0:
+                if last or end_reason or stop or better or self.step % config.save_every == 0:
                     saved = self._save()
                 if stop:
-                    raise together(SetrError(self._stopped(saved), code=INTERRUPTED))
+                    raise together(SetrError(self._stop_message(saved), code=INTERRUPTED))
         progress.close()
         if self.step < config.steps:
-            say(f"ended after step {self.step} of {config.steps}: {ended}")
+            say(f"ended after step {self.step} of {config.steps}: {end_reason}")
 
     def _test_is_due(self) -> bool:
         """Whether the weights are to be tested after this step."""
@@ -243,18 +243,18 @@ class _Run:
         alone = distributed.world() == 1
         at_once = interrupt.at_once if alone else contextlib.nullcontext
         try:
-            with progress.paused(), self._ended_by(interrupt, save=alone):
+            with progress.paused(), self._interruptible(interrupt, save=alone):
                 self._validate(at_once, lambda: distributed.heard_of(interrupt.requested))
         except Stopped:
-            raise together(SetrError(self._stopped(self._save()), code=INTERRUPTED)) from None
+            raise together(SetrError(self._stop_message(self._save()), code=INTERRUPTED)) from None
 
-    def _stopped(self, saved: bool = True) -> str:
+    def _stop_message(self, saved: bool = True) -> str:
         how = f"`setr train {self.folder.out} --resume`"
         note = "" if saved else " from the state before, since this one was not saved"
         return f"stopped after step {self.step}; continue with {how}{note}"
 
     @contextlib.contextmanager
-    def _ended_by(self, interrupt: Interrupt, *, save: bool) -> Iterator[None]:
+    def _interruptible(self, interrupt: Interrupt, *, save: bool) -> Iterator[None]:
         """Turn errors of loader workers that a signal has ended, too, into an interruption."""
         try:
             yield
@@ -262,7 +262,7 @@ class _Run:
             if not interrupt.requested:
                 raise
             saved = save and self._save()
-            raise SetrError(self._stopped(saved), code=INTERRUPTED) from None
+            raise SetrError(self._stop_message(saved), code=INTERRUPTED) from None
 
     def train_step(self, images: Tensor, masks: Tensor) -> dict[str, float]:
         """One optimiser step on this process's share of a batch; the values to log."""
@@ -274,7 +274,7 @@ class _Run:
         An interruption stops this at once; the run can be resumed at this point.
         """
         try:
-            with ending_with(self._stopped()):
+            with ending_with(self._stop_message()):
                 return self._finish()
         except SetrError as error:
             if error.code == INTERRUPTED:
@@ -283,7 +283,7 @@ class _Run:
             raise error from None
 
     def _finish(self) -> dict[str, Any]:
-        if self.tested < self.step or not self.best.figures:
+        if self.tested_step < self.step or not self.best.figures:
             self._validate()
             self._save()
         if self.config.train.adjust_logits or self.best.is_adjusted():
@@ -311,14 +311,14 @@ class _Run:
         self.updates.release()
         with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
             self.best.test(self.parallel, self.step, guard, stopped)
-        self.tested = self.step
+        self.tested_step = self.step
 
     def _save(self) -> bool:
         values = {
             "facts": self.facts,
             "scaler": self.scaler.state(),
             "seconds": self.seconds + time.monotonic() - self.began,
-            "tested": self.tested,
+            "tested": self.tested_step,
             **self.best.state(),
         }
         tensors = snapshot(self.model, self.optimizer, self.ema)

@@ -22,7 +22,7 @@ from setr.kernels.region_losses import (
     upsample_dice,
     upsample_lovasz,
 )
-from setr.kernels.row_blocks import Block, differentiated, upsample_sum
+from setr.kernels.row_blocks import Block, upsample_sum, with_gradient
 from setr.labels import IGNORE
 from setr.layers.upsampled_convolution import upsample
 from setr.model import Output
@@ -58,23 +58,23 @@ def upsample_cross_entropy(
 
         return in_one_kernel(upsample(logits, scale), target, size, weight=weight)
 
-    def cross_entropy(wide: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def cross_entropy(resized: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         counted = truth != IGNORE
-        share = counted.to(wide.dtype)
+        share = counted.to(resized.dtype)
         true = truth.where(counted, 0)[..., None]
         if weight is not None:
-            share *= weight.to(wide.dtype)[true[..., 0]]
-        slope = wide.softmax(-1)
-        likely = slope.gather(-1, true)[..., 0]
-        plain = -likely.log()
-        if (likely < TINY).any():  # too inexact: compute it relative to the largest logit
-            exact = wide.amax(-1) - slope.amax(-1).log() - wide.gather(-1, true)[..., 0]
-            plain = plain.where(likely >= TINY, exact)
-        value = (plain * share).sum()
-        slope.scatter_add_(-1, true, slope.new_full((), -1.0).expand(true.shape))
+            share *= weight.to(resized.dtype)[true[..., 0]]
+        grad = resized.softmax(-1)  # turned into the gradient in place below
+        probability = grad.gather(-1, true)[..., 0]
+        loss = -probability.log()
+        if (probability < TINY).any():  # too inexact: compute it relative to the largest logit
+            exact = resized.amax(-1) - grad.amax(-1).log() - resized.gather(-1, true)[..., 0]
+            loss = loss.where(probability >= TINY, exact)
+        value = (loss * share).sum()
+        grad.scatter_add_(-1, true, grad.new_full((), -1.0).expand(true.shape))
         if weight is not None or not counted.all():
-            slope *= share[..., None]
-        return value, slope  # softmax - one-hot, for each valid pixel
+            grad *= share[..., None]
+        return value, grad  # softmax - one-hot, for each valid pixel
 
     return upsample_sum(logits, target, size, cross_entropy, scale=scale)
 
@@ -110,14 +110,14 @@ def upsample_focal(
     p is the probability of the true class. Arguments as `upsample_cross_entropy`.
     """
 
-    def focal(wide: Tensor, truth: Tensor, block: Block) -> Tensor:
-        plain = pixel_cross_entropy(wide, truth)
-        values = (1 - torch.exp(-plain)).pow(gamma) * plain
+    def focal(resized: Tensor, truth: Tensor, block: Block) -> Tensor:
+        loss = pixel_cross_entropy(resized, truth)
+        values = (1 - torch.exp(-loss)).pow(gamma) * loss
         if weight is not None:
-            values = values * weight.to(wide.dtype)[truth.where(truth != IGNORE, 0)]
+            values = values * weight.to(resized.dtype)[truth.where(truth != IGNORE, 0)]
         return values.sum()
 
-    return upsample_sum(logits, target, size, differentiated(focal))
+    return upsample_sum(logits, target, size, with_gradient(focal))
 
 
 def count_weight(target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -60,11 +60,11 @@ class Recorded:
     def __init__(self, model: Any) -> None:
         self.model, self.parts = model, _Parts(model)
         self.passes = 0
-        self.seen: dict[tuple, int] = {}
+        self.counts: dict[tuple, int] = {}
         self.recordings: OrderedDict[tuple, _Recording] = OrderedDict()  # least recently used first
-        self.used: dict[tuple, int] = {}  # number of the last pass that used it
-        self.place: tuple[Any, Any] | None = None  # memory pool and stream of the captures
-        self.possible = True
+        self.last_used: dict[tuple, int] = {}  # number of the last pass that used it
+        self.pool_and_stream: tuple[Any, Any] | None = None  # of all captures
+        self.enabled = True
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy starts without graphs."""
@@ -74,7 +74,7 @@ class Recorded:
         """As `model.coarse`."""
         B, _, H, W = images.shape
         # inference tensors cannot be overwritten outside inference mode
-        if not self.possible or B * H * W > MAX_PIXELS or not torch.is_inference_mode_enabled():
+        if not self.enabled or B * H * W > MAX_PIXELS or not torch.is_inference_mode_enabled():
             return self._plain(images)
         with _LOCK, torch.cuda.device(images.device):
             return self._replayed(images)
@@ -98,16 +98,16 @@ class Recorded:
         key = (images.shape, images.dtype, *_autocast())
         self.passes += 1
         if self.passes % REST == 0:
-            self.seen.clear()  # else it would grow with every image size
+            self.counts.clear()  # else it would grow with every image size
         recording = self.recordings.get(key)
         if recording is None:
-            self.seen[key] = self.seen.get(key, 0) + 1
-            if self.seen[key] > PLAIN and self._has_room():
+            self.counts[key] = self.counts.get(key, 0) + 1
+            if self.counts[key] > PLAIN and self._has_room():
                 recording = self._record(key, images)
             if recording is None:
                 return self._plain(images)
         self.recordings.move_to_end(key)
-        self.used[key] = self.passes
+        self.last_used[key] = self.passes
         _in_order(images.device)
         return recording(images)
 
@@ -116,19 +116,19 @@ class Recorded:
         if len(self.recordings) < SHAPES:
             return True
         oldest = next(iter(self.recordings))
-        if self.passes - self.used[oldest] <= REST:
+        if self.passes - self.last_used[oldest] <= REST:
             return False
-        del self.recordings[oldest], self.used[oldest]
+        del self.recordings[oldest], self.last_used[oldest]
         return True
 
     def _record(self, key: tuple, images: Tensor) -> _Recording | None:
         """Capture a shape; if that fails or memory runs out, return None and capture no more."""
         # not torch's default capture stream, which is on the GPU of the first capture and captures
         # no other GPU's work; nor one shared by models, as graphs share the stream's workspaces
-        if self.place is None:
-            self.place = torch.cuda.graph_pool_handle(), torch.cuda.Stream(images.device)
+        if self.pool_and_stream is None:
+            self.pool_and_stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(images.device)
         try:
-            self.recordings[key] = _Recording(self.model, images, *self.place)
+            self.recordings[key] = _Recording(self.model, images, *self.pool_and_stream)
         except RuntimeError:  # torch.OutOfMemoryError is one
             self._give_up()
             return None
@@ -136,11 +136,11 @@ class Recorded:
 
     def _forget(self) -> None:
         self.recordings.clear()
-        self.used.clear()
-        self.place = None  # torch does not reuse a pool that all graphs have left
+        self.last_used.clear()
+        self.pool_and_stream = None  # torch does not reuse a pool that all graphs have left
 
     def _give_up(self) -> None:
-        self.possible = False
+        self.enabled = False
         self._forget()
         with contextlib.suppress(RuntimeError):  # after a failed capture
             torch.cuda.empty_cache()

@@ -46,13 +46,13 @@ def upsample_sum(
     return total
 
 
-def differentiated(function: BlockLoss) -> PixelLoss:
+def with_gradient(function: BlockLoss) -> PixelLoss:
     """Make a `PixelLoss` of a `BlockLoss`, with the gradient from autograd."""
 
-    def pixel_loss(wide: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def pixel_loss(resized: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            value = function(wide.requires_grad_(), truth, block)
-            return value.detach(), torch.autograd.grad(value, wide)[0]
+            value = function(resized.requires_grad_(), truth, block)
+            return value.detach(), torch.autograd.grad(value, resized)[0]
 
     return pixel_loss
 
@@ -75,13 +75,13 @@ class _UpsampleSum(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         for block in row_blocks(x, target, size, scale=scale):
             truth = target[:, block.rows, block.columns].long()
-            part, slope = pixel_loss(block.wide, truth, block)
+            part, block_grad = pixel_loss(block.resized, truth, block)
             total += part
             if grad is not None:
-                block.add_gradient(grad, slope)
+                block.add_gradient(grad, block_grad)
         if grad is not None:
             ctx.dtype = logits.dtype
-            ctx.save_for_backward(kept_gradient(grad, ctx.dtype))
+            ctx.save_for_backward(saved_gradient(grad, ctx.dtype))
         return total.to(x.dtype)
 
     @staticmethod
@@ -99,19 +99,19 @@ class Block:
     Attributes:
         rows: rows of the output.
         columns: columns of the output.
-        wide: (B, r, c, K) resized logits.
+        resized: (B, r, c, K) resized logits.
     """
 
     rows: slice
     columns: slice
-    wide: Tensor
+    resized: Tensor
     _source: tuple[slice, slice]
     _weights: tuple[Tensor, Tensor]
 
-    def add_gradient(self, grad: Tensor, slope: Tensor) -> None:
-        """Add the gradient with respect to `wide` to that of the logits, (B, h, w, K)."""
+    def add_gradient(self, grad: Tensor, block_grad: Tensor) -> None:
+        """Add the gradient with respect to `resized` to that of the logits, (B, h, w, K)."""
         with exact_products(grad.device):
-            narrow = _columns(self._weights[1].T, slope)
+            narrow = _columns(self._weights[1].T, block_grad)
             grad[:, self._source[0], self._source[1]] += _rows(self._weights[0].T, narrow)
 
 
@@ -140,8 +140,8 @@ def row_blocks(
         y, down = _axis(rows.start, rows.stop, h, size[0], x, scale)
         for columns, z, along in across:
             with exact_products(x.device):
-                wide = _columns(along, _rows(down, x[:, y, z]))
-            yield Block(rows, columns, wide, (y, z), (down, along))
+                resized = _columns(along, _rows(down, x[:, y, z]))
+            yield Block(rows, columns, resized, (y, z), (down, along))
 
 
 def classes_last(logits: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def classes_last(logits: Tensor) -> Tensor:
     return (x if x.dtype == torch.float64 else x.float()).contiguous()
 
 
-def kept_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+def saved_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
     """Gradient (B, h, w, K) -> (B, K, h, w) in the logits' dtype, as saved for the backward pass.
 
     It keeps its own dtype for fp16, in which gradients of a mean underflow before loss scaling.

@@ -23,7 +23,7 @@ from setr.kernels.row_blocks import source_rows
 from setr.protocols import Protocol
 
 MAX_PHASES = 8
-"""Maximum number of phases in `_widened`; with more, each has too few columns."""
+"""Maximum number of phases in `_resize_columns`; with more, each has too few columns."""
 
 Model = Callable[[Tensor], Any]
 """Normalised images (b, C, h, w) -> logits (b, K, h, w). The method `coarse` of `SETR` returns them
@@ -106,22 +106,22 @@ class View:
         self.blend = protocol.blend
         shape = _pyramid if self.blend else torch.ones
         self.weights = [shape(w).to(self.device) for w in self.window]
-        self.live: list[Window] = []
+        self.active: list[Window] = []  # computed, and still needed
         self.num_rows = 0  # rows of windows computed so far
 
     @property
     def num_classes(self) -> int:
         """K, known after the first forward pass."""
-        if not self.live:
+        if not self.active:
             self._compute()
-        return self.live[0].logits.shape[1]
+        return self.active[0].logits.shape[1]
 
     def rows(self, first: int, last: int) -> Tensor:
         """Merged logits (B, K, last - first, W') float32; `first` must not decrease over calls."""
-        self.live = [w for w in self.live if w.top + self.window[0] > first]
+        self.active = [w for w in self.active if w.top + self.window[0] > first]
         while self.num_rows < len(self.tops) and self.tops[self.num_rows] < last:
-            for window in self.live:
-                window.forget_above(first)
+            for window in self.active:
+                window.free_above(first)
             self._compute()
         only = self.only_window()
         merged = only.rows(first, last) if only else self._merge(first, last)
@@ -131,15 +131,15 @@ class View:
         """The window, if a single one covers the whole view."""
         if len(self.tops) * len(self.lefts) > 1 or self.window != self.size:
             return None
-        if not self.live:
+        if not self.active:
             self._compute()
-        return self.live[0]
+        return self.active[0]
 
     def _merge(self, first: int, last: int) -> Tensor:
         (wh, ww), (start, stop) = self.window, self.columns
-        B, K = self.live[0].logits.shape[:2]
+        B, K = self.active[0].logits.shape[:2]
         total = torch.zeros(B, K, last - first, stop - start, device=self.device)
-        for window in self.live:
+        for window in self.active:
             a, b = max(first, window.top), min(last, window.top + wh)
             if a < b:
                 part = window.rows(a - window.top, b - window.top)
@@ -164,10 +164,10 @@ class View:
         for start in range(0, len(places), per_call):
             chunk = places[start : start + per_call]
             crops = [self._crop(top, left) for top, left in chunk]
-            together = crops[0] if len(crops) == 1 else torch.cat(crops)
-            logits, size = _coarse_logits(self.model, together)
+            batch = crops[0] if len(crops) == 1 else torch.cat(crops)
+            logits, size = _coarse_logits(self.model, batch)
             for (top, left), part in zip(chunk, logits.split(B), strict=True):
-                self.live.append(Window(top, left, part, size, self.window))
+                self.active.append(Window(top, left, part, size, self.window))
         if self.num_rows == len(self.tops):
             self.images = None
 
@@ -215,7 +215,7 @@ class Window:
         rows = resize_rows(self._fetch, source, self.padded, first, last)
         return rows[..., : self.size[1]]
 
-    def forget_above(self, row: int) -> None:
+    def free_above(self, row: int) -> None:
         """Free the logits that are needed only for rows of the view above `row`."""
         if row <= self.top:
             return
@@ -266,10 +266,10 @@ def resize_rows(
         rows = torch.lerp(
             block.index_select(2, lower), block.index_select(2, upper), share[:, None]
         )
-    return rows if source[1] == target[1] else _widened(rows, target[1])
+    return rows if source[1] == target[1] else _resize_columns(rows, target[1])
 
 
-def _widened(rows: Tensor, width: int) -> Tensor:
+def _resize_columns(rows: Tensor, width: int) -> Tensor:
     """Bilinear resize (B, K, r, w) -> (B, K, r, width).
 
     With a ratio such as 2, 4 or 7/2, every second, fourth or seventh output column has the same

@@ -134,7 +134,7 @@ def meet(place: Place, timeout: float) -> tuple[Any, Any]:
 
     def wait() -> None:
         try:
-            outcome.put((_meet(place, timeout), None))
+            outcome.put((_connect(place, timeout), None))
         except Exception as error:
             outcome.put((None, error))
 
@@ -153,7 +153,7 @@ def meet(place: Place, timeout: float) -> tuple[Any, Any]:
     return met
 
 
-def _meet(place: Place, timeout: float) -> tuple[Any, Any]:
+def _connect(place: Place, timeout: float) -> tuple[Any, Any]:
     deadline = time.monotonic() + timeout
     where = f"{place.address}:{place.port}"
     # torchrun hosts the store itself and keeps it across restarts
@@ -195,25 +195,25 @@ def _agree(store: Any, place: Place, where: str, timeout: float, deadline: float
     Every process writes a random id. Rank 0 publishes the list of ids until all processes have
     found theirs in the same list, whose checksum becomes the prefix.
     """
-    own = uuid.uuid4().hex
-    store.set(f"setr/here/{place.rank}", own)
+    own_id = uuid.uuid4().hex
+    store.set(f"setr/here/{place.rank}", own_id)
     keys = [f"setr/here/{rank}" for rank in range(place.world)]
-    answered = ""
+    confirmed = ""
     while time.monotonic() < deadline:
         if place.rank == 0 and store.check(keys):
             store.set("setr/list", ",".join(value.decode() for value in map(store.get, keys)))
         if store.check(["setr/list"]):
             listed = store.get("setr/list").decode()
             name = "setr/" + hashlib.sha256(listed.encode()).hexdigest()[:16]
-            if own in listed and name != answered:
+            if own_id in listed and name != confirmed:
                 store.add(f"{name}/found", 1)
-                answered = name
-            if answered == name and store.add(f"{name}/found", 0) == place.world:
+                confirmed = name
+            if confirmed == name and store.add(f"{name}/found", 0) == place.world:
                 return name
         time.sleep(0.05)
-    came = sum(store.check([key]) for key in keys)
+    connected = sum(store.check([key]) for key in keys)
     raise SetrError(
-        f"{came} of {place.world} processes reached {where} within {timeout:g} s; check that every "
-        "host starts its processes and can reach this address",
+        f"{connected} of {place.world} processes reached {where} within {timeout:g} s; check that "
+        "every host starts its processes and can reach this address",
         code=USAGE,
     )

@@ -160,15 +160,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     a = torch.randn(side, side, device=device, generator=generator).to(dtype or torch.float32)
     best = float("inf")
     for _ in range(repeats + 1):  # the first is a warm-up
-        _wait(device)
+        _synchronize(device)
         began = time.perf_counter()
         product(a, a) if worth_it(a, a) else a @ a
-        _wait(device)
+        _synchronize(device)
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         import torch
 

@@ -25,9 +25,9 @@ class Progress:
         self.name, self.total, self.start = name, total, start
         self.began = self.shown = time.monotonic()
         self.images, self.waited, self.done = 0, 0.0, start
-        self.smooth: float | None = None
+        self.loss: float | None = None  # smoothed
         self.live = sys.stderr.isatty()
-        self._begun = False  # whether a line on the terminal is unfinished
+        self._line_open = False  # whether a line on the terminal is unfinished
 
     def __enter__(self) -> Progress:
         return self
@@ -47,7 +47,7 @@ class Progress:
         """Count a step: its images, the seconds it waited for data, its loss and learning rate."""
         self.done, self.images, self.waited = done, self.images + images, self.waited + wait
         if loss is not None and math.isfinite(loss):  # fp16 skips steps that overflow
-            self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
+            self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         now = time.monotonic()
         early = now - self.shown < (0.2 if self.live else 15) and done != self.total
         if early or self.silent:
@@ -56,8 +56,8 @@ class Progress:
         rates = self.rates()
         known = done <= self.total
         parts = [f"{self.name} {done}/{self.total}" if known else f"{self.name} {done}"]
-        if self.smooth is not None:
-            parts.append(f"loss {self.smooth:.3f}")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
         if lr is not None:
             parts.append(f"lr {lr:.2e}")
         parts.append(f"{rates['images_per_second']:.1f} img/s")
@@ -68,7 +68,7 @@ class Progress:
         line = "  ".join(parts)
         print(f"\r{line:<90}" if self.live else line, end="" if self.live else "\n",
               file=sys.stderr, flush=True)  # fmt: skip
-        self._begun = self.live
+        self._line_open = self.live
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -88,9 +88,9 @@ class Progress:
 
     def close(self) -> None:
         """End the line, if it is unfinished."""
-        if self._begun:
+        if self._line_open:
             print(file=sys.stderr)
-        self._begun = False
+        self._line_open = False
 
 
 def _clock(seconds: float) -> str:

@@ -30,13 +30,13 @@ def limit_threads() -> None:
     Called before torch is imported. Does nothing for quotas above half of the CPUs, since two CPUs
     may belong to one core, for which torch starts one thread.
     """
-    if 2 * cpus() <= _allowed():
+    if 2 * cpus() <= _affinity():
         os.environ.setdefault("OMP_NUM_THREADS", str(cpus()))
 
 
 def cpus() -> int:
     """CPUs this process may use, by its affinity and the quotas of its groups, rounded up."""
-    counts = [_allowed()]
+    counts = [_affinity()]
     for group in _groups("cpu"):
         with suppress(OSError, ValueError):  # "max": no limit
             quota, period = map(int, (group / "cpu.max").read_text().split())
@@ -66,7 +66,7 @@ def memory_left() -> int | None:
     return min(left, default=None)
 
 
-def _allowed() -> int:
+def _affinity() -> int:
     """CPUs this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -37,7 +37,7 @@ class Watch:
     def __init__(self, store: Any, rank: int, world: int) -> None:
         self.store, self.rank, self.world = store, rank, world
         self.lost = ""
-        self.asked = False  # to stop: once set, it is set in all processes within two beats
+        self.stop_requested = False  # reaches all processes within two beats
         self._found, self._leaving = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="setr-watch", daemon=True)
 
@@ -84,24 +84,24 @@ class Watch:
         self.lost = self.store.compare_set("lost", "", line).decode()
 
     def _run(self) -> None:
-        following = (self.rank + 1) % self.world
+        next_rank = (self.rank + 1) % self.world
         count, seen, since = 0, b"", time.monotonic()
         while not self._leaving.wait(BEAT):
             count += 1
             try:
                 self.store.set(f"beat/{self.rank}", str(count))
-                if self.asked:
+                if self.stop_requested:
                     self.store.set("stop", "asked")
                 elif self.store.check(["stop"]):
-                    self.asked = True
-                key = f"beat/{following}"
+                    self.stop_requested = True
+                key = f"beat/{next_rank}"
                 beat = self.store.get(key) if self.store.check([key]) else b""
                 if beat not in (seen, b"left"):
                     seen, since = beat, time.monotonic()
                 if beat != b"left" and time.monotonic() - since > SILENCE:
-                    host = self.store.get(f"host/{following}").decode()
+                    host = self.store.get(f"host/{next_rank}").decode()
                     self._tell(
-                        f"lost rank {following} on {host}: no sign of life for {SILENCE:g} s; "
+                        f"lost rank {next_rank} on {host}: no sign of life for {SILENCE:g} s; "
                         "see its own output, then continue with --resume"
                     )
                 elif self.store.check(["lost"]):

@@ -72,7 +72,7 @@ class Best:
             return
         self.figures, self.stale = values["figures"], values.get("stale", 0)
 
-    def why_ended(self) -> str:
+    def stop_reason(self) -> str:
         """Why training stops early, the same in all processes; empty if it goes on."""
         patience = self.config.train.patience
         if not 0 < patience <= self.stale:

@@ -52,13 +52,13 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
         in_chans=len(settings.mean),
     )
-    for source, resnet in _sources(model, settings):
+    for source, resnet in _pretrained_sources(model, settings):
         report = load_encoder(model, source, resnet=resnet)
         say(f"encoder: weights of {source}: {report}")
         own = Path(source).is_dir() or report.dialect in WHOLE
         # our models come with their own values, and SETR was trained with ImageNet's
         if not resnet and not own:
-            _compare_normalisation(model, settings)
+            _note_other_normalisation(model, settings)
     if settings.lora_rank:
         add_lora(model, settings.lora_rank)
     else:
@@ -81,7 +81,7 @@ def require_buildable(config: Config, *, weights: bool) -> None:
     """
     with torch.device("meta"):
         model = build_model(without_weights(config), 1, quiet=True)
-    for source, resnet in _sources(model, config.model) if weights else ():
+    for source, resnet in _pretrained_sources(model, config.model) if weights else ():
         require_weights(model, source, resnet=resnet)
 
 
@@ -97,11 +97,11 @@ def require_fitting_weights(config: Config) -> None:
     bare = dataclasses.replace(config.model, lora_rank=0)  # pretrained weights have no LoRA layers
     with torch.device("meta"):
         model = build_model(without_weights(dataclasses.replace(config, model=bare)), 1, quiet=True)
-    for source, _ in _sources(model, config.model):
+    for source, _ in _pretrained_sources(model, config.model):
         require_fit(model, source)
 
 
-def _sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
+def _pretrained_sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
     """Sources of pretrained weights, each with whether it is for the ResNet of the encoder."""
     if settings.pretrained_resnet and not model.arguments["resnet"]:
         raise SetrError(
@@ -113,7 +113,7 @@ def _sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
     return [(source, resnet) for source, resnet in found if source]
 
 
-def _compare_normalisation(model: SETR, settings: ModelConfig) -> None:
+def _note_other_normalisation(model: SETR, settings: ModelConfig) -> None:
     """Print a note if the weights were trained with another mean or standard deviation."""
     if model.encoder.in_chans != 3:
         return  # pretrained on RGB images
@@ -185,7 +185,7 @@ def with_workers(config: Config, device: torch.device) -> Config:
     return dataclasses.replace(config, data=data)
 
 
-def _weights_by_hand(config: Config, labels: Labels) -> list[float] | None:
+def _given_weights(config: Config, labels: Labels) -> list[float] | None:
     named = named_weights(config.train.class_weights)
     return by_class(named, labels.classes) if named else None
 
@@ -197,7 +197,7 @@ def build_weights(
     kind = config.train.class_weights
     if kind == "none":
         return None
-    found = _weights_by_hand(config, labels) or class_weights(pixels, kind).tolist()
+    found = _given_weights(config, labels) or class_weights(pixels, kind).tolist()
     say(f"class weights: {described(found, labels.classes)}")
     return torch.tensor(found, dtype=torch.float32, device=device)
 
@@ -208,7 +208,7 @@ def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray
     Raises:
         SetrError: pairs that cannot be used, or class weights for unknown classes.
     """
-    _weights_by_hand(config, dataset.labels)  # fail before reading files
+    _given_weights(config, dataset.labels)  # fail before reading files
     say(f"{dataset.name}: {describe_map(dataset.labels)}")
     if dataset.bands:
         say(f"images: {dataset.bands}")

@@ -75,7 +75,7 @@ def forward_flops(model: SETR, H: int, W: int) -> int:
 
     A multiply-add counts as two operations; many papers count it as one. Only matrix products,
     convolutions and attention are counted, in the order of operations common to all devices (MLA
-    classifies before its upsampling), without savings specific to one device.
+    classifies before its upsampling); savings on single devices are not subtracted.
     """
     from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode

@@ -24,9 +24,9 @@ from setr.errors import USAGE, SetrError
 from setr.training.settings import PER_PROCESS, flat
 from setr.wrapped import WrappedDataset
 
-_TOLD_BY_VERSION = (ShardDataset, WrappedDataset)
-_OF_BANDS = ("bands", "value_range")  # facts that data sets without bands lack
-_SAMPLED = 64  # number of files whose sizes are compared
+_VERSIONED = (ShardDataset, WrappedDataset)
+_BAND_FACTS = ("bands", "value_range")  # facts that data sets without bands lack
+_MIN_SAMPLED = 64  # at least this many file sizes are compared, if there are as many
 
 
 def run_facts(config: Config, *datasets: Dataset) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def data_facts(dataset: Dataset) -> dict[str, Any]:
         names.update(f"{name}\n".encode("utf-8", "surrogateescape"))
     sampled: list[Pair] = []
     if isinstance(dataset.pairs, Pairs):
-        step = max(1, len(dataset) // _SAMPLED)
+        step = max(1, len(dataset) // _MIN_SAMPLED)
         sampled = [dataset.pairs[i] for i in range(0, len(dataset), step)]
     labels = dataset.labels.to_dict()
     return {
@@ -68,7 +68,7 @@ def data_facts(dataset: Dataset) -> dict[str, Any]:
         "file names": names.hexdigest()[:16],
         "file sizes": _digest([_size(pair.image) for pair in sampled]),
         "mask sizes": _digest([_size(pair.mask) for pair in sampled]),
-        "checksum": dataset.version if isinstance(dataset, _TOLD_BY_VERSION) else None,
+        "checksum": dataset.version if isinstance(dataset, _VERSIONED) else None,
         **(dataset.bands.to_dict() if dataset.bands else {}),
     }
 
@@ -83,7 +83,7 @@ def data_record(facts: dict[str, Any], train: Dataset, val: Dataset) -> dict[str
         train: training split.
         val: validation split.
     """
-    own = {key: value for key, value in facts.items() if _of_files(key)}
+    own = {key: value for key, value in facts.items() if _is_data_fact(key)}
     text = json.dumps(own, sort_keys=True)
     return {
         "name": val.name,
@@ -125,13 +125,15 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
         SetrError: says what differs.
     """
     splits = {_split(key) for key in before}
-    no_bands = {f"{_split(k)}.{name}": None for k in before if _of_files(k) for name in _OF_BANDS}
+    no_bands = {
+        f"{_split(k)}.{name}": None for k in before if _is_data_fact(k) for name in _BAND_FACTS
+    }
     before = {**_settings(Config()), **no_bands, **before}
     now = {k: v for k, v in now.items() if k in before or _split(k) not in splits}
     for kind, belongs in _IDENTITY.items():
-        mine = {k: v for k, v in before.items() if belongs(k)}
-        theirs = {k: v for k, v in now.items() if belongs(k)}
-        if found := differences(mine, theirs):
+        old = {k: v for k, v in before.items() if belongs(k)}
+        new = {k: v for k, v in now.items() if belongs(k)}
+        if found := differences(old, new):
             raise SetrError(
                 f"{out}: cannot resume with {kind}: {found}; choose another --out", code=USAGE
             )
@@ -141,10 +143,10 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
 
 def _split(key: str) -> str:
     """`data.train` for a fact about the files of that split; the key itself for other facts."""
-    return key.rpartition(".")[0] if _of_files(key) else key
+    return key.rpartition(".")[0] if _is_data_fact(key) else key
 
 
-def _of_files(key: str) -> bool:
+def _is_data_fact(key: str) -> bool:
     """Whether a fact is about files and classes, not a setting of `data`."""
     return key.startswith("data.") and key.count(".") > 1  # a split's name may contain dots, too
 
@@ -152,5 +154,5 @@ def _of_files(key: str) -> bool:
 _IDENTITY: dict[str, Callable[[str], bool]] = {
     "another model": lambda key: key.startswith("model."),
     "another optimiser": lambda key: key == "optim.name",
-    "other data or classes": _of_files,
+    "other data or classes": _is_data_fact,
 }

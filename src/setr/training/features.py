@@ -45,7 +45,7 @@ from setr.training.build import build_info
 from setr.transforms import PAD_COLOUR, CropWindow, fill_colour, flipped
 
 VERSION = 2
-_OF_HEADS = frozenset(
+_HEAD_ARGUMENTS = frozenset(
     {"decoder", "num_classes", "aux_taps", "decoder_args", "neck_args", "aux_args", "odd_sizes"}
 )
 """Arguments of `SETR` that do not affect the features of its encoder."""
@@ -128,7 +128,7 @@ def _complete(folder: Path) -> bool:
 def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | None) -> str:
     facts: dict[str, Any] = {
         "version": VERSION,
-        "encoder": {k: v for k, v in model.arguments.items() if k not in _OF_HEADS},
+        "encoder": {k: v for k, v in model.arguments.items() if k not in _HEAD_ARGUMENTS},
         "libraries": [torch.__version__, timm.__version__, cv2.__version__],
         "labels": dataset.labels.to_dict(),
         "size": config.data.crop_size,
@@ -171,7 +171,7 @@ def _compute(
     progress = Progress("features", count)
     maps = masks = None
     try:
-        with _scratch(folder.parent) as place:
+        with _scratch(folder.parent) as scratch:
             for number, (image, mask) in enumerate(_views(config, dataset, views)):
                 with (
                     torch.inference_mode(),
@@ -184,14 +184,14 @@ def _compute(
                         "train.cache_features: features exceed the range of fp16; leave it out"
                     )
                 if maps is None or masks is None:
-                    maps, masks = _files(place, (count, *found.shape), (count, *size))
+                    maps, masks = _create_arrays(scratch, (count, *found.shape), (count, *size))
                 maps[number], masks[number] = found.numpy(), mask
                 progress.update(number + 1, images=1)
             for file in (maps, masks):
                 if file is not None:
                     file.flush()
-            (place / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
-            _publish(place, folder)
+            (scratch / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
+            _publish(scratch, folder)
     except OSError as error:
         raise SetrError(f"{folder}: cannot write features: {error.strerror}") from None
     finally:
@@ -214,46 +214,46 @@ def _scratch(base: Path) -> Iterator[Path]:
 
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for left in base.glob(".*.part"):
-                    shutil.rmtree(left, ignore_errors=True)
+                for leftover in base.glob(".*.part"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             fcntl.flock(lock, fcntl.LOCK_SH)
-        place = base / f".{uuid.uuid4().hex}.part"
-        place.mkdir()
+        scratch = base / f".{uuid.uuid4().hex}.part"
+        scratch.mkdir()
         try:
-            yield place
+            yield scratch
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _publish(place: Path, folder: Path) -> None:
+def _publish(scratch: Path, folder: Path) -> None:
     """Rename a finished scratch folder, unless another run has published the same features."""
     try:
-        os.rename(place, folder)  # fails if the folder exists and is not empty
+        os.rename(scratch, folder)  # fails if the folder exists and is not empty
     except OSError:
         if _complete(folder):
             return
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(place, folder)
+        os.rename(scratch, folder)
 
 
-def _files(
-    place: Path, maps: tuple[int, ...], masks: tuple[int, ...]
+def _create_arrays(
+    scratch: Path, maps: tuple[int, ...], masks: tuple[int, ...]
 ) -> tuple[np.memmap, np.memmap]:
     needed = 2 * int(np.prod(maps)) + int(np.prod(masks))
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(scratch).free
     if needed > free:
         raise SetrError(
-            f"train.cache_features: {needed / 1e9:.1f} GB are needed in {place.parent}, where "
+            f"train.cache_features: {needed / 1e9:.1f} GB are needed in {scratch.parent}, where "
             f"{free / 1e9:.1f} GB are free; set SETR_CACHE to another disk, a smaller "
             "--data.crop-size, or --train.cache-features once"
         )
     return (
-        _reserved(place / "maps.npy", np.float16, maps),
-        _reserved(place / "masks.npy", np.uint8, masks),
+        _preallocated(scratch / "maps.npy", np.float16, maps),
+        _preallocated(scratch / "masks.npy", np.uint8, masks),
     )
 
 
-def _reserved(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+def _preallocated(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     """A new memory-mapped array, preallocated: a write to a full disk would kill the process."""
     made: np.memmap = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):

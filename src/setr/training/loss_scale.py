@@ -49,9 +49,9 @@ class LossScaler:
         before = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
-        moved = not self.enabled or self.scaler.get_scale() >= before
-        self.in_a_row = 0 if moved else self.in_a_row + 1
-        self.skipped += not moved
+        updated = not self.enabled or self.scaler.get_scale() >= before
+        self.in_a_row = 0 if updated else self.in_a_row + 1
+        self.skipped += not updated
         if self.in_a_row == MAX_SKIPPED:
             raise together(
                 SetrError(
@@ -59,7 +59,7 @@ class LossScaler:
                     f"({self.skipped} in total); lower --optim.lr, or set --train.precision fp32"
                 )
             )
-        return moved
+        return updated
 
     def figures(self) -> dict[str, float]:
         """Values for the log: in fp16, the number of steps skipped so far."""

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from setr.inference import normalize
-from setr.kernels.row_blocks import block_bytes, classes_last, kept_gradient
+from setr.kernels.row_blocks import block_bytes, classes_last, saved_gradient
 from setr.losses import LossKind
 from setr.model import SETR, Features
 from setr.processes.machine import resident_bytes
@@ -94,20 +94,20 @@ def step_memory(
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         model.train()
-        tally = _Tally([*model.parameters(), *model.buffers()])
+        tracker = _MemoryTracker([*model.parameters(), *model.buffers()])
         output, inputs = None, _inputs(model, batch, size, device, cached)
-        tally.count(inputs.maps if isinstance(inputs, Features) else [inputs])
-        with tally:
+        tracker.count(inputs.maps if isinstance(inputs, Features) else [inputs])
+        with tracker:
             for _ in range(2):
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     output = model(inputs, with_aux=True)
-                before = tally.now
-                parts = [_HeldByLoss.apply(x) for x in (output.logits, *output.aux)]
+                before = tracker.now
+                parts = [_LossMemory.apply(x) for x in (output.logits, *output.aux)]
                 if loss in ("dice", "lovasz"):
-                    parts.append(_HeldByRegions.apply(output.logits, size, loss == "lovasz"))
+                    parts.append(_RegionLossMemory.apply(output.logits, size, loss == "lovasz"))
                 value = torch.stack(parts)
-                held = tally.now - weights
-                logits = _bytes([output.logits, *output.aux]) + tally.now - before
+                held = tracker.now - weights
+                logits = _bytes([output.logits, *output.aux]) + tracker.now - before
                 output = None
                 value.sum().backward()
                 if not keeps_gradients:
@@ -122,7 +122,7 @@ def step_memory(
         optimizer=optimizer,
         activations=max(0, held - logits - (trained if keeps_gradients else 0)),
         logits=logits,
-        total=process + optimizer + max(tally.peak, updating),
+        total=process + optimizer + max(tracker.peak, updating),
     )
 
 
@@ -138,7 +138,7 @@ def _inputs(
         return Features([torch.empty_like(m) for m in model.encoder(x)], size)
 
 
-class _HeldByLoss(torch.autograd.Function):
+class _LossMemory(torch.autograd.Function):
     """Allocates the same tensors as `row_blocks.upsample_sum`, without its loop over blocks."""
 
     @staticmethod
@@ -146,7 +146,7 @@ class _HeldByLoss(torch.autograd.Function):
         x = classes_last(logits)
         grad = torch.zeros_like(x)
         block = x.new_empty(4 * block_bytes(x.device) // x.element_size())
-        ctx.save_for_backward(kept_gradient(grad, logits.dtype))
+        ctx.save_for_backward(saved_gradient(grad, logits.dtype))
         return block.new_zeros(())
 
     @staticmethod
@@ -155,7 +155,7 @@ class _HeldByLoss(torch.autograd.Function):
         return grad * grad_output.to(grad.dtype)
 
 
-class _HeldByRegions(torch.autograd.Function):
+class _RegionLossMemory(torch.autograd.Function):
     """Allocates the tensors of `region_losses.py` for a target with all classes.
 
     Both losses save a second gradient; Lovász also needs a probability and its derivative for every
@@ -171,7 +171,7 @@ class _HeldByRegions(torch.autograd.Function):
             held.append(x.new_empty(B, *size, SORTED, dtype=torch.uint8))
             del held
         grad = torch.zeros_like(x)
-        ctx.save_for_backward(kept_gradient(grad, logits.dtype))
+        ctx.save_for_backward(saved_gradient(grad, logits.dtype))
         return grad.new_zeros(())
 
     @staticmethod
@@ -180,7 +180,7 @@ class _HeldByRegions(torch.autograd.Function):
         return grad * grad_output.to(grad.dtype), None, None
 
 
-class _Tally(TorchDispatchMode):
+class _MemoryTracker(TorchDispatchMode):
     """Tracks the total size of the storages that are alive, and its peak.
 
     Args:

@@ -36,15 +36,15 @@ def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
         spared = plain and not config.decay_norms
         key = (_lr_factor(name, model, config), 0.0 if spared else config.weight_decay)
         groups.setdefault(key, []).append(parameter)
-    listed = [
+    param_groups = [
         {"params": parameters, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
     if config.name == "sgd":
         # torch 2.13 has no fused SGD for sharded weights
         fused = FUSED and not any(isinstance(p, DTensor) for p in model.parameters())
-        return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, fused=fused)
-    return torch.optim.AdamW(listed, lr=config.lr, fused=FUSED)
+        return torch.optim.SGD(param_groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(param_groups, lr=config.lr, fused=FUSED)
 
 
 def _lr_factor(name: str, model: SETR, config: OptimConfig) -> float:

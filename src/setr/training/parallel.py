@@ -50,12 +50,12 @@ class Parallel:
         self.copies: DistributedDataParallel | None = None  # `call` may be the compiled module
         self.sharded = sharding == "full" and world() > 1
         if world() > 1:
-            self._spread()
+            self._distribute()
         if compiled:
             _require_compiler(next(model.parameters()).device)
             self.call = torch.compile(self.call)
 
-    def _spread(self) -> None:
+    def _distribute(self) -> None:
         model = self.model
         sync_batch_norms(model)
         if self.sharded:
@@ -65,11 +65,11 @@ class Parallel:
                 fully_shard(block, mesh=mesh)
         else:
             devices = [p.device.index for p in model.parameters() if p.is_cuda][:1] or None
-            arguments = inspect.signature(DistributedDataParallel).parameters
-            new = (
-                "forward_sync_buffers"  # its name since torch 2.12; batch norms are in sync anyway
-            )
-            sync: dict[str, Any] = {new if new in arguments else "broadcast_buffers": False}
+            # batch norms are in sync anyway; torch 2.12 renamed the option
+            option = "forward_sync_buffers"
+            if option not in inspect.signature(DistributedDataParallel).parameters:
+                option = "broadcast_buffers"
+            sync: dict[str, Any] = {option: False}
             # the strides of a class token's gradient differ only in dimensions of size 1: harmless
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             self.call = self.copies = DistributedDataParallel(model, device_ids=devices, **sync)
@@ -151,7 +151,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> the same shape, normalised over the B, H, W of all processes."""
         if not self.training or not self.track_running_stats:
             return super().forward(x)
-        y, mean, var, count = _BatchNormOverAll.apply(x, self.weight, self.bias, self.eps)
+        y, mean, var, count = _SyncBatchNormFunction.apply(x, self.weight, self.bias, self.eps)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -164,12 +164,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return out
 
 
-class _BatchNormOverAll(torch.autograd.Function):
+class _SyncBatchNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wide = _wide(x)
+        wide = _at_least_fp32(x)
         var, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
         count = mean.new_tensor([wide.numel() / wide.shape[1]])
         own = torch.cat([mean, var, count])
@@ -190,7 +190,7 @@ class _BatchNormOverAll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Any:
         scaled, weight, rate, total = ctx.saved_tensors
-        wide = _wide(grad)
+        wide = _at_least_fp32(grad)
         bias_grad = wide.sum((0, 2, 3))
         weight_grad = (wide * scaled).sum((0, 2, 3))
         sums = torch.stack([bias_grad, weight_grad])
@@ -200,7 +200,7 @@ class _BatchNormOverAll(torch.autograd.Function):
         return x_grad.to(grad.dtype), weight_grad, bias_grad, None
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -57,9 +57,9 @@ class Updates:
         self.model = parallel.model
         self.device = next(self.model.parameters()).device
         self.warned = False
-        self.graphed = Graphed(self._recorded, self.model) if self._records() else None
+        self.graphed = Graphed(self._captured, self.model) if self._can_capture() else None
 
-    def _records(self) -> bool:
+    def _can_capture(self) -> bool:
         """Whether the forward and backward pass can be captured as one CUDA graph.
 
         Other losses than cross-entropy select pixels by value, several processes exchange
@@ -106,7 +106,7 @@ class Updates:
         self.scaler.unscale(self.optimizer)
         norm = clip_gradients(self.model, config.optim.clip_grad)
         totals = self._totals(sums, norm, rate, done)
-        self._warn_of_nothing(totals["main"], masks, done)
+        self._warn_if_nothing_valid(totals["main"], masks, done)
         moved = self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema and moved:
@@ -146,7 +146,7 @@ class Updates:
             return count_weight(masks, self.weight)
         return torch.full((), float(masks.numel()), device=self.device)
 
-    def _recorded(self, inputs: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def _captured(self, inputs: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """The forward and backward pass to capture."""
         return self._backward(inputs, masks, self._normalizer(masks))
 
@@ -163,11 +163,13 @@ class Updates:
     ) -> dict[str, float]:
         """The losses and the gradient norm over all processes."""
         # the norm is the same everywhere; its mean makes all agree even if only one overflows
-        *values, length = add_up(torch.stack([*sums.values(), norm / distributed.world()])).tolist()
+        *values, mean_norm = add_up(
+            torch.stack([*sums.values(), norm / distributed.world()])
+        ).tolist()
         totals = dict(zip(sums, values, strict=True))
-        for name, value in (("loss", totals["loss"]), ("gradient norm", length)):
+        for name, value in (("loss", totals["loss"]), ("gradient norm", mean_norm)):
             if not (np.isfinite(value) or self.scaler.enabled):
-                other = (
+                advice = (
                     "limit gradients with --optim.clip-grad"
                     if self.dtype is None
                     else "set --train.precision fp32"
@@ -175,14 +177,14 @@ class Updates:
                 raise together(
                     SetrError(
                         f"{name} is {value} at step {done + 1} with lr {rate:.3g}; lower "
-                        f"--optim.lr, or {other}; the batch was {', '.join(self.names(done))}"
+                        f"--optim.lr, or {advice}; the batch was {', '.join(self.names(done))}"
                     )
                 )
-        if np.isfinite(length):
-            totals["gradient_norm"] = length
+        if np.isfinite(mean_norm):
+            totals["gradient_norm"] = mean_norm
         return totals
 
-    def _warn_of_nothing(self, main: float, masks: Tensor, done: int) -> None:
+    def _warn_if_nothing_valid(self, main: float, masks: Tensor, done: int) -> None:
         """Warn once of a step without valid pixels; confident logits may also give a loss of 0."""
         if self.warned or main or add_up(count_weight(masks.to(self.device), self.weight)):
             return
