@@ -56,7 +56,7 @@ def test_what_the_servers_refuse_is_refused_here(tmp_path):
             submission.add("photo.png", frame)
         with pytest.raises(SetrError, match="2048x1024"):
             submission.add(STREET, frame[:512])
-        with pytest.raises(SetrError, match="id 19 is no class"):
+        with pytest.raises(SetrError, match="id 19 is not a class"):
             submission.add(STREET, frame + 19)
         submission.add(STREET, frame)
         with pytest.raises(SetrError, match="two predictions"):
