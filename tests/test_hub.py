@@ -302,7 +302,7 @@ def test_a_revision_on_the_hub_is_the_one_asked_for(folder, monkeypatch, name, r
 
 @pytest.mark.parametrize("name", ["a/b@v1", "a/b.pth", "."])
 def test_a_revision_of_what_has_none_is_one_line(name):
-    with pytest.raises(SetrError, match=f"revision 'v2': {name} is no owner/name on the Hub"):
+    with pytest.raises(SetrError, match=f"revision 'v2': only an owner/name .* and {name} is none"):
         setr.load(name, revision="v2")
 
 

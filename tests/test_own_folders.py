@@ -246,7 +246,7 @@ def test_masks_drawn_in_their_alpha_are_told(tmp_path, colour):
         put(tmp_path / "images" / f"{name}.png", PHOTO)
         flat = np.broadcast_to(np.array(colour, np.uint8), (6, 8, len(colour)))
         put(tmp_path / "masks" / f"{name}.png", np.dstack([flat, IDS * 255]))
-    with pytest.raises(SetrError, match=r"a\.png: one value all over.* alpha") as error:
+    with pytest.raises(SetrError, match=r"a\.png: of one value everywhere.* alpha") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
     listed = "".join(f"images/{n}.png,masks/{n}.png\n" for n in "ab")
@@ -254,7 +254,7 @@ def test_masks_drawn_in_their_alpha_are_told(tmp_path, colour):
     how = "label_map: {0: a, 255: b}" if len(colour) == 1 else "colour_map: {red: b, black: a}"
     how = how.replace("red", "'#ff0000'").replace("black", "'#000000'")
     (tmp_path / "all.yaml").write_text(f"train: all.csv\nclasses: [a, b]\n{how}\n")
-    assert "error: 2 masks are one value all over" in reports(tmp_path, "all.yaml")
+    assert "error: 2 masks are of one value everywhere" in reports(tmp_path, "all.yaml")
     for name in "ab":  # with a picture in the colours, too, the alpha says nothing
         drawn = np.where(IDS[..., None] > 0, flat, 0).astype(np.uint8)
         put(tmp_path / "masks" / f"{name}.png", np.dstack([drawn, IDS * 255]))
