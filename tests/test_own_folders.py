@@ -344,14 +344,14 @@ def test_masks_of_segments_ai(tmp_path):
 def test_masks_that_are_named_after_tasks_of_label_studio(tmp_path):
     put(tmp_path / "images" / "a.jpg", PHOTO)
     put(tmp_path / "masks" / "task-1-annotation-2-by-1-tag-cat-0.png", IDS)
-    with pytest.raises(SetrError, match=r"PNG export names tasks, not images; export JSON"):
+    with pytest.raises(SetrError, match=r"PNG export names tasks, not images; export as JSON"):
         draft(tmp_path)
 
 
 def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
     for kind in ("images", "masks"):
         put(tmp_path / kind / "a.jpg", np.zeros((4, 5, 3), np.uint8))
-    with pytest.raises(SetrError, match="export it anew as PNG") as error:
+    with pytest.raises(SetrError, match="export it as PNG") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
 
