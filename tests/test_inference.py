@@ -310,9 +310,9 @@ def test_the_ports_presets_test_baselines_as_its_settings_of_them_do(name: str) 
         ({"scales": (float("inf"),)}, "positive factors"),
         ({"window": (32, 32), "stride": (40, 32)}, "left out"),
         ({"window": (0, 5)}, "positive pixels"),
-        ({"fill_window": True}, "fill_window is about windows: give a window"),
-        ({"stride": (8, 8)}, "stride is about windows: give a window"),
-        ({"blend": True}, "blend is about windows: give a window"),
+        ({"fill_window": True}, "fill_window needs a window: give a window"),
+        ({"stride": (8, 8)}, "stride needs a window: give a window"),
+        ({"blend": True}, "blend needs a window: give a window"),
         ({"long_side": 600}, "long_side limits the scaling to short_side"),
     ],
 )

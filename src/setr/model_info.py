@@ -1,4 +1,4 @@
-"""What belongs to a model besides its weights, and its form in `config.json`."""
+"""Everything stored with a model besides its weights, and its form in `config.json`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ FORMAT = "setr-1"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What belongs to a model besides its weights.
+    """Everything stored with a model besides its weights.
 
     Args:
         labels: classes, colours and label map.
-        mean: of the input channels, images in 0 to 1; as many as the model has channels.
-        std: of the input channels.
-        protocol: how the model is tested single-scale; prediction uses it too.
+        mean: of each input channel, for images in 0 to 1.
+        std: of each input channel.
+        protocol: single-scale test protocol, also used for prediction.
         recipe: name of the recipe that trained it.
-        metrics: figures printed on the model card.
-        crop_size: height and width of the crops it was trained on, in pixels.
-        pretrained: where the encoder's weights came from; None for random weights.
-        command: what reproduces the model.
-        bands: what it reads of a file, one for each channel; None for red, green and blue.
+        metrics: results printed on the model card.
+        crop_size: height and width of the training crops in pixels.
+        pretrained: source of the encoder's pretrained weights; None for random ones.
+        command: command that reproduces the model.
+        bands: bands read from files, one for each channel; None for red, green and blue.
     """
 
     labels: Labels
@@ -56,7 +56,7 @@ _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", 
 
 
 def require_channels(model: Any, info: ModelInfo) -> None:
-    """Refuse a mean, deviation or bands of other channels than the model's."""
+    """Refuse a mean, standard deviation or bands whose number is not the model's channels."""
     channels = getattr(getattr(model, "encoder", None), "in_chans", len(info.mean))
     given = {
         "mean": info.mean,
@@ -73,10 +73,10 @@ def require_channels(model: Any, info: ModelInfo) -> None:
 
 
 def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
-    """What `config.json` holds, and every exported file too.
+    """The content of `config.json`, which exported files contain too.
 
     Raises:
-        SetrError: a normalisation of other channels than the model's.
+        SetrError: as `require_channels`.
     """
     require_channels(model, info)
     return {
@@ -90,19 +90,21 @@ def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
 
 
 def read_info(values: dict[str, Any], source: str) -> ModelInfo:
-    """The `ModelInfo` in what `describe` gave; KeyError or TypeError where it is something else.
+    """The `ModelInfo` in the values that `describe` returned, read from JSON.
 
     Args:
-        values: as JSON has them.
-        source: where they came from, for messages.
+        values: content of the JSON file.
+        source: its origin, for messages.
 
     Raises:
-        SetrError: a value that is of another kind, or cannot be.
+        SetrError: a value of the wrong type or out of range.
+        KeyError: a missing value.
+        TypeError: other content.
     """
     hints = get_type_hints(ModelInfo)
     plain = {name: values[name] for name in _PLAIN_FIELDS if name in values}
     if not isinstance(plain.get("metrics", {}), dict):
-        raise TypeError("metrics is no table")
+        raise TypeError("metrics is not a table")
     return ModelInfo(
         labels=Labels.from_dict(values["labels"]),
         protocol=typed_yaml.build(Protocol, values["protocol"], source, "protocol."),
@@ -117,5 +119,5 @@ def read_info(values: dict[str, Any], source: str) -> ModelInfo:
 
 
 def as_tuple(value: Any) -> Any:
-    """A list of JSON as the tuple it was."""
+    """A tuple for a list, which is how JSON stores tuples; other values unchanged."""
     return tuple(value) if isinstance(value, list) else value
