@@ -160,8 +160,8 @@ class _Checker:
         missing += [o.flags[-1] for o in self.options
                     if o.flags and o.required and o.dotted not in given]  # fmt: skip
         if missing:
-            if message := self._assigned():
-                return message
+            if assignment := self._assigned():
+                return assignment
             *first, last = missing
             listed = f"{', '.join(first)} and {last} are" if first else f"{last} is"
             return f"{listed} missing; write {usage(self.options, self.verb)}"

@@ -184,8 +184,8 @@ class Layers:
             if polygons and class_name:
                 areas.append(_Area(class_name, polygons))
             elif polygons:
-                wanted = key or " or ".join(self.keys)
-                self.out.problems.append(f"{name}: feature {number} has no property {wanted}")
+                keys = key or " or ".join(self.keys)
+                self.out.problems.append(f"{name}: feature {number} has no property {keys}")
         return areas
 
     def _polygons(self, geometry: Any) -> list[list[np.ndarray]]:

@@ -83,13 +83,13 @@ class ImageIndex:
         return "/" in name and bool(self._at(name))
 
     def find(
-        self, name: str, beside: str, split: str = "", *, in_folder: bool = False
+        self, name: str, source: str, split: str = "", *, in_folder: bool = False
     ) -> list[str]:
         """Images whose path ends with a name; of several, the nearest to the annotation file.
 
         Args:
             name: as in the annotation file, with or without suffix.
-            beside: the annotation file.
+            source: the annotation file.
             split: of the annotation file, to choose between several images.
             in_folder: if the name includes a folder, do not accept images in other folders.
         """
@@ -97,7 +97,7 @@ class ImageIndex:
         found = self._at(name)
         if not found and not (in_folder and "/" in name):
             found = self._by_name.get(os.path.basename(name), [])
-        folder = os.path.dirname(beside)
+        folder = os.path.dirname(source)
         for nearer in (
             [f for f in found if os.path.dirname(f) == folder],
             [f for f in found if f.startswith(f"{folder}/")],

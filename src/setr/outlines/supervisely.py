@@ -34,8 +34,8 @@ def read_supervisely(
 ) -> None:
     """Add the image of a file and its objects; later ones are drawn over earlier ones."""
     image = os.path.splitext(os.path.basename(name))[0]
-    beside = os.path.dirname(os.path.dirname(name))
-    images = index.find(os.path.join(beside, "img", image), name)
+    dataset = os.path.dirname(os.path.dirname(name))
+    images = index.find(os.path.join(dataset, "img", image), name)
     if len(images) != 1:
         out.problems.append(image_problem(name, image, images))
         return

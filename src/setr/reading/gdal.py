@@ -192,8 +192,10 @@ def without_data(source: Source, numbers: Sequence[int]) -> Gaps | None:
         source: a path, or the bytes of a file.
         numbers: bands that are read, none of which is transparency; empty for all bands.
     """
-    in_memory = isinstance(source, bytes)
-    georeferenced = _has_geo_tags(io.BytesIO(source)) if in_memory else is_georeferenced(source)
+    if isinstance(source, bytes):
+        georeferenced = _has_geo_tags(io.BytesIO(source))
+    else:
+        georeferenced = is_georeferenced(source)
     if not georeferenced or not has_gdal():
         return None
     with GdalFile(source) as file:
