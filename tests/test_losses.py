@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from setr import losses
+from setr.errors import SetrError
 from setr.inference import normalize
 from setr.kernels import row_blocks
 from setr.labels import IGNORE
@@ -109,6 +110,16 @@ def test_plain_logits_of_any_model_are_resized_to_the_target():
     found = segmentation_loss(logits, target)
     assert sorted(found) == ["loss", "main"]
     torch.testing.assert_close(found["loss"], expected)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "dice"])
+def test_second_derivatives_are_refused_and_not_wrong(kind):
+    """The gradient is computed in the forward pass; to `create_graph` it looks like a constant."""
+    scale = torch.ones(1, 3, 1, 1, requires_grad=True)
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * scale**2
+    loss = segmentation_loss(logits, torch.zeros(2, 8, 9, dtype=torch.long), kind=kind)["loss"]
+    with pytest.raises(SetrError, match="has no second derivative"):
+        torch.autograd.grad(loss, scale, create_graph=True)
 
 
 def test_no_step_on_a_gpu_waits_for_it():
