@@ -122,6 +122,22 @@ def test_second_derivatives_are_refused_and_not_wrong(kind):
         torch.autograd.grad(loss, scale, create_graph=True)
 
 
+def test_what_would_be_counted_wrongly_is_refused():
+    output = Output(torch.zeros(2, 3, 4, 5), [], (64, 80))
+    target = torch.zeros(2, 57, 80, dtype=torch.long)
+    assert segmentation_loss(output, target, weight=torch.ones(3))["loss"] > 0
+    halved, doubled = target[:, :29, :40], target.repeat(1, 2, 2)
+    for wrong in (target[:1], target[0], target[:, None], halved, doubled):
+        with pytest.raises(SetrError, match=r"give ids \(B, H, W\) of the 2 images"):
+            segmentation_loss(output, wrong)
+    with pytest.raises(SetrError, match="give ids"):
+        segmentation_loss(output.logits, target[:1])
+    with pytest.raises(SetrError, match="one for each of 3 classes"):
+        segmentation_loss(output, target, weight=torch.ones(4))
+    with pytest.raises(SetrError, match="kind 'dise': give cross_entropy, ohem, focal, dice"):
+        segmentation_loss(output, target, kind="dise")
+
+
 def test_no_step_on_a_gpu_waits_for_it():
     """On the meta device: which pixels a mask chooses is not asked, and no copy is waited for."""
     blocking = []
