@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
 import setr
 from setr.catalog import default_taps
@@ -262,6 +263,26 @@ def test_hybrid_tokens_stand_for_16_pixels():
         maps = model.encoder(torch.empty(1, 3, 96, 160))
     assert model.encoder.vit.patch_embed.grid_size == (4, 8)
     assert maps[0].shape == (1, 768, 6, 10)
+
+
+@pytest.mark.parametrize("decoder", ["pup", "mla"])
+def test_torch_func_and_a_trace_go_through_a_model(onednn, decoder):
+    model = tiny_model(decoder).eval()
+    images, weights = torch.randn(2, 3, 24, 40), dict(model.named_parameters())
+
+    def energy(weights):
+        return functional_call(model, weights, (images,)).square().mean()
+
+    found = torch.func.grad(energy)(weights)
+    energy(weights).backward()
+    for name, weight in weights.items():
+        if weight.grad is not None:
+            assert torch.allclose(found[name], weight.grad, rtol=1e-3, atol=1e-6), name
+    wanted = model(images)
+    one_by_one = torch.func.vmap(lambda image: model(image[None])[0])(images)
+    assert torch.allclose(one_by_one, wanted, atol=1e-5)
+    traced = torch.jit.trace(model, images, check_trace=False)
+    assert torch.allclose(traced(images), wanted, atol=1e-5)
 
 
 def test_refusals():
