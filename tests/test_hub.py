@@ -8,9 +8,11 @@ import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -56,6 +58,19 @@ def test_everything_comes_back(folder):
     assert info == INFO
     assert not model.training
     assert model.arguments == tiny_model("mla").arguments
+
+
+def test_figures_of_pixels_may_be_arrays_and_classes_are_as_many_as_the_models(tmp_path):
+    mean, std = np.full(3, 0.5, np.float32), torch.full((3,), 0.25)
+    info = dataclasses.replace(INFO, mean=mean, std=std)
+    save_pretrained(tmp_path, tiny_model("mla"), info)
+    assert from_pretrained(tmp_path)[1] == info
+    fewer = ModelInfo(labels=Labels(("road", "sky")))
+    for use in (partial(save_pretrained, tmp_path), setr.Predictor):
+        with pytest.raises(SetrError, match="labels of 2 classes: the model has 5; give"):
+            use(tiny_model("mla"), fewer)
+    with pytest.raises(SetrError, match=r"labels \['road', 'sky'\]: give a setr.Labels"):
+        ModelInfo(labels=["road", "sky"])
 
 
 def test_all_files_are_readable_alike(folder):

@@ -32,7 +32,7 @@ from setr.kernels.windows import Model
 from setr.labels import IGNORE
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
-from setr.model_info import ModelInfo, require_channels
+from setr.model_info import ModelInfo, require_own
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.rasters import Raster
 from setr.prediction.unsure import checked_confidence
@@ -80,7 +80,7 @@ class Predictor:
             shape comes again.
 
     Raises:
-        SetrError: a model and an `info` of other channels, or bands of another number.
+        SetrError: a model and an `info` of other classes or channels, or bands of another number.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Predictor:
     ) -> None:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
-        require_channels(model, info)
+        require_own(model, info)
         self.device = distributed.device(device)
         self.model = model.eval().to(self.device)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
