@@ -88,7 +88,7 @@ class Predictor:
         model: SETR | ExportedModel,
         info: ModelInfo,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: Precision = "auto",
         max_pixels: int = MAX_PIXELS,
         protocol: str | Protocol | None = None,
@@ -300,7 +300,7 @@ class Predictor:
 def load(
     source: str | os.PathLike,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     revision: str | None = None,
     **options: Any,
 ) -> Predictor:
