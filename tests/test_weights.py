@@ -651,6 +651,7 @@ def test_heads_must_divide_the_width(shared):
         ("vit_base_patch16_384", "orig_in21k_ft_in1k", "vit_base_patch16_384.orig_in21k_ft_in1k"),
         ("vit_small_patch14_dinov2", "lvd142m", "vit_small_patch14_dinov2.lvd142m"),
         ("resnet101", "tv_in1k", "resnet101.tv_in1k"),
+        ("vit_base_patch16_224.dino", "augreg_in1k", "vit_base_patch16_224.augreg_in1k"),
     ],
 )
 def test_tags_name_timm_weights(encoder, tag, name):
@@ -668,7 +669,9 @@ def test_pretrained_may_be_a_switch_as_in_timm(monkeypatch):
     create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=False)
     assert asked == []
     create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=True)
-    assert asked == ["vit_tiny_patch16_384.augreg_in21k_ft_in1k"]
+    named = "vit_tiny_patch16_224.augreg_in21k"
+    create_model("setr_naive_tiny", num_classes=2, encoder=named, img_size=64, pretrained=True)
+    assert asked == ["vit_tiny_patch16_384.augreg_in21k_ft_in1k", named]
     with pytest.raises(SetrError, match="timm has no weights for vit_base_patch32_plus_256"):
         create_model(
             "setr_naive_base",
