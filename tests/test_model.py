@@ -305,6 +305,12 @@ def test_refusals():
         taps = arguments.pop("taps", (1, 2, 3, 4))
         with pytest.raises(SetrError, match="each must be twice the one before"):
             SETR(encoder="resnet10t", decoder="semantic_fpn", num_classes=2, taps=taps, **arguments)
+    with pytest.raises(SetrError, match=r"model 'qqqq' is unknown \(`setr models` lists all\)"):
+        create_model("qqqq", num_classes=2)
+    with pytest.raises(SetrError, match="pretrained_resnet: setr_pup_nano has no ResNet"):
+        create_model("setr_pup_nano", num_classes=2, pretrained_resnet="gluon_in1k")
+    with pytest.raises(SetrError, match=r"nowhere\.pth: no such"):
+        create_model("setr_pup_nano", num_classes=2, pretrained=Path("nowhere.pth"))
     with pytest.raises(SetrError, match=r"aux_taps \(7,\): must be among"):
         tiny_model("pup", aux_taps=(7,))
     with pytest.raises(SetrError, match="fcn_r101 has a fixed width"):
