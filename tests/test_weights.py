@@ -638,6 +638,15 @@ def test_heads_must_divide_the_width(shared):
     assert caught.value.code == USAGE
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_names_of_wrappers_are_taken_off(tmp_path, prefix):
+    model, other = (create_model("setr_naive_nano", num_classes=2, img_size=16) for _ in range(2))
+    torch.save({prefix + n: v for n, v in model.state_dict().items()}, tmp_path / "own.pth")
+    load_weights(other, tmp_path / "own.pth")
+    state = other.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
 # --- pretrained by tag ----------------------------------------------------------------------------
 
 
