@@ -153,7 +153,7 @@ def segmentation_loss(
     if kind not in get_args(LossKind):
         raise SetrError(f"kind {kind!r}: give {', '.join(get_args(LossKind))}", code=USAGE)
     if isinstance(output, Tensor):
-        output = Output(output, [], tuple(target.shape[-2:]))
+        output = Output(output, [], (target.shape[-2], target.shape[-1]))
     _require_shapes(output, target, weight)
     if normalizer is None:
         normalizer = count_weight(target, weight)

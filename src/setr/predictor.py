@@ -323,7 +323,7 @@ def load(
     if is_url(source):
         source = str(fetched(source))
     if Path(source).suffix in SUFFIXES:
-        network, info = open_exported(Path(source), device)
+        network, info = open_exported(Path(source), str(device))
         if options.pop("precision", "auto") not in ("auto", network.export["precision"]):
             own = network.export["precision"]
             raise SetrError(
