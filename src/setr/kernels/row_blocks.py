@@ -100,7 +100,7 @@ def refuse_second_derivative() -> None:
     Raises:
         SetrError: there is such a pass.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise SetrError(
             "create_graph: this loss has no second derivative; differentiate F.cross_entropy of "
             "logits at the target's size"
