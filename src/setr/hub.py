@@ -126,6 +126,11 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     Only the files of the layout are uploaded, never training state. The access token is the one
     `hf auth login` stored.
 
+    Args:
+        folder: a model directory, or the run that holds one.
+        repo_id: `owner/name`; made if missing.
+        private: whether a repository that is made is seen by its owner alone.
+
     Raises:
         SetrError: no model directory, no permission or no network.
     """
