@@ -379,6 +379,8 @@ def test_errors_name_the_fix():
         tiny_vit(taps=(4,))
     with pytest.raises(SetrError, match=r"cannot be built with .*num_heads 5 .*divisible"):
         tiny_vit(num_heads=5)
+    with pytest.raises(SetrError, match=r"cannot be built with .*unexpected keyword.*'drop_pat'"):
+        tiny_vit(drop_pat=0.1)
     with pytest.raises(SetrError, match="prefix_tokens 'dropped': give keep or drop"):
         tiny_model("pup", prefix_tokens="dropped")
     with pytest.raises(SetrError, match="need an absolute position embedding"):

@@ -76,6 +76,8 @@ def test_named_protocol_and_absent_rule(runs: Path) -> None:
     assert "flip" in paper["protocol"]
     zero = evaluate(runs / "one", runs / "data", absent="zero")
     assert zero["absent"] == "zero"
+    with pytest.raises(SetrError, match="absent 'zeros': give skip or zero"):
+        evaluate(runs / "one", runs / "data", absent="zeros")
     with pytest.raises(SetrError, match="give its ModelInfo"):
         evaluate(tiny_model(), runs / "data")
 

@@ -33,7 +33,7 @@ from setr.inference import GPU_PIXELS, NormalizedImages, predict_mask
 from setr.kernels.recorded import recorded
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
-from setr.model_info import ModelInfo, require_channels
+from setr.model_info import ModelInfo, require_own
 from setr.processes.faults import is_out_of_memory
 from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
@@ -345,7 +345,7 @@ def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) 
         raise SetrError(
             f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
         )
-    require_channels(model, info)
+    require_own(model, info)
     if dataset.channels != len(info.mean):
         raise SetrError(
             f"the model takes {len(info.mean)} channels but the images of {dataset.name} have "
