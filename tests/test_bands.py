@@ -329,6 +329,32 @@ def test_init_data_drafts_bands_and_their_range(tiles, capsys):
     assert open_dataset(str(tiles), "train").load(0).image.max() == 255
 
 
+def test_twelve_bits_in_a_png_are_told_and_get_their_range(tiles, capsys):
+    for path in (tiles / "images").rglob("*.tif"):
+        values = np.linspace(0, 4095, 48 * 48).astype(np.uint16).reshape(48, 48)
+        path.with_suffix(".png").write_bytes(encode_png(values))
+        path.unlink()
+    (tiles / "data.yaml").write_text(f"classes: [{', '.join(scenes.CLASSES)}]\nignore: 255\n")
+    assert main(["doctor", str(tiles)]) == OK
+    assert "warning train: 4 images are nearly black" in capsys.readouterr().out
+    assert main(["init-data", str(tiles), "--overwrite"]) == OK
+    assert read_description(tiles).bands == Bands((1,), ((3.606, 4091.0),))
+    assert main(["doctor", str(tiles)]) == OK
+    assert "nearly black" not in capsys.readouterr().out
+    for path in (tiles / "images").rglob("*.png"):  # all 16 bits
+        path.write_bytes(encode_png(values * 16))
+    assert main(["init-data", str(tiles), "--overwrite"]) == OK
+    assert read_description(tiles).bands is None
+
+
+def test_of_a_stack_the_first_page_is_used_and_that_is_told(tmp_path, caplog):
+    pages = [Image.fromarray(np.full((4, 6), value, np.uint16)) for value in (100, 200)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    image = open_pixels(tmp_path / "stack.tif", Bands((1,), ((0.0, 255.0),)))
+    assert (image[:] == 100).all()
+    assert f"{tmp_path / 'stack.tif'}: has several frames or pages; the first" in caplog.text
+
+
 @pytest.mark.parametrize("channels", [1, 4, 7])
 def test_augmentation_treats_every_channel_alike(channels):
     rng = np.random.default_rng(0)

@@ -378,6 +378,8 @@ def test_words_that_yaml_takes_for_true_and_false_are_names(folder):
         ("classes:\n\t- a", "not valid YAML (line 2: found character '\\t' that cannot start"),
         ("classes: [a, b]\nlabel_map: {0: a, 7: b, 7: a}", "'7' is listed twice, again in line 2"),
         ("classes: road", "must list the class names"),
+        ("classes: [a, ignore, b]", "'classes' lists 'ignore', which is the word for what is left"),
+        ("names: {0: a, 1: ignore, 2: b}", "'names' lists 'ignore', which is the word for what is"),
         ("classes: [road]\nlabel_map: {0: raod}", "did you mean 'road'"),
         ("classes: [a, b]\nlabel_map: [0, 1]", "label_map [0, 1]: give a table"),
         ("classes: [a, b]\nlabel_map: [0, 1]\nignore: 2", "label_map [0, 1]: give a table"),

@@ -30,7 +30,7 @@ UNREADABLE = {
     "truncated.png": "truncated",
     "zero_byte.jpg": "empty",
     "text_renamed.jpg": "not an image",
-    "bomb_400Mpx.png": "max-pixels",
+    "bomb_400Mpx.png": "raise --max-pixels to read it, or cut it into tiles, as training",
 }
 
 
@@ -204,7 +204,7 @@ def test_trailing_bytes_do_no_harm():
 
 
 def test_a_file_is_refused_by_size_from_its_header():
-    with pytest.raises(SetrError, match="53x37 is 1,961 pixels"):
+    with pytest.raises(SetrError, match=r"53x37 is 1,961 pixels.* or cut it into tiles"):
         read_image(encoded(photo(), "PNG"), max_pixels=1000)
 
 
@@ -285,6 +285,15 @@ def test_grey_masks_with_transparency_are_ids_and_fractions_are_none(tmp_path):
     Image.fromarray(ids.astype(np.float32)).save(tmp_path / "b.tif")
     with pytest.raises(SetrError, match="contains float32 values"):
         read_mask(tmp_path / "b.tif")
+
+
+def test_a_tiff_mask_that_pillow_does_not_know_is_told_what_ids_are(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    shape = {"height": 4, "width": 4, "count": 1, "dtype": "int64"}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **shape) as file:
+        file.write(np.zeros((1, 4, 4), np.int64))
+    with pytest.raises(SetrError, match=r"64-bit numbers .* save one id per pixel"):
+        read_mask(tmp_path / "a.tif")
 
 
 def test_matlab_labels(shared, tmp_path):

@@ -488,9 +488,13 @@ def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
             tmp_path / "labels" / split / "a.txt",
             "0 0 0 0.5 0 0.5 0.5 0 0.5\n\n1 0.1 0.1 0.2 0.1 0.2 1 0.1 1\n",
         )
-    assert main(["init-data", str(tmp_path)]) == USAGE
-    assert "add --overwrite to replace it, or --name OTHER.yaml" in capsys.readouterr().err
+    for words in ([], ["--overwrite"]):  # or a second time the names would be gone
+        assert main(["init-data", str(tmp_path), *words]) == USAGE
+        assert "lose the classes it names; add --name OTHER.yaml" in capsys.readouterr().err
     assert main(["init-data", str(tmp_path), "--name", "setr.yaml"]) == OK
+    assert main(["init-data", str(tmp_path), "--name", "setr.yaml"]) == USAGE
+    assert "add --overwrite to replace it, or --name OTHER.yaml" in capsys.readouterr().err
+    assert main(["init-data", str(tmp_path), "--name", "setr.yaml", "--overwrite"]) == OK
     assert (tmp_path / "data.yaml").read_text() == own
     dataset = open_dataset(str(tmp_path / "setr.yaml"), "val")
     assert (tmp_path / "setr_val.txt").is_file()

@@ -16,6 +16,8 @@ from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
+from setr.labels import IGNORE
+from setr.outlines.index import Images
 
 PHOTO = np.full((6, 8, 3), 90, np.uint8)
 IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2
@@ -60,6 +62,11 @@ def test_where_validation_is_missing_it_is_taken_from_training(tmp_path):
     assert len(parts["val"]) == 1
     assert sorted(parts["train"] + parts["val"]) == [f"images/train/{n}.jpg" for n in "abc"]
     assert names(tmp_path, "test") == [("images/test/d.jpg", "labels/test/d.png")]
+    put(tmp_path / "images/train/e f.jpg", PHOTO)
+    put(tmp_path / "labels/train/e f.png", IDS)
+    assert main(["init-data", str(tmp_path), "--overwrite"]) == OK  # loses none, finds the new one
+    again = [image for split in ("train", "val") for image, _ in names(tmp_path, split)]
+    assert sorted(again) == [f"images/train/{n}.jpg" for n in ("a", "b", "c", "e f")]
 
 
 def test_masks_beside_their_images_with_a_table_of_classes(tmp_path):
@@ -110,6 +117,28 @@ def test_a_mask_of_the_same_name_goes_before_any_end():
     found = masks_by_stem(["a", "b"], ["a.png", "a_mask.png", "b.png"])
     assert (found["a"], found["b"]) == ("a.png", "b.png")
     assert masks_by_stem(["a"], ["x.png"]) == {"x": "x.png"}
+
+
+def test_masks_may_be_called_after_the_whole_name_of_their_image(tmp_path):
+    for number, suffix in enumerate(("jpg", "jpeg", "jpg")):
+        put(tmp_path / "images" / "train" / f"a.{number}.{suffix}", PHOTO)
+        put(tmp_path / "masks" / "train" / f"a.{number}.{suffix}.png", IDS)
+    (tmp_path / "data.yaml").write_text("classes: [a, b]\n")
+    masks = [mask for _, mask in names(tmp_path, "train")]
+    assert masks == [f"masks/train/a.{name}.png" for name in ("0.jpg", "1.jpeg", "2.jpg")]
+
+
+@pytest.mark.parametrize("layout", ["images/{}", "train/images/{}", "train/{}"])
+def test_accents_may_be_written_as_a_mac_does(tmp_path, layout):
+    apart, one = "Cafe\N{COMBINING ACUTE ACCENT}", "Caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    put(tmp_path / layout.format(f"{apart}.JPG"), PHOTO)
+    place = tmp_path / layout.format(one).replace("images", "masks")
+    put(place.with_name(f"{place.name}_mask.png"), IDS)
+    made = draft(tmp_path)
+    assert "1 pairs" in made.yaml
+    assert not made.note
+    images = Images([f"photos/{apart}.JPG"])
+    assert images.find(f"{one}.JPG", "a.json") == images.find(f"photos/{one}.JPG", "a.json") != []
 
 
 def test_of_several_masks_for_each_image_the_one_called_so_is_taken():
@@ -200,6 +229,26 @@ def test_masks_of_labelme2voc(tmp_path):
     assert open_dataset(str(tmp_path), "train").labels.classes == ("_background_", "plane")
 
 
+@pytest.mark.parametrize("ahead", ["", "VOCdevkit/VOC2012"])
+def test_other_classes_in_the_folders_of_voc(tmp_path, ahead):
+    """As tutorials on VOC's format have it: with its lists, whatever the images are called."""
+    voc = tmp_path / ahead
+    for stem, suffix in (("a 1", "jpg"), ("b", "png"), ("c", "jpg"), ("left out", "jpg")):
+        put(voc / "JPEGImages" / f"{stem}.{suffix}", PHOTO)
+        put(voc / "SegmentationClass" / f"{stem}.png", IDS)
+    (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for split, text in (("train", "a 1\nb\n"), ("val", "c\n")):
+        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(text)
+    with pytest.raises(SetrError, match="class names are unknown; write"):
+        open_dataset(str(tmp_path), "train")
+    made = draft(tmp_path)
+    assert made.lists == {}  # the folder has its own
+    write(tmp_path, made)
+    assert open_dataset(str(tmp_path), "train").labels.classes == ("class_0", "class_1")
+    assert [Path(image).name for image, _ in names(tmp_path, "train")] == ["a 1.jpg", "b.png"]
+    assert [Path(image).name for image, _ in names(tmp_path, "val")] == ["c.jpg"]
+
+
 def test_ids_without_a_name_are_told(tmp_path):
     """As files of classes leave them that list the objects only."""
     for stem in "ab":
@@ -209,6 +258,21 @@ def test_ids_without_a_name_are_told(tmp_path):
     assert "# the file of classes has no name for 1: ignored" in draft(tmp_path).yaml
     (tmp_path / "classes.txt").write_text("ground\nplane\n")
     assert "no name" not in draft(tmp_path).yaml
+
+
+@pytest.mark.parametrize("masks", [IDS * 2, COLOURS])
+def test_what_is_called_ignore_is_no_class(tmp_path, masks):
+    for stem in ("a", "b"):
+        put(tmp_path / "images" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "masks" / f"{stem}.png", masks)
+        masks = masks // 2  # the second has another class in its place
+    (tmp_path / "classes.txt").write_text("ground\nignore\nplane\n")
+    (tmp_path / "labelmap.txt").write_text("ground:0,128,0\nignore:10,10,128\nplane:0,64,0\n")
+    write(tmp_path, draft(tmp_path))
+    labels = open_dataset(str(tmp_path), "train").labels
+    assert "ignore" not in labels.classes
+    assert {"ground", "plane"} <= set(labels.classes)
+    assert IGNORE in (labels.colour_map or labels.label_map).values()
 
 
 def test_palettes_in_several_orders_are_colours(tmp_path):
@@ -354,6 +418,13 @@ def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
     with pytest.raises(SetrError, match="export it as PNG") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
+
+
+def test_more_classes_than_there_may_be_are_told_how_many(tmp_path):
+    put(tmp_path / "images" / "a.jpg", np.zeros((15, 20, 3), np.uint8))
+    put(tmp_path / "masks" / "a.png", np.arange(300, dtype=np.uint16).reshape(15, 20))
+    with pytest.raises(SetrError, match=r"more than 256 ids.* at most 255 classes"):
+        draft(tmp_path)
 
 
 def test_soft_edges_are_no_classes(tmp_path):

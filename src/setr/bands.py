@@ -18,11 +18,13 @@ from PIL import ImageOps
 from setr.errors import SetrError
 from setr.images import (
     MAX_PIXELS,
+    SMALLER,
     ImageTooLargeError,
     Rows,
     Source,
     bounds,
     check_whole,
+    note_first,
     opened,
     read_image,
     source_name,
@@ -175,11 +177,13 @@ class BandImage:
         else:
             with GdalFile(source) as file:
                 stored = file.stored
+                if file.file.subdatasets:
+                    note_first(self.name)
         (H, W), count = stored.shape, len(stored.kinds)
         if max_pixels < H * W:
             raise ImageTooLargeError(
                 f"{self.name}: {W}x{H} is {H * W:,} pixels, above the limit of {max_pixels:,}; "
-                "raise --max-pixels to read it"
+                f"{SMALLER}"
             )
         if max(bands.numbers) > count:
             has = "one band" if count == 1 else f"{count} bands"

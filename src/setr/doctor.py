@@ -15,7 +15,7 @@ import numpy as np
 from setr.data.dataset import Dataset
 from setr.data.pairs import Pairs
 from setr.data.survey import Progress, near_hashes, survey
-from setr.data.survey_rows import ALL_IGNORED, ALPHA, BINARY, ROTATED, Survey
+from setr.data.survey_rows import ALL_IGNORED, ALPHA, BINARY, DARK, DIM, ROTATED, Survey
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.labels import IGNORE, Labels, hex_colour
 from setr.reading.masks import IN_ALPHA, are_reordered
@@ -123,6 +123,13 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
     findings += _ignored(dataset, seen)
     findings += _doubles(dataset, seen)
     findings += _absent(dataset, pixels)
+    dark = seen.having(DARK)
+    if len(dark):
+        text = (
+            f"images are nearly black: no value reaches {DIM} of 255; if they are of 16 bits, tell "
+            "their range in data.yaml: bands: [1] and value_range: [0, 4095], for example"
+        )
+        findings.append(_about(dataset, "warning", text, dark))
     rotated = seen.having(ROTATED)
     if len(rotated):
         text = "images carry an EXIF rotation; it is applied, so masks must fit the image as shown"

@@ -33,24 +33,63 @@ LARGEST = 100_000
 
 
 def save_pretrained(
-    folder: str | Path, model: SETR, info: ModelInfo, *, state: dict[str, Tensor] | None = None
+    folder: str | Path,
+    model: nn.Module,
+    info: ModelInfo,
+    *,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a model directory; each file is written atomically.
 
     Args:
         folder: created if missing.
-        model: the model.
+        model: a `SETR`, also wrapped by torch.compile, DDP or AveragedModel.
         info: classes, normalisation, test protocol and so on.
         state: weights to save instead of the model's own (such as a moving average).
+
+    Raises:
+        SetrError: an info of another model, a model with other parts than `SETR` builds, or a
+            folder that cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    model = _unwrapped(model)
     merged = merged_state(state or model.state_dict())
-    tensors = {k: v.detach().contiguous() for k, v in merged.items()}
+    tensors = {k.replace("_orig_mod.", ""): v.detach().contiguous() for k, v in merged.items()}
     values = describe(model, info)
+    _require_described(model, tensors)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetrError(f"{folder}: cannot make this folder: {error.strerror}") from None
     _write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", values)
     write_bytes(folder / "README.md", model_card(model, info).encode())
+
+
+def _unwrapped(model: nn.Module) -> SETR:
+    """The model inside wrappers such as torch.compile, DDP or AveragedModel."""
+    inner = model
+    while not isinstance(inner, SETR):
+        found = getattr(inner, "_orig_mod", getattr(inner, "module", None))
+        if not isinstance(found, nn.Module):
+            raise SetrError(
+                f"{type(model).__name__}: give a model of setr.create_model", code=USAGE
+            )
+        inner = found
+    return inner
+
+
+def _require_described(model: SETR, tensors: dict[str, Tensor]) -> None:
+    """Refuse weights that do not fit a model built from the arguments."""
+    with torch.device("meta"):
+        rebuilt = SETR(**model.arguments).state_dict()
+    for name in sorted(rebuilt.keys() ^ tensors.keys()) or rebuilt:
+        if name not in tensors or name not in rebuilt or tensors[name].shape != rebuilt[name].shape:
+            raise SetrError(
+                f"{name}: is not as the model's arguments build it, so the folder could not be "
+                "loaded; save a model with your own modules by torch.save(model.state_dict(), …)",
+                code=USAGE,
+            )
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple[SETR, ModelInfo]:
@@ -85,6 +124,11 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     """Upload a model directory to the Hub and return its URL.
 
     Only `FILES` are uploaded, never training state. Uses the access token of `hf auth login`.
+
+    Args:
+        folder: a model directory or run folder.
+        repo_id: `owner/name`; created if missing.
+        private: whether a new repository is private.
 
     Raises:
         SetrError: no model directory, no permission or no network.

@@ -39,6 +39,9 @@ from setr.reading.files import printable
 MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""
 
+SMALLER = "raise --max-pixels to read it, or cut it into tiles, as training and testing need it"
+"""What to do about a larger one; only prediction and the server have the option."""
+
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` holds files to a limit
 _PILLOW = threading.Lock()
@@ -46,6 +49,10 @@ _PILLOW = threading.Lock()
 
 class ImageTooLargeError(SetrError):
     """An image above a limit of pixels, known from its header."""
+
+
+class UnknownPixelsError(SetrError):
+    """A TIFF file of pixels that Pillow does not know."""
 
 
 Source = str | os.PathLike | bytes
@@ -128,7 +135,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     with opened(source, max_pixels) as image:
         _require_scale(image, source_name(source))
         if image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False):
-            _note(f"{source_name(source)}: has several frames or pages; the first is used")
+            note_first(source_name(source))
         pixels = decode_fast(image, source) if image.mode == "RGB" else None
         if pixels is None:
             check_png_rows(image, source)
@@ -243,7 +250,7 @@ class opened:  # noqa: N801  used as a function in `with`
             self.image = Image.open(file)
         except Image.DecompressionBombError:
             raise ImageTooLargeError(
-                f"{name}: more than {self.max_pixels:,} pixels; raise --max-pixels to read it"
+                f"{name}: more than {self.max_pixels:,} pixels; {SMALLER}"
             ) from None
         except Exception as error:
             raise unreadable(name, error, self.source) from None
@@ -252,7 +259,7 @@ class opened:  # noqa: N801  used as a function in `with`
             self.image.close()
             raise ImageTooLargeError(
                 f"{name}: {width}x{height} is {width * height:,} pixels, above the limit of "
-                f"{self.max_pixels:,}; raise --max-pixels to read it"
+                f"{self.max_pixels:,}; {SMALLER}"
             )
         return self.image
 
@@ -289,7 +296,7 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
         return SetrError(f"{name}: the file is empty (0 bytes)")
     if isinstance(error, Image.UnidentifiedImageError):
         if _starts_as_tiff(source):
-            return SetrError(
+            return UnknownPixelsError(
                 f"{name}: a TIFF file of other pixels than 8-bit RGB; a data set names its bands "
                 "in data.yaml, as bands: [1, 2, 3, 4], `setr predict` takes --bands 1,2,3"
             )
@@ -303,8 +310,9 @@ def _starts_as_tiff(source: Source) -> bool:
 
 
 @lru_cache(maxsize=10_000)
-def _note(text: str) -> None:
-    """Say something on stderr (logger `setr`), once however often a file is read."""
+def note_first(name: str) -> None:
+    """Say of a file on stderr (logger `setr`), once however often it is read, what is left out."""
+    text = f"{name}: has several frames or pages; the first is used"
     logging.getLogger("setr").warning("setr: %s", " ".join(printable(text).split()))
 
 

@@ -18,13 +18,13 @@ from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
 from setr.data.layouts import SPLIT_OF, find_split, split_lists
-from setr.data.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem
+from setr.data.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem, open_list
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import DRAWN
 from setr.outlines.masks import draw_masks, left_out_text
-from setr.reading.files import printable, walk_images, write_bytes
+from setr.reading.files import printable, stem_of, walk_images, write_bytes
 
 IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
 MASK_NAMES = (
@@ -134,7 +134,7 @@ def _draft_masks(root: Path, val_share: float, name: str) -> Draft:
     known: dict[str, str] = {}
     for split in SPLITS:
         try:
-            found = find_split(root, split, None)
+            found = find_split(root, split, None, listed=not _is_drafted(root / f"{split}.txt"))
         except NoSplitError:
             continue
         if found.labels:
@@ -143,14 +143,16 @@ def _draft_masks(root: Path, val_share: float, name: str) -> Draft:
                 "data.yaml; check it with `setr doctor`",
                 code=USAGE,
             )
-        pairs += zip(found.images, found.masks or (), strict=False)
-        known |= dict.fromkeys(found.images, split)
+        prefix = "" if found.root == root else f"{found.root.relative_to(root).as_posix()}/"
+        images = [prefix + image for image in found.images]
+        pairs += zip(images, (prefix + mask for mask in found.masks or ()), strict=False)
+        known |= dict.fromkeys(images, split)
     lists: dict[str, str] = {}
     unpaired: list[str] = []
     if not pairs:
         pairs, unpaired = _flat_pairs(root)
         listed = split_lists(root)
-        stems = {i: os.path.splitext(i.partition("/")[2] or i)[0] for i, _ in pairs}
+        stems = {i: stem_of(i.partition("/")[2] or i) for i, _ in pairs}
         known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
         lists = _split_lists(pairs, val_share, known)
     elif "train" in known.values() and "val" not in known.values():
@@ -159,6 +161,14 @@ def _draft_masks(root: Path, val_share: float, name: str) -> Draft:
     head = [f"# {len(pairs)} pairs found by `setr init-data`."]
     body = [*draft_bands([root / image for image, _ in pairs]), *classes]
     return _composed(name, head, _left_out(unpaired, len(pairs), "mask"), body, lists)
+
+
+def _is_drafted(path: Path) -> bool:
+    """Whether a list file is from an earlier draft: image and mask separated by a tab."""
+    if not path.is_file():
+        return False
+    with open_list(path) as file:
+        return "\t" in file.readline()
 
 
 def _left_out(unpaired: list[str], count: int, what: str) -> str:
@@ -207,8 +217,8 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         if masks and not images:
             files = [name for name in files if "/" not in name]
         files, found = apart(files) if images == masks else (files, walk_images(root / masks))
-        stems = [os.path.splitext(name)[0] for name in files]
-        masks_of = masks_by_stem(stems, found)
+        stems = [stem_of(name) for name in files]
+        masks_of = masks_by_stem(files, found)
         image_prefix, mask_prefix = (f"{folder}/" if folder else "" for folder in (images, masks))
         pairs = [
             (image_prefix + name, mask_prefix + masks_of[stem])
@@ -221,7 +231,7 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
             return pairs, [path for path in paths if path not in paired]
         first = os.path.basename(found[0]) if found else ""
         same_name = [name for name in found if os.path.basename(name) == first]
-        if len(same_name) > 1 and os.path.splitext(first)[0] in stems:
+        if len(same_name) > 1 and stem_of(first) in stems:
             raise SetrError(
                 f"{root / masks}: an image has several masks, as {' and '.join(same_name[:2])}; "
                 "if each folder is of one class, save 0 and one other value in each file, or merge "

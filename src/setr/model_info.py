@@ -24,7 +24,7 @@ class ModelInfo:
     Args:
         labels: classes, colours and label map.
         mean: of each input channel, for images in 0 to 1.
-        std: of each input channel.
+        std: of each input channel, positive.
         protocol: single-scale test protocol, also used for prediction.
         recipe: name of the recipe that trained it.
         metrics: results printed on the model card.
@@ -46,6 +46,10 @@ class ModelInfo:
     bands: Bands | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.labels, Labels):
+            raise SetrError(f"labels {self.labels!r:.80}: give a setr.Labels", code=USAGE)
+        for name in ("mean", "std"):  # may be a list, array or tensor
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if not all(0 < deviation < math.inf for deviation in self.std):
             raise SetrError(f"std {self.std}: give positive numbers", code=USAGE)
         if self.crop_size and min(self.crop_size) < 1:
@@ -55,8 +59,14 @@ class ModelInfo:
 _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
 
 
-def require_channels(model: Any, info: ModelInfo) -> None:
-    """Refuse a mean, standard deviation or bands whose number is not the model's channels."""
+def require_own(model: Any, info: ModelInfo) -> None:
+    """Refuse labels, a mean, std or bands whose number is not the model's classes or channels."""
+    K, num_classes = len(info.labels.classes), getattr(model, "num_classes", None)
+    if num_classes not in (None, K):
+        raise SetrError(
+            f"labels of {K} classes: the model has {num_classes}; give ModelInfo one name for each",
+            code=USAGE,
+        )
     channels = getattr(getattr(model, "encoder", None), "in_chans", len(info.mean))
     given = {
         "mean": info.mean,
@@ -76,9 +86,9 @@ def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
     """The content of `config.json`, which exported files contain too.
 
     Raises:
-        SetrError: as `require_channels`.
+        SetrError: as `require_own`.
     """
-    require_channels(model, info)
+    require_own(model, info)
     return {
         "format": FORMAT,
         "model": model.arguments,

@@ -17,7 +17,7 @@ from setr.arguments.choices import Absent
 from setr.data.data_yaml import DataLoader, labels_of
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
-from setr.reading.files import list_images
+from setr.reading.files import composed, list_images
 from setr.reading.masks import IdMaskError, read_mask
 from setr.scores.scorecard import Scorecard
 
@@ -226,7 +226,7 @@ def _by_stem(folder: Path, train_ids: bool) -> dict[Path, Path]:
     duplicates = {path.with_stem(path.stem.removesuffix(kept) + skipped) for path in preferred}
     found: dict[Path, Path] = {}
     for path in files:
-        stem = path.relative_to(folder).with_suffix("")
+        stem = Path(composed(str(path.relative_to(folder).with_suffix(""))))
         if stem.name.endswith(_OTHER) or path in duplicates:
             continue
         for ending in _ENDINGS:

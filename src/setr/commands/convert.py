@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Arguments:
     """Turn a foreign checkpoint into a model directory that eval and predict understand.
 
-    A SETR checkpoint of the authors or of mmsegmentation needs nothing but its file. A linear head
-    of DINOv2 needs --pretrained, the encoder it was trained on. An encoder (Google .npz, timm,
+    A SETR or Segmenter checkpoint of its authors or of mmsegmentation needs only its file. A linear
+    head of DINOv2 needs --pretrained, the encoder it was trained on. An encoder (Google .npz, timm,
     DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start at random.
     """
 
@@ -49,7 +49,7 @@ class Arguments:
     pretrained: str | None = None
     """Encoder weights of a linear head: a file, a Hub name, or a tag such as lvd142m."""
     num_heads: int | None = None
-    """Attention heads of a SETR checkpoint; one per 64 channels by default. Not with --model."""
+    """Attention heads of a whole checkpoint; one per 64 channels by default. Not with --model."""
     img_size: tuple[int, int] | None = None
     """Height and width in pixels the position grid is made for."""
     labels: str | None = None
@@ -117,7 +117,7 @@ def _bare(source: str) -> str:
 
 
 def _whole(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInfo, LoadReport]:
-    """A complete SETR checkpoint, or a linear head with its encoder."""
+    """A complete checkpoint, or a linear head with its encoder."""
     from setr.weight_files.foreign import convert_foreign
 
     return convert_foreign(

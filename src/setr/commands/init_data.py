@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ import tyro
 from setr.cli import parse
 from setr.errors import OK, USAGE, SetrError
 from setr.init_data import draft, write
+
+_NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
+"""The key under which Ultralytics' files, and no drafts, list the classes."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Arguments:
     name: str = "data.yaml"
     """Of the file written into FOLDER, where a data.yaml of another program is to stay."""
     overwrite: bool = False
-    """Replace the file and its lists if they exist."""
+    """Replace an earlier draft and its lists."""
 
 
 def run(arguments: list[str]) -> int:
@@ -63,6 +67,12 @@ def run(arguments: list[str]) -> int:
 
 def _require_absent(given: Arguments, names: list[str]) -> None:
     for path in (given.folder / name for name in names):
+        if path.is_file() and path.suffix != ".txt" and _NAMES.search(path.read_bytes()):
+            raise SetrError(
+                f"{path} is of another program, and a draft would lose the classes it names; add "
+                "--name OTHER.yaml to keep it",
+                code=USAGE,
+            )
         if path.exists() and not given.overwrite:
             raise SetrError(
                 f"{path} exists; add --overwrite to replace it, or --name OTHER.yaml to keep it",

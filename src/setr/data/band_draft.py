@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from setr.data.survey_rows import DIM
 from setr.errors import SetrError
 from setr.images import read_image
 from setr.reading.gdal import GdalFile
@@ -21,24 +22,32 @@ TAIL = 0.1
 
 
 def draft_bands(images: Sequence[Path]) -> list[str]:
-    """What to write of these images: nothing where they are of 8 bits and RGB, or no TIFF files."""
+    """What to write of these images: nothing where they can be read as RGB, or GDAL is missing.
+
+    Of PNG files that is so but for those of 16 bits that would be nearly black.
+    """
     first = images[0]
-    if first.suffix.lower() not in (".tif", ".tiff"):
-        return []
+    is_tiff = first.suffix.lower() in (".tif", ".tiff")
     try:
         with GdalFile(first) as file:
             kinds = file.stored.kinds
     except SetrError:  # `setr doctor` says what is wrong
         return []
-    numbers = f"bands: {list(range(1, len(kinds) + 1))}"
+    if not is_tiff and kinds[0] != "uint16":
+        return []
+    count = len(kinds) if is_tiff or len(kinds) % 2 else len(kinds) - 1  # the last is alpha
+    numbers = f"bands: {list(range(1, count + 1))}"
     if kinds[0] == "uint8" and _is_rgb(first):  # grey of 16 bits is read, too, but nearly black
         note = f"# images have {len(kinds)} bands, read as red, green and blue; to name them: "
         return [f"{note}{numbers}"] if len(kinds) > 3 else []
     lines = [f"{numbers}  # what is read of an image, a channel each"]
     if kinds[0] != "uint8" and not kinds[0].startswith("complex"):
-        low, high, count = _values(images)
-        seen = f"{TAIL:g} to {100 - TAIL:g} % of the values in {count} images"
-        lines.append(f"value_range: [{low}, {high}]  # become 0 and 255; {seen}")
+        low, high, looked_at = _values(images, range(1, count + 1))
+        if not is_tiff and high * 255 / 65535 >= DIM:
+            return []
+        ends = f"[{_rounded(low, math.floor)}, {_rounded(high, math.ceil)}]"
+        seen = f"{TAIL:g} to {100 - TAIL:g} % of the values in {looked_at} images"
+        lines.append(f"value_range: {ends}  # become 0 and 255; {seen}")
     return lines
 
 
@@ -50,8 +59,8 @@ def _is_rgb(image: Path) -> bool:
     return True
 
 
-def _values(images: Sequence[Path]) -> tuple[str, str, int]:
-    """Where the values of all bands begin and end, and how many images were looked at."""
+def _values(images: Sequence[Path], numbers: Sequence[int]) -> tuple[float, float, int]:
+    """Where the values of these bands begin and end, and how many images were looked at."""
     chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int))
     ends = []
     for index in chosen:
@@ -61,7 +70,6 @@ def _values(images: Sequence[Path]) -> tuple[str, str, int]:
                     (max(0, (side - SIDE) // 2), min(side, (side + SIDE) // 2))
                     for side in file.stored.shape
                 )
-                numbers = range(1, len(file.stored.kinds) + 1)
                 values = file.read(numbers, (top, bottom), (left, right))
                 values = values[:, file.has_data((top, bottom), (left, right))]
         except SetrError:
@@ -70,8 +78,7 @@ def _values(images: Sequence[Path]) -> tuple[str, str, int]:
         if values.size:
             ends.append(np.percentile(values, (TAIL, 100 - TAIL)))
     low, high = (min(a for a, _ in ends), max(b for _, b in ends)) if ends else (0.0, 1.0)
-    low, high = float(low), float(max(high, low + 1e-3))
-    return _rounded(low, math.floor), _rounded(high, math.ceil), len(ends)
+    return float(low), float(max(high, low + 1e-3)), len(ends)
 
 
 def _rounded(value: float, how: Callable[[float], int]) -> str:

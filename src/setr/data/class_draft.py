@@ -10,6 +10,7 @@ import numpy as np
 
 from setr.data.class_files import names_by_colour, names_by_id
 from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.labels import IGNORE
 from setr.reading.masks import (
     IN_ALPHA,
     ColourMaskError,
@@ -101,7 +102,8 @@ def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> l
     if len(counts) > MOST_VALUES:
         raise SetrError(
             f"{root}: the masks hold more than {MOST_VALUES} {kind}; such masks are blurred, "
-            "numbered by object, or photos: export one id or colour per class",
+            "numbered by object, or photos: export one id or colour per class, of at most "
+            f"{IGNORE} classes",
             code=DATA_CHECK_FAILED,
         )
     found: list[int] = unique.tolist()
@@ -124,6 +126,7 @@ def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
             f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
         ]
     naming = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
+    naming = {i: name for i, name in naming.items() if name != "ignore"}
     return [*_hints(ids, names), *listed_classes(naming, ids)]
 
 
@@ -158,7 +161,8 @@ def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
     if _mixed(colours) > SOFT:
         lines.append("# most colours lie between two others: save masks without soft edges")
     lines.append("classes:")
-    lines += [f"  {naming[c]}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in order]
+    kept = [c for c in order if naming[c] != '"ignore"']
+    lines += [f"  {naming[c]}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in kept]
     lines.append("colour_map:  # colour in the masks: class, or ignore")
     lines += [
         f'  "#{c:06x}": {naming[c]}  # {100 * colours[c] / total:.2f} % of the pixels'

@@ -17,6 +17,7 @@ from setr.data.pairing import (
     pair_folders,
     refuse_doubles,
 )
+from setr.reading.files import stem_of
 
 
 def configured_files(root: Path, place: Path, masks_dir: str | None = None) -> Found:
@@ -86,8 +87,8 @@ def _beside_images(
             if folder not in folders:
                 inside = sorted(os.listdir(root / folder)) if (root / folder).is_dir() else []
                 usable = (n for n in inside if is_file(n))
-                folders[folder] = {os.path.splitext(n)[0]: f"{folder}/{n}" for n in usable}
-            mask = folders[folder].get(os.path.splitext(file)[0])
+                folders[folder] = {stem_of(n): f"{folder}/{n}" for n in usable}
+            mask = folders[folder].get(stem_of(file))
             if mask is not None:
                 images.append(name)
                 masks.append(mask)

@@ -129,6 +129,13 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
         return None
     if not isinstance(classes, list | dict) or not classes:
         raise SetrError(f"{path}: '{key}' must list the class names", code=USAGE)
+    named = classes.values() if key == "names" and isinstance(classes, dict) else classes
+    if "ignore" in named:
+        raise SetrError(
+            f"{path}: '{key}' lists 'ignore', which is the word for what is left out; list the "
+            "other classes under classes:, and ids in label_map: with 'ignore' for this one",
+            code=USAGE,
+        )
     if key == "names" and isinstance(classes, dict):
         if set(classes) != set(range(len(classes))):
             raise SetrError(

@@ -11,6 +11,7 @@ CSAILVision/sceneparsing README; Pascal Context as VOC 2010 devkit plus `Segment
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from setr.data.pairing import (
     refuse_missing,
 )
 from setr.errors import DATA_CHECK_FAILED
-from setr.reading.files import IMAGE_SUFFIXES, walk_images
+from setr.reading.files import IMAGE_SUFFIXES, composed, walk_images
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -42,16 +43,18 @@ LISTS = Path("ImageSets", "Segmentation")
 """Where VOC, and CVAT after it, list the images of each split by stem."""
 COLOUR_FILE = "labelmap.txt"
 """CVAT's names by colour."""
+_VOC_NAME = re.compile(r"(\d{4}_)?\d{6}")
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 
-def find_split(root: Path, split: str, wanted: str | None) -> Found:
+def find_split(root: Path, split: str, wanted: str | None, *, listed: bool = True) -> Found:
     """The files of one split of a folder.
 
     Args:
         root: folder of the data set.
         split: its name.
         wanted: known data set the user named; it chooses between encodings.
+        listed: whether a list `SPLIT.txt` beside plain folders chooses among their images.
 
     Raises:
         SetrError: no such split, or files that do not fit together (exit code 3).
@@ -60,6 +63,10 @@ def find_split(root: Path, split: str, wanted: str | None) -> Found:
         found = layout(root, split, wanted or "")
         if found is not None:
             return found
+    found = _plain(root, split)
+    if found is not None:
+        list_file = root / f"{split}.txt"
+        return only_listed(found, list_file) if listed and list_file.is_file() else found
     raise NoSplitError(
         f"{root}: no split '{split}' found; looked for images/{split} + labels/{split} (or masks, "
         f"annotations), {split}/images + {split}/labels, {split} or {split}_images + "
@@ -76,7 +83,7 @@ def split_lists(root: Path) -> dict[str, str]:
     for file in sorted((root / LISTS).glob("*.txt")):
         if split := SPLIT_OF.get(file.stem.lower()):
             lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            found |= dict.fromkeys((line.strip() for line in lines), split)
+            found |= dict.fromkeys((composed(line.strip()) for line in lines), split)
     return found
 
 
@@ -163,7 +170,10 @@ def _pascal_context(root: Path, split: str, wanted: str) -> Found | None:
 
 
 def _voc(root: Path, split: str, wanted: str) -> Found | None:
-    """`JPEGImages`, `SegmentationClass` and the list `ImageSets/Segmentation/SPLIT.txt`."""
+    """`JPEGImages`, `SegmentationClass` and the list `ImageSets/Segmentation/SPLIT.txt`.
+
+    Others have these folders, too; the images' own names, or the classes asked for, tell.
+    """
     voc = below(root, "VOCdevkit/VOC2012", "VOC2012")
     listed = voc / LISTS / f"{split}.txt"
     if not (voc / "SegmentationClass").is_dir() or not listed.is_file():
@@ -177,7 +187,8 @@ def _voc(root: Path, split: str, wanted: str) -> Found | None:
             f"trainval/*.mat here and in {root}"
         )
     names = listed_names(listed, lambda name: (voc / "JPEGImages" / f"{name}.jpg").is_file())
-    return pair_names(voc, names, "SegmentationClass", "voc")
+    is_voc = wanted.startswith("voc") or any(map(_VOC_NAME.fullmatch, names))
+    return pair_names(voc, names, "SegmentationClass", "voc" if is_voc else None)
 
 
 def _coco(root: Path, split: str, wanted: str) -> Found | None:
@@ -189,8 +200,8 @@ def _coco(root: Path, split: str, wanted: str) -> Found | None:
     return None
 
 
-def _plain(root: Path, split: str, wanted: str) -> Found | None:
-    """Two folders of any names we know, or one, with or without the list file `SPLIT.txt`."""
+def _plain(root: Path, split: str) -> Found | None:
+    """Two folders of any names we know, or one."""
     candidates = [
         pair
         for name in SPLIT_NAMES.get(split, (split,))
@@ -207,9 +218,7 @@ def _plain(root: Path, split: str, wanted: str) -> Found | None:
         if images == masks and not _holds_masks(root / images):
             continue
         if (root / images).is_dir() and (root / masks).is_dir():
-            found = pair_folders(root, images, masks, None)
-            listed = root / f"{split}.txt"
-            return only_listed(found, listed) if listed.is_file() else found
+            return pair_folders(root, images, masks, None)
     return None
 
 
@@ -218,5 +227,5 @@ def _holds_masks(folder: Path) -> bool:
 
 
 _LAYOUTS: tuple[Callable[[Path, str, str], Found | None], ...] = (
-    _cityscapes, _ade20k, _pascal_context, _voc, _coco, _plain,
+    _cityscapes, _ade20k, _pascal_context, _voc, _coco,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.reading.files import IMAGE_SUFFIXES, walk_images
+from setr.reading.files import IMAGE_SUFFIXES, composed, stem_of, walk_images
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
 _SEGMENTS_AI = "_label_ground-truth"
@@ -91,9 +91,9 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Fou
         files, found = apart(files)
     else:
         found = names_below(root / masks, suffixes=IMAGE_SUFFIXES | {".mat"})
-    stems = [os.path.splitext(name)[0] for name in files]
+    stems = [stem_of(name) for name in files]
     refuse_doubles(root / images, stems, "the stem of several images; masks would be mixed up")
-    masks_of = masks_by_stem(stems, found)
+    masks_of = masks_by_stem(files, found)
     missing = [name for name, stem in zip(files, stems, strict=True) if stem not in masks_of]
     _refuse(root / masks, missing, len(files))
     pairs = [f"{masks}/{masks_of.pop(stem)}" for stem in stems]
@@ -106,11 +106,11 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Fou
 
 def apart(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Images and masks of one folder; no masks where no name tells one."""
-    stems = {os.path.splitext(name)[0] for name in names}
+    stems = {stem_of(name) for name in names}
     for end in MASK_SUFFIXES:
         masks = {stem + end for stem in stems} & stems
         if masks:
-            is_mask = [os.path.splitext(name)[0] in masks for name in names]
+            is_mask = [stem_of(name) in masks for name in names]
             return (
                 [
                     name
@@ -122,20 +122,25 @@ def apart(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(names), []
 
 
-def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
+def masks_by_stem(images: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
     """Mask files by the stem of their image, without the end that masks have and images lack.
 
+    The end may be the image's own suffix: `x.jpg.png` for `x.jpg`.
     Of several ends that fit equally many images, the one of `MASK_SUFFIXES` is taken.
 
     Raises:
         SetrError: several masks for every image, and no name tells which is meant (exit code 3).
     """
+    stems = [stem_of(name) for name in images]
     by_stem: dict[str, str] = {}
     for name in masks:
-        if (first := by_stem.setdefault(os.path.splitext(name)[0], name)) != name:
+        if (first := by_stem.setdefault(stem_of(name), name)) != name:
             raise data_error(f"{first} and {name} are masks of one name; leave one of them")
     if any(stem in by_stem for stem in stems):
         return by_stem
+    whole = {n: s for n, s in zip(map(composed, images), stems, strict=True) if n in by_stem}
+    if whole:
+        return {whole.get(mask, mask): name for mask, name in by_stem.items()}
     known, some = set(stems), islice(by_stem, _SOME)
     ends = {mask[i:] for mask in some for i in range(1, len(mask)) if mask[:i] in known}
     fitting = {end: sum(stem + end in by_stem for stem in stems) for end in sorted(ends)}
@@ -160,16 +165,18 @@ def masks_by_stem(stems: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
 
 
 def pair_names(
-    root: Path, names: list[str], masks: str, labels: str, suffix: str = ".png"
+    root: Path, names: list[str], masks: str, labels: str | None, suffix: str = ".png"
 ) -> Found:
-    """Pair `JPEGImages/NAME.jpg` with `MASKS/NAME.png`."""
-    images = [f"JPEGImages/{name}.jpg" for name in names]
-    paired = [f"{masks}/{name}{suffix}" for name in names]
-    for files in (images, paired):
-        present = set(names_below((root / files[0]).parent, suffixes=IMAGE_SUFFIXES | {".mat"}))
-        missing = [f for f in files if os.path.basename(f) not in present]
-        _refuse((root / files[0]).parent, missing, len(names), "file")
-    return Found(root, images, paired, labels)
+    """Pair `JPEGImages/NAME.jpg` with `MASKS/NAME.png`, or those of the name with other endings."""
+    paired = []
+    for folder, usual in (("JPEGImages", ".jpg"), (masks, suffix)):
+        files = names_below(root / folder, suffixes=IMAGE_SUFFIXES | {".mat"})
+        by_stem = {stem_of(file): file for file in sorted(files, key=lambda f: f.endswith(usual))}
+        missing = [f"{name}{usual}" for name in names if composed(name) not in by_stem]
+        _refuse(root / folder, missing, len(names), "file")
+        paired.append([f"{folder}/{by_stem[composed(name)]}" for name in names])
+    images, paired_masks = paired
+    return Found(root, images, paired_masks, labels)
 
 
 def only_listed(found: Found, listed: Path) -> Found:
@@ -212,7 +219,7 @@ class _Stems:
         self._whole: dict[str, int] = {}
         self._ends: dict[str, list[int]] = {}
         for i, name in enumerate(names):
-            stem = os.path.splitext(name)[0]
+            stem = stem_of(name)
             self._whole[stem] = i
             for end in _ends(stem):
                 self._ends.setdefault(end, []).append(i)
@@ -223,7 +230,7 @@ class _Stems:
         The image of that path, else those whose path ends so, else the one whose path is the
         longest end of the entry.
         """
-        stem = os.path.splitext(entry)[0] if is_file(entry) else entry  # stems may hold dots
+        stem = stem_of(entry) if is_file(entry) else composed(entry)  # stems may hold dots
         if stem not in self._whole and stem in self._ends:
             return self._ends[stem]
         return [self._whole[end] for end in _ends(stem) if end in self._whole][:1]

@@ -28,6 +28,8 @@ from setr.data.survey_rows import (
     ALL_IGNORED,
     ALPHA,
     BINARY,
+    DARK,
+    DIM,
     FULL,
     ROTATED,
     Survey,
@@ -42,7 +44,7 @@ from setr.processes.quota import cpus
 from setr.reading.files import cache_folder
 from setr.reading.masks import is_in_alpha
 
-VERSION = 3
+VERSION = 4
 _CHUNK = 2048  # pairs handed to the threads at a time
 _AT_ONCE = 1 << 16  # hashes compared at a time, few enough for the processor's cache
 
@@ -140,8 +142,9 @@ def _read(
     image_source = None
     if dataset.decoded:
         image, raw = dataset.open_raw(index)
-        size, flags = (image.shape[0], image.shape[1]), FULL
-        content, look = _fingerprint(image[:].tobytes(), image[:])
+        size, pixels = (image.shape[0], image.shape[1]), image[:]
+        content, look = _fingerprint(pixels.tobytes(), pixels)
+        flags = FULL | DARK * bool(pixels.max() < DIM)
     else:
         image_source, mask_source = dataset.sources(index)
         size, rotated = check_pixels(image_source, dataset.bands)
@@ -150,8 +153,9 @@ def _read(
             data = (
                 image_source if isinstance(image_source, bytes) else Path(image_source).read_bytes()
             )
-            content, look = _fingerprint(data, read_pixels(image_source, dataset.bands))
-            flags |= FULL
+            pixels = read_pixels(image_source, dataset.bands)
+            content, look = _fingerprint(data, pixels)
+            flags |= FULL | DARK * bool(pixels.max() < DIM)
         raw = dataset.raw_mask(index, mask_source, size)
         assert mask_source is not None  # or there is no mask
         flags |= ALPHA * is_in_alpha(mask_source, raw)

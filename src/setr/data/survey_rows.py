@@ -15,9 +15,10 @@ import numpy as np
 from setr.errors import SetrError
 from setr.reading.files import write_bytes
 
-FULL, ROTATED, ALL_IGNORED, BINARY, ALPHA = 1, 2, 4, 8, 16
+FULL, ROTATED, ALL_IGNORED, BINARY, ALPHA, DARK = 1, 2, 4, 8, 16, 32
 """Flags of a pair: image decoded too; EXIF rotation; no counted pixel; ids are 0 and 255 only; the
-mask is drawn in its alpha alone."""
+mask is drawn in its alpha alone; no value of the image reaches `DIM`, known where it is decoded."""
+DIM = 64
 
 
 @dataclass(frozen=True)

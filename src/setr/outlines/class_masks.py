@@ -6,7 +6,6 @@ suffix of the name (`masks/x_car.png`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Iterable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.outlines.drawing import MaskFile, Shape
 from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
-from setr.reading.files import walk_images
+from setr.reading.files import stem_of, walk_images
 from setr.reading.masks import read_mask
 
 _USUAL_SUFFIXES = {end[1:] for end in MASK_SUFFIXES}
@@ -40,10 +39,10 @@ def class_masks(root: Path, folders: Iterable[tuple[str, str]]) -> AnnotatedFold
     for image_folder, mask_folder in folders:
         if (root / image_folder).is_dir() and (root / mask_folder).is_dir():
             files = walk_images(root / image_folder)
-            stems = {os.path.splitext(name)[0]: f"{image_folder}/{name}" for name in files}
+            stems = {stem_of(name): f"{image_folder}/{name}" for name in files}
             images |= dict.fromkeys(stems.values())
             masks = walk_images(root / mask_folder)
-            if any(os.path.splitext(name)[0] in stems for name in masks):
+            if any(stem_of(name) in stems for name in masks):
                 return None
             for stem, class_name, mask in _named(stems, masks):
                 found.setdefault(stems[stem], []).append((class_name, f"{mask_folder}/{mask}"))
@@ -63,7 +62,7 @@ def class_masks(root: Path, folders: Iterable[tuple[str, str]]) -> AnnotatedFold
 
 def _named(stems: Container[str], masks: list[str]) -> list[tuple[str, str, str]]:
     """Image stem, class and name of each mask; empty if any name does not fit."""
-    plain = [os.path.splitext(name)[0] for name in masks]
+    plain = [stem_of(name) for name in masks]
     for parse in (_by_folder, _by_suffix):
         parsed = [parse(name, stems) for name in plain]
         class_names = {class_name for _, class_name in parsed}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from setr.data.layouts import SPLIT_OF
 from setr.outlines.drawing import Shape
+from setr.reading.files import composed, stem_of
 
 DRAWN = "masks_drawn"
 """Folder for the drawn masks; files in it are never taken as images."""
@@ -73,13 +74,12 @@ class ImageIndex:
     def __init__(self, names: list[str]) -> None:
         self._by_name: dict[str, list[str]] = {}
         for name in names:
-            stem = os.path.splitext(name)[0]
-            for key in {os.path.basename(name), os.path.basename(stem)}:
+            for key in {os.path.basename(composed(name)), os.path.basename(stem_of(name))}:
                 self._by_name.setdefault(key, []).append(name)
 
     def has_folder_of(self, name: str) -> bool:
         """Whether a name includes a folder and an image with that path exists."""
-        name = name.replace("\\", "/")
+        name = composed(name.replace("\\", "/"))
         return "/" in name and bool(self._at(name))
 
     def find(
@@ -93,7 +93,7 @@ class ImageIndex:
             split: of the annotation file, to choose between several images.
             in_folder: if the name includes a folder, do not accept images in other folders.
         """
-        name = name.replace("\\", "/")
+        name = composed(name.replace("\\", "/"))
         found = self._at(name)
         if not found and not (in_folder and "/" in name):
             found = self._by_name.get(os.path.basename(name), [])
@@ -109,7 +109,9 @@ class ImageIndex:
 
     def _at(self, name: str) -> list[str]:
         found = self._by_name.get(os.path.basename(name), [])
-        return [f for f in found if f"/{f}".endswith(f"/{name}") or f"/{f}".startswith(f"/{name}.")]
+        paths = [f"/{composed(f)}" for f in found]
+        fits = [path.endswith(f"/{name}") or path.startswith(f"/{name}.") for path in paths]
+        return [f for f, fit in zip(found, fits, strict=True) if fit]
 
 
 def split_of(path: str) -> str:

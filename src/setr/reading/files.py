@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+import unicodedata
 import uuid
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,16 @@ def require_writable(folder: Path, option: str) -> None:
         ) from None
 
 
+def composed(name: str) -> str:
+    """A file name in Unicode NFC; archives from macOS may contain names in NFD."""
+    return unicodedata.normalize("NFC", name)
+
+
+def stem_of(path: str) -> str:
+    """A path without its suffix, in NFC: the common name of an image and its mask."""
+    return composed(os.path.splitext(path)[0])
+
+
 def printable(name: str) -> str:
     """A file name as valid text; bytes that are not UTF-8 become `?`."""
     return name.encode("utf-8", "replace").decode()
@@ -75,8 +86,8 @@ def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as JSON; the file appears when complete."""
-    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
+    """Write values, also NumPy numbers, as JSON; the file is written atomically."""
+    write_bytes(path, (json.dumps(values, indent=1, default=float) + "\n").encode())
 
 
 def cache_folder(kind: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS, Source, opened, source_name, unreadable
+from setr.images import MAX_PIXELS, Source, UnknownPixelsError, opened, source_name, unreadable
 from setr.reading.decode import check_png_rows, decode_fast, read_mat
 
 LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
@@ -45,14 +45,20 @@ def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
     if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
         return _mat_mask(os.fspath(source))
     name = source_name(source)
-    with opened(source, MAX_PIXELS) as image:
-        _require_kind(image, name, rgb=rgb)
-        plain = image.mode == "RGB" if rgb else image.mode in ("P", "L")
-        pixels = decode_fast(image, source) if plain else None
-        if pixels is not None:
-            return pixels
-        check_png_rows(image, source)
-        return _stored(image, name, rgb=rgb)
+    try:
+        with opened(source, MAX_PIXELS) as image:
+            _require_kind(image, name, rgb=rgb)
+            plain = image.mode == "RGB" if rgb else image.mode in ("P", "L")
+            pixels = decode_fast(image, source) if plain else None
+            if pixels is not None:
+                return pixels
+            check_png_rows(image, source)
+            return _stored(image, name, rgb=rgb)
+    except UnknownPixelsError:
+        raise SetrError(
+            f"{name}: a TIFF mask with pixels that are not ids, such as 64-bit numbers or several "
+            "bands; save one id per pixel, as 8-bit or 16-bit grey"
+        ) from None
 
 
 def read_palette(source: Source) -> dict[int, int]:

@@ -51,7 +51,7 @@ def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelI
         keywords: as `convert_foreign`.
 
     Raises:
-        SetrError: unreadable, neither a whole SETR model nor a linear head, or a keyword is needed.
+        SetrError: unreadable, neither a whole model nor a linear head, or a keyword is needed.
     """
     model, info, _ = convert_foreign(path, **keywords)
     return model, info
