@@ -17,7 +17,7 @@ from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 from setr.labels import IGNORE
-from setr.outlines.index import Images
+from setr.outlines.index import ImageIndex
 
 PHOTO = np.full((6, 8, 3), 90, np.uint8)
 IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2
@@ -137,7 +137,7 @@ def test_accents_may_be_written_as_a_mac_does(tmp_path, layout):
     made = draft(tmp_path)
     assert "1 pairs" in made.yaml
     assert not made.note
-    images = Images([f"photos/{apart}.JPG"])
+    images = ImageIndex([f"photos/{apart}.JPG"])
     assert images.find(f"{one}.JPG", "a.json") == images.find(f"photos/{one}.JPG", "a.json") != []
 
 
