@@ -155,7 +155,7 @@ def test_all_problems_of_layers_are_told_at_once(tmp_path):
         "reference system (OGC:CRS84)",
         "odd.geojson: unknown reference system 'EPSG:nothing'",
         "twice.geojson: image 'twice' may be x/twice.png or y/twice.png",
-        "bad.geojson: feature 2 is no valid area", "bad.geojson: feature 4 is no valid area",
+        "bad.geojson: feature 2 is not a valid area", "bad.geojson: feature 4 is not a valid area",
         "bad.geojson: feature 3 has no property name",
     ):  # fmt: skip
         assert part in said

@@ -25,9 +25,9 @@ from setr.reading.files import walk_images
 _NO_AREA = ("box", "polyline", "points", "cuboid", "skeleton")
 
 
-def cvat_outlines(root: Path, images: list[str]) -> AnnotatedFolder | None:
+def cvat_outlines(root: Path, index: ImageIndex) -> AnnotatedFolder | None:
     """The outlines of all CVAT XML files, or None; a larger `z_order` is drawn on top."""
-    out, index, classes = AnnotatedFolder("CVAT", False), ImageIndex(images), dict[str, None]()
+    out, classes = AnnotatedFolder("CVAT", False), dict[str, None]()
     broken: list[str] = []
     for name in walk_images(root, frozenset({".xml"})):
         try:

@@ -45,8 +45,9 @@ def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
     images = [name for name in walk_images(root) if not name.startswith(f"{DRAWN}/")]
     if not images:
         return None
-    formats = *json_outlines(root, images, class_key), cvat_outlines(root, images)
-    found = [annotated for annotated in (*formats, _yolo(root, images)) if annotated]
+    index = ImageIndex(images)
+    formats = *json_outlines(root, images, index, class_key), cvat_outlines(root, index)
+    found = [annotated for annotated in (*formats, _yolo(root, images, index)) if annotated]
     if len(found) > 1:
         kinds = " and ".join(annotated.kind for annotated in found)
         raise data_error(f"{root}: contains outlines of {kinds}; keep one of them in the folder")
@@ -75,13 +76,13 @@ def _refuse_doubles(root: Path, annotated: AnnotatedFolder) -> None:
         sources[entry.image] = entry.source
 
 
-def _yolo(root: Path, images: list[str]) -> AnnotatedFolder | None:
+def _yolo(root: Path, images: list[str], index: ImageIndex) -> AnnotatedFolder | None:
     """Text files in `labels` for images in `images`, or next to them; without one, no objects."""
     out = AnnotatedFolder("YOLO", True)
     texts = set(walk_images(root, frozenset({".txt"})))
     described = _yolo_yaml(root)
     names, largest, understood = _yolo_classes(root, described), -1, False
-    splits = _yolo_splits(root, images, described)
+    splits = _yolo_splits(root, images, index, described)
     for image in images:
         text = next((t for t in _yolo_names(image) if t in texts), "")
         shapes = []
@@ -148,13 +149,11 @@ def _yolo_yaml(root: Path) -> dict[str, Any]:
     return {}
 
 
-def _yolo_splits(root: Path, images: list[str], described: dict[str, Any]) -> dict[str, str]:
+def _yolo_splits(
+    root: Path, images: list[str], index: ImageIndex, described: dict[str, Any]
+) -> dict[str, str]:
     """The split of each image, from the folders or list files that a YAML file gives for splits."""
-    base, index, found = (
-        root / str(described.get("path", ".")),
-        ImageIndex(images),
-        dict[str, str](),
-    )
+    base, found = root / str(described.get("path", ".")), dict[str, str]()
     for split in SPLITS:
         given = described.get(split) or ()
         for place in map(str, given if isinstance(given, list) else [given]):

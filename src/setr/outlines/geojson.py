@@ -79,7 +79,7 @@ class Layers:
         images: Sequence[str],
         index: ImageIndex,
         known: Mapping[int, str],
-        class_key: str = "",
+        class_key: str,
     ) -> None:
         self.root, self.index, self.known = root, index, known
         self.keys = (class_key.lower(),) if class_key else CLASS_KEYS
@@ -172,7 +172,7 @@ class Layers:
                 values = feature["properties"] or {}
                 found.append((number, {key.lower(): values[key] for key in values}, polygons))
             except BROKEN:
-                self.out.problems.append(f"{name}: feature {number} is no valid area")
+                self.out.problems.append(f"{name}: feature {number} is not a valid area")
         key = next((key for key in self.keys if any(key in values for _, values, _ in found)), "")
         areas = []
         if found and layer and not key:

@@ -31,13 +31,15 @@ from setr.outlines.via import is_via, read_via
 from setr.reading.files import walk_images
 
 
-def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterator[AnnotatedFolder]:
+def json_outlines(
+    root: Path, images: list[str], index: ImageIndex, class_key: str
+) -> Iterator[AnnotatedFolder]:
     """The outlines of all JSON files, by format; `class_key` is for VIA and GeoJSON."""
     labelme, coco = AnnotatedFolder("LabelMe", False), AnnotatedFolder("COCO", True)
     supervisely, described = AnnotatedFolder("Supervisely", False), list[str]()
     via, studio = AnnotatedFolder("VIA", False), AnnotatedFolder("Label Studio", False)
     darwin, panoptic = AnnotatedFolder("V7", False), AnnotatedFolder("COCO panoptic", False)
-    index, broken = ImageIndex(images), []
+    broken: list[str] = []
     layers: dict[str, dict[str, Any]] = {}
     for name in walk_images(root, frozenset({".json", ".geojson"})):
         try:
