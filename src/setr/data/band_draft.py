@@ -37,9 +37,7 @@ def draft_bands(images: Sequence[Path]) -> list[str]:
         return []
     count = len(kinds) if is_tiff or len(kinds) % 2 else len(kinds) - 1  # without alpha
     numbers = f"bands: {list(range(1, count + 1))}"
-    if kinds[0] == "uint8" and _is_rgb(
-        first
-    ):  # 16-bit grey can be read, too, but is often nearly black
+    if kinds[0] == "uint8" and _is_rgb(first):  # 16-bit grey is read, too, but often nearly black
         note = f"# images have {len(kinds)} bands, read as red, green and blue; to name them: "
         return [f"{note}{numbers}"] if len(kinds) > 3 else []
     lines = [f"{numbers}  # bands to read, one channel each"]
@@ -48,7 +46,7 @@ def draft_bands(images: Sequence[Path]) -> list[str]:
         if not is_tiff and high * 255 / 65535 >= DIM:
             return []
         ends = f"[{_rounded(low, math.floor)}, {_rounded(high, math.ceil)}]"
-        source = f"percentiles {TAIL:g} and {100 - TAIL:g} of {sampled} images"
+        source = f"percentiles {TAIL:g} and {100 - TAIL:g} of the values in {sampled} images"
         lines.append(f"value_range: {ends}  # become 0 and 255; {source}")
     return lines
 

@@ -57,8 +57,8 @@ def _count_values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[i
     """Pixel counts of the ids, or of the colours (as 0xrrggbb), over all masks.
 
     Grey masks are read as colours if others have colours (a grey one may be an image without
-    objects), or if their palettes order the same colours differently, as programs write them that
-    number the colours of each file anew.
+    objects), or if their palettes order the same colours differently, because the program that
+    wrote them numbers colours per file.
     """
     ids: Counter[int] = Counter()
     colours: Counter[int] = Counter()

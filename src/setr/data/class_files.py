@@ -45,7 +45,7 @@ def names_by_id(root: Path) -> dict[int, str]:
                 )
             return names
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return dict(enumerate(lines[lines[:1] == ["__ignore__"] :]))  # labelme's id -1
+        return dict(enumerate(lines[lines[:1] == ["__ignore__"] :]))  # labelme's name of id -1
     return {}
 
 

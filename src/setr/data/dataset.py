@@ -24,7 +24,7 @@ Pixels = np.ndarray | LazyImage | BandImage
 class NoDataMask:
     """Training ids (H, W) that are `IGNORE` where the image has no data: `mask[a:b, c:d]`.
 
-    Where that is, is read on indexing, and only for the window asked for.
+    Its areas without data are read on indexing, and only for that window.
     """
 
     def __init__(self, ids: np.ndarray, gaps: Gaps) -> None:

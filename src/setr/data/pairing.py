@@ -135,17 +135,17 @@ def masks_by_stem(images: Sequence[str], masks: Iterable[str]) -> dict[str, str]
     whole = {n: s for n, s in zip(map(composed, images), stems, strict=True) if n in by_stem}
     if whole:
         return {whole.get(mask, mask): name for mask, name in by_stem.items()}
-    known, some = set(stems), islice(by_stem, _SAMPLE)
-    ends = {mask[i:] for mask in some for i in range(1, len(mask)) if mask[:i] in known}
-    fitting = {end: sum(stem + end in by_stem for stem in stems) for end in sorted(ends)}
+    known, sample = set(stems), islice(by_stem, _SAMPLE)
+    suffixes = {mask[i:] for mask in sample for i in range(1, len(mask)) if mask[:i] in known}
+    matches = {end: sum(stem + end in by_stem for stem in stems) for end in sorted(suffixes)}
     too_long = {  # `10_seg` belongs to image 10, so the suffix is `_seg`, not `0_seg` of image 1
-        e
-        for e, n in fitting.items()
-        if any(len(s) < len(e) and e.endswith(s) and m >= n for s, m in fitting.items())
+        end
+        for end, n in matches.items()
+        if any(len(e) < len(end) and end.endswith(e) and m >= n for e, m in matches.items())
     }
-    most = max((n for e, n in fitting.items() if e not in too_long), default=0)
-    equal = [e for e, n in fitting.items() if n == most and e not in too_long]
-    usual = [e for e in equal if e in MASK_SUFFIXES]
+    most = max((n for end, n in matches.items() if end not in too_long), default=0)
+    equal = [end for end, n in matches.items() if n == most and end not in too_long]
+    usual = [end for end in equal if end in MASK_SUFFIXES]
     if len(equal) > 1 and len(usual) != 1:
         stem = next(stem for stem in stems if stem + equal[0] in by_stem)
         shown = " and ".join(by_stem[stem + end] for end in equal if stem + end in by_stem)

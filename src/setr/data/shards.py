@@ -52,7 +52,7 @@ class Shards:
 
     def __init__(self, root: str, split: str) -> None:
         self.root, self.split = root.rstrip("/"), split
-        self._files: dict[int, Any] = {}
+        self._opened: tuple[Any, str] | None = None
         self._process = os.getpid()
         self.description = self._description()
         splits = self.description["splits"]
@@ -86,7 +86,7 @@ class Shards:
         return len(self.shard)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
+        return {**self.__dict__, "_opened": None}
 
     def read(self, index: int) -> tuple[bytes, bytes]:
         """Image and mask file of one sample.
@@ -139,11 +139,9 @@ class Shards:
 
     def _store(self) -> tuple[Any, str]:
         """The file system and the root in it; opened again in a forked process."""
-        if self._process != os.getpid() or -1 not in self._files:
-            self._process, self._files = os.getpid(), {}
-            self._files[-1] = file_system(self.root)
-        found: tuple[Any, str] = self._files[-1]
-        return found
+        if self._opened is None or self._process != os.getpid():
+            self._process, self._opened = os.getpid(), file_system(self.root)
+        return self._opened
 
     def _read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         store, root = self._store()

@@ -198,8 +198,8 @@ def near_hashes(known: np.ndarray, hashes: np.ndarray, bits: int) -> np.ndarray:
         left = np.flatnonzero(~near)
         first = np.searchsorted(theirs, ours[left])
         number = np.searchsorted(theirs, ours[left], "right") - first
-        full = np.flatnonzero(np.diff(np.cumsum(number) // _HASHES)) + 1
-        for part in np.split(np.arange(len(left)), full):
+        splits = np.flatnonzero(np.diff(np.cumsum(number) // _HASHES)) + 1
+        for part in np.split(np.arange(len(left)), splits):
             n = number[part]
             mine = np.repeat(left[part], n)
             other = np.arange(len(mine)) + np.repeat(first[part] - np.cumsum(n) + n, n)
