@@ -74,7 +74,7 @@ class LazyImage:
     """An image that is decoded on indexing: `image[a:b, c:d]` is uint8 RGB.
 
     PNG decoding takes most of the time of data loading and crops rarely reach the lower edge, so
-    plain PNG files are only decoded down to the last row needed. Other files are decoded at once.
+    plain PNG files are only decoded down to the last row needed. Other files are decoded whole.
 
     Args:
         source: a path, or the bytes of a file.
@@ -223,7 +223,9 @@ def encode_picture(
     try:
         image.save(buffer, format=form, **options)
     except (OSError, ValueError) as error:
-        raise SetrError(f"{form}: cannot hold {image.width}x{image.height} ({error})") from None
+        raise SetrError(
+            f"{form} cannot store {image.width}x{image.height} pixels ({error})"
+        ) from None
     return buffer.getvalue()
 
 

@@ -90,8 +90,8 @@ def predict_scores(
         images: normalised images (B, C, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
-        batch_windows: windows per forward pass; by default 2 on a CPU, which one window keeps busy
-            and whose memory then stays low, and on a GPU 8, or more small ones.
+        batch_windows: windows per forward pass; by default 2 on a CPU, which saves memory, and on a
+            GPU at least 8, and up to `GPU_PIXELS`.
 
     Returns:
         (B, K, H, W) float32, whose softmax over K is the class probabilities.
@@ -120,8 +120,8 @@ def predict_mask(
         images: normalised images (B, C, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
-        batch_windows: windows per forward pass; by default 2 on a CPU, which one window keeps busy
-            and whose memory then stays low, and on a GPU 8, or more small ones.
+        batch_windows: windows per forward pass; by default 2 on a CPU, which saves memory, and on a
+            GPU at least 8, and up to `GPU_PIXELS`.
         with_confidence: also compute the probabilities.
 
     Returns:

@@ -24,7 +24,7 @@ MASK_KEYS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "
 
 @dataclass(frozen=True)
 class HubDataset(Dataset):
-    """A split of a Hugging Face data set whose rows hold an image and a mask as files.
+    """A split of a Hugging Face data set whose rows contain an image and a mask as files.
 
     Attributes:
         rows: the `datasets.Dataset`, with images not decoded.

@@ -66,7 +66,7 @@ def open_list(path: Path) -> TextIO:
 def listed_names(listed: Path, is_name: Callable[[str], object] = lambda _: False) -> list[str]:
     """The first word of each line of a list file; blank lines are skipped.
 
-    A line of several words is one name if `is_name` accepts it and its first word is no file name.
+    A line of several words is one name if `is_name` accepts it, unless it starts with a file name.
     """
     with open_list(listed) as file:
         lines = [line.strip() for line in file if line.strip()]
