@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import io
 import itertools
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from setr import cli, distributed, engine, evaluation
@@ -88,7 +90,7 @@ def struck(number: signal.Signals) -> Iterator[None]:
 @contextlib.contextmanager
 def struck_in_a_test(rank: int = 1) -> Iterator[None]:
     """A process gets a signal at its first image; both are slow, and print how many they test."""
-    original, tested = evaluation._test_images, 0
+    original, tested = evaluation._score_images, 0
 
     def test(*arguments: Any) -> Iterator[evaluation.ScoredImage]:
         nonlocal tested
@@ -98,11 +100,11 @@ def struck_in_a_test(rank: int = 1) -> Iterator[None]:
         time.sleep(2.5)  # more than two beats
         return original(*arguments)
 
-    evaluation._test_images = test
+    evaluation._score_images = test
     try:
         yield
     finally:
-        evaluation._test_images = original
+        evaluation._score_images = original
         print(f"examined: {tested} images")
 
 
@@ -164,6 +166,19 @@ def again(port: int) -> None:
     print("again: all ended")
 
 
+def slow() -> None:
+    """The first process reads a data set for longer than torch waits by itself."""
+    original = distributed_c10d.default_pg_timeout
+    distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=3)
+    try:
+        with distributed.joined("cpu"):
+            print("slow:", distributed.on_first(lambda: time.sleep(7) or "all read"))
+    except (SetrError, RuntimeError) as error:
+        print(f"slow: {error}")
+    finally:
+        distributed_c10d.default_pg_timeout = original
+
+
 def main() -> None:
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
@@ -178,6 +193,9 @@ def main() -> None:
             continue
         if case == "again":
             again(int(port))
+            continue
+        if case == "slow":
+            slow()
             continue
         faults = {
             "dies": lambda: struck(signal.SIGKILL),

@@ -23,12 +23,15 @@ import numpy as np
 import pytest
 import torch
 
+from setr import distributed
 from setr.data.loader import BatchOrder, Share
 from setr.distributed import device, devices, differences, joined
 from setr.engine import train
 from setr.errors import SetrError
-from setr.processes.launch import Place, place_of
+from setr.processes.launch import Place, gpu_of, place_of
+from setr.training.parallel import Parallel
 from setr.training.runfolder import LAST
+from tests.conftest import tiny_model
 from tests.processes import STEPS, evaluate, settings
 from tests.test_engine import final_state
 
@@ -37,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
-    *("examined", "tested", "nothing", "nowhere", "patient", "evaluate"),
+    *("examined", "tested", "nothing", "nowhere", "patient", "evaluate", "slow"),
 )
 
 
@@ -197,6 +200,11 @@ def test_what_all_processes_refuse_is_said_once(pair):
     assert "nowhere: reported" in second
 
 
+def test_processes_wait_for_one_that_reads_a_large_data_set(pair):
+    """Torch would end them after half an hour, and what was read would be lost."""
+    assert all("slow: all read" in text for text in pair[1])
+
+
 def test_a_norm_that_overflows_in_one_process_ends_both(pair):
     first, second = pair[1]
     assert "overflows: gradient norm is inf at step 1 with lr" in first
@@ -332,6 +340,16 @@ def test_places_of_launchers():
     assert place_of(named) == Place(5, 8, 1, "a-1", 5)
 
 
+def test_a_process_may_see_its_own_gpu_alone():
+    place = place_of(SLURM)
+    assert place is not None
+    for own in ("1", "h100:1"):
+        assert gpu_of(place, 1, {**SLURM, "SLURM_GPUS_PER_TASK": own}) == 0
+        assert gpu_of(place, 8, {**SLURM, "SLURM_GPUS_PER_TASK": own}) == 1  # --gpu-bind none
+        assert gpu_of(place, 1, {**SLURM, **TORCHRUN, "SLURM_GPUS_PER_TASK": own}) == 1
+    assert gpu_of(place, 1, SLURM) == 1  # none of its own
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -399,6 +417,40 @@ def test_differences_are_named():
     other = [*names[:9], "hill", *names[10:]]
     assert differences({"names": names}, {"names": other}) == "names[9] 'hill', not 'class 9'"
     assert differences({"names": names}, {"names": names[:9]}) == "names 9 entries, not 20"
+
+
+def test_a_model_on_the_cpu_is_sharded_there_beside_gpus(monkeypatch):
+    group = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    torch.distributed.init_process_group("fake", store=group.FakeStore(), rank=0, world_size=2)
+    try:
+        monkeypatch.setattr(torch._C, "_get_accelerator", lambda: torch.device("cuda"))
+        model = tiny_model()
+        Parallel(model, "full")
+        assert {p.device_mesh.device_type for p in model.parameters()} == {"cpu"}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("group", "place"), [("cpu:gloo,cuda:nccl", "cpu"), ("cpu:gloo", "cpu"), ("cuda:nccl", "meta")]
+)
+def test_processes_on_gpus_wait_for_each_other_on_cpus(monkeypatch, group, place):
+    """Where one has the slower images of a test; NCCL gives up."""
+    used = []
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: "undefined")
+    monkeypatch.setattr(distributed.dist, "get_backend_config", lambda: group)
+    monkeypatch.setattr(
+        distributed, "device", lambda on: torch.device("meta" if on == "auto" else on)
+    )
+
+    def add_up(tensor):
+        used.append(tensor.device.type)
+        return torch.ones(())
+
+    monkeypatch.setattr(distributed, "add_up", add_up)
+    assert distributed.any_of(False)
+    assert used == [place]
 
 
 def test_only_devices_that_were_tried_are_offered(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from setr._timm import timm
 from setr.encoder import Encoder, resample_grid
 from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder
+from setr.layers.rotary import Rotary
 from setr.model import SETR, create_model
 from tests.conftest import tiny_model
 
@@ -113,6 +115,35 @@ def test_overlapping_patches_of_other_families(name):
     encoder = Encoder(name, taps=(1, 2), patch_stride=8, depth=2, img_size=112)
     maps = encoder(torch.zeros(1, 3, 64, 80))
     assert [tuple(m.shape[-2:]) for m in maps] == [(8, 10)] * 2
+
+
+@pytest.mark.parametrize("normalized", ["separate", "max", "min"])
+@pytest.mark.parametrize("indexing", ["ij", "xy"])
+def test_dinov3s_positions_are_timms_to_the_bit(normalized, indexing):
+    kinds = {"normalize_coords": normalized, "grid_indexing": indexing, "grid_offset": 0.3}
+    theirs, ours = (timm.layers.RotaryEmbeddingDinoV3(64, **kinds) for _ in range(2))
+    ours.__class__ = Rotary
+    for grid in ((1, 1), (3, 7), (14, 14), (37, 91)):
+        assert torch.equal(ours.get_embed(grid), theirs.get_embed(grid))
+
+
+def test_dinov3s_positions_change_at_random_as_timms_do():
+    theirs, ours = (timm.layers.RotaryEmbeddingDinoV3(64, rescale_coords=2.0) for _ in range(2))
+    ours.__class__ = Rotary
+    found = []
+    for rope in (theirs, ours):
+        torch.manual_seed(0)
+        found.append(rope.train().get_embed((3, 7)))
+    assert torch.equal(*found)
+    assert torch.equal(ours.eval().get_embed((3, 7)), theirs.eval().get_embed((3, 7)))
+
+
+def test_an_encoder_of_dinov3_can_be_stored_with_its_positions():
+    encoder = Encoder("vit_small_patch16_dinov3", taps=(1,), depth=1).eval()
+    assert type(encoder.vit.rope) is Rotary
+    x = torch.rand(1, 3, 32, 48)
+    for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert torch.equal(copied(x)[0], encoder(x)[0])
 
 
 def test_strides_that_are_refused():
@@ -348,6 +379,8 @@ def test_errors_name_the_fix():
         tiny_vit(taps=(4,))
     with pytest.raises(SetrError, match=r"cannot be built with .*num_heads 5 .*divisible"):
         tiny_vit(num_heads=5)
+    with pytest.raises(SetrError, match=r"cannot be built with .*unexpected keyword.*'drop_pat'"):
+        tiny_vit(drop_pat=0.1)
     with pytest.raises(SetrError, match="prefix_tokens 'dropped': give keep or drop"):
         tiny_model("pup", prefix_tokens="dropped")
     with pytest.raises(SetrError, match="need an absolute position embedding"):

@@ -9,6 +9,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -75,6 +76,8 @@ def test_named_protocol_and_absent_rule(runs: Path) -> None:
     assert "flip" in paper["protocol"]
     zero = evaluate(runs / "one", runs / "data", absent="zero")
     assert zero["absent"] == "zero"
+    with pytest.raises(SetrError, match="absent 'zeros': give skip or zero"):
+        evaluate(runs / "one", runs / "data", absent="zeros")
     with pytest.raises(SetrError, match="give its ModelInfo"):
         evaluate(tiny_model(), runs / "data")
 
@@ -365,7 +368,17 @@ def test_images_tested_together_have_the_figures_of_each(
     for path in wide:
         pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(path), np.ascontiguousarray(pixels[:-5]))
-    found, sizes = [], []
+    found, sizes, batches = [], [], list[int]()
+    original = evaluation.predict_mask
+
+    def predict(model: Any, images: Any, *arguments: Any, **keywords: Any) -> Any:
+        """The first time two images find no memory."""
+        batches.append(images.shape[0])
+        if batches.count(2) == 1 and batches[-1] == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, images, *arguments, **keywords)
+
+    monkeypatch.setattr(evaluation, "predict_mask", predict)
     for together in (1, 3):
         monkeypatch.setitem(evaluation.MAX_GROUP, "cpu", together)
         predictor, seen = setr.load(runs / "one", precision="fp32"), []
@@ -378,6 +391,7 @@ def test_images_tested_together_have_the_figures_of_each(
     assert len(found[0]["failed"]) == 1
     assert sizes[0] == sizes[1]
     assert [number for number, _ in sizes[0]] == [0, 1, 3, 4, 5, 6]
+    assert batches == [1, 1, 1, 1, 1, 1, 2, 1, 1, 2, 1, 1]
 
 
 @pytest.mark.parametrize(

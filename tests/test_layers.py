@@ -96,6 +96,7 @@ ORDER = (
         "layers.cpu_blocks",
         "layers.recompute",
         "layers.backbone",
+        "layers.rotary",
         "encoder",
         "hybrid",
         "layers.upsampled_convolution",
@@ -128,6 +129,7 @@ ORDER = (
         "protocols",
         "kernels.best_class",
         "kernels.windows",
+        "kernels.capture",
         "kernels.recorded",
         "inference",
         "arguments.options",
@@ -289,6 +291,18 @@ def test_imports_go_one_way():
             if name != module and ORDER.index(name) > ORDER.index(module):
                 wrong.append(f"{module} imports {name}")
     assert not wrong
+
+
+def test_public_names_have_types():
+    """Type checkers and editors read imports that never run; they name what is loaded instead."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    read = {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("setr.")
+        for alias in node.names
+    }
+    assert read == {name: f"setr.{module}" for name, module in setr._EXPORTS.items()}
 
 
 def test_packages_need_each_other_one_way():

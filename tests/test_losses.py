@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from setr import losses
+from setr.errors import SetrError
 from setr.inference import normalize
 from setr.kernels import row_blocks
 from setr.labels import IGNORE
@@ -111,6 +116,32 @@ def test_plain_logits_of_any_model_are_resized_to_the_target():
     torch.testing.assert_close(found["loss"], expected)
 
 
+@pytest.mark.parametrize("kind", ["cross_entropy", "dice"])
+def test_second_derivatives_are_refused_and_not_wrong(kind):
+    """The gradient is computed in the forward pass; to `create_graph` it looks like a constant."""
+    scale = torch.ones(1, 3, 1, 1, requires_grad=True)
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * scale**2
+    loss = segmentation_loss(logits, torch.zeros(2, 8, 9, dtype=torch.long), kind=kind)["loss"]
+    with pytest.raises(SetrError, match="has no second derivative"):
+        torch.autograd.grad(loss, scale, create_graph=True)
+
+
+def test_what_would_be_counted_wrongly_is_refused():
+    output = Output(torch.zeros(2, 3, 4, 5), [], (64, 80))
+    target = torch.zeros(2, 57, 80, dtype=torch.long)
+    assert segmentation_loss(output, target, weight=torch.ones(3))["loss"] > 0
+    halved, doubled = target[:, :29, :40], target.repeat(1, 2, 2)
+    for wrong in (target[:1], target[0], target[:, None], halved, doubled):
+        with pytest.raises(SetrError, match=r"give ids \(B, H, W\) of the 2 images"):
+            segmentation_loss(output, wrong)
+    with pytest.raises(SetrError, match="give ids"):
+        segmentation_loss(output.logits, target[:1])
+    with pytest.raises(SetrError, match="one for each of 3 classes"):
+        segmentation_loss(output, target, weight=torch.ones(4))
+    with pytest.raises(SetrError, match="kind 'dise': give cross_entropy, ohem, focal, dice"):
+        segmentation_loss(output, target, kind="dise")
+
+
 def test_no_step_on_a_gpu_waits_for_it():
     """On the meta device: which pixels a mask chooses is not asked, and no copy is waited for."""
     blocking = []
@@ -130,6 +161,28 @@ def test_no_step_on_a_gpu_waits_for_it():
         x = normalize(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     assert total.device.type == x.device.type == "meta"
     assert blocking == [False, False]
+
+
+class _NoCompiler:
+    @property
+    def active(self):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC\nor a knob")
+
+
+@pytest.mark.parametrize(("driver", "works"), [(Mock(), True), (_NoCompiler(), False)])
+def test_without_a_compiler_for_triton_the_loss_takes_the_other_road(
+    monkeypatch, capsys, driver, works
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setitem(sys.modules, "triton", Mock())
+    monkeypatch.setitem(sys.modules, "triton.runtime", Mock(driver=driver))
+    assert losses._has_triton.__wrapped__() is works
+    said = capsys.readouterr().err
+    assert said.count("\n") == (not works)
+    assert works or "(Failed to find C compiler. Please specify via CC); the loss goes by" in said
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
+    assert not losses._has_triton.__wrapped__()  # older than Triton's
 
 
 def test_memory_does_not_hold_full_resolution_logits():

@@ -232,29 +232,6 @@ def test_a_predictor_takes_another_model() -> None:
     assert (predictor.predict(image).scores == other).all()
 
 
-@pytest.mark.parametrize(
-    ("encoder", "stays"), [("vit_tiny_patch16_224", True), ("vit_small_patch16_dinov3", False)]
-)
-def test_what_leaves_the_device_is_refused_before_it_is_recorded(encoder: str, stays: bool) -> None:
-    with torch.device("meta"):
-        model = create_model("setr_pup_nano", num_classes=5, encoder=encoder, img_size=32).eval()
-        x = torch.empty(1, 3, 32, 48)
-    refused = (
-        contextlib.nullcontext()
-        if stays
-        else pytest.raises(RuntimeError, match="cannot be recorded")
-    )
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), refused, module._Staying():
-        model.coarse(x)
-
-
-def test_values_are_not_waited_for() -> None:
-    for wait in (torch.Tensor.item, torch.nonzero):
-        for mode in (torch.inference_mode(), torch.enable_grad()):
-            with mode, pytest.raises(RuntimeError, match="cannot be recorded"), module._Staying():
-                wait(torch.ones(1))
-
-
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_recording_is_on_the_streams_of_its_gpu(
     monkeypatch: pytest.MonkeyPatch, broken: bool
@@ -270,6 +247,11 @@ def test_a_recording_is_on_the_streams_of_its_gpu(
         finally:
             _Stream.current = before
 
+    class CUDAGraph:
+        def capture_begin(self, **_: Any) -> None: ...
+
+        def capture_end(self) -> None: ...
+
     class Graph:
         def __init__(self, graph: Any, pool: Any, stream: Any = None, **_: Any) -> None:
             used.append(stream)
@@ -283,8 +265,9 @@ def test_a_recording_is_on_the_streams_of_its_gpu(
             _Stream.current = own
 
     own = _Stream(0)
-    for name, value in {"CUDAGraph": object, "Stream": _Stream, "stream": entered, "graph": Graph,
-                        "current_stream": lambda: _Stream.current}.items():  # fmt: skip
+    for name, value in {"CUDAGraph": CUDAGraph, "Stream": _Stream, "stream": entered,
+                        "graph": Graph,
+                        "current_stream": lambda *_: _Stream.current}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(_Stream, "current", own)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)

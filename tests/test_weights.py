@@ -638,6 +638,15 @@ def test_heads_must_divide_the_width(shared):
     assert caught.value.code == USAGE
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_names_of_wrappers_are_taken_off(tmp_path, prefix):
+    model, other = (create_model("setr_naive_nano", num_classes=2, img_size=16) for _ in range(2))
+    torch.save({prefix + n: v for n, v in model.state_dict().items()}, tmp_path / "own.pth")
+    load_weights(other, tmp_path / "own.pth")
+    state = other.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
 # --- pretrained by tag ----------------------------------------------------------------------------
 
 
@@ -651,6 +660,7 @@ def test_heads_must_divide_the_width(shared):
         ("vit_base_patch16_384", "orig_in21k_ft_in1k", "vit_base_patch16_384.orig_in21k_ft_in1k"),
         ("vit_small_patch14_dinov2", "lvd142m", "vit_small_patch14_dinov2.lvd142m"),
         ("resnet101", "tv_in1k", "resnet101.tv_in1k"),
+        ("vit_base_patch16_224.dino", "augreg_in1k", "vit_base_patch16_224.augreg_in1k"),
     ],
 )
 def test_tags_name_timm_weights(encoder, tag, name):
@@ -668,7 +678,9 @@ def test_pretrained_may_be_a_switch_as_in_timm(monkeypatch):
     create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=False)
     assert asked == []
     create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=True)
-    assert asked == ["vit_tiny_patch16_384.augreg_in21k_ft_in1k"]
+    named = "vit_tiny_patch16_224.augreg_in21k"
+    create_model("setr_naive_tiny", num_classes=2, encoder=named, img_size=64, pretrained=True)
+    assert asked == ["vit_tiny_patch16_384.augreg_in21k_ft_in1k", named]
     with pytest.raises(SetrError, match="timm has no weights for vit_base_patch32_plus_256"):
         create_model(
             "setr_naive_base",

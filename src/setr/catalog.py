@@ -148,7 +148,8 @@ def model_settings(
         settings = dict(_BASELINES[name])
     else:
         near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)
-        raise SetrError(f"model '{name}' is unknown; nearest: {', '.join(near)}", code=USAGE)
+        nearest = f"; nearest: {', '.join(near)}" if near else ""
+        raise SetrError(f"model '{name}' is unknown{nearest} (`setr models` lists all)", code=USAGE)
     if settings["decoder"] == "mla" and not align_corners:
         settings["decoder_args"]["align_corners"] = False
     if encoder:

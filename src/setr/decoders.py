@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.errors import USAGE, SetrError
+from setr.layers.cpu_blocks import is_traced
 from setr.layers.normalised import normalised
 from setr.layers.recompute import recompute_cheap
 from setr.layers.upsampled_convolution import (
@@ -86,7 +87,7 @@ class ConvBNReLU(nn.Sequential):
         """
         then = classifier or nn.Identity()
         doubled = scale == 2 and self.margin == 1
-        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        on_cpu = x.device.type == "cpu" and not is_traced()
         if self.in_graph and doubled:
             weight, bias = (cast(Tensor, p) for p in (self[0].weight, self[0].bias))
             return doubled_in_graph(x, weight, bias, lambda y: then(F.relu(y)))

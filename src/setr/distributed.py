@@ -8,6 +8,7 @@ does nothing. `parallel.py` spreads a model over the processes.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -21,13 +22,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from setr.errors import USAGE, SetrError, first_line
-from setr.processes.launch import meet, place_of
+from setr.processes.launch import gpu_of, meet, place_of
 from setr.processes.progress import Progress
 from setr.processes.watch import Watch
 
 T = TypeVar("T")
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start."""
+PATIENCE = datetime.timedelta(days=7)
+"""How long processes wait for one that reads a data set or tests alone; torch would give up after
+half an hour. The watch tells within seconds who is lost."""
 _SHOWN, _CUT = 5, 60  # differences named, characters of their values
 _LEFT: list[Any] = []
 """The group that was left last. torch's Reducer, which goes with the model and so after the block,
@@ -62,18 +66,23 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     cuda = on != "cpu" and torch.cuda.is_available()
     if not cuda:
         device(on)
-    if cuda and place.local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count() if cuda else 0
+    gpu = gpu_of(place, count, os.environ)
+    if cuda and gpu >= count:
         raise SetrError(
-            f"process {place.local_rank} of this host has no GPU of its own: there are "
-            f"{torch.cuda.device_count()}; start as many processes as GPUs",
+            f"process {gpu} of this host has no GPU of its own: there are {count}; start as many "
+            "processes as GPUs",
             code=USAGE,
         )
     _LEFT.clear()
     store, watched = meet(place, timeout)
     if cuda:
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(gpu)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
+    # not of NCCL, which passes on gradients and counts: there a long wait is a fault
+    waiting = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+    waiting._set_default_timeout(PATIENCE)
     watch = Watch(watched, place.rank, place.world)
     watch.start()
     _WATCHES.append(watch)
@@ -119,7 +128,7 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def device(name: str = "auto") -> torch.device:
+def device(name: str | torch.device = "auto") -> torch.device:
     """Where to compute, decided here for all commands.
 
     Args:
@@ -128,6 +137,7 @@ def device(name: str = "auto") -> torch.device:
     Raises:
         SetrError: this machine has no such device.
     """
+    name = str(name)
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if name == "auto":
@@ -162,10 +172,11 @@ def add_up(tensor: Tensor) -> Tensor:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
+    """Whether the flag is set in any process; waits for the last of them, however long it takes."""
     if world() == 1:
         return flag
-    on = "cpu" if dist.get_backend() == "gloo" else "auto"
+    # NCCL waits for half an hour, at its first collective (the end of `setr eval`) five minutes
+    on = "cpu" if "cpu:" in dist.get_backend_config() else "auto"
     return bool(add_up(torch.tensor(int(flag), device=device(on))))
 
 

@@ -70,6 +70,9 @@ class Encoder(Backbone):
     ) -> None:
         super().__init__()
         self.vit = _create_vit(name, img_size=img_size, **timm_args)
+        from setr.layers.rotary import make_on_device  # which imports timm, as that did
+
+        make_on_device(self.vit)
         if min(self.vit.patch_embed.grid_size) < 1:
             raise SetrError(
                 f"img_size {img_size}: {name} has patches of {self.vit.patch_embed.patch_size[0]} "
@@ -246,15 +249,15 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
             **size,
             **timm_args,
         )
-    except TypeError as error:
-        raise SetrError(
-            f"encoder '{name}' cannot be used: it is no plain ViT with a variable input size "
-            f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model",
-            code=USAGE,
-        ) from None
     except SetrError:
         raise
-    except (AssertionError, ValueError, ArithmeticError, LookupError) as error:
+    except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
+        if isinstance(error, TypeError) and ("dynamic_img" in str(error) or not given):
+            raise SetrError(
+                f"encoder '{name}' cannot be used: it is no plain ViT with a variable input size "
+                f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model",
+                code=USAGE,
+            ) from None
         raise SetrError(
             f"encoder '{name}' cannot be built with {', '.join(given) or 'its own settings'} "
             f"({first_line(error)}); correct them",

@@ -33,7 +33,8 @@ from setr.inference import GPU_PIXELS, NormalizedImages, predict_mask
 from setr.kernels.recorded import recorded
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
-from setr.model_info import ModelInfo, require_channels
+from setr.model_info import ModelInfo, require_own
+from setr.processes.faults import is_out_of_memory
 from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
@@ -278,13 +279,14 @@ def _grouped_by_size(
 def _score_images(
     model: Any, info: ModelInfo, card: Scorecard, dataset: Dataset, group: list[_Sample]
 ) -> Iterator[ScoredImage]:
-    """Predict a group of images together, and add each to the scorecard."""
+    """Predict a group of images together, or in halves if memory runs out; score each."""
     device = card.confusion.counts.device
     names = [dataset.image_name(index) for index, _, _ in group]
     images = torch.cat([image for _, image, _ in group])
     masks = torch.cat([mask for _, _, mask in group])
     x = NormalizedImages(images.to(device), info.mean, info.std)
     size = (masks.shape[-2], masks.shape[-1])
+    predictions = None
     try:
         predictions, confidences = predict_mask(
             model, x, info.protocol, size=size, with_confidence=card.detailed
@@ -292,6 +294,14 @@ def _score_images(
     except SetrError as error:
         which = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
         raise SetrError(f"{which}: {error}") from None
+    except RuntimeError as error:
+        if len(group) == 1 or not is_out_of_memory(error):
+            raise
+    if predictions is None:  # not in `except`, where the error keeps tensors alive
+        middle = len(group) // 2
+        for part in (group[:middle], group[middle:]):
+            yield from _score_images(model, info, card, dataset, part)
+        return
     truths = masks.to(device)
     for i, (index, image, mask) in enumerate(group):
         confidence = None if confidences is None else confidences[i]
@@ -333,7 +343,7 @@ def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) 
         raise SetrError(
             f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
         )
-    require_channels(model, info)
+    require_own(model, info)
     if dataset.channels != len(info.mean):
         raise SetrError(
             f"the model takes {len(info.mean)} channels but the images of {dataset.name} have "

@@ -33,24 +33,63 @@ LARGEST = 100_000
 
 
 def save_pretrained(
-    folder: str | Path, model: SETR, info: ModelInfo, *, state: dict[str, Tensor] | None = None
+    folder: str | Path,
+    model: nn.Module,
+    info: ModelInfo,
+    *,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a model directory; each file appears under its name when complete.
 
     Args:
         folder: made if missing.
-        model: the model.
+        model: a `SETR`, also in a wrapper: torch.compile, DDP, AveragedModel.
         info: what else evaluation needs.
         state: weights to save in place of the model's own (a moving average).
+
+    Raises:
+        SetrError: an info of another model, parts replaced by others than `SETR` builds, or a
+            folder that cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    model = _unwrapped(model)
     merged = merged_state(state or model.state_dict())
-    tensors = {k: v.detach().contiguous() for k, v in merged.items()}
+    tensors = {k.replace("_orig_mod.", ""): v.detach().contiguous() for k, v in merged.items()}
     values = describe(model, info)
+    _require_described(model, tensors)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetrError(f"{folder}: cannot make this folder: {error.strerror}") from None
     _write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", values)
     write_bytes(folder / "README.md", model_card(model, info).encode())
+
+
+def _unwrapped(model: nn.Module) -> SETR:
+    """The model inside torch.compile's module, DDP, AveragedModel and the like."""
+    inner = model
+    while not isinstance(inner, SETR):
+        found = getattr(inner, "_orig_mod", getattr(inner, "module", None))
+        if not isinstance(found, nn.Module):
+            raise SetrError(
+                f"{type(model).__name__}: give a model of setr.create_model", code=USAGE
+            )
+        inner = found
+    return inner
+
+
+def _require_described(model: SETR, tensors: dict[str, Tensor]) -> None:
+    """Refuse weights that a model built anew from its arguments could not take."""
+    with torch.device("meta"):
+        again = SETR(**model.arguments).state_dict()
+    for name in sorted(again.keys() ^ tensors.keys()) or again:
+        if name not in tensors or name not in again or tensors[name].shape != again[name].shape:
+            raise SetrError(
+                f"{name}: is not as the model's arguments build it, so no command could open the "
+                "folder; keep a model with parts of your own by torch.save(model.state_dict(), …)",
+                code=USAGE,
+            )
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple[SETR, ModelInfo]:
@@ -86,6 +125,11 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
 
     Only the files of the layout are uploaded, never training state. The access token is the one
     `hf auth login` stored.
+
+    Args:
+        folder: a model directory, or the run that holds one.
+        repo_id: `owner/name`; made if missing.
+        private: whether a repository that is made is seen by its owner alone.
 
     Raises:
         SetrError: no model directory, no permission or no network.

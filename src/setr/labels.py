@@ -48,6 +48,13 @@ class Labels:
     colour_map: Mapping[Colour, int] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, str):
+            raise SetrError(
+                f"classes {self.classes!r}: give the names one by one, as ('road', 'car')"
+            )
+        # lists and arrays, too: equal classes and colours are equal objects
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "colours", tuple(tuple(map(int, c)) for c in self.colours))
         K = len(self.classes)
         if not 1 <= K <= 255:
             raise SetrError(f"{K} classes: a data set needs 1 to 255 classes")

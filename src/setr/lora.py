@@ -42,7 +42,7 @@ def add_lora(model: SETR, rank: int) -> None:
         rank: of the added part, 1 to the encoder's width.
 
     Raises:
-        SetrError: an encoder without such layers, or a rank out of range.
+        SetrError: an encoder without such layers or with a low-rank part, or a rank out of range.
     """
     encoder = model.encoder
     if not isinstance(encoder, Encoder):
@@ -64,6 +64,10 @@ def add_lora(model: SETR, rank: int) -> None:
             f"lora_rank {rank}: {model.arguments['encoder']} has none of the layers "
             f"{', '.join(ATTENTION_LAYERS)}; choose another encoder, or freeze a part of this one",
             code=USAGE,
+        )
+    if any(parametrize.is_parametrized(layer) for layer in layers):
+        raise SetrError(
+            f"lora_rank {rank}: the model has a low-rank part already; build it anew", code=USAGE
         )
     encoder.requires_grad_(False)
     for layer in layers:

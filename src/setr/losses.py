@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from setr.arguments.choices import LossKind
+from setr.decoders import MAX_FINAL_SCALE
+from setr.distributed import say
+from setr.errors import USAGE, SetrError, first_line
 from setr.kernels.region_losses import (
     hard_target,
     pixel_cross_entropy,
@@ -39,7 +43,7 @@ def upsample_cross_entropy(
 ) -> Tensor:
     """Sum over counted pixels of the cross-entropy of bilinearly resized logits.
 
-    One Triton kernel where there is CUDA and Triton (`triton_loss.py`), blocks of rows elsewhere.
+    Triton kernels on CUDA where Triton works (`triton_loss.py`), blocks of rows elsewhere.
 
     Args:
         logits: (B, K, h, w), any float dtype; the loss is computed in fp32 (fp64 stays fp64).
@@ -79,7 +83,21 @@ def upsample_cross_entropy(
 
 @functools.cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton is here and starts kernels on this GPU, for which it compiles C code first."""
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability() < (7, 0):
+        return False
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except Exception as error:
+        say(
+            f"warning: Triton cannot start kernels here ({first_line(error)}); the loss goes by "
+            "blocks of rows, which takes longer; Triton needs gcc and Python's headers "
+            "(python3-dev)"
+        )
+        return False
+    return True
 
 
 def upsample_focal(
@@ -129,7 +147,8 @@ def segmentation_loss(
     Args:
         output: un-resized logits of the heads, `model(images, with_aux=True)`; or logits
             (B, K, h, w) alone, of any model, which are resized to the target.
-        target: (B, H, W) training ids 0 .. K - 1 in any integer type; 255 is not counted.
+        target: (B, H, W) training ids 0 .. K - 1 in any integer type; 255 is not counted. With an
+            `Output`, H and W are the images'.
         normalizer: what the sums are divided by: `count_weight` over the whole step for a mean over
             valid pixels (accumulation and several processes then agree with one large batch), or
             the number of all pixels as in the authors' code. Without it, `count_weight` of the
@@ -141,10 +160,16 @@ def segmentation_loss(
             the part of the step this batch is.
 
     Returns:
-        `loss` (to differentiate), and detached `main` and `aux_1`, `aux_2`, …
+        `loss` (to differentiate once), and detached `main` and `aux_1`, `aux_2`, …
+
+    Raises:
+        SetrError: unknown kind, or a target or weight of another shape.
     """
+    if kind not in get_args(LossKind):
+        raise SetrError(f"kind {kind!r}: give {', '.join(get_args(LossKind))}", code=USAGE)
     if isinstance(output, Tensor):
-        output = Output(output, [], (target.shape[1], target.shape[2]))
+        output = Output(output, [], (target.shape[-2], target.shape[-1]))
+    _require_shapes(output, target, weight)
     if normalizer is None:
         normalizer = count_weight(target, weight)
     divisor = normalizer.clamp(min=1e-12)
@@ -160,6 +185,24 @@ def segmentation_loss(
     for mean in means[1:]:
         loss = loss + aux_weight * mean
     return {"loss": loss, **parts}
+
+
+def _require_shapes(output: Output, target: Tensor, weight: Tensor | None) -> None:
+    """Refuse what would be counted against other pixels, images or classes."""
+    B, K = output.logits.shape[:2]
+    # the size covered exceeds the image's by less than a patch
+    beyond = [wide - n for wide, n in zip(output.size, target.shape[-2:], strict=False)]
+    if target.ndim != 3 or len(target) != B or not all(0 <= b < MAX_FINAL_SCALE for b in beyond):
+        H, W = output.size
+        raise SetrError(
+            f"target {tuple(target.shape)}: give ids (B, H, W) of the {B} images, at their size "
+            f"({H}x{W} in whole patches)",
+            code=USAGE,
+        )
+    if weight is not None and weight.shape != (K,):
+        raise SetrError(
+            f"weight {tuple(weight.shape)}: give one for each of {K} classes", code=USAGE
+        )
 
 
 def _main_loss(

@@ -9,6 +9,7 @@ Shapes: B batch, C channels of the images (3 unless made for others), H x W imag
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
@@ -258,8 +259,8 @@ def create_model(
     num_classes: int,
     img_size: int | tuple[int, int] | None = None,
     encoder: str | None = None,
-    pretrained: str | bool | None = None,
-    pretrained_resnet: str | None = None,
+    pretrained: str | os.PathLike | bool | None = None,
+    pretrained_resnet: str | os.PathLike | None = None,
     aux: bool = True,
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
@@ -292,7 +293,7 @@ def create_model(
 
     Raises:
         SetrError: unknown name (the nearest are listed), encoder or weights; a decoder that is not
-            the name's own.
+            the name's own; weights of a ResNet that the model does not have.
     """
     if in_chans < 1:
         raise SetrError(f"in_chans {in_chans}: give at least one channel", code=USAGE)
@@ -321,9 +322,15 @@ def create_model(
             given = {**settings.get(key, {}), **(given or {})}
         settings[key] = given
     model = SETR(num_classes=num_classes, img_size=img_size, **settings)
+    if pretrained_resnet and not settings.get("resnet"):
+        raise SetrError(
+            f"pretrained_resnet: {name} has no ResNet in front of its encoder; give pretrained=",
+            code=USAGE,
+        )
+    if pretrained is True:
+        pretrained = default_tag(settings["encoder"])
     if pretrained:
-        name = settings["encoder"]
-        load_encoder(model, default_tag(name) if pretrained is True else pretrained)
+        load_encoder(model, os.fspath(pretrained))
     if pretrained_resnet:
-        load_encoder(model, pretrained_resnet, resnet=True)
+        load_encoder(model, os.fspath(pretrained_resnet), resnet=True)
     return model

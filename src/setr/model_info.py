@@ -24,7 +24,7 @@ class ModelInfo:
     Args:
         labels: classes, colours and label map.
         mean: of the input channels, images in 0 to 1; as many as the model has channels.
-        std: of the input channels.
+        std: of the input channels, positive.
         protocol: how the model is tested single-scale; prediction uses it too.
         recipe: name of the recipe that trained it.
         metrics: figures printed on the model card.
@@ -46,6 +46,10 @@ class ModelInfo:
     bands: Bands | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.labels, Labels):
+            raise SetrError(f"labels {self.labels!r:.80}: give a setr.Labels", code=USAGE)
+        for name in ("mean", "std"):  # as a list, array or tensor, too
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if not all(0 < deviation < math.inf for deviation in self.std):
             raise SetrError(f"std {self.std}: give positive numbers", code=USAGE)
         if self.crop_size and min(self.crop_size) < 1:
@@ -55,8 +59,14 @@ class ModelInfo:
 _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
 
 
-def require_channels(model: Any, info: ModelInfo) -> None:
-    """Refuse a mean, deviation or bands of other channels than the model's."""
+def require_own(model: Any, info: ModelInfo) -> None:
+    """Refuse labels, a mean, deviation or bands of other classes or channels than the model's."""
+    K, num_classes = len(info.labels.classes), getattr(model, "num_classes", None)
+    if num_classes not in (None, K):
+        raise SetrError(
+            f"labels of {K} classes: the model has {num_classes}; give ModelInfo one name for each",
+            code=USAGE,
+        )
     channels = getattr(getattr(model, "encoder", None), "in_chans", len(info.mean))
     given = {
         "mean": info.mean,
@@ -76,9 +86,9 @@ def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
     """What `config.json` holds, and every exported file too.
 
     Raises:
-        SetrError: a normalisation of other channels than the model's.
+        SetrError: an info of other classes or channels than the model's.
     """
-    require_channels(model, info)
+    require_own(model, info)
     return {
         "format": FORMAT,
         "model": model.arguments,

@@ -32,7 +32,7 @@ from setr.kernels.windows import Model
 from setr.labels import IGNORE
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
-from setr.model_info import ModelInfo, require_channels
+from setr.model_info import ModelInfo, require_own
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.rasters import Raster
 from setr.prediction.unsure import checked_confidence
@@ -79,7 +79,7 @@ class Predictor:
         passes: the model as it is run; on a GPU, repeated shapes are replayed as a CUDA graph.
 
     Raises:
-        SetrError: a model and an `info` of other channels, or bands of another number.
+        SetrError: a model and an `info` of other classes or channels, or bands of another number.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Predictor:
         model: SETR | ExportedModel,
         info: ModelInfo,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: Precision = "auto",
         max_pixels: int = MAX_PIXELS,
         protocol: str | Protocol | None = None,
@@ -101,7 +101,7 @@ class Predictor:
     ) -> None:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
-        require_channels(model, info)
+        require_own(model, info)
         self.device = distributed.device(device)
         self.model = model.eval().to(self.device)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
@@ -299,7 +299,7 @@ class Predictor:
 def load(
     source: str | os.PathLike,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     revision: str | None = None,
     **options: Any,
 ) -> Predictor:
@@ -322,7 +322,7 @@ def load(
     if is_url(source):
         source = str(fetched(source))
     if Path(source).suffix in SUFFIXES:
-        network, info = open_exported(Path(source), device)
+        network, info = open_exported(Path(source), str(device))
         if options.pop("precision", "auto") not in ("auto", network.export["precision"]):
             own = network.export["precision"]
             raise SetrError(

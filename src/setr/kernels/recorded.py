@@ -3,14 +3,11 @@
 A forward pass of a ViT is 400 to 900 short kernels, which a processor starts more slowly than a GPU
 computes them. A graph starts them together: the same kernels, the same numbers. `graphed.py` does
 this for training steps.
-
-https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says what may be recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections import OrderedDict
 from operator import is_
@@ -18,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from setr.kernels.capture import Staying, capture, warming_stream
 from setr.layers.recompute import offer
 from setr.processes.faults import is_out_of_memory
 
@@ -189,54 +186,22 @@ class _Recording:
         self.images, self.graph = images.clone(), torch.cuda.CUDAGraph()
         current, warming = torch.cuda.current_stream(), warming_stream(images.device)
         enabled, dtype = _autocast()
-        # a cast that autocast keeps would be gone when the graph is replayed; a recording that is
-        # broken off leaves its stream to this thread, which the outer block takes back
-        with (
-            torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False),
-            torch.cuda.stream(current),
-        ):
+        # a cast that autocast keeps would be gone when the graph is replayed
+        with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
             warming.wait_stream(current)
             with torch.cuda.stream(warming):
-                with _Staying():
+                with Staying():
                     model.coarse(self.images)
                 for _ in range(WARM_UPS - 1):
                     model.coarse(self.images)
             current.wait_stream(warming)
-            with torch.cuda.graph(
-                self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-            ):
+            with capture(self.graph, pool, stream):
                 self.output = model.coarse(self.images)
 
     def __call__(self, images: Tensor) -> Any:
         self.images.copy_(images)
         self.graph.replay()
         return self.output._replace(logits=self.output.logits.clone())
-
-
-class _Staying(TorchDispatchMode):
-    """Refuses what no graph can record: copies between devices, and waiting for values.
-
-    DINOv3's positions, for example, come from the CPU in every pass. A recording that fails half
-    way would leave torch's allocator as if it went on, and cached memory could not be freed.
-    """
-
-    COPIES = (torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_)
-    WAITS = (torch.ops.aten.item, torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        found, called = func(*args, **(kwargs or {})), func.overloadpacket
-        devices = {x.device for x in (*args, found) if isinstance(x, Tensor)}
-        if called in self.WAITS or (called in self.COPIES and len(devices) > 1):
-            raise RuntimeError(f"{func} cannot be recorded")
-        return found
-
-
-@functools.cache
-def warming_stream(device: torch.device) -> Any:
-    """A GPU's stream for passes before a recording; libraries keep a workspace for every stream."""
-    return torch.cuda.Stream(device)
 
 
 def _in_order(device: torch.device) -> None:

@@ -68,8 +68,8 @@ def _in_bf16() -> bool:
 def speed_up(block: nn.Module) -> None:
     """Let a module's linear layers and attention take the faster routes wherever they apply.
 
-    They apply on CPUs, in fp32 and under bf16 autocast, without compilation; attention without a
-    mask or dropout. The module's parameters, names and copies stay what they are.
+    They apply on CPUs, in fp32 and under bf16 autocast, untraced; attention without a mask or
+    dropout. The module's parameters, names and copies stay what they are.
     """
     enclose(block, _route)
 
@@ -81,11 +81,23 @@ def _route(block: nn.Module) -> AbstractContextManager[Any]:
     return _ROUTE if (_in_bf16() if autocast else onednn_is_faster()) else nullcontext()
 
 
+def is_traced() -> bool:
+    """Whether calls become a graph (torch.compile, torch.jit.trace) or are torch.func's.
+
+    Operators and autograd functions of our own have no form for either.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
 Context = Callable[[nn.Module], AbstractContextManager[Any]]
 
 
 def enclose(module: nn.Module, context: Context) -> None:
-    """Let a module's forward passes run inside `context(module)`, outside of compilation.
+    """Let a module's forward passes run inside `context(module)`, unless they are traced.
 
     The module gets a subclass of its class, under the same name. Forward hooks would leave the
     context open when Ctrl-C ends a pass: torch then calls none of them. A `forward` set on the
@@ -99,7 +111,7 @@ def enclose(module: nn.Module, context: Context) -> None:
 @functools.cache
 def _subclass(kind: Any, contexts: tuple[Context, ...]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return kind.forward(self, *args, **kwargs)
         with ExitStack() as stack:
             for context in contexts:

@@ -63,6 +63,7 @@ class _Normalised(torch.autograd.Function):
         return y if weight is None else F.conv2d(y.to(weight.dtype), weight, bias)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, scale, shift, weight, *figures = ctx.saved_tensors
         # kernels give fp32 here for maps in bf16, rehearsals on fake tensors bf16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 
 from setr.arguments.choices import Precision
@@ -15,8 +17,12 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     AMX), else fp16 on CUDA and fp32 on CPUs.
 
     Raises:
-        SetrError: the hardware lacks the precision asked for.
+        SetrError: unknown precision, or one that the hardware lacks.
     """
+    if precision not in get_args(Precision):
+        raise SetrError(
+            f"precision {precision!r}: give {', '.join(get_args(Precision))}", code=USAGE
+        )
     if precision == "fp32":
         return None
     if precision == "fp16" and device.type == "cpu":

@@ -33,7 +33,7 @@ class Place(NamedTuple):
     Attributes:
         rank: its number, 0 to world - 1.
         world: number of processes.
-        local_rank: its number on its host, which is the number of its GPU.
+        local_rank: its number on its host.
         address: host where rank 0 listens.
         port: of that host.
     """
@@ -88,6 +88,15 @@ def place_of(env: Mapping[str, str]) -> Place | None:
     return Place(
         rank, world, int(values["LOCAL_RANK"]), values["MASTER_ADDR"], int(values["MASTER_PORT"])
     )
+
+
+def gpu_of(place: Place, count: int, env: Mapping[str, str]) -> int:
+    """The number of a process's GPU, of `count` that it sees.
+
+    That of the process on its host; 0 where srun shows each its own alone (`--gpus-per-task 1`).
+    """
+    of_task = "" if "RANK" in env else env.get("SLURM_GPUS_PER_TASK", "")  # 1, or h100:1
+    return 0 if count == 1 and of_task.rpartition(":")[2] == "1" else place.local_rank
 
 
 def _first_host(env: Mapping[str, str]) -> str:

@@ -89,8 +89,8 @@ def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as JSON; the file appears when complete."""
-    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
+    """Write values as JSON, NumPy's numbers too; the file appears when complete."""
+    write_bytes(path, (json.dumps(values, indent=1, default=float) + "\n").encode())
 
 
 def cache_folder(kind: str) -> Path:

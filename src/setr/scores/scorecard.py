@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from setr.arguments.choices import Absent
+from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE
 from setr.metrics import ConfusionMatrix, summarize
 from setr.processes.quota import cpus
@@ -38,6 +39,9 @@ class Scorecard:
         detailed: also count boundaries, regions, calibration and bootstrap replicates; without,
             only the confusion matrix.
         absent: what classes without a pixel in truth and prediction add to the means.
+
+    Raises:
+        SetrError: another rule for `absent`.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Scorecard:
         detailed: bool = True,
         absent: Absent = "skip",
     ) -> None:
+        if absent not in get_args(Absent):
+            raise SetrError(f"absent {absent!r}: give {' or '.join(get_args(Absent))}", code=USAGE)
         K = len(classes)
         self.classes, self.detailed, self.absent = classes, detailed, absent
         self.confusion = ConfusionMatrix(K, device)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from setr.kernels.recorded import warming_stream
+from setr.kernels.capture import Staying, capture, warming_stream
 
 WARM_UPS = 3
 """Passes before recording, in which libraries choose kernels and allocate their workspaces."""
@@ -58,13 +58,12 @@ class Graphed:
 
     def _record(self, images: Tensor, masks: Tensor) -> None:
         self.inputs = images.clone(), masks.clone()
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         # torch's own stream is on the GPU that recorded first, and does not record another's work
         self.stream = self.stream or torch.cuda.Stream(images.device)
         with _unchanged(self.model, images.device):
             self._warm_up(warming_stream(images.device))
-            # the loader's thread pins memory meanwhile, which may not end the recording
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            with capture(graph, pool, self.stream):
                 self.outputs = self.work(*self.inputs)
         self.gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
         self.graph = graph
@@ -74,20 +73,13 @@ class Graphed:
         current = torch.cuda.current_stream(side.device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
+            for number in range(WARM_UPS):
                 self.model.zero_grad(set_to_none=True)
-                self.work(*self.inputs)
+                # the first makes what is kept for all steps, and may copy it
+                with Staying() if number else contextlib.nullcontext():
+                    self.work(*self.inputs)
         current.wait_stream(side)
         self.model.zero_grad(set_to_none=True)
-
-
-def recordable(model: nn.Module) -> bool:
-    """Whether all that a pass needs is on the GPU.
-
-    timm makes the positions of DINOv3's encoders on the CPU, in every pass; a recording that fails
-    half way would leave torch's allocator as if it went on.
-    """
-    return not any(type(part).__name__ == "RotaryEmbeddingDinoV3" for part in model.modules())
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -58,9 +59,10 @@ class Parallel:
         model = self.model
         sync_batch_norms(model)
         if self.sharded:
-            for block in model.encoder.stages():
-                fully_shard(block)
-            fully_shard(model)
+            # torch's own mesh is of GPUs wherever there are some, also for a model on the CPU
+            mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
+            for block in (*model.encoder.stages(), model):
+                fully_shard(block, mesh=mesh)
         else:
             devices = [p.device.index for p in model.parameters() if p.is_cuda][:1] or None
             arguments = inspect.signature(DistributedDataParallel).parameters

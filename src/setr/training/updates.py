@@ -16,7 +16,7 @@ from setr.distributed import add_up, say, together
 from setr.errors import SetrError, first_line
 from setr.losses import count_weight, segmentation_loss
 from setr.model import Features
-from setr.training.graphed import Graphed, recordable
+from setr.training.graphed import Graphed
 from setr.training.loss_scale import LossScaler
 from setr.training.optim import MovingAverage, learning_rate, set_lr
 from setr.training.parallel import Parallel, clip_gradients
@@ -63,8 +63,7 @@ class Updates:
         """Whether forward and backward pass can be one CUDA graph.
 
         Losses besides the cross-entropy choose pixels by their values, several processes exchange
-        gradients, fp16's loss scale changes, recomputation saves the generator's state, and some
-        encoders need the processor in every pass.
+        gradients, fp16's loss scale changes, and recomputation saves the generator's state.
         """
         train = self.config.train
         return (
@@ -76,7 +75,6 @@ class Updates:
             and not (self.scaler.enabled or train.grad_checkpointing)
             and not (train.compile or train.profile)
             and train.cache_features == "none"
-            and recordable(self.model)
         )
 
     def step(self, done: int, images: Tensor, masks: Tensor) -> dict[str, float]:
@@ -118,9 +116,7 @@ class Updates:
         if self.graphed:
             try:
                 return self.graphed(cast("Tensor", self.source.inputs(images)), masks)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
                 say(f"warning: no CUDA graph here ({first_line(error)}); going on without")
                 self.graphed = None
                 self.model.zero_grad(set_to_none=True)

@@ -22,7 +22,7 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     Raises:
         SetrError: none of the known layouts.
     """
-    tensors = {re.sub(r"^(module\.)+", "", name): value for name, value in given.items()}
+    tensors = {_WRAPPERS.sub("", name): value for name, value in given.items()}
     for marker, convert in _DIALECTS:
         if any(re.match(marker, name) for name in tensors):
             try:
@@ -37,6 +37,12 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         "mmsegmentation, linear heads of DINOv2, and encoders from Google, timm, DeiT, DINOv3, "
         "Hugging Face ViT/DINOv2 and torchvision ResNets"
     )
+
+
+_WRAPPERS = re.compile(
+    r"^(module\.|model\.(?=(encoder\.(vit|net)|neck|decoder|aux_heads)\.))+|_orig_mod\."
+)
+"""What DataParallel and the like, Lightning modules and torch.compile put into names."""
 
 
 def _own(tensors: Tensors) -> Translation:

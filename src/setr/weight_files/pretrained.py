@@ -94,7 +94,7 @@ def _named(model: Loadable, resnet: bool) -> str:
 
 
 def default_tag(encoder: str) -> str:
-    """The tag of the weights timm takes for an encoder where none is named.
+    """The tag of the weights timm takes for an encoder: that of its name, or timm's choice.
 
     Raises:
         SetrError: timm publishes none.
@@ -102,7 +102,7 @@ def default_tag(encoder: str) -> str:
     from setr._timm import timm
 
     tag = timm.get_pretrained_cfg(encoder).tag if timm.is_model(encoder) else None
-    if not tag or not timm.list_pretrained(f"{encoder}.{tag}"):
+    if not tag or not timm.list_pretrained(f"{encoder.partition('.')[0]}.{tag}"):
         raise SetrError(
             f"pretrained: timm has no weights for {encoder}; give a file, or None", code=USAGE
         )
@@ -117,12 +117,13 @@ def pretrained_id(encoder: str, tag: str) -> str:
     """
     from setr._timm import timm
 
+    encoder = encoder.partition(".")[0]  # timm's names may have a tag of their own
     if tag in ("deit", "deit_distilled"):
         encoder = re.sub(r"^(vit|deit)_", "deit_", encoder)
         if tag == "deit_distilled" and "_distilled_" not in encoder:
             encoder = encoder.replace("_patch", "_distilled_patch")
         tag = "fb_in1k"
-    family = re.sub(r"_\d+$", "", encoder.partition(".")[0])
+    family = re.sub(r"_\d+$", "", encoder)
     known = [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
     fits = [name for name in known if name.endswith(f".{tag}")]
     if not fits:
