@@ -20,7 +20,7 @@ from setr.images import (
     MAX_PIXELS,
     SMALLER,
     ImageTooLargeError,
-    Rows,
+    LazyImage,
     Source,
     bounds,
     check_whole,
@@ -245,10 +245,10 @@ def _by_pillow(source: Source, max_pixels: int) -> tuple[np.ndarray, bool]:
 # --- with or without bands ------------------------------------------------------------------------
 
 
-def open_pixels(source: Source, bands: Bands | None) -> Rows | BandImage:
+def open_pixels(source: Source, bands: Bands | None) -> LazyImage | BandImage:
     """An image uint8 (H, W, C) that decodes what is asked of it: these bands, or RGB without."""
     bands = bands or _sixteen_bits(source)
-    return Rows(source) if bands is None else BandImage(source, bands)
+    return LazyImage(source) if bands is None else BandImage(source, bands)
 
 
 def read_pixels(source: Source, bands: Bands | None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
