@@ -456,7 +456,7 @@ def test_a_model_brings_its_bands_to_data_that_name_none(tiles, tmp_path):
     described.write_text(text.partition("bands")[0])
     found = setr.evaluate(model, str(tiles), info=info_of(4, bands=FOUR), workers=0)
     assert found["confusion"] == expected["confusion"]
-    with pytest.raises(SetrError, match=r"t0\.tif: a TIFF file of other pixels than 8-bit RGB"):
+    with pytest.raises(SetrError, match=r"t0\.tif: a TIFF file that is not 8-bit RGB"):
         open_dataset(str(tiles), "val").load(0)
     described.write_text(text.replace("[1, 2, 3, 4]", "[1, 2]"))
     with pytest.raises(SetrError, match="takes 4 channels but the images of tiles") as caught:

@@ -20,7 +20,7 @@ from setr.images import (
     MAX_PIXELS,
     SMALLER,
     ImageTooLargeError,
-    Rows,
+    LazyImage,
     Source,
     bounds,
     check_whole,
@@ -244,10 +244,10 @@ def _read_with_pillow(source: Source, max_pixels: int) -> tuple[np.ndarray, bool
 # --- RGB or bands ---------------------------------------------------------------------------------
 
 
-def open_pixels(source: Source, bands: Bands | None) -> Rows | BandImage:
+def open_pixels(source: Source, bands: Bands | None) -> LazyImage | BandImage:
     """A lazily decoded image uint8 (H, W, C) of these bands, or of RGB without bands."""
     bands = bands or _sixteen_bits(source)
-    return Rows(source) if bands is None else BandImage(source, bands)
+    return LazyImage(source) if bands is None else BandImage(source, bands)
 
 
 def read_pixels(source: Source, bands: Bands | None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

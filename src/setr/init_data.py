@@ -18,7 +18,7 @@ from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
 from setr.data.layouts import SPLIT_OF, find_split, split_lists
-from setr.data.pairing import MASK_FOLDERS, NoSplitError, apart, masks_by_stem, open_list
+from setr.data.pairing import MASK_FOLDERS, NoSplitError, masks_by_stem, open_list, separate_masks
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
@@ -216,7 +216,9 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         files = walk_images(root / images)
         if masks and not images:
             files = [name for name in files if "/" not in name]
-        files, found = apart(files) if images == masks else (files, walk_images(root / masks))
+        files, found = (
+            separate_masks(files) if images == masks else (files, walk_images(root / masks))
+        )
         stems = [stem_of(name) for name in files]
         masks_of = masks_by_stem(files, found)
         image_prefix, mask_prefix = (f"{folder}/" if folder else "" for folder in (images, masks))
