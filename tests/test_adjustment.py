@@ -45,7 +45,7 @@ def miou(prediction, truth, K=4):
 @pytest.mark.parametrize("k", range(4))
 def test_every_threshold_of_a_class_has_the_miou_it_would_have(k):
     scores, truth = pixels(500)
-    found = adjustment._thresholds(scores, truth, k)
+    found = adjustment._miou_on_grid(scores, truth, k)
     for at in range(0, len(GRID), 16):
         moved = scores.copy()
         moved[:, k] += GRID[at]

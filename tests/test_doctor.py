@@ -33,7 +33,7 @@ MASKS = {
     "out_of_range.png": r"out_of_range\.png.*77 \(.* px\), 254 .*first at x=",
     "half_size.png": "mask is 240x180 but its image 480x360; masks are never resized",
     "transposed.png": "mask is 360x480 but its image 480x360; rotated",
-    "lossy.jpg": "JPEG has blurred ids",
+    "lossy.jpg": "JPEG compression has changed the ids",
     "rgb_colour.png": "RGB colour mask.*colour_map",
     "all_ignore.png": None,
     "index.png palette.png index16.png rgb_gray_triplet.png": None,

@@ -346,7 +346,7 @@ def test_a_revision_on_the_hub_is_the_one_asked_for(folder, monkeypatch, name, r
 
 @pytest.mark.parametrize("name", ["a/b@v1", "a/b.pth", "."])
 def test_a_revision_of_what_has_none_is_one_line(name):
-    with pytest.raises(SetrError, match=f"revision 'v2': {name} is no owner/name on the Hub"):
+    with pytest.raises(SetrError, match=f"revision 'v2': only an owner/name .* and {name} is none"):
         setr.load(name, revision="v2")
 
 
@@ -414,15 +414,15 @@ def test_a_value_that_is_null_is_one_line(folder, key):
         ("model.encoder_args.embed_dim", 10**9, "number above 100,000"),
         ("model.encoder_args.embed_dim", 50_000, "fewer than the weights that config"),
         ("model.encoder_args.depth", 90_000, "fewer than the weights that config"),
-        ("model.encoder_args.depth", -4, "no model"),
+        ("model.encoder_args.depth", -4, "not a valid model description"),
         ("model.encoder_args.num_heads", 0, "cannot be built with .*num_heads 0"),
         ("model.encoder_args.num_heads", -2, "cannot be built with .*num_heads -2"),
-        ("model.encoder_args.patch_size", -4, "no model"),
+        ("model.encoder_args.patch_size", -4, "not a valid model description"),
         ("model.patch_stride", 2.0, r"patch_stride 2\.0"),
         ("model.img_size", 90_000, "fewer than the weights that config"),  # its positions are drawn
         ("model.img_size", [32], "cannot be built with img_size"),
         ("model.img_size", -1, "cannot be built with img_size -1"),
-        ("model.num_classes", 2.5, "no model"),
+        ("model.num_classes", 2.5, "not a valid model description"),
         ("model.pos_interp", "cubic", "give bicubic or bilinear"),
         ("model.encoder", "../x", "not a timm model"),
         ("mean", "abc", "mean: 'abc': give"),

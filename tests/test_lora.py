@@ -106,7 +106,7 @@ def test_refusals():
         add_lora(tiny_model("pup"), 99)
     model = tiny_model("pup")
     add_lora(model, 2)
-    with pytest.raises(SetrError, match="lora_rank 4: the model has a low-rank part already"):
+    with pytest.raises(SetrError, match="lora_rank 4: the model already has LoRA"):
         add_lora(model, 4)
     with torch.device("meta"):
         baseline = create_model("fcn_r101", num_classes=3)

@@ -17,7 +17,7 @@ from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 from setr.labels import IGNORE
-from setr.outlines.index import Images
+from setr.outlines.index import ImageIndex
 
 PHOTO = np.full((6, 8, 3), 90, np.uint8)
 IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2
@@ -137,7 +137,7 @@ def test_accents_may_be_written_as_a_mac_does(tmp_path, layout):
     made = draft(tmp_path)
     assert "1 pairs" in made.yaml
     assert not made.note
-    images = Images([f"photos/{apart}.JPG"])
+    images = ImageIndex([f"photos/{apart}.JPG"])
     assert images.find(f"{one}.JPG", "a.json") == images.find(f"photos/{one}.JPG", "a.json") != []
 
 
@@ -308,7 +308,7 @@ def test_masks_drawn_in_their_alpha_are_told(tmp_path, colour):
         put(tmp_path / "images" / f"{name}.png", PHOTO)
         flat = np.broadcast_to(np.array(colour, np.uint8), (6, 8, len(colour)))
         put(tmp_path / "masks" / f"{name}.png", np.dstack([flat, IDS * 255]))
-    with pytest.raises(SetrError, match=r"a\.png: one value all over.* alpha") as error:
+    with pytest.raises(SetrError, match=r"a\.png: of one value everywhere.* alpha") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
     listed = "".join(f"images/{n}.png,masks/{n}.png\n" for n in "ab")
@@ -316,7 +316,7 @@ def test_masks_drawn_in_their_alpha_are_told(tmp_path, colour):
     how = "label_map: {0: a, 255: b}" if len(colour) == 1 else "colour_map: {red: b, black: a}"
     how = how.replace("red", "'#ff0000'").replace("black", "'#000000'")
     (tmp_path / "all.yaml").write_text(f"train: all.csv\nclasses: [a, b]\n{how}\n")
-    assert "error: 2 masks are one value all over" in reports(tmp_path, "all.yaml")
+    assert "error: 2 masks are of one value everywhere" in reports(tmp_path, "all.yaml")
     for name in "ab":  # with a picture in the colours, too, the alpha says nothing
         drawn = np.where(IDS[..., None] > 0, flat, 0).astype(np.uint8)
         put(tmp_path / "masks" / f"{name}.png", np.dstack([drawn, IDS * 255]))
@@ -406,14 +406,14 @@ def test_masks_of_segments_ai(tmp_path):
 def test_masks_that_are_named_after_tasks_of_label_studio(tmp_path):
     put(tmp_path / "images" / "a.jpg", PHOTO)
     put(tmp_path / "masks" / "task-1-annotation-2-by-1-tag-cat-0.png", IDS)
-    with pytest.raises(SetrError, match=r"PNG export names tasks, not images; export JSON"):
+    with pytest.raises(SetrError, match=r"PNG export names tasks, not images; export as JSON"):
         draft(tmp_path)
 
 
 def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
     for kind in ("images", "masks"):
         put(tmp_path / kind / "a.jpg", np.zeros((4, 5, 3), np.uint8))
-    with pytest.raises(SetrError, match="export it anew as PNG") as error:
+    with pytest.raises(SetrError, match="export it as PNG") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
 

@@ -710,7 +710,7 @@ def test_no_network_is_noticed_at_once(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("socket.create_connection", refuse)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    with pytest.raises(SetrError, match=r"huggingface\.co is out of reach \(Name or service"):
+    with pytest.raises(SetrError, match=r"huggingface\.co cannot be reached \(Name or service"):
         load_encoder(create_model("setr_naive_tiny", num_classes=2, img_size=64), "augreg_in21k")
 
 

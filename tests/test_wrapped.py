@@ -237,8 +237,8 @@ def test_what_cannot_be_a_sample_is_one_line():
     assert "colour mask" in refused(image, Image.fromarray(picture(8)))
     assert "give uint8 RGB" in refused(image.astype(np.float32), mask)
     assert "no such file" in refused("nowhere.png", mask)
-    assert "list: is no image; give uint8 RGB" in refused([[1], [2, 3]], mask)
-    assert "list: is no mask; give ids" in refused(image, [[1], [2, 3]])
+    assert "list: not an image; give uint8 RGB" in refused([[1], [2, 3]], mask)
+    assert "list: not a mask; give ids" in refused(image, [[1], [2, 3]])
 
 
 @pytest.mark.parametrize(
