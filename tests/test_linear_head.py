@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_said(files, tmp_path, capsys):
     torch.save(head(1536), tmp_path / "head.pth")
     cases = [
         ({}, path, r"holds a linear head without its encoder; add .*--pretrained lvd142m"),
-        ({"pretrained": weights}, path, "reads 128 channels, which no DINOv2 encoder has; say"),
+        ({"pretrained": weights}, path, "reads 128 channels, which no DINOv2 encoder has; give"),
         (
             {"pretrained": weights},
             tmp_path / "head.pth",
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_said(files, tmp_path, capsys):
         (
             {"pretrained": weights, "encoder": "vit_tiny_patch16_224"},
             path,
-            "reads 128 channels, and vit_tiny_patch16_224 has 192 a block",
+            "reads 128 channels, and vit_tiny_patch16_224 has 192 per block",
         ),
         ({"pretrained": weights, "num_heads": 2}, path, "num_heads 2: .* is a linear head; leave"),
     ]

@@ -277,7 +277,7 @@ class _FullPrecisionConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         with no_autocast(x.device):
-            # integers are not converted: pixels that were not normalised shall raise an error
+            # integers are not converted: they are unnormalised pixels, which should raise an error
             return super().forward(x.to(self.weight.dtype) if x.is_floating_point() else x)
 
 

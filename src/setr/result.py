@@ -78,7 +78,7 @@ class Result:
         self.path, self.geo, self.name = path, geo, ""
         self.min_confidence, self.unsure = 0.0, 0
         self._compute_scores = LateScores(compute_scores)
-        self._regions: tuple[int, list[Polygon]] | None = None  # from so many pixels on
+        self._regions: tuple[int, list[Polygon]] | None = None  # (minimum size, polygons)
 
     @cached_property
     def scores(self) -> np.ndarray:

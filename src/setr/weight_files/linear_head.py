@@ -126,9 +126,8 @@ def _encoder(channels: int, encoder: str | None, source: str) -> tuple[str, int]
         for count in (1, _LAST_FOUR)
         if width * count == channels
     ]
-    size = re.search(
-        r"vit([sblg])14", Path(source).name
-    )  # four small blocks are as wide as 1 giant
+    # four blocks of ViT-S are as wide as one of ViT-g
+    size = re.search(r"vit([sblg])14", Path(source).name)
     if size and len(fits) > 1:
         fits = [fit for fit in fits if fit[0].startswith(f"vit_{size[1]}")]
     if len(fits) != 1:

@@ -87,7 +87,7 @@ def read_tensor_file(path: Path) -> TensorFile:
         raise
     except Exception as error:
         raise SetrError(
-            f"{path}: damaged, or not a weight file ({first_line(error):.100})"
+            f"{path}: broken, or not a weight file ({first_line(error):.100})"
         ) from None
     if not found.tensors:
         raise SetrError(f"{path}: holds no tensors")
