@@ -42,8 +42,8 @@ def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
 def upsample_features(x: Tensor, scale: int) -> Tensor:
     """`upsample` before a convolution: (B, C, h, w) -> (B, C, scale*h, scale*w).
 
-    In half precision on CUDA, with gradients, it uses matrix products; the weights are exact for
-    factors 2 to 16. `F.interpolate` takes three to five times as long there for maps of 64x64 and
+    In half precision on CUDA, with gradients, factors 2, 4, 8 and 16 use matrix products, whose
+    weights are then exact. `F.interpolate` takes three to five times as long there for maps of 64x64 and
     larger (docs/performance.md), and its gradient is not deterministic.
     """
     half = x.dtype in (torch.bfloat16, torch.float16)
