@@ -149,7 +149,7 @@ def match_weights(
     given = dict(found.tensors) if named else _with_prefix(model, found)
     _fold_prefix(model, given)
     state: dict[str, Tensor] = {}
-    resized, adapted, unfit, unexpected = [], [], [], list(found.unexpected)
+    resized, adapted, mismatched, unexpected = [], [], [], list(found.unexpected)
     for name, value in given.items():
         if name not in own:
             unexpected.append(name)
@@ -165,29 +165,29 @@ def match_weights(
         if value.shape == own[name].shape:
             state[name] = value.to(own[name].dtype)
         else:
-            unfit.append(name)
+            mismatched.append(name)
     heads = [n for n in own if not n.startswith("encoder.")]
     encoder = [n for n in own if n.startswith("encoder.")]
-    title, part = _expected(model, found, encoder)
-    share = sum(n in state for n in part) / len(part)
-    odd_heads = [n for n in heads if n not in state] if found.whole else []
-    absent = [n for n in part if n not in state]
-    missing = absent + [n for n in odd_heads if n not in given]
+    part, expected = _expected(model, found, encoder)
+    share = sum(n in state for n in expected) / len(expected)
+    head_mismatches = [n for n in heads if n not in state] if found.whole else []
+    absent = [n for n in expected if n not in state]
+    missing = absent + [n for n in head_mismatches if n not in given]
     if not partial:
-        _require_encoder(source, unfit, absent, own, given, share)
-    if odd_heads and not new_head:
-        raise SetrError(_head_message(source, model, odd_heads, own, given), code=USAGE)
+        _require_encoder(source, mismatched, absent, own, given, share)
+    if head_mismatches and not new_head:
+        raise SetrError(_head_message(source, model, head_mismatches, own, given), code=USAGE)
     report = LoadReport(
         dialect=found.dialect,
         loaded=[n for n in state if n not in found.filled],
         resized=resized,
         missing=missing,
         unexpected=unexpected,
-        new_head=odd_heads,
+        new_head=head_mismatches,
         filled=[n for n in found.filled if n in state],
         differences=_differences(model, found, source),
         encoder_share=share,
-        part=title,
+        part=part,
         adapted=adapted,
     )
     return state, report
@@ -195,14 +195,14 @@ def match_weights(
 
 def _require_encoder(
     source: str,
-    unfit: list[str],
+    mismatched: list[str],
     missing: list[str],
     own: dict[str, Tensor],
     given: dict[str, Tensor],
     share: float,
 ) -> None:
     """Raise `SetrError` if too few tensors match, any has another shape, or the stem is missing."""
-    wrong = [n for n in unfit if n.startswith("encoder.")]
+    wrong = [n for n in mismatched if n.startswith("encoder.")]
     stem = [n for n in missing if re.match(r"encoder\..*(patch_embed|pos_embed|\.conv1\.)", n)]
     if share >= MIN_MATCH and not wrong and not stem:
         return
@@ -222,18 +222,18 @@ def _require_encoder(
 def _head_message(
     source: str,
     model: Loadable,
-    odd: list[str],
+    names: list[str],
     own: dict[str, Tensor],
     given: dict[str, Tensor],
 ) -> str:
     name = "decoder.classifier.weight"
-    if name in odd and name in given and len(given[name]) != len(own[name]):
+    if name in names and name in given and len(given[name]) != len(own[name]):
         what = f"is for {len(given[name])} classes, the model has {model.num_classes}"
     else:
-        what = f"has another decoder ({odd[0]} does not fit)"
+        what = f"has another decoder ({names[0]} does not fit)"
     return (
-        f"{source}: {what}; to initialise {len(odd)} head tensors anew ({', '.join(odd[:2])}, …): "
-        "new_head=True, `setr convert --new-head`"
+        f"{source}: {what}; to initialise {len(names)} head tensors anew "
+        f"({', '.join(names[:2])}, …): new_head=True, `setr convert --new-head`"
     )
 
 
@@ -315,7 +315,7 @@ def _fit_positions(
         )
     patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
     if covered > stored or (covered == stored and old == grid):
-        return value  # the weights lack a token of the model (reported as unfit), or fit already
+        return value  # the weights lack a token of the model (a mismatch), or fit already
     prefix = value[:, :covered].float()
     return torch.cat([prefix, patches], dim=1)
 

@@ -43,8 +43,8 @@ def upsample_features(x: Tensor, scale: int) -> Tensor:
     """`upsample` before a convolution: (B, C, h, w) -> (B, C, scale*h, scale*w).
 
     In half precision on CUDA, with gradients, factors 2, 4, 8 and 16 use matrix products, whose
-    weights are then exact. `F.interpolate` takes three to five times as long there for maps of 64x64 and
-    larger (docs/performance.md), and its gradient is not deterministic.
+    weights are then exact. `F.interpolate` takes three to five times as long there for maps of
+    64x64 and larger (docs/performance.md), and its gradient is not deterministic.
     """
     half = x.dtype in (torch.bfloat16, torch.float16)
     if x.device.type == "cuda" and half and torch.is_grad_enabled() and scale in (2, 4, 8, 16):
