@@ -373,7 +373,7 @@ def test_pixels_that_nobody_normalised_are_refused():
 def test_errors_name_the_fix():
     with pytest.raises(SetrError, match=r"'vit_bse' is not a timm model; nearest"):
         Encoder("vit_bse", taps=(1,))
-    with pytest.raises(SetrError, match="is no plain ViT"):
+    with pytest.raises(SetrError, match="is not a plain ViT"):
         Encoder("swin_tiny_patch4_window7_224", taps=(1,))
     with pytest.raises(SetrError, match=r"taps \(4,\): blocks are numbered 1 to 3"):
         tiny_vit(taps=(4,))

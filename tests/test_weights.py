@@ -426,7 +426,9 @@ def test_rectangular_grid_needs_the_size_it_was_trained_at(tmp_path):
     save_file(source.encoder.vit.state_dict(), path)
     target = build(img_size=(48, 80))
     assert not load_weights(target, path).resized
-    with pytest.raises(SetrError, match="15 positions are no square grid") as caught:
+    with pytest.raises(
+        SetrError, match="15 position embeddings form neither a square grid"
+    ) as caught:
         load_weights(build(), path)
     assert caught.value.code == USAGE
 
@@ -511,7 +513,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "nan": ({"blocks.0.norm1.weight": torch.tensor([1.0, float("nan")])}, "NaN"),
         "huge": ({"a": torch.zeros(1).expand(10**6, 10**6)}, "more values"),
         "sparse": ({"a": torch.eye(3).to_sparse()}, "sparse"),
-        "strange": ({"foo.weight": torch.zeros(2)}, "no known layout"),
+        "strange": ({"foo.weight": torch.zeros(2)}, "unknown layout"),
         "nothing": ({"epoch": 3}, "no tensors"),
         "module": (torch.nn.Linear(2, 2), "holds Python objects"),
         "list": ([torch.zeros(2)], "not named tensors"),

@@ -1,7 +1,7 @@
 """SETR: semantic segmentation with plain vision transformers.
 
-Public names load on first use, so that `import setr` and `setr --help` need neither torch nor timm;
-type checkers and editors read them below.
+Public names are imported on first use, so that `import setr` and `setr --help` do not import torch
+or timm. The imports under `TYPE_CHECKING` are for type checkers and editors.
 """
 
 from __future__ import annotations
