@@ -90,7 +90,7 @@ def struck(number: signal.Signals) -> Iterator[None]:
 @contextlib.contextmanager
 def struck_in_a_test(rank: int = 1) -> Iterator[None]:
     """A process gets a signal at its first image; both are slow, and print how many they test."""
-    original, tested = evaluation._test_images, 0
+    original, tested = evaluation._score_images, 0
 
     def test(*arguments: Any) -> Iterator[evaluation.ScoredImage]:
         nonlocal tested
@@ -100,11 +100,11 @@ def struck_in_a_test(rank: int = 1) -> Iterator[None]:
         time.sleep(2.5)  # more than two beats
         return original(*arguments)
 
-    evaluation._test_images = test
+    evaluation._score_images = test
     try:
         yield
     finally:
-        evaluation._test_images = original
+        evaluation._score_images = original
         print(f"examined: {tested} images")
 
 

@@ -45,7 +45,7 @@ def miou(prediction, truth, K=4):
 @pytest.mark.parametrize("k", range(4))
 def test_every_threshold_of_a_class_has_the_miou_it_would_have(k):
     scores, truth = pixels(500)
-    found = adjustment._thresholds(scores, truth, k)
+    found = adjustment._miou_on_grid(scores, truth, k)
     for at in range(0, len(GRID), 16):
         moved = scores.copy()
         moved[:, k] += GRID[at]
@@ -200,7 +200,7 @@ def test_a_split_without_counted_pixels_is_refused(folder_data, tmp_path, capsys
     words = ["adjust", str(model), str(folder_data), "-o", str(tmp_path / "out"), "--by", by]
     assert main([*words, "--workers", "0"]) == DATA_CHECK_FAILED
     said = capsys.readouterr().err
-    assert f"no pixel of split '{blank}' of data counts: its masks are ignored" in said
+    assert f"all mask pixels of split '{blank}' of data are ignored" in said
     assert said.endswith(f"{fix}\n")
     assert not (tmp_path / "out").exists()
 
@@ -218,7 +218,9 @@ def test_a_run_that_could_not_adjust_at_its_end_does_not_begin(folder_data, tmp_
     for mask in (folder_data / "labels" / "val").iterdir():
         write_bytes(mask, encode_png(np.full((48, 48), 255, np.uint8)))
     config = tiny_config(tmp_path / "run", adjust_logits=True)
-    with pytest.raises(SetrError, match=r"no pixel of split 'val' .*leave out --train\.adjust-log"):
+    with pytest.raises(
+        SetrError, match=r"all mask pixels of split 'val' .*leave out --train\.adjust-log"
+    ):
         train(config, data=str(folder_data))
 
 

@@ -261,7 +261,7 @@ def test_without_gdal_pillow_reads_what_it_does_not_change(tmp_path, monkeypatch
     with pytest.raises(SetrError, match=r'wide\.tif: .* needs rasterio; pip install "setr\[geo\]"'):
         read_pixels(wide, Bands((1,)))
     Image.fromarray(pixels[..., 0]).convert("P").save(tmp_path / "palette.png")
-    with pytest.raises(SetrError, match="PNG with P pixels, which are no bands"):
+    with pytest.raises(SetrError, match="bands cannot be read from PNG with P pixels"):
         read_pixels(tmp_path / "palette.png", Bands((1,)))
 
 
@@ -271,7 +271,7 @@ def test_without_gdal_pillow_reads_what_it_does_not_change(tmp_path, monkeypatch
         ("bands: [0, 1]", "bands [0, 1]: give numbers from 1"),
         ("bands: 4", "bands 4: give numbers from 1"),
         ("bands: []", "bands []: give numbers from 1"),
-        ("value_range: [0, 9]", "value_range: says nothing without bands"),
+        ("value_range: [0, 9]", "value_range: needs bands"),
         ("bands: [1, 2]\nvalue_range: [9, 0]", "value range 9 to 0: give low, then high"),
         ("bands: [1, 2]\nvalue_range: [[0, 9]]", None),
         ("bands: [1, 2, 3]\nvalue_range: [[0, 9], [0, 8]]", "2 ranges for 3 bands"),
@@ -296,7 +296,7 @@ def test_the_check_names_what_does_not_fit(tiles):
     second.write_bytes(second.read_bytes()[:9000])
     checkup = check(open_dataset(str(tiles), "train"))
     assert len(checkup.problems) == 2
-    assert "t0.tif: has 3 bands; bands 1,2,3,4 are asked for" in checkup.problems[0]
+    assert "t0.tif: has 3 bands; bands 1,2,3,4 were requested" in checkup.problems[0]
     assert "t1.tif: broken image file" in checkup.problems[1]
     values = np.zeros((1, 4, 4), np.complex64)
     with pytest.raises(SetrError, match="has complex64 values; store magnitude and phase"):
@@ -307,7 +307,7 @@ def test_the_check_names_what_does_not_fit(tiles):
     text = (tiles / "data.yaml").read_text()
     (tiles / "data.yaml").write_text(text.replace("[1, 2, 3, 4]", "[5]"))
     problems = check(open_dataset(str(tiles), "train")).problems
-    assert ["bands 5 are asked for" in problem for problem in problems] == [True] * 4
+    assert ["bands 5 were requested" in problem for problem in problems] == [True] * 4
 
 
 def test_init_data_drafts_bands_and_their_range(tiles, capsys):
@@ -431,7 +431,7 @@ def test_from_training_to_prediction(config, tiles, tmp_path, capsys):
     photo = tmp_path / "photo.jpg"
     Image.fromarray(pixels[..., :3]).save(photo)
     assert main([*command[:2], str(photo), "-o", str(out)]) == FAILED
-    assert "photo.jpg: has 3 bands; bands 1,2,3,4 are asked for" in capsys.readouterr().err
+    assert "photo.jpg: has 3 bands; bands 1,2,3,4 were requested" in capsys.readouterr().err
     # without a georeference a file is an image like others, in its model's bands all the same
     write_tiff(
         tmp_path / "flat.tif", pixels.transpose(2, 0, 1).astype(np.uint16) * 10, placed=False
@@ -456,7 +456,7 @@ def test_a_model_brings_its_bands_to_data_that_name_none(tiles, tmp_path):
     described.write_text(text.partition("bands")[0])
     found = setr.evaluate(model, str(tiles), info=info_of(4, bands=FOUR), workers=0)
     assert found["confusion"] == expected["confusion"]
-    with pytest.raises(SetrError, match=r"t0\.tif: a TIFF file of other pixels than 8-bit RGB"):
+    with pytest.raises(SetrError, match=r"t0\.tif: a TIFF file that is not 8-bit RGB"):
         open_dataset(str(tiles), "val").load(0)
     described.write_text(text.replace("[1, 2, 3, 4]", "[1, 2]"))
     with pytest.raises(SetrError, match="takes 4 channels but the images of tiles") as caught:

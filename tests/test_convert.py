@@ -121,7 +121,7 @@ def test_settings_of_another_toolkit_are_no_checkpoint(tmp_path, capsys):
     config = tmp_path / "setr_vit-l_pup_8xb1-80k_cityscapes-768x768.py"
     config.write_text("_base_ = ['../_base_/models/setr_pup.py']\n")
     assert main(["convert", str(config), "-o", str(tmp_path / "m")]) == USAGE
-    assert "holds settings, not weights; give the checkpoint itself (.pth" in last_line(capsys)
+    assert "a configuration file, not weights; give only the checkpoint (.pth" in last_line(capsys)
 
 
 def test_models_prints_figures(capsys):

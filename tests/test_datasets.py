@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from setr.data.pairing import Found, NoSplitError
+from setr.data.pairing import NoSplitError, SplitFiles
 from setr.data.pairs import Pairs
 from setr.datasets import open_dataset
 from setr.doctor import check
@@ -378,8 +378,8 @@ def test_words_that_yaml_takes_for_true_and_false_are_names(folder):
         ("classes:\n\t- a", "not valid YAML (line 2: found character '\\t' that cannot start"),
         ("classes: [a, b]\nlabel_map: {0: a, 7: b, 7: a}", "'7' is listed twice, again in line 2"),
         ("classes: road", "must list the class names"),
-        ("classes: [a, ignore, b]", "'classes' lists 'ignore', which is the word for what is left"),
-        ("names: {0: a, 1: ignore, 2: b}", "'names' lists 'ignore', which is the word for what is"),
+        ("classes: [a, ignore, b]", "'classes' lists 'ignore', which marks pixels to leave out"),
+        ("names: {0: a, 1: ignore, 2: b}", "'names' lists 'ignore', which marks pixels to leave"),
         ("classes: [road]\nlabel_map: {0: raod}", "did you mean 'road'"),
         ("classes: [a, b]\nlabel_map: [0, 1]", "label_map [0, 1]: give a table"),
         ("classes: [a, b]\nlabel_map: [0, 1]\nignore: 2", "label_map [0, 1]: give a table"),
@@ -544,7 +544,7 @@ def test_a_list_names_images_by_their_path(cities, entry, image):
 def test_a_list_that_fits_several_images_or_another_folder(cities):
     (cities / "train.txt").write_text("0001\n")
     message = fails(cities)
-    assert "'0001' fits 2 images (images/train/cityA/0001.png and images/train/cityB/" in message
+    assert "'0001' matches 2 images (images/train/cityA/0001.png and images/train/cityB/" in message
     shutil.rmtree(cities / "images" / "train" / "cityA")
     assert len(open_dataset(str(cities), "train")) == 1
     (cities / "train.txt").write_text("cityA/0001.png\n")
@@ -563,7 +563,9 @@ def test_undecodable_names(folder):
 
 
 def test_packed_pairs_are_a_sequence():
-    pairs = Pairs([Found(Path("/r"), ["a", "ü"], ["x", "y"]), Found(Path("/s"), ["b"], None)])
+    pairs = Pairs(
+        [SplitFiles(Path("/r"), ["a", "ü"], ["x", "y"]), SplitFiles(Path("/s"), ["b"], None)]
+    )
     listed = [(Path("/r/a"), Path("/r/x")), (Path("/r/ü"), Path("/r/y")), (Path("/s/b"), None)]
     assert list(pairs) == listed
     assert pairs[-1] == listed[-1]
@@ -575,14 +577,14 @@ def test_packed_pairs_are_a_sequence():
 
 def test_names_are_those_of_the_pairs():
     names = ["images/a.png", "/elsewhere/b.png"]
-    pairs = Pairs([Found(Path("/r"), names, names), Found(Path("s"), ["c"], None)])
+    pairs = Pairs([SplitFiles(Path("/r"), names, names), SplitFiles(Path("s"), ["c"], None)])
     assert [*pairs.names()] == [(str(i), None if m is None else str(m)) for i, m in pairs]
 
 
 def test_a_hundred_thousand_pairs_take_little_memory():
     names = [f"images/train/frame_{i:07d}.png" for i in range(100_000)]
     tracemalloc.start()
-    pairs = Pairs([Found(Path("/data"), names, names)])
+    pairs = Pairs([SplitFiles(Path("/data"), names, names)])
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert kept < 100_000 * 100
@@ -807,4 +809,4 @@ def test_a_list_without_names_is_told(folder, lists):
 
 def test_two_masks_of_one_name_are_refused(folder):
     put(folder / "labels/train/a.bmp")
-    assert "a.bmp and a.png are masks of one name" in fails(folder)
+    assert "a.bmp and a.png are masks with the same stem" in fails(folder)

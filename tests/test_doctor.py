@@ -33,7 +33,7 @@ MASKS = {
     "out_of_range.png": r"out_of_range\.png.*77 \(.* px\), 254 .*first at x=",
     "half_size.png": "mask is 240x180 but its image 480x360; masks are never resized",
     "transposed.png": "mask is 360x480 but its image 480x360; rotated",
-    "lossy.jpg": "JPEG has blurred ids",
+    "lossy.jpg": "JPEG compression has changed the ids",
     "rgb_colour.png": "RGB colour mask.*colour_map",
     "all_ignore.png": None,
     "index.png palette.png index16.png rgb_gray_triplet.png": None,
@@ -96,7 +96,7 @@ def test_colour_masks_with_a_colour_map(tmp_path, shared):
 def test_binary_masks_do_not_lose_a_class(tmp_path, shared):
     root = with_mask(tmp_path, shared, "binary_0_255.png", "classes: [back, thing]\n")
     checkup = check(open_dataset(str(root), "train"))
-    with pytest.raises(SetrError, match=r"'thing' would vanish.*\{0: back, 255: thing\}"):
+    with pytest.raises(SetrError, match=r"'thing' never occurs.*\{0: back, 255: thing\}"):
         checkup.raise_problems()
     (root / "data.yaml").write_text("classes: [back, thing]\nlabel_map: {0: back, 255: thing}\n")
     checkup = check(open_dataset(str(root), "train"))
@@ -252,7 +252,7 @@ def test_leaks_identical_and_nearly(folder_data):
 
 @pytest.mark.parametrize("at_once", [7, 1 << 16])
 def test_near_hashes_equal_the_comparison_of_all(monkeypatch, at_once):
-    monkeypatch.setattr(survey, "_AT_ONCE", at_once)
+    monkeypatch.setattr(survey, "_HASHES", at_once)
     rng = np.random.default_rng(0)
     for case in range(20):
         known = rng.integers(1, 2**64, 40, dtype=np.uint64)
@@ -280,7 +280,7 @@ def test_the_same_image_twice_in_a_split(folder_data):
     train = folder_data / "images" / "train"
     shutil.copy(train / "scene_001.png", train / "scene_004.png")
     dataset = open_dataset(str(folder_data), "train")
-    (finding,) = [f for f in check(dataset, full=True).findings if "repeat" in f.text]
+    (finding,) = [f for f in check(dataset, full=True).findings if "identical copies" in f.text]
     assert [Path(file).name for file in finding.files] == ["scene_004.png"]
 
 
@@ -455,7 +455,7 @@ def test_init_data_keeps_names_by_id(ids_data):
 def test_init_data_refuses_other_json_in_one_line(ids_data, capsys, text):
     (ids_data / "classes.json").write_text(text)
     assert main(["init-data", str(ids_data)]) == DATA_CHECK_FAILED
-    error = f"setr: {ids_data / 'classes.json'}: no class names; write a list of them"
+    error = f"setr: {ids_data / 'classes.json'}: no class names found; write a list of names"
     assert capsys.readouterr().err.startswith(error)
     assert not (ids_data / "data.yaml").exists()
 

@@ -373,12 +373,14 @@ def test_pixels_that_nobody_normalised_are_refused():
 def test_errors_name_the_fix():
     with pytest.raises(SetrError, match=r"'vit_bse' is not a timm model; nearest"):
         Encoder("vit_bse", taps=(1,))
-    with pytest.raises(SetrError, match="is no plain ViT"):
+    with pytest.raises(SetrError, match="is not a plain ViT"):
         Encoder("swin_tiny_patch4_window7_224", taps=(1,))
     with pytest.raises(SetrError, match=r"taps \(4,\): blocks are numbered 1 to 3"):
         tiny_vit(taps=(4,))
     with pytest.raises(SetrError, match=r"cannot be built with .*num_heads 5 .*divisible"):
         tiny_vit(num_heads=5)
+    with pytest.raises(SetrError, match=r"cannot be built with .*unexpected keyword.*'drop_pat'"):
+        tiny_vit(drop_pat=0.1)
     with pytest.raises(SetrError, match="prefix_tokens 'dropped': give keep or drop"):
         tiny_model("pup", prefix_tokens="dropped")
     with pytest.raises(SetrError, match="need an absolute position embedding"):

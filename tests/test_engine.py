@@ -622,7 +622,7 @@ def test_every_test_of_a_run_has_its_workers(tmp_path, monkeypatch, workers):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a patch reaches forked processes alone")
 def test_a_killed_loader_process_is_one_line(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(loader, "_begin", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(loader, "_init_worker", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     words = "--data.root scenes:4 --data.workers 1 --train.steps 2 --train.batch-size 2"
     assert main(["train", "demo", *words.split(), "--out", str(tmp_path / "run")]) == FAILED
     errors = [line for line in capfd.readouterr().err.splitlines() if "loader process" in line]

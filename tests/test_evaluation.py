@@ -76,6 +76,8 @@ def test_named_protocol_and_absent_rule(runs: Path) -> None:
     assert "flip" in paper["protocol"]
     zero = evaluate(runs / "one", runs / "data", absent="zero")
     assert zero["absent"] == "zero"
+    with pytest.raises(SetrError, match="absent 'zeros': give skip or zero"):
+        evaluate(runs / "one", runs / "data", absent="zeros")
     with pytest.raises(SetrError, match="give its ModelInfo"):
         evaluate(tiny_model(), runs / "data")
 
@@ -236,7 +238,7 @@ def test_precision_of_builds_without_onednn(monkeypatch: pytest.MonkeyPatch) -> 
     delattr(fake, question)
     for precision in ("auto", "fp32"):
         assert autocast_dtype(precision, cpu) is None
-    with pytest.raises(SetrError, match="this cpu lacks it"):
+    with pytest.raises(SetrError, match="this cpu does not support it"):
         autocast_dtype("bf16", cpu)
 
 
@@ -378,7 +380,7 @@ def test_images_tested_together_have_the_figures_of_each(
 
     monkeypatch.setattr(evaluation, "predict_mask", predict)
     for together in (1, 3):
-        monkeypatch.setitem(evaluation.TOGETHER, "cpu", together)
+        monkeypatch.setitem(evaluation.MAX_GROUP, "cpu", together)
         predictor, seen = setr.load(runs / "one", precision="fp32"), []
         dataset = open_dataset(str(data), "val", predictor.info.labels)
         figures = evaluate_split(predictor.network, predictor.info, dataset, on_image=seen.append)
@@ -404,9 +406,9 @@ def test_images_tested_together_have_the_figures_of_each(
     ],
 )
 def test_images_together_fill_one_pass(protocol, num_classes, size, most) -> None:
-    found = evaluation._together(torch.device("cuda"), protocol, num_classes, *size)
+    found = evaluation._group_size(torch.device("cuda"), protocol, num_classes, *size)
     assert found == most
-    assert evaluation._together(torch.device("cpu"), protocol, num_classes, *size) == 1
+    assert evaluation._group_size(torch.device("cpu"), protocol, num_classes, *size) == 1
 
 
 def test_unknown_protocol_names_the_nearest(runs: Path, capsys: pytest.CaptureFixture) -> None:

@@ -8,9 +8,11 @@ import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -56,6 +58,47 @@ def test_everything_comes_back(folder):
     assert info == INFO
     assert not model.training
     assert model.arguments == tiny_model("mla").arguments
+
+
+def test_figures_of_pixels_may_be_arrays_and_classes_are_as_many_as_the_models(tmp_path):
+    mean, std = np.full(3, 0.5, np.float32), torch.full((3,), 0.25)
+    info = dataclasses.replace(INFO, mean=mean, std=std, metrics={"mIoU": np.float32(0.5)})
+    save_pretrained(tmp_path, tiny_model("mla"), info)
+    assert from_pretrained(tmp_path)[1] == info
+    fewer = ModelInfo(labels=Labels(("road", "sky")))
+    for use in (partial(save_pretrained, tmp_path), setr.Predictor):
+        with pytest.raises(SetrError, match="labels of 2 classes: the model has 5; give"):
+            use(tiny_model("mla"), fewer)
+    with pytest.raises(SetrError, match=r"labels \['road', 'sky'\]: give a setr.Labels"):
+        ModelInfo(labels=["road", "sky"])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        partial(torch.compile, backend="eager"),
+        torch.nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+    ],
+)
+def test_a_wrapped_model_is_saved_as_it_is(tmp_path, wrap):
+    model = tiny_model("mla")
+    save_pretrained(tmp_path, wrap(model), INFO)
+    found = from_pretrained(tmp_path)[0].state_dict()
+    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_could_not_be_opened_is_not_saved(tmp_path):
+    model = tiny_model("mla")
+    model.decoder = torch.nn.Conv2d(16, 5, 1)
+    with pytest.raises(SetrError, match=r"decoder.*: is not as the model's arguments build it"):
+        save_pretrained(tmp_path / "own", model, INFO)
+    with pytest.raises(SetrError, match=r"Linear: give a model of setr\.create_model"):
+        save_pretrained(tmp_path / "own", torch.nn.Linear(2, 2), INFO)
+    assert not (tmp_path / "own").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(SetrError, match="cannot make this folder: File exists"):
+        save_pretrained(tmp_path / "file", tiny_model("mla"), INFO)
 
 
 def test_all_files_are_readable_alike(folder):
@@ -196,7 +239,8 @@ def test_broken_directories_are_one_line(folder, name, change, words):
 
 
 def test_weights_of_another_model_are_one_readable_line(folder, tmp_path):
-    save_pretrained(tmp_path / "other", tiny_model("mla", num_classes=7, channels=8), INFO)
+    info = ModelInfo(labels=Labels(tuple("abcdefg")))
+    save_pretrained(tmp_path / "other", tiny_model("mla", num_classes=7, channels=8), info)
     shutil.copy(tmp_path / "other" / "model.safetensors", folder)
     with pytest.raises(SetrError, match=r"of another model \(size mismatch for \w+") as caught:
         from_pretrained(folder)
@@ -302,7 +346,7 @@ def test_a_revision_on_the_hub_is_the_one_asked_for(folder, monkeypatch, name, r
 
 @pytest.mark.parametrize("name", ["a/b@v1", "a/b.pth", "."])
 def test_a_revision_of_what_has_none_is_one_line(name):
-    with pytest.raises(SetrError, match=f"revision 'v2': {name} is no owner/name on the Hub"):
+    with pytest.raises(SetrError, match=f"revision 'v2': only an owner/name .* and {name} is none"):
         setr.load(name, revision="v2")
 
 
@@ -370,15 +414,15 @@ def test_a_value_that_is_null_is_one_line(folder, key):
         ("model.encoder_args.embed_dim", 10**9, "number above 100,000"),
         ("model.encoder_args.embed_dim", 50_000, "fewer than the weights that config"),
         ("model.encoder_args.depth", 90_000, "fewer than the weights that config"),
-        ("model.encoder_args.depth", -4, "no model"),
+        ("model.encoder_args.depth", -4, "not a valid model description"),
         ("model.encoder_args.num_heads", 0, "cannot be built with .*num_heads 0"),
         ("model.encoder_args.num_heads", -2, "cannot be built with .*num_heads -2"),
-        ("model.encoder_args.patch_size", -4, "no model"),
+        ("model.encoder_args.patch_size", -4, "not a valid model description"),
         ("model.patch_stride", 2.0, r"patch_stride 2\.0"),
         ("model.img_size", 90_000, "fewer than the weights that config"),  # its positions are drawn
         ("model.img_size", [32], "cannot be built with img_size"),
         ("model.img_size", -1, "cannot be built with img_size -1"),
-        ("model.num_classes", 2.5, "no model"),
+        ("model.num_classes", 2.5, "not a valid model description"),
         ("model.pos_interp", "cubic", "give bicubic or bilinear"),
         ("model.encoder", "../x", "not a timm model"),
         ("mean", "abc", "mean: 'abc': give"),

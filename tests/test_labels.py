@@ -67,6 +67,15 @@ def test_camvid_equals_its_source(shared):
     assert labels.label_map[facts["void"]] == IGNORE
 
 
+def test_lists_and_arrays_make_the_same_labels():
+    colours = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
+    labels = Labels(["road", "sky"], colours)
+    assert labels == Labels(("road", "sky"), ((1, 2, 3), (4, 5, 6)))
+    assert Labels.from_dict(json.loads(json.dumps(labels.to_dict()))) == labels
+    with pytest.raises(SetrError, match="classes 'road': give the names one by one"):
+        Labels("road")
+
+
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(SetrError, match="known: ade20k, camvid"):
         known_labels("cityscape")

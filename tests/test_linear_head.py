@@ -122,16 +122,16 @@ def test_what_does_not_fit_is_said(files, tmp_path, capsys):
     torch.save(head(1536), tmp_path / "head.pth")
     cases = [
         ({}, path, r"holds a linear head without its encoder; add .*--pretrained lvd142m"),
-        ({"pretrained": weights}, path, "reads 128 channels, which no DINOv2 encoder has; say"),
+        ({"pretrained": weights}, path, "reads 128 channels, which no DINOv2 encoder has; give"),
         (
             {"pretrained": weights},
             tmp_path / "head.pth",
-            "vit_small_patch14_dinov2 or vit_giant_patch14_dinov2 has; say which",
+            "vit_small_patch14_dinov2 or vit_giant_patch14_dinov2 has; give the",
         ),
         (
             {"pretrained": weights, "encoder": "vit_tiny_patch16_224"},
             path,
-            "reads 128 channels, and vit_tiny_patch16_224 has 192 a block",
+            "reads 128 channels, and vit_tiny_patch16_224 has 192 per block",
         ),
         ({"pretrained": weights, "num_heads": 2}, path, "num_heads 2: .* is a linear head; leave"),
     ]
@@ -148,7 +148,9 @@ def test_what_does_not_fit_is_said(files, tmp_path, capsys):
         setr.load(path, encoder=ENCODER, pretrained=str(tmp_path / "bare.safetensors"))
     cut = {k: v for k, v in head(2 * WIDTH).items() if "conv_seg.bias" not in k}
     torch.save(cut, tmp_path / "cut.pth")
-    with pytest.raises(SetrError, match=r"decoder\.classifier\.bias is missing; the file is cut"):
+    with pytest.raises(
+        SetrError, match=r"decoder\.classifier\.bias is missing; the file is incomplete"
+    ):
         setr.load(tmp_path / "cut.pth", encoder=ENCODER, pretrained=weights)
 
 

@@ -105,10 +105,10 @@ def test_a_broken_file_is_one_line_from_a_worker_too(folder_data, workers):
 
 
 def test_no_process_starts_that_has_no_image(folder_data, monkeypatch, recwarn):
-    started, original = [], loader._started
+    started, original = [], loader._start
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # PyTorch would warn of more
     monkeypatch.setattr(
-        loader, "_started", lambda made: started.append(made.num_workers) or original(made)
+        loader, "_start", lambda made: started.append(made.num_workers) or original(made)
     )
     assert len(list(whole_images(open_dataset(str(folder_data), "val"), 9, range(2)))) == 2
     assert started == [2]

@@ -104,6 +104,10 @@ def test_merging_leaves_plain_states_alone():
 def test_refusals():
     with pytest.raises(SetrError, match="lora_rank 99: give 1 to the encoder's width 32"):
         add_lora(tiny_model("pup"), 99)
+    model = tiny_model("pup")
+    add_lora(model, 2)
+    with pytest.raises(SetrError, match="lora_rank 4: the model already has LoRA"):
+        add_lora(model, 4)
     with torch.device("meta"):
         baseline = create_model("fcn_r101", num_classes=3)
     with pytest.raises(SetrError, match="has no attention layers"):

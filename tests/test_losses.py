@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from setr import losses
+from setr.errors import SetrError
 from setr.inference import normalize
 from setr.kernels import row_blocks
 from setr.labels import IGNORE
@@ -113,6 +114,32 @@ def test_plain_logits_of_any_model_are_resized_to_the_target():
     found = segmentation_loss(logits, target)
     assert sorted(found) == ["loss", "main"]
     torch.testing.assert_close(found["loss"], expected)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "dice"])
+def test_second_derivatives_are_refused_and_not_wrong(kind):
+    """The gradient is computed in the forward pass; to `create_graph` it looks like a constant."""
+    scale = torch.ones(1, 3, 1, 1, requires_grad=True)
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * scale**2
+    loss = segmentation_loss(logits, torch.zeros(2, 8, 9, dtype=torch.long), kind=kind)["loss"]
+    with pytest.raises(SetrError, match="has no second derivative"):
+        torch.autograd.grad(loss, scale, create_graph=True)
+
+
+def test_what_would_be_counted_wrongly_is_refused():
+    output = Output(torch.zeros(2, 3, 4, 5), [], (64, 80))
+    target = torch.zeros(2, 57, 80, dtype=torch.long)
+    assert segmentation_loss(output, target, weight=torch.ones(3))["loss"] > 0
+    halved, doubled = target[:, :29, :40], target.repeat(1, 2, 2)
+    for wrong in (target[:1], target[0], target[:, None], halved, doubled):
+        with pytest.raises(SetrError, match=r"give ids \(B, H, W\) of the 2 images"):
+            segmentation_loss(output, wrong)
+    with pytest.raises(SetrError, match="give ids"):
+        segmentation_loss(output.logits, target[:1])
+    with pytest.raises(SetrError, match="one for each of 3 classes"):
+        segmentation_loss(output, target, weight=torch.ones(4))
+    with pytest.raises(SetrError, match="kind 'dise': give cross_entropy, ohem, focal, dice"):
+        segmentation_loss(output, target, kind="dise")
 
 
 def test_no_step_on_a_gpu_waits_for_it():

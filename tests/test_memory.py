@@ -25,7 +25,7 @@ from setr.estimate import (
     flops_per_image,
     forecast_text,
     largest_batch,
-    settled,
+    resolve_batch_and_steps,
 )
 from setr.inference import Protocol, predict_mask
 from setr.layers import recompute
@@ -181,7 +181,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(monkeypatch):
     monkeypatch.setattr(estimating, "free_bytes", lambda device: 1000)
     auto = dataclasses.replace(config, train=dataclasses.replace(config.train, batch="auto"))
     with pytest.raises(SetrError, match=r"even 1 needs .* GB; these need less: --train.grad-check"):
-        settled(auto, 5, 1000, CPU)
+        resolve_batch_and_steps(auto, 5, 1000, CPU)
 
 
 def test_batch_auto_trains_and_is_kept_on_resume(tmp_path, monkeypatch):
@@ -225,11 +225,11 @@ def test_a_real_allocation_failure_is_explained(tmp_path):
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
         "from tests.conftest import tiny_config\n"
-        "from setr.estimate import explained\n"
+        "from setr.estimate import explain_out_of_memory\n"
         "c = tiny_config(Path(sys.argv[1]), batch_size=512, steps=1)\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 10**9,) * 2)\n"
-        "with explained(c, 9, torch.device('cpu')):\n"
+        "with explain_out_of_memory(c, 9, torch.device('cpu')):\n"
         "    torch.empty(10**9)\n"
     )
     result = subprocess.run(
@@ -254,7 +254,7 @@ def test_the_command_prints_parts_and_advice(capsys):
         "activations",
         "logits",
         "total",
-        "at once",
+        "peak",
         "the largest batch that fits is",
         "--train.grad-checkpointing",
     ):

@@ -318,19 +318,19 @@ def test_threads_count_what_one_after_the_other_counts(monkeypatch: pytest.Monke
     for prediction, truth in pairs:
         boundary.update(prediction, truth)
         regions.update(prediction, truth)
-    seen, real = set(), scorecard._shapes
+    seen, real = set(), scorecard._boundary_and_regions
 
     def watched(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
         seen.add(threading.current_thread())
         return real(*arguments)
 
-    monkeypatch.setattr(scorecard, "_shapes", watched)
+    monkeypatch.setattr(scorecard, "_boundary_and_regions", watched)
     for ahead in (0, 2 * pairs[0][1].size, scorecard.AHEAD_PIXELS):
         monkeypatch.setattr(scorecard, "AHEAD_PIXELS", ahead)
         card = Scorecard(NAMES)
         for index, (prediction, truth) in enumerate(pairs):
             card.update(index, torch.from_numpy(prediction), torch.from_numpy(truth))
-            assert sum(waiting for waiting, _ in card._waiting) <= ahead
+            assert sum(pixels for pixels, _ in card._pending) <= ahead
         assert np.array_equal(card.boundary.counts, boundary.counts)
         assert np.array_equal(card.regions.counts, regions.counts)
     assert threading.main_thread() not in seen
@@ -338,7 +338,7 @@ def test_threads_count_what_one_after_the_other_counts(monkeypatch: pytest.Monke
 
 
 def test_what_fails_in_a_thread_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorecard, "_shapes", lambda *_: 1 / 0)
+    monkeypatch.setattr(scorecard, "_boundary_and_regions", lambda *_: 1 / 0)
     card = Scorecard(NAMES)
     card.update(0, *map(torch.from_numpy, random_pair(0)))
     with pytest.raises(ZeroDivisionError):

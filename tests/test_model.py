@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
 import setr
 from setr.catalog import default_taps
@@ -264,11 +265,31 @@ def test_hybrid_tokens_stand_for_16_pixels():
     assert maps[0].shape == (1, 768, 6, 10)
 
 
+@pytest.mark.parametrize("decoder", ["pup", "mla"])
+def test_torch_func_and_a_trace_go_through_a_model(onednn, decoder):
+    model = tiny_model(decoder).eval()
+    images, weights = torch.randn(2, 3, 24, 40), dict(model.named_parameters())
+
+    def energy(weights):
+        return functional_call(model, weights, (images,)).square().mean()
+
+    found = torch.func.grad(energy)(weights)
+    energy(weights).backward()
+    for name, weight in weights.items():
+        if weight.grad is not None:
+            assert torch.allclose(found[name], weight.grad, rtol=1e-3, atol=1e-6), name
+    wanted = model(images)
+    one_by_one = torch.func.vmap(lambda image: model(image[None])[0])(images)
+    assert torch.allclose(one_by_one, wanted, atol=1e-5)
+    traced = torch.jit.trace(model, images, check_trace=False)
+    assert torch.allclose(traced(images), wanted, atol=1e-5)
+
+
 def test_refusals():
     for number in (0, 256):
         with pytest.raises(SetrError, match=f"num_classes {number}: ids are 8-bit; give 1 to 255"):
             tiny_model("pup", num_classes=number)
-    known = "there are naive, pup, mla, segmenter, linear, fcn, semantic_fpn"
+    known = "choose from naive, pup, mla, segmenter, linear, fcn, semantic_fpn"
     with pytest.raises(SetrError, match=f"decoder 'unet' is unknown; {known}"):
         create_model("setr_pup_nano", num_classes=2, decoder="unet")
     for name, decoder, right in (
@@ -284,6 +305,12 @@ def test_refusals():
         taps = arguments.pop("taps", (1, 2, 3, 4))
         with pytest.raises(SetrError, match="each must be twice the one before"):
             SETR(encoder="resnet10t", decoder="semantic_fpn", num_classes=2, taps=taps, **arguments)
+    with pytest.raises(SetrError, match=r"model 'qqqq' is unknown \(`setr models` lists all\)"):
+        create_model("qqqq", num_classes=2)
+    with pytest.raises(SetrError, match="pretrained_resnet: setr_pup_nano has no ResNet"):
+        create_model("setr_pup_nano", num_classes=2, pretrained_resnet="gluon_in1k")
+    with pytest.raises(SetrError, match=r"nowhere\.pth: no such"):
+        create_model("setr_pup_nano", num_classes=2, pretrained=Path("nowhere.pth"))
     with pytest.raises(SetrError, match=r"aux_taps \(7,\): must be among"):
         tiny_model("pup", aux_taps=(7,))
     with pytest.raises(SetrError, match="fcn_r101 has a fixed width"):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from setr.layers import normalised as module
-from setr.layers.normalised import normalised
+from setr.layers.normalised import norm_relu
 
 CHANNELS = 67
 
@@ -37,7 +37,7 @@ def test_equals_the_layers(how):
     if how == "channels last":
         x = x.to(memory_format=torch.channels_last)
     found, wanted = x.clone().requires_grad_(), x.clone().requires_grad_()
-    out = normalised(found, norm, classifier)
+    out = norm_relu(found, norm, classifier)
     truth = torch.relu(plain_norm(wanted))
     truth = truth if plain is None else plain(truth)
     torch.testing.assert_close(out, truth)
@@ -60,7 +60,7 @@ def test_under_autocast_it_computes_as_the_layers_do():
     x = torch.randn(2, CHANNELS, 8, 8).bfloat16()
     found, wanted = x.clone().requires_grad_(), x.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        out, truth = normalised(found, norm, classifier), plain(torch.relu(plain_norm(wanted)))
+        out, truth = norm_relu(found, norm, classifier), plain(torch.relu(plain_norm(wanted)))
     assert out.dtype is truth.dtype is torch.bfloat16
     assert torch.equal(out, truth)
     slope = torch.randn_like(truth)
@@ -76,7 +76,7 @@ def test_under_autocast_it_computes_as_the_layers_do():
 def test_other_norms_stay_layers(training):
     norm = (nn.GroupNorm(1, CHANNELS) if training else nn.BatchNorm2d(CHANNELS)).train(training)
     x = torch.randn(2, CHANNELS, 4, 4)
-    assert torch.equal(normalised(x, norm), torch.relu(norm(x)))
+    assert torch.equal(norm_relu(x, norm), torch.relu(norm(x)))
 
 
 def test_keeps_the_map_before_the_norm_alone():
@@ -89,6 +89,6 @@ def test_keeps_the_map_before_the_norm_alone():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        normalised(x, norm, classifier)
+        norm_relu(x, norm, classifier)
     own = {p.untyped_storage().data_ptr() for p in (*norm.parameters(), *classifier.parameters())}
     assert sum(size for at, size in kept.items() if at not in own) == 4 * x.numel() + 8 * CHANNELS

@@ -296,7 +296,9 @@ def test_broken_supervisely(tmp_path):
     broken = {"classTitle": "a", "geometryType": "bitmap", "bitmap": picture}
     content = {"size": {"height": SIZE[0], "width": SIZE[1]}, "objects": [broken]}
     put(tmp_path / "ds" / "ann" / "1.jpg.json", content)
-    with pytest.raises(SetrError, match="object 1 has no class, or is no polygon or bitmap"):
+    with pytest.raises(
+        SetrError, match="object 1 has no class, or is not a valid polygon or bitmap"
+    ):
         draft(tmp_path)
 
 
@@ -443,7 +445,7 @@ def test_coco_in_its_own_folders(tmp_path, capsys):
         )
     put(tmp_path / "annotations" / "instances_test2017.json", coco("8.jpg", "9.jpg"))
     assert main(["init-data", str(tmp_path), "--rest", "ignore"]) == OK
-    note = "annotations/instances_test2017.json: none of its 2 images is here"
+    note = "annotations/instances_test2017.json: none of its 2 images was found"
     assert note in capsys.readouterr().err
     for split in ("train", "val"):
         (pair,) = open_dataset(str(tmp_path), split).pairs
@@ -561,7 +563,7 @@ def test_all_problems_are_told_at_once(tmp_path):
     for part in ("9 problems with outlines (LabelMe)", "a.json: shape 2 has no label, or no points",
                  "b.json: not JSON", "c.json: gives c.jpg 20x30 pixels, the file has 30x20; draw",
                  "d.json: a mask that is not base64", "e.json: shape 1 has no label",
-                 "gone.json: image 'gone.jpg' is not there", "f.jpg: not an image",
+                 "gone.json: image 'gone.jpg' not found", "f.jpg: not an image",
                  "e.json: shape 2 has no label", "e.json: shape 3 has no label"):  # fmt: skip
         assert part in said
 
@@ -570,7 +572,7 @@ def test_keypoints_are_no_outlines(tmp_path):
     photo(tmp_path / "images" / "a.jpg")
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2 0.1 0.1 0.3 0.3\n")
     put(tmp_path / "pose.yaml", "names: [person]\nkpt_shape: [2, 2]\n")
-    assert "1 problem with outlines (YOLO): kpt_shape in its YAML file" in refused(tmp_path)
+    assert "1 problem with outlines (YOLO): the YAML file has kpt_shape" in refused(tmp_path)
 
 
 def test_boxes_are_no_outlines(tmp_path):
@@ -587,7 +589,7 @@ def test_yolo_in_pixels_is_no_outline(tmp_path):
     photo(tmp_path / "images" / "a.jpg")
     put(tmp_path / "labels" / "a.txt", "0 -0.1 0 1.05 0 1 1\n1 2 2 8 2 8 18\n")
     said = refused(tmp_path)
-    assert "1 problem with outlines (YOLO): labels/a.txt: line 2: 18 is no share of a side" in said
+    assert "1 problem with outlines (YOLO): labels/a.txt: line 2: 18 is out of range" in said
 
 
 def test_more_classes_than_a_mask_can_hold(tmp_path):
@@ -595,7 +597,7 @@ def test_more_classes_than_a_mask_can_hold(tmp_path):
     photo(tmp_path / "a.jpg")
     many = [{"id": i, "name": f"c{i}"} for i in range(255)]
     put(tmp_path / "x.json", coco("a.jpg", categories=many))
-    said = "outlines (COCO) of 256 classes, with what --rest adds; masks hold at most 255: join"
+    said = "outlines (COCO) of 256 classes, including --rest; at most 255 fit into masks: merge"
     assert said in refused(tmp_path)
     assert "c254" in draft(tmp_path, rest="ignore").yaml
 
@@ -603,7 +605,7 @@ def test_more_classes_than_a_mask_can_hold(tmp_path):
 def test_one_class_needs_another_for_the_rest(tmp_path):
     photo(tmp_path / "a.jpg")
     put(tmp_path / "a.json", labelme("a.jpg", shape("wall", square(0, 0, 9))))
-    assert "--rest ignore: the outlines have the single class 'wall'" in refused(
+    assert "--rest ignore: the outlines have a single class, 'wall'" in refused(
         tmp_path, USAGE, rest="ignore"
     )
     assert '  - "ground"' in draft(tmp_path, rest="ground").yaml
@@ -629,7 +631,7 @@ def test_no_image_of_another_folder_is_taken(tmp_path):
     for name in ("one/1.jpg", "one/2.jpg"):
         photo(tmp_path / name)
     put(tmp_path / "x.json", coco("one/1.jpg", "two/2.jpg"))
-    assert "x.json: image 'two/2.jpg' is not there" in refused(tmp_path)
+    assert "x.json: image 'two/2.jpg' not found" in refused(tmp_path)
     put(tmp_path / "x.json", coco("/home/me/1.jpg", "upload\\2.jpg"))
     assert "2 masks" in draft(tmp_path).yaml
 
@@ -641,7 +643,7 @@ def one(category: int, area: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"images": [{"id": 0}]}, "not as COCO has it"),
+        ({"images": [{"id": 0}]}, "not valid COCO JSON"),
         ({"annotations": [one(9, [[1, 2] * 3])]}, "annotation 5: unknown category or image"),
         ({"annotations": [one(7, [[1, 2]])]}, "annotation 5"),
         ({"annotations": [one(7, {"size": [20, 30], "counts": "5"})]}, "run lengths of 5 pixels"),
@@ -652,7 +654,7 @@ def test_broken_coco(tmp_path, change, said):
     put(tmp_path / "x.json", coco("a.jpg", **change))
     assert said in refused(tmp_path)
     put(tmp_path / "x.json", coco("gone.jpg"))
-    assert "x.json: none of its 1 images is here" in refused(tmp_path)
+    assert "x.json: none of its 1 images was found" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../x.yaml", "x.txt", ".yaml"])

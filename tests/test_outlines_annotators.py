@@ -100,7 +100,7 @@ def test_the_attribute_of_via_that_names_the_class(tmp_path):
     put(tmp_path / "x.json", via(a=[polygon(both, 0, 0, 4)], b=[polygon(both, 0, 0, 4)]))
     assert '"dry"' in draft(tmp_path, class_key="state").yaml
     put(tmp_path / "x.json", via(a=[polygon({"only": "oak"}, 0, 0, 4)], gone=[]))
-    assert "x.json: image 'gone.jpg' is not there" in refused(tmp_path)
+    assert "x.json: image 'gone.jpg' not found" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -221,15 +221,15 @@ POINTS = [[1, 1], [2, 1], [2, 2]]
 @pytest.mark.parametrize(
     ("tasks", "said"),
     [
-        ([task("gone.jpg")], "x.json: image 'gone.jpg' is not there"),
+        ([task("gone.jpg")], "x.json: image 'gone.jpg' not found"),
         ([task("a.jpg"), task("a.jpg")], "lists the image a.jpg twice, perhaps by two annotators"),
         ([task("a.jpg", {**result("polygonlabels", "b", points=POINTS), "image_rotation": 90})],
-         "region 1 has no label or several, lies in an image that was turned"),
+         "region 1 has no label or several, belongs to a rotated image"),
         ([task("a.jpg", result("polygon", "", points=POINTS))], "a.jpg: region 1 has no label"),
         ([task("a.jpg", result("brushlabels", "b", rle=[0, 0, 9, 6]))], "a.jpg: region 1"),
         ([task("a.jpg", {**result("brushlabels", "b", rle=packed(np.zeros((3, 3), int))),
                          "original_width": 3, "original_height": 3})], "gives a.jpg 3x3 pixels"),
-        ([{"data": {}, "annotations": []}], "task 1 is not as Label Studio has it"),
+        ([{"data": {}, "annotations": []}], "task 1 is not valid Label Studio JSON"),
     ],
 )  # fmt: skip
 def test_broken_label_studio(tmp_path, tasks, said):
@@ -332,6 +332,6 @@ def test_panoptic_files_beside_the_images(tmp_path):
     assert made.note == ""
     assert (drawn(tmp_path, "a.jpg") == 1).all()
     put(tmp_path / "export_coco-panoptic_me.json", panoptic("a.jpg", "b.jpg", suffix=end))
-    assert "image 'b.jpg' is not there" in refused(tmp_path)
+    assert "image 'b.jpg' not found" in refused(tmp_path)
     put(tmp_path / "export_coco-panoptic_me.json", {**panoptic("a.jpg"), "categories": []})
-    assert "not as COCO's panoptic format has it" in refused(tmp_path)
+    assert "not valid COCO panoptic JSON" in refused(tmp_path)

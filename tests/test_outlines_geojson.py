@@ -150,12 +150,12 @@ def test_all_problems_of_layers_are_told_at_once(tmp_path):
     said = refused(tmp_path)
     for part in (
         "8 problems with outlines (GeoJSON)", "a.geojson: feature 1 has no property class or label",
-        "metres.geojson: cannot be led from OGC:CRS84 to EPSG:32633",
-        "west.geojson: none of its areas lies over any of 1 images with a georeference; check its "
+        "metres.geojson: cannot be reprojected from OGC:CRS84 to EPSG:32633",
+        "west.geojson: none of its areas intersects any of 1 georeferenced images; check its "
         "reference system (OGC:CRS84)",
         "odd.geojson: unknown reference system 'EPSG:nothing'",
         "twice.geojson: image 'twice' may be x/twice.png or y/twice.png",
-        "bad.geojson: feature 2 is no valid area", "bad.geojson: feature 4 is no valid area",
+        "bad.geojson: feature 2 is not a valid area", "bad.geojson: feature 4 is not a valid area",
         "bad.geojson: feature 3 has no property name",
     ):  # fmt: skip
         assert part in said
@@ -176,7 +176,9 @@ def test_another_property_names_the_class(tmp_path, capsys):
     )
     put(tmp_path / "area.geojson", layer(field, wood))
     assert main(["init-data", str(tmp_path)]) == OK
-    said = "area.geojson: all of class 'area', after the file; --class-key names another property"
+    said = (
+        "area.geojson: all of class 'area', from the file name; --class-key names another property"
+    )
     assert f"{said} (landuse)" in capsys.readouterr().err
     assert main(["init-data", str(tmp_path), "--overwrite", "--class-key", "landuse"]) == OK
     assert open_dataset(str(tmp_path), "train").labels.classes == ("field", "wood", "background")
@@ -197,5 +199,5 @@ def test_a_layer_over_pictures_without_a_place(tmp_path, capsys):
     photo(tmp_path / "a.png")
     put(tmp_path / "houses.geojson", layer())
     assert main(["init-data", str(tmp_path)]) == DATA_CHECK_FAILED
-    said = "houses.geojson: no image is called 'houses', and none has a georeference"
+    said = "houses.geojson: no image is called 'houses', and none is georeferenced"
     assert said in capsys.readouterr().err

@@ -17,7 +17,7 @@ from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 from setr.labels import IGNORE
-from setr.outlines.index import Images
+from setr.outlines.index import ImageIndex
 
 PHOTO = np.full((6, 8, 3), 90, np.uint8)
 IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2
@@ -137,7 +137,7 @@ def test_accents_may_be_written_as_a_mac_does(tmp_path, layout):
     made = draft(tmp_path)
     assert "1 pairs" in made.yaml
     assert not made.note
-    images = Images([f"photos/{apart}.JPG"])
+    images = ImageIndex([f"photos/{apart}.JPG"])
     assert images.find(f"{one}.JPG", "a.json") == images.find(f"photos/{one}.JPG", "a.json") != []
 
 
@@ -145,11 +145,9 @@ def test_of_several_masks_for_each_image_the_one_called_so_is_taken():
     stems = ["a", "b"]
     kinds = [f"{stem}_{kind}.png" for stem in stems for kind in ("color", "gt", "instances")]
     assert masks_by_stem(stems, kinds) == {"a": "a_gt.png", "b": "b_gt.png"}
-    with pytest.raises(
-        SetrError, match=r"as a has a_1\.png and a_2\.png; leave one for each image"
-    ):
+    with pytest.raises(SetrError, match=r"a has a_1\.png and a_2\.png\); keep one for each image"):
         masks_by_stem(stems, ["a_1.png", "a_2.png"])
-    with pytest.raises(SetrError, match=r"as a has a_gt\.png and a_mask\.png"):
+    with pytest.raises(SetrError, match=r"a has a_gt\.png and a_mask\.png"):
         masks_by_stem(stems, ["a_gt.png", "a_mask.png", "b_mask.png", "b_gt.png"])
 
 
@@ -212,7 +210,7 @@ def test_a_mask_without_objects_among_colour_masks(tmp_path):
              for i in range(n)]  # fmt: skip
     assert sorted(np.unique(mask).tolist() for mask in masks) == [[0], [1, 2], [1, 2]]
     put(tmp_path / "masks" / "b.png", IDS)
-    with pytest.raises(SetrError, match=r"some masks hold ids, as masks/b\.png, others colours"):
+    with pytest.raises(SetrError, match=r"some masks contain ids \(masks/b\.png\), others colours"):
         draft(tmp_path)
 
 
@@ -255,7 +253,7 @@ def test_ids_without_a_name_are_told(tmp_path):
         put(tmp_path / "images" / f"{stem}.jpg", PHOTO)
         put(tmp_path / "masks" / f"{stem}.png", IDS)
     (tmp_path / "classes.txt").write_bytes(b"plane\r\n")
-    assert "# the file of classes has no name for 1: ignored" in draft(tmp_path).yaml
+    assert "# the file of class names has no name for 1: ignored" in draft(tmp_path).yaml
     (tmp_path / "classes.txt").write_text("ground\nplane\n")
     assert "no name" not in draft(tmp_path).yaml
 
@@ -289,19 +287,19 @@ def test_palettes_in_several_orders_are_colours(tmp_path):
     train, val = (open_dataset(str(tmp_path), split)[0].mask for split in ("train", "val"))
     np.testing.assert_array_equal(train, val)
     np.testing.assert_array_equal(train, [[0, 2, 1, 1]])  # black, red, blue, sorted by colour
-    assert "several orders" not in reports(tmp_path, "data.yaml")
+    assert "different orders" not in reports(tmp_path, "data.yaml")
     by_hand = "classes: [a, b, c]\ntrain: all.csv\n"
     (tmp_path / "all.csv").write_text(
         "image,mask\n" + "".join(f"images/{n}.png,masks/{n}.png\n" for n in "ab")
     )
     (tmp_path / "by_hand.yaml").write_text(by_hand)
-    assert "several orders" in reports(tmp_path, "by_hand.yaml")
+    assert "different orders" in reports(tmp_path, "by_hand.yaml")
     for name in "ab":
         image = Image.fromarray(ids)
         image.putpalette([0, 0, 0, *red, 9, 9, ord(name)])
         image.save(tmp_path / "masks" / f"{name}.png")
     assert "label_map" in draft(tmp_path).yaml
-    assert "several orders" not in reports(tmp_path, "by_hand.yaml")
+    assert "different orders" not in reports(tmp_path, "by_hand.yaml")
 
 
 @pytest.mark.parametrize("colour", [[255], [255, 0, 0]])
@@ -310,7 +308,7 @@ def test_masks_drawn_in_their_alpha_are_told(tmp_path, colour):
         put(tmp_path / "images" / f"{name}.png", PHOTO)
         flat = np.broadcast_to(np.array(colour, np.uint8), (6, 8, len(colour)))
         put(tmp_path / "masks" / f"{name}.png", np.dstack([flat, IDS * 255]))
-    with pytest.raises(SetrError, match=r"a\.png: one value all over.* alpha") as error:
+    with pytest.raises(SetrError, match=r"a\.png: of one value everywhere.* alpha") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
     listed = "".join(f"images/{n}.png,masks/{n}.png\n" for n in "ab")
@@ -318,7 +316,7 @@ def test_masks_drawn_in_their_alpha_are_told(tmp_path, colour):
     how = "label_map: {0: a, 255: b}" if len(colour) == 1 else "colour_map: {red: b, black: a}"
     how = how.replace("red", "'#ff0000'").replace("black", "'#000000'")
     (tmp_path / "all.yaml").write_text(f"train: all.csv\nclasses: [a, b]\n{how}\n")
-    assert "error: 2 masks are one value all over" in reports(tmp_path, "all.yaml")
+    assert "error: 2 masks are of one value everywhere" in reports(tmp_path, "all.yaml")
     for name in "ab":  # with a picture in the colours, too, the alpha says nothing
         drawn = np.where(IDS[..., None] > 0, flat, 0).astype(np.uint8)
         put(tmp_path / "masks" / f"{name}.png", np.dstack([drawn, IDS * 255]))
@@ -366,7 +364,7 @@ def test_masks_of_one_class_each_that_are_not_binary_are_told(tmp_path, names):
     put(tmp_path / "images" / "a.png", np.zeros((4, 5, 3), np.uint8))
     for name in names:
         put(tmp_path / "masks" / f"{name}.png", LARGE + SMALL)
-    with pytest.raises(SetrError, match=r"several masks, as .*one other value") as error:
+    with pytest.raises(SetrError, match=r"several masks.*one other value") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
 
@@ -408,14 +406,14 @@ def test_masks_of_segments_ai(tmp_path):
 def test_masks_that_are_named_after_tasks_of_label_studio(tmp_path):
     put(tmp_path / "images" / "a.jpg", PHOTO)
     put(tmp_path / "masks" / "task-1-annotation-2-by-1-tag-cat-0.png", IDS)
-    with pytest.raises(SetrError, match=r"PNG export names tasks, not images; export JSON"):
+    with pytest.raises(SetrError, match=r"PNG export names tasks, not images; export as JSON"):
         draft(tmp_path)
 
 
 def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
     for kind in ("images", "masks"):
         put(tmp_path / kind / "a.jpg", np.zeros((4, 5, 3), np.uint8))
-    with pytest.raises(SetrError, match="export it anew as PNG") as error:
+    with pytest.raises(SetrError, match="export it as PNG") as error:
         draft(tmp_path)
     assert error.value.code == DATA_CHECK_FAILED
 
@@ -435,10 +433,10 @@ def test_soft_edges_are_no_classes(tmp_path):
         for stem in "ab":
             put(tmp_path / "images" / f"{stem}.png", np.zeros((4, 400, 3), np.uint8))
             put(tmp_path / "masks" / f"{stem}.png", mask)
-        assert ("soft edges" in draft(tmp_path).yaml) == told
+        assert ("anti-aliased edges" in draft(tmp_path).yaml) == told
         for stem in "ab":
             put(tmp_path / "masks" / f"{stem}.png", np.stack([mask, mask // 2, 255 - mask], 2))
-        assert ("without soft edges" in draft(tmp_path).yaml) == told
+        assert ("without anti-aliasing" in draft(tmp_path).yaml) == told
 
 
 def test_names_that_are_no_text_come_back_from_the_lists(tmp_path):
@@ -520,7 +518,7 @@ def test_a_file_in_ultralytics_form(tmp_path):
         (("nc: 2", "nc: 3"), "nc 3, but 'names' has 2 entries"),
         (("  0: wall", "  5: wall"), "'names' must have the ids 0 to 1"),
         (("  0: wall", "  x: wall"), "'names' must have the ids 0 to 1"),
-        (("nc: 2", "classes: [a, b]"), "'names' and 'classes' list the same; leave one out"),
+        (("nc: 2", "classes: [a, b]"), "'names' and 'classes' mean the same; remove one"),
         (("[images/val, images/more]", "[1, 2]"), "'val' must name a folder or list file"),
         (("masks_dir: segments", "masks_dir: nowhere"), "'images' replaced by nowhere"),
     ],

@@ -151,6 +151,12 @@ def test_a_suffix_of_another_kind_is_refused(model_dir, photo, tmp_path, name, k
     assert not (tmp_path / name).exists()
 
 
+def test_devices_as_torch_has_them_and_precisions_by_name(model_dir, photo):
+    assert load(model_dir, device=torch.device("cpu")).predict(photo).mask.shape == photo.shape[:2]
+    with pytest.raises(SetrError, match="precision 'float16': give auto, fp32, bf16, fp16"):
+        load(model_dir, precision="float16")
+
+
 def test_model_directory_round_trip(model_dir, tmp_path):
     model, info = from_pretrained(model_dir)
     save_pretrained(tmp_path / "copy", model, info)

@@ -98,4 +98,4 @@ def test_exact_products_put_the_precision_back(device):
 @pytest.mark.parametrize("is_cuda", [False, True])
 def test_blocks_on_a_gpu_are_left_alone(onednn, is_cuda):
     block = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=is_cuda)]))
-    assert (cpu_blocks._route(block) is cpu_blocks._ROUTE) is not is_cuda
+    assert (cpu_blocks._fast_ops(block) is cpu_blocks._FAST_OPS) is not is_cuda

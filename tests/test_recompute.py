@@ -126,13 +126,15 @@ def test_an_output_that_was_changed_is_kept():
 def packed(monkeypatch):
     """Every tensor our hooks are asked about."""
     found = []
-    pack = recompute._Kept.pack
-    monkeypatch.setattr(recompute._Kept, "pack", lambda self, t: found.append(t) or pack(self, t))
+    pack = recompute._SavedTensors.pack
+    monkeypatch.setattr(
+        recompute._SavedTensors, "pack", lambda self, t: found.append(t) or pack(self, t)
+    )
     return found
 
 
 def assert_nothing_left(packed):
-    assert recompute._RUNNING.kept is None
+    assert recompute._CURRENT.saved is None
     assert torch._C._len_torch_function_stack() == 0
     packed.clear()
     nn.Linear(4, 4)(torch.randn(2, 4, requires_grad=True))
@@ -153,7 +155,7 @@ def test_checkpointing_takes_over():
     assert all(block.keeps_all for block in model.encoder.stages())
     with torch.no_grad():
         model(torch.randn(1, 3, 56, 56))
-    assert recompute._RUNNING.kept is None
+    assert recompute._CURRENT.saved is None
 
 
 def test_nothing_is_left_behind_by_ctrl_c_inside_a_block(packed):

@@ -116,7 +116,7 @@ def test_a_data_yaml_and_what_predict_writes(tmp_path: Path, capsys: pytest.Capt
     assert figures["iou"] == {"no": 1 / 2, "yes": 2 / 3}
     code, line = failure(capsys, *options)
     assert code == DATA_CHECK_FAILED
-    assert "x.png: holds one id per pixel, but the truth colours; " in line
+    assert "x.png: contains one id per pixel, but the truth contains colours; " in line
     assert line.endswith("add --class-ids")
     save(tmp_path / "pred", x=colours[[[0, 1, 2, 0]]])
     figures = score(capsys, *options)
@@ -165,7 +165,7 @@ def test_label_ids_and_training_ids_of_cityscapes(tmp_path, capsys) -> None:
     (truth / f"{name}_labelIds.png").unlink()
     code, line = failure(capsys, prediction, truth, "--label-map", "cityscapes")
     assert code == DATA_CHECK_FAILED
-    assert "_labelTrainIds.png: holds training ids, but the map lists label ids; " in line
+    assert "_labelTrainIds.png: contains training ids, but the map lists label ids; " in line
 
 
 def test_a_truncated_file_is_named_and_counted(

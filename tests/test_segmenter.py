@@ -81,7 +81,7 @@ def test_drop_path_grows_and_width_can_be_chosen():
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in decoder.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2])
     assert [block.attn.num_heads for block in decoder.blocks] == [2, 2, 2]
-    with pytest.raises(SetrError, match="channels 100: 3 heads do not divide it"):
+    with pytest.raises(SetrError, match="channels 100: not divisible by 3 attention heads"):
         MaskTransformer(48, 3, channels=100, num_heads=3)
     model = setr.create_model("segmenter_nano", num_classes=3, img_size=32, channels=64)
     assert model.decoder.class_tokens.shape == (1, 3, 64)

@@ -245,5 +245,5 @@ def test_wrong_addresses_are_one_line(packed):
     with pytest.raises(SetrError, match="no such file"):
         open_dataset("memory://empty", "train")
     (packed / "shards.json").write_text(json.dumps({"format": "else"}))
-    with pytest.raises(SetrError, match="not a description of shards"):
+    with pytest.raises(SetrError, match="not an index of shards"):
         open_dataset(str(packed), "train")

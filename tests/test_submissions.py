@@ -56,12 +56,12 @@ def test_what_the_servers_refuse_is_refused_here(tmp_path):
             submission.add("photo.png", frame)
         with pytest.raises(SetrError, match="2048x1024"):
             submission.add(STREET, frame[:512])
-        with pytest.raises(SetrError, match="id 19 is no class"):
+        with pytest.raises(SetrError, match="id 19 is not a class"):
             submission.add(STREET, frame + 19)
         submission.add(STREET, frame)
         with pytest.raises(SetrError, match="two predictions"):
             submission.add("berlin_000000_000019_other.png", frame)
-    with pytest.raises(SetrError, match="takes the 150 of ade20k") as caught:
+    with pytest.raises(SetrError, match="not the 150 of ade20k") as caught:
         Submission("ade20k", tmp_path / "b.zip", Labels(("a",)))
     assert caught.value.code == USAGE
 

@@ -60,7 +60,7 @@ def test_its_reach_is_all_it_samples(height, width, seed):
         int(rng.integers(0, max(r - s, 0) + 1)) for r, s in ((height, size[0]), (width, size[1]))
     )
     window = CropWindow((120, 160), (height, width), (top, left), size)
-    rows, columns = window.reach
+    rows, columns = window.source_region
     part = IMAGE[rows, columns]
     ours = window.cut(part, nearest=False, fill=0, corner=(rows.start, columns.start))
     whole = window.cut(IMAGE, nearest=False, fill=0)
@@ -220,7 +220,7 @@ def test_a_turned_window_asks_for_all_it_samples(height, width, angle, seed):
         int(rng.integers(0, max(r - s, 0) + 1)) for r, s in ((height, size[0]), (width, size[1]))
     )
     window = CropWindow((120, 160), (height, width), (top, left), size, angle)
-    rows, columns = window.reach
+    rows, columns = window.source_region
     part = IMAGE[rows, columns]
     ours = window.cut(part, nearest=False, fill=0, corner=(rows.start, columns.start))
     whole = window.cut(IMAGE, nearest=False, fill=0)

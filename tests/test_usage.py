@@ -74,7 +74,7 @@ from setr.errors import USAGE, SetrError
         # words too many
         ("bench a b", "'b' is one word too many; write setr bench MODEL"),
         ("train demo more", "'more' is one word too many; write setr train RECIPE"),
-        ("train demo .", "'.' is one word too many; data are named by --data.root ."),
+        ("train demo .", "'.' is one word too many; data are given by --data.root ."),
         (
             "export m format=onnx",
             "format=onnx: options are written --NAME VALUE here; "
@@ -93,10 +93,13 @@ from setr.errors import USAGE, SetrError
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
         (
             "predict m a.png -o x b.png",
-            "'b.png' is no value of an option and stands apart; write all IMAGES… together, before",
+            "'b.png' is not the value of an option and is separated from the rest; write all",
         ),
-        ("predict m a -o x --save mask overlay", "'overlay' is no value of an option and stands"),
-        ("average a -o x b", "'b' is no value of an option and stands apart; write all MODELS… "),
+        ("predict m a -o x --save mask overlay", "'overlay' is not the value of an option and is"),
+        (
+            "average a -o x b",
+            "'b' is not the value of an option and is separated from the rest; write all MODELS… ",
+        ),
         ("predict m a.png -o x --json yes", "--json yes: takes no value; write --json or --no-j"),
         (
             "train demo --data.photometric yes",

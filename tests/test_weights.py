@@ -426,7 +426,9 @@ def test_rectangular_grid_needs_the_size_it_was_trained_at(tmp_path):
     save_file(source.encoder.vit.state_dict(), path)
     target = build(img_size=(48, 80))
     assert not load_weights(target, path).resized
-    with pytest.raises(SetrError, match="15 positions are no square grid") as caught:
+    with pytest.raises(
+        SetrError, match="15 position embeddings form neither a square grid"
+    ) as caught:
         load_weights(build(), path)
     assert caught.value.code == USAGE
 
@@ -511,7 +513,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "nan": ({"blocks.0.norm1.weight": torch.tensor([1.0, float("nan")])}, "NaN"),
         "huge": ({"a": torch.zeros(1).expand(10**6, 10**6)}, "more values"),
         "sparse": ({"a": torch.eye(3).to_sparse()}, "sparse"),
-        "strange": ({"foo.weight": torch.zeros(2)}, "no known layout"),
+        "strange": ({"foo.weight": torch.zeros(2)}, "unknown layout"),
         "nothing": ({"epoch": 3}, "no tensors"),
         "module": (torch.nn.Linear(2, 2), "holds Python objects"),
         "list": ([torch.zeros(2)], "not named tensors"),
@@ -638,6 +640,15 @@ def test_heads_must_divide_the_width(shared):
     assert caught.value.code == USAGE
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_names_of_wrappers_are_taken_off(tmp_path, prefix):
+    model, other = (create_model("setr_naive_nano", num_classes=2, img_size=16) for _ in range(2))
+    torch.save({prefix + n: v for n, v in model.state_dict().items()}, tmp_path / "own.pth")
+    load_weights(other, tmp_path / "own.pth")
+    state = other.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
 # --- pretrained by tag ----------------------------------------------------------------------------
 
 
@@ -651,6 +662,7 @@ def test_heads_must_divide_the_width(shared):
         ("vit_base_patch16_384", "orig_in21k_ft_in1k", "vit_base_patch16_384.orig_in21k_ft_in1k"),
         ("vit_small_patch14_dinov2", "lvd142m", "vit_small_patch14_dinov2.lvd142m"),
         ("resnet101", "tv_in1k", "resnet101.tv_in1k"),
+        ("vit_base_patch16_224.dino", "augreg_in1k", "vit_base_patch16_224.augreg_in1k"),
     ],
 )
 def test_tags_name_timm_weights(encoder, tag, name):
@@ -668,7 +680,9 @@ def test_pretrained_may_be_a_switch_as_in_timm(monkeypatch):
     create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=False)
     assert asked == []
     create_model("setr_naive_tiny", num_classes=2, img_size=64, pretrained=True)
-    assert asked == ["vit_tiny_patch16_384.augreg_in21k_ft_in1k"]
+    named = "vit_tiny_patch16_224.augreg_in21k"
+    create_model("setr_naive_tiny", num_classes=2, encoder=named, img_size=64, pretrained=True)
+    assert asked == ["vit_tiny_patch16_384.augreg_in21k_ft_in1k", named]
     with pytest.raises(SetrError, match="timm has no weights for vit_base_patch32_plus_256"):
         create_model(
             "setr_naive_base",
@@ -698,7 +712,7 @@ def test_no_network_is_noticed_at_once(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("socket.create_connection", refuse)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    with pytest.raises(SetrError, match=r"huggingface\.co is out of reach \(Name or service"):
+    with pytest.raises(SetrError, match=r"huggingface\.co cannot be reached \(Name or service"):
         load_encoder(create_model("setr_naive_tiny", num_classes=2, img_size=64), "augreg_in21k")
 
 

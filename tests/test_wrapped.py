@@ -237,8 +237,8 @@ def test_what_cannot_be_a_sample_is_one_line():
     assert "colour mask" in refused(image, Image.fromarray(picture(8)))
     assert "give uint8 RGB" in refused(image.astype(np.float32), mask)
     assert "no such file" in refused("nowhere.png", mask)
-    assert "list: is no image; give uint8 RGB" in refused([[1], [2, 3]], mask)
-    assert "list: is no mask; give ids" in refused(image, [[1], [2, 3]])
+    assert "list: not an image; give uint8 RGB" in refused([[1], [2, 3]], mask)
+    assert "list: not a mask; give ids" in refused(image, [[1], [2, 3]])
 
 
 @pytest.mark.parametrize(
@@ -293,10 +293,10 @@ def test_errors_of_the_users_code_stay_theirs():
 def test_a_class_lost_in_255_and_a_sample_given_twice_are_found():
     binary = [(picture(i), (ids(i) == 1).astype(np.uint8) * 255) for i in range(2)]
     found = check(wrap_dataset(binary, CLASSES, "train"))
-    assert "class 'crack' would vanish" in found.problems[0]
+    assert "class 'crack' never occurs" in found.problems[0]
     twice = check(wrap_dataset(Cracks([0, 1, 0]), CLASSES, "train"))
     assert [(f.level, f.count) for f in twice.findings] == [("warning", 1)]
-    assert "repeat an earlier one" in twice.findings[0].text
+    assert "are identical copies of an earlier one" in twice.findings[0].text
 
 
 def test_checks_are_remembered_under_a_version_alone():
@@ -375,7 +375,7 @@ def test_a_run_knows_that_its_data_came_from_python(config):
     assert (kept.data.root, kept.data.train_split, kept.data.val_split) == (
         "python:cracks", "train", "val"
     )  # fmt: skip
-    with pytest.raises(SetrError, match=r"data came from Python .* data=\(train, val\)"):
+    with pytest.raises(SetrError, match=r"data set is a Python object.* data=\(train, val\)"):
         setr.train(kept, resume=True)
     for name in ("train", "fold 0.1"):
         first, then = (wrap_dataset(Cracks(range(n)), CLASSES, name) for n in (6, 5))

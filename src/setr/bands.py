@@ -1,8 +1,8 @@
-"""Images by their bands: any number of them, of 8 or 16 bits or floats, as uint8 (H, W, C).
+"""Multi-band images: any number of bands of 8 or 16 bits or floats, as uint8 (H, W, C).
 
-A data set or a model that names bands has its files read here in place of `images.py`'s RGB. Of
-TIFF files GDAL reads the piece that is asked for (extra `geo`). Pillow reads what it hands out as
-it is stored: grey and colours of 8 bits, grey of 16; those TIFF files too where GDAL is missing.
+Used instead of `images.py`'s RGB by data sets and models that name bands. TIFF files are read by
+windows with GDAL (extra `geo`). Formats that Pillow returns unchanged (8-bit grey and colour,
+16-bit grey) are read by Pillow, and also such TIFF files without GDAL.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from setr.images import (
     MAX_PIXELS,
     SMALLER,
     ImageTooLargeError,
-    Rows,
+    LazyImage,
     Source,
     bounds,
     check_whole,
@@ -34,23 +34,22 @@ from setr.reading.gdal import GdalFile, Stored, gdal_driver, has_gdal
 
 _FULL = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 _AS_STORED = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B")
-"""Pillow's names of stored pixels that it does not change."""
+"""Raw pixel modes that Pillow returns unchanged."""
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Bands:
-    """Which bands of its files a data set or a model reads, in this order.
+    """The bands that a data set or a model reads from files, in the order of its channels.
 
     Args:
-        numbers: from 1; one channel each.
-        ranges: the values that become 0 and 255: one pair for all bands, or one for each; without
-            any, the whole range of 8 and 16 bits.
+        numbers: of the bands, from 1.
+        ranges: (low, high) values that are mapped to 0 and 255: one pair for all bands, or one for
+            each; empty for the full range of 8- and 16-bit values.
 
     Raises:
-        SetrError: numbers below 1, another count of ranges, or one whose end is not above its
-            start.
+        SetrError: numbers below 1, a wrong number of ranges, or an empty range.
     """
 
     numbers: tuple[int, ...]
@@ -73,12 +72,12 @@ class Bands:
         """The keys `bands` and `value_range` of a data.yaml or config.json; None without bands.
 
         Raises:
-            SetrError: other than lists of numbers, or a range without bands.
+            SetrError: not lists of numbers, or a range without bands.
         """
         numbers, given = values.get("bands"), values.get("value_range")
         if numbers is None:
             if given is not None:
-                raise SetrError("value_range: says nothing without bands; add bands: [1, 2, 3]")
+                raise SetrError("value_range: needs bands; add bands: [1, 2, 3]")
             return None
         if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
             raise SetrError(f"bands {numbers!r}: give numbers from 1, as [1, 2, 3, 4]")
@@ -90,7 +89,7 @@ class Bands:
         return cls(tuple(numbers), tuple((float(low), float(high)) for low, high in pairs))
 
     def to_dict(self) -> dict[str, Any]:
-        """What `of` reads."""
+        """The inverse of `of`."""
         ranges = [list(pair) for pair in self.ranges]
         given = {"value_range": ranges[0] if len(ranges) == 1 else ranges} if ranges else {}
         return {"bands": list(self.numbers), **given}
@@ -109,31 +108,31 @@ def _is_pair(value: Any) -> bool:
 def fitting_ranges(
     name: str, kinds: Sequence[str], numbers: Sequence[int], ranges: Sequence[Range]
 ) -> list[Range]:
-    """The values that become 0 and 255, for each of these bands of a file.
+    """The range (low, high) that is mapped to 0 to 255 for each of these bands of a file.
 
     Args:
         name: of the file, for errors.
-        kinds: of numbers, of every band that it has.
-        numbers: of bands, from 1 to their count.
-        ranges: given ones: none, one for all, or one for each.
+        kinds: dtype names of all bands of the file.
+        numbers: of the bands, from 1.
+        ranges: of the user: none, one for all, or one for each band.
 
     Raises:
-        SetrError: complex numbers, or values whose range no file tells.
+        SetrError: complex values, or other values without a default range.
     """
-    found = []
-    for place, number in enumerate(numbers):
+    fitting = []
+    for i, number in enumerate(numbers):
         kind = kinds[number - 1]
         if kind.startswith("complex"):
             raise SetrError(f"{name}: has {kind} values; store magnitude and phase as two bands")
-        given = ranges[place if len(ranges) > 1 else 0] if ranges else _FULL.get(kind)
-        if given is None:
+        pair = ranges[i if len(ranges) > 1 else 0] if ranges else _FULL.get(kind)
+        if pair is None:
             raise SetrError(f"{name}: has {kind} values; give the range that becomes 0 to 255")
-        found.append(given)
-    return found
+        fitting.append(pair)
+    return fitting
 
 
 def as_bytes(values: np.ndarray, ranges: Sequence[Range]) -> np.ndarray:
-    """Values of bands (C, h, w) as uint8 (h, w, C); what is no number becomes 0."""
+    """Values of bands (C, h, w) scaled to uint8 (h, w, C); NaN becomes 0."""
     if values.dtype != np.uint8 or any(pair != _FULL["uint8"] for pair in ranges):
         low = np.array([a for a, _ in ranges], np.float32)[:, None, None]
         factor = np.array([255 / (b - a) for a, b in ranges], np.float32)[:, None, None]
@@ -143,37 +142,37 @@ def as_bytes(values: np.ndarray, ranges: Sequence[Range]) -> np.ndarray:
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """An image uint8 (H, W, C) as RGB for people: the first three bands, of fewer the first."""
+    """An image uint8 (H, W, C) as RGB for display: the first three bands, or the first as grey."""
     if image.shape[2] < 3:
         return np.repeat(image[..., :1], 3, axis=2)
     return image if image.shape[2] == 3 else np.ascontiguousarray(image[..., :3])
 
 
-# --- files of either kind -------------------------------------------------------------------------
+# --- reading by GDAL or Pillow --------------------------------------------------------------------
 
 
 class BandImage:
-    """An image whose bands are read when pixels are asked for: `image[a:b, c:d]` is (h, w, C).
+    """A multi-band image that is read lazily: `image[a:b, c:d]` is uint8 (h, w, C).
 
     Args:
         source: a path, or the bytes of a file.
-        bands: which, and their ranges.
-        max_pixels: larger images are refused from the header.
+        bands: their numbers and ranges.
+        max_pixels: larger images are refused by their header.
 
     Attributes:
         shape: (H, W, C).
 
     Raises:
-        SetrError: unreadable, fewer bands than named, values of no known range, too large, or a
-            kind of file that needs the extra `geo`.
+        SetrError: unreadable, fewer bands than named, values without a default range, too large,
+            or a file that needs the extra `geo`.
     """
 
     def __init__(self, source: Source, bands: Bands, *, max_pixels: int = MAX_PIXELS) -> None:
         self.name, self.source, self.bands = source_name(source), source, bands
         self._values: np.ndarray | None = None
         self.turned = False
-        if _pillow_reads(source, max_pixels):
-            self._values, self.turned = _by_pillow(source, max_pixels)
+        if _use_pillow(source, max_pixels):
+            self._values, self.turned = _read_with_pillow(source, max_pixels)
             stored = Stored(self._values.shape[1:], (str(self._values.dtype),) * len(self._values))
         else:
             with GdalFile(source) as file:
@@ -189,12 +188,12 @@ class BandImage:
         if max(bands.numbers) > count:
             has = "one band" if count == 1 else f"{count} bands"
             given = ",".join(map(str, bands.numbers))
-            raise SetrError(f"{self.name}: has {has}; bands {given} are asked for")
+            raise SetrError(f"{self.name}: has {has}; bands {given} were requested")
         self.ranges = fitting_ranges(self.name, stored.kinds, bands.numbers, bands.ranges)
         self.shape: tuple[int, ...] = (H, W, len(bands.numbers))
 
     def __getitem__(self, place: slice | tuple[slice, slice]) -> np.ndarray:
-        """The pixels of rows, or of rows and columns, without steps."""
+        """Pixels of a slice of rows, or of rows and columns; steps are not supported."""
         (top, bottom), (left, right) = bounds(place, self.shape)
         if self._values is None:
             with GdalFile(self.source) as file:
@@ -204,11 +203,11 @@ class BandImage:
         return as_bytes(values, self.ranges)
 
 
-def _pillow_reads(source: Source, max_pixels: int) -> bool:
-    """Whether Pillow reads a file here, and not GDAL.
+def _use_pillow(source: Source, max_pixels: int) -> bool:
+    """Whether to read a file with Pillow rather than GDAL.
 
     Raises:
-        SetrError: neither does.
+        SetrError: neither can read it.
     """
     is_tiff = gdal_driver(source) == "GTiff"
     if is_tiff and has_gdal():
@@ -221,19 +220,19 @@ def _pillow_reads(source: Source, max_pixels: int) -> bool:
                 return True
             form, mode = image.format, image.mode
     except SetrError:
-        if is_tiff:  # Pillow knows few kinds of them
+        if is_tiff:  # Pillow supports few kinds of TIFF
             return False
         raise
     if is_tiff or (form == "PNG" and mode != "P"):
         return False
     raise SetrError(
-        f"{source_name(source)}: {form} with {mode} pixels, which are no bands; save it as TIFF "
-        "or PNG"
+        f"{source_name(source)}: bands cannot be read from {form} with {mode} pixels; save it as "
+        "TIFF or PNG"
     )
 
 
-def _by_pillow(source: Source, max_pixels: int) -> tuple[np.ndarray, bool]:
-    """All bands of an image (n, H, W) uint8 or uint16, upright, and whether EXIF turned it."""
+def _read_with_pillow(source: Source, max_pixels: int) -> tuple[np.ndarray, bool]:
+    """All bands (n, H, W) uint8 or uint16, upright, and whether EXIF orientation was applied."""
     with opened(source, max_pixels) as image:
         check_png_rows(image, source)
         turned = orientation(image) != 1
@@ -242,17 +241,17 @@ def _by_pillow(source: Source, max_pixels: int) -> tuple[np.ndarray, bool]:
     return (values[None] if values.ndim == 2 else values.transpose(2, 0, 1)), turned
 
 
-# --- with or without bands ------------------------------------------------------------------------
+# --- RGB or bands ---------------------------------------------------------------------------------
 
 
-def open_pixels(source: Source, bands: Bands | None) -> Rows | BandImage:
-    """An image uint8 (H, W, C) that decodes what is asked of it: these bands, or RGB without."""
+def open_pixels(source: Source, bands: Bands | None) -> LazyImage | BandImage:
+    """A lazily decoded image uint8 (H, W, C) of these bands, or of RGB without bands."""
     bands = bands or _sixteen_bits(source)
-    return Rows(source) if bands is None else BandImage(source, bands)
+    return LazyImage(source) if bands is None else BandImage(source, bands)
 
 
 def read_pixels(source: Source, bands: Bands | None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A whole image uint8 (H, W, C), of these bands, or RGB without; see `images.read_image`."""
+    """An image uint8 (H, W, C) of these bands, or of RGB without bands; see `images.read_image`."""
     bands = bands or _sixteen_bits(source)
     if bands is None:
         return read_image(source, max_pixels=max_pixels)
@@ -260,7 +259,7 @@ def read_pixels(source: Source, bands: Bands | None, *, max_pixels: int = MAX_PI
 
 
 def check_pixels(source: Source, bands: Bands | None) -> tuple[tuple[int, int], bool]:
-    """Header and end of an image file; see `images.check_whole`."""
+    """Check header and end of an image file; see `images.check_whole`."""
     bands = bands or _sixteen_bits(source)
     if bands is None:
         return check_whole(source)
@@ -271,12 +270,12 @@ def check_pixels(source: Source, bands: Bands | None) -> tuple[tuple[int, int], 
 
 
 def _sixteen_bits(source: Source) -> Bands | None:
-    """Red, green and blue of a TIFF file of 16-bit colours, which Pillow cuts or does not read."""
+    """Bands of a 16-bit RGB TIFF file, which Pillow truncates to 8 bits or cannot read."""
     if gdal_driver(source) != "GTiff" or not has_gdal():
         return None
     try:
         with GdalFile(source) as file:
             kinds = file.stored.kinds
-    except SetrError:  # whoever reads it names the reason
+    except SetrError:  # reading it will report the reason
         return None
     return Bands((1, 2, 3)) if kinds == ("uint16",) * 3 else None

@@ -1,9 +1,9 @@
 """The paper's convolutional baselines: dilated FCN and Semantic FPN (Table 2), on a ResNet-101.
 
-Same contract as the SETR decoders: a list of maps in, logits at the decoder's own scale out.
-Layouts follow mmsegmentation, whose parameter counts equal the paper's: FCN after Long et al. 2015
-with two 3x3 convolutions and the input concatenated once more; Semantic FPN after Kirillov et al.
-2019 ("Panoptic Feature Pyramid Networks").
+They have the interface of the SETR decoders: a list of maps in, logits at the decoder's own
+resolution out. The layers are those of mmsegmentation, whose parameter counts equal the paper's:
+FCN (Long et al. 2015) with two 3x3 convolutions, whose output is concatenated with the input;
+Semantic FPN of Kirillov et al. 2019 ("Panoptic Feature Pyramid Networks").
 
 Shapes: B batch, h x w map, K classes.
 """
@@ -22,15 +22,15 @@ from setr.layers.upsampled_convolution import upsample
 
 
 class FCN(nn.Module):
-    """3x3 conv-BN-ReLU layers on the last map, dropout, 1x1 classifier; logits at the map's scale.
+    """3x3 conv-BN-ReLU layers on the last map, dropout, 1x1 classifier; resolution is unchanged.
 
     Args:
-        in_channels: width of the map.
-        num_classes: K.
-        channels: width of the convolutions.
+        in_channels: number of channels of the map.
+        num_classes: number of classes K.
+        channels: number of channels of the convolutions.
         num_convs: number of convolutions.
-        concat_input: join the map and the convolutions' output by one more 3x3 convolution.
-        dropout: share of channels dropped before the classifier in training.
+        concat_input: concatenate the map and the convolutions' output, and add a 3x3 convolution.
+        dropout: channel dropout rate before the classifier.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FCN(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """List of (B, C, h, w), the last is used -> logits (B, K, h, w)."""
+        """List of (B, C, h, w), of which the last is used -> logits (B, K, h, w)."""
         x = self.convs(features[-1])
         if self.join is not None:
             x = self.join(torch.cat([features[-1], x], dim=1))
@@ -66,7 +66,7 @@ class FCN(nn.Module):
 
 
 class FPNNeck(nn.Module):
-    """Feature pyramid: 1x1 laterals, top-down sums (nearest), a 3x3 convolution per level."""
+    """Feature pyramid: lateral 1x1 convolutions, top-down sums (nearest), 3x3 convolutions."""
 
     def __init__(self, widths: list[int], *, channels: int = 256) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class FPNNeck(nn.Module):
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps of falling resolution -> as many maps of `channels`, same resolutions."""
+        """Maps from high to low resolution -> maps of the same sizes with `channels` channels."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for i in range(len(maps) - 2, -1, -1):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[-2:], mode="nearest")
@@ -83,9 +83,9 @@ class FPNNeck(nn.Module):
 
 
 class SemanticFPN(nn.Module):
-    """Per level 3x3 conv-BN-ReLU with x2 upsampling until stride 4, sum, 1x1 classifier.
+    """3x3 conv-BN-ReLU and x2 upsampling of each level to stride 4, sum, 1x1 classifier.
 
-    Logits come at the first level's scale, a quarter of the image.
+    The logits have the resolution of the first level, a quarter of the image's.
     """
 
     def __init__(
@@ -120,14 +120,14 @@ class SemanticFPN(nn.Module):
 
 
 def require_pyramid(strides: list[int]) -> None:
-    """Refuse maps for `SemanticFPN` whose sides do not halve from each to the next.
+    """Raise `SetrError` unless each map for `SemanticFPN` has half the side of the one before.
 
     Args:
-        strides: pixels per cell of each map.
+        strides: stride of each map in pixels.
     """
     if any(later != 2 * earlier for earlier, later in pairwise(strides)):
         raise SetrError(
             f"semantic_fpn: maps at strides {', '.join(map(str, strides))}; each must be twice the "
-            "one before: give neighbouring taps, and output_stride 32",
+            "one before: give consecutive taps, and output_stride 32",
             code=USAGE,
         )

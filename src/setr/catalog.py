@@ -1,8 +1,8 @@
-"""The named models: the paper's systems and baselines as keywords of `SETR`.
+"""The named models: the paper's models and baselines as keyword arguments of `SETR`.
 
-Names say decoder and size, `setr_pup_base`; `segmenter_base` has Segmenter's decoder, and
-`linear_base` is a linear probe to compare with. Any timm ViT can take the place of a name's own
-encoder. The paper's models use 256 channels in the heads and auxiliary heads at fixed blocks.
+A name gives decoder and size, such as `setr_pup_base`; `segmenter_base` has Segmenter's decoder,
+and `linear_base` is a linear probe for comparison. Any timm ViT can replace the encoder of a named
+model. The paper's models have heads of 256 channels, and auxiliary heads at fixed blocks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from setr.errors import USAGE, SetrError
 
 DecoderName = Literal["naive", "pup", "mla", "segmenter", "linear", "fcn", "semantic_fpn"]
 _LAST_BLOCK: tuple[DecoderName, ...] = ("segmenter", "linear")
-"""Decoders that read the last block alone and have no auxiliary heads."""
+"""Decoders that read only the last block by default and have no auxiliary heads."""
 
 
 class _Size(NamedTuple):
-    """An encoder size: timm id, depth, timm keywords, and the width of the heads' convolutions."""
+    """An encoder size: timm name, depth, timm keywords, and channels of the heads' convolutions."""
 
     encoder: str
     depth: int
@@ -30,7 +30,7 @@ class _Size(NamedTuple):
 
 
 _SIZES = {
-    # the demo's: small images in 8 px patches, trained from random weights in minutes
+    # for the demo: small images, 8 px patches, trained from random weights in minutes
     "nano": _Size(
         "vit_tiny_patch16_224",
         6,
@@ -72,9 +72,9 @@ _BASELINES: dict[str, dict[str, Any]] = {
 def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Blocks read by the heads: (taps, aux_taps), counted from 1.
 
-    Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (Naive
-    auxiliary 3, 6, 9; PUP auxiliary 5, 8, 10, 12; MLA 3, 6, 9, 12). Other depths are spread evenly.
-    Segmenter and the linear probe read the last block and have no auxiliary heads.
+    Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (auxiliary
+    heads of Naive at 3, 6, 9, of PUP at 5, 8, 10, 12; MLA 3, 6, 9, 12). For other depths, taps are
+    evenly spaced. Segmenter and the linear probe read the last block and have no auxiliary heads.
     """
     if decoder in _LAST_BLOCK:
         return (depth,), ()
@@ -87,24 +87,24 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
 
 
 def _aux_taps(decoder: str, taps: tuple[int, ...]) -> tuple[int, ...]:
-    """Every tap has an auxiliary head; Naive's last one, which its decoder reads, has none."""
+    """Every tap has an auxiliary head, except the last of Naive, which only the decoder reads."""
     if decoder in _LAST_BLOCK:
         return ()
     return taps[:-1] if decoder == "naive" else taps
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models `create_model` knows, filtered by a shell pattern."""
+    """Names of the models that `create_model` can build, filtered by a shell pattern."""
     return fnmatch.filter([*_TRANSFORMERS, *_BASELINES], pattern)
 
 
 def is_convolutional(name: str) -> bool:
-    """Whether a model is one of the paper's baselines, which have no position grid."""
+    """Whether a model is one of the convolutional baselines, without position embeddings."""
     return name in _BASELINES
 
 
 def name_with(decoder: DecoderName, like: str) -> str:
-    """Name of the model with this decoder, of the size of the one named `like` if it has one."""
+    """Name of the model with this decoder and, where both are transformers, the size of `like`."""
     size = _TRANSFORMERS[like][1] if like in _TRANSFORMERS else "base"
     plain = [
         n for n, (d, s, more) in _TRANSFORMERS.items() if (d, s) == (decoder, size) and not more
@@ -123,18 +123,18 @@ def model_settings(
     align_corners: bool = True,
     encoder_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Keywords of `SETR` for a named model.
+    """Keyword arguments of `SETR` for a named model.
 
     Args:
         name: one of `list_models()`.
-        encoder: timm id in place of the name's own.
-        channels: width of the heads' convolutions, 256 in the paper, or of Segmenter's decoder.
-        taps: blocks the heads read, from 1; auxiliary heads follow them.
-        align_corners: of MLA's x4 upsampling, as in the authors' code; the others have none.
-        encoder_args: further keywords of the encoder; a `depth` moves the taps.
+        encoder: timm name of an encoder to use instead of the default one.
+        channels: channels of the heads' convolutions, 256 in the paper, or of Segmenter's decoder.
+        taps: blocks that the heads read, counted from 1; the auxiliary heads read them, too.
+        align_corners: option of MLA's x4 upsampling; True as in the authors' code.
+        encoder_args: further keyword arguments of the encoder; `depth` changes the default taps.
 
     Raises:
-        SetrError: unknown name (the nearest are listed), or an option the model does not have.
+        SetrError: unknown name (similar names are listed), or an option the model does not have.
     """
     if name in _TRANSFORMERS:
         settings = _transformer_settings(name, encoder, channels, encoder_args)
@@ -148,7 +148,8 @@ def model_settings(
         settings = dict(_BASELINES[name])
     else:
         near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)
-        raise SetrError(f"model '{name}' is unknown; nearest: {', '.join(near)}", code=USAGE)
+        nearest = f"; nearest: {', '.join(near)}" if near else ""
+        raise SetrError(f"model '{name}' is unknown{nearest} (`setr models` lists all)", code=USAGE)
     if settings["decoder"] == "mla" and not align_corners:
         settings["decoder_args"]["align_corners"] = False
     if encoder:
@@ -160,7 +161,7 @@ def model_settings(
 def _transformer_settings(
     name: str, encoder: str | None, channels: int | None, encoder_args: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Keywords of `SETR` for a named transformer with the paper's heads."""
+    """Keyword arguments of `SETR` for a named transformer."""
     decoder, size_name, extra = _TRANSFORMERS[name]
     size = _SIZES[size_name]
     depth = (encoder_args or {}).get("depth") or (encoder_depth(encoder) if encoder else size.depth)

@@ -1,8 +1,8 @@
-"""Data sets -> samples: a folder, a small YAML file or a Hugging Face id, with the map of its ids.
+"""Opens data sets: folders, YAML files, Hugging Face data sets, shards and the built-in scenes.
 
-`layouts.py` finds the files. A `data.yaml` beside or above them names classes, colours and the
-label map; without one, the layout of a known data set or `labels` does. There is no default for
-unknown classes and no implicit shift of ids.
+`layouts.py` finds the files. Classes, colours and the label map come from a `data.yaml`; without
+one, from the layout of a known data set or from `labels`. There is no default for unknown classes
+and no implicit shift of ids.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from setr.data.data_yaml import HUB, Description, read_description
 from setr.data.dataset import Dataset
 from setr.data.hub_rows import open_hub
 from setr.data.layouts import find_split
-from setr.data.pairing import Found
+from setr.data.pairing import SplitFiles
 from setr.data.pairs import Pair, Pairs
 from setr.data.shards import Shards, is_shards
 from setr.errors import USAGE, SetrError
@@ -28,31 +28,31 @@ from setr.images import Named, Source
 from setr.labels import Labels, known_labels, known_name
 
 GIVEN = "python:"
-"""Prefix of `data.root` in the settings of a run whose data came from Python."""
+"""Prefix of `data.root` in the settings of a run whose data set is a Python object."""
 
 
 class SceneDataset(Dataset):
-    """The embedded data set: drawn street scenes, generated from a seed, never on disk."""
+    """The built-in data set: synthetic street scenes, drawn on access from a seed."""
 
     decoded = True
 
     @property
     def version(self) -> str:
-        """The same scenes for ever."""
+        """A constant: a scene never changes."""
         return "drawn"
 
     def pixels(self, index: int) -> np.ndarray:
-        """Draw scene number `index` of this split."""
+        """The image of scene `index` in this split."""
         return self.open_raw(index)[0]
 
     def open_raw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw it with its mask, whose ids are the training ids."""
+        """Image and mask of scene `index`; the ids are training ids."""
         return scenes.draw(self.split, index)
 
 
 @dataclass(frozen=True)
 class ShardDataset(Dataset):
-    """A split packed into tar files (see `shards.py`).
+    """A split packed into tar or Parquet files (see `shards.py`).
 
     Attributes:
         shards: the opened split.
@@ -62,20 +62,20 @@ class ShardDataset(Dataset):
 
     @property
     def version(self) -> str:
-        """Checksum of the index, which holds those of all files."""
+        """Checksum of the index, which contains those of all files."""
         return str(self.shards.content)
 
     def image_name(self, index: int) -> str:
-        """The path it had below the folder that was packed."""
+        """Path below the folder that was packed."""
         return str(self.shards.names[index])
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
-        """An order that reads some shards at a time."""
+        """Random order that reads a few shards at a time."""
         order: np.ndarray = self.shards.permutation(rng)
         return order
 
     def sources(self, index: int) -> tuple[Source, Source | None]:
-        """Bytes of image and mask, named after the sample, which has no path."""
+        """Bytes of image and mask, named after the sample."""
         image, mask = self.shards.read(index)
         pair = self.pairs[index]
         return Named(image, str(pair.image)), Named(mask, str(pair.mask))
@@ -87,17 +87,17 @@ def open_dataset(
     """Open one split of a data set.
 
     Args:
-        path: a folder, a YAML file, a folder or address of shards (`setr shard`, s3://…),
+        path: a folder, a YAML file, a folder or URL of shards (`setr shard`, s3://…),
             `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIG` for a Hugging Face data set, or `scenes` for
-            the embedded drawn data, 1000 for training and a tenth of that for other splits
-            (`scenes:COUNT` for another number).
-        split: `train`, `val`, `test` or another the layout has, or several joined with `+`.
-        labels: classes, or the name of a known data set, to use where the data has no data.yaml
-            that names its own. A name takes the encoding of the mask files found.
-        bands: what to read of the images where no data.yaml names bands, as a model has them.
+            the built-in synthetic data, with 1000 images for training and a tenth of that in other
+            splits (`scenes:COUNT` for another number).
+        split: `train`, `val`, `test` or another split of the layout, or several joined with `+`.
+        labels: classes, or the name of a known data set, if no data.yaml defines classes. With a
+            name, ids are read in the encoding of the mask files found.
+        bands: bands to read of the images, if data.yaml does not define them.
 
     Raises:
-        SetrError: no such path, no such split, no pairs, masks missing, or classes unknown.
+        SetrError: no such path or split, no images, masks missing, or classes unknown.
     """
     if not all(part.strip() for part in split.split("+")):
         raise SetrError(f"split '{split}': give a name, or several joined with +", code=USAGE)
@@ -108,7 +108,7 @@ def open_dataset(
         return SceneDataset("scenes", split, scenes.LABELS, pairs)
     if path.startswith(GIVEN):
         raise SetrError(
-            f"{path}: this data came from Python and is in no file; give it there, as "
+            f"{path}: this data set is a Python object, not a file; pass it in Python, as "
             "setr.train(config, data=(train, val)) or setr.evaluate(model, data)",
             code=USAGE,
         )
@@ -117,16 +117,16 @@ def open_dataset(
     if is_shards(path):
         return _open_shards(path, split, bands)
     described = read_description(Path(path))
-    root, own, bands = described.root, described.labels, described.bands or bands
-    given = own or labels
+    root, own_labels, bands = described.root, described.labels, described.bands or bands
+    given = own_labels or labels
     if str(root).startswith(HUB):
         return open_hub(str(root), split, given, described.splits, bands)
     wanted = given if isinstance(given, str) else None
     parts = [found for part in split.split("+") for found in _split_files(described, part, wanted)]
     implied = {part.labels for part in parts}
     if len(implied) > 1:
-        raise SetrError(f"{root}: the splits of '{split}' code their ids differently", code=USAGE)
-    chosen = own if isinstance(own, Labels) else _with_encoding(given, implied.pop())
+        raise SetrError(f"{root}: the splits of '{split}' use different ids", code=USAGE)
+    chosen = own_labels if isinstance(own_labels, Labels) else _with_encoding(given, implied.pop())
     if chosen is None:
         raise SetrError(
             f"{path}: class names are unknown; write a data.yaml beside the images "
@@ -138,8 +138,8 @@ def open_dataset(
     return Dataset(root.name, split, chosen, Pairs(parts), notes, bands=bands)
 
 
-def _split_files(described: Description, split: str, wanted: str | None) -> list[Found]:
-    """What the description names, or else what the folder's layout has."""
+def _split_files(described: Description, split: str, wanted: str | None) -> list[SplitFiles]:
+    """Files of a split, from the description or from the folder's layout."""
     root, places = described.root, described.splits.get(split)
     if places is None:
         return [find_split(root, split, wanted)]
@@ -154,15 +154,15 @@ def _scene_count(path: str) -> int:
 
 
 def _with_encoding(given: Labels | str | None, implied: str | None) -> Labels | None:
-    """The classes that were asked for, with the ids the files of a known layout have.
+    """The given classes, with the encoding of ids that the layout of a known data set implies.
 
-    A model that carries classes of a known data set is tested on any encoding of it. Where its ids
-    are mere class numbers, as of a checkpoint without names, and those of the files are not, the
-    files are read as their data set's, and the names tell that the model has others.
+    So a model with the classes of a known data set can be tested on any encoding of it. If its
+    classes are mere numbers, as of a checkpoint without names, but those of the layout have names,
+    the layout's are used, so that the mismatch is reported.
     """
     name = known_name(given) if isinstance(given, Labels) else given or implied
     base, _, encoding = (implied or "").partition(":")
-    related = name is not None and base and name.startswith(base)  # as pascal_context_59 is
+    related = name is not None and base and name.startswith(base)  # such as pascal_context_59
     if isinstance(given, Labels) and not related:
         known = known_labels(implied) if implied and not given.colour_map else given
         return known if given.is_numbered and not known.is_numbered else given
@@ -172,7 +172,7 @@ def _with_encoding(given: Labels | str | None, implied: str | None) -> Labels | 
 
 
 def _open_shards(path: str, split: str, bands: Bands | None) -> Dataset:
-    """Shards carry their classes and bands with them."""
+    """Open shards, which contain their classes and bands."""
     shards = Shards(path, split)
     name, labels = shards.description["name"], Labels.from_dict(shards.labels)
     pairs = tuple(Pair(Path(name, split, n), Path(name, split, f"{n}:mask")) for n in shards.names)

@@ -1,9 +1,9 @@
 """The three SETR decoders: Naive, PUP and MLA (paper section 3.3 and Figure 1), and their parts.
 
-One contract: a decoder takes the encoder's list of maps and returns logits at its own scale; the
-only resize to the image happens in `model.py` (or inside the loss). Because bilinear weights sum to
-one and a 1x1 convolution is linear per pixel, classifying before upsampling is the same function
-as upsampling before classifying, with K instead of 256 channels to move; every head here uses it.
+A decoder takes the encoder's list of feature maps and returns logits at its own resolution; the
+only resize to the image size happens in `model.py` (or inside the loss). Bilinear weights sum to
+one and a 1x1 convolution is linear per pixel, so classifying before upsampling equals upsampling
+before classifying, with K instead of 256 channels to resize. All heads here classify first.
 
 Shapes: B batch, C encoder width, h x w patch grid, K classes.
 """
@@ -18,23 +18,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.errors import USAGE, SetrError
-from setr.layers.normalised import normalised
+from setr.layers.cpu_blocks import is_traced
+from setr.layers.normalised import norm_relu
 from setr.layers.recompute import recompute_cheap
 from setr.layers.upsampled_convolution import (
     classify_upsampled,
+    conv_of_doubled_for_export,
+    conv_of_doubled_in_bands,
     conv_of_upsampled,
-    doubled_in_bands,
-    doubled_in_graph,
     upsample,
     upsample_features,
 )
 
 MAX_FINAL_SCALE = 32
-"""The side of the largest patches in pixels; nothing is upsampled by more."""
+"""Largest upsampling factor of a head: the largest patch size in pixels."""
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a (B, C, h, w) map, as the authors apply to tokens."""
+    """LayerNorm over the channels of a (B, C, h, w) map; the authors apply it to the tokens."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
@@ -45,15 +46,15 @@ class ChannelNorm(nn.LayerNorm):
 
 
 SMALL = 150_000_000
-"""Multiplications of a convolution below which bands cost more than they save."""
+"""Convolutions with fewer multiplications are faster without bands."""
 
 
 class ConvBNReLU(nn.Sequential):
-    """Convolution, batch norm, ReLU; the resolution stays.
+    """Convolution, batch norm and ReLU at constant resolution.
 
-    Without gradients and in eval mode the norm is folded into the convolution: the same function,
-    one pass over the map and one copy of it less. With gradients an upsampling before the
-    convolution is computed after it (`upsampled_convolution.py`).
+    In eval mode without gradients, the norm is folded into the convolution, which saves a pass over
+    the map and a copy of it. `upsampled` computes a preceding upsampling after the convolution
+    where that is faster (`upsampled_convolution.py`).
     """
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, *, bias: bool) -> None:
@@ -63,53 +64,55 @@ class ConvBNReLU(nn.Sequential):
             nn.ReLU(inplace=True),
         )
         self.margin = kernel_size // 2
-        self.in_graph = False  # set in a copy to be exported, whose norm is in its convolution
+        self.in_graph = False  # True in a copy for export, whose norm is folded already
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, channels, h, w)."""
         if self._needs_layers():
             out: Tensor = super().forward(x)
             return out
-        return F.relu_(F.conv2d(x, *self._merged(), padding=self.margin))
+        return F.relu_(F.conv2d(x, *self._folded(), padding=self.margin))
 
     def upsampled(self, x: Tensor, scale: int, classifier: nn.Conv2d | None = None) -> Tensor:
         """`classifier(forward(upsample(x, scale)))`: (B, C, h, w) -> (B, …, scale*h, scale*w).
 
-        On CPUs the same function at less cost: the convolution sees the map before upsampling where
-        that is possible. Without gradients it goes by bands of rows: the upsampled map, the largest
-        of the network, never exists as a whole.
+        On CPUs the convolution runs before the upsampling where possible, which is cheaper. Without
+        gradients it runs in bands of rows, so that the upsampled map, the largest of the network,
+        is never allocated.
 
         Args:
-            x: the map before upsampling.
-            scale: whole factor.
-            classifier: a 1x1 convolution, or nothing.
+            x: feature map before upsampling.
+            scale: integer upsampling factor.
+            classifier: 1x1 convolution; None for none.
         """
         then = classifier or nn.Identity()
         doubled = scale == 2 and self.margin == 1
-        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        on_cpu = x.device.type == "cpu" and not is_traced()
         if self.in_graph and doubled:
             weight, bias = (cast(Tensor, p) for p in (self[0].weight, self[0].bias))
-            return doubled_in_graph(x, weight, bias, lambda y: then(F.relu(y)))
+            return conv_of_doubled_for_export(x, weight, bias, lambda y: then(F.relu(y)))
         if on_cpu and self._needs_layers():
             y = conv_of_upsampled(x, cast(nn.Conv2d, self[0]), scale)
-            return normalised(y, self[1], classifier)
+            return norm_relu(y, self[1], classifier)
         if on_cpu and doubled:
             x = x.contiguous(memory_format=torch.channels_last)
-            if self._bands_pay(x):
-                # maps for the next convolution keep its layout, logits the usual one
+            if self._use_bands(x):
+                # channels last for the next convolution, the default layout for logits
                 layout = torch.contiguous_format if classifier else torch.channels_last
-                return doubled_in_bands(x, *self._merged(), lambda y: then(F.relu_(y)), layout)
+                return conv_of_doubled_in_bands(
+                    x, *self._folded(), lambda y: then(F.relu_(y)), layout
+                )
         return then(self(upsample_features(x, scale)))
 
-    def _bands_pay(self, x: Tensor) -> bool:
-        """Whether the map is large enough; whatever B is, so that batches change no bit."""
+    def _use_bands(self, x: Tensor) -> bool:
+        """Whether the map is large enough; independent of B, so that batching changes no bit."""
         return cast(Tensor, self[0].weight).numel() * 4 * x.shape[-2] * x.shape[-1] > SMALL
 
     def _needs_layers(self) -> bool:
         return self.training or torch.is_grad_enabled()
 
-    def _merged(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution with the norm's running figures in them."""
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution with the batch norm folded in."""
         conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -120,7 +123,7 @@ class ConvBNReLU(nn.Sequential):
 
 
 def require_final_scale(factor: int) -> None:
-    """Refuse what logits cannot be upsampled by."""
+    """Raise `SetrError` unless logits can be upsampled by this factor."""
     if not isinstance(factor, int) or not 1 <= factor <= MAX_FINAL_SCALE:
         raise SetrError(
             f"final_scale {factor!r}: give a whole number from 1 to {MAX_FINAL_SCALE}", code=USAGE
@@ -128,17 +131,17 @@ def require_final_scale(factor: int) -> None:
 
 
 class UpsampleHead(nn.Module):
-    """Convolutions with upsampling between them, on the last map: Naive, PUP and auxiliary heads.
+    """Convolutions and upsampling on the last feature map: Naive, PUP and their auxiliary heads.
 
     Args:
-        in_channels: width C of the map.
-        num_classes: K.
+        in_channels: number of channels C of the map.
+        num_classes: number of classes K.
         num_convs: number of conv-BN-ReLU layers before the classifier.
-        kernel_size: of those convolutions.
-        scale: bilinear upsampling factor between two convolutions.
-        final_scale: upsampling of the logits after the classifier. It matters only where a further
-            resize follows, since resizing by 4 twice differs from resizing by 16 once.
-        channels: width of the convolutions.
+        kernel_size: kernel size of these layers.
+        scale: bilinear upsampling factor between two of them.
+        final_scale: upsampling factor of the logits after the classifier. It matters only where
+            another resize follows: resizing by 4 twice differs from resizing by 16 once.
+        channels: number of channels of the convolutions.
     """
 
     def __init__(
@@ -167,12 +170,12 @@ class UpsampleHead(nn.Module):
         recompute_cheap(self)
 
     def leave_last_to_resize(self, patch_size: int) -> None:
-        """Drop a last upsampling that ends at image size: the model's one resize is the same."""
+        """Drop a final upsampling to image size, since the model's own resize does the same."""
         if self.scale ** (len(self.convs) - 1) * self.final_scale == patch_size:
             self.final_scale = 1
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """List of (B, C, h, w), the last is used -> logits (B, K, s*h, s*w).
+        """List of (B, C, h, w), of which the last is used -> logits (B, K, s*h, s*w).
 
         s = scale^(num_convs - 1) * final_scale.
         """
@@ -190,7 +193,7 @@ class UpsampleHead(nn.Module):
 class Naive(UpsampleHead):
     """Naive upsampling: 1x1 conv, BN, ReLU, 1x1 classifier, one bilinear resize (section 3.3 (1)).
 
-    Logits come at the patch grid's scale.
+    The logits have the resolution of the patch grid.
     """
 
     def __init__(
@@ -202,9 +205,10 @@ class Naive(UpsampleHead):
 class PUP(UpsampleHead):
     """Progressive upsampling: four 3x3 convolutions, each followed by x2 (section 3.3 (2)).
 
-    Logits come at 8 times the patch grid; the last x2 of Figure 1(b) commutes with the classifier
-    and is the model's one resize. `final_scale=2` names it as mmsegmentation's does; it is left to
-    the resize all the same, except under `odd_sizes="squeeze"`, where the two differ.
+    The logits have 8 times the resolution of the patch grid. The last x2 of Figure 1(b) commutes
+    with the classifier and is part of the model's resize to the image. `final_scale=2` makes it
+    explicit, as in mmsegmentation; it is still left to the resize except under
+    `odd_sizes="squeeze"`, where the results differ.
     """
 
     def __init__(
@@ -228,12 +232,12 @@ class PUP(UpsampleHead):
 
 
 class MLANeck(nn.Module):
-    """Top-down aggregation of M equal-sized maps, the first half of MLA (section 3.3 (3)).
+    """Top-down aggregation of M maps of equal size, the first half of MLA (section 3.3 (3)).
 
-    Per stream LayerNorm and 1x1 conv-BN-ReLU to `channels`; streams are summed from the deepest to
-    the shallowest; a 3x3 conv-BN-ReLU follows each sum. The paper's text halves channels at the
-    first layer; the authors' code, its released weights and its parameter counts use 256, and so
-    does this.
+    Each stream has a LayerNorm and a 1x1 conv-BN-ReLU to `channels`; streams are summed from the
+    deepest to the shallowest; a 3x3 conv-BN-ReLU follows each sum. The paper's text halves the
+    channels at the first layer. The default of 256 is that of the authors' code and released
+    weights, and agrees with the paper's parameter counts.
     """
 
     def __init__(self, widths: list[int], *, channels: int = 256) -> None:
@@ -258,16 +262,18 @@ class MLANeck(nn.Module):
 class MLA(nn.Module):
     """Multi-level feature aggregation over the maps of `MLANeck` (section 3.3 (3), Figure 1(c)).
 
-    Per stream two 3x3 conv-BN-ReLU to `stream_channels`, x4, concatenation, classifier; logits at 4
-    times the patch grid.
+    Two 3x3 conv-BN-ReLU to `stream_channels` for each stream, x4 upsampling, concatenation and a
+    classifier. The logits have 4 times the resolution of the patch grid.
 
     Args:
-        in_channels: width of the neck's maps.
-        num_classes: K.
-        num_streams: M.
-        stream_channels: width of each stream's convolutions; 128 in the paper.
-        classifier_kernel: 3 in the authors' code and in Table 2's counts, 1 in mmsegmentation.
-        align_corners: of the x4 upsampling: True in the authors' code, False in mmsegmentation.
+        in_channels: number of channels of the neck's maps.
+        num_classes: number of classes K.
+        num_streams: number of maps M.
+        stream_channels: number of channels of each stream's convolutions; 128 in the paper.
+        classifier_kernel: kernel size of the classifier: 3 in the authors' code and the parameter
+            counts of Table 2, 1 in mmsegmentation.
+        align_corners: option of the x4 upsampling: True in the authors' code, False in
+            mmsegmentation.
     """
 
     def __init__(
@@ -305,13 +311,13 @@ class MLA(nn.Module):
 
 
 class PointwiseHead(nn.Module):
-    """MLA's auxiliary head: one 1x1 convolution; without bias in the authors' code."""
+    """MLA's auxiliary head, a 1x1 convolution; the authors' code has no bias."""
 
     def __init__(self, in_channels: int, num_classes: int, *, bias: bool = False) -> None:
         super().__init__()
         self.classifier = nn.Conv2d(in_channels, num_classes, 1, bias=bias)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """List of (B, C, h, w), the last is used -> logits (B, K, h, w)."""
+        """List of (B, C, h, w), of which the last is used -> logits (B, K, h, w)."""
         logits: Tensor = self.classifier(features[-1])
         return logits

@@ -128,7 +128,7 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def device(name: str = "auto") -> torch.device:
+def device(name: str | torch.device = "auto") -> torch.device:
     """The device to compute on, for all commands.
 
     Args:
@@ -137,6 +137,7 @@ def device(name: str = "auto") -> torch.device:
     Raises:
         SetrError: the machine does not have this device.
     """
+    name = str(name)
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if name == "auto":

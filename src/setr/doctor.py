@@ -1,7 +1,7 @@
 """Checks a data set before training.
 
-`check` looks at one split and is what training runs first; `diagnose` looks at all splits of a data
-set together and is what `setr doctor` shows. Problems are collected, not raised one at a time.
+`check` examines one split, as training does first; `diagnose` examines all splits of a data set
+together, as `setr doctor` does. Problems are collected instead of raised one by one.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from setr.labels import IGNORE, Labels, hex_colour
 from setr.reading.masks import IN_ALPHA, are_reordered
 
 SHOWN = 10
-PALETTES = 200
-"""Masks of a split whose palettes are compared."""
+SAMPLED_PALETTES = 200
+"""Number of masks of a split whose palettes are compared."""
 NEAR_BITS = 3
-"""Images whose 64-bit difference hashes differ in at most this many bits are nearly the same."""
+"""Images are near-duplicates if their 64-bit difference hashes differ in at most these bits."""
 
 Level = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of trouble.
+    """One kind of problem in a split.
 
     Attributes:
-        level: an error stops training, a warning may spoil the figures, a note is for information.
-        split: the split it is about.
+        level: errors stop training, warnings may affect the scores, notes are information.
+        split: name of the split.
         text: the problem, and what to do.
-        count: number of files or classes.
+        count: number of files or classes concerned.
         files: the first of these files.
     """
 
@@ -50,14 +50,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What a check of one split found.
+    """Result of checking one split.
 
     Attributes:
         dataset: the split.
-        problems: one line per broken pair, or about the split as a whole.
-        pixels: (K,) counted pixels per class over the readable pairs.
+        problems: errors, one line per unusable pair or about the whole split.
+        pixels: (K,) pixels per class in the readable pairs.
         findings: all findings, errors first.
-        survey: the rows behind it.
+        survey: what was read of each pair.
     """
 
     dataset: Dataset
@@ -67,7 +67,7 @@ class Checkup:
     survey: Survey = field(repr=False)
 
     def raise_problems(self) -> None:
-        """Raise one `SetrError` listing the first ten problems and their number, if any."""
+        """Raise one `SetrError` with the first ten problems and their number, if any."""
         if self.problems:
             listed = "; ".join(self.problems[:SHOWN])
             more = f"; and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
@@ -78,63 +78,63 @@ class Checkup:
             )
 
     def require_counted(self, fix: str) -> None:
-        """Raise one `SetrError`: that of `raise_problems`, or with a fix if no pixel counts."""
+        """As `raise_problems`; if all pixels are ignored, raise an error that ends with `fix`."""
         self.raise_problems()
         if not self.pixels.any():
             raise SetrError(
-                f"no pixel of split '{self.dataset.split}' of {self.dataset.name} counts: its "
-                f"masks are ignored everywhere; {fix}",
+                f"all mask pixels of split '{self.dataset.split}' of {self.dataset.name} are "
+                f"ignored; {fix}",
                 code=DATA_CHECK_FAILED,
             )
 
 
 def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = None) -> Checkup:
-    """Look at every pair of a split: readable, whole, same size, ids inside the classes.
+    """Check every pair of a split: readable, complete, of the same size, with known ids.
 
-    What was looked at before and has not changed is not read again (see `survey.py`).
+    Unchanged files that were checked before are not read again (see `survey.py`).
 
     Args:
         dataset: the split.
-        full: decode the images too, instead of their header and end.
+        full: decode the images, too; otherwise only their header and end are read.
         progress: called with (done, total).
     """
     if not len(dataset):
         raise SetrError(
             f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
         )
-    seen = survey(dataset, full=full, progress=progress)
-    pixels = seen.pixels(len(dataset.labels.classes))
-    problems = [seen.problems[i] for i in sorted(seen.problems)]
+    scan = survey(dataset, full=full, progress=progress)
+    pixels = scan.pixels(len(dataset.labels.classes))
+    problems = [scan.problems[i] for i in sorted(scan.problems)]
     findings = []
     if problems:
         text = f"{len(problems)} of {len(dataset)} pairs are unusable"
         shown = tuple(problems[:SHOWN])
         findings.append(Finding("error", dataset.split, text, len(problems), shown))
     for finding in (
-        *_alone(dataset),
-        *_binary(dataset, seen, pixels),
-        *_in_alpha(dataset, seen, pixels),
+        *_single_class(dataset),
+        *_binary(dataset, scan, pixels),
+        *_in_alpha(dataset, scan, pixels),
     ):
         findings.append(finding)
         if finding.level == "error":
             problems.append(finding.text)
     findings += [Finding("warning", dataset.split, note) for note in dataset.notes]
     findings += _reordered(dataset)
-    findings += _ignored(dataset, seen)
-    findings += _doubles(dataset, seen)
-    findings += _absent(dataset, pixels)
-    dark = seen.having(DARK)
+    findings += _all_ignored(dataset, scan)
+    findings += _duplicates(dataset, scan)
+    findings += _absent_classes(dataset, pixels)
+    dark = scan.having(DARK)
     if len(dark):
         text = (
-            f"images are nearly black: no value reaches {DIM} of 255; if they are of 16 bits, tell "
-            "their range in data.yaml: bands: [1] and value_range: [0, 4095], for example"
+            f"images are nearly black: all values are below {DIM} of 255; if they have 16 bits, "
+            "give their range in data.yaml, for example bands: [1] and value_range: [0, 4095]"
         )
         findings.append(_about(dataset, "warning", text, dark))
-    rotated = seen.having(ROTATED)
+    rotated = scan.having(ROTATED)
     if len(rotated):
-        text = "images carry an EXIF rotation; it is applied, so masks must fit the image as shown"
+        text = "images have an EXIF rotation; it is applied, so masks must match the rotated image"
         findings.append(_about(dataset, "note", text, rotated))
-    return Checkup(dataset, tuple(problems), pixels, tuple(findings), seen)
+    return Checkup(dataset, tuple(problems), pixels, tuple(findings), scan)
 
 
 def _about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Finding:
@@ -142,78 +142,79 @@ def _about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Findi
     return Finding(level, dataset.split, f"{len(rows)} {text}", len(rows), files)
 
 
-def _alone(dataset: Dataset) -> list[Finding]:
-    """A single class, with which every prediction is right."""
+def _single_class(dataset: Dataset) -> list[Finding]:
+    """A single class, which makes every prediction right."""
     if len(dataset.labels.classes) > 1:
         return []
     name = dataset.labels.classes[0]
     text = (
-        f"'{name}' is the only class, so every answer is right; make the rest a class, too: "
+        f"'{name}' is the only class, so every prediction is right; make the rest a class, too: "
         f"classes: [background, {name}], label_map: {{0: background, …}}"
     )
     return [Finding("error", dataset.split, text)]
 
 
-def _binary(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> list[Finding]:
-    """Masks of 0 and 255 whose 255 was meant as a class, not as ignore."""
-    rows = seen.having(BINARY)
+def _binary(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
+    """Masks of 0 and 255 in which 255 probably means a class, but is ignored."""
+    rows = scan.having(BINARY)
     ignored = (dataset.labels.label_map or {}).get(IGNORE) == IGNORE
     if not len(rows) or not ignored or not pixels[0] or pixels[1:].any():
         return []
     classes = dataset.labels.classes
     lost = classes[1] if len(classes) > 1 else "the other class"
     text = (
-        f"masks hold only 0 and 255, and 255 means ignore: class '{lost}' would vanish; map it in "
-        f"data.yaml: label_map: {{0: {classes[0]}, 255: {lost}}}"
+        f"masks contain only 0 and 255, and 255 is ignored, so class '{lost}' never occurs; map it "
+        f"in data.yaml: label_map: {{0: {classes[0]}, 255: {lost}}}"
     )
     level: Level = "error" if len(classes) == 2 else "warning"
     return [_about(dataset, level, text, rows)]
 
 
-def _in_alpha(dataset: Dataset, seen: Survey, pixels: np.ndarray) -> list[Finding]:
-    """Masks whose labels are in the alpha channel."""
-    rows = seen.having(ALPHA)
+def _in_alpha(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
+    """Masks that are drawn in their alpha channel."""
+    rows = scan.having(ALPHA)
     level: Level = "warning" if np.count_nonzero(pixels) > 1 else "error"
     return [_about(dataset, level, f"masks are {IN_ALPHA}", rows)] if len(rows) else []
 
 
 def _reordered(dataset: Dataset) -> list[Finding]:
-    """Masks whose palettes order the same colours differently, in a sample of the files."""
+    """Masks whose palettes order the same colours differently; a sample is read."""
     if dataset.labels.colour_map is not None or not isinstance(dataset.pairs, Pairs):
         return []
-    some = np.linspace(0, len(dataset) - 1, min(len(dataset), PALETTES)).astype(int).tolist()
+    count = min(len(dataset), SAMPLED_PALETTES)
+    sample = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
     try:
-        if not are_reordered([mask for i in some if (mask := dataset.pairs[i].mask)]):
+        if not are_reordered([mask for i in sample if (mask := dataset.pairs[i].mask)]):
             return []
     except SetrError:
-        return []  # unreadable masks are reported already
+        return []  # already reported
     text = (
-        "palettes of the masks list the same colours in several orders, so an id means different "
-        "classes; read the colours instead: colour_map in data.yaml (`setr init-data` drafts it)"
+        "palettes of the masks have the same colours in different orders, so an id can mean "
+        "different classes; use the colours: colour_map in data.yaml (`setr init-data` drafts it)"
     )
     return [Finding("warning", dataset.split, text)]
 
 
-def _ignored(dataset: Dataset, seen: Survey) -> list[Finding]:
-    rows = np.setdiff1d(seen.having(ALL_IGNORED), list(seen.problems))
+def _all_ignored(dataset: Dataset, scan: Survey) -> list[Finding]:
+    rows = np.setdiff1d(scan.having(ALL_IGNORED), list(scan.problems))
     if not len(rows):
         return []
-    text = "masks are ignored everywhere; they affect neither training nor scores"
+    text = "masks are ignored everywhere and affect neither training nor scores"
     return [_about(dataset, "warning", text, rows)]
 
 
-def _doubles(dataset: Dataset, seen: Survey) -> list[Finding]:
-    """Images that are in the split twice; found by a full check only."""
-    read = np.flatnonzero(seen.content)
-    _, first = np.unique(seen.content[read], return_index=True)
+def _duplicates(dataset: Dataset, scan: Survey) -> list[Finding]:
+    """Images that occur twice in the split; only found by a full check."""
+    read = np.flatnonzero(scan.content)
+    _, first = np.unique(scan.content[read], return_index=True)
     again = np.setdiff1d(read, read[first])
     if not len(again):
         return []
-    text = "images repeat an earlier one of the split, byte for byte"
+    text = "images are identical copies of an earlier one in the split"
     return [_about(dataset, "warning", text, again)]
 
 
-def _absent(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
+def _absent_classes(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
     names = [c for c, n in zip(dataset.labels.classes, pixels, strict=True) if not n]
     if not names or not pixels.any():
         return []
@@ -226,10 +227,10 @@ def _absent(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
 
 
 def leaks(first: Checkup, second: Checkup) -> list[Finding]:
-    """Images of the second split that the first one holds too, identical or nearly.
+    """Images of the second split that are also in the first, identical or nearly identical.
 
-    Identical means the same bytes, by checksum and length; nearly identical means that the
-    difference hashes agree but for a few bits. Both need a full check.
+    Identical files have the same checksum and length; nearly identical images have difference
+    hashes that differ in few bits. Both need a full check.
     """
     a, b = first.survey, second.survey
     between = f"{first.dataset.split} and {second.dataset.split}"
@@ -240,13 +241,13 @@ def leaks(first: Checkup, second: Checkup) -> list[Finding]:
         found.append(_about(second.dataset, "warning", text, same))
     near = np.setdiff1d(near_hashes(a.look, b.look, NEAR_BITS), same)
     if len(near):
-        text = f"images are nearly the same in {between} (video frames?); figures flatter then"
+        text = f"images are nearly the same in {between} (video frames?); scores will be too high"
         found.append(_about(second.dataset, "warning", text, near))
     return found
 
 
 def diagnose(checkups: Iterable[Checkup]) -> list[Finding]:
-    """All findings of the splits of one data set, errors first, leaks between them included."""
+    """All findings in the splits of one data set, errors first, with leaks between splits."""
     checkups = list(checkups)
     findings = [finding for checkup in checkups for finding in checkup.findings]
     for i, first in enumerate(checkups):
@@ -257,22 +258,23 @@ def diagnose(checkups: Iterable[Checkup]) -> list[Finding]:
 
 
 def figures(checkup: Checkup) -> dict[str, Any]:
-    """Sizes and classes of a split as plain values, for JSON and the page.
+    """Statistics of a split for the report, JSON-serialisable.
 
     Returns:
-        `images`, `sizes` (the commonest, as "WxH": images), and per class `share` of the counted
-        pixels, `images` it occurs in, and `weight` (median frequency).
+        Number of `images` and `unusable` ones, `sizes` (images by "WxH", for the most frequent),
+        the number of `other_sizes`, and for each of `classes` its `share` of the labelled pixels,
+        the `images` it occurs in, and its `weight` (median frequency).
     """
     names = checkup.dataset.labels.classes
-    seen, pixels = checkup.survey, checkup.pixels
-    readable = seen.size[seen.size[:, 0] > 0]
+    scan, pixels = checkup.survey, checkup.pixels
+    readable = scan.size[scan.size[:, 0] > 0]
     sizes, counts = np.unique(readable, axis=0, return_counts=True)
     commonest = np.argsort(-counts, kind="stable")[:SHOWN]
     weights = class_weights(pixels, "median_frequency", limit=np.inf)
-    images = seen.images(len(names))
+    images = scan.images(len(names))
     return {
         "images": len(checkup.dataset),
-        "unusable": len(seen.problems),
+        "unusable": len(scan.problems),
         "sizes": {f"{sizes[i][1]}x{sizes[i][0]}": int(counts[i]) for i in commonest},
         "other_sizes": max(len(sizes) - SHOWN, 0),
         "classes": {
@@ -287,7 +289,7 @@ def figures(checkup: Checkup) -> dict[str, Any]:
 
 
 def describe_map(labels: Labels) -> str:
-    """The map from ids (or colours) in the files to classes, in one line."""
+    """The mapping from ids (or colours) in the masks to classes, in one line."""
     if labels.colour_map:
         raws = dict.fromkeys(labels.colour_map.values(), "")
         for colour, train in labels.colour_map.items():
@@ -296,7 +298,7 @@ def describe_map(labels: Labels) -> str:
         ids: dict[int, list[int]] = {}
         for raw, train in sorted((labels.label_map or {}).items()):
             ids.setdefault(train, []).append(raw)
-        raws = {train: _ranges(listed) for train, listed in ids.items()}
+        raws = {train: _ranges(values) for train, values in ids.items()}
     kept = [f"{labels.classes[t]} {raw.strip()}" for t, raw in raws.items() if t != IGNORE]
     shown = "; ".join(kept[: SHOWN * 3]) + ("; …" if len(kept) > SHOWN * 3 else "")
     kind = "colours" if labels.colour_map else "ids"
@@ -319,7 +321,7 @@ def class_weights(pixels: np.ndarray, kind: str, *, limit: float = 4.0) -> np.nd
     """Class weights from pixel counts: median frequency / frequency, or its square root.
 
     Args:
-        pixels: (K,) counts; a class that never occurs gets weight 1.
+        pixels: (K,) counts; absent classes get weight 1.
         kind: `median_frequency` (or `auto`), or `sqrt_median_frequency`.
         limit: largest weight.
     """

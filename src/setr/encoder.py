@@ -1,8 +1,8 @@
 """A plain vision transformer as a segmentation encoder (paper section 3.2).
 
-A thin layer over timm: the image becomes a sequence of patches, every block attends globally at
-constant resolution, and the outputs of chosen blocks ("taps") come back as maps. Unlike a
-convolutional backbone there is no pyramid: all maps have the same size.
+A thin wrapper around timm: the image becomes a sequence of patches, every block attends globally at
+constant resolution, and the outputs of selected blocks ("taps") are returned as feature maps.
+Unlike the pyramid of a convolutional backbone, all maps have the same size.
 
 Shapes: B batch, H x W image, p patch size, C embedding width, h = ceil(H/p), w = ceil(W/p).
 """
@@ -25,32 +25,33 @@ from setr.layers.products import no_autocast
 from setr.layers.recompute import recompute_cheap
 
 TOKENS = ("cls_token", "dist_token", "reg_token")
-"""Parameters of a timm ViT that stand before the patches, in order."""
+"""Prefix tokens of a timm ViT, in the order in which they precede the patch tokens."""
 
 
 class Encoder(Backbone):
     """Any timm ViT, returning one feature map per tapped block.
 
     Args:
-        name: a timm model id, for example `vit_large_patch16_384` or `vit_small_patch14_dinov2`.
-        taps: block numbers counted from 1, as the paper counts them, ascending. Blocks after the
-            last tap and the final norm are removed: they would never receive a gradient.
-        img_size: image side or (height, width) that the position grid is made for; None keeps the
-            model's own. Any other size works: the grid is resampled at run time.
-        pos_interp: how absolute position embeddings are resampled: `bicubic` (antialiased, timm)
-            or `bilinear` (the 2021 SETR code).
+        name: timm model name, for example `vit_large_patch16_384` or `vit_small_patch14_dinov2`.
+        taps: numbers of the blocks to return, ascending, counted from 1 as in the paper. Blocks
+            after the last tap and the final norm are removed: they would never receive a gradient.
+        img_size: image side or (height, width) in pixels for which position embeddings are created;
+            None keeps the model's default. Images of other sizes work: the position embeddings are
+            resampled at run time.
+        pos_interp: how absolute position embeddings are resampled: `bicubic` (antialiased, as in
+            timm) or `bilinear` (as in the 2021 SETR code).
         prefix_tokens: `keep` class, distillation and register tokens through the blocks, or `drop`
-            them after the position embedding (both public SETR-MLA implementations do). Decoders
-            never see them either way.
-        patch_stride: pixels from one token to the next; None, the patch size, as in the paper. A
-            smaller one lets patches overlap: a finer map from the same weights, at a cost that
-            grows with the fourth power (Amir et al. 2021, section 3.1).
+            them after the position embedding (as both public SETR-MLA implementations do). Decoders
+            never see them.
+        patch_stride: pixels between neighbouring tokens; None for the patch size, as in the paper.
+            With a smaller stride patches overlap: a finer map from the same weights (Amir et al.
+            2021, section 3.1). The cost of attention grows with the fourth power of 1 / stride.
         norm_eps: epsilon of the blocks' layer norms; None keeps the model's own, usually 1e-6.
-        timm_args: further keywords of `timm.create_model`, for example `depth`, `drop_path_rate` or
-            `in_chans` (C of the images; 3 by default).
+        timm_args: further keyword arguments of `timm.create_model`, for example `depth`,
+            `drop_path_rate` or `in_chans` (number of image channels, 3 by default).
 
     Raises:
-        SetrError: unknown model id, or a model without variable input size.
+        SetrError: unknown model name, or a model that does not support variable input sizes.
     """
 
     stage_pattern = r"\bvit\.blocks\.(\d+)\."
@@ -70,7 +71,7 @@ class Encoder(Backbone):
     ) -> None:
         super().__init__()
         self.vit = _create_vit(name, img_size=img_size, **timm_args)
-        from setr.layers.rotary import make_on_device  # which imports timm, as that did
+        from setr.layers.rotary import make_on_device  # imports timm
 
         make_on_device(self.vit)
         if min(self.vit.patch_embed.grid_size) < 1:
@@ -98,7 +99,7 @@ class Encoder(Backbone):
                     part.eps = norm_eps
         if patch_stride is not None:
             _overlap_patches(self.vit, name, patch_stride)
-        _embed_exactly(self.vit.patch_embed)
+        _embed_in_full_precision(self.vit.patch_embed)
         self.patch_size = self.vit.patch_embed.feat_ratio()
         self.in_chans = timm_args.get("in_chans", 3)
         self.channels: int = self.vit.embed_dim
@@ -117,7 +118,7 @@ class Encoder(Backbone):
         return list(self.vit.blocks)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every block in the backward pass; gradients stay the same."""
+        """Recompute every block in the backward pass to save memory; gradients stay the same."""
         self.vit.set_grad_checkpointing(enable)
         for block in self.vit.blocks:
             block.keeps_all = enable
@@ -125,8 +126,8 @@ class Encoder(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, in_chans, H, W), any H and W -> one (B, C, h, w) map per tap.
 
-        A side that is no multiple of the patch size is padded with zeros at the bottom or right.
-        Maps are views of the blocks' tokens: channels last, nothing copied.
+        Sides that are not multiples of the patch size are padded with zeros at the bottom or right.
+        The maps are views of the blocks' tokens, in channels-last layout.
         """
         B, _, H, W = images.shape
         p = self.patch_size
@@ -140,7 +141,10 @@ class Encoder(Backbone):
         return [t.reshape(B, h, w, -1).permute(0, 3, 1, 2) for t in tokens]
 
     def _pos_embed(self, patches: Tensor) -> Tensor:
-        """Add position embeddings in the way of the 2021 code: (B, h, w, C) -> (B, N, C)."""
+        """Replacement for timm's method with `pos_interp` and `prefix_tokens`.
+
+        (B, h, w, C) -> (B, N, C).
+        """
         vit = self.vit
         B, h, w, C = patches.shape
         prefix, grid = vit.pos_embed.split(
@@ -156,12 +160,12 @@ class Encoder(Backbone):
 
 
 def prefix_names(vit: Any) -> list[str]:
-    """Names of the tokens a timm ViT puts before the patches, in order."""
+    """Names of a timm ViT's prefix tokens, in order."""
     return [name for name in TOKENS if getattr(vit, name, None) is not None]
 
 
 def num_pos_prefix(vit: Any) -> int:
-    """How many of a timm ViT's prefix tokens its position embedding covers."""
+    """Number of a timm ViT's prefix tokens that have a position embedding."""
     if getattr(vit, "pos_embed", None) is None:
         return 0
     rows, cols = vit.patch_embed.grid_size
@@ -174,7 +178,7 @@ def resample_grid(
     """Resample position embeddings of a patch grid: (1, h*w, C) -> (1, h'*w', C).
 
     `bicubic` is antialiased and equals timm's `resample_abs_pos_embed`; `bilinear` is what the
-    2021 SETR code and mmsegmentation do. Prefix tokens must have been split off.
+    2021 SETR code and mmsegmentation do. `embedding` must not include prefix tokens.
     """
     if tuple(old) == tuple(new):
         return embedding
@@ -188,16 +192,16 @@ def resample_grid(
 
 
 def reads_rgb_alone(weight: Tensor, own: Tensor) -> bool:
-    """Whether a weight is the first convolution of an RGB model, and the model's has other inputs.
+    """Whether a weight is the first convolution of an RGB model, and the model is not for RGB.
 
-    No later convolution has three input channels.
+    Only first convolutions have three input channels.
     """
     same = weight.ndim == own.ndim == 4 and weight.shape[2:] == own.shape[2:]
     return same and len(weight) == len(own) and weight.shape[1] == 3 != own.shape[1]
 
 
 def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
-    """The first convolution of an RGB model (O, 3, h, w) for other channels, as timm adapts it."""
+    """Adapt an RGB model's first convolution (O, 3, h, w) to other channels, as timm does."""
     from setr._timm import timm
 
     adapted: Tensor = timm.models.adapt_input_conv(in_chans, weight)
@@ -205,7 +209,7 @@ def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
-    """Ids of timm's plain vision transformers, filtered by a shell pattern."""
+    """Names of timm's plain vision transformers that match a shell pattern."""
     from setr._timm import timm
 
     return [
@@ -226,7 +230,7 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
     from setr._timm import timm
 
     if not timm.is_model(name):
-        bare = re.split("[/:]", name)[-1].split(".")[0]  # of a name on the Hub, too
+        bare = re.split("[/:]", name)[-1].split(".")[0]  # without Hub owner and tag
         near = timm.list_models(f"*{bare}*")[:3]
         near = near or difflib.get_close_matches(bare, timm.list_models(), 3)
         nearest = f"; nearest: {', '.join(near)}" if near else ""
@@ -238,7 +242,7 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
     given = [f"{key} {value}" for key, value in {**size, **timm_args}.items()]
     heads = timm_args.get("num_heads", 1)
     try:
-        if not isinstance(heads, int) or heads < 1:  # timm tries only whether they divide the width
+        if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
             raise ValueError("num_heads must be a whole number from 1")
         vit = timm.create_model(
             name,
@@ -249,48 +253,48 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
             **size,
             **timm_args,
         )
-    except TypeError as error:
-        raise SetrError(
-            f"encoder '{name}' cannot be used: it is no plain ViT with a variable input size "
-            f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model",
-            code=USAGE,
-        ) from None
     except SetrError:
         raise
-    except (AssertionError, ValueError, ArithmeticError, LookupError) as error:
+    except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
+        if isinstance(error, TypeError) and ("dynamic_img" in str(error) or not given):
+            raise SetrError(
+                f"encoder '{name}' cannot be used: it is not a plain ViT with variable input size "
+                f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model",
+                code=USAGE,
+            ) from None
         raise SetrError(
             f"encoder '{name}' cannot be built with {', '.join(given) or 'its own settings'} "
             f"({first_line(error)}); correct them",
             code=USAGE,
         ) from None
     if getattr(vit, "attn_pool", None) is not None:
-        vit.attn_pool = None  # SigLIP's pooling head: maps never pass it, so it gets no gradient
+        vit.attn_pool = None  # SigLIP's pooling head is not used and would get no gradient
     return vit
 
 
-class _ExactConv2d(nn.Conv2d):
-    """A convolution in its weights' own type, whatever autocast says."""
+class _FullPrecisionConv2d(nn.Conv2d):
+    """A convolution in the dtype of its weights, also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with no_autocast(x.device):
-            # whole numbers are pixels that nobody normalised, and refused as by any convolution
+            # integers are not converted: they are unnormalised pixels, which should raise an error
             return super().forward(x.to(self.weight.dtype) if x.is_floating_point() else x)
 
 
-def _embed_exactly(embed: Any) -> None:
-    """Keep the patch embedding of a timm ViT out of autocast; that of a hybrid is a whole ResNet.
+def _embed_in_full_precision(embed: Any) -> None:
+    """Exclude the patch embedding of a timm ViT from autocast, except a hybrid's, a whole ResNet.
 
-    It has a hundredth of the operations, and in bf16, which rounds the image itself, it made a
-    quarter of the pixels whose class was not that of fp32 (docs/decisions.md).
+    It has a hundredth of the operations. In bf16, which rounds the image itself, it caused a
+    quarter of the pixels whose class differed from fp32's (docs/decisions.md).
     """
     if not hasattr(embed, "backbone"):
-        embed.proj.__class__ = _ExactConv2d
+        embed.proj.__class__ = _FullPrecisionConv2d
 
 
 def _overlap_patches(vit: Any, name: str, stride: int) -> None:
-    """Lay a timm ViT's patches `stride` pixels apart, each centred on its cell of that grid.
+    """Place a timm ViT's patches `stride` pixels apart, each centred on its cell of that grid.
 
-    Position embeddings keep the grid they were made for and are resampled at run time.
+    Position embeddings keep their grid and are resampled at run time.
     """
     embed = vit.patch_embed
     size = embed.proj.kernel_size[0]
@@ -302,12 +306,12 @@ def _overlap_patches(vit: Any, name: str, stride: int) -> None:
         raise SetrError(
             f"patch_stride {stride}: {name} has patches of {size} px; give "
             f"{', '.join(str(s) for s in range(size, 0, -2) if s >= size / 2)} or another "
-            "that is smaller by an even number, so that patches stay centred",
+            "stride smaller than the patch by an even number, so that patches stay centred",
             code=USAGE,
         )
     embed.proj.stride = (stride, stride)
     embed.proj.padding = ((size - stride) // 2,) * 2
-    embed.patch_size = (stride, stride)  # timm computes padding and map sizes from it
+    embed.patch_size = (stride, stride)  # timm computes padding and the grid from it
 
 
 def _require_absolute_positions(vit: Any, name: str) -> None:

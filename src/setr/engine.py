@@ -24,7 +24,7 @@ from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.distributed import everywhere, say, together
 from setr.errors import INTERRUPTED, USAGE, SetrError
-from setr.estimate import explained, settled
+from setr.estimate import explain_out_of_memory, resolve_batch_and_steps
 from setr.layers.precision import autocast_dtype
 from setr.processes.interrupt import Interrupt, Stopped, ending_with
 from setr.processes.progress import Progress
@@ -135,7 +135,9 @@ class _Run:
         config = with_normalisation(config, self.dataset)
         if not folder.state:
             distributed.on_first(partial(require_fitting_weights, config))
-        config = settled(config, num_classes, len(self.dataset), self.device, before=before)
+        config = resolve_batch_and_steps(
+            config, num_classes, len(self.dataset), self.device, before=before
+        )
         share = everywhere(partial(build_share, config, distributed.rank(), len(self.dataset)))
         saved_config, config = config, with_workers(config, self.device)
         self.config = config
@@ -203,7 +205,7 @@ class _Run:
                 with self._interruptible(interrupt, save=distributed.world() == 1):
                     images, masks = next(batches)
                 waited = time.monotonic() - waiting
-                with explained(self.config, self.model.num_classes, self.device):
+                with explain_out_of_memory(self.config, self.model.num_classes, self.device):
                     parts = self.train_step(images, masks)
                 self.step += 1
                 profile.step()

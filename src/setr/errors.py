@@ -1,17 +1,16 @@
-"""The one exception for user errors, and the exit codes of the command line.
+"""The exception for user errors, and the exit codes of the command line.
 
-A `SetrError` carries one line that names the value, the rule and the fix. The command line prints
-that line to stderr and exits with the error's code; only other exceptions are bugs.
+A `SetrError` has a one-line message that names the value, the rule and the fix. The command line
+prints it to stderr and exits with the error's code; any other exception is a bug.
 
-0, ok: all that was asked for was done.
-1, failed: the command may be right, but not all could be done: a broken file, one image of many, a
-   full disk, no network, a package that is not installed, a training that diverged.
-2, usage: the command must be written in another way. What is wrong could be told before work began,
-   from its words, the settings files it names, the names in the file system, the model's
-   architecture and the machine's devices: a value out of its range, a model, folder or device that
-   is not there, an output that is in the way.
+0, ok: everything was done.
+1, failed: the command may be correct, but not everything could be done: a broken file, one image of
+   many, a full disk, no network, a missing package, a training that diverged.
+2, usage: the command must be changed. This is known before work begins, from its arguments and
+   settings files, the existence of files, the model's architecture and the machine's devices: a
+   value out of range, a model, folder or device that does not exist, an output that already exists.
 3, data check failed: the content of a data set is not what the command needs.
-130, interrupted by SIGINT or SIGTERM, after what is done was saved.
+130, interrupted by SIGINT or SIGTERM, after saving what was done.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ INTERRUPTED = 130
 
 
 class SetrError(ValueError):
-    """A problem the user can mend, described in one line.
+    """A problem that the user can fix, described in one line.
 
     Args:
         message: names the value, the rule it breaks and the fix.
-        code: the exit status the command line ends with.
+        code: exit code of the command line.
     """
 
     def __init__(self, message: str, *, code: int = FAILED) -> None:
         super().__init__(message)
         self.code = code
-        self.reported = False  # another process of the run prints it
+        self.reported = False  # True if another process of the run prints it
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, short enough for one line; its kind if nothing."""
-    mark = getattr(error, "problem_mark", None)  # YAML's begin with what was being read, not why
+    """The message of another library's error, cut to one line; its type if it has none."""
+    mark = getattr(error, "problem_mark", None)  # YAML errors begin with the context
     if mark is not None:
         return f"line {mark.line + 1}: {getattr(error, 'problem', '')}"[:160]
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def check_setting(ok: bool, message: str) -> None:
-    """Refuse a setting that is not as it must be.
+    """Raise unless a setting is valid.
 
     Raises:
-        SetrError: the message, with exit code 2.
+        SetrError: with the message and exit code 2.
     """
     if not ok:
         raise SetrError(message, code=USAGE)

@@ -1,6 +1,6 @@
-"""What a run will need, before it starts: memory by part, the largest batch, and what to change.
+"""Estimates a run before it starts: memory, the largest batch, and what would need less memory.
 
-`memory.py` rehearses the step; here are the settings of a run around it, and the sentences.
+`memory.py` estimates the memory of one step; this module does so for the settings of a run.
 """
 
 from __future__ import annotations
@@ -24,18 +24,15 @@ from setr.training.build import build_model, with_steps, without_weights
 from setr.training.complexity import training_flops
 from setr.training.memory import Memory, step_memory
 
-SHARE = 0.92
-"""Part of the free memory that `batch auto` fills; kernels need room the rehearsal does not see."""
+USABLE = 0.92
+"""Share of the free memory that `batch auto` uses; the estimate excludes workspaces of kernels."""
 
 
 def estimate(config: Config, num_classes: int, device: torch.device) -> Memory:
-    """The memory of one process of this run.
-
-    Sharding is not counted: with it the parameters, gradients and moments are fewer.
-    """
+    """Memory of one process of this run, without sharding (which would reduce it)."""
     train = config.train
-    return _estimate(
-        _meta_settings(config),
+    return _cached_estimate(
+        _relevant_settings(config),
         num_classes,
         device,
         train.batch_size // (train.accumulate * distributed.world()),
@@ -44,13 +41,13 @@ def estimate(config: Config, num_classes: int, device: torch.device) -> Memory:
 
 
 def flops_per_image(config: Config, num_classes: int) -> int:
-    """Operations of forward and backward pass that the model needs for one crop."""
+    """FLOPs of the forward and backward pass for one crop, without recomputation."""
     plain = dataclasses.replace(config.train, grad_checkpointing=False)
-    return _flops(_meta_settings(dataclasses.replace(config, train=plain)), num_classes)
+    return _cached_flops(_relevant_settings(dataclasses.replace(config, train=plain)), num_classes)
 
 
-def _meta_settings(config: Config) -> Config:
-    """What of the settings matters here, so that equal questions are asked once."""
+def _relevant_settings(config: Config) -> Config:
+    """The settings that affect the estimates, others at their defaults: a key of the caches."""
     kept = {"precision", "ema", "grad_checkpointing", "cache_features", "loss"}
     train = {f.name: getattr(config.train, f.name) for f in dataclasses.fields(config.train)
              if f.name in kept}  # fmt: skip
@@ -71,7 +68,7 @@ def _meta_model(config: Config, num_classes: int) -> SETR:
 
 
 @lru_cache(maxsize=64)
-def _estimate(
+def _cached_estimate(
     config: Config, num_classes: int, device: torch.device, batch: int, keeps_gradients: bool
 ) -> Memory:
     return step_memory(
@@ -89,7 +86,7 @@ def _estimate(
 
 
 @lru_cache(maxsize=64)
-def _flops(config: Config, num_classes: int) -> int:
+def _cached_flops(config: Config, num_classes: int) -> int:
     model = _meta_model(config, num_classes)
     return training_flops(
         model, *config.data.crop_size, cached=config.train.cache_features != "none"
@@ -97,7 +94,7 @@ def _flops(config: Config, num_classes: int) -> int:
 
 
 def with_batch(config: Config, batch: int) -> Config:
-    """The same run with another batch."""
+    """The same run with a fixed batch size."""
     train = dataclasses.replace(config.train, batch_size=batch, batch="fixed")
     return dataclasses.replace(config, train=train)
 
@@ -105,10 +102,10 @@ def with_batch(config: Config, batch: int) -> Config:
 def largest_batch(
     config: Config, num_classes: int, device: torch.device, *, room: int, at_most: int
 ) -> tuple[int, Memory] | None:
-    """The largest batch whose estimate fits into `room` bytes, and the estimate.
+    """The largest batch size whose estimate fits into `room` bytes, and the estimate.
 
-    Multiples of what all processes and micro-batches share evenly; None if one image each is too
-    much. The estimate grows at least linearly, so a line through two batches leads to the third.
+    Batch sizes are multiples of processes x micro-batches; None if even the smallest does not fit.
+    The search interpolates, since memory grows about linearly with the batch.
     """
     unit = config.train.accumulate * distributed.world()
 
@@ -138,11 +135,11 @@ def largest_batch(
 
 
 def _room(free: int, device: torch.device) -> int:
-    """What `batch auto` fills; processes on CPUs share the memory of their machine."""
-    return int(SHARE * free / (distributed.world() if device.type == "cpu" else 1))
+    """Bytes that `batch auto` may use; on CPUs the processes share the memory of the machine."""
+    return int(USABLE * free / (distributed.world() if device.type == "cpu" else 1))
 
 
-def settled(
+def resolve_batch_and_steps(
     config: Config,
     num_classes: int,
     images: int,
@@ -150,24 +147,24 @@ def settled(
     *,
     before: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The settings with `train.batch auto` and `train.epochs` turned into numbers.
+    """Replace `train.batch auto` and `train.epochs` by a batch size and a number of steps.
 
     Args:
-        config: of the run.
-        num_classes: K.
-        images: in the training split; a batch is never larger.
-        device: this process's.
-        before: facts of the run that is continued; it keeps its batch and its steps.
+        config: settings of the run.
+        num_classes: number of classes.
+        images: size of the training split, an upper limit of the batch size.
+        device: device of this process.
+        before: facts of the run that is continued; it keeps its batch size and steps.
 
     Raises:
-        SetrError: not even the smallest batch fits; says what would make it smaller. Or epochs
-            that are not the steps of the run that is continued.
+        SetrError: even the smallest batch does not fit (the message says what needs less memory),
+            or the epochs differ from the steps of the run that is continued.
     """
-    config = _with_known_batch(config, num_classes, images, device, before)
+    config = _resolve_batch(config, num_classes, images, device, before)
     return with_steps(config, images, before)
 
 
-def _with_known_batch(
+def _resolve_batch(
     config: Config,
     num_classes: int,
     images: int,
@@ -196,7 +193,7 @@ def _with_known_batch(
 
 
 def forecast(config: Config, num_classes: int, device: torch.device) -> dict[str, Any]:
-    """What `setr train … --estimate` tells, in plain values; memory in bytes."""
+    """The report of `setr train … --estimate`, JSON-serialisable; memory in bytes."""
     unit = config.train.accumulate * distributed.world()
     at_most = (4 * config.train.batch_size + 64) // unit * unit
     free = free_bytes(device)
@@ -204,7 +201,7 @@ def forecast(config: Config, num_classes: int, device: torch.device) -> dict[str
     return {
         "recipe": config.recipe,
         "device": device.type,
-        "precision": _name(autocast_dtype(config.train.precision, device)),
+        "precision": _precision_name(autocast_dtype(config.train.precision, device)),
         "batch_size": config.train.batch_size,
         "crop_size": list(config.data.crop_size),
         "num_classes": num_classes,
@@ -217,12 +214,12 @@ def forecast(config: Config, num_classes: int, device: torch.device) -> dict[str
     }
 
 
-def _name(dtype: torch.dtype | None) -> str:
+def _precision_name(dtype: torch.dtype | None) -> str:
     return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
 def forecast_text(values: dict[str, Any]) -> str:
-    """The same for people."""
+    """The report of `forecast` as text."""
     H, W = values["crop_size"]
     rows = [
         f"{values['recipe']}: batch {values['batch_size']} of {H}x{W}, {values['num_classes']} "
@@ -231,7 +228,7 @@ def forecast_text(values: dict[str, Any]) -> str:
     for name in (f.name for f in dataclasses.fields(Memory)):
         note = ""
         if name == "total":
-            note = f"   at once; {_gb(values['free'])} are free"
+            note = f"   peak; {_gb(values['free'])} are free"
         elif name == "gradients":
             note = "   they replace activations during the backward pass"
         rows.append(f"  {name:<12} {values[name] / 1e9:8.2f} GB{note}")
@@ -243,21 +240,21 @@ def forecast_text(values: dict[str, Any]) -> str:
 
 
 def advice(config: Config, num_classes: int, device: torch.device) -> str:
-    """What to change, and what is then needed: `these need less: … (7.1 GB)`."""
+    """Changes that need less memory: `these need less: --train.accumulate 2 …: 7.1 GB, …`."""
     train = config.train
     unit = distributed.world() * train.accumulate
     parts = train.batch_size // unit
     options: dict[str, Config] = {}
     if not train.grad_checkpointing and train.cache_features == "none":
-        options["--train.grad-checkpointing"] = _with(config, grad_checkpointing=True)
+        options["--train.grad-checkpointing"] = _with_train(config, grad_checkpointing=True)
     if parts > 1:
         factor = next(f for f in range(2, parts + 1) if parts % f == 0)
         more = train.accumulate * factor
-        options[f"--train.accumulate {more} (the same batch in parts)"] = _with(
+        options[f"--train.accumulate {more} (the same batch in parts)"] = _with_train(
             config, accumulate=more
         )
         options[f"--train.batch-size {parts // 2 * unit}"] = with_batch(config, parts // 2 * unit)
-    patch = _meta_model(_meta_settings(config), num_classes).encoder.patch_size
+    patch = _meta_model(_relevant_settings(config), num_classes).encoder.patch_size
     H, W = (max(patch, round(side * 0.75 / patch) * patch) for side in config.data.crop_size)
     data = dataclasses.replace(config.data, crop_size=(H, W))
     options[f"--data.crop-size {H} {W}"] = dataclasses.replace(config, data=data)
@@ -265,7 +262,7 @@ def advice(config: Config, num_classes: int, device: torch.device) -> str:
     return "these need less: " + ", ".join(f"{name}: {_gb(m)}" for name, m in found.items())
 
 
-def _with(config: Config, **changes: object) -> Config:
+def _with_train(config: Config, **changes: object) -> Config:
     train = dataclasses.replace(config.train, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(config, train=train)
 
@@ -275,8 +272,8 @@ def _gb(memory: Memory | int) -> str:
 
 
 @contextlib.contextmanager
-def explained(config: Config, num_classes: int, device: torch.device) -> Iterator[None]:
-    """Inside, running out of memory ends as one line that says what to change and by how much."""
+def explain_out_of_memory(config: Config, num_classes: int, device: torch.device) -> Iterator[None]:
+    """Context that turns out-of-memory errors into a `SetrError` with changes that would help."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,6 +1,6 @@
-"""Testing a model on a split of a data set under a protocol, streaming.
+"""Evaluates a model on a split of a data set under a protocol.
 
-Memory does not depend on the number of images: integer counts are all that is kept of one.
+Memory does not depend on the number of images, of which only integer counts are kept.
 """
 
 from __future__ import annotations
@@ -33,31 +33,30 @@ from setr.inference import GPU_PIXELS, NormalizedImages, predict_mask
 from setr.kernels.recorded import recorded
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
-from setr.model_info import ModelInfo, require_channels
+from setr.model_info import ModelInfo, require_own
 from setr.processes.faults import is_out_of_memory
 from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
 from setr.scores.scorecard import Scorecard
 
-TOGETHER = {"cpu": 1, "cuda": 24}
-"""Images of one size that follow each other are tested at once, at most so many."""
-TOGETHER_SCORES = 1 << 26
-"""Pixels times classes of these images; where one has more, it is tested alone. So it is where a
-pass over one window of each would have more than `GPU_PIXELS`."""
+MAX_GROUP = {"cpu": 1, "cuda": 24}
+"""Maximum number of consecutive images of equal size that are predicted together."""
+MAX_GROUP_SCORES = 1 << 26
+"""Maximum of images x pixels x classes in such a group; larger images are predicted one by one."""
 
 
 class ScoredImage(NamedTuple):
-    """One image and how it was predicted.
+    """An image of the split and its prediction.
 
     Attributes:
-        number: of the image in the split.
-        name: its path below the data set's folder.
-        image: uint8 RGB (H, W, 3); of other bands the first three, or the first of fewer.
-        truth: training ids (H, W) uint8, `IGNORE` is not counted.
+        number: index of the image in the split.
+        name: path of the image below the data set's folder.
+        image: uint8 RGB (H, W, 3), made from the first bands if the data set has others.
+        truth: training ids (H, W) uint8; `IGNORE` is not counted.
         prediction: ids (H, W) uint8.
         confidence: probability of the predicted class (H, W) float32; None if not `detailed`.
-        figures: `miou` and `pixel_accuracy` of this image alone.
+        figures: `miou` and `pixel_accuracy` of this image.
     """
 
     number: int
@@ -78,25 +77,24 @@ def evaluate(
     info: ModelInfo | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Test a model, for example `evaluate("runs/x", "data/camvid", protocol="paper-ms")`.
+    """Evaluate a model, for example `evaluate("runs/x", "data/camvid", protocol="paper-ms")`.
 
     Args:
         model: a model directory, a file of `setr export`, a `Predictor`, or a `SETR` together with
             `info`.
         data: a folder, a YAML file, `scenes`, or an opened split.
-        protocol: a name of `setr.protocols.PRESETS`, a `Protocol`, or None for the model's own.
-        split: which split of `data`.
-        info: normalisation, classes and protocol of a bare `SETR`.
-        options: further keywords of `evaluate_split`: `precision`, `workers` (processes that
-            decode), `detailed`, `absent`, `count` (of images) and others; a `Predictor` computes in
-            its own precision unless another is given.
+        protocol: a name in `setr.protocols.PRESETS`, a `Protocol`, or None for the model's own.
+        split: the split of `data` to use.
+        info: normalisation, classes and protocol, if `model` is a `SETR`.
+        options: keyword arguments of `evaluate_split`, such as `precision`, `workers`, `detailed`,
+            `absent` and `count`; the precision of a `Predictor` is its own by default.
 
     Returns:
-        The figures by key, 0 to 1: `miou`, `iou` (by class), `pixel_accuracy` and those that
-        docs/evaluation.md lists; `failed` names images that could not be read.
+        Metrics by name, 0 to 1: `miou`, `iou` (by class), `pixel_accuracy` and others listed in
+        docs/evaluation.md; `failed` has an error for each image that could not be read.
 
     Raises:
-        SetrError: a model or data set that cannot be opened or do not fit, an unknown protocol.
+        SetrError: model or data set cannot be opened or do not match, or an unknown protocol.
     """
     if isinstance(model, str | os.PathLike) and Path(model).suffix in SUFFIXES:
         model, info = open_exported(Path(model))
@@ -107,7 +105,7 @@ def evaluate(
         options.setdefault("precision", model.precision)
         model, info = model.model, model.info
     if info is None:
-        raise SetrError("a bare model: give its ModelInfo as info=, or a model directory")
+        raise SetrError("a SETR model: also give its ModelInfo as info=, or give a model directory")
     if not isinstance(data, str | os.PathLike | Dataset):
         raise SetrError(
             f"data {type(data).__name__}: give a path, or one split of setr.wrap_dataset or "
@@ -126,14 +124,14 @@ def evaluate(
 def resolve_protocol(
     protocol: str | Protocol | None, model: SETR | ExportedModel, info: ModelInfo
 ) -> Protocol:
-    """A preset's name -> its settings for this model; None gives the model's own."""
+    """The protocol of this name for a model; None stands for the model's own."""
     if not isinstance(protocol, str):
         return protocol or info.protocol
     return preset(protocol, own=info.protocol, labels=info.labels, grid=grid_size(model))
 
 
 def grid_size(model: SETR | ExportedModel) -> tuple[int, int] | None:
-    """(height, width) in pixels that a model's position grid is made for; None without one."""
+    """(height, width) in pixels of the model's position embedding; None without one."""
     if isinstance(model, ExportedModel):
         return model.grid
     vit = getattr(getattr(model, "encoder", None), "vit", None)
@@ -157,34 +155,34 @@ def evaluate_split(
     on_image: Callable[[ScoredImage], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Test a model on a split under `info.protocol`.
+    """Evaluate a model on a split under `info.protocol`.
 
-    With `torch.distributed` initialised every process takes its share of the images and returns the
-    figures of all of them, the same bits as one process; on GPUs, where neighbours of one size are
-    tested together, a pixel on the verge may differ.
+    If `torch.distributed` is initialised, every process evaluates its share of the images and
+    returns the metrics of all. They are bit-identical to those of one process, except on GPUs,
+    where images of equal size are predicted in groups and near-ties may be decided differently.
 
     Args:
-        model: the model, on any device; its mode is restored afterwards.
+        model: the model, on any device; its training mode is restored afterwards.
         info: classes, normalisation and protocol.
-        dataset: a split whose classes equal the model's.
-        precision: of the forward pass.
-        workers: processes that decode.
-        detailed: also boundaries, recall by size, calibration and intervals, which take time.
-        absent: classes in neither truth nor prediction: `skip` leaves them out of the means, `zero`
-            counts them as 0.
-        count: test only so many images, from 1, spread evenly over the split; all by default.
-        on_image: called with every image tested by this process.
-        stopped: asked before every image (on a GPU before those that are tested together); once it
-            is true in any process, all of them give up.
+        dataset: a split with the classes of the model.
+        precision: precision of the forward pass.
+        workers: processes that load images.
+        detailed: also compute boundary scores, recall by size, calibration and intervals, which is
+            slower.
+        absent: what to do with classes in neither truth nor prediction: `skip` leaves them out of
+            the means, `zero` counts them as 0.
+        count: number of images to use, evenly spaced over the split; all by default.
+        on_image: called with every image of this process.
+        stopped: called before every image, or group of images on a GPU; once it returns true in any
+            process, all of them stop.
 
     Returns:
-        The figures of `Scorecard.summary`, `protocol` and `seconds`. Images that cannot be read are
-        listed in `failed` and counted nowhere else.
+        `Scorecard.summary`, `protocol` and `seconds`. Images that cannot be read are only listed in
+        `failed`.
 
     Raises:
-        SetrError: no images, none readable, other classes, scores that are not numbers, or a count
-            below 1.
-        Stopped: in all processes, as `stopped` says.
+        SetrError: no images, none readable, other classes, NaN scores, or a count below 1.
+        Stopped: in all processes, if `stopped` returned true in one.
     """
     require_fit(model, info, dataset)
     if count is not None and count < 1:
@@ -196,30 +194,30 @@ def evaluate_split(
     chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
     indices = chosen[rank() :: world()]
     samples = zip(indices, whole_images(dataset, workers, indices), strict=True)
-    most = functools.partial(_together, device, info.protocol, model.num_classes)
+    group_size = functools.partial(_group_size, device, info.protocol, model.num_classes)
     done = 0
     with testing(model, dtype), Progress("eval", len(indices)) as progress:
         network = recorded(model)
-        for group in _of_one_size(samples, most):
+        for group in _grouped_by_size(samples, group_size):
             if stopped():
                 break
             if isinstance(group, SetrError):
                 card.fail(str(group))
             else:
-                for tested in _test_images(network, info, card, dataset, group):
+                for scored in _score_images(network, info, card, dataset, group):
                     if on_image:
-                        on_image(tested)
+                        on_image(scored)
             size = 1 if isinstance(group, SetrError) else len(group)
             done += size
             progress.update(done, images=size)
-    if distributed.any_of(stopped()):  # or some would add up counts, and wait for those that left
+    if distributed.any_of(stopped()):  # in all processes, since the reduction waits for all
         raise Stopped
     card.reduce()
     figures = card.summary()
     if not figures["images"]:
         problem = SetrError(
             f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could "
-            f"be tested; first: {figures['failed'][0]}",
+            f"be read; the first: {figures['failed'][0]}",
             code=DATA_CHECK_FAILED,
         )
         raise distributed.together(problem)
@@ -231,32 +229,32 @@ def evaluate_split(
 
 
 _Sample = tuple[int, Tensor, Tensor]
-"""Number of an image in the split, the image (1, H, W, C) and its mask (1, H, W)."""
+"""Index in the split, image (1, H, W, C) and mask (1, H, W)."""
 
 
-def _together(
+def _group_size(
     device: torch.device, protocol: Protocol, num_classes: int, height: int, width: int
 ) -> int:
-    """Images of a size that are tested at once."""
-    limit = TOGETHER.get(device.type, TOGETHER["cuda"])
+    """Number of images of this size that are predicted together."""
+    limit = MAX_GROUP.get(device.type, MAX_GROUP["cuda"])
     if limit == 1:
         return 1
     try:
         view = protocol.view_size(height, width, max(protocol.scales))
-    except SetrError:  # which the test of the image names
+    except SetrError:  # raised again, with the image's name, when it is predicted
         return 1
     sides = (min(pair) for pair in zip(protocol.window or view, view, strict=True))
-    scores = TOGETHER_SCORES // (num_classes * height * width)
-    return max(1, min(limit, GPU_PIXELS // math.prod(sides), scores))
+    by_scores = MAX_GROUP_SCORES // (num_classes * height * width)
+    return max(1, min(limit, GPU_PIXELS // math.prod(sides), by_scores))
 
 
-def _of_one_size(
+def _grouped_by_size(
     samples: Iterable[tuple[int, tuple[Tensor, Tensor] | SetrError]],
-    most: Callable[[int, int], int],
+    group_size: Callable[[int, int], int],
 ) -> Iterator[list[_Sample] | SetrError]:
-    """Neighbours of equal size together, at most as many as `most` says of a height and width.
+    """Groups of consecutive images of equal size, at most `group_size(height, width)` in each.
 
-    What could not be read comes alone.
+    Errors of images that could not be read are yielded in between.
     """
     group: list[_Sample] = []
     for index, sample in samples:
@@ -271,17 +269,17 @@ def _of_one_size(
             yield group
             group = []
         group.append((index, *sample))
-        if len(group) >= most(*image.shape[1:3]):
+        if len(group) >= group_size(*image.shape[1:3]):
             yield group
             group = []
     if group:
         yield group
 
 
-def _test_images(
+def _score_images(
     model: Any, info: ModelInfo, card: Scorecard, dataset: Dataset, group: list[_Sample]
 ) -> Iterator[ScoredImage]:
-    """Predict images of one size at once, or as many as there is memory for; count each."""
+    """Predict a group of images together, or in halves if memory runs out; score each."""
     device = card.confusion.counts.device
     names = [dataset.image_name(index) for index, _, _ in group]
     images = torch.cat([image for _, image, _ in group])
@@ -299,29 +297,29 @@ def _test_images(
     except RuntimeError as error:
         if len(group) == 1 or not is_out_of_memory(error):
             raise
-    if predictions is None:  # not above, where the error holds what was computed
+    if predictions is None:  # not in `except`, where the error keeps tensors alive
         middle = len(group) // 2
         for part in (group[:middle], group[middle:]):
-            yield from _test_images(model, info, card, dataset, part)
+            yield from _score_images(model, info, card, dataset, part)
         return
     truths = masks.to(device)
     for i, (index, image, mask) in enumerate(group):
-        sure = None if confidences is None else confidences[i]
-        figures = card.update(index, predictions[i], truths[i], sure)
+        confidence = None if confidences is None else confidences[i]
+        figures = card.update(index, predictions[i], truths[i], confidence)
         yield ScoredImage(
             index,
             names[i],
             as_rgb(image[0].numpy()),
             mask[0].numpy(),
             predictions[i].cpu().numpy(),
-            None if sure is None else sure.cpu().numpy(),
+            None if confidence is None else confidence.cpu().numpy(),
             figures,
         )
 
 
 @contextlib.contextmanager
 def testing(model: SETR | ExportedModel, dtype: torch.dtype | None) -> Iterator[None]:
-    """Inside, a model is in eval mode and computes in a precision, without gradients."""
+    """Context with the model in eval mode, autocast to `dtype`, and no gradients."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     was_training = model.training
     model.eval()
@@ -333,19 +331,19 @@ def testing(model: SETR | ExportedModel, dtype: torch.dtype | None) -> Iterator[
 
 
 def spread(length: int, count: int) -> list[int]:
-    """At most `count` numbers, evenly from 0 to length - 1 with both ends; of one alone, 0."""
+    """`count` evenly spaced indices from 0 to length - 1, or all if there are fewer; one is 0."""
     if count >= length:
         return list(range(length))
     return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
 
 
 def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
-    """Refuse a split without images or with other classes or channels than the model's."""
+    """Raise an error if a split has no images, or other classes or channels than the model."""
     if not len(dataset):
         raise SetrError(
             f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
         )
-    require_channels(model, info)
+    require_own(model, info)
     if dataset.channels != len(info.mean):
         raise SetrError(
             f"the model takes {len(info.mean)} channels but the images of {dataset.name} have "
@@ -356,7 +354,7 @@ def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) 
     if len(theirs) != model.num_classes:
         raise SetrError(
             f"the model has {model.num_classes} classes but {dataset.name} has {len(theirs)}; they "
-            "must be the same",
+            "must be equal",
             code=DATA_CHECK_FAILED,
         )
     for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
@@ -370,9 +368,9 @@ def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) 
 
 
 def require_labelled(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
-    """Refuse also a split none of whose first, middle and last images can be read with its mask.
+    """As `require_fit`; also raise an error if neither first, middle nor last pair can be read.
 
-    For work that needs the split only minutes later.
+    For commands that need the split only minutes later.
     """
     require_fit(model, info, dataset)
     problems = []

@@ -1,7 +1,7 @@
-"""A trained model as a directory in Hub layout: config.json, model.safetensors, README.md.
+"""Model directories in the Hub's layout: config.json, model.safetensors, README.md.
 
-`config.json` carries everything evaluation and prediction need besides the weights: architecture,
-classes, colours, label map, normalisation and test protocol.
+`config.json` contains everything that evaluation and prediction need besides the weights:
+architecture, classes, colours, label map, normalisation and test protocol.
 """
 
 from __future__ import annotations
@@ -27,43 +27,82 @@ from setr.reading.files import require_alive, write_bytes, write_json
 from setr.reading.remote import at_revision, fetch, is_repository
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
-"""What a repository holds; `config.yaml` (the training settings) only if the model was trained."""
+"""Files of a repository; `config.yaml` (the training settings) only if the model was trained."""
 LARGEST = 100_000
-"""Of the numbers that describe an architecture: widths, depths, sides of images."""
+"""Upper limit on the numbers in a model's arguments, such as widths, depths and image sides."""
 
 
 def save_pretrained(
-    folder: str | Path, model: SETR, info: ModelInfo, *, state: dict[str, Tensor] | None = None
+    folder: str | Path,
+    model: nn.Module,
+    info: ModelInfo,
+    *,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model directory; each file appears under its name when complete.
+    """Write a model directory; each file is written atomically.
 
     Args:
-        folder: made if missing.
-        model: the model.
-        info: what else evaluation needs.
-        state: weights to save in place of the model's own (a moving average).
+        folder: created if missing.
+        model: a `SETR`, also wrapped by torch.compile, DDP or AveragedModel.
+        info: classes, normalisation, test protocol and so on.
+        state: weights to save instead of the model's own (such as a moving average).
+
+    Raises:
+        SetrError: an info of another model, a model with other parts than `SETR` builds, or a
+            folder that cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    model = _unwrapped(model)
     merged = merged_state(state or model.state_dict())
-    tensors = {k: v.detach().contiguous() for k, v in merged.items()}
+    tensors = {k.replace("_orig_mod.", ""): v.detach().contiguous() for k, v in merged.items()}
     values = describe(model, info)
+    _require_described(model, tensors)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetrError(f"{folder}: cannot make this folder: {error.strerror}") from None
     _write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", values)
     write_bytes(folder / "README.md", model_card(model, info).encode())
 
 
+def _unwrapped(model: nn.Module) -> SETR:
+    """The model inside wrappers such as torch.compile, DDP or AveragedModel."""
+    inner = model
+    while not isinstance(inner, SETR):
+        found = getattr(inner, "_orig_mod", getattr(inner, "module", None))
+        if not isinstance(found, nn.Module):
+            raise SetrError(
+                f"{type(model).__name__}: give a model of setr.create_model", code=USAGE
+            )
+        inner = found
+    return inner
+
+
+def _require_described(model: SETR, tensors: dict[str, Tensor]) -> None:
+    """Refuse weights that do not fit a model built from the arguments."""
+    with torch.device("meta"):
+        rebuilt = SETR(**model.arguments).state_dict()
+    for name in sorted(rebuilt.keys() ^ tensors.keys()) or rebuilt:
+        if name not in tensors or name not in rebuilt or tensors[name].shape != rebuilt[name].shape:
+            raise SetrError(
+                f"{name}: is not as the model's arguments build it, so the folder could not be "
+                "loaded; save a model with your own modules by torch.save(model.state_dict(), …)",
+                code=USAGE,
+            )
+
+
 def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple[SETR, ModelInfo]:
-    """Read a model directory or a repository of the Hub; eval mode, on the CPU.
+    """Load a model directory or a repository of the Hub; eval mode, on the CPU.
 
     Args:
-        source: a local folder (needs no network), or `owner/name` on the Hub, `owner/name@revision`
-            too. What was downloaded once is found in the cache when there is no network.
+        source: a local folder, or `owner/name` or `owner/name@revision` on the Hub. Cached
+            repositories need no network.
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        SetrError: missing or broken files, weights that do not fit the configuration, or a
-            repository that is missing, gated or out of reach.
+        SetrError: missing or corrupt files, weights that do not fit the configuration, or a
+            repository that is missing, gated or unreachable.
     """
     source = at_revision(source, revision)
     if Path(source).is_dir():
@@ -73,7 +112,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
 
 
 def require_named(source: str | Path) -> None:
-    """Refuse what is neither a file or folder here nor called like a repository of the Hub."""
+    """Refuse a source that is neither a local path nor a repository name of the Hub."""
     require_alive(source)
     if not Path(source).exists() and not is_repository(str(source)):
         raise SetrError(
@@ -82,10 +121,14 @@ def require_named(source: str | Path) -> None:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload a model directory to the Hub and return its address.
+    """Upload a model directory to the Hub and return its URL.
 
-    Only the files of the layout are uploaded, never training state. The access token is the one
-    `hf auth login` stored.
+    Only `FILES` are uploaded, never training state. Uses the access token of `hf auth login`.
+
+    Args:
+        folder: a model directory or run folder.
+        repo_id: `owner/name`; created if missing.
+        private: whether a new repository is private.
 
     Raises:
         SetrError: no model directory, no permission or no network.
@@ -131,56 +174,56 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise SetrError(f"{config}: broken ({error!r:.120})") from None
     except SetrError as error:
-        raise _of_file(config, error) from None
+        raise _in_file(config, error) from None
     try:
         model = _build(config, arguments, path)
-        _take_over(model, load_file(path))
+        _assign_weights(model, load_file(path))
     except FileNotFoundError:
         raise SetrError(f"{path}: no such file; the model directory is incomplete") from None
     except (SafetensorError, RuntimeError) as error:
         lines = str(error).splitlines()
-        what = " ".join(lines[1:] or lines).split()  # torch's first of several names no tensor
-        raise SetrError(f"{path}: broken or of another model ({' '.join(what):.160})") from None
+        reason = " ".join(lines[1:] or lines).split()  # torch's first line names no tensor
+        raise SetrError(f"{path}: broken or of another model ({' '.join(reason):.160})") from None
     return model.eval(), info
 
 
-def _of_file(path: Path, error: SetrError) -> SetrError:
-    """What would be wrong usage as a setting is a broken file here."""
+def _in_file(path: Path, error: SetrError) -> SetrError:
+    """An error about a setting as one about the file that contains it, with exit code 1."""
     text = str(error)
-    named = text.startswith(str(path.parent))
-    return SetrError(text if named else f"{path}: {text}", code=FAILED)
+    names_file = text.startswith(str(path.parent))
+    return SetrError(text if names_file else f"{path}: {text}", code=FAILED)
 
 
 def _build(config: Path, arguments: dict[str, Any], weights: Path) -> SETR:
-    """The model that a config.json describes, without weights.
+    """The model described by a config.json, without weights.
 
-    Shapes come first, of no more weights than there can be: what is described by mistake or malice
-    takes no memory.
+    It is built on the meta device and may not have more weights than its file, so that a wrong or
+    malicious description takes no memory.
 
     Args:
         config: the file, for messages.
         arguments: of `SETR`.
-        weights: the file that holds its weights.
+        weights: the weight file.
 
     Raises:
-        SetrError: no such model can be, or none with weights in that file.
-        FileNotFoundError: no such weights.
+        SetrError: invalid arguments, or more weights than the file contains.
+        FileNotFoundError: no weight file.
     """
-    held = weights.stat().st_size
+    size = weights.stat().st_size
     try:
         if any(abs(number) > LARGEST for number in _numbers(arguments)):
             raise SetrError(f"model: has a number above {LARGEST:,}, which no architecture has")
-        with torch.device("meta"), _without_memory(weights, held):
+        with torch.device("meta"), _meta_parameters(weights, size):
             model = SETR(**arguments)
-        own = model.state_dict()
-        if all(name in own for name, _ in model.named_buffers()):  # others are in no file
+        state = model.state_dict()
+        if all(name in state for name, _ in model.named_buffers()):
             return model
-        with _without_memory(weights, held):
+        with _meta_parameters(weights, size):  # non-persistent buffers must be computed
             return SETR(**arguments)
     except SetrError as error:
-        raise _of_file(config, error) from None
-    except Exception as error:  # of torch and timm, one kind for each wrong value
-        raise SetrError(f"{config}: describes no model ({error!r:.120})") from None
+        raise _in_file(config, error) from None
+    except Exception as error:  # torch and timm raise many types on invalid values
+        raise SetrError(f"{config}: not a valid model description ({error!r:.120})") from None
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -191,61 +234,61 @@ def _numbers(value: Any) -> Iterator[float]:
         yield value
 
 
-_ONE_AT_A_TIME = threading.Lock()
-"""Two threads inside `_without_memory` would leave torch with the replacement of one of them."""
+_PATCH_LOCK = threading.Lock()
+"""Only one thread at a time may patch torch in `_meta_parameters`, or the patch would stay."""
 
 
 @contextmanager
-def _without_memory(weights: Path, held: int) -> Iterator[None]:
-    """Parameters made inside take neither memory nor time; buffers are made in full.
+def _meta_parameters(weights: Path, size: int) -> Iterator[None]:
+    """Create parameters on the meta device, without memory; buffers are created as usual.
 
-    Those that other threads make meanwhile are left alone.
+    Other threads are not affected.
 
     Raises:
-        SetrError: inside, where there are more of them than the `held` bytes of their file.
+        SetrError: inside, for more parameters than `size`, the bytes of the weight file.
     """
-    left = held
-    with _ONE_AT_A_TIME:
-        register, mine = nn.Module.register_parameter, threading.get_ident()
+    left = size
+    with _PATCH_LOCK:
+        register, thread = nn.Module.register_parameter, threading.get_ident()
 
-        def register_empty(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+        def register_on_meta(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
             nonlocal left
-            if value is not None and threading.get_ident() == mine:
+            if value is not None and threading.get_ident() == thread:
                 left -= value.numel()
                 if left < 0:
                     raise SetrError(
-                        f"{weights}: broken or of another model (its {held:,} bytes are fewer than "
+                        f"{weights}: broken or of another model (its {size:,} bytes are fewer than "
                         "the weights that config.json describes)"
                     )
                 value = nn.Parameter(value.to("meta"), requires_grad=value.requires_grad)
             register(module, name, value)
 
-        nn.Module.register_parameter = register_empty  # type: ignore
+        nn.Module.register_parameter = register_on_meta  # type: ignore
         try:
             yield
         finally:
             nn.Module.register_parameter = register  # type: ignore
 
 
-def _take_over(model: SETR, tensors: dict[str, Tensor]) -> None:
-    """Put a file's tensors in a model's place: pages of the file, read when they are first used."""
-    for name, own in model.state_dict().items():
+def _assign_weights(model: SETR, tensors: dict[str, Tensor]) -> None:
+    """Assign memory-mapped tensors of a file to a model, without a copy."""
+    for name, parameter in model.state_dict().items():
         if name in tensors:
-            found = tensors[name].to(own.dtype)
-            # Windows cannot replace a file that is in use
-            tensors[name] = found.clone() if os.name == "nt" else found
+            tensor = tensors[name].to(parameter.dtype)
+            # Windows cannot replace a file that is mapped
+            tensors[name] = tensor.clone() if os.name == "nt" else tensor
     model.load_state_dict(tensors, assign=True)
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write safetensors without a second copy in memory; the final name appears when complete."""
+    """Write a safetensors file atomically, without a copy in memory."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         part.touch()
-        mode = part.stat().st_mode  # safetensors would leave the file to its owner alone
+        mode = part.stat().st_mode  # safetensors would make it readable by its owner only
         save_file(tensors, part, {"format": "pt"})
         part.chmod(mode)
         os.replace(part, path)

@@ -1,8 +1,8 @@
 """Convolutional encoders: the Hybrid model's stem and the baselines' backbone.
 
 Hybrid (paper section 4.1, "SETR variants"): a ResNet-50 with output stride 16 and a 1x1 projection
-take the place of a ViT's patch embedding, so a token still stands for 16x16 pixels. The paper gives
-no further detail; dilation in the last stage is what "output stride 16" means in its code base.
+replace a ViT's patch embedding, so a token still covers 16x16 pixels. The paper gives no further
+detail; in its code base, output stride 16 means dilation in the last stage.
 
 Shapes: B batch, H x W image.
 """
@@ -23,20 +23,20 @@ HYBRID_STRIDE = 16
 
 
 class ResNetEncoder(Backbone):
-    """A timm ResNet, returning one map per chosen stage.
+    """A timm ResNet, returning one feature map per selected stage.
 
     Args:
-        name: a timm ResNet id, for example `resnet101c` (the variant with a 3x3 stem that the
-            paper's code base uses).
-        taps: residual stages, counted from 1 to 4, ascending.
-        output_stride: 32, or 16 or 8 with dilation in place of the last strides.
-        timm_args: further keywords of `timm.create_model`, for example `in_chans`.
+        name: timm name of a ResNet, for example `resnet101c` (the variant with a stem of 3x3
+            convolutions that the paper's code base uses).
+        taps: numbers of the residual stages to return, 1 to 4, ascending.
+        output_stride: 32, or 16 or 8, where dilation replaces the last strides.
+        timm_args: further keyword arguments of `timm.create_model`, for example `in_chans`.
 
     Attributes:
-        strides: pixels per cell of each map.
+        strides: output stride of each map.
 
     Raises:
-        SetrError: unknown model id or taps, or a network whose stages are named otherwise.
+        SetrError: unknown model name or taps, or a network without stages layer1 to layer4.
     """
 
     stage_pattern = r"\.layer(\d)\."
@@ -64,13 +64,13 @@ class ResNetEncoder(Backbone):
         return [getattr(self.net, f"layer{i}") for i in range(1, self.taps[-1] + 1)]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the stages in the backward pass."""
+        """Recompute the stages in the backward pass to save memory."""
         self.net.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, in_chans, H, W) -> one map per tap, at strides 4 to 32.
 
-        Sides are padded with zeros at the bottom and right to whole output strides.
+        Images are padded with zeros at the bottom and right to multiples of the output stride.
         """
         H, W = images.shape[-2:]
         p = self.patch_size
@@ -82,10 +82,10 @@ def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -
     """A ViT whose patch embedding is a ResNet with output stride 16 and a 1x1 projection.
 
     Args:
-        name: timm id of the ViT.
-        resnet: timm id of the ResNet.
-        img_size: as in `Encoder`, but None is 384, whatever the ViT's own.
-        arguments: further keywords of `Encoder`.
+        name: timm name of the ViT.
+        resnet: timm name of the ResNet.
+        img_size: as in `Encoder`, but None means 384 for every ViT.
+        arguments: further keyword arguments of `Encoder`.
     """
     from setr._timm import timm
 
@@ -106,7 +106,9 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
 
     if not timm.is_model(name) or not name.startswith("resnet"):
         near = ", ".join(timm.list_models("resnet*")[:3])
-        raise SetrError(f"encoder '{name}' is not a timm ResNet; there are {near}, …", code=USAGE)
+        raise SetrError(
+            f"encoder '{name}' is not a timm ResNet; choose one, such as {near}", code=USAGE
+        )
     if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] > 4:
         raise SetrError(
             f"taps {taps}: stages are numbered 1 to 4 in {name} and must ascend", code=USAGE

@@ -1,13 +1,13 @@
 """The only place that opens and encodes image files.
 
-`read_image` gives uint8 RGB (H, W, 3); masks have rules of their own (`masks.py`). Files are
-recognised by content, not by suffix. One rule for orientation: EXIF rotation is applied, so arrays
-are what a viewer shows. Every failure is a `SetrError` naming the file and the reason; a truncated
-file is an error, never half grey.
+`read_image` returns uint8 RGB (H, W, 3); masks have their own rules (`masks.py`). Files are
+recognised by content, not by file ending. EXIF rotation is applied, so arrays are what a viewer
+shows. Every failure is a `SetrError` with the file and the reason; truncated files are errors and
+never filled with grey.
 
-Pillow reads the header and everything unusual; the pixels of ordinary 8-bit PNG and JPEG files come
-from kornia-rs or OpenCV, which are faster and give the same values. Where these
-refuse, Pillow tries and names the reason.
+Pillow reads headers and all unusual files; ordinary 8-bit PNG and JPEG files are decoded by
+kornia-rs or OpenCV, which are faster and give the same values. If these fail, Pillow decodes the
+file or gives the reason.
 """
 
 from __future__ import annotations
@@ -37,50 +37,50 @@ from setr.reading.decode import (
 from setr.reading.files import printable
 
 MAX_PIXELS = 150_000_000
-"""Default limit in pixels, checked from the header before decoding (a decompression bomb guard)."""
+"""Default limit in pixels, checked in the header against decompression bombs."""
 
-SMALLER = "raise --max-pixels to read it, or cut it into tiles, as training and testing need it"
-"""What to do about a larger one; only prediction and the server have the option."""
+SMALLER = "raise --max-pixels to read it, or cut it into tiles, which training and testing need"
+"""What to do about larger images; only prediction and the server have the option."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` holds files to a limit
-_PILLOW = threading.Lock()
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` checks the size
+_PILLOW_LIMIT = threading.Lock()
 
 
 class ImageTooLargeError(SetrError):
-    """An image above a limit of pixels, known from its header."""
+    """An image with more pixels than allowed, according to its header."""
 
 
 class UnknownPixelsError(SetrError):
-    """A TIFF file of pixels that Pillow does not know."""
+    """A TIFF file with a pixel format that Pillow does not support."""
 
 
 Source = str | os.PathLike | bytes
 
 
 class Named(bytes):
-    """The bytes of a file with the name that errors call it by."""
+    """The bytes of a file, with a name for error messages."""
 
     name: str
 
     def __new__(cls, data: bytes, name: str) -> Named:
-        """The bytes `data`, called `name`."""
+        """Bytes with a name."""
         named = super().__new__(cls, data)
         named.name = name
         return named
 
 
-class Rows:
-    """An image whose rows are decoded when asked for: `rows[a:b, c:d]` is uint8 RGB.
+class LazyImage:
+    """An image that is decoded on indexing: `image[a:b, c:d]` is uint8 RGB.
 
-    A crop rarely reaches the lower edge, and PNG decoding is most of a data path's time, so a
-    plain PNG file is decoded down to the rows wanted. Other files are decoded whole.
+    PNG decoding takes most of the time of data loading and crops rarely reach the lower edge, so
+    plain PNG files are only decoded down to the last row needed. Other files are decoded whole.
 
     Args:
         source: a path, or the bytes of a file.
 
     Raises:
-        SetrError: as `read_image`, here or when rows are asked for.
+        SetrError: as `read_image`, here or on indexing.
     """
 
     def __init__(self, source: Source) -> None:
@@ -98,42 +98,42 @@ class Rows:
         if self.pixels is not None:
             self.shape = self.pixels.shape
 
-    def __getitem__(self, place: slice | tuple[slice, slice]) -> np.ndarray:
+    def __getitem__(self, window: slice | tuple[slice, slice]) -> np.ndarray:
         """The pixels of rows, or of rows and columns, without steps."""
         if self.pixels is not None:
-            return self.pixels[place]
-        (top, bottom), (left, right) = bounds(place, self.shape)
+            return self.pixels[window]
+        (top, bottom), (left, right) = bounds(window, self.shape)
         data = first_rows(self.source, bottom)
         with opened(data, MAX_PIXELS, self.name) as image:
             pixels = decode_png(image, data)
             if pixels is not None:
                 return pixels[top:, left:right]
             check_png_rows(image, data)
-            return np.asarray(image.crop((left, top, right, bottom)))  # Pillow hands out copies
+            return np.asarray(image.crop((left, top, right, bottom)))  # `crop` copies
 
 
-def bounds(place: slice | tuple[slice, slice], shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """First and last place, exclusive, of the rows and of the columns that an index names."""
-    parts = place if isinstance(place, tuple) else (place, slice(None))
+def bounds(window: slice | tuple[slice, slice], shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(start, stop) of the rows and of the columns of an index."""
+    parts = window if isinstance(window, tuple) else (window, slice(None))
     return [part.indices(size)[:2] for part, size in zip(parts, shape, strict=False)]
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image to uint8 RGB (H, W, 3).
 
-    Grey is replicated, palettes are applied, 16-bit is scaled by 1/257, alpha is dropped, CMYK is
-    converted, of several frames the first is used.
+    Grey is replicated, palettes are applied, 16-bit values are scaled by 1/257, alpha is dropped,
+    CMYK is converted, and only the first frame is used.
 
     Args:
         source: a path, or the bytes of a file.
-        max_pixels: larger images are refused from the header.
+        max_pixels: larger images are an error, before decoding.
 
     Raises:
-        SetrError: missing, unreadable, truncated, not an image, of 32-bit pixels, whose range no
-            file tells, or above `max_pixels`.
+        SetrError: missing, unreadable, truncated, not an image, above `max_pixels`, or with 32-bit
+            pixels, whose range is unknown.
     """
     with opened(source, max_pixels) as image:
-        _require_scale(image, source_name(source))
+        _require_known_range(image, source_name(source))
         if image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False):
             note_first(source_name(source))
         pixels = decode_fast(image, source) if image.mode == "RGB" else None
@@ -144,13 +144,13 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def from_pillow(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A Pillow image as uint8 RGB (H, W, 3), by the rules of `read_image`.
+    """Convert a Pillow image to uint8 RGB (H, W, 3), as `read_image` does.
 
     Raises:
-        SetrError: truncated, broken, empty, of 32-bit pixels, or above `max_pixels`.
+        SetrError: truncated, broken, empty, with 32-bit pixels, or above `max_pixels`.
     """
     name = getattr(image, "filename", "") or "Pillow image"
-    _require_scale(image, name)
+    _require_known_range(image, name)
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         raise SetrError(
@@ -160,28 +160,28 @@ def from_pillow(image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except MemoryError:
         raise
-    except Exception as error:  # of a broken file Pillow raises many kinds
+    except Exception as error:  # Pillow raises many kinds for broken files
         raise SetrError(f"{name}: broken image file ({first_line(error)})") from None
 
 
 def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], bool]:
-    """Header and end of an image file, without decoding.
+    """Check header and end of an image file, without decoding.
 
     Returns:
         (height, width) as displayed, and whether EXIF rotates the stored pixels.
 
     Raises:
-        SetrError: missing, unreadable, not an image, too large, or (PNG and JPEG) cut off.
+        SetrError: missing, unreadable, not an image, too large, or (PNG and JPEG) truncated.
     """
     with opened(source, max_pixels) as image:
-        _require_scale(image, source_name(source))
+        _require_known_range(image, source_name(source))
         width, height = image.size
         turn = orientation(image)
         marker = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(image.format)
         if marker is not None and marker not in _tail(source):
-            image.load()  # cut off, or whole with much data behind it
-    stored = turn >= 5 and image.format != "TIFF"  # of which Pillow gives the size as displayed
-    return ((width, height) if stored else (height, width)), turn != 1
+            image.load()  # truncated, or complete with other data behind it
+    transposed = turn >= 5 and image.format != "TIFF"  # Pillow transposes sizes of TIFF itself
+    return ((width, height) if transposed else (height, width)), turn != 1
 
 
 def _tail(source: Source, count: int = 4096) -> bytes:
@@ -193,11 +193,11 @@ def _tail(source: Source, count: int = 4096) -> bytes:
 
 
 def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes:
-    """The bytes of a PNG file of uint8/uint16 (H, W) or uint8 RGB (H, W, 3).
+    """Encode uint8/uint16 (H, W) or uint8 RGB (H, W, 3) as PNG.
 
     Args:
         array: pixels.
-        palette: (K, 3) uint8 colours, making an 8-bit (H, W) array a palette PNG.
+        palette: (K, 3) uint8 colours, to write an 8-bit (H, W) array as a palette PNG.
     """
     return encode_picture(array, "PNG", palette=palette)
 
@@ -205,16 +205,16 @@ def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None) -> bytes
 def encode_picture(
     array: np.ndarray, form: str, *, palette: np.ndarray | None = None, **options: Any
 ) -> bytes:
-    """As `encode_png`, in another of Pillow's formats.
+    """As `encode_png`, in any format of Pillow.
 
     Args:
         array: pixels.
         form: Pillow's name of the format.
-        palette: as there.
-        options: of that format, for example `quality`.
+        palette: as in `encode_png`.
+        options: options of that format, for example `quality`.
 
     Raises:
-        SetrError: larger than the format can be.
+        SetrError: too large for the format.
     """
     image = Image.fromarray(array)
     if palette is not None:
@@ -223,19 +223,21 @@ def encode_picture(
     try:
         image.save(buffer, format=form, **options)
     except (OSError, ValueError) as error:
-        raise SetrError(f"{form}: cannot hold {image.width}x{image.height} ({error})") from None
+        raise SetrError(
+            f"{form} cannot store {image.width}x{image.height} pixels ({error})"
+        ) from None
     return buffer.getvalue()
 
 
 def source_name(source: Source) -> str:
-    """What errors call a file by."""
+    """The name of a file in error messages."""
     if isinstance(source, bytes):
         return source.name if isinstance(source, Named) else "image data"
     return os.fsdecode(source)
 
 
 class opened:  # noqa: N801  used as a function in `with`
-    """Open with PIL, check the pixel limit, and turn every failure into one line."""
+    """Open with Pillow, check the pixel limit, and turn every failure into a `SetrError`."""
 
     def __init__(self, source: Source, max_pixels: int, name: str | None = None) -> None:
         self.source, self.max_pixels = source, max_pixels
@@ -245,7 +247,7 @@ class opened:  # noqa: N801  used as a function in `with`
     def __enter__(self) -> Any:
         name = self.name
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
-        _let_pillow_open(self.max_pixels)
+        _raise_pillow_limit(self.max_pixels)
         try:
             self.image = Image.open(file)
         except Image.DecompressionBombError:
@@ -269,20 +271,20 @@ class opened:  # noqa: N801  used as a function in `with`
             raise unreadable(self.name, error, self.source) from None
 
 
-def _let_pillow_open(pixels: int) -> None:
-    """Raise Pillow's own limit, at twice of which it refuses files, where ours was raised.
+def _raise_pillow_limit(pixels: int) -> None:
+    """Raise Pillow's own limit, which refuses images of twice its size, to at least `pixels`.
 
-    It belongs to the whole process and other threads are opening files meanwhile, so it only rises.
-    It is never lifted: it is the only guard of pictures inside a file (ICO) that its header hides.
+    It is a global of the process and other threads may open files meanwhile, so it is only raised.
+    It is never removed, since only Pillow checks images inside a file that the header hides (ICO).
     """
     if pixels > MAX_PIXELS:
-        with _PILLOW:
+        with _PILLOW_LIMIT:
             if Image.MAX_IMAGE_PIXELS is not None:
                 Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, pixels)
 
 
 def unreadable(name: str, error: Exception, source: Source) -> SetrError:
-    """Why a file could not be read, in one line."""
+    """An error that says in one line why a file could not be read."""
     if isinstance(error, FileNotFoundError):
         link = not isinstance(source, bytes) and os.path.islink(source)
         return SetrError(f"{name}: " + ("a link that leads nowhere" if link else "no such file"))
@@ -297,8 +299,8 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
     if isinstance(error, Image.UnidentifiedImageError):
         if _starts_as_tiff(source):
             return UnknownPixelsError(
-                f"{name}: a TIFF file of other pixels than 8-bit RGB; a data set names its bands "
-                "in data.yaml, as bands: [1, 2, 3, 4], `setr predict` takes --bands 1,2,3"
+                f"{name}: a TIFF file that is not 8-bit RGB; choose its bands: a data set in "
+                "data.yaml, as bands: [1, 2, 3, 4], `setr predict` with --bands 1,2,3"
             )
         return SetrError(f"{name}: not an image in a known format")
     return SetrError(f"{name}: broken image file ({first_line(error)})")
@@ -311,7 +313,7 @@ def _starts_as_tiff(source: Source) -> bool:
 
 @lru_cache(maxsize=10_000)
 def note_first(name: str) -> None:
-    """Say of a file on stderr (logger `setr`), once however often it is read, what is left out."""
+    """Warn once per file (logger `setr`) that only its first frame or page is used."""
     text = f"{name}: has several frames or pages; the first is used"
     logging.getLogger("setr").warning("setr: %s", " ".join(printable(text).split()))
 
@@ -320,18 +322,18 @@ def _size(path: str | os.PathLike) -> int:
     return os.path.getsize(path) if os.path.exists(path) else -1
 
 
-def _require_scale(image: Any, name: str) -> None:
-    """Refuse pixels whose black and white nobody knows; formats of 16 bits open as "I", too."""
+def _require_known_range(image: Any, name: str) -> None:
+    """Raise an error for 32-bit pixels; Pillow also opens 16-bit PNG and PPM files as "I"."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "float" if image.mode == "F" else "integer"
         raise SetrError(
-            f"{name}: 32-bit {kind} pixels, whose range is not known; save them as 8 or 16 bits "
+            f"{name}: 32-bit {kind} pixels, whose range is unknown; save them as 8 or 16 bits "
             "(`setr predict --value-range` maps those of TIFF files)"
         )
 
 
 def _to_rgb(image: Any) -> Any:
-    if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip to white
+    if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip
         values = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "RGBA":

@@ -1,16 +1,16 @@
 """Whole-image, sliding-window and multi-scale prediction: tensors in, scores out, no file I/O.
 
-Order of merging, stated once. Per scale and flip ("view"): the image is resized; each window's
-logits are brought to the view's resolution, summed, and divided by how many windows cover a pixel
-(blended windows are weighted by a pyramid that is lowest at their border); the result is resized to
-the original image; softmax. Probabilities are then averaged over the views (mmsegmentation,
-Segmenter and DINOv3 agree on this order). A single view's result stays logits; several give the
-logarithm of their mean, so that softmax yields probabilities either way.
+Order of merging. For each scale and flip (a "view"): the image is resized; each window's logits are
+resized to the view's resolution, summed, and divided by the number of windows that cover each pixel
+(with blending, windows are weighted by a pyramid that is lowest at their border); the result is
+resized to the original image; softmax. Probabilities are then averaged over the views
+(mmsegmentation, Segmenter and DINOv3 use the same order). A single view returns logits; several
+return the logarithm of the mean probabilities, so that softmax gives probabilities in both cases.
 
-How it is computed: windows run in batches, and their logits are kept at the decoder's own scale.
-The resizes happen for a block of rows at a time, when that block is asked for, and windows above it
-are dropped; so scores of the whole image (28 GB for 8000x6000 pixels and 150 classes) need not
-exist. Bilinear resizing is separable, so a block has the same values as the whole.
+Windows run in batches, and their logits are kept at the decoder's resolution. They are resized for
+one block of rows at a time, and windows above it are freed, so the scores of the whole image (28 GB
+for 8000x6000 pixels and 150 classes) need not be in memory. Bilinear resizing is separable, so
+blocks have the same values as the whole.
 
 Shapes: B batch, H x W original image, K classes, "view" the resized image.
 """
@@ -39,12 +39,11 @@ __all__ = [
 ]
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Scores held at once, in bytes of float32, besides the windows' own; on CPUs a block stays in the
-cache, which makes the best class three times as fast to find."""
-
+"""Size of a block of scores in float32 bytes; on CPUs it fits the cache, which makes argmax three
+times as fast."""
 
 GPU_PIXELS = 1 << 22
-"""Of the windows of one forward pass on a GPU, where that is more than eight."""
+"""Pixels in one forward pass on a GPU, which has at least eight windows."""
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -52,7 +51,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     x = images.permute(0, 3, 1, 2).float()
-    # not `new_tensor`, which waits until a GPU has done all it was given before
+    # unlike `new_tensor`, this does not synchronise with the GPU
     factor, offset = (
         torch.tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None]
         for values in (scale, shift)
@@ -61,9 +60,9 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 class NormalizedImages:
-    """Images uint8 (B, H, W, C) as `Pixels`: normalised where a window reads them.
+    """Images uint8 (B, H, W, C) as `Pixels`, normalised on indexing.
 
-    A large image then never exists in float32 as a whole.
+    So a large image is never in memory as float32.
     """
 
     def __init__(self, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -71,8 +70,8 @@ class NormalizedImages:
         B, H, W, channels = images.shape
         self.shape, self.device = (B, channels, H, W), images.device
 
-    def __getitem__(self, place: tuple[Any, slice, slice]) -> Tensor:
-        _, rows, columns = place
+    def __getitem__(self, index: tuple[Any, slice, slice]) -> Tensor:
+        _, rows, columns = index
         return normalize(self.images[:, rows, columns], self.mean, self.std)
 
 
@@ -84,15 +83,15 @@ def predict_scores(
     size: tuple[int, int] | None = None,
     batch_windows: int | None = None,
 ) -> Tensor:
-    """Scores of images under a protocol.
+    """Compute class scores of images under a protocol.
 
     Args:
         model: see `Model`.
         images: normalised images (B, C, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
-        batch_windows: windows per forward pass; by default 2 on a CPU, which one window keeps busy
-            and whose memory then stays low, and on a GPU 8, or more small ones.
+        batch_windows: windows per forward pass; by default 2 on a CPU, which saves memory, and on a
+            GPU at least 8, and up to `GPU_PIXELS`.
 
     Returns:
         (B, K, H, W) float32, whose softmax over K is the class probabilities.
@@ -114,19 +113,19 @@ def predict_mask(
     batch_windows: int | None = None,
     with_confidence: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Best class of every pixel, in memory that does not grow with K x H x W.
+    """Predict the class of every pixel, without K x H x W scores in memory.
 
     Args:
         model: see `Model`.
         images: normalised images (B, C, H, W), or a source that reads them piece by piece.
         protocol: scales, flip and window.
         size: (H, W) of the result; the images' own by default.
-        batch_windows: windows per forward pass; by default 2 on a CPU, which one window keeps busy
-            and whose memory then stays low, and on a GPU 8, or more small ones.
+        batch_windows: windows per forward pass; by default 2 on a CPU, which saves memory, and on a
+            GPU at least 8, and up to `GPU_PIXELS`.
         with_confidence: also compute the probabilities.
 
     Returns:
-        Ids uint8 (B, H, W), and their probabilities float32 (B, H, W), 0 to 1, or None.
+        Class ids uint8 (B, H, W), and their probabilities float32 (B, H, W), 0 to 1, or None.
 
     Raises:
         SetrError: the model's scores are not numbers (NaN).
@@ -141,10 +140,10 @@ def predict_mask(
             with_confidence=with_confidence,
         )
     )
-    ids = torch.cat([index for index, _ in blocks], dim=1)
+    ids = torch.cat([block for block, _ in blocks], dim=1)
     if not with_confidence:
         return ids, None
-    return ids, torch.cat([sure for _, sure in blocks if sure is not None], dim=1)
+    return ids, torch.cat([block for _, block in blocks if block is not None], dim=1)
 
 
 def mask_blocks(
@@ -157,15 +156,15 @@ def mask_blocks(
     batch_windows: int | None = None,
     with_confidence: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """What `predict_mask` returns, as blocks of rows from top to bottom.
+    """As `predict_mask`, but yields blocks of rows from top to bottom.
 
     Args:
         model: see `Model`.
         images: normalised images (B, C, H, W), or a source that reads them piece by piece.
-        protocol: scales, flip and window; one scale of 1 without flip where `columns` are given.
+        protocol: scales, flip and window; with `columns` only a scale of 1 without flip.
         size: (H, W) of the result; the images' own by default.
-        columns: first column and the one after the last, to compute a vertical strip of the result
-            with the windows of the whole; all by default.
+        columns: (start, stop) of a vertical strip to compute; the whole width by default. Windows
+            are those of the whole image.
         batch_windows: as in `predict_mask`.
         with_confidence: also compute the probabilities.
 
@@ -176,7 +175,7 @@ def mask_blocks(
     H, W = size or (images.shape[-2], images.shape[-1])
     if columns is not None:
         W = columns[1] - columns[0]
-    if not with_confidence and (mask := _mask_of_one(views, (H, W))) is not None:
+    if not with_confidence and (mask := _single_window_mask(views, (H, W))) is not None:
         yield mask, None
         return
     for block in _score_blocks(views, (H, W)):
@@ -193,7 +192,7 @@ def _views(
     batch_windows: int | None,
     columns: tuple[int, int] | None = None,
 ) -> list[View]:
-    """The images at every scale, as they are and mirrored."""
+    """The views: every scale, without and with flip."""
     flips = (False, True)[: 1 + protocol.flip]
     batch_windows = batch_windows or _batch_windows(images, protocol)
     return [
@@ -210,8 +209,8 @@ def _batch_windows(images: Tensor | Pixels, protocol: Protocol) -> int:
     return max(8, GPU_PIXELS // (height * width))
 
 
-def _mask_of_one(views: list[View], size: tuple[int, int]) -> Tensor | None:
-    """Ids (B, H, W) where one window of one view is the whole result, on a CPU; else None."""
+def _single_window_mask(views: list[View], size: tuple[int, int]) -> Tensor | None:
+    """Ids (B, H, W) if a single window on a CPU covers the whole result, else None."""
     view = views[0]
     if len(views) > 1 or view.size != size or view.device.type != "cpu":
         return None
@@ -222,13 +221,13 @@ def _mask_of_one(views: list[View], size: tuple[int, int]) -> Tensor | None:
 def _score_blocks(views: list[View], size: tuple[int, int]) -> Iterator[Tensor]:
     """Consecutive blocks of rows (B, K, rows, W) float32, top to bottom.
 
-    They hold logits for a single view, else mean probabilities.
+    They are logits for a single view, else mean probabilities.
     """
-    (H, W), device, top = size, views[0].device.type, 0
-    while top < H:
-        K = views[0].num_classes
-        limit = BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"])
-        rows = max(8, limit // (4 * views[0].num_images * K * max(W, views[0].size[1])))
+    (H, W), first = size, views[0]
+    device = first.device.type
+    row_bytes = 4 * first.num_images * first.num_classes * max(W, first.size[1])
+    rows = max(8, BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"]) // row_bytes)
+    for top in range(0, H, rows):
         bottom = min(H, top + rows)
         blocks = (resize_rows(view.rows, view.size, (H, W), top, bottom) for view in views)
         if len(views) == 1:
@@ -240,11 +239,10 @@ def _score_blocks(views: list[View], size: tuple[int, int]) -> Iterator[Tensor]:
             yield total.div_(len(views))
         if device == "cpu":
             HEAP.give_back()
-        top = bottom
 
 
 def _scaled(images: Tensor | Pixels, protocol: Protocol) -> Iterator[Tensor | Pixels]:
-    """The images at each of the protocol's scales."""
+    """The images at every scale of the protocol."""
     size = (images.shape[-2], images.shape[-1])
     for scale in protocol.scales:
         wanted = protocol.view_size(*size, scale)

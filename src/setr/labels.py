@@ -1,9 +1,9 @@
-"""Class names, colours and the explicit map from ids in files to training ids.
+"""Class names, colours, and the explicit map from ids in files to training ids.
 
-There is no implicit shift anywhere: a `Labels` object says for every raw id which class it is, or
-that it is ignored; an id it does not list is an error. Training ids are 0 .. K-1, `IGNORE` = 255.
-Masks of RGB colours have a colour map instead, matched exactly.
-Known data sets are JSON files in the package; each names its source.
+Ids are never shifted implicitly: a `Labels` object maps every raw id to a class or `IGNORE`, and
+unlisted ids are an error. Training ids are 0 .. K-1, `IGNORE` is 255. Masks with RGB colours have a
+colour map instead, matched exactly. Known data sets are JSON files in the package, which name their
+sources.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from setr.errors import USAGE, SetrError
 
 IGNORE = 255
-"""The training id of pixels that neither the loss nor the metric counts."""
+"""Training id of pixels that are ignored by losses and metrics."""
 
 Colour = tuple[int, int, int]
 
@@ -35,11 +35,11 @@ class Labels:
 
     Args:
         classes: K names in training-id order, at most 255, unique.
-        colours: K RGB colours, 0 .. 255; drawn colours if empty.
-        label_map: raw id in the mask files -> training id, or `IGNORE`. Raw ids are 0 .. 65535.
-            Empty means identity, with raw 255 ignored.
-        colour_map: RGB colour in the mask files -> training id, or `IGNORE`; given, the masks hold
-            colours and are matched exactly. None means masks hold ids.
+        colours: K RGB colours, 0 .. 255; generated if empty.
+        label_map: raw id in the mask files, 0 .. 65535, -> training id or `IGNORE`. Empty means
+            identity, with raw 255 ignored.
+        colour_map: RGB colour in the mask files -> training id or `IGNORE`, for masks that contain
+            colours. None means masks contain ids.
     """
 
     classes: tuple[str, ...]
@@ -48,12 +48,19 @@ class Labels:
     colour_map: Mapping[Colour, int] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, str):
+            raise SetrError(
+                f"classes {self.classes!r}: give the names one by one, as ('road', 'car')"
+            )
+        # tuples also from lists and arrays, so that equal labels compare equal
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "colours", tuple(tuple(map(int, c)) for c in self.colours))
         K = len(self.classes)
         if not 1 <= K <= 255:
             raise SetrError(f"{K} classes: a data set needs 1 to 255 classes")
-        double = sorted({c for c in self.classes if self.classes.count(c) > 1})
-        if double:
-            raise SetrError(f"class '{double[0]}' is listed twice; class names must be unique")
+        duplicates = sorted({c for c in self.classes if self.classes.count(c) > 1})
+        if duplicates:
+            raise SetrError(f"class '{duplicates[0]}' is listed twice; class names must be unique")
         if not self.colours:
             object.__setattr__(self, "colours", draw_colours(K))
         if len(self.colours) != K:
@@ -76,7 +83,7 @@ class Labels:
 
     @property
     def is_numbered(self) -> bool:
-        """Whether the ids in masks are the numbers of the classes, and 255."""
+        """Whether ids in masks are the training ids, and 255 to ignore."""
         return self.label_map == {**{i: i for i in range(len(self.classes))}, IGNORE: IGNORE}
 
     @cached_property
@@ -88,7 +95,7 @@ class Labels:
 
     @cached_property
     def _lookup8(self) -> tuple[np.ndarray, np.ndarray]:
-        """For 8-bit masks: the training id of a raw id, and whether it is listed."""
+        """For 8-bit masks: the training id of each raw id, and whether it is listed."""
         table = self._lookup[:256]
         return table.astype(np.uint8), table >= 0
 
@@ -103,7 +110,7 @@ class Labels:
         """Raw ids (H, W) or, with a colour map, RGB colours (H, W, 3) -> training ids (H, W) uint8.
 
         Raises:
-            SetrError: ids or colours that are not listed, with value, pixel count and first place.
+            SetrError: unlisted ids or colours, with value, pixel count and first position.
         """
         if raw.ndim == 2 and raw.dtype == np.uint8:
             known, listed = self._lookup8
@@ -116,7 +123,7 @@ class Labels:
         return ids.astype(np.uint8)
 
     def look_up(self, raw: np.ndarray) -> np.ndarray:
-        """The same as int16, with -1 for ids or colours that are not listed."""
+        """Like `to_train_ids`, but int16 with -1 for unlisted ids or colours."""
         if raw.ndim == 3:
             return np.asarray(self._colour_lookup[_packed(raw)])
         return np.asarray(self._lookup[raw])
@@ -144,7 +151,7 @@ class Labels:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: classes, colours and maps, with 'ignore' spelled out."""
+        """Classes, colours and maps as a JSON-serialisable dictionary, with 'ignore' as text."""
         values: dict[str, Any] = {
             "classes": list(self.classes),
             "colours": [list(c) for c in self.colours],
@@ -156,12 +163,12 @@ class Labels:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Labels:
-        """The reverse of `to_dict`; maps may also name classes.
+        """The inverse of `to_dict`; maps may also use class names.
 
-        `colour_map: classes` takes the classes' own colours.
+        `colour_map: classes` uses the colours of the classes.
 
         Raises:
-            SetrError: a class name the list does not have, or values of the wrong kind.
+            SetrError: an unknown class name, or values of the wrong type.
         """
         classes = tuple(str(c) for c in values["classes"])
         listed = values.get("colours") or ()
@@ -187,10 +194,10 @@ class Labels:
 
 
 def as_label_map(value: Any) -> Mapping[Any, Any]:
-    """What a file gives for `label_map`, as a table; nothing is an empty one.
+    """The `label_map` of a file as a mapping; empty for None.
 
     Raises:
-        SetrError: something else.
+        SetrError: not a mapping.
     """
     if value is None:
         return {}
@@ -201,8 +208,8 @@ def as_label_map(value: Any) -> Mapping[Any, Any]:
 
 def _packed(colours: np.ndarray) -> np.ndarray:
     """RGB colours (H, W, 3) as 0xrrggbb (H, W)."""
-    wide = colours.astype(np.int32)
-    return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
+    rgb = colours.astype(np.int32)
+    return np.asarray(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
 
 
 def _valid(train: int, num_classes: int) -> bool:
@@ -232,7 +239,7 @@ def _colour(value: Any) -> Colour:
 
 
 def _raw_id(value: Any) -> int:
-    """A whole number, or one in quotes, as JSON has them for keys."""
+    """An integer, also as text, because JSON keys are text."""
     if type(value) is int or (isinstance(value, str) and value.strip().isdecimal()):
         return int(value)
     raise SetrError(f"label_map key {value!r}: raw ids are whole numbers from 0 to 65535")
@@ -245,7 +252,7 @@ def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
         if value not in classes:
             near = difflib.get_close_matches(value, classes, 1)
             hint = f"; did you mean '{near[0]}'?" if near else "; use a class name or 'ignore'"
-            if re.fullmatch(r"class_\d+", value):  # of a draft
+            if re.fullmatch(r"class_\d+", value):  # a placeholder from `setr init-data`
                 hint = "; if you have given it a name there, write that name here, too"
             raise SetrError(f"{key} value {value!r} is not among the classes{hint}")
         return list(classes).index(value)
@@ -255,7 +262,7 @@ def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
 
 
 def draw_colours(count: int) -> tuple[Colour, ...]:
-    """Distinct colours: hues by the golden ratio, lightness alternating."""
+    """Distinct colours: hues spaced by the golden ratio, alternating lightness."""
     colours = []
     for i in range(count):
         r, g, b = colorsys.hls_to_rgb((i * 0.618034) % 1.0, (0.45, 0.65, 0.3)[i % 3], 0.65)
@@ -264,7 +271,7 @@ def draw_colours(count: int) -> tuple[Colour, ...]:
 
 
 def known_datasets() -> list[str]:
-    """Names of the data sets whose classes ship with the package."""
+    """Names of the data sets whose classes are part of the package."""
     folder = resources.files("setr") / "data"
     return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".json"))
 
@@ -273,7 +280,7 @@ def known_labels(name: str) -> Labels:
     """The classes of a known data set, with the ids of its released masks.
 
     Args:
-        name: one of `known_datasets()`; `NAME:ENCODING` where its masks exist with other ids, as
+        name: one of `known_datasets()`; `NAME:ENCODING` for masks with other ids, such as
             `cityscapes:train_ids` or `pascal_context:mat`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Low-rank adaptation (Hu et al. 2021) of the attention layers, for fine-tuning on small GPUs.
+"""Low-rank adaptation (LoRA, Hu et al. 2021) of attention layers, for fine-tuning on small GPUs.
 
-The weight W of every `qkv` and `proj` of the encoder becomes W + s·B·A with a frozen W and trained
-A (rank x in) and B (out x rank); B starts at zero, so the function starts unchanged. Saved models
-hold the sum and need nothing of this module.
+The weight W of every attention projection of the encoder becomes W + s·B·A with W frozen and A
+(rank x in) and B (out x rank) trained. B starts at zero, so outputs do not change at first. Saved
+models contain the sum and do not need this module.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class _LowRank(nn.Module):
 
 
 def add_lora(model: SETR, rank: int) -> None:
-    """Freeze the encoder and give its attention layers a trainable low-rank part.
+    """Freeze the encoder and add trainable low-rank matrices to its attention layers.
 
     Args:
         model: its encoder must be a transformer.
-        rank: of the added part, 1 to the encoder's width.
+        rank: of the matrices, 1 to the encoder's width.
 
     Raises:
-        SetrError: an encoder without such layers, or a rank out of range.
+        SetrError: an encoder without attention layers or with LoRA already, or a rank out of range.
     """
     encoder = model.encoder
     if not isinstance(encoder, Encoder):
@@ -62,8 +62,12 @@ def add_lora(model: SETR, rank: int) -> None:
     if not layers:
         raise SetrError(
             f"lora_rank {rank}: {model.arguments['encoder']} has none of the layers "
-            f"{', '.join(ATTENTION_LAYERS)}; choose another encoder, or freeze a part of this one",
+            f"{', '.join(ATTENTION_LAYERS)}; use another encoder, or model.freeze",
             code=USAGE,
+        )
+    if any(parametrize.is_parametrized(layer) for layer in layers):
+        raise SetrError(
+            f"lora_rank {rank}: the model already has LoRA; create a new model", code=USAGE
         )
     encoder.requires_grad_(False)
     for layer in layers:
@@ -71,9 +75,9 @@ def add_lora(model: SETR, rank: int) -> None:
 
 
 def merged_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state with every low-rank part added to its weight, under plain names.
+    """A state dict with the low-rank matrices merged into the weights, under their usual names.
 
-    A state without low-rank parts comes back as it is.
+    A state dict without LoRA is returned unchanged.
     """
     merged = {}
     for name, value in state.items():

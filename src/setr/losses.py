@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from setr.arguments.choices import LossKind
+from setr.decoders import MAX_FINAL_SCALE
 from setr.distributed import say
-from setr.errors import first_line
+from setr.errors import USAGE, SetrError, first_line
 from setr.kernels.region_losses import (
     hard_target,
     pixel_cross_entropy,
@@ -144,7 +146,8 @@ def segmentation_loss(
     Args:
         output: logits of the heads before resizing, from `model(images, with_aux=True)`; or logits
             (B, K, h, w) of any model, which are resized to the target.
-        target: (B, H, W) training ids 0 .. K - 1 in any integer type; 255 is ignored.
+        target: (B, H, W) training ids 0 .. K - 1 in any integer type; 255 is ignored. With an
+            `Output`, H and W are the images'.
         normalizer: divisor of the sums: `count_weight` over the whole step for a mean over valid
             pixels (accumulation and several processes then equal one large batch), or the number of
             all pixels as in the authors' code. `count_weight` of the target by default.
@@ -155,10 +158,16 @@ def segmentation_loss(
             classes, scaled by this batch's share of the step.
 
     Returns:
-        `loss` (for the backward pass), and detached `main` and `aux_1`, `aux_2`, …
+        `loss` (for one backward pass), and detached `main` and `aux_1`, `aux_2`, …
+
+    Raises:
+        SetrError: unknown kind, or a target or weight of another shape.
     """
+    if kind not in get_args(LossKind):
+        raise SetrError(f"kind {kind!r}: give {', '.join(get_args(LossKind))}", code=USAGE)
     if isinstance(output, Tensor):
-        output = Output(output, [], (target.shape[1], target.shape[2]))
+        output = Output(output, [], (target.shape[-2], target.shape[-1]))
+    _require_shapes(output, target, weight)
     if normalizer is None:
         normalizer = count_weight(target, weight)
     divisor = normalizer.clamp(min=1e-12)
@@ -174,6 +183,24 @@ def segmentation_loss(
     for mean in means[1:]:
         loss = loss + aux_weight * mean
     return {"loss": loss, **parts}
+
+
+def _require_shapes(output: Output, target: Tensor, weight: Tensor | None) -> None:
+    """Refuse what would be counted against other pixels, images or classes."""
+    B, K = output.logits.shape[:2]
+    # the size covered exceeds the image's by less than a patch
+    beyond = [wide - n for wide, n in zip(output.size, target.shape[-2:], strict=False)]
+    if target.ndim != 3 or len(target) != B or not all(0 <= b < MAX_FINAL_SCALE for b in beyond):
+        H, W = output.size
+        raise SetrError(
+            f"target {tuple(target.shape)}: give ids (B, H, W) of the {B} images, at their size "
+            f"({H}x{W} in whole patches)",
+            code=USAGE,
+        )
+    if weight is not None and weight.shape != (K,):
+        raise SetrError(
+            f"weight {tuple(weight.shape)}: give one for each of {K} classes", code=USAGE
+        )
 
 
 def _main_loss(

@@ -1,10 +1,10 @@
-"""A streaming confusion matrix and the figures read off it.
+"""A streaming confusion matrix and the metrics computed from it.
 
-One matrix over the whole set, truth in rows; memory does not depend on the number of images.
-IoU = TP / (TP + FP + FN). Classes that occur in neither truth nor prediction have no IoU (None) and
-are left out of the means, as mmsegmentation and Cityscapes do; `absent="zero"` counts them as 0 as
-the ADE20K server's script does. A predicted id outside the classes is wrong for the truth class and
-counts for no other.
+One matrix is accumulated over the whole set, truth in rows; memory does not depend on the number of
+images. IoU = TP / (TP + FP + FN). Classes that occur in neither truth nor prediction have no IoU
+(None) and are left out of the means, as in mmsegmentation and Cityscapes; `absent="zero"` counts
+them as 0, as in the ADE20K server's script. A predicted id outside the classes is a false negative
+of the truth class and a false positive of none.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from setr.labels import IGNORE
 
 
 class ConfusionMatrix:
-    """Counts of (truth, prediction) pairs over counted pixels.
+    """Counts of (truth, prediction) pairs over labelled pixels.
 
     Args:
         num_classes: K, 1 to 255.
-        device: where the counts live.
+        device: of the counts.
 
     Raises:
         SetrError: another number of classes.
@@ -35,7 +35,7 @@ class ConfusionMatrix:
         if not 1 <= num_classes <= IGNORE:
             raise SetrError(f"num_classes {num_classes}: ids are 8-bit; give 1 to {IGNORE}")
         self.num_classes = num_classes
-        # K+1 rows and columns: the extra row takes ignored truth, the extra column foreign ids
+        # K+1 rows and columns: the last row is ignored truth, the last column ids outside 0..K-1
         side = num_classes + 1
         self.counts = torch.zeros(side * side, dtype=torch.int64, device=device)
 
@@ -47,7 +47,7 @@ class ConfusionMatrix:
             truth: training ids of the same shape; `IGNORE` is not counted.
 
         Returns:
-            What was added, (K+1, K+1) as `confusion` gives it.
+            The counts that were added, (K+1, K+1), see `confusion`.
 
         Raises:
             SetrError: shapes differ.
@@ -63,26 +63,25 @@ class ConfusionMatrix:
 
     @property
     def matrix(self) -> np.ndarray:
-        """(K, K+1) int64 counts, truth in rows; the last column holds foreign ids."""
+        """(K, K+1) int64 counts, truth in rows; the last column is for ids outside the classes."""
         side = self.num_classes + 1
         return self.counts.cpu().numpy().reshape(side, side)[: self.num_classes]
 
     def summary(self, classes: tuple[str, ...], *, absent: Absent = "skip") -> dict[str, Any]:
-        """The figures, as fractions; None where undefined.
+        """The metrics, as fractions; None where undefined.
 
         Returns:
             `miou`, `mean_dice`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`; by
             class name `iou`, `dice` (2 TP / (truth + predicted), the F1 score), `accuracy` (TP /
-            truth, the recall) and `precision` (TP / predicted); and `absent`, the rule the means
-            use.
+            truth, the recall) and `precision` (TP / predicted); and `absent`, as given.
         """
         return summarize(self.matrix, classes, absent=absent)
 
 
 def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Ids of equal shape -> (K+1, K+1) int64 counts, truth in rows.
+    """Confusion matrix (K+1, K+1) int64 of ids of equal shape, truth in rows.
 
-    The last row takes ignored truth, the last column predicted ids outside the classes.
+    The last row is for ignored truth, the last column for predicted ids outside the classes.
     """
     K = num_classes
     if prediction.dtype != torch.uint8:
@@ -96,7 +95,7 @@ def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
 def summarize(
     matrix: np.ndarray, classes: tuple[str, ...], *, absent: Absent = "skip"
 ) -> dict[str, Any]:
-    """Figures of a (K, K+1) matrix of counts; see `ConfusionMatrix.summary`."""
+    """Metrics of a confusion matrix (K, K+1); see `ConfusionMatrix.summary`."""
     K = len(classes)
     hits = np.diagonal(matrix[:, :K]).astype(np.float64)
     truth = matrix.sum(axis=1).astype(np.float64)
@@ -128,7 +127,7 @@ def by_class(classes: tuple[str, ...], values: np.ndarray) -> dict[str, float | 
 
 
 def mean_of(values: np.ndarray) -> float | None:
-    """Mean over what is not NaN; None if nothing is left."""
+    """Mean of the values that are not NaN; None without any."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else None
 

@@ -1,14 +1,15 @@
 """SETR = encoder + neck + decoder + auxiliary heads.
 
-The plain call returns logits at the image's size. `with_aux=True` returns un-resized logits of
-every head through the same forward, so that the loss can fuse the resize and data-parallel wrappers
-see every parameter used.
+A call returns logits at the image's size. With `with_aux=True` the same forward returns the logits
+of all heads before the resize, so that the loss can fuse the resize, and data-parallel wrappers see
+all parameters used.
 
-Shapes: B batch, C channels of the images (3 unless made for others), H x W image, K classes.
+Shapes: B batch, C image channels (3 by default), H x W image, K classes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
@@ -38,14 +39,14 @@ from setr.weight_files.pretrained import default_tag, load_encoder
 
 
 class Output(NamedTuple):
-    """Un-resized predictions of every head.
+    """Logits of all heads, before the resize to the image's size.
 
     Attributes:
-        logits: (B, K, h, w) of the main decoder, at its own scale.
-        aux: the same of each auxiliary head, in the order of `aux_taps`.
-        size: (H', W') to resize to: the image padded at the bottom and right to whole patches.
-        aux_scale: bilinear upsampling of the auxiliary logits before that resize, left to the loss;
-            by 4 and then by 4 differs from by 16.
+        logits: (B, K, h, w) from the decoder, at its own resolution.
+        aux: logits of each auxiliary head, in the order of `aux_taps`.
+        size: (H', W') to resize to: the image's size rounded up to multiples of the patch size.
+        aux_scale: factor by which the loss upsamples the auxiliary logits bilinearly before that
+            resize; upsampling by 4 twice differs from once by 16.
     """
 
     logits: Tensor
@@ -55,10 +56,10 @@ class Output(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What an encoder makes of images, given to a model in place of them.
+    """Precomputed feature maps of an encoder, which a model takes instead of images.
 
     Attributes:
-        maps: one (B, C, h, w) per tapped block.
+        maps: one (B, C, h, w) map per tapped block.
         size: (H, W) of the images in pixels.
     """
 
@@ -70,30 +71,33 @@ class SETR(nn.Module):
     """A segmentation transformer (paper sections 3.2 and 3.3), or one of the paper's baselines.
 
     Args:
-        encoder: timm id of a ViT, or of a ResNet for the decoders `fcn` and `semantic_fpn`.
-        decoder: `naive`, `pup`, `mla`; `segmenter`; `linear` for a probe; `fcn`, `semantic_fpn` for
-            the baselines.
-        num_classes: K, 1 to 255.
-        taps: encoder blocks (from 1) that the heads read; the decoder reads the last one, MLA, the
-            probe and Semantic FPN all.
-        aux_taps: the taps that carry an auxiliary head, in the order of `Output.aux`.
-        img_size: image side or (height, width) the position grid is made for; None keeps the
-            encoder's own.
-        resnet: timm id of a ResNet in place of the patch embedding (the Hybrid model).
-        encoder_args: further keywords of `timm.create_model`.
-        decoder_args: keywords of the decoder class.
-        neck_args: keywords of `MLANeck` or `FPNNeck`.
-        aux_args: keywords of the auxiliary heads: `UpsampleHead` for Naive and PUP, `PointwiseHead`
-            on the neck's maps for MLA, `FCN` for the baselines.
-        pos_interp: how position embeddings are resampled, `bicubic` (as timm) or `bilinear` (2021).
-        prefix_tokens: `keep` class and register tokens through the blocks, or `drop` them before.
-        patch_stride: pixels from one token to the next; None, the patch size, as in the paper.
-        odd_sizes: what happens to images whose sides are no multiples of the patch: `crop` pads
-            them and cuts the logits back; `squeeze` resizes the padded logits to the image, which
-            shifts them by up to a patch: mmsegmentation's behaviour, for comparisons only.
+        encoder: timm name of a ViT, or of a ResNet for the decoders `fcn` and `semantic_fpn`.
+        decoder: `naive`, `pup`, `mla`, `segmenter`, `linear` (a linear probe), or `fcn` and
+            `semantic_fpn` (the paper's baselines).
+        num_classes: number of classes K, 1 to 255.
+        taps: encoder blocks that the heads read, counted from 1. MLA, the linear probe and Semantic
+            FPN read all of them, the other decoders the last.
+        aux_taps: the taps with an auxiliary head, in the order of `Output.aux`.
+        img_size: image side or (height, width) in pixels for which position embeddings are created;
+            None keeps the encoder's default.
+        resnet: timm name of a ResNet that replaces the patch embedding (the Hybrid model).
+        encoder_args: further keyword arguments of `Encoder` or `ResNetEncoder`, and so of
+            `timm.create_model`.
+        decoder_args: keyword arguments of the decoder class.
+        neck_args: keyword arguments of `MLANeck` or `FPNNeck`.
+        aux_args: keyword arguments of the auxiliary heads: `UpsampleHead` for Naive and PUP,
+            `PointwiseHead` on the neck's maps for MLA, `FCN` for the baselines.
+        pos_interp: how position embeddings are resampled: `bicubic` (as in timm) or `bilinear` (as
+            in the 2021 SETR code).
+        prefix_tokens: `keep` class and register tokens through the blocks, or `drop` them before
+            the first block.
+        patch_stride: pixels between neighbouring tokens; None for the patch size, as in the paper.
+        odd_sizes: treatment of images whose sides are not multiples of the patch size: `crop` pads
+            them and crops the logits; `squeeze` resizes the padded logits to the image, which
+            shifts them by up to a patch (mmsegmentation's behaviour, for comparisons only).
 
     Raises:
-        SetrError: parts that are unknown or do not fit together.
+        SetrError: unknown parts, or parts that do not fit together.
     """
 
     def __init__(
@@ -125,7 +129,7 @@ class SETR(nn.Module):
             )
         if decoder not in _DECODERS:
             raise SetrError(
-                f"decoder '{decoder}' is unknown; there are {', '.join(_DECODERS)}", code=USAGE
+                f"decoder '{decoder}' is unknown; choose from {', '.join(_DECODERS)}", code=USAGE
             )
         for name, value, known in (
             ("pos_interp", pos_interp, get_args(PosInterp)),
@@ -185,8 +189,8 @@ class SETR(nn.Module):
     def forward(self, images: Tensor | Features, with_aux: bool = False) -> Tensor | Output:
         """Normalised images (B, C, H, W), any size -> logits (B, K, H, W), or `Output`.
 
-        The return type depends on `with_aux` alone, never on train or eval mode. `Features` of a
-        frozen encoder go straight to the heads.
+        The return type depends only on `with_aux`, not on train or eval mode. `Features` given
+        instead of images go straight to the heads.
         """
         if not isinstance(images, Features):
             images = Features(self.encoder(images), (images.shape[-2], images.shape[-1]))
@@ -202,19 +206,19 @@ class SETR(nn.Module):
         return resize(logits, self.covered_size(H, W))[..., :H, :W]
 
     def coarse(self, images: Tensor) -> Output:
-        """Images as in `forward` -> un-resized logits without auxiliary ones, for inference."""
+        """Images as in `forward` -> logits of the decoder before the resize, for inference."""
         logits = self.decoder(self.neck(self.encoder(images)))
         return Output(logits, [], self.covered_size(*images.shape[-2:]))
 
     def covered_size(self, H: int, W: int) -> tuple[int, int]:
-        """The size in pixels that logits of an H x W image cover: rounded up to whole patches."""
+        """Size in pixels that the logits of an H x W image cover: rounded up to whole patches."""
         p = self.encoder.patch_size
         return (H, W) if self.odd_sizes == "squeeze" else (-(-H // p) * p, -(-W // p) * p)
 
     def layer_depth(self, parameter_name: str) -> int:
         """Distance of a parameter from the heads: 0 in the heads, 1 in the last block, and so on.
 
-        The stem (patch and position embedding) is one farther than the first block.
+        The stem (patch and position embedding) is one further than the first block.
         """
         if not parameter_name.startswith("encoder."):
             return 0
@@ -246,7 +250,7 @@ _AUX_HEADS: dict[str, Any] = {
 
 
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """The one resize from a decoder's scale to the image: bilinear, align_corners=False."""
+    """Resize logits from a decoder's resolution to `size`: bilinear, align_corners=False."""
     if logits.shape[-2:] == size:
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
@@ -258,8 +262,8 @@ def create_model(
     num_classes: int,
     img_size: int | tuple[int, int] | None = None,
     encoder: str | None = None,
-    pretrained: str | bool | None = None,
-    pretrained_resnet: str | None = None,
+    pretrained: str | os.PathLike | bool | None = None,
+    pretrained_resnet: str | os.PathLike | None = None,
     aux: bool = True,
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
@@ -271,28 +275,31 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: K, 1 to 255.
-        img_size: image side or (height, width) the position grid is made for.
-        encoder: any timm ViT id in place of the name's own (a ResNet for the baselines).
+        num_classes: number of classes K, 1 to 255.
+        img_size: image side or (height, width) in pixels for which position embeddings are created;
+            other sizes work, too.
+        encoder: timm name of a ViT that replaces the default encoder (of a ResNet for the
+            baselines).
         pretrained: encoder weights: None or False for random, a checkpoint file, `owner/name` on
-            the Hub, a tag that timm downloads, for example `augreg_in21k` or `deit`, or True for
-            timm's own choice.
-        pretrained_resnet: the same for the ResNet of a Hybrid, for example `gluon_in1k`.
-        aux: with the auxiliary heads at the paper's layers, which only training needs.
-        channels: width of the heads' convolutions, 256 in the paper, or of Segmenter's decoder, by
-            default the encoder's. Not for the baselines.
-        taps: blocks the heads read, from 1, in place of the paper's. Not for the baselines.
-        align_corners: of MLA's x4 upsampling, as in the authors' code. It shifts maps by up to half
-            a patch towards the borders, differently at each image size: choose False where images
-            are tested whole, at another size than the training crops.
-        in_chans: channels of the images, from 1. Pretrained weights of three are adapted as timm
-            does: summed for one channel, else repeated and scaled by 3 / in_chans.
-        arguments: further keywords of `SETR`; what is in `encoder_args`, `decoder_args`,
-            `neck_args` and `aux_args` joins the name's own.
+            the Hub, a tag of weights that timm downloads, for example `augreg_in21k` or `deit`, or
+            True for timm's default weights.
+        pretrained_resnet: weights for the ResNet of a Hybrid model, for example `gluon_in1k`.
+        aux: add the auxiliary heads, which only training uses.
+        channels: number of channels of the heads' convolutions, 256 in the paper; for Segmenter,
+            the decoder's embedding width, by default the encoder's. Not for the baselines.
+        taps: blocks that the heads read, counted from 1; by default the paper's. Not for the
+            baselines.
+        align_corners: option of MLA's x4 upsampling; True as in the authors' code. True shifts maps
+            by up to half a patch towards the borders, by an amount that depends on the image size:
+            choose False to test on whole images of another size than the training crops.
+        in_chans: number of image channels. Pretrained RGB weights are adapted as in timm: summed
+            for one channel, else repeated and scaled by 3 / in_chans.
+        arguments: further keyword arguments of `SETR`; `encoder_args`, `decoder_args`, `neck_args`
+            and `aux_args` are merged into the model's own.
 
     Raises:
-        SetrError: unknown name (the nearest are listed), encoder or weights; a decoder that is not
-            the name's own.
+        SetrError: unknown name (similar names are listed), encoder or weights; a decoder other than
+            the model's; ResNet weights for a model without a ResNet stem.
     """
     if in_chans < 1:
         raise SetrError(f"in_chans {in_chans}: give at least one channel", code=USAGE)
@@ -321,9 +328,15 @@ def create_model(
             given = {**settings.get(key, {}), **(given or {})}
         settings[key] = given
     model = SETR(num_classes=num_classes, img_size=img_size, **settings)
+    if pretrained_resnet and not settings.get("resnet"):
+        raise SetrError(
+            f"pretrained_resnet: {name} has no ResNet stem; give pretrained= instead",
+            code=USAGE,
+        )
+    if pretrained is True:
+        pretrained = default_tag(settings["encoder"])
     if pretrained:
-        name = settings["encoder"]
-        load_encoder(model, default_tag(name) if pretrained is True else pretrained)
+        load_encoder(model, os.fspath(pretrained))
     if pretrained_resnet:
-        load_encoder(model, pretrained_resnet, resnet=True)
+        load_encoder(model, os.fspath(pretrained_resnet), resnet=True)
     return model

@@ -1,4 +1,4 @@
-"""What belongs to a model besides its weights, and its form in `config.json`."""
+"""Everything stored with a model besides its weights, and its form in `config.json`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ FORMAT = "setr-1"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What belongs to a model besides its weights.
+    """Everything stored with a model besides its weights.
 
     Args:
         labels: classes, colours and label map.
-        mean: of the input channels, images in 0 to 1; as many as the model has channels.
-        std: of the input channels.
-        protocol: how the model is tested single-scale; prediction uses it too.
+        mean: of each input channel, for images in 0 to 1.
+        std: of each input channel, positive.
+        protocol: single-scale test protocol, also used for prediction.
         recipe: name of the recipe that trained it.
-        metrics: figures printed on the model card.
-        crop_size: height and width of the crops it was trained on, in pixels.
-        pretrained: where the encoder's weights came from; None for random weights.
-        command: what reproduces the model.
-        bands: what it reads of a file, one for each channel; None for red, green and blue.
+        metrics: results printed on the model card.
+        crop_size: height and width of the training crops in pixels.
+        pretrained: source of the encoder's pretrained weights; None for random ones.
+        command: command that reproduces the model.
+        bands: bands read from files, one for each channel; None for red, green and blue.
     """
 
     labels: Labels
@@ -46,6 +46,10 @@ class ModelInfo:
     bands: Bands | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.labels, Labels):
+            raise SetrError(f"labels {self.labels!r:.80}: give a setr.Labels", code=USAGE)
+        for name in ("mean", "std"):  # may be a list, array or tensor
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if not all(0 < deviation < math.inf for deviation in self.std):
             raise SetrError(f"std {self.std}: give positive numbers", code=USAGE)
         if self.crop_size and min(self.crop_size) < 1:
@@ -55,8 +59,14 @@ class ModelInfo:
 _PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
 
 
-def require_channels(model: Any, info: ModelInfo) -> None:
-    """Refuse a mean, deviation or bands of other channels than the model's."""
+def require_own(model: Any, info: ModelInfo) -> None:
+    """Refuse labels, a mean, std or bands whose number is not the model's classes or channels."""
+    K, num_classes = len(info.labels.classes), getattr(model, "num_classes", None)
+    if num_classes not in (None, K):
+        raise SetrError(
+            f"labels of {K} classes: the model has {num_classes}; give ModelInfo one name for each",
+            code=USAGE,
+        )
     channels = getattr(getattr(model, "encoder", None), "in_chans", len(info.mean))
     given = {
         "mean": info.mean,
@@ -73,12 +83,12 @@ def require_channels(model: Any, info: ModelInfo) -> None:
 
 
 def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
-    """What `config.json` holds, and every exported file too.
+    """The content of `config.json`, which exported files contain too.
 
     Raises:
-        SetrError: a normalisation of other channels than the model's.
+        SetrError: as `require_own`.
     """
-    require_channels(model, info)
+    require_own(model, info)
     return {
         "format": FORMAT,
         "model": model.arguments,
@@ -90,19 +100,21 @@ def describe(model: SETR, info: ModelInfo) -> dict[str, Any]:
 
 
 def read_info(values: dict[str, Any], source: str) -> ModelInfo:
-    """The `ModelInfo` in what `describe` gave; KeyError or TypeError where it is something else.
+    """The `ModelInfo` in the values that `describe` returned, read from JSON.
 
     Args:
-        values: as JSON has them.
-        source: where they came from, for messages.
+        values: content of the JSON file.
+        source: its origin, for messages.
 
     Raises:
-        SetrError: a value that is of another kind, or cannot be.
+        SetrError: a value of the wrong type or out of range.
+        KeyError: a missing value.
+        TypeError: other content.
     """
     hints = get_type_hints(ModelInfo)
     plain = {name: values[name] for name in _PLAIN_FIELDS if name in values}
     if not isinstance(plain.get("metrics", {}), dict):
-        raise TypeError("metrics is no table")
+        raise TypeError("metrics is not a table")
     return ModelInfo(
         labels=Labels.from_dict(values["labels"]),
         protocol=typed_yaml.build(Protocol, values["protocol"], source, "protocol."),
@@ -117,5 +129,5 @@ def read_info(values: dict[str, Any], source: str) -> ModelInfo:
 
 
 def as_tuple(value: Any) -> Any:
-    """A list of JSON as the tuple it was."""
+    """A tuple for a list, which is how JSON stores tuples; other values unchanged."""
     return tuple(value) if isinstance(value, list) else value

@@ -1,26 +1,27 @@
-"""How every trained system of the paper's Tables 2 to 7 is trained and tested.
+"""Training and test settings of all systems in the paper's Tables 2 to 7.
 
-Settings follow the authors' code where text and code differ; the differences are:
+Where the text and the authors' code differ, the code is followed. Differences and open points:
 
-- Naive learns at 0.01 on ADE20K and Pascal Context in the code, at 0.001 in the text (section 4.1).
-- MLA learns at 0.002 on Cityscapes in the code, at 0.01 in the text.
-- Heads learn ten times faster, every group's schedule ends at a learning rate of 1e-4, and the loss
-  is averaged over all pixels, ignored ones included; the text mentions none of it.
-- MLA drops the class token before the blocks, Naive and PUP after them; its widths follow the code
-  (docs/decisions.md), and it is taken for the model that ranked first on ADE20K (section 4.3).
-- Table 3 prints T-Large for its two DeiT rows; their Cityscapes figures are those of Table 2's
-  T-Base rows, and DeiT has no large model, so both are trained as T-Base here. DeiT is the
-  distilled model, of which the code leaves out the distillation token.
-- The ViT weights printed as 21K were in addition fine-tuned on ImageNet-1k at 384 pixels. timm has
-  that file for T-Base alone; T-Large starts from ImageNet-21k (give `--model.pretrained FILE`).
-- The ResNet-50 of Hybrid starts from timm's gluon_in1k, whatever its transformer starts from.
-- FCN and Semantic FPN are the configurations of mmsegmentation whose figures the paper takes. Their
-  logits are resized with align_corners=False here; on Cityscapes FCN's configuration has True.
-  Their convolutions start as PyTorch's do, with Kaiming's and Xavier's distributions there.
-  The authors' ImageNet-21k ResNet-101 of Table 3 was never released: give a file.
-- Table 7 says "the fine set"; train and val are taken for it, as is usual for the test server. The
-  schedule of its fine-and-coarse row is not given; 100k steps are taken.
-- Runs compute in bf16 where the hardware has it (`--train.precision fp32` for the authors').
+- Learning rate of Naive on ADE20K and Pascal Context: 0.01 in the code, 0.001 in the text (section
+  4.1).
+- Learning rate of MLA on Cityscapes: 0.002 in the code, 0.01 in the text.
+- Heads have ten times the learning rate, the schedule of every parameter group ends at 1e-4, and
+  the loss is averaged over all pixels including ignored ones; the text mentions none of these.
+- MLA drops the class token before the blocks, Naive and PUP after them. MLA's widths follow the
+  code (docs/decisions.md). The model ranked first on ADE20K (section 4.3) is assumed to be MLA.
+- Table 3 prints T-Large for its two DeiT rows, but their Cityscapes results are those of T-Base in
+  Table 2 and DeiT has no large model, so T-Base is used here. DeiT is the distilled model, without
+  its distillation token as in the code.
+- The ViT weights printed as 21K were also fine-tuned on ImageNet-1k at 384 pixels. timm has them
+  for T-Base only; T-Large starts from ImageNet-21k (give `--model.pretrained FILE`).
+- The ResNet-50 of Hybrid starts from timm's gluon_in1k, whatever weights its transformer has.
+- FCN and Semantic FPN follow the mmsegmentation configurations whose results the paper quotes.
+  Their logits are resized with align_corners=False here; FCN's on Cityscapes has True. Their
+  convolutions have PyTorch's default initialisation, not Kaiming's and Xavier's. The authors'
+  ImageNet-21k ResNet-101 of Table 3 was never released: give a file.
+- Table 7 says "the fine set", taken to be train and val, as usual for the test server. The schedule
+  of its fine-and-coarse row is not given; 100k steps are assumed.
+- Runs use bf16 if the hardware supports it (`--train.precision fp32` for the authors').
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from setr.paper_tables import System, rows
 
 
 class _Dataset(NamedTuple):
-    """What SETR's recipes on a data set share: crop, resize base in pixels, batch."""
+    """Settings shared by all SETR recipes on a data set; sides in pixels."""
 
     crop: int
     short_side: int
@@ -41,7 +42,7 @@ class _Dataset(NamedTuple):
 
 
 class _Baseline(NamedTuple):
-    """What a baseline's recipe on a data set has of its own."""
+    """Settings of a baseline on a data set; sides in pixels."""
 
     crop: tuple[int, int]
     short_side: int
@@ -105,7 +106,7 @@ def paper_config(system: System) -> Config:
 
 
 def _vit_weights(system: System) -> str | None:
-    """The tag of the transformer's weights; None for random ones."""
+    """The timm tag of the transformer's weights; None for random initialisation."""
     if system.pretraining == "random":
         return None
     if system.pretraining == "deit":
@@ -113,17 +114,21 @@ def _vit_weights(system: System) -> str | None:
     return "orig_in21k" if system.model.endswith("large") else "orig_in21k_ft_in1k"
 
 
-def _baseline_config(system: System, own: _Baseline) -> Config:
-    """Mmsegmentation's settings: weight decay on everything, and no faster heads."""
+def _baseline_config(system: System, baseline: _Baseline) -> Config:
+    """As in mmsegmentation: weight decay on all parameters, one learning rate."""
     pretrained = "in21k" if system.pretraining == "in21k" else _RESNET
     return Config(
         model=ModelConfig(name=system.model, pretrained=pretrained),
-        data=_data(system, own.crop, own.short_side, own.long_side),
+        data=_data(system, baseline.crop, baseline.short_side, baseline.long_side),
         optim=OptimConfig(
-            lr=own.lr, head_lr_factor=1, weight_decay=own.weight_decay, decay_norms=True
+            lr=baseline.lr, head_lr_factor=1, weight_decay=baseline.weight_decay, decay_norms=True
         ),
         train=_train(system),
-        eval=EvalConfig(window=own.window, stride=own.stride, multi_scale=_has_multi_scale(system)),
+        eval=EvalConfig(
+            window=baseline.window,
+            stride=baseline.stride,
+            multi_scale=_has_multi_scale(system),
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """The paper's Tables 2 to 7 as printed, and the names of the recipes that train their systems.
 
-Rows of other methods, which the paper compares with, stand in the tables without a recipe.
+Rows of other methods have no recipe.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ IMAGES = {"cityscapes": (2975, 500), "ade20k": (20210, 2000), "pascal_context": 
 
 
 class Row(NamedTuple):
-    """One figure of a table.
+    """One result of a table.
 
     Attributes:
         table: its number.
         method: as printed.
-        setting: what else identifies the row and column.
+        setting: pretraining or backbone, schedule, data set and scales, as far as needed to
+            identify the result.
         miou: in percent.
-        recipe: name of the recipe that trains it; empty for another method's row.
-        protocol: `single_scale` or `multi_scale`, or `test_server` where the truth is secret.
+        recipe: name of the recipe that trains it; empty for other methods.
+        protocol: `single_scale`, `multi_scale`, or `test_server` if the truth is not public.
         pixel_accuracy: in percent, where printed.
     """
 
@@ -38,7 +39,7 @@ class Row(NamedTuple):
 
 
 class System(NamedTuple):
-    """Data set, model, pretraining and schedule; together they name a recipe."""
+    """Data set, model, pretraining and schedule (steps in thousands), which identify a recipe."""
 
     dataset: str
     model: str
@@ -48,7 +49,7 @@ class System(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The recipe's."""
+        """Name of the recipe."""
         parts = (self.dataset, self.model, self.pretraining, self.splits)
         return "_".join([*filter(None, parts), f"{self.steps}k"])
 
@@ -102,7 +103,7 @@ _SINGLE_AND_MULTI = {
         ("SETR-PUP", "setr_pup_large", 80, (79.34, None), (82.15, None)),
     ),
 }
-# Tables 4 to 7: method, backbone, mIoU and pixel accuracy of what the paper compares with
+# Tables 4 to 7, other methods: method, backbone, mIoU and pixel accuracy
 _OTHERS: dict[int, tuple[tuple[str, str, float, float | None], ...]] = {
     4: (
         ("EncNet", "ResNet-101", 44.65, 81.69),
@@ -146,7 +147,7 @@ _OTHERS: dict[int, tuple[tuple[str, str, float, float | None], ...]] = {
 
 
 def systems() -> dict[str, System]:
-    """Every system by the name of its recipe, in the order of the tables."""
+    """All systems by the name of their recipe, in the order of the tables."""
     found: list[System] = []
     for _, model, pretraining, *figures in _TABLE_2:
         found += [
@@ -166,7 +167,7 @@ def systems() -> dict[str, System]:
 
 
 def rows(table: int | None = None) -> list[Row]:
-    """All rows, in printed order; those of other methods have no recipe.
+    """All rows in printed order.
 
     Args:
         table: 2 to 7; all by default.
@@ -217,7 +218,7 @@ def _other_rows(table: int) -> list[Row]:
 
 
 def describe(system: System) -> str:
-    """One line: the paper's figures for a recipe and where they stand."""
+    """The paper's results for a recipe and their tables, in one line."""
     short = {"single_scale": "SS", "multi_scale": "MS", "test_server": "test server"}
     own = [row for row in rows() if row.recipe == system.name]
     if not own:
@@ -227,16 +228,16 @@ def describe(system: System) -> str:
     needs = (
         "; needs --model.pretrained FILE, an ImageNet-21k ResNet-101 (the paper's is not public)"
     )
-    more = needs if _lacks(system.name) else ""
+    more = needs if _needs_file(system.name) else ""
     return f"paper: mIoU {', '.join(figures)} (Table {', '.join(map(str, tables))}){more}"
 
 
 def command(recipe: str) -> str:
-    """What trains a recipe, with weights in a file where it needs some that are not public."""
-    return f"setr train {recipe}{' --model.pretrained FILE' if _lacks(recipe) else ''}"
+    """The command that trains a recipe; with a weight file if its weights are not public."""
+    return f"setr train {recipe}{' --model.pretrained FILE' if _needs_file(recipe) else ''}"
 
 
-def _lacks(recipe: str) -> bool:
-    """Whether it starts from the ResNet-101 that the authors trained on ImageNet-21k."""
+def _needs_file(recipe: str) -> bool:
+    """Whether it starts from the authors' unreleased ImageNet-21k ResNet-101."""
     found = systems().get(recipe)
     return found is not None and found.pretraining == "in21k"

@@ -1,9 +1,9 @@
-"""Predictor: image in, Result out. The one class behind the command line, notebooks and scripts.
+"""Predictor, the class that segments images for the command line, notebooks and scripts.
 
-`setr.load(...)` gives a Predictor; `.predict(...)` takes a path, file bytes, a PIL image, an array,
-a tensor or an address and answers at the input's own size, under the protocol stored with the
-model. Images too large to be run at once are run by blended windows. Videos are handled in
-`filming.py`, rasters larger than memory in `mapping.py`.
+`setr.load(...)` returns a Predictor. Its method `predict` takes a path, file bytes, a PIL image, an
+array, a tensor or a URL, and returns a `Result` at the input's size, using the inference protocol
+stored with the model. Very large images are processed in blended sliding windows. Videos are
+handled in `filming.py`, rasters larger than memory in `mapping.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from setr.kernels.windows import Model
 from setr.labels import IGNORE
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
-from setr.model_info import ModelInfo, require_channels
+from setr.model_info import ModelInfo, require_own
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.rasters import Raster
 from setr.prediction.unsure import checked_confidence
@@ -46,40 +46,43 @@ from setr.result import Result
 from setr.weight_files.foreign import FOREIGN_KEYWORDS, load_foreign
 
 WHOLE_PIXELS = 2048 * 2048
-"""Images of more pixels, after the protocol's resize, are run by windows even if the protocol has
-none, because the cost of attention grows with the square of the pixels."""
+"""Images of more pixels, after the protocol's resize, are processed in windows even if the protocol
+has none: the cost of attention grows with the square of the number of pixels."""
 WINDOW = 512
-"""Side of these windows in pixels, where the model does not name its crop size."""
+"""Side of these windows in pixels, for models without a known training crop size."""
 
 
 class Predictor:
-    """A model ready to segment images; threads may share it.
+    """A model ready to segment images, usually from `setr.load`; thread-safe.
 
     Args:
-        model: the network, put in eval mode.
-        info: labels, normalisation and protocol.
-        device: `auto` takes a GPU if there is one.
-        precision: `auto` computes in bf16 where the hardware does.
-        max_pixels: larger files are refused from their header.
-        protocol: how images are run, or the name of a preset (`protocols.preset`), in place of the
-            model's own; a GeoTIFF goes by windows all the same.
-        scales: factors on the image in place of the protocol's; with several, probabilities are
-            averaged. A GeoTIFF is then refused.
-        flip: average with the mirrored image, whatever the protocol. A GeoTIFF is then refused.
-        window: run every image by blended windows of so many pixels; by default the model's own
-            protocol decides, and only images above `WHOLE_PIXELS` go by windows.
-        min_confidence: pixels whose class is less probable are unlabelled; see
+        model: the network; it is put in eval mode.
+        info: class labels, normalisation and inference protocol.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
+        precision: `auto`, `fp32`, `bf16` or `fp16`; `auto` is bf16 where the hardware supports it.
+        max_pixels: limit on an image's pixels; larger files are refused before they are decoded.
+        protocol: inference protocol, or the name of a preset (`protocols.preset`); by default the
+            model's own. A GeoTIFF is always processed in windows.
+        scales: image scales for multi-scale testing, in place of the protocol's; probabilities are
+            averaged. GeoTIFF files are then refused.
+        flip: average with the prediction for the mirrored image, whatever the protocol says.
+            GeoTIFF files are then refused.
+        window: side in pixels of blended sliding windows, used for every image; by default the
+            protocol decides, and images above `WHOLE_PIXELS` are processed in windows.
+        min_confidence: pixels whose class is less probable, 0 to 1, are unlabelled; see
             `Result.with_min_confidence`.
-        allow_urls: `predict` may download http(s) addresses.
-        bands: which of a file are read, from 1, in place of the model's own; of a model for RGB
-            those of GeoTIFF files alone.
-        value_range: the values that become 0 and 255, likewise.
+        allow_urls: whether `predict` may download http(s) addresses.
+        bands: numbers of the bands to read from a file, counted from 1; by default the model's own.
+            For an RGB model it applies only to GeoTIFF files.
+        value_range: values of a file that are mapped to 0 and 255; default and scope as for
+            `bands`.
 
     Attributes:
-        passes: the model as it is run; on a GPU, repeated shapes are replayed as a CUDA graph.
+        passes: the model as it is called; on a GPU, repeated shapes are replayed as CUDA graphs.
 
     Raises:
-        SetrError: a model and an `info` of other channels, or bands of another number.
+        SetrError: `model` and `info` differ in classes or channels, or the number of bands does not
+            fit.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class Predictor:
         model: SETR | ExportedModel,
         info: ModelInfo,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: Precision = "auto",
         max_pixels: int = MAX_PIXELS,
         protocol: str | Protocol | None = None,
@@ -101,7 +104,7 @@ class Predictor:
     ) -> None:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
-        require_channels(model, info)
+        require_own(model, info)
         self.device = distributed.device(device)
         self.model = model.eval().to(self.device)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
@@ -118,7 +121,7 @@ class Predictor:
 
     @property
     def model(self) -> SETR | ExportedModel:
-        """The model; it can be replaced by assignment."""
+        """The model; assign another one to replace it."""
         return self._model
 
     @model.setter
@@ -128,7 +131,7 @@ class Predictor:
 
     @property
     def bands(self) -> Bands | None:
-        """What is read of every file; None for RGB."""
+        """The bands read from every file; None for RGB."""
         return self.reads.of_files
 
     @property
@@ -136,17 +139,17 @@ class Predictor:
         """The model as a PyTorch network.
 
         Raises:
-            SetrError: the model is an exported file, which gives scores and nothing else.
+            SetrError: the model is an exported file, which only computes scores.
         """
         if isinstance(self.model, ExportedModel):
             raise SetrError(
-                "an exported file gives scores only; load the model it came from", code=USAGE
+                "an exported file only computes scores; load the model it was made from", code=USAGE
             )
         return self.model
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names in id order."""
+        """Class names in the order of their ids."""
         return self.info.labels.classes
 
     def predict(
@@ -159,15 +162,16 @@ class Predictor:
         """Segment one image.
 
         Args:
-            source: a path; the bytes of a file, or an open one; a PIL image; an array uint8 RGB
-                (H, W, 3) or grey (H, W), for a model of C bands (H, W, C); a tensor of these or
-                (3, H, W), uint8 or float from 0 to 1; an http(s) address if `allow_urls`. A GeoTIFF
-                gives a result with georeference.
-            bands: in place of the predictor's own.
-            value_range: in place of the predictor's own.
+            source: a path; the bytes of a file, or an open file; a PIL image; a uint8 array, RGB
+                (H, W, 3) or grey (H, W), or (H, W, C) for a model of C bands; a tensor of these
+                shapes or (3, H, W), uint8 or float from 0 to 1; an http(s) address if `allow_urls`.
+                The result of a GeoTIFF is georeferenced.
+            bands: overrides the predictor's `bands`.
+            value_range: overrides the predictor's `value_range`.
 
         Raises:
-            SetrError: unreadable, too large, a video, or an array of another kind.
+            SetrError: an unreadable or too large image, a video, or an array of another shape or
+                type.
         """
         if isinstance(source, str | os.PathLike) and is_video(source):
             raise SetrError(
@@ -180,13 +184,13 @@ class Predictor:
         return self._predict_batch([source], self.reads.chosen(bands, value_range))[0]
 
     def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
-        """Segment images of one size in one pass of the model.
+        """Segment images of equal size in one batch.
 
         Args:
-            sources: each as `predict` takes it; georeferences are not read.
+            sources: images in any form that `predict` takes; georeferences are not read.
 
         Raises:
-            SetrError: as `predict`, and for images of several sizes.
+            SetrError: as `predict`; also if the sizes differ.
         """
         return self._predict_batch(sources, self.bands)
 
@@ -207,11 +211,14 @@ class Predictor:
         """Segment many images, one at a time.
 
         Args:
-            sources: files, folders (walked, hidden files left out), globs, videos (frame by frame),
-                or anything `predict` takes.
+            sources: files, folders (searched recursively, without hidden files), glob patterns,
+                videos (frame by frame), or anything that `predict` takes.
+
+        Yields:
+            One result per image or frame.
 
         Raises:
-            SetrError: a source that names nothing, or an image that cannot be read.
+            SetrError: a source without images, or an image that cannot be read.
         """
         for source in sources:
             if isinstance(source, str | os.PathLike) and not is_url(os.fspath(source)):
@@ -222,7 +229,7 @@ class Predictor:
 
     @property
     def raster_protocol(self) -> Protocol:
-        """How rasters are run: blended windows, never resized."""
+        """The inference protocol of rasters: blended windows, never resized."""
         return Protocol().in_windows(self._window)
 
     @property
@@ -232,7 +239,7 @@ class Predictor:
         return self.window or fixed or trained
 
     def _protocol(self, shape: tuple[int, ...]) -> Protocol:
-        """The model's own protocol, by windows where asked for or where the image is too large."""
+        """The model's protocol, with windows where requested or where the image is too large."""
         own = self.info.protocol
         if self.window is None:
             height, width = own.view_size(shape[0], shape[1], max(own.scales))
@@ -244,15 +251,15 @@ class Predictor:
         with opened as raster:
             if self._averages:
                 raise SetrError(
-                    f"{raster.name}: pixels of a raster have a size on the ground; load the model "
-                    "without scales and flip, or give the pixels as an array"
+                    f"{raster.name}: a georeferenced raster is never rescaled or flipped; load the "
+                    "model without scales and flip, or give the pixels as an array"
                 )
             H, W = raster.shape
             if self.max_pixels < H * W:
                 raise SetrError(
                     f"{raster.name}: {W}x{H} is {H * W:,} pixels, above the limit of "
-                    f"{self.max_pixels:,}; raise --max-pixels, or write mask and confidence alone, "
-                    "which any size fits"
+                    f"{self.max_pixels:,}; raise --max-pixels, or write only mask and confidence, "
+                    "which work at any size"
                 )
             image = raster.read((0, H), (0, W))
             has_data = raster.has_data((0, H), (0, W))
@@ -279,7 +286,7 @@ class Predictor:
     def _run(
         self, function: Callable[..., Any], images: Sequence[np.ndarray], protocol: Protocol
     ) -> Any:
-        """Apply `predict_mask` or `predict_scores`; returns tensors on the CPU."""
+        """Apply `predict_mask` or `predict_scores` to images; returns tensors on the CPU."""
         with self.computing():
             pixels = torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
             x = NormalizedImages(pixels.to(self.device), self.info.mean, self.info.std)
@@ -288,7 +295,7 @@ class Predictor:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inference mode in the predictor's precision."""
+        """Context of inference mode and autocast in the predictor's precision."""
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
@@ -299,40 +306,45 @@ class Predictor:
 def load(
     source: str | os.PathLike,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     revision: str | None = None,
     **options: Any,
 ) -> Predictor:
     """Load a trained model.
 
     Args:
-        source: a model directory, `owner/name` on the Hub (or `owner/name@revision`), a SETR
-            checkpoint (.pth) of the authors or of mmsegmentation, a linear head of DINOv2, the
-            http(s) address of one of these files, which torch's cache keeps, or a file of `setr
-            export` (.onnx, .xml), whose precision is its own.
-        device: `auto`, `cpu`, `cuda`, …
+        source: a model directory (such as a run folder); `owner/name` or `owner/name@revision` on
+            the Hub; a SETR or Segmenter checkpoint (.pth) of the authors or of mmsegmentation; a
+            linear head of DINOv2; the http(s) address of such a file, which is cached by torch; or
+            a file written by `setr export` (.onnx, .xml), which has a fixed precision.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
         revision: branch, tag or commit on the Hub.
-        options: further keywords of `Predictor`; for a foreign checkpoint also those of
-            `foreign.convert_foreign`, for example `num_heads`, or `pretrained` of a linear head.
+        options: further keyword arguments of `Predictor`, such as `precision`, `window`, `scales`
+            and `flip`. For the checkpoints of other code bases also those of
+            `foreign.convert_foreign`, such as `num_heads`, or `pretrained` for a linear head.
+
+    Returns:
+        A `Predictor`; its method `predict` segments an image.
 
     Raises:
-        SetrError: missing or broken model, or no such device.
+        SetrError: missing or broken model, or a device that is not available.
     """
     source = at_revision(source, revision)
     if is_url(source):
         source = str(fetched(source))
     if Path(source).suffix in SUFFIXES:
-        network, info = open_exported(Path(source), device)
+        network, info = open_exported(Path(source), str(device))
         if options.pop("precision", "auto") not in ("auto", network.export["precision"]):
             own = network.export["precision"]
             raise SetrError(
-                f"{source}: computes in {own}; leave --precision out, or export again", code=USAGE
+                f"{source}: was exported in {own}; leave --precision out, or export again",
+                code=USAGE,
             )
         return Predictor(network, info, device="cpu", precision="fp32", **options)
     if Path(source).suffix == ".pt2":
         raise SetrError(
-            f"{source}: a torch.export file is for programs without this package; load the model "
-            "it was made from, or an .onnx or .xml export",
+            f"{source}: a torch.export file is for programs without setr; load the model it was "
+            "made from, or an .onnx or .xml export",
             code=USAGE,
         )
     if Path(source).is_file():
@@ -344,7 +356,7 @@ def load(
 
 
 def _expand(source: str) -> Iterator[str | np.ndarray]:
-    """The images of a file, folder, glob or video."""
+    """Image paths of a file, folder or glob pattern, and the frames of videos."""
     files = expanded(source)
     if not files:
         raise SetrError(f"{source}: no images found here", code=USAGE)

@@ -1,9 +1,8 @@
-"""How an image is tested: one settings object, and the named presets.
+"""Test protocols: scales, flip and sliding windows, and the named presets.
 
-`paper-*` is section 4.1 as the authors' code runs it, `mmseg-*` the port in mmsegmentation 1.2.2.
-They differ in what is scaled: the paper first brings every image to the data set's short side and
-never lets it fall below the window; the port's multi-scale test scales the original image and has
-no such minimum.
+`paper-*` is section 4.1 as in the authors' code, `mmseg-*` is the port in mmsegmentation 1.2.2. The
+paper first resizes every image to the data set's short side, and never to less than the window; the
+port's multi-scale test scales the original image, without such a minimum.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The paper's test scales (section 4.1)."""
 
 PRESETS = ("paper-ss", "paper-ms", "mmseg-ss", "mmseg-ms", "whole")
-"""Names `preset` knows."""
+"""Names accepted by `preset`."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,15 @@ class Protocol:
     """How an image is tested.
 
     Args:
-        scales: factors on the image (after `short_side`); more than one averages probabilities.
-        flip: average with the horizontally mirrored image.
+        scales: scale factors (applied after `short_side`); probabilities are averaged over them.
+        flip: average with the horizontally flipped image.
         window: (height, width) of a sliding window in pixels; None runs the whole image at once.
         stride: (vertical, horizontal) step of the window in pixels; the window's size if None.
-        short_side: the image is first scaled to this short side in pixels; None keeps its size.
-        long_side: the scaling to `short_side` stops where the long side reaches this many pixels.
+        short_side: the image is first resized to this short side in pixels; None keeps its size.
+        long_side: upper limit of the long side in pixels for the resize to `short_side`.
         fill_window: a scaled short side below the window's is raised to it (section 4.1).
-        blend: where windows overlap, each counts the more the closer the pixel is to its centre, so
-            that no border shows; otherwise all count the same, as in the paper.
+        blend: weight overlapping windows by the distance to their borders, which hides seams;
+            otherwise all count the same, as in the paper.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -62,12 +61,12 @@ class Protocol:
         ):
             raise SetrError(
                 f"stride {self.stride}: must be between 1 and the window {self.window}, or pixels "
-                "would be left out; give the stride with the window",
+                "would be skipped; give the stride with the window",
                 code=USAGE,
             )
         for name in ("stride", "fill_window", "blend"):
             if getattr(self, name) and not self.window:
-                raise SetrError(f"{name} is about windows: give a window too", code=USAGE)
+                raise SetrError(f"{name} needs a window: give a window too", code=USAGE)
         if self.long_side is not None and self.short_side is None:
             raise SetrError("long_side limits the scaling to short_side: give that too", code=USAGE)
         for name in ("short_side", "long_side"):
@@ -78,10 +77,10 @@ class Protocol:
     def view_size(self, H: int, W: int, scale: float) -> tuple[int, int]:
         """(height, width) in pixels of an H x W image at one of the scales.
 
-        The scaled short side is cut to whole pixels, the other one rounded, both as the 2021 code
-        does: Cityscapes' 1025 gives 768, 768, 1025, 1281, 1537 and 1793. Without `short_side` it is
-        the port's rule: both sides are scaled and rounded, and the image fills the smaller of both
-        factors that gives.
+        As in the authors' code, the scaled short side is truncated to whole pixels and the long
+        side rounded: Cityscapes' 1025 gives 768, 768, 1025, 1281, 1537 and 1793. Without
+        `short_side`, as in the port: both sides are scaled and rounded, and the smaller of the two
+        resulting factors is used.
         """
         short = min(H, W)
         if self.short_side is None:
@@ -102,37 +101,37 @@ class Protocol:
             lower = ", or lower the scales" if scale > 1 else ""
             raise SetrError(
                 f"an image of {W}x{H} would be enlarged to {width}x{height}, above the limit of "
-                f"{MAX_PIXELS:,} pixels: its sides differ too much for this protocol; cut it up"
+                f"{MAX_PIXELS:,} pixels: its aspect ratio is too large for this protocol; split it"
                 f"{lower}"
             )
         return height, width
 
     @property
     def is_multi_scale(self) -> bool:
-        """Whether probabilities of several views are averaged."""
+        """Whether probabilities are averaged over scales or flips."""
         return len(self.scales) > 1 or self.flip
 
     def multi_scale(self) -> Protocol:
-        """The same with the paper's six scales and flip."""
+        """A copy with the paper's six scales and flip."""
         return dataclasses.replace(self, scales=MULTI_SCALES, flip=True)
 
     def overridden(self, **given: Any) -> Protocol:
-        """The same with these fields in place of its own; None and False leave a field as it is."""
-        chosen = {name: v for name, v in given.items() if v is not None and v is not False}
-        return dataclasses.replace(self, **chosen)
+        """A copy with these fields replaced; None and False keep a field as it is."""
+        changes = {name: v for name, v in given.items() if v is not None and v is not False}
+        return dataclasses.replace(self, **changes)
 
     def whole(self) -> Protocol:
-        """Its sides alone: whole images at one scale."""
+        """Whole images at one scale, with the same short and long side."""
         return Protocol(short_side=self.short_side, long_side=self.long_side)
 
     def in_windows(self, window: int | tuple[int, int]) -> Protocol:
-        """The same by blended windows of this side, or height and width, a quarter overlapping."""
+        """A copy with blended windows of this side, or (height, width), with a quarter overlap."""
         height, width = (window, window) if isinstance(window, int) else window
         stride = max(1, height - height // 4), max(1, width - width // 4)
         return dataclasses.replace(self, window=(height, width), stride=stride, blend=True)
 
     def describe(self) -> str:
-        """The protocol in one line for people."""
+        """The protocol in one readable line."""
         parts = [
             f"short side {self.short_side}" if self.short_side else "",
             f"long side at most {self.long_side}" if self.long_side else "",
@@ -153,7 +152,7 @@ def _window_text(window: tuple[int, int] | None, stride: tuple[int, int] | None)
 
 
 class _TestSizes(NamedTuple):
-    """Pixels of the paper's test on one data set, from the authors' and the port's settings."""
+    """Sizes in pixels for one data set, from the authors' and the port's settings."""
 
     window: int
     stride: int
@@ -177,18 +176,18 @@ def preset(
 ) -> Protocol:
     """A named protocol.
 
-    For the paper's three data sets all sizes are the paper's. Elsewhere window and short side are
-    the model's own, and the stride is two thirds of the window, as in the paper. `whole` has no
-    window, and the model's own sides unless a data set is named with it. The port's FCN and
-    Semantic FPN have settings of their own, which are their recipes' here: `mmseg-*` takes all
-    sizes of such a model unless a data set is named.
+    On the paper's three data sets all sizes are the paper's. On others, window and short side are
+    the model's, and the stride is two thirds of the window, as in the paper. `whole` has no window
+    and the model's short and long side, unless a data set is named. The port has separate settings
+    for FCN and Semantic FPN, which are those of their recipes here: for these models `mmseg-*` uses
+    the model's sizes, unless a data set is named.
 
     Args:
-        name: one of `PRESETS`; `NAME:DATASET` takes the sizes of one of the paper's data sets.
+        name: one of `PRESETS`; `NAME:DATASET` uses the sizes of one of the paper's data sets.
         own: the protocol stored with the model.
         labels: the model's classes, by which the paper's data sets are recognised.
-        grid: (height, width) in pixels the model's position grid is made for; the window where
-            neither the data set nor `own` has one. None for a convolutional model, without grid.
+        grid: (height, width) in pixels of the model's position embedding; the window if neither the
+            data set nor `own` has one. None for convolutional models.
 
     Raises:
         SetrError: unknown name.

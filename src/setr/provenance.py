@@ -1,4 +1,4 @@
-"""Where figures come from: command, commit, hardware and versions, stored beside every metric."""
+"""Provenance of results: command, commit, hardware and versions, stored with the metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from setr import __version__
 
 
 def provenance(seed: int, device: torch.device | None = None) -> dict[str, Any]:
-    """What produced the figures of this process, as plain values for JSON."""
+    """Provenance of this process, JSON-serialisable."""
     return {
         "command": command(),
         "commit": commit(),
@@ -28,14 +28,14 @@ def provenance(seed: int, device: torch.device | None = None) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, with `setr` for however it was called."""
+    """The command line of this process, with `setr` in place of the path of the program."""
     name = Path(sys.argv[0]).name
-    called = name in ("setr", "__main__.py")
-    return shlex.join(["setr" if called else name, *sys.argv[1:]])
+    is_setr = name in ("setr", "__main__.py")
+    return shlex.join(["setr" if is_setr else name, *sys.argv[1:]])
 
 
 def commit() -> str | None:
-    """The commit this package runs from, with `+` if files differ; None outside a checkout."""
+    """The commit of this package, with `+` for uncommitted changes; None outside a checkout."""
     here = Path(__file__).parent
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
@@ -53,12 +53,10 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def hardware(device: torch.device | None = None) -> str:
-    """What a device is called, by default the best: the accelerators, or the processor."""
+    """Name of the GPUs or the processor; by default of the GPUs if there are any."""
     if torch.cuda.is_available() and (device is None or device.type == "cuda"):
-        count = torch.cuda.device_count()
-        return f"{count} x {torch.cuda.get_device_name()}" if count > 1 else (
-            torch.cuda.get_device_name()
-        )  # fmt: skip
+        count, name = torch.cuda.device_count(), torch.cuda.get_device_name()
+        return f"{count} x {name}" if count > 1 else name
     return f"{_processor()}, {os.cpu_count()} cores"
 
 

@@ -1,4 +1,4 @@
-"""Named experiments: short functions that return a Config; the docstring says what and how long.
+"""Named experiments: functions that return a Config, described by their docstrings.
 
 `setr train NAME` runs one; any field can be changed on the command line.
 """
@@ -27,7 +27,7 @@ def recipe(name: str) -> Config:
     """The settings of a named recipe, writing to `runs/NAME`.
 
     Raises:
-        SetrError: unknown name; the nearest are listed.
+        SetrError: unknown name; similar ones are listed.
     """
     if name in systems():
         return replace(paper_config(systems()[name]), recipe=name, out=f"runs/{name}")
@@ -41,7 +41,7 @@ def recipe(name: str) -> Config:
 
 
 def list_recipes() -> dict[str, str]:
-    """Recipe names with the first line of their description; the paper's follow our own."""
+    """Recipe names with a one-line description; the paper's follow our own."""
     own = {name: (build.__doc__ or "").splitlines()[0] for name, build in _RECIPES.items()}
     return own | {name: describe(system) for name, system in systems().items()}
 
@@ -83,12 +83,12 @@ _FINE_TUNING = OptimConfig(
     layer_decay=0.75,
     warmup_steps=100,
 )
-"""How a self-supervised ViT is fine-tuned here: heads ten times faster, early blocks slower."""
+"""Fine-tuning of self-supervised ViTs: heads at ten times the rate, layer-wise decay of it."""
 
 
 @_register
 def finetune() -> Config:
-    """SETR-MLA, DINOv2 ViT-S/14, for a data set of your own; one GPU of 8 GB, or a patient CPU.
+    """SETR-MLA, DINOv2 ViT-S/14, for your own data set; one GPU with 8 GB, or (slowly) a CPU.
 
     Give the data with `--data.root`, pretrained weights with `--model.pretrained lvd142m` (timm
     downloads them) or a file.
@@ -110,14 +110,14 @@ def finetune() -> Config:
 
 
 def _crop_windows(height: int, width: int) -> EvalConfig:
-    """Windows of the crop's size, two thirds apart, as the paper tests (section 4.1)."""
+    """Windows of the crop size with a stride of two thirds, as in the paper (section 4.1)."""
     return EvalConfig(window=(height, width), stride=(height * 2 // 3, width * 2 // 3))
 
 
 def _camvid(decoder: str) -> Config:
-    """CamVid with a DINOv2 ViT-S/14: images enlarged to 546x728, so that thin things get tokens.
+    """CamVid with a DINOv2 ViT-S/14 on images enlarged to 546x728, to resolve thin objects.
 
-    Tested in windows of the crop's size, which scores higher than whole images (docs/results.md).
+    Tested in windows of the crop size, which scores higher than whole images (docs/results.md).
     """
     return Config(
         model=ModelConfig(
@@ -146,9 +146,9 @@ def _camvid(decoder: str) -> Config:
 
 
 def _camvid_cpu(decoder: str) -> Config:
-    """The same within 45 minutes on two cores with bf16: fewer steps, and less asked of them.
+    """`_camvid` within 45 minutes on two cores with bf16.
 
-    Without photometric distortion and auxiliary heads; see docs/decisions.md.
+    Fewer steps, without photometric distortion and auxiliary heads; see docs/decisions.md.
     """
     config = _camvid(decoder)
     return replace(
@@ -194,7 +194,7 @@ def camvid_setr_pup_small_cpu() -> Config:
     return replace(
         config,
         model=replace(config.model, channels=128),
-        train=replace(config.train, steps=1050),  # each a quarter longer than MLA's
+        train=replace(config.train, steps=1050),  # a step takes a quarter longer than with MLA
     )
 
 
@@ -205,7 +205,7 @@ def camvid_setr_mla_small_cpu() -> Config:
 
 
 def _camvid_quarter(steps: int) -> Config:
-    """SETR-MLA within 15 minutes on two cores: fewer steps, for part of the weights."""
+    """SETR-MLA on CamVid within 15 minutes on two cores, for training part of the weights."""
     config = _camvid_cpu("mla")
     return replace(
         config,
@@ -217,7 +217,7 @@ def _camvid_quarter(steps: int) -> Config:
 
 @_register
 def camvid_setr_mla_small_frozen_cpu() -> Config:
-    """Heads alone, from stored features of DINOv2 ViT-S/14, CamVid; 15 minutes on two CPU cores."""
+    """Heads only, on cached features of DINOv2 ViT-S/14, CamVid; 15 minutes on two CPU cores."""
     config = _camvid_quarter(500)
     return replace(
         config,
@@ -237,7 +237,7 @@ def camvid_setr_mla_small_last4_cpu() -> Config:
 
 @_register
 def camvid_setr_mla_small_lora_cpu() -> Config:
-    """Heads and low-rank parts of DINOv2 ViT-S/14, CamVid; 15 minutes on two CPU cores."""
+    """Heads and LoRA of DINOv2 ViT-S/14, CamVid; 15 minutes on two CPU cores."""
     config = _camvid_quarter(400)
     return replace(
         config,
@@ -248,7 +248,7 @@ def camvid_setr_mla_small_lora_cpu() -> Config:
 
 # --- Segmenter as published -----------------------------------------------------------------------
 
-_SEGMENTER = {  # size: crop, mmsegmentation's mIoU single-scale and with six scales and flip
+_SEGMENTER = {  # size: crop, mmsegmentation's mIoU (single-scale, six scales with flip)
     "tiny": (512, "39.99 SS, 40.83 MS"),
     "small": (512, "46.19 SS, 47.85 MS"),
     "base": (512, "49.60 SS, 51.07 MS"),
@@ -257,9 +257,10 @@ _SEGMENTER = {  # size: crop, mmsegmentation's mIoU single-scale and with six sc
 
 
 def _segmenter(size: str) -> Config:
-    """Segmenter on ADE20K by the settings of mmsegmentation's configs/segmenter.
+    """Segmenter on ADE20K as in mmsegmentation's configs/segmenter.
 
-    There the decoder's second block has the drop path of the encoder's last; here it has none.
+    Except that the decoder has no drop path; theirs has the encoder's last rate in its second
+    block.
     """
     crop, _ = _SEGMENTER[size]
     return Config(
@@ -294,7 +295,7 @@ def _register_segmenter() -> None:
 _register_segmenter()
 
 
-# --- ours on the paper's data sets and two more: what one would train today -----------------------
+# --- modern training of SETR on the paper's data sets and two more --------------------------------
 
 _MODERN_CROPS = {"cityscapes": 768, "ade20k": 512, "pascal_context": 480, "voc": 512,
                  "coco_stuff": 512}  # fmt: skip
@@ -319,7 +320,7 @@ def _modern(dataset: str, decoder: str, encoder: str, patch: int, weights: str) 
         train=TrainConfig(
             steps=40_000, batch_size=8 if dataset == "cityscapes" else 16, eval_every=8000
         ),
-        eval=EvalConfig(window=(crop, crop), stride=(crop * 2 // 3, crop * 2 // 3)),
+        eval=_crop_windows(crop, crop),
     )
 
 

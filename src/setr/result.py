@@ -1,8 +1,8 @@
-"""Result: the prediction for one image, in every form it can be used or saved.
+"""Result: the prediction for one image, in every form in which it can be used or saved.
 
-Pictures (`mask`, `ids`, `color`, `overlay`, `confidence`), arrays (`scores`), figures (`share`) and
-polygons (`geojson`, `coco`, `coco_rle`, `labelme`). `Result.save` writes one of them; `outputs.py`
-writes several, named after the image. A notebook shows the overlay with its legend.
+Images (`mask`, `ids`, `color`, `overlay`, `confidence`), arrays (`scores`), class shares (`share`)
+and polygons (`geojson`, `coco`, `coco_rle`, `labelme`). `Result.save` writes one of them;
+`outputs.py` writes several, named after the image. Notebooks show the overlay with its legend.
 """
 
 from __future__ import annotations
@@ -41,25 +41,26 @@ from setr.reading.files import printable, write_bytes
 from setr.reading.storage import is_address
 
 NOTEBOOK_WIDTH = 960
-"""Pictures in a notebook are at most this wide, in pixels."""
+"""Maximum width in pixels of images shown in notebooks."""
 QUALITY = 95
-"""Of JPEG and WebP files."""
+"""Quality of JPEG and WebP files, 1 to 100."""
 
 
 class Result:
-    """The prediction for one image; can be pickled, with its `scores` if they were computed.
+    """The prediction for one image. Picklable; `scores` are included if they were computed.
 
     Attributes:
-        image: the input, uint8 RGB (H, W, 3).
-        mask: training ids (H, W) uint8; 255 where a raster has no data or the class is unsure.
-        confidence: probability of the chosen class (H, W) float32, 0 to 1.
-        labels: class names and colours of the ids.
-        path: the image file; empty where the image came from memory.
-        name: what COCO's files call the image: its path below the folder it was found in; empty for
-            the file's name.
-        geo: where the pixels lie on a map, for a georeferenced raster.
+        image: the input image, uint8 RGB (H, W, 3).
+        mask: predicted class ids, uint8 (H, W); 255 where unlabelled: a raster's pixels without
+            data, and pixels below `min_confidence`.
+        confidence: probability of the predicted class, float32 (H, W), 0 to 1.
+        labels: names and colours of the classes.
+        path: path of the image file; empty for images from memory.
+        name: `file_name` in COCO files: the path relative to the folder that was searched; if
+            empty, the name of the file is used.
+        geo: georeference of a raster; None for other images.
         min_confidence: pixels whose class is less probable are unlabelled; 0 for none.
-        unsure: number of these pixels.
+        unsure: number of pixels that are unlabelled for this reason.
     """
 
     def __init__(
@@ -77,24 +78,24 @@ class Result:
         self.path, self.geo, self.name = path, geo, ""
         self.min_confidence, self.unsure = 0.0, 0
         self._compute_scores = LateScores(compute_scores)
-        self._regions: tuple[int, list[Polygon]] | None = None  # from so many pixels on
+        self._regions: tuple[int, list[Polygon]] | None = None  # (minimum size, polygons)
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """Class probabilities (K, H, W) float32; they sum to 1 over K.
+        """Class probabilities, float32 (K, H, W); they sum to 1 over K.
 
-        Computed on first access, by a second run of the model, because the scores of large images
-        with many classes may not fit into memory.
+        Computed on first access by running the model again, because the scores of large images with
+        many classes may not fit into memory.
         """
         return self._compute_scores()
 
     def with_min_confidence(self, least: float) -> Result:
-        """A copy that is unlabelled (255) where the class is less probable than `least`.
+        """A copy with pixels unlabelled (255) whose class is less probable than `least`.
 
-        `confidence` and `scores` are unchanged, and unlabelled pixels stay unlabelled.
+        `confidence` and `scores` are unchanged; pixels that are already unlabelled stay so.
 
         Raises:
-            SetrError: not within 0 to 1.
+            SetrError: `least` is not within 0 to 1.
         """
         mask = self.mask.copy()
         unsure = unlabel(mask, self.confidence, checked_confidence(least))
@@ -106,19 +107,20 @@ class Result:
 
     @cached_property
     def shares(self) -> dict[str, float]:
-        """Share of the image per class, largest first, without classes that do not occur.
+        """Share of the image's pixels for each class that occurs, largest first.
 
-        The rest to 1 is unlabelled because of `min_confidence`.
+        What is missing to 1 is unlabelled because of `min_confidence`.
         """
         counts = np.bincount(self.mask.ravel(), minlength=256)
         return class_shares(counts, self.labels.classes, self.unsure)
 
     def polygons(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> list[Polygon]:
-        """One polygon per connected region; see `setr.prediction.polygons`.
+        """One polygon per connected region of a class; see `setr.prediction.polygons`.
 
         Args:
-            tolerance: the outline may move by this many pixels to save corners; 0 is exact.
-            min_pixels: smaller regions are left out.
+            tolerance: maximum distance in pixels that simplification may move the outline; 0 keeps
+                it exact.
+            min_pixels: regions with fewer pixels are left out.
         """
         least = max(1, min_pixels)
         if self._regions is None or self._regions[0] > least:
@@ -127,14 +129,24 @@ class Result:
         return [simplified(p, tolerance) for p in self._regions[1] if p.pixels >= least]
 
     def geojson(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> dict[str, Any]:
-        """A FeatureCollection, in map coordinates if the image has a georeference, else pixels."""
+        """A GeoJSON FeatureCollection, in map coordinates for georeferenced images, else in pixels.
+
+        Arguments are those of `polygons`.
+        """
         polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
         return to_geojson(polygons, self.labels, geo=self.geo)
 
     def coco(
         self, *, tolerance: float = 0.0, min_pixels: int = 1, all_run_lengths: bool = False
     ) -> dict[str, Any]:
-        """COCO annotations: a polygon per region, run lengths where it has holes (or for all)."""
+        """A COCO data set of this image, with one annotation per region.
+
+        Args:
+            tolerance: see `polygons`; run lengths stay exact.
+            min_pixels: see `polygons`.
+            all_run_lengths: encode all regions as RLE; by default polygons, and RLE for regions
+                with holes.
+        """
         return to_coco(
             self.polygons(min_pixels=min_pixels),
             self.labels,
@@ -147,10 +159,13 @@ class Result:
     def labelme(
         self, *, tolerance: float = 0.0, min_pixels: int = 1, folder: str | os.PathLike = ""
     ) -> dict[str, Any]:
-        """A LabelMe file for the image; `folder` is where it will lie.
+        """The content of a LabelMe file.
 
-        It names the image by its path from there, or by its name where one of them has an address
-        (s3://…).
+        Args:
+            tolerance: see `polygons`.
+            min_pixels: see `polygons`.
+            folder: folder of the LabelMe file. It names the image by its path relative to this
+                folder, or by its file name if either has a storage address (s3://…).
         """
         image = os.path.basename(self.path)
         if image and not any(is_address(os.fspath(place)) for place in (self.path, folder)):
@@ -163,13 +178,13 @@ class Result:
         return self.labels.palette[self.mask]
 
     def overlay(self, opacity: float = 0.55) -> np.ndarray:
-        """The image under its class colours, uint8 RGB (H, W, 3)."""
+        """The class colours blended over the image, uint8 RGB (H, W, 3); opacity from 0 to 1."""
         return cv2.addWeighted(self.image, 1 - opacity, self.color(), opacity, 0)
 
     def share(self) -> dict[str, Any]:
-        """Size, mean confidence, and per class its share and number of pixels, as plain values.
+        """Image size, mean confidence, and share and number of pixels per class, JSON-serialisable.
 
-        With a `min_confidence`, also its value and the share of unlabelled pixels.
+        With `min_confidence`, also its value and the share of unlabelled pixels.
         """
         counts = np.bincount(self.mask.ravel(), minlength=256)
         classes = self.labels.classes
@@ -187,20 +202,21 @@ class Result:
         return found
 
     def save(self, path: str | os.PathLike, kind: str = "mask", **options: Any) -> None:
-        """Write one picture, array or file of polygons; it appears when complete.
+        """Write one output, such as the mask, to a file. The file is written atomically.
 
-        The suffix of the path chooses the format: pictures can be .png, .tif or .bmp, and also .jpg
-        or .webp where values need not be exact (`color`, `overlay` and `confidence`; at `QUALITY`).
-        A .tif of a georeferenced image's `mask`, `ids` or `confidence` is a GeoTIFF. Without a
-        suffix the kind's default format is written.
+        The suffix of the path selects the format: .png, .tif or .bmp for images, also .jpg or .webp
+        (at `QUALITY`) for `color`, `overlay` and `confidence`, whose values need not be exact. A
+        .tif of a georeferenced image's `mask`, `ids` or `confidence` is a GeoTIFF. A path without a
+        suffix gets the kind's default format.
 
         Args:
-            path: the file to write; its folder is made.
-            kind: one of `KINDS`.
-            options: `tolerance` and `min_pixels` of the kinds with polygons.
+            path: the file to write; missing folders are created.
+            kind: `mask`, `ids`, `color`, `overlay`, `confidence`, `scores`, `share`, `geojson`,
+                `coco`, `coco_rle` or `labelme`.
+            options: `tolerance` and `min_pixels` for polygons; see `polygons`.
 
         Raises:
-            SetrError: unknown kind, a suffix that is not the kind's, or a file that cannot be
+            SetrError: unknown kind, a suffix that does not fit the kind, or a file that cannot be
                 written.
             TypeError: an option that the kind does not have.
         """
@@ -226,10 +242,10 @@ class Result:
         """The bytes of the file that `save` writes.
 
         Args:
-            kind: one of `KINDS`.
-            folder: where the file will lie.
-            suffix: the format of a picture.
-            options: `tolerance` and `min_pixels` of the kinds with polygons.
+            kind: see `save`.
+            folder: folder of the file, for `labelme`.
+            suffix: image format, such as `.png`.
+            options: `tolerance` and `min_pixels` for polygons; see `polygons`.
 
         Raises:
             SetrError: unknown kind.
@@ -256,12 +272,12 @@ class Result:
         return f"<Result {width}x{height}: {largest(self.shares, self.min_confidence)}>"
 
     def _repr_png_(self) -> bytes:
-        """How viewers without HTML show it: the overlay with a legend below."""
+        """The overlay with a legend below, for viewers without HTML."""
         ids = [self.labels.classes.index(name) for name in self.shares]
         return encode_png(with_legend(self._small_overlay(), self.labels, ids))
 
     def _repr_html_(self) -> str:
-        """How a notebook shows it: the overlay with a legend and the classes' shares."""
+        """The overlay with a legend and the classes' shares, for notebooks."""
         data = base64.b64encode(encode_png(self._small_overlay())).decode()
         legend = " ".join(
             f'<span style="white-space:nowrap"><span style="display:inline-block;width:.8em;'
@@ -272,12 +288,12 @@ class Result:
         return f'<img src="data:image/png;base64,{data}" style="max-width:100%"><p>{legend}</p>'
 
     def _small_overlay(self) -> np.ndarray:
-        """The overlay, shrunk to what a notebook can show."""
+        """The overlay, at most `NOTEBOOK_WIDTH` pixels wide."""
         return shrunk(self.overlay(), NOTEBOOK_WIDTH)
 
 
 def class_shares(counts: np.ndarray, classes: Sequence[str], unsure: int) -> dict[str, float]:
-    """Share of every class that occurs, largest first; `unsure` pixels belong to no class."""
+    """Share of each class that occurs, largest first; `unsure` unlabelled pixels count, too."""
     known = counts[: len(classes)]
     total = max(1, known.sum() + unsure)
     order = np.argsort(-known, kind="stable")
@@ -285,7 +301,7 @@ def class_shares(counts: np.ndarray, classes: Sequence[str], unsure: int) -> dic
 
 
 def largest(shares: Mapping[str, float], min_confidence: float) -> str:
-    """The four largest shares in a line; with a `min_confidence`, also the unlabelled share."""
+    """One line with the four largest shares, and with `min_confidence` the unlabelled share."""
     parts = [f"{name} {share:.0%}" for name, share in list(shares.items())[:4]]
     if min_confidence:
         parts.append(f"unlabelled {max(0.0, 1 - sum(shares.values())):.0%}")
@@ -293,7 +309,7 @@ def largest(shares: Mapping[str, float], min_confidence: float) -> str:
 
 
 def _require_options(kind: str, options: dict[str, Any]) -> None:
-    """Refuse an unknown kind, and options for a kind that has none."""
+    """Raise an error for an unknown kind, and for options of a kind that has none."""
     if kind not in KINDS:
         raise unknown_kind(kind)
     if options and kind not in POLYGON_KINDS:

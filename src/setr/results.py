@@ -1,9 +1,9 @@
-"""Our figures beside the paper's: collects finished runs into Tables 2 to 7.
+"""Tables 2 to 7 of the paper with the results of finished runs.
 
-A run counts for a row if its recipe is the row's, its settings are the recipe's, and its data are
-the paper's; what only says where and how the computation runs may differ. Several runs (seeds) on
-the same data are averaged, with the sample standard deviation. Runs with changed settings or other
-data, and of recipes the paper does not have, are listed apart, with what was changed.
+A run counts for a row if it used the row's recipe with unchanged settings on the paper's data;
+settings of where and how it was computed may differ. Several runs (seeds) on the same data are
+averaged, with the sample standard deviation. Runs with other settings or data, and of recipes that
+are not in the paper, are listed separately with their changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from setr.training.settings import FREE, WEIGHTS, flat
 
 COLUMNS = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "command", "commit",
            "hardware", "seeds")  # fmt: skip
-_SPARE = 3  # images by which lists of a data set in use differ
+_TOLERANCE = 3  # images by which common versions of a data set differ
 
 
 class Run(NamedTuple):
@@ -32,13 +32,13 @@ class Run(NamedTuple):
 
     Attributes:
         folder: of the run.
-        recipe: it was trained with.
-        changed: settings that are not the recipe's.
+        recipe: name of its recipe.
+        changed: settings that differ from the recipe's.
         miou: by protocol, in percent.
         pixel_accuracy: by protocol, in percent.
-        provenance: command, commit, hardware and seed, where recorded.
-        data: name of the data set, or the folder where nothing is recorded.
-        content: equal for runs on the same files, wherever they lie.
+        provenance: command, commit, hardware and seed, if recorded.
+        data: name of the data set, or its folder if not recorded.
+        content: digest of the data, equal for runs on the same files in any folder.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of a table, as text; empty where nothing is measured."""
+    """One line of a table, as text; unknown values are empty."""
 
     row: str
     setting: str
@@ -68,25 +68,25 @@ class Line(NamedTuple):
 
 
 def collect(folder: Path) -> list[Run]:
-    """Every run below a folder that has a readable `metrics.json`, by folder name."""
+    """All runs below a folder with a readable `metrics.json`, sorted by folder name."""
     found = []
-    for place in sorted(folder.glob("*/metrics.json")):
+    for path in sorted(folder.glob("*/metrics.json")):
         try:
-            values = json.loads(place.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if not isinstance(values, dict):
             continue
         tested = {k: v for k, v in values.items() if isinstance(v, dict) and "miou" in v}
-        name = str(values.get("recipe", place.parent.name))
-        config = _config(place.parent / "config.yaml")
+        name = str(values.get("recipe", path.parent.name))
+        config = _config(path.parent / "config.yaml")
         data = values.get("data")
-        if not isinstance(data, dict):  # a run of a time when it was not recorded
-            root = config.data.root if config else str(place.parent)
+        if not isinstance(data, dict):  # an older run, which did not record it
+            root = config.data.root if config else str(path.parent)
             data = {"name": root, "digest": root}
         found.append(
             Run(
-                place.parent,
+                path.parent,
                 name,
                 _changes(config, name, data),
                 _percent(tested, "miou"),
@@ -99,15 +99,15 @@ def collect(folder: Path) -> list[Run]:
     return found
 
 
-def _config(place: Path) -> Config | None:
+def _config(path: Path) -> Config | None:
     try:
-        return Config.load(place)
+        return Config.load(path)
     except SetrError:
         return None
 
 
 def _changes(own: Config | None, name: str, data: dict[str, Any]) -> tuple[str, ...]:
-    """Settings of a run that differ from its recipe's, as `train.steps=4`, and other data."""
+    """What differs from the recipe: settings such as `train.steps=4`, and data."""
     try:
         named = recipe(name)
     except SetrError:
@@ -117,7 +117,7 @@ def _changes(own: Config | None, name: str, data: dict[str, Any]) -> tuple[str, 
     mine, theirs = flat(own), flat(named)
     for key in WEIGHTS:
         if mine[key] and theirs[key]:
-            mine[key] = theirs[key]  # the same weights from a file
+            mine[key] = theirs[key]  # assume the same weights from a file
     changes = [f"{k}={v}" for k, v in mine.items() if k not in FREE and v != theirs[k]]
     if own.data.val_split in own.data.train_split.split("+"):
         changes.append("tested on images it was trained on")
@@ -127,7 +127,7 @@ def _changes(own: Config | None, name: str, data: dict[str, Any]) -> tuple[str, 
 
 
 def _other_data(dataset: str, data: dict[str, Any]) -> list[str]:
-    """Why a run's data are not those of the paper's figure; empty if they are."""
+    """How a run's data differ from the paper's; empty if they do not."""
     if "classes" not in data:
         return ["data not recorded"]
     if tuple(data["classes"]) != known_labels(dataset).classes:
@@ -136,7 +136,7 @@ def _other_data(dataset: str, data: dict[str, Any]) -> list[str]:
     return [
         f"{count} {part} images, not {usual}"
         for part, count, usual in zip(("training", "test"), counted, IMAGES[dataset], strict=True)
-        if abs(count - usual) > _SPARE
+        if abs(count - usual) > _TOLERANCE
     ]
 
 
@@ -149,9 +149,10 @@ def _percent(tested: dict[str, dict[str, Any]], key: str) -> dict[str, float]:
 
 
 def paper_lines(runs: Sequence[Run], table: int | None = None) -> dict[int, list[Line]]:
-    """Tables by number; a row with a pixel accuracy is followed by a line for that.
+    """Lines of each table, by its number.
 
-    A row has one line for each content of the data it was run on.
+    A row has one line for each version of the data it was run on, each followed by another line
+    if the paper gives a pixel accuracy.
     """
     tables: dict[int, list[Line]] = {}
     for row in rows(table):
@@ -166,7 +167,7 @@ def paper_lines(runs: Sequence[Run], table: int | None = None) -> dict[int, list
 
 
 def _by_content(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs on the same data together."""
+    """Runs grouped by the content of their data."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.content, []).append(run)
@@ -176,7 +177,7 @@ def _by_content(runs: Sequence[Run]) -> list[list[Run]]:
 def _line(
     row: Row, setting: str, paper: float, runs: list[Run], key: str, every: Sequence[Run]
 ) -> Line:
-    """What was measured under the row's protocol; nothing for rows of a test server."""
+    """The results under the row's protocol; none for rows of a test server."""
     measured = [run for run in runs if row.protocol in getattr(run, key)]
     values = [getattr(run, key)[row.protocol] for run in measured]
     mean = statistics.fmean(values) if values else None
@@ -196,7 +197,7 @@ def _line(
 
 
 def other_lines(runs: Sequence[Run]) -> list[Line]:
-    """Runs that are no row of the paper, one line per recipe, changes, protocol and data."""
+    """Runs that match no row of the paper, one line per recipe, changes, protocol and data."""
     known = {row.recipe for row in rows()}
     groups: dict[tuple[str, tuple[str, ...], str, str], list[Run]] = {}
     for run in runs:
@@ -221,7 +222,7 @@ def other_lines(runs: Sequence[Run]) -> list[Line]:
 
 
 def _data_names(group: Sequence[Run], runs: Sequence[Run]) -> str:
-    """Names of a group's data; with its digest where others of that name hold something else."""
+    """Names of a group's data, with a digest if runs on other content have the same name."""
     shown = []
     for name in dict.fromkeys(run.data for run in group):
         contents = {run.content for run in runs if run.data == name}

@@ -1,4 +1,4 @@
-"""Scoring existing label images against truth, without a model."""
+"""Scoring existing label images against the truth, without a model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CHUNK = 32
 _IDS, _TRAIN_IDS = "_labelIds", "_labelTrainIds"
 _TRUTH = ("_gtFine", "_gtCoarse")
 _ENDINGS = (*(kind + ids for kind in _TRUTH for ids in (_IDS, _TRAIN_IDS)), "_leftImg8bit")
-"""What Cityscapes appends to the name of a frame; pairs are found without it."""
+"""Suffixes that Cityscapes appends to frame names; removed to find pairs."""
 _OTHER = tuple(
     kind + what for kind in _TRUTH for what in ("_color", "_instanceIds", "_instanceTrainIds")
 )
-"""Files beside its labels that hold none."""
+"""Suffixes of Cityscapes files that are not label maps."""
 _LAST_ID = 33
-"""The greatest label id; a map that does not list it is for training ids."""
+"""Largest label id of Cityscapes; a map without it is for training ids."""
 
 
 def score_labels(
@@ -41,17 +41,17 @@ def score_labels(
     reduce_zero_label: bool = False,
     label_map: str | None = None,
 ) -> Labels:
-    """What the ids in the files mean.
+    """The classes, and the map from ids in the files to them.
 
     Args:
         num_classes: K; None takes it from the map.
         ignore: raw ids of the truth that are not counted.
         reduce_zero_label: raw 0 is not counted and raw i is class i - 1, as in ADE20K's files.
-        label_map: a YAML or JSON file with raw id -> class id, class name or `ignore`, or a
-            `data.yaml` or its folder; or the name of a known data set.
+        label_map: a YAML or JSON file of raw id -> class id, class name or `ignore`; a `data.yaml`
+            or its folder; or the name of a known data set.
 
     Raises:
-        SetrError: options that contradict each other, an unreadable map.
+        SetrError: conflicting options, or an unreadable map.
     """
     if label_map is not None:
         if reduce_zero_label:
@@ -73,9 +73,9 @@ def score_labels(
         given = {i + first: i for i in range(num_classes)}
         if reduce_zero_label:
             given[0] = IGNORE
-    wrong = [raw for raw in ignore if not 0 <= raw <= 65535]
-    if wrong:
-        raise SetrError(f"--ignore-index {wrong[0]}: ids in files are 0 to 65535", code=USAGE)
+    invalid = [raw for raw in ignore if not 0 <= raw <= 65535]
+    if invalid:
+        raise SetrError(f"--ignore-index {invalid[0]}: ids in files are 0 to 65535", code=USAGE)
     given |= {raw: IGNORE for raw in ignore if raw not in given or label_map is None}
     return replace(labels, label_map=given)
 
@@ -116,25 +116,26 @@ def score_folders(
     absent: Absent = "skip",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Score label images; pairs share their path below the folders, whatever the suffix.
+    """Score label images; pairs have equal paths below the folders, apart from the suffix.
 
-    Of Cityscapes' files with label ids and with training ids those are read that the map lists.
+    If Cityscapes files with label ids and with training ids are both there, those that fit the
+    label map are read.
 
     Args:
-        predictions: folder of label images, ids (or colours) as in the truth; other ids are wrong.
-        truth: folder of label images; every one needs a prediction.
-        labels: what the ids mean.
-        class_ids: predictions hold training ids, whatever the truth has.
+        predictions: folder of label images with ids (or colours) as in the truth; ids outside the
+            classes count as wrong.
+        truth: folder of label images, each of which needs a prediction.
+        labels: the classes and the map from ids in the files, from `score_labels`.
+        class_ids: predictions contain training ids, whatever the truth has.
         absent: see `setr.metrics`.
         progress: called with (done, total).
 
     Returns:
-        The figures of `Scorecard.summary`; `failed` has a line for every pair that could not be
-        read.
+        The metrics of `Scorecard.summary`; `failed` has a line for each unreadable pair.
 
     Raises:
-        SetrError: no truth, missing predictions, ids of the truth the map does not list, sizes that
-            differ, or nothing readable.
+        SetrError: no truth, missing predictions, truth ids that the map does not list, different
+            sizes, or nothing readable.
     """
     train_ids = _LAST_ID not in (labels.label_map or ())
     pairs = _pairs(predictions, truth, train_ids=train_ids, class_ids=class_ids)
@@ -145,8 +146,8 @@ def score_folders(
             ours = read_mask(pair[0], rgb=colours and not class_ids)
         except IdMaskError:
             raise SetrError(
-                f"{pair[0]}: holds one id per pixel, but the truth colours; if these ids are class "
-                "numbers from 0, add --class-ids",
+                f"{pair[0]}: contains one id per pixel, but the truth contains colours; if these "
+                "ids are class numbers from 0, add --class-ids",
                 code=DATA_CHECK_FAILED,
             ) from None
         except SetrError as error:
@@ -182,7 +183,7 @@ def score_folders(
 
 
 def _in_threads(load: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
-    """Map in order over threads, a chunk at a time so that results do not pile up."""
+    """Map over threads in order, in chunks to limit memory."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(items), CHUNK):
             yield from pool.map(load, items[start : start + CHUNK])
@@ -191,16 +192,17 @@ def _in_threads(load: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
 def _pairs(
     predictions: Path, truth: Path, *, train_ids: bool, class_ids: bool
 ) -> list[tuple[Path, Path]]:
+    """Prediction and truth of each image."""
     ours, real = _by_stem(predictions, train_ids or class_ids), _by_stem(truth, train_ids)
     other = next((p for p in real.values() if p.stem.endswith(_TRAIN_IDS) and not train_ids), None)
     if other is not None:
         raise SetrError(
-            f"{other}: holds training ids, but the map lists label ids; for those of Cityscapes "
-            "give --label-map cityscapes:train_ids",
+            f"{other}: contains training ids, but the map lists label ids; for training ids of "
+            "Cityscapes give --label-map cityscapes:train_ids",
             code=DATA_CHECK_FAILED,
         )
     for stem in real:
-        ids = stem.with_name(f"{stem.name}_ids")  # as `setr predict --save ids` calls it
+        ids = stem.with_name(f"{stem.name}_ids")  # name of `setr predict --save ids`
         if ids in ours:
             ours.setdefault(stem, ours[ids])
     missing = [str(stem) for stem in real if stem not in ours]
@@ -215,22 +217,23 @@ def _pairs(
 
 
 def _by_stem(folder: Path, train_ids: bool) -> dict[Path, Path]:
+    """Label images by their relative path without Cityscapes' and the format's suffixes."""
     if not folder.is_dir():
         raise SetrError(f"{folder}: no such folder", code=USAGE)
     files = list_images(folder)
-    kept, left = (_TRAIN_IDS, _IDS) if train_ids else (_IDS, _TRAIN_IDS)
-    both = (path for path in files if path.stem.endswith(kept))
-    doubled = {path.with_stem(path.stem.removesuffix(kept) + left) for path in both}
+    kept, skipped = (_TRAIN_IDS, _IDS) if train_ids else (_IDS, _TRAIN_IDS)
+    preferred = (path for path in files if path.stem.endswith(kept))
+    duplicates = {path.with_stem(path.stem.removesuffix(kept) + skipped) for path in preferred}
     found: dict[Path, Path] = {}
     for path in files:
         stem = Path(composed(str(path.relative_to(folder).with_suffix(""))))
-        if stem.name.endswith(_OTHER) or path in doubled:
+        if stem.name.endswith(_OTHER) or path in duplicates:
             continue
         for ending in _ENDINGS:
             stem = stem.with_name(stem.name.removesuffix(ending) or stem.name)
         if stem in found:
             raise SetrError(
-                f"{folder}: {found[stem].name} and {path.name} share one name; keep one",
+                f"{folder}: {found[stem].name} and {path.name} are for the same image; keep one",
                 code=DATA_CHECK_FAILED,
             )
         found[stem] = path

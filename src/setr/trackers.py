@@ -1,7 +1,7 @@
-"""Where the figures of a run go: log.jsonl, log.csv and pictures always, trackers on demand.
+"""Experiment tracking: log.jsonl, log.csv and sample images always, other trackers on request.
 
-One interface, `Tracker`; the run folder calls it and knows nothing else of them. A resumed run
-first drops what was written after the state it continues from, so every step stands once.
+A resumed run first removes what was logged after the step it continues from, so every step is
+logged once.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from setr.reading.files import write_bytes
 
 
 class Tracker:
-    """One place figures go to; the base of those of one's own (`setr.train(…, trackers=[Mine])`).
+    """Base class of trackers, also of your own (`setr.train(…, trackers=[Mine])`).
 
-    An exception of a method ends the run, but for `OSError` and `SetrError`, which are warnings.
+    An exception in a method ends the run, except `OSError` and `SetrError`, which become warnings.
 
     Args:
         out: the run folder.
-        step: the run continues after this step; 0 begins anew.
+        step: the run continues after this step; 0 for a new run.
 
     Attributes:
-        ended: set it to a reason, and the training ends after this step, as by `train.patience`:
-            the last state saved, the best weights kept, `metrics.json` written.
+        ended: set this to a reason to end training after the current step, as with
+            `train.patience`: the state is saved, the best weights kept, `metrics.json` written.
     """
 
     ended: str = ""
@@ -44,23 +44,23 @@ class Tracker:
         self.out = out
 
     def line(self, line: Mapping[str, Any]) -> None:
-        """Take the figures of a step.
+        """Log the metrics of a step.
 
         Args:
-            line: `step`, and `loss`, `lr`, … every `train.log_every` steps, or `val`, the figures
-                of an evaluation (`val["miou"]`); numbers by name, in any depth. Losses of a step
-                that fp16 left out may be nan or inf.
+            line: `step`, with `loss`, `lr`, … every `train.log_every` steps, or with `val`, the
+                metrics of an evaluation (`val["miou"]`); numbers by name, possibly nested. The loss
+                of a step skipped because of fp16 overflow may be nan or inf.
         """
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """Take a picture uint8 RGB (H, W, 3) of predictions."""
+        """Log an image of predictions, uint8 RGB (H, W, 3)."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Called at the end of the run."""
 
 
 def scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers in nested figures, by path: `val/iou/road`; a line's `step` is left out."""
+    """Nested metrics as a flat dictionary by path (`val/iou/road`), without the line's `step`."""
     found: dict[str, float] = {}
     for key, value in values.items():
         path = prefix + key
@@ -72,7 +72,7 @@ def scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class JsonLines(Tracker):
-    """`log.jsonl`: one JSON object per line, everything in it; null is no number."""
+    """`log.jsonl`: one JSON object per line with all metrics; nan and inf become null."""
 
     def __init__(self, out: Path, step: int) -> None:
         super().__init__(out, step)
@@ -85,7 +85,7 @@ class JsonLines(Tracker):
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (ValueError, LookupError, TypeError):  # cut off
+            except (ValueError, LookupError, TypeError):  # truncated line
                 continue
         write_bytes(self.path, "".join(kept).encode())
 
@@ -96,14 +96,14 @@ class JsonLines(Tracker):
 
 
 def _finite(value: Any) -> Any:
-    """Figures with None for what is no number, which JSON has no word for."""
+    """Metrics with nan and inf, which JSON does not have, replaced by None."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class CsvTable(Tracker):
-    """`log.csv`: a row per line, a column per number; cells without a figure are empty."""
+    """`log.csv`: a row per line, a column per metric; missing values are empty."""
 
     def __init__(self, out: Path, step: int) -> None:
         super().__init__(out, step)
@@ -114,10 +114,10 @@ class CsvTable(Tracker):
         if rows:
             self._rewrite(rows)
         else:
-            self.columns = []  # the next line writes them
+            self.columns = []  # the header is written with the next line
 
     def line(self, line: Mapping[str, Any]) -> None:
-        """Append; where a new figure turns up, the table gets one more column."""
+        """Append; new metrics add columns."""
         row = {"step": line["step"], **scalars(_finite(line))}
         new = [key for key in row if key not in self.columns]
         if new:
@@ -146,7 +146,7 @@ class CsvTable(Tracker):
 
 
 class Pictures(Tracker):
-    """`samples/step-000500.png`: validation images beside truth and prediction."""
+    """`samples/step-000500.png`: validation images next to truth and prediction."""
 
     def __init__(self, out: Path, step: int) -> None:
         super().__init__(out, step)
@@ -156,7 +156,7 @@ class Pictures(Tracker):
                 path.unlink()
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """Write it."""
+        """Write the image."""
         folder = self.out / "samples"
         folder.mkdir(exist_ok=True)
         write_bytes(folder / f"step-{step:06d}.png", encode_png(picture))
@@ -174,13 +174,13 @@ class TensorBoard(Tracker):
         self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
 
     def line(self, line: Mapping[str, Any]) -> None:
-        """Add every number as a curve."""
+        """Add every metric as a scalar."""
         for name, value in scalars(line).items():
             self.writer.add_scalar(name, value, line["step"])
         self.writer.flush()
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """Add it to the images."""
+        """Add the image."""
         self.writer.add_image("samples", picture, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -214,11 +214,11 @@ class WeightsAndBiases(Tracker):
         )
 
     def line(self, line: Mapping[str, Any]) -> None:
-        """Log every number."""
+        """Log every metric."""
         self.run.log(scalars(line), step=line["step"])
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """Log it as an image."""
+        """Log the image."""
         self.run.log({"samples": self.image(picture)}, step=step)
 
     def close(self) -> None:
@@ -227,10 +227,10 @@ class WeightsAndBiases(Tracker):
 
 
 Builder = Callable[[Path, int], Tracker]
-"""Makes a tracker of a run folder and a step: the class itself, or a function."""
+"""Makes a tracker from the run folder and the step: a `Tracker` class or a function."""
 
 _ALWAYS: tuple[Builder, ...] = (JsonLines, CsvTable, Pictures)
-_ON_DEMAND: dict[str, Builder] = {
+_OPTIONAL: dict[str, Builder] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
 }
@@ -244,13 +244,13 @@ def require(names: Sequence[str]) -> None:
     """
     for name in names:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # a folder `wandb` of other runs is no package
-            raise SetrError(f'train.log {name}: it is not installed; pip install "setr[log]"')
+        if spec is None or spec.origin is None:  # a namespace package: a folder called `wandb`
+            raise SetrError(f'train.log {name}: not installed; pip install "setr[log]"')
 
 
 def open_trackers(
     out: Path, names: Sequence[str], step: int, own: Sequence[Builder] = ()
 ) -> list[Tracker]:
-    """The built-in ones, those named and one's own, continuing after a step; 0 begins anew."""
-    named = (_ON_DEMAND[name] for name in names)
+    """The built-in trackers, the named ones and the user's; see `Tracker` for `out` and `step`."""
+    named = (_OPTIONAL[name] for name in names)
     return [build(out, step) for build in (*_ALWAYS, *named, *own)]

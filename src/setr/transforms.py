@@ -1,12 +1,11 @@
 """Joint image and mask augmentation on numpy arrays with an explicit random generator.
 
-Crop first: the crop is chosen in the coordinates of the resized image and mapped back, so that
-only the window is ever resized (the same distribution as resize-then-crop, and identical at
-scale 1); a rotation turns that window in the same resampling. Images are sampled bilinearly, masks
-by nearest neighbour; ids are never blended.
+The crop is chosen in the resized image and mapped back to the original, so only the crop window is
+resized (equal in distribution to resizing first, and identical at scale 1). Rotation is part of the
+same resampling. Images are interpolated bilinearly, masks by nearest neighbour.
 
-Every draw comes from `np.random.default_rng((seed, epoch, index))`, so a sample is the same
-whatever the number of workers or processes.
+The loader seeds the generator with (seed, epoch, index), so a sample does not depend on the number
+of workers or processes.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from setr.labels import IGNORE
 PAD_COLOUR = (124, 116, 104)
 """ImageNet's mean: zero after normalisation with the default mean and std."""
 LONGEST = 32767
-"""Side in pixels from which OpenCV before 5 refuses to warp an image."""
+"""Side in pixels from which OpenCV 4 cannot warp an image."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training sample (paper section 4.1, after mmsegmentation).
+    """Augmentation of a training sample (paper section 4.1, as in mmsegmentation).
 
     Args:
         crop_size: (height, width) of the result in pixels.
-        short_side: the image is first scaled to this short side in pixels; None keeps its size.
-        long_side: that scaling stops where the long side reaches this many pixels.
-        scale_range: random factor on top, uniform.
+        short_side: short side in pixels that the image is scaled to first; None keeps its size.
+        long_side: limit of the long side in that scaling, in pixels.
+        scale_range: range of a random scale factor applied on top, uniform.
         flip: probability of a horizontal flip.
         flip_vertical: probability of a vertical flip.
         rotate: largest rotation in degrees about the crop's centre, uniform, in both directions.
-        photometric: random brightness, contrast, and of three channels saturation and hue.
-        max_class_share: a crop is drawn again (at most 10 times) while one class covers more than
-            this share of its counted pixels, or no pixel counts.
-        rare_crops: share of the crops laid around a pixel of a class drawn by `class_odds`.
-        class_odds: (K,) relative odds of each class to be drawn, among those in the mask.
+        photometric: random brightness and contrast, and with three channels saturation and hue.
+        max_class_share: another crop is drawn (up to 10) if one class covers more than this share
+            of its labelled pixels, or if all are ignored.
+        rare_crops: share of crops that contain a pixel of a class drawn with `class_odds`.
+        class_odds: (K,) relative odds of drawing each class, among those in the mask.
         fill: value of each channel outside the image.
     """
 
@@ -63,14 +62,13 @@ class Augmentation:
     def __call__(
         self, image: Pixels, mask: Mask, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 (H, W, C), mask uint8 (H, W) -> the same kinds, of `crop_size`.
+        """Image uint8 (H, W, C) and mask uint8 (H, W) -> the same at `crop_size`.
 
-        The crop is chosen by the mask alone; of the image only what it needs is asked for, and so
-        it is of a mask that reads where the image has gaps.
+        The crop is chosen from the mask alone, so that lazy images and masks are only read where
+        needed.
 
-        Where the image is smaller, the rest of the crop, below and to the right, is mean colour and
-        ignored, whatever happens to the image; so are the corners that a rotation leaves, but they
-        are flipped and distorted with it.
+        Smaller images are padded on the right and below with `fill` and `IGNORE`, after flips and
+        distortion. The corners that a rotation leaves empty are filled before them.
         """
         H, W = image.shape[:2]
         scale = base_scale(H, W, self.short_side, self.long_side) * rng.uniform(*self.scale_range)
@@ -81,13 +79,13 @@ class Augmentation:
             origin = self._origin(size, centre, rng)
             window = CropWindow((H, W), size, origin, self.crop_size, angle)
             whole = isinstance(mask, np.ndarray) and max(H, W) < LONGEST
-            rows, columns = (slice(0, H), slice(0, W)) if whole else window.reach
+            rows, columns = (slice(0, H), slice(0, W)) if whole else window.source_region
             corner = rows.start, columns.start
-            cropped = window.sampled(mask[rows, columns], nearest=True, fill=IGNORE, corner=corner)
-            if self._fits(cropped):
+            cropped = window.resample(mask[rows, columns], nearest=True, fill=IGNORE, corner=corner)
+            if self._is_balanced(cropped):
                 break
-        rows, columns = window.reach
-        pixels = window.sampled(
+        rows, columns = window.source_region
+        pixels = window.resample(
             image[rows, columns],
             nearest=False,
             fill=self.fill,
@@ -99,18 +97,18 @@ class Augmentation:
             pixels, cropped = flipped(pixels, 0), cv2.flip(cropped, 0)
         if self.photometric:
             pixels = distort(pixels, rng)
-        return window.padded(pixels, self.fill), window.padded(cropped, IGNORE)
+        return window.pad(pixels, self.fill), window.pad(cropped, IGNORE)
 
-    def _fits(self, cropped: np.ndarray) -> bool:
+    def _is_balanced(self, cropped: np.ndarray) -> bool:
         counts = cv2.calcHist([cropped], [0], None, [256], [0, 256])[:IGNORE]
         return bool(0 < counts.max() <= self.max_class_share * counts.sum())
 
     def _origin(
         self, size: tuple[int, int], centre: tuple[float, float] | None, rng: np.random.Generator
     ) -> tuple[int, int]:
-        """Top left corner of a crop in a resized image, uniform over those that hold `centre`.
+        """Random (top, left) of a crop in the resized image; the crop contains `centre`, if given.
 
-        `centre` is (y, x) as shares of height and width.
+        `centre` is (y, x) relative to height and width.
         """
         corner = []
         for axis, (side, crop) in enumerate(zip(size, self.crop_size, strict=True)):
@@ -122,7 +120,7 @@ class Augmentation:
         return corner[0], corner[1]
 
     def _rare_pixel(self, mask: Mask, rng: np.random.Generator) -> tuple[float, float] | None:
-        """(y, x) of a pixel of a class drawn by its odds, as shares of the size; None mostly."""
+        """Relative (y, x) of a pixel of a class drawn by its odds; None for other crops."""
         if rng.random() >= self.rare_crops:
             return None
         mask = mask[:]
@@ -131,13 +129,13 @@ class Augmentation:
         if not odds.sum():
             return None
         chosen = rng.choice(len(odds), p=odds / odds.sum())
-        places = np.flatnonzero(mask == chosen)
-        y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
+        pixels = np.flatnonzero(mask == chosen)
+        y, x = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
         return (y + 0.5) / mask.shape[0], (x + 0.5) / mask.shape[1]
 
 
 def base_scale(H: int, W: int, short_side: int | None, long_side: int | None) -> float:
-    """Factor that brings an image to a short side, its long side staying within a limit."""
+    """Factor that scales an image to a short side, with an optional limit of the long side."""
     if short_side is None:
         return 1.0
     scale = short_side / min(H, W)
@@ -145,12 +143,12 @@ def base_scale(H: int, W: int, short_side: int | None, long_side: int | None) ->
 
 
 def fill_colour(mean: Sequence[float]) -> tuple[int, ...]:
-    """What lies outside the image: of three channels ImageNet's mean, of others their own."""
+    """Padding values: ImageNet's mean for three channels, else the data set's mean."""
     return PAD_COLOUR if len(mean) == 3 else tuple(round(255 * value) for value in mean)
 
 
 def rare_class_odds(pixels: np.ndarray) -> tuple[float, ...]:
-    """(K,) odds from pixel counts: one over the square root of the share, 0 for absent classes."""
+    """(K,) odds from pixel counts: 1 / sqrt(share of pixels), and 0 for absent classes."""
     odds = np.zeros(len(pixels))
     odds[pixels > 0] = 1 / np.sqrt(pixels[pixels > 0] / pixels.sum())
     return tuple((odds / max(odds.sum(), 1e-12)).tolist())
@@ -161,11 +159,11 @@ class CropWindow:
     """A crop of a resized image, computed without resizing the rest.
 
     Args:
-        source: (H, W) of the image.
-        resized: (H', W') it is resized to.
+        source: (H, W) of the original image.
+        resized: (H', W') of the resized image.
         origin: (top, left) of the crop in the resized image.
         size: (height, width) of the crop.
-        angle: degrees the content is turned by about its centre, clockwise.
+        angle: clockwise rotation of the content about its centre, in degrees.
     """
 
     source: tuple[int, int]
@@ -175,28 +173,30 @@ class CropWindow:
     angle: float = 0.0
 
     @property
-    def reach(self) -> tuple[slice, slice]:
-        """Source rows and columns that bilinear sampling of the window can touch; at least one."""
-        reach = []
-        for first, length, n, N in zip(*self._box(), self.source, self.resized, strict=True):
+    def source_region(self) -> tuple[slice, slice]:
+        """Rows and columns of the original image that bilinear interpolation needs; never empty."""
+        region = []
+        for first, length, n, N in zip(
+            *self._bounding_box(), self.source, self.resized, strict=True
+        ):
             last = min(first + length, N)
-            reach.append(slice(max(0, first * n // N - 1), min(n, -(-last * n // N) + 1)))
-        return reach[0], reach[1]
+            region.append(slice(max(0, first * n // N - 1), min(n, -(-last * n // N) + 1)))
+        return region[0], region[1]
 
-    def _box(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Origin and size, in the resized image, of what the window covers when it is turned."""
+    def _bounding_box(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Origin and size of the rotated window's bounding box in the resized image."""
         if not self.angle:
             return self.origin, self.size
         height, width = self.size
         corners = [[x, y, 1] for x in (-1, width) for y in (-1, height)]
-        x, y, _ = self._turn() @ np.transpose(corners)
+        x, y, _ = self._rotation() @ np.transpose(corners)
         low = [
-            max(0, first + math.floor(places.min()))
-            for first, places in zip(self.origin, (y, x), strict=True)
+            max(0, first + math.floor(axis.min()))
+            for first, axis in zip(self.origin, (y, x), strict=True)
         ]
         high = [
-            first + math.ceil(places.max()) + 1
-            for first, places in zip(self.origin, (y, x), strict=True)
+            first + math.ceil(axis.max()) + 1
+            for first, axis in zip(self.origin, (y, x), strict=True)
         ]
         return (low[0], low[1]), (high[0] - low[0], high[1] - low[1])
 
@@ -208,13 +208,13 @@ class CropWindow:
         fill: int | tuple[int, ...],
         corner: tuple[int, int] = (0, 0),
     ) -> np.ndarray:
-        """Resample the window of (H, W[, C]) uint8; outside the resized image it holds `fill`.
+        """The crop of an array uint8 (H, W[, C]), padded with `fill` to its full size.
 
-        The array is the source, or the part of it below and right of `corner` that `reach` names.
+        The array is the whole source, or its `source_region`, which begins at `corner` (y, x).
         """
-        return self.padded(self.sampled(array, nearest=nearest, fill=fill, corner=corner), fill)
+        return self.pad(self.resample(array, nearest=nearest, fill=fill, corner=corner), fill)
 
-    def sampled(
+    def resample(
         self,
         array: np.ndarray,
         *,
@@ -222,21 +222,21 @@ class CropWindow:
         fill: int | tuple[int, ...],
         corner: tuple[int, int] = (0, 0),
     ) -> np.ndarray:
-        """`cut` without the part outside the resized image; a turned window is whole."""
+        """As `cut`, without padding; rotated windows have their full size."""
         (top, left), (height, width) = self.origin, self.size
         inside = min(height, self.resized[0] - top), min(width, self.resized[1] - left)
         y, x = corner
         flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
         if self.angle:
-            matrix = self._to_source(corner) @ self._turn()
+            matrix = self._to_source(corner) @ self._rotation()
             return _warped(array, matrix, (width, height), flags, cv2.BORDER_CONSTANT, fill)
         if self.source == self.resized:
             return array[top - y : top - y + inside[0], left - x : left - x + inside[1]]
         matrix = self._to_source(corner)
         return _warped(array, matrix, (inside[1], inside[0]), flags, cv2.BORDER_REPLICATE, fill)
 
-    def padded(self, part: np.ndarray, fill: int | tuple[int, ...]) -> np.ndarray:
-        """What was `sampled`, contiguous, with `fill` below and right of it up to the size."""
+    def pad(self, part: np.ndarray, fill: int | tuple[int, ...]) -> np.ndarray:
+        """Pad the result of `resample` on the right and below; the array is contiguous."""
         if part.shape[:2] == self.size:
             return np.ascontiguousarray(part)
         out = np.empty((*self.size, *part.shape[2:]), dtype=part.dtype)
@@ -245,16 +245,16 @@ class CropWindow:
         return out
 
     def _to_source(self, corner: tuple[int, int]) -> np.ndarray:
-        """(2, 3): window (x, y) -> source (x, y), from pixel centre to pixel centre.
+        """(2, 3) matrix from window (x, y) to source (x, y), between pixel centres.
 
-        source = (target + origin + 0.5) * s - 0.5, less the corner.
+        source = (target + origin + 0.5) * scale - 0.5 - corner.
         """
         (top, left), (y, x) = self.origin, corner
         sy, sx = self.source[0] / self.resized[0], self.source[1] / self.resized[1]
         return np.array([[sx, 0, (left + 0.5) * sx - 0.5 - x], [0, sy, (top + 0.5) * sy - 0.5 - y]])
 
-    def _turn(self) -> np.ndarray:
-        """(3, 3): turns window (x, y) about the centre of the part that lies in the image."""
+    def _rotation(self) -> np.ndarray:
+        """(3, 3) rotation of window (x, y) about the centre of the part inside the image."""
         y, x = (
             (min(side, end - first) - 1) / 2
             for side, end, first in zip(self.size, self.resized, self.origin, strict=True)
@@ -273,14 +273,14 @@ def _warped(
     border: int,
     fill: int | tuple[int, ...],
 ) -> np.ndarray:
-    """`cv2.warpAffine` to (width, height) of (H, W[, C]), with any number of channels."""
+    """`cv2.warpAffine` of (H, W[, C]) to (width, height), for any number of channels."""
     channels = array.shape[2:]
     if not channels or channels == (3,):
         return cv2.warpAffine(array, matrix, size, flags=flags, borderMode=border, borderValue=fill)
     values = fill if isinstance(fill, tuple) else (fill,) * channels[0]
     parts = [
         cv2.warpAffine(
-            np.ascontiguousarray(array[..., i : i + 4]),  # a border has at most four values
+            np.ascontiguousarray(array[..., i : i + 4]),  # OpenCV fills at most four channels
             matrix,
             size,
             flags=flags,
@@ -293,16 +293,16 @@ def _warped(
 
 
 def flipped(image: np.ndarray, axis: int) -> np.ndarray:
-    """`cv2.flip` of (H, W, C), which alone would drop a single channel's axis."""
+    """`cv2.flip` of (H, W, C) that keeps the axis of a single channel."""
     return cv2.flip(image, axis).reshape(image.shape)
 
 
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Photometric distortion after mmsegmentation, by look-up tables: uint8 (H, W, C) in and out.
+    """Photometric distortion as in mmsegmentation, by look-up tables: uint8 (H, W, C) in and out.
 
-    Each with probability one half: brightness +-32, contrast x0.5-1.5 (before or after the colour
-    steps, at random), saturation x0.5-1.5, hue +-18 degrees of OpenCV's 180. The last two are of
-    colours: images of other than three channels have none.
+    Each with probability 0.5: brightness +-32, contrast x0.5-1.5 (at random before or after the
+    colour steps), saturation x0.5-1.5, hue +-18 of OpenCV's 180. Saturation and hue only apply to
+    images of three channels.
     """
     shape = image.shape
     values = np.arange(256, dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Load weights of any known layout into a model, and say exactly what happened.
+"""Load weights of any known layout into a model, and report what was loaded.
 
-Nothing is half-loaded: the new state is complete and checked before the model is touched. An
-encoder whose tensors do not fit is an error, never a silent training from scratch.
+The new state is checked completely before the model is changed. An encoder whose tensors do not fit
+is an error, so that nobody trains from scratch without noticing.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ POSITIONS = "encoder.vit.pos_embed"
 
 
 class Loadable(Protocol):
-    """The parts of a model this module needs; `SETR` has them."""
+    """The interface of a model that weights can be loaded into; `SETR` has it."""
 
     encoder: Any
     arguments: dict[str, Any]
     num_classes: int
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors by name."""
+        """As `nn.Module.state_dict`."""
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool) -> Any:
-        """Copy tensors in."""
+        """As `nn.Module.load_state_dict`."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did, by tensor name.
+    """What `load_weights` did; lists hold tensor names.
 
     Attributes:
-        dialect: layout of the file.
-        loaded: names in the model that were set (resized ones included).
+        dialect: the checkpoint's layout, such as `timm` or `mmseg`.
+        loaded: tensors of the model that were loaded, including resized ones.
         resized: position embeddings that were resampled to the model's grid.
-        missing: names in the model that the file does not have; they keep their values.
-        unexpected: names in the file that the model does not have.
-        new_head: tensors of heads that do not fit and keep the model's own values.
-        filled: names the layout does not store, set to the value it implies.
-        differences: options in which the model computes another function than the file's.
-        encoder_share: share of the tensors of `part` that was found, 0 to 1.
-        part: what the file fills: `encoder`, or of a Hybrid its `ViT` or its `ResNet`.
+        missing: tensors of the model that the checkpoint lacks; they keep their values.
+        unexpected: tensors of the checkpoint that the model lacks.
+        new_head: tensors of the heads that do not fit; they keep the model's values.
+        filled: tensors that the layout does not store, set to the values it implies.
+        differences: options by which the model computes another function than the checkpoint's.
+        encoder_share: fraction of the tensors of `part` that were loaded, 0 to 1.
+        part: the part that the checkpoint is for: `encoder`, or the `ViT` or `ResNet` of a Hybrid.
         adapted: first convolutions of RGB weights that were adapted to the model's channels.
     """
 
@@ -82,9 +82,9 @@ class LoadReport:
             ("adapted from RGB to the model's channels", self.adapted),
             ("missing", self.missing),
             ("unexpected", self.unexpected),
-            ("head started anew", self.new_head),
+            ("head tensors newly initialised", self.new_head),
             ("filled in", self.filled),
-            ("other function", self.differences),
+            ("different options", self.differences),
         ):
             if names:
                 more = ", …" if len(names) > 3 else ""
@@ -100,18 +100,23 @@ def load_weights(
     new_head: bool = False,
     pos_interp: PosInterp | None = None,
 ) -> LoadReport:
-    """Load a checkpoint of any known layout into a model; encoder files leave the heads alone.
+    """Load a checkpoint of any known layout into a model.
 
-    Where the model takes other channels than three, weights for RGB are adapted to them as timm
-    does it: summed for one channel, else repeated and scaled by three over their number.
+    A checkpoint of an encoder leaves the heads unchanged.
+    If the model does not have three input channels, RGB weights are adapted as in timm: summed for
+    one channel, else repeated and scaled by 3 / in_chans.
 
     Args:
-        model: changed only if everything fits.
-        source: .pth, .bin, .safetensors, .npz, or a model directory.
-        partial: accept an encoder that matches below 95 %, or tensors of another shape in it.
-        new_head: keep the model's own values for head tensors that do not fit, for example for
-            another number of classes.
-        pos_interp: how the position grid is resampled; the model's own mode by default.
+        model: the model, for example from `create_model`; unchanged if an error is raised.
+        source: a .pth, .bin, .safetensors or .npz file, or a model directory.
+        partial: accept an encoder of which less than 95 % of the tensors match, or some have
+            another shape.
+        new_head: keep the model's values of head tensors that do not fit, for example because the
+            number of classes differs.
+        pos_interp: how position embeddings are resampled; by default the model's own mode.
+
+    Returns:
+        Names of the tensors that were loaded, resized, missing, unexpected and so on.
 
     Raises:
         SetrError: unreadable file, unknown layout, or tensors that do not fit.
@@ -134,17 +139,17 @@ def match_weights(
     new_head: bool = False,
     pos_interp: PosInterp | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Pair a checkpoint's tensors with the model's; nothing is changed yet.
+    """Match a checkpoint's tensors to the model's, without changing the model.
 
     Returns:
-        The tensors to put into the model, complete and checked, and the report.
+        The checked tensors to load into the model, and the report.
     """
     own = model.state_dict()
     named = found.whole or found.dialect == "setr"
     given = dict(found.tensors) if named else _with_prefix(model, found)
     _fold_prefix(model, given)
     state: dict[str, Tensor] = {}
-    resized, adapted, unfit, unexpected = [], [], [], list(found.unexpected)
+    resized, adapted, mismatched, unexpected = [], [], [], list(found.unexpected)
     for name, value in given.items():
         if name not in own:
             unexpected.append(name)
@@ -160,29 +165,29 @@ def match_weights(
         if value.shape == own[name].shape:
             state[name] = value.to(own[name].dtype)
         else:
-            unfit.append(name)
+            mismatched.append(name)
     heads = [n for n in own if not n.startswith("encoder.")]
     encoder = [n for n in own if n.startswith("encoder.")]
-    title, part = _expected(model, found, encoder)
-    share = sum(n in state for n in part) / len(part)
-    odd_heads = [n for n in heads if n not in state] if found.whole else []
-    absent = [n for n in part if n not in state]
-    missing = absent + [n for n in odd_heads if n not in given]
+    part, expected = _expected(model, found, encoder)
+    share = sum(n in state for n in expected) / len(expected)
+    head_mismatches = [n for n in heads if n not in state] if found.whole else []
+    absent = [n for n in expected if n not in state]
+    missing = absent + [n for n in head_mismatches if n not in given]
     if not partial:
-        _require_encoder(source, unfit, absent, own, given, share)
-    if odd_heads and not new_head:
-        raise SetrError(_head_message(source, model, odd_heads, own, given), code=USAGE)
+        _require_encoder(source, mismatched, absent, own, given, share)
+    if head_mismatches and not new_head:
+        raise SetrError(_head_message(source, model, head_mismatches, own, given), code=USAGE)
     report = LoadReport(
         dialect=found.dialect,
         loaded=[n for n in state if n not in found.filled],
         resized=resized,
         missing=missing,
         unexpected=unexpected,
-        new_head=odd_heads,
+        new_head=head_mismatches,
         filled=[n for n in found.filled if n in state],
         differences=_differences(model, found, source),
         encoder_share=share,
-        part=title,
+        part=part,
         adapted=adapted,
     )
     return state, report
@@ -190,14 +195,14 @@ def match_weights(
 
 def _require_encoder(
     source: str,
-    unfit: list[str],
+    mismatched: list[str],
     missing: list[str],
     own: dict[str, Tensor],
     given: dict[str, Tensor],
     share: float,
 ) -> None:
-    """Refuse an encoder that is mostly, or decisively, another one."""
-    wrong = [n for n in unfit if n.startswith("encoder.")]
+    """Raise `SetrError` if too few tensors match, any has another shape, or the stem is missing."""
+    wrong = [n for n in mismatched if n.startswith("encoder.")]
     stem = [n for n in missing if re.match(r"encoder\..*(patch_embed|pos_embed|\.conv1\.)", n)]
     if share >= MIN_MATCH and not wrong and not stem:
         return
@@ -207,8 +212,9 @@ def _require_encoder(
     else:
         detail = f"missing: {', '.join((stem + missing)[:3])}"
     raise SetrError(
-        f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder these weights "
-        "were made for (--model.encoder), or accept it: partial=True, `setr convert --partial`",
+        f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder that these "
+        "weights belong to (--model.encoder), or load what fits: partial=True, "
+        "`setr convert --partial`",
         code=USAGE,
     )
 
@@ -216,23 +222,23 @@ def _require_encoder(
 def _head_message(
     source: str,
     model: Loadable,
-    odd: list[str],
+    names: list[str],
     own: dict[str, Tensor],
     given: dict[str, Tensor],
 ) -> str:
     name = "decoder.classifier.weight"
-    if name in odd and name in given and len(given[name]) != len(own[name]):
+    if name in names and name in given and len(given[name]) != len(own[name]):
         what = f"is for {len(given[name])} classes, the model has {model.num_classes}"
     else:
-        what = f"has another decoder ({odd[0]} does not fit)"
+        what = f"has another decoder ({names[0]} does not fit)"
     return (
-        f"{source}: {what}; to start {len(odd)} head tensors anew ({', '.join(odd[:2])}, …): "
-        "new_head=True, `setr convert --new-head`"
+        f"{source}: {what}; to initialise {len(names)} head tensors anew "
+        f"({', '.join(names[:2])}, …): new_head=True, `setr convert --new-head`"
     )
 
 
 def _differences(model: Loadable, found: Translation, source: str) -> list[str]:
-    """Options of a foreign whole model that the model does not have."""
+    """Options in which a foreign whole model differs from this model."""
     if found.dialect not in WHOLE:
         return []
     ours = function_options(model.arguments)
@@ -244,7 +250,7 @@ def _differences(model: Loadable, found: Translation, source: str) -> list[str]:
 
 
 def _expected(model: Loadable, found: Translation, encoder: list[str]) -> tuple[str, list[str]]:
-    """The part a file must fill, and its tensors: of a Hybrid, a ViT or a ResNet fills its own."""
+    """The part of the encoder that a checkpoint is for, and the names of its tensors."""
     if found.whole or not model.arguments["resnet"]:
         return "encoder", encoder
     if found.dialect == "resnet":
@@ -253,10 +259,10 @@ def _expected(model: Loadable, found: Translation, encoder: list[str]) -> tuple[
 
 
 def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
-    """Give an encoder's tensors the names they have in the model."""
+    """Rename an encoder's tensors to their names in the model."""
     hybrid = model.arguments["resnet"] is not None
     if found.dialect != "resnet":
-        # a projection of pixels has no place in a Hybrid, whose patches are ResNet features
+        # a Hybrid embeds ResNet features, so a patch embedding of pixels is left out
         stem = found.tensors.get("patch_embed.proj.weight")
         pixels = hybrid and stem is not None and stem.shape[1] == 3
         return {
@@ -269,9 +275,10 @@ def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
 
 
 def _fold_prefix(model: Loadable, given: dict[str, Tensor]) -> None:
-    """Add the class token's position to the token where the model's grid has no place for it.
+    """Add the class token's position embedding to the token if the model has none for it.
 
-    timm's DINOv2 with registers and DeiT-III keep positions of patches only; the sum is the same.
+    timm's DINOv2 with registers and DeiT-III have position embeddings only for patches; the sum of
+    token and position is the same.
     """
     vit: Any = getattr(model.encoder, "vit", None)
     if vit is None or POSITIONS not in given or model.encoder.num_pos_prefix:
@@ -286,9 +293,9 @@ def _fold_prefix(model: Loadable, given: dict[str, Tensor]) -> None:
 def _fit_positions(
     model: Loadable, value: Tensor, given: dict[str, Tensor], mode: PosInterp, source: str
 ) -> Tensor:
-    """Resample a position embedding on the patch grid only; prefix tokens are kept.
+    """Resample position embeddings of the patch grid; those of prefix tokens are kept.
 
-    A grid whose count is no square must have the model's own count; otherwise its shape is unknown.
+    A grid that is not square must be as large as the model's; otherwise its shape is unknown.
     """
     encoder: Any = model.encoder
     covered = encoder.num_pos_prefix
@@ -302,13 +309,13 @@ def _fit_positions(
         old = grid
     else:
         raise SetrError(
-            f"{source}: {count} positions are no square grid and not the model's "
+            f"{source}: {count} position embeddings form neither a square grid nor the model's "
             f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at",
             code=USAGE,
         )
     patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
     if covered > stored or (covered == stored and old == grid):
-        return value  # with a token the model has and these weights lack: reported as unfit
+        return value  # the weights lack a token of the model (a mismatch), or fit already
     prefix = value[:, :covered].float()
     return torch.cat([prefix, patches], dim=1)
 

@@ -1,4 +1,4 @@
-"""Samples from the user's own code as a data set: a torch `Dataset`, a list, anything indexed."""
+"""Data sets from Python objects: a torch `Dataset`, a list, anything with length and index."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from setr.labels import IGNORE, Labels, known_labels
 from setr.reading.arrays import as_image
 from setr.reading.masks import as_mask
 
-_ONE_AT_A_TIME = threading.RLock()
-"""A user's code need not bear several threads. Not of a data set, which goes to other processes and
-may hold another one."""
+_SAMPLES_LOCK = threading.RLock()
+"""Users' code need not be thread-safe. Global, because data sets are pickled and may be nested."""
 
 
 def wrap_dataset(
@@ -35,35 +34,35 @@ def wrap_dataset(
     version: str | None = None,
     bands: Bands | None = None,
 ) -> WrappedDataset:
-    """A split for `setr.train`, `setr.evaluate` and `setr.doctor.check` out of samples in Python.
+    """Make a split for `setr.train`, `setr.evaluate` and `setr.doctor.check` from Python objects.
 
-    Samples are read whole before training, which checks them, and then again in every epoch. The
-    crops, flips and colours of a recipe are applied to what they hold, so leave such transforms out
-    of your own. An interrupted run continues bit for bit if an index always gives the same sample.
+    All samples are read once before training to check them, and again in every epoch. The recipe's
+    crops, flips and colour augmentation are applied to them, so leave these out of your own
+    transforms. An interrupted run resumes bit for bit if an index always returns the same sample.
 
     Args:
-        samples: has a length and gives, for 0, 1, …, a pair of image and mask, or a mapping with
-            `image` or `pixel_values` and one of `annotation`, `mask`, `label`, `labels`,
-            `semantic_segmentation`, `segmentation_mask`: a `torch.utils.data.Dataset` (also
-            `Subset` and `ConcatDataset` of one, or of setr's own data sets), a data set of Hugging
-            Face, a list. An image is what `Predictor.predict` takes: a Pillow image, uint8
-            (H, W, 3), a tensor (3, H, W), a path, …; a mask is a Pillow image, a path, or whole
-            numbers (H, W).
-        labels: class names in the order of their ids from 0; a mapping of other ids to names, or to
+        samples: an object with `__len__` and `__getitem__`, such as a `torch.utils.data.Dataset`
+            (also `Subset` and `ConcatDataset` of one, or of setr's own data sets), a Hugging Face
+            data set or a list. A sample is a pair of image and mask, or a mapping with `image` or
+            `pixel_values` and one of `annotation`, `mask`, `label`, `labels`,
+            `semantic_segmentation`, `segmentation_mask`. Images are anything that
+            `Predictor.predict` takes: a Pillow image, uint8 (H, W, 3), a tensor (3, H, W), a path,
+            …; masks are a Pillow image, a path, or integers (H, W).
+        labels: class names in the order of their ids from 0; a mapping from ids to names or
             `ignore`; the name of a known data set; or `Labels`, for colours. 255 is ignored unless
-            a mapping names it.
+            a mapping contains it.
         split: `train`, `val` or another name.
         name: of the data set, in logs and model cards.
-        version: changes when the content does. With it, checks and stored features of earlier runs
-            are used again and a run does not continue on other content; without, each run looks
-            anew and compares the classes and the number of samples only. What a `Subset` chooses
-            counts as content.
-        bands: of images with other channels than red, green and blue, as a data.yaml names them;
-            setr's own data sets bring theirs.
+        version: any text that changes with the content. With it, checks and cached features of
+            earlier runs are reused, and a run refuses to resume on other content. Without it, data
+            are checked in each run, and resuming compares only the classes and the number of
+            samples. The choice of a `Subset` is added to the version.
+        bands: of images with other channels than red, green and blue, as in data.yaml; setr's own
+            data sets have their own.
 
     Raises:
-        SetrError: no length or index, no samples, classes that cannot be, or other classes or bands
-            than those of setr's own data sets among the samples.
+        SetrError: no length or index, no samples, invalid classes, or classes or bands that differ
+            from those of setr's own data sets among the samples.
     """
     if isinstance(samples, Mapping) and 0 not in samples:
         raise SetrError(
@@ -81,15 +80,15 @@ def wrap_dataset(
     except NotImplementedError:  # torch's IterableDataset
         raise _no_index(samples) from None
     if mapped:
-        bands = _bands_of_own(samples, labels, bands)
+        bands = _common_bands(samples, labels, bands)
         labels = Labels(labels.classes, labels.colours)
     return WrappedDataset(
         name,
         split,
         labels,
-        _Numbered(name, split, len(samples)),
+        _NumberedPairs(name, split, len(samples)),
         samples=samples,
-        content=_with_choice(version, samples),
+        content=_content_version(version, samples),
         mapped=mapped,
         bands=bands,
     )
@@ -113,7 +112,7 @@ def _labels(given: Labels | Sequence[str] | Mapping[int, str] | str) -> Labels:
     if not isinstance(given, Mapping):
         return Labels(tuple(map(str, given)))
     try:
-        by_id = {int(str(key)): name for key, name in given.items()}  # JSON's are text
+        by_id = {int(str(key)): name for key, name in given.items()}  # JSON keys are text
     except (TypeError, ValueError):
         raise SetrError(
             f"labels {dict(given)!r:.80}: give names by id, as {{0: 'road', 7: 'car'}}", code=USAGE
@@ -122,59 +121,59 @@ def _labels(given: Labels | Sequence[str] | Mapping[int, str] | str) -> Labels:
     return Labels.from_dict({"classes": list(names), "label_map": {IGNORE: "ignore", **by_id}})
 
 
-def _bands_of_own(samples: Any, labels: Labels, bands: Bands | None) -> Bands | None:
-    """The bands of setr's own data sets among samples, whose classes must be those given."""
-    all_own = list(_own(samples))
-    for own in all_own:
-        bands = bands or all_own[0].bands
-        if own.bands != bands:
-            given, found = (str(b) if b else "red, green and blue" for b in (bands, own.bands))
-            raise SetrError(f"{given}: the samples of {own.name} have {found}", code=USAGE)
-        if own.labels.classes != labels.classes:
+def _common_bands(samples: Any, labels: Labels, bands: Bands | None) -> Bands | None:
+    """The bands of setr's own data sets among samples; their classes must be those of `labels`."""
+    datasets = list(_own_datasets(samples))
+    for dataset in datasets:
+        bands = bands or datasets[0].bands
+        if dataset.bands != bands:
+            given, found = (str(b) if b else "red, green and blue" for b in (bands, dataset.bands))
+            raise SetrError(f"{given}: the samples of {dataset.name} have {found}", code=USAGE)
+        if dataset.labels.classes != labels.classes:
             raise SetrError(
-                f"classes {', '.join(labels.classes)}: the samples of {own.name} have "
-                f"{', '.join(own.labels.classes)}; give its labels",
+                f"classes {', '.join(labels.classes)}: the samples of {dataset.name} have "
+                f"{', '.join(dataset.labels.classes)}; give its labels",
                 code=USAGE,
             )
     return bands
 
 
-def _own(samples: Any) -> Iterator[Dataset]:
-    """Data sets of setr itself, also in torch's `Subset` and `ConcatDataset`."""
+def _own_datasets(samples: Any) -> Iterator[Dataset]:
+    """Data sets of setr itself, also inside torch's `Subset` and `ConcatDataset`."""
     if isinstance(samples, Dataset):
         yield samples
-    for inner in _within(samples):
-        yield from _own(inner)
+    for inner in _inner_datasets(samples):
+        yield from _own_datasets(inner)
 
 
-def _within(samples: Any) -> list[Any]:
-    """What torch's `Subset` or `ConcatDataset` is made of."""
+def _inner_datasets(samples: Any) -> list[Any]:
+    """The data sets inside torch's `Subset` or `ConcatDataset`; empty for others."""
     if isinstance(samples, Subset):
         return [samples.dataset]
     return samples.datasets if isinstance(samples, ConcatDataset) else []
 
 
-def _with_choice(version: str | None, samples: Any) -> str | None:
-    """A version that tells folds of the same data apart: with what each `Subset` chooses."""
+def _content_version(version: str | None, samples: Any) -> str | None:
+    """The version extended by the indices of each `Subset`, to distinguish folds of the data."""
     if version is None:
         return None
     if isinstance(samples, Subset):
         version += f" {zlib.crc32(np.asarray(samples.indices, np.int64).tobytes()):08x}"
     elif isinstance(samples, ConcatDataset):
         version += f" {len(samples.datasets)}"
-    for inner in _within(samples):
-        version = _with_choice(version, inner)
+    for inner in _inner_datasets(samples):
+        version = _content_version(version, inner)
     return version
 
 
 @dataclass(frozen=True)
 class WrappedDataset(Dataset):
-    """A split whose samples the user's code hands out; made by `wrap_dataset`.
+    """A split with samples from the user's code; made by `wrap_dataset`.
 
     Attributes:
-        samples: what hands them out.
-        content: its version.
-        mapped: the samples are of setr's own data sets, whose masks hold training ids.
+        samples: the wrapped object.
+        content: version of its content.
+        mapped: the samples are of setr's own data sets, whose masks contain training ids.
     """
 
     decoded = True
@@ -185,7 +184,7 @@ class WrappedDataset(Dataset):
 
     @property
     def version(self) -> str | None:
-        """As the user names it; without a name nothing is known of another run's samples."""
+        """Version of the content; None if the user gave none."""
         return self.content
 
     def pixels(self, index: int) -> np.ndarray:
@@ -196,27 +195,27 @@ class WrappedDataset(Dataset):
         """One sample as uint8 (H, W, C) and its mask's ids or colours.
 
         Raises:
-            SetrError: no pair, or not of an image and a mask of one size.
+            SetrError: not a pair of image and mask, or of different sizes.
         """
-        place = self.pairs[index].image
-        with _ONE_AT_A_TIME:
+        name = self.pairs[index].image
+        with _SAMPLES_LOCK:
             given = self.samples[index]
         if isinstance(given, Sample) != self.mapped:
             raise SetrError(
-                f"{place}: some samples are of setr's own data sets, others are not; wrap these "
+                f"{name}: some samples are of setr's own data sets, others are not; wrap these "
                 "first, as ConcatDataset([own, setr.wrap_dataset(others, …)])"
             )
         try:
-            image, mask = _parts(given)
+            image, mask = _image_and_mask(given)
             pixels = as_image(image, bands=self.bands)
             raw = as_mask(mask, rgb=self.labels.colour_map is not None)
         except SetrError as error:
-            raise SetrError(f"{place}: {error}") from None
-        require_size(place, raw, pixels.shape[:2])
+            raise SetrError(f"{name}: {error}") from None
+        require_size(name, raw, pixels.shape[:2])
         return pixels, raw
 
 
-def _parts(given: Any) -> tuple[Any, Any]:
+def _image_and_mask(given: Any) -> tuple[Any, Any]:
     if isinstance(given, Mapping):
         image, mask = (next((key for key in keys if key in given), None)
                        for keys in (IMAGE_KEYS, MASK_KEYS))  # fmt: skip
@@ -230,8 +229,8 @@ def _parts(given: Any) -> tuple[Any, Any]:
     raise SetrError(f"is a {type(given).__name__}{count}; give a pair, (image, mask)")
 
 
-class _Numbered(Sequence[Pair]):
-    """Names for samples that have none: NAME/SPLIT/0000012."""
+class _NumberedPairs(Sequence[Pair]):
+    """Paths for samples without files: NAME/SPLIT/0000012."""
 
     def __init__(self, name: str, split: str, length: int) -> None:
         self.name, self.split, self.length = name, split, length
@@ -243,8 +242,8 @@ class _Numbered(Sequence[Pair]):
         if isinstance(index, slice):
             return tuple(self[i] for i in range(*index.indices(self.length)))
         number = range(self.length)[index]
-        place = Path(self.name, self.split, f"{number:07d}")
-        return Pair(place, place)
+        path = Path(self.name, self.split, f"{number:07d}")
+        return Pair(path, path)
 
     def __iter__(self) -> Iterator[Pair]:
         return (self[i] for i in range(self.length))

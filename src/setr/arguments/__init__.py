@@ -1,1 +1,1 @@
-"""The words of the command line: options, their values, and what is wrong with them."""
+"""Command-line options, their values, and messages about wrong ones."""

@@ -1,4 +1,4 @@
-"""What options may be, for the command line and the code that does it; imports nothing heavy."""
+"""Allowed values of options, shared by the command line and the library; imports nothing heavy."""
 
 from __future__ import annotations
 

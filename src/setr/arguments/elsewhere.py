@@ -1,4 +1,4 @@
-"""What options of other toolkits are called here: for hints where somebody types one of those."""
+"""Option names of other toolkits, for hints when a user types one of them."""
 
 from __future__ import annotations
 
@@ -78,4 +78,4 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "weights": ("pretrained", "model", "models", "source"),
     "work-dir": ("out",),
 }
-"""By their name there: names here, of which the first that the verb has is meant."""
+"""Name in another toolkit -> names here; the hint gives the first one that the command has."""

@@ -1,6 +1,6 @@
-"""The options of a command line, from the fields of a verb's dataclass.
+"""The options of a command, from the fields of its dataclass.
 
-`--optim.lr` is named from field `lr` of field `optim`; its last part is what comes after the dot.
+`--optim.lr` is field `lr` of the nested dataclass `optim`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 @dataclass(frozen=True)
 class Option:
-    """One field: `flags` as they are typed, the option's name first; a word by its place has none.
+    """One option or positional argument.
 
-    `hint` is the field's type without None.
+    Attributes:
+        dotted: path of the field, such as `optim.lr`.
+        flags: option strings, the main one first; empty for positional arguments.
+        negative: the flag that sets a switch to false.
+        hint: the field's type without None.
+        optional: the value may be None.
+        required: the field has no default.
+        placeholder: of the value in the help.
     """
 
     dotted: str
@@ -30,12 +37,12 @@ class Option:
 
     @property
     def name(self) -> str:
-        """Dotted, as on the command line."""
+        """The dotted name as written on the command line."""
         return self.dotted.replace("_", "-")
 
     @property
     def is_switch(self) -> bool:
-        """Takes no value."""
+        """Whether it is a boolean option, which takes no value."""
         return self.hint is bool and bool(self.flags)
 
     @property
@@ -43,13 +50,13 @@ class Option:
         """How it is written in a usage line."""
         if not self.flags:
             return self.placeholder
-        plain = self.hint in (str, Path)  # its name says more
+        plain = self.hint in (str, Path)  # its name says more than its type
         value = self.name.rpartition(".")[2].upper() if plain else self.placeholder
         return f"{self.flags[-1]} {value}"
 
 
 def options_of(kind: Any) -> list[Option]:
-    """The options of a dataclass and of those inside it; words by their place have no flags."""
+    """The options and positional arguments of a dataclass, including nested ones."""
     return list(_options(kind))
 
 
@@ -59,30 +66,30 @@ def _options(kind: Any, prefix: str = "") -> Iterator[Option]:
     hints = get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
         hint, *extras = _unwrapped(hints[item.name])
-        marks: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
         for extra in extras:
             for key in ("name", "metavar", "aliases"):
                 value = getattr(extra, key, None)
-                marks |= {} if value is None else {key: value}
+                metadata |= {} if value is None else {key: value}
         if dataclasses.is_dataclass(hint):
-            name = marks.get("name", item.name)
+            name = metadata.get("name", item.name)
             yield from _options(hint, f"{prefix}{name}." if name else prefix)
             continue
         optional = hint != _without_none(hint)
         hint = _without_none(hint)
         dotted = prefix + item.name
         flag = f"--{dotted.replace('_', '-')}"
-        by_place = tyro.conf.Positional in extras
+        positional = tyro.conf.Positional in extras
         head, dot, last = flag[2:].rpartition(".")
-        needed = dataclasses.MISSING
+        missing = dataclasses.MISSING
         yield Option(
             dotted,
-            () if by_place else (flag, *marks.get("aliases", ())),
+            () if positional else (flag, *metadata.get("aliases", ())),
             f"--{head}{dot}no-{last}",
             hint,
             optional,
-            item.default is needed and item.default_factory is needed,
-            marks.get("metavar") or (last.upper() if by_place else placeholder(hint)),
+            item.default is missing and item.default_factory is missing,
+            metadata.get("metavar") or (last.upper() if positional else placeholder(hint)),
         )
 
 
@@ -97,7 +104,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def placeholder(hint: Any) -> str:
-    """What stands for a value in the help: `INT`, `INT INT`, `STR…`, `{a,b}`."""
+    """Placeholder of a value in the help: `INT`, `INT INT`, `STR…`, `{a,b}`."""
     hint = _without_none(hint)
     if get_origin(hint) is Literal:
         return "{" + ",".join(map(str, get_args(hint))) + "}"

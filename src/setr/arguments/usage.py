@@ -1,8 +1,8 @@
-"""What is wrong with a command line, in one line: the option as it was typed, the rule, the fix.
+"""One-line messages about wrong command lines: the option as typed, the rule, the fix.
 
-The argument parser says that something is wrong; what, is found here by walking over the words once
-more beside the fields of the verb's dataclass. So messages and hints need no case per option, and
-nothing of the parser's own notation reaches the user.
+When the argument parser fails, the words are checked here once more against the fields of the
+command's dataclass. So no option needs messages of its own, and users never see the parser's
+notation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 from setr.arguments.elsewhere import ELSEWHERE
 from setr.arguments.options import Option, options_of
 
-_NEAR = 0.8  # likeness of a slip of the keys; at 0.7 other words pass for one
+_TYPO_CUTOFF = 0.8  # similarity of a typing error; at 0.7 different words match
 _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("whole number", int),
     float: ("number", float),
@@ -27,31 +27,32 @@ _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 
 
 def problem(kind: Any, words: Sequence[str], verb: str) -> str | None:
-    """What is wrong with the words after a verb; None if nothing is found here."""
+    """What is wrong with the words after a command's name; None if nothing is found here."""
     if "--" in words:
         return "--: has no meaning here; write a path that begins with - as ./-…"
-    table = options_of(kind)
-    flags = {flag: option for option in table for flag in option.flags}
-    flags |= {option.negative: option for option in table if option.is_switch}
+    options = options_of(kind)
+    flags = {flag: option for option in options for flag in option.flags}
+    flags |= {option.negative: option for option in options if option.is_switch}
     for word in words:
         flag = _split(word, flags)[0]
-        if _is_flag(word) and _plain(flag) not in flags:
-            return f"{flag}: {_no_such(flag, table, verb)}"
-    return _Walk(table, flags, verb).problem(words)
+        if _is_flag(word) and _hyphenated(flag) not in flags:
+            return f"{flag}: {_unknown_option(flag, options, verb)}"
+    return _Checker(options, flags, verb).problem(words)
 
 
 def missing(kind: Any, given: Any, verb: str) -> str | None:
-    """That words are missing where the parser takes any number of them, also none."""
-    table = options_of(kind)
-    for option in table:
+    """Message on a required positional argument of any length, which the parser lets be empty."""
+    options = options_of(kind)
+    for option in options:
         if not option.flags and option.required and getattr(given, option.dotted) == ():
-            return f"{option.placeholder} is missing; write {usage(table, verb)}"
+            return f"{option.placeholder} is missing; write {usage(options, verb)}"
     return None
 
 
 def named_as_typed(kind: Any, text: str, words: Sequence[str]) -> str:
-    """A message with `train.batch_size` as the user wrote it: `--train.batch-size`."""
-    typed = {_plain(flag): flag for flag in (w.partition("=")[0] for w in words) if _is_flag(flag)}
+    """A message with `train.batch_size` replaced by the flag as typed: `--train.batch-size`."""
+    flags = (word.partition("=")[0] for word in words)
+    typed = {_hyphenated(flag): flag for flag in flags if _is_flag(flag)}
     for option in options_of(kind):
         if option.flags and "." in option.dotted:
             shown = next((typed[f] for f in option.flags if f in typed), option.flags[0])
@@ -60,45 +61,51 @@ def named_as_typed(kind: Any, text: str, words: Sequence[str]) -> str:
 
 
 @dataclass
-class _Walk:
-    """Words of a command line beside the options; `free` are those that belong to no option.
+class _Checker:
+    """Checks the words of a command line against its options.
 
-    `breaks` are how many of them stand before each option.
+    Attributes:
+        options: of the command.
+        flags: options by flag.
+        verb: the command's name.
+        positionals: words that are not the value of an option, each with the message to give if
+            there are too many.
+        counts: number of positionals before each option.
     """
 
-    table: list[Option]
+    options: list[Option]
     flags: dict[str, Option]
     verb: str
-    free: list[tuple[str, str]] = field(default_factory=list)  # and what they may have to do with
-    breaks: list[int] = field(default_factory=list)
+    positionals: list[tuple[str, str]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
 
     def problem(self, words: Sequence[str]) -> str | None:
-        """The first wrong value, else a word too many, else what is missing."""
+        """The first wrong value, else a surplus word, else what is missing."""
         given: set[str] = set()
         rest = list(words)
         while rest:
             word = rest.pop(0)
             if not _is_flag(word):
-                self.free.append((word, ""))
+                self.positionals.append((word, ""))
                 continue
             flag, attached, value = _split(word, self.flags)
-            option = self.flags[_plain(flag)]
+            option = self.flags[_hyphenated(flag)]
             given.add(option.dotted)
-            self.breaks.append(len(self.free))
+            self.counts.append(len(self.positionals))
             values = [value] if attached else []
             while not attached and rest and not _is_flag(rest[0]):
                 values.append(rest.pop(0))
-            found = self._switch if option.is_switch else self._value
-            message = found(flag, option, values, bool(attached))
+            check = self._switch if option.is_switch else self._value
+            message = check(flag, option, values, bool(attached))
             if message:
                 return message
-        return self._places(given)
+        return self._positionals(given)
 
     def _switch(self, flag: str, option: Option, values: list[str], attached: bool) -> str | None:
         rule = f"takes no value; write {option.flags[0]} or {option.negative}"
         if attached:
             return f"{flag}={values[0]}: {rule}"
-        self.free += [(v, "" if i else f"{flag} {v}: {rule}") for i, v in enumerate(values)]
+        self.positionals += [(v, "" if i else f"{flag} {v}: {rule}") for i, v in enumerate(values)]
         return None
 
     def _value(self, flag: str, option: Option, values: list[str], attached: bool) -> str | None:
@@ -108,7 +115,7 @@ class _Walk:
         count = len(kinds)
         rule = f"give {described(kinds, many)}"
         if many:
-            kept = max(0, len(values) - self._needed())
+            kept = max(0, len(values) - self._positionals_to_come())
             own, others = values[:kept], values[kept:]
         else:
             own, others = values[:count], values[count:]
@@ -118,7 +125,7 @@ class _Walk:
             alone = count == 1 and not attached
             return f"{flag} {_shown(wrong[0])}: {rule}" if alone else f"{shown}: {rule}"
         if many:
-            self.free += [(value, "") for value in others]
+            self.positionals += [(value, "") for value in others]
             return None
         if not own:
             fix = f"write {option.usage}" if option.hint in (str, Path) else rule
@@ -126,93 +133,98 @@ class _Walk:
         if len(own) < count:
             repeated = " ".join([own[0]] * count)
             return f"{shown}: {rule}, such as {flag} {repeated}"
-        more = f"{shown} {others[0]}: {rule}" if others and not self._endless() else ""
-        self.free += [(v, "" if i else more) for i, v in enumerate(others)]
+        surplus = f"{shown} {others[0]}: {rule}" if others and not self._is_variadic() else ""
+        self.positionals += [(v, "" if i else surplus) for i, v in enumerate(others)]
         return None
 
-    def _needed(self) -> int:
-        """Words by their place that are still to come, where their number is fixed."""
-        places = (o for o in self.table if o.required and not o.flags)
-        return max(0, sum(not members(o.hint)[1] for o in places) - len(self.free))
+    def _positionals_to_come(self) -> int:
+        """Number of required positional arguments that have no word yet, without variadic ones."""
+        required = (o for o in self.options if o.required and not o.flags)
+        return max(0, sum(not members(o.hint)[1] for o in required) - len(self.positionals))
 
-    def _endless(self) -> bool:
-        """Whether the last place takes any number of words, which stand together."""
-        return any(members(option.hint)[1] for option in self.table if not option.flags)
+    def _is_variadic(self) -> bool:
+        """Whether a positional argument takes any number of words; they must not be separated."""
+        return any(members(option.hint)[1] for option in self.options if not option.flags)
 
-    def _places(self, given: set[str]) -> str | None:
-        """Words too many, wrong or missing; then missing options."""
-        places = [option for option in self.table if not option.flags]
-        endless = self._endless()
-        if len(self.free) > len(places) and not endless:
-            word, known = self.free[len(places)]
-            fix = f"write {usage(self.table, self.verb)}"
-            if any(option.dotted == "data.root" for option in self.table) and Path(word).exists():
-                fix = f"data are named by --data.root {word}"
-            return known or self._assigned() or f"'{word}' is one word too many; {fix}"
-        missing = [o.placeholder for o in places[len(self.free) :] if o.required]
-        missing += [o.flags[-1] for o in self.table
+    def _positionals(self, given: set[str]) -> str | None:
+        """Surplus or missing words; then missing options."""
+        expected = [option for option in self.options if not option.flags]
+        variadic = self._is_variadic()
+        if len(self.positionals) > len(expected) and not variadic:
+            word, message = self.positionals[len(expected)]
+            fix = f"write {usage(self.options, self.verb)}"
+            if any(option.dotted == "data.root" for option in self.options) and Path(word).exists():
+                fix = f"data are given by --data.root {word}"
+            return message or self._assigned() or f"'{word}' is one word too many; {fix}"
+        missing = [o.placeholder for o in expected[len(self.positionals) :] if o.required]
+        missing += [o.flags[-1] for o in self.options
                     if o.flags and o.required and o.dotted not in given]  # fmt: skip
         if missing:
-            if assigned := self._assigned():
-                return assigned
+            if assignment := self._assigned():
+                return assignment
             *first, last = missing
             listed = f"{', '.join(first)} and {last} are" if first else f"{last} is"
-            return f"{listed} missing; write {usage(self.table, self.verb)}"
-        apart = [at for at in self.breaks if len(places) <= at < len(self.free)]
-        if endless and apart:
-            word, known = self.free[apart[0]]
-            fix = f"write all {places[-1].placeholder} together, before the options"
-            return known or f"'{word}' is no value of an option and stands apart; {fix}"
+            return f"{listed} missing; write {usage(self.options, self.verb)}"
+        separated = [n for n in self.counts if len(expected) <= n < len(self.positionals)]
+        if variadic and separated:
+            word, message = self.positionals[separated[0]]
+            fix = f"write all {expected[-1].placeholder} together, before the options"
+            return (
+                message
+                or f"'{word}' is not the value of an option and is separated from the rest; {fix}"
+            )
         return None
 
     def _assigned(self) -> str | None:
-        """The first word that is `name=value`, as another toolkit writes options."""
-        return next(filter(None, (assigned(w, self.table, self.verb) for w, _ in self.free)), None)
+        """The message on the first `name=value`, the way other toolkits write options."""
+        messages = (assigned(word, self.options, self.verb) for word, _ in self.positionals)
+        return next(filter(None, messages), None)
 
 
-def assigned(word: str, table: list[Option], verb: str) -> str | None:
-    """How the option in `name=value` is written here; None of any other word."""
+def assigned(word: str, options: list[Option], verb: str) -> str | None:
+    """How to write the option in `name=value`; None for other words."""
     found = re.match(r"([a-z][\w.-]*)=", word)
     if not found:
         return None
-    meant = _meant(_plain(found[1]), table)
-    fix = f"write {meant[0].usage}" if meant and meant[0].flags else f"write {usage(table, verb)}"
+    matches = _matches(_hyphenated(found[1]), options)
+    is_option = matches and matches[0].flags
+    fix = f"write {matches[0].usage if is_option else usage(options, verb)}"
     return f"{word}: options are written --NAME VALUE here; {fix}"
 
 
-def usage(table: list[Option], verb: str) -> str:
-    """The command with all it needs, as one would type it."""
-    needed = [o.usage for o in table if not o.flags] + [
-        o.usage for o in table if o.flags and o.required
+def usage(options: list[Option], verb: str) -> str:
+    """The command with its positional arguments and required options."""
+    needed = [o.usage for o in options if not o.flags] + [
+        o.usage for o in options if o.flags and o.required
     ]
     return " ".join(("setr", verb, *needed))
 
 
 def _is_flag(word: str) -> bool:
-    """Begins with - and a letter; negative numbers do not, nor do inf and nan with a sign."""
+    """Whether it begins with - and a letter, unlike negative numbers, and is not -inf or -nan."""
     return bool(re.match(r"--?[a-zA-Z]", word)) and word.lower() not in ("-inf", "-nan")
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str, str]:
-    """`--out=x` and `-ox` as option, what joins it to its value, and value."""
-    flag, joint, value = word.partition("=")
+    """Flag, separator and value of `--out=x` or `-ox`; the separator is empty without a value."""
+    flag, separator, value = word.partition("=")
     if flag not in flags and flag[:2] in flags:
         return word[:2], "attached", word[2:]
-    return flag, joint, value
+    return flag, separator, value
 
 
 def _shown(word: str) -> str:
-    """A word as it is typed: one that is empty has quotes."""
+    """The word, or quotes if it is empty."""
     return word or "''"
 
 
-def _plain(flag: str) -> str:
-    """`--train.batch_size` is `--train.batch-size`."""
+def _hyphenated(flag: str) -> str:
+    """`--train.batch_size` as `--train.batch-size`."""
     return flag.replace("_", "-")
 
 
 def members(hint: Any) -> tuple[tuple[Any, ...], bool]:
-    """Types of a value's words, and whether there may be any number of them."""
+    """Types of the words of a value, and whether any number of words is allowed."""
     if get_origin(hint) is not tuple:
         return (hint,), False
     kinds = get_args(hint)
@@ -220,7 +232,7 @@ def members(hint: Any) -> tuple[tuple[Any, ...], bool]:
 
 
 def described(kinds: tuple[Any, ...], many: bool) -> str:
-    """What to give for such types, for a message."""
+    """Description of a value with words of these types, for messages."""
     if get_origin(kinds[0]) is Literal:
         return f"one of {', '.join(map(str, get_args(kinds[0])))}"
     word, _ = _KINDS.get(kinds[0], ("text", str))
@@ -240,46 +252,49 @@ def _fits(value: str, kind: Any) -> bool:
     return True
 
 
-def _no_such(flag: str, table: list[Option], verb: str) -> str:
-    """That there is no such option, and which one is meant if that is clear."""
+def _unknown_option(flag: str, options: list[Option], verb: str) -> str:
+    """Message on an unknown option, with the option that was probably meant."""
     command = f"setr {verb}".removesuffix(" RECIPE")
-    name = _plain(flag).lstrip("-")
-    meant = _meant(name, table)
-    if not meant:
+    name = _hyphenated(flag).lstrip("-")
+    matches = _matches(name, options)
+    if not matches:
         return f"{command} has no such option; see `{command} --help`"
-    if any(option.flags for option in meant):
-        off = any(part.startswith("no-") for part in name.split("."))
+    if any(option.flags for option in matches):
+        negated = any(part.startswith("no-") for part in name.split("."))
         shown = [
-            option.negative if off and option.is_switch else option.flags[0]
-            for option in meant
+            option.negative if negated and option.is_switch else option.flags[0]
+            for option in matches
             if option.flags
         ]
-        other = "epochs" in name and meant[0].name.endswith("steps")
-        unit = " (in steps, not epochs)" if other else ""
+        in_steps = "epochs" in name and matches[0].name.endswith("steps")
+        unit = " (in steps, not epochs)" if in_steps else ""
         return f"{command} has no such option; did you mean {' or '.join(shown)}{unit}?"
     return (
-        f"{command} has no such option; {meant[0].placeholder} is written without one: "
-        f"{usage(table, verb)}"
+        f"{command} has no such option; {matches[0].placeholder} is written without one: "
+        f"{usage(options, verb)}"
     )
 
 
-def _meant(name: str, table: list[Option]) -> list[Option]:
-    """The option another toolkit calls so, one whose last part is that, or a slip of the keys."""
+def _matches(name: str, options: list[Option]) -> list[Option]:
+    """Options that an unknown name may mean, empty if none.
+
+    Tried in turn: the name in another toolkit, the last part of a dotted name, a typing error.
+    """
     by_last: dict[str, list[Option]] = {}
-    for option in table:
+    for option in options:
         by_last.setdefault(option.name.rpartition(".")[2], []).append(option)
-    by_name = {option.name: option for option in table}
+    by_name = {option.name: option for option in options}
     bare = name.rpartition(".")[2]
-    for wanted in ELSEWHERE.get(name, ()):
-        if wanted in by_name:
-            return [by_name[wanted]]
-        if wanted in by_last and len(by_last[wanted]) == 1:
-            return by_last[wanted]
+    for equivalent in ELSEWHERE.get(name, ()):
+        if equivalent in by_name:
+            return [by_name[equivalent]]
+        if equivalent in by_last and len(by_last[equivalent]) == 1:
+            return by_last[equivalent]
     for last in (bare, bare.removeprefix("no-")):
         if last in by_last:
             return by_last[last]
     for known, key in ((by_name, name.replace("no-", "")), (by_last, bare.removeprefix("no-"))):
-        near = difflib.get_close_matches(key, known, 1, _NEAR)
+        near = difflib.get_close_matches(key, known, 1, _TYPO_CUTOFF)
         if near:
             found = known[near[0]]
             return found if isinstance(found, list) else [found]

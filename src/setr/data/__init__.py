@@ -1,1 +1,1 @@
-"""Data sets: where their files lie, which mask belongs to which image, and what is wrong."""
+"""Data sets: finding files, pairing images with masks, checks, shards and loading."""

@@ -1,4 +1,4 @@
-"""Lines of a drafted `data.yaml` about images that are not read as RGB: bands, and their values."""
+"""Drafts `bands` and `value_range` in `data.yaml` for images that cannot be read as RGB."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from setr.errors import SetrError
 from setr.images import read_image
 from setr.reading.gdal import GdalFile
 
-LOOKED_AT = 20
-"""Images whose values are looked at."""
-SIDE = 1024
-"""Of the piece in the middle of each, in pixels."""
+SAMPLED_IMAGES = 20
+"""Images from which the range of values is measured."""
+SAMPLED_SIDE = 1024
+"""Side of the square in the middle of each image that is read, in pixels."""
 TAIL = 0.1
-"""Percent of the values at either end that a range may leave out."""
+"""Percentage of the values at either end that a range may leave out."""
 
 
 def draft_bands(images: Sequence[Path]) -> list[str]:
-    """What to write of these images: nothing where they can be read as RGB, or GDAL is missing.
+    """Lines for `data.yaml`; none if the images can be read as RGB, or GDAL is missing.
 
-    Of PNG files that is so but for those of 16 bits that would be nearly black.
+    PNG files only need them if they have 16 bits and would be nearly black.
     """
     first = images[0]
     is_tiff = first.suffix.lower() in (".tif", ".tiff")
     try:
         with GdalFile(first) as file:
             kinds = file.stored.kinds
-    except SetrError:  # `setr doctor` says what is wrong
+    except SetrError:  # `setr doctor` reports the reason
         return []
     if not is_tiff and kinds[0] != "uint16":
         return []
-    count = len(kinds) if is_tiff or len(kinds) % 2 else len(kinds) - 1  # the last is alpha
+    count = len(kinds) if is_tiff or len(kinds) % 2 else len(kinds) - 1  # without alpha
     numbers = f"bands: {list(range(1, count + 1))}"
-    if kinds[0] == "uint8" and _is_rgb(first):  # grey of 16 bits is read, too, but nearly black
+    if kinds[0] == "uint8" and _is_rgb(first):  # 16-bit grey is read, too, but often nearly black
         note = f"# images have {len(kinds)} bands, read as red, green and blue; to name them: "
         return [f"{note}{numbers}"] if len(kinds) > 3 else []
-    lines = [f"{numbers}  # what is read of an image, a channel each"]
+    lines = [f"{numbers}  # bands to read, one channel each"]
     if kinds[0] != "uint8" and not kinds[0].startswith("complex"):
-        low, high, looked_at = _values(images, range(1, count + 1))
+        low, high, sampled = _value_range(images, range(1, count + 1))
         if not is_tiff and high * 255 / 65535 >= DIM:
             return []
         ends = f"[{_rounded(low, math.floor)}, {_rounded(high, math.ceil)}]"
-        seen = f"{TAIL:g} to {100 - TAIL:g} % of the values in {looked_at} images"
-        lines.append(f"value_range: {ends}  # become 0 and 255; {seen}")
+        source = f"percentiles {TAIL:g} and {100 - TAIL:g} of the values in {sampled} images"
+        lines.append(f"value_range: {ends}  # become 0 and 255; {source}")
     return lines
 
 
@@ -59,15 +59,15 @@ def _is_rgb(image: Path) -> bool:
     return True
 
 
-def _values(images: Sequence[Path], numbers: Sequence[int]) -> tuple[float, float, int]:
-    """Where the values of these bands begin and end, and how many images were looked at."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int))
+def _value_range(images: Sequence[Path], numbers: Sequence[int]) -> tuple[float, float, int]:
+    """Low and high value of these bands, and the number of images they were measured on."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, SAMPLED_IMAGES).astype(int))
     ends = []
     for index in chosen:
         try:
             with GdalFile(images[index]) as file:
                 (top, bottom), (left, right) = (
-                    (max(0, (side - SIDE) // 2), min(side, (side + SIDE) // 2))
+                    (max(0, (side - SAMPLED_SIDE) // 2), min(side, (side + SAMPLED_SIDE) // 2))
                     for side in file.stored.shape
                 )
                 values = file.read(numbers, (top, bottom), (left, right))
@@ -81,8 +81,8 @@ def _values(images: Sequence[Path], numbers: Sequence[int]) -> tuple[float, floa
     return float(low), float(max(high, low + 1e-3)), len(ends)
 
 
-def _rounded(value: float, how: Callable[[float], int]) -> str:
-    """A number as YAML takes it: whole ones where they are large."""
+def _rounded(value: float, to_int: Callable[[float], int]) -> str:
+    """A number for YAML: an integer from 10 on, else four decimals."""
     if abs(value) >= 10:
-        return str(how(value))
+        return str(to_int(value))
     return f"{value:.4f}".rstrip("0").rstrip(".")

@@ -1,4 +1,4 @@
-"""Lines of a drafted `data.yaml` about classes: ids or colours of masks, and their names."""
+"""Drafts the classes in `data.yaml`: ids or colours that the masks contain, and their names."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ from setr.reading.masks import (
     read_mask,
 )
 
-MOST_VALUES = 256
-"""More ids or colours than this are no classes."""
-SOFT = 10
-"""More rare ids than this between 0 and 255, both frequent, look like smoothed edges."""
+MAX_VALUES = 256
+"""With more ids or colours than this, they cannot be classes."""
+MAX_BLENDED = 10
+"""More rare values than this between two frequent ones suggest anti-aliased edges."""
 
 
 def draft_classes(root: Path, masks: list[str]) -> list[str]:
-    """What to write of the classes of masks, with names from a file beside them.
+    """Lines for `data.yaml`, with class names from a file beside the masks if there is one.
 
     Raises:
-        SetrError: too many ids or colours for classes, both of them, or a mask that cannot be read
-            (exit code 3).
+        SetrError: too many ids or colours, a mixture of both, or an unreadable mask (exit code 3).
     """
-    ids, colours = _values(root, masks)
+    ids, colours = _count_values(root, masks)
     if len(ids) + len(colours) == 1:
         _require_opaque(root, masks, rgb=bool(colours))
     if colours:
@@ -41,25 +40,25 @@ def draft_classes(root: Path, masks: list[str]) -> list[str]:
     return _id_classes(ids, names_by_id(root))
 
 
-def listed_classes(naming: dict[int, str], ids: Counter[int]) -> list[str]:
-    """Classes and their ids, with shares of the pixels; ids without a name are ignored."""
+def listed_classes(names: dict[int, str], ids: Counter[int]) -> list[str]:
+    """Lines of classes and `label_map`, with pixel shares; ids without a name are ignored."""
     total = sum(ids.values())
-    lines = ["classes:", *(f"  - {_quote(name)}" for name in naming.values())]
+    lines = ["classes:", *(f"  - {_quote(name)}" for name in names.values())]
     lines.append("label_map:  # id in the masks: class, or ignore")
     lines += [
         f"  {i}: {_quote(name)}  # {100 * ids[i] / total:.2f} % of the pixels"
-        for i, name in naming.items()
+        for i, name in names.items()
     ]
-    ignored = sorted(set(ids) - set(naming))
+    ignored = sorted(set(ids) - set(names))
     return lines + [f"  {i}: ignore  # {100 * ids[i] / total:.2f} % of the pixels" for i in ignored]
 
 
-def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
+def _count_values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
     """Pixel counts of the ids, or of the colours (as 0xrrggbb), over all masks.
 
-    Among masks of colours, one that is grey all over (an image without objects) holds colours, too.
-    So do masks with palettes in several orders, as programs save them that number the colours of
-    each file anew.
+    Grey masks are read as colours if others have colours (a grey one may be an image without
+    objects), or if their palettes order the same colours differently, because the program that
+    wrote them numbers colours per file.
     """
     ids: Counter[int] = Counter()
     colours: Counter[int] = Counter()
@@ -81,7 +80,7 @@ def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
             values = _packed_colours(root / name)
         except SetrError:
             raise SetrError(
-                f"{root}: some masks hold ids, as {name}, others colours; export all in one way",
+                f"{root}: some masks contain ids ({name}), others colours; export all in one way",
                 code=DATA_CHECK_FAILED,
             ) from None
         _count(root, values, colours, "colours")
@@ -89,20 +88,20 @@ def _values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
 
 
 def _require_opaque(root: Path, masks: list[str], *, rgb: bool) -> None:
-    """Refuse masks of one value, of which some hold a picture in their alpha."""
+    """Raise an error if a mask is drawn in its alpha channel only."""
     for name in masks:
         if is_in_alpha(root / name, read_mask(root / name, rgb=rgb)):
             raise SetrError(f"{root / name}: {IN_ALPHA}", code=DATA_CHECK_FAILED)
 
 
 def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> list[int]:
-    """Add the pixels of a mask; returns its values."""
+    """Add the pixels of a mask to `counts`; returns its distinct values."""
     unique, pixels = np.unique(values, return_counts=True)
     counts.update(dict(zip(unique.tolist(), pixels.tolist(), strict=True)))
-    if len(counts) > MOST_VALUES:
+    if len(counts) > MAX_VALUES:
         raise SetrError(
-            f"{root}: the masks hold more than {MOST_VALUES} {kind}; such masks are blurred, "
-            "numbered by object, or photos: export one id or colour per class, of at most "
+            f"{root}: the masks contain more than {MAX_VALUES} {kind}; they may be blurred, "
+            "numbered by object, or photos: export one id or colour per class, for at most "
             f"{IGNORE} classes",
             code=DATA_CHECK_FAILED,
         )
@@ -121,28 +120,30 @@ def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
     if set(ids) <= {0, 255} and 255 in ids and len(names) < 3:
         first, second = names.values() if len(names) == 2 else ("background", "foreground")
         return [
-            "# the masks hold 0 and 255 only: 255 is taken as a class here, not as ignore",
+            "# the masks contain only 0 and 255: 255 is a class here, not ignored",
             f"classes: [{_quote(first)}, {_quote(second)}]",
             f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
         ]
-    naming = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
-    naming = {i: name for i, name in naming.items() if name != "ignore"}
-    return [*_hints(ids, names), *listed_classes(naming, ids)]
+    named = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
+    kept = {i: name for i, name in named.items() if name != "ignore"}
+    return [*_hints(ids, names), *listed_classes(kept, ids)]
 
 
 def _hints(ids: Counter[int], names: dict[int, str]) -> list[str]:
-    """What a person has to look at in the classes of ids."""
+    """Comments on what to check in the drafted classes."""
     if names:
         unnamed = [str(i) for i in sorted(set(ids) - set(names) - {255})]
         shown = ", ".join(unnamed[:5]) + (", …" if len(unnamed) > 5 else "")
         return unnamed and [
-            f"# the file of classes has no name for {shown}: ignored. If it leaves out id 0, the",
-            "# background, write that first there, and run this again with --overwrite",
+            f"# the file of class names has no name for {shown}: ignored. If the background (id",
+            "# 0) is missing, add it as the first name there and run this again with --overwrite",
         ]
-    hints = ["# name the classes, here and in label_map; ids to leave out go to 'ignore'"]
+    hints = ["# name the classes, here and in label_map; map ids to leave out to 'ignore'"]
     between = [count for i, count in ids.items() if 0 < i < 255]
-    if len(between) > SOFT and min(ids[0], ids[255]) > max(between):
-        hints.append("# mostly 0 and 255: if soft edges of two classes are between, save hard ones")
+    if len(between) > MAX_BLENDED and min(ids[0], ids[255]) > max(between):
+        hints.append(
+            "# mostly 0 and 255: if the others are anti-aliased edges, save the masks without them"
+        )
     return hints
 
 
@@ -155,11 +156,11 @@ def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
         if set(colours) <= set(names)
         else [
             "# name the classes, here and in colour_map; "
-            "colours to leave out go to 'ignore' (and out of classes)"
+            "map colours to leave out to 'ignore' and remove them from classes"
         ]
     )
-    if _mixed(colours) > SOFT:
-        lines.append("# most colours lie between two others: save masks without soft edges")
+    if _blended(colours) > MAX_BLENDED:
+        lines.append("# most colours are mixtures of two others: save masks without anti-aliasing")
     lines.append("classes:")
     kept = [c for c in order if naming[c] != '"ignore"']
     lines += [f"  {naming[c]}: [{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in kept]
@@ -171,8 +172,8 @@ def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:
     return lines
 
 
-def _mixed(colours: Counter[int]) -> int:
-    """How many rare colours lie between two of the frequent ones, as those of soft edges do."""
+def _blended(colours: Counter[int]) -> int:
+    """Number of rare colours that are mixtures of two frequent ones, as at anti-aliased edges."""
     least = sum(colours.values()) / 50
     frequent, rare = (
         np.array([(c >> 16, c >> 8 & 255, c & 255) for c in part], np.float64).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Names of classes that annotation tools write beside their masks."""
+"""Reads class names from files that annotation tools write beside their masks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from setr.data.layouts import COLOUR_FILE, SPLIT_NAMES
 from setr.errors import DATA_CHECK_FAILED, SetrError
 
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json", "_classes.csv")
-_NAMES_AS = {
-    ".json": "a list of them, or {id: name}",
+_EXPECTED = {
+    ".json": "a list of names, or {id: name}",
     ".csv": "the columns 'Pixel Value' and 'Class', as Roboflow does",
 }
 _COLOUR_LINES = {
@@ -20,16 +20,16 @@ _COLOUR_LINES = {
     "label_colors.txt": r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>.+)",
     "class_dict.csv": r"(?P<name>[^,]+),\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)$",
 }
-"""Files of colours with the form of their lines: CVAT's masks; CamVid, also of CVAT; Kaggle's."""
+"""Files of class colours and their lines: CVAT's masks; CamVid, also from CVAT; Kaggle."""
 
 
 def names_by_id(root: Path) -> dict[int, str]:
-    """Names by id from a file beside the data or in the folder of a split; empty if there is none.
+    """Class names by id from a file in the root or in the folder of a split; empty without one.
 
-    One name a line, JSON, or Roboflow's table.
+    The file has one name per line, or is JSON or Roboflow's table.
 
     Raises:
-        SetrError: JSON or a table without names.
+        SetrError: JSON or a table without class names.
     """
     folders = (".", *(folder for names in SPLIT_NAMES.values() for folder in names))
     for file in (root / folder / name for folder in folders for name in NAME_FILES):
@@ -40,7 +40,7 @@ def names_by_id(root: Path) -> dict[int, str]:
             names = _json_names(text) if file.suffix == ".json" else _csv_names(text)
             if names is None:
                 raise SetrError(
-                    f"{file}: no class names; write {_NAMES_AS[file.suffix]}",
+                    f"{file}: no class names found; write {_EXPECTED[file.suffix]}",
                     code=DATA_CHECK_FAILED,
                 )
             return names
@@ -50,7 +50,7 @@ def names_by_id(root: Path) -> dict[int, str]:
 
 
 def names_by_colour(root: Path) -> dict[int, str]:
-    """Names by colour (0xrrggbb) from a file beside the data, one class a line."""
+    """Class names by colour (0xrrggbb) from a file in the root, with one class per line."""
     file = next((root / name for name in _COLOUR_LINES if (root / name).is_file()), None)
     if file is None:
         return {}
@@ -64,7 +64,7 @@ def names_by_colour(root: Path) -> dict[int, str]:
 
 
 def _csv_names(text: str) -> dict[int, str] | None:
-    """Names by id from Roboflow's `_classes.csv`, None of another table."""
+    """Names by id from Roboflow's `_classes.csv`; None for other tables."""
     rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
     try:
         return {int(row["Pixel Value"]): row["Class"].strip() for row in rows} or None
@@ -73,7 +73,7 @@ def _csv_names(text: str) -> dict[int, str] | None:
 
 
 def _json_names(text: str) -> dict[int, str] | None:
-    """Names by id, or None, of a list of names, {"classes": …}, {id: name} or [{"id", "name"}]."""
+    """Names by id from a list of names, {"classes": …}, {id: name} or [{"id", "name"}], or None."""
     try:
         values = json.loads(text)
         if isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""The files of a split that a data.yaml names: an image folder, or a list of pairs or of images."""
+"""Files of a split given in data.yaml: an image folder, or a list of pairs or of images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from setr.data.pairing import (
     MASK_FOLDERS,
-    Found,
+    SplitFiles,
     data_error,
     is_file,
     open_list,
@@ -20,97 +20,97 @@ from setr.data.pairing import (
 from setr.reading.files import stem_of
 
 
-def configured_files(root: Path, place: Path, masks_dir: str | None = None) -> Found:
-    """The pairs of an image folder or list file that a data.yaml names.
+def configured_files(root: Path, place: Path, masks_dir: str | None = None) -> SplitFiles:
+    """The pairs of an image folder or list file.
 
-    Masks lie in the same path with `masks_dir` (or a usual name) in place of `images`.
+    Masks are in the same path with `images` replaced by `masks_dir`, or by one of `MASK_FOLDERS`.
     """
     if place.suffix.lower() in (".txt", ".csv"):
         return read_list(root, place, masks_dir)
     relative = place.relative_to(root) if place.is_relative_to(root) else place
-    for masks in _names_of(masks_dir):
+    mask_folders = _mask_folders(masks_dir)
+    for masks in mask_folders:
         renamed = Path(*[masks if part == "images" else part for part in relative.parts])
         if renamed != relative and (root / renamed).is_dir():
             return pair_folders(root, str(relative), str(renamed), None)
     if not place.is_dir():
         raise data_error(f"{place}: no such folder or list file")
-    usual = ", ".join(_names_of(masks_dir))
     raise data_error(
-        f"{place}: found no mask folder; masks lie in the same path with 'images' replaced by "
-        f"{usual}; for other places name both files in a list (.txt or .csv)"
+        f"{place}: found no mask folder; masks must be in the same path with 'images' replaced by "
+        f"{' or '.join(mask_folders)}; for other places list both files in a .txt or .csv file"
     )
 
 
-def read_list(root: Path, listed: Path, masks_dir: str | None = None) -> Found:
-    """`image mask` per line (tab or blank between), or a CSV with the columns image and mask.
+def read_list(root: Path, listed: Path, masks_dir: str | None = None) -> SplitFiles:
+    """`image mask` per line (separated by tab or space), or a CSV with columns image and mask.
 
-    A list of images alone, as Ultralytics has them, is for masks of the same path and stem, with
-    `masks_dir` (or a usual name) in place of the last `images`. Names are relative to `root`.
-    Whether the files exist is left to the check before training, so that a million lines open in
-    seconds; that alone tells a line with blanks that names one image from one that names two files.
+    In a list of images only, as Ultralytics has them, masks have the same path and stem, with the
+    last `images` replaced by `masks_dir`, or by one of `MASK_FOLDERS`. Names are relative to
+    `root`. Files are not checked here, so that lists of a million lines open in seconds, except to
+    decide whether a line with spaces is one image or two files.
     """
     images, masks = [], []
     rows = _rows(root, listed)
     first = next(rows, ())
     rows = chain((first,) if first else (), rows)
     if len(first) == 1 and is_file(first[0]):
-        return _beside_images(root, listed, rows, masks_dir)
+        return _pair_listed_images(root, listed, rows, masks_dir)
     for row in rows:
         if len(row) != 2 or not all(row):
             raise data_error(
-                f"{listed}: '{' '.join(row)}' is not 'image mask'; separate the two by a tab, or "
-                "use a .csv, where names contain blanks"
+                f"{listed}: '{' '.join(row)}' is not 'image mask'; if names contain spaces, "
+                "separate the two by a tab or use a .csv"
             )
         images.append(row[0])
         masks.append(row[1])
     if not images:
         raise data_error(f"{listed}: lists no images")
     refuse_doubles(listed, images, "listed more than once")
-    return Found(root, images, masks)
+    return SplitFiles(root, images, masks)
 
 
-def _beside_images(
+def _pair_listed_images(
     root: Path, listed: Path, rows: Iterable[Sequence[str]], masks_dir: str | None
-) -> Found:
-    """The pairs of a list of images; names that begin with `./` are relative to its own folder."""
+) -> SplitFiles:
+    """Find the masks of a list of images; `./` in names stands for the folder of the list."""
     images, masks, folders = [], [], dict[str, dict[str, str]]()
     for row in rows:
         if len(row) != 1:
             raise data_error(
-                f"{listed}: '{' '.join(row)}' is not one image, as the first line is; name image "
-                "and mask in every line, or in none"
+                f"{listed}: '{' '.join(row)}' is not one image like the first line; give image "
+                "and mask in every line, or only images"
             )
         name = _from_root(root, listed, row[0])
-        ahead, last, behind = f"/{name}".rpartition("/images/")
-        places = [f"{ahead}/{m}/{behind}"[not os.path.isabs(name) :] for m in _names_of(masks_dir)]
-        for folder, file in map(os.path.split, places if last else ()):
+        head, images_part, tail = f"/{name}".rpartition("/images/")
+        places = [f"{head}/{m}/{tail}"[not os.path.isabs(name) :] for m in _mask_folders(masks_dir)]
+        for folder, file in map(os.path.split, places if images_part else ()):
             if folder not in folders:
-                inside = sorted(os.listdir(root / folder)) if (root / folder).is_dir() else []
-                usable = (n for n in inside if is_file(n))
-                folders[folder] = {stem_of(n): f"{folder}/{n}" for n in usable}
+                entries = sorted(os.listdir(root / folder)) if (root / folder).is_dir() else []
+                mask_files = (n for n in entries if is_file(n))
+                folders[folder] = {stem_of(n): f"{folder}/{n}" for n in mask_files}
             mask = folders[folder].get(stem_of(file))
             if mask is not None:
                 images.append(name)
                 masks.append(mask)
                 break
         else:
-            looked = ", ".join(places) if last else "a folder 'images' in its path"
+            looked = ", ".join(places) if images_part else "a folder 'images' in its path"
             raise data_error(
-                f"{listed}: no mask for {name}; looked for {looked}; name both files in each line, "
-                "or draw masks from outlines with `setr init-data`"
+                f"{listed}: no mask for {name}; looked for {looked}; give both files in each line, "
+                "or draw masks from polygons with `setr init-data`"
             )
     refuse_doubles(listed, images, "listed more than once")
-    return Found(root, images, masks)
+    return SplitFiles(root, images, masks)
 
 
 def _from_root(root: Path, listed: Path, name: str) -> str:
-    """An image of a list of images, from the root on where it lies below."""
+    """Path of a listed image, relative to the root if it is below it."""
     name = str(listed.parent / name) if name.startswith("./") else name
     name = os.path.relpath(name, root) if Path(name).is_relative_to(root) else name
     return Path(name).as_posix()
 
 
-def _names_of(masks_dir: str | None) -> tuple[str, ...]:
+def _mask_folders(masks_dir: str | None) -> tuple[str, ...]:
     return (masks_dir,) if masks_dir else MASK_FOLDERS
 
 
@@ -119,8 +119,8 @@ def _rows(root: Path, listed: Path) -> Iterator[Sequence[str]]:
         if listed.suffix.lower() == ".csv":
             head = file.readline()
             file.seek(0)
-            between = ";" if ";" in head and "," not in head else ","  # as spreadsheets write it
-            table = csv.DictReader(file, delimiter=between, skipinitialspace=True)
+            delimiter = ";" if ";" in head and "," not in head else ","  # spreadsheets write `;`
+            table = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
             if not {"image", "mask"} <= set(table.fieldnames or ()):
                 raise data_error(f"{listed}: the first line must name the columns image and mask")
             yield from ((row["image"] or "", row["mask"] or "") for row in table)

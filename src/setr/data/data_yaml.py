@@ -1,6 +1,6 @@
-"""`data.yaml`: where a data set's files are, its classes, their colours and the map of its ids.
+"""`data.yaml`: a data set's folders, classes, colours and the mapping from ids to classes.
 
-`names`, `nc`, `masks_dir` and `download` are what Ultralytics' files of semantic data sets have:
+`names`, `nc`, `masks_dir` and `download` are keys of Ultralytics' files for semantic segmentation:
 the classes, their number, the folder of masks, and code that is never run.
 """
 
@@ -18,7 +18,7 @@ from setr.errors import USAGE, SetrError, first_line
 from setr.labels import IGNORE, Labels, as_label_map
 
 HUB = "hf:"
-"""Prefix of a Hugging Face `datasets` id (extra `hf`)."""
+"""Prefix of Hugging Face data sets (extra `hf`)."""
 SPLITS = ("train", "val", "test")
 YAML_KEYS = (
     "path", *SPLITS, "masks_dir", "classes", "names", "nc", "colours", "label_map", "colour_map",
@@ -27,14 +27,14 @@ YAML_KEYS = (
 
 
 class Description(NamedTuple):
-    """What a folder or a YAML file says of a data set.
+    """The description of a data set, from a YAML file or a folder without one.
 
     Attributes:
-        root: the folder, or `hf:OWNER/NAME`, which `@REVISION` and `:CONFIG` may follow.
+        root: the folder, or `hf:OWNER/NAME`, optionally with `@REVISION` and `:CONFIG`.
         labels: classes, the name of a known data set, or None.
-        splits: image folders or list files of each split, or, of `hf:` data, the name it has there.
-        masks_dir: name of the folder that holds masks where images lie in `images`.
-        bands: what is read of an image; None for RGB.
+        splits: image folders or list files of each split; for `hf:` data the split's name there.
+        masks_dir: name of the folder of masks that corresponds to `images`.
+        bands: bands to read of the images; None for RGB.
     """
 
     root: Path
@@ -45,14 +45,14 @@ class Description(NamedTuple):
 
 
 class DataLoader(yaml.SafeLoader):
-    """YAML in which no key stands twice in one place, where the last one would be kept silently.
+    """YAML without duplicate keys and booleans.
 
-    Nothing here is true or false: words such as `yes`, `no` and `on`, which YAML 1.1 takes for
-    that, are names of classes.
+    PyYAML would silently keep the last of duplicate keys. `yes`, `no` and `on`, booleans in
+    YAML 1.1, may be class names here.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """As the base does."""
+        """As in the base class, after looking for duplicate keys."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -65,7 +65,7 @@ class DataLoader(yaml.SafeLoader):
         return found
 
     def as_written(self, node: yaml.ScalarNode) -> str:
-        """The word of a node."""
+        """A scalar as text."""
         return str(node.value)
 
 
@@ -73,11 +73,11 @@ DataLoader.add_constructor("tag:yaml.org,2002:bool", DataLoader.as_written)
 
 
 def read_description(path: Path) -> Description:
-    """Read a YAML file, or the `data.yaml` of a folder if there is one."""
+    """Read a YAML file, or the `data.yaml` of a folder if it has one."""
     if not path.exists():
         raise SetrError(
-            f"{path}: no such file or folder; name the data set's folder or its data.yaml "
-            "(--data.root in training), or `scenes` for drawn ones",
+            f"{path}: no such file or folder; give the data set's folder or its data.yaml "
+            "(--data.root in training), or `scenes` for the built-in synthetic data",
             code=USAGE,
         )
     if path.is_dir():
@@ -118,11 +118,11 @@ def _places(value: Any, split: str, path: Path) -> tuple[str, ...]:
 
 
 def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
-    """Classes, or the name of a known data set, from what a file holds; None without any."""
+    """Classes, or the name of a known data set, from a file's keys; None without either."""
     if "labels" in values:
         return str(values["labels"])
     if "names" in values and "classes" in values:
-        raise SetrError(f"{path}: 'names' and 'classes' list the same; leave one out", code=USAGE)
+        raise SetrError(f"{path}: 'names' and 'classes' mean the same; remove one", code=USAGE)
     key = "names" if "names" in values else "classes"
     classes = values.get(key)
     if classes is None:
@@ -132,8 +132,8 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     named = classes.values() if key == "names" and isinstance(classes, dict) else classes
     if "ignore" in named:
         raise SetrError(
-            f"{path}: '{key}' lists 'ignore', which is the word for what is left out; list the "
-            "other classes under classes:, and ids in label_map: with 'ignore' for this one",
+            f"{path}: '{key}' lists 'ignore', which marks pixels to leave out and cannot be a "
+            "class; list only the other classes, and map this id to 'ignore' in label_map:",
             code=USAGE,
         )
     if key == "names" and isinstance(classes, dict):
@@ -165,7 +165,7 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
 
 
 def _label_map(values: Mapping[str, Any], count: int) -> Mapping[Any, Any]:
-    """`label_map`, by default the ids 0 .. count-1 and 255, with the ids of `ignore` added."""
+    """`label_map` (by default ids 0 .. count-1, and 255 ignored) with the ids of `ignore` added."""
     given = as_label_map(values.get("label_map"))
     if "ignore" not in values:
         return given
@@ -173,5 +173,5 @@ def _label_map(values: Mapping[str, Any], count: int) -> Mapping[Any, Any]:
     wrong = [value for value in ignored if type(value) is not int]
     if wrong:
         raise SetrError(f"ignore {wrong[0]!r}: give an id of the masks, or a list of ids")
-    own = given or {**{i: i for i in range(count)}, IGNORE: "ignore"}
-    return {**own, **dict.fromkeys(ignored, "ignore")}
+    label_map = given or {**{i: i for i in range(count)}, IGNORE: "ignore"}
+    return {**label_map, **dict.fromkeys(ignored, "ignore")}

@@ -1,4 +1,4 @@
-"""One split of a data set, whatever holds it: files, and what loops over it can rely on."""
+"""One split of a data set of files; other kinds of data sets derive from it."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ import numpy as np
 from setr.bands import BandImage, Bands, open_pixels
 from setr.data.pairs import Pair, Pairs
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.images import Rows, Source
+from setr.images import LazyImage, Source
 from setr.labels import IGNORE, Labels
 from setr.reading.gdal import Gaps, without_data
 from setr.reading.masks import read_mask
 
-Pixels = np.ndarray | Rows | BandImage
-"""An image (H, W, C): uint8 pixels, or a file of which they are decoded when they are indexed."""
+Pixels = np.ndarray | LazyImage | BandImage
+"""An image uint8 (H, W, C): an array, or a file that is decoded when indexed."""
 
 
-class GappyMask:
-    """Training ids (H, W) with an image that has gaps: `mask[a:b, c:d]` ignores those there.
+class NoDataMask:
+    """Training ids (H, W) that are `IGNORE` where the image has no data: `mask[a:b, c:d]`.
 
-    They are read when pixels are asked for, and of a crop's window alone.
+    Its areas without data are read on indexing, and only for that window.
     """
 
     def __init__(self, ids: np.ndarray, gaps: Gaps) -> None:
         self._ids, self._gaps = ids, gaps
         self.shape = ids.shape
 
-    def __getitem__(self, place: slice | tuple[slice, slice]) -> np.ndarray:
-        return np.where(self._gaps[place], np.uint8(IGNORE), self._ids[place])
+    def __getitem__(self, window: slice | tuple[slice, slice]) -> np.ndarray:
+        return np.where(self._gaps[window], np.uint8(IGNORE), self._ids[window])
 
 
-Mask = np.ndarray | GappyMask
-"""Training ids uint8 (H, W), or those that are made when they are indexed."""
+Mask = np.ndarray | NoDataMask
+"""Training ids uint8 (H, W): an array, or computed when indexed."""
 
 
 class Sample(NamedTuple):
     """One decoded example: image uint8 (H, W, C), mask uint8 training ids (H, W).
 
-    C are red, green and blue, or the data set's bands.
+    The channels are RGB, or the data set's bands.
     """
 
     image: np.ndarray
@@ -51,15 +51,15 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split: file pairs and the classes their ids mean.
+    """One split: pairs of files and the classes of their ids.
 
     Attributes:
-        name: of the data set.
-        split: of it.
-        labels: classes and the map of ids.
-        pairs: the files.
-        notes: what was odd about the files, but no error.
-        bands: what is read of an image; None for RGB.
+        name: name of the data set.
+        split: name of the split.
+        labels: classes, and the mapping from ids in the masks to classes.
+        pairs: image and mask files.
+        notes: warnings about the files.
+        bands: bands to read of the images; None for RGB.
     """
 
     name: str
@@ -70,37 +70,37 @@ class Dataset:
     bands: Bands | None = field(default=None, kw_only=True)
 
     decoded: ClassVar[bool] = False
-    """Whether samples come as pixels, so that there are no files to look at."""
+    """Whether samples are arrays in memory, without files that could be checked."""
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """One decoded pair, as `load`; so loops, `Subset` and `ConcatDataset` of torch work."""
+        """As `load`; makes iteration and torch's `Subset` and `ConcatDataset` work."""
         return self.load(range(len(self))[operator.index(index)])
 
     @property
     def version(self) -> str | None:
-        """Changes with the content; None where the pairs are files, whose times tell."""
+        """Changes with the content; None for files, whose modification times are compared."""
         return None
 
     @property
     def channels(self) -> int:
-        """C of the images."""
+        """Number of image channels."""
         return 3 if self.bands is None else len(self.bands.numbers)
 
     def image_name(self, index: int) -> str:
-        """What reports call an image: its path below the data set's folder, which no other has."""
+        """Unique name of an image in reports: its path below the data set's folder."""
         if isinstance(self.pairs, Pairs):
             return self.pairs.image_name(index)
         return self.pairs[index].image.name
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
-        """An order of the samples for one epoch."""
+        """Random order of the samples for one epoch."""
         return rng.permutation(len(self))
 
     def sources(self, index: int) -> tuple[Source, Source | None]:
-        """What image and mask are decoded from: paths, or the bytes of files."""
+        """Image and mask as paths, or as the bytes of files."""
         pair = self.pairs[index]
         return pair.image, pair.mask
 
@@ -108,37 +108,37 @@ class Dataset:
         """Decode one pair.
 
         Raises:
-            SetrError: unreadable file, sizes that differ, ids outside the classes; names the file.
+            SetrError: unreadable file, different sizes or unknown ids; names the file.
         """
         rows, mask = self.open(index)
         return Sample(rows[:], mask[:])
 
     def pixels(self, index: int) -> Pixels:
-        """An image, of which only what is asked for is decoded.
+        """One image, decoded lazily.
 
         Raises:
-            SetrError: as `load`, here or when rows are asked for.
+            SetrError: as `load`, here or on indexing.
         """
         return open_pixels(self.sources(index)[0], self.bands)
 
     def open(self, index: int) -> tuple[Pixels, Mask]:
-        """One pair: an image as `pixels` gives it, and its mask in training ids.
+        """One pair, decoded lazily: the image and its mask in training ids.
 
         Raises:
-            SetrError: as `load`, here or when rows of either are asked for.
+            SetrError: as `load`, here or on indexing.
         """
         rows, raw = self.open_raw(index)
         image = None if isinstance(rows, np.ndarray) else rows.source
         return rows, self.to_train_ids(index, raw, image)
 
     def open_raw(self, index: int) -> tuple[Pixels, np.ndarray]:
-        """The same with the mask as it is stored: ids (H, W) or colours (H, W, 3)."""
+        """As `open`, with the mask as stored: ids (H, W) or colours (H, W, 3)."""
         image_source, mask_source = self.sources(index)
         rows = open_pixels(image_source, self.bands)
         return rows, self.raw_mask(index, mask_source, rows.shape[:2])
 
     def raw_mask(self, index: int, source: Source | None, size: tuple[int, ...]) -> np.ndarray:
-        """Ids (H, W) or colours (H, W, 3) as a mask file holds them, of its image's (H, W)."""
+        """Ids (H, W) or colours (H, W, 3) of a mask, whose image has this size (H, W)."""
         pair = self.pairs[index]
         if source is None:
             raise SetrError(f"{pair.image}: has no mask", code=DATA_CHECK_FAILED)
@@ -147,9 +147,9 @@ class Dataset:
         return raw
 
     def to_train_ids(self, index: int, raw: np.ndarray, image: Source | None) -> Mask:
-        """Training ids uint8 (H, W) of a raw mask; an error names the file.
+        """Map a raw mask to training ids uint8 (H, W).
 
-        Where the image is a GeoTIFF, pixels that it calls empty are ignored.
+        Pixels that have no data in a GeoTIFF image are ignored.
         """
         try:
             ids = self.labels.to_train_ids(raw)
@@ -157,11 +157,11 @@ class Dataset:
             raise SetrError(f"{self.pairs[index].mask}: {error}") from None
         numbers = (1, 2, 3) if self.bands is None else self.bands.numbers
         gaps = None if image is None else without_data(image, numbers)
-        return ids if gaps is None else GappyMask(ids, gaps)
+        return ids if gaps is None else NoDataMask(ids, gaps)
 
 
 def require_size(name: object, mask: np.ndarray, size: tuple[int, ...]) -> None:
-    """Refuse a mask, known as `name`, of another height and width than its image's `size`."""
+    """Raise an error if a mask's height and width differ from its image's `size`."""
     if mask.shape[:2] == tuple(size):
         return
     turned = mask.shape[1::-1] == tuple(size)

@@ -24,11 +24,11 @@ MASK_KEYS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "
 
 @dataclass(frozen=True)
 class HubDataset(Dataset):
-    """A split of a Hugging Face data set whose rows hold an image and a mask as files.
+    """A split of a Hugging Face data set whose rows contain an image and a mask as files.
 
     Attributes:
-        rows: the `datasets.Dataset`, its images undecoded.
-        columns: names of those with images and masks.
+        rows: the `datasets.Dataset`, with images not decoded.
+        columns: names of the image and mask columns.
     """
 
     rows: Any = None
@@ -36,11 +36,11 @@ class HubDataset(Dataset):
 
     @property
     def version(self) -> str:
-        """What the library knows the rows by."""
+        """The fingerprint that the library gives the rows."""
         return str(self.rows._fingerprint)
 
     def sources(self, index: int) -> tuple[Source, Source | None]:
-        """Bytes, named after the row, or paths of image and mask as the data set stores them."""
+        """Image and mask as stored: bytes, named after the row, or paths."""
         row, pair = self.rows[index], self.pairs[index]
         image, mask = (
             _stored(row[column], str(name)) for column, name in zip(self.columns, pair, strict=True)
@@ -51,7 +51,7 @@ class HubDataset(Dataset):
 
 
 def _stored(value: Any, name: str) -> Source | None:
-    """Bytes or path of an undecoded image; None where a row has none."""
+    """Bytes or path of an undecoded image; None if the row has none."""
     if value and value["bytes"]:
         return Named(value["bytes"], name)
     return value and value["path"]
@@ -61,26 +61,37 @@ def open_hub(
     path: str,
     split: str,
     labels: Labels | str | None,
-    renamed: Mapping[str, tuple[str, ...]],
+    split_names: Mapping[str, tuple[str, ...]],
     bands: Bands | None,
 ) -> Dataset:
-    """A Hugging Face data set; its masks' ids need `labels`."""
+    """Open a split of a Hugging Face data set.
+
+    Args:
+        path: `hf:OWNER/NAME`, optionally with `@REVISION` and `:CONFIG`.
+        split: name of the split here.
+        labels: classes, or the name of a known data set; required.
+        split_names: the data set's own names of splits, where they differ.
+        bands: bands to read of the images; None for RGB.
+
+    Raises:
+        SetrError: not found, no such split, or no columns of images and masks.
+    """
     hub = import_extra("datasets", "hf", path)
     if labels is None:
         raise SetrError(
-            f"{path}: name the data set of its classes (--data.labels in training, --labels "
-            f"elsewhere), or give a YAML file with 'path: {path}' and 'classes:' as the data",
+            f"{path}: class names are unknown; name a known data set (--data.labels in training, "
+            f"--labels elsewhere), or give a YAML file with 'path: {path}' and 'classes:' as data",
             code=USAGE,
         )
     name = path.removeprefix(HUB)
-    available = _loaded(hub, name)
-    key, *more = renamed.get(split, (split,))
+    available = _load_splits(hub, name)
+    key, *more = split_names.get(split, (split,))
     if more:
         raise SetrError(f"{path}: '{split}' names several splits; give one", code=USAGE)
     if key == "val" and key not in available and "validation" in available:
         key = "validation"
     if key not in available:
-        kind = SetrError if split in renamed else NoSplitError
+        kind = SetrError if split in split_names else NoSplitError
         raise kind(f"{path}: no split '{key}'; it has {', '.join(available)}", code=USAGE)
     rows = available[key]
     images, masks = (_column(rows, keys, hub) for keys in (IMAGE_KEYS, MASK_KEYS))
@@ -102,8 +113,8 @@ def open_hub(
     return HubDataset(name, split, known, pairs, (), rows, columns, bands=bands)
 
 
-def _loaded(hub: Any, name: str) -> Any:
-    """The splits by name; `@REVISION` and `:CONFIG` may follow a name that is no folder's."""
+def _load_splits(hub: Any, name: str) -> Any:
+    """Splits by name, of `OWNER/NAME[@REVISION][:CONFIG]` or of a local folder."""
     place, _, config = name.rpartition(":")
     if not place or "/" in config or Path(name).exists():
         place, config = name, ""
@@ -113,10 +124,10 @@ def _loaded(hub: Any, name: str) -> Any:
     try:
         return hub.load_dataset(repository, config or None, revision=revision or None)
     except Exception as error:  # network, gating and format errors of several libraries
-        said = " ".join(str(error).split())
-        listed = re.search(r"config.*?\[['\"](.+?)['\"]\]", said, re.IGNORECASE)
+        message = " ".join(str(error).split())
+        listed = re.search(r"config.*?\[['\"](.+?)['\"]\]", message, re.IGNORECASE)
         if listed is None:
-            raise SetrError(f"{HUB}{name}: cannot load ({said[:160]})") from None
+            raise SetrError(f"{HUB}{name}: cannot load ({message[:160]})") from None
     configs = re.split(r"['\"], ['\"]", listed[1])
     shown = ", ".join(configs[:20]) + (", …" if len(configs) > 20 else "")
     what = f"no configuration '{config}';" if config else "which configuration?"
@@ -126,16 +137,16 @@ def _loaded(hub: Any, name: str) -> Any:
 
 
 def _column(rows: Any, names: Iterable[str], hub: Any) -> str | None:
-    """The first of these columns that holds images; `label` may be the number of a class as well.
+    """The first of these columns that contains images; `label` may also be a class number.
 
-    Text may be paths; since it may be the name of a class, too, columns of text come last.
+    Columns of text come last, since they may contain class names instead of paths.
     """
     present = [name for name in names if name in rows.column_names]
     kinds = {name: getattr(rows.features[name], "dtype", "") for name in present}
     for name in sorted(present, key=lambda name: "string" in kinds[name]):
         try:
             rows.cast_column(name, hub.Image(decode=False))
-        except Exception:  # of pyarrow and of the library, by kind of column
+        except Exception:  # pyarrow and datasets raise different errors
             continue
         return name
     return None

@@ -1,9 +1,9 @@
-"""Where the files of a split lie: released layouts of known data sets, plain folders, lists.
+"""Finds the files of a split: released layouts of known data sets, plain folders, lists.
 
-Every layout is a function (root, split, wanted) -> `Found`, or None where the folder is of another
-kind. What is almost a known layout but cannot be read is refused with the reason.
+Every layout is a function (root, split, wanted) -> `SplitFiles`, or None if the folder has another
+layout. A folder that resembles a known layout but cannot be read is an error with the reason.
 
-Layouts after the data sets' own tools: cityscapesScripts README "Dataset Structure";
+Layouts follow the data sets' own tools: cityscapesScripts README "Dataset Structure";
 CSAILVision/sceneparsing README; Pascal Context as VOC 2010 devkit plus `SegmentationClassContext`
 (mmsegmentation's converter) or the released `trainval/*.mat`; VOC 2012 devkit; COCO 2017.
 """
@@ -17,17 +17,17 @@ from pathlib import Path
 
 from setr.data.pairing import (
     MASK_FOLDERS,
-    Found,
     NoSplitError,
-    apart,
-    below,
+    SplitFiles,
     data_error,
+    first_folder,
     listed_names,
     names_below,
-    only_listed,
     pair_folders,
     pair_names,
     refuse_missing,
+    select_listed,
+    separate_masks,
 )
 from setr.errors import DATA_CHECK_FAILED
 from setr.reading.files import IMAGE_SUFFIXES, composed, walk_images
@@ -37,27 +37,27 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""What the folders of a split may be called."""
+"""Folder names of each split."""
 SPLIT_OF = {folder: split for split, folders in SPLIT_NAMES.items() for folder in folders}
 LISTS = Path("ImageSets", "Segmentation")
-"""Where VOC, and CVAT after it, list the images of each split by stem."""
+"""Lists of image stems for each split in VOC's layout, which CVAT exports, too."""
 COLOUR_FILE = "labelmap.txt"
-"""CVAT's names by colour."""
+"""CVAT's file of class names and their colours."""
 _VOC_NAME = re.compile(r"(\d{4}_)?\d{6}")
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
 
-def find_split(root: Path, split: str, wanted: str | None, *, listed: bool = True) -> Found:
-    """The files of one split of a folder.
+def find_split(root: Path, split: str, wanted: str | None, *, listed: bool = True) -> SplitFiles:
+    """Find the files of one split.
 
     Args:
         root: folder of the data set.
-        split: its name.
-        wanted: known data set the user named; it chooses between encodings.
-        listed: whether a list `SPLIT.txt` beside plain folders chooses among their images.
+        split: name of the split.
+        wanted: known data set that the user named; it selects the encoding of ids.
+        listed: whether a list `SPLIT.txt` beside plain folders selects images.
 
     Raises:
-        SetrError: no such split, or files that do not fit together (exit code 3).
+        SetrError: no such split, or images without masks (exit code 3).
     """
     for layout in _LAYOUTS:
         found = layout(root, split, wanted or "")
@@ -66,7 +66,7 @@ def find_split(root: Path, split: str, wanted: str | None, *, listed: bool = Tru
     found = _plain(root, split)
     if found is not None:
         list_file = root / f"{split}.txt"
-        return only_listed(found, list_file) if listed and list_file.is_file() else found
+        return select_listed(found, list_file) if listed and list_file.is_file() else found
     raise NoSplitError(
         f"{root}: no split '{split}' found; looked for images/{split} + labels/{split} (or masks, "
         f"annotations), {split}/images + {split}/labels, {split} or {split}_images + "
@@ -78,7 +78,7 @@ def find_split(root: Path, split: str, wanted: str | None, *, listed: bool = Tru
 
 
 def split_lists(root: Path) -> dict[str, str]:
-    """The split of each image by stem, by lists such as CVAT's `Train.txt` and `Validation.txt`."""
+    """Split of each image stem, from lists such as CVAT's `Train.txt` and `Validation.txt`."""
     found: dict[str, str] = {}
     for file in sorted((root / LISTS).glob("*.txt")):
         if split := SPLIT_OF.get(file.stem.lower()):
@@ -90,17 +90,15 @@ def split_lists(root: Path) -> dict[str, str]:
 # --- released layouts -----------------------------------------------------------------------------
 
 
-def _cityscapes(root: Path, split: str, wanted: str) -> Found | None:
-    """`leftImg8bit/SPLIT/CITY`, and `gtFine` or, where that lacks the split, `gtCoarse`."""
-    if not (root / "leftImg8bit").is_dir():
-        return None
+def _cityscapes(root: Path, split: str, wanted: str) -> SplitFiles | None:
+    """`leftImg8bit/SPLIT/CITY` with `gtFine`, or with `gtCoarse` for splits without fine masks."""
     if not (root / "leftImg8bit" / split).is_dir():
         return None
     images = names_below(root / "leftImg8bit" / split, f"leftImg8bit/{split}/")
     kind = next((k for k in ("gtFine", "gtCoarse") if (root / k / split).is_dir()), None)
     if kind is None:
         if split == "test":
-            return Found(root, images, None, "cityscapes")
+            return SplitFiles(root, images, None, "cityscapes")
         raise data_error(f"{root}: neither gtFine/{split} nor gtCoarse/{split} exists")
     present = set(names_below(root / kind / split, f"{kind}/{split}/"))
     order = ("labelIds", "labelTrainIds")
@@ -110,7 +108,7 @@ def _cityscapes(root: Path, split: str, wanted: str) -> Found | None:
     if not usable:
         raise data_error(
             f"{root}/{kind}/{split}: no *_labelIds.png; *_instanceIds.png hold object numbers, "
-            "*_color.png colours and *_polygons.json outlines: make label ids with "
+            "*_color.png colours and *_polygons.json polygons: make label ids with "
             "cityscapesScripts (csCreateTrainIdLabelImgs)"
         )
     masks = [
@@ -120,23 +118,23 @@ def _cityscapes(root: Path, split: str, wanted: str) -> Found | None:
     ]
     refuse_missing(root / kind / split, images, masks, present)
     labels = "cityscapes" if usable[0] == "labelIds" else "cityscapes:train_ids"
-    return Found(root, images, masks, labels)
+    return SplitFiles(root, images, masks, labels)
 
 
-def _ade20k(root: Path, split: str, wanted: str) -> Found | None:
+def _ade20k(root: Path, split: str, wanted: str) -> SplitFiles | None:
     """`images/training` and `annotations/training` of ADEChallengeData2016.
 
-    Others name their folders so, too; the images' own names, or the classes asked for, tell.
+    Other data sets have these folders, too; `ADE_*` images or the wanted classes confirm it.
     """
     if (root / "images" / "ADE").is_dir() or any(root.glob("ADE20K_2021*")):
         raise data_error(
-            f"{root}: this is the full ADE20K (its *_seg.png code thousands of classes in red and "
-            "green); SETR's benchmark is SceneParsing-150: get ADEChallengeData2016"
+            f"{root}: this is the full ADE20K (its *_seg.png encode thousands of classes in red "
+            "and green); SETR's benchmark is SceneParsing-150: get ADEChallengeData2016"
         )
-    root = below(root, "ADEChallengeData2016")
+    root = first_folder(root, "ADEChallengeData2016")
     name = _ADE_SPLITS.get(split, split)
     if split == "test" and (root / "testing").is_dir():
-        return Found(root, names_below(root / "testing", "testing/"), None, "ade20k")
+        return SplitFiles(root, names_below(root / "testing", "testing/"), None, "ade20k")
     images = root / "images" / name
     if not images.is_dir() or name == split:
         return None
@@ -145,12 +143,12 @@ def _ade20k(root: Path, split: str, wanted: str) -> Found | None:
     return pair_folders(root, f"images/{name}", f"annotations/{name}", "ade20k")
 
 
-def _pascal_context(root: Path, split: str, wanted: str) -> Found | None:
-    """VOC 2010 images with index PNGs, or with the released MATLAB labels.
+def _pascal_context(root: Path, split: str, wanted: str) -> SplitFiles | None:
+    """VOC 2010 images with PNG masks, or with the released MATLAB labels.
 
-    Beside these no lists were released: their splits are those of VOC 2010's main task.
+    No split lists were released with the latter: their splits are those of VOC 2010's main task.
     """
-    voc = below(root, "VOCdevkit/VOC2010", "VOC2010")
+    voc = first_folder(root, "VOCdevkit/VOC2010", "VOC2010")
     folders = [p for base in (voc, root) for p in sorted(base.glob("trainval*")) if p.is_dir()]
     mats = next((p for p in folders if next(p.glob("*.mat"), None)), None)
     has_png = (voc / "SegmentationClassContext").is_dir()
@@ -169,20 +167,20 @@ def _pascal_context(root: Path, split: str, wanted: str) -> Found | None:
     return pair_names(voc, names, os.path.relpath(mats, voc), f"{base}:mat", ".mat")
 
 
-def _voc(root: Path, split: str, wanted: str) -> Found | None:
+def _voc(root: Path, split: str, wanted: str) -> SplitFiles | None:
     """`JPEGImages`, `SegmentationClass` and the list `ImageSets/Segmentation/SPLIT.txt`.
 
-    Others have these folders, too; the images' own names, or the classes asked for, tell.
+    Other data sets have these folders, too; VOC's image names or the wanted classes confirm it.
     """
-    voc = below(root, "VOCdevkit/VOC2012", "VOC2012")
+    voc = first_folder(root, "VOCdevkit/VOC2012", "VOC2012")
     listed = voc / LISTS / f"{split}.txt"
     if not (voc / "SegmentationClass").is_dir() or not listed.is_file():
         return None
-    if (voc / COLOUR_FILE).is_file():  # CVAT's classes in VOC's folders
+    if (voc / COLOUR_FILE).is_file():  # another data set, exported by CVAT in VOC's layout
         return None
     if wanted.startswith("pascal_context"):
         raise data_error(
-            f"{voc}: holds VOC's masks but not Pascal Context's: looked for "
+            f"{voc}: contains VOC's masks but not Pascal Context's: looked for "
             f"SegmentationClassContext with ImageSets/SegmentationContext/{split}.txt, and for "
             f"trainval/*.mat here and in {root}"
         )
@@ -191,8 +189,8 @@ def _voc(root: Path, split: str, wanted: str) -> Found | None:
     return pair_names(voc, names, "SegmentationClass", "voc" if is_voc else None)
 
 
-def _coco(root: Path, split: str, wanted: str) -> Found | None:
-    """COCO-Stuff: `train2017` images with `stuffthingmaps/train2017` or the same annotations."""
+def _coco(root: Path, split: str, wanted: str) -> SplitFiles | None:
+    """COCO-Stuff: images in `train2017`, masks in `stuffthingmaps` or `annotations/train2017`."""
     for images in (f"images/{split}2017", f"{split}2017"):
         for masks in (f"stuffthingmaps/{split}2017", f"annotations/{split}2017"):
             if (root / images).is_dir() and (root / masks).is_dir():
@@ -200,8 +198,8 @@ def _coco(root: Path, split: str, wanted: str) -> Found | None:
     return None
 
 
-def _plain(root: Path, split: str) -> Found | None:
-    """Two folders of any names we know, or one."""
+def _plain(root: Path, split: str) -> SplitFiles | None:
+    """Images and masks in two folders with usual names, or in one folder."""
     candidates = [
         pair
         for name in SPLIT_NAMES.get(split, (split,))
@@ -223,9 +221,9 @@ def _plain(root: Path, split: str) -> Found | None:
 
 
 def _holds_masks(folder: Path) -> bool:
-    return folder.is_dir() and bool(apart(walk_images(folder, IMAGE_SUFFIXES))[1])
+    return folder.is_dir() and bool(separate_masks(walk_images(folder, IMAGE_SUFFIXES))[1])
 
 
-_LAYOUTS: tuple[Callable[[Path, str, str], Found | None], ...] = (
+_LAYOUTS: tuple[Callable[[Path, str, str], SplitFiles | None], ...] = (
     _cityscapes, _ade20k, _pascal_context, _voc, _coco,
 )  # fmt: skip

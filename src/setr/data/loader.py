@@ -1,9 +1,8 @@
-"""From a data set to training batches, in an order that depends on (seed, step) alone.
+"""Data loading: training batches in an order that depends on (seed, step) only, and whole images.
 
-The permutation of an epoch comes from (seed, epoch), the position in it from the step, the
-augmentation of a sample from (seed, epoch, index). Nothing else carries state, so a resumed run
-sees the batches the uninterrupted one would have seen, whatever the number of workers and of
-processes.
+The permutation of an epoch is seeded by (seed, epoch), the position in it follows from the step,
+and the augmentation of a sample is seeded by (seed, epoch, index). There is no other state, so a
+resumed run gets the batches of an uninterrupted one, with any number of workers and processes.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from setr.processes.quota import cpus
 from setr.transforms import Augmentation
 
 LINGER = 10.0
-"""Seconds that a worker lives on after SIGTERM."""
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Seconds for which a worker continues after SIGTERM."""
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 SHARED_MEMORY = Path("/dev/shm")
-"""Where workers put batches for the training process; small in containers (Docker: 64 MB)."""
-PREFETCHED = 2
-"""Batches that a worker has ready."""
+"""Where workers pass batches to the training process; small in containers (Docker: 64 MB)."""
+PREFETCH_FACTOR = 2
+"""Batches that each worker loads in advance."""
 
 Loaded = tuple[np.ndarray, np.ndarray] | SetrError
 Position = tuple[int, int]  # (epoch, index)
@@ -47,11 +46,11 @@ Permute = Callable[[np.random.Generator], np.ndarray]
 class Share(NamedTuple):
     """The part of a global batch that one process computes.
 
-    The batch is cut into micro-batches, each of these into one slice per process: a micro-batch
-    holds the same images, and batch norm sees the same ones together, for any number of processes.
+    The batch is split into micro-batches and each micro-batch among the processes, so a micro-batch
+    (and synchronised batch norm) has the same images for any number of processes.
 
     Attributes:
-        rank: of the process.
+        rank: rank of the process.
         world: number of processes.
         accumulate: micro-batches per batch.
     """
@@ -62,21 +61,21 @@ class Share(NamedTuple):
 
     def of(self, batch_size: int) -> np.ndarray:
         """Positions in the batch, in ascending order."""
-        cut = np.arange(batch_size).reshape(self.accumulate, self.world, -1)
-        return cut[:, self.rank].ravel()
+        positions = np.arange(batch_size).reshape(self.accumulate, self.world, -1)
+        return positions[:, self.rank].ravel()
 
 
 class BatchOrder:
-    """Yields the (epoch, index) pairs of each batch from a step on.
+    """Batch sampler that yields the (epoch, index) pairs of each step's batch.
 
     Args:
         length: number of samples in the data set.
         batch_size: samples per batch; a batch may span two epochs.
-        seed: of the order.
+        seed: seed of the order.
         start: first step.
         stop: step after the last.
-        share: which part of every batch to yield.
-        permute: gives an epoch's order; any order of the samples by default.
+        share: part of every batch to yield; all of it by default.
+        permute: returns the order of an epoch; a uniform permutation by default.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class BatchOrder:
             yield batch
 
 
-class _Augmented(TorchDataset):
+class _AugmentedSamples(TorchDataset):
     def __init__(self, dataset: Dataset, augment: Augmentation, seed: int) -> None:
         self.dataset, self.augment, self.seed = dataset, augment, seed
 
@@ -123,7 +122,7 @@ class _Augmented(TorchDataset):
             return error
 
 
-class _Whole(TorchDataset):
+class _WholeImages(TorchDataset):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
@@ -138,7 +137,7 @@ class _Whole(TorchDataset):
 
 
 def stack(samples: list[Loaded]) -> tuple[np.ndarray, np.ndarray] | SetrError:
-    """Samples of equal size -> images uint8 (B, H, W, C) and masks uint8 (B, H, W)."""
+    """Images uint8 (B, H, W, C) and masks uint8 (B, H, W) of equal size, or the first error."""
     arrays = []
     for sample in samples:
         if isinstance(sample, SetrError):
@@ -149,7 +148,7 @@ def stack(samples: list[Loaded]) -> tuple[np.ndarray, np.ndarray] | SetrError:
 
 
 def _stack_shared(samples: list[Loaded]) -> tuple[Tensor, Tensor] | SetrError:
-    """As `stack`; a worker hands tensors over in shared memory, where it sends arrays."""
+    """As `stack`, as tensors: workers pass tensors in shared memory, and arrays through a pipe."""
     batch = stack(samples)
     return batch if isinstance(batch, SetrError) else _tensors(batch)
 
@@ -160,46 +159,46 @@ def _tensors(batch: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class _Loader(DataLoader):
-    """With as many processes as were chosen or asked for, and no opinion of PyTorch's on that."""
+    """A loader without PyTorch's warning about the number of workers."""
 
     def check_worker_number_rationality(self) -> None:
-        """Say nothing."""
+        """Do not warn."""
 
 
-def _raising(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """Raise errors here, in one line, rather than with a worker's traceback around them."""
-    for batch in _started(loader):
+def _raise_errors(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches; errors that workers return are raised here, without the worker's traceback."""
+    for batch in _start(loader):
         if isinstance(batch, SetrError):
             raise batch
         yield _tensors(batch)
 
 
-def _started(loader: DataLoader) -> Iterator[Any]:
-    """Begin to load; signals that ask to stop are left to this process.
+def _start(loader: DataLoader) -> Iterator[Any]:
+    """Start the workers with SIGINT and SIGTERM blocked, so that only this process reacts to them.
 
-    A terminal sends Ctrl-C to all processes of a command, and `timeout` and schedulers SIGTERM to
-    its group. A worker that ended there would take samples with it that this process is about to
-    fetch. So workers outlive both, from their first moment on: they begin with both held back.
+    A terminal sends Ctrl-C to all processes of a command, and `timeout` and schedulers send SIGTERM
+    to its process group. A worker that ended then would lose samples that this process is about to
+    fetch. `_init_worker` unblocks the signals once it has installed its handlers.
     """
     if not hasattr(signal, "pthread_sigmask"):
         return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(_: int) -> None:
-    """A worker decodes in one thread, and ends when the process that reads is done with it.
+def _init_worker(_: int) -> None:
+    """Use one thread for decoding, ignore SIGINT, and end `LINGER` seconds after SIGTERM.
 
-    SIGTERM ends it after `LINGER`, as that is what this process sends to one that does not answer.
+    The training process ends workers that do not respond with SIGTERM, so it cannot be ignored.
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 def _end_later(*_: Any) -> None:
@@ -209,23 +208,23 @@ def _end_later(*_: Any) -> None:
 
 
 def chosen_workers(device: torch.device) -> int:
-    """How many workers suit a training where none were asked for.
+    """Default number of workers of a training process.
 
-    A CPU that trains needs its cores itself; a GPU is fed by every core but one.
+    Training on a CPU needs the cores itself; for a GPU all cores but one load data.
     """
     if device.type == "cpu":
         return 2
-    cores = cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes share
-    return min(MOST_WORKERS, max(1, cores - 1))
+    cores = cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of torchrun
+    return min(MAX_WORKERS, max(1, cores - 1))
 
 
 def _fits_shared_memory(batches: int, batch_bytes: int) -> bool:
-    """Whether batches can wait there; one that finds no room is lost, and waited for without end.
+    """Whether the batches fit into half of the free shared memory.
 
-    Half is left to others.
+    If there is no room, PyTorch loses the batch and the training process waits for it forever.
     """
     if not SHARED_MEMORY.is_dir():
-        return True  # no such limit
+        return True  # not limited
     return 2 * batches * batch_bytes <= shutil.disk_usage(SHARED_MEMORY).free
 
 
@@ -238,7 +237,7 @@ def training_order(
     stop: int,
     share: Share | None = None,
 ) -> BatchOrder:
-    """The samples that `training_batches` puts into its batches."""
+    """The order of samples in `training_batches`."""
     return BatchOrder(
         len(dataset),
         batch_size,
@@ -264,42 +263,42 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of steps start .. stop-1: images uint8 (B, H, W, C), masks uint8 (B, H, W).
 
-    `batch_size` counts the images of all processes; `share` selects those of this one. `pinned`
-    puts them into memory that a GPU reads by itself. They come from the workers through shared
-    memory where that has room for them, else through a pipe, which takes longer.
+    `batch_size` counts the images of all processes; `share` selects those of this process. `pinned`
+    puts batches into pinned memory. Workers pass them in shared memory if there is enough of it,
+    else through a pipe, which is slower.
     """
-    held = len((share or Share(0, 1, 1)).of(batch_size))
-    batch_bytes = held * math.prod(augment.crop_size) * (len(augment.fill) + 1)
-    roomy = _fits_shared_memory(PREFETCHED * workers + 1, batch_bytes)
+    images = len((share or Share(0, 1, 1)).of(batch_size))
+    batch_bytes = images * math.prod(augment.crop_size) * (len(augment.fill) + 1)
+    use_shared_memory = _fits_shared_memory(PREFETCH_FACTOR * workers + 1, batch_bytes)
     order = training_order(dataset, batch_size, seed=seed, start=start, stop=stop, share=share)
     loader = _Loader(
-        _Augmented(dataset, augment, seed),
+        _AugmentedSamples(dataset, augment, seed),
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=_stack_shared if roomy else stack,
-        worker_init_fn=_begin,
-        generator=torch.Generator(),  # or making the loader would advance the global one
+        collate_fn=_stack_shared if use_shared_memory else stack,
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # the loader would advance the global one
         pin_memory=pinned,
-        prefetch_factor=PREFETCHED if workers else None,
+        prefetch_factor=PREFETCH_FACTOR if workers else None,
     )
-    return _raising(loader)
+    return _raise_errors(loader)
 
 
 def whole_images(
     dataset: Dataset, workers: int, indices: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor] | SetrError]:
-    """Samples of a split one at a time and at their own size, or what is wrong with them.
+    """Samples of a split one by one in their original size, or the error of reading them.
 
-    They come through a pipe, as any number of pixels does.
+    Workers send them through a pipe, because large images may not fit into shared memory.
     """
     loader = _Loader(
-        _Whole(dataset),
+        _WholeImages(dataset),
         batch_size=1,
         sampler=indices,
         num_workers=min(workers, len(indices)),
         collate_fn=stack,
-        worker_init_fn=_begin,
-        generator=torch.Generator(),  # or making the loader would advance the global one
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # the loader would advance the global one
     )
-    for sample in _started(loader):
+    for sample in _start(loader):
         yield sample if isinstance(sample, SetrError) else _tensors(sample)

@@ -1,4 +1,4 @@
-"""Pairs of image and mask files, a million of them in little memory."""
+"""Pairs of image and mask files, stored compactly for data sets of millions of files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from setr.data.pairing import Found
+from setr.data.pairing import SplitFiles
 
 
 class Pair(NamedTuple):
-    """One image file and its mask file; `mask` is None where only images exist."""
+    """An image file and its mask file; `mask` is None for images without masks."""
 
     image: Path
     mask: Path | None
@@ -23,12 +23,12 @@ class Pair(NamedTuple):
 class Pairs(Sequence[Pair]):
     """File names of a split, packed into bytes: a million `Path` objects would take a gigabyte.
 
-    Packed bytes also stay shared between data-loading processes, where objects would be copied.
+    Forked data-loading workers also share packed bytes, but would copy objects (reference counts).
     """
 
-    def __init__(self, parts: Sequence[Found]) -> None:
+    def __init__(self, parts: Sequence[SplitFiles]) -> None:
         self._parts = [
-            (part.root, _Names(part.images), None if part.masks is None else _Names(part.masks))
+            (part.root, _Strings(part.images), None if part.masks is None else _Strings(part.masks))
             for part in parts
         ]
         self.roots = tuple(os.path.abspath(part.root) for part in parts)
@@ -56,13 +56,13 @@ class Pairs(Sequence[Pair]):
         return (self[i] for i in range(len(self)))
 
     def image_name(self, index: int) -> str:
-        """An image's path below the root that its file was found in, else its whole path."""
+        """An image's path relative to its root folder, or its absolute path outside of these."""
         path = os.path.abspath(self[index].image)
         inside = (Path(path).relative_to(r) for r in self.roots if Path(path).is_relative_to(r))
         return next(inside, Path(path)).as_posix()
 
     def names(self) -> Iterator[tuple[str, str | None]]:
-        """The pairs as plain path strings, which is faster."""
+        """The pairs as strings, which is faster."""
         for root, images, masks in self._parts:
             base = os.path.join(root, "")
             for i in range(len(images)):
@@ -70,8 +70,8 @@ class Pairs(Sequence[Pair]):
                 yield os.path.join(base, images[i]), mask
 
 
-class _Names:
-    """Strings in one buffer."""
+class _Strings:
+    """A sequence of strings in one buffer."""
 
     def __init__(self, names: Iterable[str]) -> None:
         buffer, ends = bytearray(), array("q")

@@ -1,8 +1,8 @@
-"""Street scenes drawn by code from a seed: the embedded data set of `setr demo` and of the tests.
+"""Synthetic street scenes drawn from a seed: the built-in data set of `setr demo` and the tests.
 
 Nine classes with the difficulties of real data: large stuff and small things, thin poles,
-occlusion, texture, lighting, and a narrow ignored border around everything. Scene `index` of a
-split depends on (split, index) alone; splits never share a scene.
+occlusion, texture, lighting, and a narrow ignored border between classes. A scene depends only on
+(split, index), and splits never share one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def draw(split: str, index: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarr
     """Draw one scene.
 
     Args:
-        split: any name; it seeds the scene together with `index`.
+        split: any name; seeds the scene together with `index`.
         index: number of the scene.
         size: side in pixels.
 

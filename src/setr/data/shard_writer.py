@@ -1,4 +1,4 @@
-"""Writing shards; `shards.py` says what they are and reads them."""
+"""Writes shards; `shards.py` describes the format and reads them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from setr.arguments.choices import ShardForm
 GROUP = 100
 """Samples per row group of a Parquet file."""
 KEY_BYTES = 72
-"""A longer name is cut: with number and ending, a tar file of the oldest kind takes 100."""
+"""Longer names are cut: USTAR allows 100 bytes, including a number and the file ending."""
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f./\\:*?"<>|\ud800-\udfff]')
 
 
 class Packed(NamedTuple):
-    """One sample as it goes into a shard.
+    """One sample of a shard: its name in the index, its image and mask files, and the ending.
 
-    Its name, a path below the data set's folder, goes into the index; the shard has its key.
+    The name is the image's path below the data set's folder; shards use the key that `Keys` makes.
     """
 
     name: str
@@ -37,17 +37,17 @@ class Packed(NamedTuple):
 
 
 class Keys:
-    """Names of images as keys of an archive: without ending and folder, and unique.
+    """Makes unique archive keys from image names, without folder and file ending.
 
-    Dots become `_`, since webdataset's keys end at the first one, and so does what file systems
-    refuse. A name that was there before, in whatever case, gets a number: `a`, `a-2`.
+    Dots become `_`, since webdataset's keys end at the first dot, and so do characters that file
+    systems do not allow. Names that repeat, ignoring case, get a number: `a`, `a-2`.
     """
 
     def __init__(self) -> None:
         self._taken: dict[str, int] = {}
 
     def __call__(self, name: str) -> str:
-        """The key of the next image."""
+        """The key of one image."""
         stem = _UNSAFE.sub("_", os.path.splitext(os.path.basename(name))[0])
         stem = stem.encode()[:KEY_BYTES].decode(errors="ignore") or "_"
         key = stem
@@ -98,7 +98,7 @@ def write_split(
 
 
 def _keyed(samples: Iterable[Packed]) -> Iterator[tuple[str, Packed]]:
-    """Samples with their keys; a name that was there before, or is no text, becomes the key's."""
+    """Samples with their keys; the key also replaces repeated names and unprintable ones."""
     keys, taken = Keys(), set[str]()
     for sample in samples:
         key = keys(sample.name)
@@ -111,7 +111,7 @@ def _keyed(samples: Iterable[Packed]) -> Iterator[tuple[str, Packed]]:
 def _write_tar(
     path: Path, samples: Iterable[tuple[str, Packed]]
 ) -> Iterator[tuple[Packed, list[int]]]:
-    """Write a tar file; yields every sample with the first bytes of its image and mask."""
+    """Write a tar file; yields each sample with the byte offsets of its image and mask."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for key, sample in samples:
             image = _add(archive, f"{key}{sample.suffix}", sample.image)
@@ -121,26 +121,26 @@ def _write_tar(
 def _write_parquet(
     path: Path, samples: Iterable[tuple[str, Packed]]
 ) -> Iterator[tuple[Packed, list[int]]]:
-    """The same as a Parquet file: plain encoding, no compression, no statistics of the pixels."""
+    """As `_write_tar`, for Parquet: without compression, so that files can be read by offset."""
     pa = import_extra("pyarrow", "parquet", "--format parquet")
     pq = import_extra("pyarrow.parquet", "parquet", "--format parquet")
     file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("key", pa.string()), ("image", file), ("mask", file)])
-    waiting = iter(samples)
+    remaining = iter(samples)
     with (
         open(path, "w+b") as sink,
         pq.ParquetWriter(
             sink, schema, compression="none", use_dictionary=False, write_statistics=False
         ) as writer,
     ):
-        while group := list(itertools.islice(waiting, GROUP)):
+        while group := list(itertools.islice(remaining, GROUP)):
             begin = sink.tell()
             writer.write_table(pa.Table.from_pylist([_row(*pair) for pair in group], schema))
             end = sink.tell()
             sink.seek(begin)
             data = sink.read(end - begin)
-            images = _places(data, [sample.image for _, sample in group], 0)
-            masks = _places(data, [sample.mask for _, sample in group], images[-1])
+            images = _offsets(data, [sample.image for _, sample in group], 0)
+            masks = _offsets(data, [sample.mask for _, sample in group], images[-1])
             for (_, sample), image, mask in zip(group, images, masks, strict=True):
                 yield sample, [begin + image, begin + mask]
 
@@ -154,18 +154,18 @@ def _row(key: str, sample: Packed) -> dict[str, Any]:
     }
 
 
-def _places(data: bytes, values: list[bytes], position: int) -> list[int]:
-    """Where values begin that lie one after another in some data."""
-    places = []
+def _offsets(data: bytes, values: list[bytes], position: int) -> list[int]:
+    """Offsets of values that follow each other in `data`, searched from a position on."""
+    offsets = []
     for value in values:
         position = data.index(value, position)
-        places.append(position)
+        offsets.append(position)
         position += len(value)
-    return places
+    return offsets
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a file; returns where its bytes start."""
+    """Append a file; returns the offset of its content."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     archive.addfile(member, io.BytesIO(data))

@@ -1,16 +1,15 @@
 """Samples packed into tar or Parquet files, for millions of files and for object storage.
 
-Files go in as they were, so other tools read the shards too. Tar files have webdataset's layout:
-`KEY.jpg` followed by `KEY.mask.png`, KEY being the image's own name as `Keys` makes it. Parquet
-files have the columns `key`, `image` and `mask`, the last two as Hugging Face stores images:
-structs of bytes and path.
+Image and mask files are stored unchanged, so other tools can read the shards, too. Tar files have
+webdataset's layout: `KEY.jpg` followed by `KEY.mask.png`, with the key that `Keys` makes of the
+image's name. Parquet files have the columns `key`, `image` and `mask`, the last two as Hugging Face
+stores images: structs of bytes and path.
 
-Beside them `SPLIT.npz` tells the path that every image had below the data set's folder, which
-reports name it by, and at which byte it and its mask begin (in Parquet files, too: they are written
-without compression, so that a value lies there as it is). With it a sample is one range read of a
-tar file, or two of a Parquet file, from a disk or through fsspec from s3://, gs://, https://, …,
-and needs neither tarfile nor pyarrow; any order can be resumed at any position by any number of
-processes, which streaming readers cannot promise.
+The index `SPLIT.npz` contains each image's path below the data set's folder, for reports, and the
+byte offsets of image and mask (Parquet files are uncompressed, so they have offsets, too). With it
+a sample is one range read of a tar file or two of a Parquet file, from disk or through fsspec from
+s3://, gs://, https://, …, without tarfile or pyarrow. Random access allows any order to be resumed
+at any position with any number of processes, which streaming readers do not.
 """
 
 from __future__ import annotations
@@ -30,30 +29,30 @@ from setr.reading.storage import file_system
 INDEX = "shards.json"
 FORMAT = "setr-shards-1"
 BUFFER = 4096
-"""Samples shuffled among each other in an epoch; they come from a few shards."""
+"""Size of the shuffle buffer in samples; they come from a few shards."""
 GAP = 4096
-"""Image and mask at most this many bytes apart are read at once."""
+"""Image and mask are read together if at most this many bytes apart."""
 
 
 def is_shards(path: str) -> bool:
-    """Whether a path is a folder of shards, or an address that only shards can be read from."""
+    """Whether a path is a folder of shards or a URL, which always means shards."""
     return "://" in path or os.path.isfile(os.path.join(path, INDEX))
 
 
 class Shards:
-    """One split of a folder or an address of shards.
+    """Reads one split of a data set in shards.
 
     Args:
-        root: the folder or address.
-        split: of the data set.
+        root: folder or URL.
+        split: name of the split.
 
     Raises:
-        SetrError: not reachable, no such split, or a shard that is missing or cut off.
+        SetrError: not reachable, no such split, or a shard that is missing or truncated.
     """
 
     def __init__(self, root: str, split: str) -> None:
         self.root, self.split = root.rstrip("/"), split
-        self._files: dict[int, Any] = {}
+        self._opened: tuple[Any, str] | None = None
         self._process = os.getpid()
         self.description = self._description()
         splits = self.description["splits"]
@@ -61,7 +60,7 @@ class Shards:
             raise NoSplitError(
                 f"{root}: no split '{split}'; it has {', '.join(splits)}", code=USAGE
             )
-        # once there was one map for all splits
+        # older shards have one label map for all splits
         self.labels: dict[str, Any] = splits[split].get("labels") or self.description["labels"]
         self.shards: list[dict[str, Any]] = splits[split]["shards"]
         data = self._read(splits[split]["index"])
@@ -87,22 +86,23 @@ class Shards:
         return len(self.shard)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
+        return {**self.__dict__, "_opened": None}
 
     def read(self, index: int) -> tuple[bytes, bytes]:
-        """The files of one sample: image and mask.
+        """Image and mask file of one sample.
 
         Raises:
-            SetrError: unreadable, or other bytes than were written.
+            SetrError: unreadable, or the checksum differs.
         """
         file = self.shards[self.shard[index]]["file"]
-        (a, b), (m, n) = self.start[index].tolist(), self.size[index].tolist()
-        if 0 <= b - (a + m) <= GAP:
-            data = self._read(file, a, b + n)
-            parts = data[:m], data[b - a :]
+        (image, mask), sizes = self.start[index].tolist(), self.size[index].tolist()
+        image_end, mask_end = image + sizes[0], mask + sizes[1]
+        if 0 <= mask - image_end <= GAP:
+            data = self._read(file, image, mask_end)
+            parts = data[: sizes[0]], data[mask - image :]
         else:
-            parts = self._read(file, a, a + m), self._read(file, b, b + n)
-        for part, size, crc in zip(parts, (m, n), self.crc[index].tolist(), strict=True):
+            parts = self._read(file, image, image_end), self._read(file, mask, mask_end)
+        for part, size, crc in zip(parts, sizes, self.crc[index].tolist(), strict=True):
             if len(part) != size or zlib.crc32(part) != crc:
                 raise SetrError(
                     f"{self.root}/{file}: {self.names[index]}: checksum differs; copy the shard "
@@ -111,10 +111,10 @@ class Shards:
         return parts
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
-        """An order for one epoch: shards shuffled, then every `BUFFER` samples among each other.
+        """Order of one epoch: shards are shuffled, then samples within blocks of `BUFFER`.
 
-        Samples lie in the shards in random order, so those of one block are a random part of the
-        split, and an epoch still reads a few shards at a time.
+        `setr shard` writes samples in random order, so each block is a random part of the split
+        although it is read from a few shards.
         """
         counts = np.array([shard["samples"] for shard in self.shards])
         ends = np.cumsum(counts)
@@ -132,16 +132,16 @@ class Shards:
             if values["format"] != FORMAT:
                 raise ValueError
         except (ValueError, LookupError, TypeError):
-            raise SetrError(f"{self.root}/{INDEX}: not a description of shards") from None
+            raise SetrError(
+                f"{self.root}/{INDEX}: not an index of shards written by setr shard"
+            ) from None
         return dict(values)
 
     def _store(self) -> tuple[Any, str]:
-        """The file system and the path in it; made anew in a forked process."""
-        if self._process != os.getpid() or -1 not in self._files:
-            self._process, self._files = os.getpid(), {}
-            self._files[-1] = file_system(self.root)
-        found: tuple[Any, str] = self._files[-1]
-        return found
+        """The file system and the root in it; opened again in a forked process."""
+        if self._opened is None or self._process != os.getpid():
+            self._process, self._opened = os.getpid(), file_system(self.root)
+        return self._opened
 
     def _read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         store, root = self._store()

@@ -1,8 +1,8 @@
-"""What every pair of a split looks like: decoded once, in parallel, and remembered.
+"""Reads every pair of a split once, in parallel, and caches what was found.
 
-A survey costs minutes on a large data set, so its result is kept in the user's cache folder
-(`SETR_CACHE`, else `~/.cache/setr`). A pair is read again only if name, size or time of one of its
-files changed, if it had a problem, or if more is asked than was read.
+A survey takes minutes on a large data set, so its result is cached (in `SETR_CACHE`, or
+`~/.cache/setr`). A pair is read again only if name, size or modification time of a file changed, if
+it had a problem, or if a full survey is wanted and the image was not decoded.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from setr.reading.files import cache_folder
 from setr.reading.masks import is_in_alpha
 
 VERSION = 4
-_CHUNK = 2048  # pairs handed to the threads at a time
-_AT_ONCE = 1 << 16  # hashes compared at a time, few enough for the processor's cache
+_CHUNK = 2048  # pairs submitted to the threads at a time
+_HASHES = 1 << 16  # pairs of hashes compared at a time, which fit into the CPU's cache
 
 Progress = Callable[[int, int], None]
 
 
-class _Look(NamedTuple):
-    """What one pair is like; `counts` are the pixels of the classes that occur."""
+class _PairInfo(NamedTuple):
+    """One row of a survey; `counts` are the pixels of the classes that occur."""
 
     size: tuple[int, int] = (0, 0)
     flags: int = 0
@@ -64,31 +64,31 @@ class _Look(NamedTuple):
 
 
 def survey(dataset: Dataset, *, full: bool = False, progress: Progress | None = None) -> Survey:
-    """Look at every pair of a split.
+    """Read every pair of a split, or take it from the cache.
 
     Args:
         dataset: the split.
-        full: decode the images too; otherwise header and end of the image file are read, which
-            finds missing, foreign and cut-off files, and masks are decoded.
+        full: decode the images, too; otherwise only masks are decoded, and header and end of the
+            image files are read, which finds missing, unsupported and truncated files.
         progress: called with (done, total) while files are read.
     """
     keys = np.fromiter(_keys(dataset), np.uint64, len(dataset))
-    place = _cache_file(dataset)
-    kept = load_survey(place)
-    rows = _known_rows(keys, kept, full)
-    if kept is not None and (rows >= 0).all():
-        same = len(rows) == len(kept.key) and (rows == np.arange(len(rows))).all()
-        return kept if same else take_rows(kept, rows, keys)
+    file = _cache_file(dataset)
+    cached = load_survey(file)
+    rows = _known_rows(keys, cached, full)
+    if cached is not None and (rows >= 0).all():
+        same = len(rows) == len(cached.key) and (rows == np.arange(len(rows))).all()
+        return cached if same else take_rows(cached, rows, keys)
     missing = np.flatnonzero(rows < 0)
     fresh = _examine_all(dataset, missing, full, progress)
     if len(missing) == len(keys):
         result = dataclasses.replace(fresh, key=keys)
     else:
-        assert kept is not None
-        rows[missing] = len(kept.key) + np.arange(len(missing))
-        result = take_rows(join_rows(kept, fresh), rows, keys)
+        assert cached is not None
+        rows[missing] = len(cached.key) + np.arange(len(missing))
+        result = take_rows(join_rows(cached, fresh), rows, keys)
     if keys.any():
-        save_survey(place, result)
+        save_survey(file, result)
     return result
 
 
@@ -106,33 +106,33 @@ def _examine_all(
     with ThreadPoolExecutor(cpus()) as pool:
         for start in range(0, len(indices), _CHUNK):
             part = indices[start : start + _CHUNK]
-            looks = pool.map(lambda i: _examine(dataset, int(i), full), part)
-            for row, seen in enumerate(looks, start):
-                size[row], flags[row] = seen.size, seen.flags
-                content[row], look[row] = seen.content, seen.look
-                classes += seen.classes
-                counts.extend(seen.counts)
+            infos = pool.map(lambda i: _examine(dataset, int(i), full), part)
+            for row, info in enumerate(infos, start):
+                size[row], flags[row] = info.size, info.flags
+                content[row], look[row] = info.content, info.look
+                classes += info.classes
+                counts.extend(info.counts)
                 ends[row] = len(classes)
-                if seen.problem:
-                    problems[row] = seen.problem
+                if info.problem:
+                    problems[row] = info.problem
                 if progress:
                     progress(row + 1, number)
     packed = np.frombuffer(bytes(classes), np.uint8), np.array(counts, np.uint32)
     return Survey(np.zeros(number, np.uint64), size, flags, content, look, ends, *packed, problems)
 
 
-def _examine(dataset: Dataset, index: int, full: bool) -> _Look:
+def _examine(dataset: Dataset, index: int, full: bool) -> _PairInfo:
     try:
         size, mask, flags, content, look = _read(dataset, index, full)
     except SetrError as error:
-        return _Look(problem=str(error))
+        return _PairInfo(problem=str(error))
     histogram = np.bincount(mask.ravel(), minlength=256)
     histogram[IGNORE] = 0
     present = np.flatnonzero(histogram)
     if not present.size:
         flags |= ALL_IGNORED
     counts = tuple(int(n) for n in histogram[present])
-    return _Look(size, flags, content, look, bytes(present.astype(np.uint8)), counts)
+    return _PairInfo(size, flags, content, look, bytes(present.astype(np.uint8)), counts)
 
 
 def _read(
@@ -157,7 +157,7 @@ def _read(
             content, look = _fingerprint(data, pixels)
             flags |= FULL | DARK * bool(pixels.max() < DIM)
         raw = dataset.raw_mask(index, mask_source, size)
-        assert mask_source is not None  # or there is no mask
+        assert mask_source is not None  # `raw_mask` requires it
         flags |= ALPHA * is_in_alpha(mask_source, raw)
     if raw.dtype == np.uint8 and raw.ndim == 2 and raw.max(initial=0) == 255:
         used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
@@ -166,14 +166,14 @@ def _read(
 
 
 def _fingerprint(data: bytes, image: np.ndarray) -> tuple[int, int]:
-    """What is equal for the same bytes, and what nearly is for pixels that look the same."""
+    """Checksum of a file's bytes, and the difference hash of its image."""
     return zlib.crc32(data) << 32 | len(data) & 0xFFFFFFFF, difference_hash(as_rgb(image))
 
 
 def difference_hash(image: np.ndarray) -> int:
-    """64 bits that change little when an image is rescaled or compressed again.
+    """64-bit perceptual hash that changes little when an image is resized or recompressed.
 
-    Each bit tells whether brightness rises between two neighbours of a 9x8 miniature.
+    Each bit says whether brightness rises between two neighbours in a 9x8 thumbnail.
     """
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
@@ -182,13 +182,13 @@ def difference_hash(image: np.ndarray) -> int:
 
 
 def near_hashes(known: np.ndarray, hashes: np.ndarray, bits: int) -> np.ndarray:
-    """Places of the hashes (uint64) that differ from some known one in at most so many bits.
+    """Indices of the hashes (uint64) that differ from any known one in at most `bits` bits.
 
-    Cut into one piece more than bits may differ, two such hashes have one piece in common, so only
-    hashes with an equal piece at the same place are compared. 0 is no hash.
+    If hashes are split into `bits + 1` pieces, two that are this close have at least one piece in
+    common (pigeonhole principle), so only hashes with an equal piece are compared. 0 means no hash.
     """
     known = np.unique(known[known != 0])
-    values, places = np.unique(hashes, return_inverse=True)
+    values, inverse = np.unique(hashes, return_inverse=True)
     near = np.isin(values, known)
     width = 64 // (bits + 1)
     for shift in range(0, 64, width):
@@ -198,17 +198,17 @@ def near_hashes(known: np.ndarray, hashes: np.ndarray, bits: int) -> np.ndarray:
         left = np.flatnonzero(~near)
         first = np.searchsorted(theirs, ours[left])
         number = np.searchsorted(theirs, ours[left], "right") - first
-        full = np.flatnonzero(np.diff(np.cumsum(number) // _AT_ONCE)) + 1
-        for part in np.split(np.arange(len(left)), full):
+        splits = np.flatnonzero(np.diff(np.cumsum(number) // _HASHES)) + 1
+        for part in np.split(np.arange(len(left)), splits):
             n = number[part]
             mine = np.repeat(left[part], n)
             other = np.arange(len(mine)) + np.repeat(first[part] - np.cumsum(n) + n, n)
-            near[mine[_ones(values[mine] ^ ordered[other]) <= bits]] = True
-    return np.flatnonzero(near[places] & (hashes != 0))
+            near[mine[_bit_count(values[mine] ^ ordered[other]) <= bits]] = True
+    return np.flatnonzero(near[inverse] & (hashes != 0))
 
 
-def _ones(x: np.ndarray) -> np.ndarray:
-    """Bits set in each of (N,) uint64: sums of pairs, of fours, of eights, then of all bytes."""
+def _bit_count(x: np.ndarray) -> np.ndarray:
+    """Number of set bits of (N,) uint64; `np.bitwise_count` needs NumPy 2."""
     pairs, fours, eights, bytes_ = map(
         np.uint64, (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101)
     )
@@ -218,11 +218,11 @@ def _ones(x: np.ndarray) -> np.ndarray:
     return sums
 
 
-# --- remembering ----------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------------
 
 
 def _keys(dataset: Dataset) -> Iterator[int]:
-    """A number per pair that changes when a file does; 0 where nothing tells whether it did."""
+    """A key per pair that changes with its files; 0 if changes cannot be detected."""
     version = dataset.version
     if version is not None or dataset.decoded:
         for index in range(len(dataset)):
@@ -254,11 +254,11 @@ def _digest(text: str) -> int:
 
 
 def _cache_file(dataset: Dataset) -> Path:
-    place = [str(root) for root in dataset.pairs.roots] if isinstance(dataset.pairs, Pairs) else []
+    roots = [str(root) for root in dataset.pairs.roots] if isinstance(dataset.pairs, Pairs) else []
     labels = json.dumps(dataset.labels.to_dict(), sort_keys=True)
     labels += "" if dataset.bands is None else str(dataset.bands)
     name = hashlib.blake2b(
-        f"{VERSION}|{dataset.name}|{dataset.split}|{place}|{labels}".encode(
+        f"{VERSION}|{dataset.name}|{dataset.split}|{roots}|{labels}".encode(
             "utf-8", "surrogateescape"
         ),
         digest_size=12,
@@ -266,18 +266,18 @@ def _cache_file(dataset: Dataset) -> Path:
     return cache_folder("surveys") / f"{name}.npz"
 
 
-def _known_rows(keys: np.ndarray, kept: Survey | None, full: bool) -> np.ndarray:
-    """For each key its row in a kept survey, or -1 if it must be read."""
+def _known_rows(keys: np.ndarray, cached: Survey | None, full: bool) -> np.ndarray:
+    """Row of each key in the cached survey, or -1 if the pair has to be read."""
     rows = np.full(len(keys), -1, np.int64)
-    if kept is None or not len(kept.key):
+    if cached is None or not len(cached.key):
         return rows
-    order = np.argsort(kept.key, kind="stable")
-    near = np.searchsorted(kept.key, keys, sorter=order).clip(max=len(order) - 1)
-    found = order[near]
-    usable = (kept.key[found] == keys) & (keys != 0)
+    order = np.argsort(cached.key, kind="stable")
+    nearest = np.searchsorted(cached.key, keys, sorter=order).clip(max=len(order) - 1)
+    found = order[nearest]
+    usable = (cached.key[found] == keys) & (keys != 0)
     if full:
-        usable &= (kept.flags[found] & FULL) > 0
-    if kept.problems:
-        usable &= ~np.isin(found, list(kept.problems))
+        usable &= (cached.flags[found] & FULL) > 0
+    if cached.problems:
+        usable &= ~np.isin(found, list(cached.problems))
     rows[usable] = found[usable]
     return rows

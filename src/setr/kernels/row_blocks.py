@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from setr.errors import SetrError
 from setr.layers.products import exact_products
 
 BLOCK_BYTES = 1 << 20  # of resized logits per block and thread; fits the L2 cache
@@ -86,10 +87,24 @@ class _UpsampleSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
+        refuse_second_derivative()
         (grad,) = ctx.saved_tensors
         # multiply in full precision: the factor alone underflows fp16
         scaled = (grad.to(grad_output.dtype) * grad_output).to(ctx.dtype)
         return scaled, None, None, None, None
+
+
+def refuse_second_derivative() -> None:
+    """Refuse a backward pass with `create_graph`, to which a kept gradient looks like a constant.
+
+    Raises:
+        SetrError: there is such a pass.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise SetrError(
+            "create_graph: this loss has no second derivative; differentiate F.cross_entropy of "
+            "logits at the target's size"
+        )
 
 
 @dataclass(frozen=True)

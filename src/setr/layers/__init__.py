@@ -1,1 +1,1 @@
-"""Parts of networks, and how they are computed."""
+"""Network layers and their efficient implementations."""

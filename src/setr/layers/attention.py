@@ -1,12 +1,12 @@
 """Attention on CPUs: two matrix products and a softmax per head, in blocks of queries.
 
-PyTorch's fused attention kernel for CPUs is no faster in bf16 than in fp32: it converts inside, and
-multiplies with MKL. Plain products of one head at a time reach the rate of the fastest library
-instead (`products.py` in fp32), and a block of scores stays in the cache (measured in
-docs/decisions.md). In bf16, scores are rounded before the softmax, as in unfused attention under
-autocast; the keys are centred first, which changes no softmax and makes the scores, and so their
-rounding, smaller. The softmax sums in fp32. Memory is linear in the number of tokens: blocks of
-scores are recomputed in the backward pass.
+PyTorch's fused CPU kernel is no faster in bf16 than in fp32: it converts internally and multiplies
+with MKL. Separate matrix products for each head run at the speed of the fastest library
+(`products.py` in fp32), and a block of scores stays in the cache (measured in docs/decisions.md).
+In bf16 the scores are rounded before the softmax, as in unfused attention under autocast. Keys are
+centred first: the softmax stays the same, but scores and so their rounding errors get smaller. The
+softmax sums in fp32. Memory is linear in the number of tokens: blocks of scores are recomputed in
+the backward pass.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch._subclasses import FakeTensor
 from setr.layers.products import product
 
 SCORES = {torch.bfloat16: 2**21, torch.float32: 2**19}
-"""Scores in one block: 4 MiB of bf16, 2 MiB of fp32."""
+"""Attention scores per block: 4 MiB in bf16, 2 MiB in fp32."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v: (B, h, N, D), (B, h, M, D) keys and values -> (B, h, N, D).
 
-    Under bf16 autocast in bf16, else in fp32 by oneDNN.
+    Computed in bf16 under bf16 autocast, else in fp32 with oneDNN.
     """
     out: Tensor = _Attention.apply(q, k, v, q.shape[-1] ** -0.5)
     return out
@@ -41,7 +41,7 @@ class _Attention(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         q, k = q * scale, k - k.mean(dim=-2, keepdim=True)
-        if q.dtype is torch.float32:  # oneDNN wants the rows of a head without gaps
+        if q.dtype is torch.float32:  # oneDNN needs each head to be contiguous
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         B, h, N, D = q.shape
         out = q.new_empty(B, N, h, D).transpose(1, 2)  # the layout the next projection reads
@@ -53,6 +53,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         if q.dtype is torch.float32:
@@ -70,9 +71,9 @@ class _Attention(torch.autograd.Function):
 
 
 def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[tuple[int, int], slice]]:
-    """Every (image, head) with blocks of its queries whose scores stay small."""
+    """Each (image, head) with each block of its queries, at most `SCORES` scores at a time."""
     if isinstance(q, FakeTensor):
-        return  # a rehearsal counts what is kept (memory.py); the loop only costs it time
+        return  # memory estimation (memory.py) only counts saved tensors; the loop is not needed
     B, h, N, _ = q.shape
     step = max(1, min(N, SCORES[q.dtype] // k.shape[-2]))
     step = math.ceil(N / math.ceil(N / step))
@@ -88,8 +89,8 @@ def _scores(q: Tensor, k: Tensor, head: tuple[int, int], rows: slice) -> Tensor:
 
 def _mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     if a.dtype is torch.float32:
-        found = product(a, b.t())
-        return found if out is None else out.copy_(found)
+        result = product(a, b.t())
+        return result if out is None else out.copy_(result)
     return torch.mm(a, b, out=out)
 
 

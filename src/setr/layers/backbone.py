@@ -1,4 +1,4 @@
-"""What every encoder has in common, transformer or convolutional: stages, depths, freezing."""
+"""Base class of all encoders, transformer or convolutional: stages, layer depth, freezing."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from setr.errors import USAGE, SetrError
 
 
 class Backbone(nn.Module):
-    """What a model needs to know about its encoder, transformer or convolutional.
+    """Base class of the encoders, transformer or convolutional.
 
     Attributes:
-        widths: channels of each map `forward` returns.
-        patch_size: pixels per token; image sides are padded to multiples of it.
-        in_chans: channels of the images.
+        widths: number of channels of each feature map that `forward` returns.
+        patch_size: pixels per token along each side; images are padded to multiples of it.
+        in_chans: number of image channels.
     """
 
     widths: list[int]
     patch_size: int
     in_chans: int
     stage_pattern: str
-    """Regular expression whose first group is the number of the stage a parameter belongs to."""
+    """Regular expression for parameter names; its first group is the number of the stage."""
     first_stage: int
-    """The number of the first stage in parameter names."""
-    _free_stages: list[nn.Module] | None = None
+    """Number of the first stage in parameter names."""
+    _trainable_stages: list[nn.Module] | None = None
 
     def stages(self) -> list[nn.Module]:
-        """The transformer blocks or residual stages, shallow to deep; the stem is none of them."""
+        """The transformer blocks or residual stages, shallow to deep, without the stem."""
         raise NotImplementedError
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -36,18 +36,18 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def layer_depth(self, name: str) -> int:
-        """Distance of a parameter from the heads: 1 for the last stage, largest for the stem."""
+        """Distance of a parameter from the heads: 1 in the last stage, largest in the stem."""
         found = re.search(self.stage_pattern, name)
         count = len(self.stages())
         return count - (int(found[1]) - self.first_stage) if found else count + 1
 
     def freeze(self, count: int) -> None:
-        """Keep the stem and the first `count` stages as they are; 0 nothing, -1 the whole encoder.
+        """Freeze the stem and the first `count` stages; 0 freezes nothing, -1 the whole encoder.
 
-        Frozen stages also stay in eval mode, so that neither drop path nor batch statistics move.
+        Frozen stages stay in eval mode: no drop path, no updates of batch norm statistics.
 
         Raises:
-            SetrError: more stages than the encoder has.
+            SetrError: the encoder has fewer stages.
         """
         stages = self.stages()
         if not -1 <= count <= len(stages):
@@ -57,18 +57,18 @@ class Backbone(nn.Module):
                 code=USAGE,
             )
         last = stages[count:] if count > 0 else []
-        free = {id(p) for stage in last for p in stage.parameters()}
+        trainable = {id(p) for stage in last for p in stage.parameters()}
         for parameter in self.parameters():
-            parameter.requires_grad_(count == 0 or id(parameter) in free)
-        self._free_stages = last if count else None
+            parameter.requires_grad_(count == 0 or id(parameter) in trainable)
+        self._trainable_stages = last if count else None
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
         """As `nn.Module.train`, but frozen stages stay in eval mode."""
         super().train(mode)
-        if self._free_stages is not None:
+        if self._trainable_stages is not None:
             for child in self.children():
                 child.eval()
-            for stage in self._free_stages:
+            for stage in self._trainable_stages:
                 stage.train(mode)
         return self

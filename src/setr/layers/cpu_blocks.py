@@ -1,8 +1,8 @@
-"""Encoder blocks on CPUs: linear layers and attention by faster routes to the same values.
+"""Faster linear layers and attention for encoder blocks on CPUs.
 
 In fp32, linear layers and attention multiply with oneDNN where MKL is slow (`products.py`); under
-bf16 autocast attention runs as plain products (`attention.py`). The blocks stay timm's: while one
-of them computes, two of torch's functions are answered here, and everything else is left alone.
+bf16 autocast, attention runs as plain matrix products (`attention.py`). The blocks remain timm's:
+during their forward pass a `TorchFunctionMode` replaces two torch functions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from setr.layers.attention import attention
 from setr.layers.products import linear, onednn_is_faster, worth_it
 
 
-class _Route(TorchFunctionMode):
-    """Answers the calls of two functions that fit."""
+class _FastOps(TorchFunctionMode):
+    """Replaces `F.linear` and `F.scaled_dot_product_attention` where a faster form applies."""
 
     def __torch_function__(
         self,
@@ -31,18 +31,17 @@ class _Route(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Every torch call made while the mode is on comes through here."""
         kwargs = kwargs or {}
         if func is F.linear and not _in_bf16():
             x, weight, bias = _linear_arguments(*args, **kwargs)
             if worth_it(x, weight):
                 return linear(x, weight, bias)
-        if func is F.scaled_dot_product_attention and _fits(*args, **kwargs):
+        if func is F.scaled_dot_product_attention and _is_plain_attention(*args, **kwargs):
             return attention(*args)
         return func(*args, **kwargs)
 
 
-_ROUTE = _Route()
+_FAST_OPS = _FastOps()
 
 
 def _linear_arguments(
@@ -51,9 +50,10 @@ def _linear_arguments(
     return input, weight, bias
 
 
-def _fits(
+def _is_plain_attention(
     *args: Any, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **kwargs: Any
 ) -> bool:
+    """Whether `attention` computes the same for these arguments, and faster."""
     plain = len(args) == 3 and attn_mask is None and not dropout_p and not any(kwargs.values())
     if not plain or args[0].ndim != 4:
         return False
@@ -66,53 +66,65 @@ def _in_bf16() -> bool:
 
 
 def speed_up(block: nn.Module) -> None:
-    """Let a module's linear layers and attention take the faster routes wherever they apply.
+    """Use the faster linear layers and attention in a module wherever they apply.
 
-    They apply on CPUs, in fp32 and under bf16 autocast, without compilation; attention without a
-    mask or dropout. The module's parameters, names and copies stay what they are.
+    They apply on CPUs, in fp32 or under bf16 autocast, when the module is not traced; attention
+    only without mask and dropout. Parameters, their names and copies of the module do not change.
     """
-    enclose(block, _route)
+    wrap_forward(block, _fast_ops)
 
 
-def _route(block: nn.Module) -> AbstractContextManager[Any]:
-    if any(p.is_cuda for p in block.parameters()):  # there the mode only makes every call slower
+def _fast_ops(block: nn.Module) -> AbstractContextManager[Any]:
+    if any(p.is_cuda for p in block.parameters()):  # on a GPU the mode would only add overhead
         return nullcontext()
     autocast = torch.is_autocast_enabled("cpu")
-    return _ROUTE if (_in_bf16() if autocast else onednn_is_faster()) else nullcontext()
+    return _FAST_OPS if (_in_bf16() if autocast else onednn_is_faster()) else nullcontext()
+
+
+def is_traced() -> bool:
+    """Whether torch.compile, torch.jit.trace or torch.func transforms this call.
+
+    Our own operators and autograd functions support none of them.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 Context = Callable[[nn.Module], AbstractContextManager[Any]]
 
 
-def enclose(module: nn.Module, context: Context) -> None:
-    """Let a module's forward passes run inside `context(module)`, outside of compilation.
+def wrap_forward(module: nn.Module, context: Context) -> None:
+    """Run a module's forward passes inside `context(module)`, unless they are traced.
 
-    The module gets a subclass of its class, under the same name. Forward hooks would leave the
-    context open when Ctrl-C ends a pass: torch then calls none of them. A `forward` set on the
-    module would stay bound to it in copies.
+    The module's class is replaced by a subclass of the same name. Forward hooks would not do:
+    torch calls none of them when Ctrl-C ends a pass, and the context would stay open. A `forward`
+    set on the instance would stay bound to it in copies.
     """
-    kind: Any = type(module)
-    kind, contexts = getattr(module, "_enclosed", (kind, ()))
-    module.__class__ = _subclass(kind, (*contexts, context))
+    base: Any = type(module)
+    base, contexts = getattr(module, "_wrapped", (base, ()))
+    module.__class__ = _subclass(base, (*contexts, context))
 
 
 @functools.cache
-def _subclass(kind: Any, contexts: tuple[Context, ...]) -> type[nn.Module]:
+def _subclass(base: Any, contexts: tuple[Context, ...]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return kind.forward(self, *args, **kwargs)
+        if is_traced():
+            return base.forward(self, *args, **kwargs)
         with ExitStack() as stack:
             for context in contexts:
                 stack.enter_context(context(self))
-            return kind.forward(self, *args, **kwargs)
+            return base.forward(self, *args, **kwargs)
 
-    def reduce(self: nn.Module, protocol: Any) -> Any:  # pickle finds no class made here
-        return _blank, (kind, contexts), *kind.__reduce_ex__(self, protocol)[2:]
+    def reduce(self: nn.Module, protocol: Any) -> Any:  # pickle cannot look this class up by name
+        return _new_instance, (base, contexts), *base.__reduce_ex__(self, protocol)[2:]
 
-    own = {"forward": forward, "__reduce_ex__": reduce, "_enclosed": (kind, contexts)}
-    return type(kind.__name__, (kind,), {**own, "__module__": kind.__module__})
+    members = {"forward": forward, "__reduce_ex__": reduce, "_wrapped": (base, contexts)}
+    return type(base.__name__, (base,), {**members, "__module__": base.__module__})
 
 
-def _blank(kind: Any, contexts: tuple[Context, ...]) -> nn.Module:
-    subclass = _subclass(kind, contexts)
+def _new_instance(base: Any, contexts: tuple[Context, ...]) -> nn.Module:
+    subclass = _subclass(base, contexts)
     return subclass.__new__(subclass)

@@ -1,4 +1,4 @@
-"""The linear probe: what patch features tell by themselves."""
+"""The linear probe, which measures how well patch features separate the classes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from setr.decoders import ChannelNorm
 
 
 class Linear(nn.Module):
-    """One linear layer on the patch features of one block, or of several joined.
+    """A linear classifier on the patch features of one block, or of several concatenated.
 
-    After Oquab et al. 2023 (DINOv2), section 7.4: features of the last block, or "+ms" of the last
-    four (`taps`), through the encoder's norm and a batch norm into a 1x1 convolution.
+    Follows Oquab et al. 2023 (DINOv2), section 7.4: the features of the last block, or of the last
+    four for "+ms" (`taps`), pass the encoder's norm, a batch norm and a 1x1 convolution.
 
     Args:
-        in_channels: width C of each map.
-        num_classes: K.
-        num_streams: number of maps.
+        in_channels: number of channels C of each feature map.
+        num_classes: number of classes K.
+        num_streams: number of feature maps.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, num_streams: int = 1) -> None:

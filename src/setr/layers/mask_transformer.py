@@ -1,4 +1,4 @@
-"""Segmenter's decoder: one learned token per class, and a small transformer over all of them."""
+"""Segmenter's decoder: a small transformer over patch tokens and one learned token per class."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from setr.layers.cpu_blocks import speed_up
 from setr.layers.recompute import recompute_cheap
 
 HEAD_WIDTH = 64
-"""Channels of an attention head, as in every ViT of the paper."""
+"""Channels per attention head, as in all ViTs of the paper."""
 
 
 class MaskTransformer(nn.Module):
     """Mask transformer of Strudel et al. 2021 (Segmenter, arXiv 2105.05633), section 3.2.
 
-    Tokens of the patches and of the classes attend to each other. A mask is then the cosine
-    between the two at every patch, and a norm over the classes makes logits of it.
+    Patch tokens and class tokens attend to each other. The cosine similarity of each patch token to
+    each class token, layer-normalised over the classes, gives the logits.
 
     Args:
-        in_channels: width C of the encoder.
-        num_classes: K.
-        num_layers: blocks of the transformer; 2 in the paper.
-        channels: their width D; by default the encoder's, as in the paper.
-        num_heads: attention heads; by default one per 64 channels.
-        mlp_ratio: width of a block's MLP over its own.
-        drop_path: probability of leaving a block out in training, from 0 in the first to this in
-            the last.
+        in_channels: embedding width C of the encoder.
+        num_classes: number of classes K.
+        num_layers: number of transformer blocks; 2 in the paper.
+        channels: embedding width D of the blocks; by default the encoder's, as in the paper.
+        num_heads: number of attention heads; by default one per 64 channels.
+        mlp_ratio: hidden width of the MLPs as a multiple of `channels`.
+        drop_path: stochastic depth rate of the last block; it rises linearly from 0 in the first.
         norm_eps: epsilon of the decoder's norms.
-        encoder_eps: epsilon of the encoder's final norm, with which the decoder begins.
+        encoder_eps: epsilon of the encoder's final norm, which is the decoder's first layer.
 
     Raises:
-        SetrError: a width that the heads do not divide, or no blocks.
+        SetrError: `channels` is not divisible by the number of heads, or there are no blocks.
     """
 
     def __init__(
@@ -58,7 +57,8 @@ class MaskTransformer(nn.Module):
             raise SetrError(f"num_layers {num_layers}: give at least 1", code=USAGE)
         if width % heads:
             raise SetrError(
-                f"channels {width}: {heads} heads do not divide it; give a multiple, or num_heads",
+                f"channels {width}: not divisible by {heads} attention heads; give a multiple, or "
+                "another num_heads",
                 code=USAGE,
             )
         self.norm = nn.LayerNorm(in_channels, eps=encoder_eps)
@@ -77,7 +77,7 @@ class MaskTransformer(nn.Module):
         recompute_cheap(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """List of (B, C, h, w), the last is used -> logits (B, K, h, w)."""
+        """List of (B, C, h, w), of which the last is used -> logits (B, K, h, w)."""
         h, w = features[-1].shape[-2:]
         tokens = self.project(self.norm(features[-1].flatten(2).transpose(1, 2)))
         K = self.class_tokens.shape[1]
@@ -90,7 +90,7 @@ class MaskTransformer(nn.Module):
 
 
 def _block(width: int, heads: int, mlp_ratio: float, drop_path: float, eps: float) -> nn.Module:
-    """A pre-norm transformer block of timm's, as in the encoder."""
+    """A pre-norm transformer block from timm, as in the encoder."""
     from setr._timm import timm
 
     block: Any = timm.models.vision_transformer.Block(

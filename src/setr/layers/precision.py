@@ -1,6 +1,8 @@
-"""In which type a model computes on which hardware."""
+"""The data type for autocast on given hardware."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import torch
 
@@ -9,30 +11,36 @@ from setr.errors import USAGE, SetrError
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The autocast type of a precision; None computes in fp32.
+    """The autocast dtype of a precision; None for fp32, without autocast.
 
-    `auto` is bf16 where the hardware multiplies it (CUDA since Ampere, CPUs with AVX512-BF16 or
-    AMX), else fp16 on CUDA and fp32 on CPUs.
+    `auto` is bf16 where the hardware supports it natively (CUDA since Ampere, CPUs with AVX512-BF16
+    or AMX), else fp16 on CUDA and fp32 on CPUs.
 
     Raises:
-        SetrError: the hardware lacks the precision asked for.
+        SetrError: unknown precision, or one that the hardware does not support.
     """
+    if precision not in get_args(Precision):
+        raise SetrError(
+            f"precision {precision!r}: give {', '.join(get_args(Precision))}", code=USAGE
+        )
     if precision == "fp32":
         return None
     if precision == "fp16" and device.type == "cpu":
         raise SetrError("precision fp16: CPUs compute in bf16 or fp32; choose auto", code=USAGE)
-    has_bf16 = _multiplies_bf16(device)
+    has_bf16 = _supports_bf16(device)
     if precision == "bf16" and not has_bf16:
-        raise SetrError(f"precision bf16: this {device.type} lacks it; choose auto", code=USAGE)
+        raise SetrError(
+            f"precision bf16: this {device.type} does not support it; choose auto", code=USAGE
+        )
     if precision == "auto":
         precision = "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
     return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def _supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return (  # builds for some processors carry neither oneDNN nor its question
+    return (  # some builds of torch have no oneDNN, or no operator that reports bf16 support
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

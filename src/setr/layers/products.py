@@ -1,11 +1,11 @@
-"""Matrix products and linear layers in fp32 on CPUs, by the library that knows the processor.
+"""fp32 matrix products and linear layers on CPUs, with oneDNN where it is faster than MKL.
 
-PyTorch multiplies fp32 matrices with MKL, which runs its AVX2 code on processors of other makers
-than Intel. oneDNN, which PyTorch carries for convolutions and bf16, uses AVX-512 wherever it is:
-about twice the rate on an AMD EPYC (docs/performance.md). The operator called here is the one
-`torch.compile` puts in place of frozen linear layers; it has no derivative, so that is given here.
+PyTorch multiplies fp32 matrices with MKL, which runs only its AVX2 code on processors not made by
+Intel. oneDNN, which PyTorch ships for convolutions and bf16, uses AVX-512 wherever available: about
+twice the speed on an AMD EPYC (docs/performance.md). The operator used here is the one that
+`torch.compile` substitutes for frozen linear layers; it has no backward, so one is defined here.
 
-`exact_products` keeps products that have to be exact out of autocast and TF32, on any device.
+`exact_products` and `no_autocast` switch off reduced precision, on any device.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 WORTH_IT = 2**21
-"""Multiplications below which the plain product is as fast."""
+"""Products with fewer multiplications are as fast with MKL."""
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether fp32 products should leave MKL on this machine.
+    """Whether fp32 products should use oneDNN instead of MKL on this machine.
 
-    A rule, not a timing: equal runs on one machine have to give equal numbers.
+    A fixed rule rather than a timing, so that repeated runs on one machine give equal numbers.
     """
     return (
         torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and "AuthenticAMD" in _maker()
+        and "AuthenticAMD" in _cpu_vendor()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 
-def _maker() -> str:
+def _cpu_vendor() -> str:
     try:
         return Path("/proc/cpuinfo").read_text()[:2000]
     except OSError:
@@ -48,7 +48,7 @@ def _maker() -> str:
 
 
 def worth_it(x: Tensor, weight: Tensor) -> bool:
-    """Whether `x @ weight.T` is fp32 on a CPU, and large enough for another library to pay."""
+    """Whether `x @ weight.T` is an fp32 product on a CPU that is faster with oneDNN."""
     if not (x.dtype is weight.dtype is torch.float32 and x.device.type == "cpu"):
         return False
     if weight.ndim != 2 or isinstance(x, FakeTensor) or isinstance(weight, FakeTensor):
@@ -57,7 +57,7 @@ def worth_it(x: Tensor, weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias` by oneDNN, without derivative: (..., K), (O, K), (O,) -> (..., O)."""
+    """`x @ weight.T + bias` with oneDNN, no backward: (..., K), (O, K), (O,) -> (..., O)."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(
         _dense(x), _dense(weight), bias, "none", [], ""
     )
@@ -65,12 +65,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Rows or columns without gaps; for any other layout oneDNN has only its reference loops."""
+    """Make rows or columns contiguous; other layouts would use oneDNN's slow reference code."""
     return x if x.is_contiguous() or x.mT.is_contiguous() else x.contiguous()
 
 
 class _Linear(torch.autograd.Function):
-    """`F.linear` whose three products run in oneDNN."""
+    """`F.linear` whose forward and backward products run in oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -81,25 +81,25 @@ class _Linear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
+        need_x, need_weight, need_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         return (
-            product(grad, weight.t()) if for_x else None,
-            product(rows.t(), x.reshape(-1, x.shape[-1]).t()) if for_weight else None,
-            rows.sum(dim=0) if for_bias else None,
+            product(grad, weight.t()) if need_x else None,
+            product(rows.t(), x.reshape(-1, x.shape[-1]).t()) if need_weight else None,
+            rows.sum(dim=0) if need_bias else None,
         )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` where `worth_it`: (..., K), (O, K), (O,) -> (..., O)."""
+    """`F.linear` with oneDNN, for where `worth_it`: (..., K), (O, K), (O,) -> (..., O)."""
     out: Tensor = _Linear.apply(x, weight, bias)
     return out
 
 
 def exact_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Matrix products in the operands' own types, whatever autocast and the matmul precision say.
+    """Context for matrix products in the operands' dtype, without autocast and TF32.
 
-    A compiled graph keeps the precision it runs under.
+    In compiled graphs only autocast is disabled; the matmul precision stays.
     """
     if torch.compiler.is_compiling() or torch.get_float32_matmul_precision() == "highest":
         return no_autocast(device)
@@ -118,6 +118,6 @@ def _highest_precision(device: torch.device) -> Iterator[None]:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Compute in the operands' own types; the meta device knows no autocast."""
-    # not `is_autocast_available`, at which torch.compile ends a graph
+    """Context without autocast; it does nothing on the meta device, which has no autocast."""
+    # not `is_autocast_available`, which causes a graph break in torch.compile
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

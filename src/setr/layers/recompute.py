@@ -1,13 +1,13 @@
-"""Activations that cost next to nothing are computed again in the backward pass, not kept.
+"""Recompute cheap activations in the backward pass instead of saving them.
 
-A transformer block keeps the inputs of its linear layers. Two kinds of them are one pointwise step
-away from a tensor that is kept anyway: the output of the MLP's activation, the widest map of the
-block, and the outputs of the norms. They are a quarter of what a ViT block keeps; to compute them
-again takes less than one percent of a step. Values and gradients are equal to the bit. The same
-holds for the norm each head starts with.
+A transformer block saves the inputs of its linear layers. Some of them follow by one cheap
+operation from a tensor that is saved anyway: the output of the MLP's activation, which is the
+widest tensor of the block, and the outputs of the norms. They are a quarter of what a ViT block
+saves; recomputing them takes less than one percent of a step. Values and gradients are
+bit-identical. The same is done for the norm at the start of each head.
 
-Checkpointing (`set_grad_checkpointing`) goes further, at the price of a second forward pass, and
-takes over where it is on.
+Gradient checkpointing (`set_grad_checkpointing`) saves more memory at the cost of a second forward
+pass, and replaces this where it is on.
 """
 
 from __future__ import annotations
@@ -21,97 +21,98 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from setr.layers.cpu_blocks import enclose
+from setr.layers.cpu_blocks import wrap_forward
 from setr.layers.products import no_autocast
 
 CHEAP = (nn.GELU, nn.SiLU, nn.LayerNorm)
-"""Modules whose outputs are not kept."""
+"""Modules whose outputs are recomputed."""
 
 
-class _Recipe(NamedTuple):
-    """How a tensor is made again."""
+class _Recomputed(NamedTuple):
+    """What replaces a saved tensor: the module and input that it is recomputed from."""
 
     module: nn.Module
     input: Tensor
     version: int
     shape: torch.Size
 
-    def cook(self) -> Tensor:
+    def compute(self) -> Tensor:
         if self.input._version != self.version:
             raise RuntimeError(
                 f"the input of {type(self.module).__name__} was changed in place before the "
                 "backward pass"
             )
         with torch.no_grad(), no_autocast(self.input.device):
-            made: Tensor = self.module.forward(self.input)
-        return made if made.shape == self.shape else made.view(self.shape)
+            output: Tensor = self.module.forward(self.input)
+        return output if output.shape == self.shape else output.view(self.shape)
 
 
-class _Kept(saved_tensors_hooks):
-    """What one forward pass of a block keeps: recipes in place of cheap outputs."""
+class _SavedTensors(saved_tensors_hooks):
+    """Hooks for one forward pass of a block, which save no outputs of `CHEAP` modules."""
 
     def __init__(self) -> None:
-        super().__init__(self.pack, lambda kept: kept.cook() if type(kept) is _Recipe else kept)
-        # by storage; the outputs themselves stay until the block ends, so that none is reused
+        super().__init__(self.pack, lambda x: x.compute() if type(x) is _Recomputed else x)
+        # by storage; outputs are held until the block ends, so that no storage is reused meanwhile
         self.cheap: dict[int, tuple[Tensor, nn.Module, Tensor]] = {}
 
     def offer(self, module: nn.Module, input: Tensor, output: Tensor) -> None:
-        """An output that need not be kept."""
+        """Register an output that can be recomputed."""
         if output.dtype is input.dtype:
             self.cheap[output.untyped_storage()._cdata] = output, module, input.detach()
 
-    def pack(self, tensor: Tensor) -> Tensor | _Recipe:
-        """What autograd keeps for a tensor."""
+    def pack(self, tensor: Tensor) -> Tensor | _Recomputed:
+        """What autograd saves for a tensor."""
         found = self.cheap.get(tensor.untyped_storage()._cdata)
         if found is None:
             return tensor
         output, module, input = found
-        itself = tensor.shape == output.shape and tensor.stride() == output.stride()
-        same = itself or (tensor.numel() == output.numel() and tensor.is_contiguous())
-        if not same or tensor.dtype is not output.dtype or output._version:
+        same_layout = tensor.shape == output.shape and tensor.stride() == output.stride()
+        whole = same_layout or (tensor.numel() == output.numel() and tensor.is_contiguous())
+        if not whole or tensor.dtype is not output.dtype or output._version:
             return tensor
-        return _Recipe(module, input, input._version, tensor.shape)
+        return _Recomputed(module, input, input._version, tensor.shape)
 
 
-class _Running(threading.local):
-    """What the block that computes in this thread keeps; None outside, and where one keeps all."""
+class _Current(threading.local):
+    """Hooks of the block that runs in this thread; None outside, or if the block saves all."""
 
-    kept: _Kept | None = None
+    saved: _SavedTensors | None = None
 
 
-_RUNNING = _Running()
+_CURRENT = _Current()
 
 
 def recompute_cheap(block: nn.Module) -> None:
-    """Let a block, or a head, keep recipes for the outputs of its `CHEAP` modules.
+    """Recompute the outputs of a block's, or a head's, `CHEAP` modules in the backward pass.
 
-    Parameters, names and copies stay what they are. A block whose attribute `keeps_all` is true, or
-    that is being compiled, keeps everything; so do all where somebody else decides what is kept.
+    Parameters, their names and copies of the block do not change. A block saves everything while
+    its attribute `keeps_all` is true, while it is compiled, and where other saved-tensor hooks are
+    active.
     """
-    enclose(block, _keeping)
+    wrap_forward(block, _hooks_active)
     for module in block.modules():
         if isinstance(module, CHEAP):
             module.register_forward_hook(offer)
 
 
 @contextmanager
-def _keeping(block: nn.Module) -> Iterator[None]:
-    outer = _RUNNING.kept
-    keeps_all = getattr(block, "keeps_all", False) or _others_decide()
-    _RUNNING.kept = kept = _Kept() if torch.is_grad_enabled() and not keeps_all else None
+def _hooks_active(block: nn.Module) -> Iterator[None]:
+    outer = _CURRENT.saved
+    keeps_all = getattr(block, "keeps_all", False) or _other_hooks_active()
+    _CURRENT.saved = saved = _SavedTensors() if torch.is_grad_enabled() and not keeps_all else None
     try:
-        with kept or nullcontext():
+        with saved or nullcontext():
             yield
     finally:
-        _RUNNING.kept = outer
-        if kept is not None:
-            kept.cheap.clear()
+        _CURRENT.saved = outer
+        if saved is not None:
+            saved.cheap.clear()
 
 
-def _others_decide() -> bool:
-    """Whether saved tensors go to other hooks (checkpointing, offloading) or may have none.
+def _other_hooks_active() -> bool:
+    """Whether there are other saved-tensor hooks (checkpointing, offloading) or none are allowed.
 
-    torch asks only the hooks entered last. Before 2.8 it does not tell that there are others.
+    torch calls only the innermost hooks. Before 2.8 it cannot be asked whether there are others.
     """
     autograd = torch._C._autograd
     if autograd._saved_tensors_hooks_get_disabled_error_message() is not None:  # torch.func
@@ -121,9 +122,9 @@ def _others_decide() -> bool:
 
 
 def offer(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    """The hook of the `CHEAP` modules: tells the block that runs of an output."""
+    """Forward hook of the `CHEAP` modules: registers the output with the running block."""
     if torch.compiler.is_compiling():
         return
-    kept = _RUNNING.kept
-    if kept is not None:
-        kept.offer(module, inputs[0], output)
+    saved = _CURRENT.saved
+    if saved is not None:
+        saved.offer(module, inputs[0], output)

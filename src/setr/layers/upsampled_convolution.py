@@ -1,17 +1,19 @@
 """Convolutions of bilinearly upsampled maps, computed on the maps before upsampling.
 
-Upsampling and convolution are linear, so their order is a choice. Each form here is the same
-function as `conv(upsample(x))`, borders included, and never makes the upsampled map:
+Upsampling and convolution are linear, so their order can be changed. Each form here computes the
+same function as `conv(upsample(x))`, borders included, without the upsampled map:
 
-- a 1x1 convolution moves before the upsampling: its weights sum to one, the bias included;
-- a 3x3 convolution to few channels, a classifier: its nine taps are nine 1x1 convolutions before
-  the upsampling; resizing, shifting and adding them up is one small matrix along each axis;
-- a 3x3 convolution after x2: bilinear x2 is zeros between the samples and then the filter
-  (1 3 3 1)/4. That filter commutes with the convolution, and a convolution over zeros is a
-  transposed convolution of stride 2: a quarter of the multiplications. StyleGAN2's upsampling
-  layers (Karras et al. 2020) are built so; here it replaces a layer that was trained without.
+- a 1x1 convolution is applied before upsampling; the bias may move along because bilinear weights
+  sum to one;
+- a 3x3 convolution to few channels (a classifier) is split into its nine taps, nine 1x1
+  convolutions before upsampling; resizing, shifting and summing them is a product with one small
+  matrix along each axis;
+- a 3x3 convolution after x2: bilinear x2 inserts zeros between the samples and applies the filter
+  (1 3 3 1)/4. The filter commutes with the convolution, and a convolution of the zero-filled map
+  is a transposed convolution of stride 2: a quarter of the multiplications. StyleGAN2's upsampling
+  layers (Karras et al. 2020) work like this; here it replaces a layer trained in the usual form.
 
-Shapes: B batch, C channels in, D out, h x w map, s upsampling factor.
+Shapes: B batch, C input channels, D output channels, h x w map, s upsampling factor.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from torch import Tensor, nn
 from setr.layers.products import exact_products
 
 BAND_ROWS = 16
-"""Of an upsampled map at a time on CPUs; 256 channels of them fit the caches."""
+"""Rows of the upsampled map computed at a time on CPUs; with 256 channels they fit the caches."""
 
 
 def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
-    """Bilinear upsampling by a whole factor: (B, C, h, w) -> (B, C, scale*h, scale*w)."""
+    """Bilinear upsampling by an integer factor: (B, C, h, w) -> (B, C, scale*h, scale*w)."""
     if scale == 1:
         return x
     size = (x.shape[-2] * scale, x.shape[-1] * scale)
@@ -38,11 +40,11 @@ def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
 
 
 def upsample_features(x: Tensor, scale: int) -> Tensor:
-    """`upsample` of a map that a convolution reads: (B, C, h, w) -> (B, C, scale*h, scale*w).
+    """`upsample` before a convolution: (B, C, h, w) -> (B, C, scale*h, scale*w).
 
-    In half precision on CUDA, with gradients, it goes by matrices, whose weights are exact for
-    these factors. `F.interpolate` takes three to five times as long there for maps from 64x64 on
-    (docs/performance.md), and adds up the gradient in another order in every run.
+    In half precision on CUDA, with gradients, factors 2, 4, 8 and 16 use matrix products, whose
+    weights are then exact. `F.interpolate` takes three to five times as long there for maps of
+    64x64 and larger (docs/performance.md), and its gradient is not deterministic.
     """
     half = x.dtype in (torch.bfloat16, torch.float16)
     if x.device.type == "cuda" and half and torch.is_grad_enabled() and scale in (2, 4, 8, 16):
@@ -51,11 +53,11 @@ def upsample_features(x: Tensor, scale: int) -> Tensor:
 
 
 def upsample_by_matrices(x: Tensor, scale: int) -> Tensor:
-    """`upsample` as a matrix product along each axis; half precision is rounded after each."""
+    """`upsample` as a matrix product along each axis; half precision rounds after each."""
     (h, w), C = x.shape[-2:], x.shape[1]
-    down, across = (_rows(n, scale, x, align_corners=False) for n in (h, w))
-    tall = (down @ x.permute(0, 2, 3, 1).flatten(2)).unflatten(2, (w, C))
-    return (across @ tall).permute(0, 3, 1, 2)
+    along_h, along_w = (_upsampling_matrix(n, scale, x, align_corners=False) for n in (h, w))
+    tall = (along_h @ x.permute(0, 2, 3, 1).flatten(2)).unflatten(2, (w, C))
+    return (along_w @ tall).permute(0, 3, 1, 2)
 
 
 def classify_upsampled(
@@ -63,7 +65,7 @@ def classify_upsampled(
 ) -> Tensor:
     """`conv(upsample(x, scale))` for a 1x1 or 3x3 convolution: (B, C, h, w) -> (B, D, s*h, s*w).
 
-    Half-precision taps are resized and added in fp32.
+    Half-precision taps are resized and summed in fp32.
     """
     if conv.kernel_size == (1, 1):
         return upsample(conv(x), scale, align_corners=align_corners)
@@ -72,20 +74,20 @@ def classify_upsampled(
     z = F.conv2d(x, taps).reshape(B, D, 3, 3, h, w).transpose(3, 4).reshape(B, D, 3 * h, 3 * w)
     z = z if z.dtype == torch.float64 else z.float()
     with exact_products(x.device):
-        out = _shifted_rows(h, scale, z, align_corners) @ z
-        out = out @ _shifted_rows(w, scale, z, align_corners).T
+        out = _shifted_matrices(h, scale, z, align_corners) @ z
+        out = out @ _shifted_matrices(w, scale, z, align_corners).T
     return out if conv.bias is None else out + conv.bias[:, None, None]
 
 
-def _shifted_rows(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
-    """Upsampling as a matrix (s*n, n), one row up, as it is and one row down: (s*n, 3*n)."""
-    here = _rows(n, scale, like, align_corners)
-    up, down = F.pad(here, (0, 0, 1, 0))[:-1], F.pad(here, (0, 0, 0, 1))[1:]
-    return torch.cat([up, here, down], dim=1)
+def _shifted_matrices(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
+    """The upsampling matrix shifted by one row, by none and by minus one, joined: (s*n, 3*n)."""
+    matrix = _upsampling_matrix(n, scale, like, align_corners)
+    before, after = F.pad(matrix, (0, 0, 1, 0))[:-1], F.pad(matrix, (0, 0, 0, 1))[1:]
+    return torch.cat([before, matrix, after], dim=1)
 
 
-def _rows(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
-    """Upsampling as a matrix: (s*n, n)."""
+def _upsampling_matrix(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
+    """Linear upsampling of n samples as a matrix (s*n, n)."""
     eye = torch.eye(n, dtype=like.dtype, device=like.device)
     rows = F.interpolate(eye[None], size=n * scale, mode="linear", align_corners=align_corners)
     return rows[0].T
@@ -98,13 +100,13 @@ def conv_of_upsampled(x: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:
     if scale != 2 or conv.kernel_size != (3, 3):
         out: Tensor = conv(upsample(x, scale))
         return out
-    wide = _Continued.apply(x)
-    spread = F.conv_transpose2d(wide, _transposed(conv.weight), stride=2, padding=1)
-    filtered: Tensor = _Filtered.apply(spread, conv.bias, *_beyond(x, conv.weight))
+    padded = _ReplicationPad.apply(x)
+    y = F.conv_transpose2d(padded, _transposed(conv.weight), stride=2, padding=1)
+    filtered: Tensor = _Filter.apply(y, conv.bias, *_border_excess(x, conv.weight))
     return filtered
 
 
-def doubled_in_bands(
+def conv_of_doubled_in_bands(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -113,15 +115,14 @@ def doubled_in_bands(
 ) -> Tensor:
     """`then(conv2d(upsample(x, 2), weight, bias, padding=1))` in bands of rows, without gradients.
 
-    Neither the upsampled map nor the zeros between its samples exist as a whole, and a band that
-    fits the caches is filtered there.
+    The result is the only map of full size at double resolution, and each band fits the caches.
 
     Args:
-        x: (B, C, h, w); channels last is the faster layout.
+        x: (B, C, h, w); channels last is faster.
         weight: (D, C, 3, 3).
         bias: (D,).
-        then: what follows, pixel by pixel: (B, D, rows, 2w) -> (B, any, rows, 2w).
-        layout: of the result.
+        then: pointwise function that follows: (B, D, rows, 2w) -> (B, any, rows, 2w).
+        layout: memory format of the result.
     """
     out, top = x.new_empty(0), 0
     for y in _bands(x, weight, bias, BAND_ROWS):
@@ -137,13 +138,13 @@ def doubled_in_bands(
 def _bands(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Iterator[Tensor]:
     height = 2 * x.shape[-2]
     transposed = _transposed(weight)
-    above, below, left, right = _beyond(x, weight)
+    above, below, left, right = _border_excess(x, weight)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         part = x[..., max(top // 2 - 1, 0) : bottom // 2 + 1, :]
         part = F.pad(part, (1, 1, int(top == 0), int(bottom == height)), mode="replicate")
-        spread = F.conv_transpose2d(part, transposed, stride=2, padding=1)
-        y = F.conv2d(spread, _filter(spread), bias, groups=spread.shape[1])
+        y = F.conv_transpose2d(part, transposed, stride=2, padding=1)
+        y = F.conv2d(y, _filter_weight(y), bias, groups=y.shape[1])
         if top == 0:
             y[..., :1, :] -= above
         if bottom == height:
@@ -153,26 +154,26 @@ def _bands(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Iterator[Tenso
         yield y
 
 
-def doubled_in_graph(
+def conv_of_doubled_for_export(
     x: Tensor, weight: Tensor, bias: Tensor, then: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """`then(conv2d(upsample(x, 2), weight, bias, padding=1))` for exported graphs, without bands.
 
-    The outermost pixels, where filter and convolution do not commute, are computed from the
-    upsampled edge and joined on last: there a classifier in `then` has made channels fewer.
+    At the outermost pixels filter and convolution do not commute. They are computed from the
+    upsampled border and concatenated last, after a classifier in `then` has reduced the channels.
 
     Args:
         x: (B, C, h, w).
         weight: (D, C, 3, 3).
         bias: (D,).
-        then: what follows, pixel by pixel: (B, D, any, any) -> (B, any, any, any).
+        then: pointwise function that follows: (B, D, any, any) -> (B, any, any, any).
 
     Returns:
         (B, any, 2h, 2w).
     """
-    wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    spread = F.conv_transpose2d(wide, _transposed(weight), stride=2, padding=1)
-    inner = then(F.conv2d(spread, _filter(spread), bias, groups=spread.shape[1]))[..., 1:-1, 1:-1]
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    y = F.conv_transpose2d(padded, _transposed(weight), stride=2, padding=1)
+    inner = then(F.conv2d(y, _filter_weight(y), bias, groups=y.shape[1]))[..., 1:-1, 1:-1]
     first, last = slice(None, 2), slice(-2, None)
     strips = (
         (upsample(x[..., first, :], 2)[..., first, :], weight[..., 1:, :], (0, 1)),
@@ -186,35 +187,36 @@ def doubled_in_graph(
 
 
 def _transposed(weight: Tensor) -> Tensor:
-    """The same convolution over a map with zeros between its samples, as a transposed one."""
+    """Weights of the transposed convolution that equals this convolution of a zero-filled map."""
     return weight.flip(2, 3).transpose(0, 1)
 
 
-def _beyond(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the edges of a 3x3 convolution get from one pixel beyond the map upsampled by 2.
+def _border_excess(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What applying the filter last adds at the borders, and must be subtracted.
 
-    The convolution pads with zeros there; the filter continues the map instead. Top, bottom, left
-    and right, one pixel wide, corners in top and bottom.
+    A convolution pads the upsampled map with zeros; with the filter last, the map continues there
+    by one pixel. For the top, bottom, left and right border, each one pixel wide; the corners
+    belong to top and bottom.
     """
     return (
-        F.conv2d(_doubled(x[..., :1, :], (1, 2), (1, 1, 0, 0)), weight[..., :1, :]),
-        F.conv2d(_doubled(x[..., -1:, :], (1, 2), (1, 1, 0, 0)), weight[..., 2:, :]),
-        F.conv2d(_doubled(x[..., :1], (2, 1)), weight[..., :1], padding=(1, 0)),
-        F.conv2d(_doubled(x[..., -1:], (2, 1)), weight[..., 2:], padding=(1, 0)),
+        F.conv2d(_upsample_line(x[..., :1, :], (1, 2), (1, 1, 0, 0)), weight[..., :1, :]),
+        F.conv2d(_upsample_line(x[..., -1:, :], (1, 2), (1, 1, 0, 0)), weight[..., 2:, :]),
+        F.conv2d(_upsample_line(x[..., :1], (2, 1)), weight[..., :1], padding=(1, 0)),
+        F.conv2d(_upsample_line(x[..., -1:], (2, 1)), weight[..., 2:], padding=(1, 0)),
     )
 
 
-def _doubled(
-    strip: Tensor, factors: tuple[int, int], ends: tuple[int, int, int, int] = (0, 0, 0, 0)
+def _upsample_line(
+    line: Tensor, factors: tuple[int, int], padding: tuple[int, int, int, int] = (0, 0, 0, 0)
 ) -> Tensor:
-    """A row or column upsampled by 2 along itself, and continued at its ends."""
-    size = [factor * n for factor, n in zip(factors, strip.shape[-2:], strict=True)]
-    line = F.interpolate(strip, size=size, mode="bilinear", align_corners=False)
-    return F.pad(line, ends, mode="replicate")
+    """A row or column upsampled by 2 along its length and padded by replication."""
+    size = [factor * n for factor, n in zip(factors, line.shape[-2:], strict=True)]
+    line = F.interpolate(line, size=size, mode="bilinear", align_corners=False)
+    return F.pad(line, padding, mode="replicate")
 
 
-class _Continued(torch.autograd.Function):
-    """One pixel of replication on every side; PyTorch's layer keeps x for the sake of its shape."""
+class _ReplicationPad(torch.autograd.Function):
+    """Replication padding by one pixel; PyTorch's own saves x, of which only the shape is used."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -226,16 +228,16 @@ class _Continued(torch.autograd.Function):
         return torch.ops.aten.replication_pad2d_backward(grad, inner, (1, 1, 1, 1))
 
 
-class _Filtered(torch.autograd.Function):
-    """The (1 3 3 1)/4 filter along both axes, plus bias, less what the edges have from beyond.
+class _Filter(torch.autograd.Function):
+    """The (1 3 3 1)/4 filter along both axes, plus bias, minus `_border_excess`.
 
-    (B, D, 2h+3, 2w+3) -> (B, D, 2h, 2w). Keeps nothing for the backward pass.
+    (B, D, 2h+3, 2w+3) -> (B, D, 2h, 2w). Saves nothing for the backward pass.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        spread: Tensor,
+        x: Tensor,
         bias: Tensor | None,
         top: Tensor,
         bottom: Tensor,
@@ -243,7 +245,7 @@ class _Filtered(torch.autograd.Function):
         right: Tensor,
     ) -> Tensor:
         ctx.has_bias = bias is not None
-        y = F.conv2d(spread, _filter(spread), bias, groups=spread.shape[1])
+        y = F.conv2d(x, _filter_weight(x), bias, groups=x.shape[1])
         y[..., :1, :] -= top
         y[..., -1:, :] -= bottom
         y[..., :1] -= left
@@ -252,13 +254,13 @@ class _Filtered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        spread = F.conv2d(grad, _filter(grad), padding=3, groups=grad.shape[1])
-        bias = grad.sum((0, 2, 3)) if ctx.has_bias else None
+        grad_x = F.conv2d(grad, _filter_weight(grad), padding=3, groups=grad.shape[1])
+        grad_bias = grad.sum((0, 2, 3)) if ctx.has_bias else None
         edges = (grad[..., :1, :], grad[..., -1:, :], grad[..., :1], grad[..., -1:])
-        return spread, bias, *(-edge for edge in edges)
+        return grad_x, grad_bias, *(-edge for edge in edges)
 
 
-def _filter(like: Tensor) -> Tensor:
-    """(D, 1, 4, 4); it is its own mirror image, so it serves both directions."""
+def _filter_weight(like: Tensor) -> Tensor:
+    """Depthwise weights (D, 1, 4, 4); symmetric, so forward and backward pass share them."""
     line = torch.tensor([0.25, 0.75, 0.75, 0.25], dtype=like.dtype, device=like.device)
     return torch.outer(line, line).expand(like.shape[1], 1, 4, 4).contiguous()

@@ -1,1 +1,1 @@
-"""Outlines that annotation tools leave beside images, and the masks drawn from them."""
+"""Reading the outlines of annotation tools, and drawing masks from them."""

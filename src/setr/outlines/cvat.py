@@ -1,4 +1,4 @@
-"""Outlines of "CVAT for images": an XML file of many images with polygons, masks, ellipses."""
+"""CVAT for images 1.1: an XML file for many images, with polygons, masks and ellipses."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ import numpy as np
 from setr.data.layouts import SPLIT_OF
 from setr.images import encode_png
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse
-from setr.outlines.index import BACKGROUND, IGNORED, Annotated, Images, Outlined, not_one
+from setr.outlines.index import (
+    BACKGROUND,
+    IGNORED,
+    AnnotatedFolder,
+    AnnotatedImage,
+    ImageIndex,
+    image_problem,
+)
 from setr.reading.files import walk_images
 
 _NO_AREA = ("box", "polyline", "points", "cuboid", "skeleton")
 
 
-def cvat_outlines(root: Path, images: list[str]) -> Outlined | None:
-    """Those of all XML files of CVAT, or None; shapes of a larger `z_order` lie over others."""
-    out, where, classes = Outlined("CVAT", False), Images(images), dict[str, None]()
+def cvat_outlines(root: Path, index: ImageIndex) -> AnnotatedFolder | None:
+    """The outlines of all CVAT XML files, or None; a larger `z_order` is drawn on top."""
+    out, classes = AnnotatedFolder("CVAT", False), dict[str, None]()
     broken: list[str] = []
     for name in walk_images(root, frozenset({".xml"})):
         try:
@@ -35,7 +42,7 @@ def cvat_outlines(root: Path, images: list[str]) -> Outlined | None:
         labels = (label.findtext("name") for label in tree.iterfind("meta//labels/label"))
         classes |= dict.fromkeys(label for label in labels if label)
         for image in tree.iterfind("image"):
-            _image(name, image, where, out)
+            _image(name, image, index, out)
     named = {shape.name for entry in out.images for shape in entry.shapes}
     known = [c for c in classes if c not in (IGNORED, BACKGROUND)]
     out.classes = (*known, *sorted(named - {IGNORED, BACKGROUND, *known}))
@@ -46,18 +53,18 @@ def cvat_outlines(root: Path, images: list[str]) -> Outlined | None:
 
 
 def _order(shape: ElementTree.Element) -> float:
-    """Its `z_order`; what is no number lies lowest, as what has none."""
+    """Its `z_order`; 0 if missing or not a number."""
     try:
         return float(shape.get("z_order") or 0)
     except ValueError:
         return 0.0
 
 
-def _image(name: str, image: ElementTree.Element, where: Images, out: Outlined) -> None:
-    called, split = image.get("name", ""), SPLIT_OF.get(image.get("subset", "").lower(), "")
-    images = where.find(called, name, split)
+def _image(name: str, image: ElementTree.Element, index: ImageIndex, out: AnnotatedFolder) -> None:
+    image_name, split = image.get("name", ""), SPLIT_OF.get(image.get("subset", "").lower(), "")
+    images = index.find(image_name, name, split)
     if len(images) != 1:
-        out.problems.append(not_one(name, called, images))
+        out.problems.append(image_problem(name, image_name, images))
         return
     shapes = []
     for given in sorted(image, key=_order):
@@ -69,22 +76,24 @@ def _image(name: str, image: ElementTree.Element, where: Images, out: Outlined) 
             if part is not None:
                 shapes.append(Shape(given.attrib["label"], (part,)))
         except (ValueError, KeyError):
-            out.problems.append(f"{name}: {called}: a {given.tag} without a label or its points")
+            out.problems.append(
+                f"{name}: {image_name}: a {given.tag} without a label or its points"
+            )
     try:
         size = int(image.attrib["height"]), int(image.attrib["width"])
     except (ValueError, KeyError):
         size = None
-    out.images.append(Annotated(images[0], tuple(shapes), name, size, split))
+    out.images.append(AnnotatedImage(images[0], tuple(shapes), name, size, split))
 
 
 def _part(kind: str, given: Mapping[str, str]) -> Part | None:
-    """A shape's area; None for tags, which have none."""
+    """A shape's area; None for tags."""
     if kind == "polygon":
         return Ring(as_points([point.split(",") for point in given["points"].split(";")]))
     if kind == "ellipse":
         x, y, a, b = (float(given[key]) for key in ("cx", "cy", "rx", "ry"))
         return ellipse((x, y), (a, b), math.radians(float(given.get("rotation") or 0)))
-    if kind == "mask":  # runs row by row, the first of them outside
+    if kind == "mask":  # row-major run lengths that begin with background
         lengths = np.array(given["rle"].split(","), np.int64)
         W, H = int(given["width"]), int(given["height"])
         if (lengths < 0).any() or lengths.sum() != W * H:

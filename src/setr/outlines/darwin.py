@@ -1,4 +1,4 @@
-"""Outlines in V7's own export, Darwin JSON 2.0: a file per image, of polygons or a raster layer."""
+"""V7 Darwin JSON 2.0: a file per image with polygons or a raster layer."""
 
 from __future__ import annotations
 
@@ -10,36 +10,38 @@ import numpy as np
 from setr.images import encode_png
 from setr.outlines.drawing import Patch, Ring, Shape, as_points
 from setr.outlines.geojson import BROKEN
-from setr.outlines.index import Annotated, Images, Outlined, not_one
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 
 _NO_AREA = ("bounding_box", "keypoint", "line", "skeleton", "cuboid", "eye", "graph")
 
 
 def is_darwin(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON file holds the annotations of an image."""
+    """Whether a JSON file is of this format."""
     item = content.get("item")
     return isinstance(item, dict) and "name" in item and isinstance(item.get("slots"), list)
 
 
-def read_darwin(name: str, content: Mapping[str, Any], where: Images, out: Outlined) -> None:
-    """Add the image of a file and its annotations; later ones lie over earlier ones."""
+def read_darwin(
+    name: str, content: Mapping[str, Any], index: ImageIndex, out: AnnotatedFolder
+) -> None:
+    """Add the image of a file and its annotations; later ones are drawn over earlier ones."""
     item = content["item"]
-    called = f"{item.get('path') or ''}/{item['name']}".lstrip("/")
-    images = where.find(called, name)
+    image_name = f"{item.get('path') or ''}/{item['name']}".lstrip("/")
+    images = index.find(image_name, name)
     if len(images) != 1:
-        out.problems.append(not_one(name, called, images))
+        out.problems.append(image_problem(name, image_name, images))
         return
     try:
         slot, annotations = item["slots"][0], content["annotations"]
         size = int(slot["height"]), int(slot["width"])
         masks = {a["id"]: str(a["name"]) for a in annotations if "mask" in a}
     except BROKEN as error:
-        out.problems.append(f"{name}: not as V7 has it ({error!r})")
+        out.problems.append(f"{name}: not valid Darwin JSON of V7 ({error!r})")
         return
     shapes = []
     for number, given in enumerate(annotations, 1):
         try:
-            if "polygon" in given:  # several lines enclose what an odd number of them does
+            if "polygon" in given:  # several paths follow the even-odd rule
                 first, *others = (
                     as_points([(point["x"], point["y"]) for point in line])
                     for line in given["polygon"]["paths"]
@@ -56,19 +58,19 @@ def read_darwin(name: str, content: Mapping[str, Any], where: Images, out: Outli
                 f"{name}: annotation {number} is broken, an ellipse (make it a polygon), or of a "
                 "video"
             )
-    out.images.append(Annotated(images[0], tuple(shapes), name, size))
+    out.images.append(AnnotatedImage(images[0], tuple(shapes), name, size))
 
 
 def _rasters(
     layer: Mapping[str, Any], masks: Mapping[str, str], size: tuple[int, int]
 ) -> list[Shape]:
-    """The masks of a layer, whose runs are pairs of a mask's number and a length, row by row."""
+    """The masks of a layer, stored row-major as pairs of a mask's number and a run length."""
     runs = np.array(layer["dense_rle"], np.int64).reshape(-1, 2)
     if (runs[:, 1] < 0).any() or runs[:, 1].sum() != size[0] * size[1]:
         raise ValueError
     pixels = np.repeat(runs[:, 0], runs[:, 1]).reshape(size)
     numbers = {number: masks[key] for key, number in layer["mask_annotation_ids_mapping"].items()}
     return [
-        Shape(title, (Patch(0, 0, encode_png((pixels == number).astype(np.uint8))),))
-        for number, title in numbers.items()
+        Shape(class_name, (Patch(0, 0, encode_png((pixels == number).astype(np.uint8))),))
+        for number, class_name in numbers.items()
     ]

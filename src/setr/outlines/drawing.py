@@ -1,7 +1,7 @@
-"""Outlines of objects, drawn into masks of ids.
+"""Rasterising outlines into id masks.
 
-A pixel belongs to an outline that holds its centre (even-odd rule), so outlines that share an edge
-share no pixel and leave none between them, and what `annotations.py` writes gives its mask back.
+A pixel belongs to an outline that contains its centre (even-odd rule), so outlines that share an
+edge neither overlap nor leave a gap, and polygons written by `annotations.py` give their mask back.
 Coordinates are x, y in pixels: the image spans 0 .. W and 0 .. H.
 """
 
@@ -24,7 +24,7 @@ from setr.reading.masks import read_mask
 
 
 class Cover(NamedTuple):
-    """The pixels of a part: `inside` (h, w) bool, whose first pixel is at (top, left)."""
+    """The pixels of a part: `inside` (h, w) bool with its upper left pixel at (top, left)."""
 
     top: int
     left: int
@@ -33,9 +33,9 @@ class Cover(NamedTuple):
 
 @dataclass(frozen=True)
 class Ring:
-    """A closed line through points (N, 2), in pixels or, if `relative`, in shares of W and H.
+    """A polygon with points (N, 2), in pixels or, if `relative`, in fractions of W and H.
 
-    `holes` are lines within it, each (N, 2), that enclose what is not of the object.
+    `holes` are polygons, each (N, 2), that are cut out of it.
     """
 
     points: np.ndarray
@@ -43,12 +43,13 @@ class Ring:
     holes: tuple[np.ndarray, ...] = ()
 
     def cover(self, size: tuple[int, int]) -> Cover:
-        """Pixels of an image of `size` (H, W) whose centre the line encloses and no hole does."""
+        """Pixels of an image of `size` (H, W) with their centre inside the polygon."""
         H, W = size
         lines = [line * (W, H) if self.relative else line for line in (self.points, *self.holes)]
         ring = np.concatenate(lines)
         ends = np.concatenate([np.roll(line, -1, axis=0) for line in lines])
-        down = (ring[:, 1] <= ends[:, 1])[:, None]  # neighbours meet in the same numbers
+        # edges go downwards, so that outlines that share an edge compute the same crossings
+        down = (ring[:, 1] <= ends[:, 1])[:, None]
         (x0, y0), (x1, y1) = np.where(down, ring, ends).T, np.where(down, ends, ring).T
         first, last = _pixels(y0, H), _pixels(y1, H)
         top, bottom = int(first.min()), int(last.max())
@@ -67,16 +68,16 @@ class Ring:
 
 @dataclass(frozen=True)
 class Runs:
-    """COCO's run lengths, column by column, as `as_counts` gives them."""
+    """COCO's column-major run lengths, from `as_counts`."""
 
     size: tuple[int, int]
     counts: np.ndarray
 
     def cover(self, size: tuple[int, int]) -> Cover:
-        """Pixels of an image of `size` (H, W), down to the box that holds them.
+        """Pixels of an image of `size` (H, W), cropped to their bounding box.
 
         Raises:
-            SetrError: of another image, or lengths that do not add up to it.
+            SetrError: another image size, or lengths that do not add up to it.
         """
         lengths = self.counts
         if self.size != size or lengths.sum() != size[0] * size[1] or (lengths < 0).any():
@@ -89,15 +90,15 @@ class Runs:
             return Cover(0, 0, inside[:0, :0])
         rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
         top, left = int(rows[0]), int(columns[0])
-        # a copy, so that hundreds of small objects are not as many whole images
+        # a copy, because a view would keep the whole image in memory for each object
         return Cover(top, left, inside[top : rows[-1] + 1, left : columns[-1] + 1].copy())
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A small mask in PNG, in base64 if it is text, its first pixel at (top, left).
+    """A PNG mask (base64 if it is text) with its upper left pixel at (top, left).
 
-    LabelMe's shape `mask` and Supervisely's bitmaps; what is transparent does not belong to it.
+    LabelMe's shape `mask` and Supervisely's bitmaps; transparent pixels are outside.
     """
 
     top: int
@@ -105,7 +106,7 @@ class Patch:
     png: str | bytes
 
     def cover(self, size: tuple[int, int]) -> Cover:
-        """The part of it that lies in an image of `size` (H, W).
+        """The part of it inside an image of `size` (H, W).
 
         Raises:
             SetrError: not a PNG mask.
@@ -123,7 +124,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask of the image's size; what is other than 0 belongs to the object."""
+    """A mask file of the image's size; nonzero pixels belong to the object."""
 
     path: Path
 
@@ -140,13 +141,13 @@ class MaskFile:
 
 @dataclass(frozen=True)
 class Segments:
-    """Those of COCO's panoptic PNG: numbers, as red + 256 green + 65536 blue."""
+    """Segments of a COCO panoptic PNG by their ids: red + 256 green + 65536 blue."""
 
     path: Path
     numbers: tuple[int, ...]
 
     def cover(self, size: tuple[int, int]) -> Cover:
-        """As `MaskFile` does."""
+        """All pixels of an image of `size` (H, W); see `MaskFile.cover`."""
         mask = read_mask(self.path, rgb=True)
         require_size(self.path, mask, size)
         return Cover(0, 0, np.isin(mask @ np.array([1, 256, 65536]), self.numbers))
@@ -156,7 +157,7 @@ Part = Ring | Runs | Patch | MaskFile | Segments
 
 
 class Shape(NamedTuple):
-    """An object: the name of its class, and the parts that together are its area."""
+    """An object: its class name, and the parts whose union is its area."""
 
     name: str
     parts: tuple[Part, ...]
@@ -169,16 +170,16 @@ def draw(
     *,
     largest_first: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mask of an image.
+    """Draw the mask of an image.
 
     Args:
         shapes: later ones are drawn over earlier ones.
         size: (H, W) in pixels.
-        ids: of each name.
-        largest_first: draw them from the largest to the smallest instead, by their pixels.
+        ids: by class name.
+        largest_first: draw by decreasing area instead.
 
     Returns:
-        Ids (H, W) uint8, `IGNORE` where no shape is, and (H, W) bool: where one is.
+        Ids (H, W) uint8 with `IGNORE` outside all shapes, and the covered pixels (H, W) bool.
 
     Raises:
         SetrError: a part that cannot be read.
@@ -187,38 +188,37 @@ def draw(
     if largest_first:
         drawn.sort(key=lambda entry: -sum(np.count_nonzero(c.inside) for c in entry[1]))
     mask, covered = np.full(size, IGNORE, np.uint8), np.zeros(size, bool)
-    for number, covers in drawn:
+    for class_id, covers in drawn:
         for top, left, inside in covers:
             H, W = inside.shape
-            mask[top : top + H, left : left + W][inside] = number
+            mask[top : top + H, left : left + W][inside] = class_id
             covered[top : top + H, left : left + W] |= inside
     return mask, covered
 
 
-def as_points(values: Any, least: int = 3) -> np.ndarray:
-    """Points (N, 2); ValueError for anything else."""
+def as_points(values: Any, minimum: int = 3) -> np.ndarray:
+    """At least `minimum` finite points as (N, 2); ValueError for anything else."""
     points = np.array(values, np.float64).reshape(-1, 2)
-    if len(points) < least or not np.isfinite(points).all():
+    if len(points) < minimum or not np.isfinite(points).all():
         raise ValueError
     return points
 
 
 def ellipse(centre: tuple[float, float], radii: tuple[float, float], angle: float = 0.0) -> Ring:
-    """An ellipse of radii along x and y in pixels, turned clockwise as seen, in radians.
+    """An ellipse as a polygon: radii along x and y in pixels, rotated clockwise by radians.
 
     Raises:
-        ValueError: no finite numbers.
+        ValueError: values that are not finite.
     """
-    turn = np.linspace(0, 2 * np.pi, 360, endpoint=False)
-    along, across = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
+    t = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    a, b = radii[0] * np.cos(t), radii[1] * np.sin(t)
     cos, sin = np.cos(angle), np.sin(angle)
-    x, y = centre
-    points = x + along * cos - across * sin, y + along * sin + across * cos
+    points = centre[0] + a * cos - b * sin, centre[1] + a * sin + b * cos
     return Ring(as_points(np.stack(points, axis=1)))
 
 
 def as_counts(values: Any) -> np.ndarray:
-    """Run lengths int64, of a list or of COCO's compressed text; an exception for anything else."""
+    """Run lengths int64 from a list or COCO's compressed text; an exception for anything else."""
     counts = np.array(_uncompressed(values) if isinstance(values, str) else list(values), np.int64)
     if counts.ndim != 1:
         raise ValueError
@@ -226,7 +226,7 @@ def as_counts(values: Any) -> np.ndarray:
 
 
 def _opaque(png: bytes) -> np.ndarray:
-    """Where a mask (H, W) bool is other than 0; of one in colours, where it is not transparent."""
+    """Pixels of a mask (H, W) bool that are not 0, or for RGBA images not transparent."""
     with opened(png, MAX_PIXELS) as image:
         if image.mode == "RGBA":
             return np.asarray(image.getchannel("A")) > 0
@@ -234,12 +234,12 @@ def _opaque(png: bytes) -> np.ndarray:
 
 
 def _pixels(edges: np.ndarray, count: int) -> np.ndarray:
-    """The first of `count` pixels whose centre is at or behind a coordinate."""
+    """Index of the first of `count` pixels whose centre is at or beyond a coordinate."""
     return np.ceil(edges - 0.5).clip(0, count).astype(np.int64)
 
 
 def _uncompressed(text: str) -> list[int]:
-    """Run lengths of COCO's text: groups of five bits, each number less the one two before it."""
+    """Decode COCO's run-length text: 5-bit groups, numbers relative to the one two before."""
     counts: list[int] = []
     value = shift = 0
     for code in text.encode():

@@ -1,10 +1,10 @@
-"""Finds outlines that annotation tools leave beside images.
+"""Finding the outlines that annotation tools write next to images.
 
-LabelMe, Supervisely and V7: a JSON file per image. COCO: a JSON file for many, as COCO, CVAT, Label
-Studio and Roboflow export them, or a panoptic one with a PNG per image. VGG Image Annotator and
-Label Studio: their own JSON for many. CVAT for images: an XML file for many. GeoJSON: a file for an
-image, or a layer over many. YOLO: a text file per image, lines of `class x y x y x y …` in shares
-of the sides.
+LabelMe, Supervisely and V7: a JSON file per image. COCO: a JSON file for many images, as exported
+by COCO, CVAT, Label Studio and Roboflow, or a panoptic one with a PNG per image. VGG Image
+Annotator and Label Studio: their own JSON for many images. CVAT for images: an XML file for many
+images. GeoJSON: a file for one image, or a layer over many. YOLO: a text file per image with lines
+`class x y x y x y …` in fractions of width and height.
 """
 
 from __future__ import annotations
@@ -23,66 +23,66 @@ from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.outlines.cvat import cvat_outlines
 from setr.outlines.drawing import Ring, Shape, as_points
-from setr.outlines.index import DRAWN, Annotated, Images, Outlined
+from setr.outlines.index import DRAWN, AnnotatedFolder, AnnotatedImage, ImageIndex
 from setr.outlines.json_files import json_outlines
 from setr.reading.files import walk_images
 
 FARTHEST = 2.0
-"""Share of a side that YOLO's outlines may reach, which programs let end a little outside."""
+"""Largest relative coordinate accepted in YOLO files; some tools write points slightly outside."""
 
 
-def find_outlines(root: Path, class_key: str = "") -> Outlined | None:
-    """The outlines below a folder, or None where there are none.
+def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
+    """The outlines below a folder, or None if there are none.
 
     Args:
         root: the folder.
-        class_key: property of GeoJSON or attribute of VIA that names the class; empty looks for
-            the usual ones.
+        class_key: GeoJSON property or VIA attribute that names the class; empty for the usual ones.
 
     Raises:
-        SetrError: outlines of several kinds, or an image with outlines in two files or twice in one
-            (exit code 3).
+        SetrError: several annotation formats, or an image with outlines in two files or twice in
+            one (exit code 3).
     """
     images = [name for name in walk_images(root) if not name.startswith(f"{DRAWN}/")]
     if not images:
         return None
-    several = *json_outlines(root, images, class_key), cvat_outlines(root, images)
-    found = [each for each in (*several, _yolo(root, images)) if each]
+    index = ImageIndex(images)
+    formats = *json_outlines(root, images, index, class_key), cvat_outlines(root, index)
+    found = [annotated for annotated in (*formats, _yolo(root, images, index)) if annotated]
     if len(found) > 1:
-        kinds = " and ".join(each.kind for each in found)
-        raise data_error(f"{root}: holds outlines of {kinds}; leave one of them in the folder")
+        kinds = " and ".join(annotated.kind for annotated in found)
+        raise data_error(f"{root}: contains outlines of {kinds}; keep one of them in the folder")
     if not found:
         return None
     _refuse_doubles(root, found[0])
     described = {entry.image for entry in found[0].images} | found[0].masks
-    found[0].alone = [name for name in images if name not in described]
+    found[0].unannotated = [name for name in images if name not in described]
     return found[0]
 
 
-def _refuse_doubles(root: Path, outlined: Outlined) -> None:
+def _refuse_doubles(root: Path, annotated: AnnotatedFolder) -> None:
     sources: dict[str, str] = {}
-    for entry in outlined.images:
+    for entry in annotated.images:
         other = sources.get(entry.image)
         if other == entry.source:
             raise data_error(
                 f"{root}: {other} lists the image {entry.image} twice, perhaps by two annotators; "
-                "join the annotations under one id, or leave one of the two out"
+                "merge the annotations into one entry, or remove one of the two"
             )
         if other is not None:
             raise data_error(
-                f"{root}: {entry.image} has outlines in {other} and in {entry.source}; leave one "
+                f"{root}: {entry.image} has outlines in {other} and in {entry.source}; keep one "
                 "of these files in the folder"
             )
         sources[entry.image] = entry.source
 
 
-def _yolo(root: Path, images: list[str]) -> Outlined | None:
-    """Text files in `labels` for images in `images`, or beside them; none means no object."""
-    out = Outlined("YOLO", True)
+def _yolo(root: Path, images: list[str], index: ImageIndex) -> AnnotatedFolder | None:
+    """Text files in `labels` for images in `images`, or next to them; without one, no objects."""
+    out = AnnotatedFolder("YOLO", True)
     texts = set(walk_images(root, frozenset({".txt"})))
     described = _yolo_yaml(root)
     names, largest, understood = _yolo_classes(root, described), -1, False
-    splits = _yolo_splits(root, images, described)
+    splits = _yolo_splits(root, images, index, described)
     for image in images:
         text = next((t for t in _yolo_names(image) if t in texts), "")
         shapes = []
@@ -95,8 +95,8 @@ def _yolo(root: Path, images: list[str]) -> Outlined | None:
                 out.problems.append(f"{text}: line {number} is not 'class x y x y x y …'")
             elif abs(farthest := max(values[1:], key=abs)) > FARTHEST:
                 out.problems.append(
-                    f"{text}: line {number}: {farthest:g} is no share of a side; give x and y as "
-                    "shares, 0 to 1"
+                    f"{text}: line {number}: {farthest:g} is out of range; give x and y as "
+                    "fractions of width and height, 0 to 1"
                 )
             else:
                 number_of_class = int(values[0])
@@ -104,10 +104,10 @@ def _yolo(root: Path, images: list[str]) -> Outlined | None:
                 name = names.get(number_of_class, f"class_{number_of_class}")
                 shapes.append(Shape(name, (Ring(as_points(values[1:]), relative=True),)))
         out.images.append(
-            Annotated(image, tuple(shapes), text or image, split=splits.get(image, ""))
+            AnnotatedImage(image, tuple(shapes), text or image, split=splits.get(image, ""))
         )
     if understood and "kpt_shape" in described:
-        out.problems = ["kpt_shape in its YAML file: the labels are keypoints, which have no area"]
+        out.problems = ["the YAML file has kpt_shape: the labels are keypoints, which have no area"]
     count = max(largest, *names, -1) + 1
     if count > IGNORE:
         out.problems.append(f"class number {count - 1}: at most {IGNORE} classes, from 0 on")
@@ -117,10 +117,10 @@ def _yolo(root: Path, images: list[str]) -> Outlined | None:
 
 
 def _yolo_names(image: str) -> list[str]:
-    """Where the text file of an image may lie."""
+    """Possible names of the text file of an image."""
     stem = os.path.splitext(image)[0]
-    ahead, folder, behind = f"/{stem}".rpartition("/images/")
-    return [f"{ahead}/labels/{behind}.txt"[1:], f"{stem}.txt"] if folder else [f"{stem}.txt"]
+    head, folder, tail = f"/{stem}".rpartition("/images/")
+    return [f"{head}/labels/{tail}.txt"[1:], f"{stem}.txt"] if folder else [f"{stem}.txt"]
 
 
 def _words(path: Path) -> list[list[str]]:
@@ -129,7 +129,7 @@ def _words(path: Path) -> list[list[str]]:
 
 
 def _numbers(words: list[str]) -> list[float]:
-    """The numbers of a line, none where one of its words is none."""
+    """The numbers of a line; empty if any word is not a finite number."""
     try:
         values = [float(word) for word in words]
     except ValueError:
@@ -138,7 +138,7 @@ def _numbers(words: list[str]) -> list[float]:
 
 
 def _yolo_yaml(root: Path) -> dict[str, Any]:
-    """The first YAML file in the folder that names classes, empty if there is none."""
+    """Content of the first YAML file in the folder with `names`; empty without one."""
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
             values = yaml.load(path.read_text(encoding="utf-8"), DataLoader)
@@ -149,9 +149,11 @@ def _yolo_yaml(root: Path) -> dict[str, Any]:
     return {}
 
 
-def _yolo_splits(root: Path, images: list[str], described: dict[str, Any]) -> dict[str, str]:
-    """The split of each image that a YAML file names by folders or lists of images."""
-    base, where, found = root / str(described.get("path", ".")), Images(images), dict[str, str]()
+def _yolo_splits(
+    root: Path, images: list[str], index: ImageIndex, described: dict[str, Any]
+) -> dict[str, str]:
+    """The split of each image, from the folders or list files that a YAML file gives for splits."""
+    base, found = root / str(described.get("path", ".")), dict[str, str]()
     for split in SPLITS:
         given = described.get(split) or ()
         for place in map(str, given if isinstance(given, list) else [given]):
@@ -161,7 +163,7 @@ def _yolo_splits(root: Path, images: list[str], described: dict[str, Any]) -> di
                 within = [i for i in images if Path(i).is_relative_to(folder) or folder == "."]
             elif listed.suffix == ".txt" and listed.is_file():
                 lines = (os.path.normpath(" ".join(words)) for words in _words(listed))
-                named = (where.find(line, place) for line in lines)
+                named = (index.find(line, place) for line in lines)
                 within = [only[0] for only in named if len(only) == 1]
             else:
                 continue
@@ -171,7 +173,7 @@ def _yolo_splits(root: Path, images: list[str], described: dict[str, Any]) -> di
 
 
 def _yolo_classes(root: Path, described: dict[str, Any]) -> dict[int, str]:
-    """Names from `names` of a YAML file in the folder, or from a classes file."""
+    """Class names by id: `names` of the YAML file, or a classes file."""
     names = described.get("names")
     try:
         if names is None:

@@ -1,8 +1,8 @@
-"""Outlines in GeoJSON, as geographic information systems keep them and `setr predict` writes them.
+"""GeoJSON from geographic information systems, or written by `setr predict`.
 
-A file that is called like an image (`tile.geojson`, `tile.tif`) is for that image alone. Any other
-is a layer: it is laid over every image with a georeference that it reaches, through whose reference
-system it is led. Several layers may lie over one image.
+A file with the name of an image (`tile.geojson`, `tile.tif`) belongs to that image only. Any other
+file is a layer: it is reprojected to the reference system of each georeferenced image and used for
+those that it intersects. An image may have several layers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 
 from setr.errors import SetrError
 from setr.outlines.drawing import Ring, Shape, as_points
-from setr.outlines.index import Annotated, Images, Outlined, not_one
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.reading.gdal import GdalFile, gdal_reason, import_gdal, is_georeferenced
 
 CLASS_KEYS = ("class", "label", "class_name", "category", "name")
-"""Properties that may name the class of a feature, in any case of letters; the first one counts."""
+"""Properties that may name a feature's class, case-insensitive; the first one found is used."""
 WGS84 = "OGC:CRS84"
-"""Reference system of a file that names none (RFC 7946, section 4)."""
+"""Reference system of files that name none (RFC 7946, section 4)."""
 BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
-"""What values of another kind than a format's raise."""
+"""Exceptions raised by files that do not follow their format."""
 
 
 class _Area(NamedTuple):
@@ -34,18 +34,18 @@ class _Area(NamedTuple):
     polygons: list[list[np.ndarray]]
 
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Least and largest coordinates of the outlines."""
+        """Bounding box: minimum and maximum coordinates."""
         points = np.concatenate([outline for outline, *_ in self.polygons])
         return points.min(axis=0), points.max(axis=0)
 
     def shape(self) -> Shape:
-        """As it is drawn, if its coordinates are pixels."""
+        """The shape to draw; coordinates must be pixels."""
         lines = ((outline, tuple(holes)) for outline, *holes in self.polygons)
         return Shape(self.name, tuple(Ring(outline, holes=holes) for outline, holes in lines))
 
 
-class _Place(NamedTuple):
-    """Where an image lies: its size (H, W), reference system (None: not told) and transform."""
+class _Georeference(NamedTuple):
+    """Size (H, W), reference system (None if unknown) and affine transform of an image."""
 
     size: tuple[int, int]
     crs: Any
@@ -53,12 +53,12 @@ class _Place(NamedTuple):
 
     def to_pixels(self, points: np.ndarray) -> np.ndarray:
         """Map coordinates (N, 2) as x, y in pixels."""
-        return _led(points, ~self.transform)
+        return _apply_affine(points, ~self.transform)
 
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Least and largest map coordinates."""
+        """Bounding box in map coordinates: minimum and maximum."""
         H, W = self.size
-        corners = _led(np.array([(0, 0), (W, 0), (0, H), (W, H)], float), self.transform)
+        corners = _apply_affine(np.array([(0, 0), (W, 0), (0, H), (W, H)], float), self.transform)
         return corners.min(axis=0), corners.max(axis=0)
 
 
@@ -67,37 +67,37 @@ class Layers:
 
     Args:
         root: the folder.
-        images: in it, relative.
-        where: finds images by name.
-        known: names of classes by number.
-        class_key: property that names the class; empty looks for `CLASS_KEYS`.
+        images: their paths relative to it.
+        index: finds images by name.
+        known: class names by id.
+        class_key: property that names the class; empty for `CLASS_KEYS`.
     """
 
     def __init__(
         self,
         root: Path,
         images: Sequence[str],
-        where: Images,
+        index: ImageIndex,
         known: Mapping[int, str],
-        class_key: str = "",
+        class_key: str,
     ) -> None:
-        self.root, self.where, self.known = root, where, known
+        self.root, self.index, self.known = root, index, known
         self.keys = (class_key.lower(),) if class_key else CLASS_KEYS
-        self.by_file = not class_key  # where no property names classes, the name of the file does
-        self.out = Outlined("GeoJSON", True)
+        self.by_file = not class_key  # without a class property, use the file name as class
+        self.out = AnnotatedFolder("GeoJSON", True)
         self._rasters = [name for name in images if is_georeferenced(root / name)]
-        self._places: dict[str, _Place] = {}
-        self._found: dict[str, Annotated] = {}
+        self._georeferences: dict[str, _Georeference] = {}
+        self._found: dict[str, AnnotatedImage] = {}
 
     def read(self, name: str, content: dict[str, Any]) -> None:
-        """Take the features of a file, and note what is wrong with it."""
+        """Add the features of a file; problems are recorded."""
         stem = os.path.splitext(os.path.basename(name))[0]
-        images = self.where.find(stem, name)
+        images = self.index.find(stem, name)
         if len(images) > 1:
-            self.out.problems.append(not_one(name, stem, images))
+            self.out.problems.append(image_problem(name, stem, images))
             return
         if not images and not self._rasters:
-            reason = f"no image is called '{stem}', and none has a georeference"
+            reason = f"no image is called '{stem}', and none is georeferenced"
             self.out.problems.append(f"{name}: {reason}")
             return
         layer = stem if self.by_file and not images else ""
@@ -106,12 +106,12 @@ class Layers:
             self._add(name, images[0], areas)
             return
         try:
-            self._lay(name, areas, _crs(content), images)
+            self._overlay(name, areas, _crs(content), images)
         except SetrError as error:
             self.out.problems.append(str(error))
 
-    def outlined(self) -> Outlined:
-        """All that was found."""
+    def annotated(self) -> AnnotatedFolder:
+        """All images with features."""
         self.out.images = [self._found[image] for image in sorted(self._found)]
         named = {shape.name for entry in self.out.images for shape in entry.shapes}
         listed = [name for name in self.known.values() if name in named]
@@ -119,52 +119,51 @@ class Layers:
         return self.out
 
     def _add(self, name: str, image: str, areas: list[_Area]) -> None:
-        """Shapes of a file for an image, behind those of other files."""
+        """Append the shapes of a file to those of an image."""
         shapes = tuple(area.shape() for area in areas)
         before = self._found.get(image)
         if before is not None:
             shapes, name = (*before.shapes, *shapes), f"{before.source} and {name}"
-        self._found[image] = Annotated(image, shapes, name)
+        self._found[image] = AnnotatedImage(image, shapes, name)
 
-    def _lay(self, name: str, areas: list[_Area], crs: str, own: list[str]) -> None:
-        """Lay a file over its own image, or over all rasters that it reaches."""
-        moved: dict[Any, list[_Area]] = {}
+    def _overlay(self, name: str, areas: list[_Area], crs: str, own: list[str]) -> None:
+        """Add a file to its own image, or to all rasters that it intersects."""
+        reprojected: dict[Any, list[_Area]] = {}
         boxes: dict[Any, np.ndarray] = {}
-        reached = not areas
+        intersects = not areas
         for image in own or self._rasters:
-            place = self._place(image)
-            if place.crs not in moved:
-                to = _route(name, crs, place.crs)
-                moved[place.crs] = _moved(areas, to)
-                ends = [area.box() for area in moved[place.crs]]
-                boxes[place.crs] = np.array(ends).reshape(-1, 2, 2)
-            low, high = place.box()
-            least, most = boxes[place.crs].swapaxes(0, 1)
-            chosen = np.flatnonzero(((least < high) & (most > low)).all(axis=1)).tolist()
-            reached |= bool(chosen)
+            geo = self._georeference(image)
+            if geo.crs not in reprojected:
+                reprojected[geo.crs] = _transformed(areas, _crs_transform(name, crs, geo.crs))
+                corners = [area.box() for area in reprojected[geo.crs]]
+                boxes[geo.crs] = np.array(corners).reshape(-1, 2, 2)
+            low, high = geo.box()
+            lows, highs = boxes[geo.crs].swapaxes(0, 1)
+            chosen = np.flatnonzero(((lows < high) & (highs > low)).all(axis=1)).tolist()
+            intersects |= bool(chosen)
             if own or chosen:
-                here = [moved[place.crs][index] for index in chosen]
-                self._add(name, image, _moved(here, place.to_pixels))
-        if not reached:
-            over = own[0] if own else f"any of {len(self._rasters)} images with a georeference"
+                here = [reprojected[geo.crs][i] for i in chosen]
+                self._add(name, image, _transformed(here, geo.to_pixels))
+        if not intersects:
+            target = own[0] if own else f"any of {len(self._rasters)} georeferenced images"
             self.out.problems.append(
-                f"{name}: none of its areas lies over {over}; check its reference system "
-                f"({crs or 'taken as that of the image'})"
+                f"{name}: none of its areas intersects {target}; check its reference system "
+                f"({crs or 'assumed to be that of the image'})"
             )
 
-    def _place(self, image: str) -> _Place:
-        if image not in self._places:
+    def _georeference(self, image: str) -> _Georeference:
+        if image not in self._georeferences:
             with GdalFile(self.root / image) as opened:
                 file = opened.file
                 if file.transform.is_degenerate:
-                    raise SetrError(f"{image}: its georeference gives pixels no area")
-                self._places[image] = _Place(file.shape, file.crs, file.transform)
-        return self._places[image]
+                    raise SetrError(f"{image}: its georeference gives pixels an area of zero")
+                self._georeferences[image] = _Georeference(file.shape, file.crs, file.transform)
+        return self._georeferences[image]
 
     def _areas(self, name: str, features: list[Any], layer: str) -> list[_Area]:
         """The features that have an area.
 
-        Where no property names classes, all are of the class `layer`, unless that is empty.
+        If no property names classes, all get the class `layer`, unless that is empty.
         """
         found = []
         for number, feature in enumerate(features, 1):
@@ -173,24 +172,24 @@ class Layers:
                 values = feature["properties"] or {}
                 found.append((number, {key.lower(): values[key] for key in values}, polygons))
             except BROKEN:
-                self.out.problems.append(f"{name}: feature {number} is no valid area")
+                self.out.problems.append(f"{name}: feature {number} is not a valid area")
         key = next((key for key in self.keys if any(key in values for _, values, _ in found)), "")
         areas = []
         if found and layer and not key:
             others = ", ".join(dict.fromkeys(key for _, values, _ in found for key in values))
             hint = f"; --class-key names another property ({others:.80})" if others else ""
-            self.out.notes.append(f"{name}: all of class '{layer}', after the file{hint}")
+            self.out.notes.append(f"{name}: all of class '{layer}', from the file name{hint}")
         for number, values, polygons in found:
-            title = self._class(values.get(key) if key or not layer else layer)
-            if polygons and title:
-                areas.append(_Area(title, polygons))
+            class_name = self._class(values.get(key) if key or not layer else layer)
+            if polygons and class_name:
+                areas.append(_Area(class_name, polygons))
             elif polygons:
-                wanted = key or " or ".join(self.keys)
-                self.out.problems.append(f"{name}: feature {number} has no property {wanted}")
+                keys = key or " or ".join(self.keys)
+                self.out.problems.append(f"{name}: feature {number} has no property {keys}")
         return areas
 
     def _polygons(self, geometry: Any) -> list[list[np.ndarray]]:
-        """Polygons of a geometry; none, and counted, where it has no area."""
+        """Polygons of a geometry; geometries without area are counted and skipped."""
         if geometry is None:
             return []
         kind = geometry["type"]
@@ -203,7 +202,7 @@ class Layers:
         return [[as_points([p[:2] for p in line]) for line in lines] for lines in polygons if lines]
 
     def _class(self, value: Any) -> str:
-        """Name of a class; empty where there is none."""
+        """Class name for a property value; empty without one."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if type(value) is int:
@@ -211,8 +210,8 @@ class Layers:
         return value.strip() if isinstance(value, str) else ""
 
 
-def _moved(areas: list[_Area], to: Callable[[np.ndarray], np.ndarray]) -> list[_Area]:
-    """Areas with all their points (N, 2) led through a function at once."""
+def _transformed(areas: list[_Area], to: Callable[[np.ndarray], np.ndarray]) -> list[_Area]:
+    """Areas with a function of points (N, 2) applied to all their points at once."""
     lines = [line for area in areas for polygon in area.polygons for line in polygon]
     if not lines:
         return areas
@@ -224,11 +223,13 @@ def _moved(areas: list[_Area], to: Callable[[np.ndarray], np.ndarray]) -> list[_
     ]
 
 
-def _route(name: str, own: str, target: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """Leads points from a file's reference system to an image's; as they are if one is not known.
+def _crs_transform(name: str, own: str, target: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that reprojects points from a file's reference system to an image's.
+
+    If either system is unknown, points are not changed.
 
     Raises:
-        SetrError: an unknown system; when called, points that have no place in the other.
+        SetrError: an invalid system; when called, points that cannot be reprojected.
     """
     if target is None or not own:
         return lambda points: points
@@ -236,31 +237,31 @@ def _route(name: str, own: str, target: Any) -> Callable[[np.ndarray], np.ndarra
     from rasterio.warp import transform
 
     try:
-        with gdal.Env():  # or PROJ writes to stderr itself
+        with gdal.Env():  # keeps PROJ from writing to stderr
             system = gdal.CRS.from_user_input(own)
     except Exception:
         raise SetrError(f"{name}: unknown reference system '{own:.60}'") from None
 
-    def lead(points: np.ndarray) -> np.ndarray:
+    def reproject(points: np.ndarray) -> np.ndarray:
         try:
             return np.stack(transform(system, target, *points.T), axis=1)
         except Exception as error:
             systems = f"{own:.60} to {target.to_string():.60}"
             raise SetrError(
-                f"{name}: cannot be led from {systems} ({gdal_reason(error):.80})"
+                f"{name}: cannot be reprojected from {systems} ({gdal_reason(error):.80})"
             ) from None
 
-    return (lambda points: points) if system == target else lead
+    return (lambda points: points) if system == target else reproject
 
 
-def _led(points: np.ndarray, transform: Any) -> np.ndarray:
-    """Points (N, 2) led through an affine transform."""
+def _apply_affine(points: np.ndarray, transform: Any) -> np.ndarray:
+    """Points (N, 2) mapped by an affine transform."""
     a, b, c, d, e, f = tuple(transform)[:6]
     return points @ np.array([[a, d], [b, e]]) + (c, f)
 
 
 def _crs(content: dict[str, Any]) -> str:
-    """Name of the reference system: of the member `crs`, which older files have, or WGS 84."""
+    """Name of the reference system: member `crs` (older files), or WGS 84; empty if unreadable."""
     if "crs" not in content:
         return WGS84
     try:

@@ -1,4 +1,4 @@
-"""What is known of a folder's outlines, and which image each belongs to."""
+"""The annotations of a folder, and finding the images that annotation files refer to."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from setr.outlines.drawing import Shape
 from setr.reading.files import composed, stem_of
 
 DRAWN = "masks_drawn"
-"""Folder of the masks that are drawn; nothing in it is taken as an image."""
+"""Folder for the drawn masks; files in it are never taken as images."""
 IGNORED, BACKGROUND = "__ignore__", "_background_"
-"""Names that LabelMe gives to what is not counted, and to what no outline covers."""
+"""LabelMe's class names for ignored pixels and for pixels outside all outlines."""
 
 
-class Annotated(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """An image with its outlines.
 
     Attributes:
-        image: relative to the folder.
+        image: path relative to the folder.
         shapes: its objects.
-        source: the file that holds them, for messages.
-        size: (H, W) that file gives the image; None if it gives none.
-        split: that file is for; empty if it tells none.
+        source: the annotation file, for messages.
+        size: (H, W) of the image according to that file; None if not given.
+        split: according to that file; empty if not given.
     """
 
     image: str
@@ -36,40 +36,40 @@ class Annotated(NamedTuple):
 
 
 @dataclass
-class Outlined:
-    """What a folder holds.
+class AnnotatedFolder:
+    """The annotations of a folder.
 
     Attributes:
         kind: LabelMe, Supervisely, V7, VIA, Label Studio, CVAT, COCO, COCO panoptic, YOLO or
             GeoJSON.
-        largest_first: small objects lie over large ones, whatever their order in the file.
-        classes: names in the order of their ids; of the first six, which have no
-            ids, as in a file of classes or else sorted.
-        images: each with its outlines.
-        left_out: what is no area, by kind, with its number.
-        problems: why the rest cannot be read, one line each.
-        alone: images without a file of outlines.
-        masks: files beside the images that hold their segments.
-        notes: what else to tell.
+        largest_first: draw small objects over large ones, whatever their order in the file.
+        classes: names in the order of their ids. The first six formats have no ids: the order of a
+            classes file or, without one, alphabetical.
+        images: with their outlines.
+        left_out: number of annotations without an area, by type.
+        problems: what could not be read, one line each.
+        unannotated: images that no annotation file mentions.
+        masks: panoptic PNG files next to the images.
+        notes: further messages for the user.
     """
 
     kind: str
     largest_first: bool
     classes: tuple[str, ...] = ()
-    images: list[Annotated] = field(default_factory=list)
+    images: list[AnnotatedImage] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    alone: list[str] = field(default_factory=list)
+    unannotated: list[str] = field(default_factory=list)
     masks: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def leave_out(self, what: str) -> None:
-        """Count something that is no area."""
+        """Count an annotation without an area."""
         self.left_out[what] = self.left_out.get(what, 0) + 1
 
 
-class Images:
-    """Images below the folder, found by what annotation files call them."""
+class ImageIndex:
+    """Finds images below a folder by the names in annotation files."""
 
     def __init__(self, names: list[str]) -> None:
         self._by_name: dict[str, list[str]] = {}
@@ -78,26 +78,26 @@ class Images:
                 self._by_name.setdefault(key, []).append(name)
 
     def has_folder_of(self, name: str) -> bool:
-        """Whether a name has folders, and an image lies in them."""
+        """Whether a name includes a folder and an image with that path exists."""
         name = composed(name.replace("\\", "/"))
         return "/" in name and bool(self._at(name))
 
     def find(
-        self, name: str, beside: str, split: str = "", *, in_folder: bool = False
+        self, name: str, source: str, split: str = "", *, in_folder: bool = False
     ) -> list[str]:
-        """Images of that path or end of a path, of several those in the nearest place.
+        """Images whose path ends with a name; of several, the nearest to the annotation file.
 
         Args:
-            name: as an annotation file has it, with or without suffix.
-            beside: that file.
-            split: it is for.
-            in_folder: take no image of that name in other folders than the name has.
+            name: as in the annotation file, with or without suffix.
+            source: the annotation file.
+            split: of the annotation file, to choose between several images.
+            in_folder: if the name includes a folder, do not accept images in other folders.
         """
         name = composed(name.replace("\\", "/"))
         found = self._at(name)
         if not found and not (in_folder and "/" in name):
             found = self._by_name.get(os.path.basename(name), [])
-        folder = os.path.dirname(beside)
+        folder = os.path.dirname(source)
         for nearer in (
             [f for f in found if os.path.dirname(f) == folder],
             [f for f in found if f.startswith(f"{folder}/")],
@@ -115,7 +115,7 @@ class Images:
 
 
 def split_of(path: str) -> str:
-    """The split that the last part of a path is called after: `annotations/instances_train2017`."""
+    """The split in the last part of a path that names one: `annotations/instances_train2017`."""
     for part in reversed(path.lower().split("/")):
         for word in re.findall("[a-z]+", part):
             if word in SPLIT_OF:
@@ -123,8 +123,8 @@ def split_of(path: str) -> str:
     return ""
 
 
-def not_one(source: str, image: str, found: list[str]) -> str:
-    """That a file's image is not there, or may be several."""
+def image_problem(source: str, image: str, found: list[str]) -> str:
+    """Message for an image that was not found, or found several times."""
     if found:
         return f"{source}: image '{image}' may be {' or '.join(found[:2])}"
-    return f"{source}: image '{image}' is not there"
+    return f"{source}: image '{image}' not found"

@@ -1,8 +1,4 @@
-"""Outlines in JSON: a file per image, those of many images, and GeoJSON.
-
-Of an image are the files of LabelMe, Supervisely and V7; of many those of COCO, the VGG Image
-Annotator and Label Studio.
-"""
+"""Outlines in JSON: LabelMe and COCO are read here, other formats by their own modules."""
 
 from __future__ import annotations
 
@@ -22,10 +18,10 @@ from setr.outlines.geojson import BROKEN, Layers
 from setr.outlines.index import (
     BACKGROUND,
     IGNORED,
-    Annotated,
-    Images,
-    Outlined,
-    not_one,
+    AnnotatedFolder,
+    AnnotatedImage,
+    ImageIndex,
+    image_problem,
     split_of,
 )
 from setr.outlines.label_studio import label_studio_tasks, read_label_studio
@@ -35,13 +31,15 @@ from setr.outlines.via import is_via, read_via
 from setr.reading.files import walk_images
 
 
-def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterator[Outlined]:
-    """Those of all JSON files, by kind; the key is for VIA and GeoJSON."""
-    labelme, coco = Outlined("LabelMe", False), Outlined("COCO", True)
-    supervisely, described = Outlined("Supervisely", False), list[str]()
-    via, studio = Outlined("VIA", False), Outlined("Label Studio", False)
-    darwin, panoptic = Outlined("V7", False), Outlined("COCO panoptic", False)
-    where, broken = Images(images), []
+def json_outlines(
+    root: Path, images: list[str], index: ImageIndex, class_key: str
+) -> Iterator[AnnotatedFolder]:
+    """The outlines of all JSON files, by format; `class_key` is for VIA and GeoJSON."""
+    labelme, coco = AnnotatedFolder("LabelMe", False), AnnotatedFolder("COCO", True)
+    supervisely, described = AnnotatedFolder("Supervisely", False), list[str]()
+    via, studio = AnnotatedFolder("VIA", False), AnnotatedFolder("Label Studio", False)
+    darwin, panoptic = AnnotatedFolder("V7", False), AnnotatedFolder("COCO panoptic", False)
+    broken: list[str] = []
     layers: dict[str, dict[str, Any]] = {}
     for name in walk_images(root, frozenset({".json", ".geojson"})):
         try:
@@ -50,21 +48,21 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
             broken.append(f"{name}: not JSON ({' '.join(str(error).split())[:80]})")
             continue
         if tasks := label_studio_tasks(content):
-            read_label_studio(name, tasks, where, studio)
+            read_label_studio(name, tasks, index, studio)
         if not isinstance(content, dict):
             continue
         if isinstance(content.get("shapes"), list) and "imagePath" in content:
-            _labelme(name, content, where, labelme)
+            _labelme(name, content, index, labelme)
         elif is_panoptic(content):
-            read_panoptic(root, name, content, where, panoptic)
+            read_panoptic(root, name, content, index, panoptic)
         elif is_darwin(content):
-            read_darwin(name, content, where, darwin)
+            read_darwin(name, content, index, darwin)
         elif all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
-            _Coco(name, content, where, coco).read()
+            _Coco(name, content, index, coco).read()
         elif is_supervisely(content):
-            read_supervisely(name, content, where, supervisely)
+            read_supervisely(name, content, index, supervisely)
         elif is_via(content):
-            read_via(name, content, where, via, class_key)
+            read_via(name, content, index, via, class_key)
         elif os.path.basename(name) == "meta.json":
             described += supervisely_classes(content)
         elif content.get("type") == "FeatureCollection" and isinstance(
@@ -73,34 +71,34 @@ def json_outlines(root: Path, images: list[str], class_key: str = "") -> Iterato
             layers[name] = content
     known = names_by_id(root)
     listed_first = {"Supervisely": described, "VIA": via.classes}
-    for outlined in (labelme, supervisely, darwin, via, studio):
-        first = listed_first.get(outlined.kind) or known.values()
-        named = {shape.name for entry in outlined.images for shape in entry.shapes}
+    for annotated in (labelme, supervisely, darwin, via, studio):
+        first = listed_first.get(annotated.kind) or known.values()
+        named = {shape.name for entry in annotated.images for shape in entry.shapes}
         listed = [n for n in dict.fromkeys(first) if n not in (IGNORED, BACKGROUND)]
-        outlined.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
+        annotated.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
     if not coco.images:
         coco.problems += coco.notes
-    geojson = Layers(root, images, where, known, class_key)
+    geojson = Layers(root, images, index, known, class_key)
     for name, content in layers.items():
         geojson.read(name, content)
-    outlines = (labelme, supervisely, darwin, via, studio, coco, panoptic, geojson.outlined())
-    for outlined in outlines:
-        if outlined.images or outlined.problems:
-            outlined.problems += broken
-            yield outlined
+    outlines = (labelme, supervisely, darwin, via, studio, coco, panoptic, geojson.annotated())
+    for annotated in outlines:
+        if annotated.images or annotated.problems:
+            annotated.problems += broken
+            yield annotated
 
 
 # --- LabelMe --------------------------------------------------------------------------------------
 
 
-def _labelme(name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
+def _labelme(name: str, content: dict[str, Any], index: ImageIndex, out: AnnotatedFolder) -> None:
     stem, recorded = os.path.splitext(name)[0], str(content["imagePath"])
-    images = where.find(os.path.basename(stem), name)
-    if len(images) != 1:  # the path in it is relative to it
+    images = index.find(os.path.basename(stem), name)
+    if len(images) != 1:  # imagePath is relative to the JSON file
         place = os.path.join(os.path.dirname(name), recorded.replace("\\", "/"))
-        images = where.find(os.path.normpath(place), name) or images
+        images = index.find(os.path.normpath(place), name) or images
     if len(images) != 1:
-        out.problems.append(not_one(name, recorded, images))
+        out.problems.append(image_problem(name, recorded, images))
         return
     shapes = []
     for number, shape in enumerate(content["shapes"], 1):
@@ -114,7 +112,7 @@ def _labelme(name: str, content: dict[str, Any], where: Images, out: Outlined) -
             out.problems.append(f"{name}: shape {number} has no label, or no points of its kind")
     size = content.get("imageHeight"), content.get("imageWidth")
     known = size if isinstance(size[0], int) and isinstance(size[1], int) else None
-    out.images.append(Annotated(images[0], tuple(shapes), name, known))  # type: ignore[arg-type]
+    out.images.append(AnnotatedImage(images[0], tuple(shapes), name, known))  # type: ignore[arg-type]
 
 
 def _label(shape: Mapping[str, Any]) -> str:
@@ -124,7 +122,7 @@ def _label(shape: Mapping[str, Any]) -> str:
 
 
 def _labelme_part(shape: Mapping[str, Any]) -> Part | None:
-    """A shape's area; None for lines and points, which have none."""
+    """A shape's area; None for lines and points."""
     kind = shape.get("shape_type") or "polygon"
     if kind == "polygon":
         return Ring(as_points(shape["points"]))
@@ -136,9 +134,9 @@ def _labelme_part(shape: Mapping[str, Any]) -> Part | None:
     if kind == "circle":
         centre, edge = as_points(shape["points"], 2)
         radius = math.dist(centre, edge)
-        corners = min(max(16, math.ceil(8 * math.sqrt(radius))), 10_000)  # off by 0.1 pixel
-        turn = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-        return Ring(centre + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1))
+        corners = min(max(16, math.ceil(8 * math.sqrt(radius))), 10_000)  # error below 0.1 pixel
+        t = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+        return Ring(centre + radius * np.stack([np.cos(t), np.sin(t)], axis=1))
     if kind == "mask":
         left, top = np.round(as_points(shape["points"], 1)[0]).astype(int).tolist()
         return Patch(top, left, str(shape["mask"]))
@@ -149,14 +147,15 @@ def _labelme_part(shape: Mapping[str, Any]) -> Part | None:
 
 
 class _Coco:
-    """One file of COCO's format, added to `out`.
+    """Reads one COCO file into `out`.
 
-    Also as VIA writes it: ids in quotes where images have numbers, and a polygon without a list
-    around it.
+    VIA's variant is accepted too: ids as strings, and a polygon without a list around it.
     """
 
-    def __init__(self, name: str, content: dict[str, Any], where: Images, out: Outlined) -> None:
-        self.name, self.content, self.where, self.out = name, content, where, out
+    def __init__(
+        self, name: str, content: dict[str, Any], index: ImageIndex, out: AnnotatedFolder
+    ) -> None:
+        self.name, self.content, self.index, self.out = name, content, index, out
         self.split, self.in_folder = split_of(name), False
 
     def read(self) -> None:
@@ -168,7 +167,7 @@ class _Coco:
             used = {str(a["category_id"]) for a in self.content["annotations"]}
             by_image: dict[str, list[Shape]] = {str(i["id"]): [] for i in self.content["images"]}
             files = [image["file_name"] for image in self.content["images"]]
-            self.in_folder = any(map(self.where.has_folder_of, files))
+            self.in_folder = any(map(self.index.has_folder_of, files))
             for annotation in self.content["annotations"]:
                 self._add(annotation, names, by_image)
             found = [
@@ -176,24 +175,24 @@ class _Coco:
             ]
             named = [name for i, name in names.items() if i in used or name not in groups]
         except BROKEN as error:
-            self.out.problems.append(f"{self.name}: not as COCO has it ({error!r})")
+            self.out.problems.append(f"{self.name}: not valid COCO JSON ({error!r})")
             return
         missing = [text for text in found if isinstance(text, str)]
         if found and len(missing) == len(found):
-            self.out.notes.append(f"{self.name}: none of its {len(found)} images is here")
+            self.out.notes.append(f"{self.name}: none of its {len(found)} images was found")
             return
         self.out.problems += missing
-        self.out.images += [entry for entry in found if isinstance(entry, Annotated)]
+        self.out.images += [entry for entry in found if isinstance(entry, AnnotatedImage)]
         self.out.classes = tuple(dict.fromkeys((*self.out.classes, *named)))
 
-    def _image(self, image: Mapping[str, Any], shapes: list[Shape]) -> Annotated | str:
-        images = self.where.find(
+    def _image(self, image: Mapping[str, Any], shapes: list[Shape]) -> AnnotatedImage | str:
+        images = self.index.find(
             image["file_name"], self.name, self.split, in_folder=self.in_folder
         )
         if len(images) != 1:
-            return not_one(self.name, image["file_name"], images)
+            return image_problem(self.name, image["file_name"], images)
         size = (int(image["height"]), int(image["width"])) if image.get("height") else None
-        return Annotated(images[0], tuple(shapes), self.name, size, self.split)
+        return AnnotatedImage(images[0], tuple(shapes), self.name, size, self.split)
 
     def _add(
         self, annotation: Mapping[str, Any], names: dict[str, str], by_image: dict[str, list[Shape]]

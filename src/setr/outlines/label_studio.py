@@ -1,6 +1,6 @@
-"""Outlines in Label Studio's own exports, JSON and JSON-MIN: tasks, each with an image's regions.
+"""Label Studio's own exports, JSON and JSON-MIN: tasks, each with the regions of an image.
 
-Coordinates are in percent of the sides. Brush strokes are RGBA pixels in the run lengths of
+Coordinates are in percent of width and height. Brush strokes are RGBA pixels compressed with
 thi.ng's rle-pack: https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack
 """
 
@@ -19,21 +19,25 @@ from setr.data.pairing import is_file
 from setr.images import encode_png
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse
 from setr.outlines.geojson import BROKEN
-from setr.outlines.index import Annotated, Images, Outlined, not_one
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 
 
 def label_studio_tasks(content: Any) -> list[dict[str, Any]]:
-    """The tasks of a JSON file; none of another file."""
+    """The tasks of a JSON file; empty for other formats."""
     tasks = content if isinstance(content, list) else [content]
     found = [_task(task) for task in tasks if isinstance(task, dict)]
     return [task for task in found if task] if len(found) == len(tasks) else []
 
 
 def _task(given: dict[str, Any]) -> dict[str, Any]:
-    """A task with `data` and `annotations`; empty if it is none."""
+    """A task with `data` and `annotations`; empty if this is not a task."""
     if isinstance(given.get("data"), dict):
-        made = given.get("annotations", given.get("completions"))
-        return {"data": given["data"], "annotations": made} if isinstance(made, list) else {}
+        annotations = given.get("annotations", given.get("completions"))
+        return (
+            {"data": given["data"], "annotations": annotations}
+            if isinstance(annotations, list)
+            else {}
+        )
     if "annotation_id" not in given:
         return {}
     values = (v for part in given.values() if isinstance(part, list) for v in part)
@@ -41,26 +45,28 @@ def _task(given: dict[str, Any]) -> dict[str, Any]:
     return {"data": given, "annotations": [{"result": results}]}
 
 
-def read_label_studio(name: str, tasks: list[dict[str, Any]], where: Images, out: Outlined) -> None:
-    """Add the annotated images of a file and their regions; later ones lie over earlier ones."""
+def read_label_studio(
+    name: str, tasks: list[dict[str, Any]], index: ImageIndex, out: AnnotatedFolder
+) -> None:
+    """Add the images of a file and their regions; later ones are drawn over earlier ones."""
     for number, task in enumerate(tasks, 1):
         try:
-            called = _called(task["data"])
-            made = [a for a in task["annotations"] if not a.get("was_cancelled")]
-            stem = re.sub(r"^[0-9a-f]{8}-", "", os.path.basename(called))  # of an upload
-            images = where.find(called, name) or where.find(stem, name)
-            if made and len(images) != 1:
-                out.problems.append(not_one(name, called, images))
+            image_name = _image_name(task["data"])
+            annotations = [a for a in task["annotations"] if not a.get("was_cancelled")]
+            stem = re.sub(r"^[0-9a-f]{8}-", "", os.path.basename(image_name))  # added on upload
+            images = index.find(image_name, name) or index.find(stem, name)
+            if annotations and len(images) != 1:
+                out.problems.append(image_problem(name, image_name, images))
                 continue
-            for annotation in made:
-                shapes, size = _shapes(f"{name}: {called}", annotation["result"], out)
-                out.images.append(Annotated(images[0], shapes, name, size))
+            for annotation in annotations:
+                shapes, size = _shapes(f"{name}: {image_name}", annotation["result"], out)
+                out.images.append(AnnotatedImage(images[0], shapes, name, size))
         except BROKEN as error:
-            out.problems.append(f"{name}: task {number} is not as Label Studio has it ({error!r})")
+            out.problems.append(f"{name}: task {number} is not valid Label Studio JSON ({error!r})")
 
 
-def _called(data: Mapping[str, Any]) -> str:
-    """The image of a task: the only value, or the one called `image`, that ends as images do."""
+def _image_name(data: Mapping[str, Any]) -> str:
+    """The image of a task: the only value that is an image file name, or the one called `image`."""
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
     paths = {k: unquote(v.rpartition("?d=")[2].partition("?")[0]) for k, v in texts.items()}
     files = {key: path for key, path in paths.items() if is_file(path)}
@@ -70,15 +76,15 @@ def _called(data: Mapping[str, Any]) -> str:
 
 
 def _shapes(
-    place: str, results: list[dict[str, Any]], out: Outlined
+    place: str, results: list[dict[str, Any]], out: AnnotatedFolder
 ) -> tuple[tuple[Shape, ...], tuple[int, int] | None]:
-    """The regions of an image, and the size that they give it."""
+    """The regions of an image, and the image size they state."""
     size, shapes = None, list[Shape]()
-    results = [result for result in results if "value" in result]  # others relate two of them
+    results = [result for result in results if "value" in result]  # others are relations
     named = {result.get("id") for result in results if _labels(result["value"])}
     for number, result in enumerate(results, 1):
         value, labels = result["value"], _labels(result["value"])
-        if not labels and result.get("id") in named:  # its label is a result of its own
+        if not labels and result.get("id") in named:  # the label is in another result
             continue
         try:
             if result.get("original_height"):
@@ -93,8 +99,8 @@ def _shapes(
                 out.leave_out(f"Label Studio's {result.get('type', 'boxes and points')}")
         except BROKEN:
             out.problems.append(
-                f"{place}: region {number} has no label or several, lies in an image that was "
-                "turned, or is broken"
+                f"{place}: region {number} has no label or several, belongs to a rotated image, or "
+                "is broken"
             )
     return tuple(shapes), size
 
@@ -105,7 +111,7 @@ def _labels(value: Mapping[str, Any]) -> list[Any]:
 
 
 def _part(value: Mapping[str, Any], size: tuple[int, int] | None) -> Part | None:
-    """A region's area; None for boxes, points and what is said of the whole image."""
+    """A region's area; None for boxes, points and image-level labels."""
     if "points" in value:
         return Ring(as_points(value["points"]) / 100, relative=True)
     if "rle" in value and size:
@@ -119,25 +125,26 @@ def _part(value: Mapping[str, Any], size: tuple[int, int] | None) -> Part | None
 
 
 def _brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
-    """Where a brush stroke is at least half as opaque as anywhere, uint8 (H, W)."""
-    bits, place = "".join(f"{byte:08b}" for byte in bytes(packed)), 0
+    """Decode a brush stroke, uint8 (H, W): 1 where alpha is above half of its maximum."""
+    bits, position = "".join(f"{byte:08b}" for byte in bytes(packed)), 0
 
     def take(count: int) -> int:
-        nonlocal place
-        place += count
-        return int(bits[place - count : place], 2)
+        """The next bits as a number."""
+        nonlocal position
+        position += count
+        return int(bits[position - count : position], 2)
 
     length, width = take(32), take(5) + 1
     counts = [take(4) + 1 for _ in range(4)]
     if length != 4 * size[0] * size[1] or width > 8:
         raise ValueError
-    values, done = np.zeros(length, np.uint8), 0
-    while done < length:
-        repeated, end = take(1), done + 1 + take(counts[take(2)])
+    values, start = np.zeros(length, np.uint8), 0
+    while start < length:
+        repeated, end = take(1), start + 1 + take(counts[take(2)])
         if repeated:
-            values[done:end] = take(width)
+            values[start:end] = take(width)
         else:
-            values[done:end] = [take(width) for _ in range(end - done)]
-        done = end
+            values[start:end] = [take(width) for _ in range(end - start)]
+        start = end
     alpha = values[3::4].reshape(size)
     return (alpha > alpha.max() / 2).astype(np.uint8)

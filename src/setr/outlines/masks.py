@@ -1,6 +1,6 @@
-"""Draws the masks of a folder whose images have outlines only.
+"""Drawing mask files for a folder of images with outlines.
 
-What a GeoTIFF calls empty is ignored in its mask.
+Pixels without data in a GeoTIFF are ignored in its mask.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from setr.errors import USAGE, SetrError
 from setr.images import check_whole, encode_png
 from setr.labels import IGNORE, Labels
 from setr.outlines.drawing import draw
-from setr.outlines.index import BACKGROUND, DRAWN, IGNORED, Annotated, Outlined
+from setr.outlines.index import BACKGROUND, DRAWN, IGNORED, AnnotatedFolder, AnnotatedImage
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
 from setr.reading.gdal import without_data
 
 SHOWN = 10
 NOT_COUNTED = (IGNORED, "ignore")
-"""Names of outlines that make no class; the second is what data.yaml calls it."""
+"""Class names for ignored areas: LabelMe's, and the one of data.yaml."""
 
 
 @dataclass
-class Drawn:
+class DrawnMasks:
     """The masks that were written.
 
     Attributes:
         pairs: image and mask, relative to the folder.
-        classes: in the order of their ids in the masks; 255 is ignored there.
-        pixels: of each id in all masks.
-        splits: of the images whose file of outlines tells one.
+        classes: in the order of their ids in the masks; 255 is ignored.
+        pixels: number per id in all masks.
+        splits: by image, where the annotation file gives one.
     """
 
     pairs: list[tuple[str, str]] = field(default_factory=list)
@@ -46,38 +46,42 @@ class Drawn:
     splits: dict[str, str] = field(default_factory=dict)
 
 
-def draw_masks(root: Path, outlined: Outlined, *, rest: str = "background") -> Drawn:
+def draw_masks(root: Path, annotated: AnnotatedFolder, *, rest: str = "background") -> DrawnMasks:
     """Write a palette PNG per image to the folder `masks_drawn`.
 
     Args:
         root: the folder.
         outlined: what `find_outlines` found there.
-        rest: class of what no outline covers, added to the classes where it occurs; or `ignore`.
+        rest: class of pixels outside all outlines, added to the classes if it occurs; or `ignore`.
 
     Raises:
-        SetrError: `rest` would leave a single class; too many classes; or images or outlines that
-            cannot be read, all of them counted and the first ten named (exit code 3).
+        SetrError: a single class with `rest`; too many classes; or images or outlines that cannot
+            be read, of which the number and the first ten are given (exit code 3).
     """
-    own = tuple(name for name in outlined.classes if name not in (*NOT_COUNTED, BACKGROUND))
-    if not own or not any(entry.shapes for entry in outlined.images):
-        _refuse(root, outlined, outlined.problems or [told(outlined.left_out) or "no shapes"])
+    own = tuple(name for name in annotated.classes if name not in (*NOT_COUNTED, BACKGROUND))
+    if not own or not any(entry.shapes for entry in annotated.images):
+        _refuse(
+            root,
+            annotated,
+            annotated.problems or [left_out_text(annotated.left_out) or "no shapes"],
+        )
     classes = _with_rest(own, rest)
     if len(classes) > IGNORE:
         raise data_error(
-            f"{root}: outlines ({outlined.kind}) of {len(classes)} classes, with what --rest adds; "
-            f"masks hold at most {IGNORE}: join some, or leave them out of the file"
+            f"{root}: outlines ({annotated.kind}) of {len(classes)} classes, including --rest; at "
+            f"most {IGNORE} fit into masks: merge some, or remove them from the file"
         )
     ids = {name: i for i, name in enumerate(classes)}
     ids |= {**dict.fromkeys(NOT_COUNTED, IGNORE), BACKGROUND: ids.get(rest, IGNORE)}
     palette = Labels(classes).palette
-    drawn, problems = Drawn(), list(outlined.problems)
-    stems = Counter(os.path.splitext(entry.image)[0] for entry in outlined.images)
-    with Progress("draw masks", len(outlined.images)) as progress:
-        for number, entry in enumerate(outlined.images, 1):
+    drawn, problems = DrawnMasks(), list(annotated.problems)
+    stems = Counter(os.path.splitext(entry.image)[0] for entry in annotated.images)
+    with Progress("draw masks", len(annotated.images)) as progress:
+        for number, entry in enumerate(annotated.images, 1):
             stem = os.path.splitext(entry.image)[0]
             name = f"{DRAWN}/{stem if stems[stem] == 1 else entry.image}.png"
             try:
-                mask = _mask(root, entry, ids, ids[BACKGROUND], outlined.largest_first)
+                mask = _mask(root, entry, ids, ids[BACKGROUND], annotated.largest_first)
             except SetrError as error:
                 problems.append(str(error))
                 continue
@@ -90,40 +94,40 @@ def draw_masks(root: Path, outlined: Outlined, *, rest: str = "background") -> D
                 drawn.splits[entry.image] = entry.split
             progress.update(number, images=1)
     if problems:
-        _refuse(root, outlined, problems)
+        _refuse(root, annotated, problems)
     drawn.classes = classes if drawn.pixels[ids[BACKGROUND]] else own
     return drawn
 
 
-def _refuse(root: Path, outlined: Outlined, problems: list[str]) -> NoReturn:
+def _refuse(root: Path, annotated: AnnotatedFolder, problems: list[str]) -> NoReturn:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     raise data_error(
-        f"{root}: {count} with outlines ({outlined.kind}): {'; '.join(problems[:SHOWN])}{more}"
+        f"{root}: {count} with outlines ({annotated.kind}): {'; '.join(problems[:SHOWN])}{more}"
     )
 
 
 def _with_rest(names: tuple[str, ...], rest: str) -> tuple[str, ...]:
-    """All classes in the order of their ids: those of the outlines, and the rest's if it is new."""
+    """All classes in the order of their ids: those of the outlines, then `rest` if it is new."""
     if rest not in NOT_COUNTED:
         names = tuple(dict.fromkeys((*names, rest)))
     if len(names) < 2:
         raise SetrError(
-            f"--rest {rest}: the outlines have the single class '{names[0]}'; name another class "
-            "for what they leave out",
+            f"--rest {rest}: the outlines have a single class, '{names[0]}'; give another class "
+            "for the pixels outside them",
             code=USAGE,
         )
     return names
 
 
-def told(left_out: dict[str, int]) -> str:
-    """What was left out; empty for nothing."""
+def left_out_text(left_out: dict[str, int]) -> str:
+    """Message on annotations that were left out; empty if there are none."""
     parts = [f"{count} {what}" for what, count in left_out.items()]
     return f"left out, because they have no area: {', '.join(parts)}" if parts else ""
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image that is read as RGB, or of a TIFF file of any bands and values."""
+    """(H, W) of an RGB image, or of a TIFF file with any bands and values."""
     try:
         return check_whole(path)[0]
     except SetrError:
@@ -133,7 +137,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _mask(
-    root: Path, entry: Annotated, ids: dict[str, int], rest: int, largest_first: bool
+    root: Path, entry: AnnotatedImage, ids: dict[str, int], rest: int, largest_first: bool
 ) -> np.ndarray:
     size = _size(root / entry.image)
     if entry.size not in (None, size):

@@ -1,6 +1,7 @@
-"""Supervisely's outlines: `DATASET/img/x.jpg`, `DATASET/ann/x.jpg.json`, classes in `meta.json`.
+"""Supervisely's format: `DATASET/img/x.jpg`, `DATASET/ann/x.jpg.json`, classes in `meta.json`.
 
-Bitmaps are PNG files in zlib and base64 with the place of their first pixel, polygons have holes.
+Bitmaps are zlib-compressed PNG files in base64 with the position of their upper left pixel;
+polygons may have holes.
 """
 
 from __future__ import annotations
@@ -13,28 +14,30 @@ from typing import Any
 
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points
 from setr.outlines.geojson import BROKEN
-from setr.outlines.index import Annotated, Images, Outlined, not_one
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 
 
 def is_supervisely(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON file holds the objects of an image."""
+    """Whether a JSON file is of this format."""
     return isinstance(content.get("objects"), list) and isinstance(content.get("size"), dict)
 
 
 def supervisely_classes(content: Mapping[str, Any]) -> list[str]:
-    """The classes that `meta.json` lists; none of another file."""
+    """The classes listed in `meta.json`; empty for other files."""
     listed = content.get("classes")
     known = listed if isinstance(listed, list) else []
     return [str(c["title"]) for c in known if isinstance(c, dict) and "title" in c]
 
 
-def read_supervisely(name: str, content: Mapping[str, Any], where: Images, out: Outlined) -> None:
-    """Add the image of a file and its objects; later ones lie over earlier ones."""
+def read_supervisely(
+    name: str, content: Mapping[str, Any], index: ImageIndex, out: AnnotatedFolder
+) -> None:
+    """Add the image of a file and its objects; later ones are drawn over earlier ones."""
     image = os.path.splitext(os.path.basename(name))[0]
-    beside = os.path.dirname(os.path.dirname(name))
-    images = where.find(os.path.join(beside, "img", image), name)
+    dataset = os.path.dirname(os.path.dirname(name))
+    images = index.find(os.path.join(dataset, "img", image), name)
     if len(images) != 1:
-        out.problems.append(not_one(name, image, images))
+        out.problems.append(image_problem(name, image, images))
         return
     shapes = []
     for number, given in enumerate(content["objects"], 1):
@@ -45,10 +48,12 @@ def read_supervisely(name: str, content: Mapping[str, Any], where: Images, out: 
             else:
                 shapes.append(Shape(str(given["classTitle"]), (part,)))
         except (*BROKEN, zlib.error):
-            out.problems.append(f"{name}: object {number} has no class, or is no polygon or bitmap")
+            out.problems.append(
+                f"{name}: object {number} has no class, or is not a valid polygon or bitmap"
+            )
     size = content["size"].get("height"), content["size"].get("width")
     known = size if isinstance(size[0], int) and isinstance(size[1], int) else None
-    out.images.append(Annotated(images[0], tuple(shapes), name, known))
+    out.images.append(AnnotatedImage(images[0], tuple(shapes), name, known))
 
 
 def _part(given: Mapping[str, Any]) -> Part | None:

@@ -1,4 +1,4 @@
-"""Outlines of the VGG Image Annotator (VIA 2): a JSON file of many images, project or export."""
+"""VGG Image Annotator (VIA 2): a JSON file for many images, project or export."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from setr.outlines.drawing import Part, Ring, Shape, as_points, ellipse
 from setr.outlines.geojson import BROKEN, CLASS_KEYS
-from setr.outlines.index import Annotated, Images, Outlined, not_one
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 
-ONLY = "object"
-"""Class of regions where none has an attribute."""
+DEFAULT_CLASS = "object"
+"""Class of the regions of a file without attributes."""
 
 
 def is_via(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON file holds images with regions."""
+    """Whether a JSON file is of this format."""
     images = content.get("_via_img_metadata", content)
     return (
         isinstance(images, dict)
@@ -24,26 +24,26 @@ def is_via(content: Mapping[str, Any]) -> bool:
 
 
 def read_via(
-    name: str, content: Mapping[str, Any], where: Images, out: Outlined, class_key: str
+    name: str, content: Mapping[str, Any], index: ImageIndex, out: AnnotatedFolder, class_key: str
 ) -> None:
-    """Add the images of a file and its regions; later ones lie over earlier ones.
+    """Add the images of a file and its regions; later ones are drawn over earlier ones.
 
     Args:
         name: of the file.
-        content: of it.
-        where: the images of the folder.
-        out: takes them, and as classes the options that the file lists.
-        class_key: attribute that names the class; empty looks for the usual ones, or the only one.
+        content: of the file.
+        index: the images of the folder.
+        out: receives the images, and the attribute's options as classes.
+        class_key: attribute that names the class; empty for the usual ones, or the only one.
     """
     images = content.get("_via_img_metadata", content).values()
     try:
         listed = [(str(image["filename"]), _values(image["regions"])) for image in images]
         given = dict.fromkeys(k for _, regions in listed for r in regions for k in _attributes(r))
     except BROKEN as error:
-        out.problems.append(f"{name}: not as VIA has it ({error!r})")
+        out.problems.append(f"{name}: not valid VIA JSON ({error!r})")
         return
-    wanted = (class_key,) if class_key else CLASS_KEYS
-    keys = [k for w in wanted for k in given if k.lower() == w.lower()]
+    candidates = (class_key,) if class_key else CLASS_KEYS
+    keys = [k for c in candidates for k in given if k.lower() == c.lower()]
     key = next(iter(keys or given), "")
     if not keys and (class_key or len(given) > 1):
         out.problems.append(
@@ -52,12 +52,12 @@ def read_via(
         )
         return
     if not key and any(regions for _, regions in listed):
-        out.notes.append(f"{name}: regions have no attributes: all of class '{ONLY}'")
+        out.notes.append(f"{name}: regions have no attributes: all of class '{DEFAULT_CLASS}'")
     out.classes = tuple(dict.fromkeys((*out.classes, *_options(content, key))))
-    for called, regions in listed:
-        found = where.find(called, name)
+    for image_name, regions in listed:
+        found = index.find(image_name, name)
         if len(found) != 1:
-            out.problems.append(not_one(name, called, found))
+            out.problems.append(image_problem(name, image_name, found))
             continue
         shapes = []
         for number, region in enumerate(regions, 1):
@@ -66,16 +66,16 @@ def read_via(
                 if part is None:
                     out.leave_out(f"VIA's {region['shape_attributes']['name']}")
                 else:
-                    title = _title(_attributes(region)[key]) if key else ONLY
-                    shapes.append(Shape(title, (part,)))
+                    class_name = _class_name(_attributes(region)[key]) if key else DEFAULT_CLASS
+                    shapes.append(Shape(class_name, (part,)))
             except BROKEN:
                 what = f"no class in its attribute '{key}', or " if key else ""
-                out.problems.append(f"{name}: {called}: region {number} has {what}no points")
-        out.images.append(Annotated(found[0], tuple(shapes), name))
+                out.problems.append(f"{name}: {image_name}: region {number} has {what}no points")
+        out.images.append(AnnotatedImage(found[0], tuple(shapes), name))
 
 
 def _values(regions: Any) -> list[Any]:
-    """A list, or what version 1 numbers."""
+    """The regions of an image: a list, or a dictionary in VIA 1."""
     return list(regions.values() if isinstance(regions, dict) else regions)
 
 
@@ -85,15 +85,15 @@ def _attributes(region: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _options(content: Mapping[str, Any], key: str) -> list[str]:
-    """What the attribute can be, where the project lists it."""
+    """The attribute's options, if the project lists them."""
     try:
         return [str(name) for name in content["_via_attributes"]["region"][key]["options"]]
     except BROKEN:
         return []
 
 
-def _title(value: Any) -> str:
-    """Name of a class: text, or the only one that is ticked."""
+def _class_name(value: Any) -> str:
+    """Class name: the text, or the only option that is ticked."""
     if isinstance(value, dict):
         (value,) = (option for option, ticked in value.items() if ticked)
     if not str(value).strip():
@@ -102,7 +102,7 @@ def _title(value: Any) -> str:
 
 
 def _part(shape: Mapping[str, Any]) -> Part | None:
-    """A region's area; None for lines and points, which have none."""
+    """A region's area; None for lines and points."""
     kind = shape["name"]
     if kind == "polygon":
         return Ring(as_points([*zip(shape["all_points_x"], shape["all_points_y"], strict=True)]))

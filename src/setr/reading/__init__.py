@@ -1,1 +1,1 @@
-"""Bytes to arrays: the files, formats and places that images, masks and settings are read from."""
+"""Reading images, masks and settings from files, URLs and object storage."""

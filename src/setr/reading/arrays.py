@@ -1,4 +1,4 @@
-"""Anything that holds one image -> uint8 (H, W, C): RGB, or the bands of a model."""
+"""An image from a path, bytes, Pillow image, array or tensor as uint8 (H, W, C)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from setr.errors import SetrError
 from setr.images import MAX_PIXELS, Named, from_pillow
 from setr.reading.urls import download, is_url
 
-KINDS = "uint8 RGB (H, W, 3) or grey (H, W)"
+RGB_KINDS = "uint8 RGB (H, W, 3) or grey (H, W)"
 
 
 def as_image(
@@ -23,23 +23,23 @@ def as_image(
     allow_urls: bool = False,
     bands: Bands | None = None,
 ) -> np.ndarray:
-    """Read one image, whatever holds it.
+    """Read one image from any supported source.
 
     Args:
-        source: a path; the bytes of a file, or an open one; a Pillow image; an array uint8 RGB
-            (H, W, 3) or grey (H, W); a tensor of the same or, as torchvision has it, (3, H, W) or
-            (1, H, W), uint8 or float from 0 to 1; an http(s) address if `allow_urls`.
-        max_pixels: larger images are refused, files from their header.
-        allow_urls: download addresses.
-        bands: what is read of a file in place of RGB; arrays and tensors then have as many
-            channels, in the same order and range, and Pillow images are refused.
+        source: a path; the bytes of a file, or an open file; a Pillow image; an array uint8 RGB
+            (H, W, 3) or grey (H, W); a tensor of the same or, as in torchvision, (3, H, W) or
+            (1, H, W), uint8 or float from 0 to 1; an http(s) URL if `allow_urls`.
+        max_pixels: larger images are refused, files by their header.
+        allow_urls: download URLs.
+        bands: bands to read from a file instead of RGB. Arrays and tensors must then have these
+            channels, in the same order and scaled by the same ranges; Pillow images are refused.
 
     Raises:
-        SetrError: unreadable, too large, or of another kind.
+        SetrError: unreadable, too large, or an unsupported source.
     """
     if isinstance(source, str) and is_url(source):
         if not allow_urls:
-            raise SetrError(f"{source}: downloads are off; allow them with --allow-urls")
+            raise SetrError(f"{source}: downloads are disabled; allow them with --allow-urls")
         source = Named(download(source), source)
     elif isinstance(source, bytearray | memoryview):
         source = bytes(source)
@@ -47,7 +47,8 @@ def as_image(
         source = source.read()
     if isinstance(source, str | os.PathLike | bytes):
         return read_pixels(source, bands, max_pixels=max_pixels)
-    channels, kinds = (3, KINDS) if bands is None else _kinds(bands)
+    channels = 3 if bands is None else len(bands.numbers)
+    kinds = RGB_KINDS if bands is None else f"uint8 (H, W, {channels})"
     if hasattr(source, "convert"):
         if bands is not None:
             raise SetrError(f"Pillow image: the model takes {bands}; give the file, or {kinds}")
@@ -63,20 +64,15 @@ def as_image(
     return np.ascontiguousarray(array)
 
 
-def _kinds(bands: Bands) -> tuple[int, str]:
-    channels = len(bands.numbers)
-    return channels, f"uint8 (H, W, {channels})"
-
-
 def _from_array(source: Any, kinds: str) -> np.ndarray:
     try:
         return np.array(source)
-    except ValueError:  # lists of several lengths
-        raise SetrError(f"{type(source).__name__}: is no image; give {kinds}") from None
+    except ValueError:  # nested lists of different lengths
+        raise SetrError(f"{type(source).__name__}: not an image; give {kinds}") from None
 
 
 def _from_tensor(tensor: torch.Tensor, channels: int, kinds: str) -> np.ndarray:
-    """A tensor as an array with channels last; float values 0 to 1 become 0 to 255."""
+    """A tensor as an array with channels last; floats in 0 to 1 are scaled to 0 to 255."""
     values = tensor.detach().cpu()
     shape = tuple(values.shape)
     grey = (1,) if channels == 3 else ()

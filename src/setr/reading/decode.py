@@ -1,7 +1,7 @@
-"""Fast pixels of ordinary PNG and JPEG files, and MATLAB label maps; used by `images.py` alone.
+"""Fast decoding of ordinary PNG and JPEG files, and MATLAB label maps.
 
-kornia-rs and OpenCV give the same values as Pillow, in less time. Neither is
-asked about files it would read differently: rotated, transparent, 16-bit, cut off.
+kornia-rs and OpenCV return the same values as Pillow in less time. Files they would read
+differently (rotated, transparent, 16-bit, truncated) are left to Pillow.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from setr.errors import SetrError, first_line
 
 try:
     from kornia_rs.io import decode_image_png_u8 as _decode_png
-except ImportError:  # a young library: without it Pillow decodes, at less than half the speed
+except ImportError:  # fall back to Pillow, at less than half the speed
     _decode_png = None
 
 
 def orientation(image: Any) -> int:
-    """EXIF orientation of an open Pillow image, 1 (upright) to 8, from the header alone."""
+    """EXIF orientation of an open Pillow image, 1 (upright) to 8, read from the header only."""
     if image.format == "PNG" and "exif" not in image.info:
-        return 1  # getexif would decode the pixels to look behind them
+        return 1  # getexif would decode all pixels to search behind them
     return int(image.getexif().get(0x0112, 1))
 
 
 def can_stop_early(image: Any, data: bytes) -> bool:
-    """Whether the upper rows of an open Pillow image can be decoded alone: plain 8-bit RGB PNG."""
+    """Whether only the upper rows of an open Pillow image can be decoded: plain 8-bit RGB PNG."""
     if image.format != "PNG" or image.mode != "RGB" or "transparency" in image.info:
         return False
     if getattr(image, "is_animated", False):
-        return False  # its frames are as high as the header says
+        return False  # frames must have the height given in the header
     depth, interlaced = data[24], data[28]
     return depth == 8 and not interlaced and b"IEND" in data[-64:] and not _has_exif(image, data)
 
 
 def _has_exif(image: Any, data: bytes) -> bool:
-    """Whether an open PNG file has EXIF before its pixels, which Pillow has read, or behind."""
+    """Whether an open PNG file has EXIF data before its pixels (read by Pillow) or after them."""
     return "exif" in image.info or b"eXIf" in data[-4096:]
 
 
 def first_rows(data: bytes, count: int) -> bytes:
-    """A PNG file that claims to be `count` rows high, so that a decoder stops there."""
+    """A copy of a PNG file whose header gives a height of `count`, so that decoders stop there."""
     header = data[12:20] + struct.pack(">I", count) + data[24:29]
-    check = struct.pack(">I", zlib.crc32(header))
-    return b"".join((data[:12], header, check, memoryview(data)[33:]))
+    crc = struct.pack(">I", zlib.crc32(header))
+    return b"".join((data[:12], header, crc, memoryview(data)[33:]))
 
 
 def decode_png(image: Any, data: bytes) -> np.ndarray | None:
@@ -60,16 +60,16 @@ def decode_png(image: Any, data: bytes) -> np.ndarray | None:
     mode = "rgb" if image.mode == "RGB" else "mono"
     try:
         pixels = np.asarray(_decode_png(data, image.size[::-1], mode))
-    except Exception:  # its own exception type; Pillow then names the reason
+    except Exception:  # of its own type; Pillow will report the reason
         return None
     return pixels[..., 0] if mode == "mono" else pixels
 
 
 def check_png_rows(image: Any, source: str | os.PathLike | bytes) -> None:
-    """Refuse a PNG file with less data than its header promises, whose rest Pillow leaves black.
+    """Refuse a truncated PNG file, whose missing part Pillow leaves black.
 
     Raises:
-        OSError: the data ends early.
+        OSError: less data than the header declares.
     """
     if image.format != "PNG" or getattr(image, "is_animated", False):
         return
@@ -78,17 +78,17 @@ def check_png_rows(image: Any, source: str | os.PathLike | bytes) -> None:
     image.load()
     width, height = image.size
     if not interlaced and image.crop((0, height - 1, width, height)).getbbox():
-        return  # what is missing would be zero
+        return  # missing rows would be zero
     missing = _png_bytes(width, height, depth=data[24], colour=data[25], interlaced=interlaced)
-    inflate, at = zlib.decompressobj(), 8
-    while missing > 0 and at + 12 <= len(data):
-        (length,), kind = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
-        if kind == b"IDAT":
-            feed = data[at + 8 : at + 8 + length]
-            while feed and missing > 0:
-                missing -= len(inflate.decompress(feed, 1 << 20))
-                feed = inflate.unconsumed_tail
-        at += 12 + length
+    inflate, offset = zlib.decompressobj(), 8
+    while missing > 0 and offset + 12 <= len(data):
+        (length,) = struct.unpack(">I", data[offset : offset + 4])
+        if data[offset + 4 : offset + 8] == b"IDAT":
+            chunk = data[offset + 8 : offset + 8 + length]
+            while chunk and missing > 0:
+                missing -= len(inflate.decompress(chunk, 1 << 20))
+                chunk = inflate.unconsumed_tail
+        offset += 12 + length
     if missing > 0:
         raise OSError(f"{missing:,} bytes less than its header promises")
 
@@ -96,12 +96,12 @@ def check_png_rows(image: Any, source: str | os.PathLike | bytes) -> None:
 def _png_bytes(width: int, height: int, *, depth: int, colour: int, interlaced: bool) -> int:
     """Inflated size of a PNG's rows, each with its filter byte (PNG specification, section 7)."""
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    steps = [(0, 0, 1, 1)]
-    if interlaced:
-        steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
-                 (0, 1, 1, 2)]  # fmt: skip
+    passes = [(0, 0, 1, 1)]
+    if interlaced:  # Adam7
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
+                  (1, 0, 2, 2), (0, 1, 1, 2)]  # fmt: skip
     total = 0
-    for x, y, dx, dy in steps:
+    for x, y, dx, dy in passes:
         columns, rows = -(-(width - x) // dx), -(-(height - y) // dy)
         if columns > 0 and rows > 0:
             total += rows * (1 + (columns * bits + 7) // 8)
@@ -114,7 +114,7 @@ def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | N
         return None
     data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
     if image.format == "JPEG":
-        # OpenCV fills the missing part of a truncated file with grey: take whole files only
+        # OpenCV fills the missing part of a truncated file with grey, so only complete files
         if not data.rstrip(b"\0").endswith(b"\xff\xd9") or orientation(image) != 1:
             return None
     elif data[24] != 8 or b"IEND" not in data[-64:] or _has_exif(image, data):
@@ -122,13 +122,13 @@ def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | N
     elif _decode_png is not None:
         return decode_png(image, data)
     elif image.mode != "RGB":
-        return None  # as fast in Pillow; OpenCV would turn palette indices into colours
+        return None  # Pillow is as fast; OpenCV would convert palette indices to colours
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
 def read_mat(path: str) -> np.ndarray:
-    """Pascal Context's released labels: `LabelMap`, uint16 ids 1 .. 459, 0 unlabelled."""
+    """Variable `LabelMap` (H, W) uint16 of a MATLAB file, as in Pascal Context: 0 is unlabelled."""
     scipy_io = import_extra("scipy.io", "mat", f"{path}: reading MATLAB files")
     try:
         ids = np.asarray(scipy_io.loadmat(path, variable_names=["LabelMap"])["LabelMap"])
@@ -136,7 +136,7 @@ def read_mat(path: str) -> np.ndarray:
         raise
     except KeyError:
         raise SetrError(f"{path}: has no variable 'LabelMap'") from None
-    except Exception as error:  # scipy raises many kinds on broken files
+    except Exception as error:  # scipy raises many types on corrupt files
         raise SetrError(f"{path}: broken MATLAB file ({first_line(error)})") from None
     if ids.ndim != 2 or ids.min(initial=0) < 0 or ids.max(initial=0) > 65535:
         raise SetrError(f"{path}: LabelMap must be (H, W) ids from 0 to 65535")

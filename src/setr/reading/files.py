@@ -1,4 +1,4 @@
-"""Files in folders: images found below one, and any file written whole or not at all."""
+"""Listing image files, and writing files atomically."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def require_alive(path: str | os.PathLike) -> None:
-    """Refuse a link that leads nowhere, before it passes for a name on the Hub or a free place."""
+    """Refuse a broken symbolic link, which would be taken for a Hub name or an unused path."""
     name: str = os.fspath(path)
     if os.path.islink(name) and not os.path.exists(name):
         raise SetrError(
-            f"{name}: is a link to {os.readlink(name)}, which leads nowhere; link it "
-            "anew, or give the place itself",
+            f"{name}: is a link to {os.readlink(name)}, which leads nowhere; fix the link, or "
+            "give another path",
             code=USAGE,
         )
 
 
 def require_writable(folder: Path, option: str) -> None:
-    """Refuse a folder in which, or in whose place, no file can be made, before work begins.
+    """Refuse an output folder that cannot be written to, before work begins.
 
     Args:
-        folder: for results; need not be there yet.
-        option: that names another one.
+        folder: need not exist yet; then its nearest existing parent is tested.
+        option: of the command line that sets it, for the message.
     """
-    place = folder
-    while not os.path.lexists(place):
-        place = place.parent
-    require_alive(place)
+    existing = folder
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    require_alive(existing)
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=existing):
             return
     except OSError as error:
-        where = "" if place == folder else f" in {place}"
+        where = "" if existing == folder else f" in {existing}"
         raise SetrError(
             f"{folder}: cannot write{where}: {error.strerror}; choose another folder with {option}",
             code=USAGE,
@@ -53,31 +53,28 @@ def require_writable(folder: Path, option: str) -> None:
 
 
 def composed(name: str) -> str:
-    """A file name with one character for a letter and its accent (NFC).
-
-    Archives made on a Mac hold two, which look the same.
-    """
+    """A file name in Unicode NFC; archives from macOS may contain names in NFD."""
     return unicodedata.normalize("NFC", name)
 
 
 def stem_of(path: str) -> str:
-    """A path without its suffix, `composed`: what files that belong together have in common."""
+    """A path without its suffix, in NFC: the common name of an image and its mask."""
     return composed(os.path.splitext(path)[0])
 
 
 def printable(name: str) -> str:
-    """A file name as text that can be written; bytes that are no UTF-8 become `?`."""
+    """A file name as valid text; bytes that are not UTF-8 become `?`."""
     return name.encode("utf-8", "replace").decode()
 
 
 def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
-    """Write a file so that its final name never holds half of it.
+    """Write a file atomically: it appears under its name when complete.
 
     Args:
         path: the file.
         data: its content.
-        mark: names the unfinished file. One writer at a time may use it; what a killed process left
-            is then overwritten by the next. Random by default.
+        mark: name for the temporary file, random by default. With a fixed one, leftovers of a
+            killed process are overwritten by the next; only one writer at a time may use it.
     """
     part = path.with_name(f".{mark or uuid.uuid4().hex}.part")
     try:
@@ -89,12 +86,12 @@ def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as JSON; the file appears when complete."""
-    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
+    """Write values, also NumPy numbers, as JSON; the file is written atomically."""
+    write_bytes(path, (json.dumps(values, indent=1, default=float) + "\n").encode())
 
 
 def cache_folder(kind: str) -> Path:
-    """Where files of a kind are kept between runs: in `SETR_CACHE`, else `~/.cache/setr`."""
+    """Folder for cached files of one kind: below `SETR_CACHE`, else `~/.cache/setr`."""
     return Path(os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr"), kind)
 
 
@@ -104,15 +101,14 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Files below a folder by suffix (any case), sorted, as names relative to it.
+    """Files below a folder with the given suffixes (any case), sorted, relative to the folder.
 
-    Hidden files are left out. Links to folders are followed, unless they lead back to where the
-    walk came from.
-    Plain strings, because a million `Path` objects take a gigabyte.
+    Hidden files are left out. Links to folders are followed, except those to a folder above.
+    Returns plain strings, because a million `Path` objects take a gigabyte.
     """
-    found, waiting = [], [""]
-    while waiting:
-        prefix = waiting.pop()
+    found, pending = [], [""]
+    while pending:
+        prefix = pending.pop()
         with os.scandir(os.path.join(folder, prefix)) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -120,27 +116,27 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                 name = prefix + entry.name
                 wanted = os.path.splitext(name)[1].lower() in suffixes
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(f"{name}/")
+                    pending.append(f"{name}/")
                 elif wanted:
                     found.append(name)
-                elif entry.is_symlink() and os.path.isdir(entry) and not _loops(folder, name):
-                    waiting.append(f"{name}/")
+                elif entry.is_symlink() and os.path.isdir(entry) and not _is_cycle(folder, name):
+                    pending.append(f"{name}/")
     return sorted(found)
 
 
-def _loops(folder: Path, name: str) -> bool:
-    """Whether a link below a folder leads to a folder on the way to it, or around one."""
+def _is_cycle(folder: Path, name: str) -> bool:
+    """Whether a link to a folder leads to one of its own parents, or above them."""
     target = os.path.realpath(os.path.join(folder, name))
-    way = (os.path.realpath(folder / parent) for parent in Path(name).parents)
-    return any(f"{place}{os.sep}".startswith(os.path.join(target, "")) for place in way)
+    parents = (os.path.realpath(folder / parent) for parent in Path(name).parents)
+    return any(f"{parent}{os.sep}".startswith(os.path.join(target, "")) for parent in parents)
 
 
 def expanded(source: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[tuple[str, str]]:
-    """What a file, folder or glob stands for, each file with its name below what was asked for.
+    """The files of a file, folder or glob: path and name relative to the source.
 
-    A folder is walked for files of the given suffixes; of a glob, in which `**` stands for any
-    folders, the names are below its fixed part. Both are sorted, without hidden files. What is
-    neither stands for itself, also where nothing is there.
+    A folder is searched recursively for files with the given suffixes. In a glob, `**` matches any
+    folders, and names are relative to the part before the first wildcard. Both are sorted and skip
+    hidden files. Anything else is returned as it is, even if it does not exist.
     """
     if os.path.isdir(source):
         return [(os.path.join(source, n), n) for n in walk_images(Path(source), suffixes)]

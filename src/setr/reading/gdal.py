@@ -1,6 +1,6 @@
-"""TIFF and PNG files open in GDAL (extra `geo`), read by windows.
+"""Windowed reading of TIFF and PNG files with GDAL (extra `geo`).
 
-Whether a TIFF file has a georeference is told from its tags alone, without the extra.
+Whether a TIFF file is georeferenced is read from its tags, without GDAL.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from setr.errors import SetrError, first_line
 from setr.images import Source, bounds, source_name, unreadable
 
 CACHE_BYTES = 64 << 20
-"""What GDAL may keep of a file."""
+"""GDAL's block cache."""
 STRIP = 512
-"""Rows whose emptiness is read at once: all bands of a block are decoded once while it is kept."""
+"""Rows read at once by `GdalFile.has_data`, so that each block is decoded only once."""
 _DRIVERS = {b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
             b"\x89PNG": "PNG"}  # fmt: skip
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys
 
 
 class Stored(NamedTuple):
-    """What a file says about its pixels: (H, W), and the kind of numbers of every band."""
+    """Size (H, W) of a file, and the NumPy dtype name of each band."""
 
     shape: tuple[int, int]
     kinds: tuple[str, ...]
 
 
 class GdalFile:
-    """A TIFF or PNG file open in GDAL; used in `with`.
+    """A TIFF or PNG file opened with GDAL; a context manager.
 
     Args:
         source: a path, or the bytes of a file.
-        kind: what errors call the file.
+        kind: what error messages call the file.
 
     Raises:
         SetrError: extra `geo` missing, unreadable, or another format.
@@ -49,14 +49,14 @@ class GdalFile:
     def __init__(self, source: Source, kind: str = "image") -> None:
         self.name, self.kind = source_name(source), kind
         driver = gdal_driver(source)
-        self._gdal = import_gdal(self.name)
+        gdal = import_gdal(self.name)
         if driver is None:
-            raise SetrError(f"{self.name}: not a TIFF or PNG file, whose bands could be read")
-        self._env = self._gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
+            raise SetrError(f"{self.name}: bands are read from TIFF and PNG files only")
+        self._env = gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
         self._env.__enter__()
-        place = io.BytesIO(source) if isinstance(source, bytes) else self.name
+        file = io.BytesIO(source) if isinstance(source, bytes) else self.name
         try:
-            self.file = self._gdal.open(place, driver=driver)
+            self.file = gdal.open(file, driver=driver)
         except Exception as error:
             self._env.__exit__(None, None, None)
             raise self._unreadable(error) from None
@@ -75,7 +75,7 @@ class GdalFile:
         """Values of bands (C, h, w) in a window.
 
         Raises:
-            SetrError: the file is cut off or broken there.
+            SetrError: the file is truncated or corrupt there.
         """
         try:
             values: np.ndarray = self.file.read(list(numbers), window=(rows, columns))
@@ -86,10 +86,10 @@ class GdalFile:
     def has_data(
         self, rows: tuple[int, int], columns: tuple[int, int], numbers: Sequence[int] = ()
     ) -> np.ndarray:
-        """Where a window holds data (h, w) bool: not `nodata`, not transparent, not masked.
+        """Valid pixels of a window (h, w) bool: not `nodata`, not transparent, not masked.
 
-        A band among `numbers` is no transparency, whatever the file calls it: the fourth of 8 bits
-        is marked as alpha by default, also where it holds near infrared.
+        Bands in `numbers` are never taken as transparency: files with four 8-bit bands mark the
+        fourth as alpha by default, even where it is near infrared.
         """
         strips = [(top, min(top + STRIP, rows[1])) for top in range(*rows, STRIP)]
         return np.concatenate([self._strip_has_data(strip, columns, numbers) for strip in strips])
@@ -100,7 +100,7 @@ class GdalFile:
         window, colours = (rows, columns), self.file.colorinterp
         alpha = {i for i, colour in enumerate(colours, 1) if colour.name == "alpha"}
         if len(colours) == 4 and colours[0].name == "red":
-            alpha.add(4)  # of such files `dataset_mask` looks at no other band
+            alpha.add(4)  # `dataset_mask` uses only this band of such files
         try:
             if alpha & set(numbers):
                 return np.asarray(self.file.read_masks(window=window)).max(axis=0) > 0
@@ -109,7 +109,7 @@ class GdalFile:
             raise self._unreadable(error) from None
 
     def palette(self) -> np.ndarray | None:
-        """Colours (256, 3) uint8 that the values of the first band stand for, if it has a table."""
+        """Colour table (256, 3) uint8 of the first band, if it has one."""
         if self.stored.kinds[0] != "uint8" or self.file.colorinterp[0].name != "palette":
             return None
         colours = np.zeros((256, 3), np.uint8)
@@ -122,7 +122,7 @@ class GdalFile:
 
 
 def import_gdal(name: str) -> Any:
-    """The package `rasterio`, or one line on how to get it."""
+    """Import rasterio, or raise a `SetrError` that says how to install it."""
     rasterio = import_extra("rasterio", "geo", f"{name}: reading GeoTIFF files and bands")
     for kind in ("NotGeoreferencedWarning", "NodataShadowWarning"):
         warnings.simplefilter("ignore", getattr(rasterio.errors, kind))
@@ -130,7 +130,7 @@ def import_gdal(name: str) -> Any:
 
 
 def gdal_reason(error: Exception) -> str:
-    """Why GDAL failed, in one line."""
+    """GDAL's error message, in one line."""
     return first_line(error.__cause__ or error)
 
 
@@ -144,20 +144,19 @@ def has_gdal() -> bool:
 
 
 def is_georeferenced(path: Any) -> bool:
-    """Whether a path names a TIFF file whose tags place it on a map."""
+    """Whether this is the path of a TIFF file with georeferencing tags."""
     if not isinstance(path, str | os.PathLike):
         return False
     if os.path.splitext(os.fspath(path))[1].lower() not in (".tif", ".tiff"):
         return False
     try:
         with open(path, "rb") as file:
-            return _is_placed(file)
+            return _has_geo_tags(file)
     except OSError:
         return False
 
 
-def _is_placed(file: IO[bytes]) -> bool:
-    """Whether the tags of an open TIFF file place it on a map."""
+def _has_geo_tags(file: IO[bytes]) -> bool:
     try:
         head = file.read(16)
         tags = ImageFileDirectory_v2(head if head[2:3] == b"+" else head[:8])  # +: BigTIFF
@@ -165,15 +164,16 @@ def _is_placed(file: IO[bytes]) -> bool:
         tags.load(file)
         return any(tag in tags for tag in _GEO_TAGS)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
-        return False  # no TIFF: whoever reads it names the reason
+        return False  # not a TIFF file; reading it will report the reason
 
 
 class Gaps:
-    """Pixels that a GeoTIFF calls empty: `gaps[a:b, c:d]` (h, w) bool reads that window.
+    """Pixels without data in a GeoTIFF: `gaps[a:b, c:d]` (h, w) bool reads that window.
 
     Args:
         source: a path, or the bytes of a file.
-        numbers: bands that are read, of which none is transparency.
+        numbers: bands that are read, none of which is transparency.
+        shape: (H, W) of the file.
     """
 
     def __init__(self, source: Source, numbers: Sequence[int], shape: tuple[int, int]) -> None:
@@ -186,17 +186,17 @@ class Gaps:
 
 
 def without_data(source: Source, numbers: Sequence[int]) -> Gaps | None:
-    """What a GeoTIFF calls empty; None of other files, whose pixels all count.
+    """Pixels without data in a GeoTIFF; None if all are valid, or for other files.
 
     Args:
         source: a path, or the bytes of a file.
-        numbers: bands that are read, of which none is transparency; of no numbers, all.
+        numbers: bands that are read, none of which is transparency; empty for all bands.
     """
     if isinstance(source, bytes):
-        placed = _is_placed(io.BytesIO(source))
+        georeferenced = _has_geo_tags(io.BytesIO(source))
     else:
-        placed = is_georeferenced(source)
-    if not placed or not has_gdal():
+        georeferenced = is_georeferenced(source)
+    if not georeferenced or not has_gdal():
         return None
     with GdalFile(source) as file:
         if all(kind.name == "all_valid" for kinds in file.file.mask_flag_enums for kind in kinds):
@@ -206,12 +206,12 @@ def without_data(source: Source, numbers: Sequence[int]) -> Gaps | None:
 
 
 def gdal_driver(source: Source) -> str | None:
-    """GDAL's name of a file's format by its first bytes, if it is one that is read here.
+    """GDAL's driver for a TIFF or PNG file by its first bytes; None for other formats.
 
-    Only named formats are opened: some of GDAL's read other files, or addresses, in their turn.
+    Other drivers are never tried, because some of them open further files or URLs.
 
     Raises:
-        SetrError: it cannot be opened, or is empty.
+        SetrError: the file cannot be opened, or is empty.
     """
     if not isinstance(source, bytes):
         try:

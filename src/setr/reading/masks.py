@@ -1,4 +1,4 @@
-"""Label masks -> ids (H, W), or colours where a data set has a colour map. Nothing is guessed."""
+"""Reading label masks: ids (H, W), or colours (H, W, 3) for data sets with a colour map."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from setr.reading.decode import check_png_rows, decode_fast, read_mat
 
 LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
 IN_ALPHA = (
-    "one value all over, and what was drawn is in the alpha channel alone, which no mask is read "
-    "from; export masks without transparency, over a background of another colour"
+    "of one value everywhere: what was drawn is only in the alpha channel, which is not read; "
+    "export masks without transparency, over a background of another colour"
 )
-"""What is wrong where `is_in_alpha`."""
+"""Message for masks that are `is_in_alpha`."""
 
 
 class ColourMaskError(SetrError):
-    """A mask of colours where ids are wanted."""
+    """A mask with colours where ids are expected."""
 
 
 class IdMaskError(SetrError):
-    """A mask of ids where colours are wanted."""
+    """A mask with ids where colours are expected."""
 
 
 def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
-    """Decode a label mask to ids (H, W), uint8 or uint16; palette images give their indices.
+    """Decode a label mask to ids (H, W), uint8 or uint16; palette images return their indices.
 
-    A MATLAB file gives its variable `LabelMap` (Pascal Context; extra `mat`).
+    A MATLAB file returns its variable `LabelMap` (Pascal Context; extra `mat`).
 
     Args:
         source: a path, or the bytes of a file.
-        rgb: the mask holds colours: give (H, W, 3) uint8.
+        rgb: the mask contains colours; return them, (H, W, 3) uint8.
 
     Raises:
-        SetrError: as `read_image`, and for lossy formats, colour masks unless `rgb`, and masks of
-            ids if `rgb`.
+        SetrError: as `read_image`, and for lossy formats, colour masks unless `rgb`, and id masks
+            if `rgb`.
     """
     if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
         return _mat_mask(os.fspath(source))
@@ -56,13 +56,13 @@ def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
             return _stored(image, name, rgb=rgb)
     except UnknownPixelsError:
         raise SetrError(
-            f"{name}: a TIFF mask of pixels that are no ids, such as 64-bit numbers or several "
+            f"{name}: a TIFF mask with pixels that are not ids, such as 64-bit numbers or several "
             "bands; save one id per pixel, as 8-bit or 16-bit grey"
         ) from None
 
 
 def read_palette(source: Source) -> dict[int, int]:
-    """Colours (0xrrggbb) by id that the palette of an image file has; empty without one."""
+    """Palette of an image file: colour (0xrrggbb) by id; empty without one."""
     if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
         return {}
     with opened(source, MAX_PIXELS) as image:
@@ -73,20 +73,23 @@ def read_palette(source: Source) -> dict[int, int]:
 
 
 def painted(source: Source, ids: Iterable[int]) -> set[tuple[int, int]]:
-    """Each id with its colour, if the mask's file has a palette."""
+    """Pairs of id and palette colour for these ids; empty without a palette."""
     palette = read_palette(source)
     return {(i, palette[i]) for i in ids if i in palette}
 
 
 def is_reordered(pairs: Iterable[tuple[int, int]]) -> bool:
-    """Whether masks, as `painted`, number their colours in several orders: ids are no classes."""
+    """Whether `painted` pairs of several masks number the same colours differently.
+
+    The ids are then not class ids.
+    """
     pairs = set(pairs)
     by_id, by_colour = (Counter(pair[side] for pair in pairs) for side in (0, 1))
     return any(by_id[i] > 1 and by_colour[colour] > 1 for i, colour in pairs)
 
 
 def are_reordered(masks: Sequence[Source]) -> bool:
-    """The same of files; they are decoded only where their palettes differ."""
+    """`is_reordered` for mask files; they are decoded only if their palettes differ."""
     palettes = {frozenset(read_palette(mask).items()) for mask in masks}
     if len(palettes - {frozenset()}) < 2:
         return False
@@ -96,7 +99,7 @@ def are_reordered(masks: Sequence[Source]) -> bool:
 
 
 def is_in_alpha(source: Source, raw: np.ndarray) -> bool:
-    """Whether a mask that reads as `raw` is one value all over, and its alpha is not."""
+    """Whether a mask read as `raw` has one value everywhere but a varying alpha channel."""
     if (raw != raw[:1, :1]).any() or str(source_name(source)).endswith(".mat"):
         return False
     with opened(source, MAX_PIXELS) as image:
@@ -107,11 +110,11 @@ def is_in_alpha(source: Source, raw: np.ndarray) -> bool:
 
 
 def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
-    """The same of whatever holds a mask: also a Pillow image, an array, or a tensor.
+    """Like `read_mask`, but also takes a Pillow image, an array or a tensor.
 
     Args:
-        source: what `read_mask` takes, an open Pillow image, or an array or tensor of whole numbers
-            (H, W), or uint8 (H, W, 3) if `rgb`; a tensor may have a channel in front, (1, H, W).
+        source: what `read_mask` takes, an open Pillow image, or an integer array or tensor (H, W),
+            or uint8 (H, W, 3) if `rgb`; a tensor may have a leading channel, (1, H, W).
         rgb: as in `read_mask`.
 
     Raises:
@@ -126,9 +129,9 @@ def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
     is_tensor = hasattr(source, "detach")
     try:
         array = np.asarray(source.detach().cpu() if is_tensor else source)
-    except ValueError:  # lists of several lengths
+    except ValueError:  # nested lists of different lengths
         raise SetrError(
-            f"{type(source).__name__}: is no mask; give ids as whole numbers (H, W)"
+            f"{type(source).__name__}: not a mask; give ids as whole numbers (H, W)"
         ) from None
     if is_tensor and array.ndim == 3 and array.shape[0] == 1:
         array = array[0]
@@ -145,15 +148,15 @@ def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
 
 
 def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
-    """Refuse what has lost its ids, and ids where colours are wanted."""
+    """Refuse masks in lossy formats, and id masks where colours are expected."""
     if image.format in LOSSY_FORMATS:
         raise SetrError(
-            f"{name}: a mask stored as {image.format} has blurred ids; export it anew as PNG, "
-            "since the blur stays in a converted file"
+            f"{name}: {image.format} compression has changed the ids of this mask; export it as "
+            "PNG from its source, since converting this file does not restore them"
         )
     if rgb and image.mode not in ("RGB", "RGBA", "P"):
         raise IdMaskError(
-            f"{name}: holds one id per pixel but the data set has a colour_map; "
+            f"{name}: contains one id per pixel but the data set has a colour_map; "
             "remove colour_map, or save the mask in RGB"
         )
 
@@ -172,7 +175,7 @@ def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:
         return _in_range(np.asarray(image), name)
     if image.mode == "F":
         raise SetrError(
-            f"{name}: holds fractions (float32); save ids as whole numbers of 8 or 16 bits"
+            f"{name}: contains float32 values; save ids as whole numbers of 8 or 16 bits"
         )
     channels = np.asarray(image.convert("RGB"))
     if image.mode == "RGB" and (channels == channels[..., :1]).all():
@@ -184,7 +187,7 @@ def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:
 
 
 def _in_range(ids: np.ndarray, name: str) -> np.ndarray:
-    """Ids as uint8 where they are, else as uint16."""
+    """Ids of bool or uint8 as uint8, others as uint16."""
     if ids.dtype in (bool, np.uint8):
         return ids.astype(np.uint8)
     if ids.min() < 0 or ids.max() > 65535:

@@ -1,4 +1,4 @@
-"""Files of the Hub, or at an address: from the cache, else from the network, else one line."""
+"""Files from the Hugging Face Hub or an http(s) URL, cached locally."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
 
 
 def is_repository(source: str) -> bool:
-    """Whether it is `owner/name` or `owner/name@revision`, nothing here, and no weight file's name.
+    """Whether this is `owner/name` or `owner/name@revision`, not a local path or a weight file.
 
     A revision is a branch, a tag or a commit.
     """
@@ -31,18 +31,18 @@ def is_repository(source: str) -> bool:
 
 
 def at_revision(source: str | os.PathLike, revision: str | None) -> str:
-    """The name of a model on the Hub with the revision asked for; the source itself without one.
+    """`owner/name@revision`, or the source itself without a revision.
 
     Raises:
-        SetrError: a revision of what has none.
+        SetrError: a revision for a source that is not a Hub repository, or has one already.
     """
     source = os.fspath(source)
     if revision is None:
         return source
     if not is_repository(source) or "@" in source:
         raise SetrError(
-            f"revision '{revision}': {source} is no owner/name on the Hub, which alone has "
-            "revisions; leave it out",
+            f"revision '{revision}': only an owner/name on the Hub has revisions, and {source} is "
+            "none; leave it out",
             code=USAGE,
         )
     return f"{source}@{revision}"
@@ -54,16 +54,16 @@ def fetch(
     *,
     is_complete: Callable[[Path], object] = Path.is_dir,
 ) -> Path:
-    """The local folder with the files of a repository; what is cached needs no network.
+    """Download files of a repository and return their local folder; cached ones need no network.
 
     Args:
         source: `owner/name` or `owner/name@revision`.
-        files: names or shell patterns of the files wanted.
-        is_complete: whether a folder of the cache holds enough of them; a download that was
-            interrupted leaves one with some. Any folder does by default.
+        files: names or shell patterns of the files.
+        is_complete: whether a cached folder has all that is needed; an interrupted download leaves
+            an incomplete one. By default any folder counts as complete.
 
     Raises:
-        SetrError: no such repository, a gated one, or neither cache nor network has it.
+        SetrError: no such repository, a gated one, or not in the cache and no network.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -74,21 +74,21 @@ def fetch(
             f"{source}: not a Hub repository; those are called owner/name, or owner/name@revision",
             code=USAGE,
         )
-    wanted = {"revision": revision or None, "allow_patterns": list(files)}
-    way_out = "download it on another machine and give the path"
-    if Path(repo_id).parent.is_dir():  # as runs/x: more likely a slip of the pen
-        way_out += f"; there is no folder {repo_id} here"
+    options = {"revision": revision or None, "allow_patterns": list(files)}
+    fix = "download it on another machine and give the path"
+    if Path(repo_id).parent.is_dir():  # such as runs/x: probably a mistyped path
+        fix += f"; there is no folder {repo_id} here"
     try:
-        folder = Path(snapshot_download(repo_id, local_files_only=True, **wanted))
+        folder = Path(snapshot_download(repo_id, local_files_only=True, **options))
         if is_complete(folder):
             return folder
     except errors.LocalEntryNotFoundError:
         pass
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "on", "yes"):
-        raise SetrError(f"{source}: not in the cache, and HF_HUB_OFFLINE is set; {way_out}")
-    _require_network(source, way_out)
+        raise SetrError(f"{source}: not in the cache, and HF_HUB_OFFLINE is set; {fix}")
+    _require_network(source, fix)
     try:
-        return Path(snapshot_download(repo_id, **wanted))
+        return Path(snapshot_download(repo_id, **options))
     except errors.GatedRepoError:
         raise SetrError(
             f"{repo_id}: is gated; accept its terms on https://huggingface.co/{repo_id} and run "
@@ -104,21 +104,21 @@ def fetch(
             f"{repo_id}: no such repository on the Hub, or it is private (`hf auth login`)"
         ) from None
     except Exception as error:
-        raise SetrError(f"{source}: download failed ({first_line(error):.80}); {way_out}") from None
+        raise SetrError(f"{source}: download failed ({first_line(error):.80}); {fix}") from None
 
 
 def fetched(url: str) -> Path:
-    """The file at an http(s) address, in torch's cache; one that is there is not fetched again.
+    """Download a file from an http(s) URL into torch's cache, unless it is already there.
 
     Raises:
-        SetrError: no file at that address, or no network.
+        SetrError: no file at that URL, or no network.
     """
     import torch
 
     name = Path(unquote(urlsplit(url).path)).name
     if not name:
         raise SetrError(f"{url}: names no file", code=USAGE)
-    digest = hashlib.sha256(url.encode()).hexdigest()[:8]  # one name may stand at many addresses
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]  # several URLs may have one file name
     path = Path(torch.hub.get_dir(), "setr", digest, name)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +133,8 @@ def fetched(url: str) -> Path:
     return path
 
 
-def _require_network(source: str, way_out: str) -> None:
-    """Fail at once where the Hub cannot be reached; its client would retry for a minute."""
+def _require_network(source: str, fix: str) -> None:
+    """Fail at once if the Hub cannot be reached; its client would retry for a minute."""
     from huggingface_hub import constants
 
     if urllib.request.getproxies():
@@ -145,6 +145,6 @@ def _require_network(source: str, way_out: str) -> None:
         socket.create_connection((address.hostname or "", port), timeout=10).close()
     except OSError as error:
         raise SetrError(
-            f"{source}: not in the cache, and {address.hostname} is out of reach "
-            f"({error.strerror or error}); {way_out}"
+            f"{source}: not in the cache, and {address.hostname} cannot be reached "
+            f"({error.strerror or error}); {fix}"
         ) from None

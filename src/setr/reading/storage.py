@@ -1,7 +1,7 @@
-"""A place for outputs: a folder, or an address on object storage reached through fsspec.
+"""Output storage: a local folder, or object storage by its fsspec URL.
 
-A file is there whole or not at all: folders get it by a rename, object stores show an object when
-its upload is complete.
+Writes are atomic: in folders by a rename, in object stores because an object appears when its
+upload is complete.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from setr.errors import USAGE, SetrError, first_line
 from setr.reading.files import write_bytes
 
 Identity = str | tuple[int, int]
-"""What `identity` gives: an address, or device and number of a file."""
+"""What `identity` returns: a URL, or device and inode number of a file."""
 
 
 def is_address(text: str) -> bool:
-    """Whether this is for fsspec (s3://…, gs://…, memory://…) and not a path."""
+    """Whether this is an fsspec URL (s3://…, gs://…, memory://…), not a path."""
     return "://" in text
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path in it.
+    """The fsspec file system of a URL, and the path in it.
 
     Raises:
         SetrError: no such protocol, or the package it needs is missing.
@@ -43,42 +43,45 @@ def file_system(address: str) -> tuple[Any, str]:
     return found
 
 
-def identity(place: str) -> Identity | None:
-    """Equal for two names of one file (links, spellings) or object; None where no file is.
+def identity(path: str) -> Identity | None:
+    """A key that is equal for different names of one file (such as links); None without a file.
 
     Args:
-        place: a path, or an address as its file system writes it.
+        path: a path, or a URL as normalised by its file system.
     """
-    if is_address(place) and not place.startswith("file://"):
-        return place
+    if is_address(path) and not path.startswith("file://"):
+        return path
     try:
-        status = os.stat(place.removeprefix("file://"))
+        status = os.stat(path.removeprefix("file://"))
     except OSError:
         return None
     return status.st_dev, status.st_ino
 
 
 def result_test(out: str) -> Callable[[str, str], bool]:
-    """Tells, by name and place, whether a file found in a folder lies in `out` inside that folder.
+    """A test for earlier results among inputs, for an output folder inside an input folder.
 
-    The name is the file's path below the folder that was walked.
+    Returns:
+        A function of a file's name relative to the input folder and its full path: whether the file
+        lies in `out`.
     """
-    inner = _in_full(out)
+    inner = _normalised(out)
 
     @cache
-    def beginning(folder: str) -> str:  # of the names of results; no name begins with `/`
-        outer = _in_full(folder)
+    def prefix(folder: str) -> str:
+        """Start of the names of results in an input folder; `/`, with which no name starts."""
+        outer = _normalised(folder)
         return inner.removeprefix(outer) or "/" if inner.startswith(outer) else "/"
 
-    def is_result(name: str, place: str) -> bool:
-        walked = "/" in name and place.endswith(name)
-        return walked and name.startswith(beginning(place.removesuffix(name)))
+    def is_result(name: str, path: str) -> bool:
+        below_folder = "/" in name and path.endswith(name)
+        return below_folder and name.startswith(prefix(path.removesuffix(name)))
 
     return is_result
 
 
-def _in_full(folder: str) -> str:
-    """A path without links, or an address as its file system writes it, with a slash behind."""
+def _normalised(folder: str) -> str:
+    """A path without links, or a URL as normalised by its file system, with a trailing slash."""
     if is_address(folder):
         store, path = file_system(folder)
         folder = str(store.unstrip_protocol(path)).removeprefix("file://")
@@ -108,13 +111,13 @@ def read_range(address: str, start: int | None = None, stop: int | None = None) 
 
 
 class Storage:
-    """Files below a folder or an address.
+    """Files below a folder or URL.
 
     Args:
-        root: the folder, made when something is written, or the address.
+        root: the folder, created on the first write, or the URL.
 
     Raises:
-        SetrError: names no folder, or an address without its package.
+        SetrError: an empty root, or a URL whose package is missing.
     """
 
     def __init__(self, root: str) -> None:
@@ -131,7 +134,7 @@ class Storage:
             self._store, self._base = file_system(self.root)
 
     def path(self, name: str) -> str:
-        """The full path or address of a file."""
+        """The full path or URL of a file."""
         return f"{self.root}/{name}"
 
     def write(self, name: str, data: bytes) -> None:
@@ -155,7 +158,7 @@ class Storage:
             raise SetrError(f"{self.path(name)}: cannot write: {reason}") from None
 
     def identities(self, name: str) -> Iterator[Identity | None]:
-        """Of the file that writing this name would replace; of all files of a folder."""
+        """`identity` of the file, or of the folder and its files, that `name` would replace."""
         if self.remote:
             yield identity(self._store.unstrip_protocol(f"{self._base}/{name}"))
             return
@@ -165,13 +168,13 @@ class Storage:
             yield from (identity(entry.path) for entry in os.scandir(self.path(name)))
 
     def exists(self, name: str) -> bool:
-        """Whether the file, or the folder of a video, is there."""
+        """Whether the file, or the folder of a video's frames, exists."""
         if self._store is None:
             return os.path.exists(self.path(name))
         return bool(self._store.exists(f"{self._base}/{name}"))
 
     def names(self, prefix: str) -> list[str]:
-        """Files directly below the root whose name begins like this, sorted."""
+        """Names with this prefix directly below the root, sorted."""
         if self._store is None:
             if not os.path.isdir(self.root):
                 return []

@@ -1,4 +1,4 @@
-"""Dataclasses of plain values as YAML and back: strict about keys and types."""
+"""Converting dataclasses to YAML and back, strict about keys and types."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def dump(settings: Any) -> str:
-    """All fields of a dataclass, those of nested ones too; `parse` gives an equal object back."""
+    """A dataclass, including nested ones, as YAML; `parse` restores an equal object."""
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
 
 
@@ -26,10 +26,10 @@ def parse(kind: type[T], text: str, source: str) -> T:
     Args:
         kind: the dataclass.
         text: the YAML.
-        source: where it came from, for messages.
+        source: its origin, for messages.
 
     Raises:
-        SetrError: not YAML, an unknown key (the nearest is named), or a value of another type.
+        SetrError: not YAML, an unknown key (the nearest is named), or a value of the wrong type.
     """
     try:
         values = yaml.safe_load(text)
@@ -45,20 +45,20 @@ def _plain(value: Any) -> Any:
 
 
 def build(kind: type[T], values: Any, source: str, prefix: str = "") -> T:
-    """A dataclass from a mapping of plain values, as `parse` from their YAML.
+    """A dataclass from a mapping; see `parse`.
 
     Args:
         kind: the dataclass.
         values: the mapping.
-        source: where it came from, for messages.
-        prefix: what stands before a key there, with its dot.
+        source: its origin, for messages.
+        prefix: of its keys in messages, with a trailing dot.
 
     Raises:
         SetrError: as `parse`.
     """
     if not isinstance(values, dict):
-        where = prefix or "the file"
-        raise SetrError(f"{source}: {where} must hold keys and values", code=USAGE)
+        where = prefix.removesuffix(".") or "the file"
+        raise SetrError(f"{source}: {where} must contain keys and values", code=USAGE)
     hints = get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
@@ -74,10 +74,10 @@ def build(kind: type[T], values: Any, source: str, prefix: str = "") -> T:
 
 
 def typed(hint: Any, value: Any, where: str) -> Any:
-    """A plain value as a field of this type has it; lists become tuples.
+    """A value checked against and converted to a field's type; lists become tuples.
 
     Raises:
-        SetrError: it is of another type; begins with `where`.
+        SetrError: wrong type; the message begins with `where`.
     """
     options = get_args(hint)
     if type(None) in options:
@@ -104,7 +104,7 @@ def typed(hint: Any, value: Any, where: str) -> Any:
 
 
 def _as_float(value: Any) -> Any:
-    """A whole number, or text of a finite one (YAML reads `1e-3` as text), as float; else as is."""
+    """An int, or a finite number as text (YAML reads `1e-3` so), as float; others unchanged."""
     if type(value) not in (int, str):
         return value
     try:

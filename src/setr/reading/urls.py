@@ -1,7 +1,7 @@
-"""Images from the web: http and https alone, at most so many bytes, within so many seconds.
+"""Downloading images over http and https, with limits on size and time.
 
-Whoever passes addresses on from strangers lets them reach every machine this one reaches; so
-nothing here is used unless the user asks for it.
+Accepting URLs from untrusted users lets them reach every host this machine can reach (SSRF), so
+downloads are disabled unless the user enables them.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from setr.errors import SetrError
 MAX_BYTES = 100 << 20
 """Larger files are refused."""
 SECONDS = 30.0
-"""Until an address must have answered, and again until its file must be here."""
+"""Timeout of each network operation, and of the whole download."""
 
 
 def is_url(text: str) -> bool:
-    """Whether a source is an http(s) address."""
+    """Whether this is an http(s) URL."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def download(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> bytes:
-    """The bytes behind an address.
+    """Download a file.
 
     Args:
-        url: http or https; redirections may lead to these only.
-        max_bytes: larger files are refused, if possible before they are read.
-        seconds: for each wait, and for all of it.
+        url: http or https; redirects to other schemes are refused.
+        max_bytes: larger files are refused, if possible before the download.
+        seconds: timeout of each network operation, and of the whole download.
 
     Raises:
-        SetrError: another scheme, no answer, an answer other than 200, too large or too slow.
+        SetrError: another scheme, no response, a status other than 2xx, too large or too slow.
     """
     if not is_url(url) or not urlsplit(url).hostname:
         raise SetrError(f"{url}: give an address that begins with http:// or https://")
@@ -64,9 +64,9 @@ def download(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) 
                 if len(data) > max_bytes:
                     raise SetrError(f"{url}: larger than the limit of {max_bytes:,} bytes")
                 if time.monotonic() > end:
-                    raise SetrError(f"{url}: not here after {seconds:g} s")
+                    raise SetrError(f"{url}: download not complete after {seconds:g} s")
             if announced.isdigit() and len(data) < int(announced):
-                raise SetrError(f"{url}: cut off after {len(data):,} of {int(announced):,} bytes")
+                raise SetrError(f"{url}: ended after {len(data):,} of {int(announced):,} bytes")
     except urllib.error.HTTPError as error:
         reason = " ".join(str(error.reason).split())
         raise SetrError(f"{url}: the server answers {error.code} {reason:.120}") from None
@@ -74,17 +74,20 @@ def download(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) 
         if isinstance(error, SetrError):
             raise
         cause = getattr(error, "reason", None) or error
-        raise SetrError(f"{url}: no download ({str(cause) or type(error).__name__:.80})") from None
+        reason = str(cause) or type(error).__name__
+        raise SetrError(f"{url}: download failed ({reason:.80})") from None
     return bytes(data)
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https alone; Python's own would also follow to ftp."""
+    """Follows redirects to http and https only; Python's handler also allows ftp."""
 
     def redirect_request(
         self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any
     ) -> Any:
-        """The next request."""
+        """The redirected request."""
         if not is_url(newurl):
-            raise SetrError(f"{req.full_url}: leads to {newurl:.80}, which is no http address")
+            raise SetrError(
+                f"{req.full_url}: redirects to {newurl:.80}, which is not an http address"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)

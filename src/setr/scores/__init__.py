@@ -1,1 +1,1 @@
-"""What is counted of a test beside mIoU, and what is made of it."""
+"""Metrics besides mIoU, their confidence intervals, and logit adjustment."""

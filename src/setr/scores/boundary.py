@@ -1,13 +1,13 @@
-"""Boundary IoU and boundary F, streaming: how well outlines fit, which IoU hardly sees.
+"""Boundary IoU and boundary F1 (streaming): accuracy along boundaries, which IoU hardly measures.
 
-Boundary IoU (Cheng et al., CVPR 2021) is the IoU of the inner bands of truth and prediction, the
-pixels of a class within `band` of another class or of the image's edge. Two filters over the label
-map find the bands of all classes at once. Boundary F (Csurka et al., BMVC 2013) is the harmonic
-mean of precision and recall of one-pixel contours matched within `tolerance`. Counts are summed
+Boundary IoU (Cheng et al., CVPR 2021) is the IoU of the inner bands of truth and prediction: the
+pixels of a class within `BAND` of another class or of the image border. Two filters over the label
+map find the bands of all classes at once. Boundary F1 (Csurka et al., BMVC 2013) is the harmonic
+mean of precision and recall of one-pixel contours matched within `TOLERANCE`. Counts are summed
 over the whole set before dividing, as for IoU. Ignored pixels are ignored in both maps and neither
-make nor hide a band. Contours: many data sets ignore a thin line along every boundary, so ignored
-pixels up to the tolerance and one pixel away from a class count as it first; predicted contours
-on ignored pixels are never wrong.
+create nor hide a band. Many data sets ignore a thin line along every boundary, so before contours
+are taken, ignored pixels within the tolerance plus one pixel of a class are filled with that class;
+predicted contours on ignored pixels never count as wrong.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from setr.labels import IGNORE
 from setr.metrics import by_class, mean_of, ratio
 
 BAND = 0.02
-"""Width of the bands, as a share of the image's diagonal (as in the papers' code)."""
+"""Width of the bands, as a fraction of the image diagonal (as in the papers' code)."""
 
 TOLERANCE = 0.0075
-"""Distance within which contours match, as a share of the image's diagonal."""
+"""Distance within which contours match, as a fraction of the image diagonal."""
 
 
 class BoundaryCounts:
@@ -36,45 +36,43 @@ class BoundaryCounts:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        # columns: band hits, truth band, predicted band,
+        # columns: pixels in both bands, in the truth's, in the prediction's,
         # matched and all contour pixels of the prediction, the same of the truth
         self.counts = np.zeros((num_classes, 7), dtype=np.int64)
 
     def update(self, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """Count one image: ids uint8 (H, W); truth may hold `IGNORE`."""
-        K, guess = self.num_classes, prediction
-        prediction = np.where(truth == IGNORE, IGNORE, guess).astype(np.uint8)
+        """Count one image: ids uint8 (H, W); truth may contain `IGNORE`."""
+        K, ignored = self.num_classes, truth == IGNORE
+        masked = np.where(ignored, IGNORE, prediction).astype(np.uint8)
         diagonal = float(np.hypot(*truth.shape))
         width = max(1, round(BAND * diagonal))
-        truth_band, predicted_band = band(truth, width), band(prediction, width)
-        both = truth_band & predicted_band & (truth == prediction)
+        truth_band, predicted_band = band(truth, width), band(masked, width)
+        both = truth_band & predicted_band & (truth == masked)
         for column, (ids, region) in enumerate(
-            [(truth, both), (truth, truth_band), (prediction, predicted_band)]
+            [(truth, both), (truth, truth_band), (masked, predicted_band)]
         ):
             self.counts[:, column] += np.bincount(ids[region], minlength=K)[:K]
         tolerance = max(1.0, TOLERANCE * diagonal)
-        ignored = truth == IGNORE
         truth = fill_ignored(truth, tolerance + 1)
-        prediction = np.where(ignored & (guess >= K), IGNORE, guess).astype(np.uint8)
+        prediction = np.where(ignored & (prediction >= K), IGNORE, prediction).astype(np.uint8)
         prediction = fill_ignored(prediction, tolerance + 1)
         prediction[truth == IGNORE] = IGNORE
         truth_contour, predicted_contour = contour(truth), contour(prediction)
         for c in np.union1d(truth[truth_contour], prediction[predicted_contour]):
             if c < K:
                 t, p = truth_contour & (truth == c), predicted_contour & (prediction == c)
-                found, matched = _near(p, t, tolerance), _near(t, p, tolerance)
-                guessed = p & (found | ~ignored)
-                self.counts[c, 3:5] += found.sum(), guessed.sum()
-                self.counts[c, 5:7] += matched.sum(), t.sum()
+                matched_p, matched_t = _near(p, t, tolerance), _near(t, p, tolerance)
+                counted_p = p & (matched_p | ~ignored)
+                self.counts[c, 3:5] += matched_p.sum(), counted_p.sum()
+                self.counts[c, 5:7] += matched_t.sum(), t.sum()
 
     def summary(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """`iou` and `f` averaged over the classes that have them, and both by class."""
-        hits, truth, predicted, found, guessed, matched, real = self.counts.T.astype(np.float64)
+        """Means of `iou` and `f` over the classes where they are defined, and both by class."""
+        hits, truth, predicted, matched_p, p, matched_t, t = self.counts.T.astype(np.float64)
         iou = ratio(hits, truth + predicted - hits)
-        precision, recall = ratio(found, guessed), ratio(matched, real)
-        both = np.nan_to_num(precision) + np.nan_to_num(recall)
-        f = ratio(2 * np.nan_to_num(precision) * np.nan_to_num(recall), both)
-        f = np.where((guessed + real > 0) & (both == 0), 0.0, f)
+        precision, recall = np.nan_to_num(ratio(matched_p, p)), np.nan_to_num(ratio(matched_t, t))
+        f = ratio(2 * precision * recall, precision + recall)
+        f = np.where((p + t > 0) & (precision + recall == 0), 0.0, f)
         return {
             "iou": mean_of(iou),
             "f": mean_of(f),
@@ -84,7 +82,7 @@ class BoundaryCounts:
 
 
 def band(ids: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) bool: within `width` (chessboard distance) of another class or of the outside."""
+    """(H, W) bool: within `width` (Chebyshev distance) of another class or of the image border."""
     if min(ids.shape) <= 2 * width:
         return np.asarray(ids != IGNORE)
     kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
@@ -96,7 +94,7 @@ def band(ids: np.ndarray, width: int) -> np.ndarray:
 
 
 def fill_ignored(ids: np.ndarray, distance: float) -> np.ndarray:
-    """Ids (H, W) in which ignored pixels at most `distance` from a class take the nearest one."""
+    """Ids (H, W) with ignored pixels at most `distance` from a class set to the nearest class."""
     ignored = ids == IGNORE
     if not ignored.any() or ignored.all():
         return ids.copy()
@@ -109,7 +107,7 @@ def fill_ignored(ids: np.ndarray, distance: float) -> np.ndarray:
 
 
 def contour(ids: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels with a direct neighbour of another class, both not ignored."""
+    """(H, W) bool: pixels with a 4-connected neighbour of another class, neither ignored."""
     edge = np.zeros(ids.shape, bool)
     for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = (ids[a] != ids[b]) & (ids[a] != IGNORE) & (ids[b] != IGNORE)
@@ -119,7 +117,7 @@ def contour(ids: np.ndarray) -> np.ndarray:
 
 
 def _near(points: np.ndarray, targets: np.ndarray, tolerance: float) -> np.ndarray:
-    """(H, W) bool: the points that have a target within `tolerance` pixels (Euclidean)."""
+    """(H, W) bool: points with a target within `tolerance` pixels (Euclidean distance)."""
     near = np.zeros(points.shape, bool)
     left, top, width, height = cv2.boundingRect(points.view(np.uint8))
     margin = int(tolerance) + 1

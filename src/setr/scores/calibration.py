@@ -1,7 +1,7 @@
-"""Expected calibration error, streaming: whether 80 % confident means right in 80 % of the pixels.
+"""Expected calibration error (streaming): are 80 % of the pixels predicted with 0.8 correct?
 
-Confidence is the probability of the predicted class (Guo et al., ICML 2017). It is summed in whole
-steps of 2^-20, so that the sums are integers: the same for any order and number of processes.
+Confidence is the probability of the predicted class (Guo et al., ICML 2017). It is summed as
+integer multiples of 2^-20, so sums do not depend on the order or the number of processes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ STEPS = 1 << 20
 
 
 class Calibration:
-    """Counted pixels, hits and summed confidence in bins of equal width.
+    """Pixels, correct pixels and summed confidence in bins of equal width.
 
     Args:
         bins: number of bins between 0 and 1.
-        device: where the counts live.
+        device: of the counts.
     """
 
     def __init__(self, bins: int = 15, device: torch.device | str = "cpu") -> None:
         self.bins = bins
-        # rows: pixels, hits, confidence in steps
+        # rows: pixels, correct pixels, confidence in steps
         self.counts = torch.zeros(3, bins, dtype=torch.int64, device=device)
 
     def update(self, confidence: Tensor, correct: Tensor) -> None:
@@ -33,13 +33,13 @@ class Calibration:
 
         Args:
             confidence: probabilities (N,) of the predicted class, 0 to 1.
-            correct: (N,) bool, whether the prediction is right.
+            correct: (N,) bool.
         """
         steps = (confidence.double() * STEPS).round_()
         index = (confidence * self.bins).long().clamp_(0, self.bins - 1)
         ones = torch.bincount(index, minlength=self.bins)
         hits = torch.bincount(index[correct], minlength=self.bins)
-        # sums of whole numbers below 2^53 are exact in float64
+        # sums of integers below 2^53 are exact in float64
         sums = torch.bincount(index, weights=steps, minlength=self.bins).long()
         self.counts += torch.stack([ones, hits, sums])
 

@@ -1,10 +1,10 @@
-"""How sure a figure is: bootstrap intervals of one model, a paired test between two.
+"""Uncertainty of metrics: bootstrap intervals for one model, a paired test between two.
 
-The bootstrap streams: instead of drawing images with replacement afterwards, each replicate gives
-each image a Poisson(1) weight as it comes by (Oza and Russell, 2001; for many images the same
-distribution). The weights depend on (seed, image number) alone and everything summed is an
-integer, so intervals are the same for any order and number of processes. Images are taken as
-independent; frames of one video are not, and their intervals are too narrow.
+The bootstrap is streaming: instead of resampling images with replacement afterwards, each replicate
+gives each image a Poisson(1) weight (Oza and Russell, 2001; the same distribution for many images).
+The weights depend only on the seed and the image index, and all sums are integers, so intervals do
+not depend on the order or the number of processes. Images are assumed to be independent; frames of
+one video are not, and their intervals are too narrow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEPS = 1 << 30
 
 
 class Bootstrap:
-    """Replicates of the set's figures under resampled images.
+    """Counts of the whole set for each bootstrap replicate.
 
     Args:
         num_classes: K.
@@ -33,15 +33,15 @@ class Bootstrap:
         self.num_classes, self.seed = num_classes, seed
         # per replicate and class: hits, truth pixels, predicted pixels
         self.counts = np.zeros((replicates, 3, num_classes), dtype=np.int64)
-        # per replicate: number of images, sum of their own mIoU in steps
+        # per replicate: number of images, sum of per-image mIoU in steps
         self.images = np.zeros((replicates, 2), dtype=np.int64)
 
     def update(self, index: int, matrix: np.ndarray) -> None:
         """Count one image.
 
         Args:
-            index: its number in the split.
-            matrix: its (K, K+1) counts, truth in rows.
+            index: of the image in the split.
+            matrix: its confusion matrix (K, K+1), truth in rows.
         """
         rng = np.random.default_rng((self.seed, index))
         weight = rng.poisson(1.0, len(self.counts))
@@ -50,23 +50,23 @@ class Bootstrap:
         for i, part in enumerate(parts):
             seen = np.flatnonzero(part)
             self.counts[:, i, seen] += weight[:, None] * part[seen]
-        own = image_miou(matrix)
-        if own is not None:
-            self.images += weight[:, None] * np.array([1, round(own * STEPS)])
+        miou = image_miou(matrix)
+        if miou is not None:
+            self.images += weight[:, None] * np.array([1, round(miou * STEPS)])
 
     def summary(self, level: float = 0.95, *, absent: Absent = "skip") -> dict[str, Any]:
         """Intervals [low, high] of `miou`, `pixel_accuracy` and `image_miou`.
 
         Args:
-            level: share of the replicates within.
-            absent: the rule of `miou`, see `setr.metrics`.
+            level: confidence level, 0 to 1.
+            absent: how `miou` treats absent classes, see `setr.metrics`.
         """
         hits, truth, predicted = np.moveaxis(self.counts, 1, 0).astype(np.float64)
         iou = ratio(hits, truth + predicted - hits)
-        counted = (~np.isnan(iou)).sum(axis=1)
+        present = (~np.isnan(iou)).sum(axis=1)
         if absent == "zero":
-            counted = np.where(counted > 0, self.num_classes, 0)
-        miou = ratio(np.nansum(iou, axis=1), counted)
+            present = np.where(present > 0, self.num_classes, 0)
+        miou = ratio(np.nansum(iou, axis=1), present)
         accuracy = ratio(hits.sum(axis=1), truth.sum(axis=1))
         number, steps = self.images.T.astype(np.float64)
         return {
@@ -79,7 +79,7 @@ class Bootstrap:
 
 
 def image_miou(matrix: np.ndarray) -> float | None:
-    """Mean IoU of one image over the classes in its truth or prediction; None if nothing counts."""
+    """Mean IoU of one image over the classes in truth or prediction; None without any."""
     K = len(matrix)
     hits, truth = np.diagonal(matrix[:, :K]), matrix.sum(axis=1)
     union = truth + matrix[:, :K].sum(axis=0) - hits
@@ -102,21 +102,21 @@ def paired_difference(
     """Compare two models on the same images.
 
     Args:
-        ours: one figure per image (N,), for example `image_miou`.
-        theirs: the same of the other model, in the same order.
+        ours: one metric per image (N,), for example `image_miou`.
+        theirs: the same for the other model, in the same order.
         rounds: number of random draws.
         seed: of the draws.
 
     Returns:
         `difference`, mean of ours - theirs; `interval`, its bootstrap 95 % interval; `p`, two-sided
-        p-value of the sign-flip permutation test (exact up to its draws, no normality assumed);
-        `better`, the share of images on which ours is higher; `images`, N.
+        p-value of a Monte Carlo sign-flip permutation test (normality is not assumed); `better`,
+        the fraction of images on which ours is higher; `images`, N.
 
     Raises:
         SetrError: no images.
     """
     if not len(ours):
-        raise SetrError("nothing to compare: no image has counted pixels in both tests")
+        raise SetrError("nothing to compare: no image has labelled pixels in both evaluations")
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     rng = np.random.default_rng(seed)
     count, observed = len(difference), float(difference.mean())

@@ -1,8 +1,8 @@
-"""Recall by the size of things, streaming: are small objects found at all?
+"""Recall by region size (streaming): are small objects found at all?
 
-A region is a connected set (8 neighbours) of truth pixels of one class. Its size is its area in
-pixels of the image, in COCO's three buckets. A region counts as found if at least half of it is
-predicted as its class.
+A region is a connected component (8 neighbours) of truth pixels of one class. Its size is its area
+in pixels, in COCO's three ranges. It counts as found if at least half of it is predicted as its
+class.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 BUCKETS = {"small": 32**2, "medium": 96**2, "large": None}
-"""Bucket names and the area in pixels each ends below."""
+"""Name of each size range and its exclusive upper bound on the area in pixels."""
 
 
 class RegionRecall:
@@ -30,7 +30,7 @@ class RegionRecall:
         self.ends = [end for end in BUCKETS.values() if end is not None]
 
     def update(self, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """Count one image: ids (H, W); ids of the truth outside the classes are left out."""
+        """Count one image: ids (H, W); truth ids outside the classes are skipped."""
         for c in np.unique(truth):
             if c >= self.num_classes:
                 continue
@@ -46,7 +46,7 @@ class RegionRecall:
                 np.add.at(self.counts[:, column], bucket, values)
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Per bucket `regions`, `found` (share of regions) and `recall` (share of pixels)."""
+        """Per bucket `regions`, `found` (fraction of regions) and `recall` (fraction of pixels)."""
         return {
             name: {
                 "regions": int(regions),

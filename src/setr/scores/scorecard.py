@@ -1,20 +1,21 @@
-"""Everything that is counted of a test, in one streaming object.
+"""All metrics of an evaluation, in one streaming object.
 
-Predictions come in image by image and are not kept. All state is integers, so the figures are the
-same bits for any order of images and any number of threads and processes.
+Predictions are counted image by image and not kept. All state is integer, so the results are
+identical for any order of images and any number of threads and processes.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from setr.arguments.choices import Absent
+from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE
 from setr.metrics import ConfusionMatrix, summarize
 from setr.processes.quota import cpus
@@ -24,20 +25,24 @@ from setr.scores.intervals import STEPS, Bootstrap, image_miou
 from setr.scores.regions import RegionRecall
 
 THREADS = min(4, cpus())
-"""They follow outlines and regions, up to seconds per image, while the model runs the next."""
+"""They count boundaries and regions, up to seconds per image, while the model runs the next."""
 AHEAD_PIXELS = 16_000_000
-"""Of images that wait for them; one image alone may be larger, and the model then waits for it."""
+"""Limit on the pixels waiting for these threads; the model waits when it is exceeded."""
 
 
 class Scorecard:
-    """Counts of one test.
+    """Counts of one evaluation.
 
     Args:
         classes: K names.
-        device: where predictions come from.
-        detailed: also count boundaries, regions, calibration and bootstrap replicates; without,
+        device: of the predictions.
+        detailed: also count boundaries, regions, calibration and bootstrap replicates; otherwise
             only the confusion matrix.
-        absent: what classes without a pixel in truth and prediction add to the means.
+        absent: how means treat classes that occur in neither truth nor prediction, see
+            `setr.metrics`.
+
+    Raises:
+        SetrError: another value for `absent`.
     """
 
     def __init__(
@@ -48,33 +53,37 @@ class Scorecard:
         detailed: bool = True,
         absent: Absent = "skip",
     ) -> None:
+        if absent not in get_args(Absent):
+            raise SetrError(f"absent {absent!r}: give {' or '.join(get_args(Absent))}", code=USAGE)
         K = len(classes)
         self.classes, self.detailed, self.absent = classes, detailed, absent
         self.confusion = ConfusionMatrix(K, device)
-        self.totals = np.zeros(3, dtype=np.int64)  # images, images with an mIoU, its sum in steps
+        # images, images with an mIoU, sum of per-image mIoU in steps
+        self.totals = np.zeros(3, dtype=np.int64)
         self.failed: list[str] = []
         self.calibration = Calibration(device=device)
         self._boundary, self._regions = BoundaryCounts(K), RegionRecall(K)
         self._threads = ThreadPoolExecutor(THREADS, "score")  # they end with this object
-        self._waiting: deque[tuple[int, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+        # pixels of each submitted image and its counts
+        self._pending: deque[tuple[int, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
         self.bootstrap = Bootstrap(K, replicates=1000 if detailed else 1)
 
     @property
     def boundary(self) -> BoundaryCounts:
-        """Of all images so far."""
+        """Boundary counts of all images so far."""
         self._collect(0)
         return self._boundary
 
     @property
     def regions(self) -> RegionRecall:
-        """Of all images so far."""
+        """Region counts of all images so far."""
         self._collect(0)
         return self._regions
 
-    def _collect(self, pixels: int) -> None:
-        """Add what threads have counted, until at most so many pixels wait."""
-        while sum(waiting for waiting, _ in self._waiting) > pixels:
-            boundary, regions = self._waiting.popleft()[1].result()
+    def _collect(self, max_pixels: int) -> None:
+        """Add finished counts until at most `max_pixels` are pending."""
+        while sum(pixels for pixels, _ in self._pending) > max_pixels:
+            boundary, regions = self._pending.popleft()[1].result()
             self._boundary.counts += boundary
             self._regions.counts += regions
 
@@ -84,13 +93,13 @@ class Scorecard:
         """Count one image.
 
         Args:
-            index: its number in the whole split, whichever process has it.
+            index: of the image in the whole split, not in this process's part.
             prediction: ids (H, W).
             truth: training ids (H, W), `IGNORE` is not counted.
             confidence: probability of the predicted class (H, W).
 
         Returns:
-            `miou` and `pixel_accuracy` of this image alone; None where nothing is counted.
+            `miou` and `pixel_accuracy` of this image; None where no pixel is labelled.
 
         Raises:
             SetrError: sizes differ.
@@ -98,28 +107,29 @@ class Scorecard:
         counts = self.confusion.update(prediction, truth)
         K = len(self.classes)
         matrix = counts[:K].cpu().numpy()
-        own = image_miou(matrix)
+        miou = image_miou(matrix)
         self.totals[0] += 1
-        if own is not None:
-            self.totals[1:] += 1, round(own * STEPS)
+        if miou is not None:
+            self.totals[1:] += 1, round(miou * STEPS)
         if self.detailed:
             self.bootstrap.update(index, matrix)
-            guess, real = prediction.cpu().numpy(), truth.cpu().numpy()
-            self._waiting.append((real.size, self._threads.submit(_shapes, K, guess, real)))
+            arrays = prediction.cpu().numpy(), truth.cpu().numpy()
+            counting = self._threads.submit(_boundary_and_regions, K, *arrays)
+            self._pending.append((truth.numel(), counting))
             self._collect(AHEAD_PIXELS)
             if confidence is not None:
-                counted = truth != IGNORE
-                self.calibration.update(confidence[counted], (prediction == truth)[counted])
+                labelled = truth != IGNORE
+                self.calibration.update(confidence[labelled], (prediction == truth)[labelled])
         pixels = matrix.sum()
         accuracy = float(np.trace(matrix) / pixels) if pixels else None
-        return {"miou": own, "pixel_accuracy": accuracy}
+        return {"miou": miou, "pixel_accuracy": accuracy}
 
     def fail(self, problem: str) -> None:
-        """Note an image that could not be read, by a line that names it."""
+        """Record an image that could not be read, by a line that names it."""
         self.failed.append(problem)
 
     def reduce(self) -> None:
-        """Add up the counts of all processes, if there are several; exact, since integers."""
+        """Sum the counts over all processes, if there are several."""
         if not torch.distributed.is_initialized():
             return
         arrays = [self.totals, self.boundary.counts, self.regions.counts,
@@ -136,20 +146,20 @@ class Scorecard:
         self.failed = sorted(problem for part in failed for problem in part)
 
     def summary(self) -> dict[str, Any]:
-        """The figures.
+        """The metrics.
 
         Returns:
-            Those of `summarize`, `images` (number counted), `failed` (a line per unreadable one),
+            Those of `summarize`, `images` (number counted), `failed` (a line per unreadable image),
             and if detailed `image_miou`, `intervals`, `boundary`, `recall_by_size`, `confusion`
             and, where confidences were given, `calibration`.
         """
         figures = summarize(self.confusion.matrix, self.classes, absent=self.absent)
-        images, counted, steps = (int(n) for n in self.totals)
+        images, labelled, steps = (int(n) for n in self.totals)
         figures |= {"images": images, "failed": self.failed}
         if not self.detailed:
             return figures
         figures |= {
-            "image_miou": steps / STEPS / counted if counted else None,
+            "image_miou": steps / STEPS / labelled if labelled else None,
             "intervals": self.bootstrap.summary(absent=self.absent),
             "boundary": self.boundary.summary(self.classes),
             "recall_by_size": self.regions.summary(),
@@ -161,8 +171,10 @@ class Scorecard:
         return figures
 
 
-def _shapes(K: int, prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of one image: those of `BoundaryCounts` and of `RegionRecall`."""
+def _boundary_and_regions(
+    K: int, prediction: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of `BoundaryCounts` and of `RegionRecall` for one image."""
     boundary, regions = BoundaryCounts(K), RegionRecall(K)
     boundary.update(prediction, truth)
     regions.update(prediction, truth)

@@ -1,7 +1,7 @@
-"""Predictions in the form the test servers of Cityscapes and ADE20K take.
+"""Predictions in the submission format of the Cityscapes and ADE20K test servers.
 
-Cityscapes: one 8-bit PNG per image, 2048x1024, of regular label ids (7, 8, 11, …, 33, not training
-ids), named CITY_SEQUENCE_FRAME*.png, each image once (cityscapesScripts, getPrediction of
+Cityscapes: one 8-bit PNG per image, 2048x1024, of label ids (7, 8, 11, …, 33, not training ids),
+named CITY_SEQUENCE_FRAME*.png, each image once (cityscapesScripts, getPrediction of
 evaluation/evalPixelLevelSemanticLabeling.py). ADE20K: one 8-bit PNG per image of ids 1 .. 150,
 named as the image (CSAILVision/sceneparsing README "Submission format"). Both without palette, in
 one zip file.
@@ -33,25 +33,25 @@ _STAMP = (2021, 1, 1, 0, 0, 0)  # of every member, so that equal predictions mak
 
 
 class Submission:
-    """A zip file for a test server; it appears under its name when complete.
+    """A zip file for a test server, written in a `with` block by one `add` per image.
 
-    Used in a `with` block, `add` per image; leaving the block by an error writes nothing.
+    The file appears under its name when complete; after an exception nothing is written.
 
     Args:
-        server: whose form.
+        server: the test server.
         path: the zip file.
         labels: the model's classes, which must be the server's.
 
     Raises:
-        SetrError: other classes, or no file written at the end.
+        SetrError: other classes, or no prediction was added.
     """
 
     def __init__(self, server: ServerName, path: Path, labels: Labels) -> None:
         known = known_labels(server)
         if labels.classes != known.classes:
             raise SetrError(
-                f"--submit {server}: the model has {len(labels.classes)} other classes; the server "
-                f"takes the {len(known.classes)} of {server}",
+                f"--submit {server}: the model's {len(labels.classes)} classes are not the "
+                f"{len(known.classes)} of {server}; give a model trained on {server}",
                 code=USAGE,
             )
         self.server, self.path = server, path
@@ -85,7 +85,7 @@ class Submission:
             prediction: (H, W) training ids 0 .. K-1.
 
         Raises:
-            SetrError: a name, size or id the server would refuse, or an image given twice.
+            SetrError: a name, size or id the server would reject, or an image given twice.
         """
         stem = Path(image).stem
         pattern, example = _NAMES[self.server]
@@ -100,23 +100,23 @@ class Submission:
                 f"takes {_SIZE[1]}x{_SIZE[0]}"
             )
         if prediction.size and prediction.max() >= len(self.raw_ids):
-            raise SetrError(f"{image}: predicted id {prediction.max()} is no class")
+            raise SetrError(f"{image}: predicted id {prediction.max()} is not a class")
         member = zipfile.ZipInfo(f"{stem}.png", _STAMP)
         self._zip.writestr(member, encode_png(self.raw_ids[prediction]))
         self.names.add(matched[0])
 
 
 def raw_ids(labels: Labels) -> np.ndarray:
-    """(K,) uint8: the id in the released masks of each training id."""
+    """(K,) uint8: the id in the released masks for each training id."""
     table = {train: raw for raw, train in (labels.label_map or {}).items() if train != IGNORE}
     return np.array([table[k] for k in range(len(labels.classes))], np.uint8)
 
 
 def check_submission(server: ServerName, path: Path) -> int:
-    """Read a submission back and hold it against the server's rules; returns the image count.
+    """Check a submission against the server's rules and return the number of images.
 
     Raises:
-        SetrError: the first rule that is broken.
+        SetrError: the first violation found.
     """
     from PIL import Image
 
@@ -126,14 +126,22 @@ def check_submission(server: ServerName, path: Path) -> int:
         for name in file.namelist():
             matched = _NAMES[server][0].match(Path(name).stem)
             if not name.endswith(".png") or not matched or matched[0] in seen:
-                raise SetrError(f"{path}: {name} is no file name for {server}, or there twice")
+                raise SetrError(
+                    f"{path}: {name} is not a file name for {server}, or its image is there twice"
+                )
             seen.add(matched[0])
             with Image.open(io.BytesIO(file.read(name))) as image:
                 if image.mode != "L":
-                    raise SetrError(f"{path}: {name} is {image.mode}; 8-bit ids without palette")
+                    raise SetrError(
+                        f"{path}: {name} has mode {image.mode}; the server takes 8-bit ids without "
+                        "palette"
+                    )
                 ids = np.asarray(image)
             if server == "cityscapes" and ids.shape != _SIZE:
-                raise SetrError(f"{path}: {name} is {ids.shape[1]}x{ids.shape[0]}")
+                raise SetrError(
+                    f"{path}: {name} is {ids.shape[1]}x{ids.shape[0]}; the server takes "
+                    f"{_SIZE[1]}x{_SIZE[0]}"
+                )
             if not set(np.unique(ids).tolist()) <= allowed:
-                raise SetrError(f"{path}: {name} holds ids the server does not take")
+                raise SetrError(f"{path}: {name} contains ids the server does not take")
     return len(seen)

@@ -1,1 +1,1 @@
-"""Weight files of every known layout, and models made from them."""
+"""Weight files of all known layouts, and the models built from them."""

@@ -1,9 +1,9 @@
-"""Read the architecture of a foreign SETR or Segmenter checkpoint from the shapes of its tensors.
+"""Infer the architecture of a foreign SETR or Segmenter checkpoint from the shapes of its tensors.
 
-What shapes cannot tell is a keyword: the number of heads (64 channels each unless given), the taps
-where the number of auxiliary heads is unusual, and the grid where it is not square. A training
-checkpoint of mmengine also holds its configuration as text; heads and taps are then looked up in it
-(as text: it is never executed).
+Keyword arguments give what shapes cannot show: the number of attention heads (by default one per 64
+channels), the taps if the number of auxiliary heads is unusual, and the patch grid if it is not
+square. Training checkpoints of mmengine also hold their configuration as text; the numbers of heads
+and taps are then searched for in this text, which is never executed.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ def read_architecture(
     aux_taps: tuple[int, ...] | None = None,
     img_size: int | tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Keywords of `SETR` for a whole foreign model.
+    """Keyword arguments of `SETR` for a whole foreign model.
 
     Args:
-        found: dialect `official`, `mmseg` or `segmenter`.
-        meta: plain values stored beside the tensors.
-        source: name of the file for errors.
-        num_heads: attention heads; one per 64 channels unless given or recorded.
-        taps: blocks read by the heads, from 1.
-        aux_taps: those with an auxiliary head, in the file's order.
-        img_size: (height, width) in pixels where the position grid is not square.
+        found: the checkpoint, of dialect `official`, `mmseg` or `segmenter`.
+        meta: values stored beside the tensors.
+        source: name of the file for error messages.
+        num_heads: number of attention heads; by default as recorded in `meta`, else one per 64
+            channels.
+        taps: blocks read by the heads, counted from 1.
+        aux_taps: taps with an auxiliary head, in the file's order.
+        img_size: (height, width) in pixels, if the patch grid is not square.
 
     Raises:
-        SetrError: tensors that contradict each other, or something only a keyword can tell.
+        SetrError: tensors that contradict each other, or a keyword argument that is needed.
     """
     t = found.tensors
     try:
@@ -53,13 +54,15 @@ def read_architecture(
         num_classes = len(t["decoder.classifier.weight"]) if tokens is None else tokens.shape[1]
         hidden = t["encoder.vit.blocks.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
-        raise SetrError(f"{source}: {error.args[0]} is missing; the checkpoint is cut") from None
+        raise SetrError(
+            f"{source}: {error.args[0]} is missing; the checkpoint is incomplete"
+        ) from None
     depth = _count(t, r"encoder\.vit\.blocks\.(\d+)\.")
     num_aux = _count(t, r"aux_heads\.(\d+)\.")
     num_heads = num_heads or recorded(meta, "num_heads") or max(1, width // HEAD_WIDTH)
     if width % num_heads:
         raise SetrError(
-            f"{source}: width {width} cannot be split into {num_heads} heads; give num_heads=",
+            f"{source}: {width} channels cannot be split into {num_heads} heads; give num_heads=",
             code=USAGE,
         )
     decoder = _decoder_kind(t, source)
@@ -67,13 +70,13 @@ def read_architecture(
         taps = tuple(i + 1 for i in ([indices] if isinstance(indices, int) else indices))
     taps, aux_taps = _choose_taps(default_taps(decoder, depth)[0], num_aux, taps, aux_taps, source)
     if decoder == "mla" and found.dialect == "mmseg":
-        aux_taps = aux_taps[::-1]  # the port lists its levels from deep to shallow
+        aux_taps = aux_taps[::-1]  # mmsegmentation's levels run from deep to shallow
     encoder = _KNOWN_SIZES.get((width, depth, num_heads))
     shape = {"embed_dim": width, "depth": depth, "num_heads": num_heads, "patch_size": patch,
              "mlp_ratio": hidden / width,
              "qkv_bias": "encoder.vit.blocks.0.attn.qkv.bias" in t}  # fmt: skip
     if encoder and (patch, hidden, shape["qkv_bias"]) == (16, 4 * width, True):
-        shape = {}  # as timm has it
+        shape = {}  # timm's defaults
     if channels != 3:
         shape["in_chans"] = channels
     if found.dialect == "segmenter":
@@ -81,7 +84,7 @@ def read_architecture(
     if "encoder.vit.dist_token" in t:
         encoder = "deit_base_distilled_patch16_384"
     arguments = _dialect_arguments(found, decoder, num_aux)
-    if decoder == "segmenter":  # the authors' decoder and the port's are as wide as the encoder
+    if decoder == "segmenter":  # both code bases use the encoder's number of heads
         arguments["decoder_args"]["num_heads"] = num_heads
     return {
         "encoder": encoder or "vit_base_patch16_384",
@@ -104,7 +107,7 @@ def dialect_options(found: Translation, source: str) -> dict[str, Any]:
 
 
 def function_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in which public implementations compute different functions, with defaults."""
+    """The options in which the public implementations differ, with their values."""
     decoder, aux = arguments["decoder_args"] or {}, arguments["aux_args"] or {}
     options = {key: arguments[key] for key in ("pos_interp", "prefix_tokens")}
     if arguments["decoder"] == "mla":
@@ -122,7 +125,7 @@ def _count(tensors: Tensors, pattern: str) -> int:
 
 
 def recorded(meta: Mapping[str, Any], key: str) -> Any:
-    """A number, tuple or list from the configuration text training frameworks store; else None."""
+    """A number, tuple or list from the configuration text in a checkpoint; None if absent."""
     text = meta.get("cfg") or meta.get("config")
     if not isinstance(text, str):
         return None
@@ -140,13 +143,13 @@ def _decoder_kind(t: Tensors, source: str) -> str:
     first = t.get("decoder.convs.0.0.weight")
     convs = _count(t, r"decoder\.convs\.(\d+)\.")
     if first is None:
-        raise SetrError(f"{source}: its decoder is none of SETR-Naive, PUP and MLA")
+        raise SetrError(f"{source}: its decoder is not one of SETR-Naive, PUP and MLA")
     if first.shape[-1] == 1 and convs == 1:
         return "naive"
     if first.shape[-1] == 3 and convs > 1:
         return "pup"
     raise SetrError(
-        f"{source}: a head of {convs} convolutions {tuple(first.shape[-2:])} is none of "
+        f"{source}: a decoder of {convs} convolutions {tuple(first.shape[-2:])} is not one of "
         "SETR-Naive, PUP and MLA"
     )
 
@@ -158,13 +161,13 @@ def _choose_taps(
     aux_taps: tuple[int, ...] | None,
     source: str,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Taps by keyword, else the usual ones; the first ones carry the auxiliary heads."""
+    """The taps that were given, else the default ones; the first ones have auxiliary heads."""
     taps = tuple(taps) if taps else default
     aux_taps = tuple(aux_taps) if aux_taps is not None else taps[:num_aux]
     if len(aux_taps) != num_aux:
         raise SetrError(
-            f"{source}: has {num_aux} auxiliary heads but {len(aux_taps)} of the blocks {taps} "
-            "would carry one; give taps= and aux_taps=",
+            f"{source}: has {num_aux} auxiliary heads, but {len(aux_taps)} of the blocks {taps} "
+            "would have one; give taps= and aux_taps=",
             code=USAGE,
         )
     return taps, aux_taps
@@ -177,14 +180,15 @@ def _square_size(t: Tensors, patch: int, source: str) -> int:
     side = round(count**0.5)
     if side * side != count:
         raise SetrError(
-            f"{source}: {count} positions are no square grid; give img_size=(height, width)",
+            f"{source}: {count} position embeddings do not form a square grid; give "
+            "img_size=(height, width)",
             code=USAGE,
         )
     return side * patch
 
 
 def _dialect_arguments(found: Translation, decoder: str, num_aux: int) -> dict[str, Any]:
-    """Widths from shapes; everything shapes cannot tell from the dialect (see docs/parity.md)."""
+    """Channels from shapes; what shapes cannot show from the dialect (see docs/parity.md)."""
     t, port = found.tensors, found.dialect == "mmseg"
     if decoder in ("segmenter", "linear"):
         return {
@@ -231,7 +235,7 @@ def _dialect_arguments(found: Translation, decoder: str, num_aux: int) -> dict[s
 
 
 def _mask_transformer(t: Tensors, port: bool) -> dict[str, Any]:
-    """Keywords of `MaskTransformer`."""
+    """Keyword arguments of `MaskTransformer`."""
     hidden, width = t["decoder.blocks.0.mlp.fc1.weight"].shape
     return {
         "num_layers": _count(t, r"decoder\.blocks\.(\d+)\."),

@@ -1,8 +1,8 @@
-"""Averages of models: one model whose weights are the mean of several runs' weights.
+"""Weight averaging: one model whose weights are the mean of several runs' weights.
 
-Runs that start from the same pretrained weights often end in one basin, where the mean of their
-weights does as well as the mean of their answers, at the cost of a single model, and better than
-each on data unlike the training set (Wortsman et al., Model soups, ICML 2022).
+Runs that start from the same pretrained weights often end in the same basin of the loss. The mean
+of their weights then does about as well as an ensemble, at the inference cost of one model, and
+better than each run under distribution shift (Wortsman et al., Model soups, ICML 2022).
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from setr.model_info import ModelInfo
 
 
 def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
-    """The mean of the weights and running statistics of several models, in eval mode.
+    """A model with the mean weights and batch norm statistics of several models, in eval mode.
 
     Args:
-        sources: two or more model directories or Hub names. The first one's test protocol and
-            settings stay; figures do not, because the mean has not been tested.
+        sources: two or more model directories or Hub names. The test protocol and other settings
+            are those of the first. Metrics are dropped, because the mean has not been tested.
 
     Raises:
-        SetrError: fewer than two, or models of other architecture or classes.
+        SetrError: fewer than two models, or models that differ in architecture or classes.
     """
     if len(sources) < 2:
-        raise SetrError(f"{len(sources)} model to average; give two or more", code=USAGE)
+        raise SetrError(f"{len(sources)} models to average; give two or more", code=USAGE)
     model, info = from_pretrained(sources[0])
     state = model.state_dict()
     sums = {k: v.double() for k, v in state.items() if v.is_floating_point()}
     for source in sources[1:]:
         other, its_info = from_pretrained(source)
-        mine, its = _function(model), _function(other)
+        mine, its = _architecture(model), _architecture(other)
         if differing := [k for k in sorted({*mine, *its}) if mine.get(k) != its.get(k)]:
             raise SetrError(
                 f"{source}: another architecture than {sources[0]} (not the same "
-                f"{', '.join(differing)}); only equal ones average"
+                f"{', '.join(differing)}); only models of one architecture can be averaged"
             )
-        facts = ("labels", "mean", "std", "bands")
-        if any(getattr(its_info, f) != getattr(info, f) for f in facts):
+        shared = ("labels", "mean", "std", "bands")
+        if any(getattr(its_info, key) != getattr(info, key) for key in shared):
             raise SetrError(
                 f"{source}: other classes, label map or normalisation than {sources[0]}; "
-                "only models of one data set average"
+                "only models of one data set can be averaged"
             )
         found = other.state_dict()
         for name, total in sums.items():
@@ -58,8 +58,8 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
     return model.eval(), replace(info, metrics={})
 
 
-def _function(model: SETR) -> dict[str, Any]:
-    """What makes a model's function: its arguments without what only training knows."""
+def _architecture(model: SETR) -> dict[str, Any]:
+    """A model's arguments without those that only affect training."""
     own = model.arguments["encoder_args"] or {}
     kept = {name: value for name, value in own.items() if name != "drop_path_rate"}
     return {**model.arguments, "encoder_args": kept}

@@ -1,8 +1,8 @@
-"""Recognise the layout of a checkpoint and bring its tensors under our names.
+"""Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
-Whole models (`official` = the authors' repository, `mmseg`, `segmenter` = that of Segmenter's
-authors, our own `setr`) and DINOv2's linear heads (`linear`) come out under our full names,
-encoders (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) under timm's without prefix.
+Whole models (`official`: the authors' repository, `mmseg`, `segmenter`: Segmenter's authors'
+repository, our own `setr`) and DINOv2's linear heads (`linear`) get our full names; encoders
+(`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's names without a prefix.
 """
 
 from __future__ import annotations
@@ -17,26 +17,33 @@ from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
 
 
 def translate(given: Tensors, source: str = "checkpoint") -> Translation:
-    """Recognise the layout of a checkpoint and map its names to ours.
+    """Recognise the layout of a checkpoint and rename its tensors to our names.
 
     Raises:
-        SetrError: none of the known layouts.
+        SetrError: unknown layout, or tensors that contradict it.
     """
-    tensors = {re.sub(r"^(module\.)+", "", name): value for name, value in given.items()}
+    tensors = {_WRAPPER_PREFIXES.sub("", name): value for name, value in given.items()}
     for marker, convert in _DIALECTS:
         if any(re.match(marker, name) for name in tensors):
             try:
                 return convert(tensors)
             except (KeyError, IndexError, RuntimeError) as error:
                 raise SetrError(
-                    f"{source}: cut or damaged, tensors contradict its layout ({error!r:.80})"
+                    f"{source}: incomplete or damaged; tensors contradict its layout "
+                    f"({error!r:.80})"
                 ) from None
     raise SetrError(
-        f"{source}: no known layout (its tensors are called {', '.join(list(given)[:3])}, …); "
-        "readable are models of this toolkit, SETR and Segmenter models of their authors and of "
+        f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
+        "supported are models of this toolkit, SETR and Segmenter models of their authors and of "
         "mmsegmentation, linear heads of DINOv2, and encoders from Google, timm, DeiT, DINOv3, "
         "Hugging Face ViT/DINOv2 and torchvision ResNets"
     )
+
+
+_WRAPPER_PREFIXES = re.compile(
+    r"^(module\.|model\.(?=(encoder\.(vit|net)|neck|decoder|aux_heads)\.))+|_orig_mod\."
+)
+"""Prefixes added by DataParallel and similar wrappers, Lightning modules and torch.compile."""
 
 
 def _own(tensors: Tensors) -> Translation:

@@ -1,6 +1,6 @@
-"""Names of encoder checkpoints: timm, DeiT, DINOv2 and 3, Hugging Face, Google .npz, ResNets.
+"""Encoder checkpoints of timm, DeiT, DINOv2 and 3, Hugging Face, Google (.npz) and ResNets.
 
-All come out under timm's names without prefix.
+Tensors are renamed to timm's names without a prefix.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
 
 _PARTS = {"q": "query", "k": "key", "v": "value"}
-"""Of an attention layer, by the letter that some layouts call them by."""
+"""Projections of an attention layer, by the letters that some layouts use for them."""
 
 
 def timm(tensors: Tensors) -> Translation:
-    """Names of timm, which DeiT and DINOv2 share up to a few."""
+    """A checkpoint of timm, DeiT or DINOv2, whose names differ little."""
     rules: list[Rule] = [
         (r"register_tokens", "reg_token"),
         (r"(blocks\.\d+\.mlp\.)w12\.(.+)", r"\1fc1.\2"),
@@ -32,7 +32,7 @@ def timm(tensors: Tensors) -> Translation:
 
 
 def huggingface(tensors: Tensors) -> Translation:
-    """ViT, DeiT and DINOv2 of transformers, up to version 4 and from 5 on."""
+    """A ViT, DeiT or DINOv2 checkpoint of transformers, up to version 4 or from 5 on."""
     start = r"^.*?(?=embeddings\.|encoder\.layer\.|layers\.\d|layernorm\.)"
     bare = {re.sub(start, "", name, count=1): value for name, value in tensors.items()}
     layer = r"(?:encoder\.layer|layers)\.(\d+)\."
@@ -63,11 +63,11 @@ def huggingface(tensors: Tensors) -> Translation:
 
 
 def dinov3(tensors: Tensors) -> Translation:
-    """Meta's DINOv3 under its own names or those of transformers, which differ by block only."""
+    """A DINOv3 checkpoint with Meta's names or those of transformers."""
     start = (
         r"^.*?(?=embeddings\.|layer\.\d|blocks\.\d|cls_token|storage_tokens|patch_embed\.|norm\.)"
     )
-    unused = r"mask_token|\.bias_mask$|rope_embed"  # for pretraining, fixed, computed
+    unused = r"mask_token|\.bias_mask$|rope_embed"  # only for pretraining; constant; computed
     bare = {
         re.sub(start, "", name, count=1): value
         for name, value in tensors.items()
@@ -99,14 +99,14 @@ def dinov3(tensors: Tensors) -> Translation:
     ]
     renamed, unexpected = rename(bare, rules)
     for name in [name for name in renamed if name.endswith(".attn.qkv.bias")]:
-        query, _, value = renamed.pop(name).chunk(3)  # the key's bias is masked
+        query, _, value = renamed.pop(name).chunk(3)  # DINOv3 masks the bias of the key
         stem = name.removesuffix("qkv.bias")
         renamed |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
     return Translation("dinov3", _join_qkv(renamed), whole=False, unexpected=unexpected)
 
 
 def google(tensors: Tensors) -> Translation:
-    """Google's ViT and AugReg: kernels (in, out), attention split by head."""
+    """Google's ViT and AugReg checkpoints: kernels are (in, out), attention is split by head."""
     bare = {re.sub(r"^(opt/target/|params/(img/)?)", "", k): v for k, v in tensors.items()}
     block = r"Transformer/encoderblock_(\d+)/"
     attn = block + r"MultiHeadDotProductAttention_\d/"
@@ -147,7 +147,7 @@ def google(tensors: Tensors) -> Translation:
 
 
 def _join_qkv(tensors: Tensors) -> Tensors:
-    """Concatenate separate query, key and value projections to timm's `qkv`."""
+    """Concatenate separate query, key and value projections into timm's `qkv`."""
     joined = {}
     for name, value in tensors.items():
         if ".attn.query." in name:
@@ -160,5 +160,5 @@ def _join_qkv(tensors: Tensors) -> Tensors:
 
 
 def resnet(tensors: Tensors) -> Translation:
-    """ResNets of torchvision and timm have our names already."""
+    """ResNets of torchvision and timm, which already have our names."""
     return Translation("resnet", tensors, whole=False)

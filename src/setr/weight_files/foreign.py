@@ -1,7 +1,7 @@
-"""A foreign checkpoint as a model: a whole SETR or Segmenter from its file alone, or a linear head.
+"""Build a model from a foreign checkpoint: a whole SETR or Segmenter model, or a linear head.
 
-The authors' checkpoints and mmsegmentation's compute slightly different functions; the converter
-sets the named options that reproduce each (the table is in docs/parity.md).
+The models of the authors and of mmsegmentation differ in details. The converter sets the options
+that reproduce each (see the table in docs/parity.md).
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ FOREIGN_KEYWORDS = (
     *("labels", "odd_sizes"),
     *("encoder", "pretrained"),
 )
-"""Keywords of `convert_foreign`: what the tensors of a checkpoint cannot tell."""
-_THERE = {"television receiver": "television"}
-"""Names in mmsegmentation's class lists, which checkpoints carry, that are others here."""
+"""Keyword arguments of `convert_foreign`, for what a checkpoint's tensors do not show."""
+_RENAMED_CLASSES = {"television receiver": "television"}
+"""Class names of mmsegmentation's checkpoints -> our names, where they differ."""
 
 
 def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
-    """Read a checkpoint of SETR's or Segmenter's authors or of mmsegmentation, or a linear head.
-
-    The model is on the CPU, in eval mode.
+    """Load a checkpoint of SETR's or Segmenter's authors or of mmsegmentation, or a linear head.
 
     Args:
         path: a .pth or .safetensors file.
-        keywords: as `convert_foreign`.
+        keywords: see `convert_foreign`.
+
+    Returns:
+        The model, on the CPU in eval mode, and its description.
 
     Raises:
-        SetrError: unreadable, neither a whole model nor a linear head, or a keyword is needed.
+        SetrError: an unreadable file, one that holds neither a whole model nor a linear head, or a
+            keyword argument that is needed.
     """
     model, info, _ = convert_foreign(path, **keywords)
     return model, info
@@ -69,20 +71,22 @@ def convert_foreign(
     encoder: str | None = None,
     pretrained: str | None = None,
 ) -> tuple[SETR, ModelInfo, LoadReport]:
-    """`load_foreign` with its report.
+    """Load as `load_foreign`, and report what was loaded.
 
     Args:
         path: a .pth or .safetensors file.
-        num_heads: attention heads; by default what the file records, else one per 64 channels.
-        taps: blocks read by the heads, from 1; by default the usual ones of its depth.
-        aux_taps: those with an auxiliary head, in the file's order.
-        img_size: (height, width) in pixels where the position grid is not square.
+        num_heads: number of attention heads; by default as recorded in the file, else one per 64
+            channels.
+        taps: blocks read by the heads, counted from 1; by default the usual ones for the depth.
+        aux_taps: taps with an auxiliary head, in the file's order.
+        img_size: (height, width) in pixels, if the patch grid is not square.
         labels: class names and colours; by default the file's own.
-        odd_sizes: see `SETR`; `squeeze` reproduces mmsegmentation on sides no multiple of 16.
-        encoder: of a linear head, timm id of the encoder it was trained on; by default DINOv2's of
-            the head's width.
-        pretrained: of a linear head, that encoder's weights: a file, a repository of the Hub, or a
-            tag that timm publishes, such as `lvd142m`.
+        odd_sizes: see `SETR`; `squeeze` reproduces mmsegmentation for sides that are not multiples
+            of 16.
+        encoder: for a linear head, timm name of the encoder that it was trained on; by default the
+            DINOv2 encoder of matching width.
+        pretrained: for a linear head, the encoder's weights: a file, a repository on the Hub, or a
+            tag of weights that timm downloads, such as `lvd142m`.
     """
     source = str(path)
     file = read_tensor_file(Path(path))
@@ -90,7 +94,7 @@ def convert_foreign(
     if found.dialect == "setr" and Path(path).is_dir():
         raise SetrError(
             f"{source}: is a model directory, which eval, predict and export take as it is; "
-            "`setr convert --model NAME` puts its weights into another model",
+            "`setr convert --model NAME` loads its weights into another model",
             code=USAGE,
         )
     if found.dialect not in (*WHOLE, "linear"):
@@ -120,8 +124,8 @@ def convert_foreign(
             model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
     except (KeyError, IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
         raise SetrError(
-            f"{source}: its tensors describe no known model ({error!r:.100}); the file is cut or "
-            "of another network"
+            f"{source}: its tensors do not describe a known model ({error!r:.100}); the file is "
+            "incomplete or of another network"
         ) from None
     if labels is None and found.dialect == "segmenter":
         labels = segmenter_labels(model.num_classes)
@@ -146,7 +150,7 @@ def convert_foreign(
             protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
     info = ModelInfo(
         labels=labels,
-        mean=mean if channels == 3 else (0.5,) * channels,  # no file tells
+        mean=mean if channels == 3 else (0.5,) * channels,  # not recorded in any file
         std=std if channels == 3 else (0.25,) * channels,
         protocol=protocol,
         recipe=f"{_kind(model)} converted from {Path(source).name}",
@@ -163,7 +167,7 @@ def _kind(model: SETR) -> str:
 
 
 def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[SETR, LoadReport]:
-    """Build on the meta device and put the tensors in: no second copy, no random start."""
+    """Build the model on the meta device and assign the tensors, without initialising weights."""
     with torch.device("meta"):
         model = SETR(**arguments)
     own = model.state_dict()
@@ -196,7 +200,7 @@ def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[
 
 
 def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> Labels:
-    """Classes and colours a checkpoint records; a known data set brings its label map along."""
+    """Classes and colours recorded in a checkpoint; of a known data set, with its label map."""
     stored = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else meta
     classes = stored.get("classes") or stored.get("CLASSES")
     palette = stored.get("palette") or stored.get("PALETTE") or ()
@@ -210,10 +214,10 @@ def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> La
         colours = palette if len(palette) == num_classes else ()
         return Labels.from_dict({"classes": classes, "colours": colours})
     except (TypeError, ValueError, IndexError) as error:
-        raise SetrError(f"{source}: its class list is broken ({error})") from None
+        raise SetrError(f"{source}: its class list is invalid ({error})") from None
 
 
 def _plain_name(name: object) -> str:
-    """A class name for comparison: ADE20K's list is published with synonyms and stray blanks."""
+    """A class name for comparison; published lists of ADE20K have synonyms and stray spaces."""
     plain = str(name).replace(";", ",").partition(",")[0].strip().lower()
-    return _THERE.get(plain, plain)
+    return _RENAMED_CLASSES.get(plain, plain)

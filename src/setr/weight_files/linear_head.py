@@ -1,9 +1,8 @@
-"""A published linear head, and the encoder it was trained on, as one model.
+"""Combine a published linear head and its frozen encoder into one model.
 
-DINOv2's heads for ADE20K and VOC 2012 come without their encoder, which stayed frozen: a batch norm
-and a 1x1 convolution on the patch tokens of the last block, or of the last four, each after the
-encoder's final norm (facebookresearch/dinov2, dinov2/eval/segmentation; Oquab et al. 2023, section
-7.4).
+DINOv2's heads for ADE20K and VOC 2012 are published without the encoder: a batch norm and a 1x1
+convolution on the patch tokens of the last block, or of the last four, each after the encoder's
+final norm (facebookresearch/dinov2, dinov2/eval/segmentation; Oquab et al. 2023, section 7.4).
 """
 
 from __future__ import annotations
@@ -42,17 +41,18 @@ def join_head(
     encoder: str | None = None,
     odd_sizes: OddSizes = "crop",
 ) -> tuple[SETR, LoadReport]:
-    """The whole model of a head (dialect `linear`), on the CPU.
+    """Build the whole model of a linear head, on the CPU.
 
     Args:
-        found: the head's tensors.
+        found: the head's tensors, of dialect `linear`.
         source: name of its file.
         pretrained: the encoder's weights, as in `load_encoder`.
-        encoder: timm id of the encoder; by default DINOv2's of the head's width.
+        encoder: timm name of the encoder; by default the DINOv2 encoder of matching width.
         odd_sizes: see `SETR`.
 
     Raises:
-        SetrError: no `pretrained`, another encoder than the head's, or one without a final norm.
+        SetrError: no `pretrained`, an encoder that does not fit the head, or weights without a
+            final norm.
     """
     if pretrained is None:
         raise SetrError(
@@ -86,7 +86,7 @@ def join_head(
     state |= given
     absent = [n for n in model.state_dict() if n not in state]
     if absent:
-        raise SetrError(f"{source}: {absent[0]} is missing; the file is cut")
+        raise SetrError(f"{source}: {absent[0]} is missing; the file is incomplete")
     model.load_state_dict(state)
     report.loaded[:] = state
     report.unexpected[:] = [n for n in report.unexpected if ".norm." not in n] + found.unexpected
@@ -94,7 +94,7 @@ def join_head(
 
 
 def published_test(model: SETR, meta: Mapping[str, Any]) -> Protocol:
-    """How a head was tested: windows as its file records them, else 512, or 640 for four blocks."""
+    """The test protocol of a head: the recorded windows, else 512 px, or 640 for four blocks."""
     window = _pair(recorded(meta, "crop_size"))
     if window is None:
         window = (640, 640) if len(model.arguments["taps"]) >= _LAST_FOUR else (512, 512)
@@ -103,20 +103,20 @@ def published_test(model: SETR, meta: Mapping[str, Any]) -> Protocol:
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
-    """Two numbers, as windows and their steps are written."""
+    """Two recorded numbers (height, width); None for anything else."""
     pair = isinstance(value, list | tuple) and len(value) == len("hw")
     return (int(value[0]), int(value[1])) if pair else None
 
 
 def _encoder(channels: int, encoder: str | None, source: str) -> tuple[str, int]:
-    """The encoder's timm id and the number of its last blocks that fill so many channels."""
+    """The encoder's timm name, and the number of its last blocks that the head reads."""
     if encoder:
         with torch.device("meta"):
             width = Encoder(encoder, taps=(1,)).widths[-1]
         if channels % width or channels // width > encoder_depth(encoder):
             raise SetrError(
-                f"{source}: its head reads {channels} channels, and {encoder} has {width} a block; "
-                "give the encoder it was trained on",
+                f"{source}: its head reads {channels} channels, and {encoder} has {width} per "
+                "block; give the encoder that the head was trained on",
                 code=USAGE,
             )
         return encoder, channels // width
@@ -126,14 +126,15 @@ def _encoder(channels: int, encoder: str | None, source: str) -> tuple[str, int]
         for count in (1, _LAST_FOUR)
         if width * count == channels
     ]
-    size = re.search(r"vit([sblg])14", Path(source).name)  # 4 x 384 = 1 x 1536
+    # four blocks of ViT-S are as wide as one of ViT-g
+    size = re.search(r"vit([sblg])14", Path(source).name)
     if size and len(fits) > 1:
         fits = [fit for fit in fits if fit[0].startswith(f"vit_{size[1]}")]
     if len(fits) != 1:
         raise SetrError(
             f"{source}: its head reads {channels} channels, which "
-            f"{' or '.join(name for name, _ in fits) or 'no DINOv2 encoder'} has; say which "
-            "encoder it was trained on: --encoder NAME, encoder= in Python",
+            f"{' or '.join(name for name, _ in fits) or 'no DINOv2 encoder'} has; give the "
+            "encoder that the head was trained on: --encoder NAME, encoder= in Python",
             code=USAGE,
         )
     return fits[0]

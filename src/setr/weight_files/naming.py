@@ -1,4 +1,4 @@
-"""Renaming tensors by rules: the common part of all checkpoint layouts."""
+"""Rename tensors by rules; shared by all checkpoint layouts."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 WHOLE = ("official", "mmseg", "segmenter")
-"""Dialects of whole models from elsewhere."""
+"""Dialects of whole models from other code bases."""
 Rule = tuple[str, str | Callable[[re.Match], str]]
-"""A pattern for a whole name, and its replacement: a template, or a function of the match."""
+"""A regular expression for the full name, and a replacement: template or function of the match."""
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A checkpoint under our names.
+    """A checkpoint whose tensors have our names.
 
     Attributes:
         dialect: the layout that was recognised.
-        tensors: of a whole model (`encoder.…`, `neck.…`, `decoder.…`, `aux_heads.…`), or of an
-            encoder with timm names.
+        tensors: tensors of a whole model (`encoder.…`, `neck.…`, `decoder.…`, `aux_heads.…`), or of
+            an encoder with timm's names.
         whole: whether decoder and auxiliary heads are included.
         unexpected: names in the file that have no counterpart.
-        filled: our names that the dialect does not store, with the value it implies (zero).
+        filled: our names of tensors that the dialect does not store; they were added with the
+            values it implies, such as zero biases.
     """
 
     dialect: str
@@ -36,7 +37,11 @@ class Translation:
 
 
 def rename(tensors: Tensors, rules: list[Rule]) -> tuple[Tensors, list[str]]:
-    """Apply the first rule that matches a whole name; names without a rule are returned."""
+    """Rename tensors by the first rule that matches the full name.
+
+    Returns:
+        The renamed tensors, and the names that no rule matches.
+    """
     renamed, unexpected = {}, []
     for name, value in tensors.items():
         for pattern, target in rules:

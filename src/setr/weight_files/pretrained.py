@@ -1,4 +1,4 @@
-"""Pretrained encoder weights: a file, a repository of the Hub, or a tag that timm publishes."""
+"""Pretrained encoder weights: from a file, from the Hub, or by a tag of timm's weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadReport:
-    """Load encoder weights from a file, from the Hub, or by the tag of weights that timm downloads.
+    """Load encoder weights from a file, from the Hub, or by a tag of weights that timm downloads.
 
     Args:
-        model: its heads keep their values, unless the file holds a whole model.
-        source: a path or an http(s) address; `owner/name` on the Hub, of a model of ours or of an
+        model: the model; its heads keep their values unless the file holds a whole model.
+        source: a path or an http(s) address; `owner/name` on the Hub, of a setr model or an
             encoder; or a tag such as `augreg_in21k`, `deit`, `deit_distilled` or `lvd142m`.
-        resnet: the tag is one of a Hybrid's ResNet, not of its ViT.
+        resnet: whether a tag is for the ResNet of a Hybrid model instead of its ViT.
 
     Raises:
-        SetrError: as `load_weights`; unknown tag, or weights that cannot be downloaded.
+        SetrError: as `load_weights`; also an unknown tag, or weights that cannot be downloaded.
     """
     found, name = encoder_weights(model, source, resnet=resnet)
     state, report = match_weights(model, found, name, new_head=True)
@@ -40,18 +40,18 @@ def load_encoder(model: Loadable, source: str, *, resnet: bool = False) -> LoadR
 def encoder_weights(
     model: Loadable, source: str, *, resnet: bool = False
 ) -> tuple[Translation, str]:
-    """The tensors that `load_encoder` would put into a model, under our names, and their name."""
+    """The tensors that `load_encoder` would load, with our names, and where they are from."""
     file = _file_of(source)
     if file is not None:
         return translate(read_tensor_file(file).tensors, str(file)), str(file)
-    name = pretrained_id(_named(model, resnet), source)
+    name = pretrained_id(_timm_name(model, resnet), source)
     return translate(_download(name), name), name
 
 
 def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> None:
-    """Refuse encoder weights that are not there or have no such tag; nothing is read of them.
+    """Check that encoder weights exist, without reading them.
 
-    Those of a repository or a tag are downloaded.
+    Weights of a repository or tag are downloaded.
 
     Raises:
         SetrError: no such file or repository, or no such weights for the model's encoder.
@@ -59,13 +59,13 @@ def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> No
     require_alive(source)
     file = _file_of(source)
     if file is None:
-        _timm_file(pretrained_id(_named(model, resnet), source))
+        _timm_file(pretrained_id(_timm_name(model, resnet), source))
     elif not file.is_file() and not Path(file, "model.safetensors").is_file():
         raise SetrError(f"{source}: no such weight file", code=USAGE)
 
 
 def require_fit(model: Loadable, source: str) -> None:
-    """Refuse encoder weights of a file or repository that do not fit; the model stays as it is.
+    """Check that encoder weights of a file or repository fit the model, without loading them.
 
     Raises:
         SetrError: as `load_weights`.
@@ -77,7 +77,7 @@ def require_fit(model: Loadable, source: str) -> None:
 
 
 def _file_of(source: str) -> Path | None:
-    """The file or folder that holds weights; None for a tag."""
+    """The file or folder with the weights, downloaded if necessary; None for a tag."""
     if is_url(source):
         return fetched(source)
     if is_repository(source):
@@ -89,20 +89,20 @@ def _is_path(source: str) -> bool:
     return Path(source).exists() or bool(Path(source).suffix) or "/" in source
 
 
-def _named(model: Loadable, resnet: bool) -> str:
+def _timm_name(model: Loadable, resnet: bool) -> str:
     return str(model.arguments["resnet" if resnet else "encoder"])
 
 
 def default_tag(encoder: str) -> str:
-    """The tag of the weights timm takes for an encoder where none is named.
+    """The tag of an encoder's default weights in timm, or the tag in its name.
 
     Raises:
-        SetrError: timm publishes none.
+        SetrError: timm has no weights for it.
     """
     from setr._timm import timm
 
     tag = timm.get_pretrained_cfg(encoder).tag if timm.is_model(encoder) else None
-    if not tag or not timm.list_pretrained(f"{encoder}.{tag}"):
+    if not tag or not timm.list_pretrained(f"{encoder.partition('.')[0]}.{tag}"):
         raise SetrError(
             f"pretrained: timm has no weights for {encoder}; give a file, or None", code=USAGE
         )
@@ -110,33 +110,34 @@ def default_tag(encoder: str) -> str:
 
 
 def pretrained_id(encoder: str, tag: str) -> str:
-    """The timm id of pretrained weights for an encoder, at its own or another resolution.
+    """The timm name of pretrained weights for an encoder, at its own or another resolution.
 
     Raises:
-        SetrError: no such weights; the tags that exist are listed.
+        SetrError: no such weights; the message lists the existing tags.
     """
     from setr._timm import timm
 
+    encoder = encoder.partition(".")[0]  # timm's names may include a tag
     if tag in ("deit", "deit_distilled"):
         encoder = re.sub(r"^(vit|deit)_", "deit_", encoder)
         if tag == "deit_distilled" and "_distilled_" not in encoder:
             encoder = encoder.replace("_patch", "_distilled_patch")
         tag = "fb_in1k"
-    family = re.sub(r"_\d+$", "", encoder.partition(".")[0])
+    family = re.sub(r"_\d+$", "", encoder)
     known = [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
     fits = [name for name in known if name.endswith(f".{tag}")]
     if not fits:
         tags = sorted({name.partition(".")[2] for name in known})
         raise SetrError(
-            f"pretrained '{tag}': no such file, and no such weights for {encoder}; there are "
-            f"{', '.join(tags) or 'none'}; give one of them, or a file that holds the weights",
+            f"pretrained '{tag}': no such file, and no such weights for {encoder}; timm has "
+            f"{', '.join(tags) or 'none'}; give one of these tags, or a file with the weights",
             code=USAGE,
         )
     return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    """The tensors of a timm model as timm names them, from the Hub or its cache."""
+    """The state dict of a pretrained timm model, from the Hub or its cache."""
     from setr._timm import timm
 
     overlay = {"file": str(_timm_file(name))}
@@ -156,7 +157,7 @@ def _timm_file(name: str) -> Path:
 def _weights_on_the_hub(repo_id: str) -> Path:
     files = _weight_files(fetch(repo_id, _HUB_FILES, is_complete=_weight_files))
     if not files:
-        raise SetrError(f"{repo_id}: the repository holds neither {' nor '.join(_HUB_FILES)}")
+        raise SetrError(f"{repo_id}: the repository has neither {' nor '.join(_HUB_FILES)}")
     return files[0]
 
 

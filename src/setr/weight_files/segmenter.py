@@ -1,6 +1,6 @@
-"""What no file of a published Segmenter model tells: classes, windows, sizes, normalisation.
+"""Settings that published Segmenter checkpoints do not record: classes, windows, normalisation.
 
-From rstrudel/segmenter (segm/config.yml, segm/model/utils.py) and mmsegmentation 1.2.2
+Sources: rstrudel/segmenter (segm/config.yml, segm/model/utils.py) and mmsegmentation 1.2.2
 (configs/segmenter).
 """
 
@@ -12,26 +12,27 @@ from setr.protocols import Protocol
 from setr.weight_files.naming import Tensors
 
 _DATASETS = {150: "ade20k", 19: "cityscapes"}
-"""By number of classes; the third data set of the authors' code is Pascal Context, of 60."""
+"""Data sets by number of classes; the authors' third one is Pascal Context with 60 classes."""
 _SHORT_SIDES = {"cityscapes": 1024, "pascal_context": 520}
-_PORT_OVERLAP = 32
+_MMSEG_OVERLAP = 32
 
 
 def segmenter_labels(num_classes: int) -> Labels | None:
-    """The classes of a file of the authors, whose code knows three data sets alone."""
+    """The classes of a checkpoint of the authors, by their number; None if unknown."""
     name = _DATASETS.get(num_classes)
     return known_labels(name) if name else None
 
 
 def segmenter_test(crop: tuple[int, int], labels: Labels, *, port: bool) -> Protocol:
-    """The single-scale test of a model trained on crops of this height and width in pixels.
+    """The single-scale test protocol of a model trained on crops of this (height, width) in pixels.
 
-    The port tests ADE20K alone, in windows that overlap by 32 pixels. The authors' windows lie side
-    by side on ADE20K, two thirds apart elsewhere, and smaller images are enlarged to a window.
+    mmsegmentation (`port`) only has ADE20K, with windows that overlap by 32 pixels. The authors'
+    windows do not overlap on ADE20K and have a stride of two thirds elsewhere; smaller images are
+    enlarged to a window.
     """
     side, dataset = min(crop), known_name(labels)
     if port:
-        stride = crop[0] - _PORT_OVERLAP, crop[1] - _PORT_OVERLAP
+        stride = crop[0] - _MMSEG_OVERLAP, crop[1] - _MMSEG_OVERLAP
         return Protocol(window=crop, stride=stride, short_side=side, long_side=4 * side)
     stride = crop if dataset == "ade20k" else (crop[0] * 2 // 3, crop[1] * 2 // 3)
     short = _SHORT_SIDES.get(dataset or "", side)
@@ -41,7 +42,7 @@ def segmenter_test(crop: tuple[int, int], labels: Labels, *, port: bool) -> Prot
 def segmenter_normalisation(
     tensors: Tensors, labels: Labels
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of images in 0 to 1: DeiT's encoders have ImageNet's, all others 0.5."""
+    """Mean and standard deviation (pixels 0 to 1): ImageNet's for DeiT encoders, else 0.5."""
     if "encoder.vit.dist_token" in tensors:
         imagenet = ModelInfo(labels)
         return imagenet.mean, imagenet.std

@@ -1,9 +1,8 @@
-"""Names of whole models: SETR's and Segmenter's, of their authors and of mmsegmentation.
+"""Checkpoints of whole SETR and Segmenter models, and of DINOv2's linear heads.
 
-DINOv2's linear heads are here, too.
-
-Where the port stores less, tensors are filled in so that the function is the same: it has no bias
-before batch norms. Its MLA levels run from deep to shallow; ours from shallow to deep.
+SETR and Segmenter models are of their authors or of mmsegmentation ("the port"). Tensors that the
+port does not have, such as biases before batch norms, are filled in so that the model computes the
+same. Its MLA levels run from deep to shallow; ours from shallow to deep.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _PREFIX = r"cls_token|dist_token|pos_embed"
 
 
 def official(tensors: Tensors) -> Translation:
-    """A checkpoint of the authors' repository."""
+    """A checkpoint of the SETR authors' repository."""
     tensors, unexpected = rename(tensors, _HEADS)
 
     def convolution(found: re.Match) -> str:
@@ -53,7 +52,7 @@ def official(tensors: Tensors) -> Translation:
         (rf"{_HEAD}\.conv_(\d)\.(.+)", convolution),
     ]
     renamed, rest = rename(tensors, rules)
-    # every head of the authors also carries a classifier `conv_seg` that nothing calls
+    # the authors' heads also have an unused classifier `conv_seg`
     unexpected += [name for name in rest if ".conv_seg." not in name]
     return Translation("official", renamed, whole=True, unexpected=unexpected)
 
@@ -106,9 +105,9 @@ def mmseg(tensors: Tensors) -> Translation:
 
 
 def _mmseg_segmenter(tensors: Tensors) -> list[Rule]:
-    """Rules of the port's Segmenter: the encoder's final norm, and what only its heads have.
+    """Rules for the port's Segmenter: the encoder's final norm and the mask transformer.
 
-    Its linear head is a bare classifier.
+    Its linear head is a single classifier, for which `mmseg` has a rule.
     """
     norm = "norm" if "decoder.cls_emb" in tensors else "norms.0"
     return [
@@ -126,7 +125,7 @@ def _mmseg_segmenter(tensors: Tensors) -> list[Rule]:
 
 
 def segmenter(tensors: Tensors) -> Translation:
-    """A checkpoint of Segmenter's authors (rstrudel/segmenter, segm/model)."""
+    """A checkpoint of the Segmenter authors' repository (rstrudel/segmenter, segm/model)."""
     rules: list[Rule] = [
         (rf"encoder\.((?:blocks|patch_embed)\..+|{_PREFIX})", r"encoder.vit.\1"),
         (r"encoder\.norm\.(.+)", r"decoder.norm.\1"),
@@ -138,15 +137,15 @@ def segmenter(tensors: Tensors) -> Translation:
         (r"decoder\.proj_classes", "decoder.class_proj.weight"),
     ]
     renamed, rest = rename(tensors, rules)
-    for part in ("patch", "class"):  # which the authors multiply from the right
+    for part in ("patch", "class"):  # the authors multiply by these from the right
         renamed[f"decoder.{part}_proj.weight"] = renamed[f"decoder.{part}_proj.weight"].T
-    # the encoder also carries its classifier of ImageNet, which nothing calls
+    # the encoder also has its unused ImageNet classifier
     unexpected = [name for name in rest if not name.startswith("encoder.head")]
     return Translation("segmenter", renamed, whole=True, unexpected=unexpected)
 
 
 def linear(tensors: Tensors) -> Translation:
-    """A linear head of DINOv2: batch norm and classifier, without an encoder."""
+    """A linear head of DINOv2: batch norm and classifier, without the encoder."""
     rules: list[Rule] = [
         (r"decode_head\.bn\.(.+)", r"decoder.batch_norm.\1"),
         (r"decode_head\.conv_seg\.(.+)", r"decoder.classifier.\1"),
@@ -171,7 +170,7 @@ def _mmseg_block(part: str, rest: str) -> str:
 
 
 def _fill_biases(tensors: Tensors) -> list[str]:
-    """Add zero biases where the port has none: before batch norms and in the patch projection."""
+    """Add zero biases where the port has none: before batch norms and in the patch embedding."""
     filled = []
     for name, value in list(tensors.items()):
         if re.fullmatch(rf"{_HEAD}\.convs\.\d\.0\.weight|.*patch_embed\.proj\.weight", name):
@@ -183,7 +182,7 @@ def _fill_biases(tensors: Tensors) -> list[str]:
 
 
 def _fill_batch_norm(tensors: Tensors) -> list[str]:
-    """Before a bare linear classifier, add a batch norm that changes nothing."""
+    """Add an identity batch norm in front of the port's linear classifier."""
     if "decoder.norms.0.weight" not in tensors:
         return []
     one = torch.ones_like(tensors["decoder.norms.0.weight"])

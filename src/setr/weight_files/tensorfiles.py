@@ -1,9 +1,9 @@
-"""Read the tensors of a weight file, and nothing else: no code in a file is ever run.
+"""Read the tensors of weight files, without running any code in them.
 
-Formats, recognised by content: safetensors, PyTorch zip and legacy files, NumPy `.npz`. PyTorch
-files go through `torch.load(weights_only=True)`. Training checkpoints of mmengine-like frameworks
-hold objects of other packages beside the weights; those are replaced by an inert placeholder, so
-their packages are neither imported nor needed. Any other global in a pickle is refused.
+Formats are recognised by content: safetensors, PyTorch zip and legacy files, NumPy `.npz`. PyTorch
+files are read by `torch.load(weights_only=True)`. Training checkpoints of mmengine and similar
+frameworks also hold objects of other packages; these are replaced by placeholders, so the packages
+are neither imported nor needed. Any other global in a pickle is refused.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch import Tensor
 from setr.errors import USAGE, SetrError, first_line
 
 MAX_RATIO = 20
-"""A compressed archive that unpacks to more than this many times its size is refused."""
+"""Archives that unpack to more than this many times their size are refused."""
 
 _INERT_PACKAGES = frozenset(
     {"addict", "argparse", "collections", "datetime", "mmcls", "mmcv", "mmdet", "mmengine"}
     | {"mmpretrain", "mmseg", "numpy", "omegaconf", "pytorch_lightning", "yacs"}
 )
-"""Packages whose objects checkpoints are known to carry; they are skipped, never imported."""
+"""Packages whose objects occur in checkpoints; they become placeholders, without any import."""
 _SETTINGS = (".py", ".yaml", ".yml", ".json")
 _LEGACY_PICKLES = 5  # magic number, protocol, system, values, storage keys; then raw numbers
 _INERT_NAMES = frozenset(
@@ -39,12 +39,12 @@ _INERT_NAMES = frozenset(
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a weight file holds.
+    """The content of a weight file.
 
     Attributes:
-        path: where it was read from.
-        tensors: by the names used in the file, without its wrapper (`state_dict`, `model`, …).
-        meta: plain values stored beside the tensors, such as class names.
+        path: the file.
+        tensors: by name, taken out of an enclosing dictionary (`state_dict`, `model`, …).
+        meta: values stored beside the tensors, such as class names.
     """
 
     path: Path
@@ -53,10 +53,10 @@ class TensorFile:
 
 
 def read_tensor_file(path: Path) -> TensorFile:
-    """Read all tensors of a file; a model directory stands for its `model.safetensors`.
+    """Read all tensors of a file, or of `model.safetensors` in a model directory.
 
     Raises:
-        SetrError: missing, empty, truncated, not a weight file, with code, or a zip bomb.
+        SetrError: a missing, empty, damaged or other file, one that contains code, or a zip bomb.
     """
     if path.is_dir():
         path = path / "model.safetensors"
@@ -64,8 +64,8 @@ def read_tensor_file(path: Path) -> TensorFile:
         raise SetrError(f"{path}: no such weight file", code=USAGE)
     if path.suffix in _SETTINGS:
         raise SetrError(
-            f"{path}: holds settings, not weights; give the checkpoint itself (.pth, .bin, "
-            ".safetensors, .npz), which is read without them",
+            f"{path}: a configuration file, not weights; give only the checkpoint (.pth, .bin, "
+            ".safetensors, .npz)",
             code=USAGE,
         )
     with path.open("rb") as file:
@@ -86,7 +86,9 @@ def read_tensor_file(path: Path) -> TensorFile:
     except SetrError:
         raise
     except Exception as error:
-        raise SetrError(f"{path}: broken or no weight file ({first_line(error):.100})") from None
+        raise SetrError(
+            f"{path}: broken, or not a weight file ({first_line(error):.100})"
+        ) from None
     if not found.tensors:
         raise SetrError(f"{path}: holds no tensors")
     _check_tensors(found)
@@ -105,8 +107,8 @@ def _read_zip(path: Path) -> TensorFile:
     unpacked = sum(member.file_size for member in members)
     if unpacked > MAX_RATIO * path.stat().st_size:
         raise SetrError(
-            f"{path}: unpacks from {path.stat().st_size:,} to {unpacked:,} bytes; refused as a zip "
-            "bomb"
+            f"{path}: would unpack from {path.stat().st_size:,} to {unpacked:,} bytes; refused as "
+            "a zip bomb"
         )
     for member in members:
         _check_name(path, member.filename)
@@ -123,7 +125,7 @@ def _read_npz(path: Path) -> TensorFile:
         for name in arrays.files:
             try:
                 tensors[name] = torch.from_numpy(np.asarray(arrays[name]))
-            except (ValueError, TypeError) as error:  # objects would need code; text is no tensor
+            except (ValueError, TypeError) as error:  # pickled objects are refused, text is skipped
                 if "allow_pickle" in str(error):
                     raise SetrError(
                         f"{path}: '{name}' is a pickled object; refused, code is never run"
@@ -132,26 +134,26 @@ def _read_npz(path: Path) -> TensorFile:
 
 
 def _read_torch(path: Path) -> TensorFile:
-    mapped = zipfile.is_zipfile(path)  # tensors are then read from disk when they are copied
-    arguments: dict[str, Any] = {"map_location": "cpu", "weights_only": True, "mmap": mapped}
+    mmap = zipfile.is_zipfile(path)  # legacy files cannot be memory-mapped
+    arguments: dict[str, Any] = {"map_location": "cpu", "weights_only": True, "mmap": mmap}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read raises
+            warnings.simplefilter("ignore")  # warnings about pickle protocols
             values = torch.load(path, **arguments)
     except pickle.UnpicklingError:
         foreign = [n for n in sorted(_globals(path)) if not n.startswith("torch.")]
         code = [n for n in foreign if not _is_inert(n)]
         if code:
             raise SetrError(
-                f"{path}: contains code ({code[0]}), which is never run; ask for a file with "
-                "tensors only, best as .safetensors"
+                f"{path}: contains code ({code[0]}), which is never run; get a file with tensors "
+                "only, preferably .safetensors"
             ) from None
         try:
-            with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
+            with torch.serialization.safe_globals([(_Placeholder, name) for name in foreign]):
                 values = torch.load(path, **arguments)
         except pickle.UnpicklingError:
             raise SetrError(
-                f"{path}: holds Python objects in place of named tensors; save model.state_dict()"
+                f"{path}: holds Python objects instead of named tensors; save model.state_dict()"
             ) from None
     if not isinstance(values, dict):
         raise SetrError(f"{path}: holds a {type(values).__name__}, not named tensors")
@@ -164,10 +166,10 @@ def _read_torch(path: Path) -> TensorFile:
     return TensorFile(path, tensors, meta if isinstance(meta, dict) else {})
 
 
-class _Inert:
-    """Stands for an object of another package; takes everything and does nothing."""
+class _Placeholder:
+    """Replaces an object of another package; accepts all arguments and does nothing."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Placeholder:
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -182,7 +184,7 @@ def _is_inert(name: str) -> bool:
 
 
 def _globals(path: Path) -> set[str]:
-    """Full names of all globals in a PyTorch file, found without unpickling."""
+    """Qualified names of all globals in a PyTorch file, found without unpickling."""
     names = set()
     for data in _pickles(path):
         strings: list[str] = []
@@ -198,7 +200,7 @@ def _globals(path: Path) -> set[str]:
 
 
 def _pickles(path: Path) -> list[bytes]:
-    """The pickle streams of a PyTorch file; a legacy file is cut at each STOP, in order."""
+    """The pickle streams of a PyTorch file; a legacy file is split at each STOP opcode."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return [archive.read(n) for n in archive.namelist() if n.endswith(".pkl")]
