@@ -77,8 +77,11 @@ def test_every_verb_has_help(verb, capsys):
         (["train", "demo", "--train.aux-weight", "-1"], "--train.aux-weight -1.0: give 0 or more"),
         (["train", "demo", "--data.root", "nowhere"], "nowhere: no such file or folder"),
         (["train", "nowhere.yaml"], "no such config file"),
-        (["train", "photos"], "photos: holds no run; to train on this data: setr train finetune"),
-        (["train", "photos/data.yaml"], "data, not a training; to train on this data: setr train"),
+        (
+            ["train", "photos"],
+            "photos: not a run folder; to train on this data: setr train finetune",
+        ),
+        (["train", "photos/data.yaml"], "a data set, not a run; to train on this data: setr train"),
         (["train", "photos/typo.yaml"], "unknown key 'optin'; did you mean 'optim'?"),
         (["models", "nothing*"], "no model matches"),
         (["predict", "nowhere", "nothing.png"], "-o is missing"),
@@ -206,12 +209,10 @@ def test_no_memory_is_one_line_and_other_faults_are_not_hidden(monkeypatch, caps
     )
     assert main([lost]) == FAILED
     told = capsys.readouterr().err
-    assert told.startswith(
-        "setr: a loader process was killed by signal: Bus error, as happens when"
-    )
+    assert told.startswith("setr: a data loader process was killed by signal: Bus error, probably")
     assert told.count("\n") == 1
     assert main(["DataLoader worker (pid(s) 30505, 3) exited unexpectedly"]) == FAILED
-    assert capsys.readouterr().err.startswith("setr: a loader process exited, as happens")
+    assert capsys.readouterr().err.startswith("setr: a data loader process exited, probably")
     assert (
         main(["CUDA error: no kernel image is available for execution on the device\nmore"])
         == FAILED

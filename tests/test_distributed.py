@@ -385,7 +385,7 @@ def test_several_processes_take_no_numbered_device(first_of_two):
 
 
 def test_processes_that_do_not_come_are_counted(first_of_two):
-    message = r"1 of 2 processes came to 127\.0\.0\.1:\d+ within 10 s"
+    message = r"1 of 2 processes reached 127\.0\.0\.1:\d+ within 10 s"
     with pytest.raises(SetrError, match=message), joined(timeout=10):
         pass
 
@@ -403,7 +403,9 @@ def test_another_program_on_the_port_is_one_line(first_of_two, monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
         other.listen()
-        message = r"127\.0\.0\.1:\d+: what listens there is not rank 0; set another MASTER_PORT"
+        message = (
+            r"127\.0\.0\.1:\d+: another program listens there, not rank 0; set another MASTER_PORT"
+        )
         with pytest.raises(SetrError, match=message), joined(timeout=1):
             pass
 

@@ -154,7 +154,9 @@ def test_files_that_are_no_runs_are_never_overwritten(config):
     out.mkdir(parents=True)
     for name in ("README.md", "config.json", "notes.txt"):
         (out / name).write_text("mine")
-    with pytest.raises(SetrError, match=r"holds no run, but config\.json, README\.md") as caught:
+    with pytest.raises(
+        SetrError, match=r"not a run folder, but holds config\.json, README\.md"
+    ) as caught:
         train(config, overwrite=True)
     assert caught.value.code == USAGE
     assert {path.read_text() for path in out.iterdir()} == {"mine"}
@@ -221,7 +223,7 @@ def test_a_run_whose_model_is_gone_keeps_the_next_one_tested(config, monkeypatch
     train(config)
     Path(config.out, "model.safetensors").unlink()
     metrics = train(with_train(config, steps=4 + more), resume=True)
-    assert "holds no best model any more" in capsys.readouterr().err
+    assert "the best model is missing" in capsys.readouterr().err
     assert metrics["single_scale"]["miou"] == 0.1
     assert from_pretrained(config.out)[1].metrics["step"] == 4 + more
 
@@ -252,10 +254,10 @@ def test_an_empty_folder_is_free_and_others_are_named(config):
     (out / ".hidden").touch()
     RunFolder(out)
     (out / "notes.txt").touch()
-    with pytest.raises(SetrError, match=r"holds no run, but notes\.txt;") as caught:
+    with pytest.raises(SetrError, match=r"not a run folder, but holds notes\.txt;") as caught:
         RunFolder(out)
     assert caught.value.code == USAGE
-    with pytest.raises(SetrError, match="no run folder"):
+    with pytest.raises(SetrError, match="not a folder for a run"):
         RunFolder(out / "notes.txt")
     RunFolder(out, overwrite=True)
     (out / "config.yaml").touch()
@@ -624,7 +626,7 @@ def test_a_killed_loader_process_is_one_line(tmp_path, monkeypatch, capfd):
     words = "--data.root scenes:4 --data.workers 1 --train.steps 2 --train.batch-size 2"
     assert main(["train", "demo", *words.split(), "--out", str(tmp_path / "run")]) == FAILED
     errors = [line for line in capfd.readouterr().err.splitlines() if "loader process" in line]
-    assert errors == [line for line in errors if line.startswith("setr: a loader process")]
+    assert errors == [line for line in errors if line.startswith("setr: a data loader process")]
     assert len(errors) == 1
 
 
@@ -701,7 +703,7 @@ def test_settings_that_cannot_do_their_work_are_named(config, capsys):
     assert warnings_of(config, capsys, "model") == []
     for name, value in (("freeze", -1), ("freeze", 2), ("lora_rank", 4)):
         (line,) = warnings_of(config, capsys, "model", **{name: value})
-        assert line == f"warning: model.{name} {value} keeps random weights as they are"
+        assert line == f"warning: model.{name} {value} freezes random weights"
         assert warnings_of(config, capsys, "model", **{name: value}, pretrained="lvd142m") == []
     assert warnings_of(config, capsys, "optim", warmup_steps=3) == []
     (line,) = warnings_of(config, capsys, "optim", warmup_steps=4)

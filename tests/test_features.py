@@ -277,7 +277,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve")
 def test_the_place_on_disk_is_taken_at_once(tmp_path):
     """Else another run may take it after it was found free, and a write is a bus error."""
-    for array in features._files(tmp_path, (4, 64, 32, 32), (4, 512, 512)):
+    for array in features._create_arrays(tmp_path, (4, 64, 32, 32), (4, 512, 512)):
         told = os.stat(array.filename)
         assert 512 * told.st_blocks >= told.st_size > array.nbytes
 

@@ -76,7 +76,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(graphed, "warming_stream", Stream)
     monkeypatch.setattr(graphed, "Staying", contextlib.nullcontext)  # the CPU's loss reads values
     monkeypatch.setattr(Graphed, "_record", recording)
-    monkeypatch.setattr(Updates, "_records", lambda self: self.config.train.cuda_graph)
+    monkeypatch.setattr(Updates, "_can_capture", lambda self: self.config.train.cuda_graph)
     return Recorded.made
 
 
@@ -178,7 +178,7 @@ def test_where_no_graph_can_be_made_training_goes_on_without(
     config = tiny_config(tmp_path / "run", cuda_graph=True, steps=3)
     capsys.readouterr()
     train(config)
-    assert capsys.readouterr().err.count(f"warning: no CUDA graph here ({said})") == 1
+    assert capsys.readouterr().err.count(f"warning: cannot capture a CUDA graph ({said})") == 1
     assert_same_weights(plain, config)
 
 
@@ -202,18 +202,18 @@ def test_what_cannot_be_recorded_is_not(changes, monkeypatch):
     )
     config = dataclasses.make_dataclass("Settings", ["train"])
     updates.config = config(TrainConfig(steps=1))
-    assert updates._records()
+    assert updates._can_capture()
     updates.config = config(TrainConfig(steps=1, **changes))
-    assert not updates._records()
+    assert not updates._can_capture()
     updates.config = config(TrainConfig(steps=1))
     updates.scaler.enabled = True
-    assert not updates._records()
+    assert not updates._can_capture()
     updates.scaler.enabled = False
     monkeypatch.setattr(distributed, "world", lambda: 2)
-    assert not updates._records()
+    assert not updates._can_capture()
     monkeypatch.undo()
     updates.device = torch.device("cpu")
-    assert not updates._records()
+    assert not updates._can_capture()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -22,13 +22,13 @@ from setr.inference import (
     predict_scores,
 )
 from setr.kernels import windows
-from setr.kernels.windows import _widened, resize_rows, window_starts
+from setr.kernels.windows import _resize_columns, resize_rows, window_starts
 from setr.labels import known_labels
 from setr.model import SETR, Output
 from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset
 from setr.recipes import recipe
 from setr.training.build import build_info
-from setr.training.memory import _Tally
+from setr.training.memory import _MemoryTracker
 
 SIZES = [(64, 64), (1, 1), (1, 97), (33, 70), (70, 33), (40, 129), (129, 40)]
 PROTOCOLS = {
@@ -183,7 +183,7 @@ def test_scores_above_the_block_are_dropped(monkeypatch: pytest.MonkeyPatch) -> 
 
     def watched(view: windows.View) -> None:
         original(view)
-        held.append(sum(w.logits.numel() for w in view.live))
+        held.append(sum(w.logits.numel() for w in view.active))
 
     monkeypatch.setattr(windows.View, "_compute", watched)
     protocol = Protocol(window=(32, 32), stride=(16, 16))
@@ -370,8 +370,8 @@ def test_strips_of_pieces_equal_the_whole(model: SETR, name: str) -> None:
 def test_widened_rows_are_those_of_the_bilinear_resize(w, width):
     rows = torch.randn(2, 3, 4, w, dtype=torch.float64)
     wanted = F.interpolate(rows, (4, width), mode="bilinear", align_corners=False)
-    assert torch.allclose(_widened(rows, width), wanted, rtol=0, atol=1e-12)
-    assert _widened(rows.requires_grad_(), width).requires_grad
+    assert torch.allclose(_resize_columns(rows, width), wanted, rtol=0, atol=1e-12)
+    assert _resize_columns(rows.requires_grad_(), width).requires_grad
 
 
 def test_rows_are_resized_without_reading_back_from_the_device():
@@ -397,12 +397,12 @@ def held(protocol: Protocol, images: Tensor) -> int:
             H, W = crops.shape[-2:]
             return Output(crops.new_zeros(len(crops), 2, 1, 1), [], (H, W))
 
-    tally = _Tally([images])
-    given = tally.now
-    with tally:
+    tracker = _MemoryTracker([images])
+    given = tracker.now
+    with tracker:
         for _ in mask_blocks(Coarse(), images, protocol, batch_windows=1):  # type: ignore[arg-type]
             pass
-    return tally.peak - given
+    return tracker.peak - given
 
 
 def test_a_flipped_view_has_no_image_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

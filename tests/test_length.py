@@ -83,7 +83,7 @@ def test_patience_needs_tests_and_room(tmp_path, capsys):
     announce(impatient(tmp_path, steps=4))
     assert "warning: train.patience" not in capsys.readouterr().err
     announce(impatient(tmp_path, steps=3))
-    assert "ends no training before step 3; this one has 3" in capsys.readouterr().err
+    assert "cannot stop the training before step 3; it has 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -135,4 +135,4 @@ def test_epochs_on_the_command_line(tmp_path, capsys, monkeypatch):
     assert main(["train", "epochs.yaml", "--train.steps", "1"]) == OK
     assert Config.load(Path("other/config.yaml")).train.steps == 1
     assert main(["train", "steps.yaml", "--train.steps", "1", "--train.epochs", "1"]) == USAGE
-    assert "--train.steps 1 and --train.epochs 1: choose one" in capsys.readouterr().err
+    assert "--train.steps 1 and --train.epochs 1: give one of them" in capsys.readouterr().err

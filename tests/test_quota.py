@@ -19,7 +19,7 @@ def put(tmp_path, monkeypatch) -> Callable[..., None]:
     """Writes files of the groups; the first argument is what the process belongs to."""
     monkeypatch.setattr(quota, "CGROUP", tmp_path)
     monkeypatch.setattr(quota, "MEMBERSHIP", tmp_path / "membership")
-    monkeypatch.setattr(quota, "_allowed", lambda: 64)
+    monkeypatch.setattr(quota, "_affinity", lambda: 64)
 
     def write(member: str, files: dict[str, str]) -> None:
         (tmp_path / "membership").write_text(member)

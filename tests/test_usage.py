@@ -89,7 +89,7 @@ from setr.errors import USAGE, SetrError
             "train data=coco8.yaml epochs=3",
             "data=coco8.yaml: options are written --NAME VALUE here; write --data.root ROOT",
         ),
-        ("train setr_mla.py", "setr_mla.py: settings of another toolkit are not read"),
+        ("train setr_mla.py", "setr_mla.py: config files of other toolkits are not supported"),
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
         (
             "predict m a.png -o x b.png",

@@ -64,10 +64,10 @@ def test_names_are_those_of_the_classes():
     for name, hint in (("sky", "'Sky'?"), ("trafic light", "'traffic light'?"),
                        ("qqq", "there are road, Sky, traffic light"),
                        ("road=x,Sky", "write NAME=NUMBER")):  # fmt: skip
-        with pytest.raises(SetrError, match="is no class; ") as caught:
+        with pytest.raises(SetrError, match="is not a class; ") as caught:
             by_class({name: 2}, classes)
         assert str(caught.value).endswith(hint) or hint in str(caught.value)
-    with pytest.raises(SetrError, match="every class has 0"):
+    with pytest.raises(SetrError, match="all classes have weight 0"):
         by_class(dict.fromkeys(classes, 0.0), classes)
 
 
@@ -84,7 +84,7 @@ def test_a_run_says_records_and_uses_them(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "setr.training.build.check", lambda *_, **__: pytest.fail("files were read")
     )
-    with pytest.raises(SetrError, match=r"train\.class_weights: 'sy' is no class; .*'sky'"):
+    with pytest.raises(SetrError, match=r"train\.class_weights: 'sy' is not a class; .*'sky'"):
         train(wrong)
     assert not Path(wrong.out).exists()
 

@@ -1,10 +1,10 @@
 """Training states on disk: what an interrupted run needs to continue bit for bit.
 
-`last/step-00001000/` holds one safetensors file per writing process and `state.json` with plain
-values, the place of every slice, and checksums: nothing that could be executed. A sharded run
-writes its slices in parallel; any number of processes reads them. (torch's distributed checkpoint
-does the same but keeps its index as a pickle.) A folder is written under another name, flushed to
-disk and renamed, so a name that counts holds a complete state. The newest whole one is read.
+`last/step-00001000/` holds one safetensors file per writing process, and `state.json` with plain
+values, the position of every slice, and checksums: nothing executable. The processes of a sharded
+run write their slices in parallel; any number of processes can read them. (torch's distributed
+checkpoint does the same, but its index is a pickle.) A folder is written under a temporary name,
+flushed to disk and renamed, so a `step-*` folder is complete. The newest intact one is read.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class State(NamedTuple):
     """A complete training state on disk.
 
     Attributes:
-        folder: where it is.
-        step: after which it was saved.
+        folder: its path.
+        step: number of steps trained.
         values: the plain values saved.
-        tensors: their shapes and places.
+        tensors: shape of every tensor, and the rows in each file.
     """
 
     folder: Path
@@ -54,16 +54,16 @@ class State(NamedTuple):
         return list(self.tensors[name]["shape"])
 
     def read(self, name: str, into: Tensor) -> None:
-        """Fill a tensor, of which this process may hold a slice of the rows only.
+        """Read into a tensor, of which this process may hold only some of the rows.
 
         Raises:
-            SetrError: the state has no such tensor, or of another shape.
+            SetrError: the state does not have this tensor, or has it with another shape.
         """
         entry = self.tensors.get(name)
         shape = list(into.shape)
         if entry is None or entry["shape"] != shape:
-            has = "lacks it" if entry is None else f"has {entry['shape']}, not {shape}"
-            raise SetrError(f"{self.folder}: is of another model: for {name} it {has}")
+            what = "is missing" if entry is None else f"has shape {entry['shape']}, not {shape}"
+            raise SetrError(f"{self.folder}: state of another model: {name} {what}")
         target = into.to_local() if isinstance(into, DTensor) else into
         first, last = _rows(into, rank()) if isinstance(into, DTensor) else (0, (shape or [1])[0])
         with torch.no_grad():
@@ -78,18 +78,18 @@ class State(NamedTuple):
 def save_state(
     last: Path, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int
 ) -> str | None:
-    """Write a state; it and the `keep` - 1 before it stay. Called by all processes.
+    """Write a state; keep it and the `keep` - 1 before it. Called by all processes.
 
     Args:
         last: folder of the states.
-        step: after which it is saved.
-        values: plain values, as JSON has them.
-        tensors: whole, or sharded by rows over the processes.
-        keep: number of states to keep, from 1.
+        step: number of steps trained.
+        values: JSON-serialisable values.
+        tensors: complete, or sharded by rows over the processes.
+        keep: number of states to keep, at least 1.
 
     Returns:
-        None, or why it could not be written, in every process that writes: all of a sharded run,
-        else rank 0. The states before are untouched.
+        None, or why it could not be written; on all processes of a sharded run, else on rank 0.
+        Earlier states are kept if it fails.
     """
     sharded = any(isinstance(t, DTensor) for t in tensors.values())
     if rank() > 0 and not sharded:
@@ -97,7 +97,7 @@ def save_state(
     part = last / f".step-{step:08}.part"
     problem = _attempt(lambda: _begin(last, part)) if rank() == 0 else None
     if sharded:
-        gather(None)  # the folder exists now
+        gather(None)  # wait until the folder exists
     digest: dict[str, Any] = {}
     problem = problem or _attempt(lambda: digest.update(_write_tensors(part, tensors)))
     written = gather((problem, digest)) if sharded else [(problem, digest)]
@@ -118,12 +118,12 @@ def save_state(
 
 
 def newest_state(last: Path) -> State | None:
-    """The newest state that is whole, or None if there is none at all; called by all processes.
+    """The newest intact state, or None if there are no states; called by all processes.
 
-    A broken one is named on stderr and the one before it is taken.
+    Broken states are reported on stderr and skipped.
 
     Raises:
-        SetrError: there are states, but none is whole.
+        SetrError: there are states, but all are broken.
     """
     names = on_first(lambda: [p.name for p in _states(last)])
     problems = []
@@ -137,7 +137,7 @@ def newest_state(last: Path) -> State | None:
         if name != names[0]:
             say(f"warning: {problems[-1]}; falling back to the one before")
     if problems:
-        problem = f"{problems[-1]}; none is whole, start again with --overwrite"
+        problem = f"{problems[-1]}; no intact state is left, start again with --overwrite"
         raise together(SetrError(problem))
     return None
 
@@ -151,7 +151,7 @@ def _file(number: int) -> str:
 
 
 def _rows(tensor: DTensor, number: int) -> tuple[int, int]:
-    """Rows of a tensor that process `number` holds: FSDP2 gives each the same count, rounded up."""
+    """The rows of a tensor on rank `number`: FSDP2 gives each rank the same number, rounded up."""
     each = -(-tensor.shape[0] // world())
     return min(number * each, tensor.shape[0]), min((number + 1) * each, tensor.shape[0])
 
@@ -168,7 +168,7 @@ def _index(tensors: Mapping[str, Tensor], writers: int) -> dict[str, Any]:
 
 
 def _attempt(action: Any) -> str | None:
-    """Do it, or say in a line why it failed."""
+    """Run a function; the reason, in one line, if it fails."""
     from safetensors import SafetensorError
 
     try:
@@ -185,7 +185,7 @@ def _begin(last: Path, part: Path) -> None:
 
 
 def remove_parts(last: Path) -> None:
-    """Remove what a save or a removal that was interrupted left behind."""
+    """Remove what interrupted saves and removals left behind."""
     for leftover in last.glob(".step-*.part"):
         shutil.rmtree(leftover)
 
@@ -199,7 +199,7 @@ def remove_states(last: Path) -> None:
 
 
 def _retire(state: Path) -> None:
-    """Take a state its name, at once; `remove_parts` removes the files, which may take long."""
+    """Rename a state, which is atomic; `remove_parts` deletes the files, which may take long."""
     os.replace(state, state.with_name(f".{state.name}.old.part"))
 
 
@@ -225,11 +225,11 @@ def _finish(last: Path, part: Path, step: int, content: dict[str, Any], keep: in
     (part / _INDEX).write_text(f'{{"sha256": "{check}", "state":\n{text}\n}}\n', encoding="utf-8")
     _flush(part / _INDEX)
     final = last / f"step-{step:08}"
-    if final.exists():  # broken, or it would have been resumed from
+    if final.exists():  # broken, else training would have resumed from it
         _retire(final)
     os.replace(part, final)
     _flush(last)
-    # a later one is broken too, and one without an index is none: neither takes a whole one's place
+    # later states are broken, those without an index incomplete: keep intact ones instead
     kept = [s for s in _states(last) if s.name <= final.name and (s / _INDEX).is_file()][-keep:]
     for state in _states(last):
         if state not in kept:
@@ -254,7 +254,7 @@ def _digest(path: Path) -> str:
 
 
 def _examine(folder: Path) -> tuple[State | None, str]:
-    """A state, or what is wrong with it; each process reads a share of the files."""
+    """A state, or what is wrong with it; each process checks a share of the files."""
     try:
         lines = (folder / _INDEX).read_text(encoding="utf-8").split("\n")
         check = json.loads(lines[0].rstrip().removesuffix(', "state":') + "}")["sha256"]

@@ -27,45 +27,46 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained."""
+    """The model, and the weights it starts from."""
 
     name: str = "setr_pup_base"
     """Model name (`setr models` lists them)."""
     encoder: str | None = None
-    """Any timm ViT in place of the name's own encoder."""
+    """Any timm ViT, in place of the named model's own encoder."""
     pretrained: str | None = None
-    """Encoder weights: a checkpoint file, owner/name on the Hub, or a tag timm downloads; nothing
-    for random weights."""
+    """Pretrained encoder weights: a checkpoint file, owner/name on the Hub, or a timm tag; random
+    weights if not given."""
     pretrained_resnet: str | None = None
-    """The same for the ResNet in front of a Hybrid's transformer."""
+    """The same for the ResNet in front of a hybrid model's transformer."""
     channels: int | None = None
-    """Width of the heads' convolutions; 256 in the paper."""
+    """Channels of the heads' convolutions; 256 in the paper."""
     img_size: int | None = None
-    """Side in pixels the position grid is made for; the encoder's own by default."""
+    """Image side in pixels that the position embeddings are made for; the encoder's by default."""
     taps: tuple[int, ...] | None = None
-    """Blocks the heads read, counted from 1; the paper's by default."""
+    """Encoder blocks whose outputs the heads use, counted from 1; the paper's by default."""
     align_corners: bool = True
-    """Of MLA's upsampling, as in the authors' code; without, crops and whole images align."""
+    """align_corners of MLA's upsampling, as in the authors' code. Turned off, predictions of crops
+    and of whole images line up."""
     patch_stride: int | None = None
-    """Pixels from one token to the next; below the patch size patches overlap."""
+    """Stride of the patch embedding in pixels; below the patch size, patches overlap."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block, 0 to 1."""
     aux: bool = True
-    """Auxiliary heads at the paper's layers."""
+    """Train with auxiliary heads at the paper's layers."""
     freeze: int = 0
-    """Encoder blocks that stay as they are, from the first, with the embeddings; -1 for all."""
+    """Number of encoder blocks to freeze, from the first, with the embeddings; -1 for all."""
     lora_rank: int = 0
-    """Train a low-rank part of this rank in the attention layers in place of the encoder's own
+    """Rank of LoRA adapters in the attention layers, trained in place of the encoder's own
     weights; 0 for none."""
     pos_interp: PosInterp = "bicubic"
-    """How position embeddings are resampled."""
+    """Interpolation of the position embeddings."""
     prefix_tokens: PrefixTokens = "keep"
     """Whether class and register tokens go through the blocks."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Mean of the input channels, images in 0 to 1; of other than three it is measured unless
-    given."""
+    """Mean of each input channel, for pixels from 0 to 1. If the images do not have three channels,
+    it is measured on the training split by default."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Standard deviation of the input channels; the same holds."""
+    """Standard deviation of each input channel; measured in the same case."""
 
     def __post_init__(self) -> None:
         check_setting(
@@ -86,12 +87,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What it is trained on, and how samples are augmented."""
+    """The data set, its augmentation and its loading."""
 
     root: str = "scenes"
-    """Folder, YAML file or shards of the data set, hf:OWNER/NAME, or `scenes` for drawn scenes."""
+    """Folder, YAML file or shards of the data set, hf:OWNER/NAME, or `scenes` for
+    generated images."""
     labels: str | None = None
-    """Known data set whose classes to use where the folder names none."""
+    """Known data set whose classes to use if the folder does not name any."""
     train_split: str = "train"
     """Split to train on; several joined with +."""
     val_split: str = "val"
@@ -99,27 +101,29 @@ class DataConfig:
     crop_size: tuple[int, int] = (512, 512)
     """Height and width of a training crop in pixels."""
     short_side: int | None = None
-    """Images are first scaled to this short side in pixels, in training and testing."""
+    """Resize images to this short side in pixels first, in training and testing."""
     long_side: int | None = None
-    """The scaling to short_side stops where the long side reaches this many pixels."""
+    """Upper limit of the long side in pixels when images are resized to short_side."""
     scale_range: tuple[float, float] = (0.5, 2.0)
-    """Random scale of training images."""
+    """Range of the random scale of training images."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     flip_vertical: float = 0.0
-    """Probability of a vertical flip; for images without an up, as those from above."""
+    """Probability of a vertical flip; for images without an upright direction, such as aerial
+    photos."""
     rotate: float = 0.0
-    """Largest rotation in degrees, in both directions; 180 for images without an up."""
+    """Largest random rotation in degrees, in either direction; 180 for images without an upright
+    direction."""
     photometric: bool = True
-    """Random brightness, contrast, saturation and hue; of other than three channels only the first
-    two."""
+    """Random brightness, contrast, saturation and hue; only the first two for images that do not
+    have three channels."""
     max_class_share: float = 0.75
     """Largest share of a crop that one class may cover."""
     rare_class_crops: float = 0.0
-    """Share of the crops laid around a class that is drawn the more often the rarer it is."""
+    """Share of crops placed around a randomly chosen class; rare classes are chosen more often."""
     workers: int = -1
-    """Processes that prepare samples; 0 prepares them in the training process. -1 chooses: two
-    beside a CPU that trains, for a GPU one on every core but one, at most eight."""
+    """Data loader processes; 0 loads in the training process. -1 chooses: two for training on a
+    CPU; one per core but one, at most eight, for a GPU."""
 
     def __post_init__(self) -> None:
         low, high = self.scale_range
@@ -154,32 +158,35 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How weights move (paper section 4.1: SGD, polynomial decay)."""
+    """Optimiser and learning-rate schedule (paper section 4.1: SGD, polynomial decay)."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """Optimiser."""
     lr: float = 0.01
-    """Learning rate of the encoder at its peak."""
+    """Peak learning rate of the encoder."""
     head_lr_factor: float = 10.0
-    """Factor on the learning rate of the decoder and the auxiliary heads; 0 keeps their weights."""
+    """Factor on the learning rate of the decoder and the auxiliary heads; 0 does not train them."""
     neck_lr_factor: float = 1.0
     """The same for MLA's neck; 1 in the authors' code."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 0.0
-    """Weight decay; norms, biases and position embeddings have none."""
+    """Weight decay; not applied to norms, biases and position embeddings."""
     decay_norms: bool = False
-    """Weight decay for them too, as mmsegmentation trains FCN and Semantic FPN."""
+    """Apply weight decay to norms, biases and position embeddings, too, as mmsegmentation does for
+    FCN and Semantic FPN."""
     layer_decay: float = 1.0
-    """Factor on the learning rate from each block to the one before it; 1 for none."""
+    """Layer-wise decay: factor on the learning rate from each block to the one before it; 1 for
+    none."""
     power: float = 0.9
     """Power of the polynomial decay."""
     min_lr: float = 1e-4
-    """Learning rate the decay ends at, the same for all groups, as in the authors' code."""
+    """Learning rate at the end of the decay, the same for all parameter groups, as in the authors'
+    code."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     clip_grad: float = 0.0
-    """Largest gradient norm; 0 for no clipping."""
+    """Gradient norm above which gradients are clipped; 0 for no clipping."""
 
     def __post_init__(self) -> None:
         check_setting(self.lr > 0, f"optim.lr {self.lr}: give a positive learning rate")
@@ -198,10 +205,10 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How the trained model is tested; stored with it."""
+    """How the trained model is tested; stored with the model."""
 
     protocol: Literal["paper-ss", "mmseg-ss", "whole"] | None = None
-    """Named protocol; on other data than the paper's it takes window and stride from below."""
+    """Named protocol; window and stride below apply only to data sets that are not the paper's."""
     window: tuple[int, int] | None = None
     """Height and width of the sliding window in pixels; whole images if not given."""
     stride: tuple[int, int] | None = None
@@ -234,9 +241,9 @@ class Config:
     """One training run."""
 
     recipe: str = "custom"
-    """Name the run is reported under."""
+    """Name of the run in reports."""
     out: str = "runs/setr"
-    """Folder the run is written to."""
+    """Run folder, where everything is written."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -255,10 +262,10 @@ class Config:
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "config") -> Config:
-        """Read settings; a missing key takes its default.
+        """Read settings; missing keys take their defaults.
 
         Raises:
-            SetrError: not YAML, an unknown key (the nearest is named), or a value out of its range.
+            SetrError: not YAML, an unknown key (the nearest is suggested), or a value out of range.
         """
         return typed_yaml.parse(cls, text, source)
 

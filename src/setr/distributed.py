@@ -1,8 +1,8 @@
-"""The processes of a run: who they are, what they agree on, and what happens when one is lost.
+"""The processes of a distributed run: joining, collectives, and errors that involve all of them.
 
-torch's own engine, without a launcher of our own: `torchrun`, or `srun` with one task per process,
-starts the same command on every device. Without either, or with a world of one, everything here
-does nothing. `parallel.py` spreads a model over the processes.
+Built on torch.distributed, without a launcher of our own: `torchrun`, or `srun` with one task per
+process, starts the same command for every device. Without either, or with a world size of 1, these
+functions do nothing. `parallel.py` distributes the model.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from setr.processes.watch import Watch
 
 T = TypeVar("T")
 JOIN_SECONDS = 300
-"""How long processes wait for each other at the start."""
+"""Timeout for processes to find each other at the start."""
 PATIENCE = datetime.timedelta(days=7)
-"""How long processes wait for one that reads a data set or tests alone; torch would give up after
-half an hour. The watch tells within seconds who is lost."""
-_SHOWN, _CUT = 5, 60  # differences named, characters of their values
-_LEFT: list[Any] = []
-"""The group that was left last. torch's Reducer, which goes with the model and so after the block,
-would else be its last owner, and wait with Python's lock for a thread of the group that waits for
-that lock; this list gives it up without the lock."""
+"""Timeout of gloo collectives: one process may read a data set or evaluate alone while the others
+wait, and torch gives up after half an hour. `Watch` finds lost processes within seconds."""
+_SHOWN, _CUT = 5, 60  # differences listed, characters shown of each value
+_LAST_GROUP: list[Any] = []
+"""Keeps a reference to the process group left last. Otherwise DDP's Reducer, freed with the model
+after `joined` has ended, would hold the last one. Freeing it there waits, with the GIL held, for a
+thread of the group that waits for the GIL: a deadlock. Clearing this list releases the GIL."""
 _WATCHES: list[Watch] = []
-"""The watch of the group, if it was joined here."""
+"""The watch of the process group, if `joined` created it."""
 
 
 @contextlib.contextmanager
 def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]:
-    """Join the other processes for the length of a `with` block, if there are any.
+    """Context manager in which this process belongs to the process group, if there are several.
 
-    `on` is where they compute, as `device` takes it: each on a GPU of its own, or all on CPUs.
+    `on` is the device, as for `device`: every process uses a GPU of its own, or all use CPUs.
 
-    Inside, a lost process ends the others within 30 seconds with a line that names it, and only
-    rank 0 says something on the terminal. A group that exists already is used and left alone.
+    Inside, if a process is lost, the others exit within 30 seconds with an error that names it, and
+    only rank 0 prints to the terminal. An existing process group is used and left as it is.
 
     Raises:
-        SetrError: a wrong world size, a port in use, processes that do not arrive, more processes
+        SetrError: a wrong world size, a port in use, processes that do not connect, more processes
             than GPUs, or a process that was lost.
     """
     place = place_of(os.environ)
@@ -74,15 +74,15 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
             "processes as GPUs",
             code=USAGE,
         )
-    _LEFT.clear()
+    _LAST_GROUP.clear()
     store, watched = meet(place, timeout)
     if cuda:
         torch.cuda.set_device(gpu)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
-    # not of NCCL, which passes on gradients and counts: there a long wait is a fault
-    waiting = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
-    waiting._set_default_timeout(PATIENCE)
+    # not for NCCL, which only transfers gradients and counts: there a long wait is an error
+    gloo = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+    gloo._set_default_timeout(PATIENCE)
     watch = Watch(watched, place.rank, place.world)
     watch.start()
     _WATCHES.append(watch)
@@ -93,7 +93,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
         watch.leave("" if error.reported else str(error))
         raise
     except RuntimeError as error:
-        lost = watch.find_lost() if _is_connection(error) else None
+        lost = watch.find_lost() if _is_connection_error(error) else None
         if lost is None:
             watch.leave(f"{type(error).__name__}: {first_line(error)}")
             raise
@@ -108,34 +108,34 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     finally:
         Progress.silent = False
         _WATCHES.clear()
-        _LEFT.append(dist.group.WORLD)
+        _LAST_GROUP.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
-def _is_connection(error: Exception) -> bool:
-    """Whether an error of torch comes from another process that vanished."""
+def _is_connection_error(error: Exception) -> bool:
+    """Whether a torch error may be caused by another process that disappeared."""
     words = ("connection", "gloo", "nccl", "timed out", "peer", "socket", "broken pipe")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 def rank() -> int:
-    """Number of this process; 0 without a group."""
+    """Rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world() -> int:
-    """Number of processes; 1 without a group."""
+    """Number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def device(name: str | torch.device = "auto") -> torch.device:
-    """Where to compute, decided here for all commands.
+    """The device to compute on, for all commands.
 
     Args:
         name: `auto` (this process's GPU, or else the CPU), `cpu`, `cuda`, `cuda:1`, …
 
     Raises:
-        SetrError: this machine has no such device.
+        SetrError: the machine does not have this device.
     """
     name = str(name)
     if name in ("auto", "cuda") and torch.cuda.is_available():
@@ -151,49 +151,49 @@ def device(name: str | torch.device = "auto") -> torch.device:
 
 
 def devices() -> list[str]:
-    """Names of what this package computes on here.
+    """Names of the usable devices of this machine.
 
-    Not `mps`, where nothing of it was ever run: it knows no fp64, in which losses are summed.
+    Without `mps`, which was never tested and lacks fp64, in which losses are summed.
     """
     return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 
 
 def say(text: str) -> None:
-    """A line on stderr, from rank 0 only."""
+    """Print a line on stderr, on rank 0 only."""
     if rank() == 0:
         print(text, file=sys.stderr, flush=True)
 
 
 def add_up(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in place."""
+    """Sum a tensor over all processes, in place."""
     if world() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; waits for the last of them, however long it takes."""
+    """Whether the flag is set in any process; waits for all of them, without a timeout."""
     if world() == 1:
         return flag
-    # NCCL waits for half an hour, at its first collective (the end of `setr eval`) five minutes
+    # NCCL times out after half an hour; its first collective (end of `setr eval`), after 5 minutes
     on = "cpu" if "cpu:" in dist.get_backend_config() else "auto"
     return bool(add_up(torch.tensor(int(flag), device=device(on))))
 
 
-def heard_of(asked: bool) -> bool:
-    """Whether this process is asked to stop, or has heard that another one is.
+def heard_of(requested: bool) -> bool:
+    """Whether this process was asked to stop, or knows that another one was.
 
-    It waits for nobody: the others hear of it within seconds, each at another moment. `any_of` then
-    tells what all do.
+    Does not wait: the others learn of it within seconds, each at a different time. `any_of` makes
+    them agree afterwards.
     """
     watch = _WATCHES[0] if _WATCHES else None
-    if watch and asked:
-        watch.asked = True
-    return watch.asked if watch else asked
+    if watch and requested:
+        watch.stop_requested = True
+    return watch.stop_requested if watch else requested
 
 
 def leave(problem: str) -> None:
-    """Tell the others why this process ends alone; they end with that line, and wait no longer."""
+    """Tell the other processes why this one exits; they exit with the same message."""
     for watch in _WATCHES:
         watch.leave(problem)
 
@@ -205,7 +205,7 @@ def together(error: SetrError) -> SetrError:
 
 
 def on_first(action: Callable[[], T]) -> T:
-    """Do something on rank 0 and give everyone its result, or its error."""
+    """Run a function on rank 0 and broadcast its result, or its error, to all processes."""
     if world() == 1:
         return action()
     outcome: list[Any] = [None]
@@ -222,7 +222,7 @@ def on_first(action: Callable[[], T]) -> T:
 
 
 def everywhere(action: Callable[[], T]) -> T:
-    """Do something in every process; where it fails in any, all end with one line."""
+    """Run a function in every process; if it fails in any of them, all raise the same error."""
     outcome: list[T] = []
     problem: SetrError | None = None
     try:
@@ -238,7 +238,7 @@ def everywhere(action: Callable[[], T]) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, by rank."""
+    """The values of all processes, ordered by rank."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
@@ -247,10 +247,10 @@ def gather(value: T) -> list[T]:
 
 
 def require_equal(facts: Mapping[str, Any]) -> None:
-    """Compare what the processes were given; they must have the same, by hash.
+    """Check, by hash, that the facts are the same in all processes.
 
     Raises:
-        SetrError: names what differs, and in which process.
+        SetrError: says what differs, and in which process.
     """
     text = json.dumps(facts, sort_keys=True, default=str)
     digests = gather(hashlib.sha256(text.encode()).hexdigest())
@@ -263,7 +263,7 @@ def require_equal(facts: Mapping[str, Any]) -> None:
         if found:
             raise together(
                 SetrError(
-                    f"rank {number} on {host} was given something else than rank 0: "
+                    f"rank {number} on {host} differs from rank 0: "
                     f"{found}; start all processes with the same command, data and versions",
                     code=USAGE,
                 )
@@ -271,23 +271,23 @@ def require_equal(facts: Mapping[str, Any]) -> None:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """What differs between two sets of facts: `key a, not b; …`; empty if nothing does.
+    """The differences between two sets of facts, as `key a, not b; …`; empty if there are none.
 
-    Of maps inside them the keys that differ are named, of long lists the first such entry.
+    For nested maps the differing keys are named, for long lists the first differing entry.
     """
-    named = [text for key in {**first, **second} for text in _named(key, first, second)]
+    named = [text for key in {**first, **second} for text in _differing(key, first, second)]
     more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
     return "; ".join(named[:_SHOWN] + more)
 
 
-def _named(key: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
-    """The differences of one fact."""
+def _differing(key: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+    """The differences in one fact."""
     mine, theirs = first.get(key), second.get(key)
     if mine == theirs:
         return
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         for inner in {**mine, **theirs}:
-            yield from (f"{key} {text}" for text in _named(inner, mine, theirs))
+            yield from (f"{key} {text}" for text in _differing(inner, mine, theirs))
         return
     if isinstance(mine, list) and isinstance(theirs, list) and len(repr(mine)) > _CUT:
         place = next(

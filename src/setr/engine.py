@@ -1,7 +1,8 @@
-"""Training: the only loop.
+"""The training loop.
 
-`train` walks the way of every run: check the data, build, then per step load, forward, backward,
-update; periodically evaluate, save, log. The same code runs in one process and in many.
+`train` checks the data, builds the model, and then loads a batch, runs forward and backward pass
+and updates the weights in every step; it logs, evaluates and saves at intervals. The same code runs
+in one process and in several.
 """
 
 from __future__ import annotations
@@ -68,28 +69,28 @@ def train(
 ) -> dict[str, Any]:
     """Train a model and write it to `config.out`.
 
-    The folder is a model directory in Hub layout (the weights that scored best on the validation
-    split) with `config.yaml`, `log.jsonl`, `log.csv`, `samples/`, `metrics.json` and `last/`, the
-    states to resume from.
-    Started by torchrun or srun, all processes train one model together (see `distributed.py`).
+    The run folder is a model directory in Hub layout (the weights with the best validation mIoU)
+    with `config.yaml`, `log.jsonl`, `log.csv`, `samples/`, `metrics.json`, and `last/`, which holds
+    the states to resume from. All processes started by torchrun or srun train one model together
+    (see `distributed.py`).
 
     Args:
-        config: all settings; or the name of a recipe, a YAML file, or a run's folder to resume.
-        data: a folder or YAML file in place of `config.data.root`, or training and validation
-            split, as `wrap_dataset` and `open_dataset` give them.
-        resume: continue from the newest whole state in `last/`; the result equals an uninterrupted
-            run bit for bit.
+        config: all settings; or the name of a recipe, a YAML file, or a run folder to resume.
+        data: a folder or YAML file in place of `config.data.root`, or the training and validation
+            splits, as returned by `wrap_dataset` and `open_dataset`.
+        resume: continue from the newest intact state in `last/`; the result equals that of an
+            uninterrupted run bit for bit.
         overwrite: replace an existing run.
-        trackers: where figures go besides the logs: subclasses of `Tracker`, or functions of run
-            folder and step that return one. They live in the first process.
+        trackers: further trackers of metrics: subclasses of `Tracker`, or functions of run folder
+            and step that return one. Only rank 0 creates them.
 
     Returns:
-        What `metrics.json` holds.
+        The content of `metrics.json`.
 
     Raises:
-        SetrError: bad data (exit code 3), an existing run, another model or data than the run to
-            continue, processes that do not fit together, a lost one, a non-finite loss or
-            gradient, an interruption.
+        SetrError: bad data (exit code 3), an existing run, a model or data that differ from those
+            of the run to resume, processes with different settings, a lost process, a non-finite
+            loss or gradient, an interruption.
     """
     if isinstance(config, str | os.PathLike):
         config = named_config(os.fspath(config))
@@ -117,7 +118,7 @@ def train(
 
 
 class _Run:
-    """The parts of one training run and the steps over them."""
+    """One training run: its parts, and the loop over the steps."""
 
     def __init__(
         self, config: Config, folder: RunFolder, data: tuple[Dataset, Dataset] | None = None
@@ -125,7 +126,7 @@ class _Run:
         self.folder, self.began = folder, time.monotonic()
         self.device = distributed.device(config.train.device)
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # kernels and memory figures are of the current one
+            torch.cuda.set_device(self.device)  # used by kernels and memory statistics
         self.dtype = autocast_dtype(config.train.precision, self.device)
         distributed.on_first(lambda: require_buildable(config, weights=not folder.state))
         config, self.dataset, self.val = everywhere(partial(open_splits, config, data))
@@ -138,7 +139,7 @@ class _Run:
             config, num_classes, len(self.dataset), self.device, before=before
         )
         share = everywhere(partial(build_share, config, distributed.rank(), len(self.dataset)))
-        written, config = config, with_workers(config, self.device)
+        saved_config, config = config, with_workers(config, self.device)
         self.config = config
         self.facts = run_facts(config, self.dataset, self.val)
         distributed.require_equal(self.facts)
@@ -155,7 +156,7 @@ class _Run:
         self.best = Best(config, folder, self.val, info, self.device)
         if not folder.state:
             announce(config)
-        built = without_weights(config) if folder.state else config  # the state holds all of them
+        built = without_weights(config) if folder.state else config  # the state holds all weights
         self.model = everywhere(partial(build_model, built, num_classes)).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
@@ -164,11 +165,11 @@ class _Run:
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = MovingAverage(self.model, config.train.ema) if config.train.ema else None
-        self.step, self.tested, self.seconds = 0, 0, 0.0  # `tested` is a step, too
+        self.step, self.tested_step, self.seconds = 0, 0, 0.0
         if folder.state:
             restore(folder.state, self.model, self.optimizer, self.ema)
             self.step = folder.state.step
-            self.tested = folder.state.values.get("tested", self.step)
+            self.tested_step = folder.state.values.get("tested", self.step)
             self.seconds = folder.state.values["seconds"]
             self.best.restore(folder.state.values)
             self.scaler.restore(folder.state.values.get("scaler", {}))
@@ -185,7 +186,7 @@ class _Run:
             weight=build_weights(config, self.dataset.labels, pixels, self.device),
             dtype=self.dtype,
         )
-        folder.open(written)
+        folder.open(saved_config)
 
     def loop(self) -> None:
         """Run the remaining steps."""
@@ -196,12 +197,12 @@ class _Run:
             self.model, config.profile, self.folder.out, remaining=config.steps - self.step
         )
         with Interrupt() as interrupt, profile:
-            if self._test_is_due() and self.tested < self.step:  # the run was stopped in it
+            if self._test_is_due() and self.tested_step < self.step:  # stopped during a test
                 self._test(interrupt, progress)
-            ended = self.best.why_ended()
-            while self.step < config.steps and not ended:
+            end_reason = self.best.stop_reason()
+            while self.step < config.steps and not end_reason:
                 waiting = time.monotonic()
-                with self._ended_by(interrupt, save=distributed.world() == 1):
+                with self._interruptible(interrupt, save=distributed.world() == 1):
                     images, masks = next(batches)
                 waited = time.monotonic() - waiting
                 with explain_out_of_memory(self.config, self.model.num_classes, self.device):
@@ -219,71 +220,72 @@ class _Run:
                 if tested:
                     self._test(interrupt, progress)
                 if logged or tested:
-                    ended = self.best.why_ended() or self.folder.ended()
+                    end_reason = self.best.stop_reason() or self.folder.ended()
                 saved = True
-                better = tested and not self.best.stale  # a state before knows other figures
-                if last or ended or stop or better or self.step % config.save_every == 0:
+                better = tested and not self.best.stale  # older states lack its figures
+                if last or end_reason or stop or better or self.step % config.save_every == 0:
                     saved = self._save()
                 if stop:
-                    raise together(SetrError(self._stopped(saved), code=INTERRUPTED))
+                    raise together(SetrError(self._stop_message(saved), code=INTERRUPTED))
         progress.close()
         if self.step < config.steps:
-            say(f"ended after step {self.step} of {config.steps}: {ended}")
+            say(f"ended after step {self.step} of {config.steps}: {end_reason}")
 
     def _test_is_due(self) -> bool:
-        """Whether the weights are tested between this step and the next."""
+        """Whether the weights are to be tested after this step."""
         every, steps = self.config.train.eval_every, self.config.train.steps
         return every > 0 and self.step % every == 0 and 0 < self.step < steps
 
     def _test(self, interrupt: Interrupt, progress: Progress) -> None:
-        """Test the weights between two steps; a signal ends this.
+        """Test the weights between two steps, until a signal arrives.
 
-        At once in a single process; several finish their images, so that all end in one place.
+        A single process stops at once; several finish their current images, so that all stop at the
+        same point.
         """
         alone = distributed.world() == 1
         at_once = interrupt.at_once if alone else contextlib.nullcontext
         try:
-            with progress.paused(), self._ended_by(interrupt, save=alone):
+            with progress.paused(), self._interruptible(interrupt, save=alone):
                 self._validate(at_once, lambda: distributed.heard_of(interrupt.requested))
         except Stopped:
-            raise together(SetrError(self._stopped(self._save()), code=INTERRUPTED)) from None
+            raise together(SetrError(self._stop_message(self._save()), code=INTERRUPTED)) from None
 
-    def _stopped(self, saved: bool = True) -> str:
+    def _stop_message(self, saved: bool = True) -> str:
         how = f"`setr train {self.folder.out} --resume`"
         note = "" if saved else " from the state before, since this one was not saved"
         return f"stopped after step {self.step}; continue with {how}{note}"
 
     @contextlib.contextmanager
-    def _ended_by(self, interrupt: Interrupt, *, save: bool) -> Iterator[None]:
-        """A signal may have ended the workers as well, for which samples would wait in vain."""
+    def _interruptible(self, interrupt: Interrupt, *, save: bool) -> Iterator[None]:
+        """Turn errors of loader workers that a signal has ended, too, into an interruption."""
         try:
             yield
         except RuntimeError:
             if not interrupt.requested:
                 raise
             saved = save and self._save()
-            raise SetrError(self._stopped(saved), code=INTERRUPTED) from None
+            raise SetrError(self._stop_message(saved), code=INTERRUPTED) from None
 
     def train_step(self, images: Tensor, masks: Tensor) -> dict[str, float]:
-        """One optimiser step on this process's share of a batch; what is logged of it."""
+        """One optimiser step on this process's share of a batch; the values to log."""
         return self.updates.step(self.step, images, masks)
 
     def finish(self) -> dict[str, Any]:
-        """Test the last weights, which are saved; then write the figures of the best.
+        """Test the final weights and write the figures of the best ones to `metrics.json`.
 
-        An interruption ends this at once, as the run can be continued here.
+        An interruption stops this at once; the run can be resumed at this point.
         """
         try:
-            with ending_with(self._stopped()):
+            with ending_with(self._stop_message()):
                 return self._finish()
         except SetrError as error:
             if error.code == INTERRUPTED:
-                distributed.leave(str(error))  # who got no signal would wait for this process
+                distributed.leave(str(error))  # else processes without the signal wait for it
                 together(error)
             raise error from None
 
     def _finish(self) -> dict[str, Any]:
-        if self.tested < self.step or not self.best.figures:
+        if self.tested_step < self.step or not self.best.figures:
             self._validate()
             self._save()
         if self.config.train.adjust_logits or self.best.is_adjusted():
@@ -307,18 +309,18 @@ class _Run:
         guard: Guard = contextlib.nullcontext,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Test the weights, averaged if they are; see `Best.test`."""
+        """Test the weights, or their moving average if there is one; see `Best.test`."""
         self.updates.release()
         with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
             self.best.test(self.parallel, self.step, guard, stopped)
-        self.tested = self.step
+        self.tested_step = self.step
 
     def _save(self) -> bool:
         values = {
             "facts": self.facts,
             "scaler": self.scaler.state(),
             "seconds": self.seconds + time.monotonic() - self.began,
-            "tested": self.tested,
+            "tested": self.tested_step,
             **self.best.state(),
         }
         tensors = snapshot(self.model, self.optimizer, self.ema)

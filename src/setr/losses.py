@@ -1,6 +1,6 @@
-"""The training loss: cross-entropy (or a chosen other) of the main head, plus the auxiliary heads.
+"""The training loss: cross-entropy or another loss of the main head, plus the auxiliary losses.
 
-Logits come un-resized from the decoders; `row_blocks.py` resizes them block by block.
+The logits come from the decoders without resizing; `row_blocks.py` resizes them block by block.
 
 Shapes: B batch, K classes, h x w logits, H x W target.
 """
@@ -24,13 +24,13 @@ from setr.kernels.region_losses import (
     upsample_dice,
     upsample_lovasz,
 )
-from setr.kernels.row_blocks import Block, differentiated, upsample_sum
+from setr.kernels.row_blocks import Block, upsample_sum, with_gradient
 from setr.labels import IGNORE
 from setr.layers.upsampled_convolution import upsample
 from setr.model import Output
 
 TINY = 1e-30
-"""Probability below which its own logarithm is not used."""
+"""Probability below which its logarithm is too inexact to use."""
 
 
 def upsample_cross_entropy(
@@ -41,49 +41,49 @@ def upsample_cross_entropy(
     weight: Tensor | None = None,
     scale: int = 1,
 ) -> Tensor:
-    """Sum over counted pixels of the cross-entropy of bilinearly resized logits.
+    """Sum over valid pixels of the cross-entropy of bilinearly resized logits.
 
-    Triton kernels on CUDA where Triton works (`triton_loss.py`), blocks of rows elsewhere.
+    Uses Triton kernels on CUDA if Triton works (`triton_loss.py`), else blocks of rows.
 
     Args:
         logits: (B, K, h, w), any float dtype; the loss is computed in fp32 (fp64 stays fp64).
-        target: (B, H, W) training ids; `IGNORE` and everything outside the image is not counted.
-        size: (H', W') the logits are resized to, at least (H, W); the rest is cropped away.
+        target: (B, H, W) training ids; pixels of `IGNORE` are not counted.
+        size: (H', W') the logits are resized to, at least (H, W), and cropped to (H, W).
         weight: (K,) class weights.
-        scale: whole factor by which the logits are upsampled before that resize.
+        scale: integer factor by which the logits are upsampled before that resize.
 
     Returns:
-        A scalar: the sum, not the mean; 0 (with zero gradient) if no pixel counts.
+        A scalar: the sum, not the mean; 0 (with zero gradient) if no pixel is valid.
     """
     if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
         from setr.kernels.triton_loss import upsample_cross_entropy as in_one_kernel
 
         return in_one_kernel(upsample(logits, scale), target, size, weight=weight)
 
-    def cross_entropy(wide: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def cross_entropy(resized: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         counted = truth != IGNORE
-        share = counted.to(wide.dtype)
+        share = counted.to(resized.dtype)
         true = truth.where(counted, 0)[..., None]
         if weight is not None:
-            share *= weight.to(wide.dtype)[true[..., 0]]
-        slope = wide.softmax(-1)
-        likely = slope.gather(-1, true)[..., 0]
-        plain = -likely.log()
-        if (likely < TINY).any():  # the logarithm has lost its digits: by way of the largest class
-            exact = wide.amax(-1) - slope.amax(-1).log() - wide.gather(-1, true)[..., 0]
-            plain = plain.where(likely >= TINY, exact)
-        value = (plain * share).sum()
-        slope.scatter_add_(-1, true, slope.new_full((), -1.0).expand(true.shape))
+            share *= weight.to(resized.dtype)[true[..., 0]]
+        grad = resized.softmax(-1)  # turned into the gradient in place below
+        probability = grad.gather(-1, true)[..., 0]
+        loss = -probability.log()
+        if (probability < TINY).any():  # too inexact: compute it relative to the largest logit
+            exact = resized.amax(-1) - grad.amax(-1).log() - resized.gather(-1, true)[..., 0]
+            loss = loss.where(probability >= TINY, exact)
+        value = (loss * share).sum()
+        grad.scatter_add_(-1, true, grad.new_full((), -1.0).expand(true.shape))
         if weight is not None or not counted.all():
-            slope *= share[..., None]
-        return value, slope  # softmax - one-hot, for each counted pixel
+            grad *= share[..., None]
+        return value, grad  # softmax - one-hot, for each valid pixel
 
     return upsample_sum(logits, target, size, cross_entropy, scale=scale)
 
 
 @functools.cache
 def _has_triton() -> bool:
-    """Whether Triton is here and starts kernels on this GPU, for which it compiles C code first."""
+    """Whether Triton is installed and can launch kernels on this GPU, which needs a C compiler."""
     if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability() < (7, 0):
         return False
     from triton.runtime import driver
@@ -92,9 +92,8 @@ def _has_triton() -> bool:
         driver.active.get_current_target()
     except Exception as error:
         say(
-            f"warning: Triton cannot start kernels here ({first_line(error)}); the loss goes by "
-            "blocks of rows, which takes longer; Triton needs gcc and Python's headers "
-            "(python3-dev)"
+            f"warning: Triton cannot launch kernels here ({first_line(error)}); a slower loss is "
+            "used; Triton needs gcc and Python's headers (python3-dev)"
         )
         return False
     return True
@@ -108,27 +107,27 @@ def upsample_focal(
     gamma: float = 2.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Sum over counted pixels of (1 - p)^gamma * cross-entropy (Lin et al. 2017, eq. 4).
+    """Sum over valid pixels of (1 - p)^gamma * cross-entropy (Lin et al. 2017, eq. 4).
 
     p is the probability of the true class. Arguments as `upsample_cross_entropy`.
     """
 
-    def focal(wide: Tensor, truth: Tensor, block: Block) -> Tensor:
-        plain = pixel_cross_entropy(wide, truth)
-        values = (1 - torch.exp(-plain)).pow(gamma) * plain
+    def focal(resized: Tensor, truth: Tensor, block: Block) -> Tensor:
+        loss = pixel_cross_entropy(resized, truth)
+        values = (1 - torch.exp(-loss)).pow(gamma) * loss
         if weight is not None:
-            values = values * weight.to(wide.dtype)[truth.where(truth != IGNORE, 0)]
+            values = values * weight.to(resized.dtype)[truth.where(truth != IGNORE, 0)]
         return values.sum()
 
-    return upsample_sum(logits, target, size, differentiated(focal))
+    return upsample_sum(logits, target, size, with_gradient(focal))
 
 
 def count_weight(target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """What a mean over valid pixels divides by: their number, or the sum of their class weights."""
+    """The divisor of a mean over valid pixels: their number, or the sum of their class weights."""
     valid = target != IGNORE
     if weight is None:
         return valid.sum()
-    if target.device.type != "cpu":  # to choose pixels by a mask waits until a GPU has counted them
+    if target.device.type != "cpu":  # boolean indexing would synchronise with the GPU
         return weight.take(target.where(valid, 0).long()).where(valid, 0.0).sum()
     return weight[target[valid].long()].sum()
 
@@ -142,25 +141,24 @@ def segmentation_loss(
     weight: Tensor | None = None,
     kind: LossKind = "cross_entropy",
 ) -> dict[str, Tensor]:
-    """Main and auxiliary cross-entropy of all heads (paper section 4.1, "Auxiliary loss").
+    """Main loss plus weighted auxiliary losses (paper section 4.1, "Auxiliary loss").
 
     Args:
-        output: un-resized logits of the heads, `model(images, with_aux=True)`; or logits
-            (B, K, h, w) alone, of any model, which are resized to the target.
-        target: (B, H, W) training ids 0 .. K - 1 in any integer type; 255 is not counted. With an
+        output: logits of the heads before resizing, from `model(images, with_aux=True)`; or logits
+            (B, K, h, w) of any model, which are resized to the target.
+        target: (B, H, W) training ids 0 .. K - 1 in any integer type; 255 is ignored. With an
             `Output`, H and W are the images'.
-        normalizer: what the sums are divided by: `count_weight` over the whole step for a mean over
-            valid pixels (accumulation and several processes then agree with one large batch), or
-            the number of all pixels as in the authors' code. Without it, `count_weight` of the
-            target.
-        aux_weight: factor on each auxiliary loss.
-        weight: (K,) class weights; all 1 without.
-        kind: loss of the main head; the auxiliary heads have the cross-entropy. Dice and Lovász
-            are added to it. OHEM, Dice and Lovász are means over their pixels or classes, scaled by
-            the part of the step this batch is.
+        normalizer: divisor of the sums: `count_weight` over the whole step for a mean over valid
+            pixels (accumulation and several processes then equal one large batch), or the number of
+            all pixels as in the authors' code. `count_weight` of the target by default.
+        aux_weight: weight of each auxiliary loss.
+        weight: (K,) class weights; all 1 by default.
+        kind: loss of the main head; auxiliary heads always use cross-entropy. Dice and Lovász are
+            added to the cross-entropy. OHEM, Dice and Lovász are means over their pixels or
+            classes, scaled by this batch's share of the step.
 
     Returns:
-        `loss` (to differentiate once), and detached `main` and `aux_1`, `aux_2`, …
+        `loss` (for one backward pass), and detached `main` and `aux_1`, `aux_2`, …
 
     Raises:
         SetrError: unknown kind, or a target or weight of another shape.

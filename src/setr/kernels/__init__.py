@@ -1,1 +1,1 @@
-"""Work on logits that are never held at full size."""
+"""Operations on logits without storing them at full size, and CUDA graphs."""

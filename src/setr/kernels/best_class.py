@@ -1,8 +1,8 @@
-"""The best class of every pixel, where possible without resizing the scores of all classes.
+"""The argmax over classes at full resolution, mostly without resizing the logits.
 
-Bilinear weights are the same for all classes, not negative, and sum to one. So where one class is
-the best at all four logits around a pixel, it is the best at the pixel; only pixels between logits
-that disagree (a few in a hundred) have to be interpolated and compared.
+Bilinear weights are the same for all classes, non-negative, and sum to one. So if one class is the
+best at all four logits around a pixel, it is the best at the pixel; only pixels between logits that
+disagree (a few per cent) have to be interpolated and compared.
 
 Shapes: B batch, K classes, h x w logits, H x W pixels.
 """
@@ -17,20 +17,20 @@ from setr.kernels.row_blocks import source_rows
 from setr.labels import IGNORE
 
 BLOCK_BYTES = 4 << 20
-"""Scores compared at a time on CPUs, in bytes of float32; a block that stays in the cache is three
-times as fast."""
+"""Bytes of float32 scores processed at a time on CPUs; a block that fits the cache is three times
+as fast."""
 UNSURE = 0.2
-"""Share of the pixels between disagreeing logits from which resizing all is as quick."""
+"""Share of pixels between disagreeing logits above which resizing all logits is as fast."""
 
 
 def best_class(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest score and its class, the first of equals: (B, K, H, W) -> (B, H, W), uint8 (B, H, W).
+    """Max and argmax over classes, ties to the first: (B, K, H, W) -> (B, H, W), uint8 (B, H, W).
 
-    On CPUs `max(dim=1)` walks across memory and keeps 64-bit indices; the largest score, and then
-    the largest `K - k` of the classes k that have it, run in vector registers.
+    On CPUs `max(dim=1)` has strided memory access and 64-bit indices. Two `amax` are vectorised: of
+    the scores, and of `K - k` over the classes k with the largest score.
 
     Raises:
-        SetrError: more classes than ids, or scores that are not numbers (NaN).
+        SetrError: more classes than ids, or NaN scores.
     """
     if scores.shape[1] > IGNORE:
         raise SetrError(f"{scores.shape[1]} classes: the ids of a mask are 8-bit, {IGNORE} at most")
@@ -51,16 +51,16 @@ def best_class(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def best_upsampled(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
-    """Classes of logits on a CPU, as if resized bilinearly (align_corners=False) and cropped.
+    """Argmax of bilinearly resized (align_corners=False) and cropped logits, on a CPU.
 
     Args:
         logits: (B, K, h, w).
-        padded: (height, width) they are resized to.
-        size: (H, W), the upper left part of it that is wanted.
+        padded: (height, width) the logits would be resized to.
+        size: (H, W) of the crop, from the top left.
 
     Returns:
-        uint8 (B, H, W). None where resizing all is as quick: the logits have about as many pixels,
-        or too many of them disagree.
+        uint8 (B, H, W). None if resizing all logits is as fast: they have about as many pixels, or
+        too many of them disagree.
 
     Raises:
         SetrError: as `best_class`.
@@ -93,6 +93,6 @@ def best_upsampled(logits: Tensor, padded: tuple[int, int], size: tuple[int, int
 
 
 def _agreed(ids: Tensor, dim: int) -> Tensor:
-    """Ids that equal the next ones along an axis, IGNORE for the others; the last has no next."""
+    """Ids that equal the next one along an axis, else IGNORE; the last one stays."""
     following = torch.cat([ids.narrow(dim, 1, ids.shape[dim] - 1), ids.narrow(dim, -1, 1)], dim)
     return torch.where(ids == following, ids, IGNORE)

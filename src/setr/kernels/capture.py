@@ -1,6 +1,6 @@
-"""What every recording of a CUDA graph needs: a look at the work before, and order after a failure.
+"""Capture of CUDA graphs: checks before, and cleaning up after a failure.
 
-https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says what may be recorded.
+Restrictions on captured work: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @functools.cache
 def warming_stream(device: torch.device) -> Any:
-    """A GPU's stream for passes before a recording; libraries keep a workspace for every stream."""
+    """The stream of a GPU for warm-up passes; shared, as libraries keep a workspace per stream."""
     return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager
 def capture(graph: Any, pool: Any, stream: Any) -> Iterator[None]:
-    """What is done inside becomes a graph, or all is as before.
+    """Context manager that captures its work in a graph; restores torch's state if that fails.
 
-    Where torch breaks a recording off, its allocator takes it to go on and keeps cached memory even
-    from a pass that needs it, the broken graph's stream stays this thread's, and (torch 2.11) its
-    generator refuses to draw anywhere else: training with random depth would end at its next step.
+    When a capture fails, torch's allocator acts as if it were still running and does not release
+    cached memory even to a pass that needs it, the graph's stream remains the current one, and
+    (torch 2.11) the random generator refuses to be used elsewhere: training with drop path would
+    fail at its next step.
 
     Args:
         graph: a new `torch.cuda.CUDAGraph`.
-        pool: of its memory, from `torch.cuda.graph_pool_handle`.
-        stream: on its GPU, not the current one.
+        pool: memory pool of the graph, from `torch.cuda.graph_pool_handle`.
+        stream: a stream on its GPU other than the current one.
     """
     try:
-        # other threads (serving, loading) may allocate and wait meanwhile
+        # thread_local: other threads (serving, loading) may allocate and synchronise meanwhile
         with (
             torch.cuda.stream(torch.cuda.current_stream(stream.device)),
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
@@ -48,11 +49,12 @@ def capture(graph: Any, pool: Any, stream: Any) -> Iterator[None]:
 
 
 def _put_back(pool: Any, stream: Any) -> None:
-    """Do what torch leaves undone where the end of a recording fails."""
-    with contextlib.suppress(RuntimeError, AttributeError):  # it did not fail, or it has gone
+    """Reset what torch leaves behind when the end of a capture fails."""
+    # the capture had ended after all, or torch has removed the functions
+    with contextlib.suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(stream.device.index, pool)
         torch._C._cuda_releasePool(stream.device.index, pool)
-    another = torch.cuda.CUDAGraph()  # its end is the generator's, too
+    another = torch.cuda.CUDAGraph()  # the end of this capture also resets the generator
     with contextlib.suppress(RuntimeError), torch.cuda.stream(stream), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
         another.capture_begin(capture_error_mode="thread_local")
@@ -60,9 +62,9 @@ def _put_back(pool: Any, stream: Any) -> None:
 
 
 class Staying(TorchDispatchMode):
-    """Refuses what no graph can record: copies between devices, and waiting for values.
+    """Raises an error for operations that cannot be captured: copies between devices, and syncs.
 
-    Better found before a recording than by one that is broken off.
+    A failed capture would be harder to recover from.
     """
 
     COPIES = (torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_)
@@ -73,7 +75,7 @@ class Staying(TorchDispatchMode):
     ) -> Any:
         found, called = func(*args, **(kwargs or {})), func.overloadpacket
         waits = called is torch.ops.aten.is_nonzero or not self.WAITS.isdisjoint(func.tags)
-        if called is torch.ops.aten.index:  # by numbers, or by a mask, whose places are counted
+        if called is torch.ops.aten.index:  # a boolean mask needs a sync
             waits = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
         devices = {x.device for x in (*args, found) if isinstance(x, Tensor)}
         if waits or (called in self.COPIES and len(devices) > 1):

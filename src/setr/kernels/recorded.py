@@ -1,8 +1,8 @@
-"""A model's forward pass as a CUDA graph, for images of a shape that comes again.
+"""A model's forward pass as CUDA graphs, one for each image shape that recurs.
 
-A forward pass of a ViT is 400 to 900 short kernels, which a processor starts more slowly than a GPU
-computes them. A graph starts them together: the same kernels, the same numbers. `graphed.py` does
-this for training steps.
+A forward pass of a ViT launches 400 to 900 short kernels, which takes a CPU longer than a GPU takes
+to compute them. A graph launches them together: the same kernels, the same results. `graphed.py`
+does this for training steps.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from setr.layers.recompute import offer
 from setr.processes.faults import is_out_of_memory
 
 PLAIN = 2
-"""Passes of a shape before it is recorded, which costs as much as a few of them."""
+"""Eager passes of a shape before it is captured, since a capture costs as much as a few passes."""
 WARM_UPS = 2
-"""Passes on the recording's stream, in which libraries choose kernels and take their memory."""
+"""Passes before a capture, in which libraries choose kernels and allocate workspaces."""
 SHAPES = 8
-"""Recordings kept at a time."""
+"""Maximum number of graphs kept."""
 REST = 256
-"""Passes without a recording's shape after which another shape may take its place; in a folder of
-many sizes they would else replace each other, and each recording costs several passes."""
+"""Passes for which a graph must be unused before another shape may replace it; otherwise the graphs
+would replace each other in a folder of many image sizes, and each capture costs several passes."""
 MAX_PIXELS = 1 << 22
-"""Of all images of a pass together; more keep a GPU busy however they are started, and a recording
-holds its memory."""
+"""Maximum number of pixels in a batch; larger ones keep a GPU busy anyway, and a graph reserves its
+memory."""
 
 _LOCK = threading.RLock()
-"""Of all models: torch records one graph at a time in a process."""
+"""Shared by all models: torch captures one graph at a time in a process."""
 _LAST: dict[torch.device, Any] = {}
 """The stream of the last replay on each GPU."""
 
 
 def recorded(model: Any) -> Any:
-    """The model, or on a GPU what replays its passes."""
+    """Wrap a model on a GPU in `Recorded`; other models are returned as they are."""
     parameter = next(iter(model.parameters()), None)
     if parameter is None or parameter.device.type != "cuda" or not hasattr(model, "coarse"):
         return model
@@ -48,33 +48,33 @@ def recorded(model: Any) -> Any:
 
 
 class Recorded:
-    """Un-resized logits of a model in eval mode, replayed where a shape comes again.
+    """A model in eval mode whose `coarse` replays CUDA graphs for shapes that recur.
 
-    Threads may share it. Weights may change in place; where tensors or modules are replaced or move
-    everything is recorded anew, and while somebody's hooks are on the model its passes are plain.
+    Thread-safe. Weights may change in place; if tensors or modules are replaced or moved, all
+    graphs are captured anew, and while the model has foreign hooks its passes run eagerly.
 
     Args:
-        model: has `coarse`, which does everything on the GPU.
+        model: has a method `coarse` that runs entirely on the GPU.
     """
 
     def __init__(self, model: Any) -> None:
         self.model, self.parts = model, _Parts(model)
         self.passes = 0
-        self.seen: dict[tuple, int] = {}
-        self.recordings: OrderedDict[tuple, _Recording] = OrderedDict()  # the latest used last
-        self.used: dict[tuple, int] = {}  # in which pass
-        self.place: tuple[Any, Any] | None = None  # pool of memory and stream of the recordings
-        self.possible = True
+        self.counts: dict[tuple, int] = {}
+        self.recordings: OrderedDict[tuple, _Recording] = OrderedDict()  # least recently used first
+        self.last_used: dict[tuple, int] = {}  # number of the last pass that used it
+        self.pool_and_stream: tuple[Any, Any] | None = None  # of all captures
+        self.enabled = True
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy records for itself."""
+        """A copy starts without graphs."""
         return recorded, (self.model,)
 
     def coarse(self, images: Tensor) -> Any:
-        """As the model's own."""
+        """As `model.coarse`."""
         B, _, H, W = images.shape
-        # tensors of inference mode cannot be written again outside it
-        if not self.possible or B * H * W > MAX_PIXELS or not torch.is_inference_mode_enabled():
+        # inference tensors cannot be overwritten outside inference mode
+        if not self.enabled or B * H * W > MAX_PIXELS or not torch.is_inference_mode_enabled():
             return self._plain(images)
         with _LOCK, torch.cuda.device(images.device):
             return self._replayed(images)
@@ -86,7 +86,7 @@ class Recorded:
             if not self.recordings or not is_out_of_memory(error):
                 raise
         with _LOCK:
-            self._give_up()  # the memory of recordings
+            self._give_up()  # to free the memory of the graphs
         return self.model.coarse(images)
 
     def _replayed(self, images: Tensor) -> Any:
@@ -98,37 +98,37 @@ class Recorded:
         key = (images.shape, images.dtype, *_autocast())
         self.passes += 1
         if self.passes % REST == 0:
-            self.seen.clear()  # or it would grow with every size there is
+            self.counts.clear()  # else it would grow with every image size
         recording = self.recordings.get(key)
         if recording is None:
-            self.seen[key] = self.seen.get(key, 0) + 1
-            if self.seen[key] > PLAIN and self._has_room():
+            self.counts[key] = self.counts.get(key, 0) + 1
+            if self.counts[key] > PLAIN and self._has_room():
                 recording = self._record(key, images)
             if recording is None:
                 return self._plain(images)
         self.recordings.move_to_end(key)
-        self.used[key] = self.passes
+        self.last_used[key] = self.passes
         _in_order(images.device)
         return recording(images)
 
     def _has_room(self) -> bool:
-        """Whether one more shape may be recorded; the longest unused one makes room if need be."""
+        """Whether another shape may be captured; drops the least recently used graph if needed."""
         if len(self.recordings) < SHAPES:
             return True
         oldest = next(iter(self.recordings))
-        if self.passes - self.used[oldest] <= REST:
+        if self.passes - self.last_used[oldest] <= REST:
             return False
-        del self.recordings[oldest], self.used[oldest]
+        del self.recordings[oldest], self.last_used[oldest]
         return True
 
     def _record(self, key: tuple, images: Tensor) -> _Recording | None:
-        """A new recording; none where torch refuses it or no memory is left, then or later."""
-        # not torch's own stream, which is on the GPU that recorded first: what another GPU does is
-        # not recorded there; nor one of two models, as their graphs share the stream's workspaces
-        if self.place is None:
-            self.place = torch.cuda.graph_pool_handle(), torch.cuda.Stream(images.device)
+        """Capture a shape; if that fails or memory runs out, return None and capture no more."""
+        # not torch's default capture stream, which is on the GPU of the first capture and captures
+        # no other GPU's work; nor one shared by models, as graphs share the stream's workspaces
+        if self.pool_and_stream is None:
+            self.pool_and_stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(images.device)
         try:
-            self.recordings[key] = _Recording(self.model, images, *self.place)
+            self.recordings[key] = _Recording(self.model, images, *self.pool_and_stream)
         except RuntimeError:  # torch.OutOfMemoryError is one
             self._give_up()
             return None
@@ -136,23 +136,23 @@ class Recorded:
 
     def _forget(self) -> None:
         self.recordings.clear()
-        self.used.clear()
-        self.place = None  # torch lets no graph into a pool that all others have left
+        self.last_used.clear()
+        self.pool_and_stream = None  # torch does not reuse a pool that all graphs have left
 
     def _give_up(self) -> None:
-        self.possible = False
+        self.enabled = False
         self._forget()
-        with contextlib.suppress(RuntimeError):  # where a recording was broken off
+        with contextlib.suppress(RuntimeError):  # after a failed capture
             torch.cuda.empty_cache()
 
 
 class _Parts:
-    """What a recording depends on: a model's modules, their hooks, and where their tensors lie.
+    """What graphs depend on: a model's modules, their hooks, and the addresses of their tensors.
 
-    Every pass asks, so a question costs a few hundredths of a millisecond.
+    Checked in every pass, which takes a few hundredths of a millisecond.
 
     Attributes:
-        hooked: whether hooks are there that a replay would pass over.
+        hooked: whether there are hooks, which a replay would not call.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -167,7 +167,7 @@ class _Parts:
         self.places = self._places()
 
     def are_as_before(self) -> bool:
-        """Whether nothing was added, taken away, replaced or moved."""
+        """Whether nothing was added, removed, replaced or moved."""
         now = self._contents()
         same = len(now) == len(self.contents) and all(map(is_, now, self.contents))
         return same and not any(self.empty) and self._places() == self.places
@@ -180,13 +180,13 @@ class _Parts:
 
 
 class _Recording:
-    """One graph with its input and output, whose memory the next replay writes again."""
+    """A graph with its input and output, which the next replay overwrites."""
 
     def __init__(self, model: Any, images: Tensor, pool: Any, stream: Any) -> None:
         self.images, self.graph = images.clone(), torch.cuda.CUDAGraph()
         current, warming = torch.cuda.current_stream(), warming_stream(images.device)
         enabled, dtype = _autocast()
-        # a cast that autocast keeps would be gone when the graph is replayed
+        # weights in autocast's cache would be freed before the graph is replayed
         with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
             warming.wait_stream(current)
             with torch.cuda.stream(warming):
@@ -205,7 +205,7 @@ class _Recording:
 
 
 def _in_order(device: torch.device) -> None:
-    """Let the current stream wait for the last replay, beside which none may run."""
+    """Make the current stream wait for the last replay, since replays must not overlap."""
     stream = torch.cuda.current_stream()
     if _LAST.setdefault(device, stream) != stream:
         stream.wait_stream(_LAST[device])

@@ -1,8 +1,8 @@
-"""Losses that couple pixels: OHEM, Dice and Lovász, on logits that are never held at full size.
+"""Losses that depend on several pixels at once: OHEM, Dice and Lovász, without full-size logits.
 
-OHEM first finds the hard pixels; the cross-entropy of those follows. Dice and Lovász take two
-passes over the rows: one finds the value and its derivative by the probabilities, the other carries
-that derivative back to the decoder's scale.
+OHEM first finds the hard pixels, to which the cross-entropy is then applied. Dice and Lovász need
+two passes over the rows: the first computes the value and its derivative with respect to the
+probabilities, the second propagates that derivative to the decoder's logits.
 
 Shapes: B batch, K classes, h x w logits, H x W target.
 """
@@ -17,9 +17,9 @@ from setr.kernels.row_blocks import (
     Block,
     BlockLoss,
     classes_last,
-    differentiated,
     row_blocks,
     upsample_sum,
+    with_gradient,
 )
 from setr.labels import IGNORE
 
@@ -35,31 +35,31 @@ def hard_target(
 ) -> Tensor:
     """The target with easy pixels ignored: online hard example mining (Shrivastava et al. 2016).
 
-    Hard are the pixels whose true class has a probability below `threshold`, and in any case the
-    `min_share` of the counted pixels with the lowest.
+    Hard pixels are those whose true class has a probability below `threshold`, and at least the
+    share `min_share` of the valid pixels with the lowest probabilities.
 
     Args:
         logits: (B, K, h, w).
         target: (B, H, W) training ids.
         size: as in `upsample_cross_entropy`.
-        threshold: probability of the true class.
-        min_share: 0 to 1.
+        threshold: probability of the true class, 0 to 1.
+        min_share: minimum share of hard pixels, 0 to 1.
     """
     x = classes_last(logits)
-    likely = x.new_empty(target.shape)
+    probability = x.new_empty(target.shape)
     for block in row_blocks(x, target, size):
         pixels = (slice(None), block.rows, block.columns)
-        likely[pixels] = torch.exp(-pixel_cross_entropy(block.wide, target[pixels].long()))
-    counted = likely[target != IGNORE]
+        probability[pixels] = torch.exp(-pixel_cross_entropy(block.resized, target[pixels].long()))
+    counted = probability[target != IGNORE]
     keep = int(len(counted) * min_share)
     limit = counted.kthvalue(keep).values if keep else counted.new_zeros(())
-    return torch.where((likely < threshold) | (likely <= limit), target, IGNORE)
+    return torch.where((probability < threshold) | (probability <= limit), target, IGNORE)
 
 
-def pixel_cross_entropy(wide: Tensor, truth: Tensor) -> Tensor:
-    """Logits (B, r, c, K) and target (B, r, c) -> (B, r, c); 0 where ignored."""
+def pixel_cross_entropy(resized: Tensor, truth: Tensor) -> Tensor:
+    """Logits (B, r, c, K) and target (B, r, c) -> loss (B, r, c); 0 for ignored pixels."""
     loss = F.cross_entropy(
-        wide.flatten(0, 2), truth.flatten(), ignore_index=IGNORE, reduction="none"
+        resized.flatten(0, 2), truth.flatten(), ignore_index=IGNORE, reduction="none"
     )
     return loss.view(truth.shape)
 
@@ -67,8 +67,8 @@ def pixel_cross_entropy(wide: Tensor, truth: Tensor) -> Tensor:
 def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tensor:
     """Mean over the classes present of 1 - 2 I / (P + Y) (Milletari et al. 2016, unsquared).
 
-    I is the probability mass of a class on its own pixels, P on all counted pixels, Y their number.
-    Arguments as `upsample_cross_entropy`.
+    I is the sum of a class's probabilities over its own pixels, P over all valid pixels; Y is the
+    number of its own pixels. Arguments as `upsample_cross_entropy`.
     """
     K = logits.shape[1]
     x = classes_last(logits)
@@ -77,53 +77,53 @@ def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tens
     with torch.no_grad():
         for block in row_blocks(x, target, size):
             truth = target[:, block.rows, block.columns].long()
-            sums += torch.stack(_masses(block.wide, truth))
+            sums += torch.stack(_probability_sums(block.resized, truth))
     sums.requires_grad_()
     present = number > 0
     with torch.enable_grad():
         ratios = 2 * sums[0] / (sums[1] + number).clamp(min=1e-12)
         value = (1 - ratios)[present].sum() / present.sum().clamp(min=1)
-        slope = torch.autograd.grad(value, sums)[0]
+        grad = torch.autograd.grad(value, sums)[0]
 
-    def linear(wide: Tensor, truth: Tensor, block: Block) -> Tensor:
-        hit, mass = _masses(wide, truth)
-        return (hit * slope[0] + mass * slope[1]).sum()
+    def linear(resized: Tensor, truth: Tensor, block: Block) -> Tensor:
+        hit, mass = _probability_sums(resized, truth)
+        return (hit * grad[0] + mass * grad[1]).sum()
 
-    return _carried_back(value.detach(), logits, target, size, linear)
+    return _with_gradient_of(value.detach(), logits, target, size, linear)
 
 
 def upsample_lovasz(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tensor:
     """Lovász-softmax over the classes present in the batch (Berman et al. 2018, eq. 8, 11).
 
-    Holds one probability per pixel and present class; arguments as `upsample_cross_entropy`.
+    Stores one probability per pixel and present class. Arguments as `upsample_cross_entropy`.
     """
     x = classes_last(logits)
     present = _class_counts(target, logits.shape[1]).nonzero()[:, 0]
-    likely = x.new_empty(len(present), *target.shape)
+    probability = x.new_empty(len(present), *target.shape)
     with torch.no_grad():
         for block in row_blocks(x, target, size):
-            shares = block.wide.softmax(dim=-1)[..., present]
-            likely[:, :, block.rows, block.columns] = shares.movedim(-1, 0)
+            shares = block.resized.softmax(dim=-1)[..., present]
+            probability[:, :, block.rows, block.columns] = shares.movedim(-1, 0)
     counted = target != IGNORE
-    value, slope = x.new_zeros(()), torch.zeros_like(likely)
+    value, grad = x.new_zeros(()), torch.zeros_like(probability)
     for i, k in enumerate(present):
         own = target[counted] == k
-        errors = torch.where(own, 1 - likely[i][counted], likely[i][counted])
+        errors = torch.where(own, 1 - probability[i][counted], probability[i][counted])
         order = errors.argsort(descending=True)
         steps = torch.empty_like(errors)
         steps[order] = _jaccard_steps(own[order]).to(steps.dtype)
         value += (errors * steps).sum() / len(present)
-        slope[i][counted] = torch.where(own, -steps, steps) / len(present)
+        grad[i][counted] = torch.where(own, -steps, steps) / len(present)
 
-    def linear(wide: Tensor, truth: Tensor, block: Block) -> Tensor:
-        probabilities = wide.softmax(dim=-1)[..., present].movedim(-1, 0)
-        return (probabilities * slope[:, :, block.rows, block.columns]).sum()
+    def linear(resized: Tensor, truth: Tensor, block: Block) -> Tensor:
+        probabilities = resized.softmax(dim=-1)[..., present].movedim(-1, 0)
+        return (probabilities * grad[:, :, block.rows, block.columns]).sum()
 
-    return _carried_back(value, logits, target, size, linear)
+    return _with_gradient_of(value, logits, target, size, linear)
 
 
 def _jaccard_steps(own: Tensor) -> Tensor:
-    """Growth of the Jaccard loss as sorted pixels, own class or not, become errors one by one."""
+    """Increase of the Jaccard loss as the sorted pixels become errors one by one."""
     total = own.sum()
     hits = total - own.cumsum(0)
     union = total + (~own).cumsum(0)
@@ -131,11 +131,11 @@ def _jaccard_steps(own: Tensor) -> Tensor:
     return torch.diff(jaccard, prepend=jaccard.new_zeros(1))
 
 
-def _masses(wide: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """(K,) probability on a class's own pixels, and on all counted pixels."""
+def _probability_sums(resized: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """(K,) sums of the probabilities over a class's own pixels, and over all valid pixels."""
     counted = truth != IGNORE
-    probabilities = wide.softmax(dim=-1) * counted[..., None]
-    own = F.one_hot(truth.where(counted, 0), wide.shape[-1])
+    probabilities = resized.softmax(dim=-1) * counted[..., None]
+    own = F.one_hot(truth.where(counted, 0), resized.shape[-1])
     return (probabilities * own).sum(dim=(0, 1, 2)), probabilities.sum(dim=(0, 1, 2))
 
 
@@ -143,9 +143,9 @@ def _class_counts(target: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(target[target != IGNORE].long(), minlength=num_classes)
 
 
-def _carried_back(
+def _with_gradient_of(
     value: Tensor, logits: Tensor, target: Tensor, size: tuple[int, int], linear: BlockLoss
 ) -> Tensor:
-    """`value`, with the gradient of a function that is linear in the probabilities."""
-    slope = upsample_sum(logits, target, size, differentiated(linear))
-    return value + (slope - slope.detach())
+    """`value`, with the gradient of `linear`, a function linear in the probabilities."""
+    grad = upsample_sum(logits, target, size, with_gradient(linear))
+    return value + (grad - grad.detach())

@@ -1,13 +1,13 @@
-"""Resized logits in blocks of rows: what every loss of this package is computed on.
+"""Per-pixel losses of resized logits, computed in blocks of rows.
 
-Training with five heads and 150 classes at 512x512 would hold gigabytes of resized logits. Here
-blocks of output pixels are resized, turned into loss and gradient, and dropped; what stays is the
-gradient at the decoder's own scale. Values and gradients equal `F.interpolate` (bilinear) followed
-by the plain loss.
+Training with five heads and 150 classes at 512x512 would store gigabytes of resized logits. Here
+one block of output pixels at a time is resized and turned into loss and gradient; only the gradient
+at the decoder's scale is kept. Values and gradients equal those of `F.interpolate` (bilinear)
+followed by the loss.
 
-Two things make it quicker than calling those functions block by block. Bilinear resizing is a
-product with a narrow matrix along each axis, its gradient the product with the transposed one. And
-classes come last, so that a pixel's softmax reads memory in order and stays in the caches.
+Two things make it faster than calling those functions block by block. Bilinear resizing is a
+product with a narrow matrix along each axis, and its gradient the product with the transpose. And
+classes are the last dimension, so that a pixel's softmax reads contiguous memory.
 
 Shapes: B batch, K classes, h x w logits, H x W target, r x c pixels of a block.
 """
@@ -24,14 +24,14 @@ from torch import Tensor
 from setr.errors import SetrError
 from setr.layers.products import exact_products
 
-BLOCK_BYTES = 1 << 20  # of resized logits at a time and thread; fits the second-level caches
-BLOCK_COLUMNS = 64  # on CPUs: a wider block makes the matrix along the columns larger than it saves
-DEVICE_BLOCK_BYTES = 128 << 20  # on other devices, where few large operations are quicker
+BLOCK_BYTES = 1 << 20  # of resized logits per block and thread; fits the L2 cache
+BLOCK_COLUMNS = 64  # on CPUs; wider blocks need larger matrices along the columns
+DEVICE_BLOCK_BYTES = 128 << 20  # on other devices, where few large operations are faster
 
 BlockLoss = Callable[[Tensor, Tensor, "Block"], Tensor]
 """Logits (B, r, c, K) and target (B, r, c) of a block -> sum over its pixels."""
 PixelLoss = Callable[[Tensor, Tensor, "Block"], tuple[Tensor, Tensor]]
-"""The same, with the sum's gradient by the logits; `differentiated` makes one of the other."""
+"""As `BlockLoss`, also returning the gradient of the sum with respect to the logits."""
 
 
 def upsample_sum(
@@ -42,24 +42,24 @@ def upsample_sum(
     *,
     scale: int = 1,
 ) -> Tensor:
-    """Sum of a per-pixel loss over the logits, upsampled by `scale` and resized to `size`."""
+    """Sum of a per-pixel loss of logits that are upsampled by `scale` and resized to `size`."""
     total: Tensor = _UpsampleSum.apply(logits, target, size, pixel_loss, scale)
     return total
 
 
-def differentiated(function: BlockLoss) -> PixelLoss:
-    """The value of a function of a block's logits and target, with its gradient by autograd."""
+def with_gradient(function: BlockLoss) -> PixelLoss:
+    """Make a `PixelLoss` of a `BlockLoss`, with the gradient from autograd."""
 
-    def pixel_loss(wide: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def pixel_loss(resized: Tensor, truth: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            value = function(wide.requires_grad_(), truth, block)
-            return value.detach(), torch.autograd.grad(value, wide)[0]
+            value = function(resized.requires_grad_(), truth, block)
+            return value.detach(), torch.autograd.grad(value, resized)[0]
 
     return pixel_loss
 
 
 class _UpsampleSum(torch.autograd.Function):
-    """Computes the gradient block by block in the forward pass; backward only scales it."""
+    """Computes the gradient block by block in the forward pass; `backward` only scales it."""
 
     @staticmethod
     def forward(
@@ -72,24 +72,24 @@ class _UpsampleSum(torch.autograd.Function):
     ) -> Tensor:
         x = classes_last(logits)
         grad = torch.zeros_like(x) if logits.requires_grad else None
-        # one running sum: a small tensor kept per block would pin the freed blocks between them
+        # a running sum: small tensors kept for every block would fragment the heap between blocks
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         for block in row_blocks(x, target, size, scale=scale):
             truth = target[:, block.rows, block.columns].long()
-            part, slope = pixel_loss(block.wide, truth, block)
+            part, block_grad = pixel_loss(block.resized, truth, block)
             total += part
             if grad is not None:
-                block.add_gradient(grad, slope)
+                block.add_gradient(grad, block_grad)
         if grad is not None:
             ctx.dtype = logits.dtype
-            ctx.save_for_backward(kept_gradient(grad, ctx.dtype))
+            ctx.save_for_backward(saved_gradient(grad, ctx.dtype))
         return total.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         refuse_second_derivative()
         (grad,) = ctx.saved_tensors
-        # the scale in full: alone, it is too small a number for fp16
+        # multiply in full precision: the factor alone underflows fp16
         scaled = (grad.to(grad_output.dtype) * grad_output).to(ctx.dtype)
         return scaled, None, None, None, None
 
@@ -109,29 +109,29 @@ def refuse_second_derivative() -> None:
 
 @dataclass(frozen=True)
 class Block:
-    """Output pixels and what they were resized from.
+    """A block of resized logits.
 
     Attributes:
-        rows: of the output.
-        columns: of the output.
-        wide: (B, r, c, K) resized logits.
+        rows: rows of the output.
+        columns: columns of the output.
+        resized: (B, r, c, K) resized logits.
     """
 
     rows: slice
     columns: slice
-    wide: Tensor
+    resized: Tensor
     _source: tuple[slice, slice]
     _weights: tuple[Tensor, Tensor]
 
-    def add_gradient(self, grad: Tensor, slope: Tensor) -> None:
-        """Add a gradient by `wide` to the gradient (B, h, w, K) by the logits."""
+    def add_gradient(self, grad: Tensor, block_grad: Tensor) -> None:
+        """Add the gradient with respect to `resized` to that of the logits, (B, h, w, K)."""
         with exact_products(grad.device):
-            narrow = _columns(self._weights[1].T, slope)
+            narrow = _columns(self._weights[1].T, block_grad)
             grad[:, self._source[0], self._source[1]] += _rows(self._weights[0].T, narrow)
 
 
 def block_bytes(device: torch.device) -> int:
-    """How large a block of logits may be on a device."""
+    """Maximum size of a block of logits on a device."""
     return BLOCK_BYTES * torch.get_num_threads() if device.type == "cpu" else DEVICE_BLOCK_BYTES
 
 
@@ -140,7 +140,7 @@ def row_blocks(
 ) -> Iterator[Block]:
     """Logits (B, h, w, K), upsampled and resized to `size`, in blocks that cover the target.
 
-    Two resizes in a row are one product with the product of their matrices.
+    Both steps are one product, with the product of their matrices.
     """
     B, h, w, K = x.shape
     H, W = target.shape[-2:]
@@ -155,37 +155,37 @@ def row_blocks(
         y, down = _axis(rows.start, rows.stop, h, size[0], x, scale)
         for columns, z, along in across:
             with exact_products(x.device):
-                wide = _columns(along, _rows(down, x[:, y, z]))
-            yield Block(rows, columns, wide, (y, z), (down, along))
+                resized = _columns(along, _rows(down, x[:, y, z]))
+            yield Block(rows, columns, resized, (y, z), (down, along))
 
 
 def classes_last(logits: Tensor) -> Tensor:
-    """Detached logits (B, K, h, w) as (B, h, w, K) in fp32; fp64 stays."""
+    """Detached logits (B, K, h, w) as (B, h, w, K) in fp32, or fp64 if they are fp64."""
     x = logits.detach().permute(0, 2, 3, 1)
     return (x if x.dtype == torch.float64 else x.float()).contiguous()
 
 
-def kept_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gradient (B, h, w, K) by logits of a type, as it waits for the backward pass: (B, K, h, w).
+def saved_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradient (B, h, w, K) -> (B, K, h, w) in the logits' dtype, as saved for the backward pass.
 
-    Before the loss is scaled up fp16 has no numbers for a share of a mean; it stays in full.
+    It keeps its own dtype for fp16, in which gradients of a mean underflow before loss scaling.
     """
     return grad.permute(0, 3, 1, 2).to(grad.dtype if dtype is torch.float16 else dtype)
 
 
 def _rows(weights: Tensor, x: Tensor) -> Tensor:
-    """Weights (m, n) along the rows of x: (B, n, c, K) -> (B, m, c, K)."""
+    """Apply weights (m, n) along the rows of x: (B, n, c, K) -> (B, m, c, K)."""
     B, _, c, K = x.shape
     return torch.matmul(weights, x.flatten(2)).view(B, -1, c, K)
 
 
 def _columns(weights: Tensor, x: Tensor) -> Tensor:
-    """Weights (m, n) along the columns of x: (B, r, n, K) -> (B, r, m, K)."""
+    """Apply weights (m, n) along the columns of x: (B, r, n, K) -> (B, r, m, K)."""
     return torch.matmul(weights, x)
 
 
 def _axis(first: int, last: int, n: int, N: int, like: Tensor, scale: int) -> tuple[slice, Tensor]:
-    """The inputs that outputs first .. last-1 of an axis need, and their weights (outputs, inputs).
+    """The inputs for outputs first .. last-1 of an axis, and their weights (outputs, inputs).
 
     The axis is upsampled from n to scale * n and resized from there to N.
     """
@@ -204,9 +204,9 @@ def _axis(first: int, last: int, n: int, N: int, like: Tensor, scale: int) -> tu
 
 
 def source_rows(top: int, bottom: int, h: int, H: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bilinear source rows of output rows top..bottom: lower index, upper index, upper share.
+    """Bilinear source rows of output rows top .. bottom-1: lower and upper index, upper weight.
 
-    int64 and fp64 on the host, where indices are read without waiting for a device.
+    int64 and fp64 on the CPU, so that indices are read without a sync.
     """
     rows = torch.arange(top, bottom, dtype=torch.float64)
     centre = ((rows + 0.5) * (h / H) - 0.5).clamp(0, h - 1)

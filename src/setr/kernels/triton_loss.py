@@ -1,16 +1,16 @@
-"""Upsample and cross-entropy as Triton kernels: the CUDA form of `row_blocks.py`.
+"""Upsampling and cross-entropy in Triton kernels, the CUDA version of `row_blocks.py`.
 
-A cell is the output pixels that read the same four source pixels, its corners. The first kernel
-resizes the logits of a row of its pixels in registers and keeps their log-sum-exp, one number a
-pixel. The second resizes them once more and sums what a cell's pixels give to each of its corners.
-The third adds up what the cells around a source pixel give to it. So nothing is added atomically
-and the result is the same in every run. Bilinear positions come as arrays, hence any scale factor,
-up or down.
+A cell is the set of output pixels that are interpolated from the same four source pixels, its
+corners. The first kernel resizes logits in registers and stores the log-sum-exp of each pixel. The
+second resizes them again and sums the gradients of a cell's pixels for each of its corners. The
+third adds up, for each source pixel, the sums of the cells around it. So there are no atomic
+additions, and results are deterministic. Interpolation positions are passed as arrays, so any scale
+factor works, up or down.
 
-Import it only where Triton is installed; `losses.py` asks first.
+Import only if Triton is installed; `losses.py` checks that.
 
 Shapes: B batch, K classes, h x w logits, H x W target. The sums of an image: groups of R rows of
-cells, R + 1 source rows of each, what cells give to the left and to the right, w, K.
+cells, R + 1 source rows in each, left and right corners, w, K.
 """
 
 # mypy: disable-error-code=no-untyped-def
@@ -31,13 +31,13 @@ from setr.kernels.row_blocks import refuse_second_derivative, source_rows
 from setr.labels import IGNORE
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-PIXELS = 16  # of a cell's row at a time, at most
-CLASSES = 16  # of a pixel at a time, at most
-TILE = 256  # pixels times classes of a warp, of which its threads hold eight each
-SUMMED = 8  # classes of a program of the gradient, at most
-LINES = 16  # output rows that a program of the gradient walks through, or one row of cells
-ENTRIES = 512  # of the gradient that a program of its second kernel adds up
-SUMS_BYTES = 128 << 20  # of the cells' sums at a time; an image at least
+PIXELS = 16  # of a cell's row at a time, maximum
+CLASSES = 16  # of a pixel at a time, maximum
+TILE = 256  # pixels times classes of a warp, eight per thread
+SUMMED = 8  # classes of a program of the gradient kernel, maximum
+LINES = 16  # output rows of a program of the gradient kernel, or one row of cells
+ENTRIES = 512  # of the gradient that a program of the third kernel adds up
+SUMS_BYTES = 128 << 20  # of the cells' sums at a time; at least one image
 
 
 @triton.jit
@@ -48,8 +48,8 @@ def _loss_kernel(
 ):  # fmt: skip
     """Per pixel: log-sum-exp of the resized logits, and the weighted cross-entropy.
 
-    The former is infinite, hence the softmax zero, where nothing is counted. A program takes the
-    pixels of an output row that lie in S cells, Q of a cell at a time, and C classes at a time.
+    The former is infinite for ignored pixels, so that their softmax is zero. A program computes the
+    pixels of an output row in S cells, Q of each cell at a time, and C classes at a time.
     """
     y, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     j = tl.program_id(0) * S + tl.arange(0, S)
@@ -85,7 +85,7 @@ def _loss_kernel(
             total += tl.sum(tl.exp2((z - new[:, :, None]) * LOG2_E), axis=2)
             top = new
         rest = tl.log(total)
-        loss = top - true + rest  # as exact for large logits as for small ones
+        loss = top - true + rest  # exact for large logits, too
         if weighted:
             loss *= tl.load(weight + truth, counted, 0.0)
         tl.store(lse_out + line + x, tl.where(counted, top + rest, float("inf")), inside)
@@ -98,10 +98,10 @@ def _cells_kernel(
     h, w, H, W, K: tl.constexpr, ignore: tl.constexpr, weighted: tl.constexpr,
     R: tl.constexpr, Q: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Per R rows and S columns of cells and C classes: what their pixels give to their corners.
+    """Per R rows and S columns of cells and C classes: sums of gradients for the cells' corners.
 
-    Q of a cell's columns are worked on at a time; what adjoining rows of cells give to the source
-    row between them is added up here.
+    Computes Q columns of each cell at a time. Sums of adjacent rows of cells for the source row
+    between them are added up here.
     """
     chunks: tl.constexpr = (K + C - 1) // C
     group, first, b = tl.program_id(0), tl.program_id(1) * R, tl.program_id(2).to(tl.int64)
@@ -159,7 +159,7 @@ def _cells_kernel(
 def _gather_kernel(
     sums_in, scale_in, grad_out, h, w, K: tl.constexpr, R: tl.constexpr, E: tl.constexpr
 ):
-    """Per source pixel and class: the sum over the cells it is a corner of, times the scale."""
+    """Per source pixel and class: the sum over the cells around it, times the scale."""
     i, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = w * K
     e = tl.program_id(0) * E + tl.arange(0, E)
@@ -167,7 +167,7 @@ def _gather_kernel(
     groups = (h + R - 1) // R
     place = sums_in + ((b * groups + i // R) * (R + 1) + i % R) * 2 * row + e
     total = _left_and_right(place, e, inside, row, K)
-    # what the group before gives to its first row is the last that group keeps
+    # the first row of a group also gets the last sums of the group before
     shared = tl.where(i % R == 0, tl.minimum(i, 1) * row, 0)
     total += _left_and_right(place - 2 * row, e, e < shared, row, K)
     total *= tl.load(scale_in)
@@ -176,7 +176,7 @@ def _gather_kernel(
 
 @triton.jit
 def _left_and_right(place, e, ok, row, K: tl.constexpr):
-    """What cells give to their left corners, and to their right ones, which lie a pixel on."""
+    """Sums for a source pixel as left corner, and as right corner of the cell to its left."""
     return tl.load(place, ok, 0.0) + tl.load(place + row - K, ok & (e >= K), 0.0)
 
 
@@ -188,7 +188,7 @@ def upsample_cross_entropy(
     weight: Tensor | None = None,
 ) -> Tensor:
     """As `losses.upsample_cross_entropy`, for fp32, bf16 and fp16 logits."""
-    with torch.cuda.device_of(logits):  # Triton starts kernels on the current device
+    with torch.cuda.device_of(logits):  # Triton launches kernels on the current device
         total: Tensor = _UpsampleCrossEntropy.apply(logits, target, size, weight)
     return total
 
@@ -248,7 +248,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
 
 
 def _tile(w: int, K: int, factors: tuple[float, float], most: int) -> tuple[int, int, int, int]:
-    """Rows of cells, columns of a cell at a time, columns of cells, classes: of a program."""
+    """(R, Q, S, C) of a program: rows of cells, columns of a cell, columns of cells, classes."""
     C = triton.next_power_of_2(min(most, K))
     Q = min(PIXELS, triton.next_power_of_2(math.ceil(factors[1])))
     S = min(TILE // (C * max(2, Q)), triton.next_power_of_2(w))
@@ -257,18 +257,19 @@ def _tile(w: int, K: int, factors: tuple[float, float], most: int) -> tuple[int,
 
 @functools.lru_cache(maxsize=64)
 def _axis(outputs: int, n: int, N: int, device: torch.device) -> _Axis:
-    """The same from step to step, so it is worked out and sent to the device once."""
-    with torch.inference_mode(False):  # tensors made in that mode cannot be kept for a backward
+    """Cached, since it is the same in every step."""
+    with torch.inference_mode(False):  # inference tensors cannot be saved for backward
         return _Axis(outputs, n, N, device)
 
 
 class _Axis:
-    """Where the outputs of an axis read.
+    """Interpolation positions along an axis.
 
     Attributes:
-        lower: lower input of each output.
-        share: of the upper input, the next one.
-        begin: first output whose lower input is this one or a later one; one more than inputs.
+        lower: index of the lower input of each output.
+        share: weight of the upper input of each output.
+        begin: for each input, the first output whose lower input is it or a later one; one entry
+            more than inputs.
     """
 
     def __init__(self, outputs: int, n: int, N: int, device: torch.device) -> None:

@@ -1,9 +1,9 @@
-"""Sliding windows: where they lie, and their merged logits as rows are asked for.
+"""Sliding windows: their positions, and their merged logits, computed by rows on demand.
 
-A `View` is an image at one scale and flip. Its windows run in batches, from the top down, and their
-logits are kept at the decoder's own scale until the last row they reach has been asked for. The
-image may be a tensor, or a source that reads pieces of a file; both views of a scale read one, and
-drop it once their last windows are cut.
+A `View` is an image at one scale and flip. Its windows run in batches, from top to bottom, and
+their logits are kept at the decoder's scale until their last row has been requested. The image may
+be a tensor, or a source that reads parts of a file; both views of a scale share one, and drop it
+after cropping their last windows.
 
 Shapes: B batch, H x W view, K classes.
 """
@@ -23,15 +23,15 @@ from setr.kernels.row_blocks import source_rows
 from setr.protocols import Protocol
 
 MAX_PHASES = 8
-"""Outputs of one group up to which `_widened` blends rows; with more, each has too few columns."""
+"""Maximum number of phases in `_resize_columns`; with more, each has too few columns."""
 
 Model = Callable[[Tensor], Any]
-"""Normalised images (b, C, h, w) -> logits (b, K, h, w). A `SETR` gives them un-resized by its
-method `coarse`, which saves most of the memory."""
+"""Normalised images (b, C, h, w) -> logits (b, K, h, w). The method `coarse` of `SETR` returns them
+before resizing, which saves most of the memory."""
 
 
 class Pixels(typing.Protocol):
-    """Normalised images that are read piece by piece: `source[..., top:bottom, left:right]`."""
+    """Normalised images that are read in parts: `source[..., top:bottom, left:right]`."""
 
     shape: tuple[int, int, int, int]
     device: torch.device
@@ -40,7 +40,7 @@ class Pixels(typing.Protocol):
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Start positions that cover `length` pixels; the last window is moved back to the edge."""
+    """Start positions that cover `length` pixels; the last window is aligned to the edge."""
     if length <= window:
         return [0]
     count = -(-(length - window) // stride) + 1
@@ -48,7 +48,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 class Resized:
-    """Images at another size, as `Pixels`: made when they are first read."""
+    """Images resized to another size, as `Pixels`; computed on first access."""
 
     def __init__(self, images: Tensor | Pixels, size: tuple[int, int]) -> None:
         B, channels = images.shape[:2]
@@ -66,15 +66,16 @@ class Resized:
 
 
 class View:
-    """Merged logits of one scale and flip, computed from the top down as rows are asked for.
+    """Merged logits of one scale and flip, computed from top to bottom as rows are requested.
 
     Args:
         model: see `Model`.
         images: at the view's scale, not flipped.
-        protocol: its window, stride and blending count.
-        flip: the view is the horizontally mirrored image; its logits are mirrored back.
-        batch_windows: windows per forward pass.
-        columns: the strip wanted, of a view neither resized nor flipped; all by default.
+        protocol: its window, stride and blending are used.
+        flip: mirror the image horizontally, and mirror its logits back.
+        batch_windows: number of windows per forward pass.
+        columns: (start, stop) of the columns to compute, only for views neither resized nor
+            flipped; all by default.
     """
 
     def __init__(
@@ -101,44 +102,44 @@ class View:
         self.columns = columns or (0, size[1])
         start, stop = self.columns
         self.lefts = [x for x in lefts if x < stop and x + self.window[1] > start]
-        self.size = size[0], stop - start  # of what is computed
+        self.size = size[0], stop - start  # of the part that is computed
         self.blend = protocol.blend
         shape = _pyramid if self.blend else torch.ones
         self.weights = [shape(w).to(self.device) for w in self.window]
-        self.live: list[Window] = []
+        self.active: list[Window] = []  # computed, and still needed
         self.num_rows = 0  # rows of windows computed so far
 
     @property
     def num_classes(self) -> int:
-        """K, which only the model's first answer tells."""
-        if not self.live:
+        """K, known after the first forward pass."""
+        if not self.active:
             self._compute()
-        return self.live[0].logits.shape[1]
+        return self.active[0].logits.shape[1]
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Merged logits (B, K, last - first, W') float32; later calls may not start higher."""
-        self.live = [w for w in self.live if w.top + self.window[0] > first]
+        """Merged logits (B, K, last - first, W') float32; `first` must not decrease over calls."""
+        self.active = [w for w in self.active if w.top + self.window[0] > first]
         while self.num_rows < len(self.tops) and self.tops[self.num_rows] < last:
-            for window in self.live:
-                window.forget_above(first)
+            for window in self.active:
+                window.free_above(first)
             self._compute()
         only = self.only_window()
         merged = only.rows(first, last) if only else self._merge(first, last)
         return merged.flip(-1) if self.flip else merged
 
     def only_window(self) -> Window | None:
-        """The window that is the whole view, if one is."""
+        """The window, if a single one covers the whole view."""
         if len(self.tops) * len(self.lefts) > 1 or self.window != self.size:
             return None
-        if not self.live:
+        if not self.active:
             self._compute()
-        return self.live[0]
+        return self.active[0]
 
     def _merge(self, first: int, last: int) -> Tensor:
         (wh, ww), (start, stop) = self.window, self.columns
-        B, K = self.live[0].logits.shape[:2]
+        B, K = self.active[0].logits.shape[:2]
         total = torch.zeros(B, K, last - first, stop - start, device=self.device)
-        for window in self.live:
+        for window in self.active:
             a, b = max(first, window.top), min(last, window.top + wh)
             if a < b:
                 part = window.rows(a - window.top, b - window.top)
@@ -153,7 +154,7 @@ class View:
         return total.div_(down[:, None] * across)
 
     def _compute(self) -> None:
-        """Run the next row of windows, or as many rows as fit into one batch."""
+        """Run the next row of windows, or as many rows as fit into a batch."""
         B = self.num_images
         per_call = max(1, self.batch // B)
         num = max(1, per_call // len(self.lefts))
@@ -163,15 +164,15 @@ class View:
         for start in range(0, len(places), per_call):
             chunk = places[start : start + per_call]
             crops = [self._crop(top, left) for top, left in chunk]
-            together = crops[0] if len(crops) == 1 else torch.cat(crops)
-            logits, size = _coarse_logits(self.model, together)
+            batch = crops[0] if len(crops) == 1 else torch.cat(crops)
+            logits, size = _coarse_logits(self.model, batch)
             for (top, left), part in zip(chunk, logits.split(B), strict=True):
-                self.live.append(Window(top, left, part, size, self.window))
+                self.active.append(Window(top, left, part, size, self.window))
         if self.num_rows == len(self.tops):
             self.images = None
 
     def _crop(self, top: int, left: int) -> Tensor:
-        """The pixels of a window; of a flipped view, from the mirrored place."""
+        """The pixels of a window; for a flipped view, those at the mirrored position, flipped."""
         assert self.images is not None
         wh, ww = self.window
         if not self.flip:
@@ -181,13 +182,13 @@ class View:
 
 
 def _pyramid(length: int) -> Tensor:
-    """Weights along a window: 1 in the middle, falling evenly to nearly 0 at both ends."""
+    """Weights along a window: 1 in the middle, falling linearly to almost 0 at both ends."""
     ramp = torch.arange(length) + 0.5
     return torch.minimum(ramp, length - ramp) / (length / 2)
 
 
 def _coverage(starts: list[int], weights: Tensor, first: int, last: int) -> Tensor:
-    """Sum of the windows' weights at each of the positions first .. last-1 along one axis."""
+    """Sum of the windows' weights at positions first .. last-1 along an axis."""
     total = weights.new_zeros(last - first)
     for start in starts:
         a, b = max(first, start), min(last, start + len(weights))
@@ -206,7 +207,7 @@ class Window:
         self.logits = logits
         self.height = logits.shape[-2]
         self.padded, self.size = padded, size  # in pixels; the logits cover the padded size
-        self.first = 0  # row of the full logits that `logits` begins with
+        self.first = 0  # row of the full logits at which `logits` begins
 
     def rows(self, first: int, last: int) -> Tensor:
         """Logits (B, K, last - first, window width) float32 at the view's resolution."""
@@ -214,8 +215,8 @@ class Window:
         rows = resize_rows(self._fetch, source, self.padded, first, last)
         return rows[..., : self.size[1]]
 
-    def forget_above(self, row: int) -> None:
-        """Free the logits that only rows of the view above `row` need."""
+    def free_above(self, row: int) -> None:
+        """Free the logits that are needed only for rows of the view above `row`."""
         if row <= self.top:
             return
         at = row - self.top
@@ -230,7 +231,7 @@ class Window:
 
 
 def _coarse_logits(model: Model, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Logits at any scale, and the size in pixels they cover."""
+    """Logits at any scale, and the size in pixels that they cover."""
     if hasattr(model, "coarse"):
         output = model.coarse(images)
         return output.logits, output.size
@@ -247,10 +248,10 @@ def resize_rows(
     """Rows first .. last-1 of a bilinear resize (align_corners=False) from source to target size.
 
     Args:
-        fetch: (first, last) -> those rows of the source map, float32.
-        source: (h, w) of the map.
+        fetch: (first, last) -> rows first .. last-1 of the source map, float32.
+        source: (h, w) of the source map.
         target: (H, W) after the resize.
-        first: first row wanted.
+        first: first row of the result.
         last: row after the last.
     """
     if source[0] == target[0]:
@@ -265,14 +266,14 @@ def resize_rows(
         rows = torch.lerp(
             block.index_select(2, lower), block.index_select(2, upper), share[:, None]
         )
-    return rows if source[1] == target[1] else _widened(rows, target[1])
+    return rows if source[1] == target[1] else _resize_columns(rows, target[1])
 
 
-def _widened(rows: Tensor, width: int) -> Tensor:
+def _resize_columns(rows: Tensor, width: int) -> Tensor:
     """Bilinear resize (B, K, r, w) -> (B, K, r, width).
 
-    By a ratio such as 2, 4 or 7/2, every second, fourth or seventh output has the same weights, so
-    whole rows are blended at once. On CPUs that takes a third of the time of `F.interpolate`.
+    With a ratio such as 2, 4 or 7/2, every second, fourth or seventh output column has the same
+    weights, so each such phase is one `lerp`: on CPUs a third of the time of `F.interpolate`.
     """
     w = rows.shape[-1]
     groups = math.gcd(w, width)

@@ -1,1 +1,1 @@
-"""Processes and their machine: launching, watching, stopping, and what the system allows."""
+"""Launching, watching and stopping processes; the machine's memory and CPUs."""

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Handling of SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from setr.errors import INTERRUPTED, SetrError
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal inside `Interrupt.at_once`."""
+    """Raised by a signal inside `Interrupt.at_once`."""
 
 
 class Interrupt:
-    """Used in `with`: turns SIGINT and SIGTERM into `requested`.
+    """Context manager in which SIGINT and SIGTERM set `requested`.
 
-    A second SIGINT acts as usual, for the impatient. Further SIGTERMs do not: `timeout` and
-    schedulers send one to the process and one to its group, and have SIGKILL for what stays.
+    A second SIGINT has its usual effect. A second SIGTERM has none: `timeout` and schedulers send
+    one to the process and one to its group, and use SIGKILL for processes that stay.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Interrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.previous[number] = signal.signal(number, self._handle)
-            except ValueError:  # not in the main thread: nobody sends signals there
+            except ValueError:  # only the main thread can handle signals
                 break
         return self
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, for work that takes long, the first signal raises `Stopped`."""
+        """Context manager for long operations, in which the first signal raises `Stopped`."""
         self._raises = True
         try:
             if self.requested:
@@ -59,7 +59,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def ending_with(text: str) -> Iterator[None]:
-    """SIGINT or SIGTERM leave the `with` block at once, and then the command with this line."""
+    """Context manager in which SIGINT and SIGTERM raise a `SetrError` with this text at once."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""Where a launcher puts this process, and how it meets the others.
+"""Rank and address from the launcher, and the rendezvous of all processes.
 
-`torchrun` and `srun` set variables; everything else is agreed over a store that rank 0 or torchrun
-keeps.
+`torchrun` and `srun` set environment variables; everything else is exchanged through a TCP store
+that rank 0 or torchrun hosts.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ import torch.distributed as dist
 from setr.errors import USAGE, SetrError
 
 GRACE_SECONDS = 10
-"""How much longer than everyone's patience a connection may stay silent."""
-_SLURM_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
+"""Extra seconds after the timeout before a connection that does not answer is given up."""
+_SLURM_PORTS = range(20000, 32000)  # below the range that Linux uses for outgoing connections
 
 
 class Place(NamedTuple):
-    """Where this process stands, as its launcher tells.
+    """A process's ranks and the address of rank 0, as set by its launcher.
 
     Attributes:
-        rank: its number, 0 to world - 1.
+        rank: 0 to world - 1.
         world: number of processes.
-        local_rank: its number on its host.
+        local_rank: rank on its host.
         address: host where rank 0 listens.
-        port: of that host.
+        port: port on that host.
     """
 
     rank: int
@@ -46,16 +46,17 @@ class Place(NamedTuple):
 
 
 def place_of(env: Mapping[str, str]) -> Place | None:
-    """The place that torchrun (RANK, WORLD_SIZE, …) or srun (SLURM_PROCID, …) gives a process.
+    """Read the variables of torchrun (RANK, WORLD_SIZE, …) or srun (SLURM_PROCID, …).
 
-    A batch script without `srun` is one process, whatever it reserved. torchrun inside a SLURM job
-    wins. MASTER_ADDR and MASTER_PORT override what is read off the SLURM job.
+    A batch script without `srun` is a single process, whatever it reserved. torchrun's variables
+    take precedence over SLURM's, and MASTER_ADDR and MASTER_PORT over values derived from the SLURM
+    job.
 
     Returns:
-        None for a process on its own.
+        None for a single process.
 
     Raises:
-        SetrError: half an environment, or numbers that contradict each other.
+        SetrError: variables are missing, no numbers, or contradict each other.
     """
     if "RANK" in env or "WORLD_SIZE" in env:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -91,9 +92,9 @@ def place_of(env: Mapping[str, str]) -> Place | None:
 
 
 def gpu_of(place: Place, count: int, env: Mapping[str, str]) -> int:
-    """The number of a process's GPU, of `count` that it sees.
+    """Index of a process's GPU among the `count` GPUs that it sees.
 
-    That of the process on its host; 0 where srun shows each its own alone (`--gpus-per-task 1`).
+    Its local rank; or 0 if srun shows each process only its own GPU (`--gpus-per-task 1`).
     """
     of_task = "" if "RANK" in env else env.get("SLURM_GPUS_PER_TASK", "")  # 1, or h100:1
     return 0 if count == 1 and of_task.rpartition(":")[2] == "1" else place.local_rank
@@ -107,33 +108,33 @@ def _first_host(env: Mapping[str, str]) -> str:
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints results."""
+    """Whether this process has rank 0, which prints results."""
     place = place_of(os.environ)
     return place is None or place.rank == 0
 
 
 def restarted() -> bool:
-    """Whether torchrun or SLURM started this run again after a failure."""
+    """Whether torchrun or SLURM restarted this run after a failure."""
     names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return any(int(os.environ.get(name) or 0) > 0 for name in names)
 
 
 def meet(place: Place, timeout: float) -> tuple[Any, Any]:
-    """Wait for all processes: two connections to the store of this start, with each host's name.
+    """Wait for all processes; returns two connections to the store, which holds their host names.
 
-    Where rank 0 keeps the store itself, it goes with the second of its connections.
+    If rank 0 hosts the store, the store ends with the second of its connections.
 
-    The wait is done in a thread of its own, because torch waits without end for the first word of
-    whoever accepts its connection, and that may be another program.
+    Waits in a separate thread, since torch has no timeout for the first answer of the program that
+    accepts its connection, which may be an unrelated one.
 
     Raises:
-        SetrError: a port in use, or processes that do not come.
+        SetrError: a port in use, or processes that do not connect.
     """
     outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
     def wait() -> None:
         try:
-            outcome.put((_meet(place, timeout), None))
+            outcome.put((_connect(place, timeout), None))
         except Exception as error:
             outcome.put((None, error))
 
@@ -142,7 +143,7 @@ def meet(place: Place, timeout: float) -> tuple[Any, Any]:
         stores, problem = outcome.get(timeout=timeout + GRACE_SECONDS)
     except queue.Empty:
         raise SetrError(
-            f"{place.address}:{place.port}: what listens there is not rank 0; set another "
+            f"{place.address}:{place.port}: another program listens there, not rank 0; set another "
             "MASTER_PORT",
             code=USAGE,
         ) from None
@@ -152,10 +153,10 @@ def meet(place: Place, timeout: float) -> tuple[Any, Any]:
     return met
 
 
-def _meet(place: Place, timeout: float) -> tuple[Any, Any]:
+def _connect(place: Place, timeout: float) -> tuple[Any, Any]:
     deadline = time.monotonic() + timeout
     where = f"{place.address}:{place.port}"
-    # torchrun keeps the store itself, and keeps it when it starts the processes again
+    # torchrun hosts the store itself and keeps it across restarts
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     patience = datetime.timedelta(seconds=timeout)
     try:
@@ -189,30 +190,30 @@ def _meet(place: Place, timeout: float) -> tuple[Any, Any]:
 
 
 def _agree(store: Any, place: Place, where: str, timeout: float, deadline: float) -> str:
-    """A name for this start: the store may hold what earlier starts of the same job wrote.
+    """Agree on a key prefix for this start; the store may hold keys of earlier starts of the job.
 
-    Every process puts down a number of its own. Rank 0 lists the numbers until all processes have
-    found theirs in one list; its checksum is the name.
+    Every process writes a random id. Rank 0 publishes the list of ids until all processes have
+    found theirs in the same list, whose checksum becomes the prefix.
     """
-    own = uuid.uuid4().hex
-    store.set(f"setr/here/{place.rank}", own)
+    own_id = uuid.uuid4().hex
+    store.set(f"setr/here/{place.rank}", own_id)
     keys = [f"setr/here/{rank}" for rank in range(place.world)]
-    answered = ""
+    confirmed = ""
     while time.monotonic() < deadline:
         if place.rank == 0 and store.check(keys):
             store.set("setr/list", ",".join(value.decode() for value in map(store.get, keys)))
         if store.check(["setr/list"]):
             listed = store.get("setr/list").decode()
             name = "setr/" + hashlib.sha256(listed.encode()).hexdigest()[:16]
-            if own in listed and name != answered:
+            if own_id in listed and name != confirmed:
                 store.add(f"{name}/found", 1)
-                answered = name
-            if answered == name and store.add(f"{name}/found", 0) == place.world:
+                confirmed = name
+            if confirmed == name and store.add(f"{name}/found", 0) == place.world:
                 return name
         time.sleep(0.05)
-    came = sum(store.check([key]) for key in keys)
+    connected = sum(store.check([key]) for key in keys)
     raise SetrError(
-        f"{came} of {place.world} processes came to {where} within {timeout:g} s; check that every "
-        "host runs its share and reaches this address",
+        f"{connected} of {place.world} processes reached {where} within {timeout:g} s; check that "
+        "every host starts its processes and can reach this address",
         code=USAGE,
     )

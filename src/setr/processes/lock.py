@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""A lock that lets one process at a time use a folder."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from setr.errors import USAGE, SetrError
 
 
 class Lock:
-    """Of a folder; it ends with this process, however that ends, and children do not inherit it.
+    """Lock on a folder; released whenever this process ends, and not inherited by children.
 
-    Where a file system has no locks, nobody is refused.
+    Does nothing on file systems without locks.
 
     Args:
-        folder: which is there once the lock is taken.
+        folder: must exist when the lock is taken.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._path, self._fd = folder, folder / ".lock", -1
 
     def take(self) -> None:
-        """Take it, if it is not taken already.
+        """Take the lock, unless this object holds it already.
 
         Raises:
-            SetrError: another process has it.
+            SetrError: another process holds it.
         """
         if self._fd >= 0 or fcntl is None:
             return
@@ -42,7 +42,7 @@ class Lock:
             holder = os.read(fd, 200).decode(errors="replace") or "another process"
             os.close(fd)
             raise SetrError(
-                f"{self.folder}: {holder} works there; let it end, or choose another folder",
+                f"{self.folder}: {holder} is using it; wait for that, or choose another folder",
                 code=USAGE,
             ) from None
         except OSError:
@@ -54,7 +54,7 @@ class Lock:
             os.write(fd, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def release(self) -> None:
-        """Give it up."""
+        """Release the lock, if it is held."""
         if self._fd >= 0:
             self._path.unlink(missing_ok=True)
             os.close(self._fd)

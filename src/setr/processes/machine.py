@@ -1,6 +1,6 @@
-"""What the machine has: memory that is free, memory that was taken, and its matrix rate.
+"""Free and used memory of the machine and the process, and the speed of matrix products.
 
-Imported without torch, so that programs which do without it can be measured, too.
+Does not import torch at module level, so that programs without torch can be measured, too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What this process may still take of a device, with what it holds already."""
+    """Memory of a device that this process can use, including what it holds already."""
     if device.type == "cuda":
         import torch
 
@@ -32,23 +32,23 @@ def free_bytes(device: torch.device) -> int:
 
 
 class Heap:
-    """Memory that was freed, but that the C library keeps from the system.
+    """Returns freed memory that the C library holds back to the system.
 
-    Large tensors of changing sizes leave gaps between small ones that live on: segmenting four
-    megapixels by windows has grown processes to 2.6 GB with 0.13 GB in use.
+    Large tensors of changing sizes fragment the heap: segmenting four megapixels by windows has
+    grown processes to 2.6 GB with 0.13 GB in use.
 
     Args:
-        growth: bytes a process may grow by before the gaps are given back.
+        growth: bytes the process may grow by before memory is returned.
     """
 
     def __init__(self, growth: int = 512 << 20) -> None:
         self.growth, self.floor = growth, 0
 
     def give_back(self, *, now: bool = False) -> None:
-        """Give the gaps back, if the process has grown since the last time; cheap if not.
+        """Return free memory, if the process has grown since the last call; cheap if not.
 
         Args:
-            now: however little it has grown.
+            now: regardless of growth.
         """
         trim = _c_function("malloc_trim")
         if trim is not None and (now or resident_bytes() > self.floor + self.growth):
@@ -57,14 +57,14 @@ class Heap:
 
 
 HEAP = Heap()
-"""That of this process."""
+"""The heap of this process."""
 
 
 def page_out(path: Path) -> None:
-    """Let go of the pages of a file that a library has mapped into this process.
+    """Drop the memory pages of a file that a library has mapped into this process.
 
-    They are read again when they are touched. Does nothing where the kernel is not Linux or older
-    than 5.4, or where the file is another user's.
+    They are read again on the next access. Does nothing if the kernel is not Linux 5.4 or later, or
+    the file belongs to another user.
     """
     madvise = _c_function("madvise")
     if madvise is None:
@@ -78,12 +78,12 @@ def page_out(path: Path) -> None:
 
 
 PAGE_OUT = 21
-"""MADV_PAGEOUT of Linux, which loses nothing, whatever lies at an address."""
+"""MADV_PAGEOUT of Linux; never loses data, whatever is mapped at the address."""
 
 
 @functools.cache
 def _c_function(name: str) -> Callable[..., int] | None:
-    """A function of the C library, or None where it has none of this name."""
+    """A function of the C library, or None if it does not exist."""
     with contextlib.suppress(OSError, TypeError, AttributeError):
         found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
         return found
@@ -91,7 +91,7 @@ def _c_function(name: str) -> Callable[..., int] | None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most this process has held: of tensors on a GPU, of all memory on a CPU."""
+    """Peak memory of this process: of tensors on a GPU, of everything on a CPU."""
     if device.type == "cuda":
         import torch
 
@@ -100,16 +100,16 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def process_peak() -> int:
-    """The most main memory this process has held, in bytes; 0 where the system does not tell.
+    """Peak main memory of this process in bytes; 0 if the system does not report it.
 
-    `ru_maxrss` begins at what the parent held when it started this process, so it is asked only
-    where there is no /proc.
+    `ru_maxrss` starts at the parent's memory at the time of the fork, so it is used only without
+    /proc.
     """
     with contextlib.suppress(OSError, ValueError, KeyError):
         rows = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(dict(row.split(":", 1) for row in rows)["VmHWM"].split()[0])
     if sys.platform == "win32":
-        return 0  # not told there without further packages
+        return 0  # needs another package
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -117,14 +117,14 @@ def process_peak() -> int:
 
 
 def resident_bytes() -> int:
-    """Main memory this process holds now (its peak, where the system tells no more)."""
+    """Main memory this process uses now, or its peak if the system reports only that."""
     with contextlib.suppress(OSError, ValueError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * _page_bytes()
     return process_peak()
 
 
 def available_bytes() -> int:
-    """Main memory that can be taken without swapping, within the limits of a container or job."""
+    """Main memory available without swapping, within the limits of a container or job."""
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = dict(row.split(":", 1) for row in Path("/proc/meminfo").read_text().splitlines())
@@ -147,9 +147,9 @@ def _all_pages() -> int:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype | None) -> float:
-    """Operations per second of a square matrix product as encoder blocks compute it; None is fp32.
+    """FLOP/s of a square matrix product, computed as in encoder blocks; dtype None is fp32.
 
-    The best of a few repetitions, on random numbers of a generator of their own.
+    The best of a few repetitions. Random numbers come from a separate generator.
     """
     import torch
 
@@ -159,16 +159,16 @@ def matmul_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     generator = torch.Generator(device).manual_seed(0)
     a = torch.randn(side, side, device=device, generator=generator).to(dtype or torch.float32)
     best = float("inf")
-    for _ in range(repeats + 1):  # the first one warms up
-        _wait(device)
+    for _ in range(repeats + 1):  # the first is a warm-up
+        _synchronize(device)
         began = time.perf_counter()
         product(a, a) if worth_it(a, a) else a @ a
-        _wait(device)
+        _synchronize(device)
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         import torch
 

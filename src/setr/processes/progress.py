@@ -1,4 +1,4 @@
-"""One progress line: rewritten in place on a terminal, printed now and then elsewhere."""
+"""A progress line: updated in place on a terminal, printed every 15 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from collections.abc import Callable, Iterator
 
 
 class Progress:
-    """Shows how far a loop is on stderr.
+    """Shows the progress of a loop on stderr.
 
     Args:
-        name: what is going on.
-        total: number of steps; from a step above it on, it counts as unknown.
+        name: shown in front.
+        total: number of steps; unknown if smaller than the steps done.
         start: steps done before.
     """
 
     silent = False
-    """In a process that is not the first of several: the first one shows."""
+    """Print nothing; set on all ranks but 0."""
 
     def __init__(self, name: str, total: int, *, start: int = 0) -> None:
         self.name, self.total, self.start = name, total, start
         self.began = self.shown = time.monotonic()
         self.images, self.waited, self.done = 0, 0.0, start
-        self.smooth: float | None = None
+        self.loss: float | None = None  # smoothed
         self.live = sys.stderr.isatty()
-        self._begun = False  # the line on the terminal
+        self._line_open = False  # whether a line on the terminal is unfinished
 
     def __enter__(self) -> Progress:
         return self
@@ -36,7 +36,7 @@ class Progress:
         self.close()
 
     def count(self, done: int, total: int) -> None:
-        """Take a report of (done, total); a total below what is done is unknown."""
+        """Count one more image; a total below `done` means that it is unknown."""
         self.total = total
         self.update(done, images=1)
 
@@ -44,10 +44,10 @@ class Progress:
         self, done: int, *, images: int, wait: float = 0.0, loss: float | None = None,
         lr: float | None = None, **_: float,
     ) -> None:  # fmt: skip
-        """Count a step: images processed, seconds waited for data, and the loss it had."""
+        """Count a step: its images, the seconds it waited for data, its loss and learning rate."""
         self.done, self.images, self.waited = done, self.images + images, self.waited + wait
-        if loss is not None and math.isfinite(loss):  # fp16 leaves out steps that overflow
-            self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
+        if loss is not None and math.isfinite(loss):  # fp16 skips steps that overflow
+            self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         now = time.monotonic()
         early = now - self.shown < (0.2 if self.live else 15) and done != self.total
         if early or self.silent:
@@ -56,8 +56,8 @@ class Progress:
         rates = self.rates()
         known = done <= self.total
         parts = [f"{self.name} {done}/{self.total}" if known else f"{self.name} {done}"]
-        if self.smooth is not None:
-            parts.append(f"loss {self.smooth:.3f}")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
         if lr is not None:
             parts.append(f"lr {lr:.2e}")
         parts.append(f"{rates['images_per_second']:.1f} img/s")
@@ -68,11 +68,11 @@ class Progress:
         line = "  ".join(parts)
         print(f"\r{line:<90}" if self.live else line, end="" if self.live else "\n",
               file=sys.stderr, flush=True)  # fmt: skip
-        self._begun = self.live
+        self._line_open = self.live
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, time does not count: an evaluation between steps does not slow them."""
+        """Context manager whose time is not counted, such as an evaluation between steps."""
         began = time.monotonic()
         yield
         self.began += time.monotonic() - began
@@ -87,10 +87,10 @@ class Progress:
         }
 
     def close(self) -> None:
-        """End the line, if one was begun."""
-        if self._begun:
+        """End the line, if it is unfinished."""
+        if self._line_open:
             print(file=sys.stderr)
-        self._begun = False
+        self._line_open = False
 
 
 def _clock(seconds: float) -> str:
@@ -100,7 +100,7 @@ def _clock(seconds: float) -> str:
 
 
 def counting(name: str) -> Callable[[int, int], None]:
-    """A progress line for functions that report (done, total)."""
+    """A progress callback for functions that report (done, total)."""
     bar = Progress(name, 0)
 
     def show(done: int, total: int) -> None:

@@ -1,9 +1,9 @@
-"""What the system lets this process have: CPUs, and the memory that a group of processes shares.
+"""Limits of control groups (cgroups): the CPUs and the memory that this process may use.
 
-Containers and batch systems put processes into control groups. torch does not read their limits: it
-starts a thread for each core of the machine, and in a container with two CPUs of 64 these threads
-wait for each other most of the time. A limit may be set for any group around a process; version 1
-keeps a tree of groups for each kind of limit, version 2 a single one.
+Containers and batch systems put processes into cgroups. torch does not read their limits: it starts
+one thread per core of the machine, and in a container with 2 of 64 CPUs these threads wait for each
+other most of the time. Any group around a process may have a limit. cgroup v1 has a tree of groups
+for each resource, v2 a single one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where the limits of groups are found."""
+"""Folder of the groups, with their limits."""
 MEMBERSHIP = Path("/proc/self/cgroup")
-"""Names the groups of this process: lines of `number:kinds:path`, no kinds in version 2."""
+"""Lists the groups of this process as `number:controllers:path`; no controllers in v2."""
 _MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -25,20 +25,20 @@ _MEMORY_FILES = (
 
 
 def limit_threads() -> None:
-    """Have torch start no more threads than a quota keeps busy, unless `OMP_NUM_THREADS` says more.
+    """Limit torch's threads to the CPU quota, unless `OMP_NUM_THREADS` is set.
 
-    Called before torch is imported. A quota above half of the CPUs changes nothing: two may be one
-    core's, and of these torch counts one.
+    Called before torch is imported. Does nothing for quotas above half of the CPUs, since two CPUs
+    may belong to one core, for which torch starts one thread.
     """
-    if 2 * cpus() <= _allowed():
+    if 2 * cpus() <= _affinity():
         os.environ.setdefault("OMP_NUM_THREADS", str(cpus()))
 
 
 def cpus() -> int:
-    """CPUs this process may keep busy: of its affinity and its groups' quota, rounded up."""
-    counts = [_allowed()]
+    """CPUs this process may use, by its affinity and the quotas of its groups, rounded up."""
+    counts = [_affinity()]
     for group in _groups("cpu"):
-        with suppress(OSError, ValueError):  # "max" is no number: no limit
+        with suppress(OSError, ValueError):  # "max": no limit
             quota, period = map(int, (group / "cpu.max").read_text().split())
             counts.append(math.ceil(quota / period))
         with suppress(OSError, ValueError):
@@ -51,10 +51,9 @@ def cpus() -> int:
 
 
 def memory_left() -> int | None:
-    """Bytes that the groups of this process may still take; None without a limit.
+    """Bytes that the groups of this process may still allocate; None without a limit.
 
-    Files that the system keeps in memory and nobody has used lately make room, so they do not count
-    as taken.
+    Inactive pages of the file cache can be reclaimed, so they do not count as used.
     """
     left = []
     for group in _groups("memory"):
@@ -67,7 +66,7 @@ def memory_left() -> int | None:
     return min(left, default=None)
 
 
-def _allowed() -> int:
+def _affinity() -> int:
     """CPUs this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -75,9 +74,9 @@ def _allowed() -> int:
 
 
 def _groups(kind: str) -> Iterator[Path]:
-    """Folders of the groups around this process that may limit something, the innermost first.
+    """Folders of the groups around this process, the innermost first.
 
-    In a container the path is often that of the host, and what is there of it is the root.
+    In a container the path is often that on the host, of which only the root exists.
     """
     try:
         lines = MEMBERSHIP.read_text(encoding="utf-8", errors="surrogateescape").splitlines()

@@ -1,4 +1,4 @@
-"""The best weights of a run: found on the validation split, kept as a model, adjusted."""
+"""The best weights of a run, by validation mIoU: testing, saving, and logit adjustment."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from setr.training.runfolder import RunFolder
 from setr.training.samples import Samples
 
 Guard = Callable[[], contextlib.AbstractContextManager[None]]
-"""Makes what a `with` block stands in."""
+"""Makes the context manager in which an evaluation runs."""
 
 
 class Best:
-    """The weights that scored best so far, which the run's folder holds as a model directory.
+    """The best weights so far, saved as a model directory in the run folder.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        val: the split that decides.
-        info: what is stored beside the weights.
-        device: where they are tested.
+        config: settings of the run.
+        folder: folder of the run.
+        val: validation split.
+        info: stored with the weights.
+        device: where the weights are tested.
 
     Attributes:
-        figures: of the best weights on `val`; empty before the first test.
-        stale: tests since then, none of which found better ones.
+        figures: scores of the best weights on `val`; empty before the first test.
+        stale: number of tests since then, none of which found better weights.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class Best:
         self.stale = 0
 
     def state(self) -> dict[str, Any]:
-        """What a training state keeps of this."""
+        """Values for the training state."""
         return {"figures": self.figures, "stale": self.stale}
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Take the values of a training state, unless the model they are of is gone.
+        """Restore the values of a training state, unless the best model is missing.
 
-        As where only the state was copied from another machine: the weights tested next are then
-        the best.
+        It is if only the state was copied from another machine; the weights tested next are then
+        saved as the best.
         """
         if values["figures"] and not distributed.on_first(self.folder.holds_model):
-            say(f"warning: {self.folder.out}: holds no best model any more; the next is kept")
+            say(f"warning: {self.folder.out}: the best model is missing; the next one is saved")
             return
         self.figures, self.stale = values["figures"], values.get("stale", 0)
 
-    def why_ended(self) -> str:
-        """Why the training ends early, in all processes alike; empty where it goes on."""
+    def stop_reason(self) -> str:
+        """Why training stops early, the same in all processes; empty if it goes on."""
         patience = self.config.train.patience
         if not 0 < patience <= self.stale:
             return ""
@@ -90,13 +90,13 @@ class Best:
         guard: Guard = contextlib.nullcontext,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Test the weights a model has after a step; keep them if they are the best so far.
+        """Test the model's current weights; save them if they are the best so far.
 
         Args:
             parallel: the model.
-            step: the number of steps.
-            guard: around the evaluation, before anything is written.
-            stopped: as `evaluate_split` takes it.
+            step: number of steps trained.
+            guard: context manager for the evaluation, which ends before anything is written.
+            stopped: as for `evaluate_split`.
         """
         model, samples = parallel.model, Samples(self.val.labels, self.config.train.samples)
         with guard(), parallel.whole():
@@ -116,7 +116,7 @@ class Best:
             self.figures = figures
 
     def is_adjusted(self) -> bool:
-        """Whether the folder's model was adjusted before this run was continued."""
+        """Whether the saved model was already adjusted, before this run was resumed."""
 
         def read() -> bool:
             path = self.folder.out / "config.json"
@@ -125,13 +125,13 @@ class Best:
         return distributed.on_first(read)
 
     def adjust(self, pixels: np.ndarray) -> None:
-        """Shift the logits by what the validation split asks for, once.
+        """Add the offsets to the class logits that are best on the validation split, once.
 
         Args:
-            pixels: (K,) counts of the classes in the training split.
+            pixels: (K,) pixel counts of the classes in the training split.
         """
         model, info = self._load()
-        new = ADJUSTED not in info.metrics  # else done before this run was continued
+        new = ADJUSTED not in info.metrics  # else done before this run was resumed
         if new:
             search = partial(
                 find_offsets,
@@ -149,7 +149,7 @@ class Best:
             self.figures = figures
 
     def results(self) -> dict[str, Any]:
-        """The figures by protocol; with several scales, if asked for, they are computed here."""
+        """The scores by protocol; computes those of the multi-scale test, if requested."""
         results = {"single_scale": self.figures}
         if self.config.eval.multi_scale:
             model, info = self._load()

@@ -1,4 +1,4 @@
-"""From the settings of a run to its parts: the last place that sees a `Config`."""
+"""Builds the parts of a run from its settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from setr.weight_files.pretrained import load_encoder, require_fit, require_weig
 
 
 def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SETR:
-    """The model to train, with what is frozen frozen."""
+    """The model to train, with pretrained weights, frozen blocks and LoRA as configured."""
     settings = config.model
     model = create_model(
         settings.name,
@@ -52,12 +52,13 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         encoder_args={"drop_path_rate": settings.drop_path} if settings.drop_path else {},
         in_chans=len(settings.mean),
     )
-    for source, resnet in _sources(model, settings):
+    for source, resnet in _pretrained_sources(model, settings):
         report = load_encoder(model, source, resnet=resnet)
         say(f"encoder: weights of {source}: {report}")
         own = Path(source).is_dir() or report.dialect in WHOLE
-        if not resnet and not own:  # a run has its own; SETR was trained with ImageNet's
-            _compare_normalisation(model, settings)
+        # our models come with their own values, and SETR was trained with ImageNet's
+        if not resnet and not own:
+            _note_other_normalisation(model, settings)
     if settings.lora_rank:
         add_lora(model, settings.lora_rank)
     else:
@@ -69,40 +70,39 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
 
 
 def require_buildable(config: Config, *, weights: bool) -> None:
-    """Refuse settings of a model that cannot be built, without building it or reading data.
+    """Check that the model can be built, without allocating it or reading data.
 
     Args:
-        config: of the run.
-        weights: whether the run begins with those its settings name.
+        config: settings of the run.
+        weights: also check that the pretrained weights exist.
 
     Raises:
-        SetrError: a name that nothing has, parts that do not fit together, weights that are not
-            there.
+        SetrError: an unknown name, parts that do not fit together, missing weights.
     """
     with torch.device("meta"):
         model = build_model(without_weights(config), 1, quiet=True)
-    for source, resnet in _sources(model, config.model) if weights else ():
+    for source, resnet in _pretrained_sources(model, config.model) if weights else ():
         require_weights(model, source, resnet=resnet)
 
 
 def require_fitting_weights(config: Config) -> None:
-    """Refuse weights of another encoder before the data are checked, which may take long.
+    """Check that the pretrained weights fit the encoder, before the slow check of the data.
 
     Args:
-        config: of a new run, with the normalisation of its data.
+        config: settings of a new run, with the normalisation of its data.
 
     Raises:
-        SetrError: the first tensor that does not fit, or a file that is none.
+        SetrError: names the first tensor that does not fit, or a file that holds no weights.
     """
-    bare = dataclasses.replace(config.model, lora_rank=0)  # weights are for the layers under it
+    bare = dataclasses.replace(config.model, lora_rank=0)  # pretrained weights have no LoRA layers
     with torch.device("meta"):
         model = build_model(without_weights(dataclasses.replace(config, model=bare)), 1, quiet=True)
-    for source, _ in _sources(model, config.model):
+    for source, _ in _pretrained_sources(model, config.model):
         require_fit(model, source)
 
 
-def _sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
-    """Where weights of the encoder come from, and whether those are of its ResNet."""
+def _pretrained_sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
+    """Sources of pretrained weights, each with whether it is for the ResNet of the encoder."""
     if settings.pretrained_resnet and not model.arguments["resnet"]:
         raise SetrError(
             f"model.pretrained_resnet: {settings.name} has no ResNet in front of its encoder; give "
@@ -113,32 +113,32 @@ def _sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
     return [(source, resnet) for source, resnet in found if source]
 
 
-def _compare_normalisation(model: SETR, settings: ModelConfig) -> None:
-    """Say so where the weights were trained with another mean and deviation of the channels."""
+def _note_other_normalisation(model: SETR, settings: ModelConfig) -> None:
+    """Print a note if the weights were trained with another mean or standard deviation."""
     if model.encoder.in_chans != 3:
-        return  # it was trained on no such pixels
+        return  # pretrained on RGB images
     trained = getattr(getattr(model.encoder, "vit", None), "pretrained_cfg", None) or {}
     theirs = {name: tuple(trained.get(name) or getattr(settings, name)) for name in ("mean", "std")}
     if any(theirs[name] != getattr(settings, name) for name in theirs):
         options = " ".join(f"--model.{k} {' '.join(f'{v:g}' for v in theirs[k])}" for k in theirs)
-        say(f"note: {model.arguments['encoder']} was trained on pixels with {options}; not so here")
+        say(f"note: {model.arguments['encoder']} was trained with {options}; this run is not")
 
 
 def without_weights(config: Config) -> Config:
-    """The settings of a model whose weights come from elsewhere, or do not matter."""
+    """The settings without pretrained weights."""
     model = dataclasses.replace(config.model, pretrained=None, pretrained_resnet=None)
     return dataclasses.replace(config, model=model)
 
 
 def announce(config: Config) -> None:
-    """Say what of a new run's settings may surprise: random weights, a warm-up that never ends."""
+    """Warn of settings that may be a mistake: random weights, a warm-up that never ends."""
     model, warmup, steps = config.model, config.optim.warmup_steps, config.train.steps
     patience, every = config.train.patience, config.train.eval_every
     if not (model.pretrained or model.pretrained_resnet):
         say("encoder: random weights; --model.pretrained TAG or FILE starts from trained ones")
         for name in ("freeze", "lora_rank"):
             if value := getattr(model, name):
-                say(f"warning: model.{name} {value} keeps random weights as they are")
+                say(f"warning: model.{name} {value} freezes random weights")
     if warmup >= steps:
         say(
             f"warning: optim.warmup_steps {warmup} of {steps}: the learning rate never reaches "
@@ -146,21 +146,21 @@ def announce(config: Config) -> None:
         )
     if patience and (first := (patience + 1) * every) >= steps:
         say(
-            f"warning: train.patience {patience} with train.eval_every {every}: ends no training "
-            f"before step {first}; this one has {steps}"
+            f"warning: train.patience {patience} with train.eval_every {every}: cannot stop the "
+            f"training before step {first}; it has {steps}"
         )
 
 
 def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = None) -> Config:
-    """The settings with `train.epochs` turned into steps.
+    """The settings with `train.epochs` converted to steps.
 
     Args:
-        config: of the run, its batch known.
-        images: in the training split.
-        before: facts of the run that is continued.
+        config: settings of the run, with the final batch size.
+        images: number of images in the training split.
+        before: facts of the run to resume.
 
     Raises:
-        SetrError: that run has another number of steps.
+        SetrError: the run to resume has another number of steps.
     """
     train = config.train
     if not train.epochs:
@@ -178,14 +178,14 @@ def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = N
 
 
 def with_workers(config: Config, device: torch.device) -> Config:
-    """Settings with a number of loader processes that suits this machine, if none was asked for."""
+    """The settings with a number of loader processes for this machine, unless one was given."""
     if config.data.workers >= 0:
         return config
     data = dataclasses.replace(config.data, workers=chosen_workers(device))
     return dataclasses.replace(config, data=data)
 
 
-def _weights_by_hand(config: Config, labels: Labels) -> list[float] | None:
+def _given_weights(config: Config, labels: Labels) -> list[float] | None:
     named = named_weights(config.train.class_weights)
     return by_class(named, labels.classes) if named else None
 
@@ -193,22 +193,22 @@ def _weights_by_hand(config: Config, labels: Labels) -> list[float] | None:
 def build_weights(
     config: Config, labels: Labels, pixels: np.ndarray, device: torch.device
 ) -> Tensor | None:
-    """Class weights (K,) by hand or from pixels (K,) of the training split, which are said."""
+    """Class weights (K,), given or from pixel counts (K,) of the training split; prints them."""
     kind = config.train.class_weights
     if kind == "none":
         return None
-    found = _weights_by_hand(config, labels) or class_weights(pixels, kind).tolist()
+    found = _given_weights(config, labels) or class_weights(pixels, kind).tolist()
     say(f"class weights: {described(found, labels.classes)}")
     return torch.tensor(found, dtype=torch.float32, device=device)
 
 
 def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray:
-    """Check both splits, say what was found, and count the training split's pixels: (K,).
+    """Check both splits and print the findings; the pixel counts (K,) of the training split.
 
     Raises:
-        SetrError: pairs that cannot be used, or settings with a name that is no class.
+        SetrError: pairs that cannot be used, or class weights for unknown classes.
     """
-    _weights_by_hand(config, dataset.labels)  # before files are read
+    _given_weights(config, dataset.labels)  # fail before reading files
     say(f"{dataset.name}: {describe_map(dataset.labels)}")
     if dataset.bands:
         say(f"images: {dataset.bands}")
@@ -223,7 +223,7 @@ def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray
 
 
 def build_augmentation(config: Config, pixels: np.ndarray) -> Augmentation:
-    """The augmentation of a training split with these pixel counts (K,)."""
+    """The augmentation for a training split with these pixel counts (K,)."""
     data = config.data
     return Augmentation(
         crop_size=data.crop_size,
@@ -242,7 +242,7 @@ def build_augmentation(config: Config, pixels: np.ndarray) -> Augmentation:
 
 
 def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> ModelInfo:
-    """What is stored with the model."""
+    """The information stored with the model."""
     return ModelInfo(
         labels=labels,
         mean=config.model.mean,
@@ -270,10 +270,10 @@ def _protocol(config: Config, labels: Labels) -> Protocol:
 
 
 def build_share(config: Config, rank: int, pairs: int) -> Share:
-    """The part of every batch that process `rank` computes, of a split with so many pairs.
+    """The share of every batch that process `rank` computes.
 
     Raises:
-        SetrError: the batch is larger than the split, or cannot be cut into equal parts.
+        SetrError: the batch is larger than the split (`pairs`), or cannot be divided equally.
     """
     batch, parts = config.train.batch_size, config.train.accumulate
     if batch > pairs:

@@ -1,6 +1,6 @@
-"""How large and how expensive a model is: parameters and floating-point operations.
+"""Number of parameters and FLOPs of a model.
 
-Models are built on torch's meta device, so nothing is allocated and nothing is computed.
+Models are built on torch's meta device, so nothing is allocated or computed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from setr.model import SETR, Features, create_model
 from setr.pages.model_card import encoder_licence
 
 UNUSED_CLASSIFIER = 512 * 150 + 150
-"""Parameters of the 1x1 classifier 512 -> 150 that every head of the authors' code creates and
-never calls; Table 2 counts it, our models do not carry it."""
+"""Parameters of the 1x1 classifier 512 -> 150 that every head of the authors' code creates but
+never uses; Table 2 counts it, our models do not have it."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Table2Row:
     """A row of the paper's Table 2: parameters for 512x512 and 150 classes.
 
     Args:
-        system: as the paper calls it.
-        name: our model.
-        paper: millions of parameters, as printed.
-        unused_heads: heads of the authors' code with an unused classifier.
-        note: why the sum differs from the paper's figure.
+        system: name in the paper.
+        name: our model name.
+        paper: millions of parameters in the paper.
+        unused_heads: number of heads of the authors' code with an unused classifier.
+        note: why our count differs from the paper's.
     """
 
     system: str
@@ -59,13 +59,13 @@ TABLE2 = (
 
 
 def meta_model(name: str, *, num_classes: int, img_size: int | None) -> SETR:
-    """A named model without memory behind its parameters."""
+    """A named model on the meta device."""
     with torch.device("meta"):
         return create_model(name, num_classes=num_classes, img_size=img_size)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters of a model."""
+    """Numbers of (trainable, all) parameters of a model."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
 
@@ -73,10 +73,9 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 def forward_flops(model: SETR, H: int, W: int) -> int:
     """Floating-point operations of one image's forward pass, without auxiliary heads.
 
-    A multiplication and an addition count as two; the convention of many papers, "multiply-adds",
-    is half of it. Only matrix products, convolutions and attention are counted, in the order that
-    every device computes (MLA classifies before its upsampling); what single devices save is not
-    left out.
+    A multiply-add counts as two operations; many papers count it as one. Only matrix products,
+    convolutions and attention are counted, in the order of operations common to all devices (MLA
+    classifies before its upsampling); savings on single devices are not subtracted.
     """
     from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode
@@ -94,13 +93,13 @@ def forward_flops(model: SETR, H: int, W: int) -> int:
 def training_flops(model: SETR, H: int, W: int, *, cached: bool = False) -> int:
     """Floating-point operations of one image's forward and backward pass, with auxiliary heads.
 
-    What is frozen has no backward pass. Counting conventions as in `forward_flops`.
+    Frozen parts have no backward pass. Counted as in `forward_flops`.
 
     Args:
-        model: on the meta device, in train mode, without recomputation.
+        model: on the meta device, in train mode, without gradient checkpointing.
         H: height of the image in pixels.
-        W: width.
-        cached: the encoder's features are given, not computed.
+        W: width of the image in pixels.
+        cached: the encoder's features are stored, not computed.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -113,11 +112,11 @@ def training_flops(model: SETR, H: int, W: int, *, cached: bool = False) -> int:
     with FlopCounterMode(display=False) as counter:
         output = model(inputs, with_aux=True)
         torch.autograd.backward([x.sum() for x in (output.logits, *output.aux)])
-    return int(counter.get_total_flops()) // 2  # batch norm wants more than one value per channel
+    return int(counter.get_total_flops()) // 2  # batch norm needs more than one value per channel
 
 
 def model_figures(name: str, *, num_classes: int, size: int) -> dict[str, Any]:
-    """What `setr models` prints about a named model."""
+    """The values that `setr models` prints for a named model."""
     model = meta_model(name, num_classes=num_classes, img_size=size)
     return {
         "name": name,
@@ -132,7 +131,7 @@ def model_figures(name: str, *, num_classes: int, size: int) -> dict[str, Any]:
 
 
 def table2_figures(row: Table2Row) -> dict[str, Any]:
-    """The paper's count of a row beside ours, part by part."""
+    """Parameters of a Table 2 row: the paper's count, and ours by part."""
     model = meta_model(row.name, num_classes=150, img_size=512)
     parts = {part: parameter_counts(module)[1] for part, module in model.named_children()}
     unused = row.unused_heads * UNUSED_CLASSIFIER

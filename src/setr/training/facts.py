@@ -1,6 +1,6 @@
-"""What a run was given, as plain facts that can be compared and named.
+"""The facts of a run: settings, versions and data, as JSON-serialisable values by name.
 
-Compared between the processes of a run at its start, and between a run and its resumption.
+They are compared between the processes of a run at its start, and when a run is resumed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from setr.errors import USAGE, SetrError
 from setr.training.settings import PER_PROCESS, flat
 from setr.wrapped import WrappedDataset
 
-_TOLD_BY_VERSION = (ShardDataset, WrappedDataset)
-_OF_BANDS = ("bands", "value_range")  # facts of data that name them
-_SAMPLED = 64  # files whose size is compared
+_VERSIONED = (ShardDataset, WrappedDataset)
+_BAND_FACTS = ("bands", "value_range")  # facts that data sets without bands lack
+_MIN_SAMPLED = 64  # at least this many file sizes are compared, if there are as many
 
 
 def run_facts(config: Config, *datasets: Dataset) -> dict[str, Any]:
-    """Settings, versions, and what identifies the data without reading them all."""
+    """Settings, versions, and facts that identify the data without reading all of them."""
     facts = _settings(config)
     facts |= {"setr": __version__, "torch": torch.__version__.split("+")[0]}
     for dataset in datasets:
@@ -47,17 +47,17 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def data_facts(dataset: Dataset) -> dict[str, Any]:
-    """Classes and ids, number and names of the files, and sizes of some of them; not their times.
+    """Classes and ids, number and names of the files, and sizes of some; no modification times.
 
-    Shards have the checksum of their index, which holds those of all files; samples from Python
-    have the version their user names.
+    For shards the checksum of their index, which contains the checksums of all files; for samples
+    from Python the version that the user gives.
     """
     names = hashlib.sha256()
     for name in _names(dataset):
         names.update(f"{name}\n".encode("utf-8", "surrogateescape"))
     sampled: list[Pair] = []
     if isinstance(dataset.pairs, Pairs):
-        step = max(1, len(dataset) // _SAMPLED)
+        step = max(1, len(dataset) // _MIN_SAMPLED)
         sampled = [dataset.pairs[i] for i in range(0, len(dataset), step)]
     labels = dataset.labels.to_dict()
     return {
@@ -68,22 +68,22 @@ def data_facts(dataset: Dataset) -> dict[str, Any]:
         "file names": names.hexdigest()[:16],
         "file sizes": _digest([_size(pair.image) for pair in sampled]),
         "mask sizes": _digest([_size(pair.mask) for pair in sampled]),
-        "checksum": dataset.version if isinstance(dataset, _TOLD_BY_VERSION) else None,
+        "checksum": dataset.version if isinstance(dataset, _VERSIONED) else None,
         **(dataset.bands.to_dict() if dataset.bands else {}),
     }
 
 
 def data_record(facts: dict[str, Any], train: Dataset, val: Dataset) -> dict[str, Any]:
-    """What stands beside a run's figures: the data set's name, classes, images, and a digest.
+    """The data set as recorded with a run's scores: name, classes, number of images, and a digest.
 
-    Equal digests mean equal facts of both splits, wherever the files lie.
+    Equal digests mean equal facts of both splits, wherever the files are.
 
     Args:
-        facts: of the run, as `run_facts` gives them.
-        train: what it learned from.
-        val: what it was tested on.
+        facts: of the run, from `run_facts`.
+        train: training split.
+        val: validation split.
     """
-    own = {key: value for key, value in facts.items() if _of_files(key)}
+    own = {key: value for key, value in facts.items() if _is_data_fact(key)}
     text = json.dumps(own, sort_keys=True)
     return {
         "name": val.name,
@@ -99,7 +99,7 @@ def _digest(values: list[int]) -> str:
 
 
 def _names(dataset: Dataset) -> Iterator[str]:
-    """Folder and name of each image; what is above may differ between hosts."""
+    """Last folder and file name of each image; the folders above may differ between hosts."""
     if isinstance(dataset.pairs, Pairs):
         paths: Iterator[str] = (image for image, _ in dataset.pairs.names())
     else:
@@ -115,39 +115,44 @@ def _size(path: Path | None) -> int:
 
 
 def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to continue a run with another model, optimiser or other data; name other changes.
+    """Check that a run is resumed with the same model, optimiser and data; warn of other changes.
 
-    Facts that the version which began the run did not keep are not compared; settings it did not
-    have count as they are by default, which is what it did, and data without bands are RGB.
+    Facts that the version which started the run did not record are not compared. Settings it did
+    not have are compared with their defaults, which equal its behaviour; data without bands are
+    RGB.
 
     Raises:
-        SetrError: what differs.
+        SetrError: says what differs.
     """
     splits = {_split(key) for key in before}
-    no_bands = {f"{_split(k)}.{name}": None for k in before if _of_files(k) for name in _OF_BANDS}
+    no_bands = {
+        f"{_split(k)}.{name}": None for k in before if _is_data_fact(k) for name in _BAND_FACTS
+    }
     before = {**_settings(Config()), **no_bands, **before}
     now = {k: v for k, v in now.items() if k in before or _split(k) not in splits}
     for kind, belongs in _IDENTITY.items():
-        mine = {k: v for k, v in before.items() if belongs(k)}
-        theirs = {k: v for k, v in now.items() if belongs(k)}
-        if found := differences(mine, theirs):
-            raise SetrError(f"{out}: is a run of {kind}: {found}; choose another --out", code=USAGE)
+        old = {k: v for k, v in before.items() if belongs(k)}
+        new = {k: v for k, v in now.items() if belongs(k)}
+        if found := differences(old, new):
+            raise SetrError(
+                f"{out}: cannot resume with {kind}: {found}; choose another --out", code=USAGE
+            )
     if found := differences(before, now):
-        say(f"warning: {out}: continues with other settings than it began with: {found}")
+        say(f"warning: {out}: settings differ from those the run began with: {found}")
 
 
 def _split(key: str) -> str:
-    """`data.train` of a fact about that split's files; of another fact, itself."""
-    return key.rpartition(".")[0] if _of_files(key) else key
+    """`data.train` for a fact about the files of that split; the key itself for other facts."""
+    return key.rpartition(".")[0] if _is_data_fact(key) else key
 
 
-def _of_files(key: str) -> bool:
-    """Facts of the files and classes, not how samples are augmented."""
-    return key.startswith("data.") and key.count(".") > 1  # a split's name may have some, too
+def _is_data_fact(key: str) -> bool:
+    """Whether a fact is about files and classes, not a setting of `data`."""
+    return key.startswith("data.") and key.count(".") > 1  # a split's name may contain dots, too
 
 
 _IDENTITY: dict[str, Callable[[str], bool]] = {
     "another model": lambda key: key.startswith("model."),
     "another optimiser": lambda key: key == "optim.name",
-    "other data or classes": _of_files,
+    "other data or classes": _is_data_fact,
 }

@@ -1,12 +1,13 @@
-"""Features of a frozen encoder, computed once and kept on disk: heads then train from files.
+"""Features of a frozen encoder, computed once and stored on disk to train heads on them.
 
-A view is a whole image scaled to fit the crop size, as it is or mirrored; the rest is mean colour
-and ignored. The maps of all taps lie one after the other in `maps.npy` (fp16), the masks of the
-same views in `masks.npy`; both are read through the memory map. They live in the user's cache
-folder under a key made of everything they depend on: the encoder's weights and settings, the files
-of the split, the labels, the size, normalisation, precision and library versions. `facts.json` is
-written last: without it a folder is none. Each run computes in a scratch folder of its own; of
-several runs that compute the same features at once, the first to finish gives them their name.
+A view is a whole image resized to fit the crop size, mirrored or not; the padding has the mean
+colour and is ignored in the mask. `maps.npy` holds the feature maps of all taps, concatenated along
+the channels (fp16), `masks.npy` the masks of the same views; both are memory-mapped. They are in
+the user's cache folder under a hash of everything they depend on: the encoder's weights and
+settings, the files of the split, the labels, the size, normalisation, precision and library
+versions. `facts.json` is written last, so a folder without it is incomplete. Each run computes in a
+scratch folder of its own; if several runs compute the same features at once, the first to finish
+publishes them.
 """
 
 from __future__ import annotations
@@ -44,19 +45,19 @@ from setr.training.build import build_info
 from setr.transforms import PAD_COLOUR, CropWindow, fill_colour, flipped
 
 VERSION = 2
-_OF_HEADS = frozenset(
+_HEAD_ARGUMENTS = frozenset(
     {"decoder", "num_classes", "aux_taps", "decoder_args", "neck_args", "aux_args", "odd_sizes"}
 )
-"""Arguments of `SETR` that do not change what its encoder gives."""
+"""Arguments of `SETR` that do not affect the features of its encoder."""
 
 
 class FeatureFiles(NamedTuple):
-    """The stored views of a split: view number index * `views` + (1 if mirrored).
+    """The stored views of a split: those of image i from index i * `views` on, mirrored last.
 
     Attributes:
-        maps: (N, C, h, w) float16, the channels of all taps after each other.
+        maps: (N, C, h, w) float16, the channels of all taps concatenated.
         masks: (N, H, W) uint8 training ids.
-        views: 2 with mirrored ones, else 1.
+        views: views per image: 2 with mirrored ones, else 1.
     """
 
     maps: np.ndarray
@@ -70,7 +71,7 @@ def fit(
     size: tuple[int, int],
     fill: tuple[int, ...] = PAD_COLOUR,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale an image and its mask to fit a size, at the top left of it."""
+    """Resize an image and its mask to fit into a size, and pad them at the bottom and right."""
     H, W = image.shape[:2]
     scale = min(size[0] / H, size[1] / W)
     resized = max(1, round(H * scale)), max(1, round(W * scale))
@@ -84,30 +85,30 @@ def fit(
 def open_features(
     config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | None
 ) -> FeatureFiles:
-    """The features of a split, computed now unless they are known.
+    """The features of a split; computed now unless they are cached.
 
     Args:
-        config: of the run; `cache_features`, crop size and normalisation matter.
+        config: settings of the run; `cache_features`, crop size and normalisation are used.
         dataset: the training split.
-        model: with its encoder frozen, on its device.
+        model: with a frozen encoder, on its device.
         dtype: of autocast; None for fp32.
 
     Raises:
         SetrError: several processes, an encoder whose maps differ in size, a full disk, an image
-            that cannot be read or does not exist, features that fp16 cannot hold.
+            that cannot be read or does not exist, features out of the range of fp16.
     """
     if world() > 1:
-        raise SetrError("train.cache_features: one process reads them; start without torchrun",
+        raise SetrError("train.cache_features: needs a single process; start without torchrun",
                         code=USAGE)  # fmt: skip
     if not isinstance(model.encoder, Encoder):
         raise SetrError(
-            f"train.cache_features: {model.arguments['encoder']} is no transformer, its maps differ"
-            " in size; leave it out",
+            f"train.cache_features: {model.arguments['encoder']} is not a transformer, its maps "
+            "differ in size; leave it out",
             code=USAGE,
         )
     if dataset.decoded and dataset.version is None:
         raise SetrError(
-            "train.cache_features: features are kept under the version of the data; give "
+            "train.cache_features: stored features need a version of the data; give "
             "wrap_dataset one, or leave it out",
             code=USAGE,
         )
@@ -127,7 +128,7 @@ def _complete(folder: Path) -> bool:
 def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | None) -> str:
     facts: dict[str, Any] = {
         "version": VERSION,
-        "encoder": {k: v for k, v in model.arguments.items() if k not in _OF_HEADS},
+        "encoder": {k: v for k, v in model.arguments.items() if k not in _HEAD_ARGUMENTS},
         "libraries": [torch.__version__, timm.__version__, cv2.__version__],
         "labels": dataset.labels.to_dict(),
         "size": config.data.crop_size,
@@ -141,7 +142,7 @@ def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | Non
         facts["bands"] = str(dataset.bands)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     files = survey(dataset).key
-    if not files.all():  # what does not exist cannot tell one data set from another
+    if not files.all():  # missing files have no key to identify them by
         raise SetrError(
             f"{dataset.pairs[int(files.argmin())].image}: it or its mask does not exist; "
             "`setr doctor` lists what is missing",
@@ -170,7 +171,7 @@ def _compute(
     progress = Progress("features", count)
     maps = masks = None
     try:
-        with _scratch(folder.parent) as place:
+        with _scratch(folder.parent) as scratch:
             for number, (image, mask) in enumerate(_views(config, dataset, views)):
                 with (
                     torch.inference_mode(),
@@ -183,14 +184,14 @@ def _compute(
                         "train.cache_features: features exceed the range of fp16; leave it out"
                     )
                 if maps is None or masks is None:
-                    maps, masks = _files(place, (count, *found.shape), (count, *size))
+                    maps, masks = _create_arrays(scratch, (count, *found.shape), (count, *size))
                 maps[number], masks[number] = found.numpy(), mask
                 progress.update(number + 1, images=1)
             for file in (maps, masks):
                 if file is not None:
                     file.flush()
-            (place / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
-            _publish(place, folder)
+            (scratch / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
+            _publish(scratch, folder)
     except OSError as error:
         raise SetrError(f"{folder}: cannot write features: {error.strerror}") from None
     finally:
@@ -200,11 +201,11 @@ def _compute(
 
 @contextmanager
 def _scratch(base: Path) -> Iterator[Path]:
-    """A new folder for unfinished features; it is gone afterwards, published or not.
+    """A temporary folder for unfinished features; removed afterwards unless it was published.
 
-    Every run that computes holds a shared lock, which ends with its process. Whoever gets the lock
-    alone knows that all scratch folders are leftovers of killed runs, and removes them. Without
-    locks (Windows, some network disks) leftovers stay.
+    Every run that computes features holds a shared lock, which ends with its process. A run that
+    gets the lock exclusively knows that all scratch folders are leftovers of killed runs, and
+    removes them. Without locks (Windows, some network disks) leftovers stay.
     """
     base.mkdir(parents=True, exist_ok=True)
     with base.with_name(f"{base.name}.lock").open("w") as lock:
@@ -213,47 +214,47 @@ def _scratch(base: Path) -> Iterator[Path]:
 
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for left in base.glob(".*.part"):
-                    shutil.rmtree(left, ignore_errors=True)
+                for leftover in base.glob(".*.part"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             fcntl.flock(lock, fcntl.LOCK_SH)
-        place = base / f".{uuid.uuid4().hex}.part"
-        place.mkdir()
+        scratch = base / f".{uuid.uuid4().hex}.part"
+        scratch.mkdir()
         try:
-            yield place
+            yield scratch
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _publish(place: Path, folder: Path) -> None:
+def _publish(scratch: Path, folder: Path) -> None:
     """Rename a finished scratch folder, unless another run has published the same features."""
     try:
-        os.rename(place, folder)  # refused where a folder with files is
+        os.rename(scratch, folder)  # fails if the folder exists and is not empty
     except OSError:
         if _complete(folder):
             return
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(place, folder)
+        os.rename(scratch, folder)
 
 
-def _files(
-    place: Path, maps: tuple[int, ...], masks: tuple[int, ...]
+def _create_arrays(
+    scratch: Path, maps: tuple[int, ...], masks: tuple[int, ...]
 ) -> tuple[np.memmap, np.memmap]:
     needed = 2 * int(np.prod(maps)) + int(np.prod(masks))
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(scratch).free
     if needed > free:
         raise SetrError(
-            f"train.cache_features: {needed / 1e9:.1f} GB are needed in {place.parent}, where "
+            f"train.cache_features: {needed / 1e9:.1f} GB are needed in {scratch.parent}, where "
             f"{free / 1e9:.1f} GB are free; set SETR_CACHE to another disk, a smaller "
             "--data.crop-size, or --train.cache-features once"
         )
     return (
-        _reserved(place / "maps.npy", np.float16, maps),
-        _reserved(place / "masks.npy", np.uint8, masks),
+        _preallocated(scratch / "maps.npy", np.float16, maps),
+        _preallocated(scratch / "masks.npy", np.uint8, masks),
     )
 
 
-def _reserved(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """A new mapped array whose place on disk nobody else can take: a page that finds none kills."""
+def _preallocated(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A new memory-mapped array, preallocated: a write to a full disk would kill the process."""
     made: np.memmap = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
@@ -273,5 +274,5 @@ def _views(config: Config, dataset: Dataset, views: int) -> Iterator[tuple[np.nd
 
 
 def split_maps(packed: Tensor, widths: list[int]) -> list[Tensor]:
-    """(B, C, h, w) with the channels of all taps -> one map per tap, float32."""
+    """(B, C, h, w) with the channels of all taps -> one float32 map per tap."""
     return list(packed.float().split(widths, dim=1))

@@ -1,12 +1,12 @@
 """A forward and backward pass as one CUDA graph.
 
-A training step of a ViT-S is 1200 to 1450 kernels; a processor takes two to four times as long to
-start them as an H200 to compute them (docs/performance.md). A graph records them once and starts
-them together. They are the same kernels with the same numbers; random ones come from the
+A training step of a ViT-S launches 1200 to 1450 kernels, which takes a CPU two to four times as
+long as an H200 takes to compute them (docs/performance.md). A graph captures them once and launches
+all of them together: the same kernels with the same results. Random numbers still come from the
 generator's seed and offset at each replay.
 
-https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says what may be recorded: shapes
-that stay, nothing that waits for the GPU.
+Graphs require constant shapes and no synchronisation with the GPU:
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from setr.kernels.capture import Staying, capture, warming_stream
 
 WARM_UPS = 3
-"""Passes before recording, in which libraries choose kernels and allocate their workspaces."""
+"""Passes before capture, in which libraries choose kernels and allocate their workspaces."""
 
 Work = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 class Graphed:
-    """Calls `work` once to record it, and then replays the recording.
+    """Captures `work` in a CUDA graph at the first call, and replays it.
 
     Args:
-        work: takes a batch on the GPU, gives the model's weights their gradients, and returns
-            detached tensors; everything it does happens on the GPU.
-        model: whose weights and buffers it uses; they must stay where they are in memory.
+        work: takes a batch on the GPU, computes the gradients of the model's weights, and returns
+            detached tensors; runs entirely on the GPU.
+        model: the model whose weights and buffers it uses; their addresses must not change.
     """
 
     def __init__(self, work: Work, model: nn.Module) -> None:
@@ -40,18 +40,18 @@ class Graphed:
         self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """What `work` returns for this batch, until the next call; all batches have one shape."""
+        """The outputs of `work`, valid until the next call; all batches have the same shape."""
         if self.graph is None:
             self._record(images, masks)
         for place, given in zip(self.inputs, (images, masks), strict=True):
             place.copy_(given)
         self.graph.replay()  # type: ignore[union-attr]
-        for weight, gradient in self.gradients:  # which the optimiser's caller may have dropped
+        for weight, gradient in self.gradients:  # zero_grad(set_to_none=True) has dropped them
             weight.grad = gradient
         return self.outputs
 
     def release(self) -> None:
-        """Give the memory of the recording back, for other work; the next call records again."""
+        """Free the memory of the graph; the next call captures it again."""
         if self.graph is not None:
             self.graph = None
             del self.inputs, self.outputs, self.gradients
@@ -59,7 +59,7 @@ class Graphed:
     def _record(self, images: Tensor, masks: Tensor) -> None:
         self.inputs = images.clone(), masks.clone()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        # torch's own stream is on the GPU that recorded first, and does not record another's work
+        # torch's default capture stream is on the GPU of the first capture and works on no other
         self.stream = self.stream or torch.cuda.Stream(images.device)
         with _unchanged(self.model, images.device):
             self._warm_up(warming_stream(images.device))
@@ -69,13 +69,13 @@ class Graphed:
         self.graph = graph
 
     def _warm_up(self, side: torch.cuda.Stream) -> None:
-        """A few passes; the gradients are then made anew, in the graph's own memory."""
+        """Run a few passes; the capture allocates the gradients anew, in the graph's memory."""
         current = torch.cuda.current_stream(side.device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for number in range(WARM_UPS):
                 self.model.zero_grad(set_to_none=True)
-                # the first makes what is kept for all steps, and may copy it
+                # the first pass creates cached tensors, and may copy them to the GPU
                 with Staying() if number else contextlib.nullcontext():
                     self.work(*self.inputs)
         current.wait_stream(side)
@@ -84,7 +84,7 @@ class Graphed:
 
 @contextlib.contextmanager
 def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Afterwards batch norms have counted nothing, and the generator has drawn nothing."""
+    """Context manager that restores the model's buffers and the random generator at its end."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     random = torch.cuda.get_rng_state(device)
     try:

@@ -1,7 +1,7 @@
-"""fp16 training: gradients scaled into the range of fp16, and steps that overflow left out.
+"""Loss scaling for fp16 training.
 
-torch's `GradScaler` finds the scale. This counts the steps it leaves out, and ends a run in which
-nothing but overflow happens. With any other precision all of it does nothing.
+Wraps torch's `GradScaler`: counts the steps that are skipped because of overflow, and ends a run in
+which every step overflows. Does nothing with any other precision.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from setr.distributed import together
 from setr.errors import SetrError
 
 MAX_SKIPPED = 20
-"""Steps in a row; from the first scale, 2^16, the 18th already multiplies by less than one."""
+"""Skipped steps in a row that end a run; from the initial scale 2^16, the 18th is below 1."""
 
 
 class LossScaler:
-    """Scales a loss, its gradients back, and steps only where these are finite.
+    """Scales the loss, unscales the gradients, and skips steps with non-finite gradients.
 
     Args:
-        device: of the gradients.
+        device: device of the gradients.
         enabled: whether the precision is fp16.
     """
 
@@ -32,41 +32,41 @@ class LossScaler:
         self.skipped = self.in_a_row = 0
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss to differentiate."""
+        """The scaled loss, for the backward pass."""
         scaled: Tensor = self.scaler.scale(loss)
         return scaled
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give the gradients their own size back, before they are clipped."""
+        """Unscale the gradients, before they are clipped."""
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Move the weights unless a gradient overflowed; says whether they moved.
+        """Update the weights unless a gradient overflowed; returns whether they were updated.
 
         Raises:
-            SetrError: too many steps in a row overflowed.
+            SetrError: too many overflows in a row.
         """
         before = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
-        moved = not self.enabled or self.scaler.get_scale() >= before
-        self.in_a_row = 0 if moved else self.in_a_row + 1
-        self.skipped += not moved
+        updated = not self.enabled or self.scaler.get_scale() >= before
+        self.in_a_row = 0 if updated else self.in_a_row + 1
+        self.skipped += not updated
         if self.in_a_row == MAX_SKIPPED:
             raise together(
                 SetrError(
-                    f"{MAX_SKIPPED} steps in a row had gradients that fp16 cannot hold "
-                    f"({self.skipped} in all); lower --optim.lr, or set --train.precision fp32"
+                    f"{MAX_SKIPPED} steps in a row had gradients that overflow fp16 "
+                    f"({self.skipped} in total); lower --optim.lr, or set --train.precision fp32"
                 )
             )
-        return moved
+        return updated
 
     def figures(self) -> dict[str, float]:
-        """What the log says: nothing, or the steps left out so far."""
+        """Values for the log: in fp16, the number of steps skipped so far."""
         return {"skipped": self.skipped} if self.enabled else {}
 
     def state(self) -> dict[str, Any]:
-        """Plain values to resume from."""
+        """JSON-serialisable values to resume from."""
         return {
             "scaler": self.scaler.state_dict(),
             "skipped": self.skipped,
@@ -74,7 +74,7 @@ class LossScaler:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave; a run may continue in another precision."""
+        """Restore the values of `state`; a run may be resumed in another precision."""
         if self.enabled and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
             self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

@@ -1,9 +1,9 @@
-"""The memory of a training step, known before it runs.
+"""Estimates the memory of a training step before it runs.
 
-The step is rehearsed on fake tensors: every operation of forward, loss and backward is dispatched,
+The step runs on fake tensors: every operation of forward, loss and backward pass is dispatched,
 nothing is computed or allocated, and the bytes that would be alive are added up. So the estimate
-follows the network as it is (frozen blocks, low-rank parts, recomputation, any encoder), where a
-formula would need one term for each. What kernels allocate for themselves is not seen.
+follows the actual network (frozen blocks, LoRA, gradient checkpointing, any encoder), where a
+formula would need a term for each. Internal allocations of kernels are not seen.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from setr.inference import normalize
-from setr.kernels.row_blocks import block_bytes, classes_last, kept_gradient
+from setr.kernels.row_blocks import block_bytes, classes_last, saved_gradient
 from setr.losses import LossKind
 from setr.model import SETR, Features
 from setr.processes.machine import resident_bytes
 
 KERNELS = 130_000_000
-"""Bytes that libraries and their kernels take on a CPU once steps have run, beyond the interpreter;
+"""Bytes that libraries and their kernels allocate on a CPU in the first steps, besides tensors;
 0.11 to 0.17 GB were measured with small models by benchmarks/memory.py."""
 
 SORTED = 180
-"""Bytes a pixel that Lovász takes on a CPU while it sorts one class; 152 to 178 were measured."""
+"""Bytes per pixel that Lovász needs on a CPU to sort one class; 152 to 178 were measured."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,11 @@ class Memory:
         process: the interpreter with its libraries; 0 on a GPU.
         parameters: weights and buffers.
         gradients: of the trained weights.
-        optimizer: moments, and the moving average.
-        activations: kept for the backward pass when the forward pass ends.
-        logits: of all heads, with what the loss keeps of them.
-        total: the largest sum at any moment. Gradients replace activations during the backward
-            pass, so it is less than the sum of the parts, and more than theirs without gradients
-            where operations need room of their own.
+        optimizer: optimiser state and moving average.
+        activations: saved for the backward pass at the end of the forward pass.
+        logits: of all heads, with the tensors that the loss saves.
+        total: the peak. Gradients replace activations during the backward pass, so it is below the
+            sum of the parts; temporary tensors may raise it above that sum without gradients.
     """
 
     process: int
@@ -70,46 +69,45 @@ def step_memory(
     cached: bool = False,
     loss: LossKind = "cross_entropy",
 ) -> Memory:
-    """Rehearse two micro-batches of training.
+    """Run two micro-batches of training on fake tensors.
 
     Args:
-        model: on the meta device, with frozen parts frozen; it is moved to fake tensors.
-        batch: images in one micro-batch.
-        size: (H, W) of them in pixels.
+        model: on the meta device, with frozen parts frozen; its weights become fake tensors.
+        batch: number of images in a micro-batch.
+        size: (H, W) of the images in pixels.
         device: where the training will run.
         dtype: of autocast; None for fp32.
-        moments: tensors the optimiser keeps per trained weight: 1 for SGD with momentum, 2 for
-            AdamW.
-        average: a moving average of the weights is kept.
-        keeps_gradients: gradients stay from one micro-batch to the next (accumulation).
-        cached: the model is given features of its frozen encoder in place of images.
-        loss: of the main head.
+        moments: optimiser tensors per trained weight: 1 for SGD with momentum, 2 for AdamW.
+        average: whether a moving average of the weights is kept.
+        keeps_gradients: whether gradients are kept between micro-batches (accumulation).
+        cached: whether the model is given stored features of its frozen encoder.
+        loss: loss of the main head.
     """
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
     weights = _bytes([*model.parameters(), *model.buffers()])
     optimizer = moments * trained + (weights if average else 0)
     process = resident_bytes() + KERNELS if device.type == "cpu" else 0
     if device.type == "cpu":
-        # what processes took beyond their tensors: 2 bytes a weight in bf16; in fp32 the room that
-        # freed gradients leave in the heap, where larger activations do not fit
+        # measured beyond the tensors: 2 bytes per weight in bf16; in fp32 the gaps that freed
+        # gradients leave in the heap, too small for activations
         process += weights // 2 if dtype is torch.bfloat16 else trained
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         model.train()
-        tally = _Tally([*model.parameters(), *model.buffers()])
+        tracker = _MemoryTracker([*model.parameters(), *model.buffers()])
         output, inputs = None, _inputs(model, batch, size, device, cached)
-        tally.count(inputs.maps if isinstance(inputs, Features) else [inputs])
-        with tally:
+        tracker.count(inputs.maps if isinstance(inputs, Features) else [inputs])
+        with tracker:
             for _ in range(2):
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     output = model(inputs, with_aux=True)
-                before = tally.now
-                parts = [_HeldByLoss.apply(x) for x in (output.logits, *output.aux)]
+                before = tracker.now
+                parts = [_LossMemory.apply(x) for x in (output.logits, *output.aux)]
                 if loss in ("dice", "lovasz"):
-                    parts.append(_HeldByRegions.apply(output.logits, size, loss == "lovasz"))
+                    parts.append(_RegionLossMemory.apply(output.logits, size, loss == "lovasz"))
                 value = torch.stack(parts)
-                held = tally.now - weights
-                logits = _bytes([output.logits, *output.aux]) + tally.now - before
+                held = tracker.now - weights
+                logits = _bytes([output.logits, *output.aux]) + tracker.now - before
                 output = None
                 value.sum().backward()
                 if not keeps_gradients:
@@ -124,7 +122,7 @@ def step_memory(
         optimizer=optimizer,
         activations=max(0, held - logits - (trained if keeps_gradients else 0)),
         logits=logits,
-        total=process + optimizer + max(tally.peak, updating),
+        total=process + optimizer + max(tracker.peak, updating),
     )
 
 
@@ -140,15 +138,15 @@ def _inputs(
         return Features([torch.empty_like(m) for m in model.encoder(x)], size)
 
 
-class _HeldByLoss(torch.autograd.Function):
-    """Allocates what `row_blocks.upsample_sum` does, without its loop over blocks."""
+class _LossMemory(torch.autograd.Function):
+    """Allocates the same tensors as `row_blocks.upsample_sum`, without its loop over blocks."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         x = classes_last(logits)
         grad = torch.zeros_like(x)
         block = x.new_empty(4 * block_bytes(x.device) // x.element_size())
-        ctx.save_for_backward(kept_gradient(grad, logits.dtype))
+        ctx.save_for_backward(saved_gradient(grad, logits.dtype))
         return block.new_zeros(())
 
     @staticmethod
@@ -157,11 +155,11 @@ class _HeldByLoss(torch.autograd.Function):
         return grad * grad_output.to(grad.dtype)
 
 
-class _HeldByRegions(torch.autograd.Function):
-    """Allocates what `region_losses.py` does beside the cross-entropy, all classes being present.
+class _RegionLossMemory(torch.autograd.Function):
+    """Allocates the tensors of `region_losses.py` for a target with all classes.
 
-    Both losses carry a second gradient back; Lovász also holds a probability and its derivative of
-    every pixel and class, and while it sorts the pixels of a class, `SORTED` bytes of each.
+    Both losses save a second gradient; Lovász also needs a probability and its derivative for every
+    pixel and class, and `SORTED` bytes per pixel to sort the pixels of a class.
     """
 
     @staticmethod
@@ -173,7 +171,7 @@ class _HeldByRegions(torch.autograd.Function):
             held.append(x.new_empty(B, *size, SORTED, dtype=torch.uint8))
             del held
         grad = torch.zeros_like(x)
-        ctx.save_for_backward(kept_gradient(grad, logits.dtype))
+        ctx.save_for_backward(saved_gradient(grad, logits.dtype))
         return grad.new_zeros(())
 
     @staticmethod
@@ -182,8 +180,8 @@ class _HeldByRegions(torch.autograd.Function):
         return grad * grad_output.to(grad.dtype), None, None
 
 
-class _Tally(TorchDispatchMode):
-    """Adds up the storages that are alive, and remembers the largest sum.
+class _MemoryTracker(TorchDispatchMode):
+    """Tracks the total size of the storages that are alive, and its peak.
 
     Args:
         known: tensors that exist already.

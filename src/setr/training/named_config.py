@@ -1,4 +1,4 @@
-"""Settings by name: what `setr train` and `setr.train` take in place of a `Config`."""
+"""Settings by name, for `setr train` and `setr.train`: a recipe, a YAML file, or a run folder."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from setr.recipes import recipe
 
 
 def named_config(name: str) -> Config:
-    """The settings of a recipe, of a YAML file, or of a run in a folder, which continues there.
+    """The settings of a recipe, of a YAML file, or of a run folder, with `out` set to that folder.
 
     Raises:
-        SetrError: nothing of that name, or something else; says what to give.
+        SetrError: an unknown name, or a file or folder without settings; suggests what to give.
     """
     path = Path(name)
     require_alive(path)
     if path.is_dir():
         if not (path / "config.yaml").is_file():
-            raise SetrError(f"{name}: holds no run; {_train_on(name)}", code=USAGE)
+            raise SetrError(f"{name}: not a run folder; {_train_on(name)}", code=USAGE)
         return dataclasses.replace(Config.load(path / "config.yaml"), out=name)
     if path.suffix in (".yaml", ".yml"):
         try:
@@ -29,12 +29,12 @@ def named_config(name: str) -> Config:
         except SetrError as error:
             if not _describes_data(path):
                 raise
-            problem = f"{name}: describes data, not a training; {_train_on(name)}"
+            problem = f"{name}: describes a data set, not a run; {_train_on(name)}"
             raise SetrError(problem, code=error.code) from None
     if path.suffix == ".py":
         raise SetrError(
-            f"{name}: settings of another toolkit are not read; `setr recipes` lists those of "
-            "this one, and `setr convert` takes a checkpoint without its settings",
+            f"{name}: config files of other toolkits are not supported; `setr recipes` lists "
+            "the recipes, and `setr convert` reads checkpoints without such a file",
             code=USAGE,
         )
     return recipe(name)

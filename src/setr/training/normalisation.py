@@ -1,6 +1,6 @@
-"""Mean and deviation of channels that nobody knows beforehand, measured on the training split.
+"""Mean and standard deviation of the input channels, measured on the training split.
 
-Red, green and blue have ImageNet's, since encoders were trained with them; other bands have none.
+RGB images use those of ImageNet, with which encoders were trained; other bands are measured.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from setr.errors import USAGE, SetrError
 from setr.evaluation import spread
 
 SAMPLED = 200
-"""Images looked at, spread evenly over the split."""
+"""Maximum number of images to measure, spread evenly over the split."""
 SIDE = 1024
-"""Of the piece in the middle of each, in pixels."""
+"""Maximum side in pixels of the centre crop that is measured."""
 
 
 def with_normalisation(config: Config, dataset: Dataset) -> Config:
-    """The settings with a mean and a deviation for each channel of a data set's images.
+    """The settings with a mean and standard deviation for each channel of a data set's images.
 
-    Those of three channels stay. For others what is not given is measured on this split.
+    For three channels they stay as they are; otherwise they are measured unless given.
 
     Raises:
         SetrError: given for another number of channels, or no image can be read.
@@ -41,7 +41,7 @@ def with_normalisation(config: Config, dataset: Dataset) -> Config:
 
 
 def with_channels(config: Config, channels: int) -> Config:
-    """The settings with a mean and a deviation for so many channels, whatever they are."""
+    """The settings with any mean and standard deviation for this number of channels."""
     values = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
     missing = _missing(config.model, channels, "the data")
     return _filled(config, {name: values[name] for name in missing})
@@ -54,7 +54,7 @@ def _filled(config: Config, values: Mapping[str, tuple[float, ...]]) -> Config:
 
 
 def _missing(model: ModelConfig, channels: int, data: str) -> list[str]:
-    """Which of `mean` and `std` nobody gave for so many channels."""
+    """Which of `mean` and `std` must be set for this number of channels."""
     found = []
     for name in ("mean", "std"):
         values = getattr(model, name)
@@ -71,10 +71,10 @@ def _missing(model: ModelConfig, channels: int, data: str) -> list[str]:
 
 
 def measured(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel over pixels from 0 to 1, to four digits.
+    """Mean and standard deviation of each channel, for pixels from 0 to 1, to four decimals.
 
     Raises:
-        SetrError: none of the images looked at can be read.
+        SetrError: none of the sampled images can be read.
     """
     sums, pixels, problem = np.zeros((2, dataset.channels)), 0, None
     for index in spread(len(dataset), SAMPLED):
@@ -85,7 +85,7 @@ def measured(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
             )
             values = image[rows, columns].reshape(-1, dataset.channels) / 255
         except SetrError as error:
-            problem = problem or error  # the check lists all of them, and has not run yet
+            problem = problem or error  # the data check runs later and lists all of them
             continue
         sums += values.sum(axis=0), (values**2).sum(axis=0)
         pixels += len(values)

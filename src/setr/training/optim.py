@@ -1,7 +1,7 @@
-"""Optimiser groups, the learning-rate schedule, and the moving average of the weights.
+"""Parameter groups, the learning-rate schedule, and the moving average of the weights.
 
-Heads learn `head_lr_factor` times faster than the encoder (section 4.1 and the authors' code);
-layer-wise decay makes early blocks learn slower. The schedule is a pure function of the step.
+Heads have `head_lr_factor` times the learning rate of the encoder (section 4.1 and the authors'
+code); layer-wise decay lowers it for early blocks. The schedule is a pure function of the step.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from setr.model import SETR
 from setr.training.parallel import local
 
 FUSED = True
-"""Update all weights in one pass over memory; torch has it for CUDA and for CPUs."""
+"""Use torch's fused optimisers, which exist for CUDA and CPUs."""
 NO_DECAY = ("pos_embed", *TOKENS, "gamma")
 
 
 def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over groups of equal learning-rate factor and weight decay.
+    """SGD or AdamW, with parameters grouped by learning-rate factor and weight decay.
 
-    Every group carries `lr_factor`, a factor on its peak rate; `set_lr` reads it.
+    `set_lr` multiplies the peak learning rate by the `lr_factor` of a group.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -36,15 +36,15 @@ def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
         spared = plain and not config.decay_norms
         key = (_lr_factor(name, model, config), 0.0 if spared else config.weight_decay)
         groups.setdefault(key, []).append(parameter)
-    listed = [
+    param_groups = [
         {"params": parameters, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
     if config.name == "sgd":
         # torch 2.13 has no fused SGD for sharded weights
         fused = FUSED and not any(isinstance(p, DTensor) for p in model.parameters())
-        return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, fused=fused)
-    return torch.optim.AdamW(listed, lr=config.lr, fused=FUSED)
+        return torch.optim.SGD(param_groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(param_groups, lr=config.lr, fused=FUSED)
 
 
 def _lr_factor(name: str, model: SETR, config: OptimConfig) -> float:
@@ -56,10 +56,10 @@ def _lr_factor(name: str, model: SETR, config: OptimConfig) -> float:
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, factor: float = 1.0) -> float:
-    """The rate of a group at a step: linear warm-up, then polynomial decay to `min_lr`.
+    """Learning rate of a parameter group: linear warm-up and polynomial decay to `min_lr`.
 
     The decay starts at `lr` times the group's factor and ends at `min_lr` for all groups, as in the
-    authors' code (mmcv's "poly" policy); a group that starts lower stays where it is.
+    authors' code (mmcv's "poly" policy); a group that starts below `min_lr` does not decay.
     """
     peak = config.lr * factor
     low = min(config.min_lr, peak)
@@ -68,7 +68,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int, factor: float = 1.
 
 
 def set_lr(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, steps: int) -> None:
-    """Give every group its rate at a step."""
+    """Set the learning rate of every parameter group for a step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step, steps, group["lr_factor"])
 
@@ -77,9 +77,9 @@ class MovingAverage:
     """Exponential moving average of a model's weights and buffers.
 
     Args:
-        model: the model that is averaged.
-        decay: share kept per step; it rises to this value over the first steps, (1+t)/(10+t), so
-            that the random start is forgotten.
+        model: the model to average.
+        decay: decay per step; rises to this value as (1+t)/(10+t) over the first steps, so that the
+            initial weights are forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -88,7 +88,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model's weights after optimiser step number `step` (from 0)."""
+        """Update the average after optimiser step number `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         floats, targets = [], []
         for name, value in model.state_dict().items():
@@ -101,7 +101,7 @@ class MovingAverage:
 
     @contextlib.contextmanager
     def inside(self, model: nn.Module) -> Iterator[None]:
-        """Inside the `with` block the model has the averaged weights."""
+        """Context manager in which the model has the averaged weights."""
         kept = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(self.state)
         try:

@@ -1,8 +1,8 @@
-"""One model over several processes: DDP, FSDP2 block by block, batch norm over all of them.
+"""Data parallelism over several processes: DDP, FSDP2 per block, synchronised batch norm.
 
-The numbers are those of one process with the whole batch. Gradients are summed, not averaged: the
-loss is divided by the pixel count of all processes, and `scale_loss` undoes the average that torch
-takes. Nothing needs `find_unused_parameters`; `static_graph` fails under accumulation
+The results equal those of one process with the whole batch. Gradients are summed, not averaged: the
+loss is divided by the pixel count of all processes, and `scale_loss` undoes torch's averaging.
+`find_unused_parameters` is not needed; `static_graph` fails with gradient accumulation
 (pytorch/pytorch#143580) and is not used.
 """
 
@@ -32,55 +32,55 @@ from setr.model import SETR
 
 
 class Parallel:
-    """Calls a model so that all processes together do one step.
+    """A model that all processes train together.
 
     Args:
-        model: on its device; changed in place (batch norms; with sharding its parameters too).
-        sharding: `none` copies the model to every process (DDP), `full` keeps a slice of every
-            parameter, gradient and optimiser state in each (FSDP2), block by block.
-        compiled: call it through torch.compile.
+        model: on its device; changed in place (batch norms; with sharding its parameters, too).
+        sharding: `none` copies the model to every process (DDP), `full` shards parameters,
+            gradients and optimiser state over the processes, block by block (FSDP2).
+        compiled: use torch.compile.
 
     Raises:
-        SetrError: nothing here that torch.compile could compile with.
+        SetrError: torch.compile has no compiler on this machine.
     """
 
     def __init__(self, model: SETR, sharding: Sharding, *, compiled: bool = False) -> None:
         self.model = model
         self.call: Callable[..., Any] = model
-        self.copies: DistributedDataParallel | None = None  # `call` may be its compiled form
+        self.copies: DistributedDataParallel | None = None  # `call` may be the compiled module
         self.sharded = sharding == "full" and world() > 1
         if world() > 1:
-            self._spread()
+            self._distribute()
         if compiled:
             _require_compiler(next(model.parameters()).device)
             self.call = torch.compile(self.call)
 
-    def _spread(self) -> None:
+    def _distribute(self) -> None:
         model = self.model
         sync_batch_norms(model)
         if self.sharded:
-            # torch's own mesh is of GPUs wherever there are some, also for a model on the CPU
+            # by default torch uses a mesh of GPUs if there are any, even for a model on the CPU
             mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
             for block in (*model.encoder.stages(), model):
                 fully_shard(block, mesh=mesh)
         else:
             devices = [p.device.index for p in model.parameters() if p.is_cuda][:1] or None
-            arguments = inspect.signature(DistributedDataParallel).parameters
-            new = (
-                "forward_sync_buffers"  # the name since torch 2.12; batch norms are in step anyway
-            )
-            sync: dict[str, Any] = {new if new in arguments else "broadcast_buffers": False}
-            # a class token's gradient has other strides in dimensions of size 1: no difference
+            # batch norms are in sync anyway; torch 2.12 renamed the option
+            option = "forward_sync_buffers"
+            if option not in inspect.signature(DistributedDataParallel).parameters:
+                option = "broadcast_buffers"
+            sync: dict[str, Any] = {option: False}
+            # the strides of a class token's gradient differ only in dimensions of size 1: harmless
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             self.call = self.copies = DistributedDataParallel(model, device_ids=devices, **sync)
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """Undo the average over processes that torch takes of gradients."""
+        """Undo torch's averaging of gradients over processes."""
         return loss * world()
 
     @contextlib.contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
-        """Gradients are exchanged only in the last micro-batch of a step."""
+        """Context manager that synchronises gradients only in the last micro-batch of a step."""
         if self.sharded:
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         if last or self.copies is None:
@@ -91,7 +91,7 @@ class Parallel:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, every process holds all weights and may call the model as often as it likes."""
+        """Context manager in which every process has all weights and can call the model alone."""
         blocks = [m for m in self.model.modules() if isinstance(m, FSDPModule)]
         for block in blocks:
             block.set_reshard_after_forward(False, recurse=False)
@@ -105,7 +105,7 @@ class Parallel:
 
 
 def _require_compiler(device: torch.device) -> None:
-    """torch.compile writes C++ for CPUs and Triton for GPUs."""
+    """Check for the compiler of torch.compile: C++ for CPUs, Triton for GPUs."""
     if device.type == "cpu":
         named = os.environ.get("CXX")
         lacks = not any(map(shutil.which, [named] if named else ["g++", "clang++", "cl"]))
@@ -117,19 +117,19 @@ def _require_compiler(device: torch.device) -> None:
 
 
 def full_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sharded values of a state put together, the same in every process."""
+    """A state dict with sharded tensors gathered, the same in every process."""
     return {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor; it shares memory with it."""
+    """This process's shard of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def sync_batch_norms(model: nn.Module) -> None:
-    """Make batch norms take their statistics over all processes; parameters stay the same objects.
+    """Replace batch norms by synchronised ones; parameters stay the same objects.
 
-    torch's own layer on CUDA. It refuses CPUs, which get `SyncBatchNorm2d`.
+    Uses torch's SyncBatchNorm on CUDA. It does not support CPUs, where `SyncBatchNorm2d` is used.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -145,13 +145,13 @@ def sync_batch_norms(model: nn.Module) -> None:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, with one collective in each direction."""
+    """Synchronised batch norm with one collective each in the forward and backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape, normalised over the B, H, W of all processes."""
         if not self.training or not self.track_running_stats:
             return super().forward(x)
-        y, mean, var, count = _BatchNormOverAll.apply(x, self.weight, self.bias, self.eps)
+        y, mean, var, count = _SyncBatchNormFunction.apply(x, self.weight, self.bias, self.eps)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -164,12 +164,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return out
 
 
-class _BatchNormOverAll(torch.autograd.Function):
+class _SyncBatchNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wide = _wide(x)
+        wide = _at_least_fp32(x)
         var, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
         count = mean.new_tensor([wide.numel() / wide.shape[1]])
         own = torch.cat([mean, var, count])
@@ -190,7 +190,7 @@ class _BatchNormOverAll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Any:
         scaled, weight, rate, total = ctx.saved_tensors
-        wide = _wide(grad)
+        wide = _at_least_fp32(grad)
         bias_grad = wide.sum((0, 2, 3))
         weight_grad = (wide * scaled).sum((0, 2, 3))
         sums = torch.stack([bias_grad, weight_grad])
@@ -200,7 +200,7 @@ class _BatchNormOverAll(torch.autograd.Function):
         return x_grad.to(grad.dtype), weight_grad, bias_grad, None
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -210,9 +210,9 @@ def _column(values: Tensor) -> Tensor:
 
 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
-    """The gradients' norm, over all processes' parts of them; scale them down to a limit above 0.
+    """Clip gradients to the norm `limit`, if it is not 0; returns their total norm before.
 
-    Returns the norm before.
+    The norm includes the shards of all processes.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if limit:

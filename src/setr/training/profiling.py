@@ -1,8 +1,8 @@
-"""The profiler switch: a trace of some steps, and the ten costliest operations by module.
+"""Profiling of training steps: a trace, and the ten costliest operations by module.
 
-torch's profiler knows operations but, outside TorchScript, no modules. Hooks mark every module's
-forward pass in the trace; an operation of the backward pass belongs to the module whose forward
-operation made its node (both carry the same sequence number). Numbered layers count as one.
+torch's profiler does not record modules outside TorchScript. Hooks mark every module's forward pass
+in the trace; a backward operation belongs to the module whose forward operation created its
+autograd node (both have the same sequence number). Numbered layers are grouped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.autograd.profiler import record_function
 from setr.distributed import rank, say
 
 SKIPPED = 2
-"""Steps before the first one that is profiled: they warm up caches and allocators."""
+"""Warm-up steps for caches and allocators, which are not profiled."""
 SHOWN = 10
 _MODULE = "module: "
 _BACKWARD = "autograd::engine::evaluate_function"
@@ -30,13 +30,13 @@ _NO_WORK = (_MODULE, "ProfilerStep", "enumerate(DataLoader)", "Activity Buffer",
 
 
 class Profile:
-    """Used in `with` around a loop that calls `step` after every step; only rank 0 profiles.
+    """Context manager for a loop that calls `step` after every step; only rank 0 profiles.
 
     Args:
-        model: whose modules are told apart.
-        steps: how many to profile; 0 does nothing.
-        out: the trace is written here as `trace.json`.
-        remaining: steps the loop will run.
+        model: the model whose modules are distinguished.
+        steps: number of steps to profile; 0 disables it.
+        out: folder in which `trace.json` is written.
+        remaining: number of steps the loop will run.
     """
 
     def __init__(self, model: nn.Module, steps: int, out: Path, *, remaining: int) -> None:
@@ -58,7 +58,7 @@ class Profile:
             self._stop(self.done - self.first)
 
     def step(self) -> None:
-        """Count a step; start before the first profiled one, report after the last."""
+        """Count a step; start before the first profiled step, report after the last."""
         self.done += 1
         if self.profiler is not None and self.done == self.first + self.steps:
             self._stop(self.steps)
@@ -72,7 +72,7 @@ class Profile:
                     module.register_forward_pre_hook(partial(self._enter, name)),
                     module.register_forward_hook(self._leave, always_call=True),
                 ]
-        self.profiler = torch.profiler.profile()  # of every kind of device there is
+        self.profiler = torch.profiler.profile()  # all kinds of devices
         self.profiler.__enter__()
 
     def _enter(self, name: str, *_: Any) -> None:
@@ -91,7 +91,7 @@ class Profile:
         say("\n".join(report(profiler.events())))
 
     def _write(self, profiler: Any, what: str) -> None:
-        """Write the trace; a full disk, of which torch raises nothing, costs only this."""
+        """Write the trace; on a full disk, which torch does not report, only the trace is lost."""
         part, whole = self.out / ".trace.json.part", self.out / "trace.json"
         try:
             profiler.export_chrome_trace(str(part))
@@ -105,10 +105,10 @@ class Profile:
 
 
 def report(events: Iterable[Any]) -> list[str]:
-    """A line for each of the ten costliest (operation, pass, module), by their own time.
+    """A line for each of the ten costliest (operation, pass, module), by self time.
 
     Args:
-        events: `events()` of torch's profiler, with modules marked.
+        events: `events()` of torch's profiler, with marked modules.
     """
     mine = [e for e in events if e.device_type == torch.autograd.DeviceType.CPU]
     on_device = any(e.self_device_time_total for e in mine)
@@ -133,9 +133,9 @@ def report(events: Iterable[Any]) -> list[str]:
 
 
 def _forward_owners(events: list[Any]) -> dict[int, str]:
-    """Module of the operation that made each autograd node, by sequence number.
+    """Module of the operation that created each autograd node, by sequence number.
 
-    Operations that make no node carry the number of the next one, so the last to start counts.
+    Operations without a node have the number of the next one, so the last to start is used.
     """
     owners = {}
     for event in sorted(events, key=lambda e: e.time_range.start):
@@ -145,7 +145,7 @@ def _forward_owners(events: list[Any]) -> dict[int, str]:
 
 
 def _owner(event: Any, owners: dict[int, str]) -> tuple[str, str]:
-    """(pass, module) of an operation; what is recomputed has its own module around it."""
+    """(pass, module) of an operation; recomputed ones are inside their module."""
     node, marked = _ancestor(event, _BACKWARD), _ancestor(event, _MODULE)
     if node is None:
         return "forward" if marked else "-", _module(event)
@@ -155,7 +155,7 @@ def _owner(event: Any, owners: dict[int, str]) -> tuple[str, str]:
 
 
 def _module(event: Any) -> str:
-    """The innermost module around an event; else the function or optimiser it is part of."""
+    """The innermost module around an event; else the function or optimiser that it belongs to."""
     if found := _ancestor(event, _MODULE):
         return re.sub(r"\.\d+(?=\.|$)", ".*", found.name.removeprefix(_MODULE))
     named = "-"
@@ -167,7 +167,7 @@ def _module(event: Any) -> str:
 
 
 def _ancestor(event: Any, prefix: str) -> Any:
-    """The event itself or the nearest one around it whose name starts so."""
+    """The event itself or its nearest ancestor whose name starts with `prefix`."""
     while event is not None and not event.name.startswith(prefix):
         event = event.cpu_parent
     return event

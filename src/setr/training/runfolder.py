@@ -1,8 +1,8 @@
-"""The folder of a training run: who may write it, and what is in it.
+"""The folder of a training run.
 
-A model directory in Hub layout (the weights that scored best) with `config.yaml`, the logs of
-`trackers.py`, `metrics.json` and `last/`, the states to resume from. Only rank 0 writes, except
-slices of a sharded state. A disk that is full is reported and costs that save, never the run.
+A model directory in Hub layout (the best weights) with `config.yaml`, the logs of `trackers.py`,
+`metrics.json`, and `last/`, the states to resume from. Only rank 0 writes, except for the shards of
+states. A failed write, as on a full disk, causes a warning and does not end the run.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from setr.trackers import Builder, Tracker, open_trackers, require
 LAST = "last"
 _SETTINGS, _FIGURES = "config.yaml", "metrics.json"
 _MODEL = ("model.safetensors", "config.json", "README.md")
-_EXTRAS = ("trace.json", "report.html")  # of the profiler, of a demo
+_EXTRAS = ("trace.json", "report.html")  # of the profiler, of `setr demo`
 TEST_FILES = ("metrics.json", "images.csv", "report.html")
-"""What `setr eval` writes to eval-SPLIT/."""
+"""Files that `setr eval` writes to eval-SPLIT/."""
 
 
 class RunFolder:
-    """Files of one run.
+    """The files of one run.
 
     Args:
         out: the folder.
         resume: continue from its newest state.
-        overwrite: replace what it holds.
-        trackers: names of those besides the built-in ones.
-        own_trackers: what makes further ones.
+        overwrite: replace the run in it.
+        trackers: names of trackers besides the built-in ones.
+        own_trackers: builders of further trackers.
 
     Raises:
-        SetrError: it holds a run or something else, and neither is asked for; nothing to resume
-            from; another process works in it; nothing can be written; a tracker that is not
-            installed.
+        SetrError: the folder is not empty, and neither `resume` nor `overwrite` is set; there is no
+            state to resume from; another process uses the folder; it is not writable; a tracker is
+            not installed.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RunFolder:
         self.out, self.last, self.lock = out, out / LAST, Lock(out)
         self.tracker_names, self.own_trackers = trackers, own_trackers
         self.trackers = list[Tracker]()
-        again = any_of(restarted())  # by the launcher, with the command of the first start
+        again = any_of(restarted())  # by the launcher, with the original command
         if resume and overwrite:
             problem = "--resume continues a run and --overwrite replaces it: give one of the two"
             raise together(SetrError(problem, code=USAGE))
@@ -79,30 +79,30 @@ class RunFolder:
         if resume and not again and self.state is None:
             problem = f"{self.last}: no training state to resume from; start without --resume"
             raise together(SetrError(problem, code=USAGE))
-        if not self.new:  # else nothing is made before all is checked
+        if not self.new:  # a new folder is created only after all checks
             on_first(lambda: self.lock.take() if out.is_dir() else None)
 
     def open(self, config: Config) -> None:
-        """Make the folder, with what is kept of an earlier run in it."""
+        """Create the folder, or remove what a resumed or replaced run must not keep."""
         on_first(lambda: self._open(config))
 
     def _open(self, config: Config) -> None:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock.take()
-            if self.new:  # another run may have come and gone while the data were checked
+            if self.new:  # another run may have used it during the data check
                 _require_free(self.out)
             remove_parts(self.last)
             for part in self.out.glob(".*.part"):
                 part.unlink()
-            old = [_FIGURES]  # only a finished run has them, and of its own settings
+            old = [_FIGURES]  # belongs to a finished run and its settings
             if self.state is None:
                 remove_states(self.last)
                 old += [*_MODEL, *_EXTRAS]
                 self._remove_tests()
             for name in old:
                 (self.out / name).unlink(missing_ok=True)
-            # before all else, so that a folder in which anything stands is known as a run
+            # written first, so that an unfinished folder is recognised as a run
             write_bytes(self.out / _SETTINGS, config.to_yaml().encode())
             step = self.state.step if self.state else 0
             self.trackers = open_trackers(self.out, self.tracker_names, step, self.own_trackers)
@@ -110,35 +110,35 @@ class RunFolder:
             raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
 
     def holds_model(self) -> bool:
-        """Whether the best weights are here."""
+        """Whether the best model is in the folder."""
         return all((self.out / name).is_file() for name in ("config.json", "model.safetensors"))
 
     def _remove_tests(self) -> None:
-        """Remove what `setr eval` wrote here of a model that is there no longer."""
+        """Remove the results of `setr eval` for a model that has been replaced."""
         for folder in self.out.glob("eval-*/"):
             for name in TEST_FILES:
                 (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it holds something else
+            with contextlib.suppress(OSError):  # it contains other files
                 folder.rmdir()
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Hand the figures of a step to all trackers."""
+        """Pass the values of a step to all trackers."""
         for tracker in self.trackers:
             self._attempt("log line", partial(tracker.line, line))
 
     def ended(self) -> str:
-        """Why a tracker of the first process wants the training to end; empty for none."""
+        """Why a tracker of rank 0 requests the end of the training; empty if none does."""
         return on_first(lambda: next((t.ended for t in self.trackers if t.ended), ""))
 
     def picture(self, step: int, picture: np.ndarray | None) -> None:
-        """Hand a picture of predictions to all trackers; None is no picture."""
+        """Pass a picture of predictions to all trackers, unless it is None."""
         if picture is None:
             return
         for tracker in self.trackers:
             self._attempt("picture", partial(tracker.picture, step, picture))
 
     def close(self) -> None:
-        """Close the trackers, and leave the folder to others."""
+        """Close the trackers and release the folder."""
         for tracker in self.trackers:
             self._attempt("log", tracker.close)
         self.lock.release()
@@ -146,7 +146,7 @@ class RunFolder:
     def save(
         self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor], *, keep: int
     ) -> bool:
-        """Save a training state; False, with a warning, if the disk does not take it."""
+        """Save a training state; False, with a warning, if it cannot be written."""
         problem = save_state(self.last, step, values, tensors, keep=keep)
         if problem:
             say(f"warning: {self.last}: state of step {step} not saved ({problem}); the one before "
@@ -154,14 +154,14 @@ class RunFolder:
         return not problem
 
     def attempt(self, what: str, action: Callable[[], None]) -> bool:
-        """Write something on rank 0; False, with a warning, if the disk does not take it.
+        """Run `action`, which writes, on rank 0; False, with a warning, if it fails.
 
-        Called by all processes, which get the same answer.
+        Called by all processes, which get the same result.
         """
         return on_first(lambda: self._attempt(what, action))
 
     def replace_model(self, what: str, save: Callable[[], None]) -> bool:
-        """Write another model, as `attempt`; figures of tests of the one before go with it."""
+        """Save a new model, as `attempt` does, and remove test results of the previous one."""
 
         def replace() -> None:
             save()
@@ -180,27 +180,27 @@ class RunFolder:
 
 
 def _require_own(out: Path) -> None:
-    """Refuse to replace files that are no run's, though they are called like a run's.
+    """Check that --overwrite would not replace a model that does not belong to a run.
 
     Raises:
-        SetrError: there are some.
+        SetrError: there are files of such a model.
     """
     if (out / _SETTINGS).exists() or (out / LAST).exists():
         return
     theirs = [name for name in (*_MODEL, _FIGURES) if (out / name).exists()]
     if theirs:
         raise SetrError(
-            f"{out}: holds no run, but {', '.join(theirs)}, which a run would replace; choose "
-            "another --out, or move them away",
+            f"{out}: not a run folder, but holds {', '.join(theirs)}, which a run would "
+            "replace; choose another --out, or move them away",
             code=USAGE,
         )
 
 
 def _require_free(out: Path) -> None:
-    """Refuse a folder in which something stands.
+    """Check that the folder is empty or does not exist.
 
     Raises:
-        SetrError: it holds a run or other files, or cannot be read.
+        SetrError: it contains a run or other files, or cannot be read.
     """
     try:
         found = os.listdir(out)
@@ -208,7 +208,7 @@ def _require_free(out: Path) -> None:
         return
     except OSError as error:
         raise SetrError(
-            f"{out}: no run folder ({error.strerror}); choose another --out", code=USAGE
+            f"{out}: not a folder for a run ({error.strerror}); choose another --out", code=USAGE
         ) from None
     if _SETTINGS in found or LAST in found:
         raise SetrError(
@@ -216,12 +216,12 @@ def _require_free(out: Path) -> None:
             "or choose another --out",
             code=USAGE,
         )
-    # a fresh volume has lost+found
+    # a new volume contains lost+found
     other = sorted(name for name in found if name[0] != "." and name != "lost+found")
     if other:
         more = f" and {len(other) - 1} more" if other[1:] else ""
         raise SetrError(
-            f"{out}: holds no run, but {other[0]}{more}; choose another --out, move them away, or "
-            "add --overwrite to train into it nevertheless",
+            f"{out}: not a run folder, but holds {other[0]}{more}; choose another --out, move "
+            "them away, or add --overwrite to write the run into it anyway",
             code=USAGE,
         )

@@ -1,4 +1,4 @@
-"""Settings by their dotted names, and which of them make another run or another experiment."""
+"""Settings by dotted name, and which may differ within a run or within an experiment."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from setr.config import Config
 
 WEIGHTS = ("model.pretrained", "model.pretrained_resnet")
-"""Places of pretrained weights: a tag, or a file that may hold the same."""
+"""Settings that name pretrained weights, as a tag or a file."""
 PER_PROCESS = frozenset(
     {*WEIGHTS, "out", "data.root", "data.workers"}
     | {f"train.{name}" for name in ("batch", "device", "log", "samples", "profile")}
 )
-"""What may differ between the processes of a run, and between a run and its resumption: places,
-which hosts may name differently, helpers, what is shown."""
+"""Settings that may differ between the processes of a run, and when it is resumed: paths, which may
+differ between hosts, workers, and output for the user."""
 FREE = (PER_PROCESS - {*WEIGHTS}) | {
     "recipe",
     *(f"train.{name}" for name in ("precision", "accumulate", "grad_checkpointing", "compile")),
     "train.cuda_graph",
     *(f"train.{name}" for name in ("sharding", "save_every", "keep_states", "log_every", "seed")),
 }
-"""What may differ from a recipe without making it another experiment."""
+"""Settings that may differ from a recipe without making it another experiment."""
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Every setting by its dotted name, for example `train.steps`."""
+    """All settings by dotted name, for example `train.steps`."""
     return dict(_flat(dataclasses.asdict(config)))
 
 

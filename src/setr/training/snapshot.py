@@ -1,6 +1,6 @@
-"""Model, optimiser and moving average as named tensors, out of a run and back into it.
+"""Saves and restores model, optimiser and moving average as named tensors.
 
-Optimiser states go by parameter name, so they fit any number of processes and any sharding.
+Optimiser state is stored by parameter name, so it fits any number of processes and any sharding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from setr.training.optim import MovingAverage
 def snapshot(
     model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
 ) -> dict[str, Tensor]:
-    """All tensors of a run, by name; they share memory with it."""
+    """All tensors of a run by name, sharing their memory."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -32,7 +32,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
 ) -> None:
-    """Put the tensors of a state back; an average it does not have begins at its weights.
+    """Restore the tensors of a state; a moving average that it lacks starts at its weights.
 
     Raises:
         SetrError: the state is of another model.
@@ -50,7 +50,7 @@ def restore(
             saved.setdefault(parameter_name, []).append(key)
     for name, parameter in model.named_parameters():
         for key in saved.get(name, ()):
-            # moments are shaped as their parameter; a step count is one number, where it is counted
+            # moments have the parameter's shape; a step count is a scalar, on the CPU unless fused
             alike = state.shape(f"optimizer/{name}/{key}") == list(parameter.shape)
             counts = parameter.device if optimizer.defaults.get("fused") else None
             value = torch.zeros_like(parameter) if alike else torch.zeros((), device=counts)

@@ -1,4 +1,4 @@
-"""What a training step is fed: augmented images, or stored features of a frozen encoder."""
+"""Sources of training batches: augmented images, or stored features of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from setr.training.features import FeatureFiles, open_features, split_maps
 
 
 class Source(Protocol):
-    """Where batches come from, and how they enter the model."""
+    """A source of training batches."""
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of this process from a step on: inputs, and masks uint8 (B, H, W)."""
+        """This process's batches from step `start` on: inputs, and masks uint8 (B, H, W)."""
         ...
 
     def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
-        """Which samples these steps take: of a share of the batch, or of all processes."""
+        """The samples of steps start .. stop-1, of one share of each batch or of all processes."""
         ...
 
     def inputs(self, part: Tensor) -> Tensor | Features:
-        """What the model is called with, from inputs on the device."""
+        """Convert inputs, on the device, to the model's arguments."""
         ...
 
 
@@ -62,14 +62,14 @@ class _Images:
         )
 
     def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
-        """As the data set orders an epoch."""
+        """The order of the data set."""
         train = self.config.train
         return training_order(
             self.dataset, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
         )
 
     def inputs(self, part: Tensor) -> Tensor:
-        """Normalise them."""
+        """Normalise images."""
         return normalize(part, self.config.model.mean, self.config.model.std)
 
 
@@ -80,7 +80,7 @@ class _Features:
         self.config, self.stored, self.widths, self.share = config, stored, widths, share
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Maps float16 (B, C, h, w) and masks; mirrored with probability data.flip."""
+        """Feature maps float16 (B, C, h, w) and masks; mirrored with probability data.flip."""
         train, stored = self.config.train, self.stored
         for positions in self.order(start, train.steps, self.share):
             views = []
@@ -94,14 +94,14 @@ class _Features:
             )
 
     def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
-        """Any order, since stored features are read at any place."""
+        """A fully random order, since stored features allow random access."""
         train, count = self.config.train, len(self.stored.maps) // self.stored.views
         return BatchOrder(
             count, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
         )
 
     def inputs(self, part: Tensor) -> Features:
-        """One map per tap."""
+        """Split into one feature map per tap."""
         return Features(split_maps(part, self.widths), self.config.data.crop_size)
 
 
@@ -113,15 +113,15 @@ def open_source(
     pixels: np.ndarray,
     share: Share,
 ) -> Source:
-    """The source a run's settings ask for; computes features if they are not known.
+    """The source of batches for a run; computes features unless they are cached.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         dataset: the training split.
-        model: on its device, with what is frozen frozen.
+        model: on its device, with frozen parts frozen.
         dtype: of autocast; None for fp32.
-        pixels: (K,) counted pixels of the split.
-        share: the part of every batch that this process computes.
+        pixels: (K,) pixel counts of the classes in the split.
+        share: this process's share of every batch.
     """
     if config.train.cache_features == "none":
         device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Training and validation split of a run: of files that its settings name, or from Python."""
+"""Training and validation split of a run, opened by its settings or given from Python."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from setr.errors import USAGE, SetrError
 def open_splits(
     config: Config, data: tuple[Dataset, Dataset] | None
 ) -> tuple[Config, Dataset, Dataset]:
-    """Open what the settings name, or take what is given in its place.
+    """Open the splits that the settings name, unless splits are given.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         data: training and validation split, or None.
 
     Returns:
-        The settings, which name the splits that are used, and these two.
+        The settings, updated to name the splits in use, and the two splits.
 
     Raises:
-        SetrError: as `open_dataset`; or what is given are no two splits of the same classes and
-            channels, and of different names.
+        SetrError: as `open_dataset`; or `data` is not two splits with different names and the same
+            classes and channels.
     """
     if data is None:
         root, labels = config.data.root, config.data.labels
@@ -43,7 +43,7 @@ def open_splits(
     train, val = data
     if train.split == val.split:
         raise SetrError(
-            f"data: both splits are called '{val.split}'; name the second otherwise, as 'val'",
+            f"data: both splits are called '{val.split}'; give the second another name, as 'val'",
             code=USAGE,
         )
     for what, ours, theirs in (

@@ -1,8 +1,8 @@
-"""Figures of speed and memory for the log: peak memory, and MFU.
+"""Speed and memory for the log: peak memory and MFU.
 
-MFU is model FLOPs utilisation: the operations the model needs for forward and backward pass,
-without what is recomputed to save memory, over what the machine's matrix product reaches in the
-same time (Chowdhery et al. 2022, appendix B, with a measured peak in place of a data sheet's).
+MFU is model FLOPs utilisation: the FLOPs of forward and backward pass, without recomputation, over
+those that a matrix product of this machine reaches in the same time (Chowdhery et al. 2022,
+appendix B, with a measured peak instead of the data sheet's).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from setr.processes.machine import matmul_rate, peak_bytes
 
 
 class Telemetry:
-    """Measures the machine once, then turns rates into figures.
+    """Measures the machine once, and then completes the rates of a log line.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         num_classes: K.
-        device: of this process.
+        device: device of this process.
         dtype: of autocast; None for fp32.
     """
 
@@ -35,7 +35,7 @@ class Telemetry:
         self.rate = matmul_rate(device, dtype) * world()
 
     def figures(self, rates: Mapping[str, float]) -> dict[str, float]:
-        """What a log line gets: the rates, `peak_memory_gb` of this process and `mfu_percent`."""
+        """Values for a log line: the rates, `peak_memory_gb` of this process, and `mfu_percent`."""
         reached = self.flops * rates["images_per_second"]
         return {
             **rates,

@@ -1,4 +1,4 @@
-"""The settings of how a model is trained: length, batch, loss, and what is written when.
+"""The settings of the training loop: length, batch size, loss, logging and saving.
 
 Part of `Config` (see `config.py`).
 """
@@ -18,78 +18,77 @@ _STEPS = 80_000
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how much at once, and what is written."""
+    """The training loop: length, batch size, loss, logging and saving."""
 
     steps: int = None  # type: ignore[assignment]  # 80,000, or 0 beside epochs
     """Optimiser steps."""
     epochs: float = 0.0
-    """Length in passes over the training split, which the start of a run turns into steps; 0 where
-    train.steps says it."""
+    """Length in passes over the training split, converted to steps at the start of a run; 0 if
+    train.steps is given."""
     batch_size: int = 8
     """Images per step, over all processes and accumulation."""
     batch: Literal["fixed", "auto"] = "fixed"
-    """`auto` sets batch_size to the largest that fits the device's free memory, by estimate; the
-    learning rate stays as it is."""
+    """`auto` sets batch_size to the largest that is estimated to fit the device's free memory; the
+    learning rate is not changed."""
     accumulate: int = 1
-    """Parts a batch is computed in, one after the other; each process then holds batch_size /
-    accumulate / processes images in memory."""
+    """Gradient accumulation: micro-batches per step, each with batch_size / accumulate / processes
+    images in every process."""
     sharding: Sharding = "none"
-    """With several processes: `full` keeps a slice of weights, gradients and moments in each
-    (FSDP2) in place of a copy of all (DDP)."""
+    """With several processes: `none` copies the model to each (DDP), `full` shards weights,
+    gradients and optimiser state (FSDP2)."""
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, …; of several processes each takes a GPU."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, …; several processes take one GPU each."""
     precision: Precision = "auto"
-    """auto: bf16 where the hardware has it, else fp16 on GPUs and fp32 on CPUs. fp16 trains with a
-    scaled loss and leaves out steps that overflow. The loss itself is always fp32."""
+    """auto: bf16 if the hardware supports it, else fp16 on GPUs and fp32 on CPUs. fp16 scales the
+    loss and skips steps that overflow. The loss itself is always computed in fp32."""
     compile: bool = False
-    """Train through torch.compile; testing and what is saved stay the same."""
+    """Train with torch.compile; evaluation and saved files do not change."""
     cuda_graph: bool = True
-    """On one GPU, start forward and backward pass as one recorded CUDA graph: the same numbers,
-    faster where kernels are short. Left out where it does not apply (several processes or parts of
-    a batch, fp16, compile, grad_checkpointing, profile, stored features, losses other than
-    cross-entropy)."""
+    """On one GPU, run the forward and backward pass as one CUDA graph: the same numbers, faster if
+    kernels are short. Not used with several processes, accumulate, fp16, compile,
+    grad_checkpointing, profile, cache_features, or losses other than cross-entropy."""
     aux_weight: float = 0.4
-    """Factor on each auxiliary loss."""
+    """Weight of each auxiliary loss."""
     loss_norm: Literal["valid", "all"] = "valid"
-    """Divide the loss by the counted pixels, or by all pixels as the authors' code does."""
+    """Divide the loss by the number of valid pixels, or of all pixels as in the authors' code."""
     loss: LossKind = "cross_entropy"
     """Loss of the main head; dice and lovasz are added to the cross-entropy."""
     class_weights: str = "none"
-    """Weights of the classes in the loss: none; median_frequency (or auto) or sqrt_median_frequency
-    of the training split's pixels, clamped at 4; or by hand as sky=0.5,pole=4, where other classes
-    have 1 and 0 leaves a class out."""
+    """Class weights in the loss: none; median_frequency (or auto) or sqrt_median_frequency,
+    computed from the training split's pixels and limited to 4; or given as sky=0.5,pole=4, where
+    other classes have weight 1 and weight 0 ignores a class."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then what is evaluated and
-    saved; 0 for none."""
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved in
+    their place; 0 for none."""
     adjust_logits: bool = False
-    """When done, adjust the class logits for the validation split's mIoU, as `setr adjust` does;
-    its own mIoU is then no longer an unseen figure."""
+    """After training, adjust the class logits to raise the mIoU of the validation split, as `setr
+    adjust` does; that mIoU then no longer comes from unseen data."""
     grad_checkpointing: bool = False
     """Recompute encoder activations in the backward pass to save memory."""
     cache_features: Literal["none", "once", "flip"] = "none"
-    """With a frozen encoder (model.freeze -1): compute its features of every image once, keep them
-    on disk and train the heads from there; `flip` keeps mirrored images, too. Images are scaled to
-    fit data.crop_size; nothing else of the augmentation applies."""
+    """With a frozen encoder (model.freeze -1): compute the features of every image once, store them
+    on disk and train the heads on them; `flip` also stores mirrored images. Images are resized to
+    fit data.crop_size; no other augmentation is applied."""
     log: str = ""
-    """Trackers besides log.jsonl and log.csv: tensorboard, wandb, or both with a comma."""
+    """Trackers besides log.jsonl and log.csv: tensorboard, wandb or tensorboard,wandb."""
     samples: int = 4
-    """Validation images drawn with their prediction at each evaluation; 0 for none."""
+    """Validation images to show with their predictions at each evaluation; 0 for none."""
     profile: int = 0
-    """Steps to profile after the second one: a trace.json for Chrome or Perfetto, and the ten
-    costliest operations by module; 0 for none."""
+    """Number of steps to profile, after the first two: writes trace.json for Chrome or Perfetto,
+    and prints the ten costliest operations by module; 0 for none."""
     eval_every: int = 0
     """Steps between evaluations on the validation split; 0 evaluates at the end only."""
     patience: int = 0
-    """End the training when so many evaluations in a row find no better mIoU; 0 for never. The
-    learning rate decays for all of train.steps, so an early end leaves its lowest values out."""
+    """Stop after this many evaluations in a row without a better mIoU; 0 for never. The learning
+    rate decays over all of train.steps, so a run that stops early misses its lowest values."""
     save_every: int = 1000
-    """Steps between saves of the training state; it is saved with the best weights, too."""
+    """Steps between saves of the training state, which is also saved with every new best model."""
     keep_states: int = 2
-    """Training states kept; a broken one is skipped for the one before it."""
+    """Number of training states to keep; if the newest is broken, the one before it is used."""
     log_every: int = 50
-    """Steps between lines of the log."""
+    """Steps between log lines."""
     seed: int = 0
-    """Seed of weights, order and augmentation."""
+    """Seed of weights, sample order and augmentation."""
 
     def __post_init__(self) -> None:
         if self.steps is None:
@@ -98,7 +97,9 @@ class TrainConfig:
             0 <= self.epochs < math.inf, f"train.epochs {self.epochs}: give a positive number"
         )
         both = f"train.steps {self.steps} and train.epochs {self.epochs:g}"
-        check_setting(not (self.steps and self.epochs), f"{both}: choose one, the other is 0")
+        check_setting(
+            not (self.steps and self.epochs), f"{both}: give one of them, and 0 for the other"
+        )
         check_setting(
             self.steps > 0 or self.epochs > 0, f"{both}: give at least one step, or epochs"
         )
@@ -125,7 +126,7 @@ class TrainConfig:
         check_setting(self.profile >= 0, f"train.profile {self.profile}: give steps, or 0 for none")
         unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
         check_setting(
-            not unknown, f"train.log {self.log}: give tensorboard, wandb or both with a comma"
+            not unknown, f"train.log {self.log}: give tensorboard, wandb or tensorboard,wandb"
         )
         check_setting(
             self.keep_states > 0, f"train.keep_states {self.keep_states}: give at least 1"

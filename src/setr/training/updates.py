@@ -1,4 +1,4 @@
-"""One optimiser step: learning rate, gradients of all micro-batches and processes, update."""
+"""The optimiser step: learning rate, gradients of all micro-batches and processes, update."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from setr.training.sources import Source
 
 
 class Updates:
-    """The steps that move a model's weights.
+    """Performs optimiser steps.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         parallel: the model, over all processes.
-        source: what the model is called with, and which samples a step takes.
-        dataset: names of these samples, for messages.
-        optimizer: of the weights.
-        scaler: of the loss; does nothing but in fp16.
-        ema: a moving average of the weights, if there is one.
+        source: source of the batches.
+        dataset: the training split, whose file names appear in messages.
+        optimizer: optimiser of the weights.
+        scaler: scales the loss in fp16.
+        ema: moving average of the weights, if used.
         weight: class weights (K,).
         dtype: of autocast; None for fp32.
     """
@@ -57,13 +57,14 @@ class Updates:
         self.model = parallel.model
         self.device = next(self.model.parameters()).device
         self.warned = False
-        self.graphed = Graphed(self._recorded, self.model) if self._records() else None
+        self.graphed = Graphed(self._captured, self.model) if self._can_capture() else None
 
-    def _records(self) -> bool:
-        """Whether forward and backward pass can be one CUDA graph.
+    def _can_capture(self) -> bool:
+        """Whether the forward and backward pass can be captured as one CUDA graph.
 
-        Losses besides the cross-entropy choose pixels by their values, several processes exchange
-        gradients, fp16's loss scale changes, and recomputation saves the generator's state.
+        Other losses than cross-entropy select pixels by value, several processes exchange
+        gradients, fp16's loss scale changes, and gradient checkpointing saves the generator's
+        state.
         """
         train = self.config.train
         return (
@@ -81,20 +82,21 @@ class Updates:
         """Update the weights with this process's share of a batch.
 
         Args:
-            done: steps before this one.
-            images: what the source gives, (B, …).
+            done: number of steps before this one.
+            images: inputs from the source, (B, …).
             masks: training ids uint8 (B, H, W).
 
         Returns:
-            Losses and the gradients' norm of all processes, the learning rate, and the loss scale.
+            Values for the log: losses and gradient norm over all processes, and the learning rate;
+            in fp16 also the number of skipped steps.
 
         Raises:
-            SetrError: a loss or a norm that is no number, and no scaler to leave the step out.
+            SetrError: a non-finite loss or gradient norm, except in fp16, which skips the step.
         """
         config = self.config
         rate = learning_rate(config.optim, done, config.train.steps)
         set_lr(self.optimizer, config.optim, done, config.train.steps)
-        # drop path draws from (seed, step, rank): nothing random has to be saved
+        # seeded by (seed, step, rank) for drop path, so no random state has to be saved
         draw = (config.train.seed, done, distributed.rank())
         torch.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
         self.model.train()
@@ -104,7 +106,7 @@ class Updates:
         self.scaler.unscale(self.optimizer)
         norm = clip_gradients(self.model, config.optim.clip_grad)
         totals = self._totals(sums, norm, rate, done)
-        self._warn_of_nothing(totals["main"], masks, done)
+        self._warn_if_nothing_valid(totals["main"], masks, done)
         moved = self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema and moved:
@@ -112,12 +114,12 @@ class Updates:
         return {**totals, "lr": rate, **self.scaler.figures()}
 
     def _gradients(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Give the weights their gradients, one micro-batch after the other; the losses' sums."""
+        """Compute the gradients of all micro-batches; returns the sums of their losses."""
         if self.graphed:
             try:
                 return self.graphed(cast("Tensor", self.source.inputs(images)), masks)
             except RuntimeError as error:  # torch.OutOfMemoryError is one
-                say(f"warning: no CUDA graph here ({first_line(error)}); going on without")
+                say(f"warning: cannot capture a CUDA graph ({first_line(error)}); training without")
                 self.graphed = None
                 self.model.zero_grad(set_to_none=True)
         normalizer = self._normalizer(masks)
@@ -134,24 +136,24 @@ class Updates:
         return sums
 
     def release(self) -> None:
-        """Hold no more memory than weights and optimiser need, until the next step."""
+        """Free the memory of the CUDA graph until the next step."""
         if self.graphed:
             self.graphed.release()
 
     def _normalizer(self, masks: Tensor) -> Tensor:
-        """What the losses of this process's part of a batch are divided by."""
+        """The loss normalizer of this process's share of a batch."""
         if self.config.train.loss_norm == "valid":
             return count_weight(masks, self.weight)
         return torch.full((), float(masks.numel()), device=self.device)
 
-    def _recorded(self, inputs: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """What becomes a graph."""
+    def _captured(self, inputs: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """The forward and backward pass to capture."""
         return self._backward(inputs, masks, self._normalizer(masks))
 
     def _backward(
         self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor
     ) -> dict[str, Tensor]:
-        """Add the gradients of a micro-batch; its losses."""
+        """Accumulate the gradients of a micro-batch; returns its losses."""
         losses = self._losses(inputs, target, normalizer)
         self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
         return {name: value.detach() for name, value in losses.items()}
@@ -159,13 +161,15 @@ class Updates:
     def _totals(
         self, sums: dict[str, Tensor], norm: Tensor, rate: float, done: int
     ) -> dict[str, float]:
-        """The losses and the gradients' norm of all processes."""
-        # all processes have the norm: its mean tells all the same, even where one alone overflows
-        *values, length = add_up(torch.stack([*sums.values(), norm / distributed.world()])).tolist()
+        """The losses and the gradient norm over all processes."""
+        # the norm is the same everywhere; its mean makes all agree even if only one overflows
+        *values, mean_norm = add_up(
+            torch.stack([*sums.values(), norm / distributed.world()])
+        ).tolist()
         totals = dict(zip(sums, values, strict=True))
-        for name, value in (("loss", totals["loss"]), ("gradient norm", length)):
+        for name, value in (("loss", totals["loss"]), ("gradient norm", mean_norm)):
             if not (np.isfinite(value) or self.scaler.enabled):
-                other = (
+                advice = (
                     "limit gradients with --optim.clip-grad"
                     if self.dtype is None
                     else "set --train.precision fp32"
@@ -173,27 +177,27 @@ class Updates:
                 raise together(
                     SetrError(
                         f"{name} is {value} at step {done + 1} with lr {rate:.3g}; lower "
-                        f"--optim.lr, or {other}; the batch was {', '.join(self.names(done))}"
+                        f"--optim.lr, or {advice}; the batch was {', '.join(self.names(done))}"
                     )
                 )
-        if np.isfinite(length):
-            totals["gradient_norm"] = length
+        if np.isfinite(mean_norm):
+            totals["gradient_norm"] = mean_norm
         return totals
 
-    def _warn_of_nothing(self, main: float, masks: Tensor, done: int) -> None:
-        """Say once that a step teaches nothing; a loss of 0 may be of sure logits, too."""
+    def _warn_if_nothing_valid(self, main: float, masks: Tensor, done: int) -> None:
+        """Warn once of a step without valid pixels; confident logits may also give a loss of 0."""
         if self.warned or main or add_up(count_weight(masks.to(self.device), self.weight)):
             return
         self.warned = True
         say(
-            f"warning: step {done + 1} has no counted pixel, so it teaches nothing; all "
-            f"are ignored, or of weight 0, in the crops of {', '.join(self.names(done))}"
+            f"warning: step {done + 1} has no valid pixel, so nothing is learned from it; all "
+            f"are ignored or have weight 0 in the crops of {', '.join(self.names(done))}"
         )
 
     def _losses(
         self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor
     ) -> dict[str, Tensor]:
-        """The losses of a micro-batch; its logits are gone when the backward pass begins."""
+        """The losses of a micro-batch; its logits are freed before the backward pass."""
         train = self.config.train
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             output = self.parallel.call(inputs, with_aux=True)
@@ -207,6 +211,6 @@ class Updates:
         )
 
     def names(self, done: int) -> list[str]:
-        """Names of the images of a step, of all processes."""
+        """File names of the images of a step, of all processes."""
         (batch,) = self.source.order(done, done + 1)
         return [str(self.dataset.pairs[index].image) for _, index in batch]

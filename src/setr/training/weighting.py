@@ -1,8 +1,8 @@
-"""Weights of the classes in the loss, as they are written in the settings.
+"""Class weights of the loss, as written in the settings.
 
-By name of a rule, which counts pixels (`doctor.class_weights`), or by hand: `sky=0.5,pole=4`, where
-the classes that are not named have 1. An item ends at a comma after a number, so names may hold
-blanks, commas and equals signs.
+Either the name of a rule based on pixel counts (`doctor.class_weights`), or weights by class as in
+`sky=0.5,pole=4`, where classes not named have weight 1. An item ends at a comma after a number, so
+class names may contain spaces, commas and equals signs.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from setr.errors import USAGE, SetrError, check_setting
 
 KINDS = ("none", "auto", "median_frequency", "sqrt_median_frequency")
-"""What may stand in place of weights by hand; all but `none` count pixels."""
+"""Names of rules; all but `none` use pixel counts."""
 _SETTING = "train.class_weights"
 _SHOWN = 30
 
 
 def named_weights(text: str) -> dict[str, float]:
-    """The weights written by hand, by class; empty where one of `KINDS` is written.
+    """The given weights, by class; empty if the text is one of `KINDS`.
 
     Raises:
-        SetrError: neither of both, a class that is named twice, or a weight below 0 or not finite.
+        SetrError: neither form, a class named twice, or a weight that is negative or not finite.
     """
     if text in KINDS:
         return {}
@@ -36,7 +36,7 @@ def named_weights(text: str) -> dict[str, float]:
             weight = float(value) if equals else math.nan
         except ValueError:
             equals = ""
-        if not equals:  # the name goes on after this comma
+        if not equals:  # the comma is part of a name
             continue
         name = name.strip()
         check_setting(bool(name), f"{_SETTING} {item}: {_form(item)}")
@@ -54,17 +54,19 @@ def _form(text: str) -> str:
 
 
 def by_class(weights: Mapping[str, float], classes: Sequence[str]) -> list[float]:
-    """The weights of all classes, in their order; 1 where none is given.
+    """The weights of all classes, in order; 1 for classes not named.
 
     Raises:
-        SetrError: a name that is no class (the nearest is named), or no class that counts.
+        SetrError: an unknown class (suggests the nearest), or only zero weights.
     """
     for name in weights:
         if name not in classes:
-            raise SetrError(f"{_SETTING}: '{name}' is no class; {_nearest(name, classes)}",
+            raise SetrError(f"{_SETTING}: '{name}' is not a class; {_nearest(name, classes)}",
                             code=USAGE)  # fmt: skip
     found = [weights.get(name, 1.0) for name in classes]
-    check_setting(any(found), f"{_SETTING}: every class has 0; give one of them more")
+    check_setting(
+        any(found), f"{_SETTING}: all classes have weight 0; give at least one a larger weight"
+    )
     return found
 
 
@@ -79,7 +81,7 @@ def _nearest(name: str, classes: Sequence[str]) -> str:
 
 
 def described(weights: Sequence[float], classes: Sequence[str]) -> str:
-    """The weights in one line: `sky 0.5, pole 4; others 1`."""
+    """The weights as text: `sky 0.5, pole 4; others 1`."""
     shown = [f"{name} {w:.3g}" for name, w in zip(classes, weights, strict=True) if w != 1]
     others = "; others 1" if len(shown) < len(classes) else ""
     return _listed(shown) + others if shown else "all 1"
