@@ -175,6 +175,25 @@ def test_windows_run_in_batches() -> None:
     assert sizes == [8, 8]
 
 
+def test_batches_that_run_out_of_memory_are_halved() -> None:
+    sizes = []
+
+    def small(images: Tensor) -> Tensor:
+        sizes.append(images.shape[0])
+        if images.shape[0] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pointwise(images)
+
+    images, limit = random_images(64, 64, batch=2), 5
+    protocol = Protocol(window=(16, 16), stride=(16, 16))
+    scores = predict_scores(small, images, protocol, batch_windows=32)
+    assert sizes == [32, 16, 8, *[4] * 8]
+    torch.testing.assert_close(scores, predict_scores(pointwise, images, protocol))
+    limit = 1
+    with pytest.raises(torch.OutOfMemoryError):  # not even one window of both images fits
+        predict_scores(small, images, protocol, batch_windows=32)
+
+
 def test_scores_above_the_block_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tall image holds about two rows of windows, however tall it is."""
     monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)

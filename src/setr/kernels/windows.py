@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr.kernels.row_blocks import source_rows
+from setr.processes.faults import is_out_of_memory
 from setr.protocols import Protocol
 
 MAX_PHASES = 8
@@ -156,20 +157,32 @@ class View:
     def _compute(self) -> None:
         """Run the next row of windows, or as many rows as fit into a batch."""
         B = self.num_images
-        per_call = max(1, self.batch // B)
-        num = max(1, per_call // len(self.lefts))
+        num = max(1, self.batch // B // len(self.lefts))
         tops = self.tops[self.num_rows : self.num_rows + num]
         self.num_rows += len(tops)
         places = [(top, left) for top in tops for left in self.lefts]
-        for start in range(0, len(places), per_call):
-            chunk = places[start : start + per_call]
-            crops = [self._crop(top, left) for top, left in chunk]
-            batch = crops[0] if len(crops) == 1 else torch.cat(crops)
-            logits, size = _coarse_logits(self.model, batch)
-            for (top, left), part in zip(chunk, logits.split(B), strict=True):
-                self.active.append(Window(top, left, part, size, self.window))
+        while places:
+            batch = places[: max(1, self.batch // B)]
+            if self._run(batch):
+                places = places[len(batch) :]
+            else:
+                self.batch = len(batch) // 2 * B
         if self.num_rows == len(self.tops):
             self.images = None
+
+    def _run(self, places: list[tuple[int, int]]) -> bool:
+        """Run one batch of windows; False if memory runs out that half of them may not need."""
+        crops = [self._crop(top, left) for top, left in places]
+        batch = crops[0] if len(crops) == 1 else torch.cat(crops)
+        try:
+            logits, size = _coarse_logits(self.model, batch)
+        except RuntimeError as error:
+            if len(places) == 1 or not is_out_of_memory(error):
+                raise
+            return False
+        for (top, left), part in zip(places, logits.split(self.num_images), strict=True):
+            self.active.append(Window(top, left, part, size, self.window))
+        return True
 
     def _crop(self, top: int, left: int) -> Tensor:
         """The pixels of a window; for a flipped view, those at the mirrored position, flipped."""
