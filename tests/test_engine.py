@@ -466,7 +466,7 @@ def test_bad_data_is_found_before_the_first_step(tmp_path):
         ({"name": "setr_pup_bse"}, "model 'setr_pup_bse' is unknown; nearest: setr_pup_base"),
         ({"encoder": "vit_smal_patch16_224"}, "'vit_smal_patch16_224' is not a timm model"),
         ({"freeze": 99}, "freeze 99: this encoder has 6 blocks"),
-        ({"pretrained": "lvd14m", "encoder": "vit_small_patch14_dinov2"}, "there are lvd142m"),
+        ({"pretrained": "lvd14m", "encoder": "vit_small_patch14_dinov2"}, "timm has lvd142m"),
         ({"pretrained": "nowhere.pth"}, r"nowhere\.pth: no such weight file"),
         ({"pretrained_resnet": "gluon_in1k"}, "has no ResNet in front"),
     ],
@@ -488,7 +488,10 @@ def test_weights_that_do_not_fit_are_refused_before_data_are_checked(config, lor
     path = Path(config.out, "wide.safetensors")
     save_file(wide, path)
     monkeypatch.setattr(engine, "checked_pixels", lambda *_: pytest.fail("weights come first"))
-    for source, message in ((path, rf"{name} is \(7, 7\), the model's is"), (__file__, "settings")):
+    for source, message in (
+        (path, rf"{name} is \(7, 7\), the model's is"),
+        (__file__, "a configuration file"),
+    ):
         model = dataclasses.replace(config.model, pretrained=str(source), lora_rank=lora)
         with pytest.raises(SetrError, match=message) as caught:
             train(dataclasses.replace(config, model=model, out=f"{config.out}-next"))

@@ -81,9 +81,9 @@ def test_activations_equal_what_autograd_keeps(monkeypatch):
         save(kept if isinstance(kept, torch.Tensor) else kept.input)
         return kept
 
-    pack = recompute._Kept.pack
-    monkeypatch.setattr(recompute._Kept, "pack", keep)
-    monkeypatch.setattr(recompute, "_others_decide", lambda: False)
+    pack = recompute._SavedTensors.pack
+    monkeypatch.setattr(recompute._SavedTensors, "pack", keep)
+    monkeypatch.setattr(recompute, "_other_hooks_active", lambda: False)
     images = torch.randn(2, 3, 64, 64)
     with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
         output = model(images, with_aux=True)

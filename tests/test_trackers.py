@@ -166,7 +166,7 @@ def test_a_missing_extra_is_named_before_anything_starts(config, monkeypatch):
 
 def test_names_of_trackers_are_checked():
     assert TrainConfig(log="tensorboard, wandb").trackers == ("tensorboard", "wandb")
-    with pytest.raises(SetrError, match="give tensorboard, wandb or both"):
+    with pytest.raises(SetrError, match="give tensorboard, wandb or tensorboard,wandb"):
         TrainConfig(log="mlflow")
 
 
