@@ -1,7 +1,8 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`: Segmenter's authors'
-repository, our own `setr`) and DINOv2's linear heads (`linear`) get our full names; encoders
+repository, `dpt`: DPT's authors' repository, `dpt-transformers`, our own `setr`) and DINOv2's
+linear heads (`linear`) get our full names; encoders
 (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's names without a prefix.
 """
 
@@ -11,6 +12,7 @@ import re
 from collections.abc import Callable
 
 from setr.errors import SetrError
+from setr.weight_files.dpt_layouts import authors_dpt, transformers_dpt
 from setr.weight_files.encoder_layouts import dinov3, google, huggingface, resnet, timm
 from setr.weight_files.naming import Tensors, Translation
 from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
@@ -34,9 +36,9 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
                 ) from None
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
-        "supported are models of this toolkit, SETR and Segmenter models of their authors and of "
-        "mmsegmentation, linear heads of DINOv2, and encoders from Google, timm, DeiT, DINOv3, "
-        "Hugging Face ViT/DINOv2 and torchvision ResNets"
+        "supported are models of this toolkit, SETR, Segmenter and DPT models of their authors and "
+        "of mmsegmentation, DPT of transformers, linear heads of DINOv2, and encoders from Google, "
+        "timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and torchvision ResNets"
     )
 
 
@@ -55,6 +57,8 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"backbone\.layers\.\d+\.attn\.attn\.", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
     (r"decoder\.cls_emb$", segmenter),
+    (r"head\.head\.1\.running_mean$", transformers_dpt),  # depth models have no batch norm here
+    (r"scratch\.output_conv\.1\.running_mean$", authors_dpt),
     (r"decode_head\.bn\.", linear),
     (r"(.*/)?Transformer/encoderblock_0/", google),
     (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),
