@@ -45,8 +45,8 @@ class ModelConfig:
     taps: tuple[int, ...] | None = None
     """Encoder blocks whose outputs the heads use, counted from 1; the paper's by default."""
     align_corners: bool = True
-    """align_corners of MLA's and DPT's upsampling, as in the authors' code. Turned off, predictions of crops
-    and of whole images line up."""
+    """align_corners of MLA's and DPT's upsampling, as in the authors' code. Turned off, predictions
+    of crops and of whole images line up."""
     patch_stride: int | None = None
     """Stride of the patch embedding in pixels; below the patch size, patches overlap."""
     drop_path: float = 0.0

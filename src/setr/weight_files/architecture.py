@@ -198,7 +198,7 @@ def _dialect_arguments(found: Translation, decoder: str, num_aux: int) -> dict[s
     t, port = found.tensors, found.dialect == "mmseg"
     if decoder in ("segmenter", "linear"):
         return {
-            "pos_interp": "bicubic" if port else "bilinear",
+            "pos_interp": "bicubic_plain" if port else "bilinear",
             "prefix_tokens": "keep",
             "decoder_args": {} if decoder == "linear" else _mask_transformer(t, port),
             "aux_args": {},

@@ -29,6 +29,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         if any(re.match(marker, name) for name in tensors):
             try:
                 return convert(tensors)
+            except SetrError as error:
+                raise SetrError(f"{source}: {error}") from None
             except (KeyError, IndexError, RuntimeError) as error:
                 raise SetrError(
                     f"{source}: incomplete or damaged; tensors contradict its layout "

@@ -6,7 +6,6 @@ mmsegmentation 1.2.2 (configs/dpt).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

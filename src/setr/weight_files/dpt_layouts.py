@@ -110,8 +110,8 @@ def _split(tensors: Tensors, prefix: str) -> tuple[Tensors, Tensors]:
     encoder = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
     if any(".backbone." in f".{name}" for name in encoder):
         raise SetrError(
-            "DPT-Hybrid: has a ResNet in front of the transformer, which is not supported; use a "
-            "DPT on a plain ViT, such as dpt-large-ade"
+            "DPT-Hybrid, with a ResNet in front of the transformer, is not supported; give a DPT "
+            "on a plain ViT, such as dpt-large-ade"
         )
     return encoder, {n: v for n, v in tensors.items() if not n.startswith(prefix)}
 

@@ -136,8 +136,10 @@ def convert_foreign(
             f"{source}: its tensors do not describe a known model ({error!r:.100}); the file is "
             "incomplete or of another network"
         ) from None
-    dpt = None if is_head or arguments["decoder"] != "dpt" else dpt_settings(
-        found, meta, model.num_classes
+    dpt = (
+        None
+        if is_head or arguments["decoder"] != "dpt"
+        else dpt_settings(found, meta, model.num_classes)
     )
     if labels is None and found.dialect == "segmenter":
         labels = segmenter_labels(model.num_classes)
