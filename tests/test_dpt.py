@@ -261,8 +261,10 @@ PORT = [
         f"conv{LAYERS[m[3]]}.{('conv', 'bn')[int(m[4])]}",
     ),
 ]  # fmt: skip
-HEADS = [(r"^decoder\.conv\.", r"MAIN."), (r"^decoder\.classifier", r"MAIN.4"),
-         (r"^aux_heads\.0\.convs\.0\.", r"AUX."), (r"^aux_heads\.0\.classifier", r"AUX.4")]  # fmt: skip
+HEADS = [
+    (r"^decoder\.conv\.", "MAIN."), (r"^decoder\.classifier", "MAIN.4"),
+    (r"^aux_heads\.0\.convs\.0\.", "AUX."), (r"^aux_heads\.0\.classifier", "AUX.4"),
+]  # fmt: skip
 TRANSFORMERS = [
     (r"^encoder\.vit\.pos_embed", "dpt.embeddings.position_embeddings"),
     (r"^encoder\.vit\.cls_token", "dpt.embeddings.cls_token"),
