@@ -418,6 +418,29 @@ def test_a_folder_of_transformers(tmp_path, name, capsys):
             torch.testing.assert_close(again(images), found(images))
 
 
+def test_a_repository_of_transformers_is_downloaded(tmp_path, monkeypatch):
+    """Its older file only where there is no safetensors file."""
+    state = split_attention(renamed(own(pos_interp="bilinear"), TRANSFORMERS))
+    folder = write_folder(tmp_path / "dpt", state, CONFIG, "pytorch_model.bin")
+    (folder / "pytorch_model.bin").unlink()
+    asked: list[str] = []
+
+    def fetch(source: str, files: tuple[str, ...], **rest: object) -> Path:
+        assert source == "owner/dpt@v1"
+        asked.extend(files)
+        if files[-1] == "pytorch_model.bin":
+            torch.save(state, folder / files[-1])
+        return folder
+
+    monkeypatch.setattr("setr.hub.fetch", fetch)
+    predictor = setr.load("owner/dpt", revision="v1", device="cpu")
+    assert predictor.info.labels.classes[0] == "thing 0"
+    assert asked[-1] == "pytorch_model.bin"
+    assert main(["convert", "owner/dpt@v1", "-o", str(tmp_path / "model")]) == OK
+    with pytest.raises(SetrError, match=r"format is not 'setr-1'; setr\.load and"):
+        setr.from_pretrained(folder)
+
+
 def test_a_file_alone_has_the_values_of_its_code(tmp_path):
     """Names of classes that only count are none; 150 classes are ADE20K's."""
     model = own(num_classes=150)

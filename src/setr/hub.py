@@ -123,9 +123,13 @@ def model_folder(source: str | Path) -> Path:
     if Path(source).is_dir():
         return Path(source)
     require_named(source)
-    found = fetch(str(source), (*FILES, _OTHERS[0]), is_complete=_holds_model)
-    if not _holds_model(found) and is_transformers(found):
-        found = fetch(str(source), _OTHERS, is_complete=lambda f: (f / _OTHERS[1]).is_file())
+    found = fetch(
+        str(source),
+        (*FILES, _OTHERS[0]),
+        is_complete=lambda f: _holds_model(f) or _holds_older_model(f),
+    )
+    if is_transformers(found) and not (_holds_model(found) or _holds_older_model(found)):
+        found = fetch(str(source), _OTHERS, is_complete=_holds_older_model)
     return found
 
 
@@ -174,6 +178,10 @@ def _holds_model(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
+def _holds_older_model(folder: Path) -> bool:
+    return is_transformers(folder) and (folder / _OTHERS[1]).is_file()
+
+
 def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -182,7 +190,9 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise SetrError(f"{config}: format is not '{FORMAT}'")
+            theirs = isinstance(values, dict) and "model_type" in values
+            hint = "; setr.load and `setr convert` open models of transformers" if theirs else ""
+            raise SetrError(f"{config}: format is not '{FORMAT}'{hint}")
         arguments = {k: as_tuple(v) for k, v in values["model"].items()}
         info = read_info(values, str(config))
     except FileNotFoundError:
