@@ -255,12 +255,13 @@ def turned(model: SETR) -> SETR:
         lambda: create_model(
             "segmenter_tiny", num_classes=K, img_size=64, encoder_args=SMALL, channels=64
         ),
+        lambda: create_model("eomt_tiny", num_classes=K, img_size=64, encoder_args=SMALL),
         lambda: create_model(
             "hybrid_base", num_classes=K, img_size=64, resnet="resnet18", taps=(1, 2), aux=False,
             channels=16, encoder_args=SMALL,
         ),
     ],
-    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "segmenter", "hybrid"],
+    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "segmenter", "eomt", "hybrid"],
 )  # fmt: skip
 def test_graphs_of_other_models_equal_them_at_any_size(build):
     torch.manual_seed(0)

@@ -104,12 +104,15 @@ ORDER = (
         "decoders",
         "layers.linear",
         "layers.mask_transformer",
+        "query_encoder",
+        "layers.mask_classifier",
         "baselines",
         "catalog",
         "weight_files.tensorfiles",
         "weight_files.naming",
         "weight_files.setr_layouts",
         "weight_files.encoder_layouts",
+        "weight_files.eomt",
         "weight_files.dialects",
     ),
     *(
@@ -121,6 +124,7 @@ ORDER = (
         "kernels.row_blocks",
         "kernels.region_losses",
         "kernels.triton_loss",
+        "mask_loss",
         "losses",
     ),
     *(

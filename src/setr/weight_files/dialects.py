@@ -1,8 +1,8 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
-Whole models (`official`: the authors' repository, `mmseg`, `segmenter`: Segmenter's authors'
-repository, our own `setr`) and DINOv2's linear heads (`linear`) get our full names; encoders
-(`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's names without a prefix.
+Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `eomt`, our own `setr`) and
+DINOv2's linear heads (`linear`) get our full names; encoders (`google`, `timm`, `deit`, `dinov3`,
+`huggingface`, `resnet`) get timm's names without a prefix.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from setr.errors import SetrError
 from setr.weight_files.encoder_layouts import dinov3, google, huggingface, resnet, timm
+from setr.weight_files.eomt import eomt, eomt_huggingface
 from setr.weight_files.naming import Tensors, Translation
 from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
 
@@ -35,8 +36,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are models of this toolkit, SETR and Segmenter models of their authors and of "
-        "mmsegmentation, linear heads of DINOv2, and encoders from Google, timm, DeiT, DINOv3, "
-        "Hugging Face ViT/DINOv2 and torchvision ResNets"
+        "mmsegmentation, EoMT of its authors and transformers, linear heads of DINOv2, and "
+        "encoders from Google, timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and torchvision ResNets"
     )
 
 
@@ -52,6 +53,8 @@ def _own(tensors: Tensors) -> Translation:
 
 _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"encoder\.(vit|net)\.", _own),
+    (r"(network\.)?encoder\.backbone\.", eomt),
+    (r"upscale_block\.", eomt_huggingface),
     (r"backbone\.layers\.\d+\.attn\.attn\.", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
     (r"decoder\.cls_emb$", segmenter),

@@ -1,4 +1,4 @@
-"""Build a model from a foreign checkpoint: a whole SETR or Segmenter model, or a linear head.
+"""Build a model from a foreign checkpoint: a whole SETR, Segmenter or EoMT model, or a linear head.
 
 The models of the authors and of mmsegmentation differ in details. The converter sets the options
 that reproduce each (see the table in docs/parity.md).
@@ -24,6 +24,7 @@ from setr.weight_files.dialects import translate
 from setr.weight_files.linear_head import join_head, published_test
 from setr.weight_files.naming import WHOLE, Translation
 from setr.weight_files.segmenter import (
+    eomt_test,
     segmenter_labels,
     segmenter_normalisation,
     segmenter_test,
@@ -42,7 +43,7 @@ _RENAMED_CLASSES = {"television receiver": "television"}
 
 
 def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
-    """Load a checkpoint of SETR's or Segmenter's authors or of mmsegmentation, or a linear head.
+    """Load a whole model of other code (see docs/parity.md), or a linear head.
 
     Args:
         path: a .pth or .safetensors file.
@@ -127,7 +128,7 @@ def convert_foreign(
             f"{source}: its tensors do not describe a known model ({error!r:.100}); the file is "
             "incomplete or of another network"
         ) from None
-    if labels is None and found.dialect == "segmenter":
+    if labels is None and found.dialect in ("segmenter", "eomt"):
         labels = segmenter_labels(model.num_classes)
     labels = labels or _stored_labels(file.meta, model.num_classes, source)
     if len(labels.classes) != model.num_classes:
@@ -146,6 +147,8 @@ def convert_foreign(
         if arguments["decoder"] in ("segmenter", "linear"):
             protocol = segmenter_test(crop, labels, port=port)
             mean, std = segmenter_normalisation(found.tensors, labels)
+        elif arguments["decoder"] == "eomt":
+            protocol = eomt_test(crop)
         else:
             protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
     info = ModelInfo(
@@ -162,7 +165,7 @@ def convert_foreign(
 
 def _kind(model: SETR) -> str:
     decoder: str = model.arguments["decoder"]
-    other = {"linear": "linear probe", "segmenter": "Segmenter"}
+    other = {"linear": "linear probe", "segmenter": "Segmenter", "eomt": "EoMT"}
     return other.get(decoder, f"SETR-{decoder.upper()}")
 
 
