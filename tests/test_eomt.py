@@ -256,6 +256,29 @@ def test_more_classes_than_queries():
     assert torch.isfinite(loss)
 
 
+def test_it_learns_four_pictures_by_heart():
+    torch.manual_seed(0)
+    model, steps = tiny(init_values=1.0).train(), 30
+    target = torch.zeros(4, 64, 64, dtype=torch.uint8)
+    for image in range(4):
+        target[image, :, 16 * image :] = 1
+        target[image, 40:] = 2
+        target[image, 10:20, 10:30] = 3
+    colours = torch.randn(K, 3)[target.long()].permute(0, 3, 1, 2)
+    images = colours + 0.1 * torch.randn(4, 3, 64, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        model.set_progress(step / steps)
+        losses = setr.segmentation_loss(model(images, with_aux=True), target)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    with torch.inference_mode():
+        right = model.eval()(images).argmax(1) == target
+    assert right.float().mean() > 0.97
+
+
 def test_another_loss_and_wrong_targets_are_refused():
     target = quarters()
     output = MaskOutput([stage(target, [0, 1])], (32, 32))
