@@ -255,6 +255,7 @@ def turned(model: SETR) -> SETR:
         lambda: create_model(
             "segmenter_tiny", num_classes=K, img_size=64, encoder_args=SMALL, channels=64
         ),
+        lambda: create_model("eomt_tiny", num_classes=K, img_size=64, encoder_args=SMALL),
         lambda: create_model(
             "dpt_tiny", num_classes=K, img_size=112, encoder_args=SMALL, channels=16,
             pos_interp="bicubic_plain",
@@ -264,7 +265,7 @@ def turned(model: SETR) -> SETR:
             channels=16, encoder_args=SMALL,
         ),
     ],
-    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "segmenter", "dpt", "hybrid"],
+    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "segmenter", "eomt", "dpt", "hybrid"],
 )  # fmt: skip
 def test_graphs_of_other_models_equal_them_at_any_size(build):
     torch.manual_seed(0)

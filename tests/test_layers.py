@@ -106,6 +106,8 @@ ORDER = (
         "layers.linear",
         "layers.mask_transformer",
         "layers.dpt",
+        "query_encoder",
+        "layers.mask_classifier",
         "baselines",
         "catalog",
         "weight_files.tensorfiles",
@@ -113,6 +115,7 @@ ORDER = (
         "weight_files.encoder_layouts",
         "weight_files.dpt_layouts",
         "weight_files.setr_layouts",
+        "weight_files.eomt",
         "weight_files.dialects",
     ),
     *(
@@ -124,6 +127,7 @@ ORDER = (
         "kernels.row_blocks",
         "kernels.region_losses",
         "kernels.triton_loss",
+        "mask_loss",
         "losses",
     ),
     *(

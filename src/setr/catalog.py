@@ -1,9 +1,9 @@
 """The named models: the paper's models and baselines as keyword arguments of `SETR`.
 
 A name gives decoder and size, such as `setr_pup_base`; `segmenter_base` has Segmenter's decoder,
-`dpt_base` DPT's, and `linear_base` is a linear probe for comparison. Any timm ViT can replace the
-encoder of a named model. The paper's models have heads of 256 channels, and auxiliary heads at
-fixed blocks.
+`dpt_base` DPT's, `eomt_base` is EoMT, and `linear_base` is a linear probe for comparison. Any timm
+ViT can replace the encoder of a named model. The paper's models have heads of 256 channels, and
+auxiliary heads at fixed blocks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any, Literal, NamedTuple
 from setr.encoder import encoder_depth, has_class_token
 from setr.errors import USAGE, SetrError
 
-DecoderName = Literal["naive", "pup", "mla", "segmenter", "dpt", "linear", "fcn", "semantic_fpn"]
-_LAST_BLOCK: tuple[DecoderName, ...] = ("segmenter", "linear")
+DecoderName = Literal[
+    "naive", "pup", "mla", "segmenter", "eomt", "dpt", "linear", "fcn", "semantic_fpn"
+]
+_LAST_BLOCK: tuple[DecoderName, ...] = ("segmenter", "eomt", "linear")
 """Decoders that read only the last block by default and have no auxiliary heads."""
 
 
@@ -43,6 +45,8 @@ _SIZES = {
     "base": _Size("vit_base_patch16_384", 12, {}),
     "large": _Size("vit_large_patch16_384", 24, {}),
 }
+_EOMT_ENCODERS = {size: f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "large")}
+"""EoMT's encoders, which get patches of 16 pixels."""
 _TRANSFORMERS: dict[str, tuple[DecoderName, str, dict[str, Any]]] = {
     f"setr_{decoder}_{size}": (decoder, size, {})
     for decoder in ("naive", "pup", "mla")
@@ -71,13 +75,18 @@ _BASELINES: dict[str, dict[str, Any]] = {
 }
 
 
+def query_blocks(depth: int) -> int:
+    """Number of blocks that process EoMT's queries: its authors' for ViT-S, B, L and g."""
+    return {12: 3, 24: 4, 40: 5}.get(depth, max(1, depth // 4))
+
+
 def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Blocks read by the heads: (taps, aux_taps), counted from 1.
 
     Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (auxiliary
     heads of Naive at 3, 6, 9, of PUP at 5, 8, 10, 12; MLA and DPT 3, 6, 9, 12). For other depths,
-    taps are evenly spaced. Segmenter and the linear probe read the last block and have no auxiliary
-    heads.
+    taps are evenly spaced. Segmenter, EoMT and the linear probe read the last block and have no
+    auxiliary heads.
     """
     if decoder in _LAST_BLOCK:
         return (depth,), ()
@@ -176,10 +185,10 @@ def _transformer_settings(
     size = _SIZES[size_name]
     depth = (encoder_args or {}).get("depth") or (encoder_depth(encoder) if encoder else size.depth)
     taps, aux_taps = default_taps(decoder, depth)
-    if decoder == "linear" and channels:
-        raise SetrError(
-            f"channels {channels}: {name} has no convolutions; leave it out", code=USAGE
-        )
+    if decoder in ("linear", "eomt") and channels:
+        raise SetrError(f"channels {channels}: {name} has a fixed width; leave it out", code=USAGE)
+    if decoder == "eomt":
+        return _eomt_settings(size_name, encoder, depth, taps)
     width = channels or size.channels
     heads: dict[str, Any] = {"decoder_args": {"channels": width}, "aux_args": {"channels": width}}
     if decoder == "mla":
@@ -202,4 +211,21 @@ def _transformer_settings(
         "encoder_args": own_args,
         **heads,
         **extra,
+    }
+
+
+def _eomt_settings(
+    size_name: str, encoder: str | None, depth: int, taps: tuple[int, ...]
+) -> dict[str, Any]:
+    """Keyword arguments of `SETR` for EoMT."""
+    size = _SIZES[size_name]
+    own = _EOMT_ENCODERS.get(size_name)
+    args: dict[str, Any] = {"patch_size": 16} if own else dict(size.args)
+    return {
+        "encoder": own or size.encoder,
+        "decoder": "eomt",
+        "taps": taps,
+        "aux_taps": (),
+        "encoder_args": {**({} if encoder else args), "query_blocks": query_blocks(depth)},
+        "decoder_args": {},
     }

@@ -51,6 +51,7 @@ class Encoder(Backbone):
             With a smaller stride patches overlap: a finer map from the same weights (Amir et al.
             2021, section 3.1). The cost of attention grows with the fourth power of 1 / stride.
         norm_eps: epsilon of the blocks' layer norms; None keeps the model's own, usually 1e-6.
+        prune_norm: remove the final norm; False only for encoders that apply it.
         timm_args: further keyword arguments of `timm.create_model`, for example `depth`,
             `drop_path_rate` or `in_chans` (number of image channels, 3 by default).
 
@@ -73,6 +74,7 @@ class Encoder(Backbone):
         patch_stride: int | None = None,
         norm_eps: float | None = None,
         readout: Readout = "ignore",
+        prune_norm: bool = True,
         **timm_args: Any,
     ) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ class Encoder(Backbone):
             )
         self.taps = tuple(taps)
         self.vit.prune_intermediate_layers(
-            [tap - 1 for tap in taps], prune_norm=True, prune_head=True
+            [tap - 1 for tap in taps], prune_norm=prune_norm, prune_head=True
         )
         for block in self.vit.blocks:
             speed_up(block)
@@ -138,10 +140,9 @@ class Encoder(Backbone):
         The maps are views of the blocks' tokens, in channels-last layout; with a readout, copies.
         For the readout `concat` they have 2C channels, the class token's last.
         """
-        B, _, H, W = images.shape
-        p = self.patch_size
+        padded, (h, w) = self._padded(images)
         tokens: list[Any] = self.vit.forward_intermediates(
-            F.pad(images, (0, -W % p, 0, -H % p)) if H % p or W % p else images,
+            padded,
             indices=[tap - 1 for tap in self.taps],
             intermediates_only=True,
             output_fmt="NLC",
@@ -149,8 +150,26 @@ class Encoder(Backbone):
         )
         if self.readout != "ignore":
             tokens = [read_out(patches, prefix[:, :1], self.readout) for patches, prefix in tokens]
-        h, w = -(-H // p), -(-W // p)
-        return [t.reshape(B, h, w, -1).permute(0, 3, 1, 2) for t in tokens]
+        return [t.reshape(images.shape[0], h, w, -1).permute(0, 3, 1, 2) for t in tokens]
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """What the first block receives.
+
+        Returns:
+            Tokens (B, N, C), prefix tokens first; the rotary embedding, if the ViT has one; and the
+            patch grid (h, w).
+        """
+        padded, grid = self._padded(images)
+        embedded = self.vit._pos_embed(self.vit.patch_embed(padded))
+        tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+        return self.vit.norm_pre(tokens), rope, grid
+
+    def _padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images padded to whole patches, and the patch grid (h, w)."""
+        H, W = images.shape[-2:]
+        p = self.patch_size
+        padded = F.pad(images, (0, -W % p, 0, -H % p)) if H % p or W % p else images
+        return padded, (-(-H // p), -(-W // p))
 
     def _pos_embed(self, patches: Tensor) -> Tensor:
         """Replacement for timm's method with `pos_interp` and `prefix_tokens`.

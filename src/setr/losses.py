@@ -26,7 +26,9 @@ from setr.kernels.region_losses import (
 )
 from setr.kernels.row_blocks import Block, upsample_sum, with_gradient
 from setr.labels import IGNORE
+from setr.layers.mask_classifier import MaskOutput
 from setr.layers.upsampled_convolution import upsample
+from setr.mask_loss import mask_classification_loss
 from setr.model import Output
 
 TINY = 1e-30
@@ -133,7 +135,7 @@ def count_weight(target: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def segmentation_loss(
-    output: Output | Tensor,
+    output: Output | MaskOutput | Tensor,
     target: Tensor,
     *,
     normalizer: Tensor | None = None,
@@ -145,7 +147,8 @@ def segmentation_loss(
 
     Args:
         output: logits of the heads before resizing, from `model(images, with_aux=True)`; or logits
-            (B, K, h, w) of any model, which are resized to the target.
+            (B, K, h, w) of any model, which are resized to the target. EoMT's `MaskOutput` has its
+            own loss, `mask_classification_loss`, without `aux_weight` and `kind`.
         target: (B, H, W) training ids 0 .. K - 1 in any integer type; 255 is ignored. With an
             `Output`, H and W are the images'.
         normalizer: divisor of the sums: `count_weight` over the whole step for a mean over valid
@@ -165,9 +168,16 @@ def segmentation_loss(
     """
     if kind not in get_args(LossKind):
         raise SetrError(f"kind {kind!r}: give {', '.join(get_args(LossKind))}", code=USAGE)
+    if isinstance(output, MaskOutput):
+        if kind != "cross_entropy":
+            raise SetrError(f"kind {kind!r}: EoMT has a loss of its own; leave it out", code=USAGE)
+        # (B, K, Q): "no object" is not a class of the target
+        of_classes = output.stages[-1].classes[..., :-1].transpose(1, 2)
+        _require_shapes(of_classes, output.size, target, weight)
+        return mask_classification_loss(output, target, normalizer=normalizer, weight=weight)
     if isinstance(output, Tensor):
         output = Output(output, [], (target.shape[-2], target.shape[-1]))
-    _require_shapes(output, target, weight)
+    _require_shapes(output.logits, output.size, target, weight)
     if normalizer is None:
         normalizer = count_weight(target, weight)
     divisor = normalizer.clamp(min=1e-12)
@@ -185,13 +195,15 @@ def segmentation_loss(
     return {"loss": loss, **parts}
 
 
-def _require_shapes(output: Output, target: Tensor, weight: Tensor | None) -> None:
+def _require_shapes(
+    logits: Tensor, size: tuple[int, int], target: Tensor, weight: Tensor | None
+) -> None:
     """Refuse what would be counted against other pixels, images or classes."""
-    B, K = output.logits.shape[:2]
+    B, K = logits.shape[:2]
     # the size covered exceeds the image's by less than a patch
-    beyond = [wide - n for wide, n in zip(output.size, target.shape[-2:], strict=False)]
+    beyond = [wide - n for wide, n in zip(size, target.shape[-2:], strict=False)]
     if target.ndim != 3 or len(target) != B or not all(0 <= b < MAX_FINAL_SCALE for b in beyond):
-        H, W = output.size
+        H, W = size
         raise SetrError(
             f"target {tuple(target.shape)}: give ids (B, H, W) of the {B} images, at their size "
             f"({H}x{W} in whole patches)",

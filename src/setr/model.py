@@ -35,7 +35,9 @@ from setr.labels import IGNORE
 from setr.layers.backbone import Backbone
 from setr.layers.dpt import DPT, DPTNeck
 from setr.layers.linear import Linear
+from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
 from setr.layers.mask_transformer import MaskTransformer
+from setr.query_encoder import QueryEncoder
 from setr.weight_files.pretrained import default_tag, load_encoder
 
 
@@ -56,6 +58,13 @@ class Output(NamedTuple):
     aux_scale: int = 1
 
 
+def predictions(output: Output | MaskOutput) -> list[Tensor]:
+    """All tensors that the loss reads, the decoder's first."""
+    if isinstance(output, MaskOutput):
+        return [tensor for stage in reversed(output.stages) for tensor in stage]
+    return [output.logits, *output.aux]
+
+
 class Features(NamedTuple):
     """Precomputed feature maps of an encoder, which a model takes instead of images.
 
@@ -73,8 +82,8 @@ class SETR(nn.Module):
 
     Args:
         encoder: timm name of a ViT, or of a ResNet for the decoders `fcn` and `semantic_fpn`.
-        decoder: `naive`, `pup`, `mla`, `segmenter`, `dpt`, `linear` (a linear probe), or `fcn` and
-            `semantic_fpn` (the paper's baselines).
+        decoder: `naive`, `pup`, `mla`, `segmenter`, `eomt`, `dpt`, `linear` (a linear probe), or
+            `fcn` and `semantic_fpn` (the paper's baselines).
         num_classes: number of classes K, 1 to 255.
         taps: encoder blocks that the heads read, counted from 1. MLA, DPT, the linear probe and
             Semantic FPN read all of them, the other decoders the last.
@@ -141,6 +150,10 @@ class SETR(nn.Module):
                 raise SetrError(f"{name} {value!r}: give {' or '.join(known)}", code=USAGE)
         if not set(aux_taps) <= set(taps):
             raise SetrError(f"aux_taps {aux_taps}: must be among the taps {taps}", code=USAGE)
+        if decoder == "eomt" and (resnet or aux_taps or patch_stride):
+            raise SetrError(
+                "resnet, aux_taps, patch_stride: EoMT has none of them; leave them out", code=USAGE
+            )
         convolutional = decoder in ("fcn", "semantic_fpn")
         if convolutional and (pos_interp != "bicubic" or prefix_tokens != "keep" or patch_stride):
             raise SetrError(
@@ -166,10 +179,13 @@ class SETR(nn.Module):
                 encoder, resnet=resnet, taps=tuple(taps), **vit_args, **(encoder_args or {})
             )
         else:
-            self.encoder = Encoder(encoder, taps=tuple(taps), **vit_args, **(encoder_args or {}))
+            kind = QueryEncoder if decoder == "eomt" else Encoder
+            self.encoder = kind(encoder, taps=tuple(taps), **vit_args, **(encoder_args or {}))
         widths = self.encoder.widths
         self.neck: nn.Module = nn.Identity()
         streams = {"num_streams": len(taps)} if decoder == "linear" else {}
+        if decoder == "eomt":
+            streams = {"patch_size": self.encoder.patch_size}
         if decoder in ("mla", "semantic_fpn"):
             neck = (MLANeck if decoder == "mla" else FPNNeck)(widths, **(neck_args or {}))
             self.neck, widths = neck, [neck.channels] * len(taps)
@@ -191,14 +207,18 @@ class SETR(nn.Module):
             aux_class(widths[i], num_classes, **aux_args) for i in self.aux_indices
         )
 
-    def forward(self, images: Tensor | Features, with_aux: bool = False) -> Tensor | Output:
-        """Normalised images (B, C, H, W), any size -> logits (B, K, H, W), or `Output`.
+    def forward(
+        self, images: Tensor | Features, with_aux: bool = False
+    ) -> Tensor | Output | MaskOutput:
+        """Normalised images (B, C, H, W), any size -> logits (B, K, H, W).
 
-        The return type depends only on `with_aux`, not on train or eval mode. `Features` given
-        instead of images go straight to the heads.
+        With `with_aux` it returns an `Output`, or the `MaskOutput` of EoMT; this does not depend on
+        train or eval mode. `Features` given instead of images go straight to the heads.
         """
         if not isinstance(images, Features):
-            images = Features(self.encoder(images), (images.shape[-2], images.shape[-1]))
+            if with_aux and isinstance(self.decoder, MaskClassifier):
+                return self._mask_output(images, self.decoder)
+            images = Features(self._encode(images), (images.shape[-2], images.shape[-1]))
         H, W = images.size
         if with_aux:
             features = self.neck(images.maps)
@@ -212,8 +232,30 @@ class SETR(nn.Module):
 
     def coarse(self, images: Tensor) -> Output:
         """Images as in `forward` -> logits of the decoder before the resize, for inference."""
-        logits = self.decoder(self.neck(self.encoder(images)))
+        logits = self.decoder(self.neck(self._encode(images)))
         return Output(logits, [], self.covered_size(*images.shape[-2:]))
+
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        """The feature maps for the neck; for EoMT the patches and the queries."""
+        if isinstance(self.decoder, MaskClassifier):
+            maps: list[Tensor] = self.encoder(images, self.decoder.queries)
+            return maps
+        return self.encoder(images)
+
+    def _mask_output(self, images: Tensor, decoder: MaskClassifier) -> MaskOutput:
+        stages: list[Masks] = []
+
+        def guide(patches: Tensor, queries: Tensor) -> Tensor:
+            stages.append(decoder.predict(patches, queries))
+            return stages[-1].masks
+
+        stages.append(decoder.predict(*self.encoder(images, decoder.queries, guide)))
+        return MaskOutput(stages, self.covered_size(*images.shape[-2:]))
+
+    def set_progress(self, done: float) -> None:
+        """Tell the model which share of the training steps is done, 0 to 1; only EoMT uses it."""
+        if isinstance(self.encoder, QueryEncoder):
+            self.encoder.set_progress(done)
 
     def covered_size(self, H: int, W: int) -> tuple[int, int]:
         """Size in pixels that the logits of an H x W image cover: rounded up to whole patches."""
@@ -239,6 +281,7 @@ _DECODERS: dict[str, Any] = {
     "pup": PUP,
     "mla": MLA,
     "segmenter": MaskTransformer,
+    "eomt": MaskClassifier,
     "dpt": DPT,
     "linear": Linear,
     "fcn": FCN,
@@ -249,6 +292,7 @@ _AUX_HEADS: dict[str, Any] = {
     "pup": UpsampleHead,
     "mla": PointwiseHead,
     "segmenter": PointwiseHead,
+    "eomt": PointwiseHead,
     "dpt": FCN,
     "linear": PointwiseHead,
     "fcn": FCN,
@@ -293,9 +337,9 @@ def create_model(
         pretrained_resnet: weights for the ResNet of a Hybrid model, for example `gluon_in1k`.
         aux: add the auxiliary heads, which only training uses.
         channels: number of channels of the heads' convolutions, 256 in the paper; for Segmenter,
-            the decoder's embedding width, by default the encoder's. Not for the baselines.
-        taps: blocks that the heads read, counted from 1; by default the paper's. Not for the
-            baselines.
+            the decoder's embedding width, by default the encoder's. Not for EoMT and the baselines.
+        taps: blocks that the heads read, counted from 1; by default the paper's. Not for EoMT and
+            the baselines.
         align_corners: option of MLA's and DPT's upsampling; True as in the authors' code. True
             shifts maps by up to half a patch towards the borders, by an amount that depends on the
             image size: choose False to test on whole images of another size than the training

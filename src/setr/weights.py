@@ -26,6 +26,7 @@ from setr.weight_files.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
 POSITIONS = "encoder.vit.pos_embed"
+PATCHES = "encoder.vit.patch_embed.proj.weight"
 
 
 class Loadable(Protocol):
@@ -49,7 +50,8 @@ class LoadReport:
     Attributes:
         dialect: the checkpoint's layout, such as `timm` or `mmseg`.
         loaded: tensors of the model that were loaded, including resized ones.
-        resized: position embeddings that were resampled to the model's grid.
+        resized: position embeddings that were resampled to the model's grid, and patch embeddings
+            that were resampled to its patch size.
         missing: tensors of the model that the checkpoint lacks; they keep their values.
         unexpected: tensors of the checkpoint that the model lacks.
         new_head: tensors of the heads that do not fit; they keep the model's values.
@@ -162,6 +164,9 @@ def match_weights(
         if reads_rgb_alone(value, own[name]):
             value = adapt_channels(value, own[name].shape[1])
             adapted.append(name)
+        if name == PATCHES and _other_patch_size(model, value, own[name]):
+            value = _resample_patches(value, own[name])
+            resized.append(name)
         if value.shape == own[name].shape:
             state[name] = value.to(own[name].dtype)
         else:
@@ -318,6 +323,24 @@ def _fit_positions(
         return value  # the weights lack a token of the model (a mismatch), or fit already
     prefix = value[:, :covered].float()
     return torch.cat([prefix, patches], dim=1)
+
+
+def _other_patch_size(model: Loadable, weight: Tensor, own: Tensor) -> bool:
+    """Whether a patch embedding fits but for the patch size that the model was asked to have."""
+    asked = "patch_size" in (model.arguments["encoder_args"] or {})
+    return asked and weight.shape[:2] == own.shape[:2] and weight.shape != own.shape
+
+
+def _resample_patches(weight: Tensor, own: Tensor) -> Tensor:
+    """Resample a patch embedding to another patch size, as timm and FlexiViT do.
+
+    The embedding of a resized patch stays as close as possible to that of the original patch
+    (Beyer et al. 2023, arXiv 2212.08013, section 3.4).
+    """
+    from setr._timm import timm
+
+    resampled: Tensor = timm.layers.resample_patch_embed(weight, list(own.shape[-2:]))
+    return resampled
 
 
 def _is_square(count: int) -> bool:

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 class Arguments:
     """Turn a foreign checkpoint into a model directory that eval and predict understand.
 
-    A SETR, Segmenter or DPT checkpoint of its authors or of mmsegmentation needs only its file, and
-    so does a DPT of transformers (also its folder, or owner/name on the Hub). A linear head of
-    DINOv2 needs --pretrained, the encoder it was trained on. An encoder (Google .npz, timm, DeiT,
-    DINOv2, Hugging Face, torchvision) needs --model, and its heads start at random.
+    A checkpoint of SETR, Segmenter, DPT or EoMT, from their authors, mmsegmentation or
+    transformers, needs only its file; for transformers also its folder, or owner/name on the Hub. A
+    linear head of DINOv2 needs --pretrained, the encoder it was trained on. An encoder (Google
+    .npz, timm, DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start at
+    random.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]

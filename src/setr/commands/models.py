@@ -61,9 +61,9 @@ def _models(given: Arguments) -> tuple[list[Any], str]:
         f"{given.classes} classes, {given.size}x{given.size}; parameters with auxiliary heads, "
         "GFLOPs without (a multiply-add is two)"
     )
-    lines = [f"{'model':<20}{'encoder':<24}{'M params':>9}{'GFLOPs':>9}{'stride':>8}  licence"]
+    lines = [f"{'model':<20}{'encoder':<32}{'M params':>9}{'GFLOPs':>9}{'stride':>8}  licence"]
     lines += [
-        f"{r['name']:<20}{r['encoder']:<24}{r['parameters'] / 1e6:>9.2f}{r['gflops']:>9.1f}"
+        f"{r['name']:<20}{r['encoder']:<32}{r['parameters'] / 1e6:>9.2f}{r['gflops']:>9.1f}"
         f"{r['stride']:>8}  {r['licence']}"
         for r in rows
     ]

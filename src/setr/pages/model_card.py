@@ -17,6 +17,7 @@ _DECODERS: dict[DecoderName, str] = {
     "pup": "SETR-PUP",
     "mla": "SETR-MLA",
     "segmenter": "Segmenter's mask transformer",
+    "eomt": "EoMT's queries",
     "dpt": "DPT's decoder",
     "linear": "A linear classifier",
     "fcn": "FCN",

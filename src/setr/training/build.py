@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from setr._extras import import_extra
 from setr.bands import Bands
 from setr.catalog import is_convolutional
 from setr.config import Config, ModelConfig
@@ -22,6 +23,7 @@ from setr.distributed import say, world
 from setr.doctor import check, class_weights, describe_map
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels
+from setr.layers.mask_classifier import MaskClassifier
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
@@ -81,8 +83,22 @@ def require_buildable(config: Config, *, weights: bool) -> None:
     """
     with torch.device("meta"):
         model = build_model(without_weights(config), 1, quiet=True)
+    if isinstance(model.decoder, MaskClassifier):
+        _require_mask_training(config)
     for source, resnet in _pretrained_sources(model, config.model) if weights else ():
         require_weights(model, source, resnet=resnet)
+
+
+def _require_mask_training(config: Config) -> None:
+    """Raise `SetrError` if settings do not fit a model with its own loss, or SciPy is missing."""
+    train = config.train
+    if train.loss != "cross_entropy" or train.cache_features != "none":
+        raise SetrError(
+            f"train.loss {train.loss}, train.cache_features {train.cache_features}: EoMT has a "
+            "loss of its own and trains its queries inside the encoder; leave both out",
+            code=USAGE,
+        )
+    import_extra("scipy", "eomt", "training EoMT")
 
 
 def require_fitting_weights(config: Config) -> None:

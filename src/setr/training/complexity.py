@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from setr.model import SETR, Features, create_model
+from setr.model import SETR, Features, create_model, predictions
 from setr.pages.model_card import encoder_licence
 
 UNUSED_CLASSIFIER = 512 * 150 + 150
@@ -111,7 +111,7 @@ def training_flops(model: SETR, H: int, W: int, *, cached: bool = False) -> int:
             inputs = Features(model.encoder(images), (H, W))
     with FlopCounterMode(display=False) as counter:
         output = model(inputs, with_aux=True)
-        torch.autograd.backward([x.sum() for x in (output.logits, *output.aux)])
+        torch.autograd.backward([x.sum() for x in predictions(output)])
     return int(counter.get_total_flops()) // 2  # batch norm needs more than one value per channel
 
 

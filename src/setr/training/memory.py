@@ -20,8 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from setr.inference import normalize
 from setr.kernels.row_blocks import block_bytes, classes_last, saved_gradient
+from setr.layers.mask_classifier import MaskOutput
 from setr.losses import LossKind
-from setr.model import SETR, Features
+from setr.mask_loss import OVERSAMPLING, POINTS
+from setr.model import SETR, Features, Output, predictions
 from setr.processes.machine import resident_bytes
 
 KERNELS = 130_000_000
@@ -102,12 +104,9 @@ def step_memory(
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     output = model(inputs, with_aux=True)
                 before = tracker.now
-                parts = [_LossMemory.apply(x) for x in (output.logits, *output.aux)]
-                if loss in ("dice", "lovasz"):
-                    parts.append(_RegionLossMemory.apply(output.logits, size, loss == "lovasz"))
-                value = torch.stack(parts)
+                value = torch.stack(_loss_parts(output, size, loss))
                 held = tracker.now - weights
-                logits = _bytes([output.logits, *output.aux]) + tracker.now - before
+                logits = _bytes(predictions(output)) + tracker.now - before
                 output = None
                 value.sum().backward()
                 if not keeps_gradients:
@@ -136,6 +135,40 @@ def _inputs(
         return x
     with torch.no_grad():
         return Features([torch.empty_like(m) for m in model.encoder(x)], size)
+
+
+def _loss_parts(output: Output | MaskOutput, size: tuple[int, int], loss: LossKind) -> list[Tensor]:
+    """Scalars whose backward passes hold what those of the loss hold."""
+    if isinstance(output, MaskOutput):
+        return [_MaskLossMemory.apply(*stage) for stage in output.stages]
+    parts = [_LossMemory.apply(x) for x in (output.logits, *output.aux)]
+    if loss in ("dice", "lovasz"):
+        parts.append(_RegionLossMemory.apply(output.logits, size, loss == "lovasz"))
+    return parts
+
+
+class _MaskLossMemory(torch.autograd.Function):
+    """Allocates what `mask_loss.py` allocates if every image has as many classes as here."""
+
+    CLASSES = 12
+
+    @staticmethod
+    def forward(ctx: Any, masks: Tensor, classes: Tensor) -> Tensor:
+        B, Q, h, w = masks.shape
+        points = min(POINTS, h * w)
+        matching = masks.new_empty(2 * B * Q * points, dtype=torch.float)  # logits and softplus
+        del matching
+        targets = B * min(Q, _MaskLossMemory.CLASSES)
+        sampled = masks.new_empty(targets * points * OVERSAMPLING * 3, dtype=torch.float)
+        del sampled
+        kept = masks.new_empty(targets * points * 6, dtype=torch.float)
+        ctx.save_for_backward(masks, classes, kept)
+        return masks.new_zeros((), dtype=torch.float)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        masks, classes, _ = ctx.saved_tensors
+        return torch.zeros_like(masks), torch.zeros_like(classes)
 
 
 class _LossMemory(torch.autograd.Function):

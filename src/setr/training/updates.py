@@ -14,7 +14,9 @@ from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.distributed import add_up, say, together
 from setr.errors import SetrError, first_line
+from setr.layers.mask_classifier import MaskClassifier
 from setr.losses import count_weight, segmentation_loss
+from setr.mask_loss import mask_weight
 from setr.model import Features
 from setr.training.graphed import Graphed
 from setr.training.loss_scale import LossScaler
@@ -62,9 +64,9 @@ class Updates:
     def _can_capture(self) -> bool:
         """Whether the forward and backward pass can be captured as one CUDA graph.
 
-        Other losses than cross-entropy select pixels by value, several processes exchange
-        gradients, fp16's loss scale changes, and gradient checkpointing saves the generator's
-        state.
+        Other losses than cross-entropy select pixels by value, EoMT's matches queries on the CPU,
+        several processes exchange gradients, fp16's loss scale changes, and gradient checkpointing
+        saves the generator's state.
         """
         train = self.config.train
         return (
@@ -72,6 +74,7 @@ class Updates:
             and self.device.type == "cuda"
             and distributed.world() == 1
             and train.loss == "cross_entropy"
+            and not isinstance(self.model.decoder, MaskClassifier)
             and train.accumulate == 1
             and not (self.scaler.enabled or train.grad_checkpointing)
             and not (train.compile or train.profile)
@@ -100,6 +103,7 @@ class Updates:
         draw = (config.train.seed, done, distributed.rank())
         torch.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
         self.model.train()
+        self.model.set_progress(done / config.train.steps)
         sums = self._gradients(
             images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
         )
@@ -142,6 +146,8 @@ class Updates:
 
     def _normalizer(self, masks: Tensor) -> Tensor:
         """The loss normalizer of this process's share of a batch."""
+        if isinstance(self.model.decoder, MaskClassifier):
+            return mask_weight(masks, self.model.num_classes, self.weight)
         if self.config.train.loss_norm == "valid":
             return count_weight(masks, self.weight)
         return torch.full((), float(masks.numel()), device=self.device)

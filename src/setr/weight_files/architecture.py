@@ -1,4 +1,4 @@
-"""Infer the architecture of a foreign SETR, Segmenter or DPT checkpoint from its tensors' shapes.
+"""Infer the architecture of a foreign whole checkpoint from the shapes of its tensors.
 
 Keyword arguments give what shapes cannot show: the number of attention heads (by default one per 64
 channels), the taps if the number of auxiliary heads is unusual, and the patch grid if it is not
@@ -15,9 +15,9 @@ from typing import Any
 
 from setr.catalog import default_taps
 from setr.errors import USAGE, SetrError
+from setr.weight_files.eomt import HEAD_WIDTH, eomt_architecture
 from setr.weight_files.naming import Tensors, Translation
 
-HEAD_WIDTH = 64
 _KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}
 
 
@@ -34,7 +34,7 @@ def read_architecture(
     """Keyword arguments of `SETR` for a whole foreign model.
 
     Args:
-        found: the checkpoint, of a dialect in `naming.WHOLE`.
+        found: the checkpoint, of one of the dialects `WHOLE`.
         meta: values stored beside the tensors.
         source: name of the file for error messages.
         num_heads: number of attention heads; by default as recorded in `meta`, else one per 64
@@ -47,6 +47,8 @@ def read_architecture(
         SetrError: tensors that contradict each other, or a keyword argument that is needed.
     """
     t = found.tensors
+    if found.dialect == "eomt":
+        return eomt_architecture(t, num_heads=num_heads, img_size=img_size)
     try:
         width = t["encoder.vit.pos_embed"].shape[-1]
         channels, _, patch = t["encoder.vit.patch_embed.proj.weight"].shape[1:]
@@ -101,7 +103,9 @@ def read_architecture(
 
 
 def dialect_options(found: Translation, source: str) -> dict[str, Any]:
-    """`function_options` of a whole foreign model."""
+    """`function_options` of a whole foreign model; EoMT has one implementation."""
+    if found.dialect == "eomt":
+        return {}
     decoder = _decoder_kind(found.tensors, source)
     num_aux = _count(found.tensors, r"aux_heads\.(\d+)\.")
     arguments = _dialect_arguments(found, decoder, num_aux)

@@ -1,9 +1,9 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
-Whole models (`official`: the authors' repository, `mmseg`, `segmenter`: Segmenter's authors'
-repository, `dpt`: DPT's authors' repository, `dpt-transformers`, our own `setr`) and DINOv2's
-linear heads (`linear`) get our full names; encoders
-(`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's names without a prefix.
+Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
+repositories, `dpt-transformers`, `eomt`, our own `setr`) and DINOv2's linear heads (`linear`) get
+our full names; encoders (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's
+names without a prefix.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from setr.errors import SetrError
 from setr.weight_files.dpt_layouts import authors_dpt, transformers_dpt
 from setr.weight_files.encoder_layouts import dinov3, google, huggingface, resnet, timm
+from setr.weight_files.eomt import eomt, eomt_huggingface
 from setr.weight_files.naming import Tensors, Translation
 from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
 
@@ -39,8 +40,9 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are models of this toolkit, SETR, Segmenter and DPT models of their authors and "
-        "of mmsegmentation, DPT of transformers, linear heads of DINOv2, and encoders from Google, "
-        "timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and torchvision ResNets"
+        "of mmsegmentation, EoMT of its authors, EoMT and DPT of transformers, linear heads of "
+        "DINOv2, and encoders from Google, timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and "
+        "torchvision ResNets"
     )
 
 
@@ -56,6 +58,8 @@ def _own(tensors: Tensors) -> Translation:
 
 _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"encoder\.(vit|net)\.", _own),
+    (r"(network\.)?encoder\.backbone\.", eomt),
+    (r"upscale_block\.", eomt_huggingface),
     (r"backbone\.layers\.\d+\.attn\.attn\.", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
     (r"decoder\.cls_emb$", segmenter),

@@ -47,7 +47,7 @@ def huggingface(tensors: Tensors) -> Translation:
             layer + r"attention\.([qkv])_proj\.(.+)",
             lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.{m[3]}",
         ),
-        (layer + r"attention\.(?:output\.dense|o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
+        (layer + r"attention\.(?:output\.dense|o_proj|out_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
         (layer + r"(?:layernorm_before|norm1)\.(.+)", r"blocks.\1.norm1.\2"),
         (layer + r"(?:layernorm_after|norm2)\.(.+)", r"blocks.\1.norm2.\2"),
         (

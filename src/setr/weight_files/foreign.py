@@ -1,4 +1,4 @@
-"""Build a model from a foreign checkpoint: a whole SETR, Segmenter or DPT model, or a linear head.
+"""Build a model from a foreign checkpoint: a whole model, or a linear head.
 
 The models of the authors and of mmsegmentation differ in details. The converter sets the options
 that reproduce each (see the table in docs/parity.md).
@@ -25,6 +25,7 @@ from setr.weight_files.dpt import dpt_settings
 from setr.weight_files.linear_head import join_head, published_test
 from setr.weight_files.naming import WHOLE, Translation
 from setr.weight_files.segmenter import (
+    eomt_test,
     segmenter_labels,
     segmenter_normalisation,
     segmenter_test,
@@ -44,10 +45,7 @@ _RENAMED_CLASSES = {"television receiver": "television"}
 
 
 def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
-    """Load a whole model of another code base, or a linear head.
-
-    Whole models are SETR, Segmenter and DPT of their authors or of mmsegmentation, and DPT of
-    transformers.
+    """Load a whole model of other code (see docs/parity.md), or a linear head.
 
     Args:
         path: a .pth or .safetensors file, or a folder of transformers.
@@ -141,7 +139,7 @@ def convert_foreign(
         if is_head or arguments["decoder"] != "dpt"
         else dpt_settings(found, meta, model.num_classes)
     )
-    if labels is None and found.dialect == "segmenter":
+    if labels is None and found.dialect in ("segmenter", "eomt"):
         labels = segmenter_labels(model.num_classes)
     if labels is None and dpt:
         labels = dpt.labels
@@ -164,6 +162,8 @@ def convert_foreign(
         if arguments["decoder"] in ("segmenter", "linear"):
             protocol = segmenter_test(crop, labels, port=port)
             mean, std = segmenter_normalisation(found.tensors, labels)
+        elif arguments["decoder"] == "eomt":
+            protocol = eomt_test(crop)
         else:
             protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
     info = ModelInfo(
@@ -180,7 +180,7 @@ def convert_foreign(
 
 def _kind(model: SETR) -> str:
     decoder: str = model.arguments["decoder"]
-    other = {"linear": "linear probe", "segmenter": "Segmenter", "dpt": "DPT"}
+    other = {"linear": "linear probe", "segmenter": "Segmenter", "dpt": "DPT", "eomt": "EoMT"}
     return other.get(decoder, f"SETR-{decoder.upper()}")
 
 

@@ -1,7 +1,8 @@
-"""Settings that published Segmenter checkpoints do not record: classes, windows, normalisation.
+"""Settings that published Segmenter and EoMT checkpoints do not record.
 
-Sources: rstrudel/segmenter (segm/config.yml, segm/model/utils.py) and mmsegmentation 1.2.2
-(configs/segmenter).
+They are classes, windows and normalisation. Sources: rstrudel/segmenter (segm/config.yml,
+segm/model/utils.py), mmsegmentation 1.2.2 (configs/segmenter) and tue-mps/eomt
+(training/lightning_module.py).
 """
 
 from __future__ import annotations
@@ -47,3 +48,12 @@ def segmenter_normalisation(
         imagenet = ModelInfo(labels)
         return imagenet.mean, imagenet.std
     return (0.5,) * 3, (0.5,) * 3
+
+
+def eomt_test(crop: tuple[int, int]) -> Protocol:
+    """The authors' test: the short side resized to the windows', which do not overlap if they fit.
+
+    Their windows are spread evenly; here the last one is moved to the border. Both are the same for
+    images less than two windows wide, and for Cityscapes.
+    """
+    return Protocol(window=crop, stride=crop, short_side=min(crop), fill_window=True)

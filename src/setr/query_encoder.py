@@ -1,0 +1,149 @@
+"""A ViT whose last blocks also process learned queries: the encoder of EoMT (arXiv 2503.19108).
+
+EoMT (Kerssies et al., CVPR 2025) has no decoder blocks of its own. Queries join the patch tokens
+before the last blocks, and attend to them and are attended by them in the blocks' own attention.
+
+Shapes: B batch, C embedding width, h x w patch grid, Q queries, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from setr.encoder import Encoder
+from setr.errors import USAGE, SetrError
+
+Guide = Callable[[Tensor, Tensor], Tensor]
+"""Normalised patches (B, C, h, w) and queries (B, C, 1, Q) -> mask logits (B, Q, h', w')."""
+
+
+class QueryEncoder(Encoder):
+    """As `Encoder`, but the last blocks can process queries, and the outputs are normalised.
+
+    Args:
+        name: timm name of a ViT.
+        query_blocks: number of last blocks that process the queries: 3 in the paper for ViT-S and
+            ViT-B, 4 for ViT-L.
+        taps: the last block, counted from 1; no other can be tapped.
+        arguments: further keyword arguments of `Encoder`.
+
+    Attributes:
+        mask_probability: for each of these blocks, the share of queries that attend only to the
+            patches inside their own mask while training; all 0 unless `set_progress` is called.
+
+    Raises:
+        SetrError: more query blocks than blocks, several taps, or an encoder without final norm.
+    """
+
+    def __init__(
+        self, name: str, *, taps: tuple[int, ...], query_blocks: int = 4, **arguments: Any
+    ) -> None:
+        super().__init__(name, taps=taps, prune_norm=False, **arguments)
+        depth = len(self.vit.blocks)
+        if len(taps) > 1 or not 1 <= query_blocks <= depth:
+            raise SetrError(
+                f"taps {taps}, query_blocks {query_blocks}: give the last block as the only tap, "
+                f"and 1 to {depth} query blocks",
+                code=USAGE,
+            )
+        self.num_query_blocks = query_blocks
+        self.mask_probability = [0.0] * query_blocks
+
+    def set_progress(self, done: float) -> None:
+        """Anneal the masked attention (section 3.3 of the paper).
+
+        Training is divided into `query_blocks + 2` equal phases, as in the authors' settings. Block
+        i (from 1) uses masks for all queries up to the end of phase i, for a falling share of them
+        in the next phase, and none later.
+
+        Args:
+            done: share of the training steps that are done, 0 to 1.
+        """
+        phases = self.num_query_blocks + 2
+        for i in range(self.num_query_blocks):
+            into = min(1.0, max(0.0, done * phases - (i + 1)))
+            self.mask_probability[i] = (1.0 - into) ** 0.9
+
+    def forward(
+        self, images: Tensor, queries: Tensor | None = None, guide: Guide | None = None
+    ) -> list[Tensor]:
+        """Normalised images (B, in_chans, H, W) -> [patches (B, C, h, w), queries (B, C, 1, Q)].
+
+        Args:
+            images: of any size, padded as by `Encoder`.
+            queries: (Q, C) learned queries; None for the patches alone.
+            guide: called with the normalised tokens before each query block; its masks limit the
+                attention of a share of the queries, `mask_probability`. None for no masks.
+        """
+        tokens, rope, (h, w) = self.embed(images)
+        blocks, first = self.vit.blocks, len(self.vit.blocks) - self.num_query_blocks
+        for block in blocks[:first]:
+            tokens = self._run(block, tokens, rope)
+        count = 0
+        if queries is not None:
+            count = len(queries)
+            joined = queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+            tokens = torch.cat([joined, tokens], dim=1)
+        for block, probability in zip(blocks[first:], self.mask_probability, strict=True):
+            mask = None
+            if guide is not None:
+                logits = guide(*self._split(tokens, count, (h, w)))
+                if probability > 0:
+                    mask = self._attention_mask(logits, tokens.shape[1], (h, w), probability)
+            tokens = self._run(block, tokens, rope, mask=mask, count=count)
+        return self._split(tokens, count, (h, w))[: 2 if count else 1]
+
+    def _split(self, tokens: Tensor, count: int, grid: tuple[int, int]) -> list[Tensor]:
+        """The normalised patches (B, C, h, w) and queries (B, C, 1, Q) of (B, N, C) tokens."""
+        tokens = self.vit.norm(tokens)
+        patches = tokens[:, count + self.vit.num_prefix_tokens :].transpose(1, 2)
+        return [patches.unflatten(2, grid), tokens[:, :count].transpose(1, 2)[:, :, None]]
+
+    def _attention_mask(
+        self, logits: Tensor, length: int, grid: tuple[int, int], probability: float
+    ) -> Tensor:
+        """(B, 1, N, N) bool: what each token may attend to; all but the masked queries see all.
+
+        A patch is inside a query's mask if the logits, resized to the patch grid, are positive.
+        """
+        B, Q = logits.shape[:2]
+        inside = F.interpolate(logits.detach().float(), grid, mode="bilinear") > 0
+        unmasked = torch.rand(B, Q, 1, device=logits.device) > probability
+        mask = torch.ones(B, length, length, dtype=torch.bool, device=logits.device)
+        mask[:, :Q, -grid[0] * grid[1] :] = inside.flatten(2) | unmasked
+        return mask[:, None]
+
+    def _run(
+        self,
+        block: nn.Module,
+        tokens: Tensor,
+        rope: Tensor | None,
+        *,
+        mask: Tensor | None = None,
+        count: int = 0,
+    ) -> Tensor:
+        """Run a block; rotary positions belong to the patches, which follow all other tokens."""
+        options: dict[str, Any] = {} if mask is None else {"attn_mask": mask}
+        if rope is not None:
+            options["rope"] = rope
+            block.attn.num_prefix_tokens = count + self.vit.num_prefix_tokens  # type: ignore[union-attr]
+        if self.vit.grad_checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, tokens, use_reentrant=False, **options)
+        else:
+            out = block(tokens, **options)
+        return out
+
+    def layer_depth(self, name: str) -> int:
+        """As in `Encoder`; the final norm belongs to the last block."""
+        return 1 if "vit.norm." in name else super().layer_depth(name)
+
+    def freeze(self, count: int) -> None:
+        """As in `Encoder`; the final norm is trained unless the whole encoder is frozen."""
+        super().freeze(count)
+        self.vit.norm.requires_grad_(count >= 0)

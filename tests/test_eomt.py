@@ -1,0 +1,465 @@
+"""EoMT: queries in the encoder's last blocks, its heads, its loss, and its published layouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import setr
+from setr.cli import main
+from setr.errors import OK, USAGE, SetrError
+from setr.labels import IGNORE, known_labels
+from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
+from setr.mask_loss import mask_weight
+from setr.training.build import require_buildable
+from setr.weight_files.foreign import convert_foreign
+from setr.weights import load_weights
+from tests.test_segmenter import randomised
+
+K, WIDTH, QUERIES = 5, 32, 6
+TINY = {"embed_dim": WIDTH, "depth": 3, "num_heads": 2}
+
+
+def tiny(**arguments: object) -> setr.SETR:
+    """An EoMT on a DINOv2 ViT of 3 blocks, of which 2 process the queries."""
+    return setr.SETR(
+        encoder="vit_small_patch14_reg4_dinov2",
+        encoder_args={**TINY, "patch_size": 16, "query_blocks": 2, **arguments},
+        decoder="eomt",
+        decoder_args={"num_queries": QUERIES},
+        num_classes=K,
+        taps=(3,),
+        img_size=64,
+    )
+
+
+def block(x: Tensor, p: dict[str, Tensor], name: str, allowed: Tensor | None = None) -> Tensor:
+    """A pre-norm block with LayerScale; `allowed` (B, N, N) limits the attention."""
+    B, N, C = x.shape
+    norm = F.layer_norm(x, (C,), p[f"{name}norm1.weight"], p[f"{name}norm1.bias"], 1e-6)
+    qkv = norm @ p[f"{name}attn.qkv.weight"].T + p[f"{name}attn.qkv.bias"]
+    q, k, v = qkv.view(B, N, 3, 2, C // 2).permute(2, 0, 3, 1, 4)
+    scores = q @ k.mT / (C // 2) ** 0.5
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed[:, None], -math.inf)
+    joined = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, N, C)
+    out = joined @ p[f"{name}attn.proj.weight"].T + p[f"{name}attn.proj.bias"]
+    x = x + p[f"{name}ls1.gamma"] * out
+    norm = F.layer_norm(x, (C,), p[f"{name}norm2.weight"], p[f"{name}norm2.bias"], 1e-6)
+    hidden = F.gelu(norm @ p[f"{name}mlp.fc1.weight"].T + p[f"{name}mlp.fc1.bias"])
+    out = hidden @ p[f"{name}mlp.fc2.weight"].T + p[f"{name}mlp.fc2.bias"]
+    return x + p[f"{name}ls2.gamma"] * out
+
+
+def predicted(tokens: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Masks (B, Q, 16, 16) and classes (B, Q, K + 1) of the tokens of a 64 px image."""
+    x = F.layer_norm(
+        tokens, (WIDTH,), p["encoder.vit.norm.weight"], p["encoder.vit.norm.bias"], 1e-6
+    )
+    queries, patches = x[:, :QUERIES], x[:, QUERIES + 5 :]
+    classes = queries @ p["decoder.class_head.weight"].T + p["decoder.class_head.bias"]
+    for i in (0, 2, 4):
+        queries = queries @ p[f"decoder.mask_head.{i}.weight"].T + p[f"decoder.mask_head.{i}.bias"]
+        queries = F.gelu(queries) if i < 4 else queries
+    maps = patches.mT.reshape(-1, WIDTH, 4, 4)
+    for i in (0, 1):
+        up = f"decoder.upscale.{i}."
+        maps = F.conv_transpose2d(maps, p[up + "conv1.weight"], p[up + "conv1.bias"], stride=2)
+        maps = F.conv2d(F.gelu(maps), p[up + "conv2.weight"], padding=1, groups=WIDTH)
+        maps = maps.permute(0, 2, 3, 1)
+        maps = F.layer_norm(maps, (WIDTH,), p[up + "norm.weight"], p[up + "norm.bias"], 1e-6)
+        maps = maps.permute(0, 3, 1, 2)
+    return torch.einsum("bqc,bchw->bqhw", queries, maps), classes
+
+
+def written_out(model: setr.SETR, images: Tensor, *, masked: bool) -> list[tuple[Tensor, Tensor]]:
+    """The predictions before each query block and after the last, in plain operations."""
+    p = model.state_dict()
+    x = F.conv2d(
+        images,
+        p["encoder.vit.patch_embed.proj.weight"],
+        p["encoder.vit.patch_embed.proj.bias"],
+        stride=16,
+    )
+    x = x.flatten(2).mT + p["encoder.vit.pos_embed"]
+    prefix = torch.cat([p["encoder.vit.cls_token"], p["encoder.vit.reg_token"]], dim=1)
+    x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)
+    x = block(x, p, "encoder.vit.blocks.0.")
+    x = torch.cat([p["decoder.queries"].expand(len(x), -1, -1), x], dim=1)
+    found = []
+    for i in (1, 2):
+        found.append(predicted(x, p))
+        allowed = torch.ones(len(x), x.shape[1], x.shape[1], dtype=torch.bool)
+        inside = F.interpolate(found[-1][0], (4, 4), mode="bilinear") > 0
+        allowed[:, :QUERIES, QUERIES + 5 :] = inside.flatten(2)
+        x = block(x, p, f"encoder.vit.blocks.{i}.", allowed if masked else None)
+    return [*found, predicted(x, p)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_predictions_equal_plain_operations(masked):
+    model = randomised(tiny()).double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    if masked:
+        model.set_progress(0.0)
+    with torch.no_grad():
+        output = model(images, with_aux=True)
+        expected = written_out(model, images, masked=masked)
+    assert output.size == (64, 64)
+    for stage, (masks, classes) in zip(output.stages, expected, strict=True):
+        torch.testing.assert_close(stage.masks, masks, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(stage.classes, classes, rtol=1e-9, atol=1e-9)
+
+
+def test_logits_are_logarithms_of_the_classes_scores():
+    model = randomised(tiny()).double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    with torch.no_grad():
+        masks, classes = written_out(model, images, masked=False)[-1]
+        inside = F.interpolate(masks, (64, 64), mode="bilinear").sigmoid()
+        scores = torch.einsum("bqhw,bqk->bkhw", inside, classes.softmax(-1)[..., :-1])
+        torch.testing.assert_close(model(images).exp(), scores)
+        assert model.coarse(images).logits.shape == (2, K, 64, 64)
+
+
+def test_masked_attention_is_annealed_block_by_block():
+    """The authors' ADE20K run: starts at 1/6, 2/6, … and ends at 2/6, 3/6, … of the steps."""
+    encoder = tiny(query_blocks=3).encoder
+    assert encoder.mask_probability == [0, 0, 0]  # unless training says how far it is
+    for done, expected in (
+        (0.0, [1, 1, 1]),
+        (1 / 5, [1, 1, 1]),
+        (1.5 / 5, [0.5**0.9, 1, 1]),
+        (2.25 / 5, [0, 0.75**0.9, 1]),
+        (1.0, [0, 0, 0]),
+    ):
+        encoder.set_progress(done)
+        assert encoder.mask_probability == pytest.approx(expected)
+
+
+def test_a_share_of_the_queries_is_masked():
+    encoder = tiny().encoder
+    logits = torch.full((50, QUERIES, 8, 8), -1.0)
+    mask = encoder._attention_mask(logits, QUERIES + 5 + 16, (4, 4), 0.25)
+    assert mask.shape == (50, 1, QUERIES + 21, QUERIES + 21)
+    assert mask[:, :, QUERIES:].all()  # only queries are limited
+    assert mask[..., : QUERIES + 5].all()  # and only to patches
+    limited = ~mask[:, 0, :QUERIES, QUERIES + 5 :].any(-1)
+    assert 0.1 < limited.float().mean() < 0.4
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 70)])
+@pytest.mark.parametrize("encoder", [None, "vit_small_patch16_dinov3"])
+def test_every_parameter_gets_a_gradient_and_any_size_logits(size, encoder):
+    if encoder:
+        model = setr.SETR(encoder=encoder, encoder_args={"depth": 3, "query_blocks": 2},
+                          decoder="eomt", num_classes=K, taps=(3,), img_size=64)  # fmt: skip
+    else:
+        model = tiny(init_values=0.1)
+    assert model(torch.randn(1, 3, *size)).shape == (1, K, *size)
+    model.set_progress(0.3)
+    target = torch.randint(0, K, (2, *size), dtype=torch.uint8)
+    losses = setr.segmentation_loss(model(torch.randn(2, 3, *size), with_aux=True), target)
+    assert set(losses) == {"loss", "main", "aux_1", "aux_2"}
+    losses["loss"].backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def stage(target: Tensor, order: list[int], *, sure: float = 20.0) -> Masks:
+    """Predictions of Q queries that show class `order[q]` of the target, perfectly if sure."""
+    ids = torch.tensor(order)
+    masks = ((target[:, None] == ids[:, None, None]).float() * 2 - 1) * sure
+    classes = F.one_hot(ids, K + 1).float().expand(len(target), -1, -1) * sure
+    return Masks(masks, classes)
+
+
+def quarters() -> Tensor:
+    """Two images: the first with classes 0 to 3 in its quarters, the second with class 4 only."""
+    target = torch.full((2, 32, 32), 4, dtype=torch.uint8)
+    target[0] = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8).repeat_interleave(
+        16, 0).repeat_interleave(16, 1)  # fmt: skip
+    return target
+
+
+def test_the_loss_finds_the_queries_whatever_their_order():
+    target = quarters()
+    torch.manual_seed(0)
+    for order in ([0, 1, 2, 3, 4, K], [4, K, 3, 0, 2, 1]):
+        masks, classes = stage(target, order)
+        absent = torch.tensor([[i not in image for i in order] for image in ([0, 1, 2, 3], [4])])
+        classes = classes.where(~absent[..., None], F.one_hot(torch.tensor(K), K + 1) * 20.0)
+        loss = setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), target)
+        # points at the borders of a quarter see both sides, so the loss is not quite 0
+        assert loss["loss"] < 3
+        worse = setr.segmentation_loss(MaskOutput([Masks(-masks, classes)], (32, 32)), target)
+        assert worse["loss"] > 50
+
+
+def test_class_and_mask_terms_by_hand():
+    """One image of one class: every point is inside, and one of two queries is matched."""
+    target = torch.full((1, 8, 8), 1, dtype=torch.uint8)
+    masks = torch.stack([torch.full((8, 8), 0.5), torch.full((8, 8), -2.0)])[None]
+    classes = torch.tensor([[[0.0, 1, 0, 0, 0, 2], [1.0, 0, 0, 0, 0, 0]]])
+    loss = setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (8, 8)), target)["loss"]
+    logs = classes[0].log_softmax(-1)
+    entropy = -(logs[0, 1] + 0.1 * logs[1, K]) / 1.1
+    # the corners of the image are bilinear with zeros outside, so not every point is exactly 1
+    inside, points = torch.tensor(0.5).sigmoid(), 64
+    mask = -inside.log() * 5 + 5 * (1 - (2 * inside * points + 1) / ((inside + 1) * points + 1))
+    torch.testing.assert_close(loss, 2 * entropy + mask, rtol=0.15, atol=0.0)
+
+
+def test_ignored_pixels_do_not_count():
+    target = quarters()
+    target[:, :, 24:] = IGNORE
+    masks, classes = stage(target, [0, 1, 2, 3, 4, K], sure=1.0)
+    masks = masks.clone().requires_grad_()
+    torch.manual_seed(0)
+    setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), target)["loss"].backward()
+    assert masks.grad[0, :4, :, :23].any()
+    assert not masks.grad[..., 25:].any()
+    nothing = torch.full_like(target, IGNORE)
+    loss = setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), nothing)["loss"]
+    logs = classes.log_softmax(-1)
+    torch.testing.assert_close(loss, 2 * -logs[..., K].mean())  # all are "no object"
+
+
+def test_micro_batches_add_up_to_the_whole_batch():
+    """Of the class terms exactly; the mask terms draw other points."""
+    target, weight = quarters(), torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
+    assert mask_weight(target, K, weight).tolist() == [7.5, 5, 2]
+    assert mask_weight(target, K).tolist() == [5, 5, 2]
+    masks, classes = stage(target, [0, 1, 2, 3, 4, K], sure=1.0)
+    masks = masks * 0  # the same everywhere, so points do not matter
+    total = mask_weight(target, K, weight)
+
+    def loss(part: slice) -> Tensor:
+        torch.manual_seed(0)
+        output = MaskOutput([Masks(masks[part], classes[part])], (32, 32))
+        arguments = {"weight": weight, "normalizer": total}
+        return setr.segmentation_loss(output, target[part], **arguments)["loss"]
+
+    torch.testing.assert_close(loss(slice(0, 1)) + loss(slice(1, 2)), loss(slice(0, 2)), rtol=0.02,
+                               atol=0.0)  # fmt: skip
+
+
+def test_more_classes_than_queries():
+    target = quarters()
+    masks, classes = stage(target, [2])
+    loss = setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), target)["loss"]
+    assert torch.isfinite(loss)
+
+
+def test_it_learns_four_pictures_by_heart():
+    torch.manual_seed(0)
+    model, steps = tiny(init_values=1.0).train(), 30
+    target = torch.zeros(4, 64, 64, dtype=torch.uint8)
+    for image in range(4):
+        target[image, :, 16 * image :] = 1
+        target[image, 40:] = 2
+        target[image, 10:20, 10:30] = 3
+    colours = torch.randn(K, 3)[target.long()].permute(0, 3, 1, 2)
+    images = colours + 0.1 * torch.randn(4, 3, 64, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        model.set_progress(step / steps)
+        losses = setr.segmentation_loss(model(images, with_aux=True), target)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    with torch.inference_mode():
+        right = model.eval()(images).argmax(1) == target
+    assert right.float().mean() > 0.97
+
+
+def test_another_loss_and_wrong_targets_are_refused():
+    target = quarters()
+    output = MaskOutput([stage(target, [0, 1])], (32, 32))
+    with pytest.raises(SetrError, match="kind 'dice': EoMT has a loss of its own"):
+        setr.segmentation_loss(output, target, kind="dice")
+    with pytest.raises(SetrError, match="target"):
+        setr.segmentation_loss(output, target[:1])
+    with pytest.raises(SetrError, match="give one for each of 5 classes"):
+        setr.segmentation_loss(output, target, weight=torch.ones(K + 1))
+
+
+def test_parts_that_do_not_fit():
+    for arguments, message in (
+        ({"taps": (2, 3)}, "only tap"),
+        ({"aux_taps": (3,)}, "EoMT has none of them"),
+        ({"patch_stride": 8}, "EoMT has none of them"),
+        ({"encoder_args": {**TINY, "query_blocks": 4}}, "1 to 3 query blocks"),
+    ):
+        given = {"taps": (3,), "encoder_args": TINY, **arguments}
+        with pytest.raises(SetrError, match=message) as raised:
+            setr.SETR(encoder="vit_small_patch14_reg4_dinov2", decoder="eomt", num_classes=K,
+                      img_size=64, **given)  # fmt: skip
+        assert raised.value.code == USAGE
+    with pytest.raises(SetrError, match="channels 64: eomt_nano has a fixed width"):
+        setr.create_model("eomt_nano", num_classes=K, channels=64)
+
+
+@pytest.mark.parametrize("setting", [{"loss": "dice"}, {"cache_features": "once"}])
+def test_settings_that_do_not_fit_are_refused_before_training(setting):
+    config = setr.recipe("finetune")
+    model = dataclasses.replace(config.model, name="eomt_nano", encoder=None, freeze=-1)
+    train = dataclasses.replace(config.train, **setting)
+    with pytest.raises(SetrError, match="leave both out"):
+        require_buildable(dataclasses.replace(config, model=model, train=train), weights=False)
+
+
+def test_named_models_have_the_authors_query_blocks():
+    for name, blocks, encoder in (
+        ("eomt_small", 3, "vit_small_patch14_reg4_dinov2"),
+        ("eomt_base", 3, "vit_base_patch14_reg4_dinov2"),
+        ("eomt_large", 4, "vit_large_patch14_reg4_dinov2"),
+    ):
+        with torch.device("meta"):
+            model = setr.create_model(name, num_classes=150, img_size=512)
+        assert model.encoder.num_query_blocks == blocks
+        assert model.arguments["encoder"] == encoder
+        assert (model.encoder.patch_size, model.decoder.final_scale) == (16, 4)
+        assert model.decoder.queries.shape[0] == 100
+
+
+def test_the_final_norm_learns_as_the_last_block():
+    model = tiny()
+    assert model.layer_depth("encoder.vit.norm.weight") == 1
+    assert model.layer_depth("encoder.vit.blocks.2.norm1.weight") == 1
+    assert model.layer_depth("decoder.queries") == 0
+    model.encoder.freeze(2)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert "encoder.vit.norm.weight" in trained
+    assert "encoder.vit.blocks.1.norm1.weight" not in trained
+    model.encoder.freeze(-1)
+    assert not model.encoder.vit.norm.weight.requires_grad
+    assert model.decoder.queries.requires_grad
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    model = tiny(init_values=0.1)
+    images = torch.randn(1, 3, 64, 64)
+    found = []
+    for enabled in (False, True):
+        model.set_grad_checkpointing(enabled)
+        model.zero_grad()
+        last = model(images, with_aux=True).stages[-1]
+        (last.masks.square().mean() + last.classes.square().mean()).backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(map(torch.equal, *found))
+
+
+def test_patches_of_another_size_are_resampled(tmp_path):
+    source = setr.SETR(encoder="vit_small_patch14_reg4_dinov2", encoder_args=TINY, decoder="naive",
+                       num_classes=K, taps=(3,), img_size=56)  # fmt: skip
+    weights = {n.removeprefix("encoder.vit."): v for n, v in source.encoder.state_dict().items()}
+    weights = {n.removeprefix("vit."): v for n, v in weights.items()}
+    torch.save(weights, tmp_path / "vit.pth")
+    model = tiny()
+    report = load_weights(model, tmp_path / "vit.pth")
+    assert report.resized == ["encoder.vit.patch_embed.proj.weight"]  # both grids are 4 x 4
+    # a constant patch has the same embedding at both sizes
+    flat = torch.full((1, 3, 16, 16), 0.7)
+    ours, theirs = model.encoder.vit.patch_embed.proj, source.encoder.vit.patch_embed.proj
+    torch.testing.assert_close(ours(flat), theirs(flat[..., :14, :14]), rtol=1e-3, atol=1e-3)
+
+
+AUTHORS = [
+    (r"^encoder\.vit\.", "network.encoder.backbone."),
+    (r"^decoder\.queries", "network.q.weight"), (r"^decoder\.", "network."),
+]  # fmt: skip
+TRANSFORMERS = [
+    (r"^encoder\.vit\.(cls_token)", r"embeddings.\1"),
+    (r"^encoder\.vit\.reg_token", "embeddings.register_tokens"),
+    (r"^encoder\.vit\.pos_embed", "embeddings.position_embeddings.weight"),
+    (r"^encoder\.vit\.patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^encoder\.vit\.norm\.", "layernorm."),
+    (r"^encoder\.vit\.blocks\.(\d)\.", r"layers.\1."),
+    (r"attn\.proj\.", "attention.out_proj."), (r"attn\.qkv\.", "attention.qkv."),
+    (r"ls(\d)\.gamma", r"layer_scale\1.lambda1"),
+    (r"^decoder\.queries", "query.weight"), (r"^decoder\.class_head\.", "class_predictor."),
+    (r"^decoder\.upscale\.(\d)\.norm\.", r"upscale_block.block.\1.layernorm2d."),
+    (r"^decoder\.upscale\.(\d)\.", r"upscale_block.block.\1."),
+    (r"^decoder\.mask_head\.(\d)\.", lambda m: f"mask_head.fc{int(m[1]) // 2 + 1}."),
+]  # fmt: skip
+
+
+def renamed(model: nn.Module, rules: list) -> dict[str, Tensor]:
+    state = {}
+    for name, value in model.state_dict().items():
+        for pattern, there in rules:
+            name = re.sub(pattern, there, name)
+        state[name] = value
+    return state
+
+
+def published(model: setr.SETR, layout: str) -> dict[str, Tensor]:
+    """A state dict as in the files of the authors or of transformers."""
+    if layout == "authors":
+        extra = {"network.attn_mask_probs": torch.zeros(2),
+                 "network.encoder.pixel_mean": torch.zeros(1, 3, 1, 1),
+                 "criterion.empty_weight": torch.ones(K + 1)}  # fmt: skip
+        return renamed(model, AUTHORS) | extra
+    state = renamed(model, TRANSFORMERS)
+    state["embeddings.position_embeddings.weight"] = state["embeddings.position_embeddings.weight"][
+        0
+    ]
+    for name in [name for name in state if ".qkv." in name]:
+        for part, value in zip("qkv", state.pop(name).chunk(3), strict=True):
+            state[name.replace("qkv", f"{part}_proj")] = value
+    return state | {"attn_mask_probs": torch.zeros(2), "criterion.empty_weight": torch.ones(K + 1)}
+
+
+@pytest.mark.parametrize("layout", ["authors", "transformers"])
+def test_published_checkpoints(tmp_path, capsys, layout):
+    model = randomised(tiny(query_blocks=1))  # not one of the authors' depths: a quarter of it
+    path = tmp_path / "checkpoint.pth"
+    torch.save(published(model, layout), path)
+    found, info, report = convert_foreign(path, num_heads=2)
+    assert (report.dialect, report.unexpected) == ("eomt", [])
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(images), model(images))
+    test = info.protocol
+    assert (test.window, test.stride, test.short_side) == ((64, 64), (64, 64), 64)
+    assert info.mean == (0.485, 0.456, 0.406)
+    assert main(["convert", str(path), "--num-heads", "2", "-o", str(tmp_path / "model")]) == OK
+    assert "dialect eomt" in capsys.readouterr().out
+    again = setr.load(tmp_path / "model", device="cpu").model.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(images), model(images))
+
+
+def test_the_number_of_classes_names_the_data_set(tmp_path):
+    model = setr.SETR(encoder="vit_small_patch14_reg4_dinov2",
+                      encoder_args={**TINY, "patch_size": 16, "query_blocks": 1}, decoder="eomt",
+                      num_classes=150, taps=(3,), img_size=32)  # fmt: skip
+    torch.save(published(model, "authors"), tmp_path / "x.pth")
+    _, info, _ = convert_foreign(tmp_path / "x.pth", num_heads=2)
+    assert info.labels == known_labels("ade20k")
+
+
+def test_a_cut_checkpoint_is_named(tmp_path):
+    state = published(tiny(), "authors")
+    del state["network.mask_head.2.weight"]
+    torch.save(state, tmp_path / "cut.pth")
+    with pytest.raises(SetrError, match=r"decoder\.mask_head\.2\.weight is missing"):
+        convert_foreign(tmp_path / "cut.pth", num_heads=2)
+    state = published(tiny(), "transformers")
+    del state["embeddings.position_embeddings.weight"]
+    torch.save(state, tmp_path / "cut.pth")
+    with pytest.raises(SetrError, match="incomplete or damaged"):
+        convert_foreign(tmp_path / "cut.pth", num_heads=2)
+
+
+def test_upscaling_follows_the_patch_size():
+    for patch, doublings, rest in ((8, 1, 4), (14, 1, 7), (16, 2, 4), (32, 3, 4)):
+        decoder = MaskClassifier(8, K, patch_size=patch)
+        assert (len(decoder.upscale), decoder.final_scale) == (doublings, rest)
