@@ -92,10 +92,14 @@ def require_buildable(config: Config, *, weights: bool) -> None:
 def _require_mask_training(config: Config) -> None:
     """Raise `SetrError` if settings do not fit a model with its own loss, or SciPy is missing."""
     train = config.train
-    if train.loss != "cross_entropy" or train.cache_features != "none":
+    if train.loss != "cross_entropy":
         raise SetrError(
-            f"train.loss {train.loss}, train.cache_features {train.cache_features}: EoMT has a "
-            "loss of its own and trains its queries inside the encoder; leave both out",
+            f"train.loss {train.loss}: EoMT has a loss of its own; leave it out", code=USAGE
+        )
+    if train.cache_features != "none":
+        raise SetrError(
+            f"train.cache_features {train.cache_features}: EoMT's queries change the encoder's "
+            "features; leave it out",
             code=USAGE,
         )
     import_extra("scipy", "eomt", "training EoMT")
