@@ -70,7 +70,9 @@ ORDER = (
         "data.survey",
         "doctor",
         "data.class_files",
+        "data.mask_values",
         "data.class_draft",
+        "data.split_draft",
         "data.band_draft",
     ),
     *(
