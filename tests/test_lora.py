@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -55,6 +56,27 @@ def test_only_low_rank_parts_and_heads_train():
     per_block = rank * (width + 3 * width) + rank * (width + width)
     heads = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder."))
     assert parameter_counts(model)[0] == 2 * per_block + heads
+
+
+def test_freezing_leaves_original_weights_frozen():
+    model = with_lora()
+    before = trained_parts(model)
+    assert before == {f"{i}.0.{part}" for i in (0, 1) for part in "ab"}
+    model.encoder.freeze(1)
+    assert trained_parts(model) == {"1.0.a", "1.0.b"}
+    model.encoder.freeze(-1)
+    assert trained_parts(model) == set()
+    model.encoder.freeze(0)
+    assert trained_parts(model) == trained_parts(copy.deepcopy(model)) == before
+    again = copy.deepcopy(model)
+    again.encoder.freeze(0)
+    assert trained_parts(again) == before
+
+
+def trained_parts(model: SETR) -> set[str]:
+    """Parameters of the encoder that are trained: number of the block, and the end of the name."""
+    trained = {n for n, p in model.encoder.named_parameters() if p.requires_grad}
+    return {f"{n.split('.')[2]}.{n.partition('.weight.')[2]}" for n in trained}
 
 
 def test_every_trained_parameter_gets_a_gradient():

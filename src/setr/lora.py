@@ -69,9 +69,10 @@ def add_lora(model: SETR, rank: int) -> None:
         raise SetrError(
             f"lora_rank {rank}: the model already has LoRA; create a new model", code=USAGE
         )
-    encoder.requires_grad_(False)
-    for layer in layers:
-        parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, rank))
+    added = [_LowRank(layer.weight, rank) for layer in layers]
+    for layer, low_rank in zip(layers, added, strict=True):
+        parametrize.register_parametrization(layer, "weight", low_rank)
+    encoder.train_only(list[nn.Module](added))
 
 
 def merged_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
