@@ -98,6 +98,7 @@ ORDER = (
         "layers.cpu_blocks",
         "layers.recompute",
         "layers.backbone",
+        "layers.low_rank",
         "layers.rotary",
         "encoder",
         "hybrid",
