@@ -219,6 +219,7 @@ ORDER = (
     ),
     *(
         "prediction.inputs",
+        "prediction.output_check",
         "prediction.passes",
         "batch",
         "prediction.manifest",
