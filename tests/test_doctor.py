@@ -122,6 +122,15 @@ def test_all_ignored_masks_are_a_warning(tmp_path, shared):
     assert "ignored everywhere" in finding.text
 
 
+def test_a_training_split_that_is_ignored_everywhere_is_an_error(folder_data, capsys):
+    """One for testing is not: Cityscapes has such masks."""
+    for split, code in (("test", OK), ("val", OK), ("train", DATA_CHECK_FAILED)):
+        for mask in (folder_data / "labels" / split).iterdir():
+            mask.write_bytes(encode_png(np.full((48, 48), IGNORE, np.uint8)))
+        assert main(["doctor", str(folder_data)]) == code
+    assert "error   train: all mask pixels are ignored; map ids" in capsys.readouterr().out
+
+
 def test_classes_that_never_occur(folder_data):
     dataset = open_dataset(str(folder_data), "train")
     wider = Labels((*scenes.CLASSES, "dragon"))

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +30,7 @@ from setr.config import Config, ModelConfig
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
+from setr.images import encode_png
 from setr.results import collect
 from setr.training.build import announce, build_model
 from setr.training.runfolder import LAST, RunFolder
@@ -477,6 +479,21 @@ def test_names_are_checked_before_data_are_opened(config, settings, message, mon
     with pytest.raises(SetrError, match=message) as caught:
         train(wrong)
     assert caught.value.code == USAGE
+
+
+def test_a_training_split_without_labelled_pixels_is_refused(config, tmp_path):
+    folder = write_scene_folders(tmp_path / "data", {"train": 3, "val": 2})
+    (folder / "data.yaml").write_text("classes: [a, b]\nlabel_map: {0: a, 99: b, 255: ignore}\n")
+    for mask in (folder / "labels" / "train").iterdir():
+        mask.write_bytes(encode_png(np.full((48, 48), 255, np.uint8)))
+    for mask in (folder / "labels" / "val").iterdir():
+        mask.write_bytes(encode_png(np.full((48, 48), 99, np.uint8)))
+    with pytest.raises(SetrError) as caught:
+        train(config, data=str(folder))
+    assert caught.value.code == DATA_CHECK_FAILED
+    assert "all mask pixels of split 'train' of data are ignored; map ids" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not Path(config.out, "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("lora", [0, 2])

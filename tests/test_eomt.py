@@ -154,6 +154,14 @@ def test_a_share_of_the_queries_is_masked():
     assert 0.1 < limited.float().mean() < 0.4
 
 
+def test_masks_of_another_size_than_the_images_are_refused():
+    output = tiny()(torch.zeros(1, 3, 50, 70), with_aux=True)
+    target = torch.zeros(1, 64, 80, dtype=torch.long)
+    for wrong in (target, target[:, :49, :70]):
+        with pytest.raises(SetrError, match=r"at their size \(50x70\)"):
+            setr.segmentation_loss(output, wrong)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (50, 70)])
 @pytest.mark.parametrize("encoder", [None, "vit_small_patch16_dinov3"])
 def test_every_parameter_gets_a_gradient_and_any_size_logits(size, encoder):
@@ -311,7 +319,7 @@ def test_settings_that_do_not_fit_are_refused_before_training(setting):
     config = setr.recipe("finetune")
     model = dataclasses.replace(config.model, name="eomt_nano", encoder=None, freeze=-1)
     train = dataclasses.replace(config.train, **setting)
-    with pytest.raises(SetrError, match="leave both out"):
+    with pytest.raises(SetrError, match="EoMT.* leave it out"):
         require_buildable(dataclasses.replace(config, model=model, train=train), weights=False)
 
 

@@ -70,7 +70,9 @@ ORDER = (
         "data.survey",
         "doctor",
         "data.class_files",
+        "data.mask_values",
         "data.class_draft",
+        "data.split_draft",
         "data.band_draft",
     ),
     *(
@@ -96,6 +98,7 @@ ORDER = (
         "layers.cpu_blocks",
         "layers.recompute",
         "layers.backbone",
+        "layers.low_rank",
         "layers.rotary",
         "layers.readout",
         "encoder",
@@ -225,6 +228,7 @@ ORDER = (
     ),
     *(
         "prediction.inputs",
+        "prediction.output_check",
         "prediction.passes",
         "batch",
         "prediction.manifest",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -11,10 +12,12 @@ from setr.engine import train
 from setr.errors import SetrError
 from setr.hub import from_pretrained, save_pretrained
 from setr.labels import Labels
-from setr.lora import add_lora, merged_state
+from setr.layers.low_rank import merged_state
+from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.training.complexity import parameter_counts
+from setr.weights import load_weights
 from tests.conftest import tiny_model
 
 INFO = ModelInfo(labels=Labels(tuple("abcde")))
@@ -55,6 +58,27 @@ def test_only_low_rank_parts_and_heads_train():
     per_block = rank * (width + 3 * width) + rank * (width + width)
     heads = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder."))
     assert parameter_counts(model)[0] == 2 * per_block + heads
+
+
+def test_freezing_leaves_original_weights_frozen():
+    model = with_lora()
+    before = trained_parts(model)
+    assert before == {f"{i}.0.{part}" for i in (0, 1) for part in "ab"}
+    model.encoder.freeze(1)
+    assert trained_parts(model) == {"1.0.a", "1.0.b"}
+    model.encoder.freeze(-1)
+    assert trained_parts(model) == set()
+    model.encoder.freeze(0)
+    assert trained_parts(model) == trained_parts(copy.deepcopy(model)) == before
+    again = copy.deepcopy(model)
+    again.encoder.freeze(0)
+    assert trained_parts(again) == before
+
+
+def trained_parts(model: SETR) -> set[str]:
+    """Parameters of the encoder that are trained: number of the block, and the end of the name."""
+    trained = {n for n, p in model.encoder.named_parameters() if p.requires_grad}
+    return {f"{n.split('.')[2]}.{n.partition('.weight.')[2]}" for n in trained}
 
 
 def test_every_trained_parameter_gets_a_gradient():
@@ -99,6 +123,47 @@ def test_saving_merges(tmp_path):
 def test_merging_leaves_plain_states_alone():
     state = tiny_model("naive").state_dict()
     assert merged_state(state).keys() == state.keys()
+
+
+def test_own_states_load_with_lora_and_without(tmp_path):
+    model = with_lora()
+    shake(model)
+    torch.save(model.state_dict(), tmp_path / "lora.pth")
+    images = torch.randn(1, 3, 40, 32)
+    for adapted in (False, True):
+        other = tiny_model("pup").eval()
+        if adapted:
+            add_lora(other, 2)
+        report = load_weights(other, tmp_path / "lora.pth")
+        assert report.encoder_share == 1
+        assert not report.unexpected
+        torch.testing.assert_close(other(images), model(images))
+
+
+def test_states_that_do_not_fit_lora_say_why(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(tiny_model("pup").state_dict(), path)
+    model = with_lora()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for partial in (False, True):
+        with pytest.raises(SetrError, match="has no LoRA layers, and the model has; load weights"):
+            load_weights(model, path, partial=partial)
+    torch.save(with_lora(4).state_dict(), path)
+    with pytest.raises(SetrError, match=r"LoRA of rank 4, the model of rank 2; give add_lora"):
+        load_weights(model, path)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_trained_part_alone_can_be_loaded(tmp_path):
+    model = with_lora()
+    shake(model)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert merged_state(trained).keys() == trained.keys()  # there is nothing to merge into
+    torch.save(trained, tmp_path / "part.pth")
+    other = with_lora()
+    load_weights(other, tmp_path / "part.pth", partial=True, new_head=True)  # no batch statistics
+    images = torch.randn(1, 3, 40, 32)
+    torch.testing.assert_close(other(images), model(images))
 
 
 def test_refusals():

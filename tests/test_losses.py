@@ -20,6 +20,7 @@ from setr.labels import IGNORE
 from setr.layers.upsampled_convolution import upsample
 from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
 from setr.model import Output
+from tests.conftest import tiny_model
 
 
 def plain(logits, target, size, weight=None, scale=1):
@@ -140,6 +141,16 @@ def test_what_would_be_counted_wrongly_is_refused():
         segmentation_loss(output, target, weight=torch.ones(4))
     with pytest.raises(SetrError, match="kind 'dise': give cross_entropy, ohem, focal, dice"):
         segmentation_loss(output, target, kind="dise")
+
+
+def test_masks_smaller_than_the_images_are_refused():
+    """Even by less than the padding to whole patches, which is not counted."""
+    output = tiny_model("pup")(torch.zeros(2, 3, 57, 80), with_aux=True)
+    target = torch.zeros(2, 64, 80, dtype=torch.long)
+    assert segmentation_loss(output, target[:, :57])["loss"] > 0
+    for wrong in (target, target[:, :56], target[:, :58], target[:, :57, :79]):
+        with pytest.raises(SetrError, match=r"at their size \(57x80\)"):
+            segmentation_loss(output, wrong)
 
 
 def test_no_step_on_a_gpu_waits_for_it():

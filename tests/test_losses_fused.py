@@ -224,3 +224,15 @@ def test_positions_are_worked_out_once_whatever_mode_asked_first():
         first = _axis(31, 7, 62, device)
     assert _axis(31, 7, 62, device) is first
     assert not any(t.is_inference() for t in (first.lower, first.share, first.begin))
+
+
+def test_positions_outlive_many_sizes():
+    """A CUDA graph goes on reading them at their addresses."""
+    pytest.importorskip("triton")
+    from setr.kernels.triton_loss import _axis
+
+    device = torch.device(DEVICE)
+    first = _axis(32, 8, 32, device)
+    for n in range(2, 300):
+        _axis(4 * n, n, 4 * n, device)
+    assert _axis(32, 8, 32, device) is first

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from setr.cli import main
 from setr.data.pairing import masks_by_stem
+from setr.data.split_draft import draft_lists
 from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
@@ -437,6 +440,88 @@ def test_soft_edges_are_no_classes(tmp_path):
         for stem in "ab":
             put(tmp_path / "masks" / f"{stem}.png", np.stack([mask, mask // 2, 255 - mask], 2))
         assert ("without anti-aliasing" in draft(tmp_path).yaml) == told
+
+
+@pytest.mark.parametrize("quality", [60, 95])
+def test_masks_that_were_jpeg_once_are_told_of(tmp_path, capsys, quality):
+    """Three levels become dozens of ids, which no one drew."""
+    clean = np.zeros((96, 128), np.uint8)
+    clean[20:70, 30:80], clean[40:90, 60:110] = 128, 255
+    clean[np.add.outer(np.arange(96), np.arange(128)) < 40] = 128
+    for lossy in (False, True):
+        stored = io.BytesIO()
+        Image.fromarray(clean).save(stored, "JPEG" if lossy else "PNG", quality=quality)
+        for stem in "ab":
+            put(tmp_path / "images" / f"{stem}.png", np.zeros((96, 128, 3), np.uint8))
+            put(tmp_path / "masks" / f"{stem}.png", np.asarray(Image.open(stored)))
+        assert main(["init-data", str(tmp_path), "--overwrite"]) == OK
+        told = capsys.readouterr().err
+        assert told.count("\n") == lossy
+        assert ("form no areas, as after lossy compression" in told) == lossy
+        assert ("export the masks from their source again, as PNG" in told) == lossy
+
+
+def test_thin_classes_are_classes(tmp_path):
+    """Lines two pixels wide, and areas of three by three."""
+    mask = np.zeros((64, 64), np.uint8)
+    for i in range(1, 13):
+        mask[5 * i : 5 * i + (2 if i % 2 else 3), : 64 if i % 2 else 3] = i
+    put(tmp_path / "images" / "a.png", np.zeros((64, 64, 3), np.uint8))
+    put(tmp_path / "masks" / "a.png", mask)
+    assert not draft(tmp_path).note
+
+
+NAMES = [f"images/{i}.png" for i in range(60)]
+BY_CHECKSUM = sorted(NAMES, key=lambda name: zlib.crc32(name.encode()))
+
+
+def spread(rare: list[str]) -> dict[str, list[str]]:
+    """Images of each split where class 1 is in these only; class 0 is everywhere."""
+    classes = {name: frozenset({0, 1} if name in rare else {0}) for name in NAMES}
+    lists = draft_lists([(name, name) for name in NAMES], 0.2, {}, classes)
+    return {split: [line.split("\t")[0] for line in lists[split].splitlines()] for split in lists}
+
+
+@pytest.mark.parametrize("rare", [BY_CHECKSUM[-5:], BY_CHECKSUM[:2]], ids=["train", "val"])
+def test_a_rare_class_is_in_both_parts(rare):
+    plain, found = spread([]), spread(rare)
+    assert set(plain["val"]) == set(BY_CHECKSUM[:12])
+    assert sorted(found["train"] + found["val"]) == sorted(NAMES)
+    assert all(set(part) & set(rare) for part in found.values())
+    assert len(set(found["val"]) - set(plain["val"])) == 1  # and no other pair has moved
+    assert found == spread(rare)
+
+
+def test_a_split_with_all_classes_in_both_parts_stays():
+    assert spread([BY_CHECKSUM[3], BY_CHECKSUM[30]]) == spread([]) == spread(BY_CHECKSUM[-1:])
+
+
+def test_no_class_is_given_up_for_another():
+    """One pair for validation, and each class in two."""
+    names = ["a", "b", "c", "d"]
+    classes = {name: frozenset({n // 2}) for n, name in enumerate(names)}
+    lists = draft_lists([(name, name) for name in names], 0.25, {}, classes)
+    assert len(lists["val"].splitlines()) == 1
+    both = {name: frozenset({n // 2, 2}) for n, name in enumerate(names)}
+    assert draft_lists([(name, name) for name in names], 0.25, {}, both) == lists
+
+
+def test_known_splits_are_kept_whatever_they_lack():
+    known = {name: "val" if name in BY_CHECKSUM[:9] else "train" for name in NAMES}
+    classes = {name: frozenset({0, 1} if known[name] == "train" else {0}) for name in NAMES}
+    lists = draft_lists([(name, name) for name in NAMES], 0.2, known, classes)
+    found = {line.split("\t")[0] for line in lists["val"].splitlines()}
+    assert found == set(BY_CHECKSUM[:9])
+
+
+def test_a_rare_defect_is_validated(tmp_path):
+    for i, name in enumerate(BY_CHECKSUM):
+        put(tmp_path / name, PHOTO)
+        put(tmp_path / name.replace("images", "masks"), IDS * (i >= 55))
+    write(tmp_path, draft(tmp_path))
+    val = open_dataset(str(tmp_path), "val")
+    assert len(val) == 12
+    assert any(val.load(i).mask.any() for i in range(len(val)))
 
 
 def test_names_that_are_no_text_come_back_from_the_lists(tmp_path):

@@ -20,6 +20,7 @@ import setr.training.best as best
 import setr.training.optim as optim
 import setr.training.parallel as parallel
 from setr.config import Config, OptimConfig
+from setr.data import scenes
 from setr.engine import train
 from setr.errors import USAGE, SetrError
 from setr.images import encode_png
@@ -228,8 +229,9 @@ def test_a_batch_without_a_counted_pixel_is_named_once(tmp_path, monkeypatch, ca
     monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": 0.5})
     data = write_scene_folders(tmp_path / "data", {"train": 2, "val": 1})
     for path in (data / "labels" / "train").glob("*.png"):
-        path.write_bytes(encode_png(np.full((48, 48), 255, np.uint8)))
-    config = on_folder(tiny_config(tmp_path / "run", steps=2), data)
+        path.write_bytes(encode_png(np.zeros((48, 48), np.uint8)))
+    settings = {"steps": 2, "class_weights": f"{scenes.LABELS.classes[0]}=0"}
+    config = on_folder(tiny_config(tmp_path / "run", **settings), data)
     train(config)
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "no valid pixel" in x]
     assert line.startswith("warning: step 1 ")

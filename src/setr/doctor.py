@@ -26,6 +26,12 @@ SAMPLED_PALETTES = 200
 NEAR_BITS = 3
 """Images are near-duplicates if their 64-bit difference hashes differ in at most these bits."""
 
+MAP_A_CLASS = (
+    "map ids or colours of the masks to classes, in label_map or colour_map of data.yaml, or train "
+    "on another split with --data.train-split"
+)
+"""What to do if all pixels of the training split are ignored."""
+
 Level = Literal["error", "warning", "note"]
 
 
@@ -250,6 +256,11 @@ def diagnose(checkups: Iterable[Checkup]) -> list[Finding]:
     """All findings in the splits of one data set, errors first, with leaks between splits."""
     checkups = list(checkups)
     findings = [finding for checkup in checkups for finding in checkup.findings]
+    findings += [
+        Finding("error", "train", f"all mask pixels are ignored; {MAP_A_CLASS}")
+        for checkup in checkups
+        if checkup.dataset.split == "train" and not checkup.problems and not checkup.pixels.any()
+    ]
     for i, first in enumerate(checkups):
         for second in checkups[i + 1 :]:
             findings += leaks(first, second)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from setr.errors import FAILED, USAGE, SetrError, first_line
-from setr.lora import merged_state
+from setr.layers.low_rank import merged_state
 from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
 from setr.pages.model_card import model_card

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
 from setr.data.layouts import SPLIT_OF, find_split, split_lists
 from setr.data.pairing import MASK_FOLDERS, NoSplitError, masks_by_stem, open_list, separate_masks
+from setr.data.split_draft import draft_lists
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
@@ -42,7 +42,7 @@ class Draft(NamedTuple):
     Attributes:
         yaml: text of the YAML file.
         lists: text of each list by file name.
-        note: message on what was left out.
+        note: message on what was left out, and on masks that look wrong.
         name: of the YAML file.
     """
 
@@ -72,7 +72,7 @@ def draft(
     Args:
         root: folder with images and masks, or outlines, with or without folders per split.
         val_share: fraction of the pairs for the validation split if the folder has none; the choice
-            depends on file names only.
+            depends on file names, and on classes that a part would lack.
         rest: for outlines, the class of pixels outside all of them, or `ignore`.
         name: of the YAML file; unless it is data.yaml, its stem is a prefix of the list files.
         class_key: for GeoJSON and VIA, the property that names the class.
@@ -94,7 +94,7 @@ def draft(
             return from_masks
     _require_class_key_used(root, class_key, annotated.kind)
     drawn = draw_masks(root, annotated, rest=rest)
-    lists = _split_lists(drawn.pairs, val_share, drawn.splits)
+    lists = draft_lists(drawn.pairs, val_share, drawn.splits, drawn.by_mask)
     head = [
         f"# {len(drawn.pairs)} masks in {DRAWN} drawn by `setr init-data` from outlines "
         f"({annotated.kind})."
@@ -147,20 +147,20 @@ def _draft_masks(root: Path, val_share: float, name: str) -> Draft:
         images = [prefix + image for image in found.images]
         pairs += zip(images, (prefix + mask for mask in found.masks or ()), strict=False)
         known |= dict.fromkeys(images, split)
-    lists: dict[str, str] = {}
+    divided = "train" not in known.values() or "val" in known.values()
     unpaired: list[str] = []
     if not pairs:
+        divided = False
         pairs, unpaired = _flat_pairs(root)
         listed = split_lists(root)
         stems = {i: stem_of(i.partition("/")[2] or i) for i, _ in pairs}
         known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
-        lists = _split_lists(pairs, val_share, known)
-    elif "train" in known.values() and "val" not in known.values():
-        lists = _split_lists(pairs, val_share, known)
     classes = draft_classes(root, [mask for _, mask in pairs])
+    lists = {} if divided else draft_lists(pairs, val_share, known, classes.by_mask)
     head = [f"# {len(pairs)} pairs found by `setr init-data`."]
-    body = [*draft_bands([root / image for image, _ in pairs]), *classes]
-    return _composed(name, head, _left_out(unpaired, len(pairs), "mask"), body, lists)
+    note = "; ".join(filter(None, (_left_out(unpaired, len(pairs), "mask"), classes.note)))
+    body = [*draft_bands([root / image for image, _ in pairs]), *classes.lines]
+    return _composed(name, head, note, body, lists)
 
 
 def _is_drafted(path: Path) -> bool:
@@ -255,36 +255,3 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         "give these files in data.yaml",
         code=DATA_CHECK_FAILED,
     )
-
-
-def _split_lists(
-    pairs: list[tuple[str, str]], val_share: float, known: Mapping[str, str]
-) -> dict[str, str]:
-    """Text of the list of each split; train and val get at least one pair each if there are two.
-
-    Pairs with a known split, or in a folder named after one (`images/training`), stay in it, so
-    test images are never used for training. The others are for training; if no validation split is
-    known, it is chosen from them by name.
-    """
-    parts: dict[str, list[tuple[str, str]]] = {}
-    for pair in pairs:
-        folders = pair[0].lower().split("/")[:-1]
-        by_folder = next((SPLIT_OF[name] for name in folders if name in SPLIT_OF), "")
-        parts.setdefault(known.get(pair[0], by_folder), []).append(pair)
-    train = [*parts.pop("train", []), *parts.pop("", [])]
-    if not train or "val" not in parts:
-        rest = [*train, *parts.pop("val", [])] or parts.pop("test")
-        parts |= _by_name(rest, val_share)
-    else:
-        parts["train"] = train
-    return {
-        split: "".join(f"{image}\t{mask}\n" for image, mask in sorted(part))
-        for split, part in parts.items()
-    }
-
-
-def _by_name(pairs: list[tuple[str, str]], val_share: float) -> dict[str, list[tuple[str, str]]]:
-    """A split by checksums of the names, which changes little when files are added."""
-    order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].encode("utf-8", "surrogateescape")))
-    count = min(max(1, round(len(order) * val_share)), max(len(order) - 1, 1))
-    return {"val": order[:count], "train": order[count:] or order}

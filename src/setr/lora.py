@@ -7,31 +7,15 @@ models contain the sum and do not need this module.
 
 from __future__ import annotations
 
-import re
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
+from setr.layers.low_rank import LowRank
 from setr.model import SETR
 
-SCALE = 2.0
-"""Factor s on the low-rank product (alpha / rank in the paper's terms)."""
-
 ATTENTION_LAYERS = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
-
-
-class _LowRank(nn.Module):
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__()
-        out_features, in_features = weight.shape
-        self.a = nn.Parameter(torch.randn(rank, in_features) * in_features**-0.5)
-        self.b = nn.Parameter(torch.zeros(out_features, rank))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + SCALE * (self.b @ self.a)
 
 
 def add_lora(model: SETR, rank: int) -> None:
@@ -69,23 +53,7 @@ def add_lora(model: SETR, rank: int) -> None:
         raise SetrError(
             f"lora_rank {rank}: the model already has LoRA; create a new model", code=USAGE
         )
-    encoder.requires_grad_(False)
-    for layer in layers:
-        parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, rank))
-
-
-def merged_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the low-rank matrices merged into the weights, under their usual names.
-
-    A state dict without LoRA is returned unchanged.
-    """
-    merged = {}
-    for name, value in state.items():
-        if found := re.fullmatch(r"(.+)\.parametrizations\.weight\.(original|0\.[ab])", name):
-            stem = f"{found[1]}.parametrizations.weight"
-            if found[2] == "original":
-                product = state[f"{stem}.0.b"] @ state[f"{stem}.0.a"]
-                merged[f"{found[1]}.weight"] = value + SCALE * product
-        else:
-            merged[name] = value
-    return merged
+    added = [LowRank(layer.weight, rank) for layer in layers]
+    for layer, low_rank in zip(layers, added, strict=True):
+        parametrize.register_parametrization(layer, "weight", low_rank)
+    encoder.train_only(list[nn.Module](added))

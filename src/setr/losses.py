@@ -173,11 +173,11 @@ def segmentation_loss(
             raise SetrError(f"kind {kind!r}: EoMT has a loss of its own; leave it out", code=USAGE)
         # (B, K, Q): "no object" is not a class of the target
         of_classes = output.stages[-1].classes[..., :-1].transpose(1, 2)
-        _require_shapes(of_classes, output.size, target, weight)
+        _require_shapes(of_classes, output, target, weight)
         return mask_classification_loss(output, target, normalizer=normalizer, weight=weight)
     if isinstance(output, Tensor):
         output = Output(output, [], (target.shape[-2], target.shape[-1]))
-    _require_shapes(output.logits, output.size, target, weight)
+    _require_shapes(output.logits, output, target, weight)
     if normalizer is None:
         normalizer = count_weight(target, weight)
     divisor = normalizer.clamp(min=1e-12)
@@ -196,17 +196,22 @@ def segmentation_loss(
 
 
 def _require_shapes(
-    logits: Tensor, size: tuple[int, int], target: Tensor, weight: Tensor | None
+    logits: Tensor, output: Output | MaskOutput, target: Tensor, weight: Tensor | None
 ) -> None:
     """Refuse what would be counted against other pixels, images or classes."""
     B, K = logits.shape[:2]
-    # the size covered exceeds the image's by less than a patch
-    beyond = [wide - n for wide, n in zip(size, target.shape[-2:], strict=False)]
-    if target.ndim != 3 or len(target) != B or not all(0 <= b < MAX_FINAL_SCALE for b in beyond):
-        H, W = size
+    given = tuple(target.shape[-2:])
+    if output.image_size is None:
+        # the size covered exceeds the image's by less than a patch
+        beyond = [wide - n for wide, n in zip(output.size, given, strict=False)]
+        fits, known = all(0 <= b < MAX_FINAL_SCALE for b in beyond), " in whole patches"
+    else:
+        fits, known = given == output.image_size, ""
+    if target.ndim != 3 or len(target) != B or not fits:
+        H, W = output.image_size or output.size
         raise SetrError(
             f"target {tuple(target.shape)}: give ids (B, H, W) of the {B} images, at their size "
-            f"({H}x{W} in whole patches)",
+            f"({H}x{W}{known})",
             code=USAGE,
         )
     if weight is not None and weight.shape != (K,):

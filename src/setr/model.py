@@ -50,12 +50,14 @@ class Output(NamedTuple):
         size: (H', W') to resize to: the image's size rounded up to multiples of the patch size.
         aux_scale: factor by which the loss upsamples the auxiliary logits bilinearly before that
             resize; upsampling by 4 twice differs from once by 16.
+        image_size: (H, W) of the images, which the loss's target must have; None if not known.
     """
 
     logits: Tensor
     aux: list[Tensor]
     size: tuple[int, int]
     aux_scale: int = 1
+    image_size: tuple[int, int] | None = None
 
 
 def predictions(output: Output | MaskOutput) -> list[Tensor]:
@@ -226,7 +228,8 @@ class SETR(nn.Module):
                 head([features[i]])
                 for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
             ]
-            return Output(self.decoder(features), aux, self.covered_size(H, W), self.aux_scale)
+            logits, size = self.decoder(features), self.covered_size(H, W)
+            return Output(logits, aux, size, self.aux_scale, images.size)
         logits = self.decoder(self.neck(images.maps))
         return resize(logits, self.covered_size(H, W))[..., :H, :W]
 
@@ -250,7 +253,8 @@ class SETR(nn.Module):
             return stages[-1].masks
 
         stages.append(decoder.predict(*self.encoder(images, decoder.queries, guide)))
-        return MaskOutput(stages, self.covered_size(*images.shape[-2:]))
+        H, W = images.shape[-2:]
+        return MaskOutput(stages, self.covered_size(H, W), (H, W))
 
     def set_progress(self, done: float) -> None:
         """Tell the model which share of the training steps is done, 0 to 1; only EoMT uses it."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from setr.arguments.choices import PosInterp
 from setr.encoder import adapt_channels, reads_rgb_alone, resample_grid
 from setr.errors import USAGE, SetrError
+from setr.layers.low_rank import fit_low_rank
 from setr.weight_files.architecture import dialect_options, function_options
 from setr.weight_files.dialects import translate
 from setr.weight_files.naming import WHOLE, Translation
@@ -107,6 +108,7 @@ def load_weights(
     A checkpoint of an encoder leaves the heads unchanged.
     If the model does not have three input channels, RGB weights are adapted as in timm: summed for
     one channel, else repeated and scaled by 3 / in_chans.
+    LoRA in a checkpoint is merged into the weights, unless the model has it, too.
 
     Args:
         model: the model, for example from `create_model`; unchanged if an error is raised.
@@ -149,6 +151,7 @@ def match_weights(
     own = model.state_dict()
     named = found.whole or found.dialect == "setr"
     given = dict(found.tensors) if named else _with_prefix(model, found)
+    given = fit_low_rank(given, own, source)
     _fold_prefix(model, given)
     state: dict[str, Tensor] = {}
     resized, adapted, mismatched, unexpected = [], [], [], list(found.unexpected)

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from setr.arguments.choices import Precision, ServerName
 from setr.cli import parse, require_at_least, require_default, require_within
 from setr.commands.shared import Device, Flip, Model, Scales
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import USAGE, SetrError
 from setr.images import MAX_PIXELS
 from setr.processes.quota import cpus
 
 if TYPE_CHECKING:
-    from setr.batch import Outcome, OutputWriter, Task
-    from setr.prediction.inputs import Item
     from setr.prediction.streams import Stream
-    from setr.processes.interrupt import Interrupt
-    from setr.reading.storage import Storage
 
-Engine = Callable[[Sequence["Task"]], Iterator["Outcome"]]
 NOT_SUBMITTED = (
     *("save", "tolerance", "min_pixels", "bands", "value_range"),
     *("pack", "pack_samples", "manifest", "retry", "shard"),
     *("batch", "exact", "workers", "engine", "actors"),
 )
 """Options without effect on `--submit`."""
-LATER = ("scales", "flip", "min_confidence")
-"""Options that enter a run's name only where they are given, so that older names stay valid."""
 
 
 @dataclass(frozen=True)
@@ -119,28 +105,24 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Segment every image; broken ones are named at the end, exit code 1."""
     given: Arguments = parse(Arguments, arguments, "predict")
-    _check_options(given)
-    from setr.batch import Task
-    from setr.prediction.inputs import output_names
-    from setr.prediction.settled import stream_tasks
+    _check_values(given)
+    _check_combinations(given)
+    from setr.commands.predict_run import find_inputs, predict, submit
     from setr.reading.storage import Storage
 
     storage, shard = Storage(given.out), _shard(given.shard)
-    streams, items = _inputs(given)
+    streams, items = find_inputs(given)
     _check_streams(given, streams, remote=storage.remote)
     if given.submit:
-        return _submit(given, items)
-    names = output_names(items, packed=given.pack != "no")
-    tasks = [Task(item, name) for item, name in zip(items, names, strict=True)]
-    return _predict(given, storage, tasks, stream_tasks(streams, Path(given.out), names), shard)
+        return submit(given, items)
+    return predict(given, streams, items, storage, shard)
 
 
-def _check_options(given: Arguments) -> None:
-    """Refuse values out of range, and options that have no effect beside the others."""
+def _check_values(given: Arguments) -> None:
+    """Refuse values out of range."""
     from setr.prediction.polygons import LARGEST_TOLERANCE
     from setr.prediction.rasters import parse_bands, parse_range
     from setr.protocols import Protocol, preset
-    from setr.reading.storage import is_address
 
     require_at_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
     require_at_least(given, 0, "min_pixels")
@@ -150,6 +132,12 @@ def _check_options(given: Arguments) -> None:
     parse_range(given.value_range)
     named = preset(given.protocol) if given.protocol else Protocol()
     named.overridden(scales=given.scales)
+
+
+def _check_combinations(given: Arguments) -> None:
+    """Refuse options that have no effect beside the others."""
+    from setr.reading.storage import is_address
+
     if given.submit:
         rule = f"does nothing with --submit {given.submit}; leave one of them out"
         require_default(given, rule, *NOT_SUBMITTED)
@@ -163,26 +151,6 @@ def _check_options(given: Arguments) -> None:
     if given.engine == "plain":
         rule = "does nothing without --engine ray; add it, or leave this out"
         require_default(given, rule, "actors")
-
-
-def _inputs(given: Arguments) -> tuple[list[Stream], list[Item]]:
-    """The streams and images that the command line names, without results of earlier runs."""
-    from setr.prediction.inputs import find_items
-    from setr.prediction.streams import split_sources
-    from setr.reading.storage import result_test
-
-    is_result = result_test(given.out)
-    found, rest = split_sources(given.images)
-    streams = [stream for stream in found if not is_result(str(stream.below), stream.source)]
-    special = {os.path.normpath(stream.source) for stream in found}
-    items = [
-        item
-        for item in find_items(rest)
-        if os.path.normpath(item.place) not in special and not is_result(item.name, item.place)
-    ]
-    if not streams and not items:
-        raise SetrError(f"{given.images[0]}: no images found outside {given.out}", code=USAGE)
-    return streams, items
 
 
 def _check_streams(given: Arguments, streams: list[Stream], *, remote: bool) -> None:
@@ -199,147 +167,6 @@ def _check_streams(given: Arguments, streams: list[Stream], *, remote: bool) -> 
             "size on the ground; leave one out (--window sets its windows)"
         )
         require_default(given, rule, "protocol", "scales", "flip")
-
-
-def _predict(
-    given: Arguments,
-    storage: Storage,
-    tasks: list[Task],
-    streams: dict[Task, Stream],
-    shard: tuple[int, int],
-) -> int:
-    """Run all tasks that are not up to date, and record every outcome in the manifest."""
-    from setr.prediction import tally
-    from setr.prediction.inputs import check_outputs, in_shard
-    from setr.prediction.manifest import Manifest, write_parquet
-    from setr.prediction.packs import Packer
-    from setr.prediction.settled import files_of, output_writers, run_names, settled
-    from setr.processes.interrupt import Interrupt, Stopped
-
-    limits = {name: getattr(given, name) for name in ("max_pixels", "allow_urls", "device")}
-    suffix = "" if shard == (0, 1) else f"-{shard[0]}-of-{shard[1]}"
-    stem, packs = f"manifest{suffix}", f"part{suffix}"
-    settings = [given.precision, given.protocol, given.window, given.pack]
-    chosen = {name: value for name in LATER if (value := getattr(given, name))}
-    by_bands = [given.bands, given.value_range]
-    writer_for = output_writers(
-        given.out,
-        given.save,
-        run_names(given.model),
-        [
-            *(*settings, None if given.exact else given.batch),
-            *filter(None, by_bands),
-            *([chosen] if chosen else ()),
-        ],
-        by_bands,
-        packed=given.pack != "no",
-        polygons={"tolerance": given.tolerance, "min_pixels": given.min_pixels},
-    )
-    check_outputs(
-        ((task.item, files_of(task, streams.get(task), writer_for)) for task in (*streams, *tasks)),
-        [f"{stem}.parquet", *(storage.names(f"{packs}-") if given.pack != "no" else ())],
-        storage,
-    )
-    streams = {task: stream for task, stream in streams.items() if in_shard(task.item, shard)}
-    tasks = [*streams, *(task for task in tasks if in_shard(task.item, shard))]
-    stop = Interrupt()
-    run_images, run_streams = _engines(given, writer_for, streams, stop)
-    runs = {task: writer_for(streams.get(task)).run for task in tasks}
-    is_settled = settled(runs, storage, limits, retry=given.retry)
-    with Manifest(storage, stem, is_settled) as manifest, stop:
-        todo = [task for task in tasks if task.item.name not in manifest.done]
-        images = [task for task in todo if task not in streams]
-        tally.print_resumed(manifest, len(tasks), len(todo))
-        packer = Packer(storage, manifest, given.pack, stem=packs, samples=given.pack_samples)
-        broken: list[str] = []
-        progress = tally.progress(len(tasks), len(tasks) - len(todo), quiet=given.json)
-        with progress as show, contextlib.suppress(Stopped):
-            for outcome in chain(
-                run_streams([task for task in todo if task in streams]),
-                run_images(images) if images else (),
-            ):
-                if outcome.row["status"] == "failed":
-                    outcome.row["limits"] = limits
-                    broken.append(outcome.text)
-                packer.add(outcome)
-                show(outcome)
-                if stop.requested:
-                    break
-        packer.flush()
-        if given.manifest == "parquet" and not stop.requested:
-            write_parquet(manifest)
-        if given.json:
-            print(json.dumps(tally.as_json(tasks, manifest)))
-        return tally.print_summary(tasks, manifest, broken)
-
-
-def _engines(
-    given: Arguments,
-    writer_for: Callable[[Stream | None], OutputWriter],
-    streams: dict[Task, Stream],
-    stop: Interrupt,
-) -> tuple[Engine, Engine]:
-    """Functions that run images and streams; a model that cannot be loaded fails here."""
-    from setr.batch import outcomes, stream_outcomes
-    from setr.predictor import load
-
-    writer = writer_for(None)
-    options: dict[str, Any] = {
-        "batch": given.batch,
-        "exact": given.exact,
-        "workers": given.workers,
-        "max_pixels": given.max_pixels,
-        "scores": "scores" in writer.kinds,
-    }
-    loading = _loading(given)
-    on_ray = given.engine == "ray"
-    predictor: Any = None if on_ray and not streams else load(given.model, **loading)
-
-    def run_streams(tasks: Sequence[Task]) -> Iterator[Outcome]:
-        return stream_outcomes(predictor, {task: streams[task] for task in tasks}, writer_for, stop)
-
-    if on_ray:
-        import torch
-
-        from setr.prediction.batch_ray import Work, ray_outcomes
-
-        work = Work(given.model, loading, options, writer, torch.get_num_threads())
-        return (lambda tasks: ray_outcomes(work, tasks, actors=given.actors)), run_streams
-    return (lambda tasks: outcomes(predictor, tasks, writer, **options)), run_streams
-
-
-def _loading(given: Arguments) -> dict[str, Any]:
-    """Keywords of `setr.load`."""
-    from setr.prediction.rasters import parse_bands, parse_range
-
-    names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls", *LATER)
-    by_bands = {"bands": parse_bands(given.bands), "value_range": parse_range(given.value_range)}
-    return {name: getattr(given, name) for name in names} | by_bands
-
-
-def _submit(given: Arguments, items: Sequence[Item]) -> int:
-    """One zip file for a test server, which refuses a submission with holes."""
-    from setr.prediction.inputs import read_item
-    from setr.predictor import load
-    from setr.reading.files import printable
-    from setr.scores.submissions import Submission, check_submission
-
-    assert given.submit is not None
-    predictor = load(given.model, **_loading(given))
-    path = Path(given.out) / f"{given.submit}.zip"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Submission(given.submit, path, predictor.info.labels) as submission:
-        for done, item in enumerate(items, 1):
-            result = predictor.predict(read_item(item))
-            submission.add(os.path.basename(item.name), result.mask)
-            if not given.json:
-                print(printable(f"{done}/{len(items)}  {item.shown}  {result!r}"))
-    count = check_submission(given.submit, path)
-    if given.json:
-        names = [{"image": item.shown, "files": [str(path)]} for item in items]
-        print(json.dumps({"images": names, "failed": 0}))
-    print(f"setr: {path}: {count} predictions, checked against the server's rules", file=sys.stderr)
-    return OK
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -5,39 +5,63 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from setr.data.class_files import names_by_colour, names_by_id
+from setr.data.mask_values import MaskValues, count_values
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.labels import IGNORE
-from setr.reading.masks import (
-    IN_ALPHA,
-    ColourMaskError,
-    is_in_alpha,
-    is_reordered,
-    painted,
-    read_mask,
-)
+from setr.reading.masks import IN_ALPHA, is_in_alpha, read_mask
 
-MAX_VALUES = 256
-"""With more ids or colours than this, they cannot be classes."""
 MAX_BLENDED = 10
-"""More rare values than this between two frequent ones suggest anti-aliased edges."""
+"""More scattered ids, or rare colours between two frequent ones, are no classes."""
 
 
-def draft_classes(root: Path, masks: list[str]) -> list[str]:
-    """Lines for `data.yaml`, with class names from a file beside the masks if there is one.
+class DraftedClasses(NamedTuple):
+    """The classes of a folder's masks.
+
+    Attributes:
+        lines: for `data.yaml`.
+        by_mask: ids or colours of the classes in each mask file.
+        note: message on masks that do not contain what was drawn; empty if there is none.
+    """
+
+    lines: list[str]
+    by_mask: dict[str, frozenset[int]]
+    note: str
+
+
+def draft_classes(root: Path, masks: list[str]) -> DraftedClasses:
+    """The classes in mask files, with names from a file beside the masks if there is one.
 
     Raises:
         SetrError: too many ids or colours, a mixture of both, or an unreadable mask (exit code 3).
     """
-    ids, colours = _count_values(root, masks)
-    if len(ids) + len(colours) == 1:
-        _require_opaque(root, masks, rgb=bool(colours))
-    if colours:
-        return _colour_classes(colours, names_by_colour(root))
-    return _id_classes(ids, names_by_id(root))
+    values = count_values(root, masks)
+    if len(values.ids) + len(values.colours) == 1:
+        _require_opaque(root, masks, rgb=bool(values.colours))
+    if values.colours:
+        names = names_by_colour(root)
+        lines = _colour_classes(values.colours, names)
+        kept = {colour for colour in values.colours if names.get(colour) != "ignore"}
+    else:
+        names = names_by_id(root)
+        lines = _id_classes(values.ids, names)
+        kept = set(_classes_by_id(values.ids, names))
+    by_mask = {mask: found & kept for mask, found in values.by_mask.items()}
+    return DraftedClasses(lines, by_mask, _scattered_text(values))
+
+
+def _scattered_text(values: MaskValues) -> str:
+    """Message on ids that form no areas; empty if there are few of them."""
+    if values.scattered <= MAX_BLENDED:
+        return ""
+    return (
+        f"{values.scattered} of {len(values.ids)} ids in the masks form no areas, as after lossy "
+        "compression (JPEG, even if saved as PNG later) or at anti-aliased edges; export the "
+        "masks from their source again, as PNG without anti-aliasing"
+    )
 
 
 def listed_classes(names: dict[int, str], ids: Counter[int]) -> list[str]:
@@ -53,40 +77,6 @@ def listed_classes(names: dict[int, str], ids: Counter[int]) -> list[str]:
     return lines + [f"  {i}: ignore  # {100 * ids[i] / total:.2f} % of the pixels" for i in ignored]
 
 
-def _count_values(root: Path, masks: list[str]) -> tuple[Counter[int], Counter[int]]:
-    """Pixel counts of the ids, or of the colours (as 0xrrggbb), over all masks.
-
-    Grey masks are read as colours if others have colours (a grey one may be an image without
-    objects), or if their palettes order the same colours differently, because the program that
-    wrote them numbers colours per file.
-    """
-    ids: Counter[int] = Counter()
-    colours: Counter[int] = Counter()
-    grey: list[str] = []
-    pairs: set[tuple[int, int]] = set()  # id and colour
-    for name in masks:
-        try:
-            used = _count(root, read_mask(root / name), ids, "ids")
-            grey.append(name)
-            pairs |= painted(root / name, used)
-        except ColourMaskError:
-            _count(root, _packed_colours(root / name), colours, "colours")
-        except SetrError as error:
-            raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
-    if not ids or not (colours or is_reordered(pairs)):
-        return ids, colours
-    for name in grey:
-        try:
-            values = _packed_colours(root / name)
-        except SetrError:
-            raise SetrError(
-                f"{root}: some masks contain ids ({name}), others colours; export all in one way",
-                code=DATA_CHECK_FAILED,
-            ) from None
-        _count(root, values, colours, "colours")
-    return Counter(), colours
-
-
 def _require_opaque(root: Path, masks: list[str], *, rgb: bool) -> None:
     """Raise an error if a mask is drawn in its alpha channel only."""
     for name in masks:
@@ -94,39 +84,29 @@ def _require_opaque(root: Path, masks: list[str], *, rgb: bool) -> None:
             raise SetrError(f"{root / name}: {IN_ALPHA}", code=DATA_CHECK_FAILED)
 
 
-def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> list[int]:
-    """Add the pixels of a mask to `counts`; returns its distinct values."""
-    unique, pixels = np.unique(values, return_counts=True)
-    counts.update(dict(zip(unique.tolist(), pixels.tolist(), strict=True)))
-    if len(counts) > MAX_VALUES:
-        raise SetrError(
-            f"{root}: the masks contain more than {MAX_VALUES} {kind}; they may be blurred, "
-            "numbered by object, or photos: export one id or colour per class, for at most "
-            f"{IGNORE} classes",
-            code=DATA_CHECK_FAILED,
-        )
-    found: list[int] = unique.tolist()
-    return found
-
-
-def _packed_colours(mask: Path) -> np.ndarray:
-    """The colours (H, W) of a mask as 0xrrggbb."""
-    rgb = read_mask(mask, rgb=True).astype(np.int32)
-    packed: np.ndarray = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
-    return packed
-
-
 def _id_classes(ids: Counter[int], names: dict[int, str]) -> list[str]:
-    if set(ids) <= {0, 255} and 255 in ids and len(names) < 3:
-        first, second = names.values() if len(names) == 2 else ("background", "foreground")
+    classes = _classes_by_id(ids, names)
+    if _is_binary(ids, names):
+        first, second = map(_quote, classes.values())
         return [
             "# the masks contain only 0 and 255: 255 is a class here, not ignored",
-            f"classes: [{_quote(first)}, {_quote(second)}]",
-            f"label_map: {{0: {_quote(first)}, 255: {_quote(second)}}}",
+            f"classes: [{first}, {second}]",
+            f"label_map: {{0: {first}, 255: {second}}}",
         ]
+    return [*_hints(ids, names), *listed_classes(classes, ids)]
+
+
+def _is_binary(ids: Counter[int], names: dict[int, str]) -> bool:
+    return set(ids) <= {0, 255} and 255 in ids and len(names) < 3
+
+
+def _classes_by_id(ids: Counter[int], names: dict[int, str]) -> dict[int, str]:
+    """Names of the classes; ids that are left out are ignored."""
+    if _is_binary(ids, names):
+        first, second = names.values() if len(names) == 2 else ("background", "foreground")
+        return {0: first, 255: second}
     named = names or {i: f"class_{i}" for i in sorted(set(ids) - {255})}
-    kept = {i: name for i, name in named.items() if name != "ignore"}
-    return [*_hints(ids, names), *listed_classes(kept, ids)]
+    return {i: name for i, name in named.items() if name != "ignore"}
 
 
 def _hints(ids: Counter[int], names: dict[int, str]) -> list[str]:
@@ -138,13 +118,7 @@ def _hints(ids: Counter[int], names: dict[int, str]) -> list[str]:
             f"# the file of class names has no name for {shown}: ignored. If the background (id",
             "# 0) is missing, add it as the first name there and run this again with --overwrite",
         ]
-    hints = ["# name the classes, here and in label_map; map ids to leave out to 'ignore'"]
-    between = [count for i, count in ids.items() if 0 < i < 255]
-    if len(between) > MAX_BLENDED and min(ids[0], ids[255]) > max(between):
-        hints.append(
-            "# mostly 0 and 255: if the others are anti-aliased edges, save the masks without them"
-        )
-    return hints
+    return ["# name the classes, here and in label_map; map ids to leave out to 'ignore'"]
 
 
 def _colour_classes(colours: Counter[int], names: dict[int, str]) -> list[str]:

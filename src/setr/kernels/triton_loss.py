@@ -255,9 +255,12 @@ def _tile(w: int, K: int, factors: tuple[float, float], most: int) -> tuple[int,
     return max(1, LINES // math.ceil(factors[0])), Q, S, C
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _axis(outputs: int, n: int, N: int, device: torch.device) -> _Axis:
-    """Cached, since it is the same in every step."""
+    """Cached, since it is the same in every step, and never dropped: CUDA graphs read its memory.
+
+    There are about as many as side lengths, each of some kilobytes.
+    """
     with torch.inference_mode(False):  # inference tensors cannot be saved for backward
         return _Axis(outputs, n, N, device)
 

@@ -26,6 +26,7 @@ class Backbone(nn.Module):
     first_stage: int
     """Number of the first stage in parameter names."""
     _trainable_stages: list[nn.Module] | None = None
+    _adapters: list[nn.Module] | None = None
 
     def stages(self) -> list[nn.Module]:
         """The transformer blocks or residual stages, shallow to deep, without the stem."""
@@ -44,7 +45,8 @@ class Backbone(nn.Module):
     def freeze(self, count: int) -> None:
         """Freeze the stem and the first `count` stages; 0 freezes nothing, -1 the whole encoder.
 
-        Frozen stages stay in eval mode: no drop path, no updates of batch norm statistics.
+        Frozen stages stay in eval mode: no drop path, no updates of batch norm statistics. After
+        `train_only` this applies to its parts; the rest stays frozen.
 
         Raises:
             SetrError: the encoder has fewer stages.
@@ -57,11 +59,20 @@ class Backbone(nn.Module):
                 code=USAGE,
             )
         last = stages[count:] if count > 0 else []
-        trainable = {id(p) for stage in last for p in stage.parameters()}
+        trainable = _ids(last if count else [self])
+        if self._adapters is not None:
+            trainable &= _ids(self._adapters)
         for parameter in self.parameters():
-            parameter.requires_grad_(count == 0 or id(parameter) in trainable)
+            parameter.requires_grad_(id(parameter) in trainable)
         self._trainable_stages = last if count else None
         self.train(self.training)
+
+    def train_only(self, parts: list[nn.Module]) -> None:
+        """Freeze all parameters but those of some parts, also for later calls of `freeze`."""
+        self._adapters = parts
+        trainable = _ids(parts)
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trainable)
 
     def train(self, mode: bool = True) -> Backbone:
         """As `nn.Module.train`, but frozen stages stay in eval mode."""
@@ -72,3 +83,7 @@ class Backbone(nn.Module):
             for stage in self._trainable_stages:
                 stage.train(mode)
         return self
+
+
+def _ids(modules: list[nn.Module]) -> set[int]:
+    return {id(parameter) for module in modules for parameter in module.parameters()}

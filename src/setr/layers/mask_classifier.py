@@ -37,10 +37,12 @@ class MaskOutput(NamedTuple):
     Attributes:
         stages: before each of the encoder's query blocks, and after the last one.
         size: (H', W') in pixels that the masks cover.
+        image_size: (H, W) of the images, which the loss's target must have; None if not known.
     """
 
     stages: list[Masks]
     size: tuple[int, int]
+    image_size: tuple[int, int] | None = None
 
 
 class MaskClassifier(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,57 +35,83 @@ def json_outlines(
     root: Path, images: list[str], index: ImageIndex, class_key: str
 ) -> Iterator[AnnotatedFolder]:
     """The outlines of all JSON files, by format; `class_key` is for VIA and GeoJSON."""
-    labelme, coco = AnnotatedFolder("LabelMe", False), AnnotatedFolder("COCO", True)
-    supervisely, described = AnnotatedFolder("Supervisely", False), list[str]()
-    via, studio = AnnotatedFolder("VIA", False), AnnotatedFolder("Label Studio", False)
-    darwin, panoptic = AnnotatedFolder("V7", False), AnnotatedFolder("COCO panoptic", False)
+    formats = _Formats(root, images, index, class_key)
     broken: list[str] = []
-    layers: dict[str, dict[str, Any]] = {}
     for name in walk_images(root, frozenset({".json", ".geojson"})):
         try:
             content = json.loads((root / name).read_bytes())
         except (ValueError, OSError, RecursionError) as error:
             broken.append(f"{name}: not JSON ({' '.join(str(error).split())[:80]})")
-            continue
-        if tasks := label_studio_tasks(content):
-            read_label_studio(name, tasks, index, studio)
-        if not isinstance(content, dict):
-            continue
-        if isinstance(content.get("shapes"), list) and "imagePath" in content:
-            _labelme(name, content, index, labelme)
-        elif is_panoptic(content):
-            read_panoptic(root, name, content, index, panoptic)
-        elif is_darwin(content):
-            read_darwin(name, content, index, darwin)
-        elif all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
-            _Coco(name, content, index, coco).read()
-        elif is_supervisely(content):
-            read_supervisely(name, content, index, supervisely)
-        elif is_via(content):
-            read_via(name, content, index, via, class_key)
-        elif os.path.basename(name) == "meta.json":
-            described += supervisely_classes(content)
-        elif content.get("type") == "FeatureCollection" and isinstance(
-            content.get("features"), list
-        ):
-            layers[name] = content
-    known = names_by_id(root)
-    listed_first = {"Supervisely": described, "VIA": via.classes}
-    for annotated in (labelme, supervisely, darwin, via, studio):
-        first = listed_first.get(annotated.kind) or known.values()
-        named = {shape.name for entry in annotated.images for shape in entry.shapes}
-        listed = [n for n in dict.fromkeys(first) if n not in (IGNORED, BACKGROUND)]
-        annotated.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
-    if not coco.images:
-        coco.problems += coco.notes
-    geojson = Layers(root, images, index, known, class_key)
-    for name, content in layers.items():
-        geojson.read(name, content)
-    outlines = (labelme, supervisely, darwin, via, studio, coco, panoptic, geojson.annotated())
-    for annotated in outlines:
+        else:
+            formats.read(name, content)
+    for annotated in formats.finished():
         if annotated.images or annotated.problems:
             annotated.problems += broken
             yield annotated
+
+
+class _Formats:
+    """What the JSON files of a folder contain, by format."""
+
+    def __init__(self, root: Path, images: list[str], index: ImageIndex, class_key: str) -> None:
+        self.root, self.images, self.index, self.class_key = root, images, index, class_key
+        self.labelme, self.coco = AnnotatedFolder("LabelMe", False), AnnotatedFolder("COCO", True)
+        self.supervisely = AnnotatedFolder("Supervisely", False)
+        self.via, self.studio = (
+            AnnotatedFolder("VIA", False),
+            AnnotatedFolder("Label Studio", False),
+        )
+        self.darwin = AnnotatedFolder("V7", False)
+        self.panoptic = AnnotatedFolder("COCO panoptic", False)
+        self.described: list[str] = []  # classes of Supervisely
+        self.layers: dict[str, dict[str, Any]] = {}  # GeoJSON by file, read last
+
+    def read(self, name: str, content: Any) -> None:
+        """Read a file of any known format; others are passed over."""
+        if tasks := label_studio_tasks(content):
+            read_label_studio(name, tasks, self.index, self.studio)
+        if not isinstance(content, dict):
+            return
+        if isinstance(content.get("shapes"), list) and "imagePath" in content:
+            _labelme(name, content, self.index, self.labelme)
+        elif is_panoptic(content):
+            read_panoptic(self.root, name, content, self.index, self.panoptic)
+        elif is_darwin(content):
+            read_darwin(name, content, self.index, self.darwin)
+        elif all(isinstance(content.get(k), list) for k in ("images", "annotations", "categories")):
+            _Coco(name, content, self.index, self.coco).read()
+        elif is_supervisely(content):
+            read_supervisely(name, content, self.index, self.supervisely)
+        elif is_via(content):
+            read_via(name, content, self.index, self.via, self.class_key)
+        elif os.path.basename(name) == "meta.json":
+            self.described += supervisely_classes(content)
+        elif content.get("type") == "FeatureCollection" and isinstance(
+            content.get("features"), list
+        ):
+            self.layers[name] = content
+
+    def finished(self) -> tuple[AnnotatedFolder, ...]:
+        """All formats with their classes, once all files are read."""
+        known = names_by_id(self.root)
+        by_name = self.labelme, self.supervisely, self.darwin, self.via, self.studio
+        listed_first = {"Supervisely": self.described, "VIA": self.via.classes}
+        for annotated in by_name:
+            first = listed_first.get(annotated.kind) or known.values()
+            annotated.classes = _classes_in_order(annotated, first)
+        if not self.coco.images:
+            self.coco.problems += self.coco.notes
+        geojson = Layers(self.root, self.images, self.index, known, self.class_key)
+        for name, content in self.layers.items():
+            geojson.read(name, content)
+        return (*by_name, self.coco, self.panoptic, geojson.annotated())
+
+
+def _classes_in_order(annotated: AnnotatedFolder, first: Iterable[str]) -> tuple[str, ...]:
+    """The classes: first those that a file lists, then others that occur, by name."""
+    named = {shape.name for entry in annotated.images for shape in entry.shapes}
+    listed = [n for n in dict.fromkeys(first) if n not in (IGNORED, BACKGROUND)]
+    return (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
 
 
 # --- LabelMe --------------------------------------------------------------------------------------

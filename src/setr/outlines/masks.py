@@ -38,12 +38,14 @@ class DrawnMasks:
         classes: in the order of their ids in the masks; 255 is ignored.
         pixels: number per id in all masks.
         splits: by image, where the annotation file gives one.
+        by_mask: ids of the classes in each mask.
     """
 
     pairs: list[tuple[str, str]] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     pixels: Counter[int] = field(default_factory=Counter)
     splits: dict[str, str] = field(default_factory=dict)
+    by_mask: dict[str, frozenset[int]] = field(default_factory=dict)
 
 
 def draw_masks(root: Path, annotated: AnnotatedFolder, *, rest: str = "background") -> DrawnMasks:
@@ -89,7 +91,9 @@ def draw_masks(root: Path, annotated: AnnotatedFolder, *, rest: str = "backgroun
             write_bytes(root / name, encode_png(mask, palette=palette))
             drawn.pairs.append((entry.image, name))
             counts = np.bincount(mask.ravel(), minlength=256)
-            drawn.pixels.update({int(i): int(counts[i]) for i in np.flatnonzero(counts)})
+            pixels = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+            drawn.pixels.update(pixels)
+            drawn.by_mask[name] = frozenset(pixels) - {IGNORE}
             if entry.split:
                 drawn.splits[entry.image] = entry.split
             progress.update(number, images=1)

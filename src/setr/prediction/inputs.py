@@ -13,7 +13,7 @@ import posixpath
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -23,15 +23,7 @@ from setr.data.shard_writer import Keys
 from setr.errors import USAGE, SetrError, first_line
 from setr.images import Source
 from setr.reading.files import IMAGE_SUFFIXES, expanded
-from setr.reading.storage import (
-    Identity,
-    Storage,
-    file_system,
-    identity,
-    is_address,
-    read_range,
-)
-from setr.reading.urls import is_url
+from setr.reading.storage import file_system, is_address, read_range
 
 ARCHIVES = (".tar", ".parquet")
 NAME_COLUMNS = ("name", "key", "__key__", "file_name", "path", "id")
@@ -98,76 +90,6 @@ def output_names(items: Sequence[Item], *, packed: bool = False) -> list[str]:
     return [
         stem if count[stem] == 1 else item.name for item, stem in zip(items, stems, strict=True)
     ]
-
-
-def check_outputs(
-    written: Iterable[tuple[Item, Iterable[str]]], others: Iterable[str], storage: Storage
-) -> None:
-    """Refuse inputs of the same name, and outputs that would overwrite inputs or each other.
-
-    Args:
-        written: every input with its output files (or folders of files) below OUT.
-        others: further files below OUT that the run may replace.
-        storage: OUT.
-
-    Raises:
-        SetrError: names the file.
-    """
-    owners: dict[str, Item] = {}
-    called: dict[str, Item] = {}
-    inputs: dict[Identity | None, str] = {}
-    for item, names in written:
-        if not is_url(item.place):
-            inputs[identity(item.place)] = item.place
-        for name in names:
-            if owners.setdefault(name, item) is not item:
-                raise _clash(item, owners[name], name)
-        if called.setdefault(item.name, item) is not item:  # only in packs, which have other names
-            raise SetrError(
-                f"{item.shown} and {called[item.name].shown} would both be '{item.name}' in the "
-                "manifest; give them other names, or use two output folders",
-                code=USAGE,
-            )
-    inputs.pop(None, None)
-    for name, item in owners.items():
-        folder = posixpath.dirname(name)
-        while folder:
-            if folder in owners:
-                raise _clash(item, owners[folder], folder)
-            folder = posixpath.dirname(folder)
-    for name in (*owners, *others):
-        for found in storage.identities(name):
-            if found in inputs:
-                raise SetrError(
-                    f"{inputs[found]}: is an input that this run would replace by its results; "
-                    "choose another folder with -o",
-                    code=USAGE,
-                )
-    if not storage.remote:
-        _require_own([*owners, *others], storage)
-
-
-def _require_own(names: Iterable[str], storage: Storage) -> None:
-    """Refuse to overwrite files that no run wrote: a run makes its manifest before any output.
-
-    Checked once a file is found, because other processes (`--shard`) may be starting, too.
-    """
-    for name in names:
-        if os.path.isfile(storage.path(name)):
-            if any(found.endswith(".jsonl") for found in storage.names("manifest")):
-                return
-            raise SetrError(
-                f"{storage.path(name)}: is there already, and no manifest of a run that wrote it; "
-                "choose another folder with -o, or move it away",
-                code=USAGE,
-            )
-
-
-def _clash(one: Item, other: Item, name: str) -> SetrError:
-    return SetrError(
-        f"{one.shown} and {other.shown} would both write {name}; use two output folders",
-        code=USAGE,
-    )
 
 
 def in_shard(item: Item, shard: tuple[int, int]) -> bool:

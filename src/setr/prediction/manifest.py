@@ -149,40 +149,28 @@ class Manifest:
 
     def _load(self, settled: Callable[[Row], bool]) -> int:
         """Read the existing rows and drop outdated ones; returns how many were dropped."""
-        packs: dict[int, str] = {}  # by line
-        sizes: dict[str, int] = {}
-        broken: set[str] = set()
-        names: dict[int, tuple[str, bool]] = {}
-        seen: set[str] = set()
-        lines = torn = 0
-        for number, line in enumerate(self._lines()):
-            lines += 1
-            row = _parsed(line)
+        sieve, lines, torn = _Sieve(settled), 0, 0
+        for lines, row in enumerate(self._existing(), 1):
             if row is None:
-                if line.endswith(b"\n"):
-                    path = self.storage.path(self.file)
-                    raise SetrError(
-                        f"{path}: line {number + 1} is not an outcome; use another folder with -o"
-                    )
                 torn += 1
-                continue
-            if "pack" in row:
-                packs[number], size = row["pack"]
-                sizes[packs[number]] = size
-            if row["name"] in seen or not settled(row):
-                if number in packs:
-                    broken.add(packs[number])
-                continue
-            seen.add(row["name"])
-            names[number] = row["name"], row["status"] == "ok"
-        whole = Counter(packs.values())
-        broken |= {pack for pack, size in sizes.items() if whole[pack] != size}
-        names = {n: value for n, value in names.items() if packs.get(n) not in broken}
-        self.done = dict(names.values())
-        self.packs = set(packs.values()) - broken
-        if len(names) < lines:
-            self._replace(line for n, line in enumerate(self._lines()) if n in names)
-        return lines - torn - len(names)
+            else:
+                sieve.add(lines, row)
+        kept, self.packs = sieve.kept()
+        self.done = dict(kept.values())
+        if len(kept) < lines:
+            self._replace(line for number, line in enumerate(self._lines(), 1) if number in kept)
+        return lines - torn - len(kept)
+
+    def _existing(self) -> Iterator[Row | None]:
+        """The row of each line; None for a line that was not written to its end."""
+        for number, line in enumerate(self._lines(), 1):
+            row = _parsed(line)
+            if row is None and line.endswith(b"\n"):
+                path = self.storage.path(self.file)
+                raise SetrError(
+                    f"{path}: line {number} is not an outcome; use another folder with -o"
+                )
+            yield row
 
     def _replace(self, lines: Iterable[bytes]) -> None:
         parts, was_open, data = self._parts(), self._fd >= 0, b"".join(lines)
@@ -199,6 +187,40 @@ class Manifest:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+
+class _Sieve:
+    """Finds the rows that stay: the first one of each image, if it is up to date.
+
+    The rows of a pack stay or go together: it is written anew if one of its images is done again.
+    """
+
+    def __init__(self, settled: Callable[[Row], bool]) -> None:
+        self._settled = settled
+        self._names: dict[int, tuple[str, bool]] = {}  # by line, and whether the image succeeded
+        self._seen: set[str] = set()
+        self._packs: dict[int, str] = {}  # by line
+        self._sizes: dict[str, int] = {}
+        self._broken: set[str] = set()
+
+    def add(self, line: int, row: Row) -> None:
+        """Take the next row."""
+        if "pack" in row:
+            self._packs[line], size = row["pack"]
+            self._sizes[self._packs[line]] = size
+        if row["name"] not in self._seen and self._settled(row):
+            self._seen.add(row["name"])
+            self._names[line] = row["name"], row["status"] == "ok"
+        elif line in self._packs:
+            self._broken.add(self._packs[line])
+
+    def kept(self) -> tuple[dict[int, tuple[str, bool]], set[str]]:
+        """Name and success of the rows that stay, by line; and the packs that stay."""
+        rows = Counter(self._packs.values())
+        incomplete = {pack for pack, size in self._sizes.items() if rows[pack] != size}
+        broken = self._broken | incomplete
+        names = {n: value for n, value in self._names.items() if self._packs.get(n) not in broken}
+        return names, set(self._packs.values()) - broken
 
 
 def _parsed(line: bytes) -> Row | None:

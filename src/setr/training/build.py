@@ -20,7 +20,7 @@ from setr.config import Config, ModelConfig
 from setr.data.dataset import Dataset
 from setr.data.loader import Share, chosen_workers
 from setr.distributed import say, world
-from setr.doctor import check, class_weights, describe_map
+from setr.doctor import MAP_A_CLASS, check, class_weights, describe_map
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels
 from setr.layers.mask_classifier import MaskClassifier
@@ -92,10 +92,14 @@ def require_buildable(config: Config, *, weights: bool) -> None:
 def _require_mask_training(config: Config) -> None:
     """Raise `SetrError` if settings do not fit a model with its own loss, or SciPy is missing."""
     train = config.train
-    if train.loss != "cross_entropy" or train.cache_features != "none":
+    if train.loss != "cross_entropy":
         raise SetrError(
-            f"train.loss {train.loss}, train.cache_features {train.cache_features}: EoMT has a "
-            "loss of its own and trains its queries inside the encoder; leave both out",
+            f"train.loss {train.loss}: EoMT has a loss of its own; leave it out", code=USAGE
+        )
+    if train.cache_features != "none":
+        raise SetrError(
+            f"train.cache_features {train.cache_features}: EoMT's queries change the encoder's "
+            "features; leave it out",
             code=USAGE,
         )
     import_extra("scipy", "eomt", "training EoMT")
@@ -222,7 +226,8 @@ def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray
     """Check both splits and print the findings; the pixel counts (K,) of the training split.
 
     Raises:
-        SetrError: pairs that cannot be used, or class weights for unknown classes.
+        SetrError: pairs that cannot be used, a training split without labelled pixels, or class
+            weights for unknown classes.
     """
     _given_weights(config, dataset.labels)  # fail before reading files
     say(f"{dataset.name}: {describe_map(dataset.labels)}")
@@ -233,6 +238,8 @@ def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray
         checkup.raise_problems()
         if split is val and config.train.adjust_logits:
             checkup.require_counted("leave out --train.adjust-logits, or set --data.val-split")
+        if split is dataset:
+            checkup.require_counted(MAP_A_CLASS)
         for finding in checkup.findings:
             say(f"{finding.level}: {finding.split}: {finding.text}")
     return checkup.pixels

@@ -1,0 +1,118 @@
+"""Drafts the lists of a folder's splits, where folders and files do not define all of them."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Set
+
+from setr.data.layouts import SPLIT_OF
+
+MaskPair = tuple[str, str]
+"""An image file and its mask file."""
+
+
+def draft_lists(
+    pairs: list[MaskPair],
+    val_share: float,
+    known: Mapping[str, str],
+    classes: Mapping[str, Set[int]],
+) -> dict[str, str]:
+    """Text of the list of each split; train and val get at least one pair each if there are two.
+
+    Pairs with a known split, or in a folder named after one (`images/training`), stay in it, so
+    test images are never used for training. The others are for training; if no validation split is
+    known, it is drawn from them.
+
+    Args:
+        pairs: all pairs.
+        val_share: fraction of pairs for a validation split that is drawn.
+        known: split by image.
+        classes: ids of the classes in each mask.
+    """
+    parts: dict[str, list[MaskPair]] = {}
+    for pair in pairs:
+        folders = pair[0].lower().split("/")[:-1]
+        by_folder = next((SPLIT_OF[name] for name in folders if name in SPLIT_OF), "")
+        parts.setdefault(known.get(pair[0], by_folder), []).append(pair)
+    train = [*parts.pop("train", []), *parts.pop("", [])]
+    if not train or "val" not in parts:
+        rest = [*train, *parts.pop("val", [])] or parts.pop("test")
+        parts |= _drawn(rest, val_share, classes)
+    else:
+        parts["train"] = train
+    return {
+        split: "".join(f"{image}\t{mask}\n" for image, mask in sorted(part))
+        for split, part in parts.items()
+    }
+
+
+def _drawn(
+    pairs: list[MaskPair], val_share: float, classes: Mapping[str, Set[int]]
+) -> dict[str, list[MaskPair]]:
+    """A split by checksums of the names, which changes little when files are added.
+
+    Pairs are then exchanged, rare classes first, until every class in at least two masks is in both
+    parts. A class stays in one part if any exchange would remove another class from a part.
+    """
+    order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].encode("utf-8", "surrogateescape")))
+    count = min(max(1, round(len(order) * val_share)), max(len(order) - 1, 1))
+    parts = _Parts(order[:count], order[count:], classes)
+    for rare in parts.shared_classes():
+        parts.spread(rare)
+    val, train = parts.pairs
+    return {"val": val, "train": train or order}
+
+
+class _Parts:
+    """Two parts of a split, and the number of masks of each class in them."""
+
+    def __init__(
+        self, first: list[MaskPair], second: list[MaskPair], classes: Mapping[str, Set[int]]
+    ) -> None:
+        self.pairs, self.classes = (first, second), classes
+        self.counts = tuple(
+            Counter(c for _, mask in part for c in classes[mask]) for part in self.pairs
+        )
+        self.totals = self.counts[0] + self.counts[1]
+
+    def shared_classes(self) -> list[int]:
+        """Classes in at least two masks, rare ones first."""
+        shared = (c for c, count in self.totals.items() if count > 1)
+        return sorted(shared, key=lambda c: (self.totals[c], c))
+
+    def spread(self, wanted: int) -> None:
+        """Exchange two pairs if one part lacks a class that the other has."""
+        for lacking in (0, 1):
+            if not self.counts[lacking][wanted]:
+                found = self._exchange(lacking, wanted)
+                if found is not None:
+                    self._swap(lacking, *found)
+
+    def _exchange(self, lacking: int, wanted: int) -> tuple[int, int] | None:
+        """Places of the pairs to exchange, in the lacking part and the other; None if none fit."""
+        ours, theirs = self.pairs[lacking], self.pairs[1 - lacking]
+        for there, (_, mask) in enumerate(theirs):
+            given = self.classes[mask]
+            if wanted not in given:
+                continue
+            for here in reversed(range(len(ours))):
+                lost = self.classes[ours[here][1]]
+                if not (
+                    self._is_last(lacking, lost - given) or self._is_last(1 - lacking, given - lost)
+                ):
+                    return here, there
+        return None
+
+    def _is_last(self, part: int, classes: Set[int]) -> bool:
+        """Whether a part has just one mask of a class that is in several masks."""
+        return any(self.counts[part][c] == 1 and self.totals[c] > 1 for c in classes)
+
+    def _swap(self, lacking: int, here: int, there: int) -> None:
+        ours, theirs = self.pairs[lacking], self.pairs[1 - lacking]
+        lost, given = self.classes[ours[here][1]], self.classes[theirs[there][1]]
+        self.counts[lacking].update(given)
+        self.counts[lacking].subtract(lost)
+        self.counts[1 - lacking].update(lost)
+        self.counts[1 - lacking].subtract(given)
+        ours[here], theirs[there] = theirs[there], ours[here]
