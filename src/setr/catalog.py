@@ -1,9 +1,9 @@
 """The named models: the paper's models and baselines as keyword arguments of `SETR`.
 
 A name gives decoder and size, such as `setr_pup_base`; `segmenter_base` has Segmenter's decoder,
-`eomt_base` is EoMT, and `linear_base` is a linear probe for comparison. Any timm ViT can replace
-the encoder of a named model. The paper's models have heads of 256 channels, and auxiliary heads at
-fixed blocks.
+`dpt_base` DPT's, `eomt_base` is EoMT, and `linear_base` is a linear probe for comparison. Any timm
+ViT can replace the encoder of a named model. The paper's models have heads of 256 channels, and
+auxiliary heads at fixed blocks.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from setr.encoder import encoder_depth
+from setr.encoder import encoder_depth, has_class_token
 from setr.errors import USAGE, SetrError
 
-DecoderName = Literal["naive", "pup", "mla", "segmenter", "eomt", "linear", "fcn", "semantic_fpn"]
+DecoderName = Literal[
+    "naive", "pup", "mla", "segmenter", "eomt", "dpt", "linear", "fcn", "semantic_fpn"
+]
 _LAST_BLOCK: tuple[DecoderName, ...] = ("segmenter", "eomt", "linear")
 """Decoders that read only the last block by default and have no auxiliary heads."""
 
@@ -53,6 +55,7 @@ _TRANSFORMERS: dict[str, tuple[DecoderName, str, dict[str, Any]]] = {
 _TRANSFORMERS |= {
     f"{decoder}_{size}": (decoder, size, {}) for decoder in _LAST_BLOCK for size in _SIZES
 }
+_TRANSFORMERS |= {f"dpt_{size}": ("dpt", size, {}) for size in _SIZES}
 _TRANSFORMERS["hybrid_base"] = ("naive", "base", {"resnet": "resnet50c"})
 _BASELINES: dict[str, dict[str, Any]] = {
     "fcn_r101": {
@@ -81,9 +84,9 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
     """Blocks read by the heads: (taps, aux_taps), counted from 1.
 
     Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (auxiliary
-    heads of Naive at 3, 6, 9, of PUP at 5, 8, 10, 12; MLA 3, 6, 9, 12). For other depths, taps are
-    evenly spaced. Segmenter, EoMT and the linear probe read the last block and have no auxiliary
-    heads.
+    heads of Naive at 3, 6, 9, of PUP at 5, 8, 10, 12; MLA and DPT 3, 6, 9, 12). For other depths,
+    taps are evenly spaced. Segmenter, EoMT and the linear probe read the last block and have no
+    auxiliary heads.
     """
     if decoder in _LAST_BLOCK:
         return (depth,), ()
@@ -96,9 +99,14 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
 
 
 def _aux_taps(decoder: str, taps: tuple[int, ...]) -> tuple[int, ...]:
-    """Every tap has an auxiliary head, except the last of Naive, which only the decoder reads."""
+    """Every tap has an auxiliary head, except the last of Naive, which only the decoder reads.
+
+    DPT has one, on the map of the last fusion but one (its section 4.2).
+    """
     if decoder in _LAST_BLOCK:
         return ()
+    if decoder == "dpt":
+        return taps[1:2]
     return taps[:-1] if decoder == "naive" else taps
 
 
@@ -139,7 +147,7 @@ def model_settings(
         encoder: timm name of an encoder to use instead of the default one.
         channels: channels of the heads' convolutions, 256 in the paper, or of Segmenter's decoder.
         taps: blocks that the heads read, counted from 1; the auxiliary heads read them, too.
-        align_corners: option of MLA's x4 upsampling; True as in the authors' code.
+        align_corners: option of MLA's and DPT's upsampling; True as in the authors' code.
         encoder_args: further keyword arguments of the encoder; `depth` changes the default taps.
 
     Raises:
@@ -161,6 +169,8 @@ def model_settings(
         raise SetrError(f"model '{name}' is unknown{nearest} (`setr models` lists all)", code=USAGE)
     if settings["decoder"] == "mla" and not align_corners:
         settings["decoder_args"]["align_corners"] = False
+    if settings["decoder"] == "dpt" and not align_corners:
+        settings["neck_args"]["align_corners"] = False
     if encoder:
         settings["encoder"] = encoder
     settings["encoder_args"] = {**settings["encoder_args"], **(encoder_args or {})}
@@ -187,12 +197,18 @@ def _transformer_settings(
         heads = {"decoder_args": {"channels": channels} if channels else {}}
     elif decoder == "pup":
         heads["aux_args"] = {"channels": width, "kernel_size": 3, "final_scale": 4}
+    own_args = {} if encoder else dict(size.args)
+    if decoder == "dpt":
+        heads["neck_args"] = {"channels": width}
+        heads["aux_args"] |= {"num_convs": 1, "concat_input": False}
+        if not encoder or has_class_token(encoder):
+            own_args["readout"] = "concat"
     return {
         "encoder": size.encoder,
         "decoder": decoder,
         "taps": taps,
         "aux_taps": aux_taps,
-        "encoder_args": {} if encoder else dict(size.args),
+        "encoder_args": own_args,
         **heads,
         **extra,
     }

@@ -45,8 +45,8 @@ class ModelConfig:
     taps: tuple[int, ...] | None = None
     """Encoder blocks whose outputs the heads use, counted from 1; the paper's by default."""
     align_corners: bool = True
-    """align_corners of MLA's upsampling, as in the authors' code. Turned off, predictions of crops
-    and of whole images line up."""
+    """align_corners of MLA's and DPT's upsampling, as in the authors' code. Turned off, predictions
+    of crops and of whole images line up."""
     patch_stride: int | None = None
     """Stride of the patch embedding in pixels; below the patch size, patches overlap."""
     drop_path: float = 0.0
@@ -167,7 +167,7 @@ class OptimConfig:
     head_lr_factor: float = 10.0
     """Factor on the learning rate of the decoder and the auxiliary heads; 0 does not train them."""
     neck_lr_factor: float = 1.0
-    """The same for MLA's neck; 1 in the authors' code."""
+    """The same for MLA's and DPT's neck; 1 in the authors' code."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 0.0

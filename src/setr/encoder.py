@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.arguments.choices import PosInterp, PrefixTokens
+from setr.arguments.choices import PosInterp, PrefixTokens, Readout
 from setr.errors import USAGE, SetrError, first_line
 from setr.layers.backbone import Backbone
 from setr.layers.cpu_blocks import speed_up
 from setr.layers.products import no_autocast
+from setr.layers.readout import read_out, require_readout
 from setr.layers.recompute import recompute_cheap
 
 TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -39,10 +40,13 @@ class Encoder(Backbone):
             None keeps the model's default. Images of other sizes work: the position embeddings are
             resampled at run time.
         pos_interp: how absolute position embeddings are resampled: `bicubic` (antialiased, as in
-            timm) or `bilinear` (as in the 2021 SETR code).
+            timm), `bilinear` (as in the 2021 SETR code) or `bicubic_plain` (not antialiased, as in
+            mmsegmentation's DPT).
         prefix_tokens: `keep` class, distillation and register tokens through the blocks, or `drop`
-            them after the position embedding (as both public SETR-MLA implementations do). Decoders
-            never see them.
+            them after the position embedding (as both public SETR-MLA implementations do).
+        readout: what becomes of the class token behind each tapped block: `ignore` it, `add` it to
+            every patch token, or `concat` it to every patch token along the channels (Ranftl et al.
+            2021, section 3). Other prefix tokens are always ignored.
         patch_stride: pixels between neighbouring tokens; None for the patch size, as in the paper.
             With a smaller stride patches overlap: a finer map from the same weights (Amir et al.
             2021, section 3.1). The cost of attention grows with the fourth power of 1 / stride.
@@ -52,7 +56,8 @@ class Encoder(Backbone):
             `drop_path_rate` or `in_chans` (number of image channels, 3 by default).
 
     Raises:
-        SetrError: unknown model name, or a model that does not support variable input sizes.
+        SetrError: unknown model name, a model that does not support variable input sizes, or a
+            readout of a class token that is not there.
     """
 
     stage_pattern = r"\bvit\.blocks\.(\d+)\."
@@ -68,6 +73,7 @@ class Encoder(Backbone):
         prefix_tokens: PrefixTokens = "keep",
         patch_stride: int | None = None,
         norm_eps: float | None = None,
+        readout: Readout = "ignore",
         prune_norm: bool = True,
         **timm_args: Any,
     ) -> None:
@@ -105,8 +111,10 @@ class Encoder(Backbone):
         self.patch_size = self.vit.patch_embed.feat_ratio()
         self.in_chans = timm_args.get("in_chans", 3)
         self.channels: int = self.vit.embed_dim
-        self.widths = [self.channels] * len(taps)
+        self.readout = readout
+        self.widths = [self.channels * (2 if readout == "concat" else 1)] * len(taps)
         self.drop_prefix = prefix_tokens == "drop" and self.vit.num_prefix_tokens > 0
+        require_readout(self.vit, name, readout, dropped=self.drop_prefix)
         self.pos_interp = pos_interp
         self.num_pos_prefix = num_pos_prefix(self.vit)
         if self.drop_prefix or pos_interp != "bicubic":
@@ -129,15 +137,19 @@ class Encoder(Backbone):
         """Normalised images (B, in_chans, H, W), any H and W -> one (B, C, h, w) map per tap.
 
         Sides that are not multiples of the patch size are padded with zeros at the bottom or right.
-        The maps are views of the blocks' tokens, in channels-last layout.
+        The maps are views of the blocks' tokens, in channels-last layout; with a readout, copies.
+        For the readout `concat` they have 2C channels, the class token's last.
         """
         padded, (h, w) = self._padded(images)
-        tokens: list[Tensor] = self.vit.forward_intermediates(
+        tokens: list[Any] = self.vit.forward_intermediates(
             padded,
             indices=[tap - 1 for tap in self.taps],
             intermediates_only=True,
             output_fmt="NLC",
+            return_prefix_tokens=self.readout != "ignore",
         )
+        if self.readout != "ignore":
+            tokens = [read_out(patches, prefix[:, :1], self.readout) for patches, prefix in tokens]
         return [t.reshape(images.shape[0], h, w, -1).permute(0, 3, 1, 2) for t in tokens]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
@@ -197,7 +209,9 @@ def resample_grid(
     """Resample position embeddings of a patch grid: (1, h*w, C) -> (1, h'*w', C).
 
     `bicubic` is antialiased and equals timm's `resample_abs_pos_embed`; `bilinear` is what the
-    2021 SETR code and mmsegmentation do. `embedding` must not include prefix tokens.
+    2021 SETR code and mmsegmentation's SETR do, `bicubic_plain` what its other ViTs do: not
+    antialiased, and with another kernel (Keys' a is -0.75, not -0.5). `embedding` must not include
+    prefix tokens.
     """
     if tuple(old) == tuple(new):
         return embedding
@@ -205,7 +219,11 @@ def resample_grid(
     if maps.dtype in (torch.float16, torch.bfloat16):
         maps = maps.float()
     maps = F.interpolate(
-        maps, size=new, mode=mode, align_corners=False, antialias=mode == "bicubic"
+        maps,
+        size=new,
+        mode=mode.removesuffix("_plain"),
+        align_corners=False,
+        antialias=mode == "bicubic",
     )
     return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
 
@@ -237,6 +255,12 @@ def list_encoders(pattern: str = "*") -> list[str]:
         if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|beit3|aimv2)_", name)
         and not re.search(r"relpos|srelpos|_rope|naflex|_r26_|_r50_|_resnet|hybrid", name)
     ]
+
+
+def has_class_token(name: str) -> bool:
+    """Whether a timm ViT has a class token, without allocating its weights."""
+    with torch.device("meta"):
+        return getattr(_create_vit(name, img_size=None), "cls_token", None) is not None
 
 
 def encoder_depth(name: str) -> int:

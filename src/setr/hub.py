@@ -25,9 +25,12 @@ from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
 from setr.pages.model_card import model_card
 from setr.reading.files import require_alive, write_bytes, write_json
 from setr.reading.remote import at_revision, fetch, is_repository
+from setr.weight_files.transformers_files import is_transformers
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """Files of a repository; `config.yaml` (the training settings) only if the model was trained."""
+_OTHERS = ("preprocessor_config.json", "pytorch_model.bin")
+"""Further files of a repository of transformers; the second where `model.safetensors` is absent."""
 LARGEST = 100_000
 """Upper limit on the numbers in a model's arguments, such as widths, depths and image sides."""
 
@@ -104,11 +107,30 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple
         SetrError: missing or corrupt files, weights that do not fit the configuration, or a
             repository that is missing, gated or unreachable.
     """
-    source = at_revision(source, revision)
+    return _read_folder(model_folder(at_revision(source, revision)))
+
+
+def model_folder(source: str | Path) -> Path:
+    """The local folder of a model, downloaded if it is a repository of the Hub.
+
+    Args:
+        source: a folder, or `owner/name` or `owner/name@revision`; also a repository of
+            transformers.
+
+    Raises:
+        SetrError: as `from_pretrained`, except for the content of the files.
+    """
     if Path(source).is_dir():
-        return _read_folder(Path(source))
+        return Path(source)
     require_named(source)
-    return _read_folder(fetch(source, FILES, is_complete=_holds_model))
+    found = fetch(
+        str(source),
+        (*FILES, _OTHERS[0]),
+        is_complete=lambda f: _holds_model(f) or _holds_older_model(f),
+    )
+    if is_transformers(found) and not (_holds_model(found) or _holds_older_model(found)):
+        found = fetch(str(source), _OTHERS, is_complete=_holds_older_model)
+    return found
 
 
 def require_named(source: str | Path) -> None:
@@ -156,6 +178,10 @@ def _holds_model(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
+def _holds_older_model(folder: Path) -> bool:
+    return is_transformers(folder) and (folder / _OTHERS[1]).is_file()
+
+
 def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -164,7 +190,9 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise SetrError(f"{config}: format is not '{FORMAT}'")
+            theirs = isinstance(values, dict) and "model_type" in values
+            hint = "; setr.load and `setr convert` open models of transformers" if theirs else ""
+            raise SetrError(f"{config}: format is not '{FORMAT}'{hint}")
         arguments = {k: as_tuple(v) for k, v in values["model"].items()}
         info = read_info(values, str(config))
     except FileNotFoundError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.labels import IGNORE
 from setr.layers.backbone import Backbone
+from setr.layers.dpt import DPT, DPTNeck
 from setr.layers.linear import Linear
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
 from setr.layers.mask_transformer import MaskTransformer
@@ -83,11 +84,11 @@ class SETR(nn.Module):
 
     Args:
         encoder: timm name of a ViT, or of a ResNet for the decoders `fcn` and `semantic_fpn`.
-        decoder: `naive`, `pup`, `mla`, `segmenter`, `eomt`, `linear` (a linear probe), or `fcn` and
-            `semantic_fpn` (the paper's baselines).
+        decoder: `naive`, `pup`, `mla`, `segmenter`, `eomt`, `dpt`, `linear` (a linear probe), or
+            `fcn` and `semantic_fpn` (the paper's baselines).
         num_classes: number of classes K, 1 to 255.
-        taps: encoder blocks that the heads read, counted from 1. MLA, the linear probe and Semantic
-            FPN read all of them, the other decoders the last.
+        taps: encoder blocks that the heads read, counted from 1. MLA, DPT, the linear probe and
+            Semantic FPN read all of them, the other decoders the last.
         aux_taps: the taps with an auxiliary head, in the order of `Output.aux`.
         img_size: image side or (height, width) in pixels for which position embeddings are created;
             None keeps the encoder's default.
@@ -95,11 +96,11 @@ class SETR(nn.Module):
         encoder_args: further keyword arguments of `Encoder` or `ResNetEncoder`, and so of
             `timm.create_model`.
         decoder_args: keyword arguments of the decoder class.
-        neck_args: keyword arguments of `MLANeck` or `FPNNeck`.
+        neck_args: keyword arguments of `MLANeck`, `DPTNeck` or `FPNNeck`.
         aux_args: keyword arguments of the auxiliary heads: `UpsampleHead` for Naive and PUP,
-            `PointwiseHead` on the neck's maps for MLA, `FCN` for the baselines.
-        pos_interp: how position embeddings are resampled: `bicubic` (as in timm) or `bilinear` (as
-            in the 2021 SETR code).
+            `PointwiseHead` on the neck's maps for MLA, `FCN` for DPT and the baselines.
+        pos_interp: how position embeddings are resampled: `bicubic` (as in timm), `bilinear` (as in
+            the 2021 SETR code) or `bicubic_plain` (as in mmsegmentation's DPT).
         prefix_tokens: `keep` class and register tokens through the blocks, or `drop` them before
             the first block.
         patch_stride: pixels between neighbouring tokens; None for the patch size, as in the paper.
@@ -191,6 +192,10 @@ class SETR(nn.Module):
             neck = (MLANeck if decoder == "mla" else FPNNeck)(widths, **(neck_args or {}))
             self.neck, widths = neck, [neck.channels] * len(taps)
             streams = {"num_streams": len(taps)}
+        elif decoder == "dpt":
+            width = cast(Encoder, self.encoder).channels
+            pyramid = DPTNeck(widths, width=width, **(neck_args or {}))
+            self.neck, widths = pyramid, [pyramid.channels] * len(taps)
         self.decoder = _DECODERS[decoder](
             widths[-1], num_classes, **streams, **(decoder_args or {})
         )
@@ -281,6 +286,7 @@ _DECODERS: dict[str, Any] = {
     "mla": MLA,
     "segmenter": MaskTransformer,
     "eomt": MaskClassifier,
+    "dpt": DPT,
     "linear": Linear,
     "fcn": FCN,
     "semantic_fpn": SemanticFPN,
@@ -291,6 +297,7 @@ _AUX_HEADS: dict[str, Any] = {
     "mla": PointwiseHead,
     "segmenter": PointwiseHead,
     "eomt": PointwiseHead,
+    "dpt": FCN,
     "linear": PointwiseHead,
     "fcn": FCN,
     "semantic_fpn": FCN,
@@ -337,9 +344,10 @@ def create_model(
             the decoder's embedding width, by default the encoder's. Not for EoMT and the baselines.
         taps: blocks that the heads read, counted from 1; by default the paper's. Not for EoMT and
             the baselines.
-        align_corners: option of MLA's x4 upsampling; True as in the authors' code. True shifts maps
-            by up to half a patch towards the borders, by an amount that depends on the image size:
-            choose False to test on whole images of another size than the training crops.
+        align_corners: option of MLA's and DPT's upsampling; True as in the authors' code. True
+            shifts maps by up to half a patch towards the borders, by an amount that depends on the
+            image size: choose False to test on whole images of another size than the training
+            crops.
         in_chans: number of image channels. Pretrained RGB weights are adapted as in timm: summed
             for one channel, else repeated and scaled by 3 / in_chans.
         arguments: further keyword arguments of `SETR`; `encoder_args`, `decoder_args`, `neck_args`

@@ -24,7 +24,7 @@ from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
 from setr.evaluation import resolve_protocol
 from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
-from setr.hub import from_pretrained
+from setr.hub import from_pretrained, model_folder
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.kernels.recorded import recorded
@@ -44,6 +44,7 @@ from setr.reading.remote import at_revision, fetched
 from setr.reading.urls import is_url
 from setr.result import Result
 from setr.weight_files.foreign import FOREIGN_KEYWORDS, load_foreign
+from setr.weight_files.transformers_files import is_transformers
 
 WHOLE_PIXELS = 2048 * 2048
 """Images of more pixels, after the protocol's resize, are processed in windows even if the protocol
@@ -314,9 +315,10 @@ def load(
 
     Args:
         source: a model directory (such as a run folder); `owner/name` or `owner/name@revision` on
-            the Hub; a SETR, Segmenter or EoMT checkpoint (.pth) of other code; a linear head of
-            DINOv2; the http(s) address of such a file, which is cached by torch; or
-            a file written by `setr export` (.onnx, .xml), which has a fixed precision.
+            the Hub; a SETR, Segmenter, DPT or EoMT checkpoint (.pth) of other code; the folder or
+            `owner/name` of a model of transformers; a linear head of DINOv2; the http(s) address of
+            such a file, which is cached by torch; or a file written by `setr export` (.onnx, .xml),
+            which has a fixed precision.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
         revision: branch, tag or commit on the Hub.
         options: further keyword arguments of `Predictor`, such as `precision`, `window`, `scales`
@@ -347,7 +349,9 @@ def load(
             "made from, or an .onnx or .xml export",
             code=USAGE,
         )
-    if Path(source).is_file():
+    if not Path(source).is_file():
+        source = str(model_folder(source))
+    if Path(source).is_file() or is_transformers(Path(source)):
         given = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
         model, info = load_foreign(source, **given)
     else:

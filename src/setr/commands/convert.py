@@ -32,15 +32,16 @@ if TYPE_CHECKING:
 class Arguments:
     """Turn a foreign checkpoint into a model directory that eval and predict understand.
 
-    A checkpoint of SETR, Segmenter or EoMT, from their authors, mmsegmentation or transformers,
-    needs only its file. A linear head of DINOv2 needs --pretrained, the encoder it was trained on.
-    An encoder (Google .npz, timm, DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its
-    heads start at random.
+    A checkpoint of SETR, Segmenter, DPT or EoMT, from their authors, mmsegmentation or
+    transformers, needs only its file; for transformers also its folder, or owner/name on the Hub. A
+    linear head of DINOv2 needs --pretrained, the encoder it was trained on. An encoder (Google
+    .npz, timm, DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start at
+    random.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Checkpoint file or its http(s) address; with --model also a model directory, whose weights
-    are taken."""
+    """Checkpoint file, its http(s) address, or owner/name on the Hub; with --model also a model
+    directory, whose weights are taken."""
     out: Out
     """Folder to write."""
     model: str | None = None
@@ -98,10 +99,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _file(given: Arguments) -> Path:
-    """The checkpoint, downloaded if an address was given."""
-    from setr.reading.remote import fetched
+    """The checkpoint, downloaded if an address or a repository was given."""
+    from setr.hub import model_folder
+    from setr.reading.remote import fetched, is_repository
 
-    return fetched(given.source) if is_url(given.source) else Path(given.source)
+    if is_url(given.source):
+        return fetched(given.source)
+    return model_folder(given.source) if is_repository(given.source) else Path(given.source)
 
 
 def _command(given: Arguments) -> str:

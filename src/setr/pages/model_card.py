@@ -18,6 +18,7 @@ _DECODERS: dict[DecoderName, str] = {
     "mla": "SETR-MLA",
     "segmenter": "Segmenter's mask transformer",
     "eomt": "EoMT's queries",
+    "dpt": "DPT's decoder",
     "linear": "A linear classifier",
     "fcn": "FCN",
     "semantic_fpn": "Semantic FPN",

@@ -83,6 +83,8 @@ def read_architecture(
         shape["in_chans"] = channels
     if found.dialect == "segmenter":
         shape["norm_eps"] = 1e-5
+    if decoder == "dpt":
+        shape |= _dpt_encoder(found, meta)
     if "encoder.vit.dist_token" in t:
         encoder = "deit_base_distilled_patch16_384"
     arguments = _dialect_arguments(found, decoder, num_aux)
@@ -116,7 +118,7 @@ def function_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     options = {key: arguments[key] for key in ("pos_interp", "prefix_tokens")}
     if arguments["decoder"] == "mla":
         options["align_corners"] = decoder.get("align_corners", True)
-    if arguments["decoder"] == "naive":
+    if arguments["decoder"] in ("naive", "dpt"):
         options["final_scale"] = decoder.get("final_scale", 1)
     if arguments["decoder"] in ("naive", "pup") and arguments["aux_taps"]:
         options["auxiliary final_scale"] = aux.get("final_scale", 1)
@@ -129,7 +131,9 @@ def _count(tensors: Tensors, pattern: str) -> int:
 
 
 def recorded(meta: Mapping[str, Any], key: str) -> Any:
-    """A number, tuple or list from the configuration text in a checkpoint; None if absent."""
+    """A number, tuple or list stored in a checkpoint, also in its configuration text, or None."""
+    if key in meta:
+        return meta[key]
     text = meta.get("cfg") or meta.get("config")
     if not isinstance(text, str):
         return None
@@ -138,6 +142,8 @@ def recorded(meta: Mapping[str, Any], key: str) -> Any:
 
 
 def _decoder_kind(t: Tensors, source: str) -> str:
+    if "neck.reassemble.0.conv.weight" in t:
+        return "dpt"
     if any(name.startswith("neck.") for name in t):
         return "mla"
     if "decoder.class_tokens" in t:
@@ -196,11 +202,13 @@ def _dialect_arguments(found: Translation, decoder: str, num_aux: int) -> dict[s
     t, port = found.tensors, found.dialect == "mmseg"
     if decoder in ("segmenter", "linear"):
         return {
-            "pos_interp": "bicubic" if port else "bilinear",
+            "pos_interp": "bicubic_plain" if port else "bilinear",
             "prefix_tokens": "keep",
             "decoder_args": {} if decoder == "linear" else _mask_transformer(t, port),
             "aux_args": {},
         }
+    if decoder == "dpt":
+        return _dpt_arguments(found)
     classifier = t["decoder.classifier.weight"]
     if decoder == "mla":
         return {
@@ -247,3 +255,46 @@ def _mask_transformer(t: Tensors, port: bool) -> dict[str, Any]:
         "mlp_ratio": hidden / width,
         "encoder_eps": 1e-6 if port else 1e-5,
     }
+
+
+def _dpt_arguments(found: Translation) -> dict[str, Any]:
+    """Keyword arguments of `SETR` for a DPT, except the encoder's."""
+    t, port = found.tensors, found.dialect == "mmseg"
+    count = _count(t, r"neck\.reassemble\.(\d+)\.")
+    aux = {"num_convs": 1, "concat_input": False}
+    if "aux_heads.0.classifier.weight" in t:
+        aux["channels"] = t["aux_heads.0.classifier.weight"].shape[1]
+    return {
+        "pos_interp": "bicubic_plain" if port else "bilinear",
+        "prefix_tokens": "keep",
+        "neck_args": {
+            "channels": len(t["neck.reassemble.0.conv.weight"]),
+            "reassembled": tuple(
+                len(t[f"neck.reassemble.{i}.project.weight"]) for i in range(count)
+            ),
+        },
+        "decoder_args": {
+            "channels": t["decoder.classifier.weight"].shape[1],
+            "final_scale": 1 if port else 2,
+        },
+        "aux_args": aux,
+    }
+
+
+_NORM_EPS = {"mmseg": 1e-5, "dpt-transformers": 1e-12, "dpt": 1e-6}
+"""Epsilon of the layer norms in DPT's encoder, where nothing is recorded."""
+
+
+def _dpt_encoder(found: Translation, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of DPT's encoder: the readout, and the epsilon of its norms."""
+    readout = str(meta.get("readout_type") or _recorded_word(meta, "readout_type") or "ignore")
+    if "neck.reassemble.0.readout.0.weight" in found.tensors:
+        readout = "concat"
+    return {"readout": readout, "norm_eps": meta.get("norm_eps") or _NORM_EPS[found.dialect]}
+
+
+def _recorded_word(meta: Mapping[str, Any], key: str) -> str | None:
+    """A quoted word from the configuration text in a checkpoint; None if absent."""
+    text = meta.get("cfg") or meta.get("config")
+    found = re.search(rf"\b{key}\s*=\s*['\"](\w+)['\"]", text) if isinstance(text, str) else None
+    return found[1] if found else None

@@ -1,8 +1,9 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
-Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `eomt`, our own `setr`) and
-DINOv2's linear heads (`linear`) get our full names; encoders (`google`, `timm`, `deit`, `dinov3`,
-`huggingface`, `resnet`) get timm's names without a prefix.
+Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
+repositories, `dpt-transformers`, `eomt`, our own `setr`) and DINOv2's linear heads (`linear`) get
+our full names; encoders (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's
+names without a prefix.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Callable
 
 from setr.errors import SetrError
+from setr.weight_files.dpt_layouts import authors_dpt, transformers_dpt
 from setr.weight_files.encoder_layouts import dinov3, google, huggingface, resnet, timm
 from setr.weight_files.eomt import eomt, eomt_huggingface
 from setr.weight_files.naming import Tensors, Translation
@@ -28,6 +30,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         if any(re.match(marker, name) for name in tensors):
             try:
                 return convert(tensors)
+            except SetrError as error:
+                raise SetrError(f"{source}: {error}") from None
             except (KeyError, IndexError, RuntimeError) as error:
                 raise SetrError(
                     f"{source}: incomplete or damaged; tensors contradict its layout "
@@ -35,9 +39,10 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
                 ) from None
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
-        "supported are models of this toolkit, SETR and Segmenter models of their authors and of "
-        "mmsegmentation, EoMT of its authors and transformers, linear heads of DINOv2, and "
-        "encoders from Google, timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and torchvision ResNets"
+        "supported are models of this toolkit, SETR, Segmenter and DPT models of their authors and "
+        "of mmsegmentation, EoMT of its authors, EoMT and DPT of transformers, linear heads of "
+        "DINOv2, and encoders from Google, timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and "
+        "torchvision ResNets"
     )
 
 
@@ -58,6 +63,8 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"backbone\.layers\.\d+\.attn\.attn\.", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
     (r"decoder\.cls_emb$", segmenter),
+    (r"head\.head\.1\.running_mean$", transformers_dpt),  # depth models have no batch norm here
+    (r"scratch\.output_conv\.1\.running_mean$", authors_dpt),
     (r"decode_head\.bn\.", linear),
     (r"(.*/)?Transformer/encoderblock_0/", google),
     (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),

@@ -1,4 +1,4 @@
-"""Build a model from a foreign checkpoint: a whole SETR, Segmenter or EoMT model, or a linear head.
+"""Build a model from a foreign checkpoint: a whole model, or a linear head.
 
 The models of the authors and of mmsegmentation differ in details. The converter sets the options
 that reproduce each (see the table in docs/parity.md).
@@ -21,6 +21,7 @@ from setr.model_info import ModelInfo
 from setr.protocols import preset
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.dialects import translate
+from setr.weight_files.dpt import dpt_settings
 from setr.weight_files.linear_head import join_head, published_test
 from setr.weight_files.naming import WHOLE, Translation
 from setr.weight_files.segmenter import (
@@ -30,6 +31,7 @@ from setr.weight_files.segmenter import (
     segmenter_test,
 )
 from setr.weight_files.tensorfiles import read_tensor_file
+from setr.weight_files.transformers_files import transformers_settings
 from setr.weights import LoadReport
 
 FOREIGN_KEYWORDS = (
@@ -46,7 +48,7 @@ def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelI
     """Load a whole model of other code (see docs/parity.md), or a linear head.
 
     Args:
-        path: a .pth or .safetensors file.
+        path: a .pth or .safetensors file, or a folder of transformers.
         keywords: see `convert_foreign`.
 
     Returns:
@@ -75,7 +77,8 @@ def convert_foreign(
     """Load as `load_foreign`, and report what was loaded.
 
     Args:
-        path: a .pth or .safetensors file.
+        path: a .pth or .safetensors file, or a folder of transformers. For a file in such a
+            folder, the settings beside it are used, too.
         num_heads: number of attention heads; by default as recorded in the file, else one per 64
             channels.
         taps: blocks read by the heads, counted from 1; by default the usual ones for the depth.
@@ -92,6 +95,9 @@ def convert_foreign(
     source = str(path)
     file = read_tensor_file(Path(path))
     found = translate(file.tensors, source)
+    meta = file.meta
+    if found.dialect == "dpt-transformers":
+        meta = {**meta, **transformers_settings(file.path.parent)}
     if found.dialect == "setr" and Path(path).is_dir():
         raise SetrError(
             f"{source}: is a model directory, which eval, predict and export take as it is; "
@@ -121,16 +127,23 @@ def convert_foreign(
         if is_head:
             model, report = join_head(found, source, odd_sizes=odd_sizes, **head)
         else:
-            arguments = read_architecture(found, file.meta, source=source, **shape)
+            arguments = read_architecture(found, meta, source=source, **shape)
             model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
     except (KeyError, IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
         raise SetrError(
             f"{source}: its tensors do not describe a known model ({error!r:.100}); the file is "
             "incomplete or of another network"
         ) from None
+    dpt = (
+        None
+        if is_head or arguments["decoder"] != "dpt"
+        else dpt_settings(found, meta, model.num_classes)
+    )
     if labels is None and found.dialect in ("segmenter", "eomt"):
         labels = segmenter_labels(model.num_classes)
-    labels = labels or _stored_labels(file.meta, model.num_classes, source)
+    if labels is None and dpt:
+        labels = dpt.labels
+    labels = labels or _stored_labels(meta, model.num_classes, source)
     if len(labels.classes) != model.num_classes:
         raise SetrError(
             f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}",
@@ -141,6 +154,8 @@ def convert_foreign(
     if is_head:
         protocol = published_test(model, file.meta)
         crop = protocol.window or (0, 0)
+    elif dpt:
+        _, crop, protocol, mean, std = dpt
     else:
         size, port = arguments["img_size"], found.dialect == "mmseg"
         crop = (size, size) if isinstance(size, int) else tuple(size)
@@ -165,7 +180,7 @@ def convert_foreign(
 
 def _kind(model: SETR) -> str:
     decoder: str = model.arguments["decoder"]
-    other = {"linear": "linear probe", "segmenter": "Segmenter", "eomt": "EoMT"}
+    other = {"linear": "linear probe", "segmenter": "Segmenter", "dpt": "DPT", "eomt": "EoMT"}
     return other.get(decoder, f"SETR-{decoder.upper()}")
 
 

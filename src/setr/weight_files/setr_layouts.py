@@ -1,6 +1,7 @@
 """Checkpoints of whole SETR and Segmenter models, and of DINOv2's linear heads.
 
-SETR and Segmenter models are of their authors or of mmsegmentation ("the port"). Tensors that the
+SETR and Segmenter models are of their authors or of mmsegmentation ("the port"), which has DPT,
+too. Tensors that the
 port does not have, such as biases before batch norms, are filled in so that the model computes the
 same. Its MLA levels run from deep to shallow; ours from shallow to deep.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from setr.weight_files.dpt_layouts import mmseg_dpt
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
 
 _HEADS: list[Rule] = [
@@ -73,6 +75,7 @@ def mmseg(tensors: Tensors) -> Translation:
             lambda m: f"encoder.vit.blocks.{m[1]}.{_mmseg_block(m[2], m[3])}",
         ),
         *_mmseg_segmenter(tensors),
+        *mmseg_dpt(tensors),
         (r"neck\.norm\.(\d)\.(.+)", r"neck.norms.\1.\2"),
         (
             r"neck\.mla\.channel_proj\.(\d)\.(conv|bn)\.(.+)",

@@ -53,13 +53,17 @@ class TensorFile:
 
 
 def read_tensor_file(path: Path) -> TensorFile:
-    """Read all tensors of a file, or of `model.safetensors` in a model directory.
+    """Read all tensors of a file, or of a model directory.
+
+    In a directory, this is `model.safetensors`, or `pytorch_model.bin` if there is none.
 
     Raises:
         SetrError: a missing, empty, damaged or other file, one that contains code, or a zip bomb.
     """
     if path.is_dir():
+        older = path / "pytorch_model.bin"
         path = path / "model.safetensors"
+        path = older if older.is_file() and not path.is_file() else path
     if not path.is_file():
         raise SetrError(f"{path}: no such weight file", code=USAGE)
     if path.suffix in _SETTINGS:

@@ -1,0 +1,58 @@
+"""What becomes of the class token of a ViT whose patch tokens are used as a feature map.
+
+Ranftl et al. 2021 (DPT, arXiv 2103.13413), section 3, "Read": the token is ignored, added to all
+patch tokens, or concatenated to each of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from setr.arguments.choices import Readout
+from setr.errors import USAGE, SetrError
+
+
+def read_out(patches: Tensor, token: Tensor, readout: Readout) -> Tensor:
+    """Combine patch tokens with the class token.
+
+    Args:
+        patches: (B, N, C).
+        token: the class token (B, 1, C).
+        readout: `ignore`, `add` or `concat`.
+
+    Returns:
+        (B, N, C); for `concat` (B, N, 2C), the class token's channels last.
+    """
+    if readout == "ignore":
+        return patches
+    if readout == "add":
+        return patches + token
+    return torch.cat([patches, token.expand_as(patches)], dim=2)
+
+
+def require_readout(vit: Any, name: str, readout: Readout, *, dropped: bool) -> None:
+    """Raise `SetrError` for an unknown readout, or if there is no class token to read.
+
+    Args:
+        vit: a timm ViT.
+        name: its name.
+        readout: what is to become of the class token.
+        dropped: whether prefix tokens are dropped before the blocks.
+    """
+    if readout not in get_args(Readout):
+        raise SetrError(f"readout {readout!r}: give {', '.join(get_args(Readout))}", code=USAGE)
+    if readout == "ignore":
+        return
+    if dropped:
+        raise SetrError(
+            f"readout '{readout}': prefix_tokens 'drop' drops the class token; keep it, or give "
+            "readout 'ignore'",
+            code=USAGE,
+        )
+    if getattr(vit, "cls_token", None) is None:
+        raise SetrError(
+            f"readout '{readout}': {name} has no class token; give readout 'ignore'", code=USAGE
+        )

@@ -1,0 +1,133 @@
+"""Checkpoints of DPT for segmentation: of its authors, transformers and mmsegmentation.
+
+`dpt` is the authors' layout (isl-org/DPT), `dpt-transformers` that of transformers' class
+DPTForSemanticSegmentation. mmsegmentation's is a part of its common layout (`setr_layouts.py`). The
+fusions of transformers and mmsegmentation run from deep to shallow, ours from shallow to deep. The
+deepest one has an unused residual unit in all but mmsegmentation.
+"""
+
+from __future__ import annotations
+
+import re
+
+from setr.errors import SetrError
+from setr.weight_files.encoder_layouts import huggingface, timm
+from setr.weight_files.naming import Rule, Tensors, Translation, rename
+
+_UNITS = {"1": "lateral", "2": "refine"}
+_LAYERS = {"1": "first", "2": "second"}
+_KINDS = {"conv": "0", "convolution": "0", "bn": "1", "batch_norm": "1"}
+
+
+def authors_dpt(tensors: Tensors) -> Translation:
+    """A checkpoint of the DPT authors' repository."""
+    encoder, rest = _split(tensors, "pretrained.model.")
+    rules: list[Rule] = [
+        (
+            r"pretrained\.act_postprocess(\d)\.(0\.project\.0|3|4)\.(.+)",
+            lambda m: f"neck.reassemble.{int(m[1]) - 1}.{_POSTPROCESS[m[2]]}.{m[3]}",
+        ),
+        (r"scratch\.layer(\d)_rn\.(.+)", lambda m: f"neck.reassemble.{int(m[1]) - 1}.conv.{m[2]}"),
+        (
+            r"scratch\.refinenet(\d)\.out_conv\.(.+)",
+            lambda m: f"neck.fusions.{int(m[1]) - 1}.project.{m[2]}",
+        ),
+        (
+            r"scratch\.refinenet(\d)\.resConfUnit(\d)\.(conv|bn)(\d)\.(.+)",
+            lambda m: _unit(int(m[1]) - 1, m[2], m[4], m[3], m[5]),
+        ),
+        *_sequential_heads(r"scratch\.output_conv", "auxlayer"),
+    ]
+    return _joined("dpt", timm(encoder), rest, rules)
+
+
+def transformers_dpt(tensors: Tensors) -> Translation:
+    """A checkpoint of transformers' DPTForSemanticSegmentation."""
+    encoder, rest = _split(tensors, "dpt.")
+    last = _last(rest, r"neck\.fusion_stage\.layers\.(\d+)\.")
+    stage, fusion = r"neck\.reassemble_stage\.", r"neck\.fusion_stage\.layers\.(\d+)\."
+    rules: list[Rule] = [
+        (stage + r"layers\.(\d)\.projection\.(.+)", r"neck.reassemble.\1.project.\2"),
+        (stage + r"layers\.(\d)\.resize\.(.+)", r"neck.reassemble.\1.resample.\2"),
+        (stage + r"readout_projects\.(\d)\.0\.(.+)", r"neck.reassemble.\1.readout.0.\2"),
+        (r"neck\.convs\.(\d)\.(.+)", r"neck.reassemble.\1.conv.\2"),
+        (
+            fusion + r"projection\.(.+)",
+            lambda m: f"neck.fusions.{last - int(m[1])}.project.{m[2]}",
+        ),
+        (
+            fusion + r"residual_layer(\d)\.(convolution|batch_norm)(\d)\.(.+)",
+            lambda m: _unit(last - int(m[1]), m[2], m[4], m[3], m[5]),
+        ),
+        *_sequential_heads(r"head\.head", r"auxiliary_head\.head"),
+    ]
+    return _joined("dpt-transformers", huggingface(encoder), rest, rules)
+
+
+def mmseg_dpt(tensors: Tensors) -> list[Rule]:
+    """Rules for mmsegmentation's DPT head, called `decoder` already; none for other heads."""
+    if not any(name.startswith("decoder.reassemble_blocks.") for name in tensors):
+        return []
+    last = _last(tensors, r"decoder\.fusion_blocks\.(\d+)\.")
+    block, fusion = r"decoder\.reassemble_blocks\.", r"decoder\.fusion_blocks\.(\d+)\."
+    return [
+        (block + r"projects\.(\d)\.conv\.(.+)", r"neck.reassemble.\1.project.\2"),
+        (block + r"resize_layers\.(\d)\.(.+)", r"neck.reassemble.\1.resample.\2"),
+        (block + r"readout_projects\.(\d)\.0\.(.+)", r"neck.reassemble.\1.readout.0.\2"),
+        (r"decoder\.convs\.(\d)\.conv\.(.+)", r"neck.reassemble.\1.conv.\2"),
+        (
+            fusion + r"project\.conv\.(.+)",
+            lambda m: f"neck.fusions.{last - int(m[1])}.project.{m[2]}",
+        ),
+        (
+            fusion + r"res_conv_unit(\d)\.conv(\d)\.(conv|bn)\.(.+)",
+            lambda m: _unit(last - int(m[1]), m[2], m[3], m[4], m[5]),
+        ),
+        (r"decoder\.project\.(conv|bn)\.(.+)", lambda m: f"decoder.conv.{_KINDS[m[1]]}.{m[2]}"),
+    ]
+
+
+_POSTPROCESS = {"0.project.0": "readout.0", "3": "project", "4": "resample"}
+
+
+def _unit(level: int, unit: str, layer: str, kind: str, rest: str) -> str:
+    """Our name of a tensor in a residual unit of a fusion."""
+    return f"neck.fusions.{level}.{_UNITS[unit]}.{_LAYERS[layer]}.{_KINDS[kind]}.{rest}"
+
+
+def _sequential_heads(main: str, auxiliary: str) -> list[Rule]:
+    """Rules for heads of convolution, batch norm, ReLU, dropout, classifier in one Sequential."""
+    return [
+        (main + r"\.([01])\.(.+)", r"decoder.conv.\1.\2"),
+        (main + r"\.4\.(.+)", r"decoder.classifier.\1"),
+        (auxiliary + r"\.([01])\.(.+)", r"aux_heads.0.convs.0.\1.\2"),
+        (auxiliary + r"\.4\.(.+)", r"aux_heads.0.classifier.\1"),
+    ]
+
+
+def _split(tensors: Tensors, prefix: str) -> tuple[Tensors, Tensors]:
+    """The tensors of the encoder, without its prefix, and all others."""
+    encoder = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+    if any(".backbone." in f".{name}" for name in encoder):
+        raise SetrError(
+            "DPT-Hybrid, with a ResNet in front of the transformer, is not supported; give a DPT "
+            "on a plain ViT, such as dpt-large-ade"
+        )
+    return encoder, {n: v for n, v in tensors.items() if not n.startswith(prefix)}
+
+
+def _joined(dialect: str, encoder: Translation, rest: Tensors, rules: list[Rule]) -> Translation:
+    """Encoder and heads with our names, without what the model never uses."""
+    renamed, unexpected = rename(rest, rules)
+    unused = f"neck.fusions.{_last(renamed, r'neck.fusions.(.)[.]')}.lateral."
+    tensors = {n: v for n, v in renamed.items() if not n.startswith(unused)}
+    for name, value in encoder.tensors.items():
+        if not re.match(r"(norm|head|fc_norm|pre_logits)\.", name):  # behind the last block
+            tensors[f"encoder.vit.{name}"] = value
+    unexpected += [n for n in encoder.unexpected if not n.startswith("pooler.")]
+    return Translation(dialect, tensors, whole=True, unexpected=unexpected)
+
+
+def _last(tensors: Tensors, pattern: str) -> int:
+    """The largest number in names that match a pattern."""
+    return max(int(m[1]) for name in tensors if (m := re.match(pattern, name)))

@@ -1,0 +1,60 @@
+"""What transformers stores beside a model's weights: `config.json`, `preprocessor_config.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from setr.errors import SetrError
+
+_PLAIN = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps",
+          "readout_type": "readout_type"}  # fmt: skip
+_PREPROCESSOR = {"image_mean": "mean", "image_std": "std"}
+
+
+def is_transformers(folder: Path) -> bool:
+    """Whether a folder holds a model of transformers, not of this toolkit."""
+    values = _read(folder / "config.json")
+    return "model_type" in values and "format" not in values
+
+
+def transformers_settings(folder: Path) -> dict[str, Any]:
+    """Settings of the model in a folder, by the names that are used for other checkpoints.
+
+    Returns:
+        Those that are given, of: `classes`, `num_heads`, `norm_eps`, `readout_type`, `out_indices`
+        (of blocks, from 0), `mean`, `std`, `side` (of the images in pixels, the shorter one).
+        Empty for a folder of another kind.
+
+    Raises:
+        SetrError: a file that is not JSON.
+    """
+    if not is_transformers(folder):
+        return {}
+    config, preprocessor = (
+        _read(folder / name) for name in ("config.json", "preprocessor_config.json")
+    )
+    found = {name: config.get(key) for key, name in _PLAIN.items()}
+    found |= {name: preprocessor.get(key) for key, name in _PREPROCESSOR.items()}
+    indices = config.get("backbone_out_indices")
+    if isinstance(indices, list):
+        found["out_indices"] = tuple(indices)
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and labels.get("0") != "LABEL_0":  # its names for nameless classes
+        found["classes"] = [labels[key] for key in sorted(labels, key=int)]
+    size = preprocessor.get("size")
+    sides = size.values() if isinstance(size, dict) else [size]
+    found["side"] = min((side for side in sides if isinstance(side, int)), default=None)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The values in a JSON file; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SetrError(f"{path}: broken ({error!r:.100})") from None
+    return values if isinstance(values, dict) else {}
