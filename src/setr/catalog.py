@@ -1,7 +1,7 @@
 """The named models: the paper's models and baselines as keyword arguments of `SETR`.
 
 A name gives decoder and size, such as `setr_pup_base`; `segmenter_base` has Segmenter's decoder,
-and `linear_base` is a linear probe for comparison. Any timm ViT can replace the encoder of a named
+`upernet_base` UPerNet's, and `linear_base` is a linear probe for comparison. Any timm ViT can replace the encoder of a named
 model. The paper's models have heads of 256 channels, and auxiliary heads at fixed blocks.
 """
 
@@ -12,10 +12,13 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from setr.arguments.choices import Neck
 from setr.encoder import encoder_depth
 from setr.errors import USAGE, SetrError
 
-DecoderName = Literal["naive", "pup", "mla", "segmenter", "linear", "fcn", "semantic_fpn"]
+DecoderName = Literal[
+    "naive", "pup", "mla", "segmenter", "upernet", "linear", "fcn", "semantic_fpn"
+]
 _LAST_BLOCK: tuple[DecoderName, ...] = ("segmenter", "linear")
 """Decoders that read only the last block by default and have no auxiliary heads."""
 
@@ -50,6 +53,7 @@ _TRANSFORMERS: dict[str, tuple[DecoderName, str, dict[str, Any]]] = {
 _TRANSFORMERS |= {
     f"{decoder}_{size}": (decoder, size, {}) for decoder in _LAST_BLOCK for size in _SIZES
 }
+_TRANSFORMERS |= {f"upernet_{size}": ("upernet", size, {}) for size in _SIZES}
 _TRANSFORMERS["hybrid_base"] = ("naive", "base", {"resnet": "resnet50c"})
 _BASELINES: dict[str, dict[str, Any]] = {
     "fcn_r101": {
@@ -74,7 +78,8 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
 
     Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (auxiliary
     heads of Naive at 3, 6, 9, of PUP at 5, 8, 10, 12; MLA 3, 6, 9, 12). For other depths, taps are
-    evenly spaced. Segmenter and the linear probe read the last block and have no auxiliary heads.
+    evenly spaced. Segmenter and the linear probe read the last block and have no auxiliary heads;
+    UPerNet reads all taps and has one on the last.
     """
     if decoder in _LAST_BLOCK:
         return (depth,), ()
@@ -90,6 +95,8 @@ def _aux_taps(decoder: str, taps: tuple[int, ...]) -> tuple[int, ...]:
     """Every tap has an auxiliary head, except the last of Naive, which only the decoder reads."""
     if decoder in _LAST_BLOCK:
         return ()
+    if decoder == "upernet":
+        return taps[-1:]
     return taps[:-1] if decoder == "naive" else taps
 
 
@@ -121,6 +128,7 @@ def model_settings(
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
     align_corners: bool = True,
+    neck: Neck = "ln_mln",
     encoder_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of `SETR` for a named model.
@@ -129,8 +137,10 @@ def model_settings(
         name: one of `list_models()`.
         encoder: timm name of an encoder to use instead of the default one.
         channels: channels of the heads' convolutions, 256 in the paper, or of Segmenter's decoder.
+            UPerNet has 512 by default, and half of its number in the auxiliary head.
         taps: blocks that the heads read, counted from 1; the auxiliary heads read them, too.
         align_corners: option of MLA's x4 upsampling; True as in the authors' code.
+        neck: UPerNet's neck, see `ModelConfig.neck`.
         encoder_args: further keyword arguments of the encoder; `depth` changes the default taps.
 
     Raises:
@@ -152,6 +162,10 @@ def model_settings(
         raise SetrError(f"model '{name}' is unknown{nearest} (`setr models` lists all)", code=USAGE)
     if settings["decoder"] == "mla" and not align_corners:
         settings["decoder_args"]["align_corners"] = False
+    if settings["decoder"] == "upernet":
+        settings["neck_args"] |= {"pyramid": neck != "none", "norm_last": neck == "ln_mln"}
+    elif neck != "ln_mln":
+        raise SetrError(f"neck {neck}: {name} has no such neck; leave it out", code=USAGE)
     if encoder:
         settings["encoder"] = encoder
     settings["encoder_args"] = {**settings["encoder_args"], **(encoder_args or {})}
@@ -178,6 +192,13 @@ def _transformer_settings(
         heads = {"decoder_args": {"channels": channels} if channels else {}}
     elif decoder == "pup":
         heads["aux_args"] = {"channels": width, "kernel_size": 3, "final_scale": 4}
+    elif decoder == "upernet":
+        width = channels or (size.channels if size_name == "nano" else 512)
+        heads = {
+            "neck_args": {"channels": width},
+            "decoder_args": {},
+            "aux_args": {"channels": width // 2, "num_convs": 1, "concat_input": False},
+        }
     return {
         "encoder": size.encoder,
         "decoder": decoder,

@@ -39,7 +39,8 @@ class Encoder(Backbone):
             None keeps the model's default. Images of other sizes work: the position embeddings are
             resampled at run time.
         pos_interp: how absolute position embeddings are resampled: `bicubic` (antialiased, as in
-            timm) or `bilinear` (as in the 2021 SETR code).
+            timm), `bilinear` (as in the 2021 SETR code) or `bicubic_plain` (not antialiased, as in
+            mmsegmentation's other ViTs).
         prefix_tokens: `keep` class, distillation and register tokens through the blocks, or `drop`
             them after the position embedding (as both public SETR-MLA implementations do). Decoders
             never see them.
@@ -178,7 +179,9 @@ def resample_grid(
     """Resample position embeddings of a patch grid: (1, h*w, C) -> (1, h'*w', C).
 
     `bicubic` is antialiased and equals timm's `resample_abs_pos_embed`; `bilinear` is what the
-    2021 SETR code and mmsegmentation do. `embedding` must not include prefix tokens.
+    2021 SETR code and mmsegmentation's SETR do, `bicubic_plain` what its other ViTs do. Enlarging
+    differs, too: PyTorch's cubic kernels have a = -0.5 with antialiasing and a = -0.75 without.
+    `embedding` must not include prefix tokens.
     """
     if tuple(old) == tuple(new):
         return embedding
@@ -186,7 +189,11 @@ def resample_grid(
     if maps.dtype in (torch.float16, torch.bfloat16):
         maps = maps.float()
     maps = F.interpolate(
-        maps, size=new, mode=mode, align_corners=False, antialias=mode == "bicubic"
+        maps,
+        size=new,
+        mode=mode.removesuffix("_plain"),
+        align_corners=False,
+        antialias=mode == "bicubic",
     )
     return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-PosInterp = Literal["bicubic", "bilinear"]
+PosInterp = Literal["bicubic", "bilinear", "bicubic_plain"]
 PrefixTokens = Literal["keep", "drop"]
+Neck = Literal["ln_mln", "mln", "none"]
 OddSizes = Literal["crop", "squeeze"]
 Sharding = Literal["none", "full"]
 LossKind = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]

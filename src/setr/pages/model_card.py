@@ -17,6 +17,7 @@ _DECODERS: dict[DecoderName, str] = {
     "pup": "SETR-PUP",
     "mla": "SETR-MLA",
     "segmenter": "Segmenter's mask transformer",
+    "upernet": "UPerNet",
     "linear": "A linear classifier",
     "fcn": "FCN",
     "semantic_fpn": "Semantic FPN",

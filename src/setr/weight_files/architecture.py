@@ -1,4 +1,4 @@
-"""Infer the architecture of a foreign SETR or Segmenter checkpoint from the shapes of its tensors.
+"""Infer the architecture of a foreign SETR, Segmenter or UPerNet checkpoint from its tensors' shapes.
 
 Keyword arguments give what shapes cannot show: the number of attention heads (by default one per 64
 channels), the taps if the number of auxiliary heads is unusual, and the patch grid if it is not
@@ -16,6 +16,7 @@ from typing import Any
 from setr.catalog import default_taps
 from setr.errors import USAGE, SetrError
 from setr.weight_files.naming import Tensors, Translation
+from setr.weight_files.upernet import MARKER, upernet_arguments
 
 HEAD_WIDTH = 64
 _KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}
@@ -68,7 +69,10 @@ def read_architecture(
     decoder = _decoder_kind(t, source)
     if taps is None and (indices := recorded(meta, "out_indices")):
         taps = tuple(i + 1 for i in ([indices] if isinstance(indices, int) else indices))
-    taps, aux_taps = _choose_taps(default_taps(decoder, depth)[0], num_aux, taps, aux_taps, source)
+    default = default_taps(decoder, depth)[0]
+    if decoder == "upernet" and aux_taps is None and num_aux:
+        aux_taps = (taps or default)[-1:]
+    taps, aux_taps = _choose_taps(default, num_aux, taps, aux_taps, source)
     if decoder == "mla" and found.dialect == "mmseg":
         aux_taps = aux_taps[::-1]  # mmsegmentation's levels run from deep to shallow
     encoder = _KNOWN_SIZES.get((width, depth, num_heads))
@@ -83,7 +87,10 @@ def read_architecture(
         shape["norm_eps"] = 1e-5
     if "encoder.vit.dist_token" in t:
         encoder = "deit_base_distilled_patch16_384"
-    arguments = _dialect_arguments(found, decoder, num_aux)
+    if decoder == "upernet":
+        arguments = upernet_arguments(t, source)
+    else:
+        arguments = _dialect_arguments(found, decoder, num_aux)
     if decoder == "segmenter":  # both code bases use the encoder's number of heads
         arguments["decoder_args"]["num_heads"] = num_heads
     return {
@@ -102,7 +109,10 @@ def dialect_options(found: Translation, source: str) -> dict[str, Any]:
     """`function_options` of a whole foreign model."""
     decoder = _decoder_kind(found.tensors, source)
     num_aux = _count(found.tensors, r"aux_heads\.(\d+)\.")
-    arguments = _dialect_arguments(found, decoder, num_aux)
+    if decoder == "upernet":
+        arguments = upernet_arguments(found.tensors, source)
+    else:
+        arguments = _dialect_arguments(found, decoder, num_aux)
     return function_options({"decoder": decoder, "aux_taps": range(num_aux), **arguments})
 
 
@@ -134,6 +144,8 @@ def recorded(meta: Mapping[str, Any], key: str) -> Any:
 
 
 def _decoder_kind(t: Tensors, source: str) -> str:
+    if MARKER in t:
+        return "upernet"
     if any(name.startswith("neck.") for name in t):
         return "mla"
     if "decoder.class_tokens" in t:

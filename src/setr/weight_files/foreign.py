@@ -1,4 +1,4 @@
-"""Build a model from a foreign checkpoint: a whole SETR or Segmenter model, or a linear head.
+"""Build a model from a foreign checkpoint: a SETR, Segmenter or UPerNet model, or a linear head.
 
 The models of the authors and of mmsegmentation differ in details. The converter sets the options
 that reproduce each (see the table in docs/parity.md).
@@ -18,7 +18,7 @@ from setr.errors import USAGE, SetrError
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR
 from setr.model_info import ModelInfo
-from setr.protocols import preset
+from setr.protocols import Protocol, preset
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.dialects import translate
 from setr.weight_files.linear_head import join_head, published_test
@@ -146,6 +146,8 @@ def convert_foreign(
         if arguments["decoder"] in ("segmenter", "linear"):
             protocol = segmenter_test(crop, labels, port=port)
             mean, std = segmenter_normalisation(found.tensors, labels)
+        elif arguments["decoder"] == "upernet":  # whole images, their short side that of the crop
+            protocol = Protocol(short_side=min(crop), long_side=4 * min(crop))
         else:
             protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
     info = ModelInfo(
@@ -162,7 +164,7 @@ def convert_foreign(
 
 def _kind(model: SETR) -> str:
     decoder: str = model.arguments["decoder"]
-    other = {"linear": "linear probe", "segmenter": "Segmenter"}
+    other = {"linear": "linear probe", "segmenter": "Segmenter", "upernet": "UPerNet"}
     return other.get(decoder, f"SETR-{decoder.upper()}")
 
 
