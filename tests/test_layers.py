@@ -166,6 +166,7 @@ ORDER = (
         "evaluation",
         "scores.adjustment",
         "training.optim",
+        "upernet_recipes",
         "recipes",
         "training.named_config",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -10,11 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import setr
-from setr.errors import USAGE, SetrError
+from setr.cli import main
+from setr.errors import OK, USAGE, SetrError
 from setr.layers import joined_convolution
 from setr.layers.joined_convolution import JoinedConv, average_grid, halve
 from setr.layers.upernet import UPerHead, UPerNeck
 from setr.layers.upsampled_convolution import conv_of_resized
+from setr.recipes import list_recipes, recipe
+from setr.training.build import build_model
+from setr.weight_files.foreign import convert_foreign
 
 WIDTH, CLASSES = 64, 5
 Weights = dict[str, Tensor]
@@ -158,3 +163,133 @@ def test_refusals():
     assert raised.value.code == USAGE
     with pytest.raises(SetrError, match="neck mln: setr_pup_nano has no such neck"):
         setr.create_model("setr_pup_nano", num_classes=3, neck="mln")
+
+
+def test_torch_func_and_a_trace_go_through_it():
+    model = setr.create_model("upernet_nano", num_classes=3, img_size=32, channels=16)
+    model, images = randomised(model), torch.randn(2, 3, 40, 72)
+    expected = model(images)
+    one_by_one = torch.func.vmap(lambda image: model(image[None])[0])(images)
+    torch.testing.assert_close(one_by_one, expected, atol=1e-4, rtol=1e-4)
+    traced = torch.jit.trace(model, images, check_trace=False)
+    torch.testing.assert_close(traced(images), expected, atol=1e-4, rtol=1e-4)
+
+
+# --- recipes and files ----------------------------------------------------------------------------
+
+
+def test_recipes_are_mmsegmentations():
+    names = [name for name in list_recipes() if "_upernet_" in name]
+    assert len(names) == 11
+    config = recipe("ade20k_vit_upernet_base_ln_mln_160k")
+    assert (config.model.neck, config.model.drop_path, config.train.steps) == ("ln_mln", 0.1, 160e3)
+    assert recipe("ade20k_vit_upernet_base_mln_80k").model.drop_path == 0
+    for name in names:  # neck and channels arrive at the model
+        config = recipe(name)
+        weightless = dataclasses.replace(config.model, pretrained=None)
+        with torch.device("meta"):
+            model = build_model(dataclasses.replace(config, model=weightless), 150)
+        assert model.neck.pyramid == ("mln" in name)
+        assert isinstance(model.neck.norm, nn.Identity) == ("ln_mln" not in name)
+        assert model.decoder.classifier.in_channels == 512
+        assert model.aux_heads[0].classifier.in_channels == 256
+
+
+def test_the_neck_takes_the_encoders_final_norm(tmp_path):
+    whole = setr.create_model("upernet_nano", num_classes=3, img_size=32)
+    state = {name: torch.randn_like(value) for name, value in whole.encoder.vit.state_dict().items()}
+    state |= {"norm.weight": torch.randn(128), "norm.bias": torch.randn(128)}
+    torch.save(state, tmp_path / "encoder.pth")
+    report = setr.load_weights(whole, tmp_path / "encoder.pth")
+    assert torch.equal(whole.neck.norm.weight, state["norm.weight"])
+    assert report.unexpected == []
+    plain = setr.create_model("upernet_nano", num_classes=3, img_size=32, neck="none")
+    report = setr.load_weights(plain, tmp_path / "encoder.pth")
+    assert report.unexpected == ["neck.norm.weight", "neck.norm.bias"]
+
+
+PORT = [
+    (r"^encoder\.vit\.patch_embed\.proj\.", "backbone.patch_embed.projection."),
+    (r"^encoder\.vit\.", "backbone."), (r"\.blocks\.", ".layers."), (r"\.norm([12])\.", r".ln\1."),
+    (r"attn\.qkv\.", "attn.attn.in_proj_"), (r"attn\.proj\.", "attn.attn.out_proj."),
+    (r"mlp\.fc1\.", "ffn.layers.0.0."), (r"mlp\.fc2\.", "ffn.layers.1."),
+    (r"^neck\.norm\.", "backbone.ln1."), (r"^neck\.last\.", "neck.levels.3."),
+    (r"^neck\.levels\.(\d)\.lateral\.", r"decode_head.lateral_convs.\1."),
+    (r"^neck\.levels\.(\d)\.project\.", r"neck.lateral_convs.\1.conv."),
+    (r"^neck\.levels\.(\d)\.conv\.", r"neck.convs.\1.conv."),
+    (r"^decoder\.pools\.(\d)\.conv\.", r"decode_head.psp_modules.\1.1."),
+    (r"^decoder\.context\.", "decode_head.bottleneck."),
+    (r"^decoder\.smooth\.(\d)\.", r"decode_head.fpn_convs.\1."),
+    (r"^decoder\.join\.", "decode_head.fpn_bottleneck."), (r"^decoder\.", "decode_head."),
+    (r"^aux_heads\.0\.", "auxiliary_head."), (r"classifier", "conv_seg"),
+    (r"^((?:decode_head|auxiliary_head)\..*)\b0\.(weight|bias)$", r"\1conv.\2"),
+    (r"^((?:decode_head|auxiliary_head)\..*)\b1\.(\w+)$", r"\1bn.\2"),
+]  # fmt: skip
+
+
+def port_names(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model by the names in mmsegmentation's files."""
+    state = {}
+    for name, value in model.state_dict().items():
+        for pattern, there in PORT:
+            name = re.sub(pattern, there, name)
+        state[name] = value
+    return state
+
+
+@pytest.mark.parametrize("neck", ["ln_mln", "mln", "none"])
+@pytest.mark.parametrize("patch_bias", [True, False])
+def test_a_checkpoint_of_mmsegmentation(tmp_path, capsys, neck, patch_bias):
+    """The patch projection has a bias in files older than 1.0, and none in later ones."""
+    small = {"embed_dim": WIDTH, "depth": 12, "num_heads": 1}
+    model = setr.create_model(
+        "upernet_base", num_classes=CLASSES, img_size=64, neck=neck, channels=16,
+        encoder_args=small, pos_interp="bicubic_plain",
+    )  # fmt: skip
+    state = port_names(randomised(model))
+    if not patch_bias:
+        del state["backbone.patch_embed.projection.bias"]
+        nn.init.zeros_(model.encoder.vit.patch_embed.proj.bias)
+    path, meta = tmp_path / "port.pth", {"CLASSES": [f"c{i}" for i in range(CLASSES)]}
+    torch.save({"state_dict": state, "meta": meta}, path)
+    found, info, report = convert_foreign(path)
+    assert (report.dialect, report.unexpected, len(report.filled)) == ("mmseg", [], not patch_bias)
+    assert (found.arguments["taps"], found.arguments["aux_taps"]) == ((3, 6, 9, 12), (12,))
+    images = torch.randn(1, 3, 64, 90)
+    with torch.inference_mode():
+        ours, theirs = found(images, with_aux=True), model(images, with_aux=True)
+        torch.testing.assert_close(ours.logits, theirs.logits)
+        torch.testing.assert_close(ours.aux[0], theirs.aux[0])
+    assert (info.mean[0], info.protocol.window) == (0.485, None)
+    assert (info.protocol.short_side, info.protocol.long_side) == (64, 256)
+    assert "UPerNet converted from port.pth" in info.recipe
+    assert main(["convert", str(path), "-o", str(tmp_path / "model")]) == OK
+    assert "dialect mmseg" in capsys.readouterr().out
+    again = setr.load(tmp_path / "model", device="cpu").model.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(images), found(images))
+
+
+def test_a_cut_checkpoint_is_named(tmp_path):
+    model = setr.create_model("upernet_nano", num_classes=3, img_size=32)
+    state = port_names(model)
+    del state["decode_head.bottleneck.conv.weight"]
+    torch.save({"state_dict": state}, tmp_path / "cut.pth")
+    with pytest.raises(SetrError, match=r"decoder\.context\.0\.weight is missing"):
+        convert_foreign(tmp_path / "cut.pth", num_heads=4, taps=(2, 3, 4, 6))
+
+
+def test_positions_are_resampled_as_in_mmsegmentation():
+    """Bicubic without antialiasing, whose kernel differs also where the grid grows."""
+    model = setr.create_model(
+        "upernet_nano", num_classes=3, img_size=32, pos_interp="bicubic_plain"
+    ).eval()
+    grid = nn.init.normal_(model.encoder.vit.pos_embed)[:, 1:].reshape(1, 4, 4, -1)
+    larger = F.interpolate(grid.permute(0, 3, 1, 2), (6, 5), mode="bicubic")
+    seen = []
+    model.encoder.vit.pos_drop.register_forward_hook(lambda m, inputs, out: seen.append(out))
+    nn.init.zeros_(model.encoder.vit.patch_embed.proj.weight)
+    nn.init.zeros_(model.encoder.vit.patch_embed.proj.bias)
+    with torch.inference_mode():
+        model(torch.randn(1, 3, 48, 40))
+    torch.testing.assert_close(seen[0][:, 1:], larger.flatten(2).mT)

@@ -103,7 +103,7 @@ def halve(x: Tensor) -> Tensor:
     """
 
     def matrix(n: int) -> Tensor:
-        first = 2 * torch.arange(torch.sym_max(n // 2, 1), device=x.device)
+        first = 2 * torch.arange(n // 2 + 1 // n, device=x.device)  # max(n // 2, 1), traceable
         return _averages(first, first + 2, n)
 
     return _averaged(x, matrix(x.shape[-2]), matrix(x.shape[-1]))
