@@ -31,7 +31,8 @@ def randomised(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                value.copy_(torch.randn(value.shape, generator=draw) / max(1, value[0].numel()) ** 0.5)
+                inputs = max(1, value[0].numel())
+                value.copy_(torch.randn(value.shape, generator=draw) / inputs**0.5)
                 if name.endswith("running_var"):
                     value.abs_().add_(0.5)
     return model.eval()
@@ -197,7 +198,7 @@ def test_recipes_are_mmsegmentations():
 
 def test_the_neck_takes_the_encoders_final_norm(tmp_path):
     whole = setr.create_model("upernet_nano", num_classes=3, img_size=32)
-    state = {name: torch.randn_like(value) for name, value in whole.encoder.vit.state_dict().items()}
+    state = {n: torch.randn_like(value) for n, value in whole.encoder.vit.state_dict().items()}
     state |= {"norm.weight": torch.randn(128), "norm.bias": torch.randn(128)}
     torch.save(state, tmp_path / "encoder.pth")
     report = setr.load_weights(whole, tmp_path / "encoder.pth")

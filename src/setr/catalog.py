@@ -1,8 +1,9 @@
 """The named models: the paper's models and baselines as keyword arguments of `SETR`.
 
 A name gives decoder and size, such as `setr_pup_base`; `segmenter_base` has Segmenter's decoder,
-`upernet_base` UPerNet's, and `linear_base` is a linear probe for comparison. Any timm ViT can replace the encoder of a named
-model. The paper's models have heads of 256 channels, and auxiliary heads at fixed blocks.
+`upernet_base` UPerNet's, and `linear_base` is a linear probe for comparison. Any timm ViT can
+replace the encoder of a named model. The paper's models have heads of 256 channels, and auxiliary
+heads at fixed blocks.
 """
 
 from __future__ import annotations

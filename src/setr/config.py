@@ -170,7 +170,7 @@ class OptimConfig:
     head_lr_factor: float = 10.0
     """Factor on the learning rate of the decoder and the auxiliary heads; 0 does not train them."""
     neck_lr_factor: float = 1.0
-    """The same for MLA's neck; 1 in the authors' code."""
+    """The same for MLA's and UPerNet's neck; 1 in the authors' code."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 0.0

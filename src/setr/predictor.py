@@ -314,9 +314,10 @@ def load(
 
     Args:
         source: a model directory (such as a run folder); `owner/name` or `owner/name@revision` on
-            the Hub; a SETR or Segmenter checkpoint (.pth) of the authors or of mmsegmentation; a
-            linear head of DINOv2; the http(s) address of such a file, which is cached by torch; or
-            a file written by `setr export` (.onnx, .xml), which has a fixed precision.
+            the Hub; a SETR or Segmenter checkpoint (.pth) of the authors or of mmsegmentation, or
+            its UPerNet on a ViT; a linear head of DINOv2; the http(s) address of such a file, which
+            is cached by torch; or a file written by `setr export` (.onnx, .xml), which has a fixed
+            precision.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
         revision: branch, tag or commit on the Hub.
         options: further keyword arguments of `Predictor`, such as `precision`, `window`, `scales`

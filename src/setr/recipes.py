@@ -296,7 +296,7 @@ def _register_segmenter() -> None:
 _register_segmenter()
 
 
-# --- UPerNet as published by mmsegmentation --------------------------------------------------------
+# --- UPerNet as published by mmsegmentation -------------------------------------------------------
 
 for _name, (_build, _title) in upernet_recipes().items():
     _build.__doc__ = _title

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 class Arguments:
     """Turn a foreign checkpoint into a model directory that eval and predict understand.
 
-    A SETR or Segmenter checkpoint of its authors or of mmsegmentation needs only its file. A linear
-    head of DINOv2 needs --pretrained, the encoder it was trained on. An encoder (Google .npz, timm,
-    DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start at random.
+    A SETR or Segmenter checkpoint of its authors or of mmsegmentation, or mmsegmentation's UPerNet
+    on a ViT, needs only its file. A linear head of DINOv2 needs --pretrained, the encoder it was
+    trained on. An encoder (Google .npz, timm, DeiT, DINOv2, Hugging Face, torchvision) needs
+    --model, and its heads start at random.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]

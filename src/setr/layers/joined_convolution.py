@@ -91,33 +91,34 @@ def average_grid(x: Tensor, side: int) -> Tensor:
     cells = torch.arange(side, device=x.device)
 
     def matrix(n: int) -> Tensor:
-        return _averages(cells * n // side, ((cells + 1) * n + side - 1) // side, n)
+        return _cells(cells * n // side, ((cells + 1) * n + side - 1) // side, n)
 
     return _averaged(x, matrix(x.shape[-2]), matrix(x.shape[-1]))
 
 
 def halve(x: Tensor) -> Tensor:
-    """Average of 2x2 pixels, which equals a bilinear resize by 0.5: (B, C, h, w) -> (B, C, h/2, w/2).
+    """Averages of 2x2 pixels, a bilinear resize by 0.5: (B, C, h, w) -> (B, C, h/2, w/2).
 
     Sides are rounded down, as in `F.interpolate`, but to one pixel at least.
     """
 
     def matrix(n: int) -> Tensor:
         first = 2 * torch.arange(n // 2 + 1 // n, device=x.device)  # max(n // 2, 1), traceable
-        return _averages(first, first + 2, n)
+        return _cells(first, first + 2, n)
 
     return _averaged(x, matrix(x.shape[-2]), matrix(x.shape[-1]))
 
 
-def _averages(start: Tensor, end: Tensor, n: int) -> Tensor:
-    """Matrix (rows, n) float64 whose rows average the places from `start` to below `end`."""
+def _cells(start: Tensor, end: Tensor, n: int) -> Tensor:
+    """Matrix (rows, n) bool whose rows mark the places from `start` to below `end`."""
     place = torch.arange(n, device=start.device)
-    inside = ((place >= start[:, None]) & (place < end[:, None])).double()
-    return inside / inside.sum(dim=1, keepdim=True)
+    return (place >= start[:, None]) & (place < end[:, None])
 
 
 def _averaged(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """`rows @ x @ columns.T`, in fp32 or fp64; in the dtype of x."""
+    """Averages over cells of marked rows and columns, in fp32 or fp64; in the dtype of x."""
     wide = x if x.dtype == torch.float64 else x.float()
+    across, down = (marks.to(wide.dtype) for marks in (columns, rows))
+    across, down = (marks / marks.sum(dim=1, keepdim=True) for marks in (across, down))
     with exact_products(x.device):
-        return (rows.to(wide.dtype) @ wide @ columns.to(wide.dtype).T).to(x.dtype)
+        return (down @ wide @ across.T).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Infer the architecture of a foreign SETR, Segmenter or UPerNet checkpoint from its tensors' shapes.
+"""Infer the architecture of a foreign checkpoint (SETR, Segmenter, UPerNet) from its shapes.
 
 Keyword arguments give what shapes cannot show: the number of attention heads (by default one per 64
 channels), the taps if the number of auxiliary heads is unusual, and the patch grid if it is not
@@ -204,7 +204,7 @@ def _dialect_arguments(found: Translation, decoder: str, num_aux: int) -> dict[s
     t, port = found.tensors, found.dialect == "mmseg"
     if decoder in ("segmenter", "linear"):
         return {
-            "pos_interp": "bicubic" if port else "bilinear",
+            "pos_interp": "bicubic_plain" if port else "bilinear",
             "prefix_tokens": "keep",
             "decoder_args": {} if decoder == "linear" else _mask_transformer(t, port),
             "aux_args": {},

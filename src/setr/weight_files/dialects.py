@@ -1,8 +1,9 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
-Whole models (`official`: the authors' repository, `mmseg` (also its UPerNet), `segmenter`: Segmenter's authors'
-repository, our own `setr`) and DINOv2's linear heads (`linear`) get our full names; encoders
-(`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's names without a prefix.
+Whole models (`official`: the authors' repository, `mmseg`, also with Segmenter and UPerNet,
+`segmenter`: Segmenter's authors' repository, our own `setr`) and DINOv2's linear heads (`linear`)
+get our full names; encoders (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get
+timm's names without a prefix.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are models of this toolkit, SETR and Segmenter models of their authors and of "
-        "mmsegmentation, its UPerNet on ViT and DeiT, linear heads of DINOv2, and encoders from Google, timm, DeiT, DINOv3, "
-        "Hugging Face ViT/DINOv2 and torchvision ResNets"
+        "mmsegmentation, its UPerNet on ViT and DeiT, linear heads of DINOv2, and encoders from "
+        "Google, timm, DeiT, DINOv3, Hugging Face ViT/DINOv2 and torchvision ResNets"
     )
 
 

@@ -1,8 +1,9 @@
 """Checkpoints of whole SETR and Segmenter models, and of DINOv2's linear heads.
 
 SETR and Segmenter models are of their authors or of mmsegmentation ("the port"), which also has
-UPerNet (`upernet.py`). Tensors that the port does not have, such as biases before batch norms, are filled in so that the model computes the
-same. Its MLA levels run from deep to shallow; ours from shallow to deep.
+UPerNet (`upernet.py`). Tensors that the port does not have, such as biases before batch norms, are
+filled in so that the model computes the same. Its MLA levels run from deep to shallow; ours from
+shallow to deep.
 """
 
 from __future__ import annotations

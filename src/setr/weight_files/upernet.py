@@ -18,7 +18,7 @@ _CONV_BN = {"conv": "0", "bn": "1"}
 
 
 def is_upernet(tensors: Tensors) -> bool:
-    """Whether the heads of mmsegmentation's layout (`decoder.` for `decode_head.`) are UPerNet's."""
+    """Whether a file of mmsegmentation's, with `decoder.` for `decode_head.`, has UPerNet."""
     return "decoder.fpn_bottleneck.conv.weight" in tensors
 
 
@@ -85,4 +85,3 @@ def upernet_arguments(t: Tensors, source: str) -> dict[str, Any]:
         "decoder_args": {},
         "aux_args": aux,
     }
-
