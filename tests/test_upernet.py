@@ -102,6 +102,18 @@ def test_neck_and_head_are_mmsegmentations(size, kind, mode, monkeypatch):
     torch.testing.assert_close(maps[-1], last, atol=1e-12, rtol=1e-10)
 
 
+def test_bf16_rounds_about_as_much_as_in_the_plain_order():
+    neck, head = UPerNeck([48] * 4, channels=32), UPerHead(48, CLASSES, channels=32)
+    model = randomised(nn.ModuleDict({"neck": neck, "decoder": head}))
+    features, p = [torch.randn(2, 48, 8, 9) for _ in range(4)], model.state_dict()
+    double = {name: value.double() for name, value in p.items()}
+    exact, _ = neck_and_head([x.double() for x in features], double, pyramid=True, ln=True)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = head(neck(features)).double() - exact
+        plain = neck_and_head(features, p, pyramid=True, ln=True)[0].double() - exact
+    assert ours.square().mean().sqrt() < 1.3 * plain.square().mean().sqrt()
+
+
 @pytest.mark.parametrize("size", [(2, 2), (8, 12), (7, 9), (16, 24)])
 def test_joined_convolution_is_that_of_the_concatenation(size):
     joined = randomised(JoinedConv([3, 5, 2], 4)).double()

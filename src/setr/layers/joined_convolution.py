@@ -66,9 +66,11 @@ class JoinedConv(OpenConvBNReLU):
         first, *parts = weight.split([sum(self.widths[:same]), *widths], dim=1)
         y = F.conv2d(torch.cat(maps[:same], dim=1), first, bias, padding=1)
         size = (y.shape[-2], y.shape[-1])
-        for x, part in zip(maps[same:], parts, strict=True):
-            y += conv_after_resize(x, part, size).to(y.dtype)
-        return self.finish(y)
+        total = None
+        for x, part in zip(maps[: same - 1 : -1], parts[::-1], strict=True):
+            added = conv_after_resize(x, part, size)  # the smallest maps come in fp32
+            total = added if total is None else total.add_(added)
+        return self.finish(y if total is None else total.add_(y).to(y.dtype))
 
 
 def conv_after_resize(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
