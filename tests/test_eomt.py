@@ -319,7 +319,7 @@ def test_settings_that_do_not_fit_are_refused_before_training(setting):
     config = setr.recipe("finetune")
     model = dataclasses.replace(config.model, name="eomt_nano", encoder=None, freeze=-1)
     train = dataclasses.replace(config.train, **setting)
-    with pytest.raises(SetrError, match="EoMT.* leave it out"):
+    with pytest.raises(SetrError, match=r"EoMT.* leave it out"):
         require_buildable(dataclasses.replace(config, model=model, train=train), weights=False)
 
 

@@ -289,7 +289,7 @@ def test_refusals():
     for number in (0, 256):
         with pytest.raises(SetrError, match=f"num_classes {number}: ids are 8-bit; give 1 to 255"):
             tiny_model("pup", num_classes=number)
-    known = "choose from naive, pup, mla, segmenter, eomt, dpt, linear, fcn, semantic_fpn"
+    known = "choose from naive, pup, mla, segmenter, eomt, dpt, upernet, linear, fcn, semantic_fpn"
     with pytest.raises(SetrError, match=f"decoder 'unet' is unknown; {known}"):
         create_model("setr_pup_nano", num_classes=2, decoder="unet")
     for name, decoder, right in (

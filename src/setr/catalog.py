@@ -1,9 +1,9 @@
 """The named models: the paper's models and baselines as keyword arguments of `SETR`.
 
 A name gives decoder and size, such as `setr_pup_base`; `segmenter_base` has Segmenter's decoder,
-`dpt_base` DPT's, `eomt_base` is EoMT, and `linear_base` is a linear probe for comparison. Any timm
-ViT can replace the encoder of a named model. The paper's models have heads of 256 channels, and
-auxiliary heads at fixed blocks.
+`dpt_base` DPT's, `upernet_base` UPerNet's, `eomt_base` is EoMT, and `linear_base` is a linear probe
+for comparison. Any timm ViT can replace the encoder of a named model. The paper's models have heads
+of 256 channels, and auxiliary heads at fixed blocks.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from setr.arguments.choices import Neck
 from setr.encoder import encoder_depth, has_class_token
 from setr.errors import USAGE, SetrError
 
 DecoderName = Literal[
-    "naive", "pup", "mla", "segmenter", "eomt", "dpt", "linear", "fcn", "semantic_fpn"
+    "naive", "pup", "mla", "segmenter", "eomt", "dpt", "upernet", "linear", "fcn", "semantic_fpn"
 ]
 _LAST_BLOCK: tuple[DecoderName, ...] = ("segmenter", "eomt", "linear")
 """Decoders that read only the last block by default and have no auxiliary heads."""
+_PYRAMIDS: tuple[DecoderName, ...] = ("dpt", "upernet")
+"""Decoders that make maps of several sizes from the taps."""
 
 
 class _Size(NamedTuple):
@@ -55,7 +58,9 @@ _TRANSFORMERS: dict[str, tuple[DecoderName, str, dict[str, Any]]] = {
 _TRANSFORMERS |= {
     f"{decoder}_{size}": (decoder, size, {}) for decoder in _LAST_BLOCK for size in _SIZES
 }
-_TRANSFORMERS |= {f"dpt_{size}": ("dpt", size, {}) for size in _SIZES}
+_TRANSFORMERS |= {
+    f"{decoder}_{size}": (decoder, size, {}) for decoder in _PYRAMIDS for size in _SIZES
+}
 _TRANSFORMERS["hybrid_base"] = ("naive", "base", {"resnet": "resnet50c"})
 _BASELINES: dict[str, dict[str, Any]] = {
     "fcn_r101": {
@@ -84,9 +89,9 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
     """Blocks read by the heads: (taps, aux_taps), counted from 1.
 
     Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (auxiliary
-    heads of Naive at 3, 6, 9, of PUP at 5, 8, 10, 12; MLA and DPT 3, 6, 9, 12). For other depths,
-    taps are evenly spaced. Segmenter, EoMT and the linear probe read the last block and have no
-    auxiliary heads.
+    heads of Naive at 3, 6, 9, of PUP at 5, 8, 10, 12; MLA, DPT and UPerNet 3, 6, 9, 12). For other
+    depths, taps are evenly spaced. Segmenter, EoMT and the linear probe read the last block and
+    have no auxiliary heads; UPerNet has one on the last tap.
     """
     if decoder in _LAST_BLOCK:
         return (depth,), ()
@@ -107,6 +112,8 @@ def _aux_taps(decoder: str, taps: tuple[int, ...]) -> tuple[int, ...]:
         return ()
     if decoder == "dpt":
         return taps[1:2]
+    if decoder == "upernet":
+        return taps[-1:]
     return taps[:-1] if decoder == "naive" else taps
 
 
@@ -138,6 +145,7 @@ def model_settings(
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
     align_corners: bool = True,
+    neck: Neck = "ln_mln",
     encoder_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of `SETR` for a named model.
@@ -146,8 +154,10 @@ def model_settings(
         name: one of `list_models()`.
         encoder: timm name of an encoder to use instead of the default one.
         channels: channels of the heads' convolutions, 256 in the paper, or of Segmenter's decoder.
+            UPerNet has 512 by default, and half of its number in the auxiliary head.
         taps: blocks that the heads read, counted from 1; the auxiliary heads read them, too.
         align_corners: option of MLA's and DPT's upsampling; True as in the authors' code.
+        neck: UPerNet's neck, see `ModelConfig.neck`.
         encoder_args: further keyword arguments of the encoder; `depth` changes the default taps.
 
     Raises:
@@ -171,6 +181,10 @@ def model_settings(
         settings["decoder_args"]["align_corners"] = False
     if settings["decoder"] == "dpt" and not align_corners:
         settings["neck_args"]["align_corners"] = False
+    if settings["decoder"] == "upernet":
+        settings["neck_args"] |= {"pyramid": neck != "none", "norm_last": neck == "ln_mln"}
+    elif neck != "ln_mln":
+        raise SetrError(f"neck {neck}: {name} has no such neck; leave it out", code=USAGE)
     if encoder:
         settings["encoder"] = encoder
     settings["encoder_args"] = {**settings["encoder_args"], **(encoder_args or {})}
@@ -197,6 +211,13 @@ def _transformer_settings(
         heads = {"decoder_args": {"channels": channels} if channels else {}}
     elif decoder == "pup":
         heads["aux_args"] = {"channels": width, "kernel_size": 3, "final_scale": 4}
+    elif decoder == "upernet":
+        width = channels or (size.channels if size_name == "nano" else 512)
+        heads = {
+            "neck_args": {"channels": width},
+            "decoder_args": {},
+            "aux_args": {"channels": width // 2, "num_convs": 1, "concat_input": False},
+        }
     own_args = {} if encoder else dict(size.args)
     if decoder == "dpt":
         heads["neck_args"] = {"channels": width}

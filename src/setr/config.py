@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from setr.arguments.choices import PosInterp, PrefixTokens
+from setr.arguments.choices import Neck, PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError, check_setting
 from setr.reading import typed_yaml
 from setr.training.train_config import TrainConfig
@@ -47,6 +47,9 @@ class ModelConfig:
     align_corners: bool = True
     """align_corners of MLA's and DPT's upsampling, as in the authors' code. Turned off, predictions
     of crops and of whole images line up."""
+    neck: Neck = "ln_mln"
+    """UPerNet's neck: `mln` resamples the blocks' outputs to four sizes, `ln_mln` also normalises
+    the last one first, `none` leaves all as they are."""
     patch_stride: int | None = None
     """Stride of the patch embedding in pixels; below the patch size, patches overlap."""
     drop_path: float = 0.0
@@ -167,7 +170,7 @@ class OptimConfig:
     head_lr_factor: float = 10.0
     """Factor on the learning rate of the decoder and the auxiliary heads; 0 does not train them."""
     neck_lr_factor: float = 1.0
-    """The same for MLA's and DPT's neck; 1 in the authors' code."""
+    """The same for the neck of MLA, DPT and UPerNet; 1 in the authors' code."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 0.0

@@ -41,7 +41,7 @@ class Encoder(Backbone):
             resampled at run time.
         pos_interp: how absolute position embeddings are resampled: `bicubic` (antialiased, as in
             timm), `bilinear` (as in the 2021 SETR code) or `bicubic_plain` (not antialiased, as in
-            mmsegmentation's DPT).
+            mmsegmentation's other ViTs).
         prefix_tokens: `keep` class, distillation and register tokens through the blocks, or `drop`
             them after the position embedding (as both public SETR-MLA implementations do).
         readout: what becomes of the class token behind each tapped block: `ignore` it, `add` it to

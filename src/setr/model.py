@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.arguments.choices import OddSizes, PosInterp, PrefixTokens
+from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
 from setr.baselines import FCN, FPNNeck, SemanticFPN, require_pyramid
 from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import (
@@ -37,6 +37,7 @@ from setr.layers.dpt import DPT, DPTNeck
 from setr.layers.linear import Linear
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
 from setr.layers.mask_transformer import MaskTransformer
+from setr.layers.upernet import UPerHead, UPerNeck
 from setr.query_encoder import QueryEncoder
 from setr.weight_files.pretrained import default_tag, load_encoder
 
@@ -84,10 +85,11 @@ class SETR(nn.Module):
 
     Args:
         encoder: timm name of a ViT, or of a ResNet for the decoders `fcn` and `semantic_fpn`.
-        decoder: `naive`, `pup`, `mla`, `segmenter`, `eomt`, `dpt`, `linear` (a linear probe), or
-            `fcn` and `semantic_fpn` (the paper's baselines).
+        decoder: `naive`, `pup`, `mla`, `segmenter`, `eomt`, `dpt`, `upernet`, `linear` (a linear
+            probe), or `fcn` and `semantic_fpn` (the paper's baselines).
         num_classes: number of classes K, 1 to 255.
-        taps: encoder blocks that the heads read, counted from 1. MLA, DPT, the linear probe and
+        taps: encoder blocks that the heads read, counted from 1. MLA, DPT, UPerNet, the linear
+            probe and
             Semantic FPN read all of them, the other decoders the last.
         aux_taps: the taps with an auxiliary head, in the order of `Output.aux`.
         img_size: image side or (height, width) in pixels for which position embeddings are created;
@@ -96,11 +98,11 @@ class SETR(nn.Module):
         encoder_args: further keyword arguments of `Encoder` or `ResNetEncoder`, and so of
             `timm.create_model`.
         decoder_args: keyword arguments of the decoder class.
-        neck_args: keyword arguments of `MLANeck`, `DPTNeck` or `FPNNeck`.
+        neck_args: keyword arguments of `MLANeck`, `DPTNeck`, `UPerNeck` or `FPNNeck`.
         aux_args: keyword arguments of the auxiliary heads: `UpsampleHead` for Naive and PUP,
-            `PointwiseHead` on the neck's maps for MLA, `FCN` for DPT and the baselines.
+            `PointwiseHead` on the neck's maps for MLA, `FCN` for DPT, UPerNet and the baselines.
         pos_interp: how position embeddings are resampled: `bicubic` (as in timm), `bilinear` (as in
-            the 2021 SETR code) or `bicubic_plain` (as in mmsegmentation's DPT).
+            the 2021 SETR code) or `bicubic_plain` (without antialiasing).
         prefix_tokens: `keep` class and register tokens through the blocks, or `drop` them before
             the first block.
         patch_stride: pixels between neighbouring tokens; None for the patch size, as in the paper.
@@ -196,6 +198,11 @@ class SETR(nn.Module):
             width = cast(Encoder, self.encoder).channels
             pyramid = DPTNeck(widths, width=width, **(neck_args or {}))
             self.neck, widths = pyramid, [pyramid.channels] * len(taps)
+        elif decoder == "upernet":
+            levels = UPerNeck(widths, **(neck_args or {}))
+            self.neck, widths = levels, levels.widths
+            streams = {"num_streams": len(taps), "channels": levels.channels,
+                       "pyramid": levels.pyramid}  # fmt: skip
         self.decoder = _DECODERS[decoder](
             widths[-1], num_classes, **streams, **(decoder_args or {})
         )
@@ -287,6 +294,7 @@ _DECODERS: dict[str, Any] = {
     "segmenter": MaskTransformer,
     "eomt": MaskClassifier,
     "dpt": DPT,
+    "upernet": UPerHead,
     "linear": Linear,
     "fcn": FCN,
     "semantic_fpn": SemanticFPN,
@@ -298,6 +306,7 @@ _AUX_HEADS: dict[str, Any] = {
     "segmenter": PointwiseHead,
     "eomt": PointwiseHead,
     "dpt": FCN,
+    "upernet": FCN,
     "linear": PointwiseHead,
     "fcn": FCN,
     "semantic_fpn": FCN,
@@ -323,6 +332,7 @@ def create_model(
     channels: int | None = None,
     taps: tuple[int, ...] | None = None,
     align_corners: bool = True,
+    neck: Neck = "ln_mln",
     in_chans: int = 3,
     **arguments: Any,
 ) -> SETR:
@@ -341,13 +351,16 @@ def create_model(
         pretrained_resnet: weights for the ResNet of a Hybrid model, for example `gluon_in1k`.
         aux: add the auxiliary heads, which only training uses.
         channels: number of channels of the heads' convolutions, 256 in the paper; for Segmenter,
-            the decoder's embedding width, by default the encoder's. Not for EoMT and the baselines.
+            the decoder's embedding width, by default the encoder's; for UPerNet, 512 by default.
+            Not for EoMT and the baselines.
         taps: blocks that the heads read, counted from 1; by default the paper's. Not for EoMT and
             the baselines.
         align_corners: option of MLA's and DPT's upsampling; True as in the authors' code. True
             shifts maps by up to half a patch towards the borders, by an amount that depends on the
             image size: choose False to test on whole images of another size than the training
             crops.
+        neck: UPerNet's neck: `mln` resamples the maps to four sizes, `ln_mln` also normalises the
+            last one first, `none` leaves all as they are.
         in_chans: number of image channels. Pretrained RGB weights are adapted as in timm: summed
             for one channel, else repeated and scaled by 3 / in_chans.
         arguments: further keyword arguments of `SETR`; `encoder_args`, `decoder_args`, `neck_args`
@@ -368,6 +381,7 @@ def create_model(
         channels=channels,
         taps=taps,
         align_corners=align_corners,
+        neck=neck,
         encoder_args=encoder_args,
     )
     own, decoder = settings["decoder"], arguments.get("decoder", settings["decoder"])

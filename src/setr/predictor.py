@@ -315,10 +315,10 @@ def load(
 
     Args:
         source: a model directory (such as a run folder); `owner/name` or `owner/name@revision` on
-            the Hub; a SETR, Segmenter, DPT or EoMT checkpoint (.pth) of other code; the folder or
-            `owner/name` of a model of transformers; a linear head of DINOv2; the http(s) address of
-            such a file, which is cached by torch; or a file written by `setr export` (.onnx, .xml),
-            which has a fixed precision.
+            the Hub; a SETR, Segmenter, DPT, UPerNet or EoMT checkpoint (.pth) of other code; the
+            folder or `owner/name` of a model of transformers; a linear head of DINOv2; the http(s)
+            address of such a file, which is cached by torch; or a file written by `setr export`
+            (.onnx, .xml), which has a fixed precision.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
         revision: branch, tag or commit on the Hub.
         options: further keyword arguments of `Predictor`, such as `precision`, `window`, `scales`

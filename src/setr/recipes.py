@@ -14,6 +14,7 @@ from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
 from setr.errors import USAGE, SetrError
 from setr.paper import paper_config
 from setr.paper_tables import describe, systems
+from setr.upernet_recipes import upernet_recipes
 
 _RECIPES: dict[str, Callable[[], Config]] = {}
 
@@ -375,6 +376,13 @@ def ade20k_eomt_large_39k() -> Config:
 def cityscapes_eomt_large_20k() -> Config:
     """EoMT-L, DINOv2 ViT-L, Cityscapes; its authors: mIoU 84.2."""
     return _eomt("cityscapes", 1024, 19_902)
+
+
+# --- UPerNet as published by mmsegmentation -------------------------------------------------------
+
+for _name, (_build, _title) in upernet_recipes().items():
+    _build.__doc__ = _title
+    _RECIPES[_name] = _build
 
 
 # --- modern training of SETR on the paper's data sets and two more --------------------------------

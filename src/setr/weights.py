@@ -105,7 +105,8 @@ def load_weights(
 ) -> LoadReport:
     """Load a checkpoint of any known layout into a model.
 
-    A checkpoint of an encoder leaves the heads unchanged.
+    A checkpoint of an encoder leaves the heads unchanged, except the encoder's final norm, with
+    which UPerNet's neck begins.
     If the model does not have three input channels, RGB weights are adapted as in timm: summed for
     one channel, else repeated and scaled by 3 / in_chans.
     LoRA in a checkpoint is merged into the weights, unless the model has it, too.
@@ -273,11 +274,16 @@ def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
         # a Hybrid embeds ResNet features, so a patch embedding of pixels is left out
         stem = found.tensors.get("patch_embed.proj.weight")
         pixels = hybrid and stem is not None and stem.shape[1] == 3
-        return {
+        given = {
             f"encoder.vit.{name}": value
             for name, value in found.tensors.items()
             if not (pixels and name.startswith("patch_embed.proj."))
         }
+        if model.arguments["decoder"] == "upernet":  # its neck has the encoder's final norm
+            for kind in ("weight", "bias"):
+                if (norm := given.pop(f"encoder.vit.norm.{kind}", None)) is not None:
+                    given[f"neck.norm.{kind}"] = norm
+        return given
     prefix = "encoder.vit.patch_embed.backbone." if hybrid else "encoder.net."
     return {prefix + name: value for name, value in found.tensors.items()}
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Arguments:
     """Turn a foreign checkpoint into a model directory that eval and predict understand.
 
-    A checkpoint of SETR, Segmenter, DPT or EoMT, from their authors, mmsegmentation or
+    A checkpoint of SETR, Segmenter, DPT, UPerNet or EoMT, from their authors, mmsegmentation or
     transformers, needs only its file; for transformers also its folder, or owner/name on the Hub. A
     linear head of DINOv2 needs --pretrained, the encoder it was trained on. An encoder (Google
     .npz, timm, DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start at

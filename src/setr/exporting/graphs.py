@@ -26,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from setr.decoders import ConvBNReLU
 from setr.exporting.runtime import ANY, Form
 from setr.inference import normalize
+from setr.layers.upernet import Level
 from setr.model import SETR
 
 Head = Literal["logits", "mask"]
@@ -123,6 +124,9 @@ def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:
             module.in_graph = spread
         if hasattr(module, "dynamic_img_pad"):  # `Graph` has padded already
             module.dynamic_img_pad, module.strict_img_size = False, False  # type: ignore[assignment]
+    for module in copied.modules():
+        if isinstance(module, Level):
+            module.merge()
     rope = getattr(getattr(copied.encoder, "vit", None), "rope", None)
     kept = {name: b.clone() for name, b in rope.named_buffers()} if rope is not None else {}
     if hasattr(rope, "normalize_coords"):

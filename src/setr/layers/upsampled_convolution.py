@@ -5,9 +5,9 @@ same function as `conv(upsample(x))`, borders included, without the upsampled ma
 
 - a 1x1 convolution is applied before upsampling; the bias may move along because bilinear weights
   sum to one;
-- a 3x3 convolution to few channels (a classifier) is split into its nine taps, nine 1x1
-  convolutions before upsampling; resizing, shifting and summing them is a product with one small
-  matrix along each axis;
+- a 3x3 convolution is split into its nine taps, nine 1x1 convolutions before upsampling; resizing,
+  shifting and summing them is a product with one small matrix along each axis: for classifiers,
+  and for x4 and more;
 - a 3x3 convolution after x2: bilinear x2 inserts zeros between the samples and applies the filter
   (1 3 3 1)/4. The filter commutes with the convolution, and a convolution of the zero-filled map
   is a transposed convolution of stride 2: a quarter of the multiplications. StyleGAN2's upsampling
@@ -55,7 +55,7 @@ def upsample_features(x: Tensor, scale: int) -> Tensor:
 def upsample_by_matrices(x: Tensor, scale: int) -> Tensor:
     """`upsample` as a matrix product along each axis; half precision rounds after each."""
     (h, w), C = x.shape[-2:], x.shape[1]
-    along_h, along_w = (_upsampling_matrix(n, scale, x, align_corners=False) for n in (h, w))
+    along_h, along_w = (_resizing_matrix(n, n * scale, x, align_corners=False) for n in (h, w))
     tall = (along_h @ x.permute(0, 2, 3, 1).flatten(2)).unflatten(2, (w, C))
     return (along_w @ tall).permute(0, 3, 1, 2)
 
@@ -69,27 +69,44 @@ def classify_upsampled(
     """
     if conv.kernel_size == (1, 1):
         return upsample(conv(x), scale, align_corners=align_corners)
-    (B, _, h, w), D = x.shape, conv.out_channels
-    taps = conv.weight.permute(0, 2, 3, 1).reshape(9 * D, -1, 1, 1)
-    z = F.conv2d(x, taps).reshape(B, D, 3, 3, h, w).transpose(3, 4).reshape(B, D, 3 * h, 3 * w)
-    z = z if z.dtype == torch.float64 else z.float()
-    with exact_products(x.device):
-        out = _shifted_matrices(h, scale, z, align_corners) @ z
-        out = out @ _shifted_matrices(w, scale, z, align_corners).T
+    size = (x.shape[-2] * scale, x.shape[-1] * scale)
+    out = conv_of_resized(x, conv.weight, size, align_corners=align_corners)
     return out if conv.bias is None else out + conv.bias[:, None, None]
 
 
-def _shifted_matrices(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
-    """The upsampling matrix shifted by one row, by none and by minus one, joined: (s*n, 3*n)."""
-    matrix = _upsampling_matrix(n, scale, like, align_corners)
+def conv_of_resized(
+    x: Tensor, weight: Tensor, size: tuple[int, int], *, align_corners: bool = False
+) -> Tensor:
+    """`conv2d(resize(x, size), weight, padding=1)` by taps: (B, C, h, w) -> (B, D, *size).
+
+    The resize is bilinear. Half-precision taps are resized and summed in fp32, which is returned.
+
+    Args:
+        x: feature map before the resize.
+        weight: (D, C, 3, 3).
+        size: height and width after the resize, not necessarily multiples of those before.
+        align_corners: option of the resize.
+    """
+    (B, _, h, w), D = x.shape, weight.shape[0]
+    taps = weight.permute(0, 2, 3, 1).reshape(9 * D, -1, 1, 1)
+    z = F.conv2d(x, taps).reshape(B, D, 3, 3, h, w).transpose(3, 4).reshape(B, D, 3 * h, 3 * w)
+    z = z if z.dtype == torch.float64 else z.float()
+    with exact_products(x.device):
+        out = _shifted_matrices(h, size[0], z, align_corners) @ z
+        return out @ _shifted_matrices(w, size[1], z, align_corners).T
+
+
+def _shifted_matrices(n: int, size: int, like: Tensor, align_corners: bool) -> Tensor:
+    """The resizing matrix shifted by one row, by none and by minus one, joined: (size, 3*n)."""
+    matrix = _resizing_matrix(n, size, like, align_corners)
     before, after = F.pad(matrix, (0, 0, 1, 0))[:-1], F.pad(matrix, (0, 0, 0, 1))[1:]
     return torch.cat([before, matrix, after], dim=1)
 
 
-def _upsampling_matrix(n: int, scale: int, like: Tensor, align_corners: bool) -> Tensor:
-    """Linear upsampling of n samples as a matrix (s*n, n)."""
+def _resizing_matrix(n: int, size: int, like: Tensor, align_corners: bool) -> Tensor:
+    """Linear resizing of n samples as a matrix (size, n)."""
     eye = torch.eye(n, dtype=like.dtype, device=like.device)
-    rows = F.interpolate(eye[None], size=n * scale, mode="linear", align_corners=align_corners)
+    rows = F.interpolate(eye[None], size=size, mode="linear", align_corners=align_corners)
     return rows[0].T
 
 
@@ -100,9 +117,17 @@ def conv_of_upsampled(x: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:
     if scale != 2 or conv.kernel_size != (3, 3):
         out: Tensor = conv(upsample(x, scale))
         return out
+    return conv_of_doubled(x, conv.weight, conv.bias)
+
+
+def conv_of_doubled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`conv2d(upsample(x, 2), weight, bias, padding=1)`, not in traced calls.
+
+    (B, C, h, w), (D, C, 3, 3), (D,) -> (B, D, 2h, 2w).
+    """
     padded = _ReplicationPad.apply(x)
-    y = F.conv_transpose2d(padded, _transposed(conv.weight), stride=2, padding=1)
-    filtered: Tensor = _Filter.apply(y, conv.bias, *_border_excess(x, conv.weight))
+    y = F.conv_transpose2d(padded, _transposed(weight), stride=2, padding=1)
+    filtered: Tensor = _Filter.apply(y, bias, *_border_excess(x, weight))
     return filtered
 
 

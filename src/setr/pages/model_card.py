@@ -19,6 +19,7 @@ _DECODERS: dict[DecoderName, str] = {
     "segmenter": "Segmenter's mask transformer",
     "eomt": "EoMT's queries",
     "dpt": "DPT's decoder",
+    "upernet": "UPerNet",
     "linear": "A linear classifier",
     "fcn": "FCN",
     "semantic_fpn": "Semantic FPN",

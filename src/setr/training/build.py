@@ -48,6 +48,7 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         channels=settings.channels,
         taps=settings.taps,
         align_corners=settings.align_corners,
+        neck=settings.neck,
         pos_interp=settings.pos_interp,
         prefix_tokens=settings.prefix_tokens,
         patch_stride=settings.patch_stride,

@@ -17,6 +17,7 @@ from setr.catalog import default_taps
 from setr.errors import USAGE, SetrError
 from setr.weight_files.eomt import HEAD_WIDTH, eomt_architecture
 from setr.weight_files.naming import Tensors, Translation
+from setr.weight_files.upernet import MARKER, upernet_arguments
 
 _KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}
 
@@ -70,7 +71,10 @@ def read_architecture(
     decoder = _decoder_kind(t, source)
     if taps is None and (indices := recorded(meta, "out_indices")):
         taps = tuple(i + 1 for i in ([indices] if isinstance(indices, int) else indices))
-    taps, aux_taps = _choose_taps(default_taps(decoder, depth)[0], num_aux, taps, aux_taps, source)
+    default = default_taps(decoder, depth)[0]
+    if decoder == "upernet" and aux_taps is None and num_aux:
+        aux_taps = (taps or default)[-1:]
+    taps, aux_taps = _choose_taps(default, num_aux, taps, aux_taps, source)
     if decoder == "mla" and found.dialect == "mmseg":
         aux_taps = aux_taps[::-1]  # mmsegmentation's levels run from deep to shallow
     encoder = _KNOWN_SIZES.get((width, depth, num_heads))
@@ -87,7 +91,10 @@ def read_architecture(
         shape |= _dpt_encoder(found, meta)
     if "encoder.vit.dist_token" in t:
         encoder = "deit_base_distilled_patch16_384"
-    arguments = _dialect_arguments(found, decoder, num_aux)
+    if decoder == "upernet":
+        arguments = upernet_arguments(t, source)
+    else:
+        arguments = _dialect_arguments(found, decoder, num_aux)
     if decoder == "segmenter":  # both code bases use the encoder's number of heads
         arguments["decoder_args"]["num_heads"] = num_heads
     return {
@@ -108,7 +115,10 @@ def dialect_options(found: Translation, source: str) -> dict[str, Any]:
         return {}
     decoder = _decoder_kind(found.tensors, source)
     num_aux = _count(found.tensors, r"aux_heads\.(\d+)\.")
-    arguments = _dialect_arguments(found, decoder, num_aux)
+    if decoder == "upernet":
+        arguments = upernet_arguments(found.tensors, source)
+    else:
+        arguments = _dialect_arguments(found, decoder, num_aux)
     return function_options({"decoder": decoder, "aux_taps": range(num_aux), **arguments})
 
 
@@ -144,6 +154,8 @@ def recorded(meta: Mapping[str, Any], key: str) -> Any:
 def _decoder_kind(t: Tensors, source: str) -> str:
     if "neck.reassemble.0.conv.weight" in t:
         return "dpt"
+    if MARKER in t:
+        return "upernet"
     if any(name.startswith("neck.") for name in t):
         return "mla"
     if "decoder.class_tokens" in t:

@@ -18,7 +18,7 @@ from setr.errors import USAGE, SetrError
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR
 from setr.model_info import ModelInfo
-from setr.protocols import preset
+from setr.protocols import Protocol, preset
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.dialects import translate
 from setr.weight_files.dpt import dpt_settings
@@ -164,6 +164,8 @@ def convert_foreign(
             mean, std = segmenter_normalisation(found.tensors, labels)
         elif arguments["decoder"] == "eomt":
             protocol = eomt_test(crop)
+        elif arguments["decoder"] == "upernet":  # whole images, their short side that of the crop
+            protocol = Protocol(short_side=min(crop), long_side=4 * min(crop))
         else:
             protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
     info = ModelInfo(
@@ -180,7 +182,13 @@ def convert_foreign(
 
 def _kind(model: SETR) -> str:
     decoder: str = model.arguments["decoder"]
-    other = {"linear": "linear probe", "segmenter": "Segmenter", "dpt": "DPT", "eomt": "EoMT"}
+    other = {
+        "linear": "linear probe",
+        "segmenter": "Segmenter",
+        "dpt": "DPT",
+        "eomt": "EoMT",
+        "upernet": "UPerNet",
+    }
     return other.get(decoder, f"SETR-{decoder.upper()}")
 
 

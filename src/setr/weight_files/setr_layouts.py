@@ -1,9 +1,9 @@
 """Checkpoints of whole SETR and Segmenter models, and of DINOv2's linear heads.
 
-SETR and Segmenter models are of their authors or of mmsegmentation ("the port"), which has DPT,
-too. Tensors that the
-port does not have, such as biases before batch norms, are filled in so that the model computes the
-same. Its MLA levels run from deep to shallow; ours from shallow to deep.
+SETR and Segmenter models are of their authors or of mmsegmentation ("the port"), which also has
+UPerNet (`upernet.py`) and DPT (`dpt_layouts.py`). Tensors that the port does not have, such as
+biases before batch norms, are filled in so that the model computes the same. Its MLA levels run
+from deep to shallow; ours from shallow to deep.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from setr.weight_files.dpt_layouts import mmseg_dpt
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
+from setr.weight_files.upernet import MARKER, upernet_rules
 
 _HEADS: list[Rule] = [
     (r"decode_head\.(.+)", r"decoder.\1"),
@@ -74,6 +75,7 @@ def mmseg(tensors: Tensors) -> Translation:
             r"backbone\.layers\.(\d+)\.(ln1|ln2|attn\.attn|ffn\.layers\.0\.0|ffn\.layers\.1)[._](.+)",
             lambda m: f"encoder.vit.blocks.{m[1]}.{_mmseg_block(m[2], m[3])}",
         ),
+        *upernet_rules(tensors),
         *_mmseg_segmenter(tensors),
         *mmseg_dpt(tensors),
         (r"neck\.norm\.(\d)\.(.+)", r"neck.norms.\1.\2"),
@@ -174,9 +176,11 @@ def _mmseg_block(part: str, rest: str) -> str:
 
 def _fill_biases(tensors: Tensors) -> list[str]:
     """Add zero biases where the port has none: before batch norms and in the patch embedding."""
-    filled = []
+    filled, pattern = [], r".*patch_embed\.proj\.weight"
+    if MARKER not in tensors:  # UPerNet's convolutions have none here, either
+        pattern += rf"|{_HEAD}\.convs\.\d\.0\.weight"
     for name, value in list(tensors.items()):
-        if re.fullmatch(rf"{_HEAD}\.convs\.\d\.0\.weight|.*patch_embed\.proj\.weight", name):
+        if re.fullmatch(pattern, name):
             bias = name.replace(".weight", ".bias")
             if bias not in tensors:
                 tensors[bias] = value.new_zeros(len(value))

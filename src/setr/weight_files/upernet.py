@@ -1,0 +1,87 @@
+"""mmsegmentation's UPerNet on a plain ViT (1.2.2, configs/vit): names and architecture.
+
+Its neck numbers levels as the maps come, shallow to deep, as ours does. The final norm of the
+encoder (`ln`) belongs to our neck, and so do the head's lateral convolutions.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from setr.errors import SetrError
+from setr.weight_files.naming import Rule, Tensors
+
+MARKER = "decoder.join.0.weight"
+"""A tensor that only UPerNet has, by our name."""
+_CONV_BN = {"conv": "0", "bn": "1"}
+
+
+def is_upernet(tensors: Tensors) -> bool:
+    """Whether a file of mmsegmentation's, with `decoder.` for `decode_head.`, has UPerNet."""
+    return "decoder.fpn_bottleneck.conv.weight" in tensors
+
+
+def upernet_rules(tensors: Tensors) -> list[Rule]:
+    """Rules for everything but the encoder's blocks, after `decode_head.` became `decoder.`."""
+    if not is_upernet(tensors):
+        return []
+    last = sum(re.fullmatch(r"decoder\.lateral_convs\.\d+\.conv\.weight", n) is not None
+               for n in tensors)  # fmt: skip
+
+    def layer(name: str) -> Any:
+        return lambda m: f"{m.expand(name)}.{_CONV_BN[m['kind']]}.{m['rest']}"
+
+    def level(part: str) -> Any:
+        def name(m: re.Match) -> str:
+            owner = "neck.last" if int(m[1]) == last else f"neck.levels.{m[1]}"
+            return f"{owner}.{part}.{m[2]}"
+
+        return name
+
+    kind = r"(?P<kind>conv|bn)\.(?P<rest>.+)"
+    return [
+        (r"backbone\.ln1\.(.+)", r"neck.norm.\1"),
+        (r"neck\.lateral_convs\.(\d+)\.conv\.(.+)", level("project")),
+        (r"neck\.convs\.(\d+)\.conv\.(.+)", level("conv")),
+        (rf"decoder\.lateral_convs\.(\d+)\.{kind}", layer(r"neck.levels.\1.lateral")),
+        (rf"decoder\.psp_modules\.(\d+)\.1\.{kind}", layer(r"decoder.pools.\1.conv")),
+        (rf"decoder\.bottleneck\.{kind}", layer("decoder.context")),
+        (rf"decoder\.fpn_convs\.(\d+)\.{kind}", layer(r"decoder.smooth.\1")),
+        (rf"decoder\.fpn_bottleneck\.{kind}", layer("decoder.join")),
+        (rf"(aux_heads\.\d+\.convs\.\d+)\.{kind}", layer(r"\1")),
+        (rf"(aux_heads\.\d+)\.conv_cat\.{kind}", layer(r"\1.join")),
+    ]
+
+
+def upernet_arguments(t: Tensors, source: str) -> dict[str, Any]:
+    """Keyword arguments of `SETR` for the heads, from the shapes of tensors with our names.
+
+    Raises:
+        SetrError: pooling grids other than mmsegmentation's, which shapes cannot show.
+    """
+    pyramid = "neck.last.conv.weight" in t
+    pools = sum(re.fullmatch(r"decoder\.pools\.\d+\.conv\.0\.weight", name) is not None
+                for name in t)  # fmt: skip
+    if pools != 4:
+        raise SetrError(f"{source}: UPerNet with {pools} pooling grids; only 1, 2, 3, 6 are known")
+    aux: dict[str, Any] = {}
+    if "aux_heads.0.classifier.weight" in t:
+        aux = {
+            "channels": t["aux_heads.0.classifier.weight"].shape[1],
+            "num_convs": sum(re.fullmatch(r"aux_heads\.0\.convs\.\d+\.0\.weight", name) is not None
+                             for name in t),
+            "concat_input": "aux_heads.0.join.0.weight" in t,
+        }  # fmt: skip
+    return {
+        "pos_interp": "bicubic_plain",
+        "prefix_tokens": "keep",
+        "neck_args": {
+            "channels": t[MARKER].shape[0],
+            "inner": t["neck.last.conv.weight"].shape[0] if pyramid else None,
+            "pyramid": pyramid,
+            "norm_last": "neck.norm.weight" in t,
+        },
+        "decoder_args": {},
+        "aux_args": aux,
+    }
