@@ -15,7 +15,7 @@ from setr.errors import OK, USAGE, SetrError
 from setr.labels import known_labels
 from setr.layers.mask_transformer import MaskTransformer
 from setr.weight_files.foreign import convert_foreign
-from setr.weight_files.segmenter import segmenter_labels, segmenter_test
+from setr.weight_files.published import segmenter_labels, segmenter_test
 
 WIDTH, CLASSES = 64, 5
 

@@ -32,7 +32,6 @@ from setr.protocols import Protocol, preset
 from setr.training.complexity import parameter_counts
 from setr.training.weighting import by_class, described, named_weights
 from setr.transforms import Augmentation, fill_colour, rare_class_odds
-from setr.weight_files.naming import WHOLE
 from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
 
 
@@ -58,8 +57,8 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
     for source, resnet in _pretrained_sources(model, settings):
         report = load_encoder(model, source, resnet=resnet)
         say(f"encoder: weights of {source}: {report}")
-        own = Path(source).is_dir() or report.dialect in WHOLE
-        # our models come with their own values, and SETR was trained with ImageNet's
+        # our models come with their own values, and these codes' with ImageNet's
+        own = Path(source).is_dir() or report.dialect in ("official", "mmseg", "eomt")
         if not resnet and not own:
             _note_other_normalisation(model, settings)
     if settings.lora_rank:

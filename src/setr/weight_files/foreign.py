@@ -18,18 +18,11 @@ from setr.errors import USAGE, SetrError
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR
 from setr.model_info import ModelInfo
-from setr.protocols import Protocol, preset
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.dialects import translate
-from setr.weight_files.dpt import dpt_settings
 from setr.weight_files.linear_head import join_head, published_test
 from setr.weight_files.naming import WHOLE, Translation
-from setr.weight_files.segmenter import (
-    eomt_test,
-    segmenter_labels,
-    segmenter_normalisation,
-    segmenter_test,
-)
+from setr.weight_files.published import published_labels, published_settings
 from setr.weight_files.tensorfiles import read_tensor_file
 from setr.weight_files.transformers_files import transformers_settings
 from setr.weights import LoadReport
@@ -134,40 +127,20 @@ def convert_foreign(
             f"{source}: its tensors do not describe a known model ({error!r:.100}); the file is "
             "incomplete or of another network"
         ) from None
-    dpt = (
-        None
-        if is_head or arguments["decoder"] != "dpt"
-        else dpt_settings(found, meta, model.num_classes)
-    )
-    if labels is None and found.dialect in ("segmenter", "eomt"):
-        labels = segmenter_labels(model.num_classes)
-    if labels is None and dpt:
-        labels = dpt.labels
+    if labels is None and not is_head:
+        labels = published_labels(found, meta, arguments["decoder"], model.num_classes)
     labels = labels or _stored_labels(meta, model.num_classes, source)
     if len(labels.classes) != model.num_classes:
         raise SetrError(
             f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}",
             code=USAGE,
         )
-    channels, known = model.encoder.in_chans, ModelInfo(labels)
-    mean, std = known.mean, known.std
     if is_head:
-        protocol = published_test(model, file.meta)
-        crop = protocol.window or (0, 0)
-    elif dpt:
-        _, crop, protocol, mean, std = dpt
+        protocol, known = published_test(model, file.meta), ModelInfo(labels)
+        crop, mean, std = protocol.window or (0, 0), known.mean, known.std
     else:
-        size, port = arguments["img_size"], found.dialect == "mmseg"
-        crop = (size, size) if isinstance(size, int) else tuple(size)
-        if arguments["decoder"] in ("segmenter", "linear"):
-            protocol = segmenter_test(crop, labels, port=port)
-            mean, std = segmenter_normalisation(found.tensors, labels)
-        elif arguments["decoder"] == "eomt":
-            protocol = eomt_test(crop)
-        elif arguments["decoder"] == "upernet":  # whole images, their short side that of the crop
-            protocol = Protocol(short_side=min(crop), long_side=4 * min(crop))
-        else:
-            protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
+        crop, protocol, mean, std = published_settings(found, meta, arguments, labels)
+    channels = model.encoder.in_chans
     info = ModelInfo(
         labels=labels,
         mean=mean if channels == 3 else (0.5,) * channels,  # not recorded in any file

@@ -1,0 +1,145 @@
+"""What published checkpoints of whole models do not record: classes, test and normalisation.
+
+Sources: rstrudel/segmenter (segm/config.yml, segm/model/utils.py), tue-mps/eomt
+(training/lightning_module.py), isl-org/DPT (run_segmentation.py), transformers (DPTConfig,
+DPTImageProcessor) and mmsegmentation 1.2.2 (configs/segmenter, dpt and vit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from setr.labels import Labels, known_labels, known_name
+from setr.model_info import ModelInfo
+from setr.protocols import Protocol, preset
+from setr.weight_files.architecture import recorded
+from setr.weight_files.naming import Tensors, Translation
+
+_DATASETS = {150: "ade20k", 19: "cityscapes"}
+"""Data sets by number of classes; the authors' third one is Pascal Context with 60 classes."""
+_SHORT_SIDES = {"cityscapes": 1024, "pascal_context": 520}
+_MMSEG_OVERLAP = 32
+_NUM_ADE20K = 150
+_SIDE = 480
+"""Side of the images that the authors' models were trained and tested on, in pixels."""
+_MMSEG_SIDE = 512
+
+
+class Settings(NamedTuple):
+    """Settings of a model.
+
+    Attributes:
+        crop: (height, width) of the training crops in pixels.
+        protocol: single-scale test protocol.
+        mean: of each channel, for pixels 0 to 1.
+        std: standard deviation of each channel.
+    """
+
+    crop: tuple[int, int]
+    protocol: Protocol
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def published_labels(
+    found: Translation, meta: Mapping[str, Any], decoder: str, num_classes: int
+) -> Labels | None:
+    """The classes of a checkpoint that names none, by their number; None if unknown."""
+    if found.dialect in ("segmenter", "eomt"):
+        return segmenter_labels(num_classes)
+    return dpt_labels(meta, num_classes) if decoder == "dpt" else None
+
+
+def published_settings(
+    found: Translation, meta: Mapping[str, Any], arguments: Mapping[str, Any], labels: Labels
+) -> Settings:
+    """The settings of a whole model.
+
+    Args:
+        found: the checkpoint.
+        meta: values stored beside its tensors.
+        arguments: keyword arguments of `SETR` that were read from it.
+        labels: its classes.
+    """
+    decoder, port = arguments["decoder"], found.dialect == "mmseg"
+    if decoder == "dpt":
+        return dpt_settings(found, meta)
+    size = arguments["img_size"]
+    crop = (size, size) if isinstance(size, int) else tuple(size)
+    imagenet = ModelInfo(labels)
+    if decoder in ("segmenter", "linear"):
+        protocol = segmenter_test(crop, labels, port=port)
+        return Settings(crop, protocol, *segmenter_normalisation(found.tensors, labels))
+    if decoder == "eomt":
+        protocol = eomt_test(crop)
+    elif decoder == "upernet":  # whole images, their short side that of the crop
+        protocol = Protocol(short_side=min(crop), long_side=4 * min(crop))
+    else:
+        protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
+    return Settings(crop, protocol, imagenet.mean, imagenet.std)
+
+
+def segmenter_labels(num_classes: int) -> Labels | None:
+    """The classes of a checkpoint of the authors, by their number; None if unknown."""
+    name = _DATASETS.get(num_classes)
+    return known_labels(name) if name else None
+
+
+def segmenter_test(crop: tuple[int, int], labels: Labels, *, port: bool) -> Protocol:
+    """The single-scale test protocol of a model trained on crops of this (height, width) in pixels.
+
+    mmsegmentation (`port`) only has ADE20K, with windows that overlap by 32 pixels. The authors'
+    windows do not overlap on ADE20K and have a stride of two thirds elsewhere; smaller images are
+    enlarged to a window.
+    """
+    side, dataset = min(crop), known_name(labels)
+    if port:
+        stride = crop[0] - _MMSEG_OVERLAP, crop[1] - _MMSEG_OVERLAP
+        return Protocol(window=crop, stride=stride, short_side=side, long_side=4 * side)
+    stride = crop if dataset == "ade20k" else (crop[0] * 2 // 3, crop[1] * 2 // 3)
+    short = _SHORT_SIDES.get(dataset or "", side)
+    return Protocol(window=crop, stride=stride, short_side=short, fill_window=True)
+
+
+def segmenter_normalisation(
+    tensors: Tensors, labels: Labels
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation (pixels 0 to 1): ImageNet's for DeiT encoders, else 0.5."""
+    if "encoder.vit.dist_token" in tensors:
+        imagenet = ModelInfo(labels)
+        return imagenet.mean, imagenet.std
+    return (0.5,) * 3, (0.5,) * 3
+
+
+def eomt_test(crop: tuple[int, int]) -> Protocol:
+    """The authors' test: the short side resized to the windows', which do not overlap if they fit.
+
+    Their windows are spread evenly; here the last one is moved to the border. Both are the same for
+    images less than two windows wide, and for Cityscapes.
+    """
+    return Protocol(window=crop, stride=crop, short_side=min(crop), fill_window=True)
+
+
+def dpt_labels(meta: Mapping[str, Any], num_classes: int) -> Labels | None:
+    """ADE20K's classes if the file names none but has as many; else None."""
+    unnamed = not any(key in meta for key in ("classes", "CLASSES", "dataset_meta"))
+    return known_labels("ade20k") if unnamed and num_classes == _NUM_ADE20K else None
+
+
+def dpt_settings(found: Translation, meta: Mapping[str, Any]) -> Settings:
+    """Settings of a published DPT, as far as recorded, else those of its code base.
+
+    All of them test whole images. transformers squashes images to a square unless its
+    `preprocessor_config.json` has `keep_aspect_ratio`; here, as in the authors' code, images keep
+    their aspect ratio, and the short side is resized to the side of that square.
+    """
+    if found.dialect == "mmseg":
+        crop = recorded(meta, "crop_size") or (_MMSEG_SIDE, _MMSEG_SIDE)
+        side = min(crop)
+        imagenet = ModelInfo(Labels(("any",)))
+        protocol = Protocol(short_side=side, long_side=4 * side)
+        return Settings((crop[0], crop[1]), protocol, imagenet.mean, imagenet.std)
+    side = meta.get("side") or _SIDE
+    mean, std = (tuple(meta.get(key) or (0.5,) * 3) for key in ("mean", "std"))
+    return Settings((side, side), Protocol(short_side=side), mean, std)
