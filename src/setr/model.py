@@ -11,33 +11,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
-from setr.baselines import FCN, FPNNeck, SemanticFPN, require_pyramid
+from setr.baselines import require_pyramid
 from setr.catalog import DecoderName, model_settings, name_with
-from setr.decoders import (
-    MLA,
-    PUP,
-    MLANeck,
-    Naive,
-    PointwiseHead,
-    UpsampleHead,
-    require_final_scale,
-)
+from setr.decoders import UpsampleHead, require_final_scale
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
+from setr.heads import AUX_HEADS, DECODERS, build_neck
 from setr.hybrid import ResNetEncoder, hybrid_encoder
 from setr.labels import IGNORE
 from setr.layers.backbone import Backbone
-from setr.layers.dpt import DPT, DPTNeck
-from setr.layers.linear import Linear
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
-from setr.layers.mask_transformer import MaskTransformer
-from setr.layers.upernet import UPerHead, UPerNeck
 from setr.query_encoder import QueryEncoder
 from setr.weight_files.pretrained import default_tag, load_encoder
 
@@ -89,8 +78,7 @@ class SETR(nn.Module):
             probe), or `fcn` and `semantic_fpn` (the paper's baselines).
         num_classes: number of classes K, 1 to 255.
         taps: encoder blocks that the heads read, counted from 1. MLA, DPT, UPerNet, the linear
-            probe and
-            Semantic FPN read all of them, the other decoders the last.
+            probe and Semantic FPN read all of them, the other decoders the last.
         aux_taps: the taps with an auxiliary head, in the order of `Output.aux`.
         img_size: image side or (height, width) in pixels for which position embeddings are created;
             None keeps the encoder's default.
@@ -141,9 +129,9 @@ class SETR(nn.Module):
             raise SetrError(
                 f"num_classes {num_classes}: ids are 8-bit; give 1 to {IGNORE}", code=USAGE
             )
-        if decoder not in _DECODERS:
+        if decoder not in DECODERS:
             raise SetrError(
-                f"decoder '{decoder}' is unknown; choose from {', '.join(_DECODERS)}", code=USAGE
+                f"decoder '{decoder}' is unknown; choose from {', '.join(DECODERS)}", code=USAGE
             )
         for name, value, known in (
             ("pos_interp", pos_interp, get_args(PosInterp)),
@@ -185,31 +173,12 @@ class SETR(nn.Module):
         else:
             kind = QueryEncoder if decoder == "eomt" else Encoder
             self.encoder = kind(encoder, taps=tuple(taps), **vit_args, **(encoder_args or {}))
-        widths = self.encoder.widths
-        self.neck: nn.Module = nn.Identity()
-        streams = {"num_streams": len(taps)} if decoder == "linear" else {}
-        if decoder == "eomt":
-            streams = {"patch_size": self.encoder.patch_size}
-        if decoder in ("mla", "semantic_fpn"):
-            neck = (MLANeck if decoder == "mla" else FPNNeck)(widths, **(neck_args or {}))
-            self.neck, widths = neck, [neck.channels] * len(taps)
-            streams = {"num_streams": len(taps)}
-        elif decoder == "dpt":
-            width = cast(Encoder, self.encoder).channels
-            pyramid = DPTNeck(widths, width=width, **(neck_args or {}))
-            self.neck, widths = pyramid, [pyramid.channels] * len(taps)
-        elif decoder == "upernet":
-            levels = UPerNeck(widths, **(neck_args or {}))
-            self.neck, widths = levels, levels.widths
-            streams = {"num_streams": len(taps), "channels": levels.channels,
-                       "pyramid": levels.pyramid}  # fmt: skip
-        self.decoder = _DECODERS[decoder](
-            widths[-1], num_classes, **streams, **(decoder_args or {})
-        )
+        self.neck, widths, fixed = build_neck(decoder, self.encoder, neck_args or {})
+        self.decoder = DECODERS[decoder](widths[-1], num_classes, **fixed, **(decoder_args or {}))
         if isinstance(self.decoder, UpsampleHead) and odd_sizes == "crop" and not patch_stride:
             self.decoder.leave_last_to_resize(self.encoder.patch_size)
         self.aux_indices = [tuple(taps).index(tap) for tap in aux_taps]
-        aux_class, aux_args = _AUX_HEADS[decoder], dict(aux_args or {})
+        aux_class, aux_args = AUX_HEADS[decoder], dict(aux_args or {})
         self.aux_scale = aux_args.pop("final_scale", 1) if aux_class is UpsampleHead else 1
         require_final_scale(self.aux_scale)
         self.aux_heads = nn.ModuleList(
@@ -285,32 +254,6 @@ class SETR(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute encoder activations in the backward pass to save memory."""
         self.encoder.set_grad_checkpointing(enable)
-
-
-_DECODERS: dict[str, Any] = {
-    "naive": Naive,
-    "pup": PUP,
-    "mla": MLA,
-    "segmenter": MaskTransformer,
-    "eomt": MaskClassifier,
-    "dpt": DPT,
-    "upernet": UPerHead,
-    "linear": Linear,
-    "fcn": FCN,
-    "semantic_fpn": SemanticFPN,
-}
-_AUX_HEADS: dict[str, Any] = {
-    "naive": UpsampleHead,
-    "pup": UpsampleHead,
-    "mla": PointwiseHead,
-    "segmenter": PointwiseHead,
-    "eomt": PointwiseHead,
-    "dpt": FCN,
-    "upernet": FCN,
-    "linear": PointwiseHead,
-    "fcn": FCN,
-    "semantic_fpn": FCN,
-}
 
 
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:

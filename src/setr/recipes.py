@@ -14,7 +14,7 @@ from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
 from setr.errors import USAGE, SetrError
 from setr.paper import paper_config
 from setr.paper_tables import describe, systems
-from setr.upernet_recipes import upernet_recipes
+from setr.published_recipes import published_recipes
 
 _RECIPES: dict[str, Callable[[], Config]] = {}
 
@@ -247,140 +247,9 @@ def camvid_setr_mla_small_lora_cpu() -> Config:
     )
 
 
-# --- Segmenter as published -----------------------------------------------------------------------
+# --- other plain-ViT models as published ----------------------------------------------------------
 
-_SEGMENTER = {  # size: crop, mmsegmentation's mIoU (single-scale, six scales with flip)
-    "tiny": (512, "39.99 SS, 40.83 MS"),
-    "small": (512, "46.19 SS, 47.85 MS"),
-    "base": (512, "49.60 SS, 51.07 MS"),
-    "large": (640, "52.16 SS, 53.65 MS"),
-}
-
-
-def _segmenter(size: str) -> Config:
-    """Segmenter on ADE20K as in mmsegmentation's configs/segmenter.
-
-    Except that the decoder has no drop path; theirs has the encoder's last rate in its second
-    block.
-    """
-    crop, _ = _SEGMENTER[size]
-    return Config(
-        model=ModelConfig(
-            name=f"segmenter_{size}",
-            pretrained="augreg_in21k_ft_in1k",
-            img_size=crop,
-            drop_path=0.1,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-        ),
-        data=DataConfig(
-            root="data/ade20k",
-            labels="ade20k",
-            crop_size=(crop, crop),
-            short_side=crop,
-            long_side=4 * crop,
-        ),
-        optim=OptimConfig(lr=1e-3, head_lr_factor=1),
-        train=TrainConfig(steps=160_000, batch_size=8, eval_every=16_000, loss_norm="all"),
-        eval=EvalConfig(window=(crop, crop), stride=(crop - 32, crop - 32)),
-    )
-
-
-def _register_segmenter() -> None:
-    for size, (_, published) in _SEGMENTER.items():
-        build = partial(_segmenter, size)
-        build.__doc__ = f"Segmenter; mmsegmentation: mIoU {published}"
-        _RECIPES[f"ade20k_segmenter_{size}_160k"] = build
-
-
-_register_segmenter()
-
-
-# --- DPT as published by mmsegmentation -----------------------------------------------------------
-
-
-@_register
-def ade20k_dpt_base_160k() -> Config:
-    """DPT; mmsegmentation: mIoU 46.97 SS, 48.34 MS.
-
-    On ADE20K as in mmsegmentation's configs/dpt, except that weight decay spares norms and biases.
-    The encoder keeps the position embeddings of 224x224 pixels.
-    """
-    return Config(
-        model=ModelConfig(
-            name="dpt_base",
-            encoder="vit_base_patch16_224",
-            pretrained="orig_in21k_ft_in1k",
-            img_size=224,
-            pos_interp="bicubic_plain",
-            aux=False,
-        ),
-        data=DataConfig(
-            root="data/ade20k",
-            labels="ade20k",
-            crop_size=(512, 512),
-            short_side=512,
-            long_side=2048,
-        ),
-        optim=OptimConfig(
-            name="adamw",
-            lr=6e-5,
-            head_lr_factor=1,
-            min_lr=0,
-            weight_decay=0.01,
-            power=1,
-            warmup_steps=1500,
-        ),
-        train=TrainConfig(steps=160_000, batch_size=16, eval_every=16_000, loss_norm="all"),
-    )
-
-
-# --- EoMT as published ----------------------------------------------------------------------------
-
-
-def _eomt(dataset: str, crop: int, steps: int) -> Config:
-    """EoMT-L on DINOv2 as in its authors' configs/dinov2, with a single warm-up for all weights."""
-    return Config(
-        model=ModelConfig(name="eomt_large", pretrained="lvd142m", img_size=crop),
-        data=DataConfig(
-            root=f"data/{dataset}",
-            labels=dataset,
-            crop_size=(crop, crop),
-            short_side=crop,
-            max_class_share=1.0,
-        ),
-        # their last block has the heads' rate, 1e-4; here it has one step of layer-wise decay
-        optim=OptimConfig(
-            name="adamw",
-            lr=1.25e-4,
-            head_lr_factor=0.8,
-            min_lr=0,
-            weight_decay=0.05,
-            decay_norms=True,
-            layer_decay=0.8,
-            warmup_steps=500,
-            clip_grad=0.01,
-        ),
-        train=TrainConfig(steps=steps, batch_size=16, eval_every=steps // 6),
-        eval=EvalConfig(window=(crop, crop)),
-    )
-
-
-@_register
-def ade20k_eomt_large_39k() -> Config:
-    """EoMT-L, DINOv2 ViT-L, ADE20K; its authors: mIoU 58.4."""
-    return _eomt("ade20k", 512, 39_153)
-
-
-@_register
-def cityscapes_eomt_large_20k() -> Config:
-    """EoMT-L, DINOv2 ViT-L, Cityscapes; its authors: mIoU 84.2."""
-    return _eomt("cityscapes", 1024, 19_902)
-
-
-# --- UPerNet as published by mmsegmentation -------------------------------------------------------
-
-for _name, (_build, _title) in upernet_recipes().items():
+for _name, (_build, _title) in published_recipes().items():
     _build.__doc__ = _title
     _RECIPES[_name] = _build
 

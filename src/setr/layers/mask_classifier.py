@@ -90,10 +90,10 @@ class MaskClassifier(nn.Module):
         masks, classes = self.predict(*features)
         with no_autocast(masks.device):  # in bf16, many pixels' best two scores would be equal
             dtype = masks.dtype if masks.dtype is torch.float64 else torch.float32
-            inside = upsample(masks.to(dtype), self.final_scale).sigmoid()
+            inside = upsample(masks.to(dtype), self.final_scale).sigmoid_()
             shares = classes.to(dtype).softmax(-1)[..., :-1]
             scores = (shares.transpose(1, 2) @ inside.flatten(2)).unflatten(2, inside.shape[-2:])
-            return scores.clamp(min=TINY).log()
+            return scores.clamp_(min=TINY).log_()
 
 
 class _Doubling(nn.Module):
