@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from setr import distributed
 from setr.config import TrainConfig
 from setr.engine import train
 from setr.kernels.capture import Staying
+from setr.layers.mask_classifier import MaskClassifier
 from setr.training import graphed
 from setr.training.graphed import WARM_UPS, Graphed
 from setr.training.updates import Updates
@@ -200,6 +202,7 @@ def test_what_cannot_be_recorded_is_not(changes, monkeypatch):
         torch.device("cuda"),
         dataclasses.make_dataclass("Scaler", ["enabled"])(False),
     )
+    updates.model = SimpleNamespace(decoder=None)
     config = dataclasses.make_dataclass("Settings", ["train"])
     updates.config = config(TrainConfig(steps=1))
     assert updates._can_capture()
@@ -212,6 +215,9 @@ def test_what_cannot_be_recorded_is_not(changes, monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 2)
     assert not updates._can_capture()
     monkeypatch.undo()
+    updates.model = SimpleNamespace(decoder=MaskClassifier(8, 3, patch_size=16))
+    assert not updates._can_capture()
+    updates.model = SimpleNamespace(decoder=None)
     updates.device = torch.device("cpu")
     assert not updates._can_capture()
 
