@@ -31,6 +31,17 @@ _UPERNET: dict[tuple[str, str, Neck, int], str] = {
     ("deit", "base", "ln_mln", 160): "45.37 SS, 47.23 MS",
 }
 
+_ADAMW = OptimConfig(
+    name="adamw",
+    lr=6e-5,
+    head_lr_factor=1,
+    min_lr=0,
+    weight_decay=0.01,
+    power=1,
+    warmup_steps=1500,
+)
+"""mmsegmentation's AdamW for DPT and UPerNet, without weight decay of norms and biases."""
+
 
 def published_recipes() -> dict[str, tuple[partial[Config], str]]:
     """Functions that build the settings, by recipe name, each with a one-line description."""
@@ -63,6 +74,17 @@ def published_recipes() -> dict[str, tuple[partial[Config], str]]:
     return recipes
 
 
+def _ade20k(crop: int) -> DataConfig:
+    """ADE20K as in mmsegmentation: square crops of images whose short side is the crop's."""
+    return DataConfig(
+        root="data/ade20k",
+        labels="ade20k",
+        crop_size=(crop, crop),
+        short_side=crop,
+        long_side=4 * crop,
+    )
+
+
 def _segmenter(size: str) -> Config:
     """Segmenter on ADE20K as in mmsegmentation's configs/segmenter.
 
@@ -79,13 +101,7 @@ def _segmenter(size: str) -> Config:
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
         ),
-        data=DataConfig(
-            root="data/ade20k",
-            labels="ade20k",
-            crop_size=(crop, crop),
-            short_side=crop,
-            long_side=4 * crop,
-        ),
+        data=_ade20k(crop),
         optim=OptimConfig(lr=1e-3, head_lr_factor=1),
         train=TrainConfig(steps=160_000, batch_size=8, eval_every=16_000, loss_norm="all"),
         eval=EvalConfig(window=(crop, crop), stride=(crop - 32, crop - 32)),
@@ -106,22 +122,8 @@ def _dpt() -> Config:
             pos_interp="bicubic_plain",
             aux=False,
         ),
-        data=DataConfig(
-            root="data/ade20k",
-            labels="ade20k",
-            crop_size=(512, 512),
-            short_side=512,
-            long_side=2048,
-        ),
-        optim=OptimConfig(
-            name="adamw",
-            lr=6e-5,
-            head_lr_factor=1,
-            min_lr=0,
-            weight_decay=0.01,
-            power=1,
-            warmup_steps=1500,
-        ),
+        data=_ade20k(512),
+        optim=_ADAMW,
         train=TrainConfig(steps=160_000, batch_size=16, eval_every=16_000, loss_norm="all"),
     )
 
@@ -143,22 +145,8 @@ def _upernet(encoder: str, size: str, neck: Neck, steps: int) -> Config:
             drop_path=0.0 if (encoder, neck) == ("vit", "mln") else 0.1,
             pos_interp="bicubic_plain",
         ),
-        data=DataConfig(
-            root="data/ade20k",
-            labels="ade20k",
-            crop_size=(512, 512),
-            short_side=512,
-            long_side=2048,
-        ),
-        optim=OptimConfig(
-            name="adamw",
-            lr=6e-5,
-            head_lr_factor=1,
-            min_lr=0,
-            weight_decay=0.01,
-            power=1.0,
-            warmup_steps=1500,
-        ),
+        data=_ade20k(512),
+        optim=_ADAMW,
         train=TrainConfig(steps=1000 * steps, batch_size=16, eval_every=16_000, loss_norm="all"),
     )
 
