@@ -12,10 +12,12 @@ where there is no GPU; `--tiny` makes everything small. Nothing is downloaded.
   and without a CUDA graph.
 - predict: a model's masks on this device beside the CPU's, by every protocol.
 - others: figures of a model, constants on its logits, evaluation, an ONNX file.
+- models: a few steps and a prediction of every further family of models.
 - waits: where a training step makes the processor wait for the GPU.
 - memory: the estimate of a step beside the allocator's peak.
 - speed, compiled: a training step of CamVid's recipe; layers: forms of PUP's layers; images,
   images_compiled: images per second through SETR-PUP, Base and Large.
+- shared: steps per second of several trainings on one GPU, in turns and through NVIDIA's MPS.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_shared
 import gpu_speed
 import torch
 from gpu_bench import HALF, Bench, Figures, error, require
@@ -138,19 +141,22 @@ def scenes_folder(bench: Bench) -> Path:
     return root
 
 
-def run(bench: Bench, name: str, decoder: str = "mla", **changes: Any) -> tuple[Path, Figures]:
+def run(
+    bench: Bench, name: str, decoder: str = "mla", model_name: str | None = None, **changes: Any
+) -> tuple[Path, Figures]:
     """Train a tiny model by `setr.train`; the folder of the run, and its last logged figures."""
     import setr
     from setr.recipes import recipe
 
     config, out = recipe("finetune"), bench.folder / name
     resume, dropped = changes.pop("resume", False), changes.pop("drop_path", 0.0)
+    encoder = changes.pop("encoder", None)
     data = {"root": str(scenes_folder(bench)), "crop_size": (64, 64), "short_side": 64,
             "workers": 0 if bench.tiny else 2}  # fmt: skip
     train = {"steps": 4, "eval_every": 0, "save_every": 2, "batch_size": 2, "log_every": 1,
              "device": str(bench.device), **changes}  # fmt: skip
-    model = {"name": f"setr_{decoder}_nano", "encoder": None, "pretrained": None, "channels": 32,
-             "img_size": 64, "drop_path": dropped,
+    model = {"name": model_name or f"setr_{decoder}_nano", "encoder": encoder, "pretrained": None,
+             "channels": 32 if model_name is None else None, "img_size": 64, "drop_path": dropped,
              "freeze": -1 if "cache_features" in changes else 0}  # fmt: skip
     config = dataclasses.replace(
         config,
@@ -301,6 +307,37 @@ def others(bench: Bench) -> Figures:
     return found
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "eomt_nano": {},
+    "dpt_nano": {},
+    "upernet_nano": {},
+    "segmenter_nano": {},
+    "setr_mla_small": {"encoder": "vit_small_patch16_dinov3"},  # positions are rotations
+}
+
+
+def models(bench: Bench) -> Figures:
+    """Training and prediction of the models besides SETR's, and masks beside the CPU's."""
+    import setr
+
+    found: Figures = {}
+    image = scenes.draw("predict", 0, size=96)[0]
+    for name, changes in FAMILIES.items():
+        began = time.monotonic()
+        folder, last = run(bench, name, model_name=name, steps=6, **changes)
+        expected = setr.load(folder, device="cpu", precision="fp32").predict(image)
+        predictor = setr.load(folder, device=str(bench.device), precision="fp32")
+        for _ in range(4):  # a shape that comes again is replayed
+            ours = predictor.predict(image)
+        same = float((ours.mask == expected.mask).mean())
+        apart = float(abs(ours.scores - expected.scores).max())
+        found[name] = {"loss": last["loss"], "same": same, "apart": apart,
+                       "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
+        print(f"  {name}: {found[name]}", flush=True)
+        require(apart < 0.005 and same > 0.99, f"{name}: {same=}, {apart=}")
+    return found
+
+
 CHECKS: dict[str, Callable[[Bench], Figures]] = {
     check.__name__: check
     for check in (
@@ -311,6 +348,7 @@ CHECKS: dict[str, Callable[[Bench], Figures]] = {
         graph,
         predict,
         others,
+        models,
         gpu_speed.waits,
         gpu_speed.memory,
         gpu_speed.speed,
@@ -318,6 +356,7 @@ CHECKS: dict[str, Callable[[Bench], Figures]] = {
         gpu_speed.layers,
         gpu_speed.images,
         gpu_speed.images_compiled,
+        gpu_shared.shared,
     )
 }
 

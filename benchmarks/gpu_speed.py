@@ -219,28 +219,27 @@ def images_compiled(bench: Bench) -> Figures:
 
 def _rates(bench: Bench, make: Callable[[Any], dict[str, Any]]) -> Figures:
     found: Figures = {}
-    sizes, side, batches = ("base", "large"), 512, (1, 16)
+    names, side, batches = ("setr_pup_base", "setr_pup_large", "eomt_large"), 512, (1, 16)
     if bench.tiny:
-        sizes, side, batches = ("nano",), 64, (1, 2)
-    for size in sizes:
+        names, side, batches = ("setr_pup_nano", "eomt_nano"), 64, (1, 2)
+    for name in names:
         torch.manual_seed(0)
         with bench.device:
-            model = create_model(f"setr_pup_{size}", num_classes=5 if bench.tiny else 150,
-                                 img_size=side).eval()  # fmt: skip
+            model = create_model(name, num_classes=5 if bench.tiny else 150, img_size=side).eval()
         for batch in batches:
             x = torch.randn(batch, 3, side, side, device=bench.device)
             ways = make(model)
-            ways |= {f"{name}, recorded": recorded(way) for name, way in ways.items()}
+            ways |= {f"{kind}, recorded": recorded(way) for kind, way in ways.items()}
             masks = {}
-            for name, way in ways.items():
+            for kind, way in ways.items():
                 for _ in range(3):  # the third is recorded
-                    masks[name] = _masks(bench, way, x)
+                    masks[kind] = _masks(bench, way, x)
                 milliseconds = bench.milliseconds(functools.partial(_masks, bench, way, x))
-                same = float((masks[name] == masks["plain"]).float().mean())
-                limit = 0.5 if "compiled" in name else 0.9999  # random weights: near ties
-                require(same > limit, f"{size} {name}: {same:.4%} of the pixels are the same")
-                found[f"{size} batch {batch}, {name}"] = round(1e3 * batch / milliseconds, 1)
-                found[f"{size} batch {batch}, {name}, same"] = round(same, 5)
+                same = float((masks[kind] == masks["plain"]).float().mean())
+                limit = 0.5 if "compiled" in kind else 0.9999  # random weights: near ties
+                require(same > limit, f"{name} {kind}: {same:.4%} of the pixels are the same")
+                found[f"{name} batch {batch}, {kind}"] = round(1e3 * batch / milliseconds, 1)
+                found[f"{name} batch {batch}, {kind}, same"] = round(same, 5)
     return found
 
 

@@ -101,7 +101,7 @@ def test_several_tables_are_one_queue(tmp_path):
     told = bench("main+steps", "--data", tmp_path, "--runs", tmp_path / "r", "--only", "plain",
                  "--weights", tmp_path / "w", "--results", tmp_path / "r.json", code=1)  # fmt: skip
     assert "plain-s0" in told
-    assert "one or more of main, steps" in bench("main+step", code=2)
+    assert "one or more of main, recipes, steps" in bench("main+step", code=2)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,25 @@ def _main() -> list[Row]:
     return rows
 
 
+# --- the recipes as they are ----------------------------------------------------------------------
+
+
+def _recipes() -> list[Row]:
+    """The long recipes, with their own schedule and choice of the best weights on val."""
+    settings = {"eval.multi_scale": False, "data.workers": 6}  # no second test on val
+    return [
+        Row(
+            f"{key}_recipe",
+            f"{title}, the whole recipe",
+            settings,
+            recipe=f"camvid_setr_{key}_small",
+            against=key,
+            multi_scale=True,
+        )
+        for key, title in DECODERS.items()
+    ]
+
+
 # --- what the field knows, one switch at a time ---------------------------------------------------
 
 PLAIN = {
@@ -300,6 +319,7 @@ def _rivals() -> list[Row]:
 
 TABLES: dict[str, list[Row]] = {
     "main": _main(),
+    "recipes": _recipes(),
     "steps": _steps(),
     "questions": _questions(),
     "rivals": _rivals(),

@@ -17,6 +17,7 @@ NOTE = (
 )
 TITLES = {
     "main": "Main result",
+    "recipes": "The recipes as they are",
     "steps": "What the field knows, one switch at a time",
     "questions": "The paper's questions",
     "rivals": "Rivals on the same card, data and budget",
