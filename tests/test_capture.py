@@ -148,3 +148,26 @@ def test_values_are_not_waited_for() -> None:
                 wait()
     with capture.Staying():
         assert x[torch.tensor([0, 2])].shape == (2,)
+
+
+def test_compiled_functions_run_eagerly_inside_and_stay_compiled() -> None:
+    compiled_calls = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        def call(*inputs: torch.Tensor) -> Any:
+            compiled_calls.append(inputs[0].shape)
+            return graph.forward(*inputs)
+
+        return call
+
+    double = torch.compile(lambda x: 2 * x, backend=backend, dynamic=False)
+    x = torch.ones(3)
+    with torch.inference_mode():
+        double(x)
+        with capture.Staying():
+            doubled = double(x)
+        assert torch.equal(doubled, 2 * x)
+        assert len(compiled_calls) == 1
+        double(x)
+        double(torch.ones(4))
+    assert len(compiled_calls) == 3

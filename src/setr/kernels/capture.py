@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -64,11 +65,22 @@ def _put_back(pool: Any, stream: Any) -> None:
 class Staying(TorchDispatchMode):
     """Raises an error for operations that cannot be captured: copies between devices, and syncs.
 
-    A failed capture would be harder to recover from.
+    A failed capture would be harder to recover from. Functions of `torch.compile` run eagerly
+    inside: a call under a dispatch mode would stop their use for good (torch 2.11 and 2.13).
     """
 
     COPIES = (torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_)
     WAITS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
+
+    def __enter__(self) -> Any:
+        self.eager = contextlib.ExitStack()
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled; its import takes a second
+            self.eager.enter_context(torch.compiler.set_stance("force_eager"))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.eager.close()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
