@@ -214,16 +214,6 @@ def test_training_pairs_that_cannot_be_read_are_told(folder_data, tmp_path, caps
     assert "1 of 6 pairs of split 'train' are unusable" in capsys.readouterr().err
 
 
-def test_a_run_that_could_not_adjust_at_its_end_does_not_begin(folder_data, tmp_path):
-    for mask in (folder_data / "labels" / "val").iterdir():
-        write_bytes(mask, encode_png(np.full((48, 48), 255, np.uint8)))
-    config = tiny_config(tmp_path / "run", adjust_logits=True)
-    with pytest.raises(
-        SetrError, match=r"all mask pixels of split 'val' .*leave out --train\.adjust-log"
-    ):
-        train(config, data=str(folder_data))
-
-
 def test_a_class_without_training_pixels_counts_as_the_rarest():
     scores, truth = pixels()
     counts = np.array([9000, 800, 200, 0])

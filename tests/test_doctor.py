@@ -123,13 +123,16 @@ def test_all_ignored_masks_are_a_warning(tmp_path, shared):
     assert "ignored everywhere" in finding.text
 
 
-def test_a_training_split_that_is_ignored_everywhere_is_an_error(folder_data, capsys):
+@pytest.mark.parametrize("needed", ["train", "val"])
+def test_splits_of_training_that_are_ignored_everywhere_are_an_error(folder_data, capsys, needed):
     """One for testing is not: Cityscapes has such masks."""
-    for split, code in (("test", OK), ("val", OK), ("train", DATA_CHECK_FAILED)):
+    for split, code in (("test", OK), (needed, DATA_CHECK_FAILED)):
         for mask in (folder_data / "labels" / split).iterdir():
             mask.write_bytes(encode_png(np.full((48, 48), IGNORE, np.uint8)))
         assert main(["doctor", str(folder_data)]) == code
-    assert "error   train: all mask pixels are ignored; map ids" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"error   {needed}: all mask pixels are ignored; map ids" in told
+    assert f"--data.{needed}-split" in told
 
 
 def test_classes_that_never_occur(folder_data):

@@ -481,17 +481,17 @@ def test_names_are_checked_before_data_are_opened(config, settings, message, mon
     assert caught.value.code == USAGE
 
 
-def test_a_training_split_without_labelled_pixels_is_refused(config, tmp_path):
+@pytest.mark.parametrize("blank", ["train", "val"])
+def test_splits_without_labelled_pixels_are_refused(config, tmp_path, blank):
     folder = write_scene_folders(tmp_path / "data", {"train": 3, "val": 2})
     (folder / "data.yaml").write_text("classes: [a, b]\nlabel_map: {0: a, 99: b, 255: ignore}\n")
-    for mask in (folder / "labels" / "train").iterdir():
-        mask.write_bytes(encode_png(np.full((48, 48), 255, np.uint8)))
-    for mask in (folder / "labels" / "val").iterdir():
-        mask.write_bytes(encode_png(np.full((48, 48), 99, np.uint8)))
+    for split in ("train", "val"):
+        for mask in (folder / "labels" / split).iterdir():
+            mask.write_bytes(encode_png(np.full((48, 48), 255 if split == blank else 99, np.uint8)))
     with pytest.raises(SetrError) as caught:
         train(config, data=str(folder))
     assert caught.value.code == DATA_CHECK_FAILED
-    assert "all mask pixels of split 'train' of data are ignored; map ids" in str(caught.value)
+    assert f"all mask pixels of split '{blank}' of data are ignored; map ids" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path(config.out, "model.safetensors").exists()
 

@@ -26,11 +26,8 @@ SAMPLED_PALETTES = 200
 NEAR_BITS = 3
 """Images are near-duplicates if their 64-bit difference hashes differ in at most these bits."""
 
-MAP_A_CLASS = (
-    "map ids or colours of the masks to classes, in label_map or colour_map of data.yaml, or train "
-    "on another split with --data.train-split"
-)
-"""What to do if all pixels of the training split are ignored."""
+NEEDED = ("train", "val")
+"""Splits that training needs labelled: weights are chosen by their scores on `val`."""
 
 Level = Literal["error", "warning", "note"]
 
@@ -252,14 +249,23 @@ def leaks(first: Checkup, second: Checkup) -> list[Finding]:
     return found
 
 
+def map_a_class(role: str) -> str:
+    """What to do if all pixels of the `train` or `val` split are ignored."""
+    return (
+        "map ids or colours of the masks to classes, in label_map or colour_map of data.yaml, or "
+        f"name another split with --data.{role}-split"
+    )
+
+
 def diagnose(checkups: Iterable[Checkup]) -> list[Finding]:
     """All findings in the splits of one data set, errors first, with leaks between splits."""
     checkups = list(checkups)
     findings = [finding for checkup in checkups for finding in checkup.findings]
     findings += [
-        Finding("error", "train", f"all mask pixels are ignored; {MAP_A_CLASS}")
+        Finding("error", split, f"all mask pixels are ignored; {map_a_class(split)}")
+        for split in NEEDED
         for checkup in checkups
-        if checkup.dataset.split == "train" and not checkup.problems and not checkup.pixels.any()
+        if checkup.dataset.split == split and not checkup.problems and not checkup.pixels.any()
     ]
     for i, first in enumerate(checkups):
         for second in checkups[i + 1 :]:

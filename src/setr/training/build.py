@@ -20,7 +20,7 @@ from setr.config import Config, ModelConfig
 from setr.data.dataset import Dataset
 from setr.data.loader import Share, chosen_workers
 from setr.distributed import say, world
-from setr.doctor import MAP_A_CLASS, check, class_weights, describe_map
+from setr.doctor import check, class_weights, describe_map, map_a_class
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels
 from setr.layers.mask_classifier import MaskClassifier
@@ -226,8 +226,8 @@ def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray
     """Check both splits and print the findings; the pixel counts (K,) of the training split.
 
     Raises:
-        SetrError: pairs that cannot be used, a training split without labelled pixels, or class
-            weights for unknown classes.
+        SetrError: pairs that cannot be used, a split without labelled pixels, or class weights for
+            unknown classes.
     """
     _given_weights(config, dataset.labels)  # fail before reading files
     say(f"{dataset.name}: {describe_map(dataset.labels)}")
@@ -235,11 +235,7 @@ def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray
         say(f"images: {dataset.bands}")
     for split in (val, dataset):
         checkup = check(split, progress=counting(f"check {split.split}"))
-        checkup.raise_problems()
-        if split is val and config.train.adjust_logits:
-            checkup.require_counted("leave out --train.adjust-logits, or set --data.val-split")
-        if split is dataset:
-            checkup.require_counted(MAP_A_CLASS)
+        checkup.require_counted(map_a_class("val" if split is val else "train"))
         for finding in checkup.findings:
             say(f"{finding.level}: {finding.split}: {finding.text}")
     return checkup.pixels
