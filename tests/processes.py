@@ -30,6 +30,7 @@ from setr.engine import train
 from setr.errors import SetrError
 from setr.hub import save_pretrained
 from setr.model_info import ModelInfo
+from setr.scores import groups
 from setr.training import best, updates
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 
@@ -90,9 +91,9 @@ def struck(number: signal.Signals) -> Iterator[None]:
 @contextlib.contextmanager
 def struck_in_a_test(rank: int = 1) -> Iterator[None]:
     """A process gets a signal at its first image; both are slow, and print how many they test."""
-    original, tested = evaluation._score_images, 0
+    original, tested = evaluation.score_images, 0
 
-    def test(*arguments: Any) -> Iterator[evaluation.ScoredImage]:
+    def test(*arguments: Any) -> Iterator[groups.ScoredImage]:
         nonlocal tested
         if tested == 0 and distributed.rank() == rank:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -100,11 +101,11 @@ def struck_in_a_test(rank: int = 1) -> Iterator[None]:
         time.sleep(2.5)  # more than two beats
         return original(*arguments)
 
-    evaluation._score_images = test
+    evaluation.score_images = test
     try:
         yield
     finally:
-        evaluation._score_images = original
+        evaluation.score_images = original
         print(f"examined: {tested} images")
 
 

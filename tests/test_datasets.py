@@ -19,7 +19,7 @@ from setr.data.pairs import Pairs
 from setr.datasets import open_dataset
 from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, FAILED, USAGE, SetrError
-from setr.evaluation import require_fit
+from setr.fitting import require_fit
 from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.labels import IGNORE, Labels, known_labels

@@ -32,6 +32,7 @@ from setr.layers.precision import autocast_dtype
 from setr.metrics import ConfusionMatrix
 from setr.model_info import ModelInfo
 from setr.pages.gallery import Gallery
+from setr.scores import groups
 from tests.conftest import tiny_model, write_scene_folders
 
 evaluate = functools.partial(evaluate_with_workers, workers=0, precision="fp32")
@@ -369,7 +370,7 @@ def test_images_tested_together_have_the_figures_of_each(
         pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(path), np.ascontiguousarray(pixels[:-5]))
     found, sizes, batches = [], [], list[int]()
-    original = evaluation.predict_mask
+    original = groups.predict_mask
 
     def predict(model: Any, images: Any, *arguments: Any, **keywords: Any) -> Any:
         """The first time two images find no memory."""
@@ -378,9 +379,9 @@ def test_images_tested_together_have_the_figures_of_each(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, images, *arguments, **keywords)
 
-    monkeypatch.setattr(evaluation, "predict_mask", predict)
+    monkeypatch.setattr(groups, "predict_mask", predict)
     for together in (1, 3):
-        monkeypatch.setitem(evaluation.MAX_GROUP, "cpu", together)
+        monkeypatch.setitem(groups.MAX_GROUP, "cpu", together)
         predictor, seen = setr.load(runs / "one", precision="fp32"), []
         dataset = open_dataset(str(data), "val", predictor.info.labels)
         figures = evaluate_split(predictor.network, predictor.info, dataset, on_image=seen.append)
@@ -406,9 +407,9 @@ def test_images_tested_together_have_the_figures_of_each(
     ],
 )
 def test_images_together_fill_one_pass(protocol, num_classes, size, most) -> None:
-    found = evaluation._group_size(torch.device("cuda"), protocol, num_classes, *size)
+    found = groups.max_together(torch.device("cuda"), protocol, num_classes, *size)
     assert found == most
-    assert evaluation._group_size(torch.device("cpu"), protocol, num_classes, *size) == 1
+    assert groups.max_together(torch.device("cpu"), protocol, num_classes, *size) == 1
 
 
 def test_unknown_protocol_names_the_nearest(runs: Path, capsys: pytest.CaptureFixture) -> None:

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 import setr
 from setr.cli import main
 from setr.data import scenes
+from setr.data.loader import spread
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, OK, USAGE, SetrError
-from setr.evaluation import evaluate, resolve_protocol, spread
+from setr.evaluation import evaluate, resolve_protocol
 from setr.export import SUFFIX, export
 from setr.exporting.export_check import compare
 from setr.exporting.graphs import Graph, bicubic_weights, quiet, trace

@@ -175,6 +175,8 @@ ORDER = (
         "training.settings",
         "paper_tables",
         "paper",
+        "fitting",
+        "scores.groups",
         "evaluation",
         "scores.adjustment",
         "training.optim",

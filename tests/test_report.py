@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from rich.cells import cell_len
 
-from setr.evaluation import ScoredImage
 from setr.labels import Labels
 from setr.metrics import summarize
 from setr.pages.charts import confusion_chart, line_chart, loss_chart, reliability_chart
@@ -22,6 +21,7 @@ from setr.pages.gallery import Gallery, paired
 from setr.pages.page import bar, error_map, figure, heat, write_page
 from setr.pages.tables import figures_table
 from setr.report import write_evaluation
+from setr.scores.groups import ScoredImage
 from setr.scores.scorecard import Scorecard
 
 NAMES = ("road", "side<walk>", 'a "quoted" & long name', "never")

@@ -22,12 +22,12 @@ from setr import distributed
 from setr.arguments.choices import ExportPrecision
 from setr.datasets import open_dataset
 from setr.errors import SetrError
-from setr.evaluation import require_labelled
 from setr.export import metadata, write_openvino
 from setr.exporting.export_check import MAX_DROP
 from setr.exporting.graphs import Graph, trace
 from setr.exporting.onnx_file import write_onnx
 from setr.exporting.quantize import calibration_images
+from setr.fitting import require_labelled
 from setr.predictor import Predictor, load
 from setr.provenance import hardware
 

@@ -8,64 +8,33 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from setr import distributed
 from setr.arguments.choices import Absent, Precision
-from setr.bands import as_rgb
 from setr.data.dataset import Dataset
-from setr.data.loader import whole_images
+from setr.data.loader import spread, whole_images
 from setr.datasets import open_dataset
 from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
+from setr.fitting import require_fit
 from setr.hub import from_pretrained
-from setr.inference import GPU_PIXELS, NormalizedImages, predict_mask
 from setr.kernels.recorded import recorded
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
-from setr.model_info import ModelInfo, require_own
-from setr.processes.faults import is_out_of_memory
+from setr.model_info import ModelInfo
 from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
+from setr.scores.groups import ScoredImage, grouped_by_size, max_together, score_images
 from setr.scores.scorecard import Scorecard
-
-MAX_GROUP = {"cpu": 1, "cuda": 24}
-"""Maximum number of consecutive images of equal size that are predicted together."""
-MAX_GROUP_SCORES = 1 << 26
-"""Maximum of images x pixels x classes in such a group; larger images are predicted one by one."""
-
-
-class ScoredImage(NamedTuple):
-    """An image of the split and its prediction.
-
-    Attributes:
-        number: index of the image in the split.
-        name: path of the image below the data set's folder.
-        image: uint8 RGB (H, W, 3), made from the first bands if the data set has others.
-        truth: training ids (H, W) uint8; `IGNORE` is not counted.
-        prediction: ids (H, W) uint8.
-        confidence: probability of the predicted class (H, W) float32; None if not `detailed`.
-        figures: `miou` and `pixel_accuracy` of this image.
-    """
-
-    number: int
-    name: str
-    image: np.ndarray
-    truth: np.ndarray
-    prediction: np.ndarray
-    confidence: np.ndarray | None
-    figures: dict[str, float | None]
 
 
 def evaluate(
@@ -194,17 +163,17 @@ def evaluate_split(
     chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
     indices = chosen[rank() :: world()]
     samples = zip(indices, whole_images(dataset, workers, indices), strict=True)
-    group_size = functools.partial(_group_size, device, info.protocol, model.num_classes)
+    group_size = functools.partial(max_together, device, info.protocol, model.num_classes)
     done = 0
     with testing(model, dtype), Progress("eval", len(indices)) as progress:
         network = recorded(model)
-        for group in _grouped_by_size(samples, group_size):
+        for group in grouped_by_size(samples, group_size):
             if stopped():
                 break
             if isinstance(group, SetrError):
                 card.fail(str(group))
             else:
-                for scored in _score_images(network, info, card, dataset, group):
+                for scored in score_images(network, info, card, dataset, group):
                     if on_image:
                         on_image(scored)
             size = 1 if isinstance(group, SetrError) else len(group)
@@ -228,95 +197,6 @@ def evaluate_split(
     }
 
 
-_Sample = tuple[int, Tensor, Tensor]
-"""Index in the split, image (1, H, W, C) and mask (1, H, W)."""
-
-
-def _group_size(
-    device: torch.device, protocol: Protocol, num_classes: int, height: int, width: int
-) -> int:
-    """Number of images of this size that are predicted together."""
-    limit = MAX_GROUP.get(device.type, MAX_GROUP["cuda"])
-    if limit == 1:
-        return 1
-    try:
-        view = protocol.view_size(height, width, max(protocol.scales))
-    except SetrError:  # raised again, with the image's name, when it is predicted
-        return 1
-    sides = (min(pair) for pair in zip(protocol.window or view, view, strict=True))
-    by_scores = MAX_GROUP_SCORES // (num_classes * height * width)
-    return max(1, min(limit, GPU_PIXELS // math.prod(sides), by_scores))
-
-
-def _grouped_by_size(
-    samples: Iterable[tuple[int, tuple[Tensor, Tensor] | SetrError]],
-    group_size: Callable[[int, int], int],
-) -> Iterator[list[_Sample] | SetrError]:
-    """Groups of consecutive images of equal size, at most `group_size(height, width)` in each.
-
-    Errors of images that could not be read are yielded in between.
-    """
-    group: list[_Sample] = []
-    for index, sample in samples:
-        if isinstance(sample, SetrError):
-            if group:
-                yield group
-                group = []
-            yield sample
-            continue
-        image = sample[0]
-        if group and group[0][1].shape != image.shape:
-            yield group
-            group = []
-        group.append((index, *sample))
-        if len(group) >= group_size(*image.shape[1:3]):
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _score_images(
-    model: Any, info: ModelInfo, card: Scorecard, dataset: Dataset, group: list[_Sample]
-) -> Iterator[ScoredImage]:
-    """Predict a group of images together, or in halves if memory runs out; score each."""
-    device = card.confusion.counts.device
-    names = [dataset.image_name(index) for index, _, _ in group]
-    images = torch.cat([image for _, image, _ in group])
-    masks = torch.cat([mask for _, _, mask in group])
-    x = NormalizedImages(images.to(device), info.mean, info.std)
-    size = (masks.shape[-2], masks.shape[-1])
-    predictions = None
-    try:
-        predictions, confidences = predict_mask(
-            model, x, info.protocol, size=size, with_confidence=card.detailed
-        )
-    except SetrError as error:
-        which = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
-        raise SetrError(f"{which}: {error}") from None
-    except RuntimeError as error:
-        if len(group) == 1 or not is_out_of_memory(error):
-            raise
-    if predictions is None:  # not in `except`, where the error keeps tensors alive
-        middle = len(group) // 2
-        for part in (group[:middle], group[middle:]):
-            yield from _score_images(model, info, card, dataset, part)
-        return
-    truths = masks.to(device)
-    for i, (index, image, mask) in enumerate(group):
-        confidence = None if confidences is None else confidences[i]
-        figures = card.update(index, predictions[i], truths[i], confidence)
-        yield ScoredImage(
-            index,
-            names[i],
-            as_rgb(image[0].numpy()),
-            mask[0].numpy(),
-            predictions[i].cpu().numpy(),
-            None if confidence is None else confidence.cpu().numpy(),
-            figures,
-        )
-
-
 @contextlib.contextmanager
 def testing(model: SETR | ExportedModel, dtype: torch.dtype | None) -> Iterator[None]:
     """Context with the model in eval mode, autocast to `dtype`, and no gradients."""
@@ -328,57 +208,3 @@ def testing(model: SETR | ExportedModel, dtype: torch.dtype | None) -> Iterator[
             yield
     finally:
         model.train(was_training)
-
-
-def spread(length: int, count: int) -> list[int]:
-    """`count` evenly spaced indices from 0 to length - 1, or all if there are fewer; one is 0."""
-    if count >= length:
-        return list(range(length))
-    return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
-
-
-def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
-    """Raise an error if a split has no images, or other classes or channels than the model."""
-    if not len(dataset):
-        raise SetrError(
-            f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
-        )
-    require_own(model, info)
-    if dataset.channels != len(info.mean):
-        raise SetrError(
-            f"the model takes {len(info.mean)} channels but the images of {dataset.name} have "
-            f"{dataset.channels}; name as many under 'bands' in its data.yaml",
-            code=DATA_CHECK_FAILED,
-        )
-    ours, theirs = info.labels.classes, dataset.labels.classes
-    if len(theirs) != model.num_classes:
-        raise SetrError(
-            f"the model has {model.num_classes} classes but {dataset.name} has {len(theirs)}; they "
-            "must be equal",
-            code=DATA_CHECK_FAILED,
-        )
-    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        if a.casefold().strip() != b.casefold().strip():
-            raise SetrError(
-                f"class {number} is '{a}' in the model but '{b}' in {dataset.name}; the classes "
-                "must be the same, in the same order (edit 'classes' and 'label_map' of the data; "
-                "`setr convert CHECKPOINT --labels NAME` names those of a checkpoint)",
-                code=DATA_CHECK_FAILED,
-            )
-
-
-def require_labelled(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
-    """As `require_fit`; also raise an error if neither first, middle nor last pair can be read.
-
-    For commands that need the split only minutes later.
-    """
-    require_fit(model, info, dataset)
-    problems = []
-    for index in spread(len(dataset), 3):
-        try:
-            dataset.load(index)
-        except SetrError as error:
-            problems.append(error)
-        else:
-            return
-    raise SetrError(str(problems[0]), code=DATA_CHECK_FAILED)

@@ -29,12 +29,13 @@ from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat, ExportPrecision
 from setr.data.dataset import Dataset
 from setr.errors import USAGE, SetrError
-from setr.evaluation import grid_size, require_labelled
+from setr.evaluation import grid_size
 from setr.exporting.export_check import compare, compare_accuracy, require_accuracy
 from setr.exporting.graphs import DTYPES, Graph, Head, trace
 from setr.exporting.onnx_file import write_onnx
 from setr.exporting.quantize import calibration_images, quantized
 from setr.exporting.runtime import ANY, Form
+from setr.fitting import require_labelled
 from setr.model import SETR
 from setr.model_info import ModelInfo, describe
 from setr.pages.model_card import encoder_licence

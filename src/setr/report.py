@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from setr.evaluation import ScoredImage
 from setr.labels import Labels
 from setr.pages.charts import confusion_chart, loss_chart, reliability_chart
 from setr.pages.gallery import Gallery
@@ -31,6 +30,7 @@ from setr.pages.page import (
     write_page,
 )
 from setr.pages.tables import by_protocol
+from setr.scores.groups import ScoredImage
 
 
 class Shown(NamedTuple):

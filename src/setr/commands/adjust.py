@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> int:
         require_default(given, "does nothing with --by class; leave one of them out", "train_split")
     from setr.datasets import open_dataset
     from setr.doctor import check
-    from setr.evaluation import evaluate_split, require_fit
+    from setr.evaluation import evaluate_split
+    from setr.fitting import require_fit
     from setr.hub import save_pretrained
     from setr.predictor import load
     from setr.scores.adjustment import ADJUSTED, find_offsets, shift_logits

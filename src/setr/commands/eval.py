@@ -110,7 +110,7 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
     """Open model and split, and check now what would fail only after hours of testing."""
     from setr.datasets import open_dataset
     from setr.distributed import rank
-    from setr.evaluation import require_fit
+    from setr.fitting import require_fit
     from setr.predictor import load
     from setr.reading.files import require_writable
 
@@ -138,7 +138,7 @@ def _require_apart(out: Path) -> None:
 
 def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
     """Load a model to compare with; an error names it."""
-    from setr.evaluation import require_fit
+    from setr.fitting import require_fit
     from setr.predictor import load
 
     predictor = load(path, device=given.device)

@@ -16,11 +16,12 @@ import torch
 
 from setr.data import scenes
 from setr.datasets import open_dataset
-from setr.evaluation import ScoredImage, evaluate_split
+from setr.evaluation import evaluate_split
 from setr.inference import predict_mask
 from setr.predictor import Predictor, load
 from setr.processes.machine import peak_bytes
 from setr.protocols import Protocol
+from setr.scores.groups import ScoredImage
 
 MIN_RUNS = 5
 NUM_SCENES = 4

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from setr.distributed import gather
-from setr.evaluation import ScoredImage
 from setr.reading.files import write_bytes
+from setr.scores.groups import ScoredImage
 from setr.scores.intervals import paired_difference
 
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.data.loader import whole_images
-from setr.evaluation import require_fit, testing
+from setr.evaluation import testing
+from setr.fitting import require_fit
 from setr.inference import NormalizedImages, predict_scores
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR

@@ -12,9 +12,9 @@ import numpy as np
 
 from setr.config import Config, ModelConfig
 from setr.data.dataset import Dataset
+from setr.data.loader import spread
 from setr.distributed import on_first, say
 from setr.errors import USAGE, SetrError
-from setr.evaluation import spread
 
 SAMPLED = 200
 """Maximum number of images to measure, spread evenly over the split."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from setr.evaluation import ScoredImage
 from setr.labels import Labels
 from setr.pages.montage import montage, with_legend
+from setr.scores.groups import ScoredImage
 
 
 class Samples:

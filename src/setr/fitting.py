@@ -1,0 +1,57 @@
+"""Checks that a data set fits a model, before anything is computed."""
+
+from __future__ import annotations
+
+from setr.data.dataset import Dataset
+from setr.data.loader import spread
+from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.exporting.runtime import ExportedModel
+from setr.model import SETR
+from setr.model_info import ModelInfo, require_own
+
+
+def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
+    """Raise an error if a split has no images, or other classes or channels than the model."""
+    if not len(dataset):
+        raise SetrError(
+            f"split '{dataset.split}' of {dataset.name} has no images", code=DATA_CHECK_FAILED
+        )
+    require_own(model, info)
+    if dataset.channels != len(info.mean):
+        raise SetrError(
+            f"the model takes {len(info.mean)} channels but the images of {dataset.name} have "
+            f"{dataset.channels}; name as many under 'bands' in its data.yaml",
+            code=DATA_CHECK_FAILED,
+        )
+    ours, theirs = info.labels.classes, dataset.labels.classes
+    if len(theirs) != model.num_classes:
+        raise SetrError(
+            f"the model has {model.num_classes} classes but {dataset.name} has {len(theirs)}; they "
+            "must be equal",
+            code=DATA_CHECK_FAILED,
+        )
+    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if a.casefold().strip() != b.casefold().strip():
+            raise SetrError(
+                f"class {number} is '{a}' in the model but '{b}' in {dataset.name}; the classes "
+                "must be the same, in the same order (edit 'classes' and 'label_map' of the data; "
+                "`setr convert CHECKPOINT --labels NAME` names those of a checkpoint)",
+                code=DATA_CHECK_FAILED,
+            )
+
+
+def require_labelled(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
+    """As `require_fit`; also raise an error if neither first, middle nor last pair can be read.
+
+    For commands that need the split only minutes later.
+    """
+    require_fit(model, info, dataset)
+    problems = []
+    for index in spread(len(dataset), 3):
+        try:
+            dataset.load(index)
+        except SetrError as error:
+            problems.append(error)
+        else:
+            return
+    raise SetrError(str(problems[0]), code=DATA_CHECK_FAILED)
