@@ -70,6 +70,23 @@ def test_a_loss_that_is_no_number_is_null_and_no_point_of_the_curve(tmp_path, ca
     assert "loss 1.500" in capsys.readouterr().err
 
 
+def test_time_until_an_item_is_there_is_waiting_for_data(monkeypatch, capsys):
+    now = [0.0]
+
+    def slow():
+        for item in "ab":
+            now[0] += 3
+            yield item
+
+    monkeypatch.setattr("setr.processes.progress.time.monotonic", lambda: now[0])
+    progress = Progress("eval", 2)
+    for done, _ in enumerate(progress.fed_by(slow()), 1):
+        now[0] += 1
+        progress.update(done, images=1)
+    assert progress.rates()["data_wait_percent"] == 75
+    assert "data 75%" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", [CsvTable, JsonLines])
 def test_resuming_drops_what_came_after_and_torn_lines(tmp_path, kind):
     tracker = kind(tmp_path, 0)

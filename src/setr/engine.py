@@ -191,8 +191,8 @@ class _Run:
     def loop(self) -> None:
         """Run the remaining steps."""
         config = self.config.train
-        batches = self.source.batches(self.step)
         progress = Progress("train", config.steps, start=self.step)
+        batches = progress.fed_by(self.source.batches(self.step))
         profile = Profile(
             self.model, config.profile, self.folder.out, remaining=config.steps - self.step
         )
@@ -201,15 +201,13 @@ class _Run:
                 self._test(interrupt, progress)
             end_reason = self.best.stop_reason()
             while self.step < config.steps and not end_reason:
-                waiting = time.monotonic()
                 with self._interruptible(interrupt, save=distributed.world() == 1):
                     images, masks = next(batches)
-                waited = time.monotonic() - waiting
                 with explain_out_of_memory(self.config, self.model.num_classes, self.device):
                     parts = self.train_step(images, masks)
                 self.step += 1
                 profile.step()
-                progress.update(self.step, wait=waited, images=config.batch_size, **parts)
+                progress.update(self.step, images=config.batch_size, **parts)
                 last = self.step == config.steps
                 stop = distributed.any_of(interrupt.requested)
                 logged = self.step % config.log_every == 0 or last

@@ -167,7 +167,7 @@ def evaluate_split(
     done = 0
     with testing(model, dtype), Progress("eval", len(indices)) as progress:
         network = recorded(model)
-        for group in grouped_by_size(samples, group_size):
+        for group in progress.fed_by(grouped_by_size(samples, group_size)):
             if stopped():
                 break
             if isinstance(group, SetrError):

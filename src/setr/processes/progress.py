@@ -6,7 +6,10 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -40,12 +43,23 @@ class Progress:
         self.total = total
         self.update(done, images=1)
 
+    def fed_by(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; until each of them is there, the loop waits for data."""
+        source = iter(items)
+        while True:
+            began = time.monotonic()
+            item = next(source, None)
+            self.waited += time.monotonic() - began
+            if item is None:
+                return
+            yield item
+
     def update(
-        self, done: int, *, images: int, wait: float = 0.0, loss: float | None = None,
-        lr: float | None = None, **_: float,
+        self, done: int, *, images: int, loss: float | None = None, lr: float | None = None,
+        **_: float,
     ) -> None:  # fmt: skip
-        """Count a step: its images, the seconds it waited for data, its loss and learning rate."""
-        self.done, self.images, self.waited = done, self.images + images, self.waited + wait
+        """Count a step: its images, its loss and learning rate."""
+        self.done, self.images = done, self.images + images
         if loss is not None and math.isfinite(loss):  # fp16 skips steps that overflow
             self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         now = time.monotonic()
@@ -61,7 +75,7 @@ class Progress:
         if lr is not None:
             parts.append(f"lr {lr:.2e}")
         parts.append(f"{rates['images_per_second']:.1f} img/s")
-        if wait:
+        if self.waited:
             parts.append(f"data {rates['data_wait_percent']:.0f}%")
         if known:
             parts.append(f"ETA {_clock((self.total - done) * rates['seconds_per_step'])}")

@@ -200,7 +200,8 @@ def _sample(
     per_image = max(1, SAMPLE_BYTES // (4 * model.num_classes * len(dataset)))
     scores, truth = [], []
     with testing(model, dtype), Progress("adjust", len(dataset)) as progress:
-        for index, sample in enumerate(whole_images(dataset, workers, range(len(dataset)))):
+        samples = whole_images(dataset, workers, range(len(dataset)))
+        for index, sample in enumerate(progress.fed_by(samples)):
             if isinstance(sample, Exception):
                 raise sample
             images, masks = sample
