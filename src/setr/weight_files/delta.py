@@ -60,9 +60,9 @@ def add_base(
     for key in model.state_dict():
         if key.startswith("encoder.") and key not in base:
             raise SetrError(
-                f"{name}: has no {key.removeprefix('encoder.vit.')} as in {own}, the encoder of "
-                f"{source}; give the DINOv3 weights of this size with their attention biases, as "
-                "Meta and Hugging Face publish them, or lvd1689m",
+                f"{name}: has no {key.removeprefix('encoder.vit.')} that fits {own}, the encoder "
+                f"of {source}; give the DINOv3 weights of this size with their attention biases, "
+                "as Meta and Hugging Face publish them, or lvd1689m",
                 code=USAGE,
             )
     tensors = dict(found.tensors)
