@@ -411,7 +411,7 @@ def renamed(model: nn.Module, rules: list) -> dict[str, Tensor]:
 def published(model: setr.SETR, layout: str) -> dict[str, Tensor]:
     """A state dict as in the files of the authors or of transformers."""
     if layout == "authors":
-        extra = {"network.attn_mask_probs": torch.zeros(2),
+        extra = {"network.attn_mask_probs": torch.zeros(model.encoder.num_query_blocks),
                  "network.encoder.pixel_mean": torch.zeros(1, 3, 1, 1),
                  "criterion.empty_weight": torch.ones(K + 1)}  # fmt: skip
         return renamed(model, AUTHORS) | extra
@@ -422,12 +422,13 @@ def published(model: setr.SETR, layout: str) -> dict[str, Tensor]:
     for name in [name for name in state if ".qkv." in name]:
         for part, value in zip("qkv", state.pop(name).chunk(3), strict=True):
             state[name.replace("qkv", f"{part}_proj")] = value
-    return state | {"attn_mask_probs": torch.zeros(2), "criterion.empty_weight": torch.ones(K + 1)}
+    state["attn_mask_probs"] = torch.zeros(model.encoder.num_query_blocks)
+    return state | {"criterion.empty_weight": torch.ones(K + 1)}
 
 
 @pytest.mark.parametrize("layout", ["authors", "transformers"])
 def test_published_checkpoints(tmp_path, capsys, layout):
-    model = randomised(tiny(query_blocks=1))  # not one of the authors' depths: a quarter of it
+    model = randomised(tiny(query_blocks=1))  # stored beside the weights
     path = tmp_path / "checkpoint.pth"
     torch.save(published(model, layout), path)
     found, info, report = convert_foreign(path, num_heads=2)

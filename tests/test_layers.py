@@ -156,6 +156,7 @@ ORDER = (
         "hub",
         "weight_files.averaging",
         "weight_files.linear_head",
+        "weight_files.delta",
         "weight_files.published",
         "weight_files.foreign",
         "exporting.runtime",

@@ -323,7 +323,8 @@ def load(
         revision: branch, tag or commit on the Hub.
         options: further keyword arguments of `Predictor`, such as `precision`, `window`, `scales`
             and `flip`. For the checkpoints of other code bases also those of
-            `foreign.convert_foreign`, such as `num_heads`, or `pretrained` for a linear head.
+            `foreign.convert_foreign`, such as `num_heads`, or `pretrained` for a linear head and
+            for EoMT's differences to DINOv3.
 
     Returns:
         A `Predictor`; its method `predict` segments an image.

@@ -45,6 +45,8 @@ class QueryEncoder(Encoder):
         self, name: str, *, taps: tuple[int, ...], query_blocks: int = 4, **arguments: Any
     ) -> None:
         super().__init__(name, taps=taps, prune_norm=False, **arguments)
+        if arguments.get("norm_eps") is not None:
+            self.vit.norm.eps = arguments["norm_eps"]
         depth = len(self.vit.blocks)
         if len(taps) > 1 or not 1 <= query_blocks <= depth:
             raise SetrError(

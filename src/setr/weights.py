@@ -22,7 +22,7 @@ from setr.errors import USAGE, SetrError
 from setr.layers.low_rank import fit_low_rank
 from setr.weight_files.architecture import dialect_options, function_options
 from setr.weight_files.dialects import translate
-from setr.weight_files.naming import WHOLE, Translation
+from setr.weight_files.naming import DELTA, WHOLE, Translation
 from setr.weight_files.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
@@ -149,6 +149,12 @@ def match_weights(
     Returns:
         The checked tensors to load into the model, and the report.
     """
+    if found.dialect == DELTA:
+        raise SetrError(
+            f"{source}: holds the differences between EoMT and DINOv3, not weights; make a model "
+            "of both, and give that: `setr convert FILE --pretrained lvd1689m -o DIR`",
+            code=USAGE,
+        )
     own = model.state_dict()
     named = found.whole or found.dialect == "setr"
     given = dict(found.tensors) if named else _with_prefix(model, found)

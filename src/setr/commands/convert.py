@@ -34,9 +34,9 @@ class Arguments:
 
     A checkpoint of SETR, Segmenter, DPT, UPerNet or EoMT, from their authors, mmsegmentation or
     transformers, needs only its file; for transformers also its folder, or owner/name on the Hub. A
-    linear head of DINOv2 needs --pretrained, the encoder it was trained on. An encoder (Google
-    .npz, timm, DeiT, DINOv2, Hugging Face, torchvision) needs --model, and its heads start at
-    random.
+    linear head of DINOv2 needs --pretrained, the encoder it was trained on, and so does EoMT on
+    DINOv3 of its authors. An encoder (Google .npz, timm, DeiT, DINOv2, Hugging Face, torchvision)
+    needs --model, and its heads start at random.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -49,7 +49,8 @@ class Arguments:
     encoder: str | None = None
     """Any timm encoder in place of the model's own; of a linear head, the one it was trained on."""
     pretrained: str | None = None
-    """Encoder weights of a linear head: a file, a Hub name, or a tag such as lvd142m."""
+    """Encoder weights of a linear head, or DINOv3's of EoMT: a file, a Hub name, or a tag such as
+    lvd142m or lvd1689m."""
     num_heads: int | None = None
     """Attention heads of a whole checkpoint; one per 64 channels by default. Not with --model."""
     img_size: tuple[int, int] | None = None

@@ -49,7 +49,13 @@ def read_architecture(
     """
     t = found.tensors
     if found.dialect == "eomt":
-        return eomt_architecture(t, num_heads=num_heads, img_size=img_size)
+        return eomt_architecture(
+            found,
+            num_heads=num_heads or meta.get("num_heads"),
+            img_size=img_size,
+            side=meta.get("side"),
+            norm_eps=meta.get("norm_eps"),
+        )
     try:
         width = t["encoder.vit.pos_embed"].shape[-1]
         channels, _, patch = t["encoder.vit.patch_embed.proj.weight"].shape[1:]

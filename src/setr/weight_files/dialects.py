@@ -1,9 +1,9 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
-repositories, `dpt-transformers`, `eomt`, our own `setr`) and DINOv2's linear heads (`linear`) get
-our full names; encoders (`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's
-names without a prefix.
+repositories, `dpt-transformers`, `eomt`, our own `setr`), DINOv2's linear heads (`linear`) and
+EoMT's differences to DINOv3 (`eomt-delta`) get our full names; encoders (`google`, `timm`, `deit`,
+`dinov3`, `huggingface`, `resnet`) get timm's names without a prefix.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Published EoMT checkpoints: names of their tensors, and what their shapes say.
 
-Sources: tue-mps/eomt (models/eomt.py, models/vit.py) and Hugging Face transformers 5 (models/eomt).
+Sources: tue-mps/eomt (models/eomt.py, models/vit.py) and Hugging Face transformers 5 (models/eomt
+and models/eomt_dinov3). With DINOv3, the authors' encoder is that of transformers, so both files
+have its names.
 """
 
 from __future__ import annotations
@@ -9,20 +11,28 @@ import re
 from typing import Any
 
 from setr.catalog import query_blocks
-from setr.weight_files.encoder_layouts import huggingface, timm
-from setr.weight_files.naming import Rule, Tensors, Translation, rename
+from setr.errors import SetrError
+from setr.weight_files.encoder_layouts import dinov3, huggingface, timm
+from setr.weight_files.naming import DELTA, Rule, Tensors, Translation, rename
 
 HEAD_WIDTH = 64
 _MLP = {"fc1": "0", "fc2": "2", "fc3": "4"}
-_SIZES = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
+_DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
+_DINOV3 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large"}
+_GATED_DINOV3 = {(384, 12): "small_plus", (1280, 32): "huge_plus", (4096, 40): "7b"}
+_NORM_EPS = {"dinov2": 1e-6, "dinov3": 1e-5}
+_SIDE = 512
+"""Side in pixels of the crops of the authors' semantic model on DINOv3, which no tensor shows."""
 
 
 def eomt(tensors: Tensors) -> Translation:
-    """A checkpoint of the EoMT authors' repository."""
+    """A checkpoint of the EoMT authors' repository; with DINOv3, usually differences to it."""
+    on_dinov3 = any(name.endswith("backbone.patch_embed.register_tokens") for name in tensors)
     return _joined(
         tensors,
+        dialect=DELTA if on_dinov3 else "eomt",
         encoder=r"(?:network\.)?encoder\.backbone\.(.+)",
-        layout=timm,
+        layout=_transformers_dinov3 if on_dinov3 else timm,
         heads=[
             (r"(?:network\.)?q\.weight", "decoder.queries"),
             (r"(?:network\.)?(class_head|mask_head|upscale)\.(.+)", r"decoder.\1.\2"),
@@ -32,14 +42,26 @@ def eomt(tensors: Tensors) -> Translation:
 
 
 def eomt_huggingface(tensors: Tensors) -> Translation:
-    """A checkpoint of transformers' EomtForUniversalSegmentation."""
-    tensors = dict(tensors)
-    table = tensors.pop("embeddings.position_embeddings.weight")
-    tensors["embeddings.position_embeddings"] = table[None]
+    """A checkpoint of transformers' Eomt… or EomtDinov3ForUniversalSegmentation.
+
+    Raises:
+        SetrError: DINOv3 with gated MLPs, with whose activation transformers builds the heads.
+    """
+    on_dinov3 = "embeddings.patch_embeddings.weight" in tensors
+    if on_dinov3 and "layers.0.mlp.gate_proj.weight" in tensors:
+        raise SetrError(
+            "EoMT of transformers on a gated DINOv3 (ViT-S+, ViT-H+) has other heads; supported "
+            "are ViT-S, ViT-B and ViT-L"
+        )
+    if not on_dinov3:
+        tensors = dict(tensors)
+        table = tensors.pop("embeddings.position_embeddings.weight")
+        tensors["embeddings.position_embeddings"] = table[None]
     return _joined(
         tensors,
+        dialect="eomt",
         encoder=r"((?:embeddings|layers|layernorm)\..+)",
-        layout=huggingface,
+        layout=_transformers_dinov3 if on_dinov3 else huggingface,
         heads=[
             (r"query\.weight", "decoder.queries"),
             (r"class_predictor\.(.+)", r"decoder.class_head.\1"),
@@ -51,8 +73,25 @@ def eomt_huggingface(tensors: Tensors) -> Translation:
     )
 
 
+def _transformers_dinov3(tensors: Tensors) -> Translation:
+    """The encoder as in transformers' DINOv3, under the names it has inside EoMT."""
+    rules: list[Rule] = [
+        (r"patch_embed\.(.+)", r"embeddings.\1"),
+        (r"layers\.(.+)", r"layer.\1"),
+        (r"layernorm\.(.+)", r"norm.\1"),
+        (r"(.+)", r"\1"),
+    ]
+    return dinov3(rename(tensors, rules)[0])
+
+
 def _joined(
-    tensors: Tensors, *, encoder: str, layout: Any, heads: list[Rule], unused: str
+    tensors: Tensors,
+    *,
+    dialect: str,
+    encoder: str,
+    layout: Any,
+    heads: list[Rule],
+    unused: str,
 ) -> Translation:
     """The encoder in one of the layouts of bare encoders, and the heads."""
     found = {name: re.fullmatch(encoder, name) for name in tensors}
@@ -60,37 +99,59 @@ def _joined(
     renamed, rest = rename({n: v for n, v in tensors.items() if not found[n]}, heads)
     vit = {f"encoder.vit.{name}": value for name, value in inner.tensors.items()}
     unexpected = inner.unexpected + [name for name in rest if not re.fullmatch(unused, name)]
-    return Translation("eomt", vit | renamed, whole=True, unexpected=unexpected)
+    masks = [value for name, value in tensors.items() if name.endswith("attn_mask_probs")]
+    settings = {"query_blocks": masks[0].numel()} if masks else {}
+    return Translation(dialect, vit | renamed, whole=True, unexpected=unexpected, settings=settings)
 
 
 def eomt_architecture(
-    t: Tensors, *, num_heads: int | None = None, img_size: int | tuple[int, int] | None = None
+    found: Translation,
+    *,
+    num_heads: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    side: int | None = None,
+    norm_eps: float | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of `SETR` for the tensors of an EoMT model, with our names.
+    """Keyword arguments of `SETR` for an EoMT model.
 
-    The encoder is a DINOv2 ViT with registers, as in all models of the authors.
+    The encoder is a DINOv2 ViT with registers or, if there are no position embeddings, DINOv3's.
 
     Args:
-        t: the tensors.
+        found: its tensors, with our names.
         num_heads: number of attention heads; by default one per 64 channels.
         img_size: (height, width) in pixels; by default the position embeddings' square grid.
+        side: of a square image in pixels, where position embeddings do not show it.
+        norm_eps: epsilon of the encoder's norms; by default DINOv2's or DINOv3's.
     """
-    width = t["encoder.vit.pos_embed"].shape[-1]
+    t = found.tensors
+    positions = t.get("encoder.vit.pos_embed")
+    width = t["encoder.vit.cls_token"].shape[-1]
     patch = t["encoder.vit.patch_embed.proj.weight"].shape[-1]
-    grid = round(t["encoder.vit.pos_embed"].shape[1] ** 0.5)
     depth = 1 + max(int(m[1]) for n in t if (m := re.match(r"encoder\.vit\.blocks\.(\d+)\.", n)))
-    size = _SIZES.get((width, depth))
-    shape: dict[str, Any] = {"patch_size": patch, "query_blocks": query_blocks(depth)}
+    if positions is not None:
+        family, name = "dinov2", "vit_{}_patch14_reg4_dinov2"
+        size, other = _DINOV2.get((width, depth)), "small"
+        side = round(positions.shape[1] ** 0.5) * patch
+    else:
+        family, gated = "dinov3", "encoder.vit.blocks.0.mlp.fc1_g.weight" in t
+        biased = "encoder.vit.blocks.0.attn.q_bias" in t
+        name = "vit_{}_patch16_dinov3" + ("_qkvb" if biased else "")
+        size = (_GATED_DINOV3 if gated else _DINOV3).get((width, depth))
+        other = "small_plus" if gated else "small"
+    blocks = found.settings.get("query_blocks") or query_blocks(depth)
+    shape: dict[str, Any] = {"patch_size": patch, "query_blocks": blocks}
     if size is None:
         shape |= {"embed_dim": width, "depth": depth, "num_heads": max(1, width // HEAD_WIDTH)}
     if num_heads:
         shape["num_heads"] = num_heads
+    if norm_eps and norm_eps != _NORM_EPS[family]:
+        shape["norm_eps"] = norm_eps
     return {
-        "encoder": f"vit_{size or 'small'}_patch14_reg4_dinov2",
+        "encoder": name.format(size or other),
         "encoder_args": shape,
         "decoder": "eomt",
         "num_classes": len(t["decoder.class_head.weight"]) - 1,
         "taps": (depth,),
-        "img_size": img_size or grid * patch,
+        "img_size": img_size or side or _SIDE,
         "decoder_args": {"num_queries": len(t["decoder.queries"])},
     }

@@ -1,4 +1,4 @@
-"""Build a model from a foreign checkpoint: a whole model, or a linear head.
+"""Build a model from a foreign checkpoint: a whole model, or one to be joined with its encoder.
 
 The models of the authors and of mmsegmentation differ in details. The converter sets the options
 that reproduce each (see the table in docs/parity.md).
@@ -19,9 +19,10 @@ from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.weight_files.architecture import read_architecture
+from setr.weight_files.delta import add_base
 from setr.weight_files.dialects import translate
 from setr.weight_files.linear_head import join_head, published_test
-from setr.weight_files.naming import WHOLE, Translation
+from setr.weight_files.naming import DELTA, WHOLE, Translation
 from setr.weight_files.published import published_labels, published_settings
 from setr.weight_files.tensorfiles import read_tensor_file
 from setr.weight_files.transformers_files import transformers_settings
@@ -82,14 +83,15 @@ def convert_foreign(
             of 16.
         encoder: for a linear head, timm name of the encoder that it was trained on; by default the
             DINOv2 encoder of matching width.
-        pretrained: for a linear head, the encoder's weights: a file, a repository on the Hub, or a
-            tag of weights that timm downloads, such as `lvd142m`.
+        pretrained: for a linear head, the encoder's weights, and for EoMT on DINOv3 of its
+            authors, DINOv3's: a file, a repository on the Hub, or a tag of weights that timm
+            downloads, such as `lvd142m` or `lvd1689m`.
     """
     source = str(path)
     file = read_tensor_file(Path(path))
     found = translate(file.tensors, source)
     meta = file.meta
-    if found.dialect == "dpt-transformers":
+    if found.dialect in ("dpt-transformers", "eomt"):
         meta = {**meta, **transformers_settings(file.path.parent)}
     if found.dialect == "setr" and Path(path).is_dir():
         raise SetrError(
@@ -97,7 +99,7 @@ def convert_foreign(
             "`setr convert --model NAME` loads its weights into another model",
             code=USAGE,
         )
-    if found.dialect not in (*WHOLE, "linear"):
+    if found.dialect not in (*WHOLE, "linear", DELTA):
         raise SetrError(
             f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "
             f"{found.dialect}); give the model's folder, or load it into a model: "
@@ -111,8 +113,9 @@ def convert_foreign(
         "img_size": img_size,
     }
     head: dict[str, Any] = {"encoder": encoder, "pretrained": pretrained}
-    is_head = found.dialect == "linear"
-    for name, value in (shape if is_head else head).items():
+    is_head, is_delta = found.dialect == "linear", found.dialect == DELTA
+    unused = shape if is_head else {"encoder": encoder} if is_delta else head
+    for name, value in unused.items():
         if value is not None:
             what = "a linear head" if is_head else "a whole model"
             raise SetrError(f"{name} {value}: {source} is {what}; leave it out", code=USAGE)
@@ -120,6 +123,8 @@ def convert_foreign(
         if is_head:
             model, report = join_head(found, source, odd_sizes=odd_sizes, **head)
         else:
+            if is_delta:
+                found = add_base(found, source, pretrained=pretrained, num_heads=num_heads)
             arguments = read_architecture(found, meta, source=source, **shape)
             model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
     except (KeyError, IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
@@ -184,6 +189,7 @@ def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[
         n: torch.empty(t.shape, dtype=t.dtype, device="cpu").copy_(given[n]) for n, t in own.items()
     }
     model.load_state_dict(state, assign=True)
+    _compute_buffers(model)
     report = LoadReport(
         dialect=found.dialect,
         loaded=[n for n in own if n not in found.filled],
@@ -196,6 +202,16 @@ def _build(arguments: dict[str, Any], found: Translation, source: str) -> tuple[
         encoder_share=1.0,
     )
     return model.eval(), report
+
+
+def _compute_buffers(model: SETR) -> None:
+    """Give a model from the meta device the buffers that no file stores, such as rotary periods."""
+    for module in model.modules():
+        buffers = {n: b for n, b in module.named_buffers(recurse=False) if b.is_meta}
+        if buffers:
+            for name, buffer in buffers.items():
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+            module.init_non_persistent_buffers()  # type: ignore[operator]  # of timm's layers
 
 
 def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> Labels:

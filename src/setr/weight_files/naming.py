@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
 WHOLE = ("official", "mmseg", "segmenter", "eomt", "dpt", "dpt-transformers")
 """Dialects of whole models from other code bases."""
+DELTA = "eomt-delta"
+"""Dialect of EoMT on DINOv3 whose encoder is stored as the difference to DINOv3's weights."""
 Rule = tuple[str, str | Callable[[re.Match], str]]
 """A regular expression for the full name, and a replacement: template or function of the match."""
 
@@ -27,6 +30,7 @@ class Translation:
         unexpected: names in the file that have no counterpart.
         filled: our names of tensors that the dialect does not store; they were added with the
             values it implies, such as zero biases.
+        settings: settings of the architecture that tensors without a counterpart show.
     """
 
     dialect: str
@@ -34,6 +38,7 @@ class Translation:
     whole: bool
     unexpected: list[str] = field(default_factory=list)
     filled: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def rename(tensors: Tensors, rules: list[Rule]) -> tuple[Tensors, list[str]]:

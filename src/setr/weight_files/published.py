@@ -46,6 +46,8 @@ def published_labels(
     found: Translation, meta: Mapping[str, Any], decoder: str, num_classes: int
 ) -> Labels | None:
     """The classes of a checkpoint that names none, by their number; None if unknown."""
+    if found.dialect == "eomt" and "classes" in meta:
+        return None
     if found.dialect in ("segmenter", "eomt"):
         return segmenter_labels(num_classes)
     return dpt_labels(meta, num_classes) if decoder == "dpt" else None
@@ -72,8 +74,9 @@ def published_settings(
         protocol = segmenter_test(crop, labels, port=port)
         return Settings(crop, protocol, *segmenter_normalisation(found.tensors, labels))
     if decoder == "eomt":
-        protocol = eomt_test(crop)
-    elif decoder == "upernet":  # whole images, their short side that of the crop
+        mean, std = (tuple(meta.get(k) or getattr(imagenet, k)) for k in ("mean", "std"))
+        return Settings(crop, eomt_test(crop), mean, std)
+    if decoder == "upernet":  # whole images, their short side that of the crop
         protocol = Protocol(short_side=min(crop), long_side=4 * min(crop))
     else:
         protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)
