@@ -146,6 +146,8 @@ class SETR(nn.Module):
             raise SetrError(
                 "resnet, aux_taps, patch_stride: EoMT has none of them; leave them out", code=USAGE
             )
+        if decoder == "eomt":
+            _require_queries(encoder)
         convolutional = decoder in ("fcn", "semantic_fpn")
         if convolutional and (pos_interp != "bicubic" or prefix_tokens != "keep" or patch_stride):
             raise SetrError(
@@ -254,6 +256,18 @@ class SETR(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute encoder activations in the backward pass to save memory."""
         self.encoder.set_grad_checkpointing(enable)
+
+
+def _require_queries(encoder: str) -> None:
+    """Raise `SetrError` for encoders whose attention has no place for queries."""
+    from setr.layers.relative_bias import is_relative  # imports timm
+
+    if is_relative(encoder):
+        raise SetrError(
+            f"encoder '{encoder}': its position bias has no values for EoMT's queries; choose "
+            "another encoder, for example vit_base_patch14_reg4_dinov2",
+            code=USAGE,
+        )
 
 
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
