@@ -112,6 +112,7 @@ ORDER = (
         "layers.mask_transformer",
         "layers.dpt",
         "layers.upernet",
+        "layers.feature_pyramid",
         "query_encoder",
         "layers.mask_classifier",
         "baselines",

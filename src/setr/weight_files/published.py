@@ -2,7 +2,7 @@
 
 Sources: rstrudel/segmenter (segm/config.yml, segm/model/utils.py), tue-mps/eomt
 (training/lightning_module.py), isl-org/DPT (run_segmentation.py), transformers (DPTConfig,
-DPTImageProcessor) and mmsegmentation 1.2.2 (configs/segmenter, dpt and vit).
+DPTImageProcessor) and mmsegmentation 1.2.2 (configs/segmenter, dpt, vit, beit and mae).
 """
 
 from __future__ import annotations
@@ -73,6 +73,10 @@ def published_settings(
         return Settings(crop, protocol, *segmenter_normalisation(found.tensors, labels))
     if decoder == "eomt":
         protocol = eomt_test(crop)
+    elif (arguments.get("neck_args") or {}).get("feature2pyramid"):  # windows
+        stride = crop[0] * 2 // 3, crop[1] * 2 // 3
+        side = min(crop)
+        protocol = Protocol(window=crop, stride=stride, short_side=side, long_side=4 * side)
     elif decoder == "upernet":  # whole images, their short side that of the crop
         protocol = Protocol(short_side=min(crop), long_side=4 * min(crop))
     else:

@@ -8,6 +8,7 @@ example, which mmsegmentation fine-tunes with a bias that starts at zero.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,25 @@ _SHARED = f"rel_pos_bias.{TABLE}"
 
 def spread_shared_table(tensors: Tensors) -> Tensors:
     """Give every block the table that all share, and leave out the index made for one grid."""
-    tensors = {n: v for n, v in tensors.items() if not n.endswith("relative_position_index")}
+    tensors = without_pairs(tensors)
     if (shared := tensors.pop(_SHARED, None)) is not None:
         blocks = {m[0] for name in tensors if (m := re.match(r"blocks\.\d+\.", name))}
         tensors |= {f"{block}attn.{TABLE}": shared for block in blocks}
     return tensors
+
+
+def without_pairs(tensors: Tensors) -> Tensors:
+    """The tensors without the index of pairs that attention layers store for one grid."""
+    return {n: v for n, v in tensors.items() if not n.endswith("relative_position_index")}
+
+
+def drop_key_bias(tensors: Tensors) -> None:
+    """Leave out the key's bias in blocks that have a table (mmsegmentation's MAE)."""
+    for name in [n for n in tensors if n.endswith(f".attn.{TABLE}")]:
+        stem = name.removesuffix(TABLE)
+        if (bias := tensors.pop(f"{stem}qkv.bias", None)) is not None:
+            query, _, value = bias.chunk(3)
+            tensors |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
 
 
 def split_qkv_bias(given: Tensors, own: Tensors) -> None:
@@ -108,3 +123,19 @@ def _weights(old: int, new: int) -> Tensor:
     weights = torch.zeros(new, old, dtype=torch.float64)
     weights[rows, right - 1], weights[rows, right] = 1 - share, share
     return weights
+
+
+def relative_encoder(t: Tensors) -> dict[str, Any]:
+    """Keyword arguments of a BEiT encoder that its tensors show."""
+    return {
+        "use_abs_pos_emb": "encoder.vit.pos_embed" in t,
+        "qkv_bias": "encoder.vit.blocks.0.attn.q_bias" in t,
+        "init_values": 0.1 if "encoder.vit.blocks.0.gamma_1" in t else None,
+    }
+
+
+def relative_taps(depth: int) -> tuple[int, ...]:
+    """The blocks that UPerNet reads in mmsegmentation's settings for BEiT and MAE."""
+    return {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}.get(
+        depth, tuple(depth * share // 6 for share in (2, 3, 4, 6))
+    )
