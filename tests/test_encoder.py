@@ -324,6 +324,8 @@ FAMILIES = {
     "deit_tiny_distilled_patch16_224": {},
     "vit_tiny_patch16_384": {},
     "vit_base_patch16_clip_224": {},
+    "beit_base_patch16_224": {},
+    "beitv2_base_patch16_224": {},
 }
 
 

@@ -241,7 +241,7 @@ def turned(model: SETR) -> SETR:
     """The same with blocks in which it matters what patch looks at which, as in trained ones."""
     with torch.no_grad():
         for name, weight in model.encoder.named_parameters():
-            if name.endswith("attn.qkv.weight") or ".gamma_" in name:
+            if name.endswith(("attn.qkv.weight", "bias_table")) or ".gamma_" in name:
                 weight.copy_(torch.randn_like(weight))
     return model
 
@@ -253,6 +253,7 @@ def turned(model: SETR) -> SETR:
         lambda: tiny_model("naive", num_classes=K, odd_sizes="squeeze"),
         lambda: with_encoder("eva02_small_patch14_224", "pup"),
         lambda: turned(with_encoder("vit_small_patch16_dinov3", "naive")),
+        lambda: turned(with_encoder("beit_base_patch16_224", "naive")),
         lambda: create_model(
             "segmenter_tiny", num_classes=K, img_size=64, encoder_args=SMALL, channels=64
         ),
@@ -270,8 +271,8 @@ def turned(model: SETR) -> SETR:
             channels=16, encoder_args=SMALL,
         ),
     ],
-    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "segmenter", "eomt", "dpt", "upernet",
-         "hybrid"],
+    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "beit", "segmenter", "eomt", "dpt",
+         "upernet", "hybrid"],
 )  # fmt: skip
 def test_graphs_of_other_models_equal_them_at_any_size(build):
     torch.manual_seed(0)

@@ -297,7 +297,13 @@ def test_plain_info_makes_a_card_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "encoder", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"]
+    "encoder",
+    [
+        "vit_tiny_patch16_224",
+        "eva02_tiny_patch14_224",
+        "vit_small_patch16_dinov3",
+        "beit_base_patch16_224",
+    ],
 )
 def test_weights_and_buffers_come_back_in_place(tmp_path, encoder):
     """Position tables of rotary encoders are in no file; they are made when the model is."""

@@ -92,7 +92,9 @@ def test_every_trained_parameter_gets_a_gradient():
             assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("encoder", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize(
+    "encoder", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "beit_base_patch16_224"]
+)
 def test_encoders_with_their_own_attention(encoder):
     model = create_model(
         "setr_naive_tiny",

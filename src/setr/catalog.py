@@ -91,7 +91,8 @@ def default_taps(decoder: str, depth: int) -> tuple[tuple[int, ...], tuple[int, 
     Depth 24 follows section 4.1 ("Auxiliary loss"), depth 12 the authors' configurations (auxiliary
     heads of Naive at 3, 6, 9, of PUP at 5, 8, 10, 12; MLA, DPT and UPerNet 3, 6, 9, 12). For other
     depths, taps are evenly spaced. Segmenter, EoMT and the linear probe read the last block and
-    have no auxiliary heads; UPerNet has one on the last tap.
+    have no auxiliary heads; UPerNet has one on the last tap (with the neck `feature2pyramid` on the
+    last but one).
     """
     if decoder in _LAST_BLOCK:
         return (depth,), ()
@@ -154,7 +155,8 @@ def model_settings(
         name: one of `list_models()`.
         encoder: timm name of an encoder to use instead of the default one.
         channels: channels of the heads' convolutions, 256 in the paper, or of Segmenter's decoder.
-            UPerNet has 512 by default, and half of its number in the auxiliary head.
+            UPerNet has 512 by default, and half of its number in the auxiliary head, but at most
+            256.
         taps: blocks that the heads read, counted from 1; the auxiliary heads read them, too.
         align_corners: option of MLA's and DPT's upsampling; True as in the authors' code.
         neck: UPerNet's neck, see `ModelConfig.neck`.
@@ -182,7 +184,11 @@ def model_settings(
     if settings["decoder"] == "dpt" and not align_corners:
         settings["neck_args"]["align_corners"] = False
     if settings["decoder"] == "upernet":
-        settings["neck_args"] |= {"pyramid": neck != "none", "norm_last": neck == "ln_mln"}
+        if neck == "feature2pyramid":
+            settings["neck_args"] |= {"feature2pyramid": True}
+            settings["aux_taps"] = settings["taps"][-2:-1]
+        else:
+            settings["neck_args"] |= {"pyramid": neck != "none", "norm_last": neck == "ln_mln"}
     elif neck != "ln_mln":
         raise SetrError(f"neck {neck}: {name} has no such neck; leave it out", code=USAGE)
     if encoder:
@@ -216,7 +222,7 @@ def _transformer_settings(
         heads = {
             "neck_args": {"channels": width},
             "decoder_args": {},
-            "aux_args": {"channels": width // 2, "num_convs": 1, "concat_input": False},
+            "aux_args": {"channels": min(256, width // 2), "num_convs": 1, "concat_input": False},
         }
     own_args = {} if encoder else dict(size.args)
     if decoder == "dpt":

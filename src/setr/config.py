@@ -49,7 +49,8 @@ class ModelConfig:
     of crops and of whole images line up."""
     neck: Neck = "ln_mln"
     """UPerNet's neck: `mln` resamples the blocks' outputs to four sizes, `ln_mln` also normalises
-    the last one first, `none` leaves all as they are."""
+    the last one first, `none` leaves all as they are; `feature2pyramid` enlarges them by transposed
+    convolutions, as on BEiT and MAE."""
     patch_stride: int | None = None
     """Stride of the patch embedding in pixels; below the patch size, patches overlap."""
     drop_path: float = 0.0

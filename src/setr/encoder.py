@@ -252,7 +252,7 @@ def list_encoders(pattern: str = "*") -> list[str]:
     return [
         name
         for name in timm.list_models(pattern)
-        if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|beit3|aimv2)_", name)
+        if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|beit|beitv2|beit3|aimv2)_", name)
         and not re.search(r"relpos|srelpos|_rope|naflex|_r26_|_r50_|_resnet|hybrid", name)
     ]
 
@@ -271,6 +271,7 @@ def encoder_depth(name: str) -> int:
 
 def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args: Any) -> Any:
     from setr._timm import timm
+    from setr.layers.relative_bias import is_relative, make_variable
 
     if not timm.is_model(name):
         bare = re.split("[/:]", name)[-1].split(".")[0]  # without Hub owner and tag
@@ -284,6 +285,7 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
     size = {} if img_size is None else {"img_size": img_size}
     given = [f"{key} {value}" for key, value in {**size, **timm_args}.items()]
     heads = timm_args.get("num_heads", 1)
+    relative = is_relative(name)
     try:
         if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
             raise ValueError("num_heads must be a whole number from 1")
@@ -291,8 +293,7 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
             name,
             pretrained=False,
             num_classes=0,
-            dynamic_img_size=True,
-            dynamic_img_pad=True,
+            **({} if relative else {"dynamic_img_size": True, "dynamic_img_pad": True}),
             **size,
             **timm_args,
         )
@@ -302,7 +303,7 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
         if isinstance(error, TypeError) and ("dynamic_img" in str(error) or not given):
             raise SetrError(
                 f"encoder '{name}' cannot be used: it is not a plain ViT with variable input size "
-                f"({error}); choose a vit_*, deit*, eva02_* or *_dinov2/_dinov3 model",
+                f"({error}); choose a vit_*, deit*, beit*, eva02_* or *_dinov2/_dinov3 model",
                 code=USAGE,
             ) from None
         raise SetrError(
@@ -312,6 +313,8 @@ def _create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_arg
         ) from None
     if getattr(vit, "attn_pool", None) is not None:
         vit.attn_pool = None  # SigLIP's pooling head is not used and would get no gradient
+    if relative:
+        make_variable(vit)
     return vit
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,10 +30,33 @@ ROLLOUT_ROWS = 512
 """Rows of a head's weights that rollout holds at once: 40 MB at most, as fast as all of them."""
 
 
+class Caught(NamedTuple):
+    """What the attention scores of a layer are computed from.
+
+    Attributes:
+        query: (B, M, N, d) float32.
+        key: the same.
+        scale: factor of their product.
+        bias: relative position bias (B, M, N, N) float32 that is added to it, if the encoder has
+            one.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    bias: Tensor | None
+
+    def scores(self, image: int, head: int | slice, rows: slice) -> Tensor:
+        """(rows, N) scores before the softmax of one head of an image, or (M, rows, N) of all."""
+        key = self.key[image, head].transpose(-2, -1)
+        scores = self.query[image, head][..., rows, :] @ key * self.scale
+        return scores if self.bias is None else scores + self.bias[image, head][..., rows, :]
+
+
 class _Catcher(TorchFunctionMode):
     """Captures the queries and keys of the fused attention of one layer while it is active."""
 
-    def __init__(self, layer: int, caught: dict[int, tuple[Tensor, Tensor, float]]) -> None:
+    def __init__(self, layer: int, caught: dict[int, Caught]) -> None:
         super().__init__()
         self.layer, self.caught = layer, caught
 
@@ -46,13 +69,13 @@ class _Catcher(TorchFunctionMode):
             scale = kwargs.get("scale") or query.shape[-1] ** -0.5
             if key.shape[1] != query.shape[1]:  # grouped queries share keys
                 key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-            self.caught[self.layer] = (query.float(), key.float(), scale)
+            bias = kwargs.get("attn_mask")
+            bias = None if bias is None else bias.float().expand(len(query), *bias.shape[1:])
+            self.caught[self.layer] = Caught(query.float(), key.float(), scale, bias)
         return func(*args, **kwargs)
 
 
-def catch_attention(
-    model: SETR, images: Tensor, layers: Sequence[int]
-) -> dict[int, tuple[Tensor, Tensor, float]]:
+def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[int, Caught]:
     """Run the encoder and capture the queries and keys of some layers.
 
     Args:
@@ -61,7 +84,7 @@ def catch_attention(
         layers: block numbers from 1.
 
     Returns:
-        Per layer queries and keys (B, M, N, d) float32 and the scale of their product.
+        What was caught, per layer.
 
     Raises:
         SetrError: no ViT, no such layer, blocks without plain attention, too many patches.
@@ -74,7 +97,7 @@ def catch_attention(
             f"{MAX_TOKENS}; use a smaller --short-side",
             code=USAGE,
         )
-    caught: dict[int, tuple[Tensor, Tensor, float]] = {}
+    caught: dict[int, Caught] = {}
     with ExitStack() as stack:
         for layer in layers:
             attn = getattr(blocks[layer - 1], "attn", None)
@@ -134,9 +157,9 @@ def attention_maps(
     if not (0 <= point[0] < h and 0 <= point[1] < w):
         raise SetrError(f"patch {point}: the grid has {h} rows and {w} columns", code=USAGE)
     maps = {}
-    for layer, (query, key, scale) in catch_attention(model, images, layers).items():
-        token = query.shape[2] - h * w + point[0] * w + point[1]
-        logits = query[0, :, token : token + 1] @ key[0].transpose(1, 2) * scale
+    for layer, caught in catch_attention(model, images, layers).items():
+        token = caught.query.shape[2] - h * w + point[0] * w + point[1]
+        logits = caught.scores(0, slice(None), slice(token, token + 1))
         maps[layer] = logits.softmax(dim=-1)[:, 0, -h * w :].reshape(-1, h, w).cpu().numpy()
     return maps
 
@@ -167,16 +190,18 @@ def attention_rollout(
     caught = catch_attention(model, images, layers)
     flow: Tensor | None = None
     for layer in layers:
-        query, key, scale = caught.pop(layer)
+        found = caught.pop(layer)
+        _, heads, count, _ = found.query.shape
         if flow is None:
-            flow = query.new_zeros(query.shape[2])
-            flow[query.shape[2] - h * w + point[0] * w + point[1]] = 1.0
+            flow = found.query.new_zeros(count)
+            flow[count - h * w + point[0] * w + point[1]] = 1.0
         mixed = torch.zeros_like(flow)
-        for q, k in zip(query[0], key[0], strict=True):
-            for rows, part in zip(q.split(ROLLOUT_ROWS), flow.split(ROLLOUT_ROWS), strict=True):
+        for head in range(heads):
+            for top in range(0, count, ROLLOUT_ROWS):
                 check()
-                mixed += part @ (rows @ k.T * scale).softmax(dim=-1)
-        flow = 0.5 * flow + 0.5 * mixed / query.shape[1]
+                rows = slice(top, top + ROLLOUT_ROWS)
+                mixed += flow[rows] @ found.scores(0, head, rows).softmax(dim=-1)
+        flow = 0.5 * flow + 0.5 * mixed / heads
     assert flow is not None
     return flow[-h * w :].reshape(h, w).cpu().numpy()
 

@@ -13,6 +13,7 @@ from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
 from setr.encoder import Encoder
 from setr.layers.backbone import Backbone
 from setr.layers.dpt import DPT, DPTNeck
+from setr.layers.feature_pyramid import FeaturePyramidNeck
 from setr.layers.linear import Linear
 from setr.layers.mask_classifier import MaskClassifier
 from setr.layers.mask_transformer import MaskTransformer
@@ -67,7 +68,9 @@ def build_neck(
         fusing = DPTNeck(widths, width=cast(Encoder, encoder).channels, **arguments)
         return fusing, [fusing.channels] * len(widths), {}
     if decoder == "upernet":
-        levels = UPerNeck(widths, **arguments)
+        kind = FeaturePyramidNeck if arguments.get("feature2pyramid") else UPerNeck
+        given = {key: value for key, value in arguments.items() if key != "feature2pyramid"}
+        levels = kind(widths, **given)
         shape = {"channels": levels.channels, "pyramid": levels.pyramid}
         return levels, levels.widths, {**streams, **shape}
     if decoder == "eomt":

@@ -86,7 +86,8 @@ class SETR(nn.Module):
         encoder_args: further keyword arguments of `Encoder` or `ResNetEncoder`, and so of
             `timm.create_model`.
         decoder_args: keyword arguments of the decoder class.
-        neck_args: keyword arguments of `MLANeck`, `DPTNeck`, `UPerNeck` or `FPNNeck`.
+        neck_args: keyword arguments of `MLANeck`, `DPTNeck`, `UPerNeck` or `FPNNeck`; UPerNet with
+            `feature2pyramid` True has a `FeaturePyramidNeck`.
         aux_args: keyword arguments of the auxiliary heads: `UpsampleHead` for Naive and PUP,
             `PointwiseHead` on the neck's maps for MLA, `FCN` for DPT, UPerNet and the baselines.
         pos_interp: how position embeddings are resampled: `bicubic` (as in timm), `bilinear` (as in
@@ -146,6 +147,8 @@ class SETR(nn.Module):
             raise SetrError(
                 "resnet, aux_taps, patch_stride: EoMT has none of them; leave them out", code=USAGE
             )
+        if decoder == "eomt":
+            _require_queries(encoder)
         convolutional = decoder in ("fcn", "semantic_fpn")
         if convolutional and (pos_interp != "bicubic" or prefix_tokens != "keep" or patch_stride):
             raise SetrError(
@@ -181,8 +184,10 @@ class SETR(nn.Module):
         aux_class, aux_args = AUX_HEADS[decoder], dict(aux_args or {})
         self.aux_scale = aux_args.pop("final_scale", 1) if aux_class is UpsampleHead else 1
         require_final_scale(self.aux_scale)
+        self.aux_reads_encoder = getattr(self.neck, "aux_reads_encoder", False)
+        aux_widths = self.encoder.widths if self.aux_reads_encoder else widths
         self.aux_heads = nn.ModuleList(
-            aux_class(widths[i], num_classes, **aux_args) for i in self.aux_indices
+            aux_class(aux_widths[i], num_classes, **aux_args) for i in self.aux_indices
         )
 
     def forward(
@@ -200,9 +205,9 @@ class SETR(nn.Module):
         H, W = images.size
         if with_aux:
             features = self.neck(images.maps)
+            sources = images.maps if self.aux_reads_encoder else features
             aux = [
-                head([features[i]])
-                for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
+                head([sources[i]]) for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
             ]
             logits, size = self.decoder(features), self.covered_size(H, W)
             return Output(logits, aux, size, self.aux_scale, images.size)
@@ -256,6 +261,18 @@ class SETR(nn.Module):
         self.encoder.set_grad_checkpointing(enable)
 
 
+def _require_queries(encoder: str) -> None:
+    """Raise `SetrError` for encoders whose attention has no place for queries."""
+    from setr.layers.relative_bias import is_relative  # imports timm
+
+    if is_relative(encoder):
+        raise SetrError(
+            f"encoder '{encoder}': its position bias has no values for EoMT's queries; choose "
+            "another encoder, for example vit_base_patch14_reg4_dinov2",
+            code=USAGE,
+        )
+
+
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize logits from a decoder's resolution to `size`: bilinear, align_corners=False."""
     if logits.shape[-2:] == size:
@@ -303,7 +320,8 @@ def create_model(
             image size: choose False to test on whole images of another size than the training
             crops.
         neck: UPerNet's neck: `mln` resamples the maps to four sizes, `ln_mln` also normalises the
-            last one first, `none` leaves all as they are.
+            last one first, `none` leaves all as they are; `feature2pyramid` enlarges and pools
+            them, as on BEiT and MAE.
         in_chans: number of image channels. Pretrained RGB weights are adapted as in timm: summed
             for one channel, else repeated and scaled by 3 / in_chans.
         arguments: further keyword arguments of `SETR`; `encoder_args`, `decoder_args`, `neck_args`

@@ -1,7 +1,7 @@
 """Other plain-ViT models as published: Segmenter, DPT and UPerNet of mmsegmentation, and EoMT.
 
-Sources: mmsegmentation 1.2.2 (configs/segmenter, dpt and vit) and tue-mps/eomt (configs/dinov2 and
-configs/dinov3).
+Sources: mmsegmentation 1.2.2 (configs/segmenter, dpt, vit, beit and mae) and tue-mps/eomt
+(configs/dinov2 and configs/dinov3).
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ _UPERNET: dict[tuple[str, str, Neck, int], str] = {
     ("deit", "base", "none", 160): "45.36 SS, 47.16 MS",
     ("deit", "base", "mln", 160): "45.46 SS, 47.16 MS",
     ("deit", "base", "ln_mln", 160): "45.37 SS, 47.23 MS",
+}
+_PRETRAINED_BY_MASKING: dict[str, tuple[str, str]] = {
+    # recipe: size, mmsegmentation's mIoU (single-scale; six scales and flip)
+    "beit_upernet_base": ("base", "53.08 SS, 53.84 MS"),
+    "beit_upernet_large": ("large", "56.33 SS, 56.84 MS"),
+    "mae_upernet_base": ("base", "48.13 SS, 48.70 MS"),
 }
 
 _ADAMW = OptimConfig(
@@ -64,6 +70,13 @@ def published_recipes() -> dict[str, tuple[partial[Config], str]]:
         recipes[f"ade20k_{encoder}_upernet_{size}{suffix}_{steps}k"] = (
             partial(_upernet, encoder, size, neck, steps),
             f"UPerNet, {title}, neck {neck}; mmsegmentation: mIoU {published}",
+        )
+    for name, (size, published) in _PRETRAINED_BY_MASKING.items():
+        kind = name.partition("_")[0]
+        recipes[f"ade20k_{name}_160k"] = (
+            partial(_masked, kind, size),
+            f"UPerNet, {kind.replace('beit', 'BEiT').replace('mae', 'MAE')}; mmsegmentation: "
+            f"mIoU {published}",
         )
     recipes["ade20k_eomt_large_39k"] = (
         partial(_eomt, "ade20k", 512, 39_153),
@@ -154,6 +167,35 @@ def _upernet(encoder: str, size: str, neck: Neck, steps: int) -> Config:
         data=_ade20k(512),
         optim=_ADAMW,
         train=TrainConfig(steps=1000 * steps, batch_size=16, eval_every=16_000, loss_norm="all"),
+    )
+
+
+def _masked(kind: str, size: str) -> Config:
+    """UPerNet on BEiT or MAE on ADE20K as in mmsegmentation's configs/beit and configs/mae.
+
+    Except that norms and biases have no weight decay here, nor have position biases, and that MAE
+    keeps its plain encoder: theirs adds position biases of 0 and layer scales of 1 to be trained.
+    Their BEiT-L accumulates two batches of 8; here it has one of 16.
+    """
+    beit, large = kind == "beit", size == "large"
+    crop = 640 if beit else 512
+    rate, decay = (2e-5 if large else 3e-5, 0.95 if large else 0.9) if beit else (1e-4, 0.65)
+    return Config(
+        model=ModelConfig(
+            name=f"upernet_{size}",
+            encoder=f"{'beit' if beit else 'vit'}_{size}_patch16_224",
+            pretrained="in22k_ft_in22k" if beit else "mae",
+            img_size=crop,
+            taps=(8, 12, 16, 24) if large else (4, 6, 8, 12),
+            channels=1024 if large else 768,
+            neck="feature2pyramid",
+            drop_path=0.2 if large else 0.1,
+            pos_interp="bicubic" if beit else "bicubic_plain",
+        ),
+        data=_ade20k(crop),
+        optim=replace(_ADAMW, lr=rate, weight_decay=0.05, layer_decay=decay),
+        train=TrainConfig(steps=160_000, batch_size=16, eval_every=16_000, loss_norm="all"),
+        eval=EvalConfig(window=(crop, crop), stride=(crop * 2 // 3, crop * 2 // 3)),
     )
 
 

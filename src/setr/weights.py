@@ -23,6 +23,7 @@ from setr.layers.low_rank import fit_low_rank
 from setr.weight_files.architecture import dialect_options, function_options
 from setr.weight_files.dialects import translate
 from setr.weight_files.naming import DELTA, WHOLE, Translation
+from setr.weight_files.relative_bias import TABLE, fill_plain, fit_table, split_qkv_bias
 from setr.weight_files.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
@@ -51,8 +52,8 @@ class LoadReport:
     Attributes:
         dialect: the checkpoint's layout, such as `timm` or `mmseg`.
         loaded: tensors of the model that were loaded, including resized ones.
-        resized: position embeddings that were resampled to the model's grid, and patch embeddings
-            that were resampled to its patch size.
+        resized: position embeddings and tables of position biases that were resampled to the
+            model's grid, and patch embeddings that were resampled to its patch size.
         missing: tensors of the model that the checkpoint lacks; they keep their values.
         unexpected: tensors of the checkpoint that the model lacks.
         new_head: tensors of the heads that do not fit; they keep the model's values.
@@ -160,6 +161,8 @@ def match_weights(
     given = dict(found.tensors) if named else _with_prefix(model, found)
     given = fit_low_rank(given, own, source)
     _fold_prefix(model, given)
+    split_qkv_bias(given, own)
+    filled = found.filled + fill_plain(given, own)
     state: dict[str, Tensor] = {}
     resized, adapted, mismatched, unexpected = [], [], [], list(found.unexpected)
     for name, value in given.items():
@@ -169,6 +172,10 @@ def match_weights(
         if name == POSITIONS and (found.dialect != "setr" or value.shape != own[name].shape):
             mode = pos_interp or model.encoder.pos_interp
             fitted = _fit_positions(model, value, given, mode, source)
+            resized += [name] if fitted is not value else []
+            value = fitted
+        if name.endswith(TABLE):
+            fitted = fit_table(name, value, own[name], _grid(model), source)
             resized += [name] if fitted is not value else []
             value = fitted
         if reads_rgb_alone(value, own[name]):
@@ -194,12 +201,12 @@ def match_weights(
         raise SetrError(_head_message(source, model, head_mismatches, own, given), code=USAGE)
     report = LoadReport(
         dialect=found.dialect,
-        loaded=[n for n in state if n not in found.filled],
+        loaded=[n for n in state if n not in filled],
         resized=resized,
         missing=missing,
         unexpected=unexpected,
         new_head=head_mismatches,
-        filled=[n for n in found.filled if n in state],
+        filled=[n for n in filled if n in state],
         differences=_differences(model, found, source),
         encoder_share=share,
         part=part,
@@ -319,7 +326,7 @@ def _fit_positions(
     """
     encoder: Any = model.encoder
     covered = encoder.num_pos_prefix
-    grid = tuple(encoder.vit.patch_embed.grid_size)
+    grid = _grid(model)
     stored = sum(f"encoder.vit.{n}" in given for n in ("cls_token", "dist_token"))
     stored = stored if _is_square(value.shape[1] - stored) else covered
     count = value.shape[1] - stored
@@ -338,6 +345,12 @@ def _fit_positions(
         return value  # the weights lack a token of the model (a mismatch), or fit already
     prefix = value[:, :covered].float()
     return torch.cat([prefix, patches], dim=1)
+
+
+def _grid(model: Loadable) -> tuple[int, int]:
+    """The patch grid (h, w) that the model's positions are for."""
+    h, w = model.encoder.vit.patch_embed.grid_size
+    return h, w
 
 
 def _other_patch_size(model: Loadable, weight: Tensor, own: Tensor) -> bool:

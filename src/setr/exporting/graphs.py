@@ -26,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from setr.decoders import ConvBNReLU
 from setr.exporting.runtime import ANY, Form
 from setr.inference import normalize
+from setr.layers.feature_pyramid import DoubledLevel
 from setr.layers.upernet import Level
 from setr.model import SETR
 
@@ -125,7 +126,7 @@ def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:
         if hasattr(module, "dynamic_img_pad"):  # `Graph` has padded already
             module.dynamic_img_pad, module.strict_img_size = False, False  # type: ignore[assignment]
     for module in copied.modules():
-        if isinstance(module, Level):
+        if isinstance(module, Level | DoubledLevel):
             module.merge()
     rope = getattr(getattr(copied.encoder, "vit", None), "rope", None)
     kept = {name: b.clone() for name, b in rope.named_buffers()} if rope is not None else {}

@@ -17,6 +17,7 @@ from setr.catalog import default_taps
 from setr.errors import USAGE, SetrError
 from setr.weight_files.eomt import HEAD_WIDTH, eomt_architecture
 from setr.weight_files.naming import Tensors, Translation
+from setr.weight_files.relative_bias import TABLE, relative_encoder, relative_taps
 from setr.weight_files.upernet import MARKER, upernet_arguments
 
 _KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}
@@ -56,8 +57,9 @@ def read_architecture(
             side=meta.get("side"),
             norm_eps=meta.get("norm_eps"),
         )
+    table = t.get(f"encoder.vit.blocks.0.attn.{TABLE}")
     try:
-        width = t["encoder.vit.pos_embed"].shape[-1]
+        width = t[f"encoder.vit.{'pos_embed' if table is None else 'cls_token'}"].shape[-1]
         channels, _, patch = t["encoder.vit.patch_embed.proj.weight"].shape[1:]
         tokens = t.get("decoder.class_tokens")
         num_classes = len(t["decoder.classifier.weight"]) if tokens is None else tokens.shape[1]
@@ -68,6 +70,8 @@ def read_architecture(
         ) from None
     depth = _count(t, r"encoder\.vit\.blocks\.(\d+)\.")
     num_aux = _count(t, r"aux_heads\.(\d+)\.")
+    if table is not None:
+        num_heads = table.shape[1]
     num_heads = num_heads or recorded(meta, "num_heads") or max(1, width // HEAD_WIDTH)
     if width % num_heads:
         raise SetrError(
@@ -80,6 +84,9 @@ def read_architecture(
     default = default_taps(decoder, depth)[0]
     if decoder == "upernet" and aux_taps is None and num_aux:
         aux_taps = (taps or default)[-1:]
+        if "neck.levels.1.up.weight" in t:
+            taps = taps or relative_taps(depth)
+            aux_taps = taps[-2:-1]
     taps, aux_taps = _choose_taps(default, num_aux, taps, aux_taps, source)
     if decoder == "mla" and found.dialect == "mmseg":
         aux_taps = aux_taps[::-1]  # mmsegmentation's levels run from deep to shallow
@@ -87,8 +94,11 @@ def read_architecture(
     shape = {"embed_dim": width, "depth": depth, "num_heads": num_heads, "patch_size": patch,
              "mlp_ratio": hidden / width,
              "qkv_bias": "encoder.vit.blocks.0.attn.qkv.bias" in t}  # fmt: skip
-    if encoder and (patch, hidden, shape["qkv_bias"]) == (16, 4 * width, True):
+    if encoder and table is None and (patch, hidden, shape["qkv_bias"]) == (16, 4 * width, True):
         shape = {}  # timm's defaults
+    if table is not None:
+        encoder, more = "beit_base_patch16_224", relative_encoder(t)
+        shape = {key: value for key, value in shape.items() if key != "qkv_bias"} | more
     if channels != 3:
         shape["in_chans"] = channels
     if found.dialect == "segmenter":
@@ -202,6 +212,16 @@ def _choose_taps(
 
 
 def _square_size(t: Tensors, patch: int, source: str) -> int:
+    table = t.get(f"encoder.vit.blocks.0.attn.{TABLE}")
+    if table is not None:
+        side = (round((len(table) - 3) ** 0.5) + 1) // 2
+        if (2 * side - 1) ** 2 + 3 != len(table):
+            raise SetrError(
+                f"{source}: position biases of {len(table)} offsets do not belong to a square "
+                "grid; give img_size=(height, width)",
+                code=USAGE,
+            )
+        return side * patch
     names = ("encoder.vit.cls_token", "encoder.vit.dist_token")
     prefix = sum(name in t for name in names)
     count = t["encoder.vit.pos_embed"].shape[1] - prefix

@@ -40,7 +40,7 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are models of this toolkit, SETR, Segmenter and DPT models of their authors and "
-        "of mmsegmentation, its UPerNet on ViT and DeiT, EoMT of its authors, EoMT and DPT of "
+        "of mmsegmentation, its UPerNet on ViT, DeiT, BEiT and MAE, EoMT of its authors, EoMT and DPT of "
         "transformers, linear heads of DINOv2, and encoders from Google, timm, DeiT, DINOv3, "
         "Hugging Face ViT/DINOv2 and torchvision ResNets"
     )
@@ -60,7 +60,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"encoder\.(vit|net)\.", _own),
     (r"(network\.)?encoder\.backbone\.", eomt),
     (r"upscale_block\.", eomt_huggingface),
-    (r"backbone\.layers\.\d+\.attn\.attn\.", mmseg),
+    (r"backbone\.layers\.\d+\.attn\.(attn\.|relative_position_bias_table)", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
     (r"decoder\.cls_emb$", segmenter),
     (r"head\.head\.1\.running_mean$", transformers_dpt),  # depth models have no batch norm here

@@ -2,7 +2,7 @@
 
 Sources: rstrudel/segmenter (segm/config.yml, segm/model/utils.py), tue-mps/eomt
 (training/lightning_module.py), isl-org/DPT (run_segmentation.py), transformers (DPTConfig,
-DPTImageProcessor) and mmsegmentation 1.2.2 (configs/segmenter, dpt and vit).
+DPTImageProcessor) and mmsegmentation 1.2.2 (configs/segmenter, dpt, vit, beit and mae).
 """
 
 from __future__ import annotations
@@ -76,7 +76,11 @@ def published_settings(
     if decoder == "eomt":
         mean, std = (tuple(meta.get(k) or getattr(imagenet, k)) for k in ("mean", "std"))
         return Settings(crop, eomt_test(crop), mean, std)
-    if decoder == "upernet":  # whole images, their short side that of the crop
+    if (arguments.get("neck_args") or {}).get("feature2pyramid"):  # windows
+        stride = crop[0] * 2 // 3, crop[1] * 2 // 3
+        side = min(crop)
+        protocol = Protocol(window=crop, stride=stride, short_side=side, long_side=4 * side)
+    elif decoder == "upernet":  # whole images, their short side that of the crop
         protocol = Protocol(short_side=min(crop), long_side=4 * min(crop))
     else:
         protocol = preset("mmseg-ss" if port else "paper-ss", labels=labels, grid=crop)

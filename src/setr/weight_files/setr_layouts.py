@@ -15,6 +15,7 @@ import torch
 
 from setr.weight_files.dpt_layouts import mmseg_dpt
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
+from setr.weight_files.relative_bias import drop_key_bias, without_pairs
 from setr.weight_files.upernet import MARKER, upernet_rules
 
 _HEADS: list[Rule] = [
@@ -62,7 +63,7 @@ def official(tensors: Tensors) -> Translation:
 
 def mmseg(tensors: Tensors) -> Translation:
     """A checkpoint of mmsegmentation."""
-    tensors, unexpected = rename(tensors, _HEADS)
+    tensors, unexpected = rename(without_pairs(tensors), _HEADS)
     last = sum(re.fullmatch(r"neck\.norm\.\d+\.weight", name) is not None for name in tensors) - 1
 
     def level(part: str) -> Callable[[re.Match], str]:  # deepest first in the port
@@ -74,6 +75,10 @@ def mmseg(tensors: Tensors) -> Translation:
         (
             r"backbone\.layers\.(\d+)\.(ln1|ln2|attn\.attn|ffn\.layers\.0\.0|ffn\.layers\.1)[._](.+)",
             lambda m: f"encoder.vit.blocks.{m[1]}.{_mmseg_block(m[2], m[3])}",
+        ),
+        (
+            r"backbone\.layers\.(\d+)\.(gamma_[12]|attn\.(?:(?:qkv|proj)\..+|[qv]_bias|relative.+))",
+            r"encoder.vit.blocks.\1.\2",
         ),
         *upernet_rules(tensors),
         *_mmseg_segmenter(tensors),
@@ -105,6 +110,7 @@ def mmseg(tensors: Tensors) -> Translation:
         weight = renamed["decoder.classifier.weight"]
         parts = weight.chunk(last + 1, dim=1)
         renamed["decoder.classifier.weight"] = torch.cat(parts[::-1], dim=1)
+    drop_key_bias(renamed)
     filled = _fill_biases(renamed) + _fill_batch_norm(renamed)
     return Translation("mmseg", renamed, whole=True, unexpected=unexpected + rest, filled=filled)
 

@@ -1,7 +1,8 @@
-"""mmsegmentation's UPerNet on a plain ViT (1.2.2, configs/vit): names and architecture.
+"""mmsegmentation's UPerNet on plain ViTs (1.2.2, configs/vit, beit and mae): names, architecture.
 
 Its neck numbers levels as the maps come, shallow to deep, as ours does. The final norm of the
-encoder (`ln`) belongs to our neck, and so do the head's lateral convolutions.
+encoder (`ln`) belongs to our neck, and so do the head's lateral convolutions. On BEiT and MAE the
+neck is Feature2Pyramid, with transposed convolutions.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def upernet_rules(tensors: Tensors) -> list[Rule]:
     kind = r"(?P<kind>conv|bn)\.(?P<rest>.+)"
     return [
         (r"backbone\.ln1\.(.+)", r"neck.norm.\1"),
+        (r"neck\.upsample_4x\.([01])\.(.+)", r"neck.levels.0.first.\1.\2"),
+        (r"neck\.upsample_4x\.3\.(.+)", r"neck.levels.0.up.\1"),
+        (r"neck\.upsample_2x\.0\.(.+)", r"neck.levels.1.up.\1"),
         (r"neck\.lateral_convs\.(\d+)\.conv\.(.+)", level("project")),
         (r"neck\.convs\.(\d+)\.conv\.(.+)", level("conv")),
         (rf"decoder\.lateral_convs\.(\d+)\.{kind}", layer(r"neck.levels.\1.lateral")),
@@ -73,15 +77,18 @@ def upernet_arguments(t: Tensors, source: str) -> dict[str, Any]:
                              for name in t),
             "concat_input": "aux_heads.0.join.0.weight" in t,
         }  # fmt: skip
-    return {
-        "pos_interp": "bicubic_plain",
-        "prefix_tokens": "keep",
-        "neck_args": {
-            "channels": t[MARKER].shape[0],
+    neck: dict[str, Any] = {"feature2pyramid": True}
+    if "neck.levels.1.up.weight" not in t:
+        neck = {
             "inner": t["neck.last.conv.weight"].shape[0] if pyramid else None,
             "pyramid": pyramid,
             "norm_last": "neck.norm.weight" in t,
-        },
+        }
+    return {
+        # an encoder without absolute positions has no other mode
+        "pos_interp": "bicubic_plain" if "encoder.vit.pos_embed" in t else "bicubic",
+        "prefix_tokens": "keep",
+        "neck_args": {"channels": t[MARKER].shape[0], **neck},
         "decoder_args": {},
         "aux_args": aux,
     }

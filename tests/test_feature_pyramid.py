@@ -1,0 +1,156 @@
+"""UPerNet on BEiT and MAE: its neck against plain operations, its recipes and published layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import setr
+from setr.cli import main
+from setr.errors import OK, SetrError
+from setr.layers import feature_pyramid, joined_convolution
+from setr.layers.feature_pyramid import FeaturePyramidNeck
+from setr.recipes import recipe
+from setr.training.build import build_model
+from setr.weight_files.foreign import convert_foreign
+from tests.test_upernet import CLASSES, PORT, Weights, conv_bn_relu, randomised
+
+BEIT = "beit_base_patch16_224"
+SMALL = {"embed_dim": 64, "depth": 12, "num_heads": 2}
+
+
+def plain_neck(features: list[Tensor], p: Weights) -> list[Tensor]:
+    """mmsegmentation's Feature2Pyramid and the head's lateral convolutions, written out."""
+
+    def doubled(x: Tensor, name: str) -> Tensor:
+        """Each cell becomes 2x2 cells, by one matrix for each of the four places."""
+        weight = p[f"{name}.weight"]
+        out = torch.einsum("bihw,iokl->bohkwl", x, weight).flatten(4, 5).flatten(2, 3)
+        return out + p[f"{name}.bias"][:, None, None]
+
+    first, second, third, last = features
+    keys = ("running_mean", "running_var", "weight", "bias")
+    norm = [p[f"levels.0.first.1.{key}"] for key in keys]
+    first = F.gelu(F.batch_norm(doubled(first, "levels.0.first.0"), *norm))
+    maps = [doubled(first, "levels.0.up"), doubled(second, "levels.1.up"), third]
+    maps = [conv_bn_relu(x, p, f"levels.{i}.lateral") for i, x in enumerate(maps)]
+    h, w = (side // 2 * 2 for side in last.shape[-2:])
+    cells = last[..., :h, :w].unflatten(-1, (w // 2, 2)).unflatten(-3, (h // 2, 2))
+    return [*maps, cells.amax(dim=(-1, -3))]
+
+
+@pytest.mark.parametrize("size", [(4, 6), (7, 5), (3, 2)])
+@pytest.mark.parametrize("mode", ["eager", "layers", "traced"])
+def test_neck_is_mmsegmentations(size, mode, monkeypatch):
+    neck = randomised(FeaturePyramidNeck([12] * 4, channels=8)).double()
+    features = [torch.randn(2, 12, *size, dtype=torch.double) for _ in range(4)]
+    if mode == "traced":
+        for module in (joined_convolution, feature_pyramid):
+            monkeypatch.setattr(module, "is_traced", lambda: True)
+    with torch.set_grad_enabled(mode == "layers"):
+        found = neck(features)
+    for ours, expected in zip(found, plain_neck(features, neck.state_dict()), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_training_statistics_are_those_of_the_layers_in_turn():
+    """The transposed and the lateral convolution as one: batch statistics and gradients."""
+    level = FeaturePyramidNeck([6] * 4, channels=4).double().levels[1]
+    x = torch.randn(2, 6, 3, 4, dtype=torch.double)
+    wanted = torch.randn(2, 4, 6, 8, dtype=torch.double)
+    results = []
+    for run in (level, lambda x: level.lateral(level.up(x))):
+        level.zero_grad()
+        level.lateral[1].reset_running_stats()
+        run(x).backward(wanted)
+        results.append([p.grad.clone() for p in level.parameters()])
+        results[-1] += [level.lateral[1].running_mean.clone()]
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 47), (5, 9)])
+def test_every_parameter_gets_a_gradient_and_any_size_logits(size):
+    model = setr.create_model(
+        "upernet_nano", num_classes=CLASSES, img_size=32, neck="feature2pyramid"
+    )
+    assert (model.arguments["taps"][2:3], model.arguments["aux_taps"]) == ((4,), (4,))
+    output = model(torch.randn(3, 3, *size), with_aux=True)
+    assert output.aux[0].shape[-2:] == (-(-size[0] // 8), -(-size[1] // 8))
+    assert model.eval()(torch.randn(1, 3, *size)).shape == (1, CLASSES, *size)
+    masks = torch.randint(0, CLASSES, (3, *size), dtype=torch.uint8)
+    setr.segmentation_loss(output, masks)["loss"].backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_other_numbers_of_taps_are_refused():
+    with pytest.raises(SetrError, match=r"3 taps, but its neck makes 4 levels"):
+        setr.create_model(
+            "upernet_nano", num_classes=3, img_size=32, taps=(2, 4, 6), neck="feature2pyramid"
+        )
+
+
+@pytest.mark.parametrize("name", ["beit_upernet_base", "beit_upernet_large", "mae_upernet_base"])
+def test_recipes_are_mmsegmentations(name):
+    config = recipe(f"ade20k_{name}_160k")
+    weightless = dataclasses.replace(config.model, pretrained=None)
+    with torch.device("meta"):
+        model = build_model(dataclasses.replace(config, model=weightless), 150)
+    width = 1024 if "large" in name else 768
+    assert model.decoder.classifier.in_channels == model.encoder.channels == width
+    assert model.aux_heads[0].classifier.in_channels == 256
+    assert model.arguments["aux_taps"] == ((16,) if "large" in name else (8,))
+    assert config.eval.window == ((640, 640) if "beit" in name else (512, 512))
+    assert config.eval.stride == ((426, 426) if "beit" in name else (341, 341))
+
+
+def port_names(model: nn.Module) -> Weights:
+    """The tensors of a model by the names in mmsegmentation's files."""
+    names = [
+        (r"^neck\.levels\.0\.first\.(\d)\.", r"neck.upsample_4x.\1."),
+        (r"^neck\.levels\.0\.up\.", "neck.upsample_4x.3."),
+        (r"^neck\.levels\.1\.up\.", "neck.upsample_2x.0."),
+        *((there, here) for there, here in PORT if "attn" not in there),
+    ]
+    state = {}
+    for name, value in model.state_dict().items():
+        for pattern, there in names:
+            name = re.sub(pattern, there, name)
+        state[name] = value
+    return state
+
+
+@pytest.mark.parametrize("kind", ["beit", "mae"])
+def test_a_checkpoint_of_mmsegmentation(tmp_path, kind):
+    mae = kind == "mae"
+    model = setr.create_model(
+        "upernet_base", num_classes=CLASSES, encoder=BEIT, img_size=64, neck="feature2pyramid",
+        channels=16, taps=(4, 6, 8, 12), pos_interp="bicubic_plain" if mae else "bicubic",
+        encoder_args={**SMALL, "use_abs_pos_emb": mae},
+    )  # fmt: skip
+    state = port_names(randomised(model))
+    for i in range(12):
+        attn = f"backbone.layers.{i}.attn."
+        state[f"{attn}relative_position_index"] = torch.zeros(17, 17, dtype=torch.long)
+        if mae:  # a bias of the key changes nothing
+            query, value = (state.pop(f"{attn}{part}_bias") for part in "qv")
+            state[f"{attn}qkv.bias"] = torch.cat([query, torch.randn(64), value])
+    path, meta = tmp_path / "port.pth", {"CLASSES": [f"c{i}" for i in range(CLASSES)]}
+    torch.save({"state_dict": state, "meta": meta}, path)
+    found, info, report = convert_foreign(path)
+    assert (report.dialect, report.unexpected, report.filled) == ("mmseg", [], [])
+    assert (found.arguments["taps"], found.arguments["aux_taps"]) == ((4, 6, 8, 12), (8,))
+    assert (info.protocol.window, info.protocol.stride) == ((64, 64), (42, 42))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        ours, theirs = found(images, with_aux=True), model(images, with_aux=True)
+        torch.testing.assert_close(ours.logits, theirs.logits)
+        torch.testing.assert_close(ours.aux[0], theirs.aux[0])
+    assert main(["convert", str(path), "-o", str(tmp_path / "model")]) == OK
+    again = setr.load(tmp_path / "model", device="cpu").model.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(images), found(images))
