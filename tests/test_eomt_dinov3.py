@@ -119,6 +119,7 @@ def written_out(model: setr.SETR, images: Tensor, *, masked: bool) -> list[tuple
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_predictions_equal_plain_operations(masked, size):
+    torch.manual_seed(0)
     model = randomised(tiny()).double()
     images = torch.randn(2, 3, *size, dtype=torch.double)
     if masked:
@@ -127,9 +128,9 @@ def test_predictions_equal_plain_operations(masked, size):
         output = model(images, with_aux=True)
         expected = written_out(model, images, masked=masked)
     for stage, (masks, classes) in zip(output.stages, expected, strict=True):
-        # the encoder's rotary angles are in fp32
-        torch.testing.assert_close(stage.masks, masks, rtol=1e-5, atol=1e-4)
-        torch.testing.assert_close(stage.classes, classes, rtol=1e-5, atol=1e-5)
+        for ours, theirs in ((stage.masks, masks), (stage.classes, classes)):
+            apart = float((ours - theirs).abs().max() / theirs.abs().max())
+            assert apart < 2e-5  # the encoder's rotary angles are in fp32
 
 
 HEAD = [
