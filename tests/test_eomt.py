@@ -18,6 +18,7 @@ from setr.labels import IGNORE, known_labels
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
 from setr.mask_loss import mask_weight
 from setr.training.build import require_buildable
+from setr.transforms import base_scale
 from setr.weight_files.foreign import convert_foreign
 from setr.weights import load_weights
 from tests.test_segmenter import randomised
@@ -337,6 +338,18 @@ def test_named_models_have_the_authors_query_blocks():
         assert model.arguments["encoder"] == encoder
         assert (model.encoder.patch_size, model.decoder.final_scale) == (16, 4)
         assert model.decoder.queries.shape[0] == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("cityscapes_eomt_large_20k", (1024, 2048)), ("ade20k_eomt_large_39k", (768, 1024))],
+)
+def test_training_images_are_scaled_by_their_long_side_as_by_the_authors(name, size):
+    data = setr.recipe(name).data
+    base = base_scale(*size, data.short_side, data.long_side)
+    found = [base * factor for factor in data.scale_range]
+    crop = min(data.crop_size)
+    assert found == pytest.approx([0.5 * crop / max(size), 2 * crop / max(size)])
 
 
 def test_the_final_norm_learns_as_the_last_block():

@@ -64,11 +64,11 @@ def published_recipes() -> dict[str, tuple[partial[Config], str]]:
             f"UPerNet, {title}, neck {neck}; mmsegmentation: mIoU {published}",
         )
     recipes["ade20k_eomt_large_39k"] = (
-        partial(_eomt, "ade20k", 512, 39_153),
+        partial(_eomt, "ade20k", 512, 39_153, 4 / 3),
         "EoMT-L, DINOv2 ViT-L, ADE20K; its authors: mIoU 58.4",
     )
     recipes["cityscapes_eomt_large_20k"] = (
-        partial(_eomt, "cityscapes", 1024, 19_902),
+        partial(_eomt, "cityscapes", 1024, 19_902, 2),
         "EoMT-L, DINOv2 ViT-L, Cityscapes; its authors: mIoU 84.2",
     )
     return recipes
@@ -151,8 +151,13 @@ def _upernet(encoder: str, size: str, neck: Neck, steps: int) -> Config:
     )
 
 
-def _eomt(dataset: str, crop: int, steps: int) -> Config:
-    """EoMT-L on DINOv2 as in its authors' configs/dinov2, with a single warm-up for all weights."""
+def _eomt(dataset: str, crop: int, steps: int, aspect: float) -> Config:
+    """EoMT-L on DINOv2 as in its authors' configs/dinov2, with a single warm-up for all weights.
+
+    Their training images get a long side of 0.5 to 2 crops (torchvision's ScaleJitter), their test
+    images a short side of one crop. Here both are scaled by the short side, so the range is divided
+    by the images' aspect ratio: 2 in Cityscapes, mostly 4:3 in ADE20K.
+    """
     return Config(
         model=ModelConfig(name="eomt_large", pretrained="lvd142m", img_size=crop),
         data=DataConfig(
@@ -160,6 +165,7 @@ def _eomt(dataset: str, crop: int, steps: int) -> Config:
             labels=dataset,
             crop_size=(crop, crop),
             short_side=crop,
+            scale_range=(0.5 / aspect, 2 / aspect),
             max_class_share=1.0,
         ),
         # their last block has the heads' rate, 1e-4; here it has one step of layer-wise decay
