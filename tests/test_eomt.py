@@ -16,6 +16,7 @@ from setr.cli import main
 from setr.errors import OK, USAGE, SetrError
 from setr.labels import IGNORE, known_labels
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
+from setr.lora import add_lora
 from setr.mask_loss import mask_weight
 from setr.training.build import require_buildable
 from setr.transforms import base_scale
@@ -311,7 +312,7 @@ def test_parts_that_do_not_fit():
             setr.SETR(encoder="vit_small_patch14_reg4_dinov2", decoder="eomt", num_classes=K,
                       img_size=64, **given)  # fmt: skip
         assert raised.value.code == USAGE
-    with pytest.raises(SetrError, match="channels 64: eomt_nano has a fixed width"):
+    with pytest.raises(SetrError, match=r"channels 64: eomt_nano has a fixed width; give None"):
         setr.create_model("eomt_nano", num_classes=K, channels=64)
 
 
@@ -364,6 +365,15 @@ def test_the_final_norm_learns_as_the_last_block():
     model.encoder.freeze(-1)
     assert not model.encoder.vit.norm.weight.requires_grad
     assert model.decoder.queries.requires_grad
+
+
+def test_the_final_norm_stays_frozen_beside_lora():
+    model = tiny()
+    add_lora(model, 2)
+    model.encoder.freeze(0)
+    trained = [n for n, p in model.encoder.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("parametrizations" in name for name in trained)
 
 
 def test_gradient_checkpointing_changes_no_gradient():
