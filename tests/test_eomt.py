@@ -234,10 +234,24 @@ def test_ignored_pixels_do_not_count():
     setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), target)["loss"].backward()
     assert masks.grad[0, :4, :, :23].any()
     assert not masks.grad[..., 25:].any()
-    nothing = torch.full_like(target, IGNORE)
-    loss = setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), nothing)["loss"]
-    logs = classes.log_softmax(-1)
-    torch.testing.assert_close(loss, 2 * -logs[..., K].mean())  # all are "no object"
+
+
+def test_an_image_that_is_ignored_everywhere_changes_nothing():
+    target = quarters()[:1]
+    both = torch.cat([target, torch.full_like(target, IGNORE)])
+    assert mask_weight(both, K).tolist() == mask_weight(target, K).tolist() == [4, 4, 1]
+    masks, classes = stage(quarters(), [0, 1, 2, 3, 4, K], sure=1.0)
+    masks, classes = masks * 0, classes.clone().requires_grad_()  # so points do not matter
+    beside = setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), both)["loss"]
+    beside.backward()
+    assert classes.grad[0].any()
+    assert not classes.grad[1].any()
+    first = MaskOutput([Masks(masks[:1], classes[:1])], (32, 32))
+    alone = setr.segmentation_loss(first, target)["loss"]
+    torch.testing.assert_close(beside, alone, rtol=0.02, atol=0.0)
+    nothing = setr.segmentation_loss(first, torch.full_like(target, IGNORE))["loss"]
+    assert nothing == 0
+    assert not torch.autograd.grad(nothing, classes)[0].any()
 
 
 def test_micro_batches_add_up_to_the_whole_batch():
