@@ -14,13 +14,15 @@ from setr.cli import main
 from setr.data import scenes
 from setr.datasets import open_dataset
 from setr.engine import train
-from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.hub import save_pretrained
 from setr.images import encode_png
+from setr.labels import Labels
+from setr.model import create_model
 from setr.model_info import ModelInfo
 from setr.reading.files import write_bytes
 from setr.scores import adjustment
-from setr.scores.adjustment import GRID, best_by_iou, best_offsets, find_offsets
+from setr.scores.adjustment import GRID, best_by_iou, best_offsets, find_offsets, shift_logits
 from setr.training import best
 from tests.conftest import tiny_config, tiny_model
 
@@ -144,6 +146,32 @@ def test_command_writes_a_model_that_scores_higher(tmp_path, capsys, by):
     unused = ["-o", str(tmp_path / "more"), "--by", "class", "--train-split", "all"]
     assert main(["adjust", str(tiny_run), "scenes:40", *unused]) == 2
     assert "--train-split all: does nothing with --by class" in capsys.readouterr().err
+
+
+def nano(name):
+    args = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    return create_model(f"{name}_nano", num_classes=5, img_size=32, encoder_args=args).eval()
+
+
+@pytest.mark.parametrize(
+    "name", ["setr_naive", "setr_pup", "setr_mla", "segmenter", "dpt", "upernet", "linear"]
+)
+def test_offsets_are_added_to_the_logits_of_every_model(name):
+    model, images = nano(name), torch.randn(1, 3, 37, 41)
+    offsets = np.linspace(-2, 3, 5, dtype=np.float32)
+    with torch.inference_mode():
+        before = model(images)
+        shift_logits(model, offsets)
+        added = model(images) - before
+    expected = torch.from_numpy(offsets)[:, None, None].expand_as(added[0])
+    torch.testing.assert_close(added[0], expected, rtol=0, atol=1e-4)
+
+
+def test_eomt_is_refused_before_the_data_are_read(tmp_path, capsys):
+    labels = Labels(tuple("abcde"))
+    save_pretrained(tmp_path / "model", nano("eomt"), ModelInfo(labels))
+    assert main(["adjust", str(tmp_path / "model"), "none", "-o", str(tmp_path / "out")]) == USAGE
+    assert "EoMT's logits have no bias per class" in capsys.readouterr().err
 
 
 def test_a_run_adjusts_its_model_once(tmp_path):

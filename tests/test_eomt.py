@@ -16,8 +16,10 @@ from setr.cli import main
 from setr.errors import OK, USAGE, SetrError
 from setr.labels import IGNORE, known_labels
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
+from setr.lora import add_lora
 from setr.mask_loss import mask_weight
 from setr.training.build import require_buildable
+from setr.transforms import base_scale
 from setr.weight_files.foreign import convert_foreign
 from setr.weights import load_weights
 from tests.test_segmenter import randomised
@@ -232,10 +234,24 @@ def test_ignored_pixels_do_not_count():
     setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), target)["loss"].backward()
     assert masks.grad[0, :4, :, :23].any()
     assert not masks.grad[..., 25:].any()
-    nothing = torch.full_like(target, IGNORE)
-    loss = setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), nothing)["loss"]
-    logs = classes.log_softmax(-1)
-    torch.testing.assert_close(loss, 2 * -logs[..., K].mean())  # all are "no object"
+
+
+def test_an_image_that_is_ignored_everywhere_changes_nothing():
+    target = quarters()[:1]
+    both = torch.cat([target, torch.full_like(target, IGNORE)])
+    assert mask_weight(both, K).tolist() == mask_weight(target, K).tolist() == [4, 4, 1]
+    masks, classes = stage(quarters(), [0, 1, 2, 3, 4, K], sure=1.0)
+    masks, classes = masks * 0, classes.clone().requires_grad_()  # so points do not matter
+    beside = setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (32, 32)), both)["loss"]
+    beside.backward()
+    assert classes.grad[0].any()
+    assert not classes.grad[1].any()
+    first = MaskOutput([Masks(masks[:1], classes[:1])], (32, 32))
+    alone = setr.segmentation_loss(first, target)["loss"]
+    torch.testing.assert_close(beside, alone, rtol=0.02, atol=0.0)
+    nothing = setr.segmentation_loss(first, torch.full_like(target, IGNORE))["loss"]
+    assert nothing == 0
+    assert not torch.autograd.grad(nothing, classes)[0].any()
 
 
 def test_micro_batches_add_up_to_the_whole_batch():
@@ -310,16 +326,18 @@ def test_parts_that_do_not_fit():
             setr.SETR(encoder="vit_small_patch14_reg4_dinov2", decoder="eomt", num_classes=K,
                       img_size=64, **given)  # fmt: skip
         assert raised.value.code == USAGE
-    with pytest.raises(SetrError, match="channels 64: eomt_nano has a fixed width"):
+    with pytest.raises(SetrError, match=r"channels 64: eomt_nano has a fixed width; give None"):
         setr.create_model("eomt_nano", num_classes=K, channels=64)
 
 
-@pytest.mark.parametrize("setting", [{"loss": "dice"}, {"cache_features": "once"}])
+@pytest.mark.parametrize(
+    "setting", [{"loss": "dice"}, {"cache_features": "once"}, {"adjust_logits": True}]
+)
 def test_settings_that_do_not_fit_are_refused_before_training(setting):
     config = setr.recipe("finetune")
     model = dataclasses.replace(config.model, name="eomt_nano", encoder=None, freeze=-1)
     train = dataclasses.replace(config.train, **setting)
-    with pytest.raises(SetrError, match=r"EoMT.* leave it out"):
+    with pytest.raises(SetrError, match=r"EoMT.* leave "):
         require_buildable(dataclasses.replace(config, model=model, train=train), weights=False)
 
 
@@ -337,6 +355,18 @@ def test_named_models_have_the_authors_query_blocks():
         assert model.decoder.queries.shape[0] == 100
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("cityscapes_eomt_large_20k", (1024, 2048)), ("ade20k_eomt_large_39k", (768, 1024))],
+)
+def test_training_images_are_scaled_by_their_long_side_as_by_the_authors(name, size):
+    data = setr.recipe(name).data
+    base = base_scale(*size, data.short_side, data.long_side)
+    found = [base * factor for factor in data.scale_range]
+    crop = min(data.crop_size)
+    assert found == pytest.approx([0.5 * crop / max(size), 2 * crop / max(size)])
+
+
 def test_the_final_norm_learns_as_the_last_block():
     model = tiny()
     assert model.layer_depth("encoder.vit.norm.weight") == 1
@@ -349,6 +379,15 @@ def test_the_final_norm_learns_as_the_last_block():
     model.encoder.freeze(-1)
     assert not model.encoder.vit.norm.weight.requires_grad
     assert model.decoder.queries.requires_grad
+
+
+def test_the_final_norm_stays_frozen_beside_lora():
+    model = tiny()
+    add_lora(model, 2)
+    model.encoder.freeze(0)
+    trained = [n for n, p in model.encoder.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("parametrizations" in name for name in trained)
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -583,6 +583,18 @@ def test_other_class_count_only_with_new_head(tmp_path):
     assert torch.equal(model.decoder.classifier.weight, before)
 
 
+@pytest.mark.parametrize("name", ["segmenter_nano", "eomt_nano"])
+def test_other_class_count_of_models_without_a_classifier(tmp_path, name):
+    args = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    models = [create_model(name, num_classes=k, img_size=32, encoder_args=args) for k in (7, 5)]
+    path = tmp_path / "model.safetensors"
+    save_file(models[0].state_dict(), path)
+    with pytest.raises(SetrError, match=r"is for 7 classes, the model has 5.*--new-head"):
+        load_weights(models[1], path)
+    report = load_weights(models[1], path, new_head=True)
+    assert all("class" in name or "mask_norm" in name for name in report.new_head)
+
+
 def test_other_decoder_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(tiny_model("pup").state_dict(), path)

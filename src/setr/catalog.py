@@ -206,7 +206,10 @@ def _transformer_settings(
     depth = (encoder_args or {}).get("depth") or (encoder_depth(encoder) if encoder else size.depth)
     taps, aux_taps = default_taps(decoder, depth)
     if decoder in ("linear", "eomt") and channels:
-        raise SetrError(f"channels {channels}: {name} has a fixed width; leave it out", code=USAGE)
+        raise SetrError(
+            f"channels {channels}: {name} has a fixed width; give None (--model.channels None)",
+            code=USAGE,
+        )
     if decoder == "eomt":
         return _eomt_settings(size_name, encoder, depth, taps)
     width = channels or size.channels

@@ -28,6 +28,8 @@ UNCERTAIN_SHARE = 0.75
 """Share of the points that are chosen by uncertainty; the others are random."""
 NO_OBJECT = 0.1
 """Weight of "no object" among the classes."""
+NOT_COUNTED = -100
+"""Class of the queries of an image that is ignored everywhere; nothing is known about them."""
 CLASS_COST, MASK_COST, DICE_COST = 2.0, 5.0, 5.0
 """Weights of the three terms, both in the matching and in the loss."""
 
@@ -49,12 +51,12 @@ class _Targets(NamedTuple):
 def mask_weight(target: Tensor, num_classes: int, weight: Tensor | None = None) -> Tensor:
     """The divisors of a step's loss: (3,) sum of the targets' class weights, targets, images.
 
-    A target is a class of one image. Summed over micro-batches and processes they make the loss
-    equal to that of one large batch.
+    A target is a class of one image; images that are ignored everywhere do not count. Summed over
+    micro-batches and processes they make the loss equal to that of one large batch.
     """
     present = _present(target, num_classes).float()
     weighted = present if weight is None else present * weight
-    return torch.stack([weighted.sum(), present.sum(), present.new_tensor(float(len(target)))])
+    return torch.stack([weighted.sum(), present.sum(), present.amax(1).sum()])
 
 
 def mask_classification_loss(
@@ -69,7 +71,7 @@ def mask_classification_loss(
     Args:
         output: from `model(images, with_aux=True)`.
         target: (B, H, W) training ids; pixels of `IGNORE` belong to no mask, and points on them do
-            not count.
+            not count, nor do images without other pixels.
         normalizer: `mask_weight` over the whole step; of this batch by default.
         weight: (K,) class weights of the classification; all 1 by default.
 
@@ -151,18 +153,21 @@ def _class_loss(
     normalizer: Tensor,
     weight: Tensor | None,
 ) -> Tensor:
-    """Weighted cross-entropy of every query's class."""
+    """Weighted cross-entropy of every query's class, in images with targets."""
     B, Q, K = classes.shape[0], classes.shape[1], classes.shape[2] - 1
-    truth = torch.full((B, Q), K, device=classes.device)
+    truth = torch.full((B, Q), NOT_COUNTED, device=classes.device)
+    truth[targets.image] = K
     matched = chosen >= 0
     truth[targets.image[matched], chosen[matched]] = targets.label[matched]
     weights = classes.new_ones(K + 1)
     if weight is not None:
         weights[:K] = weight
     weights[K] = NO_OBJECT
-    total = F.cross_entropy(classes.flatten(0, 1), truth.flatten(), weights, reduction="sum")
+    total = F.cross_entropy(
+        classes.flatten(0, 1), truth.flatten(), weights, ignore_index=NOT_COUNTED, reduction="sum"
+    )
     weighted, count, images = normalizer.to(classes.dtype)
-    return CLASS_COST * total / (weighted + NO_OBJECT * (images * Q - count))
+    return CLASS_COST * total / (weighted + NO_OBJECT * (images * Q - count)).clamp(min=1e-12)
 
 
 def _mask_loss(

@@ -79,7 +79,7 @@ def published_recipes() -> dict[str, tuple[partial[Config], str]]:
             f"mIoU {published}",
         )
     recipes["ade20k_eomt_large_39k"] = (
-        partial(_eomt, "ade20k", 512, 39_153),
+        partial(_eomt, "ade20k", 512, 39_153, 4 / 3),
         "EoMT-L, DINOv2 ViT-L, ADE20K; its authors: mIoU 58.4",
     )
     recipes["ade20k_eomt_large_dinov3_20k"] = (
@@ -87,7 +87,7 @@ def published_recipes() -> dict[str, tuple[partial[Config], str]]:
         "EoMT-L, DINOv3 ViT-L, ADE20K; its authors: mIoU 59.5",
     )
     recipes["cityscapes_eomt_large_20k"] = (
-        partial(_eomt, "cityscapes", 1024, 19_902),
+        partial(_eomt, "cityscapes", 1024, 19_902, 2),
         "EoMT-L, DINOv2 ViT-L, Cityscapes; its authors: mIoU 84.2",
     )
     return recipes
@@ -199,8 +199,13 @@ def _masked(kind: str, size: str) -> Config:
     )
 
 
-def _eomt(dataset: str, crop: int, steps: int) -> Config:
-    """EoMT-L on DINOv2 as in its authors' configs/dinov2, with a single warm-up for all weights."""
+def _eomt(dataset: str, crop: int, steps: int, aspect: float) -> Config:
+    """EoMT-L on DINOv2 as in its authors' configs/dinov2, with a single warm-up for all weights.
+
+    Their training images get a long side of 0.5 to 2 crops (torchvision's ScaleJitter), their test
+    images a short side of one crop. Here both are scaled by the short side, so the range is divided
+    by the images' aspect ratio: 2 in Cityscapes, mostly 4:3 in ADE20K.
+    """
     return Config(
         model=ModelConfig(name="eomt_large", pretrained="lvd142m", img_size=crop),
         data=DataConfig(
@@ -208,6 +213,7 @@ def _eomt(dataset: str, crop: int, steps: int) -> Config:
             labels=dataset,
             crop_size=(crop, crop),
             short_side=crop,
+            scale_range=(0.5 / aspect, 2 / aspect),
             max_class_share=1.0,
         ),
         # their last block has the heads' rate, 1e-4; here it has one step of layer-wise decay
@@ -236,7 +242,7 @@ def _eomt_dinov3() -> Config:
     and positions are not rescaled at random, as in transformers' DINOv3 while training. Their code
     as published never applies the tenth (`lr_mult`), because llrd's condition comes first.
     """
-    config = _eomt("ade20k", 512, 20_208)
+    config = _eomt("ade20k", 512, 20_208, 4 / 3)
     return replace(
         config,
         model=replace(config.model, encoder="vit_large_patch16_dinov3_qkvb", pretrained="lvd1689m"),

@@ -148,4 +148,4 @@ class QueryEncoder(Encoder):
     def freeze(self, count: int) -> None:
         """As in `Encoder`; the final norm is trained unless the whole encoder is frozen."""
         super().freeze(count)
-        self.vit.norm.requires_grad_(count >= 0)
+        self.vit.norm.requires_grad_(count >= 0 and self._adapters is None)

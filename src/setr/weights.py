@@ -241,6 +241,15 @@ def _require_encoder(
     )
 
 
+_BY_CLASS = {
+    "decoder.classifier.weight": (0, 0),
+    "decoder.class_tokens": (1, 0),
+    "decoder.class_head.weight": (0, 1),
+}
+"""Head tensors by class: the last axis that counts them (those before have size 1), and how many
+rows are not classes ("no object")."""
+
+
 def _head_message(
     source: str,
     model: Loadable,
@@ -248,9 +257,13 @@ def _head_message(
     own: dict[str, Tensor],
     given: dict[str, Tensor],
 ) -> str:
-    name = "decoder.classifier.weight"
-    if name in names and name in given and len(given[name]) != len(own[name]):
-        what = f"is for {len(given[name])} classes, the model has {model.num_classes}"
+    differing = [
+        len(given[name].flatten(0, axis)) - no_object
+        for name, (axis, no_object) in _BY_CLASS.items()
+        if name in names and name in given and name in own
+    ]
+    if differing and differing[0] != model.num_classes:
+        what = f"is for {differing[0]} classes, the model has {model.num_classes}"
     else:
         what = f"has another decoder ({names[0]} does not fit)"
     return (

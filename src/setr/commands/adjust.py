@@ -53,10 +53,11 @@ def run(arguments: list[str]) -> int:
     from setr.fitting import require_fit
     from setr.hub import save_pretrained
     from setr.predictor import load
-    from setr.scores.adjustment import ADJUSTED, find_offsets, shift_logits
+    from setr.scores.adjustment import ADJUSTED, class_biases, find_offsets, shift_logits
 
     predictor = load(given.model, device=given.device)
     model, info = predictor.network, predictor.info
+    class_biases(model)
     dataset = open_dataset(given.data, given.split, info.labels, info.bands)
     require_fit(model, info, dataset)
     check(dataset).require_counted("search on another one with --split")

@@ -3,7 +3,7 @@
 Predicting the most probable class maximises pixel accuracy. mIoU counts every class the same, so a
 rare class should win below a probability of one half; class weights in the loss have this effect,
 but too much of it where data are few. Offsets on the class logits correct both. They commute with
-the bilinear resize (its weights sum to 1), so they are added to the classifier's bias at no cost.
+the bilinear resize (its weights sum to 1), so they are added to the last layer's bias at no cost.
 
 There are two methods. By IoU, with a single parameter to search for, the offset is the sum of two
 terms. A multiple of the log of a class's share of the training pixels undoes or completes the
@@ -18,6 +18,7 @@ the offsets, with an exact search for the best value of one class at a time.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,12 @@ from torch import Tensor
 from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.data.loader import whole_images
+from setr.errors import USAGE, SetrError
 from setr.evaluation import testing
 from setr.fitting import require_fit
 from setr.inference import NormalizedImages, predict_scores
+from setr.layers.mask_classifier import MaskClassifier
+from setr.layers.mask_transformer import MaskTransformer
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo
@@ -70,18 +74,38 @@ def find_offsets(
         (K,) offsets to add to the class logits, for `shift_logits`.
 
     Raises:
-        SetrError: no images, or other classes than the model's.
+        SetrError: no images, other classes than the model's, or a model without biases of its class
+            logits.
     """
+    class_biases(model)
     require_fit(model, info, dataset)
     scores, truth = _sample(model, info, dataset, precision, workers)
     return best_offsets(scores, truth) if pixels is None else best_by_iou(scores, truth, pixels)
 
 
 def shift_logits(model: SETR, offsets: np.ndarray) -> None:
-    """Add offsets (K,) to the logits of a model in place, in the classifier's bias."""
-    bias = model.decoder.classifier.bias
+    """Add offsets (K,) to the logits of a model in place, in the bias of its last layer."""
+    bias = class_biases(model)
     with torch.no_grad():
         bias += torch.from_numpy(offsets).to(bias)
+
+
+def class_biases(model: SETR) -> Tensor:
+    """The biases (K,) of the class logits: the classifier's, or Segmenter's last norm's.
+
+    Raises:
+        SetrError: EoMT, whose logits are logarithms of sums over its queries.
+    """
+    decoder: Any = model.decoder
+    if isinstance(decoder, MaskClassifier):
+        raise SetrError(
+            "EoMT's logits have no bias per class, so they cannot be adjusted; leave "
+            "train.adjust_logits or `setr adjust` out",
+            code=USAGE,
+        )
+    last = decoder.mask_norm if isinstance(decoder, MaskTransformer) else decoder.classifier
+    bias: Tensor = last.bias
+    return bias
 
 
 def best_by_iou(

@@ -29,6 +29,7 @@ from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.processes.progress import counting
 from setr.protocols import Protocol, preset
+from setr.scores.adjustment import class_biases
 from setr.training.complexity import parameter_counts
 from setr.training.weighting import by_class, described, named_weights
 from setr.transforms import Augmentation, fill_colour, rare_class_odds
@@ -84,12 +85,12 @@ def require_buildable(config: Config, *, weights: bool) -> None:
     with torch.device("meta"):
         model = build_model(without_weights(config), 1, quiet=True)
     if isinstance(model.decoder, MaskClassifier):
-        _require_mask_training(config)
+        _require_mask_training(config, model)
     for source, resnet in _pretrained_sources(model, config.model) if weights else ():
         require_weights(model, source, resnet=resnet)
 
 
-def _require_mask_training(config: Config) -> None:
+def _require_mask_training(config: Config, model: SETR) -> None:
     """Raise `SetrError` if settings do not fit a model with its own loss, or SciPy is missing."""
     train = config.train
     if train.loss != "cross_entropy":
@@ -102,6 +103,8 @@ def _require_mask_training(config: Config) -> None:
             "features; leave it out",
             code=USAGE,
         )
+    if train.adjust_logits:
+        class_biases(model)
     import_extra("scipy", "eomt", "training EoMT")
 
 
