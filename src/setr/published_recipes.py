@@ -1,6 +1,7 @@
 """Other plain-ViT models as published: Segmenter, DPT and UPerNet of mmsegmentation, and EoMT.
 
-Sources: mmsegmentation 1.2.2 (configs/segmenter, dpt, vit, beit and mae) and tue-mps/eomt (configs/dinov2).
+Sources: mmsegmentation 1.2.2 (configs/segmenter, dpt, vit, beit and mae) and tue-mps/eomt
+(configs/dinov2).
 """
 
 from __future__ import annotations

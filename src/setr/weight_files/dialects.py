@@ -40,8 +40,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are models of this toolkit, SETR, Segmenter and DPT models of their authors and "
-        "of mmsegmentation, its UPerNet on ViT, DeiT, BEiT and MAE, EoMT of its authors, EoMT and DPT of "
-        "transformers, linear heads of DINOv2, and encoders from Google, timm, DeiT, DINOv3, "
+        "of mmsegmentation, its UPerNet on ViT, DeiT, BEiT and MAE, EoMT of its authors, EoMT and "
+        "DPT of transformers, linear heads of DINOv2, and encoders from Google, timm, DeiT, DINOv3, "
         "Hugging Face ViT/DINOv2 and torchvision ResNets"
     )
 
