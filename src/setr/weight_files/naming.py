@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-WHOLE = ("official", "mmseg", "segmenter", "eomt", "dpt", "dpt-transformers")
+WHOLE = ("official", "mmseg", "segmenter", "eomt", "dpt", "dpt-transformers", "beit-transformers")
 """Dialects of whole models from other code bases."""
 Rule = tuple[str, str | Callable[[re.Match], str]]
 """A regular expression for the full name, and a replacement: template or function of the match."""
