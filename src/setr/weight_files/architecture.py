@@ -82,7 +82,7 @@ def read_architecture(
         shift = 2 if found.dialect == "beit-transformers" else 0
         taps = taps or tuple(tap - shift for tap in relative_taps(depth))
     if decoder == "upernet" and aux_taps is None and num_aux:
-        aux_taps = taps[-2:-1] if pyramid else (taps or default)[-1:]
+        aux_taps = (taps or default)[-2:-1] if pyramid else (taps or default)[-1:]
     taps, aux_taps = _choose_taps(default, num_aux, taps, aux_taps, source)
     if decoder == "mla" and found.dialect == "mmseg":
         aux_taps = aux_taps[::-1]  # mmsegmentation's levels run from deep to shallow
