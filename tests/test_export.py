@@ -267,12 +267,16 @@ def turned(model: SETR) -> SETR:
             channels=16, pos_interp="bicubic_plain",
         ),
         lambda: create_model(
+            "upernet_tiny", num_classes=K, img_size=64, encoder="beit_base_patch16_224",
+            encoder_args={**SMALL, "depth": 4}, channels=16, neck="feature2pyramid",
+        ),
+        lambda: create_model(
             "hybrid_base", num_classes=K, img_size=64, resnet="resnet18", taps=(1, 2), aux=False,
             channels=16, encoder_args=SMALL,
         ),
     ],
     ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "beit", "segmenter", "eomt", "dpt",
-         "upernet", "hybrid"],
+         "upernet", "upernet on beit", "hybrid"],
 )  # fmt: skip
 def test_graphs_of_other_models_equal_them_at_any_size(build):
     torch.manual_seed(0)

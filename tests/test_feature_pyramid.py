@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -154,3 +156,102 @@ def test_a_checkpoint_of_mmsegmentation(tmp_path, kind):
     again = setr.load(tmp_path / "model", device="cpu").model.eval()
     with torch.inference_mode():
         torch.testing.assert_close(again(images), found(images))
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
+HEADS = [
+    (r"^neck\.levels\.0\.first\.(\d)\.", r"fpn1.\1."), (r"^neck\.levels\.0\.up\.", "fpn1.3."),
+    (r"^neck\.levels\.1\.up\.", "fpn2.0."),
+    (r"^neck\.levels\.(\d)\.lateral\.", r"decode_head.lateral_convs.\1."),
+    (r"^decoder\.pools\.(\d)\.conv\.", r"decode_head.psp_modules.\1.1."),
+    (r"^decoder\.context\.", "decode_head.bottleneck."),
+    (r"^decoder\.smooth\.(\d)\.", r"decode_head.fpn_convs.\1."),
+    (r"^decoder\.join\.", "decode_head.fpn_bottleneck."), (r"^decoder\.", "decode_head."),
+    (r"^aux_heads\.0\.", "auxiliary_head."),
+    (r"^((?:decode_head|auxiliary_head)\..*)\b0\.(weight)$", r"\1conv.\2"),
+    (r"^((?:decode_head|auxiliary_head)\..*)\b1\.(\w+)$", r"\1bn.\2"),
+]  # fmt: skip
+NEWER = [
+    (r"\bbn\.", "normalization."), (r"\bconv\.weight", "convolution.weight"),
+    (r"decode_head\.bottleneck", "decode_head.psp_bottleneck"),
+    (r"psp_modules\.(\d)\.1\.", r"psp_modules.blocks.\1.conv."),
+    (r"^fpn1\.0\.", "fpn.fpn1.conv_transpose1."), (r"^fpn1\.1\.", "fpn.fpn1.normalization."),
+    (r"^fpn1\.3\.", "fpn.fpn1.conv_transpose2."), (r"^fpn2\.0\.", "fpn.fpn2."),
+]  # fmt: skip
+ENCODER = [
+    (r"^cls_token", "embeddings.cls_token"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^blocks\.", "encoder.layer."), (r"\.gamma_", ".lambda_"),
+    (r"attn\.(relative_position_bias)_table", r"attention.attention.\1.\1_table"),
+    (r"attn\.q_bias", "attention.attention.query.bias"),
+    (r"attn\.v_bias", "attention.attention.value.bias"),
+    (r"attn\.proj\.", "attention.output.dense."), (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."), (r"mlp\.fc1\.", "intermediate.dense."),
+    (r"mlp\.fc2\.", "output.dense."),
+]  # fmt: skip
+
+
+def transformers_names(model: nn.Module, *, newer: bool, prefix: str) -> Weights:
+    """The tensors of a model by the names of transformers."""
+    state: Weights = {}
+    for name, value in model.state_dict().items():
+        inside = name.startswith("encoder.vit.")
+        there = name.removeprefix("encoder.vit.")
+        for pattern, replacement in ENCODER if inside else HEADS + (NEWER if newer else []):
+            there = re.sub(pattern, replacement, there)
+        if there.endswith("attn.qkv.weight"):
+            for part, weight in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                stem = there.replace("attn.qkv", f"attention.attention.{part}")
+                state[prefix + stem] = weight.clone()
+        else:
+            state[prefix + there if inside else there] = value
+    return state
+
+
+@pytest.mark.parametrize(("kind", "newer"), [("beit", False), ("data2vec_vision", True)])
+def test_a_folder_of_transformers(tmp_path, kind, newer):
+    """Its `out_indices` count the embeddings as the first output."""
+    model = setr.create_model(
+        "upernet_base", num_classes=3, encoder=BEIT, img_size=64, neck="feature2pyramid",
+        channels=64, taps=(2, 4, 6, 10), encoder_args={**SMALL, "norm_eps": 1e-3},
+    )  # fmt: skip
+    state = transformers_names(randomised(model), newer=newer, prefix=f"{kind}.")
+    save_file({n: v.contiguous() for n, v in state.items()}, tmp_path / "model.safetensors")
+    config = {
+        "model_type": kind.replace("_", "-"), "out_indices": [3, 5, 7, 11], "layer_norm_eps": 1e-3,
+        "id2label": {"0": "a", "1": "b", "2": "c"}, "num_attention_heads": 2,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    mean = {"image_mean": [0.5] * 3, "image_std": [0.4] * 3, "size": 64}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(mean))
+    found, info, report = convert_foreign(tmp_path)
+    assert (report.dialect, report.unexpected) == ("beit-transformers", [])
+    assert (found.arguments["taps"], found.arguments["aux_taps"]) == ((2, 4, 6, 10), (6,))
+    assert (info.labels.classes, info.mean, info.std) == (("a", "b", "c"), (0.5,) * 3, (0.4,) * 3)
+    images = torch.randn(1, 3, 80, 50)
+    with torch.inference_mode():
+        ours, theirs = found(images, with_aux=True), model(images, with_aux=True)
+        torch.testing.assert_close(ours.logits, theirs.logits)
+        torch.testing.assert_close(ours.aux[0], theirs.aux[0])
+
+
+def test_an_encoder_of_transformers(tmp_path):
+    """Pretrained ones share one table among all blocks and have a mask token."""
+    model = setr.create_model(
+        "linear_nano", num_classes=2, encoder=BEIT, img_size=64, encoder_args=SMALL
+    )
+    state = transformers_names(randomised(model), newer=False, prefix="beit.")
+    state = {n: v for n, v in state.items() if n.startswith("beit.") and "bias_table" not in n}
+    shared = torch.randn(52, 2)
+    state["beit.encoder.relative_position_bias.relative_position_bias_table"] = shared
+    state["beit.embeddings.mask_token"] = torch.zeros(1, 1, 64)
+    torch.save(state, tmp_path / "encoder.bin")
+    fresh = setr.create_model(
+        "linear_nano", num_classes=2, encoder=BEIT, img_size=64, encoder_args=SMALL
+    )
+    report = setr.load_weights(fresh, tmp_path / "encoder.bin")
+    assert (report.dialect, report.encoder_share) == ("huggingface", 1)
+    for name, value in fresh.encoder.vit.state_dict().items():
+        expected = shared if "bias_table" in name else model.encoder.vit.state_dict()[name]
+        assert torch.equal(value, expected), name

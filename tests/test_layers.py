@@ -125,6 +125,7 @@ ORDER = (
         "weight_files.dpt_layouts",
         "weight_files.setr_layouts",
         "weight_files.eomt",
+        "weight_files.beit_layouts",
         "weight_files.dialects",
     ),
     *(

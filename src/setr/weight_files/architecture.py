@@ -82,11 +82,13 @@ def read_architecture(
     if taps is None and (indices := recorded(meta, "out_indices")):
         taps = tuple(i + 1 for i in ([indices] if isinstance(indices, int) else indices))
     default = default_taps(decoder, depth)[0]
+    pyramid = "neck.levels.1.up.weight" in t
+    if pyramid:
+        # transformers reads two blocks before those of BEiT's code (docs/parity.md)
+        shift = 2 if found.dialect == "beit-transformers" else 0
+        taps = taps or tuple(tap - shift for tap in relative_taps(depth))
     if decoder == "upernet" and aux_taps is None and num_aux:
-        aux_taps = (taps or default)[-1:]
-        if "neck.levels.1.up.weight" in t:
-            taps = taps or relative_taps(depth)
-            aux_taps = taps[-2:-1]
+        aux_taps = (taps or default)[-2:-1] if pyramid else (taps or default)[-1:]
     taps, aux_taps = _choose_taps(default, num_aux, taps, aux_taps, source)
     if decoder == "mla" and found.dialect == "mmseg":
         aux_taps = aux_taps[::-1]  # mmsegmentation's levels run from deep to shallow
@@ -99,6 +101,8 @@ def read_architecture(
     if table is not None:
         encoder, more = "beit_base_patch16_224", relative_encoder(t)
         shape = {key: value for key, value in shape.items() if key != "qkv_bias"} | more
+    if found.dialect == "beit-transformers":
+        shape["norm_eps"] = meta.get("norm_eps") or 1e-12
     if channels != 3:
         shape["in_chans"] = channels
     if found.dialect == "segmenter":

@@ -1,9 +1,9 @@
 """Recognise the layout (dialect) of a checkpoint and rename its tensors to our names.
 
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
-repositories, `dpt-transformers`, `eomt`, our own `setr`), DINOv2's linear heads (`linear`) and
-EoMT's differences to DINOv3 (`eomt-delta`) get our full names; encoders (`google`, `timm`, `deit`,
-`dinov3`, `huggingface`, `resnet`) get timm's names without a prefix.
+repositories, `dpt-transformers`, `beit-transformers`, `eomt`, our own `setr`), DINOv2's linear
+heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names; encoders
+(`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's names without a prefix.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 
 from setr.errors import SetrError
+from setr.weight_files.beit_layouts import transformers_beit
 from setr.weight_files.dpt_layouts import authors_dpt, transformers_dpt
 from setr.weight_files.encoder_layouts import dinov3, google, huggingface, resnet, timm
 from setr.weight_files.eomt import eomt, eomt_huggingface
@@ -40,9 +41,9 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
         "supported are models of this toolkit, SETR, Segmenter and DPT models of their authors and "
-        "of mmsegmentation, its UPerNet on ViT, DeiT, BEiT and MAE, EoMT of its authors, EoMT and "
-        "DPT of transformers, linear heads of DINOv2, and encoders from Google, timm, DeiT, "
-        "DINOv3, Hugging Face ViT/DINOv2 and torchvision ResNets"
+        "of mmsegmentation, its UPerNet on ViT, DeiT, BEiT and MAE, EoMT of its authors, EoMT, "
+        "DPT, BEiT and data2vec of transformers, linear heads of DINOv2, and encoders from Google, "
+        "timm, DeiT, BEiT, DINOv3, Hugging Face ViT/BEiT/DINOv2 and torchvision ResNets"
     )
 
 
@@ -60,6 +61,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"encoder\.(vit|net)\.", _own),
     (r"(network\.)?encoder\.backbone\.", eomt),
     (r"upscale_block\.", eomt_huggingface),
+    (r"fpn1\.0\.weight$|fpn\.fpn1\.conv_transpose1\.weight$", transformers_beit),
     (r"backbone\.layers\.\d+\.attn\.(attn\.|relative_position_bias_table)", mmseg),
     (r"backbone\.mla\.|decode_head\.(norm|syncbn_fc_\d|conv_\d|mlahead|cls)\.", official),
     (r"decoder\.cls_emb$", segmenter),

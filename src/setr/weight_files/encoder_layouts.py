@@ -10,7 +10,7 @@ import re
 import torch
 
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
-from setr.weight_files.relative_bias import spread_shared_table
+from setr.weight_files.relative_bias import TABLE, spread_shared_table, without_pairs
 
 _PARTS = {"q": "query", "k": "key", "v": "value"}
 """Projections of an attention layer, by the letters that some layouts use for them."""
@@ -33,7 +33,7 @@ def timm(tensors: Tensors) -> Translation:
 
 
 def huggingface(tensors: Tensors) -> Translation:
-    """A ViT, DeiT or DINOv2 checkpoint of transformers, up to version 4 or from 5 on."""
+    """A ViT, DeiT, BEiT or DINOv2 checkpoint of transformers, up to version 4 or from 5 on."""
     start = r"^.*?(?=embeddings\.|encoder\.layer\.|layers\.\d|layernorm\.)"
     bare = {re.sub(start, "", name, count=1): value for name, value in tensors.items()}
     layer = r"(?:encoder\.layer|layers)\.(\d+)\."
@@ -56,11 +56,22 @@ def huggingface(tensors: Tensors) -> Translation:
             r"blocks.\1.mlp.fc1.\2",
         ),
         (layer + r"(?:output\.dense|mlp\.fc2|mlp\.weights_out)\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+        (layer + r"lambda_([12])", r"blocks.\1.gamma_\2"),
+        (
+            layer + rf"(?:attention\.attention\.)?relative_position_bias\.({TABLE})",
+            r"blocks.\1.attn.\2",
+        ),
+        (rf"(?:.*\.)?encoder\.relative_position_bias\.({TABLE})", r"rel_pos_bias.\1"),
         (layer + r"layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
         (r"layernorm\.(.+)", r"norm.\1"),
     ]
-    renamed, unexpected = rename(bare, rules)
-    return Translation("huggingface", _join_qkv(renamed), whole=False, unexpected=unexpected)
+    renamed, unexpected = rename(without_pairs(bare), rules)
+    for name in [name for name in renamed if re.search(r"\.attn\.(query|value)\.bias$", name)]:
+        stem, _, part = name.removesuffix(".bias").rpartition(".")
+        if f"{stem}.key.bias" not in renamed:  # BEiT's keys have none
+            renamed[f"{stem}.{part[0]}_bias"] = renamed.pop(name)
+    joined = _join_qkv(spread_shared_table(renamed))
+    return Translation("huggingface", joined, whole=False, unexpected=unexpected)
 
 
 def dinov3(tensors: Tensors) -> Translation:

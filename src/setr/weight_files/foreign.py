@@ -91,7 +91,7 @@ def convert_foreign(
     file = read_tensor_file(Path(path))
     found = translate(file.tensors, source)
     meta = file.meta
-    if found.dialect in ("dpt-transformers", "eomt"):
+    if found.dialect in ("dpt-transformers", "beit-transformers", "eomt"):
         meta = {**meta, **transformers_settings(file.path.parent)}
     if found.dialect == "setr" and Path(path).is_dir():
         raise SetrError(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-WHOLE = ("official", "mmseg", "segmenter", "eomt", "dpt", "dpt-transformers")
+WHOLE = ("official", "mmseg", "segmenter", "eomt", "dpt", "dpt-transformers", "beit-transformers")
 """Dialects of whole models from other code bases."""
 DELTA = "eomt-delta"
 """Dialect of EoMT on DINOv3 whose encoder is stored as the difference to DINOv3's weights."""

@@ -50,7 +50,8 @@ def published_labels(
         return None
     if found.dialect in ("segmenter", "eomt"):
         return segmenter_labels(num_classes)
-    return dpt_labels(meta, num_classes) if decoder == "dpt" else None
+    ours = decoder == "dpt" or found.dialect == "beit-transformers"
+    return dpt_labels(meta, num_classes) if ours else None
 
 
 def published_settings(
@@ -80,6 +81,9 @@ def published_settings(
         stride = crop[0] * 2 // 3, crop[1] * 2 // 3
         side = min(crop)
         protocol = Protocol(window=crop, stride=stride, short_side=side, long_side=4 * side)
+        if found.dialect == "beit-transformers":
+            mean, std = (tuple(meta.get(key) or (0.5,) * 3) for key in ("mean", "std"))
+            return Settings(crop, protocol, mean, std)
     elif decoder == "upernet":  # whole images, their short side that of the crop
         protocol = Protocol(short_side=min(crop), long_side=4 * min(crop))
     else:

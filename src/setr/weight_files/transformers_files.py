@@ -10,6 +10,8 @@ from setr.errors import SetrError
 
 _PLAIN = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps",
           "readout_type": "readout_type"}  # fmt: skip
+_COUNTS_EMBEDDINGS = ("beit", "data2vec-vision")
+"""Models whose `out_indices` count from 1, and the embeddings as the first output."""
 _PREPROCESSOR = {"image_mean": "mean", "image_std": "std"}
 
 
@@ -40,6 +42,9 @@ def transformers_settings(folder: Path) -> dict[str, Any]:
     indices = config.get("backbone_out_indices")
     if isinstance(indices, list):
         found["out_indices"] = tuple(indices)
+    places = config.get("out_indices") or config.get("segmentation_indices")
+    if config["model_type"] in _COUNTS_EMBEDDINGS and isinstance(places, list):
+        found["out_indices"] = tuple(place - 2 for place in places)
     labels = config.get("id2label")
     if isinstance(labels, dict) and labels.get("0") != "LABEL_0":  # its names for nameless classes
         found["classes"] = [labels[key] for key in sorted(labels, key=int)]
