@@ -31,6 +31,7 @@ from setr.exporting.quantize import calibration_images
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol, normalize
+from setr.layers.feature_pyramid import FeaturePyramidNeck
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.predictor import Predictor, load
@@ -282,7 +283,9 @@ def test_graphs_of_other_models_equal_them_at_any_size(build):
     torch.manual_seed(0)
     model = trained(build())
     program = trace(Graph(model, "logits")).module(check_guards=False)
-    for shape in ((1, 3, 64, 64), (3, 3, 37, 90)):
+    # torch.export fixes sizes of 1, so the half of BEiT's last map must have two cells
+    side = 49 if isinstance(model.neck, FeaturePyramidNeck) else 37
+    for shape in ((1, 3, 64, 64), (3, 3, side, 90)):
         x = torch.randn(shape)
         with torch.inference_mode():
             logits, coarse = program(x)
