@@ -137,6 +137,7 @@ ORDER = (
         "lora",
         "kernels.row_blocks",
         "kernels.region_losses",
+        "kernels.divergence",
         "kernels.triton_loss",
         "mask_loss",
         "losses",
@@ -206,6 +207,7 @@ ORDER = (
     *(
         "training.features",
         "training.sources",
+        "training.teacher",
     ),
     *(
         "estimate",
