@@ -33,6 +33,7 @@ ORDER = (
         "images",
         "reading.masks",
         "reading.gdal",
+        "reading.vectors",
         "bands",
         "reading.urls",
         "reading.arrays",
@@ -78,7 +79,8 @@ ORDER = (
     *(
         "outlines.drawing",
         "outlines.index",
-        "outlines.geojson",
+        "outlines.places",
+        "outlines.layers",
         "outlines.supervisely",
         "outlines.cvat",
         "outlines.via",

@@ -75,7 +75,7 @@ def draft(
             depends on file names, and on classes that a part would lack.
         rest: for outlines, the class of pixels outside all of them, or `ignore`.
         name: of the YAML file; unless it is data.yaml, its stem is a prefix of the list files.
-        class_key: for GeoJSON and VIA, the property that names the class.
+        class_key: for GeoJSON, Shapefile, GeoPackage and VIA, the property that names the class.
 
     Raises:
         SetrError: a known data set that needs no description, an unknown layout, or a `class_key`
@@ -90,9 +90,10 @@ def draft(
             if annotated is None:
                 raise
         else:
-            _require_class_key_used(root, class_key, "masks")
+            _refuse_class_key(root, class_key, "masks")
             return from_masks
-    _require_class_key_used(root, class_key, annotated.kind)
+    if not annotated.has_properties:
+        _refuse_class_key(root, class_key, annotated.kind)
     drawn = draw_masks(root, annotated, rest=rest)
     lists = draft_lists(drawn.pairs, val_share, drawn.splits, drawn.by_mask)
     head = [
@@ -118,12 +119,12 @@ def _mask_folders() -> Iterator[tuple[str, str]]:
         yield from ((f"{split}/{images}", f"{split}/{masks}") for split in SPLIT_OF)
 
 
-def _require_class_key_used(root: Path, class_key: str, kind: str) -> None:
+def _refuse_class_key(root: Path, class_key: str, kind: str) -> None:
     """Refuse a class key that would have no effect."""
-    if class_key and kind not in ("GeoJSON", "VIA"):
+    if class_key:
         raise SetrError(
-            f"--class-key {class_key}: is for outlines in GeoJSON or of VIA, and {root} has "
-            f"{kind}; leave it out",
+            f"--class-key {class_key}: is for GeoJSON, Shapefile, GeoPackage and VIA, and {root} "
+            f"has {kind}; leave it out",
             code=USAGE,
         )
 
@@ -250,7 +251,7 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
         f"({', '.join(MASK_NAMES)}) with the same file names, and no outlines (LabelMe, COCO, "
-        "YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio, V7); "
+        "YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label Studio, V7); "
         "rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
         "give these files in data.yaml",
         code=DATA_CHECK_FAILED,

@@ -22,8 +22,9 @@ _NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
 class Arguments:
     """Describe a folder of images and masks: splits, ids or colours, and classes to be named.
 
-    Outlines (LabelMe, COCO, YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio, V7) are drawn as
-    masks into FOLDER/masks_drawn, and masks of one class each joined there.
+    Outlines (LabelMe, COCO, YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label
+    Studio, V7) are drawn as masks into FOLDER/masks_drawn. Masks of one class each are joined
+    there.
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -33,8 +34,8 @@ class Arguments:
     rest: str = "background"
     """Class of what no outline covers, or `ignore` to leave it out of training and scores."""
     class_key: str = ""
-    """Property of outlines in GeoJSON or of VIA that names the class; if not given, class, label,
-    class_name, category or name."""
+    """Property (field) of map layers or of VIA's outlines that names the class; if not given,
+    class, label, class_name, category or name."""
     name: str = "data.yaml"
     """Of the file written into FOLDER, where a data.yaml of another program is to stay."""
     overwrite: bool = False

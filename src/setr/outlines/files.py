@@ -3,8 +3,8 @@
 LabelMe, Supervisely and V7: a JSON file per image. COCO: a JSON file for many images, as exported
 by COCO, CVAT, Label Studio and Roboflow, or a panoptic one with a PNG per image. VGG Image
 Annotator and Label Studio: their own JSON for many images. CVAT for images: an XML file for many
-images. GeoJSON: a file for one image, or a layer over many. YOLO: a text file per image with lines
-`class x y x y x y …` in fractions of width and height.
+images. GeoJSON, Shapefile, GeoPackage: a file for one image, or layers over many. YOLO: a text file
+per image with lines `class x y x y x y …` in fractions of width and height.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
 
     Args:
         root: the folder.
-        class_key: GeoJSON property or VIA attribute that names the class; empty for the usual ones.
+        class_key: property of layers or attribute of VIA that names the class; empty for the usual.
 
     Raises:
         SetrError: several annotation formats, or an image with outlines in two files or twice in
