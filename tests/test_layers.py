@@ -75,6 +75,9 @@ ORDER = (
         "data.class_draft",
         "data.split_draft",
         "data.band_draft",
+        "data.tile_draft",
+        "data.tile_files",
+        "data.tile_folder",
     ),
     *(
         "outlines.drawing",
@@ -89,6 +92,7 @@ ORDER = (
         "outlines.panoptic",
         "outlines.json_files",
         "outlines.files",
+        "outlines.window_masks",
         "outlines.masks",
         "outlines.class_masks",
         "init_data",
