@@ -13,11 +13,14 @@ import pytest
 import setr._extras
 from setr.cli import main
 from setr.datasets import open_dataset
-from setr.errors import OK
+from setr.errors import OK, SetrError
 from setr.init_data import draft, write
+from setr.prediction.annotations import to_geojson, to_geopackage
+from setr.prediction.outputs import parse_kinds
+from setr.prediction.polygons import mask_polygons
 from setr.reading.vectors import vector_layers
 
-from .test_outlines import SIZE, photo, put, refused, square
+from .test_outlines import LABELS, SIZE, photo, put, refused, square
 from .test_outlines_geojson import feature, ids, layer, tile
 
 DRIVERS = {".shp": "ESRI Shapefile", ".gpkg": "GPKG"}
@@ -191,6 +194,29 @@ def test_outlines_over_pictures_without_a_place(tmp_path):
     assert (ids(tmp_path, "a.png") == 0).sum() == 16
 
 
+def test_predicted_polygons_give_their_masks_back(tmp_path):
+    """As GeoPackage, with and without a place on the map, and of no polygon at all."""
+    pytest.importorskip("pyogrio", reason='needs the extra: pip install "setr[geo]"')
+    mask = np.random.default_rng(1).integers(0, 3, SIZE).astype(np.uint8)
+    polygons = mask_polygons(mask, 3)
+    photo(tmp_path / "plain.png")
+    for name, geo in (("plain", None), ("placed", tile(tmp_path / "placed.tif"))):
+        (tmp_path / f"{name}.gpkg").write_bytes(to_geopackage(polygons, LABELS, geo=geo))
+    (found,) = vector_layers(tmp_path / "placed.gpkg")
+    assert (found.name, found.crs, found.total) == ("polygons", "EPSG:32633", len(polygons))
+    expected = to_geojson(polygons, LABELS, geo=geo)["features"]
+    for mine, theirs in zip(found.features(), expected, strict=True):
+        assert mine["properties"] == theirs["properties"]
+        rings = [ring.tolist() for ring in mine["geometry"]["coordinates"]]
+        assert rings == theirs["geometry"]["coordinates"]
+    tile(tmp_path / "none.tif", 3)
+    (tmp_path / "none.gpkg").write_bytes(to_geopackage([], LABELS, geo=geo))
+    write(tmp_path, draft(tmp_path))
+    for name in ("plain", "placed"):
+        np.testing.assert_array_equal(ids(tmp_path, f"{name}.png"), mask)
+    assert (ids(tmp_path, "none.png") == 3).all()
+
+
 def test_without_the_extra(tmp_path, monkeypatch):
     photo(tmp_path / "a.png")
     (tmp_path / "a.gpkg").write_bytes(b"SQLite format 3\0")
@@ -202,6 +228,7 @@ def test_without_the_extra(tmp_path, monkeypatch):
         return found(name)
 
     monkeypatch.setattr(setr._extras.importlib, "import_module", missing)
-    assert 'a.gpkg: reading a GeoPackage needs pyogrio; pip install "setr[geo]"' in refused(
-        tmp_path
-    )
+    with pytest.raises(SetrError, match=r'--save gpkg needs pyogrio; pip install "setr\[geo\]"'):
+        parse_kinds("mask,gpkg")
+    said = refused(tmp_path)
+    assert 'a.gpkg: reading a GeoPackage needs pyogrio; pip install "setr[geo]"' in said

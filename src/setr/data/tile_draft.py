@@ -7,6 +7,7 @@ one scene at two dates; no ground is then in two splits.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -120,7 +121,10 @@ def _on_common_ground(tiles: Sequence[Tile]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(ground: np.ndarray, boxes: np.ndarray) -> list[str]:
-    """The name of each tile's block: square cells of several tiles, the same for all images."""
+    """The name of each tile's block: square cells of several tiles, the same for all images.
+
+    Names are hashes, because the draw sorts names by checksums, which are similar for neighbours.
+    """
     side = max(1, int((len(boxes) / BLOCKS) ** 0.5))
     names = [""] * len(boxes)
     for plane in dict.fromkeys(ground):
@@ -128,7 +132,8 @@ def _blocks(ground: np.ndarray, boxes: np.ndarray) -> list[str]:
         sizes = np.median(boxes[here, 2:] - boxes[here, :2], axis=0) * side
         centres = (boxes[here, :2] + boxes[here, 2:]) / 2 - boxes[here, :2].min(axis=0)
         for index, (x, y) in zip(here, np.floor(centres / sizes).astype(int), strict=True):
-            names[index] = f"{plane} {x} {y}"
+            place = f"{plane} {x} {y}".encode("utf-8", "surrogateescape")
+            names[index] = hashlib.sha256(place).hexdigest()
     return names
 
 

@@ -58,7 +58,8 @@ def mask_to_cut(path: Path) -> tuple[Any, np.ndarray | None]:
 def box_of(file: Any, window: Window) -> tuple[float, float, float, float]:
     """Bounding box of a window in the file's coordinates, in pixels if it has no georeference."""
     (top, bottom), (left, right) = window
-    corners = [file.transform * (x, y) for x in (left, right) for y in (top, bottom)]
+    a, b, c, d, e, f = tuple(file.transform)[:6]
+    corners = [(a * x + b * y + c, d * x + e * y + f) for x in (left, right) for y in (top, bottom)]
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
@@ -111,7 +112,8 @@ def _profile(source: GdalFile, window: Window, values: np.ndarray) -> dict[str, 
     """What a tile with these values (C, h, w) is written as, at its place on the map."""
     (top, _), (left, _) = window
     file = source.file
-    affine = type(file.transform)
+    a, b, c, d, e, f = tuple(file.transform)[:6]
+    moved = type(file.transform)(a, b, a * left + b * top + c, d, e, d * left + e * top + f)
     on_map = not file.transform.is_identity
     kind = values.dtype.kind
     return {
@@ -121,7 +123,7 @@ def _profile(source: GdalFile, window: Window, values: np.ndarray) -> dict[str, 
         "height": values.shape[1],
         "width": values.shape[2],
         "crs": file.crs,
-        **({"transform": file.transform * affine.translation(left, top)} if on_map else {}),
+        **({"transform": moved} if on_map else {}),
         "compress": "deflate",
         "predictor": 2 if kind in "iu" else 3 if kind == "f" else 1,
         "tiled": True,

@@ -1,4 +1,7 @@
-"""Features of Shapefiles and GeoPackages, in the form of GeoJSON (extra `geo`)."""
+"""Features of Shapefiles and GeoPackages, in the form of GeoJSON (extra `geo`).
+
+Geometries are exchanged in their well-known binary form (OGC 06-103r4, section 8).
+"""
 
 from __future__ import annotations
 
@@ -93,13 +96,19 @@ def vector_layers(path: Path) -> list[VectorLayer]:
     ]
 
 
+def wkb_polygon(rings: Sequence[np.ndarray]) -> bytes:
+    """Well-known binary form of a polygon: closed rings (N, 2), its outline and then its holes."""
+    parts = [struct.pack("<I", len(ring)) + ring.astype("<f8").tobytes() for ring in rings]
+    return struct.pack("<BII", 1, 3, len(rings)) + b"".join(parts)
+
+
 def _unreadable(path: Path, error: Exception) -> SetrError:
     kind = FORMATS[path.suffix.lower()]
     return SetrError(f"{path}: broken {kind} ({first_line(error):.160})")
 
 
 def _geometry(wkb: bytes | None) -> dict[str, Any] | None:
-    """A geometry in two dimensions from its well-known binary form (OGC 06-103r4, section 8)."""
+    """A geometry in two dimensions from its well-known binary form."""
     return None if wkb is None else _parsed(wkb, 0)[0]
 
 
