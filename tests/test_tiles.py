@@ -281,6 +281,29 @@ def test_a_failure_leaves_the_earlier_tiles(tmp_path, monkeypatch, capsys):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_tiles_that_cannot_be_put_in_place(tmp_path, monkeypatch, capsys):
+    """The earlier ones come back."""
+    scene(tmp_path / "images" / "a.tif")
+    mask_of(tmp_path / "masks" / "a.tif", ids())
+    command = ["init-data", str(tmp_path), "--overwrite", "--tile"]
+    assert main([*command, "100"]) == OK
+    before = table(tmp_path)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert main([*command, "64"]) == FAILED
+    assert "tiles: cannot write: Permission denied" in capsys.readouterr().err
+    assert table(tmp_path) == before
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: refuse(Path("x.part"), tmp_path))
+    assert main([*command, "64"]) == FAILED
+    assert ".tiles.part: cannot write: Permission denied" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", ["16", "-5"])
 def test_sizes_that_make_no_sense(tmp_path, capsys, value):
     scene(tmp_path / "images" / "a.tif")

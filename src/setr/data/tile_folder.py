@@ -64,7 +64,10 @@ class TileFolder:
                 f"{root / TILES}: exists, and was not written by --tile; rename it", code=USAGE
             )
         self._remove(root / _PART)
-        (root / _PART).mkdir()
+        try:
+            (root / _PART).mkdir()
+        except OSError as error:
+            raise SetrError(f"{root / _PART}: cannot write: {error.strerror}") from None
 
     def __enter__(self) -> TileFolder:
         return self
@@ -186,6 +189,8 @@ class TileFolder:
                 (self.root / TILES).rename(old)
             (self.root / _PART).rename(self.root / TILES)
         except OSError as error:
+            if old.exists() and not (self.root / TILES).exists():
+                old.rename(self.root / TILES)
             raise SetrError(f"{self.root / TILES}: cannot write: {error.strerror}") from None
         self._remove(old)
 
