@@ -315,6 +315,31 @@ def test_sizes_that_make_no_sense(tmp_path, capsys, value):
     assert "tiles: exists, and was not written by --tile" in capsys.readouterr().err
 
 
+def test_pictures_without_a_place(tmp_path, capsys):
+    """PNG and alpha are kept; JPEG is refused."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    values = np.random.default_rng(2).integers(0, 255, (*SIZE, 4)).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "images" / "a.png")
+    Image.fromarray(ids()).save(tmp_path / "masks" / "a.png")
+    assert main(["init-data", str(tmp_path), "--tile", "64"]) == OK
+    for row in table(tmp_path):
+        with rasterio.open(tmp_path / "tiles" / "images" / row["tile"]) as file:
+            assert [colour.name for colour in file.colorinterp] == ["red", "green", "blue", "alpha"]
+            assert file.crs is None
+            assert file.transform.is_identity
+            rows, columns = window_of(row)
+            np.testing.assert_array_equal(file.read(), values[rows, columns].transpose(2, 0, 1))
+    assert main(["doctor", str(tmp_path), "--quick"]) == OK
+    Image.fromarray(values[..., :3]).save(tmp_path / "images" / "a.jpg")
+    (tmp_path / "images" / "a.png").unlink()
+    assert main(["init-data", str(tmp_path), "--tile", "64", "--overwrite"]) == FAILED
+    said = "images/a.jpg: tiles are cut from TIFF and PNG files only; convert it first"
+    assert said in capsys.readouterr().err
+
+
 def test_masks_of_another_size(tmp_path, capsys):
     scene(tmp_path / "images" / "a.tif")
     mask_of(tmp_path / "masks" / "a.tif", ids((100, 100)))

@@ -22,7 +22,7 @@ from setr.data.tile_files import box_of, mask_to_cut, write_image, write_mask
 from setr.errors import USAGE, SetrError
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
-from setr.reading.gdal import GdalFile, import_gdal
+from setr.reading.gdal import GdalFile, gdal_driver, import_gdal
 
 TILES = "tiles"
 """Folder for the tiles; files in it are never taken as images to cut."""
@@ -92,6 +92,10 @@ class TileFolder:
         Raises:
             SetrError: unreadable, unwritable, or a mask of another size.
         """
+        if gdal_driver(self.root / image) is None:
+            raise SetrError(
+                f"{image}: tiles are cut from TIFF and PNG files only; convert it first"
+            )
         with GdalFile(self.root / image, cache=_CACHE_BYTES) as source:
             if mask.shape[:2] != source.stored.shape:
                 (h, w), (H, W) = mask.shape[:2], source.stored.shape
