@@ -51,6 +51,7 @@ ORDER = (
         "wrapped",
     ),
     *(
+        "data.own_augmentation",
         "transforms",
         "data.loader",
     ),
