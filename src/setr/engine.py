@@ -22,7 +22,7 @@ from torch import Tensor
 from setr import distributed
 from setr.config import Config
 from setr.data.dataset import Dataset
-from setr.data.own_augmentation import Augment
+from setr.data.own_augmentation import Augment, require_augment
 from setr.distributed import everywhere, say, together
 from setr.errors import INTERRUPTED, USAGE, SetrError
 from setr.estimate import explain_out_of_memory, resolve_batch_and_steps
@@ -40,7 +40,6 @@ from setr.training.build import (
     build_share,
     build_weights,
     checked_pixels,
-    require_augmentation,
     require_buildable,
     require_fitting_weights,
     with_workers,
@@ -112,7 +111,8 @@ def train(
     if isinstance(data, str | os.PathLike):
         named = dataclasses.replace(config.data, root=os.fspath(data))
         config, data = dataclasses.replace(config, data=named), None
-    require_augmentation(config, augment)
+    if augment is not None:
+        require_augment(augment, cache_features=config.train.cache_features)
     with distributed.joined(config.train.device):
         folder = RunFolder(
             Path(config.out),

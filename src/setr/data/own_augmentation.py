@@ -105,12 +105,18 @@ def described(augment: Augment) -> str:
     return " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(augment)).split())
 
 
-def require_augment(augment: Any) -> None:
-    """Check that an augmentation can be called.
+def require_augment(augment: Any, *, cache_features: str = "none") -> None:
+    """Check that an augmentation can be called, in a run with this `train.cache_features`.
 
     Raises:
-        SetrError: a class, a list, or a function of other arguments.
+        SetrError: a class, a list, a function of other arguments, or cached features.
     """
+    if cache_features != "none":
+        raise SetrError(
+            f"train.cache_features {cache_features}: stored features cannot be augmented; leave "
+            "it out, or augment",
+            code=USAGE,
+        )
     if isinstance(augment, type) or not callable(augment):
         what = f"the class {augment.__name__}" if isinstance(augment, type) else _kind(augment)
         raise SetrError(

@@ -19,7 +19,6 @@ from setr.catalog import is_convolutional
 from setr.config import Config, ModelConfig
 from setr.data.dataset import Dataset
 from setr.data.loader import Share, chosen_workers
-from setr.data.own_augmentation import Augment, require_augment
 from setr.distributed import say, world
 from setr.doctor import check, class_weights, describe_map, map_a_class
 from setr.errors import USAGE, SetrError
@@ -262,23 +261,6 @@ def build_augmentation(config: Config, pixels: np.ndarray) -> Augmentation:
         max_class_share=data.max_class_share,
         fill=fill_colour(config.model.mean),
     )
-
-
-def require_augmentation(config: Config, augment: Augment | None) -> None:
-    """Check the user's own augmentation and whether this run can use one.
-
-    Raises:
-        SetrError: it cannot be called, or features are cached.
-    """
-    if augment is None:
-        return
-    require_augment(augment)
-    if config.train.cache_features != "none":
-        raise SetrError(
-            f"train.cache_features {config.train.cache_features}: stored features cannot be "
-            "augmented; leave it out, or augment",
-            code=USAGE,
-        )
 
 
 def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> ModelInfo:
