@@ -409,6 +409,11 @@ def test_an_unreadable_data_yaml_is_one_line(folder, monkeypatch):
     assert "data.yaml: cannot read" in fails(folder, code=USAGE)
 
 
+def test_a_folder_may_be_a_path(folder_data):
+    found = open_dataset(Path(folder_data), "val")
+    assert list(found.pairs) == list(open_dataset(str(folder_data), "val").pairs)
+
+
 @pytest.mark.parametrize("count", ["abc", "0", "-3", "1.5"])
 def test_a_wrong_number_of_scenes(count):
     assert f"scenes:{count}: give a number of scenes" in fails(f"scenes:{count}", code=USAGE)

@@ -95,6 +95,8 @@ def test_what_could_not_be_opened_is_not_saved(tmp_path):
         save_pretrained(tmp_path / "own", model, INFO)
     with pytest.raises(SetrError, match=r"Linear: give a model of setr\.create_model"):
         save_pretrained(tmp_path / "own", torch.nn.Linear(2, 2), INFO)
+    with pytest.raises(SetrError, match=r"info is a list: give setr\.ModelInfo\(labels="):
+        save_pretrained(tmp_path / "own", tiny_model("mla"), ["road", "sky"])
     assert not (tmp_path / "own").exists()
     (tmp_path / "file").touch()
     with pytest.raises(SetrError, match="cannot make this folder: File exists"):

@@ -52,6 +52,7 @@ ORDER = (
         "wrapped",
     ),
     *(
+        "data.own_augmentation",
         "transforms",
         "data.loader",
     ),

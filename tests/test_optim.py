@@ -38,6 +38,16 @@ def test_layer_decay_and_no_decay_for_norms():
     assert found["decoder.classifier.weight"] == (10.0, 0.1)
 
 
+def test_groups_have_their_rates_for_a_loop_of_ones_own():
+    """Without `set_lr`, or with a scheduler of torch, which begins at a group's rate."""
+    config = OptimConfig(name="adamw", lr=0.01, layer_decay=0.5)
+    optimizer = build_optimizer(tiny_model("pup"), config)
+    begun = {g["lr_factor"]: g["lr"] for g in optimizer.param_groups}
+    assert begun == {0.125: 0.00125, 0.25: 0.0025, 0.5: 0.005, 10.0: 0.1}
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert schedule.get_last_lr() == [g["initial_lr"] / 2 for g in optimizer.param_groups]
+
+
 def test_no_token_before_the_patches_decays():
     small = {"embed_dim": 32, "depth": 2, "num_heads": 2}
     for encoder in ("deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2"):

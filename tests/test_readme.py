@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import setr
@@ -79,6 +80,8 @@ def test_the_page_about_python_runs_in_its_order(tmp_path, monkeypatch):
     assert [tuple(m.shape[2:]) for m in names["maps"]][-1] == (10, 13)
     assert names["result"].mask.shape == names["data"].load(0).mask.shape
     assert 0 <= names["figures"]["miou"] <= 1
+    mask = names["Drops"]()[0][1]
+    np.testing.assert_array_equal(names["decoded"](names["encoded"](mask), *mask.shape), mask)
     assert (tmp_path / "runs" / "small" / "metrics.json").is_file()
 
 

@@ -176,6 +176,17 @@ def test_google_layout_agrees_with_timms_own_reader(tmp_path):
     assert_same_maps(model, other)
 
 
+def test_a_state_dict_or_another_module_is_one_line():
+    model = build()
+    for given, message in (
+        ((model, model.state_dict()), "weights are a OrderedDict: give a file; a state dict"),
+        ((model.encoder, "vit.pth"), "Encoder: give a model of setr.create_model"),
+    ):
+        with pytest.raises(SetrError, match=re.escape(message)) as caught:
+            load_weights(*given)
+        assert caught.value.code == USAGE
+
+
 def test_distilled_deit_has_two_prefix_tokens(tmp_path):
     name = "deit_base_distilled_patch16_384"
     vit = source_vit(name)

@@ -117,6 +117,43 @@ def test_rows_of_a_table_are_samples_by_their_names():
         np.testing.assert_array_equal(data[0].mask, mask)
 
 
+class Table:
+    """As pandas: an index is a column, and rows may be shuffled."""
+
+    iloc = columns = None
+
+    def __init__(self, rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, column):
+        return [row[column] for row in self.rows]
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return self.rows
+
+
+def test_a_table_has_a_sample_in_each_row(tmp_path):
+    rows = []
+    for seed in (4, 2):
+        paths = {"image": tmp_path / f"{seed}.png", "mask": str(tmp_path / f"{seed}_mask.png")}
+        Image.fromarray(picture(seed)).save(paths["image"])
+        Image.fromarray(ids(seed)).save(paths["mask"])
+        rows.append({"id": seed, **paths})
+    data = wrap_dataset(Table(rows), CLASSES, "train")
+    assert len(data) == 2
+    np.testing.assert_array_equal(data[1].image, picture(2))
+    np.testing.assert_array_equal(data[1].mask, ids(2))
+    pandas = pytest.importorskip("pandas")
+    data = wrap_dataset(pandas.DataFrame(rows, index=[7, 3]), CLASSES, "train")
+    np.testing.assert_array_equal(data[1].mask, ids(2))
+    with pytest.raises(SetrError, match=r"has id, photo; give 'image' and one of annotation"):
+        wrap_dataset(pandas.DataFrame({"id": [1], "photo": ["x"]}), CLASSES, "train").load(0)
+
+
 def test_truth_values_are_two_classes():
     mask = ids(2) == 1
     np.testing.assert_array_equal(of(picture(2), mask).mask, mask.astype(np.uint8))

@@ -7,6 +7,7 @@ and no implicit shift of ids.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,10 @@ class ShardDataset(Dataset):
 
 
 def open_dataset(
-    path: str, split: str, labels: Labels | str | None = None, bands: Bands | None = None
+    path: str | os.PathLike,
+    split: str,
+    labels: Labels | str | None = None,
+    bands: Bands | None = None,
 ) -> Dataset:
     """Open one split of a data set.
 
@@ -101,6 +105,7 @@ def open_dataset(
     """
     if not all(part.strip() for part in split.split("+")):
         raise SetrError(f"split '{split}': give a name, or several joined with +", code=USAGE)
+    path = os.fspath(path)
     if path.partition(":")[0] == "scenes":
         count = _scene_count(path)
         count = count if split == "train" else max(count // 10, 2)

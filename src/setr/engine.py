@@ -22,6 +22,7 @@ from torch import Tensor
 from setr import distributed
 from setr.config import Config
 from setr.data.dataset import Dataset
+from setr.data.own_augmentation import Augment, require_augment
 from setr.distributed import everywhere, say, together
 from setr.errors import INTERRUPTED, USAGE, SetrError
 from setr.estimate import explain_out_of_memory, resolve_batch_and_steps
@@ -44,7 +45,7 @@ from setr.training.build import (
     with_workers,
     without_weights,
 )
-from setr.training.facts import data_record, require_same_run, run_facts
+from setr.training.facts import AUGMENT_VERSION, data_record, require_same_run, run_facts
 from setr.training.loss_scale import LossScaler
 from setr.training.named_config import named_config
 from setr.training.normalisation import with_normalisation
@@ -67,6 +68,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     trackers: Sequence[Builder] = (),
+    augment: Augment | None = None,
 ) -> dict[str, Any]:
     """Train a model and write it to `config.out`.
 
@@ -84,6 +86,12 @@ def train(
         overwrite: replace an existing run.
         trackers: further trackers of metrics: subclasses of `Tracker`, or functions of run folder
             and step that return one. Only rank 0 creates them.
+        augment: applied to every crop after the recipe's own augmentation: a function of image
+            uint8 (H, W, C), mask uint8 (H, W) with training ids and a numpy `Generator` that
+            returns both in the same shapes; or a transform of albumentations or of
+            torchvision.transforms.v2. Its random numbers are seeded for each sample. Runs with one
+            can only be resumed with one; a text in its attribute `version` (by default its repr)
+            is compared, with a warning.
 
     Returns:
         The content of `metrics.json`.
@@ -104,6 +112,8 @@ def train(
     if isinstance(data, str | os.PathLike):
         named = dataclasses.replace(config.data, root=os.fspath(data))
         config, data = dataclasses.replace(config, data=named), None
+    if augment is not None:
+        require_augment(augment, cache_features=config.train.cache_features)
     with distributed.joined(config.train.device):
         folder = RunFolder(
             Path(config.out),
@@ -113,7 +123,7 @@ def train(
             own_trackers=trackers,
         )
         with contextlib.closing(folder):
-            run = _Run(config, folder, data)
+            run = _Run(config, folder, data, augment)
             run.loop()
             return run.finish()
 
@@ -122,7 +132,11 @@ class _Run:
     """One training run: its parts, and the loop over the steps."""
 
     def __init__(
-        self, config: Config, folder: RunFolder, data: tuple[Dataset, Dataset] | None = None
+        self,
+        config: Config,
+        folder: RunFolder,
+        data: tuple[Dataset, Dataset] | None = None,
+        augment: Augment | None = None,
     ) -> None:
         self.folder, self.began = folder, time.monotonic()
         self.device = distributed.device(config.train.device)
@@ -145,7 +159,7 @@ class _Run:
         labels, bands = self.dataset.labels, self.dataset.bands
         open_own = partial(open_teacher, config, labels, bands, self.device, self.dtype)
         teacher = everywhere(open_own)
-        self.facts = run_facts(config, self.dataset, self.val)
+        self.facts = run_facts(config, self.dataset, self.val, augment=augment)
         if teacher:
             self.facts["distill.weights"] = teacher.digest
         distributed.require_equal(self.facts)
@@ -180,7 +194,9 @@ class _Run:
             self.best.restore(folder.state.values)
             self.scaler.restore(folder.state.values.get("scaler", {}))
             say(f"continuing after step {self.step}")
-        self.source = open_source(config, self.dataset, self.model, self.dtype, pixels, share)
+        self.source = open_source(
+            config, self.dataset, self.model, self.dtype, pixels, share, augment
+        )
         self.updates = Updates(
             config,
             self.parallel,
@@ -301,6 +317,7 @@ class _Run:
             "data": data_record(self.facts, self.dataset, self.val),
             "split": self.val.split,
             "steps": self.step,
+            "augment": self.facts[AUGMENT_VERSION],
             "seconds": self.seconds + time.monotonic() - self.began,
             "processes": distributed.world(),
             "provenance": provenance(self.config.train.seed, self.device),

@@ -57,6 +57,11 @@ def save_pretrained(
     model = _unwrapped(model)
     merged = merged_state(state or model.state_dict())
     tensors = {k.replace("_orig_mod.", ""): v.detach().contiguous() for k, v in merged.items()}
+    if not isinstance(info, ModelInfo):
+        raise SetrError(
+            f"info is a {type(info).__name__}: give setr.ModelInfo(labels=setr.Labels((…)))",
+            code=USAGE,
+        )
     values = describe(model, info)
     _require_described(model, tensors)
     folder = Path(folder)

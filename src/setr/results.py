@@ -88,7 +88,7 @@ def collect(folder: Path) -> list[Run]:
             Run(
                 path.parent,
                 name,
-                _changes(config, name, data),
+                _changes(config, name, data, values.get("augment")),
                 _percent(tested, "miou"),
                 _percent(tested, "pixel_accuracy"),
                 values.get("provenance") or {},
@@ -106,8 +106,10 @@ def _config(path: Path) -> Config | None:
         return None
 
 
-def _changes(own: Config | None, name: str, data: dict[str, Any]) -> tuple[str, ...]:
-    """What differs from the recipe: settings such as `train.steps=4`, and data."""
+def _changes(
+    own: Config | None, name: str, data: dict[str, Any], augment: str | None
+) -> tuple[str, ...]:
+    """What differs from the recipe: settings such as `train.steps=4`, augmentation, and data."""
     try:
         named = recipe(name)
     except SetrError:
@@ -119,6 +121,8 @@ def _changes(own: Config | None, name: str, data: dict[str, Any]) -> tuple[str, 
         if mine[key] and theirs[key]:
             mine[key] = theirs[key]  # assume the same weights from a file
     changes = [f"{k}={v}" for k, v in mine.items() if k not in FREE and v != theirs[k]]
+    if augment is not None:
+        changes.append("own augmentation")
     if own.data.val_split in own.data.train_split.split("+"):
         changes.append("tested on images it was trained on")
     if name in systems():

@@ -125,8 +125,17 @@ def load_weights(
         Names of the tensors that were loaded, resized, missing, unexpected and so on.
 
     Raises:
-        SetrError: unreadable file, unknown layout, or tensors that do not fit.
+        SetrError: unreadable file, unknown layout, tensors that do not fit, or arguments of other
+            types.
     """
+    if not hasattr(model, "arguments"):
+        raise SetrError(f"{type(model).__name__}: give a model of setr.create_model", code=USAGE)
+    if not isinstance(source, str | os.PathLike):
+        raise SetrError(
+            f"weights are a {type(source).__name__}: give a file; a state dict of this model loads "
+            "with its load_state_dict",
+            code=USAGE,
+        )
     file = read_tensor_file(Path(source))
     found = translate(file.tensors, str(source))
     state, report = match_weights(

@@ -37,17 +37,18 @@ def wrap_dataset(
     """Make a split for `setr.train`, `setr.evaluate` and `setr.doctor.check` from Python objects.
 
     All samples are read once before training to check them, and again in every epoch. The recipe's
-    crops, flips and colour augmentation are applied to them, so leave these out of your own
-    transforms. An interrupted run resumes bit for bit if an index always returns the same sample.
+    crops, flips and colour augmentation are applied to them, and then the `augment` of
+    `setr.train`, so leave these out of the samples. An interrupted run resumes bit for bit if an
+    index always returns the same sample.
 
     Args:
         samples: an object with `__len__` and `__getitem__`, such as a `torch.utils.data.Dataset`
             (also `Subset` and `ConcatDataset` of one, or of setr's own data sets), a Hugging Face
-            data set or a list. A sample is a pair of image and mask, or a mapping with `image` or
-            `pixel_values` and one of `annotation`, `mask`, `label`, `labels`,
-            `semantic_segmentation`, `segmentation_mask`. Images are anything that
-            `Predictor.predict` takes: a Pillow image, uint8 (H, W, 3), a tensor (3, H, W), a path,
-            …; masks are a Pillow image, a path, or integers (H, W).
+            data set, a pandas table with a row for each sample, or a list. A sample is a pair of
+            image and mask, or a mapping with `image` or `pixel_values` and one of `annotation`,
+            `mask`, `label`, `labels`, `semantic_segmentation`, `segmentation_mask`. Images are
+            anything that `Predictor.predict` takes: a Pillow image, uint8 (H, W, 3), a tensor
+            (3, H, W), a path, …; masks are a Pillow image, a path, or integers (H, W).
         labels: class names in the order of their ids from 0; a mapping from ids to names or
             `ignore`; the name of a known data set; or `Labels`, for colours. 255 is ignored unless
             a mapping contains it.
@@ -64,6 +65,8 @@ def wrap_dataset(
         SetrError: no length or index, no samples, invalid classes, or classes or bands that differ
             from those of setr's own data sets among the samples.
     """
+    if hasattr(samples, "iloc") and hasattr(samples, "columns"):  # pandas; its index is columns
+        samples = samples.to_dict("records")
     if isinstance(samples, Mapping) and 0 not in samples:
         raise SetrError(
             f"{type(samples).__name__} of {', '.join(map(str, samples))}: give one of its splits, "

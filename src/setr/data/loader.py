@@ -8,7 +8,9 @@ resumed run gets the batches of an uninterrupted one, with any number of workers
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -24,7 +26,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from setr.data.dataset import Dataset
-from setr.errors import SetrError
+from setr.data.own_augmentation import OwnAugmentation, require_sendable
+from setr.errors import USAGE, SetrError, first_line
 from setr.processes.quota import cpus
 from setr.transforms import Augmentation
 
@@ -110,14 +113,19 @@ class BatchOrder:
 
 
 class _AugmentedSamples(TorchDataset):
-    def __init__(self, dataset: Dataset, augment: Augmentation, seed: int) -> None:
-        self.dataset, self.augment, self.seed = dataset, augment, seed
+    def __init__(
+        self, dataset: Dataset, augment: Augmentation, seed: int, own: OwnAugmentation | None
+    ) -> None:
+        self.dataset, self.augment, self.seed, self.own = dataset, augment, seed, own
 
     def __getitem__(self, position: Position) -> Loaded:
         epoch, index = position
         rng = np.random.default_rng((self.seed, epoch, index))
         try:
-            return self.augment(*self.dataset.open(index), rng)
+            image, mask = self.augment(*self.dataset.open(index), rng)
+            if self.own is None:
+                return image, mask
+            return self.own(image, mask, rng, str(self.dataset.pairs[index].image))
         except SetrError as error:
             return error
 
@@ -179,14 +187,30 @@ def _start(loader: DataLoader) -> Iterator[Any]:
     A terminal sends Ctrl-C to all processes of a command, and `timeout` and schedulers send SIGTERM
     to its process group. A worker that ended then would lose samples that this process is about to
     fetch. `_init_worker` unblocks the signals once it has installed its handlers.
+
+    Raises:
+        SetrError: samples that workers need a copy of cannot be pickled.
     """
     if not hasattr(signal, "pthread_sigmask"):
-        return iter(loader)
+        return _iter(loader)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
-        return iter(loader)
+        return _iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _iter(loader: DataLoader) -> Iterator[Any]:
+    try:
+        return iter(loader)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        if not loader.num_workers or multiprocessing.get_start_method() == "fork":
+            raise
+        raise SetrError(
+            f"samples: worker processes cannot load them ({first_line(error)}); define their class "
+            "at the top level of a .py file and keep no open files in it, or set data.workers to 0",
+            code=USAGE,
+        ) from None
 
 
 def _init_worker(_: int) -> None:
@@ -260,19 +284,22 @@ def training_batches(
     workers: int,
     share: Share | None = None,
     pinned: bool = False,
+    own: OwnAugmentation | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of steps start .. stop-1: images uint8 (B, H, W, C), masks uint8 (B, H, W).
 
     `batch_size` counts the images of all processes; `share` selects those of this process. `pinned`
     puts batches into pinned memory. Workers pass them in shared memory if there is enough of it,
-    else through a pipe, which is slower.
+    else through a pipe, which is slower. `own` is applied to the augmented samples.
     """
+    if own is not None and workers:
+        require_sendable(own.augment)
     images = len((share or Share(0, 1, 1)).of(batch_size))
     batch_bytes = images * math.prod(augment.crop_size) * (len(augment.fill) + 1)
     use_shared_memory = _fits_shared_memory(PREFETCH_FACTOR * workers + 1, batch_bytes)
     order = training_order(dataset, batch_size, seed=seed, start=start, stop=stop, share=share)
     loader = _Loader(
-        _AugmentedSamples(dataset, augment, seed),
+        _AugmentedSamples(dataset, augment, seed, own),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_stack_shared if use_shared_memory else stack,

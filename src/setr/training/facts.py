@@ -18,6 +18,7 @@ from torch import nn
 from setr import __version__
 from setr.config import Config
 from setr.data.dataset import Dataset
+from setr.data.own_augmentation import Augment, described
 from setr.data.pairs import Pair, Pairs
 from setr.datasets import ShardDataset
 from setr.distributed import differences, say
@@ -27,13 +28,15 @@ from setr.wrapped import WrappedDataset
 
 _VERSIONED = (ShardDataset, WrappedDataset)
 _BAND_FACTS = ("bands", "value_range")  # facts that data sets without bands lack
+AUGMENT, AUGMENT_VERSION = "augment", "augment.version"
 _MIN_SAMPLED = 64  # at least this many file sizes are compared, if there are as many
 
 
-def run_facts(config: Config, *datasets: Dataset) -> dict[str, Any]:
+def run_facts(config: Config, *datasets: Dataset, augment: Augment | None = None) -> dict[str, Any]:
     """Settings, versions, and facts that identify the data without reading all of them."""
     facts = _settings(config)
     facts |= {"setr": __version__, "torch": torch.__version__.split("+")[0]}
+    facts |= _augmentation(augment)
     for dataset in datasets:
         facts |= {f"data.{dataset.split}.{k}": v for k, v in data_facts(dataset).items()}
     return facts
@@ -45,6 +48,13 @@ def _settings(config: Config) -> dict[str, Any]:
         for key, value in flat(config).items()
         if key not in PER_PROCESS
     }
+
+
+def _augmentation(augment: Augment | None) -> dict[str, Any]:
+    """Whether there is an augmentation of the user's, and which."""
+    if augment is None:
+        return {AUGMENT: None, AUGMENT_VERSION: None}
+    return {AUGMENT: "setr.train(augment=…)", AUGMENT_VERSION: described(augment)}
 
 
 def data_facts(dataset: Dataset) -> dict[str, Any]:
@@ -138,7 +148,7 @@ def require_same_run(out: Any, before: dict[str, Any], now: dict[str, Any]) -> N
     no_bands = {
         f"{_split(k)}.{name}": None for k in before if _is_data_fact(k) for name in _BAND_FACTS
     }
-    before = {**_settings(Config()), **no_bands, **before}
+    before = {**_settings(Config()), **_augmentation(None), **no_bands, **before}
     now = {k: v for k, v in now.items() if k in before or _split(k) not in splits}
     for kind, belongs in _IDENTITY.items():
         old = {k: v for k, v in before.items() if belongs(k)}
@@ -165,4 +175,5 @@ _IDENTITY: dict[str, Callable[[str], bool]] = {
     "another model": lambda key: key.startswith("model."),
     "another optimiser": lambda key: key == "optim.name",
     "other data or classes": _is_data_fact,
+    "another augmentation": lambda key: key == AUGMENT,
 }

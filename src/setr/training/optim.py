@@ -26,7 +26,8 @@ NO_DECAY = ("pos_embed", "relative_position_bias_table", *TOKENS, "gamma")
 def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD or AdamW, with parameters grouped by learning-rate factor and weight decay.
 
-    `set_lr` multiplies the peak learning rate by the `lr_factor` of a group.
+    `set_lr` multiplies the peak learning rate by the `lr_factor` of a group. Until it is called, or
+    with a scheduler of torch, a group has its peak.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -37,7 +38,12 @@ def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:
         key = (_lr_factor(name, model, config), 0.0 if spared else config.weight_decay)
         groups.setdefault(key, []).append(parameter)
     param_groups = [
-        {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+        {
+            "params": parameters,
+            "lr": config.lr * factor,
+            "lr_factor": factor,
+            "weight_decay": decay,
+        }
         for (factor, decay), parameters in groups.items()
     ]
     if config.name == "sgd":

@@ -12,6 +12,7 @@ from torch import Tensor
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.loader import BatchOrder, Share, training_batches, training_order
+from setr.data.own_augmentation import Augment, OwnAugmentation
 from setr.inference import normalize
 from setr.model import SETR, Features
 from setr.training.build import build_augmentation
@@ -42,9 +43,11 @@ class _Images:
         pixels: np.ndarray,
         share: Share,
         device: torch.device,
+        augment: Augment | None,
     ) -> None:
         self.config, self.dataset, self.share, self.device = config, dataset, share, device
         self.augment = build_augmentation(config, pixels)
+        self.own = None if augment is None else OwnAugmentation(augment, len(pixels))
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images uint8 (B, H, W, C) and masks."""
@@ -59,6 +62,7 @@ class _Images:
             workers=self.config.data.workers,
             share=self.share,
             pinned=self.device.type == "cuda",
+            own=self.own,
         )
 
     def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
@@ -112,6 +116,7 @@ def open_source(
     dtype: torch.dtype | None,
     pixels: np.ndarray,
     share: Share,
+    augment: Augment | None = None,
 ) -> Source:
     """The source of batches for a run; computes features unless they are cached.
 
@@ -122,9 +127,10 @@ def open_source(
         dtype: of autocast; None for fp32.
         pixels: (K,) pixel counts of the classes in the split.
         share: this process's share of every batch.
+        augment: the user's own augmentation.
     """
     if config.train.cache_features == "none":
         device = next(model.parameters()).device
-        return _Images(config, dataset, pixels, share, device)
+        return _Images(config, dataset, pixels, share, device, augment)
     stored = open_features(config, dataset, model, dtype)
     return _Features(config, stored, model.encoder.widths, share)
