@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,6 +142,12 @@ def test_what_would_be_counted_wrongly_is_refused():
         segmentation_loss(output, target, weight=torch.ones(4))
     with pytest.raises(SetrError, match="kind 'dise': give cross_entropy, ohem, focal, dice"):
         segmentation_loss(output, target, kind="dise")
+
+
+@pytest.mark.parametrize("target", [torch.zeros(2, 8, 8), np.zeros((2, 8, 8), np.uint8)])
+def test_a_target_of_another_type_is_refused(target):
+    with pytest.raises(SetrError, match="give a tensor of ids, of an integer type"):
+        segmentation_loss(torch.randn(2, 3, 4, 4), target)
 
 
 def test_masks_smaller_than_the_images_are_refused():

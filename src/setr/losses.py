@@ -164,7 +164,7 @@ def segmentation_loss(
         `loss` (for one backward pass), and detached `main` and `aux_1`, `aux_2`, …
 
     Raises:
-        SetrError: unknown kind, or a target or weight of another shape.
+        SetrError: unknown kind, a target of another type or shape, or a weight of another shape.
     """
     if kind not in get_args(LossKind):
         raise SetrError(f"kind {kind!r}: give {', '.join(get_args(LossKind))}", code=USAGE)
@@ -199,6 +199,9 @@ def _require_shapes(
     logits: Tensor, output: Output | MaskOutput, target: Tensor, weight: Tensor | None
 ) -> None:
     """Refuse what would be counted against other pixels, images or classes."""
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        what = f"{target.dtype}" if isinstance(target, Tensor) else type(target).__name__
+        raise SetrError(f"target {what}: give a tensor of ids, of an integer type", code=USAGE)
     B, K = logits.shape[:2]
     given = tuple(target.shape[-2:])
     if output.image_size is None:
