@@ -29,7 +29,7 @@ LARGEST_TICK = 65_535
 OPEN_SECONDS = 30.0
 """An address that does not open in this time is given up."""
 SECONDS = 10.0
-"""A source that sends no frame for this time is given up."""
+"""A live source that sends no frame for this time is given up, a file after twice this time."""
 
 
 def is_video(source: Any) -> bool:
@@ -140,7 +140,8 @@ def checked_rate(rate: float) -> float:
 def open_address(address: str) -> cv2.VideoCapture:
     """OpenCV's capture of an address, through FFmpeg; `isOpened` tells whether that worked."""
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(OPEN_SECONDS * 1000)]
-    limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(SECONDS * 1000)]
+    silence = 2 * SECONDS  # a `live.LiveReader` is earlier, and says it
+    limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(silence * 1000)]
     return cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
 
 
