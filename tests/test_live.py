@@ -236,6 +236,7 @@ def test_a_source_that_ends_says_so(source_is, count):
 
 def test_a_source_that_falls_silent_is_given_up(source_is, monkeypatch):
     monkeypatch.setattr(live, "SECONDS", 0.2)
+    monkeypatch.setattr(live, "CLOSE_SECONDS", 0.1)
     source = source_is(Source(at_will=True))
     source.allowed.release(2)
     began = time.monotonic()
@@ -265,7 +266,8 @@ def test_an_error_of_opencv_is_told(source_is, monkeypatch):
         pass
 
 
-def test_a_stop_before_the_first_frame(source_is):
+def test_a_stop_before_the_first_frame(source_is, monkeypatch):
+    monkeypatch.setattr(live, "CLOSE_SECONDS", 0.1)
     source = source_is(Source(at_will=True))
     began = time.monotonic()
     with pytest.raises(Stopped), LiveReader(0, until=lambda: time.monotonic() - began > 0.3):

@@ -38,6 +38,8 @@ SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "rtmps://", "tcp://", "udp://")
 ENDINGS = (".m3u8", ".mjpeg", ".mjpg")
 """Of the path or the query of http(s) addresses that are streams."""
 POLL_SECONDS = 0.1
+CLOSE_SECONDS = 2 * OPEN_SECONDS
+"""How long the end of the thread is waited for; OpenCV's own limits let it end much earlier."""
 
 
 def is_live(source: Any) -> bool:
@@ -136,7 +138,8 @@ class LiveReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         start: float | None = None
-        while not self.until() and self._wait_for_frame(SECONDS):
+        asked = time.monotonic()
+        while not self.until() and self._wait_for_frame(2 * SECONDS):  # OpenCV gives up before
             with self._change:
                 assert self._newest is not None
                 number, came, frame = self._newest
@@ -148,10 +151,12 @@ class LiveReader:
                 return
             self._place = number - 1 if self.announced else round((came - start) * self.rate)
             yield frame
-        if not self.until() and not (self._over and self.announced):
+            asked = time.monotonic()
+        silent = time.monotonic() - asked > 0.95 * SECONDS
+        if not self.until() and (silent or not self.announced):
             lost = self._problem or "the source stopped, or the connection was lost"
-            silent = f"it sent nothing for {SECONDS:g} seconds"
-            self.ended = f"{lost if self._over else silent}, after {self.number} frames"
+            nothing = f"it sent nothing for {SECONDS:g} seconds"
+            self.ended = f"{nothing if silent else lost}, after {self.number} frames"
 
     @property
     def place(self) -> int:
@@ -189,11 +194,11 @@ class LiveReader:
         )
 
     def _close(self) -> None:
-        """End the thread; one that hangs in OpenCV ends when that gives up."""
+        """End the thread. Python must not end while it is in OpenCV, or the process aborts."""
         with self._change:
             self._closing = True
             self._change.notify_all()
-        self._thread.join(1.0)
+        self._thread.join(CLOSE_SECONDS)
 
     def _read(self) -> None:
         """What the thread does: only it touches the capture."""

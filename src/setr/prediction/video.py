@@ -26,10 +26,10 @@ LARGEST_TICK = 65_535
 """MPEG-4 stores a rate as a fraction of integers up to this, which OpenCV makes of its digits."""
 
 
-OPEN_SECONDS = 30.0
+OPEN_SECONDS = 15.0
 """An address that does not open in this time is given up."""
 SECONDS = 10.0
-"""A live source that sends no frame for this time is given up, a file after twice this time."""
+"""A source that sends no frame for this time is given up."""
 
 
 def is_video(source: Any) -> bool:
@@ -140,8 +140,7 @@ def checked_rate(rate: float) -> float:
 def open_address(address: str) -> cv2.VideoCapture:
     """OpenCV's capture of an address, through FFmpeg; `isOpened` tells whether that worked."""
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(OPEN_SECONDS * 1000)]
-    silence = 2 * SECONDS  # a `live.LiveReader` is earlier, and says it
-    limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(silence * 1000)]
+    limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(SECONDS * 1000)]
     return cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
 
 
