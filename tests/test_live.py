@@ -29,10 +29,10 @@ from setr.model_info import ModelInfo
 from setr.prediction import live, streams
 from setr.prediction.filming import predict_video
 from setr.prediction.live import LiveReader, is_live, live_name, open_video
-from setr.prediction.video import VideoWriter, frames
+from setr.prediction.video import VideoWriter
 from setr.predictor import Predictor
 from setr.processes.interrupt import Stopped
-from tests.conftest import tiny_model
+from tests.conftest import frames, tiny_model
 
 SECRET = "rtsp://me:p@ss@cam.example/live"
 
@@ -463,3 +463,5 @@ def test_addresses_are_opt_in(source_is, model, tmp_path, capsys):
     )
     with pytest.raises(SetrError, match="downloads are disabled"):
         open_video(SECRET)
+    with pytest.raises(SetrError, match="no such file"), open_video("s3://bucket/clip.mp4"):
+        pass  # not read from object storage

@@ -23,12 +23,12 @@ from setr.images import encode_png
 from setr.model_info import ModelInfo
 from setr.prediction.filming import predict_video
 from setr.prediction.streams import Stream, predict_stream
-from setr.prediction.video import VideoReader, VideoWriter, frames
+from setr.prediction.video import VideoReader, VideoWriter
 from setr.predictor import Predictor
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
-from tests.conftest import tiny_model
+from tests.conftest import frames, tiny_model
 
 RATE, COUNT = 12.5, 5
 

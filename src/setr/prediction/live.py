@@ -83,7 +83,7 @@ def open_video(source: Any, *, allow_urls: bool = False, **limits: Any) -> Frame
         limits: of `LiveReader`, for live sources.
     """
     text = str(source)
-    if "://" in text:
+    if is_url(text) or text.lower().startswith(SCHEMES):
         require_allowed(text, allow_urls)
     return LiveReader(source, **limits) if is_live(source) else VideoReader(source)
 

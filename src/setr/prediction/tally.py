@@ -83,7 +83,7 @@ def print_summary(
     if left:
         print(f"setr: stopped; {left} images are left; run the same command again", file=sys.stderr)
         return INTERRUPTED
-    if broken:
+    if failed or broken:
         return FAILED
     if cut:
         print("setr: stopped; all that was recorded is saved", file=sys.stderr)

@@ -40,16 +40,6 @@ def is_video(source: Any) -> bool:
     return Path(urlsplit(name).path if is_url(name) else name).suffix.lower() in VIDEO_SUFFIXES
 
 
-def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
-    """The frames of a video, uint8 RGB (H, W, 3), upright; one is in memory at a time.
-
-    Raises:
-        SetrError: no such file, or not a video.
-    """
-    with VideoReader(path) as reader:
-        yield from reader
-
-
 class FrameReader(Protocol):
     """An open video, of which one frame is in memory: a context manager, iterated once.
 
@@ -78,7 +68,7 @@ class FrameReader(Protocol):
     def __enter__(self) -> FrameReader: ...
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Frames uint8 RGB (H, W, 3)."""
+        """Frames uint8 RGB (H, W, 3), upright."""
 
     def __exit__(self, *_: Any) -> None: ...
 
