@@ -24,7 +24,7 @@ from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from setr import cli, distributed, engine, evaluation
-from setr.config import Config
+from setr.config import Config, DistillConfig
 from setr.data import scenes
 from setr.engine import train
 from setr.errors import SetrError
@@ -56,12 +56,15 @@ def settings(out: Path, case: str) -> Config:
         "overflows": {},
         "patient": {"eval_every": 1, "patience": 2},
         "seeds": {"seed": int(os.environ.get("RANK", 0))},
+        "taught": {"accumulate": 2},
     }[case]
     config = tiny_config(out / case, **{"steps": STEPS, "batch_size": 4, **options})
     # gentle, so that rounding grows slowly: where it flips a ReLU, weights differ by more than 1e-6
     clip = 1.0 if case == "resharded" else 0.0  # elsewhere it would hide gradients of a wrong size
     optim = dataclasses.replace(config.optim, lr=0.002, clip_grad=clip)
     config = dataclasses.replace(config, optim=optim)
+    if case == "taught":
+        config = dataclasses.replace(config, distill=DistillConfig(teacher=str(out / "model")))
     if case == "nowhere":
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
     if case == "examined":  # four images for one process, three for the other

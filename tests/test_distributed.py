@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
-    *("examined", "tested", "nothing", "nowhere", "patient", "evaluate", "slow"),
+    *("examined", "tested", "nothing", "nowhere", "patient", "evaluate", "slow", "taught"),
 )
 
 
@@ -110,6 +110,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in ("whole", "accumulate", "resharded"):
         train(settings(out, case))
     shutil.copytree(out / "whole", out / "model")
+    train(settings(out, "taught"))
     evaluate(out)
     return out
 
@@ -131,7 +132,7 @@ def require_close(first: Path, second: Path, *, part: str = "model/") -> None:
             torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("case", ["whole", "accumulate"])
+@pytest.mark.parametrize("case", ["whole", "accumulate", "taught"])
 def test_two_processes_equal_one(pair, alone, case):
     """2 x batch 2 == 1 x batch 4, with batch norm, auxiliary heads and ignored pixels."""
     require_close(pair[0] / case, alone / case)

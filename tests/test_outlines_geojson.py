@@ -149,7 +149,9 @@ def test_all_problems_of_layers_are_told_at_once(tmp_path):
     )
     said = refused(tmp_path)
     for part in (
-        "8 problems with outlines (GeoJSON)", "a.geojson: feature 1 has no property class or label",
+        "8 problems with outlines (GeoJSON)",
+        "a.geojson: no property called class or label or class_name or category or name names the "
+        "class; it has height; choose one with --class-key",
         "metres.geojson: cannot be reprojected from OGC:CRS84 to EPSG:32633",
         "west.geojson: none of its areas intersects any of 1 georeferenced images; check its "
         "reference system (OGC:CRS84)",
@@ -183,16 +185,18 @@ def test_another_property_names_the_class(tmp_path, capsys):
     assert main(["init-data", str(tmp_path), "--overwrite", "--class-key", "landuse"]) == OK
     assert open_dataset(str(tmp_path), "train").labels.classes == ("field", "wood", "background")
     assert main(["init-data", str(tmp_path), "--overwrite", "--class-key", "use"]) != OK
-    assert "2 problems with outlines (GeoJSON): area.geojson: feature 1 has no property use" in (
-        capsys.readouterr().err
-    )
+    said = "area.geojson: no property called use names the class; it has landuse; choose one with"
+    assert f"1 problem with outlines (GeoJSON): {said} --class-key" in capsys.readouterr().err
 
 
 def test_a_class_key_is_for_geojson_alone(tmp_path, capsys):
     photo(tmp_path / "a.png")
     put(tmp_path / "a.json", labelme("a.png", shape("wall", square(0, 0, 9))))
     assert main(["init-data", str(tmp_path), "--class-key", "use"]) == USAGE
-    assert "--class-key use: is for outlines in GeoJSON or of VIA, and" in capsys.readouterr().err
+    assert (
+        "--class-key use: is for GeoJSON, Shapefile, GeoPackage and VIA, and"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_layer_over_pictures_without_a_place(tmp_path, capsys):

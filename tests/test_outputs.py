@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -13,11 +14,14 @@ from PIL import Image
 from setr.data import scenes
 from setr.errors import USAGE, SetrError
 from setr.images import read_image
-from setr.prediction import polygons
-from setr.prediction.kinds import KINDS
+from setr.prediction import kinds, polygons
 from setr.prediction.outputs import parse_kinds, with_ending, write
 from setr.reading.masks import read_mask
 from setr.result import Result
+
+KINDS = dict(kinds.KINDS)
+if importlib.util.find_spec("pyogrio") is None:
+    del KINDS["gpkg"]  # needs the extra `geo`
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ the run folder are generated from them. Networks, losses and metrics never see t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from setr.training.train_config import TrainConfig
 __all__ = [
     "Config",
     "DataConfig",
+    "DistillConfig",
     "EvalConfig",
     "ModelConfig",
     "OptimConfig",
@@ -241,6 +243,24 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """Learning from another model's predictions, beside the labels (knowledge distillation)."""
+
+    teacher: str | None = None
+    """A trained model of the same classes: a model directory, or owner/name on the Hub. The loss
+    adds how far the predictions are from its predictions, at every pixel."""
+    weight: float = 1.0
+    """Weight of that part of the loss."""
+    temperature: float = 1.0
+    """Divisor of both models' logits in that part; larger values weigh unlikely classes more."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "temperature"):
+            value = getattr(self, name)
+            check_setting(0 < value < math.inf, f"distill.{name} {value}: give a positive number")
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run."""
 
@@ -252,12 +272,17 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         check_setting(
             self.train.cache_features == "none" or self.model.freeze == -1,
             "train.cache_features: features stay the same only with --model.freeze -1",
+        )
+        check_setting(
+            self.train.cache_features == "none" or self.distill.teacher is None,
+            "train.cache_features: a teacher needs the images; leave out distill.teacher or this",
         )
 
     def to_yaml(self) -> str:

@@ -55,6 +55,7 @@ from setr.training.runfolder import RunFolder
 from setr.training.snapshot import restore, snapshot
 from setr.training.sources import open_source
 from setr.training.splits import open_splits
+from setr.training.teacher import open_teacher
 from setr.training.telemetry import Telemetry
 from setr.training.updates import Updates
 
@@ -141,7 +142,12 @@ class _Run:
         share = everywhere(partial(build_share, config, distributed.rank(), len(self.dataset)))
         saved_config, config = config, with_workers(config, self.device)
         self.config = config
+        labels, bands = self.dataset.labels, self.dataset.bands
+        open_own = partial(open_teacher, config, labels, bands, self.device, self.dtype)
+        teacher = everywhere(open_own)
         self.facts = run_facts(config, self.dataset, self.val)
+        if teacher:
+            self.facts["distill.weights"] = teacher.digest
         distributed.require_equal(self.facts)
         if before:
             distributed.on_first(lambda: require_same_run(folder.out, before, self.facts))
@@ -149,7 +155,7 @@ class _Run:
         if done > steps:
             problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
             raise together(SetrError(problem, code=USAGE))
-        info = build_info(config, self.dataset.labels, self.dataset.bands)
+        info = build_info(config, labels, bands)
         pixels = distributed.on_first(lambda: checked_pixels(config, self.dataset, self.val))
         torch.manual_seed(config.train.seed)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
@@ -183,7 +189,8 @@ class _Run:
             self.optimizer,
             self.scaler,
             ema=self.ema,
-            weight=build_weights(config, self.dataset.labels, pixels, self.device),
+            weight=build_weights(config, labels, pixels, self.device),
+            teacher=teacher,
             dtype=self.dtype,
         )
         folder.open(saved_config)

@@ -16,6 +16,7 @@ import torch
 from setr import distributed
 from setr.config import Config
 from setr.errors import SetrError
+from setr.hub import from_pretrained
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.processes.faults import is_out_of_memory
@@ -55,6 +56,7 @@ def _relevant_settings(config: Config) -> Config:
         model=without_weights(config).model,
         data=dataclasses.replace(type(config.data)(), crop_size=config.data.crop_size),
         optim=dataclasses.replace(type(config.optim)(), name=config.optim.name),
+        distill=config.distill,
         train=dataclasses.replace(type(config.train)(), **train),
     )
 
@@ -71,8 +73,10 @@ def _meta_model(config: Config, num_classes: int) -> SETR:
 def _cached_estimate(
     config: Config, num_classes: int, device: torch.device, batch: int, keeps_gradients: bool
 ) -> Memory:
+    teacher = config.distill.teacher
     return step_memory(
         _meta_model(config, num_classes),
+        teacher=from_pretrained(teacher)[0].to("meta") if teacher else None,
         batch=batch,
         size=config.data.crop_size,
         device=device,

@@ -19,6 +19,7 @@ from setr.data.data_yaml import SPLITS
 from setr.data.layouts import SPLIT_OF, find_split, split_lists
 from setr.data.pairing import MASK_FOLDERS, NoSplitError, masks_by_stem, open_list, separate_masks
 from setr.data.split_draft import draft_lists
+from setr.data.tile_folder import TILES, TileFolder
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
@@ -64,10 +65,12 @@ def draft(
     rest: str = "background",
     name: str = "data.yaml",
     class_key: str = "",
+    tile: int = 0,
 ) -> Draft:
     """Draft the description of a folder.
 
     Outlines and binary masks per class are drawn into its folder `masks_drawn`, again on each call.
+    With `tile`, images and masks are cut into its folder `tiles` instead.
 
     Args:
         root: folder with images and masks, or outlines, with or without folders per split.
@@ -75,37 +78,59 @@ def draft(
             depends on file names, and on classes that a part would lack.
         rest: for outlines, the class of pixels outside all of them, or `ignore`.
         name: of the YAML file; unless it is data.yaml, its stem is a prefix of the list files.
-        class_key: for GeoJSON and VIA, the property that names the class.
+        class_key: for GeoJSON, Shapefile, GeoPackage and VIA, the property that names the class.
+        tile: most pixels a side of the tiles; 0 to use the images as they are.
 
     Raises:
-        SetrError: a known data set that needs no description, an unknown layout, or a `class_key`
-            for other formats.
+        SetrError: a known data set that needs no description, an unknown layout, a `class_key` for
+            other formats, or images that cannot be cut.
     """
+    if not tile:
+        return _draft(root, val_share, rest, name, class_key, None)
+    with TileFolder(root, tile) as tiles:
+        made = _draft(root, val_share, rest, name, class_key, tiles)
+        tiles.finish()
+        return made
+
+
+def _draft(
+    root: Path, val_share: float, rest: str, name: str, class_key: str, tiles: TileFolder | None
+) -> Draft:
     annotated = class_masks(root, _mask_folders())
     if annotated is None:
         try:
-            from_masks = _draft_masks(root, val_share, name)
+            from_masks = _draft_masks(root, val_share, name, tiles)
         except SetrError as error:
             annotated = find_outlines(root, class_key) if error.code == DATA_CHECK_FAILED else None
             if annotated is None:
                 raise
+            if tiles is not None:
+                tiles.tiles.clear()
         else:
-            _require_class_key_used(root, class_key, "masks")
+            _refuse_class_key(root, class_key, "masks")
             return from_masks
-    _require_class_key_used(root, class_key, annotated.kind)
-    drawn = draw_masks(root, annotated, rest=rest)
-    lists = draft_lists(drawn.pairs, val_share, drawn.splits, drawn.by_mask)
+    if not annotated.has_properties:
+        _refuse_class_key(root, class_key, annotated.kind)
+    drawn = draw_masks(root, annotated, rest=rest, tiles=tiles)
+    notes = [
+        *annotated.notes,
+        left_out_text(annotated.left_out),
+        _left_out(annotated.unannotated, len(annotated.images), "outlines"),
+    ]
+    pairs, folder = drawn.pairs, DRAWN
+    if tiles is None:
+        lists = draft_lists(pairs, val_share, drawn.splits, drawn.by_mask)
+    else:
+        lists, left_out = tiles.divide(val_share, drawn.splits, drawn.by_mask)
+        pairs, folder = tiles.pairs, TILES
+        notes += left_out
     head = [
-        f"# {len(drawn.pairs)} masks in {DRAWN} drawn by `setr init-data` from outlines "
+        f"# {len(pairs)} masks in {folder} drawn by `setr init-data` from outlines "
         f"({annotated.kind})."
     ]
-    notes = (
-        left_out_text(annotated.left_out),
-        _left_out(annotated.unannotated, len(drawn.pairs), "outlines"),
-    )
-    note = "; ".join(filter(None, (*annotated.notes, *notes)))
+    note = "; ".join(filter(None, notes))
     body = [
-        *draft_bands([root / image for image, _ in drawn.pairs]),
+        *draft_bands([root / image for image, _ in pairs]),
         *listed_classes(dict(enumerate(drawn.classes)), drawn.pixels),
     ]
     return _composed(name, head, note, body, lists)
@@ -118,17 +143,17 @@ def _mask_folders() -> Iterator[tuple[str, str]]:
         yield from ((f"{split}/{images}", f"{split}/{masks}") for split in SPLIT_OF)
 
 
-def _require_class_key_used(root: Path, class_key: str, kind: str) -> None:
+def _refuse_class_key(root: Path, class_key: str, kind: str) -> None:
     """Refuse a class key that would have no effect."""
-    if class_key and kind not in ("GeoJSON", "VIA"):
+    if class_key:
         raise SetrError(
-            f"--class-key {class_key}: is for outlines in GeoJSON or of VIA, and {root} has "
-            f"{kind}; leave it out",
+            f"--class-key {class_key}: is for GeoJSON, Shapefile, GeoPackage and VIA, and {root} "
+            f"has {kind}; leave it out",
             code=USAGE,
         )
 
 
-def _draft_masks(root: Path, val_share: float, name: str) -> Draft:
+def _draft_masks(root: Path, val_share: float, name: str, tiles: TileFolder | None) -> Draft:
     """Draft the description of a folder of mask files."""
     pairs: list[tuple[str, str]] = []
     known: dict[str, str] = {}
@@ -155,10 +180,18 @@ def _draft_masks(root: Path, val_share: float, name: str) -> Draft:
         listed = split_lists(root)
         stems = {i: stem_of(i.partition("/")[2] or i) for i, _ in pairs}
         known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
-    classes = draft_classes(root, [mask for _, mask in pairs])
-    lists = {} if divided else draft_lists(pairs, val_share, known, classes.by_mask)
-    head = [f"# {len(pairs)} pairs found by `setr init-data`."]
-    note = "; ".join(filter(None, (_left_out(unpaired, len(pairs), "mask"), classes.note)))
+    notes = [_left_out(unpaired, len(pairs), "mask")]
+    what = "pairs found"
+    if tiles is None:
+        classes = draft_classes(root, [mask for _, mask in pairs])
+        lists = {} if divided else draft_lists(pairs, val_share, known, classes.by_mask)
+    else:
+        classes = draft_classes(root, tiles.cut_files(pairs))
+        lists, left_out = tiles.divide(val_share, known, classes.by_mask)
+        pairs, what = tiles.pairs, f"tiles in {TILES} cut"
+        notes += left_out
+    head = [f"# {len(pairs)} {what} by `setr init-data`."]
+    note = "; ".join(filter(None, (*notes, classes.note)))
     body = [*draft_bands([root / image for image, _ in pairs]), *classes.lines]
     return _composed(name, head, note, body, lists)
 
@@ -213,7 +246,7 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     ):
         if not (root / images).is_dir() or not (root / masks).is_dir():
             continue
-        files = walk_images(root / images)
+        files = [name for name in walk_images(root / images) if not name.startswith(f"{TILES}/")]
         if masks and not images:
             files = [name for name in files if "/" not in name]
         files, found = (
@@ -250,7 +283,7 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
         f"({', '.join(MASK_NAMES)}) with the same file names, and no outlines (LabelMe, COCO, "
-        "YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio, V7); "
+        "YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label Studio, V7); "
         "rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
         "give these files in data.yaml",
         code=DATA_CHECK_FAILED,

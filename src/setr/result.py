@@ -1,7 +1,7 @@
 """Result: the prediction for one image, in every form in which it can be used or saved.
 
 Images (`mask`, `ids`, `color`, `overlay`, `confidence`), arrays (`scores`), class shares (`share`)
-and polygons (`geojson`, `coco`, `coco_rle`, `labelme`). `Result.save` writes one of them;
+and polygons (`geojson`, `gpkg`, `coco`, `coco_rle`, `labelme`). `Result.save` writes one of them;
 `outputs.py` writes several, named after the image. Notebooks show the overlay with its legend.
 """
 
@@ -24,7 +24,7 @@ from setr.errors import SetrError
 from setr.images import encode_picture, encode_png
 from setr.labels import Labels
 from setr.pages.montage import shrunk, with_legend
-from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_labelme
+from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_geopackage, to_labelme
 from setr.prediction.kinds import (
     KINDS,
     LOSSLESS,
@@ -136,6 +136,11 @@ class Result:
         polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
         return to_geojson(polygons, self.labels, geo=self.geo)
 
+    def geopackage(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> bytes:
+        """A GeoPackage with the features of `geojson` (extra `geo`); arguments as `polygons`."""
+        polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
+        return to_geopackage(polygons, self.labels, geo=self.geo)
+
     def coco(
         self, *, tolerance: float = 0.0, min_pixels: int = 1, all_run_lengths: bool = False
     ) -> dict[str, Any]:
@@ -212,7 +217,7 @@ class Result:
         Args:
             path: the file to write; missing folders are created.
             kind: `mask`, `ids`, `color`, `overlay`, `confidence`, `scores`, `share`, `geojson`,
-                `coco`, `coco_rle` or `labelme`.
+                `gpkg`, `coco`, `coco_rle` or `labelme`.
             options: `tolerance` and `min_pixels` for polygons; see `polygons`.
 
         Raises:
@@ -261,6 +266,8 @@ class Result:
             quality = {} if suffix in LOSSLESS else {"quality": QUALITY}
             form = PICTURE_FORMATS[suffix]
             return encode_picture(_PICTURES[kind](self), form, palette=palette, **quality)
+        if kind == "gpkg":
+            return self.geopackage(**options)
         if kind in _POLYGONS:
             return _json(_POLYGONS[kind](self, **options))
         if kind == "labelme":

@@ -11,9 +11,11 @@ from typing import Annotated
 import tyro
 
 from setr.cli import parse
+from setr.data.tile_folder import TILES
 from setr.errors import OK, USAGE, SetrError
 from setr.init_data import draft, write
 
+_OPTIONS = ("val_share", "rest", "name", "class_key", "tile")
 _NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
 """The key under which Ultralytics' files, and no drafts, list the classes."""
 
@@ -22,8 +24,9 @@ _NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
 class Arguments:
     """Describe a folder of images and masks: splits, ids or colours, and classes to be named.
 
-    Outlines (LabelMe, COCO, YOLO, GeoJSON, Supervisely, CVAT, VIA, Label Studio, V7) are drawn as
-    masks into FOLDER/masks_drawn, and masks of one class each joined there.
+    Outlines (LabelMe, COCO, YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label
+    Studio, V7) are drawn as masks into FOLDER/masks_drawn. Masks of one class each are joined
+    there.
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -33,8 +36,11 @@ class Arguments:
     rest: str = "background"
     """Class of what no outline covers, or `ignore` to leave it out of training and scores."""
     class_key: str = ""
-    """Property of outlines in GeoJSON or of VIA that names the class; if not given, class, label,
-    class_name, category or name."""
+    """Property (field) of map layers or of VIA's outlines that names the class; if not given,
+    class, label, class_name, category or name."""
+    tile: int = 0
+    """Cut images and masks into tiles of at most this many pixels a side, in FOLDER/tiles (extra
+    geo), and choose blocks of neighbouring tiles for validation; 0 uses the images as they are."""
     name: str = "data.yaml"
     """Of the file written into FOLDER, where a data.yaml of another program is to stay."""
     overwrite: bool = False
@@ -52,8 +58,10 @@ def run(arguments: list[str]) -> int:
         raise SetrError(
             f"--name {given.name}: give a name without folders that ends in .yaml", code=USAGE
         )
-    _require_absent(given, [given.name])
-    options = {name: getattr(given, name) for name in ("val_share", "rest", "name", "class_key")}
+    if given.tile < 0:
+        raise SetrError(f"--tile {given.tile}: give a number of pixels", code=USAGE)
+    _require_absent(given, [given.name, *([TILES] if given.tile else [])])
+    options = {name: getattr(given, name) for name in _OPTIONS}
     made = draft(given.folder, **options)
     _require_absent(given, list(made.files))
     files = write(given.folder, made)

@@ -50,8 +50,8 @@ class Arguments:
     a.png.png, a.jpg.png); the layout of a walked folder is kept."""
     save: str | None = None
     """What to write, joined with commas: mask (palette PNG of ids; GeoTIFF of a GeoTIFF), ids (grey
-    PNG), color, overlay, confidence, scores, share, geojson, coco, coco_rle, labelme. By default
-    mask, and of a video overlay."""
+    PNG), color, overlay, confidence, scores, share, geojson, gpkg, coco, coco_rle, labelme. By
+    default mask, and of a video overlay."""
     tolerance: float = 0.0
     """Polygons may leave out corners where that moves the outline by at most so many pixels."""
     min_pixels: int = 1

@@ -32,13 +32,11 @@ def draft_lists(
     """
     parts: dict[str, list[MaskPair]] = {}
     for pair in pairs:
-        folders = pair[0].lower().split("/")[:-1]
-        by_folder = next((SPLIT_OF[name] for name in folders if name in SPLIT_OF), "")
-        parts.setdefault(known.get(pair[0], by_folder), []).append(pair)
+        parts.setdefault(known_split(pair[0], known), []).append(pair)
     train = [*parts.pop("train", []), *parts.pop("", [])]
     if not train or "val" not in parts:
         rest = [*train, *parts.pop("val", [])] or parts.pop("test")
-        parts |= _drawn(rest, val_share, classes)
+        parts |= drawn_split(rest, val_share, classes)
     else:
         parts["train"] = train
     return {
@@ -47,7 +45,14 @@ def draft_lists(
     }
 
 
-def _drawn(
+def known_split(image: str, known: Mapping[str, str]) -> str:
+    """The split of an image: the known one, or that of a folder's name; empty without any."""
+    folders = image.lower().split("/")[:-1]
+    by_folder = next((SPLIT_OF[name] for name in folders if name in SPLIT_OF), "")
+    return known.get(image, by_folder)
+
+
+def drawn_split(
     pairs: list[MaskPair], val_share: float, classes: Mapping[str, Set[int]]
 ) -> dict[str, list[MaskPair]]:
     """A split by checksums of the names, which changes little when files are added.

@@ -9,8 +9,8 @@ import numpy as np
 
 from setr.images import encode_png
 from setr.outlines.drawing import Patch, Ring, Shape, as_points
-from setr.outlines.geojson import BROKEN
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.layers import BROKEN
 
 _NO_AREA = ("bounding_box", "keypoint", "line", "skeleton", "cuboid", "eye", "graph")
 

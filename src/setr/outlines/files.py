@@ -3,8 +3,8 @@
 LabelMe, Supervisely and V7: a JSON file per image. COCO: a JSON file for many images, as exported
 by COCO, CVAT, Label Studio and Roboflow, or a panoptic one with a PNG per image. VGG Image
 Annotator and Label Studio: their own JSON for many images. CVAT for images: an XML file for many
-images. GeoJSON: a file for one image, or a layer over many. YOLO: a text file per image with lines
-`class x y x y x y …` in fractions of width and height.
+images. GeoJSON, Shapefile, GeoPackage: a file for one image, or layers over many. YOLO: a text file
+per image with lines `class x y x y x y …` in fractions of width and height.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import yaml
 from setr.data.class_files import names_by_id
 from setr.data.data_yaml import SPLITS, DataLoader
 from setr.data.pairing import data_error
+from setr.data.tile_folder import TILES
 from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.outlines.cvat import cvat_outlines
@@ -36,13 +37,13 @@ def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
 
     Args:
         root: the folder.
-        class_key: GeoJSON property or VIA attribute that names the class; empty for the usual ones.
+        class_key: property of layers or attribute of VIA that names the class; empty for the usual.
 
     Raises:
         SetrError: several annotation formats, or an image with outlines in two files or twice in
             one (exit code 3).
     """
-    images = [name for name in walk_images(root) if not name.startswith(f"{DRAWN}/")]
+    images = [name for name in walk_images(root) if not name.startswith((f"{DRAWN}/", f"{TILES}/"))]
     if not images:
         return None
     index = ImageIndex(images)

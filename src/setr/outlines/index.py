@@ -40,8 +40,8 @@ class AnnotatedFolder:
     """The annotations of a folder.
 
     Attributes:
-        kind: LabelMe, Supervisely, V7, VIA, Label Studio, CVAT, COCO, COCO panoptic, YOLO or
-            GeoJSON.
+        kind: LabelMe, Supervisely, V7, VIA, Label Studio, CVAT, COCO, COCO panoptic, YOLO, or
+            GeoJSON, Shapefile and GeoPackage or several of these.
         largest_first: draw small objects over large ones, whatever their order in the file.
         classes: names in the order of their ids. The first six formats have no ids: the order of a
             classes file or, without one, alphabetical.
@@ -51,6 +51,7 @@ class AnnotatedFolder:
         unannotated: images that no annotation file mentions.
         masks: panoptic PNG files next to the images.
         notes: further messages for the user.
+        has_properties: the class is a property, chosen by `--class-key`.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class AnnotatedFolder:
     unannotated: list[str] = field(default_factory=list)
     masks: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    has_properties: bool = False
 
     def leave_out(self, what: str) -> None:
         """Count an annotation without an area."""

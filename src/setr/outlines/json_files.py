@@ -1,4 +1,7 @@
-"""Outlines in JSON: LabelMe and COCO are read here, other formats by their own modules."""
+"""Outlines in JSON: LabelMe and COCO are read here, other formats by their own modules.
+
+Map layers in other files than JSON are read together with GeoJSON.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ import numpy as np
 from setr.data.class_files import names_by_id
 from setr.outlines.darwin import is_darwin, read_darwin
 from setr.outlines.drawing import Part, Patch, Ring, Runs, Shape, as_counts, as_points
-from setr.outlines.geojson import BROKEN, Layers
 from setr.outlines.index import (
     BACKGROUND,
     IGNORED,
@@ -25,16 +27,18 @@ from setr.outlines.index import (
     split_of,
 )
 from setr.outlines.label_studio import label_studio_tasks, read_label_studio
+from setr.outlines.layers import BROKEN, Layers
 from setr.outlines.panoptic import is_panoptic, read_panoptic
 from setr.outlines.supervisely import is_supervisely, read_supervisely, supervisely_classes
 from setr.outlines.via import is_via, read_via
 from setr.reading.files import walk_images
+from setr.reading.vectors import FORMATS
 
 
 def json_outlines(
     root: Path, images: list[str], index: ImageIndex, class_key: str
 ) -> Iterator[AnnotatedFolder]:
-    """The outlines of all JSON files, by format; `class_key` is for VIA and GeoJSON."""
+    """The outlines of JSON and layer files, by format; `class_key` is for VIA and layers."""
     formats = _Formats(root, images, index, class_key)
     broken: list[str] = []
     for name in walk_images(root, frozenset({".json", ".geojson"})):
@@ -58,7 +62,7 @@ class _Formats:
         self.labelme, self.coco = AnnotatedFolder("LabelMe", False), AnnotatedFolder("COCO", True)
         self.supervisely = AnnotatedFolder("Supervisely", False)
         self.via, self.studio = (
-            AnnotatedFolder("VIA", False),
+            AnnotatedFolder("VIA", False, has_properties=True),
             AnnotatedFolder("Label Studio", False),
         )
         self.darwin = AnnotatedFolder("V7", False)
@@ -101,10 +105,12 @@ class _Formats:
             annotated.classes = _classes_in_order(annotated, first)
         if not self.coco.images:
             self.coco.problems += self.coco.notes
-        geojson = Layers(self.root, self.images, self.index, known, self.class_key)
+        layers = Layers(self.root, self.images, self.index, known, self.class_key)
         for name, content in self.layers.items():
-            geojson.read(name, content)
-        return (*by_name, self.coco, self.panoptic, geojson.annotated())
+            layers.read(name, content)
+        for name in walk_images(self.root, frozenset(FORMATS)):
+            layers.read_file(name)
+        return (*by_name, self.coco, self.panoptic, layers.annotated())
 
 
 def _classes_in_order(annotated: AnnotatedFolder, first: Iterable[str]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ Pixels without data in a GeoTIFF are ignored in its mask.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +14,16 @@ import numpy as np
 
 from setr.bands import Bands, check_pixels
 from setr.data.pairing import data_error
+from setr.data.tile_folder import TileFolder, names_for
 from setr.errors import USAGE, SetrError
-from setr.images import check_whole, encode_png
+from setr.images import MAX_PIXELS, check_whole, encode_png
 from setr.labels import IGNORE, Labels
 from setr.outlines.drawing import draw
 from setr.outlines.index import BACKGROUND, DRAWN, IGNORED, AnnotatedFolder, AnnotatedImage
+from setr.outlines.window_masks import WindowMask
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
-from setr.reading.gdal import without_data
+from setr.reading.gdal import GdalFile, without_data
 
 SHOWN = 10
 NOT_COUNTED = (IGNORED, "ignore")
@@ -47,14 +48,29 @@ class DrawnMasks:
     splits: dict[str, str] = field(default_factory=dict)
     by_mask: dict[str, frozenset[int]] = field(default_factory=dict)
 
+    def add(self, image: str, name: str, mask: np.ndarray) -> None:
+        """Count the ids of a mask that was written."""
+        self.pairs.append((image, name))
+        counts = np.bincount(mask.ravel(), minlength=256)
+        pixels = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+        self.pixels.update(pixels)
+        self.by_mask[name] = frozenset(pixels) - {IGNORE}
 
-def draw_masks(root: Path, annotated: AnnotatedFolder, *, rest: str = "background") -> DrawnMasks:
-    """Write a palette PNG per image to the folder `masks_drawn`.
+
+def draw_masks(
+    root: Path,
+    annotated: AnnotatedFolder,
+    *,
+    rest: str = "background",
+    tiles: TileFolder | None = None,
+) -> DrawnMasks:
+    """Write a palette PNG per image to the folder `masks_drawn`, or tiles of images and masks.
 
     Args:
         root: the folder.
-        outlined: what `find_outlines` found there.
+        annotated: what `find_outlines` found there.
         rest: class of pixels outside all outlines, added to the classes if it occurs; or `ignore`.
+        tiles: if given, images and their masks are cut into it.
 
     Raises:
         SetrError: a single class with `rest`; too many classes; or images or outlines that cannot
@@ -77,23 +93,21 @@ def draw_masks(root: Path, annotated: AnnotatedFolder, *, rest: str = "backgroun
     ids |= {**dict.fromkeys(NOT_COUNTED, IGNORE), BACKGROUND: ids.get(rest, IGNORE)}
     palette = Labels(classes).palette
     drawn, problems = DrawnMasks(), list(annotated.problems)
-    stems = Counter(os.path.splitext(entry.image)[0] for entry in annotated.images)
+    names = names_for([entry.image for entry in annotated.images])
     with Progress("draw masks", len(annotated.images)) as progress:
         for number, entry in enumerate(annotated.images, 1):
-            stem = os.path.splitext(entry.image)[0]
-            name = f"{DRAWN}/{stem if stems[stem] == 1 else entry.image}.png"
             try:
-                mask = _mask(root, entry, ids, ids[BACKGROUND], annotated.largest_first)
+                name, rest_id = names[entry.image], ids[BACKGROUND]
+                if tiles is None:
+                    mask = _mask(root, entry, ids, rest_id, annotated.largest_first)
+                    drawn.add(*_save(root, entry.image, name, mask, palette), mask)
+                else:
+                    whole = _mask_to_cut(root, entry, ids, rest_id, annotated.largest_first)
+                    for tile, part in tiles.cut(entry.image, name, whole, palette):
+                        drawn.add(tile.image, tile.mask, part)
             except SetrError as error:
                 problems.append(str(error))
                 continue
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(root / name, encode_png(mask, palette=palette))
-            drawn.pairs.append((entry.image, name))
-            counts = np.bincount(mask.ravel(), minlength=256)
-            pixels = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
-            drawn.pixels.update(pixels)
-            drawn.by_mask[name] = frozenset(pixels) - {IGNORE}
             if entry.split:
                 drawn.splits[entry.image] = entry.split
             progress.update(number, images=1)
@@ -130,6 +144,16 @@ def left_out_text(left_out: dict[str, int]) -> str:
     return f"left out, because they have no area: {', '.join(parts)}" if parts else ""
 
 
+def _save(
+    root: Path, image: str, name: str, mask: np.ndarray, palette: np.ndarray
+) -> tuple[str, str]:
+    """Write a mask; returns the names of image and mask."""
+    path = root / DRAWN / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, encode_png(mask, palette=palette))
+    return image, f"{DRAWN}/{name}.png"
+
+
 def _size(path: Path) -> tuple[int, int]:
     """(H, W) of an RGB image, or of a TIFF file with any bands and values."""
     try:
@@ -159,3 +183,18 @@ def _mask(
     if empty is not None:
         mask[empty[:]] = IGNORE
     return mask
+
+
+def _mask_to_cut(
+    root: Path, entry: AnnotatedImage, ids: dict[str, int], rest: int, largest_first: bool
+) -> np.ndarray | WindowMask:
+    """The mask as a whole, or of a large image by windows."""
+    with GdalFile(root / entry.image) as file:
+        size = file.stored.shape
+    if size[0] * size[1] <= MAX_PIXELS:
+        return _mask(root, entry, ids, rest, largest_first)
+    empty = without_data(root / entry.image, ())
+    try:
+        return WindowMask(entry.shapes, size, ids, rest, largest_first=largest_first, empty=empty)
+    except SetrError as error:
+        raise SetrError(f"{entry.source}: {error}") from None

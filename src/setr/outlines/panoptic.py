@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from setr.outlines.drawing import Segments, Shape
-from setr.outlines.geojson import BROKEN
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem, split_of
+from setr.outlines.layers import BROKEN
 
 
 def is_panoptic(content: Mapping[str, Any]) -> bool:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points
-from setr.outlines.geojson import BROKEN
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.layers import BROKEN
 
 
 def is_supervisely(content: Mapping[str, Any]) -> bool:

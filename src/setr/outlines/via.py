@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.outlines.drawing import Part, Ring, Shape, as_points, ellipse
-from setr.outlines.geojson import BROKEN, CLASS_KEYS
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.layers import BROKEN, CLASS_KEYS
 
 DEFAULT_CLASS = "object"
 """Class of the regions of a file without attributes."""

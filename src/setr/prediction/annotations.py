@@ -1,4 +1,4 @@
-"""Polygons in the files other tools read: GeoJSON (RFC 7946), COCO and LabelMe.
+"""Polygons in the files other tools read: GeoJSON (RFC 7946), GeoPackage, COCO and LabelMe.
 
 COCO has no holes in polygons, so regions with holes are run lengths there. LabelMe has no holes
 either, but draws later shapes over earlier ones: outlines from the largest to the smallest give the
@@ -7,14 +7,19 @@ mask back, because what fills a hole is drawn after the region around it.
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from setr._extras import import_extra
+from setr.errors import SetrError, first_line
 from setr.labels import Labels, hex_colour
 from setr.prediction.polygons import Polygon, run_lengths, signed_area, simplified
+from setr.reading.vectors import wkb_polygon
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,50 @@ def to_geojson(
     """
     features = []
     for polygon in polygons:
-        properties = {
-            "class": labels.classes[polygon.class_id],
-            "class_id": polygon.class_id,
-            "color": hex_colour(labels.colours[polygon.class_id]),
-            "pixels": polygon.pixels,
-        }
-        geometry = {"type": "Polygon", "coordinates": [_closed(r, geo) for r in polygon.rings]}
+        rings = [_closed(ring, geo).tolist() for ring in polygon.rings]
+        geometry = {"type": "Polygon", "coordinates": rings}
+        properties = _properties(polygon, labels)
         features.append({"type": "Feature", "properties": properties, "geometry": geometry})
     collection: dict[str, Any] = {"type": "FeatureCollection", "features": features}
     if geo is not None and geo.crs:
         collection["crs"] = {"type": "name", "properties": {"name": _crs_name(geo.crs)}}
     return collection
+
+
+def to_geopackage(
+    polygons: Sequence[Polygon], labels: Labels, *, geo: Georeference | None = None
+) -> bytes:
+    """A GeoPackage with one layer of the features of `to_geojson` (extra `geo`).
+
+    Args:
+        polygons: of one mask.
+        labels: class names and colours.
+        geo: as in `to_geojson`.
+
+    Raises:
+        SetrError: extra missing, or a reference system that cannot be written.
+    """
+    raw = import_extra("pyogrio.raw", "geo", "a GeoPackage")
+    outlines = [wkb_polygon([_closed(r, geo) for r in polygon.rings]) for polygon in polygons]
+    rows = [_properties(polygon, labels) for polygon in polygons]
+    kinds = {"class": object, "class_id": np.int32, "color": object, "pixels": np.int64}
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings():  # of pixels, which have no reference system
+            warnings.simplefilter("ignore")
+            raw.write(
+                file,
+                np.array(outlines, object),
+                [np.array([row[key] for row in rows], kind) for key, kind in kinds.items()],
+                list(kinds),
+                layer="polygons",
+                driver="GPKG",
+                geometry_type="Polygon",
+                crs=(geo.crs if geo else "") or None,
+            )
+    except Exception as error:
+        raise SetrError(f"a GeoPackage cannot be written: {first_line(error)}") from None
+    return file.getvalue()
 
 
 def to_coco(
@@ -163,13 +200,23 @@ def to_labelme(
     }
 
 
-def _closed(ring: np.ndarray, geo: Georeference | None) -> list[list[float]]:
+def _properties(polygon: Polygon, labels: Labels) -> dict[str, Any]:
+    """What is said of a region."""
+    return {
+        "class": labels.classes[polygon.class_id],
+        "class_id": polygon.class_id,
+        "color": hex_colour(labels.colours[polygon.class_id]),
+        "pixels": polygon.pixels,
+    }
+
+
+def _closed(ring: np.ndarray, geo: Georeference | None) -> np.ndarray:
     """A ring as GeoJSON wants it: its first point again at the end, outlines anticlockwise."""
     ring = np.concatenate([ring, ring[:1]])
     if geo is None:
-        return ring.tolist()
+        return ring
     points = geo.to_map(ring)
-    return (points[::-1] if geo.mirrors else points).tolist()
+    return points[::-1] if geo.mirrors else points
 
 
 def _crs_name(crs: str) -> str:

@@ -15,6 +15,7 @@ KINDS = {
     "scores": "_scores.npz",
     "share": "_share.json",
     "geojson": ".geojson",
+    "gpkg": ".gpkg",
     "coco": "_coco.json",
     "coco_rle": "_coco_rle.json",
     "labelme": ".json",
@@ -25,7 +26,7 @@ training ids, `ids` the same as plain grey, `color` and `overlay` are RGB, `conf
 classes' shares, the others polygons."""
 PICTURES = ("mask", "ids", "color", "overlay", "confidence")
 """Kinds that are pictures."""
-POLYGON_KINDS = ("geojson", "coco", "coco_rle", "labelme")
+POLYGON_KINDS = ("geojson", "gpkg", "coco", "coco_rle", "labelme")
 """Kinds with the options `tolerance` and `min_pixels`."""
 PICTURE_FORMATS = {
     ".png": "PNG",
@@ -58,7 +59,8 @@ def checked_suffix(path: Path, kind: str) -> str:
     if suffix and suffix not in known:
         loses = ", which would change its values" if suffix in PICTURE_FORMATS else ""
         loses = loses if kind in ("mask", "ids") else ""
-        own = next((k for k in ("geojson", "scores", "share") if KINDS[k].endswith(suffix)), None)
+        named = ("geojson", "gpkg", "scores", "share")
+        own = next((k for k in named if KINDS[k].endswith(suffix)), None)
         hint = f"; or give another kind, such as '{own}'" if own else ""
         raise SetrError(
             f"{path}: kind '{kind}' is not written as {suffix}{loses}; "

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from setr._extras import import_extra
 from setr.errors import USAGE, SetrError
 from setr.prediction.kinds import KINDS, POLYGON_KINDS
 from setr.prediction.rasters import RASTER_KINDS
@@ -25,7 +26,7 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     """Kinds joined with commas -> those kinds, each once; `palette` is another word for `mask`.
 
     Raises:
-        SetrError: an unknown kind, or none.
+        SetrError: an unknown kind, or none; a kind whose extra is missing.
     """
     named = [kind.strip() for kind in text.split(",")]
     kinds = tuple(dict.fromkeys("mask" if kind == "palette" else kind for kind in named))
@@ -33,6 +34,8 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     if unknown:
         known = ", ".join([*KINDS, "palette"])
         raise SetrError(f"--save {unknown[0]}: choose from {known}", code=USAGE)
+    if "gpkg" in kinds:
+        import_extra("pyogrio", "geo", "--save gpkg")
     return kinds
 
 

@@ -41,18 +41,19 @@ class GdalFile:
     Args:
         source: a path, or the bytes of a file.
         kind: what error messages call the file.
+        cache: bytes of GDAL's block cache while the file is open.
 
     Raises:
         SetrError: extra `geo` missing, unreadable, or another format.
     """
 
-    def __init__(self, source: Source, kind: str = "image") -> None:
+    def __init__(self, source: Source, kind: str = "image", cache: int = CACHE_BYTES) -> None:
         self.name, self.kind = source_name(source), kind
         driver = gdal_driver(source)
         gdal = import_gdal(self.name)
         if driver is None:
             raise SetrError(f"{self.name}: bands are read from TIFF and PNG files only")
-        self._env = gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
+        self._env = gdal.Env(GDAL_CACHEMAX=cache, GDAL_PAM_ENABLED=False)
         self._env.__enter__()
         file = io.BytesIO(source) if isinstance(source, bytes) else self.name
         try:

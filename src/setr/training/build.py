@@ -103,6 +103,11 @@ def _require_mask_training(config: Config, model: SETR) -> None:
             "features; leave it out",
             code=USAGE,
         )
+    if config.distill.teacher:
+        raise SetrError(
+            "distill.teacher: EoMT learns masks, not a teacher's classes of pixels; leave it out",
+            code=USAGE,
+        )
     if train.adjust_logits:
         class_biases(model)
     import_extra("scipy", "eomt", "training EoMT")

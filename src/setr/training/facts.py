@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from setr import __version__
 from setr.config import Config
@@ -71,6 +72,15 @@ def data_facts(dataset: Dataset) -> dict[str, Any]:
         "checksum": dataset.version if isinstance(dataset, _VERSIONED) else None,
         **(dataset.bands.to_dict() if dataset.bands else {}),
     }
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of the names and values of a module's tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def data_record(facts: dict[str, Any], train: Dataset, val: Dataset) -> dict[str, Any]:

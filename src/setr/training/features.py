@@ -42,6 +42,7 @@ from setr.model import SETR
 from setr.processes.progress import Progress
 from setr.reading.files import cache_folder
 from setr.training.build import build_info
+from setr.training.facts import weights_digest
 from setr.transforms import PAD_COLOUR, CropWindow, fill_colour, flipped
 
 VERSION = 2
@@ -149,9 +150,7 @@ def _key(config: Config, dataset: Dataset, model: SETR, dtype: torch.dtype | Non
             code=DATA_CHECK_FAILED,
         )
     digest.update(files.tobytes())
-    for name, value in sorted(model.encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    digest.update(weights_digest(model.encoder).encode())
     return digest.hexdigest()[:24]
 
 

@@ -61,6 +61,7 @@ class Memory:
 def step_memory(
     model: SETR,
     *,
+    teacher: SETR | None = None,
     batch: int,
     size: tuple[int, int],
     device: torch.device,
@@ -75,6 +76,7 @@ def step_memory(
 
     Args:
         model: on the meta device, with frozen parts frozen; its weights become fake tensors.
+        teacher: of a run with distillation, on the meta device.
         batch: number of images in a micro-batch.
         size: (H, W) of the images in pixels.
         device: where the training will run.
@@ -86,8 +88,9 @@ def step_memory(
         loss: loss of the main head.
     """
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
-    weights = _bytes([*model.parameters(), *model.buffers()])
+    weights = _bytes(_tensors(model))
     optimizer = moments * trained + (weights if average else 0)
+    weights += _bytes(_tensors(teacher)) if teacher else 0
     process = resident_bytes() + KERNELS if device.type == "cpu" else 0
     if device.type == "cpu":
         # measured beyond the tensors: 2 bytes per weight in bf16; in fp32 the gaps that freed
@@ -96,18 +99,27 @@ def step_memory(
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         model.train()
-        tracker = _MemoryTracker([*model.parameters(), *model.buffers()])
+        tracker = _MemoryTracker(_tensors(model))
+        if teacher:
+            tracker.count(_tensors(teacher.to_empty(device=device).eval()))
         output, inputs = None, _inputs(model, batch, size, device, cached)
         tracker.count(inputs.maps if isinstance(inputs, Features) else [inputs])
         with tracker:
             for _ in range(2):
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    taught = _taught(teacher, inputs)
                     output = model(inputs, with_aux=True)
                 before = tracker.now
-                value = torch.stack(_loss_parts(output, size, loss))
+                parts = _loss_parts(output, size, loss)
+                if taught is not None:
+                    parts.append(_LossMemory.apply(output.logits))
+                value = torch.stack(parts)
+                del parts
                 held = tracker.now - weights
-                logits = _bytes(predictions(output)) + tracker.now - before
-                output = None
+                read = predictions(output) if taught is None else [taught, *predictions(output)]
+                logits = _bytes(read) + tracker.now - before
+                output = taught = None
+                del read
                 value.sum().backward()
                 if not keeps_gradients:
                     model.zero_grad(set_to_none=True)
@@ -135,6 +147,14 @@ def _inputs(
         return x
     with torch.no_grad():
         return Features([torch.empty_like(m) for m in model.encoder(x)], size)
+
+
+@torch.no_grad()
+def _taught(teacher: SETR | None, inputs: Tensor | Features) -> Tensor | None:
+    """A teacher's logits, for images with its own normalisation."""
+    if teacher is None or isinstance(inputs, Features):
+        return None
+    return teacher.coarse(inputs.clone()).logits
 
 
 def _loss_parts(output: Output | MaskOutput, size: tuple[int, int], loss: LossKind) -> list[Tensor]:
@@ -248,6 +268,10 @@ class _MemoryTracker(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self.now -= self.alive.pop(key)
+
+
+def _tensors(model: SETR) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def _bytes(tensors: Any) -> int:

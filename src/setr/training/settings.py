@@ -8,8 +8,8 @@ from typing import Any
 
 from setr.config import Config
 
-WEIGHTS = ("model.pretrained", "model.pretrained_resnet")
-"""Settings that name pretrained weights, as a tag or a file."""
+WEIGHTS = ("model.pretrained", "model.pretrained_resnet", "distill.teacher")
+"""Settings that name trained weights, as a tag, a file or a folder."""
 PER_PROCESS = frozenset(
     {*WEIGHTS, "out", "data.root", "data.workers"}
     | {f"train.{name}" for name in ("batch", "device", "log", "samples", "profile")}

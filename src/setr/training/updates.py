@@ -17,12 +17,13 @@ from setr.errors import SetrError, first_line
 from setr.layers.mask_classifier import MaskClassifier
 from setr.losses import count_weight, segmentation_loss
 from setr.mask_loss import mask_weight
-from setr.model import Features
+from setr.model import Features, Output
 from setr.training.graphed import Graphed
 from setr.training.loss_scale import LossScaler
 from setr.training.optim import MovingAverage, learning_rate, set_lr
 from setr.training.parallel import Parallel, clip_gradients
 from setr.training.sources import Source
+from setr.training.teacher import Teacher
 
 
 class Updates:
@@ -37,6 +38,7 @@ class Updates:
         scaler: scales the loss in fp16.
         ema: moving average of the weights, if used.
         weight: class weights (K,).
+        teacher: a model to learn from, beside the labels.
         dtype: of autocast; None for fp32.
     """
 
@@ -51,11 +53,12 @@ class Updates:
         *,
         ema: MovingAverage | None = None,
         weight: Tensor | None = None,
+        teacher: Teacher | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.config, self.parallel, self.source, self.dataset = config, parallel, source, dataset
         self.optimizer, self.scaler, self.ema = optimizer, scaler, ema
-        self.weight, self.dtype = weight, dtype
+        self.weight, self.teacher, self.dtype = weight, teacher, dtype
         self.model = parallel.model
         self.device = next(self.model.parameters()).device
         self.warned = False
@@ -65,8 +68,8 @@ class Updates:
         """Whether the forward and backward pass can be captured as one CUDA graph.
 
         Other losses than cross-entropy select pixels by value, EoMT's matches queries on the CPU,
-        several processes exchange gradients, fp16's loss scale changes, and gradient checkpointing
-        saves the generator's state.
+        a teacher's makes its matrices there, several processes exchange gradients, fp16's loss
+        scale changes, and gradient checkpointing saves the generator's state.
         """
         train = self.config.train
         return (
@@ -75,6 +78,7 @@ class Updates:
             and distributed.world() == 1
             and train.loss == "cross_entropy"
             and not isinstance(self.model.decoder, MaskClassifier)
+            and self.teacher is None
             and train.accumulate == 1
             and not (self.scaler.enabled or train.grad_checkpointing)
             and not (train.compile or train.profile)
@@ -134,7 +138,8 @@ class Updates:
             zip(images.chunk(count), masks.chunk(count), strict=True), 1
         ):
             with self.parallel.micro_batch(last=number == count):
-                losses = self._backward(self.source.inputs(part), target, normalizer)
+                taught = self.teacher(part) if self.teacher else None
+                losses = self._backward(self.source.inputs(part), target, normalizer, taught)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value
         return sums
@@ -157,10 +162,14 @@ class Updates:
         return self._backward(inputs, masks, self._normalizer(masks))
 
     def _backward(
-        self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor
+        self,
+        inputs: Tensor | Features,
+        target: Tensor,
+        normalizer: Tensor,
+        taught: Output | None = None,
     ) -> dict[str, Tensor]:
         """Accumulate the gradients of a micro-batch; returns its losses."""
-        losses = self._losses(inputs, target, normalizer)
+        losses = self._losses(inputs, target, normalizer, taught)
         self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
         return {name: value.detach() for name, value in losses.items()}
 
@@ -201,13 +210,17 @@ class Updates:
         )
 
     def _losses(
-        self, inputs: Tensor | Features, target: Tensor, normalizer: Tensor
+        self,
+        inputs: Tensor | Features,
+        target: Tensor,
+        normalizer: Tensor,
+        taught: Output | None,
     ) -> dict[str, Tensor]:
         """The losses of a micro-batch; its logits are freed before the backward pass."""
         train = self.config.train
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             output = self.parallel.call(inputs, with_aux=True)
-        return segmentation_loss(
+        losses = segmentation_loss(
             output,
             target,
             normalizer=normalizer,
@@ -215,6 +228,12 @@ class Updates:
             weight=self.weight,
             kind=train.loss,
         )
+        if self.teacher and taught:
+            pixels = train.batch_size * target.shape[-2] * target.shape[-1]  # of the whole step
+            distance = self.teacher.loss(output, taught, target) / pixels
+            losses["loss"] = losses["loss"] + self.config.distill.weight * distance
+            losses["distill"] = distance.detach()
+        return losses
 
     def names(self, done: int) -> list[str]:
         """File names of the images of a step, of all processes."""

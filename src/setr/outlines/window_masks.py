@@ -1,0 +1,90 @@
+"""Masks of images too large for memory, drawn window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from setr.errors import SetrError
+from setr.images import MAX_PIXELS, bounds
+from setr.labels import IGNORE
+from setr.outlines.drawing import Ring, Shape, draw
+
+
+class WindowMask:
+    """A mask of any size: `mask[a:b, c:d]` draws the ids (h, w) uint8 of a window.
+
+    Args:
+        shapes: polygons; later ones are drawn over earlier ones.
+        size: (H, W) in pixels.
+        ids: by class name.
+        rest: id of pixels outside all shapes.
+        largest_first: draw by decreasing area instead.
+        empty: pixels without data, indexed in the same way; None if there are none.
+
+    Raises:
+        SetrError: shapes other than polygons.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        size: tuple[int, int],
+        ids: Mapping[str, int],
+        rest: int,
+        *,
+        largest_first: bool,
+        empty: Any = None,
+    ) -> None:
+        self.shape, self.ids, self.rest, self.empty = size, ids, rest, empty
+        scale = size[::-1]
+        drawn: list[tuple[str, list[Ring]]] = []
+        for shape in shapes:
+            rings = [part for part in shape.parts if isinstance(part, Ring)]
+            if len(rings) < len(shape.parts):
+                raise SetrError(
+                    f"on images above {MAX_PIXELS:,} pixels only polygons are drawn, not masks or "
+                    f"run lengths such as those of '{shape.name}'"
+                )
+            drawn.append((shape.name, [_in_pixels(ring, scale) for ring in rings]))
+        if largest_first:
+            drawn.sort(key=lambda entry: -sum(_area(ring) for ring in entry[1]))
+        self._drawn = drawn
+        corners = [np.concatenate([ring.points for ring in rings]) for _, rings in drawn]
+        self._lows = np.array([points.min(axis=0) for points in corners]).reshape(-1, 2)
+        self._highs = np.array([points.max(axis=0) for points in corners]).reshape(-1, 2)
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        (top, bottom), (left, right) = bounds(place, self.shape)
+        here = (self._lows < (right, bottom)).all(axis=1) & (self._highs > (left, top)).all(axis=1)
+        corner = np.array([left, top], float)
+        shapes = [
+            Shape(name, tuple(_moved(ring, corner) for ring in rings))
+            for name, rings in (self._drawn[index] for index in np.flatnonzero(here))
+        ]
+        mask, covered = draw(shapes, (bottom - top, right - left), self.ids, largest_first=False)
+        mask[~covered] = self.rest
+        if self.empty is not None:
+            mask[self.empty[place]] = IGNORE
+        return mask
+
+
+def _in_pixels(ring: Ring, scale: tuple[int, int]) -> Ring:
+    if not ring.relative:
+        return ring
+    return Ring(ring.points * scale, holes=tuple(hole * scale for hole in ring.holes))
+
+
+def _moved(ring: Ring, corner: np.ndarray) -> Ring:
+    return Ring(ring.points - corner, holes=tuple(hole - corner for hole in ring.holes))
+
+
+def _area(ring: Ring) -> float:
+    """Area in square pixels, without holes."""
+    sizes = []
+    for line in (ring.points, *ring.holes):
+        x, y = (line - line[0]).T
+        sizes.append(abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2)
+    return sizes[0] - sum(sizes[1:])
