@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine down
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton's import: kernels on the CPU
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from setr.data import scenes
 from setr.images import encode_png
 from setr.layers import cpu_blocks, products
 from setr.model import SETR, create_model
+from setr.prediction.video import VideoReader
 from setr.reading.files import write_bytes
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
@@ -74,6 +77,12 @@ def write_scene_folders(root: Path, counts: dict[str, int], size: int = 48) -> P
     names = ", ".join(scenes.CLASSES)
     (root / "data.yaml").write_text(f"path: .\nclasses: [{names}]\nignore: 255\n")
     return root
+
+
+def frames(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a video file, uint8 RGB (H, W, 3)."""
+    with VideoReader(path) as reader:
+        yield from reader
 
 
 @pytest.fixture

@@ -228,6 +228,7 @@ ORDER = (
     # predictions
     *(
         "prediction.video",
+        "prediction.live",
         "prediction.polygons",
         "prediction.annotations",
         "prediction.rasters",

@@ -23,12 +23,12 @@ from setr.images import encode_png
 from setr.model_info import ModelInfo
 from setr.prediction.filming import predict_video
 from setr.prediction.streams import Stream, predict_stream
-from setr.prediction.video import VideoReader, VideoWriter, frames
+from setr.prediction.video import VideoReader, VideoWriter
 from setr.predictor import Predictor
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
-from tests.conftest import tiny_model
+from tests.conftest import frames, tiny_model
 
 RATE, COUNT = 12.5, 5
 
@@ -102,7 +102,7 @@ def test_unsure_pixels_of_a_video_are_unlabelled(predictor, tmp_path):
     least = float(np.median([predictor.predict(frame).confidence for frame in frames(clip)]))
     strict = Predictor(predictor.model, predictor.info, precision="fp32", min_confidence=least)
     stream = Stream(str(clip), Path("clip.mp4"))
-    _, text = predict_stream(strict, stream, tmp_path / "out" / "clip", ("mask",))
+    text = predict_stream(strict, stream, tmp_path / "out" / "clip", ("mask",)).text
     masks = np.stack([read_mask(path) for path in sorted((tmp_path / "out" / "clip").iterdir())])
     share = (masks == 255).mean()
     assert 0.3 < share < 0.7

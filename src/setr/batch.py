@@ -7,10 +7,12 @@ never waits for files. Images of one size share passes of the model where that d
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
@@ -212,14 +214,18 @@ def stream_outcomes(
     streams: Mapping[Task, Stream],
     writer_for: Callable[[Stream], OutputWriter],
     stop: Interrupt,
+    *,
+    seconds: float = math.inf,
 ) -> Iterator[Outcome]:
-    """Segment videos, GeoTIFF files and addresses; their files are written, never packed.
+    """Segment videos, GeoTIFF files, cameras and addresses; files are written, never packed.
 
     Args:
         predictor: the model.
         streams: by task.
         writer_for: what writes the results of a stream.
-        stop: interrupts the current stream, of which no output is then left.
+        seconds: of a live source.
+        stop: interrupts the current stream, of which no output is then left; a live source ends
+            with the current frame, and its outputs are complete.
 
     Raises:
         Stopped: by a signal.
@@ -228,20 +234,22 @@ def stream_outcomes(
         writer = writer_for(stream)
         out = Path(writer.out)
         try:
-            with stop.at_once(), Progress(os.path.basename(stream.source), 0) as progress:
-                files, text = predict_stream(
+            at_once = nullcontext() if stream.is_live else stop.at_once()
+            with at_once, Progress(os.path.basename(stream.shown), 0) as progress:
+                files, text, facts = predict_stream(
                     predictor,
                     stream,
                     out / task.output,
                     writer.kinds,
                     on_frame=progress.count,
+                    limits={"until": lambda: stop.requested, "seconds": seconds},
                     **writer.polygons,
                 )
         except SetrError as error:
             yield writer.failed(task, error)
             continue
         names = [str(file.relative_to(out)) for file in files]
-        yield Outcome({**row_of(task, "ok", writer.run), "files": names}, {}, text)
+        yield Outcome({**row_of(task, "ok", writer.run), "files": names, **facts}, {}, text)
 
 
 def _decoded(

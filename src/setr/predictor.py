@@ -33,15 +33,16 @@ from setr.labels import IGNORE
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
+from setr.prediction.live import is_live, open_video
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.rasters import Raster
 from setr.prediction.unsure import checked_confidence
-from setr.prediction.video import frames, is_video
+from setr.prediction.video import is_video
 from setr.reading.arrays import as_image
 from setr.reading.files import expanded
 from setr.reading.gdal import is_georeferenced
 from setr.reading.remote import at_revision, fetched
-from setr.reading.urls import is_url
+from setr.reading.urls import is_url, without_password
 from setr.result import Result
 from setr.weight_files.foreign import FOREIGN_KEYWORDS, load_foreign
 from setr.weight_files.transformers_files import is_transformers
@@ -174,10 +175,10 @@ class Predictor:
             SetrError: an unreadable or too large image, a video, or an array of another shape or
                 type.
         """
-        if isinstance(source, str | os.PathLike) and is_video(source):
+        if is_live(source) or is_video(source):
             raise SetrError(
-                f"{os.fspath(source)}: is a video; predict_all gives the result of each frame, "
-                "`setr predict` writes its overlay",
+                f"{without_password(str(source))}: is a video; predict_all gives the result of "
+                "each frame, `setr predict` writes its overlay",
                 code=USAGE,
             )
         if is_georeferenced(source):
@@ -213,20 +214,29 @@ class Predictor:
 
         Args:
             sources: files, folders (searched recursively, without hidden files), glob patterns,
-                videos (frame by frame), or anything that `predict` takes.
+                videos (frame by frame), a live source (the number of a camera, the address of a
+                stream if `allow_urls`), or anything that `predict` takes.
 
         Yields:
-            One result per image or frame.
+            One result per image or frame. Frames of a live source that come before the result
+            before them is done with are skipped; `path` ends in the number of the frame.
 
         Raises:
             SetrError: a source without images, or an image that cannot be read.
         """
         for source in sources:
-            if isinstance(source, str | os.PathLike) and not is_url(os.fspath(source)):
-                for path in _expand(os.fspath(source)):
-                    yield self.predict(path)
-            else:
-                yield self.predict(source)
+            for found in _expand(source):
+                if is_live(found) or is_video(found):
+                    yield from self._predict_frames(found)
+                else:
+                    yield self.predict(found)
+
+    def _predict_frames(self, source: Any) -> Iterator[Result]:
+        with open_video(source, allow_urls=self.allow_urls) as reader:
+            for frame in reader:
+                result = self.predict(frame)
+                result.path = f"{reader.name}#{reader.number}"
+                yield result
 
     @property
     def raster_protocol(self) -> Protocol:
@@ -360,13 +370,11 @@ def load(
     return Predictor(model, info, device=device, **options)
 
 
-def _expand(source: str) -> Iterator[str | np.ndarray]:
-    """Image paths of a file, folder or glob pattern, and the frames of videos."""
-    files = expanded(source)
+def _expand(source: Any) -> list[Any]:
+    """Paths of a file, folder or glob pattern; any other source is returned as it is."""
+    if not isinstance(source, str | os.PathLike) or is_url(os.fspath(source)) or is_live(source):
+        return [source]
+    files = expanded(os.fspath(source))
     if not files:
         raise SetrError(f"{source}: no images found here", code=USAGE)
-    for path, _ in files:
-        if is_video(path):
-            yield from frames(path)
-        else:
-            yield path
+    return [path for path, _ in files]

@@ -17,6 +17,8 @@ from setr.processes.quota import cpus
 if TYPE_CHECKING:
     from setr.prediction.streams import Stream
 
+LONGEST_SECONDS = 366 * 24 * 3600.0
+"""Of a live source."""
 NOT_SUBMITTED = (
     *("save", "tolerance", "min_pixels", "bands", "value_range"),
     *("pack", "pack_samples", "manifest", "retry", "shard"),
@@ -41,7 +43,8 @@ class Arguments:
         tyro.conf.arg(metavar="IMAGES…", help_behavior_hint="(required)"),
     ]
     """Files, folders (walked; hidden files and OUT left out), quoted globs, videos, GeoTIFF files,
-    tar shards, Parquet files, or addresses of images and archives for fsspec (s3://…)."""
+    tar shards, Parquet files, or addresses of images and archives for fsspec (s3://…). Or one live
+    source: the number of a camera (0), or the address of a stream (rtsp://…)."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Folder or fsspec address for the results, named after the images (a.png and a.jpg give
     a.png.png, a.jpg.png); the layout of a walked folder is kept."""
@@ -70,7 +73,9 @@ class Arguments:
     """Values of these files that become 0 and 255, such as 0,3000; by default the model's, else the
     whole range of 8 and 16 bits."""
     allow_urls: bool = False
-    """Download images named by http(s) addresses."""
+    """Download images named by http(s) addresses, and open streams."""
+    seconds: float | None = None
+    """End a live source after so many seconds; by default it runs until Ctrl-C."""
     submit: ServerName | None = None
     """Write only OUT/NAME.zip, in the form that data set's test server takes."""
     pack: Literal["no", "tar", "parquet"] = "no"
@@ -112,6 +117,7 @@ def run(arguments: list[str]) -> int:
 
     storage, shard = Storage(given.out), _shard(given.shard)
     streams, items = find_inputs(given)
+    _check_live(given, streams, len(items))
     _check_streams(given, streams, remote=storage.remote)
     if given.submit:
         return submit(given, items)
@@ -127,6 +133,8 @@ def _check_values(given: Arguments) -> None:
     require_at_least(given, 1, "pack_samples", "batch", "workers", "actors", "window", "max_pixels")
     require_at_least(given, 0, "min_pixels")
     require_within(given, 0, LARGEST_TOLERANCE, "tolerance")
+    if given.seconds is not None:
+        require_within(given, 1, LONGEST_SECONDS, "seconds")
     require_within(given, 0, 1, "min_confidence")
     parse_bands(given.bands)
     parse_range(given.value_range)
@@ -153,13 +161,30 @@ def _check_combinations(given: Arguments) -> None:
         require_default(given, rule, "actors")
 
 
+def _check_live(given: Arguments, streams: list[Stream], others: int) -> None:
+    """Refuse a live source beside other inputs, which would wait for its end."""
+    live = next((stream.shown for stream in streams if stream.is_live), None)
+    if live is None:
+        rule = "only a live source, such as a camera, has no end of its own; leave it out"
+        require_default(given, rule, "seconds")
+        return
+    if len(streams) + others > 1:
+        raise SetrError(
+            f"{live}: is a live source, which is run alone; start one command for each, and "
+            "another one for files",
+            code=USAGE,
+        )
+    rule = f"does nothing with a live source ({live}); leave it out"
+    require_default(given, rule, "shard", "pack", "engine", "retry")
+
+
 def _check_streams(given: Arguments, streams: list[Stream], *, remote: bool) -> None:
     """Refuse streams where only images will do, and GeoTIFF files beside options for images."""
     from setr.reading.urls import is_url
 
     if streams and (given.submit or remote):
         what = "--submit takes images" if given.submit else f"{given.out}: takes images"
-        raise SetrError(f"{what}, not {streams[0].source}", code=USAGE)
+        raise SetrError(f"{what}, not {streams[0].shown}", code=USAGE)
     maps = [s.source for s in streams if not s.is_video and not is_url(s.source)]
     if maps:
         rule = (

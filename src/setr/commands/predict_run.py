@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -94,7 +95,8 @@ def predict(
             write_parquet(manifest)
         if given.json:
             print(json.dumps(tally.as_json(tasks, manifest)))
-        return tally.print_summary(tasks, manifest, broken)
+        cut = stop.requested and any(stream.is_live for stream in streams.values())
+        return tally.print_summary(tasks, manifest, broken, cut=cut)
 
 
 def _writers(given: Arguments) -> WriterOf:
@@ -131,6 +133,8 @@ def _record(
             if outcome.row["status"] == "failed":
                 outcome.row["limits"] = limits
                 broken.append(outcome.text)
+            if "ended" in outcome.row:
+                broken.append(f"{outcome.row['input']}: {outcome.row['ended']}")
             packer.add(outcome)
             show(outcome)
             if stop.requested:
@@ -150,7 +154,8 @@ def _engine(
     def run(tasks: Sequence[Task]) -> Iterator[Outcome]:
         films = {task: streams[task] for task in tasks if task in streams}
         if predictor is not None:
-            yield from stream_outcomes(predictor, films, writer_for, stop)
+            seconds = math.inf if given.seconds is None else given.seconds
+            yield from stream_outcomes(predictor, films, writer_for, stop, seconds=seconds)
         if len(films) < len(tasks):
             yield from run_images([task for task in tasks if task not in films])
 

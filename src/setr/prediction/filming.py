@@ -1,7 +1,7 @@
 """Segment a video: `overlay` and `color` become videos of the same size and rate.
 
 Every other kind is written per frame, into a folder named after the video. Videos and folders
-appear when complete.
+appear when complete; of a live source the files of frames appear as they come.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from setr.errors import SetrError
 from setr.prediction.kinds import KINDS
+from setr.prediction.live import open_video
 from setr.prediction.outputs import with_ending, write
-from setr.prediction.video import VideoReader, VideoWriter, part_of
+from setr.prediction.video import VideoWriter, part_of
 from setr.predictor import Predictor
 from setr.result import Result
 
@@ -40,73 +42,91 @@ class VideoReport:
         files: videos and folders written.
         frames: number of frames segmented.
         announced: number of frames by the file's header; fewer are readable if it is truncated.
+        dropped: number of frames of a live source that came while the model was busy.
+        ended: why a live source has no more frames, empty if that was asked for.
         shares: share of all pixels per class, largest first; the rest to 1 is unlabelled.
     """
 
     files: list[Path]
     frames: int
     announced: int
+    dropped: int
+    ended: str
     shares: dict[str, float]
 
 
 def predict_video(
     predictor: Predictor,
-    path: str | os.PathLike,
+    source: str | os.PathLike | int,
     stem: Path,
     kinds: Sequence[str] = ("overlay",),
     *,
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
+    limits: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> VideoReport:
-    """Segment every frame and write the outputs.
+    """Segment every frame of a video, or the newest ones of a live source, and write the outputs.
 
     Args:
         predictor: the model.
-        path: a video.
+        source: a video file, or what `live.is_live` knows.
         stem: output folder and name without ending: `out/clip` gives `out/clip_overlay.mp4` and
-            `out/clip/000001.png`, …
+            `out/clip/000001.png`, …; of a live source the numbers of dropped frames are missing,
+            and its video shows the frame before in their place, so that it runs as fast as it was.
         kinds: of `kinds.KINDS`.
         on_frame: called with the number of frames done and the number that the file announces.
+        limits: of `live.LiveReader`, for a live source.
         options: of the kinds with polygons; see `outputs.write`.
 
     Raises:
-        SetrError: not a video, or a file that cannot be written; none appears unfinished.
+        SetrError: not a video, or a file that cannot be written; none appears unfinished. What a
+            live source gave until then stays.
     """
-    predictor.reads.require_rgb(f"{os.fspath(path)}: a video has")
+    opened = open_video(source, allow_urls=predictor.allow_urls, **limits)
+    predictor.reads.require_rgb(f"{opened.name}: a video has")
     films = [kind for kind in kinds if kind in FILMS]
     single = [kind for kind in kinds if kind not in FILMS]
     shares: Counter[str] = Counter()
     done = 0
     with ExitStack() as stack:
-        reader = stack.enter_context(VideoReader(path))
-        frame_files = stack.enter_context(_FrameFiles(stem, single))
+        reader = stack.enter_context(opened)
+        live = reader.is_live
+        frame_files = stack.enter_context(_FrameFiles(stem, single, at_once=live))
         writers = {
-            kind: stack.enter_context(VideoWriter(with_ending(stem, FILMS[kind][0]), reader.rate))
+            kind: stack.enter_context(
+                VideoWriter(with_ending(stem, FILMS[kind][0]), reader.rate, keep=live)
+            )
             for kind in films
         }
         for done, frame in enumerate(reader, 1):
             result = predictor.predict(frame)
             for kind, writer in writers.items():
-                writer.add(FILMS[kind][1](result))
-            result.path = f"{os.fspath(path)}#{done}"
-            frame_files.add(result, done, **options)
+                writer.add(FILMS[kind][1](result), reader.place)
+            result.path = f"{reader.name}#{reader.number}"
+            frame_files.add(result, reader.number, **options)
             shares.update(result.shares)
             on_frame(done, reader.announced)
-        announced = reader.announced
     files = [writer.path for writer in writers.values()] + ([stem] if single else [])
     means = {name: total / done for name, total in shares.most_common()}
-    return VideoReport(files, done, announced, means)
+    return VideoReport(files, done, reader.announced, reader.dropped, reader.ended, means)
 
 
 class _FrameFiles:
-    """A folder of files per frame, `000001.png`, …; replaces files of these kinds in it."""
+    """A folder of files per frame, `000001.png`, …; replaces files of these kinds in it.
 
-    def __init__(self, folder: Path, kinds: Sequence[str]) -> None:
-        self.folder, self.kinds = folder, kinds
-        self._part = part_of(folder)
+    Args:
+        folder: the folder.
+        kinds: of `kinds.KINDS`.
+        at_once: write into the folder as it is, for one that no other run uses.
+    """
+
+    def __init__(self, folder: Path, kinds: Sequence[str], *, at_once: bool = False) -> None:
+        self.folder, self.kinds, self.at_once = folder, kinds, at_once
+        self._part = folder if at_once else part_of(folder)
 
     def __enter__(self) -> _FrameFiles:
-        shutil.rmtree(self._part, ignore_errors=True)
+        if not self.at_once:
+            shutil.rmtree(self._part, ignore_errors=True)
         return self
 
     def add(self, result: Result, number: int, **options: Any) -> None:
@@ -114,6 +134,8 @@ class _FrameFiles:
         write(result, self._part / f"{number:06d}", self.kinds, **options)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.at_once:
+            return
         try:
             if kind is None and self.kinds:
                 self._publish()

@@ -86,7 +86,7 @@ def stream_tasks(streams: Sequence[Stream], out: Path, taken: Sequence[str]) -> 
     places = stems(streams, out, [out / name for name in taken]) if streams else []
     return {
         Task(
-            Item(str(stream.below), stream.source, file_stamp(stream.source)),
+            Item(str(stream.below), stream.shown, file_stamp(stream.source)),
             place.relative_to(out).as_posix(),
         ): stream
         for stream, place in zip(streams, places, strict=True)

@@ -1,16 +1,17 @@
-"""What `setr predict` takes besides image files: videos, GeoTIFF files and http addresses."""
+"""What `setr predict` takes besides image files: videos, GeoTIFF files, cameras and addresses."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from setr.errors import USAGE, SetrError
-from setr.prediction.filming import predict_video
+from setr.prediction.filming import VideoReport, predict_video
+from setr.prediction.live import is_live, live_name
 from setr.prediction.mapping import predict_raster
 from setr.prediction.outputs import with_ending, write
 from setr.prediction.rasters import RASTER_KINDS
@@ -18,20 +19,50 @@ from setr.prediction.video import is_video
 from setr.predictor import Predictor
 from setr.reading.files import expanded
 from setr.reading.gdal import is_georeferenced
-from setr.reading.urls import is_url
+from setr.reading.urls import is_url, url_name, without_password
 from setr.result import largest
 
 
 class Stream(NamedTuple):
-    """One video, GeoTIFF or address, and the path its outputs are named after."""
+    """One video, GeoTIFF, camera or address, and the path its outputs are named after."""
 
     source: str
     below: Path
 
     @property
+    def is_live(self) -> bool:
+        """Whether it is a camera or a network stream."""
+        return is_live(self.source)
+
+    @property
     def is_video(self) -> bool:
-        """Whether it is a video file."""
-        return not is_url(self.source) and is_video(self.source)
+        """Whether it has frames."""
+        return is_video(self.source) or self.is_live
+
+    @property
+    def shown(self) -> str:
+        """Its name in messages, without a password."""
+        return without_password(self.source)
+
+    @property
+    def stem(self) -> Path:
+        """The path without its ending; that of a live source has none."""
+        return self.below if self.is_live else self.below.with_suffix("")
+
+
+class StreamReport(NamedTuple):
+    """The outcome of a stream.
+
+    Attributes:
+        files: files and folders written.
+        text: one-line summary.
+        facts: entries of the manifest: of videos `frames`, of live ones also `dropped` and, if
+            they ended by themselves, `ended`.
+    """
+
+    files: list[Path]
+    text: str
+    facts: dict[str, Any]
 
 
 def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
@@ -42,8 +73,11 @@ def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
     found: dict[str, Stream] = {}
     rest = []
     for source in sources:
+        if is_live(source):
+            found[source] = Stream(source, Path(live_name(source)))
+            continue
         if is_url(source):
-            found[source] = Stream(source, Path(_url_name(source)))
+            found[source] = Stream(source, Path(url_name(source)))
             continue
         files = expanded(source, frozenset({".tif", ".tiff"}))
         streams = [
@@ -68,15 +102,15 @@ def stems(streams: Sequence[Stream], out: Path, taken: Iterable[Path] = ()) -> l
     Raises:
         SetrError: two streams would still have the same output name.
     """
-    count = Counter(stream.below.with_suffix("") for stream in streams)
+    count = Counter(stream.stem for stream in streams)
     others = set(taken)
     named: dict[Path, Stream] = {}
     for stream in streams:
-        stem = stream.below.with_suffix("")
+        stem = stream.stem
         name = out / (stem if count[stem] == 1 and out / stem not in others else stream.below)
         if name in named:
             raise SetrError(
-                f"{stream.source} and {named[name].source} would both write {name}; use two output "
+                f"{stream.shown} and {named[name].shown} would both write {name}; use two output "
                 "folders",
                 code=USAGE,
             )
@@ -91,9 +125,10 @@ def predict_stream(
     kinds: Sequence[str],
     *,
     on_frame: Callable[[int, int], None] = lambda done, announced: None,
+    limits: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
-) -> tuple[list[Path], str]:
-    """Segment one stream; returns the files written and a one-line summary.
+) -> StreamReport:
+    """Segment one stream.
 
     Args:
         predictor: the model.
@@ -101,27 +136,40 @@ def predict_stream(
         stem: output folder and name without ending.
         kinds: of `kinds.KINDS`.
         on_frame: as in `predict_video`.
+        limits: of `live.LiveReader`, for live sources.
         options: `tolerance` and `min_pixels` of the kinds with polygons.
 
     Raises:
         SetrError: unreadable, or a file that cannot be written.
     """
     if stream.is_video:
-        report = predict_video(predictor, stream.source, stem, kinds, on_frame=on_frame, **options)
-        cut = f" of {report.announced} announced" if report.frames < report.announced else ""
-        top = largest(report.shares, predictor.min_confidence)
-        return report.files, f"{report.frames} frames{cut}: {top}"
+        report = predict_video(
+            predictor,
+            stream.source,
+            stem,
+            kinds,
+            on_frame=on_frame,
+            limits=limits,
+            **options,
+        )
+        return _video_report(report, stream, predictor.min_confidence)
     if not is_url(stream.source) and set(kinds) <= set(RASTER_KINDS):
         files = {kind: with_ending(stem, RASTER_KINDS[kind]) for kind in kinds}
         shares = predict_raster(predictor, stream.source, files)
-        return list(files.values()), f"GeoTIFF: {largest(shares, predictor.min_confidence)}"
+        text = f"GeoTIFF: {largest(shares, predictor.min_confidence)}"
+        return StreamReport(list(files.values()), text, {})
     result = predictor.predict(stream.source)
     result.name = stream.below.as_posix()
-    return write(result, stem, kinds, **options), repr(result)
+    return StreamReport(write(result, stem, kinds, **options), repr(result), {})
 
 
-def _url_name(url: str) -> str:
-    """The file name in an address, or else its host."""
-    parts = urlsplit(url)
-    name = PurePosixPath(unquote(parts.path).replace("\0", "").replace("\\", "/")).name
-    return name if name not in ("", "..") else parts.hostname or "image"
+def _video_report(report: VideoReport, stream: Stream, min_confidence: float) -> StreamReport:
+    cut = f" of {report.announced} announced" if report.frames < report.announced else ""
+    facts: dict[str, Any] = {"frames": report.frames}
+    if stream.is_live:
+        cut += f", {report.dropped} dropped"
+        facts["dropped"] = report.dropped
+    if report.ended:
+        facts["ended"] = report.ended
+    top = largest(report.shares, min_confidence)
+    return StreamReport(report.files, f"{report.frames} frames{cut}: {top}", facts)

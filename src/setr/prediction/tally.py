@@ -13,6 +13,8 @@ from setr.prediction.manifest import Manifest
 from setr.processes.progress import Progress
 from setr.reading.files import printable
 
+FACTS = ("frames", "dropped", "ended")
+"""Entries of a video's row that JSON has, too."""
 LINES = 100
 """Up to this many images each get a line on stdout, more share one progress line on stderr."""
 
@@ -49,7 +51,8 @@ def as_json(tasks: Sequence[Task], manifest: Manifest) -> dict[str, Any]:
     images = []
     for row in (rows[task.item.name] for task in tasks if task.item.name in rows):
         files = [row["pack"][0]] if "pack" in row else row.get("files", [])
-        what = {"files": [manifest.storage.path(file) for file in files]}
+        what: dict[str, Any] = {"files": [manifest.storage.path(file) for file in files]}
+        what |= {key: row[key] for key in FACTS if key in row}
         images.append(
             {"image": row["input"]} | ({"error": row["error"]} if "error" in row else what)
         )
@@ -57,8 +60,17 @@ def as_json(tasks: Sequence[Task], manifest: Manifest) -> dict[str, Any]:
     return {"images": images, "failed": failed, "manifest": manifest.storage.path(manifest.file)}
 
 
-def print_summary(tasks: Sequence[Task], manifest: Manifest, broken: Sequence[str]) -> int:
-    """Print which images failed and how many are left; returns the exit code."""
+def print_summary(
+    tasks: Sequence[Task], manifest: Manifest, broken: Sequence[str], *, cut: bool = False
+) -> int:
+    """Print what failed and how much is left; returns the exit code.
+
+    Args:
+        tasks: of the run.
+        manifest: their outcomes.
+        broken: messages on what failed.
+        cut: a live source was stopped by a signal.
+    """
     for problem in broken[:LINES]:
         print(f"setr: {printable(' '.join(problem.split()))}", file=sys.stderr)
     if len(broken) > LINES:
@@ -71,4 +83,8 @@ def print_summary(tasks: Sequence[Task], manifest: Manifest, broken: Sequence[st
     if left:
         print(f"setr: stopped; {left} images are left; run the same command again", file=sys.stderr)
         return INTERRUPTED
-    return FAILED if failed else OK
+    if failed or broken:
+        return FAILED
+    if cut:
+        print("setr: stopped; all that was recorded is saved", file=sys.stderr)
+    return INTERRUPTED if cut else OK

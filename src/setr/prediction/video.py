@@ -1,7 +1,7 @@
-"""Video files, read and written frame by frame, so that memory does not grow with their length.
+"""Videos, read and written frame by frame, so that memory does not grow with their length.
 
-OpenCV decodes and encodes. Videos are written as MPEG-4 without sound and with even sides: of an
-odd number of rows or columns the last one is left out.
+OpenCV decodes (files, also at http addresses) and encodes. Videos are written as MPEG-4 without
+sound and with even sides: of an odd number of rows or columns the last one is left out.
 """
 
 from __future__ import annotations
@@ -10,63 +10,139 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 
 from setr.errors import SetrError
+from setr.reading.urls import is_url, without_password
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 LARGEST_TICK = 65_535
 """MPEG-4 stores a rate as a fraction of integers up to this, which OpenCV makes of its digits."""
 
 
-def is_video(path: Any) -> bool:
-    """Whether a path names a video, by its suffix."""
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+OPEN_SECONDS = 15.0
+"""An address that does not open in this time is given up."""
+SECONDS = 10.0
+"""A source that sends no frame for this time is given up."""
 
 
-def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
-    """The frames of a video, uint8 RGB (H, W, 3), upright; one is in memory at a time.
+def is_video(source: Any) -> bool:
+    """Whether a path or an http(s) address names a video file, by its suffix."""
+    if not isinstance(source, str | os.PathLike):
+        return False
+    name = os.fspath(source)
+    return Path(urlsplit(name).path if is_url(name) else name).suffix.lower() in VIDEO_SUFFIXES
+
+
+class FrameReader(Protocol):
+    """An open video, of which one frame is in memory: a context manager, iterated once.
+
+    Attributes:
+        name: for messages, without a password.
+        is_live: whether it comes while it is shot, and cannot be read again.
+        rate: frames per second that the source announces, 25 if it does not.
+        announced: number of frames of a recording by its header, 0 if it does not say.
+        number: of the current frame, counted from 1 at the source.
+        dropped: number of frames that were left out because newer ones were there.
+        ended: why a live source has no more frames; empty if that was asked for.
+    """
+
+    name: str
+    is_live: bool
+    rate: float
+    announced: int
+    number: int
+    dropped: int
+    ended: str
+
+    @property
+    def place(self) -> int:
+        """Index of the current frame in a video of this rate that is as fast as the source."""
+
+    def __enter__(self) -> FrameReader: ...
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Frames uint8 RGB (H, W, 3), upright."""
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+class VideoReader:
+    """A `FrameReader` of a file, also at an http(s) address.
 
     Raises:
         SetrError: no such file, or not a video.
     """
-    with VideoReader(path) as reader:
-        yield from reader
-
-
-class VideoReader:
-    """An open video: a context manager, iterated once."""
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.name = os.fspath(path)
+        self.path = os.fspath(path)
+        self.name = without_password(self.path)
+        self.is_live, self.dropped, self.ended = False, 0, ""
+        self.rate, self.announced, self.number = 25.0, 0, 0
 
     def __enter__(self) -> VideoReader:
-        if not os.path.isfile(self.name):
-            raise SetrError(f"{self.name}: no such file")
-        if not os.path.getsize(self.name):
-            raise SetrError(f"{self.name}: the file is empty (0 bytes)")
-        self._file = cv2.VideoCapture(os.path.abspath(self.name))  # never `protocol:name`
+        self._file = self._opened()
         if not self._file.isOpened():
             raise SetrError(f"{self.name}: not a video in a known format, or broken")
-        rate = self._file.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if 0 < rate < 1000 else 25.0
+        self.rate = checked_rate(self._file.get(cv2.CAP_PROP_FPS))
         self.announced = max(0, int(self._file.get(cv2.CAP_PROP_FRAME_COUNT)))
         return self
+
+    def _opened(self) -> cv2.VideoCapture:
+        if is_url(self.path):
+            with quiet_opencv():
+                return open_address(self.path)
+        if not os.path.isfile(self.path):
+            raise SetrError(f"{self.name}: no such file")
+        if not os.path.getsize(self.path):
+            raise SetrError(f"{self.name}: the file is empty (0 bytes)")
+        return cv2.VideoCapture(os.path.abspath(self.path))  # never `protocol:name`
 
     def __iter__(self) -> Iterator[np.ndarray]:
         found, frame = self._file.read()
         if not found:
             raise SetrError(f"{self.name}: holds no frame that can be read")
         while found:
+            self.number += 1
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             found, frame = self._file.read()
 
+    @property
+    def place(self) -> int:
+        """Index of the current frame."""
+        return self.number - 1
+
     def __exit__(self, *_: Any) -> None:
         self._file.release()
+
+
+def checked_rate(rate: float) -> float:
+    """The frames per second that OpenCV tells, or 25 if they make no sense."""
+    return rate if 0 < rate < 1000 else 25.0
+
+
+def open_address(address: str) -> cv2.VideoCapture:
+    """OpenCV's capture of an address, through FFmpeg; `isOpened` tells whether that worked."""
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(OPEN_SECONDS * 1000)]
+    limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(SECONDS * 1000)]
+    return cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
+
+
+@contextmanager
+def quiet_opencv() -> Iterator[None]:
+    """Context manager without OpenCV's own warnings on stderr; errors are told in one line."""
+    log = cv2.utils.logging
+    before = log.setLogLevel(log.LOG_LEVEL_ERROR)
+    try:
+        yield
+    finally:
+        log.setLogLevel(before)
 
 
 def part_of(path: Path) -> Path:
@@ -76,14 +152,22 @@ def part_of(path: Path) -> Path:
 
 
 class VideoWriter:
-    """A video that appears under its name when complete; its size is that of the first frame."""
+    """A video that appears under its name when complete; its size is that of the first frame.
 
-    def __init__(self, path: Path, rate: float) -> None:
+    Args:
+        path: the video.
+        rate: frames per second.
+        keep: let it appear also after an error or a second Ctrl-C, with the frames so far.
+    """
+
+    def __init__(self, path: Path, rate: float, *, keep: bool = False) -> None:
+        self.keep = keep
         digits = int(math.log10(LARGEST_TICK / rate))  # of 119.957, as phones write it, two
         self.path, self.rate = path, round(rate, digits)
         self._part = part_of(path).with_suffix(".mp4")
         self._file: Any = None
         self._count = 0
+        self._last: np.ndarray | None = None
 
     def __enter__(self) -> VideoWriter:
         try:
@@ -92,14 +176,29 @@ class VideoWriter:
             raise SetrError(f"{self.path}: cannot write: {error.strerror}") from None
         return self
 
-    def add(self, picture: np.ndarray) -> None:
-        """Append a frame uint8 RGB (H, W, 3)."""
+    def add(self, picture: np.ndarray, place: int | None = None) -> None:
+        """Append a frame uint8 RGB (H, W, 3); one of another size is scaled.
+
+        Args:
+            picture: the frame.
+            place: its index; the frame before is repeated up to it, and a frame whose index is
+                already taken is left out.
+        """
+        while self._last is not None and place is not None and self._count < place:
+            self._write(self._last)
+        if place is None or self._count <= place:
+            self._write(picture)
+            self._last = picture
+
+    def _write(self, picture: np.ndarray) -> None:
         if self._file is None:
-            size = (picture.shape[1], picture.shape[0])
+            size = self._size = (picture.shape[1], picture.shape[0])
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._file = cv2.VideoWriter(os.path.abspath(self._part), codec, self.rate, size)
             if not self._file.isOpened():
                 raise SetrError(f"{self.path}: cannot write a video of {size[0]}x{size[1]}")
+        if picture.shape[1::-1] != self._size:
+            picture = cv2.resize(picture, self._size)
         self._file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         self._count += 1
 
@@ -107,7 +206,7 @@ class VideoWriter:
         try:
             if self._file is not None:
                 self._file.release()
-                if kind is None:
+                if kind is None or self.keep:
                     self._require_whole()
                     os.replace(self._part, self.path)
         finally:

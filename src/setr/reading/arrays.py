@@ -11,7 +11,7 @@ import torch
 from setr.bands import Bands, read_pixels
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS, Named, from_pillow
-from setr.reading.urls import download, is_url
+from setr.reading.urls import download, is_url, require_allowed
 
 RGB_KINDS = "uint8 RGB (H, W, 3) or grey (H, W)"
 
@@ -38,8 +38,7 @@ def as_image(
         SetrError: unreadable, too large, or an unsupported source.
     """
     if isinstance(source, str) and is_url(source):
-        if not allow_urls:
-            raise SetrError(f"{source}: downloads are disabled; allow them with --allow-urls")
+        require_allowed(source, allow_urls)
         source = Named(download(source), source)
     elif isinstance(source, bytearray | memoryview):
         source = bytes(source)

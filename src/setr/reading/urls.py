@@ -6,12 +6,14 @@ downloads are disabled unless the user enables them.
 
 from __future__ import annotations
 
+import re
 import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException
+from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from setr.errors import SetrError
 
@@ -24,6 +26,25 @@ SECONDS = 30.0
 def is_url(text: str) -> bool:
     """Whether this is an http(s) URL."""
     return text.lower().startswith(("http://", "https://"))
+
+
+def require_allowed(url: str, allowed: bool) -> None:
+    """Refuse an address unless the user has allowed addresses."""
+    if not allowed:
+        shown = without_password(url)
+        raise SetrError(f"{shown}: downloads are disabled; allow them with --allow-urls")
+
+
+def without_password(url: str) -> str:
+    """An address to show: `rtsp://me:secret@host/` as `rtsp://me:***@host/`."""
+    return re.sub(r"(?<=://)([^/:@]*):[^/]*@", r"\1:***@", url)
+
+
+def url_name(url: str) -> str:
+    """The file name in an address, or else its host."""
+    parts = urlsplit(url)
+    name = PurePosixPath(unquote(parts.path).replace("\0", "").replace("\\", "/")).name
+    return name if name not in ("", "..") else parts.hostname or "image"
 
 
 def download(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> bytes:
@@ -58,6 +79,12 @@ def download(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) 
             if announced.isdigit() and int(announced) > max_bytes:
                 raise SetrError(
                     f"{url}: {int(announced):,} bytes, above the limit of {max_bytes:,}"
+                )
+            kind = answer.headers.get_content_type()
+            if kind.startswith("video/") or kind == "multipart/x-mixed-replace":
+                raise SetrError(
+                    f"{url}: sends a video ({kind}), not an image; to read it as a stream, let the "
+                    "address end in .mjpg, such as by adding ?.mjpg"
                 )
             while block := answer.read1(1 << 16):
                 data += block

@@ -1,0 +1,248 @@
+"""Live video: cameras, and streams by their address (rtsp, rtmp, HLS, MJPEG over http).
+
+A thread reads all the time and keeps the newest frame only. So a model slower than the source skips
+frames instead of falling behind, and memory does not grow.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+
+from setr.errors import SetrError, first_line
+from setr.prediction.video import (
+    OPEN_SECONDS,
+    SECONDS,
+    VIDEO_SUFFIXES,
+    FrameReader,
+    VideoReader,
+    checked_rate,
+    open_address,
+    quiet_opencv,
+)
+from setr.processes.interrupt import Stopped
+from setr.reading.urls import is_url, require_allowed, url_name, without_password
+
+SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "rtmps://", "tcp://", "udp://")
+"""Addresses that are always streams."""
+ENDINGS = (".m3u8", ".mjpeg", ".mjpg")
+"""Of the path or the query of http(s) addresses that are streams."""
+POLL_SECONDS = 0.1
+CLOSE_SECONDS = 2 * OPEN_SECONDS
+"""How long the end of the thread is waited for; OpenCV's own limits let it end much earlier."""
+
+
+def is_live(source: Any) -> bool:
+    """Whether this is a camera (0, `0`, `/dev/video0`) or the address of a stream.
+
+    A number is a path if such a file or folder exists.
+    """
+    if isinstance(source, str) and is_url(source):
+        parts = urlsplit(source.lower())
+        return parts.path.endswith(ENDINGS) or parts.query.endswith(ENDINGS)
+    is_stream = isinstance(source, str) and source.lower().startswith(SCHEMES)
+    return is_stream or camera_number(source) is not None
+
+
+def camera_number(source: Any) -> int | None:
+    """The number of a camera as OpenCV counts them; None for other sources."""
+    if isinstance(source, int) and not isinstance(source, bool):
+        return source if source >= 0 else None
+    if not isinstance(source, str):
+        return None
+    found = re.fullmatch(r"(?:/dev/video)?([0-9]{1,3})", source)
+    is_path = not source.startswith("/dev/") and os.path.lexists(source)
+    return int(found[1]) if found and not is_path else None
+
+
+def live_name(source: Any) -> str:
+    """A file name for what a source sends from now on: `camera-0-20260131T120000Z`."""
+    number = camera_number(source)
+    name = f"camera-{number}" if number is not None else url_name(os.fspath(source))
+    if Path(name).suffix.lower() in (*ENDINGS, *VIDEO_SUFFIXES):
+        name = Path(name).stem
+    return f"{name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+
+
+def open_video(source: Any, *, allow_urls: bool = False, **limits: Any) -> FrameReader:
+    """A reader of a video file, an address or a camera.
+
+    Args:
+        source: as `is_live` or `is_video` knows it.
+        allow_urls: whether addresses may be opened.
+        limits: of `LiveReader`, for live sources.
+    """
+    text = str(source)
+    if is_url(text) or text.lower().startswith(SCHEMES):
+        require_allowed(text, allow_urls)
+    return LiveReader(source, **limits) if is_live(source) else VideoReader(source)
+
+
+class LiveReader:
+    """A `FrameReader` of a camera or a stream.
+
+    Frames of a stream with an end, such as a finished HLS stream, are not dropped.
+
+    Args:
+        source: camera or address.
+        until: asked often; true ends the iteration.
+        seconds: of video after which the iteration ends.
+
+    Raises:
+        SetrError: cannot be opened, or sends nothing.
+        Stopped: `until` was true before the first frame.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        until: Callable[[], bool] = lambda: False,
+        seconds: float = math.inf,
+    ) -> None:
+        self.source, self.until, self.seconds = source, until, seconds
+        self.name = without_password(str(source))
+        self.is_live, self.ended = True, ""
+        self.rate, self.announced = 25.0, 0
+        self.number = self.dropped = self._place = 0
+        self._opened = self._over = self._closing = False
+        self._problem = ""
+        self._newest: tuple[int, float, np.ndarray] | None = None
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._read, name="live video", daemon=True)
+
+    def __enter__(self) -> LiveReader:
+        self._thread.start()
+        try:
+            self._wait(lambda: self._opened or self._over, math.inf)
+            if not self._opened:
+                raise SetrError(f"{self.name}: {self._problem or self._cannot_open()}")
+            self._wait_for_frame(OPEN_SECONDS)
+            if self._newest is None:
+                self._require_not_stopped()
+                raise SetrError(f"{self.name}: sends no frame that can be read")
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        start: float | None = None
+        asked = time.monotonic()
+        while not self.until() and self._wait_for_frame(2 * SECONDS):  # OpenCV gives up before
+            with self._change:
+                assert self._newest is not None
+                number, came, frame = self._newest
+                self._newest = None
+                self._change.notify_all()
+            start = came if start is None else start
+            self.number = number
+            if came - start >= self.seconds:
+                return
+            self._place = number - 1 if self.announced else round((came - start) * self.rate)
+            yield frame
+            asked = time.monotonic()
+        silent = time.monotonic() - asked > 0.95 * SECONDS
+        if not self.until() and (silent or not self.announced):
+            lost = self._problem or "the source stopped, or the connection was lost"
+            nothing = f"it sent nothing for {SECONDS:g} seconds"
+            self.ended = f"{nothing if silent else lost}, after {self.number} frames"
+
+    @property
+    def place(self) -> int:
+        """Index of the current frame in a video of this rate, by the time when it came."""
+        return self._place
+
+    def __exit__(self, *_: Any) -> None:
+        self._close()
+
+    def _wait_for_frame(self, seconds: float) -> bool:
+        self._wait(lambda: self._newest is not None or self._over, seconds)
+        return self._newest is not None
+
+    def _wait(self, there: Callable[[], bool], seconds: float) -> None:
+        """Wait until `there`, or the time is up, or `until`."""
+        end = time.monotonic() + seconds
+        with self._change:
+            while not there() and not self.until() and time.monotonic() < end:
+                self._change.wait(POLL_SECONDS)
+
+    def _require_not_stopped(self) -> None:
+        if self.until():
+            raise Stopped
+
+    def _cannot_open(self) -> str:
+        self._require_not_stopped()
+        if camera_number(self.source) is not None:
+            return (
+                "no camera of this number can be opened; check that it is connected, and that no "
+                "other program uses it"
+            )
+        return (
+            "no video can be opened at this address; check that it is right, with user and "
+            "password where needed, and that the source is running"
+        )
+
+    def _close(self) -> None:
+        """End the thread. Python must not end while it is in OpenCV, or the process aborts."""
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        self._thread.join(CLOSE_SECONDS)
+
+    def _read(self) -> None:
+        """What the thread does: only it touches the capture."""
+        try:
+            self._read_frames()
+        except Exception as error:  # of OpenCV
+            self._problem = first_line(error)
+        finally:
+            with self._change:
+                self._over = True
+                self._change.notify_all()
+
+    def _read_frames(self) -> None:
+        with quiet_opencv():
+            capture = open_capture(self.source)
+        try:
+            if not capture.isOpened():
+                return
+            with self._change:
+                self.rate = checked_rate(capture.get(cv2.CAP_PROP_FPS))
+                self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+                self._opened = True
+                self._change.notify_all()
+            count = 0
+            while not self._closing:
+                found, frame = capture.read()
+                came = time.monotonic()
+                if not found:
+                    return
+                count += 1
+                frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                with self._change:
+                    while self.announced and self._newest is not None and not self._closing:
+                        self._change.wait()
+                    self.dropped += self._newest is not None and not self._closing
+                    self._newest = count, came, frame
+                    self._change.notify_all()
+        finally:
+            capture.release()
+
+
+def open_capture(source: Any) -> cv2.VideoCapture:
+    """OpenCV's capture of a camera or an address; `isOpened` tells whether that worked."""
+    number = camera_number(source)
+    if number is not None:
+        return cv2.VideoCapture(number)
+    return open_address(os.fspath(source))
