@@ -489,12 +489,15 @@ def test_yolo_beside_a_data_yaml_of_another_program(tmp_path, capsys):
             "0 0 0 0.5 0 0.5 0.5 0 0.5\n\n1 0.1 0.1 0.2 0.1 0.2 1 0.1 1\n",
         )
     for words in ([], ["--overwrite"]):  # or a second time the names would be gone
-        assert main(["init-data", str(tmp_path), *words]) == USAGE
+        assert main(["init-data", str(tmp_path), "--name", "data.yaml", *words]) == USAGE
         assert "lose the classes it names; add --name OTHER.yaml" in capsys.readouterr().err
-    assert main(["init-data", str(tmp_path), "--name", "setr.yaml"]) == OK
+    assert main(["init-data", str(tmp_path)]) == OK
+    printed = capsys.readouterr()
+    assert "data.yaml is of another program and stays as it is" in printed.err
+    assert f"`setr doctor {tmp_path / 'setr.yaml'}`" in printed.out
     assert main(["init-data", str(tmp_path), "--name", "setr.yaml"]) == USAGE
     assert "add --overwrite to replace it, or --name OTHER.yaml" in capsys.readouterr().err
-    assert main(["init-data", str(tmp_path), "--name", "setr.yaml", "--overwrite"]) == OK
+    assert main(["init-data", str(tmp_path), "--overwrite"]) == OK
     assert (tmp_path / "data.yaml").read_text() == own
     dataset = open_dataset(str(tmp_path / "setr.yaml"), "val")
     assert (tmp_path / "setr_val.txt").is_file()

@@ -15,7 +15,9 @@ from setr.data.tile_folder import TILES
 from setr.errors import OK, USAGE, SetrError
 from setr.init_data import draft, write
 
-_OPTIONS = ("val_share", "rest", "name", "class_key", "tile")
+_OPTIONS = ("val_share", "rest", "class_key", "tile")
+_BESIDE = "setr.yaml"
+"""The draft beside a data.yaml of another program."""
 _NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
 """The key under which Ultralytics' files, and no drafts, list the classes."""
 
@@ -41,8 +43,9 @@ class Arguments:
     tile: int = 0
     """Cut images and masks into tiles of at most this many pixels a side, in FOLDER/tiles (extra
     geo), and choose blocks of neighbouring tiles for validation; 0 uses the images as they are."""
-    name: str = "data.yaml"
-    """Of the file written into FOLDER, where a data.yaml of another program is to stay."""
+    name: str | None = None
+    """Of the file written into FOLDER; by default data.yaml, or setr.yaml beside a data.yaml of
+    another program."""
     overwrite: bool = False
     """Replace an earlier draft and its lists."""
 
@@ -54,28 +57,36 @@ def run(arguments: list[str]) -> int:
         raise SetrError(f"{given.folder}: no such folder", code=USAGE)
     if not 0 < given.val_share < 1:
         raise SetrError(f"--val-share {given.val_share}: give a share between 0 and 1", code=USAGE)
-    if Path(given.name).name != given.name or Path(given.name).suffix not in (".yaml", ".yml"):
+    name = given.name or (_BESIDE if _is_foreign(given.folder / "data.yaml") else "data.yaml")
+    if Path(name).name != name or Path(name).suffix not in (".yaml", ".yml"):
         raise SetrError(
-            f"--name {given.name}: give a name without folders that ends in .yaml", code=USAGE
+            f"--name {name}: give a name without folders that ends in .yaml", code=USAGE
         )
     if given.tile < 0:
         raise SetrError(f"--tile {given.tile}: give a number of pixels", code=USAGE)
-    _require_absent(given, [given.name, *([TILES] if given.tile else [])])
-    options = {name: getattr(given, name) for name in _OPTIONS}
-    made = draft(given.folder, **options)
+    _require_absent(given, [name, *([TILES] if given.tile else [])])
+    options = {option: getattr(given, option) for option in _OPTIONS}
+    made = draft(given.folder, name=name, **options)
     _require_absent(given, list(made.files))
     files = write(given.folder, made)
     print(made.yaml, end="")
     if made.note:
         print(f"warning: {given.folder}: {made.note}", file=sys.stderr)
-    data = given.folder if given.name == "data.yaml" else files[0]
+    data = given.folder if name == "data.yaml" else files[0]
+    if name != given.name and name == _BESIDE:
+        print("data.yaml is of another program and stays as it is", file=sys.stderr)
     print(f"wrote {', '.join(map(str, files))}; look at the classes, then `setr doctor {data}`")
     return OK
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether this YAML file is of another program."""
+    return path.is_file() and bool(_NAMES.search(path.read_bytes()))
+
+
 def _require_absent(given: Arguments, names: list[str]) -> None:
     for path in (given.folder / name for name in names):
-        if path.is_file() and path.suffix != ".txt" and _NAMES.search(path.read_bytes()):
+        if path.suffix != ".txt" and _is_foreign(path):
             raise SetrError(
                 f"{path} is of another program, and a draft would lose the classes it names; add "
                 "--name OTHER.yaml to keep it",
