@@ -102,6 +102,9 @@ ORDER = (
         "layers.rotary",
         "layers.relative_bias",
         "layers.readout",
+        "layers.positions",
+        "layers.patch_embedding",
+        "layers.timm_vit",
         "encoder",
         "hybrid",
         "layers.upsampled_convolution",
@@ -132,6 +135,7 @@ ORDER = (
     ),
     *(
         "weight_files.architecture",
+        "weight_files.stem",
         "weights",
         "weight_files.pretrained",
         "heads",

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from setr.arguments.choices import OddSizes
-from setr.encoder import Encoder, encoder_depth
+from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
+from setr.layers.timm_vit import encoder_depth
 from setr.model import SETR
 from setr.protocols import Protocol
 from setr.weight_files.architecture import recorded
