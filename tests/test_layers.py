@@ -138,7 +138,7 @@ ORDER = (
         "weight_files.stem",
         "weights",
         "weight_files.pretrained",
-        "heads",
+        "parts",
         "model",
         "lora",
         "kernels.row_blocks",
