@@ -163,6 +163,7 @@ ORDER = (
         "model_info",
         "pages.model_card",
         "weight_files.transformers_files",
+        "weight_files.mapped_model",
         "hub",
         "weight_files.averaging",
         "weight_files.linear_head",
