@@ -68,6 +68,7 @@ ORDER = (
     *(
         "data.survey_rows",
         "data.survey",
+        "data.findings",
         "doctor",
         "data.class_files",
         "data.mask_values",
