@@ -20,8 +20,7 @@ from setr.errors import USAGE, SetrError
 from setr.layers.timm_vit import encoder_depth
 from setr.model import SETR
 from setr.protocols import Protocol
-from setr.weight_files.architecture import recorded
-from setr.weight_files.naming import Translation
+from setr.weight_files.naming import Translation, recorded
 from setr.weight_files.pretrained import encoder_weights
 from setr.weights import LoadReport, match_weights
 
