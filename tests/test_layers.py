@@ -31,6 +31,7 @@ ORDER = (
         "reading.decode",
         "labels",
         "images",
+        "reading.lazy_image",
         "reading.masks",
         "reading.gdal",
         "bands",
