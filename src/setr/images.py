@@ -129,7 +129,9 @@ def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[
     return ((width, height) if transposed else (height, width)), turn != 1
 
 
-def _tail(source: Source, count: int = 4096) -> bytes:
+def _tail(source: Source) -> bytes:
+    """The last 4 kB of a file, where its end marker is."""
+    count = 4096
     if isinstance(source, bytes):
         return source[-count:]
     with open(source, "rb") as file:
