@@ -17,6 +17,11 @@ from setr.weight_files.dpt_layouts import dpt_arguments, dpt_encoder
 from setr.weight_files.eomt import HEAD_WIDTH, eomt_architecture
 from setr.weight_files.naming import Tensors, Translation, count_parts, recorded
 from setr.weight_files.relative_bias import TABLE, relative_encoder, relative_taps
+from setr.weight_files.setr_layouts import (
+    mla_arguments,
+    segmenter_arguments,
+    upsampling_arguments,
+)
 from setr.weight_files.upernet import MARKER, upernet_arguments
 
 _KNOWN_SIZES = {(768, 12, 12): "vit_base_patch16_384", (1024, 24, 16): "vit_large_patch16_384"}
@@ -254,58 +259,10 @@ def _head_arguments(found: Translation, decoder: str, source: str) -> dict[str, 
     t, port = found.tensors, found.dialect == "mmseg"
     if decoder == "upernet":
         return upernet_arguments(t, source)
-    if decoder in ("segmenter", "linear"):
-        return {
-            "pos_interp": "bicubic_plain" if port else "bilinear",
-            "prefix_tokens": "keep",
-            "decoder_args": {} if decoder == "linear" else _mask_transformer(t, port),
-            "aux_args": {},
-        }
     if decoder == "dpt":
         return dpt_arguments(found)
-    classifier = t["decoder.classifier.weight"]
+    if decoder in ("segmenter", "linear"):
+        return segmenter_arguments(t, port)
     if decoder == "mla":
-        return {
-            "pos_interp": "bilinear",
-            "prefix_tokens": "drop",
-            "neck_args": {"channels": t["neck.reduce.0.0.weight"].shape[0]},
-            "decoder_args": {
-                "stream_channels": t["decoder.streams.0.0.0.weight"].shape[0],
-                "classifier_kernel": classifier.shape[-1],
-                "align_corners": not port,
-            },
-            "aux_args": {"bias": "aux_heads.0.classifier.bias" in t},
-        }
-    main: dict[str, Any] = {"channels": classifier.shape[1]}
-    if decoder == "pup":
-        main["num_convs"] = count_parts(t, r"decoder\.convs\.(\d+)\.")
-        main["final_scale"] = 2 if port else 1
-    else:
-        main["final_scale"] = 4 if port else 1
-    aux: dict[str, Any] = {}
-    if "aux_heads.0.classifier.weight" in t:
-        kernel = t["aux_heads.0.convs.0.0.weight"].shape[-1]
-        aux = {
-            "channels": t["aux_heads.0.classifier.weight"].shape[1],
-            "num_convs": count_parts(t, r"aux_heads\.0\.convs\.(\d+)\."),
-            "kernel_size": kernel,
-            "scale": 4 if port else 1,
-            "final_scale": 4 if port or kernel == 3 else 1,
-        }
-    return {
-        "pos_interp": "bilinear",
-        "prefix_tokens": "keep",
-        "decoder_args": main,
-        "aux_args": aux,
-    }
-
-
-def _mask_transformer(t: Tensors, port: bool) -> dict[str, Any]:
-    """Keyword arguments of `MaskTransformer`."""
-    hidden, width = t["decoder.blocks.0.mlp.fc1.weight"].shape
-    return {
-        "num_layers": count_parts(t, r"decoder\.blocks\.(\d+)\."),
-        "channels": width,
-        "mlp_ratio": hidden / width,
-        "encoder_eps": 1e-6 if port else 1e-5,
-    }
+        return mla_arguments(t, port)
+    return upsampling_arguments(t, port)
