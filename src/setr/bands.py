@@ -21,6 +21,7 @@ from setr.images import (
     SMALLER,
     ImageTooLargeError,
     Source,
+    bounds,
     check_whole,
     note_first,
     opened,
@@ -29,7 +30,7 @@ from setr.images import (
 )
 from setr.reading.decode import check_png_rows, orientation
 from setr.reading.gdal import GdalFile, Stored, gdal_driver, has_gdal
-from setr.reading.lazy_image import LazyImage, bounds
+from setr.reading.lazy_image import LazyImage
 
 _FULL = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 _AS_STORED = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B")

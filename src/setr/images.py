@@ -63,6 +63,12 @@ class Named(bytes):
         return named
 
 
+def bounds(window: slice | tuple[slice, slice], shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(start, stop) of the rows and of the columns of an index."""
+    parts = window if isinstance(window, tuple) else (window, slice(None))
+    return [part.indices(size)[:2] for part, size in zip(parts, shape, strict=False)]
+
+
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image to uint8 RGB (H, W, 3).
 
