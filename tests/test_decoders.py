@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
-from setr import decoders
 from setr.baselines import FCN, FPNNeck, SemanticFPN
 from setr.decoders import (
     MLA,
@@ -22,6 +21,7 @@ from setr.decoders import (
     UpsampleHead,
 )
 from setr.errors import SetrError
+from setr.layers import conv_bn_relu
 from setr.layers.upsampled_convolution import (
     classify_upsampled,
     conv_of_upsampled,
@@ -162,10 +162,10 @@ def test_the_folded_norm_is_the_same_function(bias):
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize(("h", "scale"), [(1, 2), (9, 2), (40, 2), (20, 4)])
-@pytest.mark.parametrize("small", [0, decoders.SMALL])
+@pytest.mark.parametrize("small", [0, conv_bn_relu.SMALL])
 def test_bands_of_rows_equal_the_whole(kernel_size, h, scale, small, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(decoders, "SMALL", small)
+    monkeypatch.setattr(conv_bn_relu, "SMALL", small)
     layer = ConvBNReLU(3, 4, kernel_size, bias=True).double().eval()
     classifier = torch.nn.Conv2d(4, 2, 1).double()
     x = torch.randn(2, 3, h, 5, dtype=torch.float64)

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 import setr
 from setr.catalog import default_taps
 from setr.cli import main
-from setr.encoder import Encoder, resample_grid
+from setr.encoder import Encoder
 from setr.errors import OK, SetrError
 from setr.labels import known_labels
 from setr.layers.dpt import DPT, DPTNeck, reassembled_channels
+from setr.layers.positions import resample_grid
 from setr.weight_files.foreign import convert_foreign
 
 CLASSES = 5

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr._timm import timm
-from setr.encoder import Encoder, resample_grid
+from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
 from setr.hybrid import ResNetEncoder
+from setr.layers.positions import resample_grid
 from setr.layers.rotary import Rotary
 from setr.model import SETR, create_model
 from tests.conftest import tiny_model

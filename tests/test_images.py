@@ -14,7 +14,6 @@ from PIL import Image
 from setr.errors import SetrError
 from setr.images import (
     ImageTooLargeError,
-    LazyImage,
     check_whole,
     encode_png,
     from_pillow,
@@ -23,6 +22,7 @@ from setr.images import (
 )
 from setr.reading import decode
 from setr.reading.decode import check_png_rows
+from setr.reading.lazy_image import LazyImage
 from setr.reading.masks import read_mask
 
 UNREADABLE = {

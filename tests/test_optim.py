@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from setr.config import OptimConfig
-from setr.encoder import prefix_names
+from setr.layers.positions import prefix_names
 from setr.training.optim import MovingAverage, build_optimizer, learning_rate, set_lr
 from tests.conftest import tiny_model
 

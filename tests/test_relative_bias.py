@@ -12,10 +12,11 @@ from torch import Tensor
 
 from setr._timm import timm
 from setr.config import OptimConfig
-from setr.encoder import Encoder, list_encoders
+from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.layers.relative_bias import places
+from setr.layers.timm_vit import list_encoders
 from setr.model import SETR, create_model
 from setr.training.optim import build_optimizer
 from setr.weights import load_weights

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from setr import create_model, load_weights
 from setr._timm import timm
-from setr.encoder import resample_grid
 from setr.errors import USAGE, SetrError
+from setr.layers.positions import resample_grid
 from setr.model import SETR
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.foreign import convert_foreign

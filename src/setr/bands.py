@@ -20,7 +20,6 @@ from setr.images import (
     MAX_PIXELS,
     SMALLER,
     ImageTooLargeError,
-    LazyImage,
     Source,
     bounds,
     check_whole,
@@ -31,6 +30,7 @@ from setr.images import (
 )
 from setr.reading.decode import check_png_rows, orientation
 from setr.reading.gdal import GdalFile, Stored, gdal_driver, has_gdal
+from setr.reading.lazy_image import LazyImage
 
 _FULL = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 _AS_STORED = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B")

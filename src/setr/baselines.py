@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.decoders import ConvBNReLU
 from setr.errors import USAGE, SetrError
+from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.upsampled_convolution import upsample
 
 
@@ -77,7 +77,7 @@ class FPNNeck(nn.Module):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Maps from high to low resolution -> maps of the same sizes with `channels` channels."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
-        for i in range(len(maps) - 2, -1, -1):
+        for i in reversed(range(len(maps) - 1)):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[-2:], mode="nearest")
         return [smooth(x) for smooth, x in zip(self.smooth, maps, strict=True)]
 

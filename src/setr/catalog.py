@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from setr.arguments.choices import Neck
-from setr.encoder import encoder_depth, has_class_token
 from setr.errors import USAGE, SetrError
+from setr.layers.timm_vit import encoder_depth, has_class_token
 
 DecoderName = Literal[
     "naive", "pup", "mla", "segmenter", "eomt", "dpt", "upernet", "linear", "fcn", "semantic_fpn"

@@ -14,112 +14,16 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.errors import USAGE, SetrError
-from setr.layers.cpu_blocks import is_traced
-from setr.layers.normalised import norm_relu
+from setr.layers.channel_norm import ChannelNorm
+from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.recompute import recompute_cheap
-from setr.layers.upsampled_convolution import (
-    classify_upsampled,
-    conv_of_doubled_for_export,
-    conv_of_doubled_in_bands,
-    conv_of_upsampled,
-    upsample,
-    upsample_features,
-)
+from setr.layers.upsampled_convolution import classify_upsampled, upsample
 
 MAX_FINAL_SCALE = 32
 """Largest upsampling factor of a head: the largest patch size in pixels."""
-
-
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a (B, C, h, w) map; the authors apply it to the tokens."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w), normalised over C."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-SMALL = 150_000_000
-"""Convolutions with fewer multiplications are faster without bands."""
-
-
-class ConvBNReLU(nn.Sequential):
-    """Convolution, batch norm and ReLU at constant resolution.
-
-    In eval mode without gradients, the norm is folded into the convolution, which saves a pass over
-    the map and a copy of it. `upsampled` computes a preceding upsampling after the convolution
-    where that is faster (`upsampled_convolution.py`).
-    """
-
-    def __init__(self, in_channels: int, channels: int, kernel_size: int, *, bias: bool) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=bias),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        )
-        self.margin = kernel_size // 2
-        self.in_graph = False  # True in a copy for export, whose norm is folded already
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, channels, h, w)."""
-        if self._needs_layers():
-            out: Tensor = super().forward(x)
-            return out
-        return F.relu_(F.conv2d(x, *self._folded(), padding=self.margin))
-
-    def upsampled(self, x: Tensor, scale: int, classifier: nn.Conv2d | None = None) -> Tensor:
-        """`classifier(forward(upsample(x, scale)))`: (B, C, h, w) -> (B, …, scale*h, scale*w).
-
-        On CPUs the convolution runs before the upsampling where possible, which is cheaper. Without
-        gradients it runs in bands of rows, so that the upsampled map, the largest of the network,
-        is never allocated.
-
-        Args:
-            x: feature map before upsampling.
-            scale: integer upsampling factor.
-            classifier: 1x1 convolution; None for none.
-        """
-        then = classifier or nn.Identity()
-        doubled = scale == 2 and self.margin == 1
-        on_cpu = x.device.type == "cpu" and not is_traced()
-        if self.in_graph and doubled:
-            weight, bias = (cast(Tensor, p) for p in (self[0].weight, self[0].bias))
-            return conv_of_doubled_for_export(x, weight, bias, lambda y: then(F.relu(y)))
-        if on_cpu and self._needs_layers():
-            y = conv_of_upsampled(x, cast(nn.Conv2d, self[0]), scale)
-            return norm_relu(y, self[1], classifier)
-        if on_cpu and doubled:
-            x = x.contiguous(memory_format=torch.channels_last)
-            if self._use_bands(x):
-                # channels last for the next convolution, the default layout for logits
-                layout = torch.contiguous_format if classifier else torch.channels_last
-                return conv_of_doubled_in_bands(
-                    x, *self._folded(), lambda y: then(F.relu_(y)), layout
-                )
-        return then(self(upsample_features(x, scale)))
-
-    def _use_bands(self, x: Tensor) -> bool:
-        """Whether the map is large enough; independent of B, so that batching changes no bit."""
-        return cast(Tensor, self[0].weight).numel() * 4 * x.shape[-2] * x.shape[-1] > SMALL
-
-    def _needs_layers(self) -> bool:
-        return self.training or torch.is_grad_enabled()
-
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution with the batch norm folded in."""
-        conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = conv.weight * scale[:, None, None, None]
-        shift = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-        return weight, norm.bias - shift * scale
 
 
 def require_final_scale(factor: int) -> None:
@@ -254,7 +158,7 @@ class MLANeck(nn.Module):
             reduce(norm(x))
             for norm, reduce, x in zip(self.norms, self.reduce, features, strict=True)
         ]
-        for i in range(len(streams) - 2, -1, -1):
+        for i in reversed(range(len(streams) - 1)):
             streams[i] = streams[i] + streams[i + 1]
         return [refine(x) for refine, x in zip(self.refine, streams, strict=True)]
 

@@ -8,47 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from setr.data.dataset import Dataset
-from setr.data.pairs import Pairs
+from setr.data.findings import SHOWN, Finding, about, split_findings
 from setr.data.survey import Progress, near_hashes, survey
-from setr.data.survey_rows import ALL_IGNORED, ALPHA, BINARY, DARK, DIM, ROTATED, Survey
+from setr.data.survey_rows import Survey
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.labels import IGNORE, Labels, hex_colour
-from setr.reading.masks import IN_ALPHA, are_reordered
 
-SHOWN = 10
-SAMPLED_PALETTES = 200
-"""Number of masks of a split whose palettes are compared."""
 NEAR_BITS = 3
 """Images are near-duplicates if their 64-bit difference hashes differ in at most these bits."""
 
 NEEDED = ("train", "val")
 """Splits that training needs labelled: weights are chosen by their scores on `val`."""
-
-Level = Literal["error", "warning", "note"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of problem in a split.
-
-    Attributes:
-        level: errors stop training, warnings may affect the scores, notes are information.
-        split: name of the split.
-        text: the problem, and what to do.
-        count: number of files or classes concerned.
-        files: the first of these files.
-    """
-
-    level: Level
-    split: str
-    text: str
-    count: int = 1
-    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,126 +82,14 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
         )
     scan = survey(dataset, full=full, progress=progress)
     pixels = scan.pixels(len(dataset.labels.classes))
-    problems = [scan.problems[i] for i in sorted(scan.problems)]
-    findings = []
-    if problems:
-        text = f"{len(problems)} of {len(dataset)} pairs are unusable"
-        shown = tuple(problems[:SHOWN])
-        findings.append(Finding("error", dataset.split, text, len(problems), shown))
-    for finding in (
-        *_single_class(dataset),
-        *_binary(dataset, scan, pixels),
-        *_in_alpha(dataset, scan, pixels),
-    ):
-        findings.append(finding)
-        if finding.level == "error":
-            problems.append(finding.text)
-    findings += [Finding("warning", dataset.split, note) for note in dataset.notes]
-    findings += _reordered(dataset)
-    findings += _all_ignored(dataset, scan)
-    findings += _duplicates(dataset, scan)
-    findings += _absent_classes(dataset, pixels)
-    dark = scan.having(DARK)
-    if len(dark):
-        text = (
-            f"images are nearly black: all values are below {DIM} of 255; if they have 16 bits, "
-            "give their range in data.yaml, for example bands: [1] and value_range: [0, 4095]"
-        )
-        findings.append(_about(dataset, "warning", text, dark))
-    rotated = scan.having(ROTATED)
-    if len(rotated):
-        text = "images have an EXIF rotation; it is applied, so masks must match the rotated image"
-        findings.append(_about(dataset, "note", text, rotated))
+    findings = split_findings(dataset, scan, pixels)
+    unusable = [scan.problems[i] for i in sorted(scan.problems)]
+    problems = unusable + [finding.text for finding in findings if finding.level == "error"]
+    if unusable:
+        text = f"{len(unusable)} of {len(dataset)} pairs are unusable"
+        shown = tuple(unusable[:SHOWN])
+        findings.insert(0, Finding("error", dataset.split, text, len(unusable), shown))
     return Checkup(dataset, tuple(problems), pixels, tuple(findings), scan)
-
-
-def _about(dataset: Dataset, level: Level, text: str, rows: np.ndarray) -> Finding:
-    files = tuple(str(dataset.pairs[int(i)].image) for i in rows[:SHOWN])
-    return Finding(level, dataset.split, f"{len(rows)} {text}", len(rows), files)
-
-
-def _single_class(dataset: Dataset) -> list[Finding]:
-    """A single class, which makes every prediction right."""
-    if len(dataset.labels.classes) > 1:
-        return []
-    name = dataset.labels.classes[0]
-    text = (
-        f"'{name}' is the only class, so every prediction is right; make the rest a class, too: "
-        f"classes: [background, {name}], label_map: {{0: background, …}}"
-    )
-    return [Finding("error", dataset.split, text)]
-
-
-def _binary(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
-    """Masks of 0 and 255 in which 255 probably means a class, but is ignored."""
-    rows = scan.having(BINARY)
-    ignored = (dataset.labels.label_map or {}).get(IGNORE) == IGNORE
-    if not len(rows) or not ignored or not pixels[0] or pixels[1:].any():
-        return []
-    classes = dataset.labels.classes
-    lost = classes[1] if len(classes) > 1 else "the other class"
-    text = (
-        f"masks contain only 0 and 255, and 255 is ignored, so class '{lost}' never occurs; map it "
-        f"in data.yaml: label_map: {{0: {classes[0]}, 255: {lost}}}"
-    )
-    level: Level = "error" if len(classes) == 2 else "warning"
-    return [_about(dataset, level, text, rows)]
-
-
-def _in_alpha(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
-    """Masks that are drawn in their alpha channel."""
-    rows = scan.having(ALPHA)
-    level: Level = "warning" if np.count_nonzero(pixels) > 1 else "error"
-    return [_about(dataset, level, f"masks are {IN_ALPHA}", rows)] if len(rows) else []
-
-
-def _reordered(dataset: Dataset) -> list[Finding]:
-    """Masks whose palettes order the same colours differently; a sample is read."""
-    if dataset.labels.colour_map is not None or not isinstance(dataset.pairs, Pairs):
-        return []
-    count = min(len(dataset), SAMPLED_PALETTES)
-    sample = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
-    try:
-        if not are_reordered([mask for i in sample if (mask := dataset.pairs[i].mask)]):
-            return []
-    except SetrError:
-        return []  # already reported
-    text = (
-        "palettes of the masks have the same colours in different orders, so an id can mean "
-        "different classes; use the colours: colour_map in data.yaml (`setr init-data` drafts it)"
-    )
-    return [Finding("warning", dataset.split, text)]
-
-
-def _all_ignored(dataset: Dataset, scan: Survey) -> list[Finding]:
-    rows = np.setdiff1d(scan.having(ALL_IGNORED), list(scan.problems))
-    if not len(rows):
-        return []
-    text = "masks are ignored everywhere and affect neither training nor scores"
-    return [_about(dataset, "warning", text, rows)]
-
-
-def _duplicates(dataset: Dataset, scan: Survey) -> list[Finding]:
-    """Images that occur twice in the split; only found by a full check."""
-    read = np.flatnonzero(scan.content)
-    _, first = np.unique(scan.content[read], return_index=True)
-    again = np.setdiff1d(read, read[first])
-    if not len(again):
-        return []
-    text = "images are identical copies of an earlier one in the split"
-    return [_about(dataset, "warning", text, again)]
-
-
-def _absent_classes(dataset: Dataset, pixels: np.ndarray) -> list[Finding]:
-    names = [c for c, n in zip(dataset.labels.classes, pixels, strict=True) if not n]
-    if not names or not pixels.any():
-        return []
-    shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
-    text = f"{len(names)} classes never occur: {shown}"
-    return [Finding("warning", dataset.split, text, len(names))]
-
-
-# --- across splits --------------------------------------------------------------------------------
 
 
 def leaks(first: Checkup, second: Checkup) -> list[Finding]:
@@ -241,11 +104,11 @@ def leaks(first: Checkup, second: Checkup) -> list[Finding]:
     found = []
     if len(same):
         text = f"images are in both {between}, byte for byte; remove them from one"
-        found.append(_about(second.dataset, "warning", text, same))
+        found.append(about(second.dataset, "warning", text, same))
     near = np.setdiff1d(near_hashes(a.look, b.look, NEAR_BITS), same)
     if len(near):
         text = f"images are nearly the same in {between} (video frames?); scores will be too high"
-        found.append(_about(second.dataset, "warning", text, near))
+        found.append(about(second.dataset, "warning", text, near))
     return found
 
 

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from setr.errors import FAILED, USAGE, SetrError, first_line
+from setr.errors import USAGE, SetrError, first_line
 from setr.layers.low_rank import merged_state
 from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
 from setr.pages.model_card import model_card
 from setr.reading.files import require_alive, write_bytes, write_json
 from setr.reading.remote import at_revision, fetch, is_repository
+from setr.weight_files.mapped_model import in_file, open_model
 from setr.weight_files.transformers_files import is_transformers
 
 FILES = ("config.json", "model.safetensors", "README.md", "config.yaml")
 """Files of a repository; `config.yaml` (the training settings) only if the model was trained."""
 _OTHERS = ("preprocessor_config.json", "pytorch_model.bin")
 """Further files of a repository of transformers; the second where `model.safetensors` is absent."""
-LARGEST = 100_000
-"""Upper limit on the numbers in a model's arguments, such as widths, depths and image sides."""
 
 
 def save_pretrained(
@@ -188,10 +183,7 @@ def _holds_older_model(folder: Path) -> bool:
 
 
 def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    config, path = folder / "config.json", folder / "model.safetensors"
+    config, weights = folder / "config.json", folder / "model.safetensors"
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -207,110 +199,8 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise SetrError(f"{config}: broken ({error!r:.120})") from None
     except SetrError as error:
-        raise _in_file(config, error) from None
-    try:
-        model = _build(config, arguments, path)
-        _assign_weights(model, load_file(path))
-    except FileNotFoundError:
-        raise SetrError(f"{path}: no such file; the model directory is incomplete") from None
-    except (SafetensorError, RuntimeError) as error:
-        lines = str(error).splitlines()
-        reason = " ".join(lines[1:] or lines).split()  # torch's first line names no tensor
-        raise SetrError(f"{path}: broken or of another model ({' '.join(reason):.160})") from None
-    return model.eval(), info
-
-
-def _in_file(path: Path, error: SetrError) -> SetrError:
-    """An error about a setting as one about the file that contains it, with exit code 1."""
-    text = str(error)
-    names_file = text.startswith(str(path.parent))
-    return SetrError(text if names_file else f"{path}: {text}", code=FAILED)
-
-
-def _build(config: Path, arguments: dict[str, Any], weights: Path) -> SETR:
-    """The model described by a config.json, without weights.
-
-    It is built on the meta device and may not have more weights than its file, so that a wrong or
-    malicious description takes no memory.
-
-    Args:
-        config: the file, for messages.
-        arguments: of `SETR`.
-        weights: the weight file.
-
-    Raises:
-        SetrError: invalid arguments, or more weights than the file contains.
-        FileNotFoundError: no weight file.
-    """
-    size = weights.stat().st_size
-    try:
-        if any(abs(number) > LARGEST for number in _numbers(arguments)):
-            raise SetrError(f"model: has a number above {LARGEST:,}, which no architecture has")
-        with torch.device("meta"), _meta_parameters(weights, size):
-            model = SETR(**arguments)
-        state = model.state_dict()
-        if all(name in state for name, _ in model.named_buffers()):
-            return model
-        with _meta_parameters(weights, size):  # non-persistent buffers must be computed
-            return SETR(**arguments)
-    except SetrError as error:
-        raise _in_file(config, error) from None
-    except Exception as error:  # torch and timm raise many types on invalid values
-        raise SetrError(f"{config}: not a valid model description ({error!r:.120})") from None
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(part)
-    elif isinstance(value, int | float):
-        yield value
-
-
-_PATCH_LOCK = threading.Lock()
-"""Only one thread at a time may patch torch in `_meta_parameters`, or the patch would stay."""
-
-
-@contextmanager
-def _meta_parameters(weights: Path, size: int) -> Iterator[None]:
-    """Create parameters on the meta device, without memory; buffers are created as usual.
-
-    Other threads are not affected.
-
-    Raises:
-        SetrError: inside, for more parameters than `size`, the bytes of the weight file.
-    """
-    left = size
-    with _PATCH_LOCK:
-        register, thread = nn.Module.register_parameter, threading.get_ident()
-
-        def register_on_meta(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-            nonlocal left
-            if value is not None and threading.get_ident() == thread:
-                left -= value.numel()
-                if left < 0:
-                    raise SetrError(
-                        f"{weights}: broken or of another model (its {size:,} bytes are fewer than "
-                        "the weights that config.json describes)"
-                    )
-                value = nn.Parameter(value.to("meta"), requires_grad=value.requires_grad)
-            register(module, name, value)
-
-        nn.Module.register_parameter = register_on_meta  # type: ignore
-        try:
-            yield
-        finally:
-            nn.Module.register_parameter = register  # type: ignore
-
-
-def _assign_weights(model: SETR, tensors: dict[str, Tensor]) -> None:
-    """Assign memory-mapped tensors of a file to a model, without a copy."""
-    for name, parameter in model.state_dict().items():
-        if name in tensors:
-            tensor = tensors[name].to(parameter.dtype)
-            # Windows cannot replace a file that is mapped
-            tensors[name] = tensor.clone() if os.name == "nt" else tensor
-    model.load_state_dict(tensors, assign=True)
+        raise in_file(config, error) from None
+    return open_model(arguments, config, weights).eval(), info
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
-from setr.layers.backbone import Backbone
+from setr.layers.backbone import Backbone, require_taps
 
 HYBRID_STRIDE = 16
 
@@ -109,10 +109,7 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
         raise SetrError(
             f"encoder '{name}' is not a timm ResNet; choose one, such as {near}", code=USAGE
         )
-    if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] > 4:
-        raise SetrError(
-            f"taps {taps}: stages are numbered 1 to 4 in {name} and must ascend", code=USAGE
-        )
+    require_taps(taps, name, "stages", count=4)
     try:
         return timm.create_model(
             name,

@@ -26,14 +26,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from setr.errors import SetrError, first_line
-from setr.reading.decode import (
-    can_stop_early,
-    check_png_rows,
-    decode_fast,
-    decode_png,
-    first_rows,
-    orientation,
-)
+from setr.reading.decode import check_png_rows, decode_fast, orientation
 from setr.reading.files import printable
 
 MAX_PIXELS = 150_000_000
@@ -68,48 +61,6 @@ class Named(bytes):
         named = super().__new__(cls, data)
         named.name = name
         return named
-
-
-class LazyImage:
-    """An image that is decoded on indexing: `image[a:b, c:d]` is uint8 RGB.
-
-    PNG decoding takes most of the time of data loading and crops rarely reach the lower edge, so
-    plain PNG files are only decoded down to the last row needed. Other files are decoded whole.
-
-    Args:
-        source: a path, or the bytes of a file.
-
-    Raises:
-        SetrError: as `read_image`, here or on indexing.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.name = source_name(source)
-        if not isinstance(source, bytes):
-            try:
-                source = Path(os.fsdecode(source)).read_bytes()
-            except OSError as error:
-                raise unreadable(self.name, error, source) from None
-        self.source = source
-        with opened(source, MAX_PIXELS, self.name) as image:
-            early = can_stop_early(image, source)
-            self.shape: tuple[int, ...] = (image.size[1], image.size[0], 3)
-        self.pixels = None if early else read_image(Named(source, self.name))
-        if self.pixels is not None:
-            self.shape = self.pixels.shape
-
-    def __getitem__(self, window: slice | tuple[slice, slice]) -> np.ndarray:
-        """The pixels of rows, or of rows and columns, without steps."""
-        if self.pixels is not None:
-            return self.pixels[window]
-        (top, bottom), (left, right) = bounds(window, self.shape)
-        data = first_rows(self.source, bottom)
-        with opened(data, MAX_PIXELS, self.name) as image:
-            pixels = decode_png(image, data)
-            if pixels is not None:
-                return pixels[top:, left:right]
-            check_png_rows(image, data)
-            return np.asarray(image.crop((left, top, right, bottom)))  # `crop` copies
 
 
 def bounds(window: slice | tuple[slice, slice], shape: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -184,7 +135,9 @@ def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[
     return ((width, height) if transposed else (height, width)), turn != 1
 
 
-def _tail(source: Source, count: int = 4096) -> bytes:
+def _tail(source: Source) -> bytes:
+    """The last 4 kB of a file, where its end marker is."""
+    count = 4096
     if isinstance(source, bytes):
         return source[-count:]
     with open(source, "rb") as file:

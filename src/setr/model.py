@@ -17,16 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
-from setr.baselines import require_pyramid
 from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import UpsampleHead, require_final_scale
-from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
-from setr.heads import AUX_HEADS, DECODERS, build_neck
-from setr.hybrid import ResNetEncoder, hybrid_encoder
-from setr.labels import IGNORE
-from setr.layers.backbone import Backbone
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
+from setr.parts import AUX_HEADS, DECODERS, build_encoder, build_neck, require_fitting
 from setr.query_encoder import QueryEncoder
 from setr.weight_files.pretrained import default_tag, load_encoder
 
@@ -126,56 +121,20 @@ class SETR(nn.Module):
         self.arguments = {
             key: value for key, value in locals().items() if key not in ("self", "__class__")
         }
-        if not 1 <= num_classes <= IGNORE:
-            raise SetrError(
-                f"num_classes {num_classes}: ids are 8-bit; give 1 to {IGNORE}", code=USAGE
-            )
-        if decoder not in DECODERS:
-            raise SetrError(
-                f"decoder '{decoder}' is unknown; choose from {', '.join(DECODERS)}", code=USAGE
-            )
-        for name, value, known in (
-            ("pos_interp", pos_interp, get_args(PosInterp)),
-            ("prefix_tokens", prefix_tokens, get_args(PrefixTokens)),
-            ("odd_sizes", odd_sizes, get_args(OddSizes)),
-        ):
-            if value not in known:
-                raise SetrError(f"{name} {value!r}: give {' or '.join(known)}", code=USAGE)
-        if not set(aux_taps) <= set(taps):
-            raise SetrError(f"aux_taps {aux_taps}: must be among the taps {taps}", code=USAGE)
-        if decoder == "eomt" and (resnet or aux_taps or patch_stride):
-            raise SetrError(
-                "resnet, aux_taps, patch_stride: EoMT has none of them; leave them out", code=USAGE
-            )
-        if decoder == "eomt":
-            _require_queries(encoder)
-        convolutional = decoder in ("fcn", "semantic_fpn")
-        if convolutional and (pos_interp != "bicubic" or prefix_tokens != "keep" or patch_stride):
-            raise SetrError(
-                f"pos_interp, prefix_tokens, patch_stride: {encoder} has none of them; leave them "
-                "out",
-                code=USAGE,
-            )
+        require_fitting(self.arguments)
         self.num_classes = num_classes
         self.odd_sizes = odd_sizes
-        vit_args: dict[str, Any] = {
-            "img_size": img_size,
-            "pos_interp": pos_interp,
-            "prefix_tokens": prefix_tokens,
-            "patch_stride": patch_stride,
-        }
-        self.encoder: Backbone
-        if convolutional:
-            self.encoder = ResNetEncoder(encoder, taps=tuple(taps), **(encoder_args or {}))
-            if decoder == "semantic_fpn":
-                require_pyramid(self.encoder.strides)
-        elif resnet:
-            self.encoder = hybrid_encoder(
-                encoder, resnet=resnet, taps=tuple(taps), **vit_args, **(encoder_args or {})
-            )
-        else:
-            kind = QueryEncoder if decoder == "eomt" else Encoder
-            self.encoder = kind(encoder, taps=tuple(taps), **vit_args, **(encoder_args or {}))
+        self.encoder = build_encoder(
+            decoder,
+            encoder,
+            encoder_args or {},
+            taps=tuple(taps),
+            resnet=resnet,
+            img_size=img_size,
+            pos_interp=pos_interp,
+            prefix_tokens=prefix_tokens,
+            patch_stride=patch_stride,
+        )
         self.neck, widths, fixed = build_neck(decoder, self.encoder, neck_args or {})
         self.decoder = DECODERS[decoder](widths[-1], num_classes, **fixed, **(decoder_args or {}))
         if isinstance(self.decoder, UpsampleHead) and odd_sizes == "crop" and not patch_stride:
@@ -203,16 +162,14 @@ class SETR(nn.Module):
                 return self._mask_output(images, self.decoder)
             images = Features(self._encode(images), (images.shape[-2], images.shape[-1]))
         H, W = images.size
-        if with_aux:
-            features = self.neck(images.maps)
-            sources = images.maps if self.aux_reads_encoder else features
-            aux = [
-                head([sources[i]]) for head, i in zip(self.aux_heads, self.aux_indices, strict=True)
-            ]
-            logits, size = self.decoder(features), self.covered_size(H, W)
-            return Output(logits, aux, size, self.aux_scale, images.size)
-        logits = self.decoder(self.neck(images.maps))
-        return resize(logits, self.covered_size(H, W))[..., :H, :W]
+        size = self.covered_size(H, W)
+        if not with_aux:
+            logits = self.decoder(self.neck(images.maps))
+            return resize(logits, size)[..., :H, :W]
+        features = self.neck(images.maps)
+        sources = images.maps if self.aux_reads_encoder else features
+        aux = [head([sources[i]]) for head, i in zip(self.aux_heads, self.aux_indices, strict=True)]
+        return Output(self.decoder(features), aux, size, self.aux_scale, images.size)
 
     def coarse(self, images: Tensor) -> Output:
         """Images as in `forward` -> logits of the decoder before the resize, for inference."""
@@ -227,6 +184,7 @@ class SETR(nn.Module):
         return self.encoder(images)
 
     def _mask_output(self, images: Tensor, decoder: MaskClassifier) -> MaskOutput:
+        """Predictions before each query block, which guide its attention, and after the last."""
         stages: list[Masks] = []
 
         def guide(patches: Tensor, queries: Tensor) -> Tensor:
@@ -259,18 +217,6 @@ class SETR(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute encoder activations in the backward pass to save memory."""
         self.encoder.set_grad_checkpointing(enable)
-
-
-def _require_queries(encoder: str) -> None:
-    """Raise `SetrError` for encoders whose attention has no place for queries."""
-    from setr.layers.relative_bias import is_relative  # imports timm
-
-    if is_relative(encoder):
-        raise SetrError(
-            f"encoder '{encoder}': its position bias has no values for EoMT's queries; choose "
-            "another encoder, for example vit_base_patch14_reg4_dinov2",
-            code=USAGE,
-        )
 
 
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:

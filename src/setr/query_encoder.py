@@ -83,29 +83,29 @@ class QueryEncoder(Encoder):
             guide: called with the normalised tokens before each query block; its masks limit the
                 attention of a share of the queries, `mask_probability`. None for no masks.
         """
-        tokens, rope, (h, w) = self.embed(images)
-        blocks, first = self.vit.blocks, len(self.vit.blocks) - self.num_query_blocks
-        for block in blocks[:first]:
+        tokens, rope, grid = self.embed(images)
+        before = len(self.vit.blocks) - self.num_query_blocks
+        for block in self.vit.blocks[:before]:
             tokens = self._run(block, tokens, rope)
-        count = 0
+        Q = 0
         if queries is not None:
-            count = len(queries)
-            joined = queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-            tokens = torch.cat([joined, tokens], dim=1)
-        for block, probability in zip(blocks[first:], self.mask_probability, strict=True):
+            Q = len(queries)
+            queries = queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+            tokens = torch.cat([queries, tokens], dim=1)
+        for block, probability in zip(self.vit.blocks[before:], self.mask_probability, strict=True):
             mask = None
             if guide is not None:
-                logits = guide(*self._split(tokens, count, (h, w)))
+                logits = guide(*self._split(tokens, Q, grid))
                 if probability > 0:
-                    mask = self._attention_mask(logits, tokens.shape[1], (h, w), probability)
-            tokens = self._run(block, tokens, rope, mask=mask, count=count)
-        return self._split(tokens, count, (h, w))[: 2 if count else 1]
+                    mask = self._attention_mask(logits, tokens.shape[1], grid, probability)
+            tokens = self._run(block, tokens, rope, Q, mask)
+        return self._split(tokens, Q, grid)[: 2 if Q else 1]
 
-    def _split(self, tokens: Tensor, count: int, grid: tuple[int, int]) -> list[Tensor]:
+    def _split(self, tokens: Tensor, Q: int, grid: tuple[int, int]) -> list[Tensor]:
         """The normalised patches (B, C, h, w) and queries (B, C, 1, Q) of (B, N, C) tokens."""
         tokens = self.vit.norm(tokens)
-        patches = tokens[:, count + self.vit.num_prefix_tokens :].transpose(1, 2)
-        return [patches.unflatten(2, grid), tokens[:, :count].transpose(1, 2)[:, :, None]]
+        patches = tokens[:, Q + self.vit.num_prefix_tokens :].transpose(1, 2)
+        return [patches.unflatten(2, grid), tokens[:, :Q].transpose(1, 2)[:, :, None]]
 
     def _attention_mask(
         self, logits: Tensor, length: int, grid: tuple[int, int], probability: float
@@ -126,15 +126,17 @@ class QueryEncoder(Encoder):
         block: nn.Module,
         tokens: Tensor,
         rope: Tensor | None,
-        *,
+        Q: int = 0,
         mask: Tensor | None = None,
-        count: int = 0,
     ) -> Tensor:
-        """Run a block; rotary positions belong to the patches, which follow all other tokens."""
+        """Run a block on (B, N, C) tokens, of which the first Q are queries.
+
+        Rotary positions belong to the patches, which follow all other tokens.
+        """
         options: dict[str, Any] = {} if mask is None else {"attn_mask": mask}
         if rope is not None:
             options["rope"] = rope
-            block.attn.num_prefix_tokens = count + self.vit.num_prefix_tokens  # type: ignore[union-attr]
+            block.attn.num_prefix_tokens = Q + self.vit.num_prefix_tokens  # type: ignore[union-attr]
         if self.vit.grad_checkpointing and torch.is_grad_enabled():
             out: Tensor = checkpoint(block, tokens, use_reentrant=False, **options)
         else:

@@ -32,6 +32,9 @@ from setr.pages.page import (
 from setr.pages.tables import by_protocol
 from setr.scores.groups import ScoredImage
 
+CONFUSIONS = 8
+"""Number of pairs of classes listed."""
+
 
 class Shown(NamedTuple):
     """One image of a run's report: uint8 RGB (H, W, 3), truth and prediction (H, W) ids."""
@@ -211,12 +214,13 @@ def _key_figures(figures: dict[str, Any]) -> list[str]:
     return [percent(value) for value in values]
 
 
-def _confusions(matrix: np.ndarray, labels: Labels, shown: int = 8) -> str:
+def _confusions(matrix: np.ndarray, labels: Labels) -> str:
+    """Table of the most frequent pairs of a class and what it was taken for."""
     K = len(labels.classes)
     wrong = matrix[:, :K] * (1 - np.eye(K, dtype=np.int64))
     total = max(matrix.sum(), 1)
     rows = []
-    for place in np.argsort(-wrong, axis=None)[:shown]:
+    for place in np.argsort(-wrong, axis=None)[:CONFUSIONS]:
         truth, guess = divmod(int(place), K)
         if wrong[truth, guess]:
             rows.append([

@@ -13,22 +13,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from setr.arguments.choices import PosInterp
-from setr.encoder import adapt_channels, reads_rgb_alone, resample_grid
 from setr.errors import USAGE, SetrError
 from setr.layers.low_rank import fit_low_rank
 from setr.weight_files.architecture import dialect_options, function_options
 from setr.weight_files.dialects import translate
 from setr.weight_files.naming import DELTA, WHOLE, Translation
 from setr.weight_files.relative_bias import TABLE, fill_plain, fit_table, split_qkv_bias
+from setr.weight_files.stem import (
+    PATCHES,
+    POSITIONS,
+    adapt_channels,
+    fit_patches,
+    fit_positions,
+    fold_prefix,
+    patch_grid,
+    reads_rgb_alone,
+)
 from setr.weight_files.tensorfiles import read_tensor_file
 
 MIN_MATCH = 0.95
-POSITIONS = "encoder.vit.pos_embed"
-PATCHES = "encoder.vit.patch_embed.proj.weight"
+"""Share of the encoder's tensors that a checkpoint must have."""
 
 
 class Loadable(Protocol):
@@ -169,34 +176,25 @@ def match_weights(
     named = found.whole or found.dialect == "setr"
     given = dict(found.tensors) if named else _with_prefix(model, found)
     given = fit_low_rank(given, own, source)
-    _fold_prefix(model, given)
+    fold_prefix(model.encoder, given)
     split_qkv_bias(given, own)
     filled = found.filled + fill_plain(given, own)
+
     state: dict[str, Tensor] = {}
-    resized, adapted, mismatched, unexpected = [], [], [], list(found.unexpected)
-    for name, value in given.items():
-        if name not in own:
-            unexpected.append(name)
-            continue
-        if name == POSITIONS and (found.dialect != "setr" or value.shape != own[name].shape):
-            mode = pos_interp or model.encoder.pos_interp
-            fitted = _fit_positions(model, value, given, mode, source)
-            resized += [name] if fitted is not value else []
-            value = fitted
-        if name.endswith(TABLE):
-            fitted = fit_table(name, value, own[name], _grid(model), source)
-            resized += [name] if fitted is not value else []
-            value = fitted
+    resized, adapted, mismatched = [], [], []
+    for name in [n for n in given if n in own]:
+        exact = found.dialect == "setr" and given[name].shape == own[name].shape
+        value = given[name] if exact else _resampled(model, name, given, own, pos_interp, source)
+        if value is not given[name]:
+            resized.append(name)
         if reads_rgb_alone(value, own[name]):
             value = adapt_channels(value, own[name].shape[1])
             adapted.append(name)
-        if name == PATCHES and _other_patch_size(model, value, own[name]):
-            value = _resample_patches(value, own[name])
-            resized.append(name)
         if value.shape == own[name].shape:
             state[name] = value.to(own[name].dtype)
         else:
             mismatched.append(name)
+
     heads = [n for n in own if not n.startswith("encoder.")]
     encoder = [n for n in own if n.startswith("encoder.")]
     part, expected = _expected(model, found, encoder)
@@ -213,7 +211,7 @@ def match_weights(
         loaded=[n for n in state if n not in filled],
         resized=resized,
         missing=missing,
-        unexpected=unexpected,
+        unexpected=found.unexpected + [n for n in given if n not in own],
         new_head=head_mismatches,
         filled=[n for n in filled if n in state],
         differences=_differences(model, found, source),
@@ -222,6 +220,26 @@ def match_weights(
         adapted=adapted,
     )
     return state, report
+
+
+def _resampled(
+    model: Loadable,
+    name: str,
+    given: dict[str, Tensor],
+    own: dict[str, Tensor],
+    pos_interp: PosInterp | None,
+    source: str,
+) -> Tensor:
+    """A given tensor, resampled if it belongs to another patch grid or size than the model's."""
+    value = given[name]
+    if name == POSITIONS:
+        mode = pos_interp or model.encoder.pos_interp
+        return fit_positions(model.encoder, value, given, mode, source)
+    if name.endswith(TABLE):
+        return fit_table(name, value, own[name], patch_grid(model.encoder), source)
+    if name == PATCHES and "patch_size" in (model.arguments["encoder_args"] or {}):
+        return fit_patches(value, own[name])
+    return value
 
 
 def _require_encoder(
@@ -321,77 +339,3 @@ def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
         return given
     prefix = "encoder.vit.patch_embed.backbone." if hybrid else "encoder.net."
     return {prefix + name: value for name, value in found.tensors.items()}
-
-
-def _fold_prefix(model: Loadable, given: dict[str, Tensor]) -> None:
-    """Add the class token's position embedding to the token if the model has none for it.
-
-    timm's DINOv2 with registers and DeiT-III have position embeddings only for patches; the sum of
-    token and position is the same.
-    """
-    vit: Any = getattr(model.encoder, "vit", None)
-    if vit is None or POSITIONS not in given or model.encoder.num_pos_prefix:
-        return
-    token = "encoder.vit.cls_token"
-    positions = given[POSITIONS]
-    if token in given and _is_square(positions.shape[1] - 1):
-        given[token] = given[token] + positions[:, :1]
-        given[POSITIONS] = positions[:, 1:]
-
-
-def _fit_positions(
-    model: Loadable, value: Tensor, given: dict[str, Tensor], mode: PosInterp, source: str
-) -> Tensor:
-    """Resample position embeddings of the patch grid; those of prefix tokens are kept.
-
-    A grid that is not square must be as large as the model's; otherwise its shape is unknown.
-    """
-    encoder: Any = model.encoder
-    covered = encoder.num_pos_prefix
-    grid = _grid(model)
-    stored = sum(f"encoder.vit.{n}" in given for n in ("cls_token", "dist_token"))
-    stored = stored if _is_square(value.shape[1] - stored) else covered
-    count = value.shape[1] - stored
-    if _is_square(count):
-        old = (round(count**0.5),) * 2
-    elif count == grid[0] * grid[1]:
-        old = grid
-    else:
-        raise SetrError(
-            f"{source}: {count} position embeddings form neither a square grid nor the model's "
-            f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at",
-            code=USAGE,
-        )
-    patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
-    if covered > stored or (covered == stored and old == grid):
-        return value  # the weights lack a token of the model (a mismatch), or fit already
-    prefix = value[:, :covered].float()
-    return torch.cat([prefix, patches], dim=1)
-
-
-def _grid(model: Loadable) -> tuple[int, int]:
-    """The patch grid (h, w) that the model's positions are for."""
-    h, w = model.encoder.vit.patch_embed.grid_size
-    return h, w
-
-
-def _other_patch_size(model: Loadable, weight: Tensor, own: Tensor) -> bool:
-    """Whether a patch embedding fits but for the patch size that the model was asked to have."""
-    asked = "patch_size" in (model.arguments["encoder_args"] or {})
-    return asked and weight.shape[:2] == own.shape[:2] and weight.shape != own.shape
-
-
-def _resample_patches(weight: Tensor, own: Tensor) -> Tensor:
-    """Resample a patch embedding to another patch size, as timm and FlexiViT do.
-
-    The embedding of a resized patch stays as close as possible to that of the original patch
-    (Beyer et al. 2023, arXiv 2212.08013, section 3.4).
-    """
-    from setr._timm import timm
-
-    resampled: Tensor = timm.layers.resample_patch_embed(weight, list(own.shape[-2:]))
-    return resampled
-
-
-def _is_square(count: int) -> bool:
-    return count > 0 and round(count**0.5) ** 2 == count

@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     require_at_least(given, 16, "size")
     require_at_least(given, 1, "classes")
     if given.encoders:
-        from setr.encoder import list_encoders
+        from setr.layers.timm_vit import list_encoders
 
         rows = list_encoders(given.pattern)
         text = "\n".join(rows)

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from setr.decoders import ConvBNReLU
 from setr.exporting.runtime import ANY, Form
 from setr.inference import normalize
+from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.feature_pyramid import DoubledLevel
 from setr.layers.upernet import Level
 from setr.model import SETR

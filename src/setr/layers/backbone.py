@@ -85,5 +85,20 @@ class Backbone(nn.Module):
         return self
 
 
+def require_taps(taps: tuple[int, ...], name: str, parts: str, *, count: int) -> None:
+    """Raise `SetrError` unless taps are numbers of an encoder's parts, ascending.
+
+    Args:
+        taps: the numbers.
+        name: name of the encoder, for the message.
+        parts: what is numbered, from 1: `blocks` or `stages`.
+        count: number of these parts.
+    """
+    if not taps or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] > count:
+        raise SetrError(
+            f"taps {taps}: {parts} are numbered 1 to {count} in {name} and must ascend", code=USAGE
+        )
+
+
 def _ids(modules: list[nn.Module]) -> set[int]:
     return {id(parameter) for module in modules for parameter in module.parameters()}

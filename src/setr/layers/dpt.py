@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.decoders import ConvBNReLU, require_final_scale
+from setr.decoders import require_final_scale
 from setr.errors import USAGE, SetrError
+from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
 from setr.layers.upsampled_convolution import upsample
 

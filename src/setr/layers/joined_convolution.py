@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from setr.decoders import ConvBNReLU
+from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
 from setr.layers.normalised import norm_relu
 from setr.layers.products import exact_products

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from setr.decoders import ChannelNorm
+from setr.layers.channel_norm import ChannelNorm
 
 
 class Linear(nn.Module):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from setr.decoders import ChannelNorm
+from setr.layers.channel_norm import ChannelNorm
 from setr.layers.products import no_autocast
 from setr.layers.upsampled_convolution import upsample
 

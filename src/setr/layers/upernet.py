@@ -18,8 +18,9 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.decoders import ChannelNorm, ConvBNReLU
 from setr.errors import USAGE, SetrError
+from setr.layers.channel_norm import ChannelNorm
+from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
 from setr.layers.joined_convolution import (
     JoinedConv,
@@ -196,7 +197,7 @@ class UPerHead(nn.Module):
         """The M maps of `UPerNeck` -> logits (B, K, 4h, 4w), or (B, K, h, w) without a pyramid."""
         *maps, last = features
         maps.append(self.context.joined([last, *(pool(last) for pool in self.pools)]))
-        for i in range(len(maps) - 2, -1, -1):
+        for i in reversed(range(len(maps) - 1)):
             above = maps[i + 1]
             maps[i] = maps[i] + (_resized(above, maps[i]) if self.pyramid else above)
         # `upsampled` by 1 keeps less for the backward pass than `forward`

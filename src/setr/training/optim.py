@@ -14,13 +14,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from setr.config import OptimConfig
-from setr.encoder import TOKENS
+from setr.layers.positions import PREFIX_TOKENS
 from setr.model import SETR
 from setr.training.parallel import local
 
 FUSED = True
 """Use torch's fused optimisers, which exist for CUDA and CPUs."""
-NO_DECAY = ("pos_embed", "relative_position_bias_table", *TOKENS, "gamma")
+NO_DECAY = ("pos_embed", "relative_position_bias_table", *PREFIX_TOKENS, "gamma")
 
 
 def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:

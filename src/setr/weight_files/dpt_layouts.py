@@ -9,10 +9,12 @@ deepest one has an unused residual unit in all but mmsegmentation.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from setr.errors import SetrError
 from setr.weight_files.encoder_layouts import huggingface, timm
-from setr.weight_files.naming import Rule, Tensors, Translation, rename
+from setr.weight_files.naming import Rule, Tensors, Translation, count_parts, recorded, rename
 
 _UNITS = {"1": "lateral", "2": "refine"}
 _LAYERS = {"1": "first", "2": "second"}
@@ -44,7 +46,7 @@ def authors_dpt(tensors: Tensors) -> Translation:
 def transformers_dpt(tensors: Tensors) -> Translation:
     """A checkpoint of transformers' DPTForSemanticSegmentation."""
     encoder, rest = _split(tensors, "dpt.")
-    last = _last(rest, r"neck\.fusion_stage\.layers\.(\d+)\.")
+    last = count_parts(rest, r"neck\.fusion_stage\.layers\.(\d+)\.") - 1
     stage, fusion = r"neck\.reassemble_stage\.", r"neck\.fusion_stage\.layers\.(\d+)\."
     rules: list[Rule] = [
         (stage + r"layers\.(\d)\.projection\.(.+)", r"neck.reassemble.\1.project.\2"),
@@ -68,7 +70,7 @@ def mmseg_dpt(tensors: Tensors) -> list[Rule]:
     """Rules for mmsegmentation's DPT head, called `decoder` already; none for other heads."""
     if not any(name.startswith("decoder.reassemble_blocks.") for name in tensors):
         return []
-    last = _last(tensors, r"decoder\.fusion_blocks\.(\d+)\.")
+    last = count_parts(tensors, r"decoder\.fusion_blocks\.(\d+)\.") - 1
     block, fusion = r"decoder\.reassemble_blocks\.", r"decoder\.fusion_blocks\.(\d+)\."
     return [
         (block + r"projects\.(\d)\.conv\.(.+)", r"neck.reassemble.\1.project.\2"),
@@ -119,7 +121,8 @@ def _split(tensors: Tensors, prefix: str) -> tuple[Tensors, Tensors]:
 def _joined(dialect: str, encoder: Translation, rest: Tensors, rules: list[Rule]) -> Translation:
     """Encoder and heads with our names, without what the model never uses."""
     renamed, unexpected = rename(rest, rules)
-    unused = f"neck.fusions.{_last(renamed, r'neck.fusions.(.)[.]')}.lateral."
+    last = count_parts(renamed, r"neck\.fusions\.(\d+)\.") - 1
+    unused = f"neck.fusions.{last}.lateral."
     tensors = {n: v for n, v in renamed.items() if not n.startswith(unused)}
     for name, value in encoder.tensors.items():
         if not re.match(r"(norm|head|fc_norm|pre_logits)\.", name):  # behind the last block
@@ -128,6 +131,37 @@ def _joined(dialect: str, encoder: Translation, rest: Tensors, rules: list[Rule]
     return Translation(dialect, tensors, whole=True, unexpected=unexpected)
 
 
-def _last(tensors: Tensors, pattern: str) -> int:
-    """The largest number in names that match a pattern."""
-    return max(int(m[1]) for name in tensors if (m := re.match(pattern, name)))
+def dpt_arguments(found: Translation) -> dict[str, Any]:
+    """Keyword arguments of `SETR` for a DPT, except the encoder's."""
+    t, port = found.tensors, found.dialect == "mmseg"
+    count = count_parts(t, r"neck\.reassemble\.(\d+)\.")
+    aux = {"num_convs": 1, "concat_input": False}
+    if "aux_heads.0.classifier.weight" in t:
+        aux["channels"] = t["aux_heads.0.classifier.weight"].shape[1]
+    return {
+        "pos_interp": "bicubic_plain" if port else "bilinear",
+        "prefix_tokens": "keep",
+        "neck_args": {
+            "channels": len(t["neck.reassemble.0.conv.weight"]),
+            "reassembled": tuple(
+                len(t[f"neck.reassemble.{i}.project.weight"]) for i in range(count)
+            ),
+        },
+        "decoder_args": {
+            "channels": t["decoder.classifier.weight"].shape[1],
+            "final_scale": 1 if port else 2,
+        },
+        "aux_args": aux,
+    }
+
+
+_NORM_EPS = {"mmseg": 1e-5, "dpt-transformers": 1e-12, "dpt": 1e-6}
+"""Epsilon of the layer norms in DPT's encoder, where nothing is recorded."""
+
+
+def dpt_encoder(found: Translation, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of DPT's encoder: the readout, and the epsilon of its norms."""
+    readout = str(recorded(meta, "readout_type") or "ignore")
+    if "neck.reassemble.0.readout.0.weight" in found.tensors:
+        readout = "concat"
+    return {"readout": readout, "norm_eps": meta.get("norm_eps") or _NORM_EPS[found.dialect]}

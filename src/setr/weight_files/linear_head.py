@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from setr.arguments.choices import OddSizes
-from setr.encoder import Encoder, encoder_depth
+from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
+from setr.layers.timm_vit import encoder_depth
 from setr.model import SETR
 from setr.protocols import Protocol
-from setr.weight_files.architecture import recorded
-from setr.weight_files.naming import Translation
+from setr.weight_files.naming import Translation, recorded
 from setr.weight_files.pretrained import encoder_weights
 from setr.weights import LoadReport, match_weights
 

@@ -1,9 +1,10 @@
-"""Rename tensors by rules; shared by all checkpoint layouts."""
+"""What all checkpoint layouts share: renaming by rules, counting parts, recorded settings."""
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,3 +57,28 @@ def rename(tensors: Tensors, rules: list[Rule]) -> tuple[Tensors, list[str]]:
         else:
             unexpected.append(name)
     return renamed, unexpected
+
+
+def count_parts(tensors: Tensors, pattern: str) -> int:
+    """Number of numbered parts, counted from 0.
+
+    Args:
+        tensors: tensors of the parts, among others.
+        pattern: beginning of their names; its first group is the number.
+    """
+    found = {int(m[1]) for name in tensors if (m := re.match(pattern, name))}
+    return max(found) + 1 if found else 0
+
+
+def recorded(meta: Mapping[str, Any], key: str) -> Any:
+    """A number, tuple, list or quoted word stored in a checkpoint, or None.
+
+    Training checkpoints of mmengine hold their configuration as text, which is searched.
+    """
+    if key in meta:
+        return meta[key]
+    text = meta.get("cfg") or meta.get("config")
+    if not isinstance(text, str):
+        return None
+    found = re.search(rf"\b{key}\s*=\s*(\d+|[(\[][\d,\s]+[)\]]|'\w+'|\"\w+\")", text)
+    return ast.literal_eval(found[1]) if found else None

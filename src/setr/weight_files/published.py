@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 from setr.labels import Labels, known_labels, known_name
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
-from setr.weight_files.architecture import recorded
-from setr.weight_files.naming import Tensors, Translation
+from setr.weight_files.naming import Tensors, Translation, recorded
 
 _DATASETS = {150: "ade20k", 19: "cityscapes"}
 """Data sets by number of classes; the authors' third one is Pascal Context with 60 classes."""

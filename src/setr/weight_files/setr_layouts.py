@@ -1,4 +1,4 @@
-"""Checkpoints of whole SETR and Segmenter models, and of DINOv2's linear heads.
+"""Whole SETR and Segmenter models, and DINOv2's linear heads: names, and arguments of the heads.
 
 SETR and Segmenter models are of their authors or of mmsegmentation ("the port"), which also has
 UPerNet (`upernet.py`) and DPT (`dpt_layouts.py`). Tensors that the port does not have, such as
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from setr.weight_files.dpt_layouts import mmseg_dpt
-from setr.weight_files.naming import Rule, Tensors, Translation, rename
+from setr.weight_files.naming import Rule, Tensors, Translation, count_parts, rename
 from setr.weight_files.relative_bias import drop_key_bias, without_pairs
 from setr.weight_files.upernet import MARKER, upernet_rules
 
@@ -209,3 +210,68 @@ def _fill_batch_norm(tensors: Tensors) -> list[str]:
     named = {f"decoder.batch_norm.{name}": value for name, value in filled.items()}
     tensors.update(named)
     return list(named)
+
+
+def upsampling_arguments(t: Tensors, port: bool) -> dict[str, Any]:
+    """Keyword arguments of `SETR` for Naive and PUP, except the encoder's.
+
+    Args:
+        t: tensors with our names.
+        port: whether the model is of mmsegmentation.
+    """
+    main: dict[str, Any] = {"channels": t["decoder.classifier.weight"].shape[1]}
+    if t["decoder.convs.0.0.weight"].shape[-1] == 3:  # PUP
+        main["num_convs"] = count_parts(t, r"decoder\.convs\.(\d+)\.")
+        main["final_scale"] = 2 if port else 1
+    else:
+        main["final_scale"] = 4 if port else 1
+    aux: dict[str, Any] = {}
+    if "aux_heads.0.classifier.weight" in t:
+        kernel = t["aux_heads.0.convs.0.0.weight"].shape[-1]
+        aux = {
+            "channels": t["aux_heads.0.classifier.weight"].shape[1],
+            "num_convs": count_parts(t, r"aux_heads\.0\.convs\.(\d+)\."),
+            "kernel_size": kernel,
+            "scale": 4 if port else 1,
+            "final_scale": 4 if port or kernel == 3 else 1,
+        }
+    return {
+        "pos_interp": "bilinear",
+        "prefix_tokens": "keep",
+        "decoder_args": main,
+        "aux_args": aux,
+    }
+
+
+def mla_arguments(t: Tensors, port: bool) -> dict[str, Any]:
+    """As `upsampling_arguments`, for MLA."""
+    return {
+        "pos_interp": "bilinear",
+        "prefix_tokens": "drop",
+        "neck_args": {"channels": t["neck.reduce.0.0.weight"].shape[0]},
+        "decoder_args": {
+            "stream_channels": t["decoder.streams.0.0.0.weight"].shape[0],
+            "classifier_kernel": t["decoder.classifier.weight"].shape[-1],
+            "align_corners": not port,
+        },
+        "aux_args": {"bias": "aux_heads.0.classifier.bias" in t},
+    }
+
+
+def segmenter_arguments(t: Tensors, port: bool) -> dict[str, Any]:
+    """As `upsampling_arguments`, for Segmenter and for linear heads."""
+    decoder: dict[str, Any] = {}
+    if "decoder.class_tokens" in t:
+        hidden, width = t["decoder.blocks.0.mlp.fc1.weight"].shape
+        decoder = {
+            "num_layers": count_parts(t, r"decoder\.blocks\.(\d+)\."),
+            "channels": width,
+            "mlp_ratio": hidden / width,
+            "encoder_eps": 1e-6 if port else 1e-5,
+        }
+    return {
+        "pos_interp": "bicubic_plain" if port else "bilinear",
+        "prefix_tokens": "keep",
+        "decoder_args": decoder,
+        "aux_args": {},
+    }

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from setr.errors import SetrError
-from setr.weight_files.naming import Rule, Tensors
+from setr.weight_files.naming import Rule, Tensors, count_parts
 
 MARKER = "decoder.join.0.weight"
 """A tensor that only UPerNet has, by our name."""
@@ -27,8 +27,7 @@ def upernet_rules(tensors: Tensors) -> list[Rule]:
     """Rules for everything but the encoder's blocks, after `decode_head.` became `decoder.`."""
     if not is_upernet(tensors):
         return []
-    last = sum(re.fullmatch(r"decoder\.lateral_convs\.\d+\.conv\.weight", n) is not None
-               for n in tensors)  # fmt: skip
+    last = count_parts(tensors, r"decoder\.lateral_convs\.(\d+)\.conv\.weight")
 
     def layer(name: str) -> Any:
         return lambda m: f"{m.expand(name)}.{_CONV_BN[m['kind']]}.{m['rest']}"
@@ -65,18 +64,16 @@ def upernet_arguments(t: Tensors, source: str) -> dict[str, Any]:
         SetrError: pooling grids other than mmsegmentation's, which shapes cannot show.
     """
     pyramid = "neck.last.conv.weight" in t
-    pools = sum(re.fullmatch(r"decoder\.pools\.\d+\.conv\.0\.weight", name) is not None
-                for name in t)  # fmt: skip
+    pools = count_parts(t, r"decoder\.pools\.(\d+)\.conv\.0\.weight")
     if pools != 4:
         raise SetrError(f"{source}: UPerNet with {pools} pooling grids; only 1, 2, 3, 6 are known")
     aux: dict[str, Any] = {}
     if "aux_heads.0.classifier.weight" in t:
         aux = {
             "channels": t["aux_heads.0.classifier.weight"].shape[1],
-            "num_convs": sum(re.fullmatch(r"aux_heads\.0\.convs\.\d+\.0\.weight", name) is not None
-                             for name in t),
+            "num_convs": count_parts(t, r"aux_heads\.0\.convs\.(\d+)\.0\.weight"),
             "concat_input": "aux_heads.0.join.0.weight" in t,
-        }  # fmt: skip
+        }
     neck: dict[str, Any] = {"feature2pyramid": True}
     if "neck.levels.1.up.weight" not in t:
         neck = {

@@ -1,0 +1,67 @@
+"""Prefix tokens of timm's ViTs, and the absolute position embeddings of tokens and patches.
+
+Shapes: C embedding width, h x w patch grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from setr.arguments.choices import PosInterp
+from setr.errors import USAGE, SetrError
+
+PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
+"""Prefix tokens of a timm ViT, in the order in which they precede the patch tokens."""
+
+
+def prefix_names(vit: Any) -> list[str]:
+    """Names of a timm ViT's prefix tokens, in order."""
+    return [name for name in PREFIX_TOKENS if getattr(vit, name, None) is not None]
+
+
+def num_pos_prefix(vit: Any) -> int:
+    """Number of a timm ViT's prefix tokens that have a position embedding."""
+    if getattr(vit, "pos_embed", None) is None:
+        return 0
+    rows, cols = vit.patch_embed.grid_size
+    return int(vit.pos_embed.shape[1] - rows * cols)
+
+
+def resample_grid(
+    embedding: Tensor, old: tuple[int, int], new: tuple[int, int], *, mode: PosInterp
+) -> Tensor:
+    """Resample position embeddings of a patch grid: (1, h*w, C) -> (1, h'*w', C).
+
+    `bicubic` is antialiased and equals timm's `resample_abs_pos_embed`; `bilinear` is what the
+    2021 SETR code and mmsegmentation's SETR do, `bicubic_plain` what its other ViTs do: not
+    antialiased, and with another kernel (Keys' a is -0.75, not -0.5). `embedding` must not include
+    prefix tokens.
+    """
+    if tuple(old) == tuple(new):
+        return embedding
+    maps = embedding.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
+    if maps.dtype in (torch.float16, torch.bfloat16):
+        maps = maps.float()
+    maps = F.interpolate(
+        maps,
+        size=new,
+        mode=mode.removesuffix("_plain"),
+        align_corners=False,
+        antialias=mode == "bicubic",
+    )
+    return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
+
+
+def require_absolute_positions(vit: Any, name: str) -> None:
+    """Raise `SetrError` unless a timm ViT embeds the positions of all tokens absolutely."""
+    rotary = getattr(vit, "rope", None) is not None
+    if rotary or getattr(vit, "pos_embed", None) is None or getattr(vit, "no_embed_class", False):
+        raise SetrError(
+            f"encoder '{name}': pos_interp and prefix_tokens need an absolute position embedding "
+            "that covers the prefix tokens; leave both at their defaults",
+            code=USAGE,
+        )

@@ -1,0 +1,111 @@
+"""timm's plain vision transformers by name, without pretrained weights."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+import torch
+
+from setr.errors import USAGE, SetrError, first_line
+
+
+def list_encoders(pattern: str = "*") -> list[str]:
+    """Names of timm's plain vision transformers that match a shell pattern."""
+    from setr._timm import timm
+
+    return [
+        name
+        for name in timm.list_models(pattern)
+        if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|beit|beitv2|beit3|aimv2)_", name)
+        and not re.search(r"relpos|srelpos|_rope|naflex|_r26_|_r50_|_resnet|hybrid", name)
+    ]
+
+
+def has_class_token(name: str) -> bool:
+    """Whether a timm ViT has a class token, without allocating its weights."""
+    with torch.device("meta"):
+        return getattr(create_vit(name, img_size=None), "cls_token", None) is not None
+
+
+def encoder_depth(name: str) -> int:
+    """Number of blocks of a timm ViT, without allocating its weights."""
+    with torch.device("meta"):
+        return len(create_vit(name, img_size=None).blocks)
+
+
+def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args: Any) -> Any:
+    """A timm ViT without classifier that takes images of any size.
+
+    Args:
+        name: timm model name.
+        img_size: image side or (height, width) in pixels for which position embeddings are created;
+            None keeps the model's default.
+        timm_args: further keyword arguments of `timm.create_model`.
+
+    Raises:
+        SetrError: unknown name, a model without variable input size, or arguments that it refuses.
+    """
+    from setr._timm import timm
+    from setr.layers.relative_bias import is_relative, make_variable
+    from setr.layers.rotary import make_on_device
+
+    _require_known(name)
+    size = {} if img_size is None else {"img_size": img_size}
+    relative = is_relative(name)
+    dynamic = {} if relative else {"dynamic_img_size": True, "dynamic_img_pad": True}
+    heads = timm_args.get("num_heads", 1)
+    try:
+        if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
+            raise ValueError("num_heads must be a whole number from 1")
+        vit = timm.create_model(
+            name, pretrained=False, num_classes=0, **dynamic, **size, **timm_args
+        )
+    except SetrError:
+        raise
+    except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
+        raise _not_buildable(name, {**size, **timm_args}, error) from None
+    if min(vit.patch_embed.grid_size) < 1:
+        raise SetrError(
+            f"img_size {img_size}: {name} has patches of {vit.patch_embed.patch_size[0]} pixels; "
+            "give the side of an image in pixels, no smaller than a patch",
+            code=USAGE,
+        )
+    if getattr(vit, "attn_pool", None) is not None:
+        vit.attn_pool = None  # SigLIP's pooling head is not used and would get no gradient
+    if relative:
+        make_variable(vit)
+    make_on_device(vit)
+    return vit
+
+
+def _require_known(name: str) -> None:
+    """Raise `SetrError` with similar names unless timm has a model of this name."""
+    from setr._timm import timm
+
+    if timm.is_model(name):
+        return
+    bare = re.split("[/:]", name)[-1].split(".")[0]  # without Hub owner and tag
+    near = timm.list_models(f"*{bare}*")[:3]
+    near = near or difflib.get_close_matches(bare, timm.list_models(), 3)
+    nearest = f"; nearest: {', '.join(near)}" if near else ""
+    raise SetrError(
+        f"encoder '{name}' is not a timm model{nearest} (`setr models --encoders` lists all)",
+        code=USAGE,
+    )
+
+
+def _not_buildable(name: str, given: dict[str, Any], error: Exception) -> SetrError:
+    """What to do about timm's error: choose another encoder, or other arguments."""
+    if isinstance(error, TypeError) and ("dynamic_img" in str(error) or not given):
+        return SetrError(
+            f"encoder '{name}' cannot be used: it is not a plain ViT with variable input size "
+            f"({error}); choose a vit_*, deit*, beit*, eva02_* or *_dinov2/_dinov3 model",
+            code=USAGE,
+        )
+    settings = ", ".join(f"{key} {value}" for key, value in given.items()) or "its own settings"
+    return SetrError(
+        f"encoder '{name}' cannot be built with {settings} ({first_line(error)}); correct them",
+        code=USAGE,
+    )

@@ -1,0 +1,169 @@
+"""The parts of a model by the decoder's name: encoder, neck, decoder and auxiliary heads.
+
+Also which of them fit together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from torch import nn
+
+from setr.arguments.choices import OddSizes, PosInterp, PrefixTokens
+from setr.baselines import FCN, FPNNeck, SemanticFPN, require_pyramid
+from setr.catalog import DecoderName
+from setr.decoders import MLA, PUP, MLANeck, Naive, PointwiseHead, UpsampleHead
+from setr.encoder import Encoder
+from setr.errors import USAGE, SetrError
+from setr.hybrid import ResNetEncoder, hybrid_encoder
+from setr.labels import IGNORE
+from setr.layers.backbone import Backbone
+from setr.layers.dpt import DPT, DPTNeck
+from setr.layers.feature_pyramid import FeaturePyramidNeck
+from setr.layers.linear import Linear
+from setr.layers.mask_classifier import MaskClassifier
+from setr.layers.mask_transformer import MaskTransformer
+from setr.layers.upernet import UPerHead, UPerNeck
+from setr.query_encoder import QueryEncoder
+
+DECODERS: dict[str, Any] = {
+    "naive": Naive,
+    "pup": PUP,
+    "mla": MLA,
+    "segmenter": MaskTransformer,
+    "eomt": MaskClassifier,
+    "dpt": DPT,
+    "upernet": UPerHead,
+    "linear": Linear,
+    "fcn": FCN,
+    "semantic_fpn": SemanticFPN,
+}
+"""By the decoder's name."""
+AUX_HEADS: dict[str, Any] = {
+    "naive": UpsampleHead,
+    "pup": UpsampleHead,
+    "mla": PointwiseHead,
+    "segmenter": PointwiseHead,
+    "eomt": PointwiseHead,
+    "dpt": FCN,
+    "upernet": FCN,
+    "linear": PointwiseHead,
+    "fcn": FCN,
+    "semantic_fpn": FCN,
+}
+"""By the decoder's name, too."""
+_CONVOLUTIONAL = ("fcn", "semantic_fpn")
+"""The baselines' decoders, which read a ResNet."""
+
+
+def require_fitting(given: Mapping[str, Any]) -> None:
+    """Raise `SetrError` for unknown parts, and for parts that do not fit together.
+
+    Args:
+        given: all keyword arguments of `SETR`.
+    """
+    num_classes, decoder, encoder = given["num_classes"], given["decoder"], given["encoder"]
+    if not 1 <= num_classes <= IGNORE:
+        raise SetrError(f"num_classes {num_classes}: ids are 8-bit; give 1 to {IGNORE}", code=USAGE)
+    if decoder not in DECODERS:
+        raise SetrError(
+            f"decoder '{decoder}' is unknown; choose from {', '.join(DECODERS)}", code=USAGE
+        )
+    choices = {"pos_interp": PosInterp, "prefix_tokens": PrefixTokens, "odd_sizes": OddSizes}
+    for name, known in choices.items():
+        if given[name] not in get_args(known):
+            raise SetrError(
+                f"{name} {given[name]!r}: give {' or '.join(get_args(known))}", code=USAGE
+            )
+    if not set(given["aux_taps"]) <= set(given["taps"]):
+        raise SetrError(
+            f"aux_taps {given['aux_taps']}: must be among the taps {given['taps']}", code=USAGE
+        )
+    if decoder == "eomt":
+        if given["resnet"] or given["aux_taps"] or given["patch_stride"]:
+            raise SetrError(
+                "resnet, aux_taps, patch_stride: EoMT has none of them; leave them out", code=USAGE
+            )
+        _require_place_for_queries(encoder)
+    positioned = given["pos_interp"] != "bicubic" or given["prefix_tokens"] != "keep"
+    if decoder in _CONVOLUTIONAL and (positioned or given["patch_stride"]):
+        raise SetrError(
+            f"pos_interp, prefix_tokens, patch_stride: {encoder} has none of them; leave them out",
+            code=USAGE,
+        )
+
+
+def _require_place_for_queries(encoder: str) -> None:
+    """Raise `SetrError` for encoders whose attention has no place for EoMT's queries."""
+    from setr.layers.relative_bias import is_relative  # imports timm
+
+    if is_relative(encoder):
+        raise SetrError(
+            f"encoder '{encoder}': its position bias has no values for EoMT's queries; choose "
+            "another encoder, for example vit_base_patch14_reg4_dinov2",
+            code=USAGE,
+        )
+
+
+def build_encoder(
+    decoder: DecoderName,
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    taps: tuple[int, ...],
+    resnet: str | None,
+    **vit_args: Any,
+) -> Backbone:
+    """The encoder that a decoder reads.
+
+    Args:
+        decoder: name of the decoder.
+        name: timm name of a ViT, or of a ResNet for the baselines.
+        arguments: further keyword arguments of the encoder.
+        taps: numbers of the blocks or stages to return.
+        resnet: timm name of a ResNet that replaces the patch embedding.
+        vit_args: keyword arguments that only a ViT takes.
+    """
+    if decoder in _CONVOLUTIONAL:
+        backbone = ResNetEncoder(name, taps=taps, **arguments)
+        if decoder == "semantic_fpn":
+            require_pyramid(backbone.strides)
+        return backbone
+    if resnet:
+        return hybrid_encoder(name, resnet=resnet, taps=taps, **vit_args, **arguments)
+    kind = QueryEncoder if decoder == "eomt" else Encoder
+    return kind(name, taps=taps, **vit_args, **arguments)
+
+
+def build_neck(
+    decoder: DecoderName, encoder: Backbone, arguments: Mapping[str, Any]
+) -> tuple[nn.Module, list[int], dict[str, Any]]:
+    """The neck between an encoder and a decoder; the identity for most.
+
+    Args:
+        decoder: name of the decoder.
+        encoder: the encoder, whose maps it takes.
+        arguments: keyword arguments of the neck.
+
+    Returns:
+        The neck, the number of channels of each of its maps, and the keyword arguments of the
+        decoder that follow from both.
+    """
+    widths = encoder.widths
+    streams = {"num_streams": len(widths)}
+    if decoder in ("mla", "semantic_fpn"):
+        neck = (MLANeck if decoder == "mla" else FPNNeck)(widths, **arguments)
+        return neck, [neck.channels] * len(widths), streams
+    if decoder == "dpt":
+        fusing = DPTNeck(widths, width=cast(Encoder, encoder).channels, **arguments)
+        return fusing, [fusing.channels] * len(widths), {}
+    if decoder == "upernet":
+        kind = FeaturePyramidNeck if arguments.get("feature2pyramid") else UPerNeck
+        given = {key: value for key, value in arguments.items() if key != "feature2pyramid"}
+        levels = kind(widths, **given)
+        shape = {"channels": levels.channels, "pyramid": levels.pyramid}
+        return levels, levels.widths, {**streams, **shape}
+    if decoder == "eomt":
+        return nn.Identity(), widths, {"patch_size": encoder.patch_size}
+    return nn.Identity(), widths, streams if decoder == "linear" else {}

@@ -1,0 +1,123 @@
+"""Fit a checkpoint's patch and position embeddings to a model's patch grid and channels.
+
+Shapes: C embedding width, N tokens with a position, h x w patch grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from setr.arguments.choices import PosInterp
+from setr.errors import USAGE, SetrError
+from setr.layers.positions import resample_grid
+
+POSITIONS = "encoder.vit.pos_embed"
+PATCHES = "encoder.vit.patch_embed.proj.weight"
+
+
+def fold_prefix(encoder: Any, given: dict[str, Tensor]) -> None:
+    """Add the class token's position embedding to the token if the model has none for it.
+
+    timm's DINOv2 with registers and DeiT-III have position embeddings only for patches; the sum of
+    token and position is the same.
+    """
+    vit = getattr(encoder, "vit", None)
+    if vit is None or POSITIONS not in given or encoder.num_pos_prefix:
+        return
+    token = "encoder.vit.cls_token"
+    positions = given[POSITIONS]
+    if token in given and _is_square(positions.shape[1] - 1):
+        given[token] = given[token] + positions[:, :1]
+        given[POSITIONS] = positions[:, 1:]
+
+
+def fit_positions(
+    encoder: Any, value: Tensor, given: dict[str, Tensor], mode: PosInterp, source: str
+) -> Tensor:
+    """Resample position embeddings of the patch grid; those of prefix tokens are kept.
+
+    A grid that is not square must be as large as the model's; otherwise its shape is unknown.
+
+    Args:
+        encoder: the model's encoder.
+        value: position embeddings (1, N, C), those of prefix tokens first.
+        given: all tensors of the checkpoint.
+        mode: see `resample_grid`.
+        source: name of the file, for error messages.
+
+    Returns:
+        (1, N', C), or `value` itself if it fits already or lacks a prefix token.
+
+    Raises:
+        SetrError: a grid of unknown shape.
+    """
+    covered = encoder.num_pos_prefix
+    grid = patch_grid(encoder)
+    stored = sum(f"encoder.vit.{n}" in given for n in ("cls_token", "dist_token"))
+    stored = stored if _is_square(value.shape[1] - stored) else covered
+    count = value.shape[1] - stored
+    if _is_square(count):
+        old = (round(count**0.5),) * 2
+    elif count == grid[0] * grid[1]:
+        old = grid
+    else:
+        raise SetrError(
+            f"{source}: {count} position embeddings form neither a square grid nor the model's "
+            f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at",
+            code=USAGE,
+        )
+    if covered > stored or (covered == stored and old == grid):
+        return value
+    patches = resample_grid(value[:, stored:].float(), old, grid, mode=mode)
+    return torch.cat([value[:, :covered].float(), patches], dim=1)
+
+
+def patch_grid(encoder: Any) -> tuple[int, int]:
+    """The patch grid (h, w) that an encoder's positions are for."""
+    h, w = encoder.vit.patch_embed.grid_size
+    return h, w
+
+
+def fit_patches(weight: Tensor, own: Tensor) -> Tensor:
+    """Resample a patch embedding to another patch size, as timm and FlexiViT do.
+
+    The embedding of a resized patch stays as close as possible to that of the original patch
+    (Beyer et al. 2023, arXiv 2212.08013, section 3.4).
+
+    Args:
+        weight: (C, channels, p, p).
+        own: the model's.
+
+    Returns:
+        The weight for the model's patch size; `weight` itself if nothing or more than it differs.
+    """
+    from setr._timm import timm
+
+    if weight.shape == own.shape or weight.shape[:2] != own.shape[:2]:
+        return weight
+    resampled: Tensor = timm.layers.resample_patch_embed(weight, list(own.shape[-2:]))
+    return resampled
+
+
+def reads_rgb_alone(weight: Tensor, own: Tensor) -> bool:
+    """Whether a weight is the first convolution of an RGB model, and the model is not for RGB.
+
+    Only first convolutions have three input channels.
+    """
+    same = weight.ndim == own.ndim == 4 and weight.shape[2:] == own.shape[2:]
+    return same and len(weight) == len(own) and weight.shape[1] == 3 != own.shape[1]
+
+
+def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
+    """Adapt an RGB model's first convolution (O, 3, h, w) to other channels, as timm does."""
+    from setr._timm import timm
+
+    adapted: Tensor = timm.models.adapt_input_conv(in_chans, weight)
+    return adapted
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and round(count**0.5) ** 2 == count
