@@ -30,7 +30,7 @@ UNREADABLE = {
     "truncated.png": "truncated",
     "zero_byte.jpg": "empty",
     "text_renamed.jpg": "not an image",
-    "bomb_400Mpx.png": "raise --max-pixels to read it, or cut it into tiles, which training",
+    "bomb_400Mpx.png": "raise --max-pixels to predict it, or cut it into tiles to train",
 }
 
 
