@@ -33,8 +33,8 @@ MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked in the header against decompression bombs."""
 
 SMALLER = (
-    "raise --max-pixels to predict it, or cut it into tiles to train on (`setr init-data DIR --tile "
-    "1024`)"
+    "raise --max-pixels to predict it, or cut it into tiles to train on (`setr init-data DIR "
+    "--tile 1024`)"
 )
 """What to do about larger images; only prediction and the server have the option."""
 
