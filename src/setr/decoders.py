@@ -20,18 +20,7 @@ from setr.errors import USAGE, SetrError
 from setr.layers.channel_norm import ChannelNorm
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.recompute import recompute_cheap
-from setr.layers.upsampled_convolution import classify_upsampled, upsample
-
-MAX_FINAL_SCALE = 32
-"""Largest upsampling factor of a head: the largest patch size in pixels."""
-
-
-def require_final_scale(factor: int) -> None:
-    """Raise `SetrError` unless logits can be upsampled by this factor."""
-    if not isinstance(factor, int) or not 1 <= factor <= MAX_FINAL_SCALE:
-        raise SetrError(
-            f"final_scale {factor!r}: give a whole number from 1 to {MAX_FINAL_SCALE}", code=USAGE
-        )
+from setr.layers.upsampled_convolution import classify_upsampled, require_final_scale, upsample
 
 
 class UpsampleHead(nn.Module):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from setr.arguments.choices import LossKind
-from setr.decoders import MAX_FINAL_SCALE
 from setr.distributed import say
 from setr.errors import USAGE, SetrError, first_line
 from setr.kernels.region_losses import (
@@ -27,7 +26,7 @@ from setr.kernels.region_losses import (
 from setr.kernels.row_blocks import Block, upsample_sum, with_gradient
 from setr.labels import IGNORE
 from setr.layers.mask_classifier import MaskOutput
-from setr.layers.upsampled_convolution import upsample
+from setr.layers.upsampled_convolution import MAX_FINAL_SCALE, upsample
 from setr.mask_loss import mask_classification_loss
 from setr.model import Output
 

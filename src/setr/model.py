@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
 from setr.catalog import DecoderName, model_settings, name_with
-from setr.decoders import UpsampleHead, require_final_scale
+from setr.decoders import UpsampleHead
 from setr.errors import USAGE, SetrError
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
+from setr.layers.upsampled_convolution import require_final_scale
 from setr.parts import AUX_HEADS, DECODERS, build_encoder, build_neck, require_fitting
 from setr.query_encoder import QueryEncoder
 from setr.weight_files.pretrained import default_tag, load_encoder

@@ -12,11 +12,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.decoders import require_final_scale
 from setr.errors import USAGE, SetrError
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
-from setr.layers.upsampled_convolution import upsample
+from setr.layers.upsampled_convolution import require_final_scale, upsample
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """Scales of the maps in units of the patch grid, shallow to deep; 4, 8, 16, 32 pixels per cell."""

@@ -25,10 +25,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from setr.errors import USAGE, SetrError
 from setr.layers.products import exact_products
 
 BAND_ROWS = 16
 """Rows of the upsampled map computed at a time on CPUs; with 256 channels they fit the caches."""
+MAX_FINAL_SCALE = 32
+"""Largest upsampling factor of a head: the largest patch size in pixels."""
+
+
+def require_final_scale(factor: int) -> None:
+    """Raise `SetrError` unless logits can be upsampled by this factor."""
+    if not isinstance(factor, int) or not 1 <= factor <= MAX_FINAL_SCALE:
+        raise SetrError(
+            f"final_scale {factor!r}: give a whole number from 1 to {MAX_FINAL_SCALE}", code=USAGE
+        )
 
 
 def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
