@@ -202,7 +202,7 @@ def test_what_cannot_be_recorded_is_not(changes, monkeypatch):
         torch.device("cuda"),
         dataclasses.make_dataclass("Scaler", ["enabled"])(False),
     )
-    updates.model = SimpleNamespace(decoder=None)
+    updates.model, updates.teacher = SimpleNamespace(decoder=None), None
     config = dataclasses.make_dataclass("Settings", ["train"])
     updates.config = config(TrainConfig(steps=1))
     assert updates._can_capture()
@@ -218,6 +218,9 @@ def test_what_cannot_be_recorded_is_not(changes, monkeypatch):
     updates.model = SimpleNamespace(decoder=MaskClassifier(8, 3, patch_size=16))
     assert not updates._can_capture()
     updates.model = SimpleNamespace(decoder=None)
+    updates.teacher = SimpleNamespace()
+    assert not updates._can_capture()
+    updates.teacher = None
     updates.device = torch.device("cpu")
     assert not updates._can_capture()
 
