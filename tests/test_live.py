@@ -32,6 +32,7 @@ from setr.prediction.live import LiveReader, is_live, live_name, open_video
 from setr.prediction.video import VideoWriter
 from setr.predictor import Predictor
 from setr.processes.interrupt import Stopped
+from setr.reading.urls import without_password
 from tests.conftest import frames, tiny_model
 
 SECRET = "rtsp://me:p@ss@cam.example/live"
@@ -222,6 +223,44 @@ def test_a_stream_with_an_end_loses_no_frame(source_is):
         found = [frame.mean() for frame in reader if time.sleep(0.01) is None]
     assert found == list(range(1, 31))
     assert (reader.dropped, reader.ended, reader.place) == (0, "", 29)
+
+
+def test_seconds_of_a_stream_with_an_end_are_those_of_its_frames(source_is):
+    """However fast they are read."""
+    source_is(Source(60, announced=60))
+    with LiveReader("http://host/finished.m3u8", seconds=2) as reader:
+        assert sum(1 for _ in reader) == 40  # 20 a second
+    assert reader.ended == ""
+
+
+def test_an_error_in_a_stream_with_an_end_is_told(source_is, monkeypatch):
+    source = source_is(Source(60, announced=60))
+    read = source.read
+
+    def broken() -> object:
+        return read() if source.given < 5 else cv2.imdecode(np.zeros(0, np.uint8), 1)
+
+    monkeypatch.setattr(source, "read", broken)
+    with LiveReader("http://host/finished.m3u8") as reader:
+        assert sum(1 for _ in reader) == 5
+    assert reader.ended.endswith(", after 5 frames")
+
+
+def test_a_stop_just_after_the_first_frame_came(source_is, predictor, tmp_path, monkeypatch):
+    """The first frame is written, so that no output is named that is not there."""
+    source_is(Source())
+    entered: list[LiveReader] = []
+    enter = LiveReader.__enter__
+    monkeypatch.setattr(LiveReader, "__enter__", lambda self: entered.append(self) or enter(self))
+    report = predict_video(
+        predictor,
+        0,
+        tmp_path / "camera",
+        ("overlay", "mask"),
+        limits={"until": lambda: bool(entered) and entered[0]._newest is not None},
+    )
+    assert report.frames == 1
+    assert all(file.exists() for file in report.files)
 
 
 @pytest.mark.parametrize("count", [1, 20])
@@ -437,8 +476,8 @@ def test_so_many_seconds_of_a_live_source(source_is, model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("0", "1"), "0: is a live source, which is run alone"),
-        ((SECRET, "a.png"), r"rtsp://me:\*\*\*@cam.example/live: is a live source"),
+        (("0", "1"), "0: a live source runs alone; start one command for it and "),
+        ((SECRET, "a.png"), r"rtsp://me:\*\*\*@cam.example/live: a live source runs alone"),
         (("a.png", "--seconds", "5"), "--seconds 5.0: only a live source"),
         (("0", "--seconds", "0"), "--seconds 0.0: give 1 to"),
         (("0", "--shard", "0/2"), "--shard 0/2: does nothing with a live source"),
@@ -453,6 +492,46 @@ def test_what_does_not_go_with_a_live_source(model, tmp_path, monkeypatch, capsy
     captured = capsys.readouterr().err
     assert captured.count("\n") == 1
     assert re.match(f"setr: {reason}", captured)
+
+
+def test_an_output_folder_named_like_the_camera(source_is, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source_is(Source())
+    assert main(["predict", model, "0", "-o", "0", "--seconds", "1"]) == OK
+    assert list(Path("0").glob("camera-0-*_overlay.mp4"))
+
+
+def test_ffmpeg_gets_schemes_in_lower_case(monkeypatch):
+    opened = []
+    monkeypatch.setattr(cv2, "VideoCapture", lambda address, *_: opened.append(address))
+    for address in ("RTSP://Cam/Live", "Http://Cam/a.MJPG?B=://"):
+        live.open_capture(address)
+    assert opened == ["rtsp://Cam/Live", "http://Cam/a.MJPG?B=://"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://[::1/a.jpg", "http://[::1/a.mp4", "http://me:secret@[::1/a.mjpg", "rtsp://[::1/a"],
+)
+def test_addresses_that_are_none_are_one_line(model, tmp_path, capsys, address):
+    command = ["predict", model, address, "--allow-urls", "-o", str(tmp_path / "out")]
+    assert main(command) == USAGE
+    message = capsys.readouterr().err
+    assert message.endswith(": not an address (Invalid IPv6 URL); correct it\n")
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize("user", ["me", "me@example.org", "", "m%2Fe"])
+def test_no_password_is_shown(user, predictor):
+    assert without_password(f"rtsp://{user}:se:cr@t@cam/live") == f"rtsp://{user}:***@cam/live"
+    with pytest.raises(SetrError, match="downloaded without a user") as caught:
+        predictor.predict(f"http://{user}:secret@cam/photo.jpg")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["rtsp://cam:554/a@b", "http://cam/a:b@c", "rtsp://me@cam/a"])
+def test_addresses_without_a_password_are_shown_whole(address):
+    assert without_password(address) == address
 
 
 def test_addresses_are_opt_in(source_is, model, tmp_path, capsys):

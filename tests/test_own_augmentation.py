@@ -180,6 +180,17 @@ def test_the_users_data_are_not_changed_in_place():
     assert (found[0].max(), found[1].min(), image.min(), mask.max()) == (0, 255, 9, 1)
 
 
+def test_an_array_that_is_used_again_does_not_change_earlier_samples():
+    class Reusing:
+        image, mask = np.zeros((*SIZE, 3), np.uint8), np.zeros(SIZE, np.uint8)
+
+        def __call__(self, image, mask):
+            self.image[:], self.mask[:] = image, mask
+            return self.image, self.mask
+
+    assert equal(batches(Reusing()), batches(None))
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

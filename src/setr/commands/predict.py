@@ -170,8 +170,7 @@ def _check_live(given: Arguments, streams: list[Stream], others: int) -> None:
         return
     if len(streams) + others > 1:
         raise SetrError(
-            f"{live}: is a live source, which is run alone; start one command for each, and "
-            "another one for files",
+            f"{live}: a live source runs alone; start one command for it and another for files",
             code=USAGE,
         )
     rule = f"does nothing with a live source ({live}); leave it out"

@@ -91,7 +91,8 @@ class OwnAugmentation:
                 f"{name}: augment returned the id {unknown[0] + self.num_classes} in the mask; "
                 f"return 0 to {self.num_classes - 1}, or {IGNORE} to ignore a pixel"
             )
-        return found[0], found[1]
+        # copies, as the next call may write into the arrays that this one returned
+        return found[0].copy(), found[1].copy()
 
 
 def described(augment: Augment) -> str:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -31,7 +30,7 @@ from setr.prediction.video import (
     quiet_opencv,
 )
 from setr.processes.interrupt import Stopped
-from setr.reading.urls import is_url, require_allowed, url_name, without_password
+from setr.reading.urls import is_url, require_allowed, split_url, url_name, without_password
 
 SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "rtmps://", "tcp://", "udp://")
 """Addresses that are always streams."""
@@ -48,7 +47,7 @@ def is_live(source: Any) -> bool:
     A number is a path if such a file or folder exists.
     """
     if isinstance(source, str) and is_url(source):
-        parts = urlsplit(source.lower())
+        parts = split_url(source.lower())
         return parts.path.endswith(ENDINGS) or parts.query.endswith(ENDINGS)
     is_stream = isinstance(source, str) and source.lower().startswith(SCHEMES)
     return is_stream or camera_number(source) is not None
@@ -96,7 +95,8 @@ class LiveReader:
     Args:
         source: camera or address.
         until: asked often; true ends the iteration.
-        seconds: of video after which the iteration ends.
+        seconds: of video after which the iteration ends; by the time when the frames came, or by
+            their number in a stream with an end.
 
     Raises:
         SetrError: cannot be opened, or sends nothing.
@@ -139,7 +139,8 @@ class LiveReader:
     def __iter__(self) -> Iterator[np.ndarray]:
         start: float | None = None
         asked = time.monotonic()
-        while not self.until() and self._wait_for_frame(2 * SECONDS):  # OpenCV gives up before
+        # the first frame is there; of the others OpenCV gives up before this limit
+        while (start is None or not self.until()) and self._wait_for_frame(2 * SECONDS):
             with self._change:
                 assert self._newest is not None
                 number, came, frame = self._newest
@@ -147,13 +148,14 @@ class LiveReader:
                 self._change.notify_all()
             start = came if start is None else start
             self.number = number
-            if came - start >= self.seconds:
+            passed = (number - 1) / self.rate if self.announced else came - start
+            if passed >= self.seconds:
                 return
-            self._place = number - 1 if self.announced else round((came - start) * self.rate)
+            self._place = round(passed * self.rate)
             yield frame
             asked = time.monotonic()
         silent = time.monotonic() - asked > 0.95 * SECONDS
-        if not self.until() and (silent or not self.announced):
+        if not self.until() and (silent or self._problem or not self.announced):
             lost = self._problem or "the source stopped, or the connection was lost"
             nothing = f"it sent nothing for {SECONDS:g} seconds"
             self.ended = f"{nothing if silent else lost}, after {self.number} frames"

@@ -24,15 +24,18 @@ from setr.result import largest
 
 
 class Stream(NamedTuple):
-    """One video, GeoTIFF, camera or address, and the path its outputs are named after."""
+    """One video, GeoTIFF, camera or address, and the path its outputs are named after.
+
+    Attributes:
+        source: as it was given.
+        below: the path.
+        is_live: whether it is a camera or a network stream; found out once, since an output folder
+            may get the name of a camera.
+    """
 
     source: str
     below: Path
-
-    @property
-    def is_live(self) -> bool:
-        """Whether it is a camera or a network stream."""
-        return is_live(self.source)
+    is_live: bool = False
 
     @property
     def is_video(self) -> bool:
@@ -74,7 +77,7 @@ def split_sources(sources: Sequence[str]) -> tuple[list[Stream], list[str]]:
     rest = []
     for source in sources:
         if is_live(source):
-            found[source] = Stream(source, Path(live_name(source)))
+            found[source] = Stream(source, Path(live_name(source)), is_live=True)
             continue
         if is_url(source):
             found[source] = Stream(source, Path(url_name(source)))
@@ -145,7 +148,7 @@ def predict_stream(
     if stream.is_video:
         report = predict_video(
             predictor,
-            stream.source,
+            int(stream.source) if stream.is_live and stream.source.isdigit() else stream.source,
             stem,
             kinds,
             on_frame=on_frame,

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 
 from setr.errors import SetrError
-from setr.reading.urls import is_url, without_password
+from setr.reading.urls import is_url, split_url, without_password
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 LARGEST_TICK = 65_535
@@ -37,7 +36,7 @@ def is_video(source: Any) -> bool:
     if not isinstance(source, str | os.PathLike):
         return False
     name = os.fspath(source)
-    return Path(urlsplit(name).path if is_url(name) else name).suffix.lower() in VIDEO_SUFFIXES
+    return Path(split_url(name).path if is_url(name) else name).suffix.lower() in VIDEO_SUFFIXES
 
 
 class FrameReader(Protocol):
@@ -131,7 +130,8 @@ def open_address(address: str) -> cv2.VideoCapture:
     """OpenCV's capture of an address, through FFmpeg; `isOpened` tells whether that worked."""
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(OPEN_SECONDS * 1000)]
     limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(SECONDS * 1000)]
-    return cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
+    scheme, mark, rest = address.partition("://")  # FFmpeg knows schemes in lower case only
+    return cv2.VideoCapture(scheme.lower() + mark + rest, cv2.CAP_FFMPEG, limits)
 
 
 @contextmanager

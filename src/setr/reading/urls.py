@@ -13,9 +13,9 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 
 MAX_BYTES = 100 << 20
 """Larger files are refused."""
@@ -37,12 +37,25 @@ def require_allowed(url: str, allowed: bool) -> None:
 
 def without_password(url: str) -> str:
     """An address to show: `rtsp://me:secret@host/` as `rtsp://me:***@host/`."""
-    return re.sub(r"(?<=://)([^/:@]*):[^/]*@", r"\1:***@", url)
+    return re.sub(r"(?<=://)([^/:]*):[^/]*@", r"\1:***@", url)
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of an address.
+
+    Raises:
+        SetrError: it cannot be split, such as where a bracket of an IPv6 address is missing.
+    """
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        shown = without_password(url)
+        raise SetrError(f"{shown}: not an address ({error}); correct it", code=USAGE) from None
 
 
 def url_name(url: str) -> str:
     """The file name in an address, or else its host."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     name = PurePosixPath(unquote(parts.path).replace("\0", "").replace("\\", "/")).name
     return name if name not in ("", "..") else parts.hostname or "image"
 
@@ -58,8 +71,15 @@ def download(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) 
     Raises:
         SetrError: another scheme, no response, a status other than 2xx, too large or too slow.
     """
-    if not is_url(url) or not urlsplit(url).hostname:
-        raise SetrError(f"{url}: give an address that begins with http:// or https://")
+    parts = split_url(url)
+    if not is_url(url) or not parts.hostname:
+        shown = without_password(url)
+        raise SetrError(f"{shown}: give an address that begins with http:// or https://")
+    if "@" in parts.netloc:
+        raise SetrError(
+            f"{without_password(url)}: images are downloaded without a user; leave it out of the "
+            "address, or download the image first"
+        )
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
