@@ -258,6 +258,10 @@ class DistillConfig:
         for name in ("weight", "temperature"):
             value = getattr(self, name)
             check_setting(0 < value < math.inf, f"distill.{name} {value}: give a positive number")
+            check_setting(
+                self.teacher is not None or value == 1,
+                f"distill.{name} {value}: has no effect without distill.teacher; give that too",
+            )
 
 
 @dataclass(frozen=True)
