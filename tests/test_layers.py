@@ -86,6 +86,7 @@ ORDER = (
         "outlines.drawing",
         "outlines.index",
         "outlines.places",
+        "outlines.areas",
         "outlines.layers",
         "outlines.supervisely",
         "outlines.cvat",
