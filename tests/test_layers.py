@@ -86,7 +86,6 @@ ORDER = (
         "outlines.drawing",
         "outlines.index",
         "outlines.places",
-        "outlines.areas",
         "outlines.layers",
         "outlines.supervisely",
         "outlines.cvat",

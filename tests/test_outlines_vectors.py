@@ -262,26 +262,6 @@ def test_triangles_and_measures(tmp_path, capsys):
     assert 0 < found[:9, :9].sum() < 36
 
 
-def test_areas_that_the_images_system_cannot_express(tmp_path):
-    """Far away from the images they do not matter; around them they would be lost."""
-    geo = tile(tmp_path / "a.tif", crs="EPSG:3857")  # without the poles
-    house = feature(square(2, 2, 4), geo, "OGC:CRS84", name="house")
-    cap = [[-180, -90], [-60, -90], [-60, -89.9], [-180, -90]]
-    land = [[-180, -90], [180, -90], [180, 90], [-180, 90], [-180, -90]]
-    far, around = (
-        {
-            "properties": {"name": "land"},
-            "geometry": {"type": "Polygon", "coordinates": [line]},
-        }
-        for line in (cap, land)
-    )
-    put(tmp_path / "x.geojson", layer(far, house))
-    write(tmp_path, draft(tmp_path))
-    assert (ids(tmp_path, "a.png") == 0).sum() == 16
-    put(tmp_path / "x.geojson", layer(around, house))
-    assert "x.geojson: an area of class 'land' reaches too far from the images" in refused(tmp_path)
-
-
 def test_classes_that_cannot_be_read(tmp_path):
     """An empty field, one of another type, and text in another encoding than its .cpg says."""
     geo = tile(tmp_path / "a.tif")

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr.errors import SetrError
-from setr.outlines.areas import Area, complete, transformed
-from setr.outlines.drawing import as_points
+from setr.outlines.drawing import Ring, Shape, as_points
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.places import Place, common_box, crs_transform, place_of
 from setr.reading.gdal import is_georeferenced
@@ -28,6 +27,23 @@ WGS84 = "OGC:CRS84"
 """Reference system of files that name none (RFC 7946, section 4)."""
 BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 """Exceptions raised by files that do not follow their format."""
+
+
+class _Area(NamedTuple):
+    """A feature: its class, and its polygons, each an outline (N, 2) followed by its holes."""
+
+    name: str
+    polygons: list[list[np.ndarray]]
+
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounding box: minimum and maximum coordinates."""
+        points = np.concatenate([outline for outline, *_ in self.polygons])
+        return points.min(axis=0), points.max(axis=0)
+
+    def shape(self) -> Shape:
+        """The shape to draw; coordinates must be pixels."""
+        lines = ((outline, tuple(holes)) for outline, *holes in self.polygons)
+        return Shape(self.name, tuple(Ring(outline, holes=holes) for outline, holes in lines))
 
 
 class _Layer(NamedTuple):
@@ -139,16 +155,13 @@ class Layers:
         box = common_box(list(places.values()), layer.crs) if layer.kind != "GeoJSON" else None
         features = layer.features(box)
         areas = self._areas(layer, features, title)
-        reprojected: dict[Any, list[Area]] = {}
+        reprojected: dict[Any, list[_Area]] = {}
         boxes: dict[Any, np.ndarray] = {}
         intersects = not areas and (box is None or bool(features) or not layer.total)
         for image, place in places.items():
             if place.crs not in reprojected:
                 to_crs = crs_transform(layer.name, layer.crs, place.crs)
-                near = common_box([p for p in places.values() if p.crs == place.crs], layer.crs)
-                reprojected[place.crs] = complete(
-                    layer.name, areas, transformed(areas, to_crs), near
-                )
+                reprojected[place.crs] = _transformed(areas, to_crs)
                 corners = [area.box() for area in reprojected[place.crs]]
                 boxes[place.crs] = np.array(corners).reshape(-1, 2, 2)
             low, high = place.box()
@@ -157,7 +170,7 @@ class Layers:
             intersects |= bool(chosen)
             if own or chosen:
                 here = [reprojected[place.crs][i] for i in chosen]
-                self._add(layer.name, image, transformed(here, place.to_pixels))
+                self._add(layer.name, image, _transformed(here, place.to_pixels))
         if not intersects:
             target = own[0] if own else f"any of {len(self._rasters)} georeferenced images"
             self.out.problems.append(
@@ -174,7 +187,7 @@ class Layers:
         self.out.classes = (*listed, *sorted(named - set(listed)))
         return self.out
 
-    def _add(self, name: str, image: str, areas: list[Area]) -> None:
+    def _add(self, name: str, image: str, areas: list[_Area]) -> None:
         """Append the shapes of a file to those of an image."""
         shapes = tuple(area.shape() for area in areas)
         before = self._found.get(image)
@@ -187,7 +200,7 @@ class Layers:
             self._places[image] = place_of(self.root, image)
         return self._places[image]
 
-    def _areas(self, layer: _Layer, features: list[Any], title: str) -> list[Area]:
+    def _areas(self, layer: _Layer, features: list[Any], title: str) -> list[_Area]:
         """The features that have an area.
 
         If no property names classes, all get the class `title`, unless that is empty.
@@ -218,12 +231,13 @@ class Layers:
         for number, values, polygons in found:
             class_name = self._class(values.get(key)) if key else title
             if polygons and class_name:
-                areas.append(Area(class_name, polygons))
+                areas.append(_Area(class_name, polygons))
             elif polygons:
                 value = values.get(key)
+                given = "empty" if value in (None, "") else f"{value!r:.40}"
                 self.out.problems.append(
-                    f"{name}: feature {number} has no class: its property {key} is "
-                    f"{'empty' if value in (None, '') else repr(value):.40}; give a name or an id"
+                    f"{name}: feature {number} has no class: its property {key} is {given}; give a "
+                    "name or an id"
                 )
         return areas
 
@@ -252,6 +266,19 @@ class Layers:
 def _flat(line: Any) -> Any:
     """The points of a ring without heights."""
     return line if isinstance(line, np.ndarray) else [point[:2] for point in line]
+
+
+def _transformed(areas: list[_Area], to: Callable[[np.ndarray], np.ndarray]) -> list[_Area]:
+    """Areas with a function of points (N, 2) applied to all their points at once."""
+    lines = [line for area in areas for polygon in area.polygons for line in polygon]
+    if not lines:
+        return areas
+    ends = np.cumsum([len(line) for line in lines])[:-1]
+    parts = iter(np.split(to(np.concatenate(lines)), ends))
+    return [
+        area._replace(polygons=[[next(parts) for _ in polygon] for polygon in area.polygons])
+        for area in areas
+    ]
 
 
 def _crs(content: dict[str, Any]) -> str:
