@@ -61,9 +61,10 @@ def mask_to_cut(path: Path) -> tuple[Any, np.ndarray | None]:
 def is_turned(path: Path) -> bool:
     """Whether a tag says that the image is shown rotated or mirrored; tiles are cut as stored."""
     try:
-        with opened(path, MAX_PIXELS) as image, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken files, which are told when they are read
-            return orientation(image) != 1
+            with opened(path, MAX_PIXELS) as image:
+                return orientation(image) != 1
     except SetrError:  # bands that Pillow does not know, or a large raster
         return False
 
