@@ -158,7 +158,7 @@ def test_all_problems_of_layers_are_told_at_once(tmp_path):
         "odd.geojson: unknown reference system 'EPSG:nothing'",
         "twice.geojson: image 'twice' may be x/twice.png or y/twice.png",
         "bad.geojson: feature 2 is not a valid area", "bad.geojson: feature 4 is not a valid area",
-        "bad.geojson: feature 3 has no property name",
+        "bad.geojson: feature 3 has no class: its property name is empty",
     ):  # fmt: skip
         assert part in said
 

@@ -232,3 +232,46 @@ def test_without_the_extra(tmp_path, monkeypatch):
         parse_kinds("mask,gpkg")
     said = refused(tmp_path)
     assert 'a.gpkg: reading a GeoPackage needs pyogrio; pip install "setr[geo]"' in said
+
+
+def test_triangles_and_measures(tmp_path, capsys):
+    """Surfaces in space are left out and counted; measured polygons are read without warnings."""
+    geo = tile(tmp_path / "a.tif")
+    raw = pytest.importorskip("pyogrio.raw", reason='needs the extra: pip install "setr[geo]"')
+    ring = geo.to_map(np.array([(2, 2), (8, 2), (8, 8), (2, 2)], float))
+    triangle = struct.pack("<BIII", 1, 17, 1, 4) + ring.tobytes()
+    surface = struct.pack("<BII", 1, 16, 1) + triangle
+    other = wkb(feature(square(10, 10, 4), geo)["geometry"])
+    measured = struct.pack("<BIII", 1, 2003, 1, 4) + np.insert(ring, 2, 7.0, axis=1).tobytes()
+    kinds = np.array(["house"] * 2, object)
+    options = {"crs": "EPSG:32633", "geometry_type": "Unknown"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = np.array([surface, other], object)
+        raw.write(tmp_path / "x.gpkg", shapes, [kinds], ["class"], driver="GPKG", **options)
+        shapes = np.array([measured], object)
+        raw.write(
+            tmp_path / "y.shp", shapes, [kinds[:1]], ["class"], driver="ESRI Shapefile", **options
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["init-data", str(tmp_path)]) == OK
+    assert "1 GeoPackage's TIN" in capsys.readouterr().err
+    found = ids(tmp_path, "a.png") == 0
+    assert found[10:14, 10:14].all()
+    assert 0 < found[:9, :9].sum() < 36
+
+
+def test_classes_that_cannot_be_read(tmp_path):
+    """An empty field, one of another type, and text in another encoding than its .cpg says."""
+    geo = tile(tmp_path / "a.tif")
+    shapes = [feature(square(x, 0, 4), geo, label=value) for x, value in ((0, 1.5), (9, np.nan))]
+    save(tmp_path / "x.gpkg", *shapes)
+    save(tmp_path / "y.shp", feature(square(0, 0, 4), geo, label="Straße"))
+    (tmp_path / "y.cpg").write_text("UTF-8")
+    path = tmp_path / "y.dbf"
+    path.write_bytes(path.read_bytes().replace("ß".encode(), b"\xdf "))
+    said = refused(tmp_path)
+    assert "x.gpkg: feature 1 has no class: its property label is 1.5; give a name or an id" in said
+    assert "x.gpkg: feature 2 has no class: its property label is nan" in said
+    assert "y.shp: its text is not in utf-8; correct the encoding in its .cpg file" in said

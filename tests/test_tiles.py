@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from setr.cli import main
-from setr.data import tile_files
+from setr.data import tile_files, tile_folder
 from setr.data.tile_draft import Tile, divide_tiles, windows
 from setr.datasets import open_dataset
-from setr.errors import FAILED, OK, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 from setr.outlines import masks
 from setr.outlines.drawing import Ring, Runs, Shape, draw
@@ -363,3 +363,98 @@ def test_colour_masks_and_large_tiff_masks(tmp_path, monkeypatch):
     monkeypatch.setattr(tile_files, "MAX_PIXELS", 1000)
     mask, _ = tile_files.mask_to_cut(tmp_path / "m.tif")
     np.testing.assert_array_equal(mask[60:90, 3:70], ids()[60:90, 3:70])
+
+
+def test_a_full_disk_is_told(tmp_path, capsys):
+    """Also where only closing a file would notice: no tile is cut off."""
+    import resource
+
+    scene(tmp_path / "images" / "a.tif")
+    mask_of(tmp_path / "masks" / "a.tif", ids())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, before[1]))
+    try:
+        code = main(["init-data", str(tmp_path), "--tile", "64"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == FAILED
+    assert "a_0_0.tif: cannot write: File too large" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
+
+
+def test_a_second_process_is_refused(tmp_path):
+    """It would remove the tiles of the first."""
+    with tile_folder.TileFolder(tmp_path, 64) as first:
+        with pytest.raises(SetrError, match="another `setr init-data --tile` is at work here"):
+            tile_folder.TileFolder(tmp_path, 64)
+        assert (tmp_path / ".tiles.part").is_dir()
+        assert first.tiles == []
+    with tile_folder.TileFolder(tmp_path, 64):
+        pass
+
+
+def test_nothing_is_cut_where_a_list_would_be_replaced(tmp_path, capsys):
+    scene(tmp_path / "images" / "a.tif")
+    mask_of(tmp_path / "masks" / "a.tif", ids())
+    (tmp_path / "train.txt").write_text("mine\n")
+    command = ["init-data", str(tmp_path), "--tile", "100"]
+    assert main(command) == USAGE
+    assert "train.txt exists; add --overwrite to replace it" in capsys.readouterr().err
+    assert not (tmp_path / "tiles").exists()
+    assert main([*command, "--name", "other.yaml"]) == OK
+    assert main([*command, "--name", "third.yaml"]) == USAGE
+    said = "tiles exists; add --overwrite to replace it, or rename it to keep it"
+    assert said in capsys.readouterr().err
+
+
+def test_images_in_a_folder_called_tiles(tmp_path):
+    """They are images unless init-data cut them."""
+    from setr.prediction.annotations import Georeference
+
+    scene(tmp_path / "tiles" / "a.tif")
+    geo = Georeference("EPSG:32633", (METRES, 0, LEFT, 0, -METRES, TOP))
+    put(tmp_path / "x.geojson", layer(feature(square(9, 9, 40), geo, "OGC:CRS84", name="house")))
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert (read_mask(tmp_path / "masks_drawn" / "tiles" / "a.png") == 0).sum() == 1600
+    for name in ("images", "masks"):
+        mask_of(tmp_path / "nested" / name / "tiles" / "a.tif", ids())
+    assert main(["init-data", str(tmp_path / "nested")]) == OK
+
+
+def test_turned_images_are_refused(tmp_path, capsys):
+    """Tiles are parts of the stored pixels, masks are drawn on the image as it is shown."""
+    from PIL import Image
+
+    tag = Image.Exif()
+    tag[0x0112] = 3
+    values = np.random.default_rng(2).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
+    for suffix, options in (("png", {"exif": tag}), ("tif", {"tiffinfo": {0x0112: 3}})):
+        root = tmp_path / suffix
+        for name in ("images", "masks"):
+            (root / name).mkdir(parents=True)
+        Image.fromarray(values).save(root / "images" / f"a.{suffix}", **options)
+        Image.fromarray(ids()).save(root / "masks" / "a.png")
+        assert main(["init-data", str(root), "--tile", "64"]) == FAILED
+        said = f"images/a.{suffix}: an orientation tag (EXIF) turns it, and tiles are cut as stored"
+        assert said in capsys.readouterr().err
+
+
+def test_no_tiles_left_for_training(tmp_path, capsys):
+    """One place at two dates, one of them for validation."""
+    for split in ("train", "val"):
+        scene(tmp_path / "images" / split / f"{split}.tif")
+        mask_of(tmp_path / "labels" / split / f"{split}.tif", ids())
+    assert main(["init-data", str(tmp_path), "--tile", "64"]) == DATA_CHECK_FAILED
+    said = "all tiles for training show ground of images for validation or testing"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "data.yaml").exists()
+
+
+def test_masks_that_give_way_to_outlines_leave_no_tiles(tmp_path):
+    """Tiles of masks without any class are not among those of the outlines."""
+    scene(tmp_path / "images" / "a.tif")
+    mask_of(tmp_path / "masks" / "a.tif", np.full(SIZE, 255, np.uint8))
+    with tile_folder.TileFolder(tmp_path, 64) as tiles:
+        tiles.cut_files([("images/a.tif", "masks/a.tif")])
+        tiles.clear()
+        assert (tiles.tiles, list((tmp_path / ".tiles.part").iterdir())) == ([], [])

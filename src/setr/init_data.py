@@ -19,7 +19,7 @@ from setr.data.data_yaml import SPLITS
 from setr.data.layouts import SPLIT_OF, find_split, split_lists
 from setr.data.pairing import MASK_FOLDERS, NoSplitError, masks_by_stem, open_list, separate_masks
 from setr.data.split_draft import draft_lists
-from setr.data.tile_folder import TILES, TileFolder
+from setr.data.tile_folder import TILES, TileFolder, has_tiles
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
@@ -105,7 +105,7 @@ def _draft(
             if annotated is None:
                 raise
             if tiles is not None:
-                tiles.tiles.clear()
+                tiles.clear()
         else:
             _refuse_class_key(root, class_key, "masks")
             return from_masks
@@ -217,12 +217,17 @@ def _composed(
     name: str, head: list[str], note: str, body: list[str], lists: dict[str, str]
 ) -> Draft:
     """The draft; `lists` are by split, empty if folders define the splits."""
-    prefix = "" if name == "data.yaml" else f"{Path(name).stem}_"
-    names = {split: f"{prefix}{split}.txt" for split in SPLITS if split in lists}
+    names = {split: file for split, file in list_names(name).items() if split in lists}
     lines = [*head, *([f"# {note}"] if note else ())]
     lines += [f"{split}: {file}" for split, file in names.items()]
     files = {file: lists[split] for split, file in names.items()}
     return Draft("\n".join([*lines, *body]) + "\n", files, note, name)
+
+
+def list_names(name: str) -> dict[str, str]:
+    """The list file of each split, for a YAML file of this name."""
+    prefix = "" if name == "data.yaml" else f"{Path(name).stem}_"
+    return {split: f"{prefix}{split}.txt" for split in SPLITS}
 
 
 def write(root: Path, made: Draft) -> list[Path]:
@@ -246,7 +251,9 @@ def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     ):
         if not (root / images).is_dir() or not (root / masks).is_dir():
             continue
-        files = [name for name in walk_images(root / images) if not name.startswith(f"{TILES}/")]
+        files = walk_images(root / images)
+        if has_tiles(root / images):
+            files = [name for name in files if not name.startswith(f"{TILES}/")]
         if masks and not images:
             files = [name for name in files if "/" not in name]
         files, found = (

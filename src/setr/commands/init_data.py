@@ -13,7 +13,7 @@ import tyro
 from setr.cli import parse
 from setr.data.tile_folder import TILES
 from setr.errors import OK, USAGE, SetrError
-from setr.init_data import draft, write
+from setr.init_data import draft, list_names, write
 
 _OPTIONS = ("val_share", "rest", "class_key", "tile")
 _BESIDE = "setr.yaml"
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
         )
     if given.tile < 0:
         raise SetrError(f"--tile {given.tile}: give a number of pixels", code=USAGE)
-    _require_absent(given, [name, *([TILES] if given.tile else [])])
+    _require_absent(given, [name, *([TILES, *list_names(name).values()] if given.tile else [])])
     options = {option: getattr(given, option) for option in _OPTIONS}
     made = draft(given.folder, name=name, **options)
     _require_absent(given, list(made.files))
@@ -93,7 +93,8 @@ def _require_absent(given: Arguments, names: list[str]) -> None:
                 code=USAGE,
             )
         if path.exists() and not given.overwrite:
+            keep = "rename it" if path.name == TILES else "--name OTHER.yaml"
             raise SetrError(
-                f"{path} exists; add --overwrite to replace it, or --name OTHER.yaml to keep it",
+                f"{path} exists; add --overwrite to replace it, or {keep} to keep it",
                 code=USAGE,
             )

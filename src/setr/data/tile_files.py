@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 
 from setr.data.tile_draft import Window
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS, bounds
+from setr.images import MAX_PIXELS, bounds, opened
+from setr.reading.decode import orientation
+from setr.reading.files import write_bytes
 from setr.reading.gdal import GdalFile, gdal_reason, import_gdal
 from setr.reading.masks import ColourMaskError, read_mask, read_palette
 
@@ -53,6 +56,17 @@ def mask_to_cut(path: Path) -> tuple[Any, np.ndarray | None]:
     for value, colour in colours.items():
         palette[value] = colour >> 16, colour >> 8 & 255, colour & 255
     return pixels, palette if colours and pixels.dtype == np.uint8 else None
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a tag says that the image is shown rotated or mirrored; tiles are cut as stored."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of broken files, which are told when they are read
+            with opened(path, MAX_PIXELS) as image:
+                return orientation(image) != 1
+    except SetrError:  # bands that Pillow does not know, or a large raster
+        return False
 
 
 def box_of(file: Any, window: Window) -> tuple[float, float, float, float]:
@@ -135,14 +149,21 @@ def _profile(source: GdalFile, window: Window, values: np.ndarray) -> dict[str, 
 
 @contextlib.contextmanager
 def _created(path: Path, profile: dict[str, Any]) -> Iterator[Any]:
-    """A new GeoTIFF file to write to."""
+    """A new GeoTIFF file to write to.
+
+    It is made in memory, because closing a file with GDAL reports no full disk.
+    """
     gdal = import_gdal(str(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         options = {"GDAL_PAM_ENABLED": False, "GDAL_TIFF_INTERNAL_MASK": True}
-        with gdal.Env(**options), gdal.open(path, "w", **profile) as out:
-            yield out
+        with gdal.Env(**options), gdal.MemoryFile() as memory:
+            with memory.open(**profile) as out:
+                yield out
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, bytes(memory.getbuffer()))
     except SetrError:
         raise
+    except OSError as error:
+        raise SetrError(f"{path}: cannot write: {error.strerror or error}") from None
     except Exception as error:
         raise SetrError(f"{path}: cannot write: {gdal_reason(error):.120}") from None

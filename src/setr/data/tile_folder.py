@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr.data.pairing import data_error
+from setr.data.split_draft import known_split
 from setr.data.tile_draft import Tile, divide_tiles, windows
-from setr.data.tile_files import box_of, mask_to_cut, write_image, write_mask
+from setr.data.tile_files import box_of, is_turned, mask_to_cut, write_image, write_mask
 from setr.errors import USAGE, SetrError
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
 from setr.reading.gdal import GdalFile, gdal_driver, import_gdal
 
 TILES = "tiles"
-"""Folder for the tiles; files in it are never taken as images to cut."""
+"""Folder for the tiles."""
 SMALLEST = 64
 """Smallest side of tiles in pixels."""
 _PART = f".{TILES}.part"
@@ -49,7 +50,8 @@ class TileFolder:
         side: most pixels a side.
 
     Raises:
-        SetrError: a folder `tiles` that was not made here.
+        SetrError: a folder `tiles` that was not made here, one that cannot be written to, or
+            another process that cuts tiles in it.
     """
 
     def __init__(self, root: Path, side: int) -> None:
@@ -57,23 +59,37 @@ class TileFolder:
             raise SetrError(f"--tile {side}: give {SMALLEST} pixels or more", code=USAGE)
         import_gdal(f"--tile {side}")
         self.root, self.side = root, side
-        self.tiles: list[Tile] = []
-        self.without_data = 0
-        if (root / TILES).exists() and not (root / TILES / _TABLE).is_file():
+        if (root / TILES).exists() and not has_tiles(root):
             raise SetrError(
                 f"{root / TILES}: exists, and was not written by --tile; rename it", code=USAGE
             )
-        self._remove(root / _PART)
+        self._lock = _locked(root)
         try:
-            (root / _PART).mkdir()
+            self.clear()
+        except SetrError:
+            self._unlock()
+            raise
+
+    def clear(self) -> None:
+        """Begin without any tiles.
+
+        Raises:
+            SetrError: the folder cannot be written to.
+        """
+        self.tiles: list[Tile] = []
+        self.without_data = 0
+        self._remove(self.root / _PART)
+        try:
+            (self.root / _PART).mkdir()
         except OSError as error:
-            raise SetrError(f"{root / _PART}: cannot write: {error.strerror}") from None
+            raise SetrError(f"{self.root / _PART}: cannot write: {error.strerror}") from None
 
     def __enter__(self) -> TileFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.root / _PART, ignore_errors=True)
+        self._unlock()
 
     def cut(
         self, image: str, name: str, mask: Any, palette: np.ndarray | None
@@ -90,11 +106,16 @@ class TileFolder:
             Each tile, and its mask.
 
         Raises:
-            SetrError: unreadable, unwritable, or a mask of another size.
+            SetrError: unreadable, unwritable, rotated by a tag, or a mask of another size.
         """
         if gdal_driver(self.root / image) is None:
             raise SetrError(
                 f"{image}: tiles are cut from TIFF and PNG files only; convert it first"
+            )
+        if is_turned(self.root / image):
+            raise SetrError(
+                f"{image}: an orientation tag (EXIF) turns it, and tiles are cut as stored; save "
+                "it upright first"
             )
         with GdalFile(self.root / image, cache=_CACHE_BYTES) as source:
             if mask.shape[:2] != source.stored.shape:
@@ -156,12 +177,19 @@ class TileFolder:
             classes: ids of the classes in the mask of each tile.
 
         Raises:
-            SetrError: no tile has a class (exit code 3).
+            SetrError: no tile has a class, or none is left for training (exit code 3).
         """
         labelled = [tile for tile in self.tiles if classes.get(tile.mask)]
         if not labelled:
             raise data_error(f"{self.root}: no tile has a pixel with a class")
         splits = divide_tiles(labelled, val_share, known, classes)
+        if "train" not in splits and any(
+            known_split(tile.source, known) in ("train", "") for tile in labelled
+        ):
+            raise data_error(
+                f"{self.root}: all tiles for training show ground of images for validation or "
+                "testing; put images of one place into one split"
+            )
         kept = {tile for tiles in splits.values() for tile in tiles}
         for tile in set(self.tiles) - kept:
             for file in (tile.image, tile.mask):
@@ -198,12 +226,49 @@ class TileFolder:
             raise SetrError(f"{self.root / TILES}: cannot write: {error.strerror}") from None
         self._remove(old)
 
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
     def _remove(self, folder: Path) -> None:
         try:
             if folder.exists():
                 shutil.rmtree(folder)
         except OSError as error:
             raise SetrError(f"{folder}: cannot be removed: {error.strerror}") from None
+
+
+def _locked(root: Path) -> int | None:
+    """A lock against a second process, which would remove the tiles of the first.
+
+    Returns:
+        The open folder, whose lock ends when it is closed; None where folders cannot be locked.
+
+    Raises:
+        SetrError: another process has it.
+    """
+    try:
+        import fcntl
+
+        lock = os.open(root, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise SetrError(
+            f"{root}: another `setr init-data --tile` is at work here; wait until it ends"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(lock)
+        return None
+    return lock
+
+
+def has_tiles(root: Path) -> bool:
+    """Whether a folder has tiles that were cut here, which are never taken as images to cut."""
+    return (root / TILES / _TABLE).is_file()
 
 
 def names_for(images: Sequence[str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ import yaml
 from setr.data.class_files import names_by_id
 from setr.data.data_yaml import SPLITS, DataLoader
 from setr.data.pairing import data_error
-from setr.data.tile_folder import TILES
+from setr.data.tile_folder import TILES, has_tiles
 from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.outlines.cvat import cvat_outlines
@@ -43,7 +43,8 @@ def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
         SetrError: several annotation formats, or an image with outlines in two files or twice in
             one (exit code 3).
     """
-    images = [name for name in walk_images(root) if not name.startswith((f"{DRAWN}/", f"{TILES}/"))]
+    made = (f"{DRAWN}/", *([f"{TILES}/"] if has_tiles(root) else ()))
+    images = [name for name in walk_images(root) if not name.startswith(made)]
     if not images:
         return None
     index = ImageIndex(images)

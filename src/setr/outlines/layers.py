@@ -233,7 +233,12 @@ class Layers:
             if polygons and class_name:
                 areas.append(_Area(class_name, polygons))
             elif polygons:
-                self.out.problems.append(f"{name}: feature {number} has no property {key}")
+                value = values.get(key)
+                given = "empty" if value in (None, "") else f"{value!r:.40}"
+                self.out.problems.append(
+                    f"{name}: feature {number} has no class: its property {key} is {given}; give a "
+                    "name or an id"
+                )
         return areas
 
     def _polygons(self, geometry: Any, kind: str) -> list[list[np.ndarray]]:

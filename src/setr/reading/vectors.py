@@ -5,9 +5,10 @@ Geometries are exchanged in their well-known binary form (OGC 06-103r4, section 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,13 @@ _HEADS = {".shp": b"\0\0\x27\x0a", ".gpkg": b"SQLite format 3\0"}
 """First bytes; GDAL would open other files, too, some of which name further files or addresses."""
 _KINDS = {
     **{1: "Point", 2: "LineString", 3: "Polygon", 4: "MultiPoint", 5: "MultiLineString"},
-    **{6: "MultiPolygon", 7: "GeometryCollection", 15: "PolyhedralSurface", 16: "TIN"},
+    **{
+        6: "MultiPolygon",
+        7: "GeometryCollection",
+        15: "PolyhedralSurface",
+        16: "TIN",
+        17: "Polygon",
+    },
 }
 
 
@@ -54,8 +61,7 @@ class VectorLayer(NamedTuple):
         """
         raw = import_extra("pyogrio.raw", "geo", str(self.path))
         try:
-            with warnings.catch_warnings():  # of measured geometries, which lose their measures
-                warnings.simplefilter("ignore")
+            with _quiet():
                 meta, _, shapes, columns = raw.read(
                     self.path, layer=self.name, force_2d=True, bbox=box, datetime_as_string=True
                 )
@@ -86,8 +92,9 @@ def vector_layers(path: Path) -> list[VectorLayer]:
     if head != _HEADS[kind]:
         raise SetrError(f"{path}: not a {FORMATS[kind]}")
     try:
-        named = [str(name) for name, geometry in pyogrio.list_layers(path) if geometry]
-        facts = [pyogrio.read_info(path, layer=name, force_feature_count=True) for name in named]
+        with _quiet():
+            named = [str(name) for name, geometry in pyogrio.list_layers(path) if geometry]
+            facts = [pyogrio.read_info(path, layer=n, force_feature_count=True) for n in named]
     except Exception as error:
         raise _unreadable(path, error) from None
     return [
@@ -102,7 +109,20 @@ def wkb_polygon(rings: Sequence[np.ndarray]) -> bytes:
     return struct.pack("<BII", 1, 3, len(rings)) + b"".join(parts)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings of measured geometries, which lose their measures."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _unreadable(path: Path, error: Exception) -> SetrError:
+    if isinstance(error, UnicodeDecodeError):
+        return SetrError(
+            f"{path}: its text is not in {error.encoding}; correct the encoding in its .cpg file, "
+            "such as CP1252"
+        )
     kind = FORMATS[path.suffix.lower()]
     return SetrError(f"{path}: broken {kind} ({first_line(error):.160})")
 
