@@ -182,7 +182,7 @@ def refusal(capsys, *options: str) -> str:
         (["--distill.teacher", "nowhere"], "nowhere: no such model directory"),
         (["--distill.weight", "0"], "distill.weight 0.0: give a positive number"),
         (["--distill.temperature", "-1"], "distill.temperature -1.0: give a positive number"),
-        (["--distill.weight", "4"], "distill.weight 4.0: has no effect without distill.teacher"),
+        (["--distill.weight", "4"], "distill.weight 4.0: has no effect without --distill.teacher"),
         (
             ["--distill.teacher", "x", "--model.name", "eomt_nano", "--model.channels", "None"],
             "EoMT learns masks",
