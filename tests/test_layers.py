@@ -232,6 +232,7 @@ ORDER = (
         "training.best",
         "training.graphed",
         "training.updates",
+        "training.plan",
         "engine",
     ),
     # predictions

@@ -43,8 +43,9 @@ def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys
     write_bytes(tmp_path / "holiday.jpg", encode_png(draw("x", 0, size=48)[0]))
     block = next(b for b in blocks("") if "setr init-data" in b)
     commands = [line.split("#")[0].strip() for line in block.splitlines()]
-    assert [c.split()[1] for c in commands] == ["init-data", "doctor", "train", "eval", "predict"]
-    for command in commands:
+    verbs = ["init-data", "doctor", "train", "eval", "predict", "export", "serve"]
+    assert [c.split()[1] for c in commands] == verbs
+    for command in commands[:-1]:  # a server would not end
         arguments = shlex.split(command)[1:]
         if arguments[0] == "train":  # a download and thousands of steps are left out
             arguments = [a for a in arguments if a not in ("--model.pretrained", "lvd142m")]
@@ -52,6 +53,7 @@ def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys
         assert main(arguments) == OK, command
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert written == {"holiday.png", "holiday_overlay.png", "manifest.jsonl"}
+    assert (tmp_path / "model.onnx").is_file()
     capsys.readouterr()
     code = next(b for b in blocks("python") if "setr.load" in b)
     monkeypatch.setattr(setr, "create_model", lambda *a, **k: None, raising=False)  # 318 M weights
@@ -119,6 +121,7 @@ def test_commands_in_the_pages_have_the_options_they_are_given(page):
     typed = [(verb, rest.split()) for verb, rest in TYPED.findall(text) if verb in VERBS]
     for verb, words in typed:
         known = options(verb, *words[:1]) if verb == "explain" and words else options(verb)
+        known = known | options("train") if verb == "auto" else known
         for word in words:
             if re.match(r"--?[a-z]", word):
                 assert word.rstrip(".,;:)").replace("_", "-") in known, f"setr {verb} {word}"

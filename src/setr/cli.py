@@ -27,6 +27,7 @@ from setr.reading.files import require_writable
 
 VERBS = {
     "demo": "train and test a small model on drawn scenes in a few minutes; no data needed",
+    "auto": "from a folder to a trained, tested, exported model: setr auto DATA [--minutes 30]",
     "train": "train a recipe, or continue a run: setr train RECIPE [--optim.lr 0.01 …]",
     "eval": "test a model on a data set: setr eval MODEL DATA",
     "adjust": "raise a model's mIoU by one constant per class: setr adjust MODEL DATA -o OUT",

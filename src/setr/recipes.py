@@ -110,6 +110,23 @@ def finetune() -> Config:
     )
 
 
+@_register
+def scratch() -> Config:
+    """SETR-PUP, a ViT of 6 blocks from random weights, for your own data set; minutes on a CPU.
+
+    For images that pretrained weights do not suit, or where none can be had. Give the data with
+    `--data.root`. With `--model.pretrained`, use `finetune`.
+    """
+    config = demo()
+    return replace(
+        config,
+        data=replace(config.data, root="data", crop_size=(192, 192), workers=-1),
+        optim=replace(config.optim, warmup_steps=50),
+        train=replace(config.train, steps=2000, ema=0.99, log_every=50, save_every=500),
+        eval=EvalConfig(),
+    )
+
+
 def _crop_windows(height: int, width: int) -> EvalConfig:
     """Windows of the crop size with a stride of two thirds, as in the paper (section 4.1)."""
     return EvalConfig(window=(height, width), stride=(height * 2 // 3, width * 2 // 3))

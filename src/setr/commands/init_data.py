@@ -16,7 +16,7 @@ from setr.errors import OK, USAGE, SetrError
 from setr.init_data import draft, list_names, write
 
 _OPTIONS = ("val_share", "rest", "class_key", "tile")
-_BESIDE = "setr.yaml"
+BESIDE = "setr.yaml"
 """The draft beside a data.yaml of another program."""
 _NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
 """The key under which Ultralytics' files, and no drafts, list the classes."""
@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
         raise SetrError(f"{given.folder}: no such folder", code=USAGE)
     if not 0 < given.val_share < 1:
         raise SetrError(f"--val-share {given.val_share}: give a share between 0 and 1", code=USAGE)
-    name = given.name or (_BESIDE if _is_foreign(given.folder / "data.yaml") else "data.yaml")
+    name = given.name or (BESIDE if is_foreign(given.folder / "data.yaml") else "data.yaml")
     if Path(name).name != name or Path(name).suffix not in (".yaml", ".yml"):
         raise SetrError(
             f"--name {name}: give a name without folders that ends in .yaml", code=USAGE
@@ -73,20 +73,20 @@ def run(arguments: list[str]) -> int:
     if made.note:
         print(f"warning: {given.folder}: {made.note}", file=sys.stderr)
     data = given.folder if name == "data.yaml" else files[0]
-    if name != given.name and name == _BESIDE:
+    if name != given.name and name == BESIDE:
         print("data.yaml is of another program and stays as it is", file=sys.stderr)
     print(f"wrote {', '.join(map(str, files))}; look at the classes, then `setr doctor {data}`")
     return OK
 
 
-def _is_foreign(path: Path) -> bool:
+def is_foreign(path: Path) -> bool:
     """Whether this YAML file is of another program."""
     return path.is_file() and bool(_NAMES.search(path.read_bytes()))
 
 
 def _require_absent(given: Arguments, names: list[str]) -> None:
     for path in (given.folder / name for name in names):
-        if path.suffix != ".txt" and _is_foreign(path):
+        if path.suffix != ".txt" and is_foreign(path):
             raise SetrError(
                 f"{path} is of another program, and a draft would lose the classes it names; add "
                 "--name OTHER.yaml to keep it",

@@ -37,13 +37,7 @@ class Arguments:
 
 def run(arguments: list[str]) -> int:
     """Train; prints the figures of the validation split."""
-    named, rest = _split(arguments)
-    written = assigned(named or "", options_of(Arguments), "train RECIPE")
-    if named and written and not Path(named).is_dir():
-        raise SetrError(written, code=USAGE)
-    config = named_config(named) if named else Config()
-    default = Arguments(config=_without_length(config, rest))
-    given = parse(Arguments, rest, "train RECIPE", default=default)
+    given = parsed(arguments)
     if given.estimate:
         return _estimate(given.config, as_json=given.json)
     from setr.engine import train
@@ -60,6 +54,18 @@ def run(arguments: list[str]) -> int:
         file=sys.stderr,
     )
     return OK
+
+
+def parsed(arguments: list[str]) -> Arguments:
+    """The options, and the settings that result from the recipe and the options."""
+    named, rest = _split(arguments)
+    written = assigned(named or "", options_of(Arguments), "train RECIPE")
+    if named and written and not Path(named).is_dir():
+        raise SetrError(written, code=USAGE)
+    config = named_config(named) if named else Config()
+    default = Arguments(config=_without_length(config, rest))
+    given: Arguments = parse(Arguments, rest, "train RECIPE", default=default)
+    return given
 
 
 def _split(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -1,0 +1,323 @@
+"""`setr auto DATA [options]`: everything from a folder of images to a model in use.
+
+Every stage is another command of this toolkit, printed as it would be typed and run through the
+same function. This module only decides which, and skips those whose results are there already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from setr._extras import import_extra
+from setr.arguments.choices import ExportFormat
+from setr.cli import parse
+from setr.commands.init_data import BESIDE, is_foreign
+from setr.commands.shared import Data
+from setr.commands.train import parsed
+from setr.config import Config, DataConfig
+from setr.errors import FAILED, OK, USAGE, SetrError
+
+_SUFFIXES: dict[ExportFormat, str] = {"onnx": "model.onnx", "openvino": "model.xml",
+                                      "torch": "model.pt2"}  # fmt: skip
+_NEEDED: dict[ExportFormat, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "torch": (),
+}
+_DEFAULT: tuple[ExportFormat, ...] = ("onnx", "openvino")
+_SETTING = re.compile(r"--(model|data|optim|train|distill|eval)\.")
+"""Start of an option of `setr train`."""
+_LENGTH = ("--train.steps", "--train.epochs")
+_OURS = {"--data.root": "give it as DATA", "--out": "give it with -o", "--resume": "run the same "
+         "command again"}  # fmt: skip
+_TAKEN = ("RANK", "SLURM_PROCID")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Describe, check, train on, test and export your own data: one command.
+
+    Prints every stage as the command that does it. A run that was stopped continues. All options of
+    `setr train` with a dot (`--model.pretrained lvd142m`) may follow.
+    """
+
+    data: Data
+    """Folder with images and masks or outlines, a YAML file, or hf:OWNER/NAME."""
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Run folder; runs/NAME of the data if not given."""
+    minutes: float = 30.0
+    """Time for training and the tests during it, from which the number of steps follows: a step is
+    timed on this machine first."""
+    export: Annotated[tuple[ExportFormat, ...] | None, tyro.conf.arg(name="export")] = None
+    """Formats to export to; those of onnx and openvino that are installed by default."""
+    serve: bool = False
+    """At the end serve the model, with a web page to try it."""
+    overwrite: bool = False
+    """Train again in a run folder that holds a run."""
+    json: bool = False
+    """Print the result as JSON; not with --serve."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the stages whose results are not there; prints what they made."""
+    own, settings = _split(arguments)
+    given = parse(Arguments, own, "auto")
+    _require(given, settings)
+    wanted = parsed(["scratch", "--data.root", given.data, *settings]).config.data
+    began = time.monotonic()
+    with contextlib.redirect_stdout(sys.stderr):
+        data = _described(wanted)
+        out = Path(given.out or f"runs/{_name(data)}")
+        _stage("doctor", data, "--quick", *(["--labels", wanted.labels] if wanted.labels else []))
+        _train(given, data, out, settings)
+        split = _test_split(data, wanted)
+        tested = out / f"eval-{split}"
+        if not _is_current(tested / "metrics.json", out):
+            _stage("eval", str(out), data, "--split", split)
+        exported, failed = _export(given, out)
+    result = {
+        "data": data,
+        "run": str(out),
+        "split": split,
+        "metrics": json.loads((tested / "metrics.json").read_text(encoding="utf-8")),
+        "report": str(tested / "report.html"),
+        "exports": [str(file) for file in exported],
+        "seconds": time.monotonic() - began,
+    }
+    print(json.dumps(result) if given.json else _summary(result), flush=True)
+    if given.serve:
+        _stage("serve", str(out))
+    return FAILED if failed else OK
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split the words into our own and the settings of the training, each with its values."""
+    own: list[str] = []
+    settings: list[str] = []
+    words = own
+    for word in arguments:
+        if word.startswith("-") and not re.fullmatch(r"-[\d.]+(e-?\d+)?", word):
+            words = settings if _SETTING.match(word) else own
+        words.append(word)
+    if settings and (not arguments[0] or arguments[0].startswith("-")):
+        first = arguments[0]
+        raise SetrError(f"auto needs the data before {first}: setr auto DATA {first} …", code=USAGE)
+    return own, settings
+
+
+def _require(given: Arguments, settings: list[str]) -> None:
+    """Refuse what cannot work together, before anything is read."""
+    typed = {word.partition("=")[0] for word in settings if word.startswith("-")}
+    for option, advice in _OURS.items():
+        if option in typed:
+            raise SetrError(f"{option}: {advice}", code=USAGE)
+    if not 0 < given.minutes < float("inf"):
+        raise SetrError(f"--minutes {given.minutes}: give a positive number", code=USAGE)
+    if set(_LENGTH) & typed and given.minutes != Arguments.minutes:
+        raise SetrError(
+            f"--minutes {given.minutes}: has no effect beside a number of steps or epochs; give "
+            "one of them",
+            code=USAGE,
+        )
+    if given.json and given.serve:
+        raise SetrError("--json and --serve: give one of them", code=USAGE)
+    if any(os.environ.get(name) for name in _TAKEN):
+        raise SetrError(
+            "auto is one process; write `setr train` after torchrun or srun, as scaling.md shows",
+            code=USAGE,
+        )
+    for format in given.export or ():
+        for package in _NEEDED[format]:
+            import_extra(package, format, f"--export {format}")
+    if given.serve:
+        import_extra("fastapi", "serve", "--serve")
+
+
+def _stage(verb: str, *words: str) -> None:
+    """Print a command and run it.
+
+    Raises:
+        SetrError: it did not do everything; it has said why.
+    """
+    print(f"\n$ setr {verb} {shlex.join(words)}", file=sys.stderr, flush=True)
+    code = importlib.import_module(f"setr.commands.{verb.replace('-', '_')}").run(list(words))
+    if code != OK:
+        raise SetrError(
+            f"`setr {verb}` stopped this, as it says above; mend that and give the same command",
+            code=code,
+        )
+
+
+def _described(wanted: DataConfig) -> str:
+    """The data set as other commands take it; a folder without description gets one."""
+    from setr.datasets import open_dataset
+
+    folder = Path(wanted.root)
+    beside, own = folder / BESIDE, folder / "data.yaml"
+    if beside.is_file():
+        return str(beside)
+    try:
+        for split in (wanted.train_split, wanted.val_split):
+            open_dataset(wanted.root, split, wanted.labels)
+    except SetrError:
+        if not folder.is_dir() or wanted.labels or (own.exists() and not is_foreign(own)):
+            raise
+        _stage("init-data", wanted.root)
+        print(
+            "to name the classes first, stop this, edit that file, and give the same command again",
+            file=sys.stderr,
+        )
+    return str(beside) if beside.is_file() else wanted.root
+
+
+def _name(data: str) -> str:
+    """Name of a run on a data set."""
+    path = Path(data.rpartition(":")[2])
+    if path.suffix in (".yaml", ".yml"):
+        path = path.parent if path.stem in ("data", "setr") else path.with_suffix("")
+    return path.name or path.resolve().name
+
+
+def _train(given: Arguments, data: str, out: Path, settings: list[str]) -> None:
+    """Train, or continue a run, unless it has finished."""
+    if given.overwrite:
+        _stage("train", *_planned(given, data, out, settings), "--overwrite")
+    elif (out / "metrics.json").is_file():
+        print(f"\n{out}: trained already; --overwrite trains again", file=sys.stderr)
+    elif (out / "config.yaml").is_file():
+        again = [*settings] if (out / "last").is_dir() else [*settings, "--overwrite"]
+        resumed = ["--resume"] if (out / "last").is_dir() else []
+        _stage("train", str(out), *again, *resumed)
+    else:
+        _stage("train", *_planned(given, data, out, settings))
+
+
+def _planned(given: Arguments, data: str, out: Path, settings: list[str]) -> list[str]:
+    """The words after `setr train`: a recipe, the settings chosen here, and the user's."""
+    from setr.data.dataset import Dataset
+    from setr.datasets import open_dataset
+    from setr.distributed import device
+    from setr.doctor import check
+    from setr.reading.files import require_writable
+    from setr.training import plan
+    from setr.training.build import require_buildable
+    from setr.training.normalisation import with_normalisation
+
+    typed = {word.partition("=")[0].replace("_", "-") for word in settings}
+    recipe = "finetune" if "--model.pretrained" in typed else "scratch"
+    words = [recipe, "--data.root", data, "--out", str(out)]
+
+    def choose(choices: plan.Choices) -> None:
+        for option, values in choices.items():
+            positive = option.replace(".no-", ".")
+            if not {f"--{option}", f"--{positive}"} & typed:
+                words.extend([f"--{option}", *map(str, values)])
+
+    def opened(split: str) -> Dataset:
+        return open_dataset(data, split, config.data.labels)
+
+    config = parsed([*words, *settings]).config
+    require_writable(out, "-o")
+    require_buildable(config, weights=True)
+    on = device(config.train.device)
+    train, val = (opened(split) for split in (config.data.train_split, config.data.val_split))
+    sizes, tested = (plan.extent(check(split)) for split in (train, val))
+    choose(plan.scale_choices(recipe, sizes, on, patch=_patch_size(config)))
+    config = with_normalisation(parsed([*words, *settings]).config, train)
+    if set(_LENGTH) & typed:
+        return [*words, *settings]
+    print("\ntiming a few steps", file=sys.stderr, flush=True)
+    step = plan.seconds_per_step(config, train, on)
+    test = plan.seconds_per_test(config, tested, step)
+    choose(plan.length_choices(config, sizes, minutes=given.minutes, step=step, test=test))
+    steps = parsed([*words, *settings]).config.train.steps
+    print(
+        f"a step takes about {step:.2g} s here and a test about {test:.2g} s: {steps} steps, "
+        f"{steps * step / 60:.1f} minutes",
+        file=sys.stderr,
+    )
+    return [*words, *settings]
+
+
+def _patch_size(config: Config) -> int:
+    """Patch size of the encoder in pixels."""
+    import torch
+
+    from setr.training.build import build_model, without_weights
+
+    with torch.device("meta"):
+        return int(build_model(without_weights(config), 1, quiet=True).encoder.patch_size)
+
+
+def _test_split(data: str, wanted: DataConfig) -> str:
+    """The split to test on: `test` if there is one with masks, else that of the validation."""
+    from setr.data.pairing import NoSplitError
+    from setr.datasets import open_dataset
+
+    try:
+        test = open_dataset(data, "test", wanted.labels)
+    except NoSplitError:
+        return wanted.val_split
+    labelled = test.decoded or (len(test) and test.sources(0)[1] is not None)
+    return "test" if labelled else wanted.val_split
+
+
+def _export(given: Arguments, out: Path) -> tuple[list[Path], bool]:
+    """Export to the formats that are not there; the files, and whether one failed."""
+    formats = given.export
+    if formats is None:
+        formats = tuple(f for f in _DEFAULT if _is_installed(f))
+        if not formats:
+            print('\nno export: pip install "setr[onnx]" for ONNX files', file=sys.stderr)
+    files, failed = [], False
+    for format in formats:
+        file = out / _SUFFIXES[format]
+        try:
+            if not _is_current(file, out):
+                _stage("export", str(out), "--format", format, "-o", str(file))
+            files.append(file)
+        except SetrError as error:
+            failed = True
+            print(f"warning: {file} was not written: {error}", file=sys.stderr)
+    return files, failed
+
+
+def _is_current(file: Path, out: Path) -> bool:
+    """Whether a file made from the model in `out` is there and not older than it."""
+    model = out / "model.safetensors"
+    return file.is_file() and file.stat().st_mtime_ns >= model.stat().st_mtime_ns
+
+
+def _is_installed(format: ExportFormat) -> bool:
+    with contextlib.suppress(SetrError):
+        for package in _NEEDED[format]:
+            import_extra(package, format, "")
+        return True
+    return False
+
+
+def _summary(result: dict[str, Any]) -> str:
+    out, figures = result["run"], next(iter(result["metrics"].values()))
+    lines = [
+        f"\n{result['split']}: mIoU {100 * figures['miou']:.1f}, pixel accuracy "
+        f"{100 * figures['pixel_accuracy']:.1f} ({result['report']})",
+        f"{out}: the model",
+        *(f"{file}: the same for another runtime" for file in result["exports"]),
+        "\nNext:",
+        f"  setr predict {out} PHOTO.jpg -o predictions --save mask,overlay",
+        f"  setr serve {out}",
+        f"  setr bench {out}   # how fast it runs here",
+    ]
+    return "\n".join(lines)

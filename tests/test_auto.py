@@ -1,0 +1,247 @@
+"""`setr auto`: from a folder to a trained, tested and exported model, stage by stage."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+import setr
+from setr.cli import main
+from setr.commands.auto import _split
+from setr.config import Config
+from setr.data import scenes
+from setr.datasets import open_dataset
+from setr.errors import DATA_CHECK_FAILED, OK, USAGE
+from setr.recipes import recipe
+from setr.training import plan
+from setr.training.plan import Extent, length_choices, scale_choices, seconds_per_test
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+TINY = ["--data.workers", "0", "--data.crop-size", "32", "32"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Ten drawn scenes without a description; the current folder is theirs."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", "masks"):
+        Path("photos", folder).mkdir(parents=True)
+    for i in range(10):
+        image, mask = scenes.draw("train", i)
+        cv2.imwrite(f"photos/images/{i}.png", image[:64, :64, ::-1])
+        cv2.imwrite(f"photos/masks/{i}.png", mask[:64, :64])
+    return "photos"
+
+
+def stages(err: str) -> list[str]:
+    """The commands it printed."""
+    return [line[2:] for line in err.splitlines() if line.startswith("$ ")]
+
+
+def verbs(err: str) -> list[str]:
+    return [line.split()[1] for line in stages(err)]
+
+
+def test_one_command_leads_from_a_folder_to_an_exported_model(photos, capsys):
+    assert main(["auto", photos, "--minutes", "0.02", "--export", "onnx", "--json", *TINY]) == OK
+    out, err = capsys.readouterr()
+    assert verbs(err) == ["init-data", "doctor", "train", "eval", "export"]
+    result = json.loads(out)
+    run = Path("runs/photos")
+    assert (result["run"], result["split"], result["data"]) == (str(run), "val", photos)
+    assert result["exports"] == [str(run / "model.onnx")]
+    assert Path(result["report"]).is_file()
+    found = json.loads((run / "metrics.json").read_text())
+    assert result["metrics"]["single_scale"]["miou"] == found["single_scale"]["miou"]
+    photo = cv2.imread("photos/images/0.png")[:, :, ::-1]
+    masks = [setr.load(model).predict(photo).mask for model in (run, run / "model.onnx")]
+    assert (masks[0] == masks[1]).mean() > 0.99
+
+    # what it printed does the same: the same weights
+    (typed,) = [line.split()[1:] for line in stages(err) if line.startswith("setr train")]
+    typed[typed.index("--out") + 1] = "runs/again"
+    assert main(typed) == OK
+    weights = [Path(f"runs/{name}/model.safetensors").read_bytes() for name in ("photos", "again")]
+    assert weights[0] == weights[1]
+
+    # again: nothing is left to do
+    capsys.readouterr()
+    assert main(["auto", photos, "--export", "onnx"]) == OK
+    out, err = capsys.readouterr()
+    assert verbs(err) == ["doctor"]
+    assert "runs/photos: trained already; --overwrite trains again" in err
+    assert f"mIoU {100 * found['single_scale']['miou']:.1f}" in out
+    # a newer model: its figures and files are made again
+    os.utime(run / "model.safetensors")
+    assert main(["auto", photos, "--export", "onnx"]) == OK
+    assert verbs(capsys.readouterr().err) == ["doctor", "eval", "export"]
+
+
+def test_a_stopped_run_continues_with_its_own_settings(photos, capsys):
+    assert main(["auto", photos, "--train.steps", "3", "--export", "torch", *TINY]) == OK
+    run = Path("runs/photos")
+    figures = (run / "metrics.json").read_bytes()
+    (run / "metrics.json").unlink()
+    capsys.readouterr()
+    assert main(["auto", photos, "--export", "torch"]) == OK
+    err = capsys.readouterr().err
+    assert "setr train runs/photos --resume" in stages(err)
+    again = json.loads((run / "metrics.json").read_bytes())
+    assert again["single_scale"] == json.loads(figures)["single_scale"]
+    # stopped before anything was saved
+    for state in (run / "last").iterdir():
+        assert state.is_dir()
+    (run / "metrics.json").unlink()
+    os.rename(run / "last", "elsewhere")
+    assert main(["auto", photos, "--export", "torch"]) == OK
+    assert "setr train runs/photos --overwrite" in stages(capsys.readouterr().err)
+    assert Config.load(run / "config.yaml").train.steps == 3
+
+
+def test_the_test_split_is_tested_if_it_has_masks(photos, capsys):
+    assert main(["init-data", photos]) == OK
+    listed = Path(photos, "val.txt").read_text().splitlines()
+    Path(photos, "test.txt").write_text(listed[0] + "\n")
+    yaml = Path(photos, "data.yaml")
+    yaml.write_text(yaml.read_text().replace("val: val.txt\n", "val: val.txt\ntest: test.txt\n"))
+    assert len(open_dataset(photos, "test")) == 1
+    arguments = ["auto", photos, "--train.steps", "1", "--export", "torch", "-o", "runs/t", *TINY]
+    assert main(arguments) == OK
+    assert "setr eval runs/t photos --split test" in stages(capsys.readouterr().err)
+
+
+def test_an_export_that_fails_leaves_the_rest(photos, capsys, monkeypatch):
+    from setr.commands import export
+    from setr.errors import SetrError
+
+    def refused(words):
+        raise SetrError("logits differ")
+
+    monkeypatch.setattr(export, "run", refused)
+    assert main(["auto", photos, "--train.steps", "1", "--export", "torch", *TINY]) == 1
+    out, err = capsys.readouterr()
+    assert "model.pt2 was not written: logits differ" in err
+    assert "runs/photos: the model" in out
+    assert "model.pt2" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("", USAGE, "DATA is missing"),
+        ("nowhere", USAGE, "nowhere: no such file or folder"),
+        ("photos --minutes 0", USAGE, "--minutes 0.0: give a positive number"),
+        ("photos --minutes nan", USAGE, "--minutes nan: give a positive number"),
+        ("photos --minutes 9 --train.steps 9", USAGE, "--minutes 9.0: has no effect beside"),
+        ("photos --train.sseed 1", USAGE, "did you mean --train.seed?"),
+        ("photos --optim.lr -1", USAGE, "--optim.lr -1.0: give a positive"),
+        ("--train.seed 1 photos", USAGE, "auto needs the data before --train.seed"),
+        ("photos --data.root x", USAGE, "--data.root: give it as DATA"),
+        ("photos --json --serve", USAGE, "--json and --serve: give one of them"),
+        ("photos --export coreml", USAGE, "--export coreml: give one of onnx, openvino, torch"),
+        ("photos --model.pretrained none.pth", USAGE, "none.pth: no such weight file"),
+        ("photos/masks", DATA_CHECK_FAILED, "photos/masks: no image folder"),
+    ],
+)
+def test_wrong_words_are_refused_before_anything_is_trained(photos, capsys, words, code, message):
+    assert main(["auto", *words.split()]) == code
+    err = capsys.readouterr().err
+    assert message in err
+    assert "train" not in verbs(err)
+    assert not Path("runs").exists()
+
+
+def test_data_that_training_would_refuse_stops_it(photos, capsys):
+    assert main(["init-data", photos]) == OK
+    Path(photos, "masks/3.png").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["auto", photos]) == DATA_CHECK_FAILED
+    assert "`setr doctor` stopped this" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_launcher_is_sent_to_train(photos, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert main(["auto", photos]) == USAGE
+    assert "auto is one process" in capsys.readouterr().err
+
+
+def test_settings_of_the_training_are_told_from_its_own_options():
+    words = "data --optim.lr 1e-3 --model.freeze -1 --json --data.crop-size 32 32 -o runs/x"
+    own, settings = _split(words.split())
+    assert own == ["data", "--json", "-o", "runs/x"]
+    assert settings == [*words.split()[1:5], "--data.crop-size", "32", "32"]
+
+
+@pytest.mark.parametrize(
+    ("name", "short", "device", "crop", "resized"),
+    [
+        ("finetune", 360, CPU, 350, None),  # a multiple of 14
+        ("finetune", 3000, CPU, 364, 448),
+        ("finetune", 3000, GPU, 448, 672),
+        ("finetune", 100, GPU, 224, 224),  # patches of small images would be few
+        ("scratch", 128, CPU, 128, None),
+        ("scratch", 1080, CPU, 192, 256),
+        ("scratch", 20, GPU, 96, 96),
+    ],
+)
+def test_images_and_crops_have_sizes_that_the_device_can_train(name, short, device, crop, resized):
+    patch = 14 if name == "finetune" else 8
+    chosen = scale_choices(name, Extent(50, short, 2 * short), device, patch=patch)
+    assert chosen["data.crop-size"] == (crop, crop)
+    assert chosen.get("data.short-side") == (resized and (resized,))
+
+
+def test_a_batch_is_no_larger_than_the_split():
+    few = scale_choices("scratch", Extent(3, 64, 64), GPU, patch=8)
+    assert few["train.batch-size"] == (3,)
+    assert "train.batch-size" not in scale_choices("scratch", Extent(8, 64, 64), GPU, patch=8)
+    assert scale_choices("finetune", Extent(3, 64, 64), CPU, patch=14)["train.batch-size"] == (3,)
+
+
+def test_steps_fit_the_time_and_the_images():
+    config = recipe("finetune")
+
+    def chosen(images=1000, minutes=10.0, step=1.0, test=1.0):
+        return length_choices(config, Extent(images, 64, 64), minutes=minutes, step=step, test=test)
+
+    assert chosen()["train.steps"] == (450,)  # three quarters of 600 s
+    assert chosen(step=0.001)["train.steps"] == (12_500,)  # 100 epochs of 125 steps
+    assert chosen(images=20, step=0.001)["train.steps"] == (plan.LEAST,)
+    assert chosen(images=10**6, step=0.0001)["train.steps"] == (plan.MOST,)
+    assert chosen(minutes=0.001)["train.steps"] == (1,)
+    assert chosen()["train.eval-every"] == (90,)
+    assert chosen(test=60.0)["train.eval-every"] == (0,)  # four tests would take 4 of 10 minutes
+    assert chosen(step=2.0)["optim.warmup-steps"] == (22,)
+    # the average spans a tenth of the steps, at most the recipe's
+    assert chosen()["train.ema"] == (0.9778,)
+    assert chosen(step=0.01)["train.ema"] == (0.9992,) or config.train.ema == 0.999
+
+
+def test_the_time_of_a_step_is_measured_on_the_settings(monkeypatch):
+    config = recipe("scratch")
+    data = open_dataset("scenes:10", "train")
+    seen = []
+
+    def step(self, done, images, masks):
+        seen.append((done, tuple(images.shape), tuple(masks.shape), int(masks.max())))
+        return {}
+
+    monkeypatch.setattr(plan.Updates, "step", step)
+    times = iter([0.0, 9.0, 10.0, 12.0, 20.0, 24.0])  # a slow first step, then 2 and 4 s
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: next(times))
+    assert plan.seconds_per_step(config, data, CPU) == pytest.approx(3.0 * plan.LOADING)
+    assert [s[:3] for s in seen] == [(i, (8, 192, 192, 3), (8, 192, 192)) for i in range(3)]
+    assert max(s[3] for s in seen) == 8  # of nine classes
+
+
+def test_the_time_of_a_test_follows_from_its_pixels():
+    config = recipe("scratch")  # 8 crops of 192x192
+    at_own_size = seconds_per_test(config, Extent(16, 192, 192), step=3.0)
+    assert at_own_size == pytest.approx(2.0)  # 16 forward passes of 1/8 s
+    assert seconds_per_test(config, Extent(16, 384, 384), step=3.0) == pytest.approx(8.0)
