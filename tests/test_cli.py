@@ -79,9 +79,9 @@ def test_every_verb_has_help(verb, capsys):
         (["train", "nowhere.yaml"], "no such config file"),
         (
             ["train", "photos"],
-            "photos: not a run folder; to train on this data: setr train finetune",
+            "photos: not a run folder; to train on this data: setr auto photos, or",
         ),
-        (["train", "photos/data.yaml"], "a data set, not a run; to train on this data: setr train"),
+        (["train", "photos/data.yaml"], "a data set, not a run; to train on this data: setr auto"),
         (["train", "photos/typo.yaml"], "unknown key 'optin'; did you mean 'optim'?"),
         (["models", "nothing*"], "no model matches"),
         (["predict", "nowhere", "nothing.png"], "-o is missing"),

@@ -71,8 +71,8 @@ def run(arguments: list[str]) -> int:
         f"\n{metrics['seconds']:.0f} s. Written to {out}/: report.html (open it), metrics.json, "
         "and the model\n\nNext:\n"
         f"  setr predict {out} PHOTO.jpg -o predictions --save mask,overlay\n"
-        "  setr init-data YOUR_FOLDER          # describe your own images and masks\n"
-        "  setr train finetune --data.root YOUR_FOLDER --model.pretrained lvd142m"
+        f"  setr serve {out}   # a page to try it in a browser\n"
+        "  setr auto YOUR_FOLDER --model.pretrained lvd142m   # your own images and masks"
     )
     return OK
 

@@ -41,7 +41,7 @@ def named_config(name: str) -> Config:
 
 
 def _train_on(data: str) -> str:
-    return f"to train on this data: setr train finetune --data.root {data}"
+    return f"to train on this data: setr auto {data}, or setr train finetune --data.root {data}"
 
 
 def _describes_data(path: Path) -> bool:
