@@ -9,6 +9,7 @@ import re
 
 import torch
 
+from setr.weight_files.flexible_layouts import plain_names
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
 from setr.weight_files.relative_bias import TABLE, spread_shared_table, without_pairs
 
@@ -17,7 +18,7 @@ _PARTS = {"q": "query", "k": "key", "v": "value"}
 
 
 def timm(tensors: Tensors) -> Translation:
-    """A checkpoint of timm, DeiT, BEiT or DINOv2, whose names differ little."""
+    """A checkpoint of timm (also its NaFlex ViT), DeiT, BEiT or DINOv2; names differ little."""
     rules: list[Rule] = [
         (r"register_tokens", "reg_token"),
         (r"(blocks\.\d+\.mlp\.)w12\.(.+)", r"\1fc1.\2"),
@@ -27,7 +28,7 @@ def timm(tensors: Tensors) -> Translation:
     wrapped = (re.match(r"((?:backbone|model|vit)\.)blocks\.", name) for name in tensors)
     prefix = next((found[1] for found in wrapped if found), "")
     bare = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    renamed, unexpected = rename(spread_shared_table(bare), rules)
+    renamed, unexpected = rename(spread_shared_table(plain_names(bare)), rules)
     dialect = "deit" if "dist_token" in renamed else "timm"
     return Translation(dialect, renamed, whole=False, unexpected=unexpected)
 
