@@ -184,7 +184,9 @@ def match_weights(
     resized, adapted, mismatched = [], [], []
     for name in [n for n in given if n in own]:
         exact = found.dialect == "setr" and given[name].shape == own[name].shape
-        value = given[name] if exact else _resampled(model, found, name, given, own, pos_interp, source)
+        value = (
+            given[name] if exact else _resampled(model, found, name, given, own, pos_interp, source)
+        )
         if value is not given[name]:
             resized.append(name)
         if reads_rgb_alone(value, own[name]):

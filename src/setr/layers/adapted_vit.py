@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-class AdaptedViT(nn.Module):
+class AdaptedViT:
     """First base of an adapted class of timm; the second is timm's class.
 
     Its `patch_embed` returns (B, h, w, C) and pads images to whole patches.
