@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from setr.layers.patch_embedding import linear_patches
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
 
@@ -24,9 +26,8 @@ def plain_names(tensors: Tensors) -> Tensors:
         (r"(.+)", r"\1"),
     ]
     named, _ = rename(tensors, rules)
-    if (weight := named.get(f"{_PROJ}.weight")) is not None and weight.ndim == 2:
-        side = _patch_side(weight.shape[1])
-        named[f"{_PROJ}.weight"] = linear_patches(weight, (side, side)).contiguous()
+    if (weight := named.get(f"{_PROJ}.weight")) is not None:
+        named[f"{_PROJ}.weight"] = convolution(weight)
     if (table := named.get("pos_embed")) is not None and table.ndim == 4:
         named["pos_embed"] = table.flatten(1, 2)
     return named
@@ -58,7 +59,11 @@ def radio(tensors: Tensors) -> Translation:
     return Translation("radio", named, whole=False, unexpected=unexpected, filled=filled)
 
 
-def _patch_side(length: int) -> int:
-    """Side of a patch whose flat pixels have this length: of RGB images, else 16."""
+def convolution(weight: Tensor) -> Tensor:
+    """The convolution for a linear layer on flat patches, of RGB images or 16 pixels a side."""
+    if weight.ndim != 2:
+        return weight
+    length = weight.shape[1]
     side = math.isqrt(length // 3)
-    return side if 3 * side * side == length else 16
+    side = side if 3 * side * side == length else 16
+    return linear_patches(weight, (side, side)).contiguous()
