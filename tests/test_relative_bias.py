@@ -15,7 +15,7 @@ from setr.config import OptimConfig
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
-from setr.layers.relative_bias import places
+from setr.layers.relative_bias import bias, places
 from setr.layers.timm_vit import list_encoders
 from setr.model import SETR, create_model
 from setr.training.optim import build_optimizer
@@ -97,8 +97,8 @@ def test_timms_other_calls_give_the_same():
 def test_other_grids_are_transformers_interpolation(grid):
     attn = pair()[0].double().vit.blocks[1].attn
     at = places(grid, has_class_token=True, device=torch.device("cpu"))
-    bias = attn.bias(at, torch.float64)[0]
-    torch.testing.assert_close(bias, looked_up(attn.relative_position_bias_table, 4, grid))
+    found = bias(attn.rows(grid), at, torch.float64)[0]
+    torch.testing.assert_close(found, looked_up(attn.relative_position_bias_table, 4, grid))
 
 
 def test_images_of_any_size_have_the_resampled_bias():
@@ -188,7 +188,9 @@ def test_the_gradient_of_a_table_is_that_of_plain_lookups():
     table = attn.relative_position_bias_table
     at = places((3, 5), has_class_token=True, device=torch.device("cpu"))
     weights = torch.randn(2, 16, 16, dtype=torch.float64)
-    (ours,) = torch.autograd.grad((attn.bias(at, torch.float64)[0] * weights).sum(), table)
+    (ours,) = torch.autograd.grad(
+        (bias(attn.rows((3, 5)), at, torch.float64)[0] * weights).sum(), table
+    )
     (plain,) = torch.autograd.grad((looked_up(table, 4, (3, 5)) * weights).sum(), table)
     torch.testing.assert_close(ours, plain)
 

@@ -22,10 +22,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from setr.errors import USAGE, SetrError
+from setr.layers.positions import grid_positions, resample_grid
 from setr.model import SETR
 
 MAX_TOKENS = 20_000
 """Above this many patches attention maps are refused: a full map would take gigabytes."""
+MAX_SIDE = 64
+"""Positions along the longer side of a grid whose similarities are computed."""
 ROLLOUT_ROWS = 512
 """Rows of a head's weights that rollout holds at once: 40 MB at most, as fast as all of them."""
 
@@ -259,18 +262,23 @@ def stretch(values: np.ndarray) -> np.ndarray:
 def position_similarity(model: SETR) -> np.ndarray:
     """Cosine similarity between the position embeddings of patches: (h, w, h, w), -1 to 1.
 
+    A grid with a longer side than `MAX_SIDE` (RADIO's has 128) is resampled to that first.
+
     Raises:
         SetrError: the encoder has none, for example because its positions are rotary.
     """
     _blocks(model, ())
     vit: Any = model.encoder.vit
-    embedding = getattr(vit, "pos_embed", None)
-    if not isinstance(embedding, Tensor):
+    embedding = grid_positions(vit)
+    if embedding is None:
         raise SetrError(
             "this encoder has no position embedding to show; its positions are rotary or relative"
         )
-    h, w = vit.patch_embed.grid_size
-    tokens = F.normalize(embedding[0, -h * w :].detach().float(), dim=1)
+    h, w = grid = vit.patch_embed.grid_size
+    if max(grid) > MAX_SIDE:
+        h, w = (max(1, round(n * MAX_SIDE / max(grid))) for n in grid)
+        embedding = resample_grid(embedding, grid, (h, w), mode="bilinear")
+    tokens = F.normalize(embedding[0].detach().float(), dim=1)
     return (tokens @ tokens.T).reshape(h, w, h, w).cpu().numpy()
 
 

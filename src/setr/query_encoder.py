@@ -38,13 +38,17 @@ class QueryEncoder(Encoder):
             patches inside their own mask while training; all 0 unless `set_progress` is called.
 
     Raises:
-        SetrError: more query blocks than blocks, several taps, or an encoder without final norm.
+        SetrError: more query blocks than blocks, or several taps.
+
+    An encoder without a final norm (RADIO; those that norm their pooled output) gets a new one.
     """
 
     def __init__(
         self, name: str, *, taps: tuple[int, ...], query_blocks: int = 4, **arguments: Any
     ) -> None:
         super().__init__(name, taps=taps, prune_norm=False, **arguments)
+        if isinstance(self.vit.norm, nn.Identity):
+            self.vit.norm = nn.LayerNorm(self.channels, eps=1e-6)
         if arguments.get("norm_eps") is not None:
             self.vit.norm.eps = arguments["norm_eps"]
         depth = len(self.vit.blocks)
@@ -85,21 +89,30 @@ class QueryEncoder(Encoder):
         """
         tokens, rope, grid = self.embed(images)
         before = len(self.vit.blocks) - self.num_query_blocks
-        for block in self.vit.blocks[:before]:
-            tokens = self._run(block, tokens, rope)
+        ropes = self._by_block(rope)
+        for block, angles in zip(self.vit.blocks[:before], ropes, strict=False):
+            tokens = self._run(block, tokens, angles)
         Q = 0
         if queries is not None:
             Q = len(queries)
             queries = queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([queries, tokens], dim=1)
-        for block, probability in zip(self.vit.blocks[before:], self.mask_probability, strict=True):
+        last = zip(self.vit.blocks[before:], ropes[before:], self.mask_probability, strict=True)
+        for block, angles, probability in last:
             mask = None
             if guide is not None:
                 logits = guide(*self._split(tokens, Q, grid))
                 if probability > 0:
                     mask = self._attention_mask(logits, tokens.shape[1], grid, probability)
-            tokens = self._run(block, tokens, rope, Q, mask)
+            tokens = self._run(block, tokens, angles, Q, mask)
         return self._split(tokens, Q, grid)[: 2 if Q else 1]
+
+    def _by_block(self, rope: Tensor | None) -> list[Tensor | None]:
+        """The rotary embedding of each block: (N, 2D) for all, or one of (depth, M, N, 2D)."""
+        depth = len(self.vit.blocks)
+        if rope is None or rope.ndim == 2:
+            return [rope] * depth
+        return list(rope[:depth])
 
     def _split(self, tokens: Tensor, Q: int, grid: tuple[int, int]) -> list[Tensor]:
         """The normalised patches (B, C, h, w) and queries (B, C, 1, Q) of (B, N, C) tokens."""

@@ -184,7 +184,9 @@ def match_weights(
     resized, adapted, mismatched = [], [], []
     for name in [n for n in given if n in own]:
         exact = found.dialect == "setr" and given[name].shape == own[name].shape
-        value = given[name] if exact else _resampled(model, name, given, own, pos_interp, source)
+        value = (
+            given[name] if exact else _resampled(model, found, name, given, own, pos_interp, source)
+        )
         if value is not given[name]:
             resized.append(name)
         if reads_rgb_alone(value, own[name]):
@@ -224,6 +226,7 @@ def match_weights(
 
 def _resampled(
     model: Loadable,
+    found: Translation,
     name: str,
     given: dict[str, Tensor],
     own: dict[str, Tensor],
@@ -233,6 +236,12 @@ def _resampled(
     """A given tensor, resampled if it belongs to another patch grid or size than the model's."""
     value = given[name]
     if name == POSITIONS:
+        if found.dialect == "radio" and value.shape[1] != own[name].shape[1]:
+            raise SetrError(
+                f"{source}: RADIO resamples its positions in its own way; choose the encoder "
+                "naflexvit_*_radio_* that these weights belong to (--model.encoder)",
+                code=USAGE,
+            )
         mode = pos_interp or model.encoder.pos_interp
         return fit_positions(model.encoder, value, given, mode, source)
     if name.endswith(TABLE):

@@ -2,9 +2,9 @@
 
 `Graph` is what is traced: padding to whole patches, the network, and one of two heads at the
 image's size. Batch norms are folded into the convolutions before them. The resampling of position
-embeddings becomes two small matrix products, because runtimes disagree about antialiased bicubic
-resizing (OpenVINO's differs from PyTorch's by 1e-2) but not about products. Rotary positions
-(DINOv3) are computed for the size of the image.
+embeddings becomes two small matrix products, because runtimes disagree about antialiased resizing
+(OpenVINO's bicubic differs from PyTorch's by 1e-2) but not about products. Rotary positions are
+computed for the size of the image.
 
 Shapes: B batch, H x W image, p patch size, K classes.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -89,8 +89,13 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
         program = torch.export.export(
             graph, (images,), dynamic_shapes={"images": free or None}, strict=False
         )
-        bicubic = torch.ops.aten._upsample_bicubic2d_aa
-        return program.run_decompositions({bicubic.vec: _bicubic, bicubic.default: _bicubic})
+        resized = {
+            torch.ops.aten._upsample_bicubic2d_aa: _bicubic,
+            torch.ops.aten._upsample_bilinear2d_aa: _bilinear,
+        }
+        return program.run_decompositions(
+            {op: by for each, by in resized.items() for op in (each.vec, each.default)}
+        )
 
 
 def free_axes(form: Form) -> tuple[int, int, int]:
@@ -129,13 +134,14 @@ def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:
         if isinstance(module, Level | DoubledLevel):
             module.merge()
     rope = getattr(getattr(copied.encoder, "vit", None), "rope", None)
-    kept = {name: b.clone() for name, b in rope.named_buffers()} if rope is not None else {}
+    tensors = [*rope.named_buffers(), *rope.named_parameters()] if rope is not None else []
+    kept = {name: tensor.clone() for name, tensor in tensors}
     if hasattr(rope, "normalize_coords"):
         _follow_sides(rope)
     copied.to(dtype)
-    for name, buffer in kept.items():  # angles need all their digits
+    for name, tensor in kept.items():  # angles need all their digits
         owner, _, leaf = name.rpartition(".")
-        setattr(rope.get_submodule(owner), leaf, buffer)  # type: ignore[union-attr]
+        getattr(rope.get_submodule(owner), leaf).data = tensor  # type: ignore[union-attr]
     return copied
 
 
@@ -163,8 +169,18 @@ def _follow_sides(rope: Any) -> None:
 
 def _bicubic(x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
     """Antialiased bicubic resize, as `F.interpolate` without align_corners, by two products."""
-    down = bicubic_weights(x.shape[-2], size[0])
-    across = bicubic_weights(x.shape[-1], size[1])
+    return _by_products(bicubic_weights, x, size)
+
+
+def _bilinear(x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
+    """Antialiased bilinear resize, likewise."""
+    return _by_products(bilinear_weights, x, size)
+
+
+def _by_products(weights: Callable[[int, int], Tensor], x: Tensor, size: Any) -> Tensor:
+    """Resize (B, C, h, w) by a product along each axis."""
+    down = weights(x.shape[-2], size[0])
+    across = weights(x.shape[-1], size[1])
     return (down.to(x.dtype) @ x) @ across.to(x.dtype).t()
 
 
@@ -174,11 +190,22 @@ def bicubic_weights(old: int, new: int) -> Tensor:
     The kernel of Keys (1981) with a = -0.5, stretched where the axis shrinks; rows sum to 1. At the
     old size it is the identity.
     """
-    step = old / new
-    centre = (torch.arange(new, dtype=torch.float32) + 0.5) * step
-    place = torch.arange(old, dtype=torch.float32) + 0.5
-    x = ((place - centre[:, None]) / torch.sym_max(step, 1.0)).abs()
+    x = _distances(old, new)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((2.5 - 0.5 * x) * x - 4) * x + 2
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+def bilinear_weights(old: int, new: int) -> Tensor:
+    """As `bicubic_weights`, with the triangle as the kernel."""
+    weights = (1 - _distances(old, new)).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _distances(old: int, new: int) -> Tensor:
+    """Distances (new, old) of new places from old ones; in new cells where the axis shrinks."""
+    step = old / new
+    centre = (torch.arange(new, dtype=torch.float32) + 0.5) * step
+    place = torch.arange(old, dtype=torch.float32) + 0.5
+    return ((place - centre[:, None]) / torch.sym_max(step, 1.0)).abs()

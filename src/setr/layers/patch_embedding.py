@@ -1,4 +1,4 @@
-"""Patch embeddings of timm's ViTs: their precision, and patches that overlap."""
+"""Patch embeddings of timm's ViTs: their precision, their form, and patches that overlap."""
 
 from __future__ import annotations
 
@@ -50,3 +50,16 @@ def overlap_patches(vit: Any, name: str, stride: int) -> None:
     embed.proj.stride = (stride, stride)
     embed.proj.padding = ((size - stride) // 2,) * 2
     embed.patch_size = (stride, stride)  # timm computes padding and the grid from it
+
+
+def linear_patches(weight: Tensor, size: tuple[int, int], *, channels_last: bool = True) -> Tensor:
+    """The convolution (C, channels, ph, pw) that a linear layer (C, n) on flat patches stands for.
+
+    Args:
+        weight: of the linear layer.
+        size: of a patch, (ph, pw) in pixels.
+        channels_last: whether the pixels' channels are neighbours in a flat patch.
+    """
+    if channels_last:
+        return weight.unflatten(1, (*size, -1)).permute(0, 3, 1, 2)
+    return weight.unflatten(1, (-1, *size))

@@ -31,6 +31,18 @@ def num_pos_prefix(vit: Any) -> int:
     return int(vit.pos_embed.shape[1] - rows * cols)
 
 
+def grid_positions(vit: Any) -> Tensor | None:
+    """The position embeddings (1, h*w, C) of a timm ViT's own patch grid, or None."""
+    if hasattr(vit, "positions"):  # `FlexibleViT`
+        found: Tensor | None = vit.positions()
+        return found
+    embedding = getattr(vit, "pos_embed", None)
+    if not isinstance(embedding, Tensor):
+        return None
+    h, w = vit.patch_embed.grid_size
+    return embedding[:, -h * w :]
+
+
 def resample_grid(
     embedding: Tensor, old: tuple[int, int], new: tuple[int, int], *, mode: PosInterp
 ) -> Tensor:

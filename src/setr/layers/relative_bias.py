@@ -1,16 +1,20 @@
-"""Plain ViTs with a relative position bias in every block (BEiT), for images of any size.
+"""Relative position biases for images of any size: timm's BEiT, and its `vit_relpos_*`.
 
-Bao et al. 2022, "BEiT" (arXiv 2106.08254), and Peng et al. 2022, "BEiT v2" (arXiv 2208.06366). To
-each attention score a block adds a value that it has learned for the offset between the two
-patches. Its table holds the offsets of one patch grid; timm's code takes images of that grid alone.
+To each attention score a block adds a value for the offset between the two patches. timm's code
+takes images of one patch grid; here the values are made for the grid of the image.
 
-For another grid the table is resampled bilinearly in every forward pass, as transformers does with
-BEiT (modeling_beit.py, `BeitRelativePositionBias`); docs/decisions.md says why. At its own grid it
-is used as it is.
+- BEiT and BEiT v2 (Bao et al. 2022, arXiv 2106.08254; Peng et al. 2022, arXiv 2208.06366): a table
+  that holds the offsets of one grid. For another grid it is resampled bilinearly in every forward
+  pass, as transformers does with BEiT (modeling_beit.py, `BeitRelativePositionBias`);
+  docs/decisions.md says why. At its own grid it is used as it is.
+- timm's own ViTs: a small MLP of the offset's signed logarithm (Liu et al. 2022, "Swin Transformer
+  V2", arXiv 2111.09883, section 3.3), which needs no resampling, or a table. Each block has one, or
+  all share one.
 
-Shapes: B batch, h x w patch grid, N tokens, C width, M heads. A table is
+Shapes: B batch, h x w patch grid, N tokens, C width, M heads. BEiT's table is
 ((2h-1) * (2w-1) + 3, M): offsets row by row, then class token to patch, patch to class token, and
-class token to itself.
+class token to itself. Here such values are called rows, (M, 3 + (2h-1) * (2w-1)), with the class
+token's three first.
 
 This module imports timm, so it is imported only when an encoder is built.
 """
@@ -22,11 +26,13 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from setr._timm import timm
+from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
 
 _beit: Any = timm.models.beit
+_relpos: Any = timm.models.vision_transformer_relpos
+_layers: Any = timm.layers.pos_embed_rel
 
 
 class Places(NamedTuple):
@@ -34,7 +40,7 @@ class Places(NamedTuple):
 
     Attributes:
         grid: patch grid (h, w).
-        pairs: (N, N) int32, for each pair the row of `RelativeAttention.rows` that it uses.
+        pairs: (N, N) int32, for each pair the row that it uses.
     """
 
     grid: tuple[int, int]
@@ -55,46 +61,18 @@ def places(grid: tuple[int, int], *, has_class_token: bool, device: torch.device
     return Places(grid, index)
 
 
-class RelativeAttention(_beit.Attention):
-    """timm's attention with a bias for the places it is given, and without timm's buffers."""
-
-    def forward(self, x: Tensor, shared_rel_pos_bias: Places | None = None) -> Tensor:
-        """(B, N, C) -> (B, N, C); timm's blocks pass the places on under their argument's name."""
-        B, N, _ = x.shape
-        bias = self.q_bias
-        if bias is not None:
-            bias = torch.cat([bias, torch.zeros_like(bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
-        q, k, v = qkv.reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = None
-        if shared_rel_pos_bias is not None and self.relative_position_bias_table is not None:
-            mask = self.bias(shared_rel_pos_bias, q.dtype)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.attn_drop.p if self.training else 0.0
-        )
-        out = self.proj(out.transpose(1, 2).reshape(B, N, -1))
-        return cast(Tensor, self.proj_drop(out))
-
-    def bias(self, at: Places, dtype: torch.dtype) -> Tensor:
-        """(1, M, N, N) bias of the attention scores, in the dtype of the scores."""
-        rows = self.rows(at.grid)
-        if not rows.requires_grad:  # gradients of many pairs are summed in float32
-            rows = rows.to(dtype)
-        N = at.pairs.shape[0]
-        return rows.index_select(1, at.pairs.flatten()).view(1, -1, N, N).to(dtype)
-
-    def rows(self, grid: tuple[int, int]) -> Tensor:
-        """The table resampled to a grid: (M, 3 + (2h-1) * (2w-1)), the class token's rows first."""
-        table = self.relative_position_bias_table.t()
-        own = self.window_size
-        offsets, special = table[:, :-3], table[:, -3:]
-        if tuple(grid) != tuple(own):
-            offsets = resample_table(offsets, own, grid)
-        return torch.cat([special, offsets], dim=1)
+def bias(rows: Tensor, at: Places, dtype: torch.dtype) -> Tensor:
+    """(1, M, N, N) bias of the attention scores, in the dtype of the scores."""
+    if not rows.requires_grad:  # gradients of many pairs are summed in float32
+        rows = rows.to(dtype)
+    N = at.pairs.shape[0]
+    return rows.index_select(1, at.pairs.flatten()).view(1, -1, N, N).to(dtype)
 
 
 def resample_table(offsets: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Resample (M, (2h-1) * (2w-1)) values of offsets to another patch grid, bilinearly."""
+    if tuple(grid) == tuple(own):
+        return offsets
     maps = offsets.reshape(1, -1, 2 * own[0] - 1, 2 * own[1] - 1)
     if maps.dtype in (torch.float16, torch.bfloat16):
         maps = maps.float()
@@ -103,8 +81,46 @@ def resample_table(offsets: Tensor, own: tuple[int, int], grid: tuple[int, int])
     return maps[0].flatten(1).to(offsets.dtype)
 
 
-class RelativeViT(_beit.Beit):
-    """timm's BEiT for images of any size, with the methods of timm's other ViTs that are used."""
+def _scores_dtype(tokens: Tensor) -> torch.dtype:
+    """The dtype in which attention scores of these tokens are computed."""
+    kind = tokens.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta has no autocast
+        return tokens.dtype
+    return torch.get_autocast_dtype(kind)
+
+
+# --- BEiT -----------------------------------------------------------------------------------------
+
+
+class RelativeAttention(_beit.Attention):
+    """timm's attention with a bias for the places it is given, and without timm's buffers."""
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Places | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C); timm's blocks pass the places on under their argument's name."""
+        B, N, _ = x.shape
+        qkv_bias = self.q_bias
+        if qkv_bias is not None:
+            qkv_bias = torch.cat([qkv_bias, torch.zeros_like(qkv_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        q, k, v = qkv.reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None
+        if shared_rel_pos_bias is not None and self.relative_position_bias_table is not None:
+            mask = bias(self.rows(shared_rel_pos_bias.grid), shared_rel_pos_bias, q.dtype)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.attn_drop.p if self.training else 0.0
+        )
+        out = self.proj(out.transpose(1, 2).reshape(B, N, -1))
+        return cast(Tensor, self.proj_drop(out))
+
+    def rows(self, grid: tuple[int, int]) -> Tensor:
+        """The table resampled to a grid: (M, 3 + (2h-1) * (2w-1))."""
+        table = self.relative_position_bias_table.t()
+        offsets = resample_table(table[:, :-3], self.window_size, grid)
+        return torch.cat([table[:, -3:], offsets], dim=1)
+
+
+class RelativeViT(AdaptedViT, _beit.Beit):
+    """timm's BEiT for images of any size."""
 
     def norm_pre(self, tokens: Tensor) -> Tensor:
         """The tokens; BEiT has no norm before its blocks."""
@@ -120,54 +136,120 @@ class RelativeViT(_beit.Beit):
             )
         return cast(Tensor, self.pos_drop(tokens))
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: list[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """As in timm's `VisionTransformer`, for images (B, in_chans, H, W) of any size."""
-        last = len(self.blocks) - 1
-        wanted = [range(last + 1)[i] for i in (range(last + 1) if indices is None else indices)]
-        patches = self.patch_embed(x)
-        h, w = patches.shape[1:3]
-        tokens = self._pos_embed(patches)
-        prefix = self.num_prefix_tokens
-        at = places((h, w), has_class_token=prefix > 0, device=tokens.device)
-        found = {}
-        for i, block in enumerate(self.blocks[: max(wanted) + 1] if stop_early else self.blocks):
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, at, use_reentrant=False)
-            else:
-                tokens = block(tokens, at)
-            if i in wanted:
-                found[i] = self.norm(tokens) if norm else tokens
-        maps: list[Any] = [found[i][:, prefix:] for i in sorted(found)]
-        if output_fmt == "NCHW":
-            maps = [m.unflatten(1, (h, w)).permute(0, 3, 1, 2).contiguous() for m in maps]
-        if return_prefix_tokens:
-            maps = [(m, found[i][:, :prefix]) for m, i in zip(maps, sorted(found), strict=True)]
-        return maps if intermediates_only else (self.norm(tokens), maps)
+    def block_arguments(
+        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
+    ) -> list[dict[str, Any]]:
+        """The places of the tokens; each block has a table."""
+        at = places(grid, has_class_token=self.num_prefix_tokens > 0, device=tokens.device)
+        return [{"shared_rel_pos_bias": at}] * len(self.blocks)
+
+
+# --- timm's own -----------------------------------------------------------------------------------
+
+
+class _Table(_layers.RelPosBias):
+    """timm's table, without its index of pairs."""
+
+    def rows(self, grid: tuple[int, int]) -> Tensor:
+        """The table resampled to a grid: (M, 3 + (2h-1) * (2w-1))."""
+        table = self.relative_position_bias_table.t()
+        special = 3 * self.prefix_tokens
+        offsets = table[:, : table.shape[1] - special]
+        rows = resample_table(offsets, self.window_size, grid)
+        first = table[:, -3:] if special else table.new_zeros(table.shape[0], 3)
+        return torch.cat([first, rows], dim=1)
+
+
+class _OffsetMlp(_layers.RelPosMlp):
+    """timm's MLP of an offset, without its buffers for one grid."""
+
+    def rows(self, grid: tuple[int, int]) -> Tensor:
+        """Its values for all offsets in a grid: (M, 3 + (2h-1) * (2w-1)); the class token has 0."""
+        weight = self.mlp.fc1.weight
+        down, across = (
+            torch.arange(1 - n, n, device=weight.device, dtype=torch.float32) for n in grid
+        )
+        offsets = torch.stack(torch.meshgrid(down, across, indexing="ij"), dim=-1).flatten(0, 1)
+        if self.mode == "swin":  # -8 to 8 in the grid that the weights are for
+            widest = [max(1, n - 1) for n in self.window_size]
+            offsets = torch.stack([offsets[:, i] / widest[i] * 8 for i in (0, 1)], dim=1)
+            logarithm = torch.log2(1 + offsets.abs()) / 3
+        else:
+            logarithm = torch.log(1 + offsets.abs())
+        rows = self.bias_act(self.mlp((offsets.sign() * logarithm).to(weight.dtype)).t())
+        return F.pad(rows if self.bias_gain is None else self.bias_gain * rows, (3, 0))
+
+
+class _BiasedAttention(_relpos.RelPosAttention):
+    """timm's attention with a bias, or with the places that its own is for."""
+
+    def forward(self, x: Tensor, shared_rel_pos: Places | Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C); timm's blocks pass the second argument on by its name."""
+        B, N, _ = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        mask = shared_rel_pos
+        if isinstance(mask, Places):
+            mask = bias(self.rel_pos.rows(mask.grid), mask, q.dtype)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.attn_drop.p if self.training else 0.0
+        )
+        out = self.proj(out.transpose(1, 2).reshape(B, N, -1))
+        return cast(Tensor, self.proj_drop(out))
+
+
+class BiasedViT(AdaptedViT, _relpos.VisionTransformerRelPos):
+    """timm's ViT with relative position biases for images of any size."""
+
+    def norm_pre(self, tokens: Tensor) -> Tensor:
+        """The tokens; there is no norm before the blocks."""
+        return tokens
+
+    def _pos_embed(self, patches: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, N, C), with the class token if there is one."""
+        tokens = patches.flatten(1, 2)
+        if self.cls_token is None:
+            return tokens
+        return torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+    def block_arguments(
+        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
+    ) -> list[dict[str, Any]]:
+        """The bias that all blocks share, or the places of the tokens."""
+        at = places(grid, has_class_token=self.num_prefix_tokens > 0, device=tokens.device)
+        shared: Any = at
+        if self.shared_rel_pos is not None:
+            shared = bias(self.shared_rel_pos.rows(grid), at, _scores_dtype(tokens))
+        return [{"shared_rel_pos": shared}] * len(self.blocks)
 
 
 def is_relative(name: str) -> bool:
-    """Whether a timm model is a ViT of this kind: BEiT or BEiT v2."""
-    return bool(timm.models.is_model_in_modules(name, ["beit"]))
+    """Whether a timm model is a ViT of this kind."""
+    modules = ["beit", "vision_transformer_relpos"]
+    return bool(timm.models.is_model_in_modules(name, modules))
 
 
 def make_variable(vit: Any) -> None:
-    """Make one of timm's `Beit` take images of any size; parameters and names do not change.
+    """Make one of timm's `Beit` or `VisionTransformerRelPos` take images of any size.
 
-    Its blocks no longer hold an index for each pair of tokens, nor the key's bias, which is zero.
+    Parameters and names do not change. The blocks no longer hold an index for each pair of tokens,
+    nor BEiT's bias of the key, which is zero.
     """
-    embed = vit.patch_embed
-    embed.flatten, embed.output_fmt = False, timm.layers.Format.NHWC
-    embed.strict_img_size, embed.dynamic_img_pad = False, True
-    vit.__class__ = RelativeViT
+    pad_to_patches(vit.patch_embed)
+    if isinstance(vit, _beit.Beit):
+        vit.__class__ = RelativeViT
+        for block in vit.blocks:
+            block.attn.__class__ = RelativeAttention
+            block.attn.relative_position_index = block.attn.k_bias = None
+        return
+    vit.__class__ = BiasedViT
     for block in vit.blocks:
-        block.attn.__class__ = RelativeAttention
-        block.attn.relative_position_index = block.attn.k_bias = None
+        block.attn.__class__ = _BiasedAttention
+    for module in vit.modules():
+        if isinstance(module, _layers.RelPosBias):
+            module.__class__ = _Table
+            module.relative_position_index = None
+        elif isinstance(module, _layers.RelPosMlp):
+            module.__class__ = _OffsetMlp
+            module.relative_position_index = module.rel_coords_log = None

@@ -18,8 +18,8 @@ def list_encoders(pattern: str = "*") -> list[str]:
     return [
         name
         for name in timm.list_models(pattern)
-        if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|beit|beitv2|beit3|aimv2)_", name)
-        and not re.search(r"relpos|srelpos|_rope|naflex|_r26_|_r50_|_resnet|hybrid", name)
+        if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2)_", name)
+        and not re.search(r"_r26_|_r50_|_resnet|hybrid", name)
     ]
 
 
@@ -48,17 +48,21 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
         SetrError: unknown name, a model without variable input size, or arguments that it refuses.
     """
     from setr._timm import timm
+    from setr.layers.flexible_vit import is_flexible, make_plain
     from setr.layers.relative_bias import is_relative, make_variable
     from setr.layers.rotary import make_on_device
 
     _require_known(name)
     size = {} if img_size is None else {"img_size": img_size}
-    relative = is_relative(name)
-    dynamic = {} if relative else {"dynamic_img_size": True, "dynamic_img_pad": True}
+    relative, flexible = is_relative(name), is_flexible(name)
+    adapted = relative or flexible
+    dynamic = {} if adapted else {"dynamic_img_size": True, "dynamic_img_pad": True}
     heads = timm_args.get("num_heads", 1)
     try:
         if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
             raise ValueError("num_heads must be a whole number from 1")
+        if timm_args.get("patch_drop_rate"):
+            raise ValueError("patch_drop_rate leaves holes in the feature maps")
         vit = timm.create_model(
             name, pretrained=False, num_classes=0, **dynamic, **size, **timm_args
         )
@@ -66,6 +70,8 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
         raise
     except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
         raise _not_buildable(name, {**size, **timm_args}, error) from None
+    if flexible:
+        make_plain(vit, img_size)
     if min(vit.patch_embed.grid_size) < 1:
         raise SetrError(
             f"img_size {img_size}: {name} has patches of {vit.patch_embed.patch_size[0]} pixels; "
@@ -101,7 +107,7 @@ def _not_buildable(name: str, given: dict[str, Any], error: Exception) -> SetrEr
     if isinstance(error, TypeError) and ("dynamic_img" in str(error) or not given):
         return SetrError(
             f"encoder '{name}' cannot be used: it is not a plain ViT with variable input size "
-            f"({error}); choose a vit_*, deit*, beit*, eva02_* or *_dinov2/_dinov3 model",
+            f"({error}); choose one of `setr models --encoders`",
             code=USAGE,
         )
     settings = ", ".join(f"{key} {value}" for key, value in given.items()) or "its own settings"

@@ -147,7 +147,8 @@ def _note_other_normalisation(model: SETR, settings: ModelConfig) -> None:
         return  # pretrained on RGB images
     trained = getattr(getattr(model.encoder, "vit", None), "pretrained_cfg", None) or {}
     theirs = {name: tuple(trained.get(name) or getattr(settings, name)) for name in ("mean", "std")}
-    if any(theirs[name] != getattr(settings, name) for name in theirs):
+    pairs = [pair for k in theirs for pair in zip(theirs[k], getattr(settings, k), strict=True)]
+    if any(abs(a - b) > 1e-4 for a, b in pairs):  # 0.03 grey levels; the note has six digits
         options = " ".join(f"--model.{k} {' '.join(f'{v:g}' for v in theirs[k])}" for k in theirs)
         say(f"note: {model.arguments['encoder']} was trained with {options}; this run is not")
 

@@ -20,7 +20,7 @@ from setr.training.parallel import local
 
 FUSED = True
 """Use torch's fused optimisers, which exist for CUDA and CPUs."""
-NO_DECAY = ("pos_embed", "relative_position_bias_table", *PREFIX_TOKENS, "gamma")
+NO_DECAY = ("pos_embed", "relative_position_bias_table", "rope.freqs", *PREFIX_TOKENS, "gamma")
 
 
 def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:

@@ -3,7 +3,8 @@
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
 repositories, `dpt-transformers`, `beit-transformers`, `eomt`, our own `setr`), DINOv2's linear
 heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names; encoders
-(`google`, `timm`, `deit`, `dinov3`, `huggingface`, `resnet`) get timm's names without a prefix.
+(`google`, `timm`, `deit`, `dinov3`, `radio`, `siglip`, `huggingface`, `resnet`) get timm's names
+without a prefix.
 """
 
 from __future__ import annotations
@@ -14,8 +15,16 @@ from collections.abc import Callable
 from setr.errors import SetrError
 from setr.weight_files.beit_layouts import transformers_beit
 from setr.weight_files.dpt_layouts import authors_dpt, transformers_dpt
-from setr.weight_files.encoder_layouts import dinov3, google, huggingface, resnet, timm
+from setr.weight_files.encoder_layouts import (
+    dinov3,
+    google,
+    huggingface,
+    resnet,
+    siglip,
+    timm,
+)
 from setr.weight_files.eomt import eomt, eomt_huggingface
+from setr.weight_files.flexible_layouts import radio
 from setr.weight_files.naming import Tensors, Translation
 from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
 
@@ -43,7 +52,8 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         "supported are models of this toolkit, SETR, Segmenter and DPT models of their authors and "
         "of mmsegmentation, its UPerNet on ViT, DeiT, BEiT and MAE, EoMT of its authors, EoMT, "
         "DPT, BEiT and data2vec of transformers, linear heads of DINOv2, and encoders from Google, "
-        "timm, DeiT, BEiT, DINOv3, Hugging Face ViT/BEiT/DINOv2 and torchvision ResNets"
+        "timm, DeiT, BEiT, DINOv3, RADIO, Hugging Face ViT/BEiT/DINOv2/SigLIP and torchvision "
+        "ResNets"
     )
 
 
@@ -71,6 +81,8 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"(.*/)?Transformer/encoderblock_0/", google),
     (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),
     (r"(.*\.)?(encoder\.layer|layers)\.0\.(attention|layernorm_before)\.", huggingface),
+    (r"(.*\.)?embeddings\.patch_embedding\.weight$", siglip),
+    (r"radio_model\.model\.patch_generator\.", radio),
     (r"((backbone|model|vit)\.)?blocks\.0\.", timm),
     (r"layer1\.0\.conv1\.", resnet),
 ]

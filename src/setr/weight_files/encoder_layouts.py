@@ -1,4 +1,4 @@
-"""Encoder checkpoints of timm, DeiT, DINOv2 and 3, Hugging Face, Google (.npz) and ResNets.
+"""Encoder checkpoints of timm, DeiT, DINO, SigLIP, Hugging Face, Google (.npz) and ResNets.
 
 Tensors are renamed to timm's names without a prefix.
 """
@@ -9,6 +9,8 @@ import re
 
 import torch
 
+from setr.errors import SetrError
+from setr.weight_files.flexible_layouts import convolution, plain_names
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
 from setr.weight_files.relative_bias import TABLE, spread_shared_table, without_pairs
 
@@ -17,7 +19,7 @@ _PARTS = {"q": "query", "k": "key", "v": "value"}
 
 
 def timm(tensors: Tensors) -> Translation:
-    """A checkpoint of timm, DeiT, BEiT or DINOv2, whose names differ little."""
+    """A checkpoint of timm (also its NaFlex ViT), DeiT, BEiT or DINOv2; names differ little."""
     rules: list[Rule] = [
         (r"register_tokens", "reg_token"),
         (r"(blocks\.\d+\.mlp\.)w12\.(.+)", r"\1fc1.\2"),
@@ -27,7 +29,7 @@ def timm(tensors: Tensors) -> Translation:
     wrapped = (re.match(r"((?:backbone|model|vit)\.)blocks\.", name) for name in tensors)
     prefix = next((found[1] for found in wrapped if found), "")
     bare = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    renamed, unexpected = rename(spread_shared_table(bare), rules)
+    renamed, unexpected = rename(spread_shared_table(plain_names(bare)), rules)
     dialect = "deit" if "dist_token" in renamed else "timm"
     return Translation(dialect, renamed, whole=False, unexpected=unexpected)
 
@@ -115,6 +117,34 @@ def dinov3(tensors: Tensors) -> Translation:
         stem = name.removesuffix("qkv.bias")
         renamed |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
     return Translation("dinov3", _join_qkv(renamed), whole=False, unexpected=unexpected)
+
+
+def siglip(tensors: Tensors) -> Translation:
+    """SigLIP or SigLIP 2 of transformers, also NaFlex; the text model and the head are left out."""
+    key = "embeddings.patch_embedding.weight"
+    start = next(name.removesuffix(key) for name in tensors if name.endswith(key))
+    if f"{start}embeddings.class_embedding" in tensors:
+        raise SetrError(
+            "has a class embedding, so it is not SigLIP's but CLIP's, which is not supported; give "
+            "a tag of timm's weights for a vit_*_clip_* encoder"
+        )
+    layer = re.escape(start) + r"encoder\.layers\.(\d+)\."
+    rules: list[Rule] = [
+        (re.escape(start) + r"embeddings\.patch_embedding\.(.+)", r"patch_embed.proj.\1"),
+        (re.escape(start) + r"embeddings\.position_embedding\.weight", "pos_embed"),
+        (
+            layer + r"self_attn\.([qkv])_proj\.(.+)",
+            lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.{m[3]}",
+        ),
+        (layer + r"self_attn\.out_proj\.(.+)", r"blocks.\1.attn.proj.\2"),
+        (layer + r"layer_norm([12])\.(.+)", r"blocks.\1.norm\2.\3"),
+        (layer + r"(mlp\.fc[12]\..+)", r"blocks.\1.\2"),
+        (re.escape(start) + r"post_layernorm\.(.+)", r"norm.\1"),
+    ]
+    named, unexpected = rename(tensors, rules)
+    named["pos_embed"] = named["pos_embed"][None]
+    named["patch_embed.proj.weight"] = convolution(named["patch_embed.proj.weight"])
+    return Translation("siglip", _join_qkv(named), whole=False, unexpected=unexpected)
 
 
 def google(tensors: Tensors) -> Translation:

@@ -1,4 +1,4 @@
-"""Fit the weights of encoders with a relative position bias (BEiT) to a model.
+"""Fit the weights of encoders with a relative position bias to a model.
 
 Files of timm and of Microsoft (microsoft/unilm, beit and beit2) have the same names but for the
 bias that all blocks share in Microsoft's pretrained files. Plain ViTs fit, too: an MAE, for
@@ -94,17 +94,19 @@ def fit_table(name: str, value: Tensor, own: Tensor, grid: tuple[int, int], sour
     """
     if value.shape == own.shape or value.ndim != 2 or value.shape[1] != own.shape[1]:
         return value
-    side = round(max(0, len(value) - 3) ** 0.5)
-    if side * side != len(value) - 3 or side % 2 == 0 or side < 3:
+    special = len(own) - (2 * grid[0] - 1) * (2 * grid[1] - 1)  # rows of the class token: 3 or 0
+    count = len(value) - special
+    side = round(max(0, count) ** 0.5)
+    if side * side != count or side % 2 == 0 or side < 3:
         raise SetrError(
             f"{source}: {name} has {len(value)} rows, which belong to no square grid; build the "
             "model with the img_size it was trained at",
             code=USAGE,
         )
-    offsets = value[:-3].double().unflatten(0, (side, side))
+    offsets = value[:count].double().unflatten(0, (side, side))
     down, across = (_weights(side, 2 * n - 1) for n in grid)
     fitted = torch.einsum("ya,xb,abm->yxm", down, across, offsets).flatten(0, 1)
-    return torch.cat([fitted.to(value.dtype), value[-3:]])
+    return torch.cat([fitted.to(value.dtype), value[count:]])
 
 
 def _weights(old: int, new: int) -> Tensor:
