@@ -18,7 +18,7 @@ def list_encoders(pattern: str = "*") -> list[str]:
     return [
         name
         for name in timm.list_models(pattern)
-        if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|beit|beitv2|beit3|aimv2)_", name)
+        if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|beit|beitv2|beit3|aimv2|samvit)_", name)
         and not re.search(r"relpos|srelpos|_rope|naflex|_r26_|_r50_|_resnet|hybrid", name)
     ]
 
@@ -50,11 +50,13 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     from setr._timm import timm
     from setr.layers.relative_bias import is_relative, make_variable
     from setr.layers.rotary import make_on_device
+    from setr.layers.window_attention import is_windowed, make_windowed
 
     _require_known(name)
     size = {} if img_size is None else {"img_size": img_size}
-    relative = is_relative(name)
-    dynamic = {} if relative else {"dynamic_img_size": True, "dynamic_img_pad": True}
+    relative, windowed = is_relative(name), is_windowed(name)
+    fixed = relative or windowed
+    dynamic = {} if fixed else {"dynamic_img_size": True, "dynamic_img_pad": True}
     heads = timm_args.get("num_heads", 1)
     try:
         if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
@@ -76,6 +78,8 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
         vit.attn_pool = None  # SigLIP's pooling head is not used and would get no gradient
     if relative:
         make_variable(vit)
+    if windowed:
+        make_windowed(vit, name)
     make_on_device(vit)
     return vit
 
@@ -101,7 +105,7 @@ def _not_buildable(name: str, given: dict[str, Any], error: Exception) -> SetrEr
     if isinstance(error, TypeError) and ("dynamic_img" in str(error) or not given):
         return SetrError(
             f"encoder '{name}' cannot be used: it is not a plain ViT with variable input size "
-            f"({error}); choose a vit_*, deit*, beit*, eva02_* or *_dinov2/_dinov3 model",
+            f"({error}); choose a vit_*, deit*, beit*, eva02_*, samvit_* or *_dinov2/_dinov3 model",
             code=USAGE,
         )
     settings = ", ".join(f"{key} {value}" for key, value in given.items()) or "its own settings"
