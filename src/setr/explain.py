@@ -5,8 +5,8 @@ to this kernel are captured in the requested layers, after norms and rotary embe
 softmax is computed again from them. This works for every timm ViT, including EVA, without a second
 implementation of any of them.
 
-Blocks that attend in windows (SAM) have weights only inside the patch's window; elsewhere their maps
-are 0.
+Blocks that attend in windows (SAM) have weights only inside the patch's window; elsewhere their
+maps are 0.
 
 Shapes: C channels of the image, or width of the encoder; h x w patch grid, N tokens with prefix
 tokens, n tokens of a window or all N, M heads.
@@ -65,12 +65,12 @@ class Caught(NamedTuple):
         """(M, N) attention of a token of the first image to all tokens."""
         window, place = (self.places == token).nonzero()[0].tolist()
         found = self.scores(window, slice(None), slice(place, place + 1)).softmax(dim=-1)[:, 0]
-        spread = found.new_zeros(len(found), self.count + 1)  # -1, the padding, is cut off
+        spread = found.new_zeros(len(found), self.num_tokens + 1)  # -1, the padding, is cut off
         spread[:, self.places[window]] = found
         return spread[:, :-1]
 
     @property
-    def count(self) -> int:
+    def num_tokens(self) -> int:
         """Number of tokens N of an image."""
         return int(self.places.max()) + 1
 
@@ -125,7 +125,7 @@ def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[
     caught: dict[int, Caught] = {}
     with ExitStack() as stack:
         for layer in layers:
-            attn = getattr(blocks[layer - 1], "attn", None)
+            attn: Any = getattr(blocks[layer - 1], "attn", None)
             if hasattr(attn, "fused_attn"):
                 places = attn.places((h, w)) if hasattr(attn, "places") else None
                 stack.enter_context(_active_inside(attn, _Catcher(layer, caught, places)))
@@ -184,7 +184,7 @@ def attention_maps(
         raise SetrError(f"patch {point}: the grid has {h} rows and {w} columns", code=USAGE)
     maps = {}
     for layer, caught in catch_attention(model, images, layers).items():
-        weights = caught.weights(caught.count - h * w + point[0] * w + point[1])
+        weights = caught.weights(caught.num_tokens - h * w + point[0] * w + point[1])
         maps[layer] = weights[:, -h * w :].reshape(-1, h, w).cpu().numpy()
     return maps
 
@@ -218,8 +218,8 @@ def attention_rollout(
         found = caught.pop(layer)
         _, heads, length, _ = found.query.shape
         if flow is None:
-            flow = found.query.new_zeros(found.count + 1)  # -1, the padding, passes nothing on
-            flow[found.count - h * w + point[0] * w + point[1]] = 1.0
+            flow = found.query.new_zeros(found.num_tokens + 1)  # -1, the padding, passes nothing on
+            flow[found.num_tokens - h * w + point[0] * w + point[1]] = 1.0
         mixed = torch.zeros_like(flow)
         for window, places in enumerate(found.places):
             for head in range(heads):

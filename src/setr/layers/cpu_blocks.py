@@ -37,7 +37,8 @@ class _FastOps(TorchFunctionMode):
             if worth_it(x, weight):
                 return linear(x, weight, bias)
         if func is F.scaled_dot_product_attention and _is_plain_attention(*args, **kwargs):
-            return attention(*args, kwargs.get("scale"))
+            query, key, value = args
+            return attention(query, key, value, kwargs.get("scale"))
         return func(*args, **kwargs)
 
 

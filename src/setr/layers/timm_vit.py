@@ -57,6 +57,8 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     relative, windowed = is_relative(name), is_windowed(name)
     fixed = relative or windowed
     dynamic = {} if fixed else {"dynamic_img_size": True, "dynamic_img_pad": True}
+    if windowed:
+        timm_args.setdefault("neck_chans", 0)  # SAM's neck is not used
     heads = timm_args.get("num_heads", 1)
     try:
         if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
@@ -67,6 +69,10 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     except SetrError:
         raise
     except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
+        raise _not_buildable(name, {**size, **timm_args}, error) from None
+    except RuntimeError as error:
+        if "negative" not in str(error):  # torch's word for the sizes of tensors
+            raise
         raise _not_buildable(name, {**size, **timm_args}, error) from None
     if min(vit.patch_embed.grid_size) < 1:
         raise SetrError(

@@ -84,9 +84,7 @@ class WindowAttention(_sam.Attention):
         qkv = F.pad(F.linear(x, self.qkv.weight), (0, 0, 0, right, 0, down))
         return qkv if self.qkv.bias is None else qkv + self.qkv.bias.to(qkv.dtype)
 
-    def _with_positions(
-        self, q: Tensor, k: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def _with_positions(self, q: Tensor, k: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Append channels whose product is the position's part of the score: (B, M, N, d + h + w).
 
         A query has its product with the vector of the offset to every row and column, a key a one
@@ -177,7 +175,7 @@ class WindowedViT(_sam.VisionTransformerSAM):
     ) -> Any:
         """As in timm's `VisionTransformer`, for images (B, in_chans, H, W) of any size.
 
-        `norm` and the last output have the neck that follows SAM's blocks, always as (B, C, h, w).
+        `norm` and the last output have what is left of SAM's neck, always as (B, C, h, w).
         """
         last = len(self.blocks) - 1
         wanted = [range(last + 1)[i] for i in (range(last + 1) if indices is None else indices)]

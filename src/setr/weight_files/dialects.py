@@ -3,7 +3,8 @@
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
 repositories, `dpt-transformers`, `beit-transformers`, `eomt`, our own `setr`), DINOv2's linear
 heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names; encoders
-(`google`, `timm`, `deit`, `dinov3`, `huggingface`, `sam`, `resnet`) get timm's names without a prefix.
+(`google`, `timm`, `deit`, `dinov3`, `huggingface`, `sam`, `resnet`) get timm's names without a
+prefix.
 """
 
 from __future__ import annotations
