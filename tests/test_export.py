@@ -281,8 +281,8 @@ def turned(model: SETR) -> SETR:
             channels=16, encoder_args=SMALL,
         ),
     ],
-    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "beit", "sam", "segmenter", "eomt", "dpt",
-         "upernet", "upernet on beit", "hybrid"],
+    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "beit", "sam", "segmenter", "eomt",
+         "dpt", "upernet", "upernet on beit", "hybrid"],
 )  # fmt: skip
 def test_graphs_of_other_models_equal_them_at_any_size(build):
     torch.manual_seed(0)
