@@ -113,7 +113,9 @@ def test_a_recording_on_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu.graphs == 1
 
 
-@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize(
+    "encoder", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "samvit_base_patch16"]
+)
 def test_a_pass_stays_on_its_device(encoder: str) -> None:
     with torch.device("meta"):
         model = create_model("setr_pup_nano", num_classes=5, encoder=encoder, img_size=32,

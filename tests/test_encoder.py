@@ -327,6 +327,7 @@ FAMILIES = {
     "vit_base_patch16_clip_224": {},
     "beit_base_patch16_224": {},
     "beitv2_base_patch16_224": {},
+    "samvit_base_patch16": {},
 }
 
 

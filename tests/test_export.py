@@ -54,10 +54,10 @@ def trained(model: SETR) -> SETR:
     return model.eval()
 
 
-def with_encoder(encoder: str, decoder: str = "mla") -> SETR:
+def with_encoder(encoder: str, decoder: str = "mla", **more: object) -> SETR:
     return create_model(
         f"setr_{decoder}_tiny", num_classes=K, encoder=encoder, channels=16, taps=(1, 2), aux=False,
-        encoder_args=SMALL,
+        encoder_args={**SMALL, **more},
     )  # fmt: skip
 
 
@@ -244,6 +244,8 @@ def turned(model: SETR) -> SETR:
         for name, weight in model.encoder.named_parameters():
             if name.endswith(("attn.qkv.weight", "bias_table")) or ".gamma_" in name:
                 weight.copy_(torch.randn_like(weight))
+            if ".rel_pos_" in name or name.endswith("pos_embed"):  # zeros in SAM's
+                weight.normal_(std=0.05)
     return model
 
 
@@ -255,6 +257,9 @@ def turned(model: SETR) -> SETR:
         lambda: with_encoder("eva02_small_patch14_224", "pup"),
         lambda: turned(with_encoder("vit_small_patch16_dinov3", "naive")),
         lambda: turned(with_encoder("beit_base_patch16_224", "naive")),
+        lambda: turned(
+            with_encoder("samvit_base_patch16", "naive", window_size=3, global_attn_indexes=(1,))
+        ),
         lambda: create_model(
             "segmenter_tiny", num_classes=K, img_size=64, encoder_args=SMALL, channels=64
         ),
@@ -276,8 +281,8 @@ def turned(model: SETR) -> SETR:
             channels=16, encoder_args=SMALL,
         ),
     ],
-    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "beit", "segmenter", "eomt", "dpt",
-         "upernet", "upernet on beit", "hybrid"],
+    ids=["mla 2021", "squeeze", "eva02 patch 14", "dinov3", "beit", "sam", "segmenter", "eomt",
+         "dpt", "upernet", "upernet on beit", "hybrid"],
 )  # fmt: skip
 def test_graphs_of_other_models_equal_them_at_any_size(build):
     torch.manual_seed(0)

@@ -422,10 +422,10 @@ def test_a_value_that_is_null_is_one_line(folder, key):
         ("model.encoder_args.embed_dim", 10**9, "number above 100,000"),
         ("model.encoder_args.embed_dim", 50_000, "fewer than the weights that config"),
         ("model.encoder_args.depth", 90_000, "fewer than the weights that config"),
-        ("model.encoder_args.depth", -4, "not a valid model description"),
+        ("model.encoder_args.depth", -4, "cannot be built with .*depth -4"),
         ("model.encoder_args.num_heads", 0, "cannot be built with .*num_heads 0"),
         ("model.encoder_args.num_heads", -2, "cannot be built with .*num_heads -2"),
-        ("model.encoder_args.patch_size", -4, "not a valid model description"),
+        ("model.encoder_args.patch_size", -4, "cannot be built with .*patch_size -4"),
         ("model.patch_stride", 2.0, r"patch_stride 2\.0"),
         ("model.img_size", 90_000, "fewer than the weights that config"),  # its positions are drawn
         ("model.img_size", [32], "cannot be built with img_size"),

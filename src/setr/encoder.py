@@ -98,6 +98,7 @@ class Encoder(Backbone):
 
         self.patch_size = self.vit.patch_embed.feat_ratio()
         self.in_chans = timm_args.get("in_chans", 3)
+        self.window_size = getattr(self.vit, "window_size", 0)
         self.channels: int = self.vit.embed_dim
         self.widths = [self.channels * (2 if readout == "concat" else 1)] * len(taps)
 

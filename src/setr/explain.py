@@ -5,8 +5,11 @@ to this kernel are captured in the requested layers, after norms and rotary embe
 softmax is computed again from them. This works for every timm ViT, including EVA, without a second
 implementation of any of them.
 
+Blocks that attend in windows (SAM) have weights only inside the patch's window; elsewhere their
+maps are 0.
+
 Shapes: C channels of the image, or width of the encoder; h x w patch grid, N tokens with prefix
-tokens, M heads.
+tokens, n tokens of a window or all N, M heads.
 """
 
 from __future__ import annotations
@@ -37,31 +40,50 @@ class Caught(NamedTuple):
     """What the attention scores of a layer are computed from.
 
     Attributes:
-        query: (B, M, N, d) float32.
+        query: (B * windows, M, n, d) float32.
         key: the same.
         scale: factor of their product.
-        bias: relative position bias (B, M, N, N) float32 that is added to it, if the encoder has
+        bias: relative position bias (B, M, n, n) float32 that is added to it, if the encoder has
             one.
+        places: (windows, n) the token in each place of a window, -1 for padding. Where attention is
+            global, one window holds all tokens.
     """
 
     query: Tensor
     key: Tensor
     scale: float
     bias: Tensor | None
+    places: Tensor
 
-    def scores(self, image: int, head: int | slice, rows: slice) -> Tensor:
-        """(rows, N) scores before the softmax of one head of an image, or (M, rows, N) of all."""
-        key = self.key[image, head].transpose(-2, -1)
-        scores = self.query[image, head][..., rows, :] @ key * self.scale
-        return scores if self.bias is None else scores + self.bias[image, head][..., rows, :]
+    def scores(self, window: int, head: int | slice, rows: slice) -> Tensor:
+        """(rows, n) scores before the softmax of a head in a window, or (M, rows, n) of all heads.
+
+        Windows are counted through the batch.
+        """
+        key = self.key[window, head].transpose(-2, -1)
+        scores = self.query[window, head][..., rows, :] @ key * self.scale
+        return scores if self.bias is None else scores + self.bias[window, head][..., rows, :]
+
+    def weights(self, token: int) -> Tensor:
+        """(M, N) attention of a token of the first image to all tokens."""
+        window, place = (self.places == token).nonzero()[0].tolist()
+        found = self.scores(window, slice(None), slice(place, place + 1)).softmax(dim=-1)[:, 0]
+        spread = found.new_zeros(len(found), self.num_tokens + 1)  # -1, the padding, is cut off
+        spread[:, self.places[window]] = found
+        return spread[:, :-1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens N of an image."""
+        return int(self.places.max()) + 1
 
 
 class _Catcher(TorchFunctionMode):
     """Captures the queries and keys of the fused attention of one layer while it is active."""
 
-    def __init__(self, layer: int, caught: dict[int, Caught]) -> None:
+    def __init__(self, layer: int, caught: dict[int, Caught], places: Tensor | None) -> None:
         super().__init__()
-        self.layer, self.caught = layer, caught
+        self.layer, self.caught, self.places = layer, caught, places
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -74,7 +96,10 @@ class _Catcher(TorchFunctionMode):
                 key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
             bias = kwargs.get("attn_mask")
             bias = None if bias is None else bias.float().expand(len(query), *bias.shape[1:])
-            self.caught[self.layer] = Caught(query.float(), key.float(), scale, bias)
+            places = self.places
+            if places is None:
+                places = torch.arange(query.shape[-2], device=query.device)[None]
+            self.caught[self.layer] = Caught(query.float(), key.float(), scale, bias, places)
         return func(*args, **kwargs)
 
 
@@ -103,9 +128,10 @@ def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[
     caught: dict[int, Caught] = {}
     with ExitStack() as stack:
         for layer in layers:
-            attn = getattr(blocks[layer - 1], "attn", None)
+            attn: Any = getattr(blocks[layer - 1], "attn", None)
             if hasattr(attn, "fused_attn"):
-                stack.enter_context(_active_inside(attn, _Catcher(layer, caught)))
+                places = attn.places((h, w)) if hasattr(attn, "places") else None
+                stack.enter_context(_active_inside(attn, _Catcher(layer, caught, places)))
         model.encoder(images)
     missing = [layer for layer in layers if layer not in caught]
     if missing:
@@ -145,7 +171,7 @@ def attention_maps(
 ) -> dict[int, np.ndarray]:
     """Attention of one patch to all patches: per layer (M, h, w), one map for each head.
 
-    A map sums to 1 minus the weight of the prefix tokens.
+    A map sums to 1 minus the weight of the prefix tokens, and of the padding of windows.
 
     Args:
         model: a model with a ViT encoder.
@@ -161,9 +187,8 @@ def attention_maps(
         raise SetrError(f"patch {point}: the grid has {h} rows and {w} columns", code=USAGE)
     maps = {}
     for layer, caught in catch_attention(model, images, layers).items():
-        token = caught.query.shape[2] - h * w + point[0] * w + point[1]
-        logits = caught.scores(0, slice(None), slice(token, token + 1))
-        maps[layer] = logits.softmax(dim=-1)[:, 0, -h * w :].reshape(-1, h, w).cpu().numpy()
+        weights = caught.weights(caught.num_tokens - h * w + point[0] * w + point[1])
+        maps[layer] = weights[:, -h * w :].reshape(-1, h, w).cpu().numpy()
     return maps
 
 
@@ -194,19 +219,22 @@ def attention_rollout(
     flow: Tensor | None = None
     for layer in layers:
         found = caught.pop(layer)
-        _, heads, count, _ = found.query.shape
+        _, heads, length, _ = found.query.shape
         if flow is None:
-            flow = found.query.new_zeros(count)
-            flow[count - h * w + point[0] * w + point[1]] = 1.0
+            flow = found.query.new_zeros(found.num_tokens + 1)  # -1, the padding, passes nothing on
+            flow[found.num_tokens - h * w + point[0] * w + point[1]] = 1.0
         mixed = torch.zeros_like(flow)
-        for head in range(heads):
-            for top in range(0, count, ROLLOUT_ROWS):
-                check()
-                rows = slice(top, top + ROLLOUT_ROWS)
-                mixed += flow[rows] @ found.scores(0, head, rows).softmax(dim=-1)
+        for window, places in enumerate(found.places):
+            for head in range(heads):
+                for top in range(0, length, ROLLOUT_ROWS):
+                    check()
+                    rows = slice(top, top + ROLLOUT_ROWS)
+                    weights = found.scores(window, head, rows).softmax(dim=-1)
+                    mixed[places] += flow[places[rows]] @ weights
         flow = 0.5 * flow + 0.5 * mixed / heads
+        flow[-1] = 0.0
     assert flow is not None
-    return flow[-h * w :].reshape(h, w).cpu().numpy()
+    return flow[-h * w - 1 : -1].reshape(h, w).cpu().numpy()
 
 
 def saturated(values: np.ndarray) -> np.ndarray:

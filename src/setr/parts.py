@@ -97,11 +97,15 @@ def require_fitting(given: Mapping[str, Any]) -> None:
 def _require_place_for_queries(encoder: str) -> None:
     """Raise `SetrError` for encoders whose attention has no place for EoMT's queries."""
     from setr.layers.relative_bias import is_relative  # imports timm
+    from setr.layers.window_attention import is_windowed
 
-    if is_relative(encoder):
+    why = "its position bias has no values" if is_relative(encoder) else ""
+    if is_windowed(encoder):
+        why = "its windows have no place"
+    if why:
         raise SetrError(
-            f"encoder '{encoder}': its position bias has no values for EoMT's queries; choose "
-            "another encoder, for example vit_base_patch14_reg4_dinov2",
+            f"encoder '{encoder}': {why} for EoMT's queries; choose another encoder, for example "
+            "vit_base_patch14_reg4_dinov2",
             code=USAGE,
         )
 

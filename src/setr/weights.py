@@ -22,12 +22,14 @@ from setr.weight_files.architecture import dialect_options, function_options
 from setr.weight_files.dialects import translate
 from setr.weight_files.naming import DELTA, WHOLE, Translation
 from setr.weight_files.relative_bias import TABLE, fill_plain, fit_table, split_qkv_bias
+from setr.weight_files.sam import OFFSETS, fit_offsets
 from setr.weight_files.stem import (
     PATCHES,
     POSITIONS,
     adapt_channels,
     fit_patches,
     fit_positions,
+    flatten_positions,
     fold_prefix,
     patch_grid,
     reads_rgb_alone,
@@ -59,7 +61,7 @@ class LoadReport:
     Attributes:
         dialect: the checkpoint's layout, such as `timm` or `mmseg`.
         loaded: tensors of the model that were loaded, including resized ones.
-        resized: position embeddings and tables of position biases that were resampled to the
+        resized: position embeddings and tables of relative positions that were resampled to the
             model's grid, and patch embeddings that were resampled to its patch size.
         missing: tensors of the model that the checkpoint lacks; they keep their values.
         unexpected: tensors of the checkpoint that the model lacks.
@@ -176,6 +178,7 @@ def match_weights(
     named = found.whole or found.dialect == "setr"
     given = dict(found.tensors) if named else _with_prefix(model, found)
     given = fit_low_rank(given, own, source)
+    flatten_positions(given)
     fold_prefix(model.encoder, given)
     split_qkv_bias(given, own)
     filled = found.filled + fill_plain(given, own)
@@ -246,6 +249,8 @@ def _resampled(
         return fit_positions(model.encoder, value, given, mode, source)
     if name.endswith(TABLE):
         return fit_table(name, value, own[name], patch_grid(model.encoder), source)
+    if name.endswith(OFFSETS):
+        return fit_offsets(value, own[name])
     if name == PATCHES and "patch_size" in (model.arguments["encoder_args"] or {}):
         return fit_patches(value, own[name])
     return value
@@ -259,12 +264,15 @@ def _require_encoder(
     given: dict[str, Tensor],
     share: float,
 ) -> None:
-    """Raise `SetrError` if too few tensors match, any has another shape, or the stem is missing."""
+    """Raise `SetrError` if too few tensors match, any has another shape, or the stem differs."""
     wrong = [n for n in mismatched if n.startswith("encoder.")]
     stem = [n for n in missing if re.match(r"encoder\..*(patch_embed|pos_embed|\.conv1\.)", n)]
-    if share >= MIN_MATCH and not wrong and not stem:
+    homeless = POSITIONS in given and POSITIONS not in own
+    if share >= MIN_MATCH and not (wrong or stem or homeless):
         return
-    if wrong:
+    if homeless:
+        detail = f"the encoder has no place for {POSITIONS}"
+    elif wrong:
         n = wrong[0]
         detail = f"{n} is {tuple(given[n].shape)}, the model's is {tuple(own[n].shape)}"
     else:

@@ -103,9 +103,12 @@ def _clear_errors(mask: torch.Tensor, logits: torch.Tensor) -> bool:
 
 
 def _sizes(model: SETR) -> list[tuple[int, int, int]]:
-    """Batches to compare at: eight patches square, and sides that are no multiples of the patch."""
-    p = model.encoder.patch_size
-    return [(1, 8 * p, 8 * p), (2, 6 * p + p // 2 + 1, 11 * p - 1)]
+    """Batches to compare at: eight patches square, and sides that are no multiples of the patch.
+
+    The second has several windows along each axis, if the encoder attends in windows.
+    """
+    p, side = model.encoder.patch_size, model.encoder.window_size
+    return [(1, 8 * p, 8 * p), (2, (6 + side) * p + p // 2 + 1, (11 + side) * p - 1)]
 
 
 def compare_accuracy(

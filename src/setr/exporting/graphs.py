@@ -79,8 +79,8 @@ class Graph(nn.Module):
 
 def trace(graph: Graph) -> torch.export.ExportedProgram:
     """The graph with free batch, height and width, or for the one image its form takes."""
-    p, form = graph.patch_size, graph.form
-    height, width = form.size or (5 * p + 3, 9 * p - 2)
+    form = graph.form
+    height, width = form.size or _example_size(graph)
     images = torch.zeros(1 if form.size else 2, graph.model.encoder.in_chans, height, width)
     if form.pixels:
         images = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
@@ -96,6 +96,19 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
         return program.run_decompositions(
             {op: by for each, by in resized.items() for op in (each.vec, each.default)}
         )
+
+
+def _example_size(graph: Graph) -> tuple[int, int]:
+    """Height and width of the image that is traced for all sizes.
+
+    Where the encoder attends in windows there are several along each axis, and the last ones are
+    padded: the graph would be fixed to a single window, or to no padding.
+    """
+    side, p = graph.model.encoder.window_size, graph.patch_size
+    rows, columns = max(6, side + 1), max(9, 2 * side + 1)
+    if side > 1:
+        rows, columns = (n + (n % side == 0) for n in (rows, columns))
+    return rows * p - p + 3, columns * p - 2
 
 
 def free_axes(form: Form) -> tuple[int, int, int]:

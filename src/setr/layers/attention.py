@@ -25,17 +25,18 @@ SCORES = {torch.bfloat16: 2**21, torch.float32: 2**19}
 """Attention scores per block: 4 MiB in bf16, 2 MiB in fp32."""
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v: (B, h, N, D), (B, h, M, D) keys and values -> (B, h, N, D).
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """softmax(q k^T * scale) v: (B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E).
 
-    Computed in bf16 under bf16 autocast, else in fp32 with oneDNN.
+    Computed in bf16 under bf16 autocast, else in fp32 with oneDNN. The scale is 1 / sqrt(D) if None
+    is given.
     """
-    out: Tensor = _Attention.apply(q, k, v, q.shape[-1] ** -0.5)
+    out: Tensor = _Attention.apply(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     return out
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q k^T * scale) v for (B, h, N, D) queries, (B, h, M, D) keys and values."""
+    """softmax(q k^T * scale) v for (B, h, N, D) queries, (B, h, M, D) keys, (B, h, M, E) values."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
@@ -43,8 +44,10 @@ class _Attention(torch.autograd.Function):
         q, k = q * scale, k - k.mean(dim=-2, keepdim=True)
         if q.dtype is torch.float32:  # oneDNN needs each head to be contiguous
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        B, h, N, D = q.shape
-        out = q.new_empty(B, N, h, D).transpose(1, 2)  # the layout the next projection reads
+        B, h, N, _ = q.shape
+        out = q.new_empty(B, N, h, v.shape[-1]).transpose(
+            1, 2
+        )  # the layout the next projection reads
         for head, rows in _blocks(q, k):
             _mm(_scores(q, k, head, rows), v[head], out[head][rows])
         ctx.save_for_backward(q, k, v)

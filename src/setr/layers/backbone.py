@@ -16,11 +16,13 @@ class Backbone(nn.Module):
         widths: number of channels of each feature map that `forward` returns.
         patch_size: pixels per token along each side; images are padded to multiples of it.
         in_chans: number of image channels.
+        window_size: side in patches of the windows that attention is limited to; 0 if it is not.
     """
 
     widths: list[int]
     patch_size: int
     in_chans: int
+    window_size: int = 0
     stage_pattern: str
     """Regular expression for parameter names; its first group is the number of the stage."""
     first_stage: int

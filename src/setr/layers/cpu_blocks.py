@@ -37,7 +37,8 @@ class _FastOps(TorchFunctionMode):
             if worth_it(x, weight):
                 return linear(x, weight, bias)
         if func is F.scaled_dot_product_attention and _is_plain_attention(*args, **kwargs):
-            return attention(*args)
+            query, key, value = args
+            return attention(query, key, value, kwargs.get("scale"))
         return func(*args, **kwargs)
 
 
@@ -51,14 +52,20 @@ def _linear_arguments(
 
 
 def _is_plain_attention(
-    *args: Any, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **kwargs: Any
+    *args: Any,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    **kwargs: Any,
 ) -> bool:
     """Whether `attention` computes the same for these arguments, and faster."""
     plain = len(args) == 3 and attn_mask is None and not dropout_p and not any(kwargs.values())
-    if not plain or args[0].ndim != 4:
-        return False
-    q, k, _ = args
-    return _in_bf16() or worth_it(q[0, 0], k[0, 0])
+    return plain and args[0].ndim == 4 and takes_attention(args[0], args[1])
+
+
+def takes_attention(q: Tensor, k: Tensor) -> bool:
+    """Whether `attention` is faster than torch's kernel for (B, h, N, D) queries and keys."""
+    return q.device.type == "cpu" and (_in_bf16() or worth_it(q[0, 0], k[0, 0]))
 
 
 def _in_bf16() -> bool:

@@ -10,6 +10,9 @@ import torch
 
 from setr.errors import USAGE, SetrError, first_line
 
+_FAMILIES = r"(vit|deit3?|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2|samvit)_"
+"""Start of the names of timm's plain ViTs (regular expression)."""
+
 
 def list_encoders(pattern: str = "*") -> list[str]:
     """Names of timm's plain vision transformers that match a shell pattern."""
@@ -18,8 +21,7 @@ def list_encoders(pattern: str = "*") -> list[str]:
     return [
         name
         for name in timm.list_models(pattern)
-        if re.match(r"(vit|deit|deit3|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2)_", name)
-        and not re.search(r"_r26_|_r50_|_resnet|hybrid", name)
+        if re.match(_FAMILIES, name) and not re.search(r"_r26_|_r50_|_resnet|hybrid", name)
     ]
 
 
@@ -51,12 +53,15 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     from setr.layers.flexible_vit import is_flexible, make_plain
     from setr.layers.relative_bias import is_relative, make_variable
     from setr.layers.rotary import make_on_device
+    from setr.layers.window_attention import is_windowed, make_windowed
 
     _require_known(name)
     size = {} if img_size is None else {"img_size": img_size}
-    relative, flexible = is_relative(name), is_flexible(name)
-    adapted = relative or flexible
+    relative, flexible, windowed = is_relative(name), is_flexible(name), is_windowed(name)
+    adapted = relative or flexible or windowed
     dynamic = {} if adapted else {"dynamic_img_size": True, "dynamic_img_pad": True}
+    if windowed:
+        timm_args.setdefault("neck_chans", 0)  # SAM's neck is not used
     heads = timm_args.get("num_heads", 1)
     try:
         if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
@@ -70,6 +75,10 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
         raise
     except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
         raise _not_buildable(name, {**size, **timm_args}, error) from None
+    except RuntimeError as error:
+        if "negative" not in str(error):  # torch's word for the sizes of tensors
+            raise
+        raise _not_buildable(name, {**size, **timm_args}, error) from None
     if flexible:
         make_plain(vit, img_size)
     if min(vit.patch_embed.grid_size) < 1:
@@ -82,6 +91,8 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
         vit.attn_pool = None  # SigLIP's pooling head is not used and would get no gradient
     if relative:
         make_variable(vit)
+    if windowed:
+        make_windowed(vit, name)
     make_on_device(vit)
     return vit
 

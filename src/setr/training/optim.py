@@ -20,7 +20,12 @@ from setr.training.parallel import local
 
 FUSED = True
 """Use torch's fused optimisers, which exist for CUDA and CPUs."""
-NO_DECAY = ("pos_embed", "relative_position_bias_table", "rope.freqs", *PREFIX_TOKENS, "gamma")
+NO_DECAY = (
+    *("pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w", "rope.freqs"),
+    *PREFIX_TOKENS,
+    "gamma",
+)
+"""Words in the names of parameters that are spared weight decay, as those of one axis are."""
 
 
 def build_optimizer(model: SETR, config: OptimConfig) -> torch.optim.Optimizer:

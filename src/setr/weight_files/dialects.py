@@ -3,8 +3,8 @@
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
 repositories, `dpt-transformers`, `beit-transformers`, `eomt`, our own `setr`), DINOv2's linear
 heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names; encoders
-(`google`, `timm`, `deit`, `dinov3`, `radio`, `siglip`, `huggingface`, `resnet`) get timm's names
-without a prefix.
+(`google`, `timm`, `deit`, `dinov3`, `radio`, `siglip`, `huggingface`, `sam`, `resnet`) get timm's
+names without a prefix.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from setr.weight_files.encoder_layouts import (
 from setr.weight_files.eomt import eomt, eomt_huggingface
 from setr.weight_files.flexible_layouts import radio
 from setr.weight_files.naming import Tensors, Translation
+from setr.weight_files.sam import sam
 from setr.weight_files.setr_layouts import linear, mmseg, official, segmenter
 
 
@@ -52,7 +53,7 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         "supported are models of this toolkit, SETR, Segmenter and DPT models of their authors and "
         "of mmsegmentation, its UPerNet on ViT, DeiT, BEiT and MAE, EoMT of its authors, EoMT, "
         "DPT, BEiT and data2vec of transformers, linear heads of DINOv2, and encoders from Google, "
-        "timm, DeiT, BEiT, DINOv3, RADIO, Hugging Face ViT/BEiT/DINOv2/SigLIP and torchvision "
+        "timm, DeiT, BEiT, DINOv3, RADIO, SAM, Hugging Face ViT/BEiT/DINOv2/SigLIP and torchvision "
         "ResNets"
     )
 
@@ -80,6 +81,7 @@ _DIALECTS: list[tuple[str, Callable[[Tensors], Translation]]] = [
     (r"decode_head\.bn\.", linear),
     (r"(.*/)?Transformer/encoderblock_0/", google),
     (r"(.*\.)?(storage_tokens$|layer\.0\.attention\.q_proj\.)", dinov3),
+    (r"(.*\.)?(blocks|layers)\.0\.mlp\.lin1\.", sam),
     (r"(.*\.)?(encoder\.layer|layers)\.0\.(attention|layernorm_before)\.", huggingface),
     (r"(.*\.)?embeddings\.patch_embedding\.weight$", siglip),
     (r"radio_model\.model\.patch_generator\.", radio),

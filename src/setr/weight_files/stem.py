@@ -18,6 +18,15 @@ POSITIONS = "encoder.vit.pos_embed"
 PATCHES = "encoder.vit.patch_embed.proj.weight"
 
 
+def flatten_positions(given: dict[str, Tensor]) -> None:
+    """Give position embeddings with an axis for each side, SAM's (1, h, w, C), the shape (1, N, C).
+
+    The grid's shape is lost, so `fit_positions` takes it to be square or the model's.
+    """
+    if POSITIONS in given and given[POSITIONS].ndim == 4:
+        given[POSITIONS] = given[POSITIONS].flatten(1, 2)
+
+
 def fold_prefix(encoder: Any, given: dict[str, Tensor]) -> None:
     """Add the class token's position embedding to the token if the model has none for it.
 

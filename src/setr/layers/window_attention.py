@@ -1,0 +1,232 @@
+"""Plain ViTs with window attention and decomposed relative positions, for images of any size.
+
+ViTDet (Li et al. 2022, arXiv 2203.16527), the image encoder of Segment Anything (Kirillov et al.
+2023, arXiv 2304.02643): most blocks attend inside windows of 14x14 patches, four evenly spaced
+ones globally. To a score, a block adds the query's product with a vector learned for the offset of
+rows and one for the offset of columns (MViTv2, arXiv 2112.01526). Here both are further channels of
+queries and keys, so that no bias is stored for each pair of patches (docs/decisions.md).
+
+On other grids than their own, the vectors are resampled linearly in every forward pass, as in the
+authors' code.
+
+Shapes: B batch, h x w patch grid, N tokens of a window, C width, M heads, d = C / M. A table is
+(2n - 1, d): offsets -(n - 1) to n - 1 along an axis.
+
+This module imports timm, so it is imported only when an encoder is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from setr._timm import timm
+from setr.errors import USAGE, SetrError
+from setr.layers.cpu_blocks import takes_attention
+from setr.layers.positions import resample_grid
+
+_sam: Any = timm.models.vision_transformer_sam
+
+NORM_EPS = 1e-6
+"""Epsilon of the layer norms that the published weights were trained with; timm's have 1e-5."""
+
+
+class WindowAttention(_sam.Attention):
+    """timm's attention on (B, h, w, C) maps, which makes the windows itself.
+
+    Windows are padded at the bottom and right as in timm: padding attends and is attended to.
+
+    Attributes:
+        window_size: side of a window in patches; 0 to attend to the whole image.
+    """
+
+    window_size: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        B, h, w, C = x.shape
+        (ny, rows), (nx, columns) = self._split(h), self._split(w)
+        qkv = self._padded_qkv(x, ny * rows - h, nx * columns - w)
+        qkv = qkv.reshape(B, ny, rows, nx, columns, 3, self.num_heads, C // self.num_heads)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, B, ny, nx, M, rows, columns, d
+        q, k, v = qkv.reshape(3, B * ny * nx, self.num_heads, rows * columns, -1).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        scale = q.shape[-1] ** -0.5
+        if self.use_rel_pos:
+            q, k = self._with_positions(q, k, (rows, columns))
+        out = self._attend(q, k, v, scale)
+        out = out.reshape(B, ny, nx, self.num_heads, rows, columns, -1)
+        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, ny * rows, nx * columns, C)
+        return cast(Tensor, self.proj_drop(self.proj(out[:, :h, :w])))
+
+    def places(self, grid: tuple[int, int]) -> Tensor:
+        """The patch in each place of the windows of a grid: (windows, N), -1 where padded."""
+        h, w = grid
+        (ny, rows), (nx, columns) = self._split(h), self._split(w)
+        patches = torch.arange(h * w, device=self.proj.weight.device).view(h, w)
+        padded = F.pad(patches, (0, nx * columns - w, 0, ny * rows - h), value=-1)
+        windows = padded.view(ny, rows, nx, columns).transpose(1, 2)
+        return windows.reshape(ny * nx, rows * columns)
+
+    def _split(self, length: int) -> tuple[int, int]:
+        """Number of windows along an axis, and their length."""
+        s = self.window_size
+        return ((length + s - 1) // s, s) if s else (1, length)
+
+    def _padded_qkv(self, x: Tensor, down: int, right: int) -> Tensor:
+        """The projection of a map padded with zeros, without computing it for the padding."""
+        if not self.window_size or _is_known((down, right), (0, 0)):
+            return cast(Tensor, self.qkv(x))
+        qkv = F.pad(F.linear(x, self.qkv.weight), (0, 0, 0, right, 0, down))
+        return qkv if self.qkv.bias is None else qkv + self.qkv.bias.to(qkv.dtype)
+
+    def _with_positions(self, q: Tensor, k: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Append channels whose product is the position's part of the score: (B, M, N, d + h + w).
+
+        A query has its product with the vector of the offset to every row and column, a key a one
+        at its own row and column. Both sums of a score stay in one matrix product.
+        """
+        B, M, N, d = q.shape
+        h, w = grid
+        maps = q.reshape(B, M, h, w, d)
+        down, across = _by_pair(self.rel_pos_h, h), _by_pair(self.rel_pos_w, w)
+        to_rows = torch.einsum("bmyxd,ykd->bmyxk", maps, down)
+        to_columns = torch.einsum("bmyxd,xkd->bmyxk", maps, across)
+        products = torch.cat([to_rows, to_columns], dim=-1).reshape(B, M, N, h + w)
+        row, column = (torch.arange(n, device=q.device) for n in grid)
+        is_row = (row[:, None] == row)[:, None].expand(h, w, h)
+        is_column = (column[:, None] == column)[None].expand(h, w, w)
+        own = torch.cat([is_row, is_column], dim=-1).reshape(N, h + w)
+        # the scale of the scores is undone for the products
+        q = torch.cat([q, products.to(q.dtype) * d**0.5], dim=-1)
+        return q, torch.cat([k, own.to(k.dtype).expand(B, M, N, h + w)], dim=-1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """softmax(q k^T * scale) v: (B, M, N, d') queries and keys, (B, M, N, d) values.
+
+        torch's kernels without a matrix of scores need values as wide as the keys, and on GPUs
+        widths divisible by 8; elsewhere the zeros would only be more work.
+        """
+        d, wide = v.shape[-1], q.shape[-1]
+        drop = self.attn_drop.p if self.training else 0.0
+        if not (q.is_meta or torch.compiler.is_exporting() or takes_attention(q, k) or wide == d):
+            wide += -wide % 8
+            q, k, v = (F.pad(x, (0, wide - x.shape[-1])) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=scale)
+        return out[..., :d]
+
+
+def _is_known(lengths: tuple[int, ...], values: tuple[int, ...]) -> bool:
+    """Whether lengths have these values in every image, also where a graph is traced for any."""
+    return all(isinstance(n, int) for n in lengths) and lengths == values
+
+
+def _by_pair(table: Tensor, length: int) -> Tensor:
+    """A table's vector for each pair of places along an axis: (length, length, d), query first."""
+    table = resample_offsets(table, length)
+    place = torch.arange(length, device=table.device)
+    offsets = place[:, None] - place + (length - 1)
+    return table.index_select(0, offsets.flatten()).view(length, length, -1)
+
+
+def resample_offsets(table: Tensor, length: int) -> Tensor:
+    """Resample a table linearly to another length of the axis: (2n - 1, d) -> (2 length - 1, d)."""
+    if _is_known((2 * length - 1,), (len(table),)):
+        return table
+    lines = table.t()[None, :, :, None]
+    if lines.dtype in (torch.float16, torch.bfloat16):
+        lines = lines.float()
+    lines = F.interpolate(lines, (2 * length - 1, 1), mode="bilinear", align_corners=False)
+    return lines[0, :, :, 0].t().to(table.dtype)
+
+
+class WindowedViT(_sam.VisionTransformerSAM):
+    """timm's ViT of SAM with the methods of timm's other ViTs that are used.
+
+    Attributes:
+        window_size: side in patches of the blocks' windows, 0 if all attend globally.
+    """
+
+    num_prefix_tokens = 0
+    window_size = 0
+
+    def _pos_embed(self, patches: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, N, C) with absolute positions, if there are."""
+        h, w = patches.shape[1:3]
+        tokens = patches.flatten(1, 2)
+        if self.pos_embed is not None:
+            own = self.patch_embed.grid_size
+            tokens = tokens + resample_grid(self.pos_embed, own, (h, w), mode="bicubic")
+        return cast(Tensor, self.pos_drop(tokens))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """As in timm's `VisionTransformer`, for images (B, in_chans, H, W) of any size.
+
+        `norm` and the last output have what is left of SAM's neck, always as (B, C, h, w).
+        """
+        last = len(self.blocks) - 1
+        wanted = [range(last + 1)[i] for i in (range(last + 1) if indices is None else indices)]
+        patches = self.patch_embed(x)
+        maps = self.norm_pre(self._pos_embed(patches)).unflatten(1, patches.shape[1:3])
+        found: dict[int, Any] = {}
+        for i, block in enumerate(self.blocks[: max(wanted) + 1] if stop_early else self.blocks):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                maps = checkpoint(block, maps, use_reentrant=False)
+            else:
+                maps = block(maps)
+            if i in wanted:
+                found[i] = self.neck(maps.permute(0, 3, 1, 2)) if norm else maps
+        outputs = [found[i] for i in sorted(found)]
+        if not norm:
+            flat = output_fmt == "NLC"
+            outputs = [m.flatten(1, 2) if flat else m.permute(0, 3, 1, 2) for m in outputs]
+        if return_prefix_tokens:
+            outputs = [(m, m.new_empty(len(m), 0, self.embed_dim)) for m in outputs]
+        return outputs if intermediates_only else (self.neck(maps.permute(0, 3, 1, 2)), outputs)
+
+
+def is_windowed(name: str) -> bool:
+    """Whether a timm model is a ViT of this kind: the image encoder of Segment Anything."""
+    return bool(timm.models.is_model_in_modules(name, ["vision_transformer_sam"]))
+
+
+def make_windowed(vit: Any, name: str) -> None:
+    """Make one of timm's `VisionTransformerSAM` usable as an encoder.
+
+    Parameters keep their names and values; absolute positions become (1, N, C). Blocks become those
+    of a plain ViT on (B, h, w, C) maps, whose attention makes the windows; so drop path drops a
+    block for an image, not for single windows.
+
+    Raises:
+        SetrError: rotary positions, which timm makes for one grid, or dropped patches.
+    """
+    if vit.rope_global is not None:
+        raise SetrError(
+            f"encoder '{name}': use_rope needs images of one size; leave it out", code=USAGE
+        )
+    embed = vit.patch_embed
+    embed.flatten, embed.output_fmt = False, timm.layers.Format.NHWC
+    embed.strict_img_size, embed.dynamic_img_pad = False, True
+    vit.__class__ = WindowedViT
+    if vit.pos_embed is not None:
+        vit.pos_embed = nn.Parameter(vit.pos_embed.detach().flatten(1, 2))
+    vit.window_size = max(block.window_size for block in vit.blocks)
+    for block in vit.blocks:
+        block.attn.__class__ = WindowAttention
+        block.attn.window_size, block.window_size = block.window_size, 0
+        for part in block.modules():
+            if isinstance(part, nn.LayerNorm):
+                part.eps = NORM_EPS
