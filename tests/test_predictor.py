@@ -168,6 +168,18 @@ def test_model_directory_round_trip(model_dir, tmp_path):
     )
 
 
+def test_a_loaded_model_does_not_follow_its_file(model_dir, tmp_path):
+    """`cp new old` writes into the file that a running program has loaded."""
+    model, info = from_pretrained(model_dir)
+    save_pretrained(tmp_path / "served", model, info)
+    served, _ = from_pretrained(tmp_path / "served")
+    weights = tmp_path / "served" / "model.safetensors"
+    with open(weights, "r+b") as file:
+        file.write(b"?" * weights.stat().st_size)
+    pairs = zip(model.state_dict().values(), served.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
