@@ -181,6 +181,7 @@ ORDER = (
         "weight_files.published",
         "weight_files.foreign",
         "exporting.runtime",
+        "opening",
         "training.complexity",
     ),
     "training.memory",
@@ -238,6 +239,7 @@ ORDER = (
     *(
         "prediction.video",
         "prediction.live",
+        "prediction.several",
         "prediction.polygons",
         "prediction.annotations",
         "prediction.rasters",
@@ -247,6 +249,8 @@ ORDER = (
         "prediction.kinds",
         "prediction.unsure",
         "prediction.late_scores",
+        "prediction.encoding",
+        "prediction.display",
         "result",
     ),
     *(
