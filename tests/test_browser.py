@@ -199,7 +199,7 @@ def test_a_picture_that_hangs_does_not_cover_the_next_one(open_page, photo, seco
     """A browser cannot stop decoding: the page stops waiting for it."""
     page = open_page()
     page.evaluate(
-        "window.real = createImageBitmap; createImageBitmap = () => new Promise(() => {})"
+        "() => { real = createImageBitmap; createImageBitmap = () => new Promise(() => {}); }"
     )
     give(page, second)
     page.wait_for_selector("#busy:not([hidden])")
