@@ -484,6 +484,20 @@ def test_an_export_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys)
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("names", [("m.onnx", "m.onnx.data"), ("m.xml", "m.bin")])
+def test_weights_are_there_before_the_file_that_names_them(model, tmp_path, monkeypatch, names):
+    """A process may end between the two: a new graph must never read the weights of an old one."""
+    for target, found in (("_write", None), ("compare", {}), ("check_request", None)):
+        monkeypatch.setattr(f"setr.export.{target}", lambda *_, found=found, **__: found)
+    monkeypatch.setattr(
+        "setr.export._write", lambda path, *_: [(path.parent / name).touch() for name in names]
+    )
+    placed = []
+    monkeypatch.setattr("os.replace", lambda old, new: placed.append(new.name))
+    export(model, INFO, tmp_path / names[0], format="onnx")
+    assert placed == [names[1], names[0]]
+
+
 def test_a_full_disk_is_one_line_that_names_the_file(model, tmp_path, monkeypatch):
     def full(path: Path, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -97,9 +97,9 @@ def export(
         if calibration is not None:
             report["miou"] = compare_accuracy(draft, model, info, stored, calibration)
             require_accuracy(report["miou"], precision, path)
-        files = sorted(folder.glob(glob.escape(f"{path.stem}.") + "*"))
+        files = list(folder.glob(glob.escape(f"{path.stem}.") + "*"))
         report["bytes"] = sum(file.stat().st_size for file in files)
-        for file in files:  # weights come before .xml
+        for file in sorted(files, key=lambda file: file.name == path.name):  # after its weights
             os.replace(file, path.with_name(file.name))
     return report
 

@@ -216,7 +216,9 @@ class Predictor:
         Raises:
             SetrError: as `predict`; also if the sizes differ.
         """
-        return self._predict_batch(sources, self.bands)
+        if isinstance(sources, str | bytes | os.PathLike):
+            raise SetrError("predict_batch takes a list of images; predict takes one", code=USAGE)
+        return self._predict_batch(list(sources), self.bands)
 
     def _predict_batch(self, sources: Sequence[Any], bands: Bands | None) -> list[Result]:
         limit, urls = self.max_pixels, self.allow_urls
