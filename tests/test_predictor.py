@@ -449,7 +449,7 @@ def test_awkward_names(model_dir, photo, tmp_path, capsys):
     for name in names:
         (folder / name).write_bytes(encode_png(photo))
     code = main(["predict", str(model_dir), str(folder), "-o", str(tmp_path / "out")])
-    capsys.readouterr()
+    assert len(capsys.readouterr().out.splitlines()) == len(names)
     assert code == OK
     assert sorted(os.listdir(tmp_path / "out")) == sorted([*names, "manifest.jsonl"])
 
