@@ -75,7 +75,9 @@ def test_everything_that_holds_an_image(photo, tmp_path):
         (np.zeros((8, 8, 4), np.uint8), "give uint8 RGB"),
         (np.zeros((200, 60, 3), np.uint8), "above the limit of 10,000"),
         (Image.new("RGB", (200, 60)), "the limit is 10,000"),
-        (None, "give uint8 RGB"),
+        (None, "NoneType: not an image; give uint8 RGB"),
+        (5, "int: not an image; give uint8 RGB"),
+        (io.StringIO("http://localhost/a.png"), "opened as text"),
         ("http://localhost/a.png", "allow"),
     ],
 )

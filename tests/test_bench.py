@@ -75,7 +75,8 @@ def test_the_advice_is_the_fastest_row_that_keeps_the_masks():
     text = advice("runs/x", [*rows, {"runtime": "compile", "precision": "fp32", "error": "no C++"}])
     assert "openvino bf16, 3.00 images/s, 3.0 times eager fp32" in text
     assert "setr export runs/x --format openvino -o model.xml --precision bf16" in text
-    assert "--calibration DATA, DATA being a labelled data set" in text
+    assert "--calibration DATA (DATA: a labelled data set" in text
+    assert "setr export 'my runs/x' --format" in advice("my runs/x", rows)
     assert advice("runs/x", rows, "my photos").endswith("--calibration 'my photos'")
     assert advice("runs/x", rows, "a", "test").endswith("--calibration a --split test")
     for r in rows:

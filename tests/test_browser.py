@@ -195,6 +195,20 @@ def test_from_a_picture_to_pixels_and_files(open_page, models, photo, tmp_path):
     assert sum(f["properties"]["pixels"] for f in features) == expected.mask.size
 
 
+def test_a_picture_that_hangs_does_not_cover_the_next_one(open_page, photo, second):
+    """A browser cannot stop decoding: the page stops waiting for it."""
+    page = open_page()
+    page.evaluate(
+        "() => { real = createImageBitmap; createImageBitmap = () => new Promise(() => {}); }"
+    )
+    give(page, second)
+    page.wait_for_selector("#busy:not([hidden])")
+    page.evaluate("() => { createImageBitmap = real; }")
+    give(page, photo)
+    wait_for_result(page)
+    assert "street.png" in page.inner_text("#under")
+
+
 def test_the_interface_is_read_on_a_phone(open_page, url):
     page = open_page(**PHONE)
     page.goto(f"{url}/docs")

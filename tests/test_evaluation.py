@@ -500,9 +500,7 @@ def test_a_hub_name_stays_as_it_is_written(runs: Path, monkeypatch: pytest.Monke
     """A Path of Windows would turn its slash around."""
     asked = []
     monkeypatch.setattr(
-        evaluation,
-        "from_pretrained",
-        lambda source: asked.append(source) or setr.from_pretrained(runs / "one"),
+        "setr.opening.model_folder", lambda source: asked.append(source) or runs / "one"
     )
     evaluate("owner/name", runs / "data")
     assert asked == ["owner/name"]

@@ -345,12 +345,15 @@ def test_signs_in_a_name_mean_themselves(model, tmp_path, monkeypatch, name):
     ("options", "message"),
     [
         ({"format": "onnx", "out": "m.pt2"}, "onnx files end in .onnx"),
+        ({"format": "onnx", "out": "folder.onnx"}, "folder.onnx: is a folder; give the name"),
         ({"format": "onnx", "precision": "bf16"}, "onnx files have fp32, fp16, int8"),
         ({"format": "onnx", "precision": "int8"}, "give --calibration DATA"),
     ],
 )
 def test_what_cannot_be_is_said_first(options, message, model, tmp_path):
-    out = tmp_path / options.pop("out", "m.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    out = tmp_path / {"out": "m.onnx", **options}["out"]
+    options = {key: value for key, value in options.items() if key != "out"}
     with pytest.raises(SetrError, match=message) as caught:
         export(model, INFO, out, **options)
     assert caught.value.code == USAGE
@@ -469,7 +472,7 @@ def test_a_wrong_mask_beside_right_logits_is_not_written(model, monkeypatch):
     monkeypatch.setattr("setr.exporting.export_check.open_run", lambda *_: drawn)
     assert max(compare(Path("m.onnx"), model, "mask", exact=True)["difference"].values()) < 1e-5
     wrong.append(1)
-    with pytest.raises(SetrError, match="nothing was written"):
+    with pytest.raises(SetrError, match=r"mask differs from PyTorch's on .*; nothing was written"):
         compare(Path("m.onnx"), model, "mask", exact=True)
 
 
@@ -484,6 +487,20 @@ def test_an_export_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys)
         signal.signal(signal.SIGTERM, before)
     assert "a.pt2 was not written" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("names", [("m.onnx", "m.onnx.data"), ("m.xml", "m.bin")])
+def test_weights_are_there_before_the_file_that_names_them(model, tmp_path, monkeypatch, names):
+    """A process may end between the two: a new graph must never read the weights of an old one."""
+    for target, found in (("_write", None), ("compare", {}), ("check_request", None)):
+        monkeypatch.setattr(f"setr.export.{target}", lambda *_, found=found, **__: found)
+    monkeypatch.setattr(
+        "setr.export._write", lambda path, *_: [(path.parent / name).touch() for name in names]
+    )
+    placed = []
+    monkeypatch.setattr("os.replace", lambda old, new: placed.append(new.name))
+    export(model, INFO, tmp_path / names[0], format="onnx")
+    assert placed == [names[1], names[0]]
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(model, tmp_path, monkeypatch):

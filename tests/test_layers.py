@@ -186,6 +186,7 @@ ORDER = (
         "weight_files.published",
         "weight_files.foreign",
         "exporting.runtime",
+        "opening",
         "training.complexity",
     ),
     "training.memory",
@@ -244,6 +245,7 @@ ORDER = (
     *(
         "prediction.video",
         "prediction.live",
+        "prediction.several",
         "prediction.polygons",
         "prediction.annotations",
         "prediction.rasters",
@@ -253,6 +255,8 @@ ORDER = (
         "prediction.kinds",
         "prediction.unsure",
         "prediction.late_scores",
+        "prediction.encoding",
+        "prediction.display",
         "result",
     ),
     *(

@@ -97,6 +97,63 @@ def test_arrays_of_another_kind_are_refused(model_dir):
             predictor.predict(array)
 
 
+def test_the_ways_to_a_predictor(model_dir, photo):
+    expected = load(model_dir).predict(photo)
+    model, info = from_pretrained(model_dir)
+    predictor = load(model, info=info, device="cpu")
+    assert (predictor(photo).mask == expected.mask).all()
+    assert predictor.to("cpu") is predictor
+    assert (predictor(photo).mask == expected.mask).all()
+    with pytest.raises(SetrError, match="device 'cuda:99': this machine has"):
+        predictor.to("cuda:99")
+    for source, options in ((model, {}), (model_dir, {"info": info}), (None, {}), (predictor, {})):
+        with pytest.raises(SetrError, match="info="):
+            load(source, **options)
+    with pytest.raises(SetrError, match="num_heads: is for checkpoints of other code"):
+        load(model_dir, num_heads=2)
+
+
+def test_lists_and_iterators_are_many_images(model_dir, photo, tmp_path):
+    write_bytes(tmp_path / "a.png", encode_png(photo))
+    write_bytes(tmp_path / "b.png", encode_png(photo))
+    predictor = load(model_dir)
+    paths = sorted(tmp_path.glob("*.png"))
+    for given in (paths, iter(paths), [photo, paths[1:]], tmp_path.glob("*"), [tmp_path]):
+        assert len(list(predictor.predict_all(given))) == 2
+    with open(paths[0], "rb") as file:
+        assert len(list(predictor.predict_all(file, photo))) == 2
+    for given in (paths, tuple(paths)):
+        with pytest.raises(SetrError, match="takes one image; predict_all takes several"):
+            predictor.predict(given)
+        assert len(predictor.predict_batch(iter(given))) == 2
+    for one in (paths[0], str(paths[0]), paths[0].read_bytes()):
+        with pytest.raises(SetrError, match="predict_batch takes a list of images"):
+            predictor.predict_batch(one)
+
+
+def test_what_is_evaluated_is_what_is_predicted(model_dir):
+    """Windows, too: `window` was a matter of `predict` alone."""
+    predictor = load(model_dir, window=24)
+    assert predictor.info.protocol == Protocol(short_side=40).in_windows(24)
+    figures = setr.evaluate(predictor, "scenes:4", detailed=False)
+    assert "window 24x24, stride 18x18" in figures["protocol"]
+    named = load(model_dir, window=24, protocol="whole").info.protocol
+    assert named.window == (24, 24)
+
+
+def test_a_result_in_the_viewer_of_pictures(model_dir, photo, monkeypatch):
+    result = load(model_dir).predict(photo)
+    shown = []
+    monkeypatch.setattr("PIL.ImageShow.show", lambda image, title: shown.append(image) or True)
+    result.show()
+    height, width = photo.shape[:2]
+    assert (np.asarray(shown[0])[:height, :width] == result.overlay()).all()
+    assert shown[0].height > height  # the legend
+    monkeypatch.setattr("PIL.ImageShow.show", lambda image, title: False)
+    with pytest.raises(SetrError, match="no viewer of pictures on this machine"):
+        result.show()
+
+
 def test_save_kinds(model_dir, photo, tmp_path):
     result = load(model_dir).predict(photo)
     result.save(tmp_path / "deep" / "mask.png")
@@ -151,6 +208,26 @@ def test_a_suffix_of_another_kind_is_refused(model_dir, photo, tmp_path, name, k
     assert not (tmp_path / name).exists()
 
 
+def test_the_opacity_of_an_overlay(model_dir, photo, tmp_path):
+    result = load(model_dir).predict(photo)
+    result.save(tmp_path / "a.png", "overlay", opacity=0)
+    assert (np.asarray(Image.open(tmp_path / "a.png")) == photo).all()
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(SetrError, match=r"opacity .*: give 0 to 1"):
+            result.save(tmp_path / "b.png", "overlay", opacity=wrong)
+    with pytest.raises(TypeError, match="'mask' has no option 'opacity'"):
+        result.save(tmp_path / "b.png", opacity=0.5)
+    with pytest.raises(TypeError, match="'geojson' has no option 'opacity'"):
+        result.encode("geojson", opacity=0.5)
+    assert not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("mask", ".jpg"), ("overlay", ".pdf")])
+def test_bytes_in_a_format_of_another_kind_are_refused(model_dir, photo, kind, suffix):
+    with pytest.raises(SetrError, match=f"kind '{kind}' is not written as {suffix}"):
+        load(model_dir).predict(photo).encode(kind, suffix=suffix)
+
+
 def test_devices_as_torch_has_them_and_precisions_by_name(model_dir, photo):
     assert load(model_dir, device=torch.device("cpu")).predict(photo).mask.shape == photo.shape[:2]
     with pytest.raises(SetrError, match="precision 'float16': give auto, fp32, bf16, fp16"):
@@ -166,6 +243,18 @@ def test_model_directory_round_trip(model_dir, tmp_path):
         torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     )
+
+
+def test_a_loaded_model_does_not_follow_its_file(model_dir, tmp_path):
+    """`cp new old` writes into the file that a running program has loaded."""
+    model, info = from_pretrained(model_dir)
+    save_pretrained(tmp_path / "served", model, info)
+    served, _ = from_pretrained(tmp_path / "served")
+    weights = tmp_path / "served" / "model.safetensors"
+    with open(weights, "r+b") as file:
+        file.write(b"?" * weights.stat().st_size)
+    pairs = zip(model.state_dict().values(), served.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +299,19 @@ def test_predict_does_the_good_files_and_names_the_broken_ones(model_dir, photo,
     assert written == sorted([*pictures, "manifest.jsonl"])
     with Image.open(out / "good.png") as image:
         assert image.size == (64, 50)
+
+
+@pytest.mark.parametrize("out", ["mask.png", "overlay.JPG", "all.geojson", "clip.mp4", "notes"])
+def test_an_output_that_is_no_folder_is_refused(model_dir, photo, tmp_path, capsys, out):
+    write_bytes(tmp_path / "a.png", encode_png(photo))
+    (tmp_path / "notes").write_text("mine")
+    arguments = ["predict", str(model_dir), str(tmp_path / "a.png"), "-o", str(tmp_path / out)]
+    assert main(arguments) == USAGE
+    assert f"{out}: names a file; give a folder" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "notes"}
+    (tmp_path / "notes").unlink()
+    (tmp_path / out).mkdir()
+    assert main(arguments) == OK
 
 
 def test_predict_globs_and_json(model_dir, photo, tmp_path, capsys):
@@ -347,7 +449,7 @@ def test_awkward_names(model_dir, photo, tmp_path, capsys):
     for name in names:
         (folder / name).write_bytes(encode_png(photo))
     code = main(["predict", str(model_dir), str(folder), "-o", str(tmp_path / "out")])
-    capsys.readouterr()
+    assert len(capsys.readouterr().out.splitlines()) == len(names)
     assert code == OK
     assert sorted(os.listdir(tmp_path / "out")) == sorted([*names, "manifest.jsonl"])
 

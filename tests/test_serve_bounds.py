@@ -33,7 +33,7 @@ from setr.serve.app import create_app
 from setr.serve.batching import MAX_FAULTS, DeadlinePassed
 from setr.serve.gate import Gate
 from setr.serve.limits import Limits, Refusal
-from setr.serve.models import Key, Models, Question, patch_size, protocol_of
+from setr.serve.models import Key, Models, Question, patch_size
 from setr.serve.regions import large_regions
 from tests.serving import connect, listening, photo, request, running, save_models, until
 
@@ -269,7 +269,7 @@ def test_images_are_seen_whole_or_refused(source):
     assert models.max_pixels("pup") == WHOLE_PIXELS
     for height, code in ((2048, ""), (2049, "too_many_pixels")):
         assert refused(models, height, 2048) == code
-        assert (predictor._protocol((height, 2048)) == protocol_of(predictor)) == (not code)
+        assert (predictor._protocol((height, 2048)) == predictor.info.protocol) == (not code)
     models = Models([source], LIMITS, device="cpu", precision="fp32", window=512)
     assert refused(models, 5000, 10_000) == ""
 

@@ -212,9 +212,10 @@ def advice(
     if best["precision"] != "fp32":
         check = f" --precision {best['precision']} --calibration {shlex.quote(data or 'DATA')}"
         check += "" if split == "val" else f" --split {shlex.quote(split)}"
-        check += "" if data else ", DATA being a labelled data set as setr eval takes it"
+        check += "" if data else " (DATA: a labelled data set as setr eval takes it)"
+    model = shlex.quote(source)
     how = {
-        "eager": f"setr predict {source} --precision {best['precision']}",
+        "eager": f"setr predict {model} --precision {best['precision']}",
         "compile": "torch.compile(predictor.model.coarse) in your own program",
-    }.get(best["runtime"], f"setr export {source} --format {file}{check}")
+    }.get(best["runtime"], f"setr export {model} --format {file}{check}")
     return f"{text}, {ratio:.1f} times eager fp32: {how}"

@@ -11,7 +11,6 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +22,13 @@ from setr.data.loader import spread, whole_images
 from setr.datasets import open_dataset
 from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
+from setr.exporting.runtime import ExportedModel
 from setr.fitting import require_fit
-from setr.hub import from_pretrained
 from setr.kernels.recorded import recorded
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo
+from setr.opening import open_trained
 from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
@@ -49,7 +48,7 @@ def evaluate(
     """Evaluate a model, for example `evaluate("runs/x", "data/camvid", protocol="paper-ms")`.
 
     Args:
-        model: a model directory, a file of `setr export`, a `Predictor`, or a `SETR` together with
+        model: a trained model as `setr.load` takes it, a `Predictor`, or a `SETR` together with
             `info`.
         data: a folder, a YAML file, `scenes`, or an opened split.
         protocol: a name in `setr.protocols.PRESETS`, a `Protocol`, or None for the model's own.
@@ -65,16 +64,13 @@ def evaluate(
     Raises:
         SetrError: model or data set cannot be opened or do not match, or an unknown protocol.
     """
-    if isinstance(model, str | os.PathLike) and Path(model).suffix in SUFFIXES:
-        model, info = open_exported(Path(model))
-    elif isinstance(model, str | os.PathLike):
-        model, info = from_pretrained(os.fspath(model))
+    if isinstance(model, str | os.PathLike):
+        model, info = open_trained(model)
         model.to(distributed.device())
     elif hasattr(model, "info"):
         options.setdefault("precision", model.precision)
         model, info = model.model, model.info
-    if info is None:
-        raise SetrError("a SETR model: also give its ModelInfo as info=, or give a model directory")
+    info = checked_info(info)
     if not isinstance(data, str | os.PathLike | Dataset):
         raise SetrError(
             f"data {type(data).__name__}: give a path, or one split of setr.wrap_dataset or "
@@ -88,6 +84,17 @@ def evaluate(
     )
     info = dataclasses.replace(info, protocol=resolve_protocol(protocol, model, info))
     return evaluate_split(model, info, dataset, **options)
+
+
+def checked_info(info: ModelInfo | None) -> ModelInfo:
+    """The info of a model in memory.
+
+    Raises:
+        SetrError: it was not given.
+    """
+    if info is None:
+        raise SetrError("a SETR model: also give its ModelInfo as info=, or give a model directory")
+    return info
 
 
 def resolve_protocol(

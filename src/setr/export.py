@@ -97,9 +97,9 @@ def export(
         if calibration is not None:
             report["miou"] = compare_accuracy(draft, model, info, stored, calibration)
             require_accuracy(report["miou"], precision, path)
-        files = sorted(folder.glob(glob.escape(f"{path.stem}.") + "*"))
+        files = list(folder.glob(glob.escape(f"{path.stem}.") + "*"))
         report["bytes"] = sum(file.stat().st_size for file in files)
-        for file in files:  # weights come before .xml
+        for file in sorted(files, key=lambda file: file.name == path.name):  # after its weights
             os.replace(file, path.with_name(file.name))
     return report
 
@@ -144,11 +144,13 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
         calibrated: whether there is a labelled split to compare on.
 
     Raises:
-        SetrError: an ending that is not the format's, a precision it lacks, no labelled split for
-            one that needs it, or a package that is not installed.
+        SetrError: an ending that is not the format's, a folder, a precision that the format lacks,
+            no labelled split for one that needs it, or a package that is not installed.
     """
     if path.suffix != SUFFIX[format]:
         raise SetrError(f"-o {path}: {format} files end in {SUFFIX[format]}", code=USAGE)
+    if path.is_dir():
+        raise SetrError(f"-o {path}: is a folder; give the name of a file", code=USAGE)
     if precision not in PRECISIONS[format]:
         known = ", ".join(PRECISIONS[format])
         raise SetrError(f"--precision {precision}: {format} files have {known}", code=USAGE)

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,8 @@ from setr import distributed
 from setr.arguments.choices import Precision
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
-from setr.evaluation import resolve_protocol
-from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
-from setr.hub import from_pretrained, model_folder
+from setr.evaluation import checked_info, resolve_protocol
+from setr.exporting.runtime import ExportedModel
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.kernels.recorded import recorded
@@ -33,19 +31,18 @@ from setr.labels import IGNORE
 from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
+from setr.opening import open_trained
 from setr.prediction.live import is_live, open_video
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.rasters import Raster
+from setr.prediction.several import single_sources
 from setr.prediction.unsure import checked_confidence
 from setr.prediction.video import is_video
 from setr.reading.arrays import as_image
-from setr.reading.files import expanded
 from setr.reading.gdal import is_georeferenced
-from setr.reading.remote import at_revision, fetched
-from setr.reading.urls import is_url, without_password
+from setr.reading.urls import without_password
 from setr.result import Result
-from setr.weight_files.foreign import FOREIGN_KEYWORDS, load_foreign
-from setr.weight_files.transformers_files import is_transformers
+from setr.weight_files.foreign import FOREIGN_KEYWORDS
 
 WHOLE_PIXELS = 2048 * 2048
 """Images of more pixels, after the protocol's resize, are processed in windows even if the protocol
@@ -107,19 +104,36 @@ class Predictor:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
         require_own(model, info)
-        self.device = distributed.device(device)
-        self.model = model.eval().to(self.device)
+        self.precision: Precision = precision
+        self._place(model.eval(), device)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
         self._averages = scales is not None or flip
         chosen = resolve_protocol(protocol, model, info).overridden(**views)
+        chosen = chosen if window is None else chosen.in_windows(window)
         self.info = replace(info, protocol=chosen)
         self.max_pixels = max_pixels
         self.window = window
         self.min_confidence = checked_confidence(min_confidence)
         self.allow_urls = allow_urls
-        self.precision: Precision = precision
-        self.dtype = autocast_dtype(precision, self.device)
         self.reads = ModelBands(self.info, bands, value_range)
+
+    def _place(self, model: SETR | ExportedModel, device: str | torch.device) -> None:
+        place = distributed.device(device)
+        self.dtype = autocast_dtype(self.precision, place)
+        self.device, self.model = place, model.to(place)
+
+    def to(self, device: str | torch.device) -> Predictor:
+        """Move the model to another device, not while another thread predicts; returns `self`.
+
+        Raises:
+            SetrError: no such device, one that lacks the precision, or an exported file.
+        """
+        if isinstance(self.model, ExportedModel):
+            raise SetrError(
+                "an exported file stays on its device; give device= to setr.load", code=USAGE
+            )
+        self._place(self.model, device)
+        return self
 
     @property
     def model(self) -> SETR | ExportedModel:
@@ -181,9 +195,17 @@ class Predictor:
                 "each frame, `setr predict` writes its overlay",
                 code=USAGE,
             )
+        if isinstance(source, list | tuple):
+            raise SetrError(
+                f"a {type(source).__name__}: predict takes one image; predict_all takes several, "
+                "predict_batch those of one size in one pass",
+                code=USAGE,
+            )
         if is_georeferenced(source):
             return self._predict_raster(self.reads.open_raster(source, bands, value_range))
         return self._predict_batch([source], self.reads.chosen(bands, value_range))[0]
+
+    __call__ = predict
 
     def predict_batch(self, sources: Sequence[Any]) -> list[Result]:
         """Segment images of equal size in one batch.
@@ -194,7 +216,9 @@ class Predictor:
         Raises:
             SetrError: as `predict`; also if the sizes differ.
         """
-        return self._predict_batch(sources, self.bands)
+        if isinstance(sources, str | bytes | os.PathLike):
+            raise SetrError("predict_batch takes a list of images; predict takes one", code=USAGE)
+        return self._predict_batch(list(sources), self.bands)
 
     def _predict_batch(self, sources: Sequence[Any], bands: Bands | None) -> list[Result]:
         limit, urls = self.max_pixels, self.allow_urls
@@ -215,7 +239,8 @@ class Predictor:
         Args:
             sources: files, folders (searched recursively, without hidden files), glob patterns,
                 videos (frame by frame), a live source (the number of a camera, the address of a
-                stream if `allow_urls`), or anything that `predict` takes.
+                stream if `allow_urls`), anything that `predict` takes, or lists and iterators of
+                these.
 
         Yields:
             One result per image or frame. Frames of a live source that come before the result
@@ -225,7 +250,7 @@ class Predictor:
             SetrError: a source without images, or an image that cannot be read.
         """
         for source in sources:
-            for found in _expand(source):
+            for found in single_sources(source):
                 if is_live(found) or is_video(found):
                     yield from self._predict_frames(found)
                 else:
@@ -250,13 +275,13 @@ class Predictor:
         return self.window or fixed or trained
 
     def _protocol(self, shape: tuple[int, ...]) -> Protocol:
-        """The model's protocol, with windows where requested or where the image is too large."""
+        """The predictor's protocol, with windows where the image is too large without."""
         own = self.info.protocol
-        if self.window is None:
+        if own.window is None:
             height, width = own.view_size(shape[0], shape[1], max(own.scales))
-            if own.window is not None or height * width <= WHOLE_PIXELS:
-                return own
-        return own.in_windows(self._window)
+            if height * width > WHOLE_PIXELS:
+                return own.in_windows(self._window)
+        return own
 
     def _predict_raster(self, opened: Raster) -> Result:
         with opened as raster:
@@ -315,10 +340,11 @@ class Predictor:
 
 
 def load(
-    source: str | os.PathLike,
+    source: str | os.PathLike | SETR,
     *,
     device: str | torch.device = "auto",
     revision: str | None = None,
+    info: ModelInfo | None = None,
     **options: Any,
 ) -> Predictor:
     """Load a trained model.
@@ -327,10 +353,11 @@ def load(
         source: a model directory (such as a run folder); `owner/name` or `owner/name@revision` on
             the Hub; a SETR, Segmenter, DPT, UPerNet or EoMT checkpoint (.pth) of other code; the
             folder or `owner/name` of a model of transformers; a linear head of DINOv2; the http(s)
-            address of such a file, which is cached by torch; or a file written by `setr export`
-            (.onnx, .xml), which has a fixed precision.
+            address of such a file, which is cached by torch; a file written by `setr export`
+            (.onnx, .xml), which has a fixed precision; or a model in memory, together with `info`.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
         revision: branch, tag or commit on the Hub.
+        info: normalisation, classes and protocol, if `source` is a model in memory.
         options: further keyword arguments of `Predictor`, such as `precision`, `window`, `scales`
             and `flip`. For the checkpoints of other code bases also those of
             `foreign.convert_foreign`, such as `num_heads`, or `pretrained` for a linear head and
@@ -342,39 +369,21 @@ def load(
     Raises:
         SetrError: missing or broken model, or a device that is not available.
     """
-    source = at_revision(source, revision)
-    if is_url(source):
-        source = str(fetched(source))
-    if Path(source).suffix in SUFFIXES:
-        network, info = open_exported(Path(source), str(device))
-        if options.pop("precision", "auto") not in ("auto", network.export["precision"]):
-            own = network.export["precision"]
-            raise SetrError(
-                f"{source}: was exported in {own}; leave --precision out, or export again",
-                code=USAGE,
-            )
-        return Predictor(network, info, device="cpu", precision="fp32", **options)
-    if Path(source).suffix == ".pt2":
+    if isinstance(source, SETR):
+        return Predictor(source, checked_info(info), device=device, **options)
+    if info is not None or not isinstance(source, str | os.PathLike):
         raise SetrError(
-            f"{source}: a torch.export file is for programs without setr; load the model it was "
-            "made from, or an .onnx or .xml export",
+            f"{source if info is not None else type(source).__name__}: give the path or name of a "
+            "model, which has its own info, or a SETR model with info=",
             code=USAGE,
         )
-    if not Path(source).is_file():
-        source = str(model_folder(source))
-    if Path(source).is_file() or is_transformers(Path(source)):
-        given = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
-        model, info = load_foreign(source, **given)
-    else:
-        model, info = from_pretrained(source)
-    return Predictor(model, info, device=device, **options)
-
-
-def _expand(source: Any) -> list[Any]:
-    """Paths of a file, folder or glob pattern; any other source is returned as it is."""
-    if not isinstance(source, str | os.PathLike) or is_url(os.fspath(source)) or is_live(source):
-        return [source]
-    files = expanded(os.fspath(source))
-    if not files:
-        raise SetrError(f"{source}: no images found here", code=USAGE)
-    return [path for path, _ in files]
+    foreign = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
+    model, info = open_trained(source, device=device, revision=revision, foreign=foreign)
+    if isinstance(model, SETR):
+        return Predictor(model, info, device=device, **options)
+    own = model.export["precision"]
+    if options.pop("precision", "auto") not in ("auto", own):
+        raise SetrError(
+            f"{source}: was exported in {own}; leave --precision out, or export again", code=USAGE
+        )
+    return Predictor(model, info, device="cpu", precision="fp32", **options)

@@ -1,16 +1,12 @@
 """Result: the prediction for one image, in every form in which it can be used or saved.
 
 Images (`mask`, `ids`, `color`, `overlay`, `confidence`), arrays (`scores`), class shares (`share`)
-and polygons (`geojson`, `gpkg`, `coco`, `coco_rle`, `labelme`). `Result.save` writes one of them;
-`outputs.py` writes several, named after the image. Notebooks show the overlay with its legend.
+and polygons (`geojson`, `gpkg`, `coco`, `coco_rle`, `labelme`). `Result.save` writes one of them
+(`encoding.py`); `outputs.py` writes several, named after the image.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -20,30 +16,20 @@ from typing import Any
 import cv2
 import numpy as np
 
-from setr.errors import SetrError
-from setr.images import encode_picture, encode_png
+from setr.errors import USAGE, SetrError
+from setr.images import encode_png
 from setr.labels import Labels
-from setr.pages.montage import shrunk, with_legend
+from setr.pages.montage import shrunk
+from setr.prediction import display
 from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_geopackage, to_labelme
-from setr.prediction.kinds import (
-    KINDS,
-    LOSSLESS,
-    PICTURE_FORMATS,
-    POLYGON_KINDS,
-    checked_suffix,
-    unknown_kind,
-)
+from setr.prediction.encoding import json_file, picture_file, require_options, scores_file
+from setr.prediction.kinds import RASTER_PICTURES, checked_suffix
 from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, mask_polygons, simplified
 from setr.prediction.rasters import RasterWriter
 from setr.prediction.unsure import checked_confidence, unlabel
 from setr.reading.files import printable, write_bytes
 from setr.reading.storage import is_address
-
-NOTEBOOK_WIDTH = 960
-"""Maximum width in pixels of images shown in notebooks."""
-QUALITY = 95
-"""Quality of JPEG and WebP files, 1 to 100."""
 
 
 class Result:
@@ -183,7 +169,13 @@ class Result:
         return self.labels.palette[self.mask]
 
     def overlay(self, opacity: float = 0.55) -> np.ndarray:
-        """The class colours blended over the image, uint8 RGB (H, W, 3); opacity from 0 to 1."""
+        """The class colours blended over the image, uint8 RGB (H, W, 3); opacity from 0 to 1.
+
+        Raises:
+            SetrError: another opacity.
+        """
+        if not 0 <= opacity <= 1:
+            raise SetrError(f"opacity {opacity}: give 0 to 1", code=USAGE)
         return cv2.addWeighted(self.image, 1 - opacity, self.color(), opacity, 0)
 
     def share(self) -> dict[str, Any]:
@@ -210,15 +202,16 @@ class Result:
         """Write one output, such as the mask, to a file. The file is written atomically.
 
         The suffix of the path selects the format: .png, .tif or .bmp for images, also .jpg or .webp
-        (at `QUALITY`) for `color`, `overlay` and `confidence`, whose values need not be exact. A
-        .tif of a georeferenced image's `mask`, `ids` or `confidence` is a GeoTIFF. A path without a
+        (quality 95) for `color`, `overlay` and `confidence`, whose values need not be exact. A .tif
+        of a georeferenced image's `mask`, `ids` or `confidence` is a GeoTIFF. A path without a
         suffix gets the kind's default format.
 
         Args:
             path: the file to write; missing folders are created.
             kind: `mask`, `ids`, `color`, `overlay`, `confidence`, `scores`, `share`, `geojson`,
                 `gpkg`, `coco`, `coco_rle` or `labelme`.
-            options: `tolerance` and `min_pixels` for polygons; see `polygons`.
+            options: `opacity` for `overlay`; `tolerance` and `min_pixels` for polygons, see
+                `polygons`.
 
         Raises:
             SetrError: unknown kind, a suffix that does not fit the kind, or a file that cannot be
@@ -227,14 +220,14 @@ class Result:
         """
         path = Path(path)
         suffix = checked_suffix(path, kind)
-        _require_options(kind, options)
-        on_map = self.geo and suffix in (".tif", ".tiff") and kind in ("mask", "ids", "confidence")
+        on_map = self.geo and suffix in (".tif", ".tiff") and kind in RASTER_PICTURES
         data = b"" if on_map else self.encode(kind, folder=path.parent, suffix=suffix, **options)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SetrError(f"{path.parent}: cannot make this folder: {error.strerror}") from None
         if self.geo and on_map:
+            require_options(kind, options)
             labels = self.labels if kind == "mask" else None
             with RasterWriter(path, self.mask.shape, self.geo, labels) as file:
                 file.write(_PICTURES[kind](self), 0, 0)
@@ -242,37 +235,40 @@ class Result:
             write_bytes(path, data)
 
     def encode(
-        self, kind: str, *, folder: str | os.PathLike = "", suffix: str = ".png", **options: Any
+        self, kind: str, *, folder: str | os.PathLike = "", suffix: str = "", **options: Any
     ) -> bytes:
         """The bytes of the file that `save` writes.
 
         Args:
             kind: see `save`.
             folder: folder of the file, for `labelme`.
-            suffix: image format, such as `.png`.
-            options: `tolerance` and `min_pixels` for polygons; see `polygons`.
+            suffix: its format, such as `.jpg`; by default the kind's own.
+            options: see `save`.
 
         Raises:
-            SetrError: unknown kind.
+            SetrError: unknown kind, or a format that does not fit it.
             TypeError: an option that the kind does not have.
         """
-        _require_options(kind, options)
+        require_options(kind, options)
+        suffix = checked_suffix(Path(f"file{suffix}"), kind)
         if kind == "scores":
-            buffer, scores = io.BytesIO(), self.scores.astype(np.float16)
-            np.savez_compressed(buffer, scores=scores, classes=np.array(self.labels.classes))
-            return buffer.getvalue()
-        if kind in _PICTURES:
-            palette = self.labels.palette if kind == "mask" else None
-            quality = {} if suffix in LOSSLESS else {"quality": QUALITY}
-            form = PICTURE_FORMATS[suffix]
-            return encode_picture(_PICTURES[kind](self), form, palette=palette, **quality)
+            return scores_file(self.scores, self.labels)
         if kind == "gpkg":
             return self.geopackage(**options)
-        if kind in _POLYGONS:
-            return _json(_POLYGONS[kind](self, **options))
+        if kind in _PICTURES:
+            palette = self.labels.palette if kind == "mask" else None
+            return picture_file(_PICTURES[kind](self, **options), suffix, palette)
         if kind == "labelme":
-            return _json(self.labelme(folder=folder, **options))
-        return _json(self.share())
+            options["folder"] = folder
+        return json_file(_OBJECTS[kind](self, **options))
+
+    def show(self) -> None:
+        """Open the overlay with its legend in the system's viewer of pictures.
+
+        Raises:
+            SetrError: the system has none.
+        """
+        display.open_viewer(display.picture(self.overlay(), self.labels, self.shares))
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -280,23 +276,14 @@ class Result:
 
     def _repr_png_(self) -> bytes:
         """The overlay with a legend below, for viewers without HTML."""
-        ids = [self.labels.classes.index(name) for name in self.shares]
-        return encode_png(with_legend(self._small_overlay(), self.labels, ids))
+        return encode_png(display.picture(self._small_overlay(), self.labels, self.shares))
 
     def _repr_html_(self) -> str:
         """The overlay with a legend and the classes' shares, for notebooks."""
-        data = base64.b64encode(encode_png(self._small_overlay())).decode()
-        legend = " ".join(
-            f'<span style="white-space:nowrap"><span style="display:inline-block;width:.8em;'
-            f'height:.8em;background:rgb{tuple(self.labels.colours[self.labels.classes.index(n)])}">'
-            f"</span> {html.escape(n)} {share:.1%}</span>"
-            for n, share in self.shares.items()
-        )
-        return f'<img src="data:image/png;base64,{data}" style="max-width:100%"><p>{legend}</p>'
+        return display.page_part(self._small_overlay(), self.labels, self.shares)
 
     def _small_overlay(self) -> np.ndarray:
-        """The overlay, at most `NOTEBOOK_WIDTH` pixels wide."""
-        return shrunk(self.overlay(), NOTEBOOK_WIDTH)
+        return shrunk(self.overlay(), display.NOTEBOOK_WIDTH)
 
 
 def class_shares(counts: np.ndarray, classes: Sequence[str], unsure: int) -> dict[str, float]:
@@ -315,27 +302,17 @@ def largest(shares: Mapping[str, float], min_confidence: float) -> str:
     return ", ".join(parts)
 
 
-def _require_options(kind: str, options: dict[str, Any]) -> None:
-    """Raise an error for an unknown kind, and for options of a kind that has none."""
-    if kind not in KINDS:
-        raise unknown_kind(kind)
-    if options and kind not in POLYGON_KINDS:
-        raise TypeError(f"save kind '{kind}' has no option '{next(iter(options))}'")
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
-
-
-_PICTURES: dict[str, Callable[[Result], np.ndarray]] = {
+_PICTURES: dict[str, Callable[..., np.ndarray]] = {
     "mask": lambda r: r.mask,
     "ids": lambda r: r.mask,
     "color": Result.color,
     "overlay": Result.overlay,
     "confidence": lambda r: np.rint(r.confidence * 255).astype(np.uint8),
 }
-_POLYGONS: dict[str, Callable[..., dict[str, Any]]] = {
+_OBJECTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "share": Result.share,
     "geojson": Result.geojson,
     "coco": Result.coco,
     "coco_rle": lambda r, **options: r.coco(all_run_lengths=True, **options),
+    "labelme": Result.labelme,
 }

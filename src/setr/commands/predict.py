@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -143,9 +144,11 @@ def _check_values(given: Arguments) -> None:
 
 
 def _check_combinations(given: Arguments) -> None:
-    """Refuse options that have no effect beside the others."""
+    """Refuse an output that is no folder, and options that have no effect beside the others."""
     from setr.reading.storage import is_address
 
+    if not is_address(given.out):
+        _check_folder(Path(given.out))
     if given.submit:
         rule = f"does nothing with --submit {given.submit}; leave one of them out"
         require_default(given, rule, *NOT_SUBMITTED)
@@ -159,6 +162,21 @@ def _check_combinations(given: Arguments) -> None:
     if given.engine == "plain":
         rule = "does nothing without --engine ray; add it, or leave this out"
         require_default(given, rule, "actors")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a file, or what is named like one: results are named after the images."""
+    from setr.prediction.kinds import KINDS, PICTURE_FORMATS
+    from setr.prediction.video import VIDEO_SUFFIXES
+
+    endings = {Path(f"x{ending}").suffix for ending in KINDS.values()}
+    is_named = out.suffix.lower() in {*endings, *PICTURE_FORMATS, *VIDEO_SUFFIXES}
+    if out.is_file() or (is_named and not out.is_dir()):
+        raise SetrError(
+            f"-o {out}: names a file; give a folder, in which results are named after the images "
+            "(from Python, result.save writes one file)",
+            code=USAGE,
+        )
 
 
 def _check_live(given: Arguments, streams: list[Stream], others: int) -> None:

@@ -26,8 +26,12 @@ training ids, `ids` the same as plain grey, `color` and `overlay` are RGB, `conf
 classes' shares, the others polygons."""
 PICTURES = ("mask", "ids", "color", "overlay", "confidence")
 """Kinds that are pictures."""
+RASTER_PICTURES = ("mask", "ids", "confidence")
+"""Those that a .tif of a georeferenced image keeps on the map."""
 POLYGON_KINDS = ("geojson", "gpkg", "coco", "coco_rle", "labelme")
-"""Kinds with the options `tolerance` and `min_pixels`."""
+"""Kinds with polygons."""
+OPTIONS = {"overlay": ("opacity",), **dict.fromkeys(POLYGON_KINDS, ("tolerance", "min_pixels"))}
+"""Options of a kind; the others have none."""
 PICTURE_FORMATS = {
     ".png": "PNG",
     ".tif": "TIFF",

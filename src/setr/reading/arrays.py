@@ -44,6 +44,8 @@ def as_image(
         source = bytes(source)
     elif hasattr(source, "read") and not hasattr(source, "convert"):
         source = source.read()
+        if isinstance(source, str):
+            raise SetrError("a file opened as text: open it with mode 'rb', or give its path")
     if isinstance(source, str | os.PathLike | bytes):
         return read_pixels(source, bands, max_pixels=max_pixels)
     channels = 3 if bands is None else len(bands.numbers)
@@ -64,10 +66,14 @@ def as_image(
 
 
 def _from_array(source: Any, kinds: str) -> np.ndarray:
+    problem = SetrError(f"{type(source).__name__}: not an image; give {kinds}, or a file")
     try:
-        return np.array(source)
+        array = np.array(source)
     except ValueError:  # nested lists of different lengths
-        raise SetrError(f"{type(source).__name__}: not an image; give {kinds}") from None
+        raise problem from None
+    if array.dtype == object or not array.ndim:  # such as the None of cv2.imread
+        raise problem
+    return array
 
 
 def _from_tensor(tensor: torch.Tensor, channels: int, kinds: str) -> np.ndarray:

@@ -6,7 +6,6 @@ import base64
 import json
 from typing import Any, Literal, NamedTuple
 
-from setr.images import encode_png
 from setr.labels import hex_colour
 from setr.prediction.kinds import POLYGON_KINDS
 from setr.result import Result
@@ -81,7 +80,7 @@ def encode(kind: FormatName, name: str, result: Result, options: Options) -> byt
     if kind == "json":
         return _segmentation(name, result)
     if kind == "overlay":
-        return encode_png(result.overlay(options.opacity))
+        return result.encode(kind, opacity=options.opacity)
     if kind in POLYGON_KINDS:
         result.mask = large_regions(result.mask, len(result.labels.classes), options.min_pixels)
         return result.encode(kind, tolerance=options.tolerance, min_pixels=options.min_pixels)

@@ -28,7 +28,7 @@ from setr.serve.answers import FORMATS, FormatName, Options, choose, encode
 from setr.serve.faults import handle_errors
 from setr.serve.gate import Gate, Keys
 from setr.serve.limits import Limits, Refusal
-from setr.serve.models import Attention, Models, Question, num_layers, patch_size, protocol_of
+from setr.serve.models import Attention, Models, Question, num_layers, patch_size
 from setr.serve.pages import add_pages
 from setr.serve.schema import (
     IMAGE_BODY,
@@ -211,7 +211,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
             name=name,
             recipe=info.recipe,
             parameters=sum(p.numel() for p in predictor.model.parameters()),
-            protocol=protocol_of(predictor).describe(),
+            protocol=info.protocol.describe(),
             max_pixels=service.models.max_pixels(name),
             layers=num_layers(predictor),
             patch=patch_size(predictor),

@@ -20,7 +20,6 @@ from setr.exporting.runtime import ExportedModel
 from setr.pages.figures import make_view
 from setr.prediction.passes import attempt, predict_each
 from setr.predictor import WHOLE_PIXELS, Predictor, Result, load
-from setr.protocols import Protocol
 from setr.serve.batching import DeadlinePassed
 from setr.serve.limits import Limits, Refusal
 
@@ -104,7 +103,7 @@ class Models:
     def max_pixels(self, name: str) -> int:
         """Pixels of an image this model takes, if its sides do not differ extremely."""
         predictor = self.by_name[name]
-        protocol, patch = protocol_of(predictor), patch_size(predictor)
+        protocol, patch = predictor.info.protocol, patch_size(predictor)
         if protocol.window or protocol.short_side:
             return self.limits.max_pixels
         whole = min(WHOLE_PIXELS, self.limits.max_patches * patch**2) if patch else WHOLE_PIXELS
@@ -121,7 +120,7 @@ class Models:
             Refusal: 413; 422 for sides the model's protocol cannot take.
         """
         predictor = self.by_name[name]
-        protocol, patch = protocol_of(predictor), patch_size(predictor)
+        protocol, patch = predictor.info.protocol, patch_size(predictor)
         try:
             view = protocol.view_size(height, width, max(protocol.scales))
         except SetrError as error:
@@ -249,12 +248,6 @@ def patch_size(predictor: Predictor) -> int:
     if isinstance(model, ExportedModel):
         return model.patch_size if model.is_transformer else 0
     return model.encoder.patch_size if hasattr(model.encoder, "vit") else 0
-
-
-def protocol_of(predictor: Predictor) -> Protocol:
-    """How a model is run here; images too large for it are refused, not cut into windows."""
-    own = predictor.info.protocol
-    return own if predictor.window is None else own.in_windows(predictor.window)
 
 
 def num_layers(predictor: Predictor) -> int:

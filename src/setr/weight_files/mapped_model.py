@@ -1,11 +1,10 @@
-"""A model from its description, whose weights are the mapped memory of a file.
+"""A model from its description, with the weights of a file in memory of its own.
 
 Both files may come from a stranger: neither a wrong nor a malicious description takes memory.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
 from setr.errors import FAILED, SetrError
 from setr.model import SETR
+from setr.processes.machine import page_out
 
 LARGEST = 100_000
 """Upper limit on the numbers in a model's arguments, such as widths, depths and image sides."""
+MAPPED_BYTES = 16 << 20
+"""Of a weight file that are in memory beside their copies, about."""
 
 
 def open_model(arguments: dict[str, Any], config: Path, weights: Path) -> SETR:
@@ -33,12 +37,9 @@ def open_model(arguments: dict[str, Any], config: Path, weights: Path) -> SETR:
     Raises:
         SetrError: invalid arguments, or weights that are missing, broken or of another model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         model = _build(config, arguments, weights)
-        _assign_weights(model, load_file(weights))
+        _assign_weights(model, weights)
     except FileNotFoundError:
         raise SetrError(f"{weights}: no such file; the model directory is incomplete") from None
     except (SafetensorError, RuntimeError) as error:
@@ -127,11 +128,18 @@ def _meta_parameters(weights: Path, size: int) -> Iterator[None]:
             nn.Module.register_parameter = register  # type: ignore
 
 
-def _assign_weights(model: SETR, tensors: dict[str, Tensor]) -> None:
-    """Assign memory-mapped tensors of a file to a model, without a copy."""
+def _assign_weights(model: SETR, weights: Path) -> None:
+    """Give a model copies of the tensors of a file.
+
+    Mapped memory would follow the file: a program that writes into it in place, such as `cp`, would
+    change the model or, while the file is shorter, end the process. Windows could not replace it.
+    """
+    tensors, since = load_file(weights), 0
     for name, parameter in model.state_dict().items():
         if name in tensors:
-            tensor = tensors[name].to(parameter.dtype)
-            # Windows cannot replace a file that is mapped
-            tensors[name] = tensor.clone() if os.name == "nt" else tensor
+            tensors[name] = tensors[name].to(parameter.dtype, copy=True)
+            since += tensors[name].nbytes
+        if since > MAPPED_BYTES:
+            page_out(weights)
+            since = 0
     model.load_state_dict(tensors, assign=True)

@@ -1,0 +1,61 @@
+"""Opens a trained model, wherever it is stored: a folder, the Hub, other code, an exported file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from setr.errors import USAGE, SetrError
+from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
+from setr.hub import from_pretrained, model_folder
+from setr.model import SETR
+from setr.model_info import ModelInfo
+from setr.reading.remote import at_revision, fetched
+from setr.reading.urls import is_url
+from setr.weight_files.foreign import load_foreign
+from setr.weight_files.transformers_files import is_transformers
+
+
+def open_trained(
+    source: str | os.PathLike,
+    *,
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    foreign: dict[str, Any] | None = None,
+) -> tuple[SETR | ExportedModel, ModelInfo]:
+    """The network of a trained model, and what is stored with it.
+
+    Args:
+        source: as `setr.load` takes it.
+        device: where an exported file runs; other models are returned on the CPU.
+        revision: branch, tag or commit on the Hub.
+        foreign: keywords of `foreign.convert_foreign`.
+
+    Raises:
+        SetrError: missing or broken model, a device that is not available, or `foreign` for a model
+            that is not of other code.
+    """
+    source = at_revision(source, revision)
+    if is_url(source):
+        source = str(fetched(source))
+    if Path(source).suffix == ".pt2":
+        raise SetrError(
+            f"{source}: a torch.export file is for programs without setr; load the model it was "
+            "made from, or an .onnx or .xml export",
+            code=USAGE,
+        )
+    is_exported = Path(source).suffix in SUFFIXES
+    if not is_exported and not Path(source).is_file():
+        source = str(model_folder(source))
+    if not is_exported and (Path(source).is_file() or is_transformers(Path(source))):
+        return load_foreign(source, **(foreign or {}))
+    if foreign:
+        raise SetrError(
+            f"{next(iter(foreign))}: is for checkpoints of other code, and {source} is none; leave "
+            "it out",
+            code=USAGE,
+        )
+    return open_exported(Path(source), str(device)) if is_exported else from_pretrained(source)
