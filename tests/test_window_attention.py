@@ -305,7 +305,7 @@ def test_options_of_other_encoders(arguments):
     [
         ({"name": "eomt_nano"}, f"'{NAME}': its windows have no place for EoMT's queries; choose"),
         ({"encoder_args": {"readout": "add"}}, "has no class token; give readout 'ignore'"),
-        ({"encoder_args": {"use_rope": True, "use_rel_pos": False}}, "use_rope.*leave them out"),
+        ({"encoder_args": {"use_rope": True, "use_rel_pos": False}}, "use_rope.*leave it out"),
         ({"encoder_args": {"patch_drop_rate": 0.1}}, "patch_drop_rate"),
         ({"img_size": 8}, "cannot be built with img_size 8"),
         ({"encoder_args": {"window_size": -1}}, "cannot be built with.*window_size -1"),

@@ -50,11 +50,10 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
                 ) from None
     raise SetrError(
         f"{source}: unknown layout (its tensors are called {', '.join(list(given)[:3])}, …); "
-        "supported are models of this toolkit, SETR, Segmenter and DPT models of their authors and "
-        "of mmsegmentation, its UPerNet on ViT, DeiT, BEiT and MAE, EoMT of its authors, EoMT, "
-        "DPT, BEiT and data2vec of transformers, linear heads of DINOv2, and encoders from Google, "
-        "timm, DeiT, BEiT, DINOv3, RADIO, SAM, Hugging Face ViT/BEiT/DINOv2/SigLIP and torchvision "
-        "ResNets"
+        "supported are models of this toolkit, SETR, Segmenter and DPT of their authors and of "
+        "mmsegmentation, its UPerNet on plain ViTs, EoMT of its authors, EoMT, DPT, BEiT and "
+        "data2vec of transformers, linear heads of DINOv2, and encoders from Google, timm, DeiT, "
+        "BEiT, DINOv3, RADIO, SAM, Hugging Face ViT/BEiT/DINOv2/SigLIP and torchvision ResNets"
     )
 
 
