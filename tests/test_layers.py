@@ -54,6 +54,7 @@ ORDER = (
     ),
     *(
         "data.own_augmentation",
+        "crop_window",
         "transforms",
         "data.loader",
     ),
