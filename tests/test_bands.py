@@ -17,6 +17,7 @@ import setr
 from setr import bands
 from setr.bands import Bands, check_pixels, open_pixels, read_pixels
 from setr.cli import main
+from setr.crop_window import CropWindow
 from setr.data import scenes
 from setr.data.data_yaml import read_description
 from setr.datasets import open_dataset
@@ -34,7 +35,7 @@ from setr.prediction.rasters import Raster
 from setr.predictor import Predictor
 from setr.reading.gdal import GdalFile
 from setr.training.normalisation import measured, with_channels
-from setr.transforms import Augmentation, CropWindow, distort
+from setr.transforms import Augmentation, distort
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.dialects import translate
 from setr.weights import load_weights, match_weights

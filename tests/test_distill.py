@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import setr.estimate as estimating
 from setr.cli import main
 from setr.config import Config, DistillConfig
 from setr.data import scenes
@@ -153,6 +154,17 @@ def test_another_teacher_is_noted_on_resume(tmp_path, teacher, capsys):
     save_pretrained(tmp_path / "moved", model, info)
     train(taught(tiny_config(tmp_path / "run", steps=3), tmp_path / "moved"), resume=True)
     assert "distill.weights" in capsys.readouterr().err
+
+
+def test_the_estimate_reads_the_teacher_once(tmp_path, teacher, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        estimating, "from_pretrained", lambda source: read.append(source) or from_pretrained(source)
+    )
+    estimating._teacher_arguments.cache_clear()
+    config = taught(tiny_config(tmp_path), teacher)
+    assert estimating.largest_batch(config, 9, CPU, room=10**10, at_most=12)[0] == 12
+    assert len(read) == 1
 
 
 def test_the_estimate_knows_the_teacher(tmp_path, teacher):

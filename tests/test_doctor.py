@@ -21,7 +21,7 @@ from PIL import Image
 from setr.cli import main
 from setr.data import scenes, survey
 from setr.datasets import open_dataset
-from setr.doctor import check, class_weights, describe_map, diagnose, figures
+from setr.doctor import check, describe_map, diagnose, figures
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
 from setr.images import encode_png
@@ -302,15 +302,6 @@ def test_camvid_has_no_trouble(shared):
     checkup = check(open_dataset(data, "val", "camvid"), full=True)
     assert not checkup.findings
     assert figures(checkup)["sizes"] == {"480x360": 101}
-
-
-def test_class_weights_by_hand():
-    pixels = np.array([100, 10, 40, 0])
-    weights = class_weights(pixels, "auto", limit=100)
-    np.testing.assert_allclose(weights, [0.4, 4.0, 1.0, 1.0])
-    np.testing.assert_allclose(class_weights(pixels, "sqrt_median_frequency"),
-                               [0.4**0.5, 2.0, 1.0, 1.0])  # fmt: skip
-    assert class_weights(np.array([1000, 1, 10]), "median_frequency").max() == 4
 
 
 def test_the_map_is_told_in_one_line():

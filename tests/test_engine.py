@@ -26,7 +26,7 @@ import setr.training.best as best
 import setr.training.build as build
 from setr.checkpoint import newest_state
 from setr.cli import main
-from setr.config import Config, ModelConfig
+from setr.config import Config, DataConfig, ModelConfig
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
@@ -134,6 +134,7 @@ def test_a_name_and_a_folder_of_data_are_enough(tmp_path, config):
     ("given", "message"),
     [
         ("finetun", "recipe 'finetun' is unknown; nearest: finetune"),
+        ("runs/gone", "runs/gone: no such run folder or settings file"),
         ({"recipe": "demo"}, "config dict: give a recipe's name, a config.yaml, or a Config"),
     ],
 )
@@ -263,7 +264,10 @@ def test_an_empty_folder_is_free_and_others_are_named(config):
         RunFolder(out / "notes.txt")
     RunFolder(out, overwrite=True)
     (out / "config.yaml").touch()
-    with pytest.raises(SetrError, match="this run exists"):
+    with pytest.raises(SetrError, match="this run exists; add --overwrite to replace it"):
+        RunFolder(out)
+    (out / LAST / "step-00000002").mkdir(parents=True)
+    with pytest.raises(SetrError, match="this run exists; add --resume to continue it, --overw"):
         RunFolder(out)
 
 
@@ -327,6 +331,57 @@ def test_a_folder_where_nothing_can_be_written_is_refused_before_data_are_opened
     inside = dataclasses.replace(config, out=str(Path(config.out).parent / "file" / "run"))
     with pytest.raises(SetrError, match=r"cannot write in .*file: Not a dir.*another .*--out"):
         train(inside, overwrite=True)
+
+
+def test_what_was_trained_is_saved_before_a_missing_file_ends_the_run(
+    tmp_path, monkeypatch, capsys
+):
+    data = write_scene_folders(tmp_path / "data", {"train": 4, "val": 2})
+    settings = DataConfig(root=str(data), crop_size=(64, 64), workers=0)
+    configs = [
+        dataclasses.replace(tiny_config(tmp_path / name, steps=4), data=settings)
+        for name in ("whole", "broken")
+    ]
+    train(configs[0])
+    original = engine._Run.train_step
+
+    def losing(self, images, masks):
+        if self.step == 2 and not self.folder.state:
+            (data / "images" / "train").rename(tmp_path / "away")
+        return original(self, images, masks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._Run, "train_step", losing)
+        with pytest.raises(SetrError, match="no such file"):
+            train(configs[1])
+    assert "the state of step 3 is saved" in capsys.readouterr().err
+    (tmp_path / "away").rename(data / "images" / "train")
+    train(configs[1], resume=True)
+    first, second = (final_state(Path(config.out)) for config in configs)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_batch_may_be_larger_than_the_split(tmp_path, capsys):
+    data = dataclasses.replace(tiny_config(tmp_path).data, root="scenes:3")
+    config = dataclasses.replace(tiny_config(tmp_path / "run", steps=2, batch_size=8), data=data)
+    train(config)
+    said = capsys.readouterr().err
+    assert "split 'train' has 3 images; every batch of 8 has several crops of the same" in said
+
+
+def test_every_test_of_the_weights_is_told(config, monkeypatch, capsys):
+    evaluate, scores = best.evaluate_split, iter((0.2, 0.125, 0.3))
+    monkeypatch.setattr(
+        best, "evaluate_split", lambda *a, **o: {**evaluate(*a, **o), "miou": next(scores)}
+    )
+    train(with_train(config, steps=3, eval_every=1))
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert told == [
+        "step 1: val mIoU 20.00 %; the best so far",
+        "step 2: val mIoU 12.50 %; the best was 20.00 %",
+        "step 3: val mIoU 30.00 %; the best so far",
+    ]
 
 
 def test_resume_refuses_fewer_steps_than_it_has(config):
@@ -715,7 +770,7 @@ def test_weights_trained_on_other_pixels_are_named(monkeypatch, capsys):
 
 def warnings_of(config: Config, capsys: pytest.CaptureFixture, part: str, **changes) -> list[str]:
     changed = dataclasses.replace(getattr(config, part), **changes)
-    announce(dataclasses.replace(config, **{part: changed}))
+    announce(dataclasses.replace(config, **{part: changed}), 12)
     return [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
 
 

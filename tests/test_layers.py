@@ -54,6 +54,7 @@ ORDER = (
     ),
     *(
         "data.own_augmentation",
+        "crop_window",
         "transforms",
         "data.loader",
     ),
@@ -72,6 +73,7 @@ ORDER = (
         "data.survey_rows",
         "data.survey",
         "data.findings",
+        "training.weighting",
         "doctor",
         "data.class_files",
         "data.mask_values",
@@ -195,7 +197,6 @@ ORDER = (
         "provenance",
         "training.parallel",
         "checkpoint",
-        "training.weighting",
         "training.train_config",
         "layers.precision",
         "config",

@@ -80,9 +80,9 @@ def test_patience_counts_from_the_last_better_test(tmp_path, scores):
 def test_patience_needs_tests_and_room(tmp_path, capsys):
     with pytest.raises(SetrError, match=r"train\.patience 2: .* with train\.eval_every"):
         TrainConfig(patience=2)
-    announce(impatient(tmp_path, steps=4))
+    announce(impatient(tmp_path, steps=4), 12)
     assert "warning: train.patience" not in capsys.readouterr().err
-    announce(impatient(tmp_path, steps=3))
+    announce(impatient(tmp_path, steps=3), 12)
     assert "cannot stop the training before step 3; it has 3" in capsys.readouterr().err
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 import torch
 
 from setr.config import OptimConfig
+from setr.errors import USAGE, SetrError
 from setr.layers.positions import prefix_names
 from setr.training.optim import MovingAverage, build_optimizer, learning_rate, set_lr
 from tests.conftest import tiny_model
@@ -121,3 +123,11 @@ def test_moving_average_takes_whole_numbers_as_they_are():
     model.num_batches_tracked.fill_(7)
     average.update(model, step=0)
     assert average.state["num_batches_tracked"].item() == 7
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "clip_grad", "head_lr_factor"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_settings_are_finite_and_not_negative(name, value):
+    with pytest.raises(SetrError, match=rf"optim\.{name} {value}: give ") as caught:
+        OptimConfig(**{name: value})
+    assert caught.value.code == USAGE

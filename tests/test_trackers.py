@@ -125,7 +125,11 @@ def test_a_run_logs_losses_rates_and_pictures(tmp_path):
     assert figures["gradient_norm"] > 0
     assert 0 < figures["mfu_percent"] < 100
     assert 0.1 < figures["peak_memory_gb"] < 30
-    assert {p.name for p in (out / "samples").iterdir()} == {"step-000001.png", "step-000002.png"}
+    names = {"step-000000.png", "step-000001.png", "step-000002.png"}
+    assert {p.name for p in (out / "samples").iterdir()} == names
+    crops = read_image(out / "samples" / "step-000000.png")
+    assert crops.shape[1] == 2 * (320 + 8)
+    assert crops.shape[0] > 2 * 320
     picture = read_image(out / "samples" / "step-000002.png")
     assert picture.shape[1] == 3 * (320 + 8)
     assert picture.shape[0] > 2 * 320
@@ -157,7 +161,7 @@ def test_resume_with_trackers_and_profiler_is_bit_for_bit(tmp_path, monkeypatch,
     events = EventAccumulator(str(tmp_path / "watched" / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
-    assert [event.step for event in events.Images("samples")] == [2, 3]
+    assert [event.step for event in events.Images("samples")] == [0, 2, 3]
     trace = json.loads((tmp_path / "watched" / "trace.json").read_text())
     assert any(e.get("name") == "module: encoder.vit.blocks.0" for e in trace["traceEvents"])
     assert "encoder.vit.blocks.*" in capsys.readouterr().err

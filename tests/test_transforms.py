@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from setr.crop_window import CropWindow
 from setr.data import scenes
 from setr.labels import IGNORE
 from setr.transforms import (
     PAD_COLOUR,
     Augmentation,
-    CropWindow,
     base_scale,
     distort,
     rare_class_odds,

@@ -1,9 +1,10 @@
-"""Class weights by hand: how they are written, and what a weight of 0 does to the losses."""
+"""Class weights: from pixel counts and by hand, how they are written, and what 0 does to losses."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,17 @@ from setr.errors import USAGE, SetrError
 from setr.losses import segmentation_loss
 from setr.model import Output
 from setr.training.runfolder import RunFolder
-from setr.training.weighting import by_class, described, named_weights
+from setr.training.weighting import by_class, class_weights, described, named_weights
 from tests.conftest import tiny_config
+
+
+def test_class_weights_from_pixel_counts():
+    pixels = np.array([100, 10, 40, 0])
+    weights = class_weights(pixels, "auto", limit=100)
+    np.testing.assert_allclose(weights, [0.4, 4.0, 1.0, 1.0])
+    np.testing.assert_allclose(class_weights(pixels, "sqrt_median_frequency"),
+                               [0.4**0.5, 2.0, 1.0, 1.0])  # fmt: skip
+    assert class_weights(np.array([1000, 1, 10]), "median_frequency").max() == 4
 
 
 @pytest.mark.parametrize(

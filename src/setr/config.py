@@ -195,7 +195,7 @@ class OptimConfig:
     """Gradient norm above which gradients are clipped; 0 for no clipping."""
 
     def __post_init__(self) -> None:
-        check_setting(self.lr > 0, f"optim.lr {self.lr}: give a positive learning rate")
+        check_setting(0 < self.lr < math.inf, f"optim.lr {self.lr}: give a positive learning rate")
         check_setting(
             0 < self.layer_decay <= 1, f"optim.layer_decay {self.layer_decay}: give 0 < d <= 1"
         )
@@ -206,7 +206,7 @@ class OptimConfig:
         for name in ("head_lr_factor", "neck_lr_factor", "weight_decay", "power", "warmup_steps",
                      "clip_grad"):  # fmt: skip
             value = getattr(self, name)
-            check_setting(value >= 0, f"optim.{name} {value}: give 0 or more")
+            check_setting(0 <= value < math.inf, f"optim.{name} {value}: give 0 or more")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from setr.data.survey import Progress, near_hashes, survey
 from setr.data.survey_rows import Survey
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.labels import IGNORE, Labels, hex_colour
+from setr.training.weighting import class_weights
 
 NEAR_BITS = 3
 """Images are near-duplicates if their 64-bit difference hashes differ in at most these bits."""
@@ -195,22 +196,3 @@ def _ranges(ids: Sequence[int]) -> str:
         else:
             groups.append([i, i])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in groups)
-
-
-def class_weights(pixels: np.ndarray, kind: str, *, limit: float = 4.0) -> np.ndarray:
-    """Class weights from pixel counts: median frequency / frequency, or its square root.
-
-    Args:
-        pixels: (K,) counts; absent classes get weight 1.
-        kind: `median_frequency` (or `auto`), or `sqrt_median_frequency`.
-        limit: largest weight.
-    """
-    share = pixels / max(pixels.sum(), 1)
-    present = share > 0
-    weights = np.ones_like(share)
-    if not present.any():
-        return weights
-    weights[present] = np.median(share[present]) / share[present]
-    if kind == "sqrt_median_frequency":
-        weights = np.sqrt(weights)
-    return np.minimum(weights, limit)

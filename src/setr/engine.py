@@ -53,6 +53,7 @@ from setr.training.optim import MovingAverage, build_optimizer
 from setr.training.parallel import Parallel
 from setr.training.profiling import Profile
 from setr.training.runfolder import RunFolder
+from setr.training.samples import crops_picture
 from setr.training.snapshot import restore, snapshot
 from setr.training.sources import open_source
 from setr.training.splits import open_splits
@@ -153,7 +154,7 @@ class _Run:
         config = resolve_batch_and_steps(
             config, num_classes, len(self.dataset), self.device, before=before
         )
-        share = everywhere(partial(build_share, config, distributed.rank(), len(self.dataset)))
+        share = everywhere(partial(build_share, config, distributed.rank()))
         saved_config, config = config, with_workers(config, self.device)
         self.config = config
         labels, bands = self.dataset.labels, self.dataset.bands
@@ -175,7 +176,7 @@ class _Run:
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
         self.best = Best(config, folder, self.val, info, self.device)
         if not folder.state:
-            announce(config)
+            announce(config, len(self.dataset))
         built = without_weights(config) if folder.state else config  # the state holds all weights
         self.model = everywhere(partial(build_model, built, num_classes)).to(self.device)
         if config.train.grad_checkpointing:
@@ -194,6 +195,7 @@ class _Run:
             self.best.restore(folder.state.values)
             self.scaler.restore(folder.state.values.get("scaler", {}))
             say(f"continuing after step {self.step}")
+        self.saved_step, self.share = self.step, share
         self.source = open_source(
             config, self.dataset, self.model, self.dtype, pixels, share, augment
         )
@@ -224,8 +226,9 @@ class _Run:
                 self._test(interrupt, progress)
             end_reason = self.best.stop_reason()
             while self.step < config.steps and not end_reason:
-                with self._interruptible(interrupt, save=distributed.world() == 1):
-                    images, masks = next(batches)
+                images, masks = self._next_batch(batches, interrupt)
+                if self.step == 0:
+                    self._show_crops(images, masks)
                 with explain_out_of_memory(self.config, self.model.num_classes, self.device):
                     parts = self.train_step(images, masks)
                 self.step += 1
@@ -251,6 +254,35 @@ class _Run:
         progress.close()
         if self.step < config.steps:
             say(f"ended after step {self.step} of {config.steps}: {end_reason}")
+
+    def _next_batch(
+        self, batches: Iterator[tuple[Tensor, Tensor]], interrupt: Interrupt
+    ) -> tuple[Tensor, Tensor]:
+        """The next batch; if it cannot be loaded, what was trained so far is saved first.
+
+        Several processes do not save, because the others are already in the step.
+        """
+        alone = distributed.world() == 1
+        try:
+            with self._interruptible(interrupt, save=alone):
+                return next(batches)
+        except Exception:
+            if alone and self.saved_step < self.step and self._save():
+                say(
+                    f"the state of step {self.step} is saved; once the next batch can be loaded, "
+                    f"`setr train {self.folder.out} --resume` continues from it"
+                )
+            raise
+
+    def _show_crops(self, images: Tensor, masks: Tensor) -> None:
+        """Log a picture of the first crops, which shows what the model is trained on."""
+        shown = self.config.train.samples
+        if not shown or self.config.train.cache_features != "none":
+            return
+        (batch,) = self.source.order(0, 1, self.share)
+        names = [self.dataset.image_name(index) for _, index in batch]
+        rows = list(zip(images.numpy(), masks.numpy(), names, strict=True))[:shown]
+        self.folder.picture(0, crops_picture(self.dataset.labels, rows))
 
     def _test_is_due(self) -> bool:
         """Whether the weights are to be tested after this step."""
@@ -346,4 +378,7 @@ class _Run:
             **self.best.state(),
         }
         tensors = snapshot(self.model, self.optimizer, self.ema)
-        return self.folder.save(self.step, values, tensors, keep=self.config.train.keep_states)
+        keep = self.config.train.keep_states
+        saved = self.folder.save(self.step, values, tensors, keep=keep)
+        self.saved_step = self.step if saved else self.saved_step
+        return saved

@@ -76,7 +76,7 @@ def _cached_estimate(
     teacher = config.distill.teacher
     return step_memory(
         _meta_model(config, num_classes),
-        teacher=from_pretrained(teacher)[0].to("meta") if teacher else None,
+        teacher=_meta_teacher(teacher) if teacher else None,
         batch=batch,
         size=config.data.crop_size,
         device=device,
@@ -87,6 +87,18 @@ def _cached_estimate(
         cached=config.train.cache_features != "none",
         loss=config.train.loss,
     )
+
+
+def _meta_teacher(source: str) -> SETR:
+    """A teacher without its weights."""
+    with torch.device("meta"):
+        return SETR(**_teacher_arguments(source))
+
+
+@lru_cache(maxsize=1)
+def _teacher_arguments(source: str) -> dict[str, Any]:
+    """What a teacher is built from; its file is read once for all batch sizes that are tried."""
+    return from_pretrained(source)[0].arguments
 
 
 @lru_cache(maxsize=64)

@@ -53,7 +53,7 @@ class Tracker:
         """
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """Log an image of predictions, uint8 RGB (H, W, 3)."""
+        """Log an image uint8 RGB (H, W, 3): of predictions, or of training crops at step 0."""
 
     def close(self) -> None:
         """Called at the end of the run."""
@@ -146,7 +146,10 @@ class CsvTable(Tracker):
 
 
 class Pictures(Tracker):
-    """`samples/step-000500.png`: validation images next to truth and prediction."""
+    """`samples/step-000500.png`: validation images next to truth and prediction.
+
+    `samples/step-000000.png` shows the first training crops next to their masks.
+    """
 
     def __init__(self, out: Path, step: int) -> None:
         super().__init__(out, step)

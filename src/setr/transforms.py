@@ -1,8 +1,7 @@
 """Joint image and mask augmentation on numpy arrays with an explicit random generator.
 
-The crop is chosen in the resized image and mapped back to the original, so only the crop window is
-resized (equal in distribution to resizing first, and identical at scale 1). Rotation is part of the
-same resampling. Images are interpolated bilinearly, masks by nearest neighbour.
+The crop is chosen in the resized image, of which only the crop's window is computed
+(`crop_window.py`): equal in distribution to resizing first, and identical at scale 1.
 
 The loader seeds the generator with (seed, epoch, index), so a sample does not depend on the number
 of workers or processes.
@@ -10,13 +9,13 @@ of workers or processes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from setr.crop_window import CropWindow
 from setr.data.dataset import Mask, Pixels
 from setr.labels import IGNORE
 
@@ -152,144 +151,6 @@ def rare_class_odds(pixels: np.ndarray) -> tuple[float, ...]:
     odds = np.zeros(len(pixels))
     odds[pixels > 0] = 1 / np.sqrt(pixels[pixels > 0] / pixels.sum())
     return tuple((odds / max(odds.sum(), 1e-12)).tolist())
-
-
-@dataclass(frozen=True)
-class CropWindow:
-    """A crop of a resized image, computed without resizing the rest.
-
-    Args:
-        source: (H, W) of the original image.
-        resized: (H', W') of the resized image.
-        origin: (top, left) of the crop in the resized image.
-        size: (height, width) of the crop.
-        angle: clockwise rotation of the content about its centre, in degrees.
-    """
-
-    source: tuple[int, int]
-    resized: tuple[int, int]
-    origin: tuple[int, int]
-    size: tuple[int, int]
-    angle: float = 0.0
-
-    @property
-    def source_region(self) -> tuple[slice, slice]:
-        """Rows and columns of the original image that bilinear interpolation needs; never empty."""
-        region = []
-        for first, length, n, N in zip(
-            *self._bounding_box(), self.source, self.resized, strict=True
-        ):
-            last = min(first + length, N)
-            region.append(slice(max(0, first * n // N - 1), min(n, -(-last * n // N) + 1)))
-        return region[0], region[1]
-
-    def _bounding_box(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Origin and size of the rotated window's bounding box in the resized image."""
-        if not self.angle:
-            return self.origin, self.size
-        height, width = self.size
-        corners = [[x, y, 1] for x in (-1, width) for y in (-1, height)]
-        x, y, _ = self._rotation() @ np.transpose(corners)
-        low = [
-            max(0, first + math.floor(axis.min()))
-            for first, axis in zip(self.origin, (y, x), strict=True)
-        ]
-        high = [
-            first + math.ceil(axis.max()) + 1
-            for first, axis in zip(self.origin, (y, x), strict=True)
-        ]
-        return (low[0], low[1]), (high[0] - low[0], high[1] - low[1])
-
-    def cut(
-        self,
-        array: np.ndarray,
-        *,
-        nearest: bool,
-        fill: int | tuple[int, ...],
-        corner: tuple[int, int] = (0, 0),
-    ) -> np.ndarray:
-        """The crop of an array uint8 (H, W[, C]), padded with `fill` to its full size.
-
-        The array is the whole source, or its `source_region`, which begins at `corner` (y, x).
-        """
-        return self.pad(self.resample(array, nearest=nearest, fill=fill, corner=corner), fill)
-
-    def resample(
-        self,
-        array: np.ndarray,
-        *,
-        nearest: bool,
-        fill: int | tuple[int, ...],
-        corner: tuple[int, int] = (0, 0),
-    ) -> np.ndarray:
-        """As `cut`, without padding; rotated windows have their full size."""
-        (top, left), (height, width) = self.origin, self.size
-        inside = min(height, self.resized[0] - top), min(width, self.resized[1] - left)
-        y, x = corner
-        flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
-        if self.angle:
-            matrix = self._to_source(corner) @ self._rotation()
-            return _warped(array, matrix, (width, height), flags, cv2.BORDER_CONSTANT, fill)
-        if self.source == self.resized:
-            return array[top - y : top - y + inside[0], left - x : left - x + inside[1]]
-        matrix = self._to_source(corner)
-        return _warped(array, matrix, (inside[1], inside[0]), flags, cv2.BORDER_REPLICATE, fill)
-
-    def pad(self, part: np.ndarray, fill: int | tuple[int, ...]) -> np.ndarray:
-        """Pad the result of `resample` on the right and below; the array is contiguous."""
-        if part.shape[:2] == self.size:
-            return np.ascontiguousarray(part)
-        out = np.empty((*self.size, *part.shape[2:]), dtype=part.dtype)
-        out[...] = fill
-        out[: part.shape[0], : part.shape[1]] = part
-        return out
-
-    def _to_source(self, corner: tuple[int, int]) -> np.ndarray:
-        """(2, 3) matrix from window (x, y) to source (x, y), between pixel centres.
-
-        source = (target + origin + 0.5) * scale - 0.5 - corner.
-        """
-        (top, left), (y, x) = self.origin, corner
-        sy, sx = self.source[0] / self.resized[0], self.source[1] / self.resized[1]
-        return np.array([[sx, 0, (left + 0.5) * sx - 0.5 - x], [0, sy, (top + 0.5) * sy - 0.5 - y]])
-
-    def _rotation(self) -> np.ndarray:
-        """(3, 3) rotation of window (x, y) about the centre of the part inside the image."""
-        y, x = (
-            (min(side, end - first) - 1) / 2
-            for side, end, first in zip(self.size, self.resized, self.origin, strict=True)
-        )
-        cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
-        return np.array(
-            [[cos, sin, x - cos * x - sin * y], [-sin, cos, y + sin * x - cos * y], [0, 0, 1]]
-        )
-
-
-def _warped(
-    array: np.ndarray,
-    matrix: np.ndarray,
-    size: tuple[int, int],
-    flags: int,
-    border: int,
-    fill: int | tuple[int, ...],
-) -> np.ndarray:
-    """`cv2.warpAffine` of (H, W[, C]) to (width, height), for any number of channels."""
-    channels = array.shape[2:]
-    if not channels or channels == (3,):
-        return cv2.warpAffine(array, matrix, size, flags=flags, borderMode=border, borderValue=fill)
-    values = fill if isinstance(fill, tuple) else (fill,) * channels[0]
-    parts = [
-        cv2.warpAffine(
-            np.ascontiguousarray(array[..., i : i + 4]),  # OpenCV fills at most four channels
-            matrix,
-            size,
-            flags=flags,
-            borderMode=border,
-            borderValue=values[i : i + 4],
-        ).reshape(size[1], size[0], -1)
-        for i in range(0, channels[0], 4)
-    ]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
 def flipped(image: np.ndarray, axis: int) -> np.ndarray:

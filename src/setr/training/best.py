@@ -101,10 +101,13 @@ class Best:
         model, samples = parallel.model, Samples(self.val.labels, self.config.train.samples)
         with guard(), parallel.whole():
             figures = self._evaluate(model, self.info, on_image=samples, stopped=stopped)
-        score = figures["miou"] or 0.0
+        score, before = figures["miou"] or 0.0, self.figures.get("miou") or 0.0
         self.folder.log({"step": step, "val": figures})
         self.folder.picture(step, samples.picture())
-        if self.figures and score <= (self.figures["miou"] or 0.0):
+        stale = bool(self.figures) and score <= before
+        best = f"the best was {100 * before:.2f} %" if stale else "the best so far"
+        say(f"step {step}: {self.val.split} mIoU {100 * score:.2f} %; {best}")
+        if stale:
             self.stale += 1
             return
         self.stale = 0

@@ -20,7 +20,7 @@ from setr.config import Config, ModelConfig
 from setr.data.dataset import Dataset
 from setr.data.loader import Share, chosen_workers
 from setr.distributed import say, world
-from setr.doctor import check, class_weights, describe_map, map_a_class
+from setr.doctor import check, describe_map, map_a_class
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels
 from setr.layers.mask_classifier import MaskClassifier
@@ -31,7 +31,7 @@ from setr.processes.progress import counting
 from setr.protocols import Protocol, preset
 from setr.scores.adjustment import class_biases
 from setr.training.complexity import parameter_counts
-from setr.training.weighting import by_class, described, named_weights
+from setr.training.weighting import by_class, class_weights, described, named_weights
 from setr.transforms import Augmentation, fill_colour, rare_class_odds
 from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
 
@@ -159,8 +159,13 @@ def without_weights(config: Config) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def announce(config: Config) -> None:
-    """Warn of settings that may be a mistake: random weights, a warm-up that never ends."""
+def announce(config: Config, images: int) -> None:
+    """Warn of settings that may be a mistake: random weights, a warm-up that never ends.
+
+    Args:
+        config: settings of the run.
+        images: number of images in the training split.
+    """
     model, warmup, steps = config.model, config.optim.warmup_steps, config.train.steps
     patience, every = config.train.patience, config.train.eval_every
     if not (model.pretrained or model.pretrained_resnet):
@@ -168,6 +173,11 @@ def announce(config: Config) -> None:
         for name in ("freeze", "lora_rank"):
             if value := getattr(model, name):
                 say(f"warning: model.{name} {value} freezes random weights")
+    if (batch := config.train.batch_size) > images:
+        say(
+            f"note: split '{config.data.train_split}' has {images} images; every batch of "
+            f"{batch} has several crops of the same ones"
+        )
     if warmup >= steps:
         say(
             f"warning: optim.warmup_steps {warmup} of {steps}: the learning rate never reaches "
@@ -297,19 +307,13 @@ def _protocol(config: Config, labels: Labels) -> Protocol:
     return preset(config.eval.protocol, own=own, labels=labels, grid=grid)
 
 
-def build_share(config: Config, rank: int, pairs: int) -> Share:
+def build_share(config: Config, rank: int) -> Share:
     """The share of every batch that process `rank` computes.
 
     Raises:
-        SetrError: the batch is larger than the split (`pairs`), or cannot be divided equally.
+        SetrError: the batch cannot be divided equally.
     """
     batch, parts = config.train.batch_size, config.train.accumulate
-    if batch > pairs:
-        raise SetrError(
-            f"train.batch_size {batch}: split '{config.data.train_split}' has {pairs} pairs; give "
-            f"at most {pairs}, or list more images",
-            code=USAGE,
-        )
     if batch % (world() * parts):
         raise SetrError(
             f"train.batch_size {batch}: must be a multiple of processes ({world()}) x "

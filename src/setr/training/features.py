@@ -30,6 +30,7 @@ from torch import Tensor
 
 from setr._timm import timm
 from setr.config import Config
+from setr.crop_window import CropWindow
 from setr.data.dataset import Dataset
 from setr.data.loader import whole_images
 from setr.data.survey import survey
@@ -43,7 +44,7 @@ from setr.processes.progress import Progress
 from setr.reading.files import cache_folder
 from setr.training.build import build_info
 from setr.training.facts import weights_digest
-from setr.transforms import PAD_COLOUR, CropWindow, fill_colour, flipped
+from setr.transforms import PAD_COLOUR, fill_colour, flipped
 
 VERSION = 2
 _HEAD_ARGUMENTS = frozenset(

@@ -37,6 +37,8 @@ def named_config(name: str) -> Config:
             "the recipes, and `setr convert` reads checkpoints without such a file",
             code=USAGE,
         )
+    if path.name != name:  # recipes have no folders in their names
+        raise SetrError(f"{name}: no such run folder or settings file", code=USAGE)
     return recipe(name)
 
 

@@ -211,10 +211,10 @@ def _require_free(out: Path) -> None:
             f"{out}: not a folder for a run ({error.strerror}); choose another --out", code=USAGE
         ) from None
     if _SETTINGS in found or LAST in found:
+        saved = next((out / LAST).glob("step-*"), None)  # else it ended before its first state
+        ways = "add --resume to continue it, --overwrite" if saved else "add --overwrite"
         raise SetrError(
-            f"{out}: this run exists; add --resume to continue it, --overwrite to replace it, "
-            "or choose another --out",
-            code=USAGE,
+            f"{out}: this run exists; {ways} to replace it, or choose another --out", code=USAGE
         )
     # a new volume contains lost+found
     other = sorted(name for name in found if name[0] != "." and name != "lost+found")

@@ -1,9 +1,12 @@
-"""A picture of the first images of a split, with ground truth and prediction."""
+"""Pictures for the log: tested images with ground truth and prediction, and training crops."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
+from setr.bands import as_rgb
 from setr.labels import Labels
 from setr.pages.montage import montage, with_legend
 from setr.scores.groups import ScoredImage
@@ -35,7 +38,29 @@ class Samples:
             miou = tested.figures["miou"]
             said = "prediction" if miou is None else f"prediction, mIoU {100 * miou:.1f}"
             truth, prediction = palette[tested.truth], palette[tested.prediction]
-            name = tested.name.rpartition("/")[2]  # a whole path may be wider than the picture
+            name = _short(tested.name)
             rows.append(((tested.image, name), (truth, "truth"), (prediction, said)))
             seen |= {*np.unique(tested.truth).tolist(), *np.unique(tested.prediction).tolist()}
         return with_legend(montage(rows), self.labels, sorted(seen))
+
+
+def crops_picture(
+    labels: Labels, crops: Iterable[tuple[np.ndarray, np.ndarray, str]]
+) -> np.ndarray:
+    """One row per training crop and a legend below, uint8 RGB.
+
+    Args:
+        labels: classes and colours.
+        crops: image uint8 (H, W, C), training ids (H, W) and name of the image of each; at least
+            one.
+    """
+    rows, seen = [], set()
+    for image, mask, name in crops:
+        rows.append(((as_rgb(image), _short(name)), (labels.palette[mask], "crop of its mask")))
+        seen |= set(np.unique(mask).tolist())
+    return with_legend(montage(rows), labels, sorted(seen))
+
+
+def _short(name: str) -> str:
+    """The file name; a whole path may be wider than the picture."""
+    return name.rpartition("/")[2]

@@ -1,6 +1,6 @@
-"""Class weights of the loss, as written in the settings.
+"""Class weights of the loss, from pixel counts or as written in the settings.
 
-Either the name of a rule based on pixel counts (`doctor.class_weights`), or weights by class as in
+The setting is either the name of a rule based on pixel counts, or weights by class as in
 `sky=0.5,pole=4`, where classes not named have weight 1. An item ends at a comma after a number, so
 class names may contain spaces, commas and equals signs.
 """
@@ -11,12 +11,33 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from setr.errors import USAGE, SetrError, check_setting
 
 KINDS = ("none", "auto", "median_frequency", "sqrt_median_frequency")
 """Names of rules; all but `none` use pixel counts."""
 _SETTING = "train.class_weights"
 _SHOWN = 30
+
+
+def class_weights(pixels: np.ndarray, kind: str, *, limit: float = 4.0) -> np.ndarray:
+    """Class weights from pixel counts: median frequency / frequency, or its square root.
+
+    Args:
+        pixels: (K,) counts; absent classes get weight 1.
+        kind: `median_frequency` (or `auto`), or `sqrt_median_frequency`.
+        limit: largest weight.
+    """
+    share = pixels / max(pixels.sum(), 1)
+    present = share > 0
+    weights = np.ones_like(share)
+    if not present.any():
+        return weights
+    weights[present] = np.median(share[present]) / share[present]
+    if kind == "sqrt_median_frequency":
+        weights = np.sqrt(weights)
+    return np.minimum(weights, limit)
 
 
 def named_weights(text: str) -> dict[str, float]:
