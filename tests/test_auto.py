@@ -197,13 +197,6 @@ def test_images_and_crops_have_sizes_that_the_device_can_train(name, short, devi
     assert chosen.get("data.short-side") == (resized and (resized,))
 
 
-def test_a_batch_is_no_larger_than_the_split():
-    few = scale_choices("scratch", Extent(3, 64, 64), GPU, patch=8)
-    assert few["train.batch-size"] == (3,)
-    assert "train.batch-size" not in scale_choices("scratch", Extent(8, 64, 64), GPU, patch=8)
-    assert scale_choices("finetune", Extent(3, 64, 64), CPU, patch=14)["train.batch-size"] == (3,)
-
-
 def test_steps_fit_the_time_and_the_images():
     config = recipe("finetune")
 

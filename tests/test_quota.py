@@ -109,3 +109,12 @@ def test_threads_are_those_of_the_quota(put, monkeypatch, limit, given, threads)
 def test_this_process_may_use_a_cpu():
     assert 1 <= quota.cpus() <= (os.cpu_count() or 1)
     assert all(isinstance(group, Path) for group in quota._groups("cpu"))
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", None])
+def test_threads_wait_awake_for_a_moment_unless_the_environment_says_how_long(monkeypatch, name):
+    given = {name: "5"} if name else {}
+    environment = dict(given)
+    monkeypatch.setattr(quota.os, "environ", environment)
+    quota.limit_spinning()
+    assert environment == (given or {"GOMP_SPINCOUNT": "10000"})

@@ -22,7 +22,7 @@ from setr import __version__
 from setr.arguments.options import placeholder
 from setr.arguments.usage import missing, named_as_typed, problem
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
-from setr.processes.quota import limit_threads
+from setr.processes.quota import limit_spinning, limit_threads
 from setr.reading.files import require_writable
 
 VERBS = {
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = [a for a in args if a != "--debug"]
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it with its first tensor
     limit_threads()
+    limit_spinning()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # file names may be no text

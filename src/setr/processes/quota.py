@@ -34,6 +34,16 @@ def limit_threads() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cpus()))
 
 
+def limit_spinning() -> None:
+    """Let torch's threads wait awake for a moment only, unless the environment says how long.
+
+    GNU OpenMP's 300,000 rounds keep a core busy for milliseconds while the thread that is waited
+    for has none, as on a machine that does other work. Called before torch is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "10000"
+
+
 def cpus() -> int:
     """CPUs this process may use, by its affinity and the quotas of its groups, rounded up."""
     counts = [_affinity()]

@@ -99,9 +99,7 @@ def scale_choices(recipe: str, data: Extent, device: torch.device, *, patch: int
         chosen["data.short-side"] = (short,)
     if recipe == "finetune" and device.type == "cpu":  # as the recipes for CamVid on a CPU
         chosen["model.no-aux"] = ()
-        chosen["train.batch-size"] = (min(4, data.images),)
-    elif data.images < 8:
-        chosen["train.batch-size"] = (data.images,)
+        chosen["train.batch-size"] = (4,)
     return chosen
 
 
