@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from setr._timm import timm
 from setr.errors import USAGE, SetrError
+from setr.layers.adapted_vit import pad_to_patches
 from setr.layers.cpu_blocks import takes_attention
 from setr.layers.positions import resample_grid
 
@@ -211,15 +212,13 @@ def make_windowed(vit: Any, name: str) -> None:
     block for an image, not for single windows.
 
     Raises:
-        SetrError: rotary positions, which timm makes for one grid, or dropped patches.
+        SetrError: rotary positions, which timm makes for one grid.
     """
     if vit.rope_global is not None:
         raise SetrError(
             f"encoder '{name}': use_rope needs images of one size; leave it out", code=USAGE
         )
-    embed = vit.patch_embed
-    embed.flatten, embed.output_fmt = False, timm.layers.Format.NHWC
-    embed.strict_img_size, embed.dynamic_img_pad = False, True
+    pad_to_patches(vit.patch_embed)
     vit.__class__ = WindowedViT
     if vit.pos_embed is not None:
         vit.pos_embed = nn.Parameter(vit.pos_embed.detach().flatten(1, 2))
