@@ -22,7 +22,7 @@ import setr.training.parallel as parallel
 from setr.config import Config, OptimConfig
 from setr.data import scenes
 from setr.engine import train
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError
 from setr.images import encode_png
 from setr.model import create_model
 from setr.training.loss_scale import MAX_SKIPPED, LossScaler
@@ -246,12 +246,6 @@ def test_a_loss_of_zero_on_counted_pixels_is_no_cause_for_a_warning(tmp_path, ca
     masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
     assert run.train_step(images, masks)["main"] == 0
     assert "no valid pixel" not in capsys.readouterr().err
-
-
-def test_a_batch_larger_than_the_data_set_is_refused(tmp_path):
-    with pytest.raises(SetrError, match=r"train\.batch_size 13: .* has 12 pairs") as caught:
-        train(tiny_config(tmp_path / "run", batch_size=13))
-    assert caught.value.code == USAGE
 
 
 def test_a_precision_the_hardware_lacks_is_refused(config):
