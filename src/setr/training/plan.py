@@ -6,7 +6,6 @@ and changed without this module.
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import NamedTuple, cast
 
@@ -141,9 +140,11 @@ class _Noise:
 
 
 def seconds_per_step(
-    config: Config, dataset: Dataset, device: torch.device, *, repeats: int = 2
+    config: Config, dataset: Dataset, device: torch.device, *, repeats: int = 3
 ) -> float:
-    """Median time of an optimiser step on random images, after the first steps.
+    """Shortest time of an optimiser step on random images, after the first steps.
+
+    The shortest, because other work may come and go while so few are timed.
 
     Raises:
         SetrError: the step needs more memory than there is; says what needs less.
@@ -172,7 +173,7 @@ def seconds_per_step(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[-repeats:]) * (LOADING if device.type == "cpu" else 1.0)
+    return min(seconds[-repeats:]) * (LOADING if device.type == "cpu" else 1.0)
 
 
 def seconds_per_test(config: Config, data: Extent, step: float) -> float:
