@@ -184,6 +184,8 @@ class OptimConfig:
     layer_decay: float = 1.0
     """Layer-wise decay: factor on the learning rate from each block to the one before it; 1 for
     none."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """Decay of the learning rate: polynomial (power 1: linear, 0: none), or half a cosine."""
     power: float = 0.9
     """Power of the polynomial decay."""
     min_lr: float = 1e-4
@@ -203,6 +205,11 @@ class OptimConfig:
             0 <= self.min_lr <= self.lr, f"optim.min_lr {self.min_lr}: give 0 to lr {self.lr}"
         )
         check_setting(0 <= self.momentum < 1, f"optim.momentum {self.momentum}: give 0 to below 1")
+        check_setting(
+            self.schedule == "poly" or self.power == OptimConfig.power,
+            f"optim.power {self.power}: has no effect with optim.schedule {self.schedule}; leave "
+            "one of them out",
+        )
         for name in ("head_lr_factor", "neck_lr_factor", "weight_decay", "power", "warmup_steps",
                      "clip_grad"):  # fmt: skip
             value = getattr(self, name)
