@@ -24,7 +24,7 @@ from torch import Tensor
 from setr.errors import USAGE, SetrError, first_line
 from setr.processes.launch import gpu_of, meet, place_of
 from setr.processes.progress import Progress
-from setr.processes.watch import Watch
+from setr.processes.watch import Watch, silence_of
 
 T = TypeVar("T")
 JOIN_SECONDS = 300
@@ -74,6 +74,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
             "processes as GPUs",
             code=USAGE,
         )
+    silence = silence_of(os.environ)
     _LAST_GROUP.clear()
     store, watched = meet(place, timeout)
     if cuda:
@@ -83,7 +84,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     # not for NCCL, which only transfers gradients and counts: there a long wait is an error
     gloo = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
     gloo._set_default_timeout(PATIENCE)
-    watch = Watch(watched, place.rank, place.world)
+    watch = Watch(watched, place.rank, place.world, silence)
     watch.start()
     _WATCHES.append(watch)
     Progress.silent = place.rank > 0
