@@ -187,6 +187,7 @@ ORDER = (
         "weight_files.delta",
         "weight_files.published",
         "weight_files.foreign",
+        "exporting.sessions",
         "exporting.runtime",
         "opening",
         "training.complexity",

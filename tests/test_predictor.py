@@ -220,6 +220,10 @@ def test_the_opacity_of_an_overlay(model_dir, photo, tmp_path):
     with pytest.raises(TypeError, match="'geojson' has no option 'opacity'"):
         result.encode("geojson", opacity=0.5)
     assert not (tmp_path / "b.png").exists()
+    write_bytes(tmp_path / "street.png", encode_png(photo))
+    command = ["predict", str(model_dir), str(tmp_path / "street.png"), "-o", str(tmp_path / "out")]
+    assert main([*command, "--save", "overlay,mask,geojson", "--opacity", "0"]) == OK
+    assert (np.asarray(Image.open(tmp_path / "out" / "street_overlay.png")) == photo).all()
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("mask", ".jpg"), ("overlay", ".pdf")])

@@ -130,7 +130,9 @@ class Predictor:
         """
         if isinstance(self.model, ExportedModel):
             raise SetrError(
-                "an exported file stays on its device; give device= to setr.load", code=USAGE
+                f"{self.model.name}: an exported file stays on its device; give device= to "
+                "setr.load",
+                code=USAGE,
             )
         self._place(self.model, device)
         return self
@@ -159,7 +161,9 @@ class Predictor:
         """
         if isinstance(self.model, ExportedModel):
             raise SetrError(
-                "an exported file only computes scores; load the model it was made from", code=USAGE
+                f"{self.model.name}: an exported file only computes scores; give the model it was "
+                "made from",
+                code=USAGE,
             )
         return self.model
 
@@ -247,7 +251,8 @@ class Predictor:
             before them is done with are skipped; `path` ends in the number of the frame.
 
         Raises:
-            SetrError: a source without images, or an image that cannot be read.
+            SetrError: a source without images, or an image that cannot be read; a live source that
+                has broken off and cannot be opened again.
         """
         for source in sources:
             for found in single_sources(source):
@@ -262,6 +267,8 @@ class Predictor:
                 result = self.predict(frame)
                 result.path = f"{reader.name}#{reader.number}"
                 yield result
+            if reader.ended:
+                raise SetrError(f"{reader.name}: {reader.ended}")
 
     @property
     def raster_protocol(self) -> Protocol:
@@ -381,9 +388,9 @@ def load(
     model, info = open_trained(source, device=device, revision=revision, foreign=foreign)
     if isinstance(model, SETR):
         return Predictor(model, info, device=device, **options)
-    own = model.export["precision"]
-    if options.pop("precision", "auto") not in ("auto", own):
+    if options.pop("precision", "auto") not in ("auto", model.precision):
         raise SetrError(
-            f"{source}: was exported in {own}; leave --precision out, or export again", code=USAGE
+            f"{source}: was exported in {model.precision}; leave --precision out, or export again",
+            code=USAGE,
         )
     return Predictor(model, info, device="cpu", precision="fp32", **options)

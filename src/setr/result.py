@@ -23,7 +23,7 @@ from setr.pages.montage import shrunk
 from setr.prediction import display
 from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_geopackage, to_labelme
 from setr.prediction.encoding import json_file, picture_file, require_options, scores_file
-from setr.prediction.kinds import RASTER_PICTURES, checked_suffix
+from setr.prediction.kinds import OPACITY, RASTER_PICTURES, checked_suffix
 from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, mask_polygons, simplified
 from setr.prediction.rasters import RasterWriter
@@ -168,7 +168,7 @@ class Result:
         """The mask in class colours, uint8 RGB (H, W, 3)."""
         return self.labels.palette[self.mask]
 
-    def overlay(self, opacity: float = 0.55) -> np.ndarray:
+    def overlay(self, opacity: float = OPACITY) -> np.ndarray:
         """The class colours blended over the image, uint8 RGB (H, W, 3); opacity from 0 to 1.
 
         Raises:
