@@ -179,7 +179,8 @@ def test_openvino_with_rope_and_int8(photo, tmp_path, monkeypatch):
         "setr.exporting.sessions.page_out", lambda path: let_go.append(path.resolve())
     )
     assert load(tmp_path / "q.xml").predict(photo).mask.shape == (50, 64)
-    (copy,) = let_go  # of its weights, packed by then
+    read, copy = let_go  # the weights, before they are packed and after
+    assert read == copy
     assert str(copy).endswith("(deleted)")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.xml", "q.bin", "q.xml"]
     (tmp_path / "m.bin").unlink()
@@ -187,17 +188,19 @@ def test_openvino_with_rope_and_int8(photo, tmp_path, monkeypatch):
         load(tmp_path / "m.xml")
 
 
-@pytest.mark.parametrize("disk", ["has room", "is full"])
+@pytest.mark.parametrize("disk", ["has room", "is read-only", "is full"])
 def test_a_loaded_openvino_file_is_apart_from_its_weights(disk, model, photo, tmp_path):
     """Other content and a shorter file, as `cp` leaves it; the process would end."""
     pytest.importorskip("openvino")
     export(model, INFO, tmp_path / "m.xml", format="openvino")
     code = f"""
 import errno, os, tempfile, numpy as np, setr
-def full(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
-if {disk == "is full"}:
-    tempfile.TemporaryFile = full
+temporary, disk = tempfile.TemporaryFile, {disk!r}
+def on_disk(dir):
+    if disk == "is full" or disk == "is read-only" and dir:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return temporary(dir=dir)
+tempfile.TemporaryFile = on_disk
 predictor = setr.load({str(tmp_path / "m.xml")!r})
 images = [np.random.default_rng(0).integers(0, 256, (n, 60, 3), np.uint8) for n in (50, 70)]
 before = [predictor.predict(image).scores for image in images[:1]]

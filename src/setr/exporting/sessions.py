@@ -105,16 +105,19 @@ def openvino_run(
             for key in model.get_rt_info(["setr"]).value:
                 stored[key] = model.get_rt_info(["setr", key]).value
         try:
-            precision = json.loads(stored.get("export", ""))["precision"]
+            export = json.loads(stored.get("export", ""))
+            precision, patch = export["precision"], int(export["patch_size"])
         except (ValueError, KeyError, TypeError):  # the caller says what is wrong with the file
             return (lambda images: []), stored
         kept = [model.output(name) for name in outputs]
         compiled = core.compile_model(
             ov.Model(kept, model.get_parameters()), "CPU", openvino_settings(core, precision)
         )
+        if weights is not None:
+            page_out(weights)
         request = compiled.create_infer_request()
         if compiled.input(0).partial_shape.is_dynamic:
-            request.infer({0: _small_images(compiled.input(0))})  # packs the weights
+            request.infer({0: _small_images(compiled.input(0), patch)})  # packs the weights
             if weights is not None:
                 page_out(weights)
 
@@ -131,27 +134,33 @@ def openvino_run(
 
 @contextmanager
 def _own_copy(path: Path) -> Iterator[Path | None]:
-    """An unnamed copy of a file on the disk of temporary files; None where it cannot be made.
+    """An unnamed copy of a file, beside it or among temporary files; None where there is no place.
 
     OpenVINO maps its weights and reads parts of them again while it runs. A program that writes
     into that file would change its answers, or end the process.
     """
     with ExitStack() as stack:
         copied = None
-        with suppress(OSError):  # no such file, no room for a copy
-            file = stack.enter_context(open(path, "rb"))
-            copy = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(file, copy, 1 << 20)
-            copy.flush()
-            named = Path(f"/proc/self/fd/{copy.fileno()}")  # of Linux
-            copied = named if named.exists() else None
+        for folder in (path.parent, None):  # that of temporary files may be in memory
+            with suppress(OSError):  # no such file, not writable, no room
+                file = stack.enter_context(open(path, "rb"))
+                copy = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+                shutil.copyfileobj(file, copy, 1 << 20)
+                copy.flush()
+                named = Path(f"/proc/self/fd/{copy.fileno()}")  # of Linux
+                copied = named if named.exists() else None
+            if copied:
+                break
         yield copied
 
 
-def _small_images(given: Any) -> np.ndarray:
-    """A black image of 64x64 for an OpenVINO input whose batch and size are free."""
+def _small_images(given: Any, patch: int) -> np.ndarray:
+    """A black image of 8x8 patches for an OpenVINO input whose batch and size are free.
+
+    Of few tokens, matrix products have another layout of their weights than of many.
+    """
     _, *sides = given.partial_shape
-    shape = [1, *(side.get_length() if side.is_static else 64 for side in sides)]
+    shape = [1, *(side.get_length() if side.is_static else 8 * patch for side in sides)]
     return np.zeros(shape, given.element_type.to_dtype())
 
 
