@@ -14,7 +14,7 @@ import setr.estimate as estimating
 from setr.cli import main
 from setr.config import Config, DistillConfig
 from setr.data import scenes
-from setr.engine import _Run, train
+from setr.engine import train
 from setr.errors import USAGE, SetrError
 from setr.estimate import estimate
 from setr.hub import from_pretrained, save_pretrained
@@ -22,6 +22,7 @@ from setr.kernels import row_blocks
 from setr.kernels.divergence import upsample_divergence
 from setr.labels import Labels
 from setr.model_info import ModelInfo
+from setr.training.run import Run
 from setr.training.runfolder import RunFolder
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 from tests.test_step import assert_same_weights, stopped_and_resumed
@@ -88,7 +89,7 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn_from_it(tmp_pa
     first = tiny_config(tmp_path / "first", steps=1)
     train(first)
     config = taught(tiny_config(tmp_path / "second", steps=1), tmp_path / "first")
-    run = _Run(config, RunFolder(Path(config.out)))
+    run = Run(config, RunFolder(Path(config.out)))
     run.model.load_state_dict(from_pretrained(tmp_path / "first")[0].state_dict(), strict=False)
     run.model.eval()
     run.model.train = lambda mode=True: run.model  # batch norm as in the teacher
@@ -98,7 +99,7 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn_from_it(tmp_pa
 
 def test_the_teacher_sees_its_own_normalisation(tmp_path, teacher):
     config = taught(tiny_config(tmp_path / "run"), teacher)
-    run = _Run(config, RunFolder(Path(config.out)))
+    run = Run(config, RunFolder(Path(config.out)))
     images, masks = next(iter(run.source.batches(0)))
     model, info = from_pretrained(teacher)
     with torch.no_grad():
@@ -128,7 +129,7 @@ def test_micro_batches_add_up(tmp_path, teacher):
     values = []
     for accumulate in (1, 2):
         config = tiny_config(tmp_path / str(accumulate), batch_size=4, accumulate=accumulate)
-        run = _Run(taught(config, teacher, temperature=2.0), RunFolder(Path(config.out)))
+        run = Run(taught(config, teacher, temperature=2.0), RunFolder(Path(config.out)))
         run.model.eval()
         run.model.train = lambda mode=True: None
         values.append(run.train_step(images, masks))

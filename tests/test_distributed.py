@@ -41,6 +41,7 @@ PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
     *("examined", "tested", "nothing", "nowhere", "patient", "evaluate", "slow", "taught"),
+    "unreadable",
 )
 
 
@@ -217,6 +218,13 @@ def test_a_signal_to_one_process_stops_and_saves_all(pair):
     assert "stops: stopped after step 7; continue with `setr train" in first
     assert "stops: reported" in second
     assert [p.name for p in (pair[0] / "stops" / LAST).iterdir()] == ["step-00000007"]
+
+
+def test_an_image_that_one_process_cannot_read_costs_no_step(pair):
+    first, second = pair[1]
+    assert "unreadable: rank 1: photo.png: cannot read" in first
+    assert "unreadable: reported" in second
+    assert [p.name for p in (pair[0] / "unreadable" / LAST).iterdir()] == ["step-00000006"]
 
 
 def test_a_signal_to_one_process_ends_a_test_of_all(pair):

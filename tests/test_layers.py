@@ -240,6 +240,7 @@ ORDER = (
         "training.graphed",
         "training.updates",
         "training.plan",
+        "training.run",
         "engine",
     ),
     # predictions

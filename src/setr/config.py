@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from setr.arguments.choices import Neck, PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError, check_setting
@@ -270,7 +272,7 @@ class Config:
 
     recipe: str = "custom"
     """Name of the run in reports."""
-    out: str = "runs/setr"
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "runs/setr"
     """Run folder, where everything is written."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -237,6 +237,25 @@ def everywhere(action: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def raise_everywhere(problem: Exception | None) -> None:
+    """Raise this process's problem, or in the others the message of the first that has one.
+
+    Called by all processes. A problem that is no `SetrError` keeps its traceback.
+    """
+
+    def fail() -> None:
+        if problem is not None:
+            own = isinstance(problem, SetrError)
+            raise problem if own else SetrError(f"{type(problem).__name__}: {first_line(problem)}")
+
+    try:
+        everywhere(fail)
+    except SetrError as error:
+        if problem is None or isinstance(problem, SetrError):
+            raise
+        raise problem from error
+
+
 def gather(value: T) -> list[T]:
     """The values of all processes, ordered by rank."""
     if world() == 1:
