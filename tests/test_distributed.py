@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from setr import distributed
-from setr.data.loader import BatchOrder, Share
+from setr.data.order import BatchOrder, Share
 from setr.distributed import device, devices, differences, joined
 from setr.engine import train
 from setr.errors import SetrError

@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import setr.checkpoint as checkpoint
 import setr.data.loader as loader
+import setr.data.workers as processes
 import setr.training.best as best
 import setr.training.build as build
+import setr.training.preparation as preparing
 import setr.training.run as running
 from setr.checkpoint import newest_state
 from setr.cli import main
@@ -32,7 +34,8 @@ from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.images import encode_png
 from setr.results import collect
-from setr.training.build import announce, build_model
+from setr.training.build import build_model
+from setr.training.resolved import announce
 from setr.training.runfolder import LAST, RunFolder
 from tests.conftest import tiny_config, write_scene_folders
 
@@ -305,14 +308,14 @@ def test_two_processes_never_train_in_one_folder(config, monkeypatch):
 
 
 def test_a_run_that_came_and_went_while_data_were_checked_is_kept(config, monkeypatch):
-    original = running.checked_pixels
+    original = preparing.checked_pixels
 
     def slow(*arguments):
-        monkeypatch.setattr(running, "checked_pixels", original)
+        monkeypatch.setattr(preparing, "checked_pixels", original)
         train(config)
         return original(*arguments)
 
-    monkeypatch.setattr(running, "checked_pixels", slow)
+    monkeypatch.setattr(preparing, "checked_pixels", slow)
     with pytest.raises(SetrError, match="this run exists"):
         train(with_train(config, seed=1))
     assert Path(config.out, "metrics.json").exists()
@@ -321,7 +324,7 @@ def test_a_run_that_came_and_went_while_data_were_checked_is_kept(config, monkey
 def test_a_folder_where_nothing_can_be_written_is_refused_before_data_are_opened(
     config, monkeypatch
 ):
-    monkeypatch.setattr(running, "open_splits", lambda *_: pytest.fail("the folder comes first"))
+    monkeypatch.setattr(preparing, "open_splits", lambda *_: pytest.fail("the folder comes first"))
     Path(config.out).symlink_to("gone")
     with pytest.raises(SetrError, match="which leads nowhere") as caught:
         train(config)
@@ -500,7 +503,7 @@ def test_a_stop_without_any_state_is_told_as_one(config, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "_write_tensors", full)
     stop_after(monkeypatch, 1)
-    with pytest.raises(SetrError, match="step 1, which could not be saved; .* --overwrite starts"):
+    with pytest.raises(SetrError, match=r"step 1, which could not be saved; .* --overwrite starts"):
         train(config)
 
 
@@ -604,7 +607,7 @@ def test_bad_data_is_found_before_the_first_step(tmp_path):
     ],
 )
 def test_names_are_checked_before_data_are_opened(config, settings, message, monkeypatch):
-    monkeypatch.setattr(running, "open_splits", lambda *_: pytest.fail("names come first"))
+    monkeypatch.setattr(preparing, "open_splits", lambda *_: pytest.fail("names come first"))
     wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, **settings))
     with pytest.raises(SetrError, match=message) as caught:
         train(wrong)
@@ -634,7 +637,7 @@ def test_weights_that_do_not_fit_are_refused_before_data_are_checked(config, lor
     wide[name] = torch.zeros(7, 7)
     path = Path(config.out, "wide.safetensors")
     save_file(wide, path)
-    monkeypatch.setattr(running, "checked_pixels", lambda *_: pytest.fail("weights come first"))
+    monkeypatch.setattr(preparing, "checked_pixels", lambda *_: pytest.fail("weights come first"))
     for source, message in (
         (path, rf"{name} is \(7, 7\), the model's is"),
         (__file__, "a configuration file"),
@@ -647,7 +650,7 @@ def test_weights_that_do_not_fit_are_refused_before_data_are_checked(config, lor
 
 @pytest.mark.parametrize("changed", [{"precision": "fp16"}, {"device": "cuda:99"}])
 def test_the_device_is_checked_before_data_are_opened(config, changed, monkeypatch):
-    monkeypatch.setattr(running, "open_splits", lambda *_: pytest.fail("the device comes first"))
+    monkeypatch.setattr(preparing, "open_splits", lambda *_: pytest.fail("the device comes first"))
     with pytest.raises(SetrError, match=r"fp16: CPUs compute|cuda:99.: this machine has"):
         train(with_train(config, **changed))
 
@@ -750,13 +753,13 @@ def test_an_interruption_in_the_last_step_ends_before_the_test(tmp_path, monkeyp
 
 @pytest.mark.parametrize("workers", [0, 2, -1])
 def test_every_test_of_a_run_has_its_workers(tmp_path, monkeypatch, workers):
-    original, asked = loader._Loader, []
+    original, asked = loader.Loader, []
 
-    def recorded(*arguments, num_workers, **options):
-        asked.append(num_workers)
-        return original(*arguments, num_workers=num_workers, **options)
+    def recorded(*arguments, workers, **options):
+        asked.append(workers)
+        return original(*arguments, workers=workers, **options)
 
-    monkeypatch.setattr(loader, "_Loader", recorded)
+    monkeypatch.setattr(loader, "Loader", recorded)
     config = tiny_config(tmp_path / "run", steps=2, adjust_logits=True)
     config = dataclasses.replace(
         config,
@@ -772,7 +775,7 @@ def test_every_test_of_a_run_has_its_workers(tmp_path, monkeypatch, workers):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a patch reaches forked processes alone")
 def test_a_killed_loader_process_is_one_line(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(loader, "_init_worker", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(processes, "init_worker", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     words = "--data.root scenes:4 --data.workers 1 --train.steps 2 --train.batch-size 2"
     assert main(["train", "demo", *words.split(), "--out", str(tmp_path / "run")]) == FAILED
     errors = [line for line in capfd.readouterr().err.splitlines() if "loader process" in line]

@@ -56,6 +56,8 @@ ORDER = (
         "data.own_augmentation",
         "crop_window",
         "transforms",
+        "data.order",
+        "data.workers",
         "data.loader",
     ),
     # figures
@@ -226,6 +228,8 @@ ORDER = (
         "training.snapshot",
         "training.normalisation",
         "training.build",
+        "training.resolved",
+        "training.pixel_counts",
     ),
     *(
         "training.features",
@@ -240,6 +244,8 @@ ORDER = (
         "training.graphed",
         "training.updates",
         "training.plan",
+        "training.timing",
+        "training.preparation",
         "training.run",
         "engine",
     ),

@@ -92,7 +92,7 @@ def test_a_run_says_records_and_uses_them(tmp_path, capsys, monkeypatch):
     assert Config.load(Path(config.out, "config.yaml")).train.class_weights == text
     wrong = tiny_config(tmp_path / "wrong", class_weights="sy=2")
     monkeypatch.setattr(
-        "setr.training.build.check", lambda *_, **__: pytest.fail("files were read")
+        "setr.training.pixel_counts.check", lambda *_, **__: pytest.fail("files were read")
     )
     with pytest.raises(SetrError, match=r"train\.class_weights: 'sy' is not a class; .*'sky'"):
         train(wrong)

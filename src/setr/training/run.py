@@ -22,38 +22,27 @@ from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.own_augmentation import Augment
 from setr.distributed import everywhere, raise_everywhere, say, together
-from setr.errors import INTERRUPTED, USAGE, SetrError
-from setr.estimate import explain_out_of_memory, resolve_batch_and_steps
+from setr.errors import INTERRUPTED, SetrError
+from setr.estimate import explain_out_of_memory
 from setr.layers.precision import autocast_dtype
 from setr.processes.interrupt import Interrupt, Stopped, ending_with
 from setr.processes.progress import Progress
 from setr.provenance import provenance
 from setr.reading.files import write_json
 from setr.training.best import Best, Guard
-from setr.training.build import (
-    announce,
-    build_info,
-    build_model,
-    build_share,
-    build_weights,
-    checked_pixels,
-    require_buildable,
-    require_fitting_weights,
-    with_workers,
-    without_weights,
-)
-from setr.training.facts import AUGMENT_VERSION, data_record, require_same_run, run_facts
+from setr.training.build import build_model, without_weights
+from setr.training.facts import AUGMENT_VERSION, data_record
 from setr.training.loss_scale import LossScaler
-from setr.training.normalisation import with_normalisation
 from setr.training.optim import MovingAverage, build_optimizer
 from setr.training.parallel import Parallel
+from setr.training.pixel_counts import build_weights
+from setr.training.preparation import prepare
 from setr.training.profiling import Profile
+from setr.training.resolved import announce
 from setr.training.runfolder import RunFolder
 from setr.training.samples import crops_picture
 from setr.training.snapshot import restore, snapshot
 from setr.training.sources import open_source
-from setr.training.splits import open_splits
-from setr.training.teacher import open_teacher
 from setr.training.telemetry import Telemetry
 from setr.training.updates import Updates
 
@@ -83,44 +72,19 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # used by kernels and memory statistics
         self.dtype = autocast_dtype(config.train.precision, self.device)
-        distributed.on_first(lambda: require_buildable(config, weights=not folder.state))
-        config, self.dataset, self.val = everywhere(partial(open_splits, config, data))
-        num_classes = len(self.dataset.labels.classes)
-        before = folder.state.values["facts"] if folder.state else None
-        config = with_normalisation(config, self.dataset)
-        if not folder.state:
-            distributed.on_first(partial(require_fitting_weights, config))
-        config = resolve_batch_and_steps(
-            config, num_classes, len(self.dataset), self.device, before=before
-        )
-        share = everywhere(partial(build_share, config, distributed.rank()))
-        saved_config, config = config, with_workers(config, self.device)
-        self.config = config
-        labels, bands = self.dataset.labels, self.dataset.bands
-        open_own = partial(open_teacher, config, labels, bands, self.device, self.dtype)
-        teacher = everywhere(open_own)
-        self.facts = run_facts(config, self.dataset, self.val, augment=augment)
-        if teacher:
-            self.facts["distill.weights"] = teacher.digest
-        distributed.require_equal(self.facts)
-        if before:
-            distributed.on_first(lambda: require_same_run(folder.out, before, self.facts))
-        done, steps = folder.state.step if folder.state else 0, config.train.steps
-        if done > steps:
-            problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
-            raise together(SetrError(problem, code=USAGE))
-        info = build_info(config, labels, bands)
-        pixels = distributed.on_first(lambda: checked_pixels(config, self.dataset, self.val))
+        ready = prepare(config, folder, data, augment, self.device, self.dtype)
+        self.config, self.dataset, self.val = ready.config, ready.train, ready.val
+        self.facts, self.pixels, self.share = ready.facts, ready.pixels, ready.share
+        config, num_classes = self.config, len(self.dataset.labels.classes)
         torch.manual_seed(config.train.seed)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
-        self.best = Best(config, folder, self.val, info, self.device)
+        self.best = Best(config, folder, self.val, ready.info, self.device)
         if not folder.state:
             announce(config, len(self.dataset))
         built = without_weights(config) if folder.state else config  # the state holds all weights
         self.model = everywhere(partial(build_model, built, num_classes)).to(self.device)
         if config.train.grad_checkpointing:
             self.model.set_grad_checkpointing()
-        self.pixels = pixels
         self.telemetry = Telemetry(config, num_classes, self.device, self.dtype)
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)
@@ -135,9 +99,8 @@ class Run:
             self.scaler.restore(folder.state.values.get("scaler", {}))
             say(f"continuing after step {self.step}")
         self.saved = folder.state is not None  # whether the newest state on disk is this one
-        self.share = share
         self.source = open_source(
-            config, self.dataset, self.model, self.dtype, pixels, share, augment
+            config, self.dataset, self.model, self.dtype, self.pixels, self.share, augment
         )
         self.updates = Updates(
             config,
@@ -147,11 +110,11 @@ class Run:
             self.optimizer,
             self.scaler,
             ema=self.ema,
-            weight=build_weights(config, labels, pixels, self.device),
-            teacher=teacher,
+            weight=build_weights(config, self.dataset.labels, self.pixels, self.device),
+            teacher=ready.teacher,
             dtype=self.dtype,
         )
-        folder.open(saved_config)
+        folder.open(ready.saved_config)
 
     def loop(self) -> None:
         """Run the remaining steps."""

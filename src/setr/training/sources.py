@@ -11,12 +11,13 @@ from torch import Tensor
 
 from setr.config import Config
 from setr.data.dataset import Dataset
-from setr.data.loader import BatchOrder, Share, training_batches, training_order
+from setr.data.loader import training_batches
+from setr.data.order import BatchOrder, Share, training_order
 from setr.data.own_augmentation import Augment, OwnAugmentation
 from setr.inference import normalize
 from setr.model import SETR, Features
-from setr.training.build import build_augmentation
 from setr.training.features import FeatureFiles, open_features, split_maps
+from setr.training.pixel_counts import build_augmentation
 
 
 class Source(Protocol):
