@@ -66,7 +66,8 @@ def settings(out: Path, case: str) -> Config:
     optim = dataclasses.replace(config.optim, lr=0.002, clip_grad=clip)
     config = dataclasses.replace(config, optim=optim)
     if case == "taught":
-        config = dataclasses.replace(config, distill=DistillConfig(teacher=str(out / "model")))
+        distill = DistillConfig(teacher=str(out / "model"), images=str(out / "photos"))
+        config = dataclasses.replace(config, distill=distill)
     if case == "nowhere":
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
     if case == "examined":  # four images for one process, three for the other

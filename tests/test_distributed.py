@@ -25,13 +25,14 @@ import torch
 
 from setr import distributed
 from setr.data.order import BatchOrder, Share
-from setr.distributed import device, devices, differences, joined
+from setr.distributed import device, devices, joined
 from setr.engine import train
 from setr.errors import SetrError
+from setr.processes.differences import differences
 from setr.processes.launch import Place, gpu_of, place_of
 from setr.training.parallel import Parallel
 from setr.training.runfolder import LAST
-from tests.conftest import tiny_model
+from tests.conftest import tiny_model, write_scene_folders
 from tests.processes import STEPS, evaluate, settings
 from tests.test_engine import final_state
 
@@ -111,6 +112,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in ("whole", "accumulate", "resharded"):
         train(settings(out, case))
     shutil.copytree(out / "whole", out / "model")
+    write_scene_folders(out / "photos", {"extra": 3}, size=64)
+    shutil.rmtree(out / "photos" / "labels")
     train(settings(out, "taught"))
     evaluate(out)
     return out
@@ -120,7 +123,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """All cases in one pair of processes; starting Python costs more than they do."""
     out = tmp_path_factory.mktemp("pair")
-    for name in ("resharded", "model"):
+    for name in ("resharded", "model", "photos"):
         shutil.copytree(alone / name, out / name)
     shutil.rmtree(out / "resharded" / LAST / f"step-{STEPS:08}")
     return out, run_pair(out, *CASES)

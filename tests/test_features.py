@@ -118,7 +118,7 @@ def test_a_step_on_features_of_shards_names_its_images(tmp_path, folder_data):
     config = dataclasses.replace(config, data=data)
     run = running.Run(config, RunFolder(Path(config.out)))
     for _, masks in run.source.batches(0):
-        names = [Path(name).name for name in run.updates.names(run.step)]
+        names = [Path(name).name for name in run.source.names(run.step)]
         views = [
             np.flatnonzero((run.source.stored.masks == m).all(axis=(1, 2))) for m in masks.numpy()
         ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from setr.data.dataset import Dataset
-from setr.data.order import Position, Share, training_order
+from setr.data.order import Extra, Position, Share, training_order
 from setr.data.own_augmentation import OwnAugmentation, require_sendable
 from setr.data.workers import PREFETCH_FACTOR, Loader
 from setr.errors import SetrError
@@ -29,20 +29,34 @@ SHARED_MEMORY = Path("/dev/shm")
 Loaded = tuple[np.ndarray, np.ndarray] | SetrError
 
 
+def located(datasets: Sequence[Dataset], index: int) -> tuple[Dataset, int]:
+    """The data set of a sample, and its index there; the first ones' indices come first."""
+    for dataset in datasets:
+        if index < len(dataset):
+            return dataset, index
+        index -= len(dataset)
+    raise IndexError(index)
+
+
 class _AugmentedSamples(TorchDataset):
     def __init__(
-        self, dataset: Dataset, augment: Augmentation, seed: int, own: OwnAugmentation | None
+        self,
+        datasets: Sequence[Dataset],
+        augment: Augmentation,
+        seed: int,
+        own: OwnAugmentation | None,
     ) -> None:
-        self.dataset, self.augment, self.seed, self.own = dataset, augment, seed, own
+        self.datasets, self.augment, self.seed, self.own = datasets, augment, seed, own
 
     def __getitem__(self, position: Position) -> Loaded:
         epoch, index = position
         rng = np.random.default_rng((self.seed, epoch, index))
+        dataset, index = located(self.datasets, index)
         try:
-            image, mask = self.augment(*self.dataset.open(index), rng)
+            image, mask = self.augment(*dataset.open(index), rng)
             if self.own is None:
                 return image, mask
-            return self.own(image, mask, rng, str(self.dataset.pairs[index].image))
+            return self.own(image, mask, rng, str(dataset.pairs[index].image))
         except SetrError as error:
             return error
 
@@ -105,21 +119,26 @@ def training_batches(
     share: Share | None = None,
     pinned: bool = False,
     own: OwnAugmentation | None = None,
+    extra: Extra | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of steps start .. stop-1: images uint8 (B, H, W, C), masks uint8 (B, H, W).
 
     `batch_size` counts the images of all processes; `share` selects those of this process. `pinned`
     puts batches into pinned memory. Workers pass them in shared memory if there is enough of it,
-    else through a pipe, which is slower. `own` is applied to the augmented samples.
+    else through a pipe, which is slower. `own` is applied to the augmented samples. `extra` takes
+    the place of some images of the split.
     """
     if own is not None and workers:
         require_sendable(own.augment)
     images = len((share or Share(0, 1, 1)).of(batch_size))
     batch_bytes = images * math.prod(augment.crop_size) * (len(augment.fill) + 1)
     use_shared_memory = _fits_shared_memory(PREFETCH_FACTOR * workers + 1, batch_bytes)
-    order = training_order(dataset, batch_size, seed=seed, start=start, stop=stop, share=share)
+    order = training_order(
+        dataset, batch_size, seed=seed, start=start, stop=stop, share=share, extra=extra
+    )
+    datasets = (dataset, extra.dataset) if extra else (dataset,)
     loader = Loader(
-        _AugmentedSamples(dataset, augment, seed, own),
+        _AugmentedSamples(datasets, augment, seed, own),
         workers=workers,
         batch_sampler=order,
         collate_fn=_stack_shared if use_shared_memory else stack,

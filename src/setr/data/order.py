@@ -84,6 +84,49 @@ class BatchOrder:
             yield batch
 
 
+class Extra(NamedTuple):
+    """Further images beside those of a training split.
+
+    Attributes:
+        dataset: the images.
+        per_batch: number of them in every batch.
+    """
+
+    dataset: Dataset
+    per_batch: int
+
+
+class MixedOrder:
+    """Batches of a split and of further images, spread evenly over each batch.
+
+    Args:
+        split: order of the split's samples in all processes.
+        extra: the same of the further images; their indices follow those of the split.
+        share: part of every batch to yield.
+    """
+
+    def __init__(self, split: BatchOrder, extra: BatchOrder, share: Share) -> None:
+        self.split, self.extra, self.share = split, extra, share
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        count = self.extra.batch_size
+        size = self.split.batch_size + count
+        is_extra = np.zeros(size, bool)
+        is_extra[(np.arange(count) * size + size - 1) // count] = True
+        own = self.share.of(size)
+        for ours, others in zip(self.split, self.extra, strict=True):
+            from_split = iter(ours)
+            from_extra = ((epoch, self.split.length + index) for epoch, index in others)
+            batch = [next(from_extra if extra else from_split) for extra in is_extra]
+            yield [batch[i] for i in own]
+
+
+Order = BatchOrder | MixedOrder
+
+
 def training_order(
     dataset: Dataset,
     batch_size: int,
@@ -92,14 +135,25 @@ def training_order(
     start: int,
     stop: int,
     share: Share | None = None,
-) -> BatchOrder:
+    extra: Extra | None = None,
+) -> Order:
     """The order of a data set's samples in steps start .. stop-1; see `BatchOrder`."""
-    return BatchOrder(
-        len(dataset),
-        batch_size,
-        seed=seed,
-        start=start,
-        stop=stop,
-        share=share,
-        permute=dataset.permutation,
+
+    def order(of: Dataset, count: int, share: Share | None) -> BatchOrder:
+        return BatchOrder(
+            len(of),
+            count,
+            seed=seed,
+            start=start,
+            stop=stop,
+            share=share,
+            permute=of.permutation,
+        )
+
+    if extra is None:
+        return order(dataset, batch_size, share)
+    return MixedOrder(
+        order(dataset, batch_size - extra.per_batch, None),
+        order(extra.dataset, extra.per_batch, None),
+        share or Share(0, 1, 1),
     )

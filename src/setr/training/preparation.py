@@ -11,17 +11,19 @@ import torch
 from setr import distributed
 from setr.config import Config
 from setr.data.dataset import Dataset
-from setr.data.order import Share
+from setr.data.order import Extra, Share
 from setr.data.own_augmentation import Augment
+from setr.data.unlabelled import open_unlabelled, require_readable
 from setr.distributed import everywhere, together
 from setr.errors import USAGE, SetrError
 from setr.estimate import resolve_batch_and_steps
 from setr.model_info import ModelInfo
+from setr.processes.progress import counting
 from setr.training.build import build_info, require_buildable, require_fitting_weights
 from setr.training.facts import require_same_run, run_facts
 from setr.training.normalisation import with_normalisation
 from setr.training.pixel_counts import checked_pixels
-from setr.training.resolved import build_share, with_workers
+from setr.training.resolved import build_share, unlabelled_count, with_workers
 from setr.training.runfolder import RunFolder
 from setr.training.splits import open_splits
 from setr.training.teacher import Teacher, open_teacher
@@ -40,6 +42,7 @@ class Prepared(NamedTuple):
         pixels: (K,) pixel counts of the classes in the training split.
         info: stored with the model.
         teacher: of a run with distillation.
+        extra: images without labels, from which it learns with the teacher.
     """
 
     config: Config
@@ -51,6 +54,7 @@ class Prepared(NamedTuple):
     pixels: np.ndarray
     info: ModelInfo
     teacher: Teacher | None
+    extra: Extra | None
 
 
 def prepare(
@@ -85,7 +89,9 @@ def prepare(
     share = everywhere(partial(build_share, config, distributed.rank()))
     saved_config, config = config, with_workers(config, device)
     teacher = everywhere(partial(open_teacher, config, labels, bands, device, dtype))
-    facts = run_facts(config, train, val, augment=augment)
+    extra = everywhere(partial(_open_extra, config, train))
+    further = (extra.dataset,) if extra else ()
+    facts = run_facts(config, train, val, *further, augment=augment)
     if teacher:
         facts["distill.weights"] = teacher.digest
     distributed.require_equal(facts)
@@ -97,4 +103,14 @@ def prepare(
         raise together(SetrError(problem, code=USAGE))
     info = build_info(config, labels, bands)
     pixels = distributed.on_first(lambda: checked_pixels(config, train, val))
-    return Prepared(config, saved_config, train, val, facts, share, pixels, info, teacher)
+    if extra:
+        checked = counting("check distill.images")
+        distributed.on_first(partial(require_readable, extra.dataset, checked))
+    return Prepared(config, saved_config, train, val, facts, share, pixels, info, teacher, extra)
+
+
+def _open_extra(config: Config, train: Dataset) -> Extra | None:
+    if config.distill.images is None:
+        return None
+    images = open_unlabelled(config.distill.images, train.labels, train.bands)
+    return Extra(images, unlabelled_count(config))

@@ -31,7 +31,8 @@ def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = N
     train = config.train
     if not train.epochs:
         return config
-    steps = math.ceil(Fraction(str(train.epochs)) * images / train.batch_size)
+    labelled = train.batch_size - unlabelled_count(config)
+    steps = math.ceil(Fraction(str(train.epochs)) * images / labelled)
     epochs = f"train.epochs {train.epochs:g}"
     if before and before["train.steps"] != steps:
         raise SetrError(
@@ -39,8 +40,26 @@ def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = N
             f"leave it out, or give --train.steps {steps}",
             code=USAGE,
         )
-    say(f"{epochs}: {steps} steps, of {images} images in batches of {train.batch_size}")
+    say(f"{epochs}: {steps} steps, of {images} images in batches of {labelled}")
     return dataclasses.replace(config, train=dataclasses.replace(train, steps=steps, epochs=0.0))
+
+
+def unlabelled_count(config: Config) -> int:
+    """Number of images of `distill.images` in a batch; every batch has labelled ones, too.
+
+    Raises:
+        SetrError: a batch of one image.
+    """
+    batch = config.train.batch_size
+    if config.distill.images is None:
+        return 0
+    if batch < 2:
+        raise SetrError(
+            f"train.batch_size {batch}: give at least 2, for a labelled image and one of "
+            "distill.images",
+            code=USAGE,
+        )
+    return min(max(round(config.distill.share * batch), 1), batch - 1)
 
 
 def with_workers(config: Config, device: torch.device) -> Config:
@@ -81,7 +100,7 @@ def announce(config: Config, images: int) -> None:
         for name in ("freeze", "lora_rank"):
             if value := getattr(model, name):
                 say(f"warning: model.{name} {value} freezes random weights")
-    if (batch := config.train.batch_size) > images:
+    if (batch := config.train.batch_size - unlabelled_count(config)) > images:
         say(
             f"note: split '{config.data.train_split}' has {images} images; every batch of "
             f"{batch} has several crops of the same ones"

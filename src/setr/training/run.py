@@ -100,13 +100,19 @@ class Run:
             say(f"continuing after step {self.step}")
         self.saved = folder.state is not None  # whether the newest state on disk is this one
         self.source = open_source(
-            config, self.dataset, self.model, self.dtype, self.pixels, self.share, augment
+            config,
+            self.dataset,
+            self.model,
+            self.dtype,
+            self.pixels,
+            self.share,
+            augment,
+            ready.extra,
         )
         self.updates = Updates(
             config,
             self.parallel,
             self.source,
-            self.dataset,
             self.optimizer,
             self.scaler,
             ema=self.ema,
@@ -187,8 +193,7 @@ class Run:
         shown = self.config.train.samples
         if not shown or self.config.train.cache_features != "none":
             return
-        (batch,) = self.source.order(0, 1, self.share)
-        names = [self.dataset.image_name(index) for _, index in batch]
+        names = self.source.names(0, self.share)
         rows = list(zip(images.numpy(), masks.numpy(), names, strict=True))[:shown]
         self.folder.picture(0, crops_picture(self.dataset.labels, rows))
 

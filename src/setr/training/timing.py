@@ -104,7 +104,6 @@ def measure(config: Config, dataset: Dataset, device: torch.device, *, repeats: 
         config,
         Parallel(model, "none", compiled=train.compile),
         cast("Source", noise),
-        dataset,
         build_optimizer(model, config.optim),
         LossScaler(device, enabled=dtype is torch.float16),
         ema=MovingAverage(model, train.ema) if train.ema else None,

@@ -110,7 +110,9 @@ class TrainConfig:
         )
         check_setting(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
         check_setting(0 <= self.seed < 2**64, f"train.seed {self.seed}: give 0 to 2^64 - 1")
-        check_setting(self.aux_weight >= 0, f"train.aux_weight {self.aux_weight}: give 0 or more")
+        check_setting(
+            0 <= self.aux_weight < math.inf, f"train.aux_weight {self.aux_weight}: give 0 or more"
+        )
         for name in ("save_every", "log_every"):
             value = getattr(self, name)
             check_setting(value > 0, f"train.{name} {value}: give at least 1")
@@ -196,6 +198,11 @@ class DistillConfig:
     """Weight of that part of the loss."""
     temperature: float = 1.0
     """Divisor of both models' logits in that part; larger values weigh unlikely classes more."""
+    images: str | None = None
+    """Folder of images without masks, from which the model learns by the teacher's predictions
+    alone."""
+    share: float = 0.5
+    """Share of the images of every batch that are of that folder, the others being labelled."""
 
     def __post_init__(self) -> None:
         for name in ("weight", "temperature"):
@@ -205,3 +212,14 @@ class DistillConfig:
                 self.teacher is not None or value == 1,
                 f"distill.{name} {value}: has no effect without distill.teacher; give that too",
             )
+        check_setting(
+            self.images is None or self.teacher is not None,
+            f"distill.images {self.images}: learnt from by a teacher; give distill.teacher",
+        )
+        check_setting(
+            0 < self.share < 1, f"distill.share {self.share}: give a share above 0 and below 1"
+        )
+        check_setting(
+            self.images is not None or self.share == type(self).share,
+            f"distill.share {self.share}: has no effect without distill.images; give that too",
+        )
