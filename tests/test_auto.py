@@ -104,7 +104,9 @@ def test_a_stopped_run_continues_with_its_own_settings(photos, capsys):
     assert main(["auto", photos, "--export", "torch"]) == OK
     err = capsys.readouterr().err
     assert "setr train runs/photos --resume" in stages(err)
-    assert "runs/photos: goes on to the 3 steps it began with, whatever --minutes says" in err
+    assert (
+        "runs/photos: goes on with the train.steps 3 it began with, whatever --minutes says" in err
+    )
     again = json.loads((run / "metrics.json").read_bytes())
     assert again["single_scale"] == json.loads(figures)["single_scale"]
     # stopped before anything was saved

@@ -202,8 +202,8 @@ def _train(given: Arguments, data: str, out: Path, settings: list[str]) -> None:
         if not has_length(settings):
             steps = Config.load(out / "config.yaml").train.steps
             print(
-                f"\n{out}: goes on to the {steps} steps it began with, whatever --minutes says; "
-                "--train.steps N gives it another number, --overwrite starts anew",
+                f"\n{out}: goes on with the train.steps {steps} it began with, whatever --minutes "
+                "says; --train.steps N changes them, --overwrite starts anew",
                 file=sys.stderr,
             )
         how = "--resume" if states(out / LAST) else "--overwrite"  # nothing was saved yet
