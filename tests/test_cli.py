@@ -296,6 +296,9 @@ def test_the_device_is_no_part_of_what_a_run_is():
             "no such weight",
         ),
         ("train demo --out OUT --resume", "no training state to resume from"),
+        ("train demo -o OUT --resume", "out/last: no training state to resume from"),
+        ("train demo -oOUT --resume", "out/last: no training state to resume from"),
+        ("demo -o OUT --steps -4", "--steps -4: give 0 or more"),
     ],
 )
 def test_what_the_command_line_tells_is_usage(line, message, capsys, tmp_path):

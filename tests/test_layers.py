@@ -17,6 +17,7 @@ ORDER = (
         "processes.quota",
         "processes.progress",
         "processes.watch",
+        "processes.differences",
         "processes.launch",
         "distributed",
         "processes.interrupt",
@@ -56,6 +57,9 @@ ORDER = (
         "data.own_augmentation",
         "crop_window",
         "transforms",
+        "data.unlabelled",
+        "data.order",
+        "data.workers",
         "data.loader",
     ),
     # figures
@@ -227,6 +231,8 @@ ORDER = (
         "training.snapshot",
         "training.normalisation",
         "training.build",
+        "training.resolved",
+        "training.pixel_counts",
     ),
     *(
         "training.features",
@@ -241,6 +247,9 @@ ORDER = (
         "training.graphed",
         "training.updates",
         "training.plan",
+        "training.timing",
+        "training.preparation",
+        "training.run",
         "engine",
     ),
     # predictions
