@@ -155,6 +155,7 @@ class SETR(nn.Module):
     ) -> Tensor | Output | MaskOutput:
         """Normalised images (B, C, H, W), any size -> logits (B, K, H, W).
 
+        Logits have the dtype of the weights, or autocast's (those of MLA and EoMT stay in fp32).
         With `with_aux` it returns an `Output`, or the `MaskOutput` of EoMT; this does not depend on
         train or eval mode. `Features` given instead of images go straight to the heads.
         """

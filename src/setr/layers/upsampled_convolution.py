@@ -76,13 +76,15 @@ def classify_upsampled(
 ) -> Tensor:
     """`conv(upsample(x, scale))` for a 1x1 or 3x3 convolution: (B, C, h, w) -> (B, D, s*h, s*w).
 
-    Half-precision taps are resized and summed in fp32.
+    Half-precision taps are resized and summed in fp32, in which the result stays unless the weights
+    have half precision, too.
     """
     if conv.kernel_size == (1, 1):
         return upsample(conv(x), scale, align_corners=align_corners)
     size = (x.shape[-2] * scale, x.shape[-1] * scale)
     out = conv_of_resized(x, conv.weight, size, align_corners=align_corners)
-    return out if conv.bias is None else out + conv.bias[:, None, None]
+    out = out if conv.bias is None else out + conv.bias[:, None, None]
+    return out.to(conv.weight.dtype)
 
 
 def conv_of_resized(
