@@ -29,7 +29,10 @@ class AdaptedViT:
     grad_checkpointing: bool
 
     def _pos_embed(self, patches: Tensor) -> Any:
-        """(B, h, w, C) -> tokens (B, N, C), prefix tokens first; or a pair with rotary angles."""
+        """(B, h, w, C) -> tokens (B, N, C), prefix tokens first; or a pair with rotary angles.
+
+        `Encoder` has one for all classes without their own.
+        """
         raise NotImplementedError
 
     def block_arguments(

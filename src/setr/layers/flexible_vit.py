@@ -21,12 +21,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr._timm import timm
 from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
 from setr.layers.patch_embedding import linear_patches
+from setr.layers.positions import resize_maps
 
 _naflex: Any = timm.models.naflexvit
 _RESAMPLING = ("interp_mode", "antialias", "align_corners", "ar_preserving")
@@ -68,9 +68,9 @@ class FlexibleViT(AdaptedViT, _naflex.NaFlexVit):
         h, w = grid
         longer = torch.sym_max(h, w)
         wide = positions if positions.dtype is torch.float64 else positions.float()
-        maps = F.interpolate(
+        maps = resize_maps(
             wide.unflatten(1, own).permute(0, 3, 1, 2),
-            size=(longer, longer) if self.ar_preserving else (h, w),
+            (longer, longer) if self.ar_preserving else (h, w),
             mode=self.interp_mode,
             antialias=self.antialias,
             align_corners=self.align_corners,

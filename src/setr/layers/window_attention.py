@@ -27,7 +27,7 @@ from setr._timm import timm
 from setr.errors import USAGE, SetrError
 from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
 from setr.layers.cpu_blocks import takes_attention
-from setr.layers.positions import resample_grid
+from setr.layers.positions import is_known
 
 _sam: Any = timm.models.vision_transformer_sam
 
@@ -79,7 +79,7 @@ class WindowAttention(_sam.Attention):
 
     def _padded_qkv(self, x: Tensor, down: int, right: int) -> Tensor:
         """The projection of a map padded with zeros, without computing it for the padding."""
-        if not self.window_size or _is_known((down, right), (0, 0)):
+        if not self.window_size or is_known((down, right), (0, 0)):
             return cast(Tensor, self.qkv(x))
         qkv = F.pad(F.linear(x, self.qkv.weight), (0, 0, 0, right, 0, down))
         return qkv if self.qkv.bias is None else qkv + self.qkv.bias.to(qkv.dtype)
@@ -120,11 +120,6 @@ class WindowAttention(_sam.Attention):
         return out[..., :d]
 
 
-def _is_known(lengths: tuple[int, ...], values: tuple[int, ...]) -> bool:
-    """Whether lengths have these values in every image, also where a graph is traced for any."""
-    return all(isinstance(n, int) for n in lengths) and lengths == values
-
-
 def _by_pair(table: Tensor, length: int) -> Tensor:
     """A table's vector for each pair of places along an axis: (length, length, d), query first."""
     table = resample_offsets(table, length)
@@ -135,7 +130,7 @@ def _by_pair(table: Tensor, length: int) -> Tensor:
 
 def resample_offsets(table: Tensor, length: int) -> Tensor:
     """Resample a table linearly to another length of the axis: (2n - 1, d) -> (2 length - 1, d)."""
-    if _is_known((2 * length - 1,), (len(table),)):
+    if is_known((2 * length - 1,), (len(table),)):
         return table
     lines = table.t()[None, :, :, None]
     if lines.dtype in (torch.float16, torch.bfloat16):
@@ -162,15 +157,6 @@ class WindowedViT(AdaptedViT, _sam.VisionTransformerSAM):
 
     num_prefix_tokens = 0
     window_size = 0
-
-    def _pos_embed(self, patches: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, N, C) with absolute positions, if there are."""
-        h, w = patches.shape[1:3]
-        tokens = patches.flatten(1, 2)
-        if self.pos_embed is not None:
-            own = self.patch_embed.grid_size
-            tokens = tokens + resample_grid(self.pos_embed, own, (h, w), mode="bicubic")
-        return cast(Tensor, self.pos_drop(tokens))
 
     def norm(self, tokens: Tensor) -> Tensor:
         """The tokens; behind SAM's blocks only its neck follows, which is not used."""
