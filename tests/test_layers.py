@@ -121,6 +121,7 @@ ORDER = (
         "layers.timm_vit",
         "encoder",
         "hybrid",
+        "layers.upsampling",
         "layers.upsampled_convolution",
         "layers.normalised",
         "layers.channel_norm",

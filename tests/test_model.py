@@ -170,7 +170,9 @@ def test_return_type_does_not_depend_on_the_mode():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_logits_have_the_dtype_of_the_weights(decoder, dtype):
     small = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
-    model = create_model(f"{decoder}_nano", num_classes=5, img_size=32, encoder_args=small).to(dtype)
+    model = create_model(f"{decoder}_nano", num_classes=5, img_size=32, encoder_args=small).to(
+        dtype
+    )
     images = torch.rand(2, 3, 32, 32, dtype=dtype)
     with torch.inference_mode():
         assert model.eval()(images).dtype is model.coarse(images).logits.dtype is dtype

@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
@@ -21,7 +20,7 @@ from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import UpsampleHead
 from setr.errors import USAGE, SetrError
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
-from setr.layers.upsampled_convolution import require_final_scale
+from setr.layers.upsampling import require_final_scale, resize_bilinear
 from setr.parts import AUX_HEADS, DECODERS, build_encoder, build_neck, require_fitting
 from setr.query_encoder import QueryEncoder
 from setr.weight_files.pretrained import default_tag, load_encoder
@@ -225,7 +224,7 @@ def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize logits from a decoder's resolution to `size`: bilinear, align_corners=False."""
     if logits.shape[-2:] == size:
         return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return resize_bilinear(logits, size)
 
 
 def create_model(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from setr.layers.channel_norm import ChannelNorm
 from setr.layers.products import no_autocast
-from setr.layers.upsampled_convolution import upsample
+from setr.layers.upsampling import upsample
 
 TINY = 1e-12
 """Smallest score of a class, so that its logarithm is finite."""

@@ -59,9 +59,7 @@ def resample_grid(
     maps = embedding.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
     if maps.dtype in (torch.float16, torch.bfloat16):
         maps = maps.float()
-    maps = resize_maps(
-        maps, new, mode=mode.removesuffix("_plain"), antialias=mode == "bicubic"
-    )
+    maps = resize_maps(maps, new, mode=mode.removesuffix("_plain"), antialias=mode == "bicubic")
     return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
 
 
