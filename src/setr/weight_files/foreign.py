@@ -36,6 +36,9 @@ FOREIGN_KEYWORDS = (
 """Keyword arguments of `convert_foreign`, for what a checkpoint's tensors do not show."""
 _RENAMED_CLASSES = {"television receiver": "television"}
 """Class names of mmsegmentation's checkpoints -> our names, where they differ."""
+_ANOTHER_ORDER = ("pascal_context", "pascal_context_59")
+"""Data sets that mmsegmentation and SETR's authors name in FCN's order, whereas the ids in the
+masks of mmsegmentation's converter, and so those of its models, are alphabetical, as ours."""
 
 
 def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
@@ -215,15 +218,17 @@ def _compute_buffers(model: SETR) -> None:
 
 
 def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> Labels:
-    """Classes and colours recorded in a checkpoint; of a known data set, with its label map."""
+    """Classes and colours recorded in a checkpoint; those of a known data set are ours."""
     stored = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else meta
     classes = stored.get("classes") or stored.get("CLASSES")
     palette = stored.get("palette") or stored.get("PALETTE") or ()
     if not isinstance(classes, list | tuple) or len(classes) != num_classes:
         return Labels(tuple(f"class {i}" for i in range(num_classes)))
+    stated = [_plain_name(c) for c in classes]
     for name in known_datasets():
         known = known_labels(name)
-        if [_plain_name(c) for c in known.classes] == [_plain_name(c) for c in classes]:
+        ours = [_plain_name(c) for c in known.classes]
+        if stated == ours or (name in _ANOTHER_ORDER and sorted(stated) == sorted(ours)):
             return known
     try:
         colours = palette if len(palette) == num_classes else ()
