@@ -22,11 +22,11 @@ from setr.weight_files.architecture import read_architecture
 from setr.weight_files.delta import add_base
 from setr.weight_files.dialects import translate
 from setr.weight_files.linear_head import join_head, published_test
+from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import DELTA, WHOLE, Translation
 from setr.weight_files.published import published_labels, published_settings
 from setr.weight_files.tensorfiles import read_tensor_file
 from setr.weight_files.transformers_files import transformers_settings
-from setr.weights import LoadReport
 
 FOREIGN_KEYWORDS = (
     *("num_heads", "taps", "aux_taps", "img_size"),

@@ -20,9 +20,10 @@ from setr.errors import USAGE, SetrError
 from setr.layers.timm_vit import encoder_depth
 from setr.model import SETR
 from setr.protocols import Protocol
+from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import Translation, recorded
 from setr.weight_files.pretrained import encoder_weights
-from setr.weights import LoadReport, match_weights
+from setr.weights import match_weights
 
 _WIDTHS = {
     "vit_small_patch14_dinov2": 384,
