@@ -118,6 +118,8 @@ ORDER = (
         "layers.window_attention",
         "layers.patch_embedding",
         "layers.flexible_vit",
+        "layers.language_vit",
+        "layers.talking_heads",
         "layers.timm_vit",
         "encoder",
         "hybrid",
