@@ -292,6 +292,19 @@ def test_micro_batches_add_up_to_the_whole_batch():
                                atol=0.0)  # fmt: skip
 
 
+def test_the_loss_is_in_fp32_under_autocast():
+    """Queries that fit almost equally well would be matched at random by costs in bf16."""
+    torch.manual_seed(0)
+    target, found = quarters(), []
+    masks = torch.randn(2, 6, 32, 32) * 0.01
+    stages = MaskOutput([Masks(masks, torch.zeros(2, 6, K + 1))], (32, 32))
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(setr.segmentation_loss(stages, target)["loss"])
+    assert torch.equal(*found)
+
+
 def test_more_classes_than_queries():
     target = quarters()
     masks, classes = stage(target, [2])

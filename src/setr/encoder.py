@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.arguments.choices import PosInterp, PrefixTokens, Readout
@@ -131,7 +130,7 @@ class Encoder(Backbone):
         The maps are views of the blocks' tokens, in channels-last layout; with a readout, copies.
         For the readout `concat` they have 2C channels, the class token's last.
         """
-        padded, (h, w) = self._padded(images)
+        padded, (h, w) = self.padded(images)
         tokens: list[Any] = self.vit.forward_intermediates(
             padded,
             indices=[tap - 1 for tap in self.taps],
@@ -150,17 +149,10 @@ class Encoder(Backbone):
             Tokens (B, N, C), prefix tokens first; the rotary embedding, if the ViT has one; and the
             patch grid (h, w).
         """
-        padded, grid = self._padded(images)
+        padded, grid = self.padded(images)
         embedded = self.vit._pos_embed(self.vit.patch_embed(padded))
         tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
         return self.vit.norm_pre(tokens), rope, grid
-
-    def _padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images padded to whole patches, and the patch grid (h, w)."""
-        H, W = images.shape[-2:]
-        p = self.patch_size
-        padded = F.pad(images, (0, -W % p, 0, -H % p)) if H % p or W % p else images
-        return padded, (-(-H // p), -(-W // p))
 
     def _pos_embed(self, patches: Tensor) -> Any:
         """As timm's method, with `pos_interp` and `prefix_tokens`.

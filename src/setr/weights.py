@@ -7,6 +7,7 @@ is an error, so that nobody trains from scratch without noticing.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,13 @@ from setr.weight_files.stem import (
 )
 from setr.weight_files.tensorfiles import read_tensor_file
 
+_FINAL_NORMS = {
+    "upernet": r"neck\.norm",
+    "segmenter": r"decoder\.norm",
+    "linear": r"decoder\.norms\.\d+",
+}
+"""Layers that stand for the encoder's final norm, by the decoder's name."""
+
 
 class Loadable(Protocol):
     """The interface of a model that weights can be loaded into; `SETR` has it."""
@@ -62,7 +70,7 @@ def load_weights(
     """Load a checkpoint of any known layout into a model.
 
     A checkpoint of an encoder leaves the heads unchanged, except the encoder's final norm, with
-    which UPerNet's neck begins.
+    which UPerNet's neck, Segmenter's decoder and the linear probe begin.
     If the model does not have three input channels, RGB weights are adapted as in timm: summed for
     one channel, else repeated and scaled by 3 / in_chans.
     LoRA in a checkpoint is merged into the weights, unless the model has it, too.
@@ -122,7 +130,7 @@ def match_weights(
         )
     own = model.state_dict()
     named = found.whole or found.dialect == "setr"
-    given = dict(found.tensors) if named else _with_prefix(model, found)
+    given = dict(found.tensors) if named else _with_prefix(model, found, own)
     given = fit_low_rank(given, own, source)
     flatten_positions(given)
     fold_prefix(model.encoder, given)
@@ -225,7 +233,19 @@ def _expected(model: Loadable, found: Translation, encoder: list[str]) -> tuple[
     return "ViT", [n for n in encoder if ".patch_embed." not in n]
 
 
-def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
+def _with_final_norm(
+    given: dict[str, Tensor], own: dict[str, Tensor], decoder: str
+) -> dict[str, Tensor]:
+    """Give the encoder's final norm to the layers of neck or decoder that stand for it."""
+    layers = rf"(?:{_FINAL_NORMS.get(decoder, '')})\.(weight|bias)"
+    found = {name: re.fullmatch(layers, name) for name in own}
+    places = {name: f"encoder.vit.norm.{match[1]}" for name, match in found.items() if match}
+    norms = {name: given[there] for name, there in places.items() if there in given}
+    rest = {name: value for name, value in given.items() if name not in places.values()}
+    return rest | norms
+
+
+def _with_prefix(model: Loadable, found: Translation, own: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename an encoder's tensors to their names in the model."""
     hybrid = model.arguments["resnet"] is not None
     if found.dialect != "resnet":
@@ -237,10 +257,6 @@ def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
             for name, value in found.tensors.items()
             if not (pixels and name.startswith("patch_embed.proj."))
         }
-        if model.arguments["decoder"] == "upernet":  # its neck has the encoder's final norm
-            for kind in ("weight", "bias"):
-                if (norm := given.pop(f"encoder.vit.norm.{kind}", None)) is not None:
-                    given[f"neck.norm.{kind}"] = norm
-        return given
+        return _with_final_norm(given, own, model.arguments["decoder"])
     prefix = "encoder.vit.patch_embed.backbone." if hybrid else "encoder.net."
     return {prefix + name: value for name, value in found.tensors.items()}
