@@ -175,6 +175,7 @@ ORDER = (
         "processes.faults",
         "protocols",
         "kernels.best_class",
+        "kernels.resized_rows",
         "kernels.windows",
         "kernels.capture",
         "kernels.recorded",
