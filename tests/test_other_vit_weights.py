@@ -175,10 +175,12 @@ def test_tables_are_resampled_as_timm_does_when_it_loads(name, tmp_path):
 
 def test_every_plain_vit_of_timm_is_listed():
     names = set(list_encoders())
-    for module in ("eva", "vision_transformer", "beit", "deit", "naflexvit"):
+    for module in ("eva", "vision_transformer", "beit", "deit", "naflexvit", "cait"):
         assert names >= {n for n in timm.list_models(module=module) if not n.startswith("test_")}
     assert names >= {RELATIVE, SHARED}
-    assert not [n for n in names if "_r50_" in n or "resnet" in n]
+    assert {"qwen3_vit_88m_enc", "deepseek_vit_412m_enc"} <= names
+    assert not names & {"qwen3_vit_88m", "qwen3_vit_88m_merge", "deepseek_vit_412m"}
+    assert not [n for n in names if re.search(r"_r(26|50)?_|resnet", n)]
 
 
 def test_the_normalisation_that_a_note_asks_for_is_accepted(capsys):
