@@ -1,6 +1,6 @@
 """Outlines in JSON: LabelMe and COCO are read here, other formats by their own modules.
 
-Map layers in other files than JSON are read together with GeoJSON.
+Map layers in other files than JSON are read together with GeoJSON, and VIA's tables as its JSON.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,28 @@ from setr.outlines.index import (
     split_of,
 )
 from setr.outlines.label_studio import label_studio_tasks, read_label_studio
+from setr.outlines.labelbox import Labelbox, labelbox_rows
 from setr.outlines.layers import BROKEN, Layers
 from setr.outlines.panoptic import is_panoptic, read_panoptic
 from setr.outlines.supervisely import is_supervisely, read_supervisely, supervisely_classes
 from setr.outlines.via import is_via, read_via
+from setr.outlines.via_forms import via_table
 from setr.reading.files import walk_images
 from setr.reading.vectors import FORMATS
+
+
+def _json_lines(data: bytes) -> list[Any]:
+    return [json.loads(line) for line in data.splitlines() if line.strip()]
+
+
+_READERS: dict[str, tuple[str, Callable[[bytes], Any]]] = {
+    ".json": ("JSON", json.loads),
+    ".geojson": ("JSON", json.loads),
+    ".ndjson": ("JSON in each line", _json_lines),
+    ".jsonl": ("JSON in each line", _json_lines),
+    ".csv": ("a table of VIA", via_table),
+}
+"""By file ending, what a file is, and the function that gives its content as JSON has it."""
 
 
 def json_outlines(
@@ -41,11 +57,12 @@ def json_outlines(
     """The outlines of JSON and layer files, by format; `class_key` is for VIA and layers."""
     formats = _Formats(root, images, index, class_key)
     broken: list[str] = []
-    for name in walk_images(root, frozenset({".json", ".geojson"})):
+    for name in walk_images(root, frozenset(_READERS)):
+        kind, read = _READERS[os.path.splitext(name)[1].lower()]
         try:
-            content = json.loads((root / name).read_bytes())
+            content = read((root / name).read_bytes())
         except (ValueError, OSError, RecursionError) as error:
-            broken.append(f"{name}: not JSON ({' '.join(str(error).split())[:80]})")
+            broken.append(f"{name}: not {kind} ({' '.join(str(error).split())[:80]})")
         else:
             formats.read(name, content)
     for annotated in formats.finished():
@@ -66,6 +83,7 @@ class _Formats:
             AnnotatedFolder("Label Studio", False),
         )
         self.darwin = AnnotatedFolder("V7", False)
+        self.labelbox = AnnotatedFolder("Labelbox", False)
         self.panoptic = AnnotatedFolder("COCO panoptic", False)
         self.described: list[str] = []  # classes of Supervisely
         self.layers: dict[str, dict[str, Any]] = {}  # GeoJSON by file, read last
@@ -74,6 +92,8 @@ class _Formats:
         """Read a file of any known format; others are passed over."""
         if tasks := label_studio_tasks(content):
             read_label_studio(name, tasks, self.index, self.studio)
+        elif rows := labelbox_rows(content):
+            Labelbox(self.root, self.index, self.labelbox).read(name, rows)
         if not isinstance(content, dict):
             return
         if isinstance(content.get("shapes"), list) and "imagePath" in content:
@@ -98,7 +118,10 @@ class _Formats:
     def finished(self) -> tuple[AnnotatedFolder, ...]:
         """All formats with their classes, once all files are read."""
         known = names_by_id(self.root)
-        by_name = self.labelme, self.supervisely, self.darwin, self.via, self.studio
+        by_name = (
+            *(self.labelme, self.supervisely, self.darwin),
+            *(self.via, self.studio, self.labelbox),
+        )
         listed_first = {"Supervisely": self.described, "VIA": self.via.classes}
         for annotated in by_name:
             first = listed_first.get(annotated.kind) or known.values()
