@@ -83,6 +83,7 @@ ORDER = (
         "data.tile_draft",
         "data.tile_files",
         "data.tile_folder",
+        "data.flat_pairs",
     ),
     *(
         "outlines.drawing",

@@ -177,8 +177,13 @@ def test_a_table_of_via3(tmp_path):
         "# ATTRIBUTE = " + json.dumps(described),
         "# CSV_HEADER = metadata_id,file_list,flags,temporal_coordinates,spatial_coordinates,"
         "metadata",
-        f'"1_x",{field(["a.jpg"])},0,{field([])},{field([2, 2, 2, 4, 3])},{field({"1": "oak, old"})}',
-        f'"2_x",{field(["b.jpg"])},0,{field([])},{field([2, 0, 0, 5, 5])},{field({"1": "ash"})}',
+        *(
+            f'"{name}_x",{field([f"{name}.jpg"])},0,"[]",{field(xy)},{field({"1": kind})}'
+            for name, xy, kind in (
+                ("a", [2, 2, 2, 4, 3], "oak, old"),
+                ("b", [2, 0, 0, 5, 5], "ash"),
+            )
+        ),
     ]
     put(tmp_path / "Default-Project_export.csv", "\n".join(lines))
     assert '  1: "oak, old"' in draft(tmp_path).yaml
@@ -194,8 +199,8 @@ ADDRESS = "https://api.labelbox.com/api/v1"
 def objects(*given: dict[str, Any]) -> dict[str, Any]:
     entries = [{"feature_id": f"ck{i}", "value": "v", "classifications": [], **one}
                for i, one in enumerate(given)]  # fmt: skip
-    return {"label_kind": "Default", "version": "1.0.0", "id": "l",
-            "annotations": {"objects": entries, "classifications": [], "relationships": []}}  # fmt: skip
+    annotations = {"objects": entries, "classifications": [], "relationships": []}
+    return {"label_kind": "Default", "version": "1.0.0", "id": "l", "annotations": annotations}
 
 
 def area(name: str, *points: list[float]) -> dict[str, Any]:

@@ -571,6 +571,51 @@ def test_masks_below_the_folder_of_the_images(tmp_path):
     assert names(tmp_path, "val") == [("c.jpg", "SegmentationClass/c.png")]
 
 
+@pytest.mark.parametrize(
+    "subsets", [("default",), ("Train", "Validation", "Test"), ("train", "val")]
+)
+def test_cvat_s_export_as_camvid(tmp_path, capsys, subsets):
+    """Colours have names; an image without objects has no mask, except where folders are splits."""
+    for subset in subsets:
+        lines = []
+        for stem in ("a", "b c"):
+            put(tmp_path / subset / f"{stem}.png", PHOTO)
+            put(tmp_path / f"{subset}annot" / f"{stem}.png", COLOURS)
+            lines.append(f"/{subset}/{stem}.png /{subset}annot/{stem}.png\n")
+        if subset in ("default", "Train"):
+            put(tmp_path / subset / "empty.png", PHOTO)
+            lines.append(f"/{subset}/empty.png \n")
+        (tmp_path / f"{subset}.txt").write_text("".join(lines))
+    (tmp_path / "label_colors.txt").write_text("0 0 0 background\n0 128 0 floor\n10 10 128 a b\n")
+    assert main(["init-data", str(tmp_path)]) == OK
+    dataset = open_dataset(str(tmp_path), "val")
+    assert dataset.labels.classes == ("floor", "a b")
+    assert len(dataset) == (1 if subsets == ("default",) else 2)
+    if subsets[0] != "train":
+        assert f"1 of {2 * len(subsets) + 1} images have no mask" in capsys.readouterr().err
+    if "Test" in subsets:
+        assert names(tmp_path, "test")[1] == ("Test/b c.png", "Testannot/b c.png")
+
+
+@pytest.mark.parametrize("folder", ["imgsFine/leftImg8bit", "leftImg8bit"])
+@pytest.mark.parametrize("subset", ["default", "train", "Validation"])
+def test_cvat_s_export_as_cityscapes(tmp_path, capsys, folder, subset):
+    """Its ids are the lines of the file of colours, not Cityscapes' own."""
+    for stem in ("a", "berlin/b", "c"):
+        put(tmp_path / folder / subset / f"{stem}_leftImg8bit.png", PHOTO)
+        if stem != "c":
+            for kind, pixels in (("labelIds", IDS * 2), ("instanceIds", IDS), ("color", COLOURS)):
+                put(tmp_path / "gtFine" / subset / f"{stem}_gtFine_{kind}.png", pixels)
+    (tmp_path / "label_colors.txt").write_text("0 0 0 back\n0 0 0 floor\n10 10 128 plane\n")
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert "1 of 3 images have no mask, left out" in capsys.readouterr().err
+    dataset = open_dataset(str(tmp_path), "val")
+    assert dataset.labels.classes == ("back", "floor", "plane")
+    assert set(np.unique(dataset[0].mask)) == {0, 2}
+    shown = [str(pair.mask.relative_to(tmp_path)) for pair in dataset.pairs]
+    assert set(shown) <= {f"gtFine/{subset}/{s}_gtFine_labelIds.png" for s in ("a", "berlin/b")}
+
+
 ULTRALYTICS = """
 path: .
 train: images/train

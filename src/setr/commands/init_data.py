@@ -27,8 +27,8 @@ class Arguments:
     """Describe a folder of images and masks: splits, ids or colours, and classes to be named.
 
     Outlines (LabelMe, COCO, YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label
-    Studio, V7) are drawn as masks into FOLDER/masks_drawn. Masks of one class each are joined
-    there.
+    Studio, Labelbox, V7) are drawn as masks into FOLDER/masks_drawn. Masks of one class each are
+    joined there.
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]

@@ -2,9 +2,9 @@
 
 LabelMe, Supervisely and V7: a JSON file per image. COCO: a JSON file for many images, as exported
 by COCO, CVAT, Label Studio and Roboflow, or a panoptic one with a PNG per image. VGG Image
-Annotator and Label Studio: their own JSON for many images. CVAT for images: an XML file for many
-images. GeoJSON, Shapefile, GeoPackage: a file for one image, or layers over many. YOLO: a text file
-per image with lines `class x y x y x y …` in fractions of width and height.
+Annotator (also CSV), Label Studio and Labelbox: their own JSON for many images. CVAT for images: an
+XML file for many images. GeoJSON, Shapefile, GeoPackage: a file for one image, or layers over many.
+YOLO: a text file per image with lines `class x y x y x y …` in fractions of width and height.
 """
 
 from __future__ import annotations

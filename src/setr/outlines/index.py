@@ -43,8 +43,8 @@ class AnnotatedFolder:
         kind: LabelMe, Supervisely, V7, VIA, Label Studio, Labelbox, CVAT, COCO, COCO panoptic,
             YOLO, or GeoJSON, Shapefile and GeoPackage or several of these.
         largest_first: draw small objects over large ones, whatever their order in the file.
-        classes: names in the order of their ids. The first seven formats have no ids: the order of a
-            classes file or, without one, alphabetical.
+        classes: names in the order of their ids. The first seven formats have no ids: the order of
+            a classes file or, without one, alphabetical.
         images: with their outlines.
         left_out: number of annotations without an area, by type.
         problems: what could not be read, one line each.
