@@ -67,8 +67,8 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
         f"({', '.join(MASK_NAMES)}) with the same file names, and no outlines (LabelMe, COCO, "
         "YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label Studio, Labelbox, "
-        "V7); rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
-        "give these files in data.yaml",
+        "V7); rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) "
+        "and give these files in data.yaml",
         code=DATA_CHECK_FAILED,
     )
 
