@@ -442,12 +442,14 @@ def test_soft_edges_are_no_classes(tmp_path):
         assert ("without anti-aliasing" in draft(tmp_path).yaml) == told
 
 
-@pytest.mark.parametrize("quality", [60, 95])
-def test_masks_that_were_jpeg_once_are_told_of(tmp_path, capsys, quality):
-    """Three levels become dozens of ids, which no one drew."""
+@pytest.mark.parametrize("quality", [60, 95, 100])
+@pytest.mark.parametrize("middle", [0, 128])
+def test_masks_that_were_jpeg_once_are_told_of(tmp_path, capsys, quality, middle):
+    """Levels become dozens of ids, or at the highest quality a few beside them."""
     clean = np.zeros((96, 128), np.uint8)
-    clean[20:70, 30:80], clean[40:90, 60:110] = 128, 255
-    clean[np.add.outer(np.arange(96), np.arange(128)) < 40] = 128
+    clean[20:70, 30:80], clean[40:90, 60:110] = middle, 255
+    rows, columns = np.mgrid[:96, :128]
+    clean[(rows - 25) ** 2 + (columns - 25) ** 2 < 300] = middle or 255
     for lossy in (False, True):
         stored = io.BytesIO()
         Image.fromarray(clean).save(stored, "JPEG" if lossy else "PNG", quality=quality)
@@ -467,6 +469,10 @@ def test_thin_classes_are_classes(tmp_path):
     for i in range(1, 13):
         mask[5 * i : 5 * i + (2 if i % 2 else 3), : 64 if i % 2 else 3] = i
     put(tmp_path / "images" / "a.png", np.zeros((64, 64, 3), np.uint8))
+    put(tmp_path / "masks" / "a.png", mask)
+    assert not draft(tmp_path).note
+    mask[:], mask[20:40] = 0, 255
+    mask[:, 10], mask[:, 20] = 1, 2  # between two areas far apart, but beside one only
     put(tmp_path / "masks" / "a.png", mask)
     assert not draft(tmp_path).note
 
