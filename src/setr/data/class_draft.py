@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Set
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,8 +63,8 @@ def _scattered_text(values: MaskValues) -> str:
     if len(values.scattered) <= MAX_BLENDED and not _are_fringes(values.scattered, solid):
         return ""
     return (
-        f"{len(values.scattered)} of {len(values.ids)} ids in the masks form no areas, as after lossy "
-        "compression (JPEG, even if saved as PNG later) or at anti-aliased edges; export the "
+        f"{len(values.scattered)} of {len(values.ids)} ids in the masks form no areas, as after "
+        "lossy compression (JPEG, even if saved as PNG later) or at anti-aliased edges; export the "
         "masks from their source again, as PNG without anti-aliasing"
     )
 
@@ -75,7 +76,7 @@ def _are_fringes(scattered: Set[int], solid: Set[int]) -> bool:
     this, since ids of classes are consecutive numbers.
     """
     order = sorted(solid)
-    far = all(b - a > 2 * BESIDE for a, b in zip(order, order[1:], strict=False))
+    far = all(b - a > 2 * BESIDE for a, b in pairwise(order))
     beside = (any(abs(i - other) <= BESIDE for other in scattered) for i in order)
     return len(order) > 1 and far and all(beside)
 
