@@ -581,7 +581,8 @@ def test_keypoints_are_no_outlines(tmp_path):
 def test_boxes_are_no_outlines(tmp_path):
     photo(tmp_path / "images" / "a.jpg")
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n")
-    assert "(YOLO): left out, because they have no area: 1 boxes" in refused(tmp_path)
+    said = "(YOLO): left out, because they have no area: 1 boxes; draw polygons or masks"
+    assert said in refused(tmp_path)
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2\n0 0 0 1 0 1 nan\n")
     assert "2 problems" in refused(tmp_path)
     put(tmp_path / "labels" / "a.txt", "99999999999 0 0 1 0 1 1\n")

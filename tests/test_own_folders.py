@@ -657,6 +657,7 @@ def test_a_file_in_ultralytics_form(tmp_path):
         (("nc: 2", "classes: [a, b]"), "'names' and 'classes' mean the same; remove one"),
         (("[images/val, images/more]", "[1, 2]"), "'val' must name a folder or list file"),
         (("masks_dir: segments", "masks_dir: nowhere"), "'images' replaced by nowhere"),
+        (("path: .", "path: ../datasets/cracks"), "path: ../datasets/cracks leads to .* no such"),
     ],
 )
 def test_what_such_a_file_may_not_say(tmp_path, change, message):
@@ -679,4 +680,12 @@ def test_the_check_misses_a_split_that_training_wants(tmp_path, capsys):
     assert "warning val: no such split; training wants one or --data.val-split" in told
     assert told.endswith("0 errors, 1 warnings: ready to train, once there is val")
     assert main(["doctor", str(tmp_path), "--splits", "train"]) == OK
-    assert "no such split" not in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "no such split" not in told.out
+    assert "next:" not in told.err
+    put(tmp_path / "images" / "val" / "b.jpg", PHOTO // 2)
+    put(tmp_path / "masks" / "val" / "b.png", IDS)
+    assert main(["doctor", str(tmp_path)]) == OK
+    assert f"next: setr auto {tmp_path}, or setr train" in capsys.readouterr().err
+    assert main(["doctor", str(tmp_path), "--quick"]) == OK
+    assert "next:" not in capsys.readouterr().err

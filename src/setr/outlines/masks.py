@@ -81,7 +81,8 @@ def draw_masks(
         _refuse(
             root,
             annotated,
-            annotated.problems or [left_out_text(annotated.left_out) or "no shapes"],
+            annotated.problems
+            or [f"{left_out_text(annotated.left_out) or 'no shapes'}; draw polygons or masks"],
         )
     classes = _with_rest(own, rest)
     if len(classes) > IGNORE:
