@@ -671,6 +671,16 @@ def test_what_such_a_file_may_not_say(tmp_path, change, message):
     assert caught.value.code in (USAGE, DATA_CHECK_FAILED)
 
 
+def test_a_folder_called_as_the_built_in_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for stem in "ab":
+        put(tmp_path / "scenes" / "images" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "scenes" / "masks" / f"{stem}.png", IDS)
+    assert main(["init-data", "scenes"]) == OK
+    assert "then `setr doctor ./scenes`" in capsys.readouterr().out
+    assert open_dataset("./scenes", "train").labels.classes == ("class_0", "class_1")
+
+
 def test_the_check_misses_a_split_that_training_wants(tmp_path, capsys):
     put(tmp_path / "images" / "train" / "a.jpg", PHOTO)
     put(tmp_path / "masks" / "train" / "a.png", IDS)
