@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,6 +69,12 @@ class AnnotatedFolder:
     def leave_out(self, what: str) -> None:
         """Count an annotation without an area."""
         self.left_out[what] = self.left_out.get(what, 0) + 1
+
+    def order_classes(self, first: Iterable[str]) -> None:
+        """Set the classes: first those that a file lists, then others that occur, by name."""
+        named = {shape.name for entry in self.images for shape in entry.shapes}
+        listed = [name for name in dict.fromkeys(first) if name not in (IGNORED, BACKGROUND)]
+        self.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
 
 
 class ImageIndex:
