@@ -681,6 +681,18 @@ def test_a_folder_called_as_the_built_in_data(tmp_path, monkeypatch, capsys):
     assert open_dataset("./scenes", "train").labels.classes == ("class_0", "class_1")
 
 
+def test_masks_of_other_names_or_kinds_are_told(tmp_path):
+    put(tmp_path / "images" / "a.jpg", PHOTO)
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "masks" / "a.npy", IDS)
+    with pytest.raises(SetrError, match=r"images \(1 images, as a\.jpg\) .* but \.npy\)") as caught:
+        draft(tmp_path)
+    assert caught.value.code == DATA_CHECK_FAILED
+    put(tmp_path / "masks" / "1.png", IDS)
+    with pytest.raises(SetrError, match=r"masks \(1 images, as 1\.png\); save a mask of the same"):
+        draft(tmp_path)
+
+
 def test_the_check_misses_a_split_that_training_wants(tmp_path, capsys):
     put(tmp_path / "images" / "train" / "a.jpg", PHOTO)
     put(tmp_path / "masks" / "train" / "a.png", IDS)

@@ -15,12 +15,20 @@ from setr.data.layouts import SPLIT_OF
 from setr.data.pairing import MASK_FOLDERS, masks_by_stem, separate_masks
 from setr.data.tile_folder import TILES, has_tiles
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.reading.files import stem_of, walk_images
+from setr.reading.files import printable, stem_of, walk_images
 
 IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
 MASK_NAMES = (
     *(*MASK_FOLDERS, "mask", "label", "annotation"),
     *("ann_dir", "SegmentationClass", "SegmentationClassPNG", "gt", "GT"),
+)
+OUTLINES = (
+    "LabelMe, COCO, YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label Studio, "
+    "Labelbox, V7"
+)
+"""Whose outlines are drawn as masks."""
+_LIST_THEM = (
+    "list the pairs in train.csv and val.csv (columns image,mask) and give these files in data.yaml"
 )
 TASK = r"task-\d+-annotation-"
 """Start of the file names in Label Studio's PNG export (regular expression)."""
@@ -63,12 +71,11 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
             "instead, put that file next to the images, and run this again",
             code=DATA_CHECK_FAILED,
         )
+    _refuse_other_names(root)
     raise SetrError(
         f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
-        f"({', '.join(MASK_NAMES)}) with the same file names, and no outlines (LabelMe, COCO, "
-        "YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label Studio, Labelbox, "
-        "V7); rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) "
-        "and give these files in data.yaml",
+        f"({', '.join(MASK_NAMES)}) with the same file names, and no outlines ({OUTLINES}); rename "
+        f"the folders, or {_LIST_THEM}",
         code=DATA_CHECK_FAILED,
     )
 
@@ -114,6 +121,30 @@ def _refuse_masks_of_folders(place: Path, files: list[str], masks: list[str]) ->
             "of an image into one file with one class id per pixel",
             code=DATA_CHECK_FAILED,
         )
+
+
+def _refuse_other_names(root: Path) -> None:
+    """Raise an error if there is a folder of images and one of masks, but no common names."""
+    named = product(IMAGE_NAMES, MASK_NAMES)
+    pair = next((pair for pair in named if _are_folders(root, *pair)), None)
+    if pair is None:
+        return
+    found = [_contents(root / folder) for folder in pair]
+    raise SetrError(
+        f"{root}: no file in {pair[0]} ({found[0]}) is called as one in {pair[1]} ({found[1]}); "
+        "save a mask of the same name for each image, as PNG with one class id per pixel, or "
+        f"{_LIST_THEM}; outlines ({OUTLINES}) were not found either",
+        code=DATA_CHECK_FAILED,
+    )
+
+
+def _contents(folder: Path) -> str:
+    """What is in a folder, for messages: its images, or the file endings there."""
+    images = walk_images(folder)
+    if images:
+        return f"{len(images)} images, as {printable(images[0])}"
+    kinds = sorted({path.suffix for path in folder.iterdir() if path.is_file()} - {""})
+    return f"no images, but {' and '.join(kinds)}" if kinds else "no images"
 
 
 def _cityscapes_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
