@@ -33,12 +33,12 @@ def via_table(data: bytes) -> dict[str, Any] | None:
     Raises:
         ValueError: a line that does not follow the format.
     """
+    if VIA_2.encode() not in data[:100] and VIA_3.encode() not in data:
+        return None
     lines = [line.decode("utf-8-sig", "replace") for line in data.splitlines()]
-    if lines and lines[0].lstrip("#").startswith(VIA_2):
+    if lines[0].lstrip("#").startswith(VIA_2):
         return _table_of_via2(lines)
-    if any(line.startswith(VIA_3) for line in lines[:20]):
-        return _table_of_via3(lines)
-    return None
+    return _table_of_via3(lines)
 
 
 def _table_of_via2(lines: list[str]) -> dict[str, Any]:
