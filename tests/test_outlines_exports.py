@@ -164,7 +164,7 @@ def test_other_files_in_a_project_of_via3(tmp_path):
     assert "cannot be read as a file of VIA ('b.mp4' is no image)" in refused(tmp_path)
     content["view"]["2"]["fid_list"] = ["1", "2"]
     put(tmp_path / "x.json", content)
-    assert "cannot be read as a file of VIA" in refused(tmp_path)
+    assert "cannot be read as a file of VIA (view 2 shows 2 files)" in refused(tmp_path)
 
 
 def test_a_table_of_via3(tmp_path):

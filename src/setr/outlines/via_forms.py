@@ -101,7 +101,9 @@ def from_via3(content: Mapping[str, Any]) -> dict[str, Any]:
     files, attributes = content["file"], content["attribute"]
     images: dict[str, dict[str, Any]] = {}
     for key, view in content["view"].items():
-        (given,) = (files[str(number)] for number in view["fid_list"])
+        if len(view["fid_list"]) != 1:
+            raise ValueError(f"view {key} shows {len(view['fid_list'])} files")
+        given = files[str(view["fid_list"][0])]
         if given["type"] != _IMAGE:
             raise ValueError(f"'{given['fname']}' is no image")
         name = given["fname"] if is_file(given["fname"]) else given.get("src", given["fname"])
