@@ -311,3 +311,5 @@ def test_a_cut_off_line_of_labelbox(tmp_path):
     export(tmp_path / "x.ndjson", ({"external_id": "a.jpg"}, good), ({"row_data": "b.jpg"}, good))
     put(tmp_path / "y.ndjson", (tmp_path / "x.ndjson").read_text()[:-40])
     assert "y.ndjson: not JSON in each line" in refused(tmp_path)
+    put(tmp_path / "y.ndjson", '{"of": "another program"}\n{"cut o')
+    assert "2 masks" in draft(tmp_path).yaml

@@ -27,15 +27,17 @@ from setr.reading.files import walk_images
 from setr.reading.vectors import FORMATS
 
 
-def _json_lines(data: bytes) -> list[Any]:
-    return [json.loads(line) for line in data.splitlines() if line.strip()]
+def _labelbox_lines(data: bytes) -> list[Any]:
+    """The lines of an export of Labelbox; none of other files, such as logs that are cut off."""
+    lines = data.splitlines() if b'"data_row"' in data else []
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 _READERS: dict[str, tuple[str, Callable[[bytes], Any]]] = {
     ".json": ("JSON", json.loads),
     ".geojson": ("JSON", json.loads),
-    ".ndjson": ("JSON in each line", _json_lines),
-    ".jsonl": ("JSON in each line", _json_lines),
+    ".ndjson": ("JSON in each line", _labelbox_lines),
+    ".jsonl": ("JSON in each line", _labelbox_lines),
     ".csv": ("a table of VIA", via_table),
 }
 """By file ending, what a file is, and the function that gives its content as JSON has it."""
