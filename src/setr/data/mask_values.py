@@ -25,13 +25,13 @@ class MaskValues(NamedTuple):
         ids: pixels of each id; empty if the masks contain colours.
         colours: pixels of each colour.
         by_mask: the values in each mask file.
-        scattered: number of ids that form no areas, as lossy compression and soft edges make them.
+        scattered: ids that form no areas, as lossy compression and soft edges make them.
     """
 
     ids: Counter[int]
     colours: Counter[int]
     by_mask: dict[str, frozenset[int]]
-    scattered: int
+    scattered: frozenset[int]
 
 
 def count_values(root: Path, masks: list[str]) -> MaskValues:
@@ -62,8 +62,8 @@ def count_values(root: Path, masks: list[str]) -> MaskValues:
         except SetrError as error:
             raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
     if not ids or not (colours or is_reordered(pairs)):
-        scattered = sum(inside[i] < SCATTERED * count for i, count in ids.items())
-        return MaskValues(ids, colours, by_mask, scattered)
+        scattered = (i for i, count in ids.items() if inside[i] < SCATTERED * count)
+        return MaskValues(ids, colours, by_mask, frozenset(scattered))
     for name in grey:
         try:
             values = _packed_colours(root / name)
@@ -73,7 +73,7 @@ def count_values(root: Path, masks: list[str]) -> MaskValues:
                 code=DATA_CHECK_FAILED,
             ) from None
         by_mask[name] = _count(root, values, colours, "colours")
-    return MaskValues(Counter(), colours, by_mask, 0)
+    return MaskValues(Counter(), colours, by_mask, frozenset())
 
 
 def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> frozenset[int]:
