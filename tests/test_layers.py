@@ -256,6 +256,7 @@ ORDER = (
     *(
         "prediction.kinds",
         "prediction.unsure",
+        "prediction.shares",
         "prediction.late_scores",
         "prediction.encoding",
         "prediction.display",
@@ -299,6 +300,7 @@ ORDER = (
         "results",
     ),
     *(
+        "captured_attention",
         "explain",
         "pages.figures",
     ),
