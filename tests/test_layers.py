@@ -279,6 +279,7 @@ ORDER = (
     *(
         "prediction.kinds",
         "prediction.unsure",
+        "prediction.shares",
         "prediction.late_scores",
         "prediction.encoding",
         "prediction.display",
@@ -322,6 +323,7 @@ ORDER = (
         "results",
     ),
     *(
+        "captured_attention",
         "explain",
         "pages.figures",
     ),

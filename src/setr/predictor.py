@@ -21,14 +21,13 @@ from setr import distributed
 from setr.arguments.choices import Precision
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
-from setr.evaluation import checked_info, resolve_protocol
+from setr.evaluation import checked_info, computed_in, resolve_protocol
 from setr.exporting.runtime import ExportedModel
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.kernels.recorded import recorded
 from setr.kernels.windows import Model
 from setr.labels import IGNORE
-from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
 from setr.opening import open_trained
@@ -58,7 +57,8 @@ class Predictor:
         model: the network; it is put in eval mode.
         info: class labels, normalisation and inference protocol.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
-        precision: `auto`, `fp32`, `bf16` or `fp16`; `auto` is bf16 where the hardware supports it.
+        precision: `auto`, `fp32`, `bf16` or `fp16`; `auto` is bf16 where the hardware supports it,
+            and the type of the weights after `model.half()` or `model.double()`.
         max_pixels: limit on an image's pixels; larger files are refused before they are decoded.
         protocol: inference protocol, or the name of a preset (`protocols.preset`); by default the
             model's own. A GeoTIFF is always processed in windows.
@@ -119,7 +119,7 @@ class Predictor:
 
     def _place(self, model: SETR | ExportedModel, device: str | torch.device) -> None:
         place = distributed.device(device)
-        self.dtype = autocast_dtype(self.precision, place)
+        self.dtype = computed_in(model, self.precision, place)
         self.device, self.model = place, model.to(place)
 
     def to(self, device: str | torch.device) -> Predictor:

@@ -15,12 +15,12 @@ from setr.prediction.live import is_live, live_name
 from setr.prediction.mapping import predict_raster
 from setr.prediction.outputs import with_ending, write
 from setr.prediction.rasters import RASTER_KINDS
+from setr.prediction.shares import largest
 from setr.prediction.video import is_video
 from setr.predictor import Predictor
 from setr.reading.files import expanded
 from setr.reading.gdal import is_georeferenced
 from setr.reading.urls import is_url, url_name, without_password
-from setr.result import largest
 
 
 class Stream(NamedTuple):
