@@ -1,4 +1,4 @@
-"""Option names of other toolkits, for hints when a user types one of them."""
+"""Names of other toolkits, for hints when a user types one of them."""
 
 from __future__ import annotations
 
@@ -88,3 +88,19 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "work-dir": ("out",),
 }
 """Name in another toolkit -> names here; the hint gives the first one that the command has."""
+
+COMMANDS_ELSEWHERE = {
+    "benchmark": "bench",
+    "check": "doctor",
+    "evaluate": "eval",
+    "finetune": "train",
+    "fit": "train",
+    "infer": "predict",
+    "inference": "predict",
+    "init": "init-data",
+    "segment": "predict",
+    "test": "eval",
+    "val": "eval",
+    "validate": "eval",
+}
+"""Command in another toolkit -> command here."""
