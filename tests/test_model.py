@@ -36,6 +36,8 @@ def test_names():
             for s in ("tiny", "small", "base", "large")} <= set(NAMES)  # fmt: skip
     assert {"hybrid_base", "fcn_r101", "semantic_fpn_r101"} <= set(NAMES)
     assert setr.list_models("*pup_l*") == ["setr_pup_large"]
+    with pytest.raises(SetrError, match=r"'SETR-MLA-Base' is unknown; nearest: setr_mla_base"):
+        create_model("SETR-MLA-Base", num_classes=2)
     with pytest.raises(SetrError, match=r"'setr_pop_base' is unknown; nearest: setr_pup_base"):
         create_model("setr_pop_base", num_classes=2)
 

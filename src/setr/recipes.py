@@ -33,7 +33,8 @@ def recipe(name: str) -> Config:
     if name in systems():
         return replace(paper_config(systems()[name]), recipe=name, out=f"runs/{name}")
     if name not in _RECIPES:
-        near = difflib.get_close_matches(name, list_recipes(), 3, cutoff=0.3)
+        ours = name.lower().replace("-", "_")  # the names' style
+        near = difflib.get_close_matches(ours, list_recipes(), 3, cutoff=0.3)
         nearest = f"; nearest: {', '.join(near)}" if near else ""
         raise SetrError(
             f"recipe '{name}' is unknown{nearest} (`setr recipes` lists all)", code=USAGE
