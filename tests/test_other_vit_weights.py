@@ -100,6 +100,10 @@ def huggingface_siglip(state: dict[str, Tensor], *, flat: bool) -> dict[str, Ten
             named[f"{start}embeddings.patch_embedding.{name.rpartition('.')[2]}"] = value
         elif name == "pos_embed":
             named[f"{start}embeddings.position_embedding.weight"] = value[0]
+        elif name == "cls_token":
+            named[f"{start}embeddings.class_embedding"] = value[0, 0]
+        elif name.startswith("norm_pre."):
+            named[f"{start}pre_layrnorm.{name[9:]}"] = value
         elif name.startswith("norm."):
             named[f"{start}post_layernorm.{name[5:]}"] = value
         elif ".attn.qkv." in name:
@@ -126,16 +130,21 @@ def test_siglip_of_transformers(name, tmp_path):
     torch.save(huggingface_siglip(state, flat=flexible), tmp_path / "siglip.pth")
     model, images = model_with(name, "linear_nano", **more).eval(), torch.randn(1, 3, 64, 64)
     report = load_weights(model, tmp_path / "siglip.pth")
-    assert (report.dialect, report.encoder_share, len(report.unexpected)) == ("siglip", 1, 5)
+    assert (report.dialect, report.encoder_share, len(report.unexpected)) == ("siglip", 1, 3)
     expected = theirs.forward_intermediates(images, indices=[1], intermediates_only=True)
     torch.testing.assert_close(model.encoder(images), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_clip_of_transformers_is_not_taken_for_siglip(tmp_path):
-    start = "vision_model.embeddings."
-    names = ("patch_embedding.weight", "position_embedding.weight", "class_embedding")
-    torch.save({start + n: torch.zeros(2, 2) for n in names}, tmp_path / "clip.pth")
-    with pytest.raises(SetrError, match=r"clip\.pth: has a class embedding, so it is .* CLIP's"):
+def test_clip_of_transformers(tmp_path):
+    name = "vit_base_patch16_clip_quickgelu_224"
+    theirs = randomised(timm.create_model(name, num_classes=0, img_size=64, **SMALL))
+    torch.save(huggingface_siglip(theirs.state_dict(), flat=False), tmp_path / "clip.pth")
+    model, images = model_with(name, "linear_nano").eval(), torch.randn(1, 3, 64, 64)
+    report = load_weights(model, tmp_path / "clip.pth")
+    assert (report.dialect, report.encoder_share, len(report.unexpected)) == ("clip", 1, 3)
+    expected = theirs.forward_intermediates(images, indices=[1], intermediates_only=True)
+    torch.testing.assert_close(model.encoder(images), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(SetrError, match="choose the encoder that these weights belong to"):
         load_weights(model_with(SIGLIP, "linear_nano"), tmp_path / "clip.pth")
 
 
