@@ -327,7 +327,7 @@ def test_graphs_of_other_models_equal_them_at_any_size(build):
     program = trace(Graph(model, "logits")).module(check_guards=False)
     # torch.export fixes sizes of 1, so the half of BEiT's last map must have two cells
     side = 49 if isinstance(model.neck, FeaturePyramidNeck) else 37
-    for shape in ((1, 3, 64, 64), (3, 3, side, 90)):
+    for shape in ((1, 3, 64, 64), (3, 3, side, 90), (1, 3, 90, side)):
         x = torch.randn(shape)
         with torch.inference_mode():
             logits, coarse = program(x)

@@ -119,7 +119,9 @@ def test_lists_and_iterators_are_many_images(model_dir, photo, tmp_path):
     write_bytes(tmp_path / "b.png", encode_png(photo))
     predictor = load(model_dir)
     paths = sorted(tmp_path.glob("*.png"))
-    for given in (paths, iter(paths), [photo, paths[1:]], tmp_path.glob("*"), [tmp_path]):
+    assert predictor.predict_batch([]) == []
+    several = (paths, tuple(paths), iter(paths), [photo, paths[1:]], tmp_path.glob("*"), [tmp_path])
+    for given in several:
         assert len(list(predictor.predict_all(given))) == 2
     with open(paths[0], "rb") as file:
         assert len(list(predictor.predict_all(file, photo))) == 2

@@ -226,6 +226,8 @@ class Predictor:
 
     def _predict_batch(self, sources: Sequence[Any], bands: Bands | None) -> list[Result]:
         limit, urls = self.max_pixels, self.allow_urls
+        if not sources:
+            return []
         images = [
             as_image(source, max_pixels=limit, allow_urls=urls, bands=bands) for source in sources
         ]
@@ -243,8 +245,8 @@ class Predictor:
         Args:
             sources: files, folders (searched recursively, without hidden files), glob patterns,
                 videos (frame by frame), a live source (the number of a camera, the address of a
-                stream if `allow_urls`), anything that `predict` takes, or lists and iterators of
-                these.
+                stream if `allow_urls`), anything that `predict` takes, or lists, tuples and
+                iterators of these.
 
         Yields:
             One result per image or frame. Frames of a live source that come before the result
