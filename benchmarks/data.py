@@ -240,7 +240,7 @@ from setr.datasets import open_dataset
 dataset = open_dataset(sys.argv[1], "train")
 opened = time.perf_counter() - began
 memory = process_peak() / 2**20
-from setr.data.loader import BatchOrder
+from setr.data.order import BatchOrder
 batch = next(iter(BatchOrder(len(dataset), 8, seed=0, start=0, stop=1)))
 pairs = [dataset.pairs[i] for _, i in batch]
 print(opened, time.perf_counter() - began, memory, process_peak() / 2**20, len(dataset))

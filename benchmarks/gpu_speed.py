@@ -161,11 +161,8 @@ def kernels(bench: Bench, work: Callable[[], object], shown: int = 40) -> Figure
 
 def layers(bench: Bench) -> Figures:
     """PUP's layer, upsampling and convolution forward and backward, in the forms there are."""
-    from setr.layers.upsampled_convolution import (
-        conv_of_upsampled,
-        upsample,
-        upsample_by_matrices,
-    )
+    from setr.layers.upsampled_convolution import conv_of_upsampled
+    from setr.layers.upsampling import upsample, upsample_by_matrices
 
     found: Figures = {}
     B, C, sides = (1, 8, (4,)) if bench.tiny else (8, 256, (32, 64, 128))

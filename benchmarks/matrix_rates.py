@@ -47,7 +47,7 @@ def openvino_product(a: Any, b: Any, precision: str) -> Callable[[], object]:
     import openvino as ov
     from openvino import opset13 as ops
 
-    from setr.exporting.runtime import openvino_settings
+    from setr.exporting.sessions import openvino_settings
 
     core, x = ov.Core(), ops.parameter(list(a.shape), np.float32)
     graph = ov.Model([ops.matmul(x, ops.constant(b.numpy()), False, True)], [x])

@@ -125,7 +125,7 @@ def loss_of(case: dict[str, Any], output: Any, target: Any) -> Any:
     """The fused loss, or the plain one with logits at the image's size."""
     import torch.nn.functional as F
 
-    from setr.layers.upsampled_convolution import upsample
+    from setr.layers.upsampling import upsample
     from setr.losses import count_weight, segmentation_loss
 
     if case["loss"] == "fused":

@@ -23,15 +23,16 @@ import torch
 from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
-from setr import cli, distributed, engine, evaluation
+from setr import cli, distributed, evaluation
 from setr.config import Config, DistillConfig
-from setr.data import scenes
+from setr.data import dataset, scenes
 from setr.engine import train
 from setr.errors import SetrError
 from setr.hub import save_pretrained
 from setr.model_info import ModelInfo
 from setr.scores import groups
 from setr.training import best, updates
+from setr.training import run as running
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 
 STEPS = 10
@@ -47,6 +48,7 @@ def settings(out: Path, case: str) -> Config:
         "endless": {"steps": 1_000_000},
         "dies": {"save_every": 4},
         "stops": {},
+        "unreadable": {},
         "examined": {"eval_every": 4},
         "tested": {},
         "led": {},
@@ -64,7 +66,8 @@ def settings(out: Path, case: str) -> Config:
     optim = dataclasses.replace(config.optim, lr=0.002, clip_grad=clip)
     config = dataclasses.replace(config, optim=optim)
     if case == "taught":
-        config = dataclasses.replace(config, distill=DistillConfig(teacher=str(out / "model")))
+        distill = DistillConfig(teacher=str(out / "model"), images=str(out / "photos"))
+        config = dataclasses.replace(config, distill=distill)
     if case == "nowhere":
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
     if case == "examined":  # four images for one process, three for the other
@@ -77,18 +80,18 @@ def settings(out: Path, case: str) -> Config:
 @contextlib.contextmanager
 def struck(number: signal.Signals) -> Iterator[None]:
     """Rank 1 gets a signal in step 7 of the first start."""
-    original = engine._Run.train_step
+    original = running.Run.train_step
 
-    def step(self: engine._Run, images: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
+    def step(self: running.Run, images: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
         if self.step == 6 and self.folder.state is None and distributed.rank() == 1:
             os.kill(os.getpid(), number)
         return original(self, images, masks)
 
-    engine._Run.train_step = step  # type: ignore[method-assign]
+    running.Run.train_step = step  # type: ignore[method-assign]
     try:
         yield
     finally:
-        engine._Run.train_step = original  # type: ignore[method-assign]
+        running.Run.train_step = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -110,6 +113,26 @@ def struck_in_a_test(rank: int = 1) -> Iterator[None]:
     finally:
         evaluation.score_images = original
         print(f"examined: {tested} images")
+
+
+@contextlib.contextmanager
+def unreadable() -> Iterator[None]:
+    """Rank 1 alone cannot read an image of its share of step 7."""
+    original = dataset.Dataset.open
+    read = 0
+
+    def refusing(self: dataset.Dataset, index: int) -> Any:
+        nonlocal read
+        read += self.split == "train"
+        if distributed.rank() == 1 and read > 6 * 2:
+            raise SetrError("photo.png: cannot read")
+        return original(self, index)
+
+    dataset.Dataset.open = refusing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        dataset.Dataset.open = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -204,6 +227,7 @@ def main() -> None:
         faults = {
             "dies": lambda: struck(signal.SIGKILL),
             "stops": lambda: struck(signal.SIGTERM),
+            "unreadable": unreadable,
             "overflows": overflowing,
             "examined": struck_in_a_test,
             "tested": struck_in_a_test,

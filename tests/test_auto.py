@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,13 +14,25 @@ import torch
 import setr
 from setr.cli import main
 from setr.commands.auto import _split
-from setr.config import Config
+from setr.config import Config, DistillConfig, TrainConfig
 from setr.data import scenes
+from setr.data.scenes import LABELS
 from setr.datasets import open_dataset
+from setr.encoder import Encoder
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE
+from setr.hub import save_pretrained
+from setr.model_info import ModelInfo
 from setr.recipes import recipe
-from setr.training import plan
-from setr.training.plan import Extent, length_choices, scale_choices, seconds_per_test
+from setr.training import plan, timing
+from setr.training.plan import (
+    Extent,
+    length_choices,
+    scale_choices,
+    seconds_before,
+    seconds_per_test,
+)
+from setr.training.teacher import Teacher
+from tests.conftest import tiny_config, tiny_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TINY = ["--data.workers", "0", "--data.crop-size", "32", "32"]
@@ -91,6 +104,9 @@ def test_a_stopped_run_continues_with_its_own_settings(photos, capsys):
     assert main(["auto", photos, "--export", "torch"]) == OK
     err = capsys.readouterr().err
     assert "setr train runs/photos --resume" in stages(err)
+    assert (
+        "runs/photos: goes on with the train.steps 3 it began with, whatever --minutes says" in err
+    )
     again = json.loads((run / "metrics.json").read_bytes())
     assert again["single_scale"] == json.loads(figures)["single_scale"]
     # stopped before anything was saved
@@ -98,9 +114,16 @@ def test_a_stopped_run_continues_with_its_own_settings(photos, capsys):
         assert state.is_dir()
     (run / "metrics.json").unlink()
     os.rename(run / "last", "elsewhere")
+    (run / "last" / ".step-00000002.part").mkdir(parents=True)  # killed in its first save
     assert main(["auto", photos, "--export", "torch"]) == OK
     assert "setr train runs/photos --overwrite" in stages(capsys.readouterr().err)
     assert Config.load(run / "config.yaml").train.steps == 3
+    # made longer: the time given does not matter, and nothing says that it does
+    (run / "metrics.json").unlink()
+    assert main(["auto", photos, "--train.steps", "4", "--export", "torch"]) == OK
+    err = capsys.readouterr().err
+    assert "setr train runs/photos --train.steps 4 --resume" in stages(err)
+    assert "whatever --minutes says" not in err
 
 
 def test_the_test_split_is_tested_if_it_has_masks(photos, capsys):
@@ -142,6 +165,7 @@ def test_an_export_that_fails_leaves_the_rest(photos, capsys, monkeypatch):
         ("photos --optim.lr -1", USAGE, "--optim.lr -1.0: give a positive"),
         ("--train.seed 1 photos", USAGE, "auto needs the data before --train.seed"),
         ("photos --data.root x", USAGE, "--data.root: give it as DATA"),
+        ("photos --resume", USAGE, "--resume: give the same command again"),
         ("photos --json --serve", USAGE, "--json and --serve: give one of them"),
         ("photos --export coreml", USAGE, "--export coreml: give one of onnx, openvino, torch"),
         ("photos --model.pretrained none.pth", USAGE, "none.pth: no such weight file"),
@@ -166,9 +190,18 @@ def test_data_that_training_would_refuse_stops_it(photos, capsys):
 
 
 def test_a_launcher_is_sent_to_train(photos, capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "2000"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     assert main(["auto", photos]) == USAGE
     assert "auto is one process" in capsys.readouterr().err
+
+
+def test_a_shell_or_a_script_inside_a_slurm_job_is_one_process(photos, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert main(["auto", photos, "--data.root", "x"]) == USAGE
+    assert main(["auto", "nowhere"]) == USAGE
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
 
 
 def test_settings_of_the_training_are_told_from_its_own_options():
@@ -197,11 +230,17 @@ def test_images_and_crops_have_sizes_that_the_device_can_train(name, short, devi
     assert chosen.get("data.short-side") == (resized and (resized,))
 
 
+def test_a_crop_is_no_larger_than_images_of_the_side_given():
+    chosen = scale_choices("finetune", Extent(50, 900, 1200), CPU, patch=14, short_side=240)
+    assert chosen["data.crop-size"] == (238, 238)
+
+
 def test_steps_fit_the_time_and_the_images():
     config = recipe("finetune")
 
-    def chosen(images=1000, minutes=10.0, step=1.0, test=1.0):
-        return length_choices(config, Extent(images, 64, 64), minutes=minutes, step=step, test=test)
+    def chosen(images=1000, config=config, minutes=10.0, step=1.0, **seconds):
+        seconds = {"minutes": minutes, "step": step, "test": 1.0, **seconds}
+        return length_choices(config, Extent(images, 64, 64), **seconds)
 
     assert chosen()["train.steps"] == (450,)  # three quarters of 600 s
     assert chosen(step=0.001)["train.steps"] == (12_500,)  # 100 epochs of 125 steps
@@ -210,6 +249,12 @@ def test_steps_fit_the_time_and_the_images():
     assert chosen(minutes=0.001)["train.steps"] == (1,)
     assert chosen()["train.eval-every"] == (90,)
     assert chosen(test=60.0)["train.eval-every"] == (0,)  # four tests would take 4 of 10 minutes
+    patient = dataclasses.replace(config.train, patience=3)  # which counts tests
+    assert chosen(config=dataclasses.replace(config, train=patient), test=60.0)[
+        "train.eval-every"
+    ] == (90,)
+    assert chosen(before=150.0)["train.steps"] == (300,)
+    assert chosen(before=1000.0)["train.steps"] == (1,)
     assert chosen(step=2.0)["optim.warmup-steps"] == (22,)
     # the average spans a tenth of the steps, at most the recipe's
     assert chosen()["train.ema"] == (0.9778,)
@@ -225,16 +270,74 @@ def test_the_time_of_a_step_is_measured_on_the_settings(monkeypatch):
         seen.append((done, tuple(images.shape), tuple(masks.shape), int(masks.max())))
         return {}
 
-    monkeypatch.setattr(plan.Updates, "step", step)
-    times = iter([0.0, 1.0, 10.0, 13.0, 20.0, 22.0, 30.0, 34.0])  # the first does not count
-    monkeypatch.setattr(plan.time, "perf_counter", lambda: next(times))
-    assert plan.seconds_per_step(config, data, CPU) == pytest.approx(2.0 * plan.LOADING)
+    monkeypatch.setattr(timing.Updates, "step", step)
+    steps = 0.0, 1.0, 10.0, 13.0, 20.0, 22.0, 30.0, 34.0  # the first does not count
+    images = 0.0, 0.1, 1.0, 1.8, 2.0, 2.5, 3.0, 3.7
+    times = iter([*steps, *images])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(times))
+    found = timing.measure(config, data, CPU)
+    assert found.step == pytest.approx(2.0 * timing.LOADING)
+    assert found.image == pytest.approx(0.5 * timing.LOADING)
     assert [s[:3] for s in seen] == [(i, (8, 192, 192, 3), (8, 192, 192)) for i in range(4)]
     assert max(s[3] for s in seen) == 8  # of nine classes
 
 
+def test_the_time_of_a_step_has_its_teacher_in_it(tmp_path, monkeypatch):
+    save_pretrained(tmp_path / "teacher", tiny_model(num_classes=9), ModelInfo(labels=LABELS))
+    teacher = DistillConfig(teacher=str(tmp_path / "teacher"))
+    config = dataclasses.replace(tiny_config(tmp_path / "run"), distill=teacher)
+    asked = []
+    original = Teacher.__call__
+    monkeypatch.setattr(
+        Teacher, "__call__", lambda self, pixels: asked.append(pixels) or original(self, pixels)
+    )
+    timing.measure(config, open_dataset("scenes:10", "train"), CPU)
+    assert len(asked) == 4  # a pass in every step
+    assert asked[0].shape == (config.train.batch_size, 64, 64, 3)
+
+
+def frozen(config: Config, kind: str) -> Config:
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, freeze=-1),
+        train=dataclasses.replace(config.train, cache_features=kind),
+    )
+
+
+@pytest.mark.parametrize("kind", ["once", "flip"])
+def test_the_time_of_a_step_on_stored_features_has_no_encoder_in_it(tmp_path, monkeypatch, kind):
+    config = frozen(tiny_config(tmp_path / "run"), kind)
+    passes = []
+    original = Encoder.forward
+
+    def forward(self, images):
+        passes.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(Encoder, "forward", forward)
+    timing.measure(config, open_dataset("scenes:10", "train"), CPU)
+    assert passes == [1] * 5  # for the features' shape, and to time an image
+    assert seconds_before(config, Extent(7, 64, 64), 2.0) == {"once": 14.0, "flip": 28.0}[kind]
+    plain = dataclasses.replace(config, train=TrainConfig())
+    assert seconds_before(plain, Extent(7, 64, 64), 2.0) == 0.0
+
+
+def test_a_batch_that_is_chosen_later_is_timed(photos, capsys, monkeypatch):
+    sizes = []
+    original = timing.measure
+
+    def measured(config, *arguments):
+        sizes.append(config.train.batch_size)
+        return original(config, *arguments)
+
+    monkeypatch.setattr(timing, "measure", measured)
+    words = ["--train.batch", "auto", "--minutes", "0.02", "--export", "torch", *TINY]
+    assert main(["auto", photos, *words]) == OK
+    run = Config.load(Path("runs/photos/config.yaml"))
+    assert sizes == [run.train.batch_size]
+
+
 def test_the_time_of_a_test_follows_from_its_pixels():
-    config = recipe("scratch")  # 8 crops of 192x192
-    at_own_size = seconds_per_test(config, Extent(16, 192, 192), step=3.0)
-    assert at_own_size == pytest.approx(2.0)  # 16 forward passes of 1/8 s
-    assert seconds_per_test(config, Extent(16, 384, 384), step=3.0) == pytest.approx(8.0)
+    config = recipe("scratch")  # crops of 192x192
+    assert seconds_per_test(config, Extent(16, 192, 192), 0.5) == pytest.approx(8.0)
+    assert seconds_per_test(config, Extent(16, 384, 384), 0.5) == pytest.approx(32.0)

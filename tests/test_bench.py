@@ -89,6 +89,16 @@ def test_a_row_that_fails_says_why(model_dir):
     assert "no such file" in run_process(job)["error"]
 
 
+def test_a_row_without_a_file_is_not_called_timed(model_dir, monkeypatch, capsys):
+    int8 = Row("openvino", "int8")
+    monkeypatch.setattr("setr.bench._export", lambda *_: {int8: "needs --data"})
+    monkeypatch.setattr("setr.bench.run_process", lambda job: row("eager", "fp32", 1, 1.0, None))
+    report = bench(str(model_dir), rows=(int8,))
+    assert report["rows"][1]["error"] == "needs --data"
+    told = capsys.readouterr().err
+    assert told == "setr: timed: eager fp32\nsetr: not timed: openvino int8\n"
+
+
 def test_what_cannot_be_timed(model_dir, capsys, tmp_path):
     assert main(["bench", str(model_dir), "--skip", "eager"]) == USAGE
     assert main(["bench", str(model_dir), "--batches", "0"]) == USAGE

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import pytest
 
+from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
 from setr.cli import VERBS, _reason, main
 from setr.data.scenes import draw
 from setr.errors import FAILED, OK, USAGE
@@ -33,6 +34,9 @@ def test_help_lists_every_verb(capsys):
     assert code == OK
     assert all(f"\n  {verb} " in out for verb in VERBS)
     assert run(capsys)[0] == USAGE
+    assert run(capsys, "help") == (OK, out, "")
+    assert set(COMMANDS_ELSEWHERE.values()) <= set(VERBS)
+    assert not set(COMMANDS_ELSEWHERE) & set(VERBS)
 
 
 @pytest.mark.parametrize("code", ["import setr", "from setr.cli import main; main(['--help'])"])
@@ -63,11 +67,14 @@ def test_every_verb_has_help(verb, capsys):
     ("arguments", "expected"),
     [
         (["trian"], "did you mean 'train'?"),
+        (["test", "runs/x"], "'test' is not a command; did you mean 'eval'?"),
+        (["help", "trian"], "did you mean 'train'?"),
         (["train"], "setr recipes"),
         (["train", "--resume", "demoo"], "nearest: demo"),
         (["train", "--train.steps", "5", "demo"], "needs a recipe before --train.steps"),
         (["train", "demoo"], "nearest: demo"),
         (["train", "demo", "--optim.lrr", "3"], "did you mean --optim.lr?"),
+        (["train", "demo", "--data.imgsz", "3"], "did you mean --data.crop-size?"),
         (["train", "demo", "--optim.lr", "-1"], "--optim.lr -1.0: give a positive"),
         (["train", "demo", "--train.accumulate", "99"], "must divide --train.batch-size "),
         (["train", "demo", "--train.seed", "-1"], "--train.seed -1: give 0 to 2^64 - 1"),
@@ -296,6 +303,9 @@ def test_the_device_is_no_part_of_what_a_run_is():
             "no such weight",
         ),
         ("train demo --out OUT --resume", "no training state to resume from"),
+        ("train demo -o OUT --resume", "out/last: no training state to resume from"),
+        ("train demo -oOUT --resume", "out/last: no training state to resume from"),
+        ("demo -o OUT --steps -4", "--steps -4: give 0 or more"),
     ],
 )
 def test_what_the_command_line_tells_is_usage(line, message, capsys, tmp_path):

@@ -14,9 +14,10 @@ import setr
 from setr.cli import main
 from setr.errors import OK, USAGE
 from setr.hub import from_pretrained, save_pretrained
-from setr.labels import Labels
+from setr.labels import Labels, known_labels
 from setr.model import create_model
 from setr.model_info import ModelInfo
+from setr.weight_files.foreign import load_foreign
 from tests.conftest import tiny_model
 
 
@@ -168,3 +169,28 @@ def test_the_card_has_the_command(tmp_path, capsys, monkeypatch):
     assert shlex.split(command) == words
     monkeypatch.chdir(source.parent)
     assert main(words[1:]) == OK
+
+
+def test_pascal_context_is_named_in_the_order_of_its_masks(tmp_path):
+    """SETR's authors list the classes in FCN's order; their models were trained on other ids."""
+    known = known_labels("pascal_context")
+    order = known_labels("pascal_context:fcn").label_map
+    listed = [known.classes[order[i]] for i in range(60)]
+    assert listed[:4] == ["background", "aeroplane", "bicycle", "bird"]
+    model = create_model("setr_naive_nano", num_classes=60, img_size=16, aux=False)
+    state = {}
+    for name, value in model.state_dict().items():
+        for ours, theirs in (
+            ("encoder.vit.", "backbone."),
+            ("decoder.convs.0.0.", "decode_head.conv_0."),
+            ("decoder.convs.0.1.", "decode_head.syncbn_fc_0."),
+            ("decoder.classifier.", "decode_head.conv_1."),
+            ("decoder.norm.", "decode_head.norm."),
+        ):
+            name = name.replace(ours, theirs)
+        state[name] = value
+    for classes, expected in ((listed, known.classes), ([*listed[:-1], "x"], (*listed[:-1], "x"))):
+        torch.save({"state_dict": state, "meta": {"CLASSES": tuple(classes)}}, tmp_path / "a.pth")
+        _, info = load_foreign(tmp_path / "a.pth", num_heads=4)
+        assert info.labels.classes == expected
+    assert known_labels("pascal_context").classes != tuple(listed)

@@ -22,12 +22,8 @@ from setr.decoders import (
 )
 from setr.errors import SetrError
 from setr.layers import conv_bn_relu
-from setr.layers.upsampled_convolution import (
-    classify_upsampled,
-    conv_of_upsampled,
-    upsample,
-    upsample_by_matrices,
-)
+from setr.layers.upsampled_convolution import classify_upsampled, conv_of_upsampled
+from setr.layers.upsampling import _Resize, upsample, upsample_by_matrices
 from tests.conftest import tiny_model
 
 C, K = 24, 5
@@ -218,6 +214,22 @@ def test_upsampling_by_matrices_is_upsampling(scale, layout):
     half = upsample_by_matrices(x.bfloat16(), scale)
     assert half.dtype is torch.bfloat16
     assert (half.double() - wanted).norm() < 0.004 * wanted.norm()
+
+
+@pytest.mark.parametrize("size", [(12, 14), (9, 11), (4, 3), (6, 7), (1, 20)])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_the_gradient_of_a_resize_is_two_products(size, align_corners):
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
+    found = _Resize.apply(x, size, align_corners)
+    expected = F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+    assert torch.equal(found, expected)
+    slope = torch.randn_like(found)
+    grads = [torch.autograd.grad(y, x, slope)[0] for y in (found, expected)]
+    torch.testing.assert_close(*grads)
+    half = x.detach().bfloat16().requires_grad_()
+    _Resize.apply(half, size, align_corners).backward(slope.bfloat16())
+    assert half.grad.dtype is torch.bfloat16
+    assert (half.grad - grads[1]).norm() < 0.004 * grads[1].norm()
 
 
 def test_the_cheap_forms_round_about_as_much_in_bf16():

@@ -14,14 +14,19 @@ import setr.estimate as estimating
 from setr.cli import main
 from setr.config import Config, DistillConfig
 from setr.data import scenes
-from setr.engine import _Run, train
-from setr.errors import USAGE, SetrError
+from setr.data.order import BatchOrder, MixedOrder, Share
+from setr.engine import train
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.estimate import estimate
 from setr.hub import from_pretrained, save_pretrained
+from setr.images import encode_png
 from setr.kernels import row_blocks
 from setr.kernels.divergence import upsample_divergence
-from setr.labels import Labels
+from setr.labels import IGNORE, Labels
 from setr.model_info import ModelInfo
+from setr.reading.files import write_bytes
+from setr.training.resolved import with_steps
+from setr.training.run import Run
 from setr.training.runfolder import RunFolder
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 from tests.test_step import assert_same_weights, stopped_and_resumed
@@ -88,7 +93,7 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn_from_it(tmp_pa
     first = tiny_config(tmp_path / "first", steps=1)
     train(first)
     config = taught(tiny_config(tmp_path / "second", steps=1), tmp_path / "first")
-    run = _Run(config, RunFolder(Path(config.out)))
+    run = Run(config, RunFolder(Path(config.out)))
     run.model.load_state_dict(from_pretrained(tmp_path / "first")[0].state_dict(), strict=False)
     run.model.eval()
     run.model.train = lambda mode=True: run.model  # batch norm as in the teacher
@@ -98,7 +103,7 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn_from_it(tmp_pa
 
 def test_the_teacher_sees_its_own_normalisation(tmp_path, teacher):
     config = taught(tiny_config(tmp_path / "run"), teacher)
-    run = _Run(config, RunFolder(Path(config.out)))
+    run = Run(config, RunFolder(Path(config.out)))
     images, masks = next(iter(run.source.batches(0)))
     model, info = from_pretrained(teacher)
     with torch.no_grad():
@@ -128,7 +133,7 @@ def test_micro_batches_add_up(tmp_path, teacher):
     values = []
     for accumulate in (1, 2):
         config = tiny_config(tmp_path / str(accumulate), batch_size=4, accumulate=accumulate)
-        run = _Run(taught(config, teacher, temperature=2.0), RunFolder(Path(config.out)))
+        run = Run(taught(config, teacher, temperature=2.0), RunFolder(Path(config.out)))
         run.model.eval()
         run.model.train = lambda mode=True: None
         values.append(run.train_step(images, masks))
@@ -143,6 +148,116 @@ def test_resume_equals_uninterrupted(tmp_path, teacher, monkeypatch):
     train(whole)
     stopped_and_resumed(parts, monkeypatch, at=2)
     assert_same_weights(whole, parts)
+
+
+# --- images without labels ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unlabelled(tmp_path: Path) -> Path:
+    """Five images, one in a folder of its own, beside files that are none."""
+    folder = tmp_path / "unlabelled"
+    for i in range(5):
+        path = folder / ("deep" if i == 4 else "") / f"photo {i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, encode_png(scenes.draw("val", 100 + i, size=48)[0]))
+    (folder / "notes.txt").write_text("none")
+    (folder / ".hidden.png").write_text("none")
+    return folder
+
+
+def with_images(config: Config, teacher: Path, images: Path, **distill: float) -> Config:
+    settings = DistillConfig(teacher=str(teacher), images=str(images), **distill)
+    return dataclasses.replace(config, distill=settings)
+
+
+@pytest.mark.parametrize(("size", "count"), [(4, 2), (4, 1), (6, 4), (5, 4)])
+def test_every_batch_has_its_share_of_further_images(size, count):
+    def orders(start: int, share: Share) -> MixedOrder:
+        parts = [
+            BatchOrder(length, part, seed=3, start=start, stop=20)
+            for length, part in ((7, size - count), (10, count))
+        ]
+        return MixedOrder(*parts, share)
+
+    batches = list(orders(0, Share(0, 1, 1)))
+    assert len(batches) == len(orders(0, Share(0, 1, 1))) == 20
+    assert all(sum(index >= 7 for _, index in batch) == count for batch in batches)
+    # every image once in each epoch
+    extra = [position for batch in batches for position in batch if position[1] >= 7]
+    assert sorted(extra[:10]) == [(0, index) for index in range(7, 17)]
+    # a resumed run has the same, and processes share them out
+    assert list(orders(5, Share(0, 1, 1))) == batches[5:]
+    if size % 2 == 0:
+        halves = [list(orders(0, Share(rank, 2, 1))) for rank in range(2)]
+        assert [a + b for a, b in zip(*halves, strict=True)] == batches
+
+
+def test_images_without_labels_are_seen_by_student_and_teacher(tmp_path, teacher, unlabelled):
+    config = with_images(tiny_config(tmp_path / "run", batch_size=4), teacher, unlabelled)
+    run = Run(config, RunFolder(Path(config.out)))
+    names = run.source.names(0)
+    is_photo = ["photo" in name for name in names]
+    assert is_photo == [False, True, False, True]
+    images, masks = next(iter(run.source.batches(0)))
+    assert [(mask == IGNORE).all() for mask in masks.numpy()] == is_photo
+    # the labels' loss is that of the labelled ones, the divergence that of all
+    run.model.eval()  # holds batch norm still
+    inputs, own = run.source.inputs(images), run.updates.teacher(images)
+    losses = run.updates._losses(inputs, masks, run.updates._normalizer(masks), own)
+    labelled = run.updates._losses(
+        inputs[::2], masks[::2], run.updates._normalizer(masks[::2]), None
+    )
+    assert losses["main"].item() == pytest.approx(labelled["main"].item(), rel=1e-5)
+    masks = torch.zeros_like(masks)  # which does not matter to it
+    again = run.updates._losses(inputs, masks, run.updates._normalizer(masks), own)
+    assert losses["distill"].item() == pytest.approx(again["distill"].item(), rel=1e-5)
+
+
+def test_a_run_with_images_is_resumed_bit_for_bit(tmp_path, teacher, unlabelled, monkeypatch):
+    whole, parts = (
+        with_images(tiny_config(tmp_path / name, steps=3), teacher, unlabelled)
+        for name in ("a", "b")
+    )
+    train(whole)
+    stopped_and_resumed(parts, monkeypatch, at=2)
+    assert_same_weights(whole, parts)
+    (unlabelled / "photo 0.png").rename(unlabelled / "photo 9.png")
+    with pytest.raises(SetrError, match=r"cannot resume with other data .*distill\.images\.file"):
+        train(parts, resume=True)
+
+
+def test_epochs_are_passes_over_labelled_images(tmp_path, teacher, unlabelled):
+    config = tiny_config(tmp_path / "run", batch_size=8, steps=0, epochs=2.0)
+    config = with_images(config, teacher, unlabelled, share=0.25)
+    assert with_steps(config, images=12).train.steps == 4  # of 6 labelled images each
+    assert with_steps(taught(config, teacher), images=12).train.steps == 3
+
+
+def test_images_that_cannot_be_used_are_found_before_the_first_step(tmp_path, teacher, unlabelled):
+    (unlabelled / "photo 2.png").write_bytes(b"none")
+    config = with_images(tiny_config(tmp_path / "run"), teacher, unlabelled)
+    with pytest.raises(SetrError, match=r"1 of 5 images cannot be used: .*photo 2\.png") as caught:
+        train(config)
+    assert caught.value.code == DATA_CHECK_FAILED
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_has_no_room_for_both(tmp_path, teacher, unlabelled):
+    config = with_images(tiny_config(tmp_path / "run", batch_size=1), teacher, unlabelled)
+    with pytest.raises(SetrError, match=r"train\.batch_size 1: give at least 2"):
+        train(config)
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_a_folder_without_images_is_refused(tmp_path, teacher, folder):
+    (tmp_path / "empty").mkdir()
+    config = with_images(tiny_config(tmp_path / "run"), teacher, tmp_path / folder)
+    with pytest.raises(SetrError, match=r"distill\.images .*: no (such folder|images found here)"):
+        train(config)
+
+
+# --- resuming, estimating -------------------------------------------------------------------------
 
 
 def test_another_teacher_is_noted_on_resume(tmp_path, teacher, capsys):
@@ -194,6 +309,15 @@ def refusal(capsys, *options: str) -> str:
         (["--distill.teacher", "nowhere"], "nowhere: no such model directory"),
         (["--distill.weight", "0"], "distill.weight 0.0: give a positive number"),
         (["--distill.temperature", "-1"], "distill.temperature -1.0: give a positive number"),
+        (["--distill.images", "x"], "distill.images x: learnt from by a teacher; give"),
+        (
+            ["--distill.teacher", "x", "--distill.images", "x", "--distill.share", "1"],
+            "distill.share 1.0: give a share above 0 and below 1",
+        ),
+        (
+            ["--distill.teacher", "x", "--distill.share", "0.2"],
+            "distill.share 0.2: has no effect without --distill.images",
+        ),
         (["--distill.weight", "4"], "distill.weight 4.0: has no effect without --distill.teacher"),
         (
             ["--distill.teacher", "x", "--model.name", "eomt_nano", "--model.channels", "None"],

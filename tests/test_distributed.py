@@ -24,14 +24,15 @@ import pytest
 import torch
 
 from setr import distributed
-from setr.data.loader import BatchOrder, Share
-from setr.distributed import device, devices, differences, joined
+from setr.data.order import BatchOrder, Share
+from setr.distributed import device, devices, joined
 from setr.engine import train
 from setr.errors import SetrError
+from setr.processes.differences import differences
 from setr.processes.launch import Place, gpu_of, place_of
 from setr.training.parallel import Parallel
 from setr.training.runfolder import LAST
-from tests.conftest import tiny_model
+from tests.conftest import tiny_model, write_scene_folders
 from tests.processes import STEPS, evaluate, settings
 from tests.test_engine import final_state
 
@@ -41,6 +42,7 @@ PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
     *("examined", "tested", "nothing", "nowhere", "patient", "evaluate", "slow", "taught"),
+    "unreadable",
 )
 
 
@@ -110,6 +112,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in ("whole", "accumulate", "resharded"):
         train(settings(out, case))
     shutil.copytree(out / "whole", out / "model")
+    write_scene_folders(out / "photos", {"extra": 3}, size=64)
+    shutil.rmtree(out / "photos" / "labels")
     train(settings(out, "taught"))
     evaluate(out)
     return out
@@ -119,7 +123,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """All cases in one pair of processes; starting Python costs more than they do."""
     out = tmp_path_factory.mktemp("pair")
-    for name in ("resharded", "model"):
+    for name in ("resharded", "model", "photos"):
         shutil.copytree(alone / name, out / name)
     shutil.rmtree(out / "resharded" / LAST / f"step-{STEPS:08}")
     return out, run_pair(out, *CASES)
@@ -217,6 +221,13 @@ def test_a_signal_to_one_process_stops_and_saves_all(pair):
     assert "stops: stopped after step 7; continue with `setr train" in first
     assert "stops: reported" in second
     assert [p.name for p in (pair[0] / "stops" / LAST).iterdir()] == ["step-00000007"]
+
+
+def test_an_image_that_one_process_cannot_read_costs_no_step(pair):
+    first, second = pair[1]
+    assert "unreadable: rank 1: photo.png: cannot read" in first
+    assert "unreadable: reported" in second
+    assert [p.name for p in (pair[0] / "unreadable" / LAST).iterdir()] == ["step-00000006"]
 
 
 def test_a_signal_to_one_process_ends_a_test_of_all(pair):

@@ -460,7 +460,9 @@ def test_init_data_refuses_other_json_in_one_line(ids_data, capsys, text):
     (ids_data / "classes.json").write_text(text)
     assert main(["init-data", str(ids_data)]) == DATA_CHECK_FAILED
     error = f"setr: {ids_data / 'classes.json'}: no class names found; write a list of names"
-    assert capsys.readouterr().err.startswith(error)
+    progress, said = capsys.readouterr().err.splitlines()
+    assert progress.startswith("read masks 1/1")
+    assert said.startswith(error)
     assert not (ids_data / "data.yaml").exists()
 
 

@@ -442,3 +442,21 @@ def test_images_smaller_than_a_patch_are_refused():
     with pytest.raises(SetrError, match=r"img_size 8: .* patches of 16 pixels") as caught:
         tiny_vit(img_size=8)
     assert caught.value.code == USAGE
+
+
+def test_compiled_for_images_of_several_sizes():
+    """torch's own gradient of an antialiased resize compiles for one size only."""
+    torch.manual_seed(0)
+    encoder = Encoder("vit_tiny_patch16_224", taps=(1,), embed_dim=16, depth=1, num_heads=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(encoder, backend="aot_eager")
+    for size in ((64, 48), (96, 80), (80, 112)):
+        images = torch.randn(1, 3, *size)
+        gradients = []
+        for call in (encoder, compiled):
+            encoder.zero_grad()
+            maps = call(images)[0]
+            maps.square().sum().backward()
+            gradients.append((maps.detach(), encoder.vit.pos_embed.grad))
+        for found, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

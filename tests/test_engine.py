@@ -21,9 +21,11 @@ from safetensors.torch import load_file, save_file
 
 import setr.checkpoint as checkpoint
 import setr.data.loader as loader
-import setr.engine as engine
+import setr.data.workers as processes
 import setr.training.best as best
 import setr.training.build as build
+import setr.training.preparation as preparing
+import setr.training.run as running
 from setr.checkpoint import newest_state
 from setr.cli import main
 from setr.config import Config, DataConfig, ModelConfig
@@ -32,7 +34,8 @@ from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.images import encode_png
 from setr.results import collect
-from setr.training.build import announce, build_model
+from setr.training.build import build_model
+from setr.training.resolved import announce
 from setr.training.runfolder import LAST, RunFolder
 from tests.conftest import tiny_config, write_scene_folders
 
@@ -61,7 +64,7 @@ def test_resume_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, workers,
         return dataclasses.replace(config, model=model, data=data)
 
     train(settings("whole"))
-    original = engine._Run.train_step
+    original = running.Run.train_step
 
     def stopping(self, images, masks):
         parts = original(self, images, masks)
@@ -69,11 +72,11 @@ def test_resume_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, workers,
             signal.raise_signal(signal.SIGTERM)
         return parts
 
-    monkeypatch.setattr(engine._Run, "train_step", stopping)
+    monkeypatch.setattr(running.Run, "train_step", stopping)
     with pytest.raises(SetrError, match="--resume") as caught:
         train(settings("parts"))
     assert caught.value.code == INTERRUPTED
-    monkeypatch.setattr(engine._Run, "train_step", original)
+    monkeypatch.setattr(running.Run, "train_step", original)
     train(settings("parts"), resume=True)
     whole, parts = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
     assert whole.keys() == parts.keys()
@@ -90,7 +93,7 @@ def test_accumulation_equals_the_larger_batch(tmp_path, monkeypatch):
     gradients = []
     for accumulate in (1, 4):
         config = tiny_config(tmp_path / str(accumulate), batch_size=4, accumulate=accumulate)
-        run = engine._Run(config, RunFolder(Path(config.out)))
+        run = running.Run(config, RunFolder(Path(config.out)))
         run.model.eval()
         monkeypatch.setattr(run.model, "train", lambda: None)
         monkeypatch.setattr(run.optimizer, "zero_grad", lambda set_to_none: None)
@@ -170,14 +173,14 @@ def test_files_that_are_no_runs_are_never_overwritten(config):
 
 
 def stop_after(monkeypatch, step: int) -> None:
-    original = engine._Run.train_step
+    original = running.Run.train_step
 
     def stopping(self, images, masks):
         if self.step + 1 == step:
             signal.raise_signal(signal.SIGTERM)
         return original(self, images, masks)
 
-    monkeypatch.setattr(engine._Run, "train_step", stopping)
+    monkeypatch.setattr(running.Run, "train_step", stopping)
 
 
 def test_an_overwritten_run_leaves_nothing_of_the_old_one_and_can_be_resumed(
@@ -288,7 +291,7 @@ def test_two_processes_never_train_in_one_folder(config, monkeypatch):
             return int(message not in str(error))
         return 2
 
-    original, statuses = engine._Run.train_step, []
+    original, statuses = running.Run.train_step, []
     process = f"process {os.getpid()} on"
 
     def step(self, images, masks):
@@ -297,7 +300,7 @@ def test_two_processes_never_train_in_one_folder(config, monkeypatch):
                 statuses.append(in_another_process(partial(fails, process, **options)))
         return original(self, images, masks)
 
-    monkeypatch.setattr(engine._Run, "train_step", step)
+    monkeypatch.setattr(running.Run, "train_step", step)
     train(with_train(config, save_every=1))
     assert statuses == [0, 0]
     assert not Path(config.out, ".lock").exists()
@@ -305,14 +308,14 @@ def test_two_processes_never_train_in_one_folder(config, monkeypatch):
 
 
 def test_a_run_that_came_and_went_while_data_were_checked_is_kept(config, monkeypatch):
-    original = engine.checked_pixels
+    original = preparing.checked_pixels
 
     def slow(*arguments):
-        monkeypatch.setattr(engine, "checked_pixels", original)
+        monkeypatch.setattr(preparing, "checked_pixels", original)
         train(config)
         return original(*arguments)
 
-    monkeypatch.setattr(engine, "checked_pixels", slow)
+    monkeypatch.setattr(preparing, "checked_pixels", slow)
     with pytest.raises(SetrError, match="this run exists"):
         train(with_train(config, seed=1))
     assert Path(config.out, "metrics.json").exists()
@@ -321,7 +324,7 @@ def test_a_run_that_came_and_went_while_data_were_checked_is_kept(config, monkey
 def test_a_folder_where_nothing_can_be_written_is_refused_before_data_are_opened(
     config, monkeypatch
 ):
-    monkeypatch.setattr(engine, "open_splits", lambda *_: pytest.fail("the folder comes first"))
+    monkeypatch.setattr(preparing, "open_splits", lambda *_: pytest.fail("the folder comes first"))
     Path(config.out).symlink_to("gone")
     with pytest.raises(SetrError, match="which leads nowhere") as caught:
         train(config)
@@ -343,7 +346,7 @@ def test_what_was_trained_is_saved_before_a_missing_file_ends_the_run(
         for name in ("whole", "broken")
     ]
     train(configs[0])
-    original = engine._Run.train_step
+    original = running.Run.train_step
 
     def losing(self, images, masks):
         if self.step == 2 and not self.folder.state:
@@ -351,7 +354,7 @@ def test_what_was_trained_is_saved_before_a_missing_file_ends_the_run(
         return original(self, images, masks)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "train_step", losing)
+        patch.setattr(running.Run, "train_step", losing)
         with pytest.raises(SetrError, match="no such file"):
             train(configs[1])
     assert "the state of step 3 is saved" in capsys.readouterr().err
@@ -431,17 +434,17 @@ def test_the_figures_are_of_the_model_in_the_folder_after_a_crash(config, monkey
         best, "evaluate_split", lambda *a, **o: {**evaluate(*a, **o), "miou": next(scores)}
     )
     config = with_train(config, steps=3, eval_every=1, save_every=1000)
-    crashing = engine._Run.train_step
+    crashing = running.Run.train_step
 
     def crash(self, images, masks):
         if self.step == 2:
             raise SetrError("loss is nan")
         return crashing(self, images, masks)
 
-    monkeypatch.setattr(engine._Run, "train_step", crash)
+    monkeypatch.setattr(running.Run, "train_step", crash)
     with pytest.raises(SetrError, match="nan"):
         train(config)
-    monkeypatch.setattr(engine._Run, "train_step", crashing)
+    monkeypatch.setattr(running.Run, "train_step", crashing)
     other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.001))
     assert train(other, resume=True)["single_scale"]["miou"] == 0.5
     kept = json.loads(Path(config.out, "config.json").read_text())["metrics"]
@@ -475,13 +478,88 @@ def test_a_full_disk_costs_the_save_and_not_the_run(config, monkeypatch, capsys)
     assert metrics["single_scale"]["miou"] is not None
     assert len(saves) == 3  # after two steps, before the test and after it
     lines = capsys.readouterr().err
-    assert "state of step 2 not saved (the disk is full)" in lines
-    assert "training goes on" in lines
+    nothing = "state of step 2 not saved (the disk is full); there is none before it, training goes"
+    assert nothing in lines
+
+
+def test_a_full_disk_leaves_the_state_before(config, monkeypatch, capsys):
+    original = checkpoint._write_tensors
+
+    def full(part: Path, tensors: object) -> dict[str, object]:
+        if "step-00000002" in part.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(part, tensors)
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    stop_after(monkeypatch, 2)
+    with pytest.raises(SetrError, match="--resume` from the state before, since this one was not"):
+        train(with_train(config, save_every=1))
+    assert "step 2 not saved (the disk is full); the one before stays" in capsys.readouterr().err
+
+
+def test_a_stop_without_any_state_is_told_as_one(config, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    stop_after(monkeypatch, 1)
+    with pytest.raises(SetrError, match=r"step 1, which could not be saved; .* --overwrite starts"):
+        train(config)
+
+
+def test_a_model_that_could_not_be_written_is_a_failure_and_can_be_written_later(
+    config, monkeypatch
+):
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(best, "save_pretrained", full)
+        with pytest.raises(SetrError, match="no model could be written") as caught:
+            train(config)
+        assert caught.value.code == FAILED
+    assert train(config, resume=True)["single_scale"]["miou"] is not None
+    assert Path(config.out, "model.safetensors").is_file()
+
+
+def test_a_signal_before_the_first_step_leaves_a_state_to_continue_from(tmp_path, monkeypatch):
+    configs = [tiny_config(tmp_path / name, steps=2) for name in ("whole", "stopped")]
+    train(configs[0])
+    original = running.Run._next_batch
+
+    def signalled(self, batches, interrupt):
+        signal.raise_signal(signal.SIGTERM)
+        return original(self, batches, interrupt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Run, "_next_batch", signalled)
+        with pytest.raises(SetrError, match="stopped after step 0; continue"):
+            train(configs[1])
+    train(configs[1], resume=True)
+    first, second = (final_state(Path(config.out)) for config in configs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, SetrError])
+def test_what_was_trained_is_saved_before_a_test_that_fails_ends_the_run(
+    config, monkeypatch, capsys, kind
+):
+    def failing(*arguments: object, **options: object) -> None:
+        raise kind("the loader was killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(best, "evaluate_split", failing)
+        with pytest.raises(kind, match="the loader was killed"):
+            train(with_train(config, eval_every=2))
+    assert "the state of step 2 is saved" in capsys.readouterr().err
+    train(with_train(config, eval_every=2), resume=True)
+    lines = (Path(config.out) / "log.jsonl").read_text().splitlines()
+    assert [line["step"] for line in map(json.loads, lines) if "val" in line] == [2, 4]
 
 
 def test_a_resumed_log_has_every_step_once(config, monkeypatch):
     config = with_train(config, save_every=3, steps=4, log_every=1)
-    original = engine._Run.train_step
+    original = running.Run.train_step
 
     def dying(self, images, masks):
         if self.step == 3 and not self.folder.state:
@@ -489,7 +567,7 @@ def test_a_resumed_log_has_every_step_once(config, monkeypatch):
             raise KeyboardInterrupt
         return original(self, images, masks)
 
-    monkeypatch.setattr(engine._Run, "train_step", dying)
+    monkeypatch.setattr(running.Run, "train_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     train(config, resume=True)
@@ -529,7 +607,7 @@ def test_bad_data_is_found_before_the_first_step(tmp_path):
     ],
 )
 def test_names_are_checked_before_data_are_opened(config, settings, message, monkeypatch):
-    monkeypatch.setattr(engine, "open_splits", lambda *_: pytest.fail("names come first"))
+    monkeypatch.setattr(preparing, "open_splits", lambda *_: pytest.fail("names come first"))
     wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, **settings))
     with pytest.raises(SetrError, match=message) as caught:
         train(wrong)
@@ -559,7 +637,7 @@ def test_weights_that_do_not_fit_are_refused_before_data_are_checked(config, lor
     wide[name] = torch.zeros(7, 7)
     path = Path(config.out, "wide.safetensors")
     save_file(wide, path)
-    monkeypatch.setattr(engine, "checked_pixels", lambda *_: pytest.fail("weights come first"))
+    monkeypatch.setattr(preparing, "checked_pixels", lambda *_: pytest.fail("weights come first"))
     for source, message in (
         (path, rf"{name} is \(7, 7\), the model's is"),
         (__file__, "a configuration file"),
@@ -572,7 +650,7 @@ def test_weights_that_do_not_fit_are_refused_before_data_are_checked(config, lor
 
 @pytest.mark.parametrize("changed", [{"precision": "fp16"}, {"device": "cuda:99"}])
 def test_the_device_is_checked_before_data_are_opened(config, changed, monkeypatch):
-    monkeypatch.setattr(engine, "open_splits", lambda *_: pytest.fail("the device comes first"))
+    monkeypatch.setattr(preparing, "open_splits", lambda *_: pytest.fail("the device comes first"))
     with pytest.raises(SetrError, match=r"fp16: CPUs compute|cuda:99.: this machine has"):
         train(with_train(config, **changed))
 
@@ -675,13 +753,13 @@ def test_an_interruption_in_the_last_step_ends_before_the_test(tmp_path, monkeyp
 
 @pytest.mark.parametrize("workers", [0, 2, -1])
 def test_every_test_of_a_run_has_its_workers(tmp_path, monkeypatch, workers):
-    original, asked = loader._Loader, []
+    original, asked = loader.Loader, []
 
-    def recorded(*arguments, num_workers, **options):
-        asked.append(num_workers)
-        return original(*arguments, num_workers=num_workers, **options)
+    def recorded(*arguments, workers, **options):
+        asked.append(workers)
+        return original(*arguments, workers=workers, **options)
 
-    monkeypatch.setattr(loader, "_Loader", recorded)
+    monkeypatch.setattr(loader, "Loader", recorded)
     config = tiny_config(tmp_path / "run", steps=2, adjust_logits=True)
     config = dataclasses.replace(
         config,
@@ -697,7 +775,7 @@ def test_every_test_of_a_run_has_its_workers(tmp_path, monkeypatch, workers):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a patch reaches forked processes alone")
 def test_a_killed_loader_process_is_one_line(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(loader, "_init_worker", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(processes, "init_worker", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     words = "--data.root scenes:4 --data.workers 1 --train.steps 2 --train.batch-size 2"
     assert main(["train", "demo", *words.split(), "--out", str(tmp_path / "run")]) == FAILED
     errors = [line for line in capfd.readouterr().err.splitlines() if "loader process" in line]
@@ -710,7 +788,7 @@ def test_resume_refuses_another_optimiser_before_it_trains(config, monkeypatch):
     other = dataclasses.replace(
         with_train(config, steps=6), optim=dataclasses.replace(config.optim, name="adamw")
     )
-    monkeypatch.setattr(engine, "build_model", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(running, "build_model", lambda *_: pytest.fail("built"))
     with pytest.raises(SetrError, match=r"another optimiser: optim\.name 'adamw', not 'sgd'"):
         train(other, resume=True)
 
@@ -718,7 +796,7 @@ def test_resume_refuses_another_optimiser_before_it_trains(config, monkeypatch):
 def test_an_average_asked_for_later_begins_at_the_weights(config):
     train(config)
     longer = with_train(config, steps=6, ema=0.99)
-    run = engine._Run(longer, RunFolder(Path(config.out), resume=True))
+    run = running.Run(longer, RunFolder(Path(config.out), resume=True))
     weights = run.model.state_dict()
     assert run.ema.state.keys() == weights.keys()
     assert all(torch.equal(value, weights[name]) for name, value in run.ema.state.items())
@@ -731,9 +809,9 @@ def test_an_average_asked_for_later_begins_at_the_weights(config):
 @pytest.mark.parametrize("kind", ["cross_entropy", "ohem", "focal", "dice", "lovasz"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_every_loss_trains(config, monkeypatch, kind, dtype):
-    monkeypatch.setattr(engine, "autocast_dtype", lambda precision, device: dtype)
-    monkeypatch.setattr(engine, "Telemetry", lambda *_: None)  # slow where bf16 is emulated
-    run = engine._Run(with_train(config, loss=kind, steps=1), RunFolder(Path(config.out)))
+    monkeypatch.setattr(running, "autocast_dtype", lambda precision, device: dtype)
+    monkeypatch.setattr(running, "Telemetry", lambda *_: None)  # slow where bf16 is emulated
+    run = running.Run(with_train(config, loss=kind, steps=1), RunFolder(Path(config.out)))
     moving = [run.model.decoder.classifier.weight, run.model.encoder.vit.patch_embed.proj.weight]
     before = [weight.clone() for weight in moving]
     figures = run.train_step(*next(run.source.batches(0)))
@@ -816,7 +894,7 @@ def test_the_best_weights_are_kept_not_the_last(config, monkeypatch):
 def test_a_steps_loss_is_the_mean_its_settings_ask_for(config, norm, weights):
     """Class weights, the divisor and the factor of the auxiliary losses reach the loss."""
     config = with_train(config, loss_norm=norm, class_weights=weights, aux_weight=0.25)
-    run = engine._Run(config, RunFolder(Path(config.out)))
+    run = running.Run(config, RunFolder(Path(config.out)))
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=generator)
     masks = torch.randint(9, (2, 64, 64), dtype=torch.uint8, generator=generator)

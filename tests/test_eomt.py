@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import setr
 from setr.cli import main
@@ -135,7 +136,7 @@ def test_logits_are_logarithms_of_the_classes_scores():
 def test_masked_attention_is_annealed_block_by_block():
     """The authors' ADE20K run: starts at 1/6, 2/6, … and ends at 2/6, 3/6, … of the steps."""
     encoder = tiny(query_blocks=3).encoder
-    assert encoder.mask_probability == [0, 0, 0]  # unless training says how far it is
+    assert encoder.mask_probability.tolist() == [0, 0, 0]  # unless training says how far it is
     for done, expected in (
         (0.0, [1, 1, 1]),
         (1 / 5, [1, 1, 1]),
@@ -144,13 +145,29 @@ def test_masked_attention_is_annealed_block_by_block():
         (1.0, [0, 0, 0]),
     ):
         encoder.set_progress(done)
-        assert encoder.mask_probability == pytest.approx(expected)
+        assert encoder.mask_probability.tolist() == pytest.approx(expected)
+        assert encoder.masked == [share > 0 for share in expected]
+
+
+def test_annealing_compiles_one_graph_for_each_masked_block():
+    model = tiny().train()
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=counter)
+    images = torch.zeros(1, 3, 64, 64)
+    shares = []
+    for step in range(9):
+        model.set_progress(step / 8)
+        compiled(images, with_aux=True)
+        shares.append(model.encoder.mask_probability.tolist())
+    assert len({tuple(share) for share in shares}) == 5
+    assert counter.frame_count == 3  # both blocks masked, one, none
 
 
 def test_a_share_of_the_queries_is_masked():
     encoder = tiny().encoder
     logits = torch.full((50, QUERIES, 8, 8), -1.0)
-    mask = encoder._attention_mask(logits, QUERIES + 5 + 16, (4, 4), 0.25)
+    mask = encoder._attention_mask(logits, QUERIES + 5 + 16, (4, 4), torch.tensor(0.25))
     assert mask.shape == (50, 1, QUERIES + 21, QUERIES + 21)
     assert mask[:, :, QUERIES:].all()  # only queries are limited
     assert mask[..., : QUERIES + 5].all()  # and only to patches
@@ -273,6 +290,19 @@ def test_micro_batches_add_up_to_the_whole_batch():
 
     torch.testing.assert_close(loss(slice(0, 1)) + loss(slice(1, 2)), loss(slice(0, 2)), rtol=0.02,
                                atol=0.0)  # fmt: skip
+
+
+def test_the_loss_is_in_fp32_under_autocast():
+    """Queries that fit almost equally well would be matched at random by costs in bf16."""
+    torch.manual_seed(0)
+    target, found = quarters(), []
+    masks = torch.randn(2, 6, 32, 32) * 0.01
+    stages = MaskOutput([Masks(masks, torch.zeros(2, 6, K + 1))], (32, 32))
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(setr.segmentation_loss(stages, target)["loss"])
+    assert torch.equal(*found)
 
 
 def test_more_classes_than_queries():

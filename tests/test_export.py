@@ -175,13 +175,50 @@ def test_openvino_with_rope_and_int8(photo, tmp_path, monkeypatch):
     )
     assert set(report["miou"]) == {"pytorch_fp32", "exported"}
     let_go: list[Path] = []
-    monkeypatch.setattr("setr.exporting.runtime.page_out", let_go.append)
+    monkeypatch.setattr(
+        "setr.exporting.sessions.page_out", lambda path: let_go.append(path.resolve())
+    )
     assert load(tmp_path / "q.xml").predict(photo).mask.shape == (50, 64)
-    assert let_go == [tmp_path / "q.bin"]  # its weights, packed by then
+    read, copy = let_go  # the weights, before they are packed and after
+    assert read == copy
+    assert str(copy).endswith("(deleted)")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.xml", "q.bin", "q.xml"]
     (tmp_path / "m.bin").unlink()
     with pytest.raises(SetrError, match=r"m\.xml: not an OpenVINO model, or its \.bin is missing"):
         load(tmp_path / "m.xml")
+
+
+@pytest.mark.parametrize("disk", ["has room", "is read-only", "is full"])
+def test_a_loaded_openvino_file_is_apart_from_its_weights(disk, model, photo, tmp_path):
+    """Other content and a shorter file, as `cp` leaves it; the process would end."""
+    pytest.importorskip("openvino")
+    export(model, INFO, tmp_path / "m.xml", format="openvino")
+    code = f"""
+import errno, os, tempfile, numpy as np, setr
+temporary, disk = tempfile.TemporaryFile, {disk!r}
+def on_disk(dir):
+    if disk == "is full" or disk == "is read-only" and dir:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return temporary(dir=dir)
+tempfile.TemporaryFile = on_disk
+predictor = setr.load({str(tmp_path / "m.xml")!r})
+images = [np.random.default_rng(0).integers(0, 256, (n, 60, 3), np.uint8) for n in (50, 70)]
+before = [predictor.predict(image).scores for image in images[:1]]
+weights = {str(tmp_path / "m.bin")!r}
+size = os.path.getsize(weights)
+with open(weights, "r+b") as file:
+    file.write(bytes(size))
+again = [predictor.predict(image).scores for image in images]
+os.truncate(weights, size // 100)
+cut = [predictor.predict(image).scores for image in images]
+assert np.array_equal(before[0], again[0])
+assert all(map(np.array_equal, again, cut))
+other = setr.load({str(tmp_path / "x.xml")!r}).predict(images[1]).scores
+assert np.array_equal(again[1], other)
+"""
+    for name in ("m.xml", "m.bin"):
+        (tmp_path / name.replace("m.", "x.")).write_bytes((tmp_path / name).read_bytes())
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_file_for_one_size_and_raw_pixels(model, photo, tmp_path):
@@ -290,7 +327,7 @@ def test_graphs_of_other_models_equal_them_at_any_size(build):
     program = trace(Graph(model, "logits")).module(check_guards=False)
     # torch.export fixes sizes of 1, so the half of BEiT's last map must have two cells
     side = 49 if isinstance(model.neck, FeaturePyramidNeck) else 37
-    for shape in ((1, 3, 64, 64), (3, 3, side, 90)):
+    for shape in ((1, 3, 64, 64), (3, 3, side, 90), (1, 3, 90, side)):
         x = torch.randn(shape)
         with torch.inference_mode():
             logits, coarse = program(x)
@@ -411,9 +448,10 @@ def test_files_of_others_are_one_line(tmp_path, onnx_file, capsys):
         assert message in err
         with pytest.raises(SetrError, match=message):
             load(tmp_path / name)
-    with pytest.raises(SetrError, match="only computes scores") as caught:
-        _ = load(onnx_file).network
-    assert caught.value.code == USAGE
+    for command in (["export", "--format", "onnx", "-o", str(tmp_path / "o.onnx")], ["bench"]):
+        assert main([command[0], str(onnx_file), *command[1:]]) == USAGE
+        refusal = f"setr: {onnx_file}: an exported file only computes scores; give the model"
+        assert capsys.readouterr().err.startswith(refusal)
     with pytest.raises(SetrError, match="device 'mps'"):
         load(onnx_file, device="mps")
 

@@ -10,8 +10,8 @@ import pytest
 from setr.cli import main
 from setr.config import Config
 from setr.datasets import open_dataset
-from setr.distributed import differences
 from setr.errors import USAGE, SetrError
+from setr.processes.differences import differences
 from setr.training.facts import data_facts, data_record, require_same_run, run_facts
 
 

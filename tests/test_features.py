@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-import setr.engine as engine
 import setr.training.features as features
+import setr.training.run as running
 from setr.cli import main
 from setr.config import Config
 from setr.datasets import open_dataset
@@ -57,7 +57,7 @@ def test_heads_from_features_equal_the_whole_model():
 
 def test_stored_views_equal_the_encoder(tmp_path):
     config = frozen(tmp_path / "run")
-    run = engine._Run(config, RunFolder(Path(config.out)))
+    run = running.Run(config, RunFolder(Path(config.out)))
     dataset = open_dataset(config.data.root, "train")
     stored = open_features(config, dataset, run.model, None)
     assert len(stored.maps) == 2 * len(dataset)
@@ -89,19 +89,19 @@ def test_training_from_features_resumes_bit_for_bit_and_never_encodes(tmp_path, 
     def no_images(self, x):
         raise AssertionError("the encoder ran")
 
-    monkeypatch.setattr(engine._Run, "_validate", lambda self: None)
-    monkeypatch.setattr(engine._Run, "finish", lambda self: {})
+    monkeypatch.setattr(running.Run, "_validate", lambda self: None)
+    monkeypatch.setattr(running.Run, "finish", lambda self: {})
     train(frozen(tmp_path / "whole", steps=4))  # computes the features
     monkeypatch.setattr("setr.encoder.Encoder.forward", no_images)
     parts = frozen(tmp_path / "parts", steps=4, save_every=2)
-    original = engine._Run.train_step
+    original = running.Run.train_step
 
     def dying(self, images, masks):
         if self.step == 3 and not self.folder.state:
             raise KeyboardInterrupt
         return original(self, images, masks)
 
-    monkeypatch.setattr(engine._Run, "train_step", dying)
+    monkeypatch.setattr(running.Run, "train_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(parts)
     train(parts, resume=True)
@@ -116,9 +116,9 @@ def test_a_step_on_features_of_shards_names_its_images(tmp_path, folder_data):
     config = frozen(tmp_path / "run")
     data = dataclasses.replace(config.data, root=str(shards), flip=0.0)
     config = dataclasses.replace(config, data=data)
-    run = engine._Run(config, RunFolder(Path(config.out)))
+    run = running.Run(config, RunFolder(Path(config.out)))
     for _, masks in run.source.batches(0):
-        names = [Path(name).name for name in run.updates.names(run.step)]
+        names = [Path(name).name for name in run.source.names(run.step)]
         views = [
             np.flatnonzero((run.source.stored.masks == m).all(axis=(1, 2))) for m in masks.numpy()
         ]
@@ -153,7 +153,7 @@ def test_other_weights_data_or_sizes_are_computed_anew(tmp_path):
             changed = dataclasses.replace(getattr(config, part), **values)
             config = dataclasses.replace(config, **{part: changed})
         torch.manual_seed(config.train.seed)
-        model = engine.build_model(config, 9)
+        model = running.build_model(config, 9)
         keys.add(features._key(config, open_dataset(config.data.root, "train"), model, None))
     assert len(keys) == len(changes)
 
@@ -161,7 +161,7 @@ def test_other_weights_data_or_sizes_are_computed_anew(tmp_path):
 def key_of(config: Config) -> str:
     torch.manual_seed(0)
     dataset = open_dataset(config.data.root, "train")
-    return features._key(config, dataset, engine.build_model(config, 9), None)
+    return features._key(config, dataset, running.build_model(config, 9), None)
 
 
 def test_other_library_versions_are_computed_anew(tmp_path, monkeypatch):
@@ -218,7 +218,7 @@ def in_the_middle(monkeypatch, action) -> None:
 def test_two_runs_at_once_leave_each_other_alone(tmp_path, monkeypatch):
     config = frozen(tmp_path / "run")
     torch.manual_seed(0)
-    model, dataset = engine.build_model(config, 9), open_dataset(config.data.root, "train")
+    model, dataset = running.build_model(config, 9), open_dataset(config.data.root, "train")
     place = tmp_path / "cache" / "features"
     first: list[tuple[int, np.ndarray]] = []
 
@@ -240,7 +240,7 @@ def test_leftovers_of_killed_runs_go_when_nobody_computes(tmp_path, monkeypatch)
     fcntl = pytest.importorskip("fcntl")
     config = frozen(tmp_path / "run")
     torch.manual_seed(0)
-    model, dataset = engine.build_model(config, 9), open_dataset(config.data.root, "train")
+    model, dataset = running.build_model(config, 9), open_dataset(config.data.root, "train")
     place = tmp_path / "cache" / "features"
     left = place / ".0123.part"
     left.mkdir(parents=True)
@@ -256,7 +256,7 @@ def test_leftovers_of_killed_runs_go_when_nobody_computes(tmp_path, monkeypatch)
 
 def test_half_computed_features_are_none(tmp_path, monkeypatch):
     config = frozen(tmp_path / "run")
-    run = engine._Run(config, RunFolder(Path(config.out)))
+    run = running.Run(config, RunFolder(Path(config.out)))
     (folder,) = (tmp_path / "cache" / "features").iterdir()
     assert json.loads((folder / "facts.json").read_text())["views"] == len(run.source.stored.maps)
     (folder / "facts.json").unlink()
@@ -305,7 +305,7 @@ def test_frozen_blocks_have_no_backward_pass():
 def test_recipes_train_a_part(kind):
     config = recipe(f"camvid_setr_mla_small_{kind}_cpu")
     with torch.device("meta"):
-        model = engine.build_model(config, 11)
+        model = running.build_model(config, 11)
     trained = {n for n, p in model.named_parameters() if p.requires_grad and "encoder" in n}
     expected = {"frozen": 0, "last4": 4, "lora": 12}[kind]
     assert len({n.split("blocks.")[1].split(".")[0] for n in trained}) == expected

@@ -22,7 +22,8 @@ from setr.inference import (
     predict_scores,
 )
 from setr.kernels import windows
-from setr.kernels.windows import _resize_columns, resize_rows, window_starts
+from setr.kernels.resized_rows import _resize_columns, resize_rows
+from setr.kernels.windows import window_starts
 from setr.labels import known_labels
 from setr.model import SETR, Output
 from setr.protocols import MULTI_SCALES, PRESETS, Protocol, preset

@@ -19,7 +19,7 @@ from setr.engine import train
 from setr.errors import OK, USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.results import collect
-from setr.training.build import announce, with_steps
+from setr.training.resolved import announce, with_steps
 from setr.training.runfolder import LAST
 from tests.conftest import tiny_config
 from tests.test_engine import stop_after, with_train

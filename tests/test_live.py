@@ -115,6 +115,7 @@ def wait_for(there: Callable[[], bool]) -> None:
 def source_is(monkeypatch) -> Callable[[Source], Source]:
     def use(source: Source) -> Source:
         monkeypatch.setattr(live, "open_capture", lambda name: source)
+        monkeypatch.setattr(live, "PAUSES", ())
         return source
 
     return use
@@ -286,6 +287,84 @@ def test_a_source_that_falls_silent_is_given_up(source_is, monkeypatch):
     source.allowed.release(9)
 
 
+@pytest.fixture
+def sources_are(monkeypatch) -> Callable[..., None]:
+    def use(*sources: Source, pauses: tuple[float, ...] = (0.01, 0.02)) -> None:
+        rest = iter(sources)
+        monkeypatch.setattr(live, "open_capture", lambda name: next(rest))
+        monkeypatch.setattr(live, "PAUSES", pauses)
+
+    return use
+
+
+def test_a_source_that_breaks_off_is_opened_again(sources_are):
+    parts = Source(4), Source(opens=False), Source(3)
+    sources_are(*parts)
+    with LiveReader(SECRET) as reader:
+        found = [(reader.number, frame.mean()) for frame in reader]
+    assert found[-1] == (7, 3)  # numbers go on
+    assert (reader.number - reader.dropped, reader.reconnects) == (len(found), 1)
+    assert reader.ended == (
+        "the source stopped, or the connection was lost, after 7 frames and 2 attempts to connect "
+        "again"
+    )
+    assert all(part.released for part in parts)
+
+
+def test_an_error_of_a_connection_that_was_mended_is_no_reason(sources_are, monkeypatch):
+    broken = Source(2)
+    read = broken.read
+
+    def failing() -> object:
+        return read() if broken.given < 2 else cv2.imdecode(np.zeros(0, np.uint8), 1)
+
+    monkeypatch.setattr(broken, "read", failing)
+    sources_are(broken, Source(2), Source(opens=False))
+    with LiveReader(SECRET) as reader:
+        assert len(list(reader)) + reader.dropped == 4
+    assert reader.ended.startswith("the source stopped, or the connection was lost, after 4 frames")
+
+
+def test_a_steady_connection_gives_the_attempts_back(sources_are, monkeypatch):
+    monkeypatch.setattr(live, "STEADY_SECONDS", 0.0)
+    sources_are(*(Source(2) for _ in range(5)), *2 * [Source(opens=False)], pauses=(0.01,))
+    with LiveReader(SECRET) as reader:
+        assert len(list(reader)) + reader.dropped == 10
+    assert reader.reconnects == 4
+
+
+def test_seconds_and_a_stop_end_the_attempts(sources_are):
+    sources_are(Source(4), Source(), pauses=(0.01,))
+    with LiveReader(SECRET, seconds=0.5) as reader:
+        assert len(list(reader)) > 1
+    assert (reader.ended, reader.reconnects) == ("", 1)
+    stop = threading.Event()
+    sources_are(Source(4), pauses=(60.0,))
+    began = time.monotonic()
+    with LiveReader(SECRET, until=stop.is_set) as reader:
+        for _ in reader:
+            threading.Timer(0.2, stop.set).start()
+    assert reader.ended == ""
+    assert time.monotonic() - began < 10
+
+
+def test_a_network_camera_that_breaks_off(predictor, monkeypatch):
+    monkeypatch.setattr(live, "PAUSES", (0.1,))
+    with serving(MotionJpeg) as address, LiveReader(f"{address}/cam.mjpg") as reader:
+        assert sum(1 for _ in reader) + reader.dropped >= 2 * SENT - 4  # FFmpeg probes some
+    assert reader.reconnects == 1
+    assert reader.ended.endswith("frames and 1 attempts to connect again")
+
+
+def test_python_is_told_of_the_end(source_is, predictor):
+    source_is(Source(3))
+    found = []
+    with pytest.raises(SetrError, match=r"^0: the source stopped, or .* was lost, after 3"):
+        found.extend(predictor.predict_all(0))
+    source_is(Source(3, announced=3))
+    assert len(list(predictor.predict_all("http://host/finished.m3u8"))) == 3
+
+
 def test_a_source_that_cannot_be_read_is_refused(source_is):
     for name, source, reason in (
         (3, Source(opens=False), "3: no camera of this number can be opened"),
@@ -332,6 +411,7 @@ def test_a_network_camera_and_a_slow_model(predictor, tmp_path, monkeypatch):
         return Predictor.predict(predictor, frame)
 
     monkeypatch.setattr(predictor, "predict", slow)
+    monkeypatch.setattr(live, "PAUSES", ())
     with serving(MotionJpeg) as address:
         report = predict_video(
             predictor, f"{address}/cam.mjpg", tmp_path / "cam", ("overlay", "share")

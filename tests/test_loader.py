@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from setr.data import loader
-from setr.data.loader import BatchOrder, Share, training_batches, whole_images
+from setr.data import workers as worker_processes
+from setr.data.loader import training_batches, whole_images
+from setr.data.order import BatchOrder, Share, training_order
 from setr.datasets import open_dataset
 from setr.errors import SetrError
 from setr.training.sources import open_source
@@ -60,7 +62,7 @@ def test_workers_and_resumption_change_nothing():
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
 def test_workers_outlive_signals_until_they_are_told_to_end(monkeypatch):
     """A terminal and `timeout` send them to the whole group; only SIGTERM ends one, later."""
-    monkeypatch.setattr(loader, "LINGER", 0.3)
+    monkeypatch.setattr(worker_processes, "LINGER", 0.3)
     before = set(multiprocessing.active_children())
     dataset = open_dataset("scenes:6", "train")
     order = {"batch_size": 2, "seed": 5, "start": 0, "stop": 40}
@@ -105,11 +107,14 @@ def test_a_broken_file_is_one_line_from_a_worker_too(folder_data, workers):
 
 
 def test_no_process_starts_that_has_no_image(folder_data, monkeypatch, recwarn):
-    started, original = [], loader._start
+    started, original = [], loader.Loader
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # PyTorch would warn of more
-    monkeypatch.setattr(
-        loader, "_start", lambda made: started.append(made.num_workers) or original(made)
-    )
+
+    def recorded(*arguments, workers, **options):
+        started.append(workers)
+        return original(*arguments, workers=workers, **options)
+
+    monkeypatch.setattr(loader, "Loader", recorded)
     assert len(list(whole_images(open_dataset(str(folder_data), "val"), 9, range(2)))) == 2
     assert started == [2]
     assert not [w for w in recwarn if "DataLoader" in str(w.message)]
@@ -132,7 +137,7 @@ def test_memory_is_pinned_for_a_gpu_that_trains(monkeypatch, device, there_is_a_
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
     monkeypatch.setattr(
-        loader, "_Loader", lambda *_, pin_memory, **__: asked.append(pin_memory) or []
+        loader, "Loader", lambda *_, pin_memory, **__: asked.append(pin_memory) or []
     )
     model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device(device))]))
     source = open_source(
@@ -152,7 +157,7 @@ def test_the_order_of_a_source_is_that_of_its_batches():
     model = SimpleNamespace(parameters=lambda: iter([torch.zeros(1)]))
     source = open_source(config, dataset, model, None, np.ones(9), Share(0, 1, 1))
     whole = list(source.order(0, 4))
-    assert whole == list(loader.training_order(dataset, 2, seed=0, start=0, stop=4))
+    assert whole == list(training_order(dataset, 2, seed=0, start=0, stop=4))
     halves = [list(source.order(0, 4, Share(rank, 2, 1))) for rank in range(2)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
 
@@ -180,22 +185,22 @@ def test_augmentation_and_order_change_with_epoch_and_seed():
     ("cores", "processes", "wanted"), [(16, 1, 8), (4, 1, 3), (1, 1, 1), (16, 4, 3), (2, 4, 1)]
 )
 def test_a_gpu_gets_as_many_workers_as_the_machine_can_spare(monkeypatch, cores, processes, wanted):
-    monkeypatch.setattr(loader, "cpus", lambda: cores)
+    monkeypatch.setattr(worker_processes, "cpus", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert loader.chosen_workers(torch.device("cuda")) == wanted
-    assert loader.chosen_workers(torch.device("cpu")) == 2
+    assert worker_processes.chosen_workers(torch.device("cuda")) == wanted
+    assert worker_processes.chosen_workers(torch.device("cpu")) == 2
 
 
 def test_batches_go_through_a_pipe_where_shared_memory_has_no_room(monkeypatch, tmp_path):
     """A worker that finds no room loses its batch, and training waited for it without end."""
     monkeypatch.setattr(loader, "SHARED_MEMORY", tmp_path)
-    original, ways = loader._Loader, []
+    original, ways = loader.Loader, []
 
     def recorded(*arguments, collate_fn, **options):
         ways.append(collate_fn)
         return original(*arguments, collate_fn=collate_fn, **options)
 
-    monkeypatch.setattr(loader, "_Loader", recorded)
+    monkeypatch.setattr(loader, "Loader", recorded)
     batch_bytes = 2 * 48 * 40 * 4  # two crops of `batches`, three channels and the mask
     found = []
     for free in (2 * 3 * batch_bytes, 2 * 3 * batch_bytes - 1):  # two ready, one in use

@@ -18,7 +18,7 @@ from setr.errors import SetrError
 from setr.inference import normalize
 from setr.kernels import row_blocks
 from setr.labels import IGNORE
-from setr.layers.upsampled_convolution import upsample
+from setr.layers.upsampling import upsample
 from setr.losses import count_weight, segmentation_loss, upsample_cross_entropy
 from setr.model import Output
 from tests.conftest import tiny_model

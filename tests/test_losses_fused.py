@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from setr.labels import IGNORE
-from setr.layers.upsampled_convolution import upsample
+from setr.layers.upsampling import upsample
 from setr.losses import upsample_cross_entropy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

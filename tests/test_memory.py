@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-import setr.engine as engine
 import setr.estimate as estimating
+import setr.training.run as running
 from setr.cli import main
 from setr.config import Config, DataConfig, ModelConfig, TrainConfig
 from setr.engine import train
@@ -206,7 +206,7 @@ def test_out_of_memory_is_one_line_with_figures(config, monkeypatch, error):
     def short(self, images, masks):
         raise error
 
-    monkeypatch.setattr(engine._Run, "train_step", short)
+    monkeypatch.setattr(running.Run, "train_step", short)
     with pytest.raises(SetrError) as caught:
         train(config)
     said = str(caught.value)

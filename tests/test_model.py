@@ -12,7 +12,7 @@ from torch.func import functional_call
 import setr
 from setr.catalog import default_taps
 from setr.errors import SetrError
-from setr.model import SETR, create_model, resize
+from setr.model import SETR, create_model, predictions, resize
 from setr.training.complexity import (
     TABLE2,
     UNUSED_CLASSIFIER,
@@ -25,6 +25,7 @@ from setr.training.complexity import (
 from tests.conftest import tiny_model
 
 NAMES = setr.list_models()
+NANO = setr.list_models("*_nano")
 
 
 # --- names and counts -----------------------------------------------------------------------------
@@ -35,6 +36,8 @@ def test_names():
             for s in ("tiny", "small", "base", "large")} <= set(NAMES)  # fmt: skip
     assert {"hybrid_base", "fcn_r101", "semantic_fpn_r101"} <= set(NAMES)
     assert setr.list_models("*pup_l*") == ["setr_pup_large"]
+    with pytest.raises(SetrError, match=r"'SETR-MLA-Base' is unknown; nearest: setr_mla_base"):
+        create_model("SETR-MLA-Base", num_classes=2)
     with pytest.raises(SetrError, match=r"'setr_pop_base' is unknown; nearest: setr_pup_base"):
         create_model("setr_pop_base", num_classes=2)
 
@@ -163,6 +166,19 @@ def test_return_type_does_not_depend_on_the_mode():
         model.train(mode)
         assert isinstance(model(images), torch.Tensor)
         assert len(model(images, with_aux=True).aux) == 2
+
+
+@pytest.mark.parametrize("decoder", sorted({name.rpartition("_")[0] for name in NANO}))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_logits_have_the_dtype_of_the_weights(decoder, dtype):
+    small = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    model = create_model(f"{decoder}_nano", num_classes=5, img_size=32, encoder_args=small).to(
+        dtype
+    )
+    images = torch.rand(2, 3, 32, 32, dtype=dtype)
+    with torch.inference_mode():
+        assert model.eval()(images).dtype is model.coarse(images).logits.dtype is dtype
+    assert {part.dtype for part in predictions(model.train()(images, with_aux=True))} == {dtype}
 
 
 def test_squeezing_odd_sizes_is_the_named_defect():

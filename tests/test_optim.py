@@ -70,6 +70,14 @@ def test_polynomial_decay_and_warm_up_by_hand():
     assert learning_rate(warm, 9, 1000) == pytest.approx(0.991)
 
 
+def test_cosine_decay_by_hand():
+    config = OptimConfig(lr=1.0, min_lr=0.1, schedule="cosine", warmup_steps=4)
+    assert learning_rate(config, 0, 100) == pytest.approx(0.2)
+    assert learning_rate(config, 25, 100) == pytest.approx(0.1 + 0.9 * (1 + 0.5**0.5) / 2)
+    assert learning_rate(config, 50, 100) == pytest.approx(0.55)
+    assert learning_rate(config, 100, 100, factor=10) == pytest.approx(0.1)
+
+
 def test_all_groups_end_at_the_same_rate():
     """As mmcv's poly policy in the authors' code; heads start ten times higher."""
     config = OptimConfig(lr=0.01, min_lr=1e-4)

@@ -100,6 +100,10 @@ def huggingface_siglip(state: dict[str, Tensor], *, flat: bool) -> dict[str, Ten
             named[f"{start}embeddings.patch_embedding.{name.rpartition('.')[2]}"] = value
         elif name == "pos_embed":
             named[f"{start}embeddings.position_embedding.weight"] = value[0]
+        elif name == "cls_token":
+            named[f"{start}embeddings.class_embedding"] = value[0, 0]
+        elif name.startswith("norm_pre."):
+            named[f"{start}pre_layrnorm.{name[9:]}"] = value
         elif name.startswith("norm."):
             named[f"{start}post_layernorm.{name[5:]}"] = value
         elif ".attn.qkv." in name:
@@ -126,16 +130,21 @@ def test_siglip_of_transformers(name, tmp_path):
     torch.save(huggingface_siglip(state, flat=flexible), tmp_path / "siglip.pth")
     model, images = model_with(name, "linear_nano", **more).eval(), torch.randn(1, 3, 64, 64)
     report = load_weights(model, tmp_path / "siglip.pth")
-    assert (report.dialect, report.encoder_share, len(report.unexpected)) == ("siglip", 1, 5)
+    assert (report.dialect, report.encoder_share, len(report.unexpected)) == ("siglip", 1, 3)
     expected = theirs.forward_intermediates(images, indices=[1], intermediates_only=True)
     torch.testing.assert_close(model.encoder(images), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_clip_of_transformers_is_not_taken_for_siglip(tmp_path):
-    start = "vision_model.embeddings."
-    names = ("patch_embedding.weight", "position_embedding.weight", "class_embedding")
-    torch.save({start + n: torch.zeros(2, 2) for n in names}, tmp_path / "clip.pth")
-    with pytest.raises(SetrError, match=r"clip\.pth: has a class embedding, so it is .* CLIP's"):
+def test_clip_of_transformers(tmp_path):
+    name = "vit_base_patch16_clip_quickgelu_224"
+    theirs = randomised(timm.create_model(name, num_classes=0, img_size=64, **SMALL))
+    torch.save(huggingface_siglip(theirs.state_dict(), flat=False), tmp_path / "clip.pth")
+    model, images = model_with(name, "linear_nano").eval(), torch.randn(1, 3, 64, 64)
+    report = load_weights(model, tmp_path / "clip.pth")
+    assert (report.dialect, report.encoder_share, len(report.unexpected)) == ("clip", 1, 3)
+    expected = theirs.forward_intermediates(images, indices=[1], intermediates_only=True)
+    torch.testing.assert_close(model.encoder(images), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(SetrError, match="choose the encoder that these weights belong to"):
         load_weights(model_with(SIGLIP, "linear_nano"), tmp_path / "clip.pth")
 
 
@@ -175,10 +184,12 @@ def test_tables_are_resampled_as_timm_does_when_it_loads(name, tmp_path):
 
 def test_every_plain_vit_of_timm_is_listed():
     names = set(list_encoders())
-    for module in ("eva", "vision_transformer", "beit", "deit", "naflexvit"):
+    for module in ("eva", "vision_transformer", "beit", "deit", "naflexvit", "cait"):
         assert names >= {n for n in timm.list_models(module=module) if not n.startswith("test_")}
     assert names >= {RELATIVE, SHARED}
-    assert not [n for n in names if "_r50_" in n or "resnet" in n]
+    assert {"qwen3_vit_88m_enc", "deepseek_vit_412m_enc"} <= names
+    assert not names & {"qwen3_vit_88m", "qwen3_vit_88m_merge", "deepseek_vit_412m"}
+    assert not [n for n in names if re.search(r"_r(26|50)?_|resnet", n)]
 
 
 def test_the_normalisation_that_a_note_asks_for_is_accepted(capsys):

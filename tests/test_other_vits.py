@@ -32,6 +32,7 @@ FACTORISED = "naflexvit_base_patch16_parfac_gap"
 MIXED = "vit_base_patch16_rope_mixed_ape_224"
 RELATIVE = "vit_relpos_base_patch16_cls_224"
 SHARED = "vit_srelpos_small_patch16_224"
+QWEN, DEEPSEEK, CAIT = "qwen3_vit_88m_enc", "deepseek_vit_412m_enc", "cait_xxs24_224"
 KINDS: dict[str, dict[str, Any]] = {
     "vit_base_patch16_rope_224": {},
     "vit_base_patch16_rope_reg1_gap_256": {},
@@ -47,6 +48,9 @@ KINDS: dict[str, dict[str, Any]] = {
     RELATIVE: {},
     "vit_relpos_base_patch16_rpn_224": {},
     SHARED: {},
+    QWEN: {"pos_embed_grid_size": 6},
+    DEEPSEEK: {"patch_size": 16},
+    CAIT: {},
 }
 OTHERS = [
     ("naflexvit_base_patch16_gap", {"rope_type": "axial"}),
@@ -56,7 +60,7 @@ OTHERS = [
     (SHARED, {"rel_pos_type": "bias"}),
     ("vit_relpos_base_patch16_224", {"rel_pos_type": "mlp-swin"}),
 ]
-FEW = {name: KINDS[name] for name in (MIXED, RADIO, FACTORISED, RELATIVE, SHARED)}
+FEW = {name: KINDS[name] for name in (MIXED, RADIO, FACTORISED, RELATIVE, SHARED, QWEN, CAIT)}
 
 
 def randomised(module: nn.Module) -> Any:
@@ -101,8 +105,8 @@ def test_the_own_size_is_timms_forward(name, more):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(48, 96), (112, 32), (160, 160)])
-@pytest.mark.parametrize("name", [n for n in KINDS if n.startswith("naflex")])
-def test_naflex_positions_are_timms_at_any_size(name, size):
+@pytest.mark.parametrize("name", [n for n in KINDS if n.startswith(("naflex", "qwen", "deepseek"))])
+def test_positions_are_timms_at_any_size(name, size):
     ours, theirs = (model.double() for model in pair(name, **KINDS[name]))
     images = torch.randn(1, 3, *size, dtype=torch.float64)
     expected = theirs.forward_intermediates(images, indices=[0, 1], intermediates_only=True)
@@ -121,7 +125,7 @@ def test_biases_of_offsets_are_timms_for_a_model_of_the_images_size(name):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", [n for n in FEW if n != QWEN])  # which has no norm
 def test_timms_other_calls_give_the_same(name):
     ours, theirs = pair(name, **KINDS[name])
     images = torch.randn(1, 3, 64, 64)
@@ -287,7 +291,7 @@ def test_eomt_without_queries_is_timms_forward(name):
     torch.testing.assert_close(model.encoder(images), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [RADIO, "vit_base_patch16_rope_reg1_gap_256"])
+@pytest.mark.parametrize("name", [RADIO, "vit_base_patch16_rope_reg1_gap_256", QWEN])
 def test_eomt_gets_a_norm_where_the_encoder_has_none(name):
     model = model_with(name, "eomt_base", query_blocks=1, **KINDS[name])
     (patches,) = model.encoder(torch.randn(1, 3, 48, 64))
@@ -297,9 +301,17 @@ def test_eomt_gets_a_norm_where_the_encoder_has_none(name):
     assert not [n for n, p in model.named_parameters() if p.grad is None]
 
 
-@pytest.mark.parametrize("name", [RELATIVE, SHARED])
-def test_eomt_refuses_biases_in_one_line(name):
-    with pytest.raises(SetrError, match=f"'{name}': its position bias has no values") as error:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (RELATIVE, "its position bias has no values"),
+        (SHARED, "its position bias has no values"),
+        (CAIT, "its blocks take no masks"),
+        (DEEPSEEK, "its blocks take no masks"),
+    ],
+)
+def test_eomt_refuses_other_attention_in_one_line(name, reason):
+    with pytest.raises(SetrError, match=f"'{name}': {reason}") as error:
         create_model("eomt_base", num_classes=2, encoder=name)
     assert error.value.code == USAGE
 
@@ -328,9 +340,13 @@ def test_attention_maps_include_the_bias(name):
 @pytest.mark.parametrize("name", FEW)
 def test_attention_and_features_can_be_shown(name):
     model, images = randomised(model_with(name, **KINDS[name])), torch.randn(1, 3, 48, 80)
-    maps = attention_maps(model, images, [1, 2], (0, 0))
-    assert {m.shape for m in maps.values()} == {(2, 3, 5)}
-    assert all((m.sum((1, 2)) <= 1 + 1e-5).all() for m in maps.values())
+    if name == CAIT:
+        with pytest.raises(SetrError, match="no plain attention that could be shown"):
+            attention_maps(model, images, [1, 2], (0, 0))
+    else:
+        maps = attention_maps(model, images, [1, 2], (0, 0))
+        assert {m.shape for m in maps.values()} == {(2, 3, 5)}
+        assert all((m.sum((1, 2)) <= 1 + 1e-5).all() for m in maps.values())
     features = layer_features(model, images, [2])[2]
     np.testing.assert_allclose(features, model.encoder(images)[-1][0].numpy(), atol=1e-5)
 

@@ -571,6 +571,27 @@ def test_all_problems_are_told_at_once(tmp_path):
         assert part in said
 
 
+def test_masks_are_replaced_when_all_are_drawn(tmp_path):
+    """Another class would change ids, so that masks and data.yaml would not fit."""
+    for name in "ab":
+        photo(tmp_path / f"{name}.jpg")
+        put(tmp_path / f"{name}.json", labelme(f"{name}.jpg", shape("wall", square(0, 0, 9))))
+    assert main(["init-data", str(tmp_path)]) == OK
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    added = {tmp_path / "a.json", tmp_path / "b.json"}
+    put(tmp_path / "a.json", labelme("a.jpg", shape("arch", square(0, 0, 9))))
+    put(tmp_path / "b.json", labelme("b.jpg", shape("wall", square(0, 0, 9)), size=(3, 3)))
+    assert main(["init-data", str(tmp_path), "--overwrite"]) == DATA_CHECK_FAILED
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path for path in after if before.get(path) != after[path]} == added
+    assert not (tmp_path / ".masks_drawn.part").exists()
+    put(tmp_path / "b.json", labelme("b.jpg", shape("wall", square(0, 0, 9))))
+    (tmp_path / "masks_drawn" / "mine.txt").write_text("kept")
+    assert main(["init-data", str(tmp_path), "--overwrite"]) == OK
+    assert (read_mask(tmp_path / "masks_drawn" / "b.png") == 1).sum() == 81
+    assert (tmp_path / "masks_drawn" / "mine.txt").exists()
+
+
 def test_keypoints_are_no_outlines(tmp_path):
     photo(tmp_path / "images" / "a.jpg")
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2 0.1 0.1 0.3 0.3\n")
@@ -581,7 +602,8 @@ def test_keypoints_are_no_outlines(tmp_path):
 def test_boxes_are_no_outlines(tmp_path):
     photo(tmp_path / "images" / "a.jpg")
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n")
-    assert "(YOLO): left out, because they have no area: 1 boxes" in refused(tmp_path)
+    said = "(YOLO): left out, because they have no area: 1 boxes; draw polygons or masks"
+    assert said in refused(tmp_path)
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2\n0 0 0 1 0 1 nan\n")
     assert "2 problems" in refused(tmp_path)
     put(tmp_path / "labels" / "a.txt", "99999999999 0 0 1 0 1 1\n")

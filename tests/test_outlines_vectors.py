@@ -262,6 +262,17 @@ def test_triangles_and_measures(tmp_path, capsys):
     assert 0 < found[:9, :9].sum() < 36
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_shapefiles_that_do_not_tell_their_encoding(tmp_path, encoding):
+    geo = tile(tmp_path / "a.tif")
+    save(tmp_path / "y.shp", feature(square(0, 0, 4), geo, label="Straße"))
+    (tmp_path / "y.cpg").unlink()
+    path = tmp_path / "y.dbf"
+    text = "Straße".encode(encoding).ljust(len("Straße".encode()))
+    path.write_bytes(path.read_bytes().replace("Straße".encode(), text))
+    assert '- "Straße"\n' in draft(tmp_path).yaml
+
+
 def test_classes_that_cannot_be_read(tmp_path):
     """An empty field, one of another type, and text in another encoding than its .cpg says."""
     geo = tile(tmp_path / "a.tif")

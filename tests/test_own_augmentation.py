@@ -261,6 +261,8 @@ def test_arguments_may_be_bound_and_named():
 def test_an_argument_with_a_default_is_no_generator():
     assert once(lambda image, mask, by=2: (image // by, mask))[0].max() == 50
     found = []
+    once(lambda image, mask, rng, **_: found.append(rng) or (image, mask))
+    assert isinstance(found.pop(), np.random.Generator)
     once(lambda image, mask, rng=None: found.append(rng) or (image, mask))
     once(lambda image, mask, generator: found.append(generator) or (image, mask))
     assert [type(x) for x in found] == [np.random.Generator] * 2

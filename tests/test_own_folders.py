@@ -442,12 +442,14 @@ def test_soft_edges_are_no_classes(tmp_path):
         assert ("without anti-aliasing" in draft(tmp_path).yaml) == told
 
 
-@pytest.mark.parametrize("quality", [60, 95])
-def test_masks_that_were_jpeg_once_are_told_of(tmp_path, capsys, quality):
-    """Three levels become dozens of ids, which no one drew."""
+@pytest.mark.parametrize("quality", [60, 95, 100])
+@pytest.mark.parametrize("middle", [0, 128])
+def test_masks_that_were_jpeg_once_are_told_of(tmp_path, capsys, quality, middle):
+    """Levels become dozens of ids, or at the highest quality a few beside them."""
     clean = np.zeros((96, 128), np.uint8)
-    clean[20:70, 30:80], clean[40:90, 60:110] = 128, 255
-    clean[np.add.outer(np.arange(96), np.arange(128)) < 40] = 128
+    clean[20:70, 30:80], clean[40:90, 60:110] = middle, 255
+    rows, columns = np.mgrid[:96, :128]
+    clean[(rows - 25) ** 2 + (columns - 25) ** 2 < 300] = middle or 255
     for lossy in (False, True):
         stored = io.BytesIO()
         Image.fromarray(clean).save(stored, "JPEG" if lossy else "PNG", quality=quality)
@@ -456,7 +458,7 @@ def test_masks_that_were_jpeg_once_are_told_of(tmp_path, capsys, quality):
             put(tmp_path / "masks" / f"{stem}.png", np.asarray(Image.open(stored)))
         assert main(["init-data", str(tmp_path), "--overwrite"]) == OK
         told = capsys.readouterr().err
-        assert told.count("\n") == lossy
+        assert told.count("warning: ") == lossy
         assert ("form no areas, as after lossy compression" in told) == lossy
         assert ("export the masks from their source again, as PNG" in told) == lossy
 
@@ -467,6 +469,10 @@ def test_thin_classes_are_classes(tmp_path):
     for i in range(1, 13):
         mask[5 * i : 5 * i + (2 if i % 2 else 3), : 64 if i % 2 else 3] = i
     put(tmp_path / "images" / "a.png", np.zeros((64, 64, 3), np.uint8))
+    put(tmp_path / "masks" / "a.png", mask)
+    assert not draft(tmp_path).note
+    mask[:], mask[20:40] = 0, 255
+    mask[:, 10], mask[:, 20] = 1, 2  # between two areas far apart, but beside one only
     put(tmp_path / "masks" / "a.png", mask)
     assert not draft(tmp_path).note
 
@@ -571,6 +577,51 @@ def test_masks_below_the_folder_of_the_images(tmp_path):
     assert names(tmp_path, "val") == [("c.jpg", "SegmentationClass/c.png")]
 
 
+@pytest.mark.parametrize(
+    "subsets", [("default",), ("Train", "Validation", "Test"), ("train", "val")]
+)
+def test_cvat_s_export_as_camvid(tmp_path, capsys, subsets):
+    """Colours have names; an image without objects has no mask, except where folders are splits."""
+    for subset in subsets:
+        lines = []
+        for stem in ("a", "b c"):
+            put(tmp_path / subset / f"{stem}.png", PHOTO)
+            put(tmp_path / f"{subset}annot" / f"{stem}.png", COLOURS)
+            lines.append(f"/{subset}/{stem}.png /{subset}annot/{stem}.png\n")
+        if subset in ("default", "Train"):
+            put(tmp_path / subset / "empty.png", PHOTO)
+            lines.append(f"/{subset}/empty.png \n")
+        (tmp_path / f"{subset}.txt").write_text("".join(lines))
+    (tmp_path / "label_colors.txt").write_text("0 0 0 background\n0 128 0 floor\n10 10 128 a b\n")
+    assert main(["init-data", str(tmp_path)]) == OK
+    dataset = open_dataset(str(tmp_path), "val")
+    assert dataset.labels.classes == ("floor", "a b")
+    assert len(dataset) == (1 if subsets == ("default",) else 2)
+    if subsets[0] != "train":
+        assert f"1 of {2 * len(subsets) + 1} images have no mask" in capsys.readouterr().err
+    if "Test" in subsets:
+        assert names(tmp_path, "test")[1] == ("Test/b c.png", "Testannot/b c.png")
+
+
+@pytest.mark.parametrize("folder", ["imgsFine/leftImg8bit", "leftImg8bit"])
+@pytest.mark.parametrize("subset", ["default", "train", "Validation"])
+def test_cvat_s_export_as_cityscapes(tmp_path, capsys, folder, subset):
+    """Its ids are the lines of the file of colours, not Cityscapes' own."""
+    for stem in ("a", "berlin/b", "c"):
+        put(tmp_path / folder / subset / f"{stem}_leftImg8bit.png", PHOTO)
+        if stem != "c":
+            for kind, pixels in (("labelIds", IDS * 2), ("instanceIds", IDS), ("color", COLOURS)):
+                put(tmp_path / "gtFine" / subset / f"{stem}_gtFine_{kind}.png", pixels)
+    (tmp_path / "label_colors.txt").write_text("0 0 0 back\n0 0 0 floor\n10 10 128 plane\n")
+    assert main(["init-data", str(tmp_path)]) == OK
+    assert "1 of 3 images have no mask, left out" in capsys.readouterr().err
+    dataset = open_dataset(str(tmp_path), "val")
+    assert dataset.labels.classes == ("back", "floor", "plane")
+    assert set(np.unique(dataset[0].mask)) == {0, 2}
+    shown = [str(pair.mask.relative_to(tmp_path)) for pair in dataset.pairs]
+    assert set(shown) <= {f"gtFine/{subset}/{s}_gtFine_labelIds.png" for s in ("a", "berlin/b")}
+
+
 ULTRALYTICS = """
 path: .
 train: images/train
@@ -606,6 +657,7 @@ def test_a_file_in_ultralytics_form(tmp_path):
         (("nc: 2", "classes: [a, b]"), "'names' and 'classes' mean the same; remove one"),
         (("[images/val, images/more]", "[1, 2]"), "'val' must name a folder or list file"),
         (("masks_dir: segments", "masks_dir: nowhere"), "'images' replaced by nowhere"),
+        (("path: .", "path: ../datasets/cracks"), "path: ../datasets/cracks leads to .* no such"),
     ],
 )
 def test_what_such_a_file_may_not_say(tmp_path, change, message):
@@ -619,6 +671,28 @@ def test_what_such_a_file_may_not_say(tmp_path, change, message):
     assert caught.value.code in (USAGE, DATA_CHECK_FAILED)
 
 
+def test_a_folder_called_as_the_built_in_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for stem in "ab":
+        put(tmp_path / "scenes" / "images" / f"{stem}.jpg", PHOTO)
+        put(tmp_path / "scenes" / "masks" / f"{stem}.png", IDS)
+    assert main(["init-data", "scenes"]) == OK
+    assert "then `setr doctor ./scenes`" in capsys.readouterr().out
+    assert open_dataset("./scenes", "train").labels.classes == ("class_0", "class_1")
+
+
+def test_masks_of_other_names_or_kinds_are_told(tmp_path):
+    put(tmp_path / "images" / "a.jpg", PHOTO)
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "masks" / "a.npy", IDS)
+    with pytest.raises(SetrError, match=r"images \(1 images, as a\.jpg\) .* but \.npy\)") as caught:
+        draft(tmp_path)
+    assert caught.value.code == DATA_CHECK_FAILED
+    put(tmp_path / "masks" / "1.png", IDS)
+    with pytest.raises(SetrError, match=r"masks \(1 images, as 1\.png\); save a mask of the same"):
+        draft(tmp_path)
+
+
 def test_the_check_misses_a_split_that_training_wants(tmp_path, capsys):
     put(tmp_path / "images" / "train" / "a.jpg", PHOTO)
     put(tmp_path / "masks" / "train" / "a.png", IDS)
@@ -628,4 +702,12 @@ def test_the_check_misses_a_split_that_training_wants(tmp_path, capsys):
     assert "warning val: no such split; training wants one or --data.val-split" in told
     assert told.endswith("0 errors, 1 warnings: ready to train, once there is val")
     assert main(["doctor", str(tmp_path), "--splits", "train"]) == OK
-    assert "no such split" not in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "no such split" not in told.out
+    assert "next:" not in told.err
+    put(tmp_path / "images" / "val" / "b.jpg", PHOTO // 2)
+    put(tmp_path / "masks" / "val" / "b.png", IDS)
+    assert main(["doctor", str(tmp_path)]) == OK
+    assert f"next: setr auto {tmp_path}, or setr train" in capsys.readouterr().err
+    assert main(["doctor", str(tmp_path), "--quick"]) == OK
+    assert "next:" not in capsys.readouterr().err

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import setr
 from setr.labels import known_labels
-from setr.layers.upsampled_convolution import upsample
+from setr.layers.upsampling import upsample
 from setr.model import resize
 from setr.protocols import preset
 

@@ -19,11 +19,12 @@ import setr
 from setr.cli import main
 from setr.data import scenes
 from setr.errors import FAILED, OK, USAGE, SetrError
-from setr.evaluation import resolve_protocol
+from setr.evaluation import evaluate, resolve_protocol
 from setr.hub import from_pretrained, save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol
 from setr.labels import known_labels
+from setr.layers.precision import autocast_dtype
 from setr.model_info import ModelInfo
 from setr.predictor import Predictor, load
 from setr.reading.files import write_bytes
@@ -118,7 +119,9 @@ def test_lists_and_iterators_are_many_images(model_dir, photo, tmp_path):
     write_bytes(tmp_path / "b.png", encode_png(photo))
     predictor = load(model_dir)
     paths = sorted(tmp_path.glob("*.png"))
-    for given in (paths, iter(paths), [photo, paths[1:]], tmp_path.glob("*"), [tmp_path]):
+    assert predictor.predict_batch([]) == []
+    several = (paths, tuple(paths), iter(paths), [photo, paths[1:]], tmp_path.glob("*"), [tmp_path])
+    for given in several:
         assert len(list(predictor.predict_all(given))) == 2
     with open(paths[0], "rb") as file:
         assert len(list(predictor.predict_all(file, photo))) == 2
@@ -220,6 +223,10 @@ def test_the_opacity_of_an_overlay(model_dir, photo, tmp_path):
     with pytest.raises(TypeError, match="'geojson' has no option 'opacity'"):
         result.encode("geojson", opacity=0.5)
     assert not (tmp_path / "b.png").exists()
+    write_bytes(tmp_path / "street.png", encode_png(photo))
+    command = ["predict", str(model_dir), str(tmp_path / "street.png"), "-o", str(tmp_path / "out")]
+    assert main([*command, "--save", "overlay,mask,geojson", "--opacity", "0"]) == OK
+    assert (np.asarray(Image.open(tmp_path / "out" / "street_overlay.png")) == photo).all()
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("mask", ".jpg"), ("overlay", ".pdf")])
@@ -232,6 +239,24 @@ def test_devices_as_torch_has_them_and_precisions_by_name(model_dir, photo):
     assert load(model_dir, device=torch.device("cpu")).predict(photo).mask.shape == photo.shape[:2]
     with pytest.raises(SetrError, match="precision 'float16': give auto, fp32, bf16, fp16"):
         load(model_dir, precision="float16")
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_a_model_in_another_type_runs_in_it(model_dir, photo, cast):
+    expected = load(model_dir, precision="fp32").predict(photo)
+    model, info = from_pretrained(model_dir)
+    model = getattr(model, cast)()
+    result = load(model, info=info, device="cpu").predict(photo)
+    np.testing.assert_allclose(result.confidence, expected.confidence, atol=0.02)
+    assert result.scores.dtype == result.confidence.dtype == np.float32
+    figures = evaluate(model, "scenes:20", info=info, workers=0, detailed=False)
+    assert figures["images"] == 2
+    has_bf16 = autocast_dtype("auto", torch.device("cpu")) is not None
+    if has_bf16 and cast != "bfloat16":
+        with pytest.raises(
+            SetrError, match=r"precision bf16: the model's weights are float(16|64)"
+        ):
+            load(model, info=info, device="cpu", precision="bf16")
 
 
 def test_model_directory_round_trip(model_dir, tmp_path):

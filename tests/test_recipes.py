@@ -224,6 +224,11 @@ def test_two_steps_on_real_samples(shared, tmp_path, name):
         (OptimConfig, {"head_lr_factor": -1}, "optim.head_lr_factor -1: give 0 or more"),
         (OptimConfig, {"neck_lr_factor": -1}, "optim.neck_lr_factor -1: give 0 or more"),
         (OptimConfig, {"power": -0.9}, "optim.power -0.9: give 0 or more"),
+        (
+            OptimConfig,
+            {"schedule": "cosine", "power": 2},
+            "optim.power 2: has no effect with optim.schedule cosine; leave one of them out",
+        ),
         (EvalConfig, {"stride": (8, 8)}, "eval.stride (8, 8): give eval.window too"),
         (EvalConfig, {"window": (0, 8)}, "eval.window (0, 8): give positive pixels"),
         (

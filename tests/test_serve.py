@@ -173,6 +173,7 @@ def test_what_is_served(client):
     assert [m["name"] for m in cards["models"]] == ["pup", "mla"]
     assert [c["name"] for c in cards["models"][0]["classes"]] == list(scenes.CLASSES)
     assert cards["models"][0]["max_pixels"] == 900 * 64
+    assert cards["models"][0]["parameters"] > 1000
     assert cards["max_bytes"] == LIMITS.max_bytes
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}

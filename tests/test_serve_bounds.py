@@ -294,11 +294,20 @@ def test_patches_of_exported_models_are_counted(source, tmp_path):
     assert refused(models, 40, 49) == "too_many_patches"
     with running(models, Limits()) as (url, _):
         answer = httpx.post(f"{url}/v1/attention?x=0&y=0", content=photo(), timeout=120)
+        (card,) = httpx.get(f"{url}/v1/models").json()["models"]
+    assert card["parameters"] is None  # not 0
     assert answer.status_code == 422
     assert "a file of setr export" in answer.json()["error"]["message"]
-    values = {"labels": {"classes": ["a"]}, "export": {"patch_size": 8}, "mean": [0], "std": [1]}
+    values = {
+        "labels": {"classes": ["a"]},
+        "export": {"patch_size": 8, "precision": "fp32"},
+        "mean": [0],
+        "std": [1],
+    }
     for decoder, patch in (("pup", 8), ("fcn", 0)):
-        model = ExportedModel(lambda images: [images], {**values, "model": {"decoder": decoder}})
+        model = ExportedModel(
+            lambda images: [images], {**values, "model": {"decoder": decoder}}, "model.onnx"
+        )
         assert patch_size(SimpleNamespace(model=model)) == patch  # type: ignore[arg-type]
 
 

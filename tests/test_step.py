@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import setr.engine as engine
 import setr.training.best as best
 import setr.training.optim as optim
 import setr.training.parallel as parallel
+import setr.training.run as running
 from setr.config import Config, OptimConfig
 from setr.data import scenes
 from setr.engine import train
@@ -46,7 +46,7 @@ def log_lines(config: Config) -> list[dict]:
 
 def stopped_and_resumed(config: Config, monkeypatch, at: int) -> None:
     """Train to step `at`, stop, continue to the end."""
-    original = engine._Run.train_step
+    original = running.Run.train_step
 
     def stopping(self, images, masks):
         parts = original(self, images, masks)
@@ -54,10 +54,10 @@ def stopped_and_resumed(config: Config, monkeypatch, at: int) -> None:
             signal.raise_signal(signal.SIGTERM)
         return parts
 
-    monkeypatch.setattr(engine._Run, "train_step", stopping)
+    monkeypatch.setattr(running.Run, "train_step", stopping)
     with pytest.raises(SetrError, match="--resume"):
         train(config)
-    monkeypatch.setattr(engine._Run, "train_step", original)
+    monkeypatch.setattr(running.Run, "train_step", original)
     train(config, resume=True)
 
 
@@ -107,7 +107,7 @@ def test_overflow_is_left_out_counted_and_ends_in_one_line():
 
 def test_fp16_trains_and_resumes_exactly(tmp_path, monkeypatch):
     """On a GPU without bf16; here the CPU takes its part."""
-    monkeypatch.setattr(engine, "autocast_dtype", lambda precision, device: torch.float16)
+    monkeypatch.setattr(running, "autocast_dtype", lambda precision, device: torch.float16)
     monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": 0.5})
     settings = {"accumulate": 2, "steps": 2}
     whole, parts = (tiny_config(tmp_path / name, **settings) for name in ("whole", "parts"))
@@ -214,7 +214,7 @@ def test_a_non_finite_gradient_ends_before_the_weights_move(tmp_path, factor, cl
     data = write_scene_folders(tmp_path / "data", {"train": 3, "val": 1})
     config = on_folder(tiny_config(tmp_path / "run", ema=0.9), data)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, clip_grad=clip))
-    run = engine._Run(config, RunFolder(Path(config.out)))
+    run = running.Run(config, RunFolder(Path(config.out)))
     before = [p.clone() for p in run.model.parameters()]
     average = {k: v.clone() for k, v in run.ema.state.items()}
     next(run.model.parameters()).register_hook(lambda gradient: gradient * factor)
@@ -239,7 +239,7 @@ def test_a_batch_without_a_counted_pixel_is_named_once(tmp_path, monkeypatch, ca
 
 
 def test_a_loss_of_zero_on_counted_pixels_is_no_cause_for_a_warning(tmp_path, capsys):
-    run = engine._Run(config := tiny_config(tmp_path / "run"), RunFolder(Path(config.out)))
+    run = running.Run(config := tiny_config(tmp_path / "run"), RunFolder(Path(config.out)))
     with torch.no_grad():
         run.model.decoder.classifier.bias[0] = 1e4  # softmax gives 1
     images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)

@@ -315,6 +315,20 @@ def test_sizes_that_make_no_sense(tmp_path, capsys, value):
     assert "tiles: exists, and was not written by --tile" in capsys.readouterr().err
 
 
+def test_transparent_tiles_of_one_colour_hold_nothing(tmp_path):
+    """Near infrared may be marked as alpha: zero there is data if other bands are not blank."""
+    picture = {"dtype": "uint8", "photometric": "rgb", "alpha": "yes"}
+    values = scene(tmp_path / "images" / "a.tif", **picture).astype(np.uint8)
+    values[:, :, :110], values[3, :, 165:] = 0, 0
+    with rasterio.open(tmp_path / "images" / "a.tif", "r+") as file:
+        assert file.colorinterp[3].name == "alpha"
+        file.write(values)
+    mask_of(tmp_path / "masks" / "a.tif", ids())
+    assert main(["init-data", str(tmp_path), "--tile", str(SIDE)]) == OK
+    kept = {window for window in windows(SIZE, SIDE) if window[1][0] >= 110}
+    assert {tuple((s.start, s.stop) for s in window_of(row)) for row in table(tmp_path)} == kept
+
+
 def test_pictures_without_a_place(tmp_path, capsys):
     """PNG and alpha are kept; JPEG is refused."""
     from PIL import Image

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import setr.engine as engine
 import setr.trackers as trackers
+import setr.training.run as running
 from setr.config import TrainConfig
 from setr.engine import train
 from setr.errors import FAILED, SetrError
@@ -145,14 +145,14 @@ def test_resume_with_trackers_and_profiler_is_bit_for_bit(tmp_path, monkeypatch,
     train(tiny_config(tmp_path / "plain", steps=3))
     watched = tiny_config(tmp_path / "watched", steps=3, save_every=2, log="tensorboard",
                           profile=1, eval_every=2)  # fmt: skip
-    original = engine._Run.train_step
+    original = running.Run.train_step
 
     def dying(self, images, masks):
         if self.step == 2 and not self.folder.state:
             raise KeyboardInterrupt
         return original(self, images, masks)
 
-    monkeypatch.setattr(engine._Run, "train_step", dying)
+    monkeypatch.setattr(running.Run, "train_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(watched)
     train(watched, resume=True)

@@ -169,6 +169,37 @@ def test_rare_crops_hold_the_rare_class():
     assert share[1.0] > 0.9 * odds[1]
 
 
+@pytest.mark.parametrize("place", [(100, 200), (3, 5), (0, 395)])
+@pytest.mark.parametrize("rotate", [15.0, 180.0])
+def test_rare_crops_hold_the_rare_class_when_they_are_rotated(place, rotate):
+    y, x = place
+    mask = np.zeros((200, 400), np.uint8)
+    mask[y : y + 5, x : x + 5] = 1
+    image = np.zeros((200, 400, 3), np.uint8)
+    augment = Augmentation((40, 60), scale_range=(0.5, 2), rare_crops=1.0, class_odds=(0.0, 1.0),
+                           rotate=rotate, **PLAIN)  # fmt: skip
+    crops = [augment(image, mask, np.random.default_rng(s))[1] for s in range(300)]
+    # sampling the nearest pixel may miss a class that only touches the crop
+    assert np.mean([(crop == 1).any() for crop in crops]) > 0.98
+
+
+def test_a_window_knows_which_points_it_shows():
+    rng = np.random.default_rng(0)
+    shown = []
+    for _ in range(300):
+        origin, angle = rng.integers(0, [61, 101]), rng.uniform(-180, 180)
+        window = CropWindow(
+            (120, 160), (120, 160), (int(origin[0]), int(origin[1])), (60, 60), angle
+        )
+        y, x = rng.integers(1, [119, 159])
+        mask = np.zeros((120, 160), np.uint8)
+        mask[y - 1 : y + 2, x - 1 : x + 2] = 1
+        shown.append(window.shows(y + 0.5, x + 0.5))
+        cut = window.cut(mask, nearest=True, fill=0)
+        assert cut.sum() > 1 if shown[-1] else cut.sum() < 9
+    assert 0.1 < np.mean(shown) < 0.9
+
+
 @pytest.mark.parametrize(
     ("size", "short", "long", "expected"),
     [

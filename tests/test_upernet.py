@@ -219,7 +219,22 @@ def test_the_neck_takes_the_encoders_final_norm(tmp_path):
     assert report.unexpected == []
     plain = setr.create_model("upernet_nano", num_classes=3, img_size=32, neck="none")
     report = setr.load_weights(plain, tmp_path / "encoder.pth")
-    assert report.unexpected == ["neck.norm.weight", "neck.norm.bias"]
+    assert report.unexpected == ["encoder.vit.norm.weight", "encoder.vit.norm.bias"]
+
+
+@pytest.mark.parametrize("decoder", ["segmenter", "linear"])
+def test_decoders_that_begin_with_the_encoders_final_norm_take_it(decoder, tmp_path):
+    taps = (5, 6) if decoder == "linear" else (6,)
+    model = setr.create_model(f"{decoder}_nano", num_classes=3, img_size=32, taps=taps)
+    state = {n: torch.randn_like(value) for n, value in model.encoder.vit.state_dict().items()}
+    state |= {"norm.weight": torch.randn(128), "norm.bias": torch.randn(128)}
+    torch.save(state, tmp_path / "encoder.pth")
+    assert setr.load_weights(model, tmp_path / "encoder.pth").unexpected == []
+    norms = model.decoder.norms if decoder == "linear" else [model.decoder.norm]
+    assert len(norms) == len(taps)
+    for norm in norms:
+        assert torch.equal(norm.weight, state["norm.weight"])
+        assert torch.equal(norm.bias, state["norm.bias"])
 
 
 PORT = [

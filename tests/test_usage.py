@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import shlex
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -12,7 +14,7 @@ import tyro
 from setr.arguments.elsewhere import ELSEWHERE
 from setr.arguments.options import options_of
 from setr.arguments.usage import problem
-from setr.cli import main, parse
+from setr.cli import VERBS, main, parse
 from setr.errors import USAGE, SetrError
 
 
@@ -202,6 +204,18 @@ def test_options_are_those_of_the_parser():
     assert table["model"].flags == ()
     assert table["out"].flags == ("--out", "-o")
     assert [option.placeholder for option in table.values()] == ["MODEL", "STR", "INT INT", "{a,b}"]
+
+
+def test_every_command_takes_o_for_out():
+    checked = 0
+    for verb in VERBS:
+        module = importlib.import_module(f"setr.commands.{verb.replace('-', '_')}")
+        for kind in vars(module).values():
+            if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__:
+                flags = [option.flags for option in options_of(kind) if "--out" in option.flags]
+                assert all("-o" in names for names in flags), verb
+                checked += len(flags)
+    assert checked > 10
 
 
 def test_values_that_are_taken_have_no_problem():

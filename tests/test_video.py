@@ -147,6 +147,44 @@ def test_an_error_leaves_no_half_video(predictor, tmp_path, monkeypatch):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_videos_in_a_folder_are_told_of(predictor, tmp_path, monkeypatch, capsys):
+    """Which the folder's other files are segmented without."""
+    monkeypatch.chdir(tmp_path)
+    save_pretrained("model", predictor.model, predictor.info)
+    (tmp_path / "photos" / "b").mkdir(parents=True)
+    write_clip(tmp_path / "photos" / "b" / "clip.mp4")
+    assert main(["predict", "model", "photos", "-o", "photos/out"]) == USAGE  # no images
+    capsys.readouterr()
+    cv2.imwrite("photos/a.png", np.zeros((48, 64, 3), np.uint8))
+    command = ["predict", "model", "-o", "photos/out"]
+    assert main([*command, "photos"]) == OK
+    told = capsys.readouterr().err
+    start = "setr: photos: a video in this folder left out, such as photos/b/clip.mp4; a video is "
+    assert told.startswith(start)
+    assert told.count("\n") == 1
+    assert main([*command, "photos", "photos/b/clip.mp4"]) == OK
+    assert main([*command, "photos", "photos/b/clip.mp4"]) == OK  # beside its result
+    assert "left out" not in capsys.readouterr().err
+    assert (tmp_path / "photos" / "out" / "clip_overlay.mp4").exists()
+
+
+def test_the_opacity_of_a_video(predictor, tmp_path, capsys):
+    save_pretrained(tmp_path / "model", predictor.model, predictor.info)
+    clip = write_clip(tmp_path / "clip.mp4")
+    command = ["predict", str(tmp_path / "model"), str(clip)]
+    for opacity in ("0", "1"):
+        out = str(tmp_path / opacity)
+        assert main([*command, "-o", out, "--save", "overlay,ids", "--opacity", opacity]) == OK
+    (clear, *_), (covered, *_) = (
+        list(frames(tmp_path / name / "clip_overlay.mp4")) for name in "01"
+    )
+    original = next(iter(frames(clip)))
+    assert np.abs(clear.astype(int) - original).mean() < 4  # encoded twice
+    assert np.abs(covered.astype(int) - original).mean() > 10
+    assert main([*command, "-o", str(tmp_path / "o"), "--opacity", "1.5"]) == USAGE
+    assert "--opacity 1.5: give 0 to 1" in capsys.readouterr().err
+
+
 def test_a_video_from_the_command_line(predictor, tmp_path, capsys):
     save_pretrained(tmp_path / "model", predictor.model, predictor.info)
     clip, out = write_clip(tmp_path / "clip.mp4"), tmp_path / "out"

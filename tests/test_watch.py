@@ -8,6 +8,7 @@ import pytest
 import torch.distributed as dist
 
 import setr.processes.watch as watch
+from setr.errors import SetrError
 from setr.processes.watch import Watch
 
 
@@ -31,7 +32,6 @@ def clock(monkeypatch):
 @pytest.fixture
 def store(monkeypatch):
     monkeypatch.setattr(watch, "BEAT", 0.02)
-    monkeypatch.setattr(watch, "SILENCE", 60.0)
     monkeypatch.setattr(watch, "GRACE", 600.0)
     store = dist.HashStore()
     store.set("host/0", "first")
@@ -42,7 +42,7 @@ def store(monkeypatch):
 @pytest.fixture
 def watches(store):
     """Those of two processes; what a test starts is ended with it, also where it fails."""
-    both = Watch(store, 0, 2), Watch(store, 1, 2)
+    both = Watch(store, 0, 2, 60.0), Watch(store, 1, 2, 60.0)
     yield both
     for one in both:
         if one._thread.ident:
@@ -60,6 +60,14 @@ def wait_for_beats(store, *ranks: int) -> None:
 
 def beats(store, rank: int) -> int:
     return int(store.get(f"beat/{rank}")) if store.check([f"beat/{rank}"]) else 0
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "nan", "-5", "inf"])
+def test_an_impossible_silence_is_refused(given):
+    with pytest.raises(SetrError, match=f"SETR_SILENCE={given}: give seconds, at least 2"):
+        watch.silence_of({"SETR_SILENCE": given})
+    assert watch.silence_of({"SETR_SILENCE": "15"}) == 15
+    assert watch.silence_of({"SETR_SILENCE": ""}) == watch.silence_of({}) == 20
 
 
 def test_a_silent_process_is_named(store, watches, clock):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import setr.engine as engine
+import setr.training.run as running
 from setr.config import Config, TrainConfig
 from setr.engine import train
 from setr.errors import USAGE, SetrError
@@ -84,7 +84,7 @@ def test_names_are_those_of_the_classes():
 def test_a_run_says_records_and_uses_them(tmp_path, capsys, monkeypatch):
     text = "sky=0.5,pole=4"
     config = tiny_config(tmp_path / "run", class_weights=text)
-    run = engine._Run(config, RunFolder(Path(config.out)))
+    run = running.Run(config, RunFolder(Path(config.out)))
     assert "class weights: sky 0.5, pole 4; others 1" in capsys.readouterr().err
     classes = run.dataset.labels.classes
     expected = [{"sky": 0.5, "pole": 4.0}.get(name, 1.0) for name in classes]
@@ -92,7 +92,7 @@ def test_a_run_says_records_and_uses_them(tmp_path, capsys, monkeypatch):
     assert Config.load(Path(config.out, "config.yaml")).train.class_weights == text
     wrong = tiny_config(tmp_path / "wrong", class_weights="sy=2")
     monkeypatch.setattr(
-        "setr.training.build.check", lambda *_, **__: pytest.fail("files were read")
+        "setr.training.pixel_counts.check", lambda *_, **__: pytest.fail("files were read")
     )
     with pytest.raises(SetrError, match=r"train\.class_weights: 'sy' is not a class; .*'sky'"):
         train(wrong)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from setr.errors import USAGE, SetrError
 from setr.layers.conv_bn_relu import ConvBNReLU
-from setr.layers.upsampled_convolution import upsample
+from setr.layers.upsampling import upsample
 
 
 class FCN(nn.Module):

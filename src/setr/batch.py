@@ -24,7 +24,7 @@ from setr.bands import Bands, read_pixels
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS
 from setr.prediction.inputs import Item, read_item
-from setr.prediction.kinds import KINDS, POLYGON_KINDS
+from setr.prediction.kinds import KINDS, options_of
 from setr.prediction.outputs import with_ending
 from setr.prediction.passes import BATCH_PIXELS, Batches, PredictsBatches, attempt
 from setr.prediction.streams import Stream, predict_stream
@@ -71,14 +71,14 @@ class OutputWriter:
         kinds: what to write, of `kinds.KINDS`.
         run: name of the run, from its model and settings.
         packed: return the encoded files, to be packed, instead of writing them.
-        polygons: `tolerance` and `min_pixels` of the kinds with polygons.
+        options: of `kinds.OPTIONS`; each is for the kinds that have it.
     """
 
     out: str
     kinds: tuple[str, ...]
     run: str
     packed: bool = False
-    polygons: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def _storage(self) -> Storage:
@@ -92,8 +92,7 @@ class OutputWriter:
         for kind in self.kinds:
             name = self.name(task.output, kind)
             folder = os.path.dirname(self._storage.path(name))
-            options = self.polygons if kind in POLYGON_KINDS else {}
-            files[name] = result.encode(kind, folder=folder, **options)
+            files[name] = result.encode(kind, folder=folder, **options_of(kind, self.options))
         if not self.packed:
             for name, data in files.items():
                 self._storage.write(name, data)
@@ -243,7 +242,7 @@ def stream_outcomes(
                     writer.kinds,
                     on_frame=progress.count,
                     limits={"until": lambda: stop.requested, "seconds": seconds},
-                    **writer.polygons,
+                    **writer.options,
                 )
         except SetrError as error:
             yield writer.failed(task, error)

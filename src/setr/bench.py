@@ -113,12 +113,13 @@ def bench(
                 "masks": str(folder / f"{row.runtime}-{row.precision}.npz"),
                 "reference": str(folder / f"{ROWS[0].runtime}-{ROWS[0].precision}.npz"),
             }
-            missing = files.get(row)
-            figures = {"error": missing} if isinstance(missing, str) else run_process(job)
+            file = files.get(row)  # or why there is none
+            figures = {"error": file} if isinstance(file, str) else run_process(job)
             found.append({**row._asdict(), **figures})
             if "error" in found[0]:
                 raise SetrError(f"{source}: {found[0]['error']}")
-            print(f"setr: timed {row.runtime} {row.precision}", file=sys.stderr)
+            done = "not timed" if "error" in figures else "timed"
+            print(f"setr: {done}: {row.runtime} {row.precision}", file=sys.stderr)
     return {
         "hardware": hardware(own),
         "threads": torch.get_num_threads(),

@@ -176,7 +176,8 @@ def model_settings(
             )
         settings = dict(_BASELINES[name])
     else:
-        near = difflib.get_close_matches(name, list_models(), 3, cutoff=0.3)
+        ours = name.lower().replace("-", "_")  # the names' style
+        near = difflib.get_close_matches(ours, list_models(), 3, cutoff=0.3)
         nearest = f"; nearest: {', '.join(near)}" if near else ""
         raise SetrError(f"model '{name}' is unknown{nearest} (`setr models` lists all)", code=USAGE)
     if settings["decoder"] == "mla" and not align_corners:

@@ -125,7 +125,7 @@ def newest_state(last: Path) -> State | None:
     Raises:
         SetrError: there are states, but all are broken.
     """
-    names = on_first(lambda: [p.name for p in _states(last)])
+    names = on_first(lambda: [p.name for p in states(last)])
     problems = []
     for name in reversed(names):
         found, problem = _examine(last / name)
@@ -142,7 +142,8 @@ def newest_state(last: Path) -> State | None:
     return None
 
 
-def _states(last: Path) -> list[Path]:
+def states(last: Path) -> list[Path]:
+    """The folders of all states, the oldest first; the newest may be broken."""
     return sorted(p for p in last.glob("step-*") if p.is_dir()) if last.is_dir() else []
 
 
@@ -193,7 +194,7 @@ def remove_parts(last: Path) -> None:
 def remove_states(last: Path) -> None:
     """Remove all states."""
     remove_parts(last)
-    for state in _states(last):
+    for state in states(last):
         _retire(state)
     remove_parts(last)
 
@@ -230,8 +231,8 @@ def _finish(last: Path, part: Path, step: int, content: dict[str, Any], keep: in
     os.replace(part, final)
     _flush(last)
     # later states are broken, those without an index incomplete: keep intact ones instead
-    kept = [s for s in _states(last) if s.name <= final.name and (s / _INDEX).is_file()][-keep:]
-    for state in _states(last):
+    kept = [s for s in states(last) if s.name <= final.name and (s / _INDEX).is_file()][-keep:]
+    for state in states(last):
         if state not in kept:
             _retire(state)
     remove_parts(last)

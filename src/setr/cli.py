@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from setr import __version__
+from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
 from setr.arguments.options import placeholder
 from setr.arguments.usage import missing, named_as_typed, problem
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
@@ -100,13 +101,17 @@ def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_help())
         return OK if args else USAGE
-    if args[0] == "--version":
+    if args[0] == "help":
+        return _dispatch([*args[1:2], "--help"])
+    if args[0] in ("--version", "version"):
         print(f"setr {__version__}")
         return OK
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
+        near = COMMANDS_ELSEWHERE.get(verb) or next(
+            iter(difflib.get_close_matches(verb, VERBS, 1)), None
+        )
+        hint = f"did you mean '{near}'?" if near else f"verbs: {', '.join(VERBS)}"
         raise SetrError(f"'{verb}' is not a command; {hint}", code=USAGE)
     run: Callable[[list[str]], int]
     run = importlib.import_module(f"setr.commands.{verb.replace('-', '_')}").run

@@ -6,15 +6,16 @@ the run folder are generated from them. Networks, losses and metrics never see t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from setr.arguments.choices import Neck, PosInterp, PrefixTokens
 from setr.errors import USAGE, SetrError, check_setting
 from setr.reading import typed_yaml
-from setr.training.train_config import TrainConfig
+from setr.training.train_config import DistillConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "Config",
@@ -163,53 +164,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """Optimiser and learning-rate schedule (paper section 4.1: SGD, polynomial decay)."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Optimiser."""
-    lr: float = 0.01
-    """Peak learning rate of the encoder."""
-    head_lr_factor: float = 10.0
-    """Factor on the learning rate of the decoder and the auxiliary heads; 0 does not train them."""
-    neck_lr_factor: float = 1.0
-    """The same for the neck of MLA, DPT and UPerNet; 1 in the authors' code."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 0.0
-    """Weight decay; not applied to norms, biases and position embeddings."""
-    decay_norms: bool = False
-    """Apply weight decay to norms, biases and position embeddings, too, as mmsegmentation does for
-    FCN and Semantic FPN."""
-    layer_decay: float = 1.0
-    """Layer-wise decay: factor on the learning rate from each block to the one before it; 1 for
-    none."""
-    power: float = 0.9
-    """Power of the polynomial decay."""
-    min_lr: float = 1e-4
-    """Learning rate at the end of the decay, the same for all parameter groups, as in the authors'
-    code."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
-    clip_grad: float = 0.0
-    """Gradient norm above which gradients are clipped; 0 for no clipping."""
-
-    def __post_init__(self) -> None:
-        check_setting(0 < self.lr < math.inf, f"optim.lr {self.lr}: give a positive learning rate")
-        check_setting(
-            0 < self.layer_decay <= 1, f"optim.layer_decay {self.layer_decay}: give 0 < d <= 1"
-        )
-        check_setting(
-            0 <= self.min_lr <= self.lr, f"optim.min_lr {self.min_lr}: give 0 to lr {self.lr}"
-        )
-        check_setting(0 <= self.momentum < 1, f"optim.momentum {self.momentum}: give 0 to below 1")
-        for name in ("head_lr_factor", "neck_lr_factor", "weight_decay", "power", "warmup_steps",
-                     "clip_grad"):  # fmt: skip
-            value = getattr(self, name)
-            check_setting(0 <= value < math.inf, f"optim.{name} {value}: give 0 or more")
-
-
-@dataclass(frozen=True)
 class EvalConfig:
     """How the trained model is tested; stored with the model."""
 
@@ -243,34 +197,12 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class DistillConfig:
-    """Learning from another model's predictions, beside the labels (knowledge distillation)."""
-
-    teacher: str | None = None
-    """A trained model of the same classes: a model directory, or owner/name on the Hub. The loss
-    adds how far the predictions are from its predictions, at every pixel."""
-    weight: float = 1.0
-    """Weight of that part of the loss."""
-    temperature: float = 1.0
-    """Divisor of both models' logits in that part; larger values weigh unlikely classes more."""
-
-    def __post_init__(self) -> None:
-        for name in ("weight", "temperature"):
-            value = getattr(self, name)
-            check_setting(0 < value < math.inf, f"distill.{name} {value}: give a positive number")
-            check_setting(
-                self.teacher is not None or value == 1,
-                f"distill.{name} {value}: has no effect without distill.teacher; give that too",
-            )
-
-
-@dataclass(frozen=True)
 class Config:
     """One training run."""
 
     recipe: str = "custom"
     """Name of the run in reports."""
-    out: str = "runs/setr"
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "runs/setr"
     """Run folder, where everything is written."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

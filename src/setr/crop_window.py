@@ -60,6 +60,16 @@ class CropWindow:
         ]
         return (low[0], low[1]), (high[0] - low[0], high[1] - low[1])
 
+    def shows(self, y: float, x: float) -> bool:
+        """Whether a point of the resized image, in pixels from its top left corner, is in the crop.
+
+        Rotation may turn a point out of the crop that is inside the window without it.
+        """
+        (top, left), (height, width) = self.origin, self.size
+        place = np.array([x - left - 0.5, y - top - 0.5, 1])  # between pixel centres
+        x, y, _ = np.linalg.solve(self._rotation(), place) + 0.5
+        return bool(0 <= y < height and 0 <= x < width)
+
     def cut(
         self,
         array: np.ndarray,

@@ -20,7 +20,8 @@ from setr.errors import USAGE, SetrError
 from setr.layers.channel_norm import ChannelNorm
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.recompute import recompute_cheap
-from setr.layers.upsampled_convolution import classify_upsampled, require_final_scale, upsample
+from setr.layers.upsampled_convolution import classify_upsampled
+from setr.layers.upsampling import require_final_scale, upsample
 
 
 class UpsampleHead(nn.Module):

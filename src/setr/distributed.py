@@ -22,9 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from setr.errors import USAGE, SetrError, first_line
+from setr.processes.differences import differences
 from setr.processes.launch import gpu_of, meet, place_of
 from setr.processes.progress import Progress
-from setr.processes.watch import Watch
+from setr.processes.watch import Watch, silence_of
 
 T = TypeVar("T")
 JOIN_SECONDS = 300
@@ -32,7 +33,6 @@ JOIN_SECONDS = 300
 PATIENCE = datetime.timedelta(days=7)
 """Timeout of gloo collectives: one process may read a data set or evaluate alone while the others
 wait, and torch gives up after half an hour. `Watch` finds lost processes within seconds."""
-_SHOWN, _CUT = 5, 60  # differences listed, characters shown of each value
 _LAST_GROUP: list[Any] = []
 """Keeps a reference to the process group left last. Otherwise DDP's Reducer, freed with the model
 after `joined` has ended, would hold the last one. Freeing it there waits, with the GIL held, for a
@@ -74,6 +74,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
             "processes as GPUs",
             code=USAGE,
         )
+    silence = silence_of(os.environ)
     _LAST_GROUP.clear()
     store, watched = meet(place, timeout)
     if cuda:
@@ -83,7 +84,7 @@ def joined(on: str = "auto", *, timeout: float = JOIN_SECONDS) -> Iterator[None]
     # not for NCCL, which only transfers gradients and counts: there a long wait is an error
     gloo = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
     gloo._set_default_timeout(PATIENCE)
-    watch = Watch(watched, place.rank, place.world)
+    watch = Watch(watched, place.rank, place.world, silence)
     watch.start()
     _WATCHES.append(watch)
     Progress.silent = place.rank > 0
@@ -237,6 +238,25 @@ def everywhere(action: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def raise_everywhere(problem: Exception | None) -> None:
+    """Raise this process's problem, or in the others the message of the first that has one.
+
+    Called by all processes. A problem that is no `SetrError` keeps its traceback.
+    """
+
+    def fail() -> None:
+        if problem is not None:
+            own = isinstance(problem, SetrError)
+            raise problem if own else SetrError(f"{type(problem).__name__}: {first_line(problem)}")
+
+    try:
+        everywhere(fail)
+    except SetrError as error:
+        if problem is None or isinstance(problem, SetrError):
+            raise
+        raise problem from error
+
+
 def gather(value: T) -> list[T]:
     """The values of all processes, ordered by rank."""
     if world() == 1:
@@ -268,33 +288,3 @@ def require_equal(facts: Mapping[str, Any]) -> None:
                     code=USAGE,
                 )
             )
-
-
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """The differences between two sets of facts, as `key a, not b; …`; empty if there are none.
-
-    For nested maps the differing keys are named, for long lists the first differing entry.
-    """
-    named = [text for key in {**first, **second} for text in _differing(key, first, second)]
-    more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
-    return "; ".join(named[:_SHOWN] + more)
-
-
-def _differing(key: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
-    """The differences in one fact."""
-    mine, theirs = first.get(key), second.get(key)
-    if mine == theirs:
-        return
-    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-        for inner in {**mine, **theirs}:
-            yield from (f"{key} {text}" for text in _differing(inner, mine, theirs))
-        return
-    if isinstance(mine, list) and isinstance(theirs, list) and len(repr(mine)) > _CUT:
-        place = next(
-            (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None
-        )
-        if place is None:
-            yield f"{key} {len(theirs)} entries, not {len(mine)}"
-            return
-        key, mine, theirs = f"{key}[{place}]", mine[place], theirs[place]
-    yield f"{key} {theirs!r:.{_CUT}}, not {mine!r:.{_CUT}}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.arguments.choices import PosInterp, PrefixTokens, Readout
@@ -109,9 +108,10 @@ class Encoder(Backbone):
         self.num_pos_prefix = num_pos_prefix(self.vit)
         if self.drop_prefix or pos_interp != "bicubic":
             require_absolute_positions(self.vit, name)
+        if self.drop_prefix:
+            self.vit.num_prefix_tokens = 0
+        if not hasattr(self.vit, "positions"):  # `FlexibleViT` resamples in its own way
             self.vit._pos_embed = self._pos_embed
-            if self.drop_prefix:
-                self.vit.num_prefix_tokens = 0
 
     def stages(self) -> list[nn.Module]:
         """The blocks up to the last tap."""
@@ -130,7 +130,7 @@ class Encoder(Backbone):
         The maps are views of the blocks' tokens, in channels-last layout; with a readout, copies.
         For the readout `concat` they have 2C channels, the class token's last.
         """
-        padded, (h, w) = self._padded(images)
+        padded, (h, w) = self.padded(images)
         tokens: list[Any] = self.vit.forward_intermediates(
             padded,
             indices=[tap - 1 for tap in self.taps],
@@ -149,32 +149,29 @@ class Encoder(Backbone):
             Tokens (B, N, C), prefix tokens first; the rotary embedding, if the ViT has one; and the
             patch grid (h, w).
         """
-        padded, grid = self._padded(images)
+        padded, grid = self.padded(images)
         embedded = self.vit._pos_embed(self.vit.patch_embed(padded))
         tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
         return self.vit.norm_pre(tokens), rope, grid
 
-    def _padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images padded to whole patches, and the patch grid (h, w)."""
-        H, W = images.shape[-2:]
-        p = self.patch_size
-        padded = F.pad(images, (0, -W % p, 0, -H % p)) if H % p or W % p else images
-        return padded, (-(-H // p), -(-W // p))
+    def _pos_embed(self, patches: Tensor) -> Any:
+        """As timm's method, with `pos_interp` and `prefix_tokens`.
 
-    def _pos_embed(self, patches: Tensor) -> Tensor:
-        """Replacement for timm's method with `pos_interp` and `prefix_tokens`.
-
-        (B, h, w, C) -> (B, N, C).
+        (B, h, w, C) -> (B, N, C); a pair with the rotary embedding for a ViT that can have one.
         """
-        vit = self.vit
-        B, h, w, C = patches.shape
-        prefix, grid = vit.pos_embed.split(
-            [self.num_pos_prefix, vit.pos_embed.shape[1] - self.num_pos_prefix], dim=1
-        )
-        grid = resample_grid(grid, vit.patch_embed.grid_size, (h, w), mode=self.pos_interp)
-        tokens = patches.reshape(B, h * w, C) + grid
-        if not self.drop_prefix and self.num_pos_prefix:
-            learned = torch.cat([getattr(vit, name) for name in prefix_names(vit)], dim=1)
-            tokens = torch.cat([(learned + prefix).expand(B, -1, -1), tokens], dim=1)
-        out: Tensor = vit.pos_drop(tokens)
-        return out
+        vit, (B, h, w, C) = self.vit, patches.shape
+        tokens = patches.reshape(B, h * w, C)
+        learned = [getattr(vit, name) for name in prefix_names(vit)]
+        prefix = torch.cat(learned, dim=1) if learned and not self.drop_prefix else None
+        if vit.pos_embed is not None:
+            positions, count = vit.pos_embed, self.num_pos_prefix
+            own = vit.patch_embed.grid_size
+            tokens = tokens + resample_grid(positions[:, count:], own, (h, w), mode=self.pos_interp)
+            if prefix is not None and count:
+                prefix = prefix + positions[:, :count]
+        if prefix is not None:
+            tokens = torch.cat([prefix.expand(B, -1, -1), tokens], dim=1)
+        tokens = vit.pos_drop(tokens)
+        if not hasattr(vit, "rope"):
+            return tokens
+        return tokens, None if vit.rope is None else vit.rope.get_embed(shape=(h, w))

@@ -21,9 +21,10 @@ from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.processes.faults import is_out_of_memory
 from setr.processes.machine import free_bytes
-from setr.training.build import build_model, with_steps, without_weights
+from setr.training.build import build_model, without_weights
 from setr.training.complexity import training_flops
 from setr.training.memory import Memory, step_memory
+from setr.training.resolved import with_steps
 
 USABLE = 0.92
 """Share of the free memory that `batch auto` uses; the estimate excludes workspaces of kernels."""

@@ -164,7 +164,7 @@ def evaluate_split(
     if count is not None and count < 1:
         raise SetrError(f"count {count}: give at least one image", code=USAGE)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    dtype = autocast_dtype(precision, device)
+    dtype = computed_in(model, precision, device)
     card = Scorecard(dataset.labels.classes, device, detailed=detailed, absent=absent)
     began = time.monotonic()
     chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
@@ -202,6 +202,31 @@ def evaluate_split(
         "protocol": info.protocol.describe(),
         "seconds": time.monotonic() - began,
     }
+
+
+def computed_in(
+    model: SETR | ExportedModel, precision: Precision, device: torch.device
+) -> torch.dtype | None:
+    """The autocast dtype of a precision for this model; None without autocast.
+
+    Autocast takes float32 and bfloat16 weights. A model in another type (`model.half()`) runs in
+    that type.
+
+    Raises:
+        SetrError: as `autocast_dtype`; or bf16 or fp16 for a model of another type.
+    """
+    dtype = autocast_dtype(precision, device)
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if dtype is None or own in (torch.float32, torch.bfloat16):
+        return dtype
+    if precision != "auto":
+        name = str(own).removeprefix("torch.")
+        raise SetrError(
+            f"precision {precision}: the model's weights are {name}, and stay so; leave precision "
+            "out, or call model.float() first",
+            code=USAGE,
+        )
+    return None
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Export of a trained model to one file for another runtime: ONNX, OpenVINO or torch.export.
 
 A file appears under its name only after its outputs were compared with PyTorch's: fp32 must give
-the same logits at two sizes, lower precisions must keep the mIoU on the user's own data. Classes,
+the same logits at three sizes, lower precisions must keep the mIoU on the user's own data. Classes,
 colours, label map, normalisation, protocol and licence are stored inside: in `metadata_props` of
 ONNX, `rt_info` of OpenVINO, and the extra file `setr.json` of torch.export.
 

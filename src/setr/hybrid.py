@@ -12,7 +12,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.encoder import Encoder
@@ -72,9 +71,7 @@ class ResNetEncoder(Backbone):
 
         Images are padded with zeros at the bottom and right to multiples of the output stride.
         """
-        H, W = images.shape[-2:]
-        p = self.patch_size
-        maps: list[Tensor] = self.net(F.pad(images, (0, -W % p, 0, -H % p)))
+        maps: list[Tensor] = self.net(self.padded(images)[0])
         return maps
 
 

@@ -19,7 +19,6 @@ import os
 import threading
 import warnings
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -263,7 +262,11 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
 
 
 def _starts_as_tiff(source: Source) -> bool:
-    head = source[:4] if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()[:4]
+    if isinstance(source, bytes):
+        head = source[:4]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(4)
     return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 

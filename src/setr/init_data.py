@@ -6,35 +6,25 @@ from a classes file); what cannot be known is asked for in a comment.
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
-from setr.data.layouts import SPLIT_OF, find_split, split_lists
-from setr.data.pairing import MASK_FOLDERS, NoSplitError, masks_by_stem, open_list, separate_masks
+from setr.data.flat_pairs import flat_pairs, mask_folders
+from setr.data.layouts import find_split, split_lists
+from setr.data.pairing import NoSplitError, open_list
 from setr.data.split_draft import draft_lists
-from setr.data.tile_folder import TILES, TileFolder, has_tiles
+from setr.data.tile_folder import TILES, TileFolder
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import DRAWN
 from setr.outlines.masks import draw_masks, left_out_text
-from setr.reading.files import printable, stem_of, walk_images, write_bytes
+from setr.reading.files import printable, stem_of, write_bytes
 
-IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
-MASK_NAMES = (
-    *(*MASK_FOLDERS, "mask", "label", "annotation"),
-    *("ann_dir", "SegmentationClass", "SegmentationClassPNG", "gt", "GT"),
-)
 SHOWN = 5
-TASK = r"task-\d+-annotation-"
-"""Start of the file names in Label Studio's PNG export (regular expression)."""
 
 
 class Draft(NamedTuple):
@@ -96,7 +86,7 @@ def draft(
 def _draft(
     root: Path, val_share: float, rest: str, name: str, class_key: str, tiles: TileFolder | None
 ) -> Draft:
-    annotated = class_masks(root, _mask_folders())
+    annotated = class_masks(root, mask_folders())
     if annotated is None:
         try:
             from_masks = _draft_masks(root, val_share, name, tiles)
@@ -136,13 +126,6 @@ def _draft(
     return _composed(name, head, note, body, lists)
 
 
-def _mask_folders() -> Iterator[tuple[str, str]]:
-    """Pairs of image folder and mask folder to try, with and without splits."""
-    for images, masks in product(IMAGE_NAMES, MASK_NAMES):
-        yield images, masks
-        yield from ((f"{split}/{images}", f"{split}/{masks}") for split in SPLIT_OF)
-
-
 def _refuse_class_key(root: Path, class_key: str, kind: str) -> None:
     """Refuse a class key that would have no effect."""
     if class_key:
@@ -176,7 +159,7 @@ def _draft_masks(root: Path, val_share: float, name: str, tiles: TileFolder | No
     unpaired: list[str] = []
     if not pairs:
         divided = False
-        pairs, unpaired = _flat_pairs(root)
+        pairs, unpaired = flat_pairs(root)
         listed = split_lists(root)
         stems = {i: stem_of(i.partition("/")[2] or i) for i, _ in pairs}
         known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
@@ -235,63 +218,3 @@ def write(root: Path, made: Draft) -> list[Path]:
     for name, text in made.files.items():
         write_bytes(root / name, text.encode("utf-8", "surrogateescape"))
     return [root / name for name in made.files]
-
-
-def _flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Pairs of images and masks without split folders, also from one folder for both.
-
-    Returns:
-        The pairs with equal stems, and the images without a mask.
-    """
-    for images, masks in (
-        *product(IMAGE_NAMES, MASK_NAMES),
-        *((n, n) for n in IMAGE_NAMES),
-        *(("", n) for n in MASK_NAMES),
-        ("", ""),
-    ):
-        if not (root / images).is_dir() or not (root / masks).is_dir():
-            continue
-        files = walk_images(root / images)
-        if has_tiles(root / images):
-            files = [name for name in files if not name.startswith(f"{TILES}/")]
-        if masks and not images:
-            files = [name for name in files if "/" not in name]
-        files, found = (
-            separate_masks(files) if images == masks else (files, walk_images(root / masks))
-        )
-        stems = [stem_of(name) for name in files]
-        masks_of = masks_by_stem(files, found)
-        image_prefix, mask_prefix = (f"{folder}/" if folder else "" for folder in (images, masks))
-        pairs = [
-            (image_prefix + name, mask_prefix + masks_of[stem])
-            for name, stem in zip(files, stems, strict=True)
-            if stem in masks_of
-        ]
-        if pairs:
-            paths = [image_prefix + name for name in files]
-            paired = {image for image, _ in pairs}
-            return pairs, [path for path in paths if path not in paired]
-        first = os.path.basename(found[0]) if found else ""
-        same_name = [name for name in found if os.path.basename(name) == first]
-        if len(same_name) > 1 and stem_of(first) in stems:
-            raise SetrError(
-                f"{root / masks}: an image has several masks, as {' and '.join(same_name[:2])}; "
-                "if each folder is of one class, save 0 and one other value in each file, or merge "
-                "the masks of an image into one file with one class id per pixel",
-                code=DATA_CHECK_FAILED,
-            )
-    task = next((n for n in walk_images(root) if re.match(TASK, os.path.basename(n))), None)
-    if task is not None:
-        raise SetrError(
-            f"{root / task}: Label Studio's PNG export names tasks, not images; export as JSON "
-            "instead, put that file next to the images, and run this again",
-            code=DATA_CHECK_FAILED,
-        )
-    raise SetrError(
-        f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
-        f"({', '.join(MASK_NAMES)}) with the same file names, and no outlines (LabelMe, COCO, "
-        "YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label Studio, V7); "
-        "rename the folders, or list the pairs in train.csv and val.csv (columns image,mask) and "
-        "give these files in data.yaml",
-        code=DATA_CHECK_FAILED,
-    )

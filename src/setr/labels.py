@@ -125,11 +125,11 @@ class Labels:
     def look_up(self, raw: np.ndarray) -> np.ndarray:
         """Like `to_train_ids`, but int16 with -1 for unlisted ids or colours."""
         if raw.ndim == 3:
-            return np.asarray(self._colour_lookup[_packed(raw)])
+            return np.asarray(self._colour_lookup[packed_colours(raw)])
         return np.asarray(self._lookup[raw])
 
     def _unlisted(self, raw: np.ndarray, bad: np.ndarray) -> str:
-        raw = _packed(raw) if raw.ndim == 3 else raw
+        raw = packed_colours(raw) if raw.ndim == 3 else raw
         values, counts = np.unique(raw[bad], return_counts=True)
         name = (lambda v: hex_colour((v >> 16, v >> 8 & 255, v & 255))) if self.colour_map else str
         shown = ", ".join(
@@ -206,7 +206,7 @@ def as_label_map(value: Any) -> Mapping[Any, Any]:
     return value
 
 
-def _packed(colours: np.ndarray) -> np.ndarray:
+def packed_colours(colours: np.ndarray) -> np.ndarray:
     """RGB colours (H, W, 3) as 0xrrggbb (H, W)."""
     rgb = colours.astype(np.int32)
     return np.asarray(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])

@@ -26,9 +26,9 @@ from setr.kernels.region_losses import (
 from setr.kernels.row_blocks import Block, upsample_sum, with_gradient
 from setr.labels import IGNORE
 from setr.layers.mask_classifier import MaskOutput
-from setr.layers.upsampled_convolution import MAX_FINAL_SCALE, upsample
+from setr.layers.outputs import Output
+from setr.layers.upsampling import MAX_FINAL_SCALE, upsample
 from setr.mask_loss import mask_classification_loss
-from setr.model import Output
 
 TINY = 1e-30
 """Probability below which its logarithm is too inexact to use."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from setr._extras import import_extra
 from setr.labels import IGNORE
 from setr.layers.mask_classifier import MaskOutput
+from setr.layers.products import no_autocast
 
 POINTS = 112 * 112
 """Points per mask, but no more than its logits: a 512 px image has 128 x 128 of them."""
@@ -66,7 +67,7 @@ def mask_classification_loss(
     normalizer: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The loss of all stages, each with weight 1.
+    """The loss of all stages, each with weight 1; in fp32, also under autocast.
 
     Args:
         output: from `model(images, with_aux=True)`.
@@ -91,12 +92,13 @@ def mask_classification_loss(
     labels = (covered[targets.image] == targets.label[:, None, None]).float()[:, None]
     valid = (covered != IGNORE).float()[:, None]
     losses = []
-    for masks, classes in output.stages:
-        masks, classes = masks.float(), classes.float()
-        with torch.no_grad():
-            chosen = _match(masks, classes, labels, valid, targets)
-        terms = _class_loss(classes, targets, chosen, normalizer, weight)
-        losses.append(terms + _mask_loss(masks, labels, valid, targets, chosen, normalizer))
+    with no_autocast(target.device):
+        for masks, classes in output.stages:
+            masks, classes = masks.float(), classes.float()
+            with torch.no_grad():
+                chosen = _match(masks, classes, labels, valid, targets)
+            terms = _class_loss(classes, targets, chosen, normalizer, weight)
+            losses.append(terms + _mask_loss(masks, labels, valid, targets, chosen, normalizer))
     parts = {"main": losses[-1].detach()}
     parts.update({f"aux_{i}": loss.detach() for i, loss in enumerate(losses[:-1], 1)})
     return {"loss": torch.stack(losses).sum(), **parts}

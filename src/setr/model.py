@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
@@ -21,48 +20,13 @@ from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import UpsampleHead
 from setr.errors import USAGE, SetrError
 from setr.layers.mask_classifier import MaskClassifier, MaskOutput, Masks
-from setr.layers.upsampled_convolution import require_final_scale
+from setr.layers.outputs import Features as Features
+from setr.layers.outputs import Output as Output
+from setr.layers.outputs import predictions as predictions
+from setr.layers.upsampling import require_final_scale, resize_bilinear
 from setr.parts import AUX_HEADS, DECODERS, build_encoder, build_neck, require_fitting
 from setr.query_encoder import QueryEncoder
 from setr.weight_files.pretrained import default_tag, load_encoder
-
-
-class Output(NamedTuple):
-    """Logits of all heads, before the resize to the image's size.
-
-    Attributes:
-        logits: (B, K, h, w) from the decoder, at its own resolution.
-        aux: logits of each auxiliary head, in the order of `aux_taps`.
-        size: (H', W') to resize to: the image's size rounded up to multiples of the patch size.
-        aux_scale: factor by which the loss upsamples the auxiliary logits bilinearly before that
-            resize; upsampling by 4 twice differs from once by 16.
-        image_size: (H, W) of the images, which the loss's target must have; None if not known.
-    """
-
-    logits: Tensor
-    aux: list[Tensor]
-    size: tuple[int, int]
-    aux_scale: int = 1
-    image_size: tuple[int, int] | None = None
-
-
-def predictions(output: Output | MaskOutput) -> list[Tensor]:
-    """All tensors that the loss reads, the decoder's first."""
-    if isinstance(output, MaskOutput):
-        return [tensor for stage in reversed(output.stages) for tensor in stage]
-    return [output.logits, *output.aux]
-
-
-class Features(NamedTuple):
-    """Precomputed feature maps of an encoder, which a model takes instead of images.
-
-    Attributes:
-        maps: one (B, C, h, w) map per tapped block.
-        size: (H, W) of the images in pixels.
-    """
-
-    maps: list[Tensor]
-    size: tuple[int, int]
 
 
 class SETR(nn.Module):
@@ -155,6 +119,7 @@ class SETR(nn.Module):
     ) -> Tensor | Output | MaskOutput:
         """Normalised images (B, C, H, W), any size -> logits (B, K, H, W).
 
+        Logits have the dtype of the weights, or autocast's (those of MLA and EoMT stay in fp32).
         With `with_aux` it returns an `Output`, or the `MaskOutput` of EoMT; this does not depend on
         train or eval mode. `Features` given instead of images go straight to the heads.
         """
@@ -224,7 +189,7 @@ def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize logits from a decoder's resolution to `size`: bilinear, align_corners=False."""
     if logits.shape[-2:] == size:
         return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return resize_bilinear(logits, size)
 
 
 def create_model(

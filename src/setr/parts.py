@@ -97,14 +97,17 @@ def require_fitting(given: Mapping[str, Any]) -> None:
 def _require_place_for_queries(encoder: str) -> None:
     """Raise `SetrError` for encoders whose attention has no place for EoMT's queries."""
     from setr.layers.relative_bias import is_relative  # imports timm
+    from setr.layers.talking_heads import has_talking_heads
     from setr.layers.window_attention import is_windowed
 
-    why = "its position bias has no values" if is_relative(encoder) else ""
+    why = "its position bias has no values for EoMT's queries" if is_relative(encoder) else ""
     if is_windowed(encoder):
-        why = "its windows have no place"
+        why = "its windows have no place for EoMT's queries"
+    if has_talking_heads(encoder) or encoder.startswith("deepseek_vit_"):
+        why = "its blocks take no masks, which EoMT's attention needs"
     if why:
         raise SetrError(
-            f"encoder '{encoder}': {why} for EoMT's queries; choose another encoder, for example "
+            f"encoder '{encoder}': {why}; choose another encoder, for example "
             "vit_base_patch14_reg4_dinov2",
             code=USAGE,
         )

@@ -21,14 +21,13 @@ from setr import distributed
 from setr.arguments.choices import Precision
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
-from setr.evaluation import checked_info, resolve_protocol
+from setr.evaluation import checked_info, computed_in, resolve_protocol
 from setr.exporting.runtime import ExportedModel
 from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.kernels.recorded import recorded
 from setr.kernels.windows import Model
 from setr.labels import IGNORE
-from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
 from setr.opening import open_trained
@@ -58,7 +57,8 @@ class Predictor:
         model: the network; it is put in eval mode.
         info: class labels, normalisation and inference protocol.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
-        precision: `auto`, `fp32`, `bf16` or `fp16`; `auto` is bf16 where the hardware supports it.
+        precision: `auto`, `fp32`, `bf16` or `fp16`; `auto` is bf16 where the hardware supports it,
+            and the type of the weights after `model.half()` or `model.double()`.
         max_pixels: limit on an image's pixels; larger files are refused before they are decoded.
         protocol: inference protocol, or the name of a preset (`protocols.preset`); by default the
             model's own. A GeoTIFF is always processed in windows.
@@ -119,7 +119,7 @@ class Predictor:
 
     def _place(self, model: SETR | ExportedModel, device: str | torch.device) -> None:
         place = distributed.device(device)
-        self.dtype = autocast_dtype(self.precision, place)
+        self.dtype = computed_in(model, self.precision, place)
         self.device, self.model = place, model.to(place)
 
     def to(self, device: str | torch.device) -> Predictor:
@@ -130,7 +130,9 @@ class Predictor:
         """
         if isinstance(self.model, ExportedModel):
             raise SetrError(
-                "an exported file stays on its device; give device= to setr.load", code=USAGE
+                f"{self.model.name}: an exported file stays on its device; give device= to "
+                "setr.load",
+                code=USAGE,
             )
         self._place(self.model, device)
         return self
@@ -159,7 +161,9 @@ class Predictor:
         """
         if isinstance(self.model, ExportedModel):
             raise SetrError(
-                "an exported file only computes scores; load the model it was made from", code=USAGE
+                f"{self.model.name}: an exported file only computes scores; give the model it was "
+                "made from",
+                code=USAGE,
             )
         return self.model
 
@@ -222,6 +226,8 @@ class Predictor:
 
     def _predict_batch(self, sources: Sequence[Any], bands: Bands | None) -> list[Result]:
         limit, urls = self.max_pixels, self.allow_urls
+        if not sources:
+            return []
         images = [
             as_image(source, max_pixels=limit, allow_urls=urls, bands=bands) for source in sources
         ]
@@ -239,15 +245,16 @@ class Predictor:
         Args:
             sources: files, folders (searched recursively, without hidden files), glob patterns,
                 videos (frame by frame), a live source (the number of a camera, the address of a
-                stream if `allow_urls`), anything that `predict` takes, or lists and iterators of
-                these.
+                stream if `allow_urls`), anything that `predict` takes, or lists, tuples and
+                iterators of these.
 
         Yields:
             One result per image or frame. Frames of a live source that come before the result
             before them is done with are skipped; `path` ends in the number of the frame.
 
         Raises:
-            SetrError: a source without images, or an image that cannot be read.
+            SetrError: a source without images, or an image that cannot be read; a live source that
+                has broken off and cannot be opened again.
         """
         for source in sources:
             for found in single_sources(source):
@@ -262,6 +269,8 @@ class Predictor:
                 result = self.predict(frame)
                 result.path = f"{reader.name}#{reader.number}"
                 yield result
+            if reader.ended:
+                raise SetrError(f"{reader.name}: {reader.ended}")
 
     @property
     def raster_protocol(self) -> Protocol:
@@ -381,9 +390,9 @@ def load(
     model, info = open_trained(source, device=device, revision=revision, foreign=foreign)
     if isinstance(model, SETR):
         return Predictor(model, info, device=device, **options)
-    own = model.export["precision"]
-    if options.pop("precision", "auto") not in ("auto", own):
+    if options.pop("precision", "auto") not in ("auto", model.precision):
         raise SetrError(
-            f"{source}: was exported in {own}; leave --precision out, or export again", code=USAGE
+            f"{source}: was exported in {model.precision}; leave --precision out, or export again",
+            code=USAGE,
         )
     return Predictor(model, info, device="cpu", precision="fp32", **options)

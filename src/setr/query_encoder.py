@@ -34,8 +34,10 @@ class QueryEncoder(Encoder):
         arguments: further keyword arguments of `Encoder`.
 
     Attributes:
-        mask_probability: for each of these blocks, the share of queries that attend only to the
-            patches inside their own mask while training; all 0 unless `set_progress` is called.
+        mask_probability: (query_blocks,) for each of these blocks, the share of queries that attend
+            only to the patches inside their own mask while training; all 0 unless `set_progress` is
+            called. A tensor on the CPU, whose values a compiled graph reads anew in each step.
+        masked: whether the share is above 0.
 
     Raises:
         SetrError: more query blocks than blocks, or several taps.
@@ -59,7 +61,8 @@ class QueryEncoder(Encoder):
                 code=USAGE,
             )
         self.num_query_blocks = query_blocks
-        self.mask_probability = [0.0] * query_blocks
+        self.mask_probability = torch.zeros(query_blocks, device="cpu")
+        self.masked = [False] * query_blocks
 
     def set_progress(self, done: float) -> None:
         """Anneal the masked attention (section 3.3 of the paper).
@@ -75,6 +78,7 @@ class QueryEncoder(Encoder):
         for i in range(self.num_query_blocks):
             into = min(1.0, max(0.0, done * phases - (i + 1)))
             self.mask_probability[i] = (1.0 - into) ** 0.9
+            self.masked[i] = into < 1.0
 
     def forward(
         self, images: Tensor, queries: Tensor | None = None, guide: Guide | None = None
@@ -97,13 +101,14 @@ class QueryEncoder(Encoder):
             Q = len(queries)
             queries = queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([queries, tokens], dim=1)
-        last = zip(self.vit.blocks[before:], ropes[before:], self.mask_probability, strict=True)
-        for block, angles, probability in last:
+        last = zip(self.vit.blocks[before:], ropes[before:], strict=True)
+        for i, (block, angles) in enumerate(last):
             mask = None
             if guide is not None:
                 logits = guide(*self._split(tokens, Q, grid))
-                if probability > 0:
-                    mask = self._attention_mask(logits, tokens.shape[1], grid, probability)
+                if self.masked[i]:
+                    share = self.mask_probability[i]
+                    mask = self._attention_mask(logits, tokens.shape[1], grid, share)
             tokens = self._run(block, tokens, angles, Q, mask)
         return self._split(tokens, Q, grid)[: 2 if Q else 1]
 
@@ -121,15 +126,16 @@ class QueryEncoder(Encoder):
         return [patches.unflatten(2, grid), tokens[:, :Q].transpose(1, 2)[:, :, None]]
 
     def _attention_mask(
-        self, logits: Tensor, length: int, grid: tuple[int, int], probability: float
+        self, logits: Tensor, length: int, grid: tuple[int, int], share: Tensor
     ) -> Tensor:
         """(B, 1, N, N) bool: what each token may attend to; all but the masked queries see all.
 
         A patch is inside a query's mask if the logits, resized to the patch grid, are positive.
+        `share`, a scalar on the CPU, is that of the masked queries.
         """
         B, Q = logits.shape[:2]
         inside = F.interpolate(logits.detach().float(), grid, mode="bilinear") > 0
-        unmasked = torch.rand(B, Q, 1, device=logits.device) > probability
+        unmasked = torch.rand(B, Q, 1, device=logits.device) > share
         mask = torch.ones(B, length, length, dtype=torch.bool, device=logits.device)
         mask[:, :Q, -grid[0] * grid[1] :] = inside.flatten(2) | unmasked
         return mask[:, None]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.errors import USAGE, SetrError
+from setr.modern_recipes import FINE_TUNING, crop_windows, modern_recipes
 from setr.paper import paper_config
 from setr.paper_tables import describe, systems
 from setr.published_recipes import published_recipes
@@ -33,7 +33,8 @@ def recipe(name: str) -> Config:
     if name in systems():
         return replace(paper_config(systems()[name]), recipe=name, out=f"runs/{name}")
     if name not in _RECIPES:
-        near = difflib.get_close_matches(name, list_recipes(), 3, cutoff=0.3)
+        ours = name.lower().replace("-", "_")  # the names' style
+        near = difflib.get_close_matches(ours, list_recipes(), 3, cutoff=0.3)
         nearest = f"; nearest: {', '.join(near)}" if near else ""
         raise SetrError(
             f"recipe '{name}' is unknown{nearest} (`setr recipes` lists all)", code=USAGE
@@ -74,19 +75,6 @@ def demo() -> Config:
     )
 
 
-_FINE_TUNING = OptimConfig(
-    name="adamw",
-    lr=1.5e-4,
-    head_lr_factor=10,
-    neck_lr_factor=10,
-    min_lr=0,
-    weight_decay=0.05,
-    layer_decay=0.75,
-    warmup_steps=100,
-)
-"""Fine-tuning of self-supervised ViTs: heads at ten times the rate, layer-wise decay of it."""
-
-
 @_register
 def finetune() -> Config:
     """SETR-MLA, DINOv2 ViT-S/14, for your own data set; one GPU with 8 GB, or (slowly) a CPU.
@@ -99,7 +87,7 @@ def finetune() -> Config:
             name="setr_mla_small", encoder="vit_small_patch14_dinov2", align_corners=False
         ),
         data=DataConfig(root="data", crop_size=(448, 448)),
-        optim=_FINE_TUNING,
+        optim=FINE_TUNING,
         train=TrainConfig(
             steps=4000,
             batch_size=8,
@@ -127,11 +115,6 @@ def scratch() -> Config:
     )
 
 
-def _crop_windows(height: int, width: int) -> EvalConfig:
-    """Windows of the crop size with a stride of two thirds, as in the paper (section 4.1)."""
-    return EvalConfig(window=(height, width), stride=(height * 2 // 3, width * 2 // 3))
-
-
 def _camvid(decoder: str) -> Config:
     """CamVid with a DINOv2 ViT-S/14 on images enlarged to 546x728, to resolve thin objects.
 
@@ -151,7 +134,7 @@ def _camvid(decoder: str) -> Config:
             scale_range=(0.7, 1.3),
             max_class_share=1.0,
         ),
-        optim=replace(_FINE_TUNING, warmup_steps=200),
+        optim=replace(FINE_TUNING, warmup_steps=200),
         train=TrainConfig(
             steps=8000,
             batch_size=8,
@@ -159,7 +142,7 @@ def _camvid(decoder: str) -> Config:
             class_weights="sqrt_median_frequency",
             eval_every=2000,
         ),
-        eval=replace(_crop_windows(378, 504), multi_scale=True),
+        eval=replace(crop_windows(378, 504), multi_scale=True),
     )
 
 
@@ -229,7 +212,7 @@ def _camvid_quarter(steps: int) -> Config:
         config,
         data=replace(config.data, crop_size=(308, 420)),
         train=replace(config.train, steps=steps),
-        eval=_crop_windows(308, 420),
+        eval=crop_windows(308, 420),
     )
 
 
@@ -264,53 +247,8 @@ def camvid_setr_mla_small_lora_cpu() -> Config:
     )
 
 
-# --- other plain-ViT models as published ----------------------------------------------------------
+# --- other plain-ViT models as published, and modern training of SETR -----------------------------
 
-for _name, (_build, _title) in published_recipes().items():
+for _name, (_build, _title) in (published_recipes() | modern_recipes()).items():
     _build.__doc__ = _title
     _RECIPES[_name] = _build
-
-
-# --- modern training of SETR on the paper's data sets and two more --------------------------------
-
-_MODERN_CROPS = {"cityscapes": 768, "ade20k": 512, "pascal_context": 480, "voc": 512,
-                 "coco_stuff": 512}  # fmt: skip
-
-
-def _modern(dataset: str, decoder: str, encoder: str, patch: int, weights: str) -> Config:
-    """AdamW with layer-wise decay on a self-supervised ViT-B, 40k steps."""
-    crop = -(-_MODERN_CROPS[dataset] // patch) * patch
-    side = 1024 if dataset == "cityscapes" else crop
-    return Config(
-        model=ModelConfig(
-            name=f"setr_{decoder}_base", encoder=encoder, pretrained=weights, drop_path=0.1
-        ),
-        data=DataConfig(
-            root=f"data/{dataset}",
-            labels=dataset,
-            crop_size=(crop, crop),
-            short_side=side,
-            long_side=4 * side,
-        ),
-        optim=replace(_FINE_TUNING, lr=1e-4, layer_decay=0.8, warmup_steps=1500),
-        train=TrainConfig(
-            steps=40_000, batch_size=8 if dataset == "cityscapes" else 16, eval_every=8000
-        ),
-        eval=_crop_windows(crop, crop),
-    )
-
-
-def _register_modern() -> None:
-    titles = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "pascal_context": "Pascal Context",
-              "voc": "VOC 2012", "coco_stuff": "COCO-Stuff"}  # fmt: skip
-    for dataset, title in titles.items():
-        for decoder, tag, encoder, patch, weights in (
-            ("pup", "dinov2", "vit_base_patch14_dinov2", 14, "lvd142m"),
-            ("mla", "dinov3", "vit_base_patch16_dinov3", 16, "lvd1689m"),
-        ):
-            build = partial(_modern, dataset, decoder, encoder, patch, weights)
-            build.__doc__ = f"ours: SETR-{decoder.upper()}, {encoder}, {title}, AdamW, 40k"
-            _RECIPES[f"{dataset}_setr_{decoder}_base_{tag}_40k"] = build
-
-
-_register_modern()

@@ -8,7 +8,7 @@ and polygons (`geojson`, `gpkg`, `coco`, `coco_rle`, `labelme`). `Result.save` w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from setr.pages.montage import shrunk
 from setr.prediction import display
 from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_geopackage, to_labelme
 from setr.prediction.encoding import json_file, picture_file, require_options, scores_file
-from setr.prediction.kinds import RASTER_PICTURES, checked_suffix
+from setr.prediction.kinds import OPACITY, RASTER_PICTURES, checked_suffix
 from setr.prediction.late_scores import LateScores
 from setr.prediction.polygons import Polygon, mask_polygons, simplified
 from setr.prediction.rasters import RasterWriter
+from setr.prediction.shares import class_shares, largest
 from setr.prediction.unsure import checked_confidence, unlabel
 from setr.reading.files import printable, write_bytes
 from setr.reading.storage import is_address
@@ -168,7 +169,7 @@ class Result:
         """The mask in class colours, uint8 RGB (H, W, 3)."""
         return self.labels.palette[self.mask]
 
-    def overlay(self, opacity: float = 0.55) -> np.ndarray:
+    def overlay(self, opacity: float = OPACITY) -> np.ndarray:
         """The class colours blended over the image, uint8 RGB (H, W, 3); opacity from 0 to 1.
 
         Raises:
@@ -284,22 +285,6 @@ class Result:
 
     def _small_overlay(self) -> np.ndarray:
         return shrunk(self.overlay(), display.NOTEBOOK_WIDTH)
-
-
-def class_shares(counts: np.ndarray, classes: Sequence[str], unsure: int) -> dict[str, float]:
-    """Share of each class that occurs, largest first; `unsure` unlabelled pixels count, too."""
-    known = counts[: len(classes)]
-    total = max(1, known.sum() + unsure)
-    order = np.argsort(-known, kind="stable")
-    return {classes[i]: float(known[i] / total) for i in order if known[i]}
-
-
-def largest(shares: Mapping[str, float], min_confidence: float) -> str:
-    """One line with the four largest shares, and with `min_confidence` the unlabelled share."""
-    parts = [f"{name} {share:.0%}" for name, share in list(shares.items())[:4]]
-    if min_confidence:
-        parts.append(f"unlabelled {max(0.0, 1 - sum(shares.values())):.0%}")
-    return ", ".join(parts)
 
 
 _PICTURES: dict[str, Callable[..., np.ndarray]] = {

@@ -10,7 +10,7 @@ of workers or processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -21,6 +21,8 @@ from setr.labels import IGNORE
 
 PAD_COLOUR = (124, 116, 104)
 """ImageNet's mean: zero after normalisation with the default mean and std."""
+TRIES = 10
+"""Number of random crops among which one is chosen that meets a condition."""
 LONGEST = 32767
 """Side in pixels from which OpenCV 4 cannot warp an image."""
 
@@ -38,9 +40,10 @@ class Augmentation:
         flip_vertical: probability of a vertical flip.
         rotate: largest rotation in degrees about the crop's centre, uniform, in both directions.
         photometric: random brightness and contrast, and with three channels saturation and hue.
-        max_class_share: another crop is drawn (up to 10) if one class covers more than this share
-            of its labelled pixels, or if all are ignored.
-        rare_crops: share of crops that contain a pixel of a class drawn with `class_odds`.
+        max_class_share: another crop is drawn (up to `TRIES`) if one class covers more than this
+            share of its labelled pixels, or if all are ignored.
+        rare_crops: share of crops that contain a pixel of a class drawn with `class_odds`. Those
+            that a rotation would turn it out of are drawn anew, or are not rotated.
         class_odds: (K,) relative odds of drawing each class, among those in the mask.
         fill: value of each channel outside the image.
     """
@@ -73,10 +76,9 @@ class Augmentation:
         scale = base_scale(H, W, self.short_side, self.long_side) * rng.uniform(*self.scale_range)
         size = max(1, round(H * scale)), max(1, round(W * scale))
         centre = self._rare_pixel(mask, rng) if self.rare_crops else None
-        angle = rng.uniform(-self.rotate, self.rotate) if self.rotate else 0.0
-        for _ in range(10):
-            origin = self._origin(size, centre, rng)
-            window = CropWindow((H, W), size, origin, self.crop_size, angle)
+        angle = self._angle(rng)
+        for _ in range(TRIES):
+            window = self._window((H, W), size, centre, angle, rng)
             whole = isinstance(mask, np.ndarray) and max(H, W) < LONGEST
             rows, columns = (slice(0, H), slice(0, W)) if whole else window.source_region
             corner = rows.start, columns.start
@@ -101,6 +103,27 @@ class Augmentation:
     def _is_balanced(self, cropped: np.ndarray) -> bool:
         counts = cv2.calcHist([cropped], [0], None, [256], [0, 256])[:IGNORE]
         return bool(0 < counts.max() <= self.max_class_share * counts.sum())
+
+    def _angle(self, rng: np.random.Generator) -> float:
+        return rng.uniform(-self.rotate, self.rotate) if self.rotate else 0.0
+
+    def _window(
+        self,
+        source: tuple[int, int],
+        size: tuple[int, int],
+        centre: tuple[float, float] | None,
+        angle: float,
+        rng: np.random.Generator,
+    ) -> CropWindow:
+        """A random crop, rotated by `angle`, or by another one if it would turn `centre` out."""
+        for _ in range(TRIES):
+            window = CropWindow(
+                source, size, self._origin(size, centre, rng), self.crop_size, angle
+            )
+            if centre is None or window.shows(centre[0] * size[0], centre[1] * size[1]):
+                return window
+            angle = self._angle(rng)
+        return replace(window, angle=0.0)
 
     def _origin(
         self, size: tuple[int, int], centre: tuple[float, float] | None, rng: np.random.Generator

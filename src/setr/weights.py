@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,8 @@ from setr.errors import USAGE, SetrError
 from setr.layers.low_rank import fit_low_rank
 from setr.weight_files.architecture import dialect_options, function_options
 from setr.weight_files.dialects import translate
+from setr.weight_files.load_report import LoadReport as LoadReport
+from setr.weight_files.misfits import head_message, require_encoder
 from setr.weight_files.naming import DELTA, WHOLE, Translation
 from setr.weight_files.relative_bias import TABLE, fill_plain, fit_table, split_qkv_bias
 from setr.weight_files.sam import OFFSETS, fit_offsets
@@ -36,8 +37,12 @@ from setr.weight_files.stem import (
 )
 from setr.weight_files.tensorfiles import read_tensor_file
 
-MIN_MATCH = 0.95
-"""Share of the encoder's tensors that a checkpoint must have."""
+_FINAL_NORMS = {
+    "upernet": r"neck\.norm",
+    "segmenter": r"decoder\.norm",
+    "linear": r"decoder\.norms\.\d+",
+}
+"""Layers that stand for the encoder's final norm, by the decoder's name."""
 
 
 class Loadable(Protocol):
@@ -54,57 +59,6 @@ class Loadable(Protocol):
         """As `nn.Module.load_state_dict`."""
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load_weights` did; lists hold tensor names.
-
-    Attributes:
-        dialect: the checkpoint's layout, such as `timm` or `mmseg`.
-        loaded: tensors of the model that were loaded, including resized ones.
-        resized: position embeddings and tables of relative positions that were resampled to the
-            model's grid, and patch embeddings that were resampled to its patch size.
-        missing: tensors of the model that the checkpoint lacks; they keep their values.
-        unexpected: tensors of the checkpoint that the model lacks.
-        new_head: tensors of the heads that do not fit; they keep the model's values.
-        filled: tensors that the layout does not store, set to the values it implies.
-        differences: options by which the model computes another function than the checkpoint's.
-        encoder_share: fraction of the tensors of `part` that were loaded, 0 to 1.
-        part: the part that the checkpoint is for: `encoder`, or the `ViT` or `ResNet` of a Hybrid.
-        adapted: first convolutions of RGB weights that were adapted to the model's channels.
-    """
-
-    dialect: str
-    loaded: list[str]
-    resized: list[str]
-    missing: list[str]
-    unexpected: list[str]
-    new_head: list[str]
-    filled: list[str]
-    differences: list[str]
-    encoder_share: float
-    part: str = "encoder"
-    adapted: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        parts = [
-            f"dialect {self.dialect}: {len(self.loaded)} tensors loaded "
-            f"({self.encoder_share:.1%} of the {self.part})"
-        ]
-        for label, names in (
-            ("resized", self.resized),
-            ("adapted from RGB to the model's channels", self.adapted),
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("head tensors newly initialised", self.new_head),
-            ("filled in", self.filled),
-            ("different options", self.differences),
-        ):
-            if names:
-                more = ", …" if len(names) > 3 else ""
-                parts.append(f"{len(names)} {label}: {', '.join(names[:3])}{more}")
-        return "; ".join(parts)
-
-
 def load_weights(
     model: Loadable,
     source: str | os.PathLike,
@@ -116,7 +70,7 @@ def load_weights(
     """Load a checkpoint of any known layout into a model.
 
     A checkpoint of an encoder leaves the heads unchanged, except the encoder's final norm, with
-    which UPerNet's neck begins.
+    which UPerNet's neck, Segmenter's decoder and the linear probe begin.
     If the model does not have three input channels, RGB weights are adapted as in timm: summed for
     one channel, else repeated and scaled by 3 / in_chans.
     LoRA in a checkpoint is merged into the weights, unless the model has it, too.
@@ -176,7 +130,7 @@ def match_weights(
         )
     own = model.state_dict()
     named = found.whole or found.dialect == "setr"
-    given = dict(found.tensors) if named else _with_prefix(model, found)
+    given = dict(found.tensors) if named else _with_prefix(model, found, own)
     given = fit_low_rank(given, own, source)
     flatten_positions(given)
     fold_prefix(model.encoder, given)
@@ -208,9 +162,11 @@ def match_weights(
     absent = [n for n in expected if n not in state]
     missing = absent + [n for n in head_mismatches if n not in given]
     if not partial:
-        _require_encoder(source, mismatched, absent, own, given, share)
+        require_encoder(source, mismatched, absent, own, given, share)
     if head_mismatches and not new_head:
-        raise SetrError(_head_message(source, model, head_mismatches, own, given), code=USAGE)
+        raise SetrError(
+            head_message(source, model.num_classes, head_mismatches, own, given), code=USAGE
+        )
     report = LoadReport(
         dialect=found.dialect,
         loaded=[n for n in state if n not in filled],
@@ -256,66 +212,6 @@ def _resampled(
     return value
 
 
-def _require_encoder(
-    source: str,
-    mismatched: list[str],
-    missing: list[str],
-    own: dict[str, Tensor],
-    given: dict[str, Tensor],
-    share: float,
-) -> None:
-    """Raise `SetrError` if too few tensors match, any has another shape, or the stem differs."""
-    wrong = [n for n in mismatched if n.startswith("encoder.")]
-    stem = [n for n in missing if re.match(r"encoder\..*(patch_embed|pos_embed|\.conv1\.)", n)]
-    homeless = POSITIONS in given and POSITIONS not in own
-    if share >= MIN_MATCH and not (wrong or stem or homeless):
-        return
-    if homeless:
-        detail = f"the encoder has no place for {POSITIONS}"
-    elif wrong:
-        n = wrong[0]
-        detail = f"{n} is {tuple(given[n].shape)}, the model's is {tuple(own[n].shape)}"
-    else:
-        detail = f"missing: {', '.join((stem + missing)[:3])}"
-    raise SetrError(
-        f"{source}: fits {share:.0%} of the encoder ({detail}); choose the encoder that these "
-        "weights belong to (--model.encoder), or load what fits: partial=True, "
-        "`setr convert --partial`",
-        code=USAGE,
-    )
-
-
-_BY_CLASS = {
-    "decoder.classifier.weight": (0, 0),
-    "decoder.class_tokens": (1, 0),
-    "decoder.class_head.weight": (0, 1),
-}
-"""Head tensors by class: the last axis that counts them (those before have size 1), and how many
-rows are not classes ("no object")."""
-
-
-def _head_message(
-    source: str,
-    model: Loadable,
-    names: list[str],
-    own: dict[str, Tensor],
-    given: dict[str, Tensor],
-) -> str:
-    differing = [
-        len(given[name].flatten(0, axis)) - no_object
-        for name, (axis, no_object) in _BY_CLASS.items()
-        if name in names and name in given and name in own
-    ]
-    if differing and differing[0] != model.num_classes:
-        what = f"is for {differing[0]} classes, the model has {model.num_classes}"
-    else:
-        what = f"has another decoder ({names[0]} does not fit)"
-    return (
-        f"{source}: {what}; to initialise {len(names)} head tensors anew "
-        f"({', '.join(names[:2])}, …): new_head=True, `setr convert --new-head`"
-    )
-
-
 def _differences(model: Loadable, found: Translation, source: str) -> list[str]:
     """Options in which a foreign whole model differs from this model."""
     if found.dialect not in WHOLE:
@@ -337,7 +233,19 @@ def _expected(model: Loadable, found: Translation, encoder: list[str]) -> tuple[
     return "ViT", [n for n in encoder if ".patch_embed." not in n]
 
 
-def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
+def _with_final_norm(
+    given: dict[str, Tensor], own: dict[str, Tensor], decoder: str
+) -> dict[str, Tensor]:
+    """Give the encoder's final norm to the layers of neck or decoder that stand for it."""
+    layers = rf"(?:{_FINAL_NORMS.get(decoder, '')})\.(weight|bias)"
+    found = {name: re.fullmatch(layers, name) for name in own}
+    places = {name: f"encoder.vit.norm.{match[1]}" for name, match in found.items() if match}
+    norms = {name: given[there] for name, there in places.items() if there in given}
+    rest = {name: value for name, value in given.items() if name not in places.values()}
+    return rest | norms
+
+
+def _with_prefix(model: Loadable, found: Translation, own: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename an encoder's tensors to their names in the model."""
     hybrid = model.arguments["resnet"] is not None
     if found.dialect != "resnet":
@@ -349,10 +257,6 @@ def _with_prefix(model: Loadable, found: Translation) -> dict[str, Tensor]:
             for name, value in found.tensors.items()
             if not (pixels and name.startswith("patch_embed.proj."))
         }
-        if model.arguments["decoder"] == "upernet":  # its neck has the encoder's final norm
-            for kind in ("weight", "bias"):
-                if (norm := given.pop(f"encoder.vit.norm.{kind}", None)) is not None:
-                    given[f"neck.norm.{kind}"] = norm
-        return given
+        return _with_final_norm(given, own, model.arguments["decoder"])
     prefix = "encoder.vit.patch_embed.backbone." if hybrid else "encoder.net."
     return {prefix + name: value for name, value in found.tensors.items()}

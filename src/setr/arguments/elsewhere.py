@@ -1,4 +1,4 @@
-"""Option names of other toolkits, for hints when a user types one of them."""
+"""Names of other toolkits, for hints when a user types one of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "checkpoint-interval": ("save-every",),
     "conf": ("min-confidence",),
     "conf-thres": ("min-confidence",),
+    "cos-lr": ("schedule",),
     "crop": ("crop-size",),
     "data": ("data", "root"),
     "data-dir": ("data", "root"),
@@ -43,6 +44,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "load-from": ("pretrained",),
     "log-interval": ("log-every",),
     "lora": ("lora-rank",),
+    "lr-scheduler-type": ("schedule",),
     "lr0": ("lr",),
     "lrf": ("min-lr",),
     "max-epochs": ("epochs", "steps"),
@@ -69,6 +71,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "save-interval": ("save-every",),
     "save-period": ("save-every",),
     "save-txt": ("save",),
+    "sched": ("schedule",),
+    "scheduler": ("schedule",),
     "show": ("save",),
     "show-dir": ("save", "out"),
     "source": ("source", "images", "image"),
@@ -84,3 +88,19 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "work-dir": ("out",),
 }
 """Name in another toolkit -> names here; the hint gives the first one that the command has."""
+
+COMMANDS_ELSEWHERE = {
+    "benchmark": "bench",
+    "check": "doctor",
+    "evaluate": "eval",
+    "finetune": "train",
+    "fit": "train",
+    "infer": "predict",
+    "inference": "predict",
+    "init": "init-data",
+    "segment": "predict",
+    "test": "eval",
+    "val": "eval",
+    "validate": "eval",
+}
+"""Command in another toolkit -> command here."""

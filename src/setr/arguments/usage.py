@@ -285,17 +285,25 @@ def _matches(name: str, options: list[Option]) -> list[Option]:
         by_last.setdefault(option.name.rpartition(".")[2], []).append(option)
     by_name = {option.name: option for option in options}
     bare = name.rpartition(".")[2]
-    for equivalent in ELSEWHERE.get(name, ()):
-        if equivalent in by_name:
-            return [by_name[equivalent]]
-        if equivalent in by_last and len(by_last[equivalent]) == 1:
-            return by_last[equivalent]
+
+    def elsewhere(word: str) -> list[Option]:
+        for equivalent in ELSEWHERE.get(word, ()):
+            if equivalent in by_name:
+                return [by_name[equivalent]]
+            if equivalent in by_last and len(by_last[equivalent]) == 1:
+                return by_last[equivalent]
+        return []
+
+    if found := elsewhere(name):
+        return found
     for last in (bare, bare.removeprefix("no-")):
         if last in by_last:
             return by_last[last]
+    if found := elsewhere(bare):
+        return found
     for known, key in ((by_name, name.replace("no-", "")), (by_last, bare.removeprefix("no-"))):
         near = difflib.get_close_matches(key, known, 1, _TYPO_CUTOFF)
         if near:
-            found = known[near[0]]
-            return found if isinstance(found, list) else [found]
+            meant = known[near[0]]
+            return meant if isinstance(meant, list) else [meant]
     return []

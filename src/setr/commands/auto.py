@@ -23,6 +23,7 @@ import tyro
 from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat
 from setr.cli import parse
+from setr.commands.auto_settings import chosen_settings, has_length, typed_options
 from setr.commands.init_data import BESIDE, is_foreign
 from setr.commands.shared import Data
 from setr.commands.train import parsed
@@ -39,10 +40,8 @@ _NEEDED: dict[ExportFormat, tuple[str, ...]] = {
 _DEFAULT: tuple[ExportFormat, ...] = ("onnx", "openvino")
 _SETTING = re.compile(r"--(model|data|optim|train|distill|eval)\.")
 """Start of an option of `setr train`."""
-_LENGTH = ("--train.steps", "--train.epochs")
-_OURS = {"--data.root": "give it as DATA", "--out": "give it with -o", "--resume": "run the same "
-         "command again"}  # fmt: skip
-_TAKEN = ("RANK", "SLURM_PROCID")
+_OURS = {"--data.root": "give it as DATA", "--resume": "give the same command again"}
+"""Options of `setr train` that have another form here."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,9 @@ class Arguments:
 def run(arguments: list[str]) -> int:
     """Run the stages whose results are not there; prints what they made."""
     own, settings = _split(arguments)
+    for option, advice in _OURS.items():
+        if option in typed_options(arguments):
+            raise SetrError(f"{option}: {advice}", code=USAGE)
     given = parse(Arguments, own, "auto")
     _require(given, settings)
     wanted = parsed(["scratch", "--data.root", given.data, *settings]).config.data
@@ -119,13 +121,11 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _require(given: Arguments, settings: list[str]) -> None:
     """Refuse what cannot work together, before anything is read."""
-    typed = {word.partition("=")[0] for word in settings if word.startswith("-")}
-    for option, advice in _OURS.items():
-        if option in typed:
-            raise SetrError(f"{option}: {advice}", code=USAGE)
+    from setr.processes.launch import place_of
+
     if not 0 < given.minutes < float("inf"):
         raise SetrError(f"--minutes {given.minutes}: give a positive number", code=USAGE)
-    if set(_LENGTH) & typed and given.minutes != Arguments.minutes:
+    if has_length(settings) and given.minutes != Arguments.minutes:
         raise SetrError(
             f"--minutes {given.minutes}: has no effect beside a number of steps or epochs; give "
             "one of them",
@@ -133,7 +133,8 @@ def _require(given: Arguments, settings: list[str]) -> None:
         )
     if given.json and given.serve:
         raise SetrError("--json and --serve: give one of them", code=USAGE)
-    if any(os.environ.get(name) for name in _TAKEN):
+    place = place_of(os.environ)
+    if place is not None and place.world > 1:
         raise SetrError(
             "auto is one process; write `setr train` after torchrun or srun, as scaling.md shows",
             code=USAGE,
@@ -192,73 +193,24 @@ def _name(data: str) -> str:
 
 def _train(given: Arguments, data: str, out: Path, settings: list[str]) -> None:
     """Train, or continue a run, unless it has finished."""
-    if given.overwrite:
-        _stage("train", *_planned(given, data, out, settings), "--overwrite")
-    elif (out / "metrics.json").is_file():
+    from setr.checkpoint import states
+    from setr.training.runfolder import LAST
+
+    if not given.overwrite and (out / "metrics.json").is_file():
         print(f"\n{out}: trained already; --overwrite trains again", file=sys.stderr)
-    elif (out / "config.yaml").is_file():
-        again = [*settings] if (out / "last").is_dir() else [*settings, "--overwrite"]
-        resumed = ["--resume"] if (out / "last").is_dir() else []
-        _stage("train", str(out), *again, *resumed)
+    elif not given.overwrite and (out / "config.yaml").is_file():
+        if not has_length(settings):
+            steps = Config.load(out / "config.yaml").train.steps
+            print(
+                f"\n{out}: goes on with the train.steps {steps} it began with, whatever --minutes "
+                "says; --train.steps N changes them, --overwrite starts anew",
+                file=sys.stderr,
+            )
+        how = "--resume" if states(out / LAST) else "--overwrite"  # nothing was saved yet
+        _stage("train", str(out), *settings, how)
     else:
-        _stage("train", *_planned(given, data, out, settings))
-
-
-def _planned(given: Arguments, data: str, out: Path, settings: list[str]) -> list[str]:
-    """The words after `setr train`: a recipe, the settings chosen here, and the user's."""
-    from setr.data.dataset import Dataset
-    from setr.datasets import open_dataset
-    from setr.distributed import device
-    from setr.doctor import check
-    from setr.reading.files import require_writable
-    from setr.training import plan
-    from setr.training.build import require_buildable
-    from setr.training.normalisation import with_normalisation
-
-    typed = {word.partition("=")[0].replace("_", "-") for word in settings}
-    recipe = "finetune" if "--model.pretrained" in typed else "scratch"
-    words = [recipe, "--data.root", data, "--out", str(out)]
-
-    def choose(choices: plan.Choices) -> None:
-        for option, values in choices.items():
-            positive = option.replace(".no-", ".")
-            if not {f"--{option}", f"--{positive}"} & typed:
-                words.extend([f"--{option}", *map(str, values)])
-
-    def opened(split: str) -> Dataset:
-        return open_dataset(data, split, config.data.labels)
-
-    config = parsed([*words, *settings]).config
-    require_writable(out, "-o")
-    require_buildable(config, weights=True)
-    on = device(config.train.device)
-    train, val = (opened(split) for split in (config.data.train_split, config.data.val_split))
-    sizes, tested = (plan.extent(check(split)) for split in (train, val))
-    choose(plan.scale_choices(recipe, sizes, on, patch=_patch_size(config)))
-    config = with_normalisation(parsed([*words, *settings]).config, train)
-    if set(_LENGTH) & typed:
-        return [*words, *settings]
-    print("\ntiming a few steps", file=sys.stderr, flush=True)
-    step = plan.seconds_per_step(config, train, on)
-    test = plan.seconds_per_test(config, tested, step)
-    choose(plan.length_choices(config, sizes, minutes=given.minutes, step=step, test=test))
-    steps = parsed([*words, *settings]).config.train.steps
-    print(
-        f"a step takes about {step:.2g} s here and a test about {test:.2g} s: {steps} steps, "
-        f"{steps * step / 60:.1f} minutes",
-        file=sys.stderr,
-    )
-    return [*words, *settings]
-
-
-def _patch_size(config: Config) -> int:
-    """Patch size of the encoder in pixels."""
-    import torch
-
-    from setr.training.build import build_model, without_weights
-
-    with torch.device("meta"):
-        return int(build_model(without_weights(config), 1, quiet=True).encoder.patch_size)
+        words = chosen_settings(data, out, settings, minutes=given.minutes)
+        _stage("train", *words, *(["--overwrite"] if given.overwrite else []))
 
 
 def _test_split(data: str, wanted: DataConfig) -> str:

@@ -7,6 +7,9 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from setr.cli import parse, require_at_least
 from setr.config import Config
@@ -21,7 +24,7 @@ SHOWN = 8
 class Arguments:
     """Train and test SETR-PUP on drawn street scenes: minutes on two cores, no data needed."""
 
-    out: str = "runs/demo"
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "runs/demo"
     """Folder for the model, figures and report; an earlier demo there is replaced."""
     steps: int = 0
     """Training steps; the recipe's own by default."""

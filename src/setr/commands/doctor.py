@@ -58,6 +58,9 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(_plain(given.data, checkups, findings, failed)))
     else:
         print("\n".join(_summary(given.data, checkups, findings)))
+        if not failed and not given.quick and _is_complete(checkups):
+            train = f"setr train RECIPE --data.root {given.data}"
+            print(f"next: setr auto {given.data}, or {train}", file=sys.stderr)
     if given.page:
         write_checkups(given.page, given.data, checkups, findings)
         print(f"wrote {given.page}", file=sys.stderr)
@@ -98,6 +101,10 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
             if split not in there
         ]
     return opened
+
+
+def _is_complete(checkups: list[Checkup]) -> bool:
+    return {"train", "val"} <= {checkup.dataset.split for checkup in checkups}
 
 
 def _plain(data: str, checkups: list[Checkup], findings: list[Finding], failed: bool) -> dict:

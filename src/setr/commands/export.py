@@ -18,7 +18,7 @@ class Arguments:
     """Write a model as one file for another runtime, after comparing it with PyTorch.
 
     The file takes any batch, height and width, or only --size. fp32 is written only if its logits
-    are PyTorch's (to 1e-4 of the largest, at two sizes); bf16, fp16 and int8 only if the mIoU on
+    are PyTorch's (to 1e-4 of the largest, at three sizes); bf16, fp16 and int8 only if the mIoU on
     the calibration data falls by no more than half a point.
     """
 

@@ -27,8 +27,8 @@ class Arguments:
     """Describe a folder of images and masks: splits, ids or colours, and classes to be named.
 
     Outlines (LabelMe, COCO, YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label
-    Studio, V7) are drawn as masks into FOLDER/masks_drawn. Masks of one class each are joined
-    there.
+    Studio, Labelbox, V7) are drawn as masks into FOLDER/masks_drawn. Masks of one class each are
+    joined there.
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -72,7 +72,8 @@ def run(arguments: list[str]) -> int:
     print(made.yaml, end="")
     if made.note:
         print(f"warning: {given.folder}: {made.note}", file=sys.stderr)
-    data = given.folder if name == "data.yaml" else files[0]
+    data = str(given.folder if name == "data.yaml" else files[0])
+    data = f"./{data}" if data == "scenes" else data  # which is the built-in data set
     if name != given.name and name == BESIDE:
         print("data.yaml is of another program and stays as it is", file=sys.stderr)
     print(f"wrote {', '.join(map(str, files))}; look at the classes, then `setr doctor {data}`")

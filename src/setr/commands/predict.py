@@ -13,6 +13,7 @@ from setr.cli import parse, require_at_least, require_default, require_within
 from setr.commands.shared import Device, Flip, Model, Scales
 from setr.errors import USAGE, SetrError
 from setr.images import MAX_PIXELS
+from setr.prediction.kinds import OPACITY
 from setr.processes.quota import cpus
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 LONGEST_SECONDS = 366 * 24 * 3600.0
 """Of a live source."""
 NOT_SUBMITTED = (
-    *("save", "tolerance", "min_pixels", "bands", "value_range"),
+    *("save", "tolerance", "min_pixels", "opacity", "bands", "value_range"),
     *("pack", "pack_samples", "manifest", "retry", "shard"),
     *("batch", "exact", "workers", "engine", "actors"),
 )
@@ -57,6 +58,8 @@ class Arguments:
     """Polygons may leave out corners where that moves the outline by at most so many pixels."""
     min_pixels: int = 1
     """Polygons of smaller regions are left out."""
+    opacity: float = OPACITY
+    """Of the class colours in overlays, from 0 to 1."""
     min_confidence: float = 0.0
     """Pixels whose class is less probable, 0 to 1, are unlabelled: 255 in masks, black in colours,
     in no polygon."""
@@ -136,6 +139,7 @@ def _check_values(given: Arguments) -> None:
     require_within(given, 0, LARGEST_TOLERANCE, "tolerance")
     if given.seconds is not None:
         require_within(given, 1, LONGEST_SECONDS, "seconds")
+    require_within(given, 0, 1, "opacity")
     require_within(given, 0, 1, "min_confidence")
     parse_bands(given.bands)
     parse_range(given.value_range)

@@ -15,15 +15,17 @@ from setr.batch import Outcome, OutputWriter, Task, outcomes, stream_outcomes
 from setr.errors import OK, USAGE, SetrError
 from setr.prediction import tally
 from setr.prediction.inputs import Item, find_items, in_shard, output_names, read_item
+from setr.prediction.kinds import OPACITY
 from setr.prediction.manifest import Manifest, write_parquet
 from setr.prediction.output_check import check_outputs
 from setr.prediction.packs import Packer
 from setr.prediction.rasters import parse_bands, parse_range
 from setr.prediction.settled import files_of, output_writers, run_names, settled, stream_tasks
 from setr.prediction.streams import Stream, split_sources
+from setr.prediction.video import VIDEO_SUFFIXES
 from setr.predictor import load
 from setr.processes.interrupt import Interrupt, Stopped
-from setr.reading.files import printable
+from setr.reading.files import expanded, printable
 from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
 
@@ -43,6 +45,7 @@ def find_inputs(given: Arguments) -> tuple[list[Stream], list[Item]]:
     """The streams and images that the command line names, without results of earlier runs."""
     is_result = result_test(given.out)
     found, rest = split_sources(given.images)
+    _tell_of_videos(rest, {stream.source for stream in found}, is_result)
     streams = [stream for stream in found if not is_result(str(stream.below), stream.source)]
     special = {os.path.normpath(stream.source) for stream in found}
     items = [
@@ -53,6 +56,27 @@ def find_inputs(given: Arguments) -> tuple[list[Stream], list[Item]]:
     if not streams and not items:
         raise SetrError(f"{given.images[0]}: no images found outside {given.out}", code=USAGE)
     return streams, items
+
+
+def _tell_of_videos(
+    sources: Sequence[str], named: set[str], is_result: Callable[[str, str], bool]
+) -> None:
+    """Say which videos in folders are left out; most people mean the pictures of a folder."""
+    for folder in filter(os.path.isdir, sources):
+        videos = [
+            path
+            for path, name in expanded(folder, VIDEO_SUFFIXES)
+            if str(Path(path)) not in named and not is_result(name, path)
+        ]
+        if videos:
+            what = "a video" if len(videos) == 1 else f"{len(videos)} videos"
+            print(
+                printable(
+                    f"setr: {folder}: {what} in this folder left out, such as {videos[0]}; a video "
+                    "is segmented if you name it, or a quoted glob such as 'FOLDER/*.mp4'"
+                ),
+                file=sys.stderr,
+            )
 
 
 def predict(
@@ -115,8 +139,14 @@ def _writers(given: Arguments) -> WriterOf:
         ],
         by_bands,
         packed=given.pack != "no",
-        polygons={"tolerance": given.tolerance, "min_pixels": given.min_pixels},
+        options=_output_options(given),
     )
+
+
+def _output_options(given: Arguments) -> dict[str, Any]:
+    """Options of kinds. The opacity enters a run's name only if it is not the usual one."""
+    found: dict[str, Any] = {"tolerance": given.tolerance, "min_pixels": given.min_pixels}
+    return found if given.opacity == OPACITY else {**found, "opacity": given.opacity}
 
 
 def _record(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Set
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,8 @@ from setr.reading.masks import IN_ALPHA, is_in_alpha, read_mask
 
 MAX_BLENDED = 10
 """More scattered ids, or rare colours between two frequent ones, are no classes."""
+BESIDE = 2
+"""Scattered ids that differ from all others by this or less are no classes, even if few."""
 
 
 class DraftedClasses(NamedTuple):
@@ -55,13 +59,26 @@ def draft_classes(root: Path, masks: list[str]) -> DraftedClasses:
 
 def _scattered_text(values: MaskValues) -> str:
     """Message on ids that form no areas; empty if there are few of them."""
-    if values.scattered <= MAX_BLENDED:
+    solid = set(values.ids) - values.scattered
+    if len(values.scattered) <= MAX_BLENDED and not _are_fringes(values.scattered, solid):
         return ""
     return (
-        f"{values.scattered} of {len(values.ids)} ids in the masks form no areas, as after lossy "
-        "compression (JPEG, even if saved as PNG later) or at anti-aliased edges; export the "
+        f"{len(values.scattered)} of {len(values.ids)} ids in the masks form no areas, as after "
+        "lossy compression (JPEG, even if saved as PNG later) or at anti-aliased edges; export the "
         "masks from their source again, as PNG without anti-aliasing"
     )
+
+
+def _are_fringes(scattered: Set[int], solid: Set[int]) -> bool:
+    """Whether each of several ids, far from the others, has a scattered one next to it.
+
+    JPEG of the highest quality makes them: 1 and 254 from 0 and 255. Thin classes are not like
+    this, since ids of classes are consecutive numbers.
+    """
+    order = sorted(solid)
+    far = all(b - a > 2 * BESIDE for a, b in pairwise(order))
+    beside = (any(abs(i - other) <= BESIDE for other in scattered) for i in order)
+    return len(order) > 1 and far and all(beside)
 
 
 def listed_classes(names: dict[int, str], ids: Counter[int]) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from setr.data.layouts import COLOUR_FILE, SPLIT_NAMES
+from setr.data.layouts import COLOUR_FILE, COLOURS_FILE, SPLIT_NAMES
 from setr.errors import DATA_CHECK_FAILED, SetrError
 
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json", "_classes.csv")
@@ -17,7 +17,7 @@ _EXPECTED = {
 }
 _COLOUR_LINES = {
     COLOUR_FILE: r"(?P<name>[^:]*):\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)\s*(:|$)",
-    "label_colors.txt": r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>.+)",
+    COLOURS_FILE: r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>.+)",
     "class_dict.csv": r"(?P<name>[^,]+),\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)$",
 }
 """Files of class colours and their lines: CVAT's masks; CamVid, also from CVAT; Kaggle."""
@@ -26,7 +26,8 @@ _COLOUR_LINES = {
 def names_by_id(root: Path) -> dict[int, str]:
     """Class names by id from a file in the root or in the folder of a split; empty without one.
 
-    The file has one name per line, or is JSON or Roboflow's table.
+    The file has one name per line, or is JSON or Roboflow's table. In CVAT's export as Cityscapes
+    it is the file of colours, whose lines are in the order of the ids.
 
     Raises:
         SetrError: JSON or a table without class names.
@@ -46,6 +47,9 @@ def names_by_id(root: Path) -> dict[int, str]:
             return names
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return dict(enumerate(lines[lines[:1] == ["__ignore__"] :]))  # labelme's name of id -1
+    file = root / COLOURS_FILE
+    if file.is_file() and (root / "gtFine").is_dir():
+        return dict(enumerate(name for name, _ in _coloured_names(file)))
     return {}
 
 
@@ -54,12 +58,17 @@ def names_by_colour(root: Path) -> dict[int, str]:
     file = next((root / name for name in _COLOUR_LINES if (root / name).is_file()), None)
     if file is None:
         return {}
-    names = {}
+    return {colour: name for name, colour in _coloured_names(file)}
+
+
+def _coloured_names(file: Path) -> list[tuple[str, int]]:
+    """The names and colours (0xrrggbb) of a file, one for each line."""
+    names = []
     for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         found = re.match(_COLOUR_LINES[file.name], line.strip())
         values = [int(found[part]) for part in "rgb"] if found else [256]
         if found and max(values) < 256 and not line.startswith("#"):
-            names[values[0] << 16 | values[1] << 8 | values[2]] = found["name"].strip()
+            names.append((found["name"].strip(), values[0] << 16 | values[1] << 8 | values[2]))
     return names
 
 

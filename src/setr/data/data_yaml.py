@@ -99,6 +99,12 @@ def read_description(path: Path) -> Description:
         raise SetrError(f"{path}: unknown key '{unknown[0]}'{hint}", code=USAGE)
     place = str(values.get("path", "."))
     root = Path(place) if place.startswith(HUB) else (path.parent / place).resolve()
+    if not place.startswith(HUB) and not root.is_dir():
+        raise SetrError(
+            f"{path}: path: {place} leads to {root}, and there is no such folder; give the folder "
+            "of the images relative to this file, as path: . for its own",
+            code=USAGE,
+        )
     splits = {split: _places(values[split], split, path) for split in SPLITS if values.get(split)}
     masks_dir = values.get("masks_dir")
     try:

@@ -41,8 +41,8 @@ SPLIT_NAMES = {
 SPLIT_OF = {folder: split for split, folders in SPLIT_NAMES.items() for folder in folders}
 LISTS = Path("ImageSets", "Segmentation")
 """Lists of image stems for each split in VOC's layout, which CVAT exports, too."""
-COLOUR_FILE = "labelmap.txt"
-"""CVAT's file of class names and their colours."""
+COLOUR_FILE, COLOURS_FILE = "labelmap.txt", "label_colors.txt"
+"""CVAT's files of class names and their colours: of masks, and of CamVid and Cityscapes."""
 _VOC_NAME = re.compile(r"(\d{4}_)?\d{6}")
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
@@ -93,6 +93,8 @@ def split_lists(root: Path) -> dict[str, str]:
 def _cityscapes(root: Path, split: str, wanted: str) -> SplitFiles | None:
     """`leftImg8bit/SPLIT/CITY` with `gtFine`, or with `gtCoarse` for splits without fine masks."""
     if not (root / "leftImg8bit" / split).is_dir():
+        return None
+    if (root / COLOURS_FILE).is_file():  # another data set, exported by CVAT in this layout
         return None
     images = names_below(root / "leftImg8bit" / split, f"leftImg8bit/{split}/")
     kind = next((k for k in ("gtFine", "gtCoarse") if (root / k / split).is_dir()), None)

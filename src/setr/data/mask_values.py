@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.labels import IGNORE
+from setr.labels import IGNORE, packed_colours
+from setr.processes.progress import Progress
 from setr.reading.masks import ColourMaskError, is_reordered, painted, read_mask
 
 MAX_VALUES = 256
@@ -25,13 +26,13 @@ class MaskValues(NamedTuple):
         ids: pixels of each id; empty if the masks contain colours.
         colours: pixels of each colour.
         by_mask: the values in each mask file.
-        scattered: number of ids that form no areas, as lossy compression and soft edges make them.
+        scattered: ids that form no areas, as lossy compression and soft edges make them.
     """
 
     ids: Counter[int]
     colours: Counter[int]
     by_mask: dict[str, frozenset[int]]
-    scattered: int
+    scattered: frozenset[int]
 
 
 def count_values(root: Path, masks: list[str]) -> MaskValues:
@@ -50,30 +51,33 @@ def count_values(root: Path, masks: list[str]) -> MaskValues:
     by_mask: dict[str, frozenset[int]] = {}
     grey: list[str] = []
     pairs: set[tuple[int, int]] = set()  # id and colour
-    for name in masks:
-        try:
-            mask = read_mask(root / name)
-            by_mask[name] = _count(root, mask, ids, "ids")
-            inside.update(_inside(mask))
-            grey.append(name)
-            pairs |= painted(root / name, by_mask[name])
-        except ColourMaskError:
-            by_mask[name] = _count(root, _packed_colours(root / name), colours, "colours")
-        except SetrError as error:
-            raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
+    with Progress("read masks", len(masks)) as progress:
+        for done, name in enumerate(masks, 1):
+            try:
+                mask = read_mask(root / name)
+                by_mask[name] = _count(root, mask, ids, "ids")
+                inside.update(_inside(mask))
+                grey.append(name)
+                pairs |= painted(root / name, by_mask[name])
+            except ColourMaskError:
+                found = packed_colours(read_mask(root / name, rgb=True))
+                by_mask[name] = _count(root, found, colours, "colours")
+            except SetrError as error:
+                raise SetrError(str(error), code=DATA_CHECK_FAILED) from None
+            progress.update(done, images=1)
     if not ids or not (colours or is_reordered(pairs)):
-        scattered = sum(inside[i] < SCATTERED * count for i, count in ids.items())
-        return MaskValues(ids, colours, by_mask, scattered)
+        scattered = (i for i, count in ids.items() if inside[i] < SCATTERED * count)
+        return MaskValues(ids, colours, by_mask, frozenset(scattered))
     for name in grey:
         try:
-            values = _packed_colours(root / name)
+            values = packed_colours(read_mask(root / name, rgb=True))
         except SetrError:
             raise SetrError(
                 f"{root}: some masks contain ids ({name}), others colours; export all in one way",
                 code=DATA_CHECK_FAILED,
             ) from None
         by_mask[name] = _count(root, values, colours, "colours")
-    return MaskValues(Counter(), colours, by_mask, 0)
+    return MaskValues(Counter(), colours, by_mask, frozenset())
 
 
 def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> frozenset[int]:
@@ -102,10 +106,3 @@ def _pixels(values: np.ndarray) -> dict[int, int]:
         return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
     unique, pixels = np.unique(values, return_counts=True)
     return dict(zip(unique.tolist(), pixels.tolist(), strict=True))
-
-
-def _packed_colours(mask: Path) -> np.ndarray:
-    """The colours (H, W) of a mask as 0xrrggbb."""
-    rgb = read_mask(mask, rgb=True).astype(np.int32)
-    packed: np.ndarray = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
-    return packed

@@ -175,10 +175,10 @@ def _calling(augment: Augment) -> Call:
         signature = inspect.signature(augment)
     except ValueError:  # some functions written in C have none
         return _with_generator
-    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        return _with_names
     if "rng" in signature.parameters:
         return _with_rng
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return _with_names
     for arguments, call in (((0, 0), _without_generator), ((0, 0, 0), _with_generator)):
         with contextlib.suppress(TypeError):
             signature.bind(*arguments)

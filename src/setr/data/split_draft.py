@@ -21,8 +21,8 @@ def draft_lists(
     """Text of the list of each split; train and val get at least one pair each if there are two.
 
     Pairs with a known split, or in a folder named after one (`images/training`), stay in it, so
-    test images are never used for training. The others are for training; if no validation split is
-    known, it is drawn from them.
+    test images are not used for training, unless there are no others. The others are for training;
+    if train or val is not known, both are drawn from what there is of them.
 
     Args:
         pairs: all pairs.

@@ -69,6 +69,17 @@ def is_turned(path: Path) -> bool:
         return False
 
 
+def is_blank(source: GdalFile, window: Window) -> bool:
+    """Whether a window is transparent and of one colour.
+
+    Bands that a file marks as alpha may be near infrared, so transparency alone does not count.
+    """
+    if source.has_data(*window).any():
+        return False
+    values = source.read(range(1, len(source.stored.kinds) + 1), *window)
+    return bool((values == values[:, :1, :1]).all())
+
+
 def box_of(file: Any, window: Window) -> tuple[float, float, float, float]:
     """Bounding box of a window in the file's coordinates, in pixels if it has no georeference."""
     (top, bottom), (left, right) = window

@@ -19,7 +19,7 @@ import numpy as np
 from setr.data.pairing import data_error
 from setr.data.split_draft import known_split
 from setr.data.tile_draft import Tile, divide_tiles, windows
-from setr.data.tile_files import box_of, is_turned, mask_to_cut, write_image, write_mask
+from setr.data.tile_files import box_of, is_blank, is_turned, mask_to_cut, write_image, write_mask
 from setr.errors import USAGE, SetrError
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
@@ -124,7 +124,7 @@ class TileFolder:
             file, numbers = source.file, range(1, len(source.stored.kinds) + 1)
             on_map = file.crs is not None or not file.transform.is_identity
             for window in windows(source.stored.shape, self.side):
-                if not source.has_data(*window, numbers).any():
+                if not source.has_data(*window, numbers).any() or is_blank(source, window):
                     self.without_data += 1
                     continue
                 (top, bottom), (left, right) = window

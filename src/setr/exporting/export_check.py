@@ -14,7 +14,8 @@ from setr.data.dataset import Dataset
 from setr.errors import SetrError
 from setr.evaluation import evaluate_split
 from setr.exporting.graphs import Head
-from setr.exporting.runtime import ANY, COARSE, ExportedModel, Form, Run, onnx_run, openvino_run
+from setr.exporting.runtime import ANY, ExportedModel, Form
+from setr.exporting.sessions import COARSE, Run, onnx_run, openvino_run
 from setr.inference import normalize
 from setr.model import SETR
 from setr.model_info import ModelInfo
@@ -45,7 +46,7 @@ def open_run(path: Path, outputs: tuple[str, ...]) -> Run:
 def compare(
     path: Path, model: SETR, head: Head, form: Form = ANY, *, exact: bool
 ) -> dict[str, Any]:
-    """Run a file and PyTorch on the same noise at two sizes, or at the file's only one.
+    """Run a file and PyTorch on the same noise at three sizes, or at the file's only one.
 
     Returns:
         `difference`: by size, the largest of the logits' absolute differences over the largest
@@ -108,12 +109,14 @@ def _clear_errors(mask: torch.Tensor, logits: torch.Tensor) -> bool:
 
 
 def _sizes(model: SETR) -> list[tuple[int, int, int]]:
-    """Batches to compare at: eight patches square, and sides that are no multiples of the patch.
+    """Batches to compare at: eight patches square, and a wide and a tall image.
 
-    The second has several windows along each axis, if the encoder attends in windows.
+    The sides of the last two are no multiples of the patch, and have several windows along each
+    axis, if the encoder attends in windows.
     """
     p, side = model.encoder.patch_size, model.encoder.window_size
-    return [(1, 8 * p, 8 * p), (2, (6 + side) * p + p // 2 + 1, (11 + side) * p - 1)]
+    short, long = (6 + side) * p + p // 2 + 1, (11 + side) * p - 1
+    return [(1, 8 * p, 8 * p), (2, short, long), (1, long, short)]
 
 
 def compare_accuracy(
@@ -129,7 +132,7 @@ def compare_accuracy(
 
     before = miou(model)
     values = {key: json.loads(text) for key, text in stored.items()}
-    exported = ExportedModel(open_run(path, (COARSE,)), values)
+    exported = ExportedModel(open_run(path, (COARSE,)), values, path.name)
     return {"pytorch_fp32": before, "exported": miou(exported)}
 
 

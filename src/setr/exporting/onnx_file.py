@@ -16,7 +16,8 @@ import torch
 from setr._extras import import_extra
 from setr.exporting.graphs import free_axes, quiet
 from setr.exporting.quantize import quantized
-from setr.exporting.runtime import ANY, COARSE, INPUT, Form
+from setr.exporting.runtime import ANY, Form
+from setr.exporting.sessions import COARSE, INPUT
 
 OPSET = 20
 MAX_INSIDE = 1_900_000_000

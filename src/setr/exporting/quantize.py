@@ -20,7 +20,7 @@ from setr._extras import import_extra
 from setr.data.dataset import Dataset
 from setr.data.loader import spread
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.exporting.runtime import INPUT
+from setr.exporting.sessions import INPUT
 from setr.inference import normalize
 from setr.model_info import ModelInfo
 

@@ -11,9 +11,6 @@ Shapes: B batch, H x W image, K classes.
 from __future__ import annotations
 
 import json
-import re
-import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,21 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from setr._extras import import_extra
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import USAGE, SetrError
+from setr.exporting.sessions import COARSE, Run, onnx_run, openvino_run
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
-from setr.processes.machine import HEAP, page_out
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files `open_exported` reads."""
-INPUT, COARSE = "images", "coarse"
-"""Names of the graph's input, and of the output with logits at the decoder's own scale."""
 KEYS = ("format", "model", "labels", "protocol", "mean", "std", "export")
 """Required metadata, stored as JSON under `setr.KEY` (ONNX) or setr/KEY (OpenVINO)."""
-
-Run = Callable[[np.ndarray], list[np.ndarray]]
-"""Images in the file's `Form` -> the requested outputs."""
 
 
 class Form(NamedTuple):
@@ -89,11 +80,13 @@ class ExportedModel(nn.Module):
     Args:
         run: computes the coarse logits.
         values: the file's metadata.
+        name: of the file, for messages.
     """
 
-    def __init__(self, run: Run, values: dict[str, Any]) -> None:
+    def __init__(self, run: Run, values: dict[str, Any], name: str) -> None:
         super().__init__()
-        self.run, self.export = run, values["export"]
+        self.run, self.export, self.name = run, values["export"], name
+        self.precision = str(self.export["precision"])
         size, grid = self.export.get("size"), self.export.get("grid")
         self.grid = (int(grid[0]), int(grid[1])) if grid else None
         self.form = Form(
@@ -148,122 +141,6 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
         )
     try:
         values = {key: json.loads(text) for key, text in stored.items()}
-        return ExportedModel(run, values).eval(), read_info(values, str(path))
+        return ExportedModel(run, values, str(path)).eval(), read_info(values, str(path))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise SetrError(f"{path}: its metadata is broken ({error!r:.120})") from None
-
-
-def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[Run, dict[str, str]]:
-    """An ONNX file in ONNX Runtime -> a function for these outputs, and the file's metadata."""
-    ort = import_extra("onnxruntime", "onnx", str(path))
-    providers = _providers(device, ort.get_available_providers())
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False  # it would keep memory for every image size seen
-    try:
-        session = ort.InferenceSession(
-            path, options, providers=providers, enable_fallback=device == "auto"
-        )
-    except Exception as error:  # onnxruntime's own classes, one per kind of failure
-        reason = first_line(error)
-        raise SetrError(f"{path}: not an ONNX model that can be run ({reason:.120})") from None
-    if device != "auto" and session.get_providers() != [name for name, _ in providers]:
-        raise SetrError(
-            f"device '{device}': onnxruntime-gpu cannot use it; check its CUDA and cuDNN "
-            "libraries, or use --device cpu"
-        )
-    HEAP.give_back(now=True)  # memory that reading the file took
-    metadata = session.get_modelmeta().custom_metadata_map
-    stored = {k.removeprefix("setr."): v for k, v in metadata.items() if k.startswith("setr.")}
-    needed = ort.RunOptions()
-    needed.add_run_config_entry("only_execute_path_to_fetches", "1")
-    needed.only_execute_path_to_fetches = True
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        found: list[np.ndarray] = session.run(list(outputs), {INPUT: images}, needed)
-        return found
-
-    return run, stored
-
-
-def _providers(device: str, available: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """ONNX Runtime's execution providers for a device, in order of preference."""
-    gpu, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
-    if device == "auto":
-        device = "cuda" if gpu in available else "cpu"
-    if device == "cpu":
-        return [(cpu, {})]
-    named = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if not named or gpu not in available:
-        raise SetrError(
-            f"device '{device}': this onnxruntime has {', '.join(available)}; use --device cpu, or "
-            "install onnxruntime-gpu",
-            code=USAGE,
-        )
-    return [(gpu, {"device_id": named[1] or "0"}), (cpu, {})]
-
-
-def openvino_run(
-    path: Path, outputs: Sequence[str], device: str = "cpu"
-) -> tuple[Run, dict[str, str]]:
-    """An OpenVINO file -> a function for these outputs, and the file's metadata."""
-    ov = import_extra("openvino", "openvino", str(path))
-    if device not in ("auto", "cpu"):
-        raise SetrError(
-            f"device '{device}': OpenVINO files run on the CPU here; use --device cpu", code=USAGE
-        )
-    core = ov.Core()
-    try:
-        model = core.read_model(path)
-    except RuntimeError as error:
-        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
-        raise SetrError(f"{path}: not an OpenVINO model, or its .bin is missing ({reason:.120})") \
-            from None  # fmt: skip
-    stored = {}
-    if model.has_rt_info(["setr"]):
-        for key in model.get_rt_info(["setr"]).value:
-            stored[key] = model.get_rt_info(["setr", key]).value
-    if "export" not in stored:
-        return (lambda images: []), stored
-    kept = [model.output(name) for name in outputs]
-    precision = json.loads(stored["export"])["precision"]
-    compiled = core.compile_model(
-        ov.Model(kept, model.get_parameters()), "CPU", openvino_settings(core, precision)
-    )
-    request = compiled.create_infer_request()
-    if compiled.input(0).partial_shape.is_dynamic:
-        request.infer({0: _small_images(compiled.input(0))})  # packs the weights
-        page_out(path.with_suffix(".bin"))
-
-    count = len(kept)  # the closure must not keep the model, whose weights have been copied
-    busy = threading.Lock()  # a request has one set of inputs and outputs
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        with busy:
-            found = request.infer({0: images}, share_inputs=True)
-            return [found[i] for i in range(count)]
-
-    return run, stored
-
-
-def _small_images(given: Any) -> np.ndarray:
-    """A black image of 64x64 for an OpenVINO input whose batch and size are free."""
-    _, *sides = given.partial_shape
-    shape = [1, *(side.get_length() if side.is_static else 64 for side in sides)]
-    return np.zeros(shape, given.element_type.to_dtype())
-
-
-def openvino_settings(core: Any, precision: str) -> dict[str, Any]:
-    """OpenVINO's CPU settings for a file of this precision.
-
-    By default OpenVINO computes even fp32 files in bf16 where the processor can. In int8 files the
-    layers that are not quantised run in bf16 where the processor can.
-    """
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    low = precision in ("bf16", "int8") and has_bf16
-    return {
-        "INFERENCE_PRECISION_HINT": "bf16" if low else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }

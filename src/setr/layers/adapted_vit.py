@@ -1,7 +1,7 @@
 """What adapted classes of timm share: the methods of its `VisionTransformer` that encoders use.
 
-timm has ViTs of other classes: with a relative position bias (BEiT and its own), and NaFlex. An
-adapted class takes images of any size, in one forward pass for all of them.
+timm has ViTs of other classes: with a relative position bias (BEiT and its own), with windows
+(SAM), and NaFlex. An adapted class takes images of any size, in one forward pass for all of them.
 
 Shapes: B batch, h x w patch grid, N tokens, C width.
 """
@@ -29,7 +29,10 @@ class AdaptedViT:
     grad_checkpointing: bool
 
     def _pos_embed(self, patches: Tensor) -> Any:
-        """(B, h, w, C) -> tokens (B, N, C), prefix tokens first; or a pair with rotary angles."""
+        """(B, h, w, C) -> tokens (B, N, C), prefix tokens first; or a pair with rotary angles.
+
+        `Encoder` has one for all classes without their own.
+        """
         raise NotImplementedError
 
     def block_arguments(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from setr.errors import USAGE, SetrError
 
@@ -33,6 +34,13 @@ class Backbone(nn.Module):
     def stages(self) -> list[nn.Module]:
         """The transformer blocks or residual stages, shallow to deep, without the stem."""
         raise NotImplementedError
+
+    def padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images padded to whole patches, zeros at the bottom and right; and the grid (h, w)."""
+        H, W = images.shape[-2:]
+        p = self.patch_size
+        padded = F.pad(images, (0, -W % p, 0, -H % p)) if H % p or W % p else images
+        return padded, (-(-H // p), -(-W // p))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""

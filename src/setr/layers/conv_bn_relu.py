@@ -18,8 +18,8 @@ from setr.layers.upsampled_convolution import (
     conv_of_doubled_for_export,
     conv_of_doubled_in_bands,
     conv_of_upsampled,
-    upsample_features,
 )
+from setr.layers.upsampling import upsample_features
 
 SMALL = 150_000_000
 """Convolutions with fewer multiplications are faster without bands."""

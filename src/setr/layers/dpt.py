@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from setr.errors import USAGE, SetrError
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
-from setr.layers.upsampled_convolution import require_final_scale, upsample
+from setr.layers.upsampling import require_final_scale, resize_bilinear, upsample
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """Scales of the maps in units of the patch grid, shallow to deep; 4, 8, 16, 32 pixels per cell."""
@@ -127,9 +127,9 @@ class Fusion(nn.Module):
         x = finer
         if fused is not None:
             assert self.lateral is not None
-            size = fused.shape[-2:]
+            size = (fused.shape[-2], fused.shape[-1])
             if is_traced() or x.shape[-2:] != size:  # a traced graph must work at any size
-                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+                x = resize_bilinear(x, size)
             x = fused + self.lateral(x)
         return upsample(self.project(self.refine(x)), 2, align_corners=self.align_corners)
 

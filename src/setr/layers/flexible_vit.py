@@ -21,28 +21,41 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr._timm import timm
 from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
 from setr.layers.patch_embedding import linear_patches
+from setr.layers.positions import resize_maps
 
 _naflex: Any = timm.models.naflexvit
 _RESAMPLING = ("interp_mode", "antialias", "align_corners", "ar_preserving")
 
 
-class FlexibleViT(AdaptedViT, _naflex.NaFlexVit):
-    """timm's NaFlex ViT with the parts of timm's other ViTs.
+class StoredGrid:
+    """A base of classes whose position embeddings keep their grid and are resampled in each pass.
 
     Attributes:
         pos_embed: positions (1, h*w, C) of the grid `patch_embed.grid_size`; None if there are
             none or they are factorised.
         pos_embed_y: (1, h, C), the rows' part of factorised positions, or None.
         pos_embed_x: (1, w, C), the columns' part, or None.
+        interp_mode: `mode` of `F.interpolate`, whose options `antialias` and `align_corners` are.
+        ar_preserving: resample to a square of the longer side, and take its top left part.
     """
 
-    no_embed_class = True  # positions never cover the prefix tokens
+    patch_embed: Any
+    pos_embed: Any
+    pos_embed_y: Any
+    pos_embed_x: Any
+    cls_token: Any
+    reg_token: Any
+    pos_drop: Any
+    rope: Any
+    interp_mode: str
+    antialias: bool
+    align_corners: bool
+    ar_preserving: bool
 
     def _pos_embed(self, patches: Tensor) -> Any:
         """(B, h, w, C) -> (B, N, C), or a pair with the rotary angles if there are."""
@@ -58,7 +71,8 @@ class FlexibleViT(AdaptedViT, _naflex.NaFlexVit):
         """Position embeddings (1, h*w, C) of the model's own grid, also if factorised."""
         if self.pos_embed_y is not None:
             return (self.pos_embed_y[:, :, None] + self.pos_embed_x[:, None]).flatten(1, 2)
-        return self.pos_embed
+        found: Tensor | None = self.pos_embed
+        return found
 
     def _resampled(self, positions: Tensor, grid: tuple[int, int]) -> Tensor:
         """Positions (1, n, C) of the model's own grid -> those of an image's grid (1, h*w, C)."""
@@ -68,9 +82,9 @@ class FlexibleViT(AdaptedViT, _naflex.NaFlexVit):
         h, w = grid
         longer = torch.sym_max(h, w)
         wide = positions if positions.dtype is torch.float64 else positions.float()
-        maps = F.interpolate(
+        maps = resize_maps(
             wide.unflatten(1, own).permute(0, 3, 1, 2),
-            size=(longer, longer) if self.ar_preserving else (h, w),
+            (longer, longer) if self.ar_preserving else (h, w),
             mode=self.interp_mode,
             antialias=self.antialias,
             align_corners=self.align_corners,
@@ -78,6 +92,12 @@ class FlexibleViT(AdaptedViT, _naflex.NaFlexVit):
         if self.ar_preserving:  # a copy, since graphs that were traced with h < w would need none
             maps = maps[:, :, :h, :w].clone(memory_format=torch.contiguous_format)
         return maps.flatten(2).transpose(1, 2)
+
+
+class FlexibleViT(StoredGrid, AdaptedViT, _naflex.NaFlexVit):
+    """timm's NaFlex ViT with the parts of timm's other ViTs."""
+
+    no_embed_class = True  # positions never cover the prefix tokens
 
     def block_arguments(
         self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from setr.layers.channel_norm import ChannelNorm
 from setr.layers.products import no_autocast
-from setr.layers.upsampled_convolution import upsample
+from setr.layers.upsampling import upsample
 
 TINY = 1e-12
 """Smallest score of a class, so that its logarithm is finite."""
@@ -85,7 +85,7 @@ class MaskClassifier(nn.Module):
 
         A class scores the sum over queries of its probability times that of the pixel being in the
         query's mask; the logits are the scores' logarithms. The masks are resized to pixels first,
-        as in the authors' code.
+        as in the authors' code. All of it is computed in fp32 (fp64 stays fp64).
         """
         masks, classes = self.predict(*features)
         with no_autocast(masks.device):  # in bf16, many pixels' best two scores would be equal
@@ -93,7 +93,7 @@ class MaskClassifier(nn.Module):
             inside = upsample(masks.to(dtype), self.final_scale).sigmoid_()
             shares = classes.to(dtype).softmax(-1)[..., :-1]
             scores = (shares.transpose(1, 2) @ inside.flatten(2)).unflatten(2, inside.shape[-2:])
-            return scores.clamp_(min=TINY).log_()
+            return scores.clamp_(min=TINY).log_().to(self.class_head.weight.dtype)
 
 
 class _Doubling(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from setr.arguments.choices import PosInterp
 from setr.errors import USAGE, SetrError
+from setr.layers.products import exact_products
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 """Prefix tokens of a timm ViT, in the order in which they precede the patch tokens."""
@@ -53,19 +54,50 @@ def resample_grid(
     antialiased, and with another kernel (Keys' a is -0.75, not -0.5). `embedding` must not include
     prefix tokens.
     """
-    if tuple(old) == tuple(new):
+    if is_known(new, old):
         return embedding
     maps = embedding.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
     if maps.dtype in (torch.float16, torch.bfloat16):
         maps = maps.float()
-    maps = F.interpolate(
-        maps,
-        size=new,
-        mode=mode.removesuffix("_plain"),
-        align_corners=False,
-        antialias=mode == "bicubic",
-    )
+    maps = resize_maps(maps, new, mode=mode.removesuffix("_plain"), antialias=mode == "bicubic")
     return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
+
+
+def resize_maps(
+    maps: Tensor,
+    size: tuple[int, int],
+    *,
+    mode: str,
+    antialias: bool,
+    align_corners: bool = False,
+) -> Tensor:
+    """Resize maps (B, C, h, w) to a size, as `F.interpolate`, also compiled for several sizes.
+
+    The gradient of its antialiased modes cannot be compiled for a size that is not fixed (torch
+    2.13). Resizing is linear along each axis, so an identity matrix resized without a gradient
+    gives the factors of two products.
+    """
+    traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    options: dict[str, Any] = {
+        "mode": mode,
+        "antialias": antialias,
+        "align_corners": align_corners,
+    }
+    if not (traced and antialias):
+        return F.interpolate(maps, size=size, **options)
+
+    def factors(old: int, new: int) -> Tensor:
+        eye = torch.eye(old, dtype=maps.dtype, device=maps.device)[None, None]
+        return F.interpolate(eye, size=(new, old), **options)[0, 0]
+
+    (h, w), device = maps.shape[-2:], maps.device
+    with exact_products(device):
+        return factors(h, size[0]) @ maps @ factors(w, size[1]).T
+
+
+def is_known(lengths: tuple[int, ...], values: tuple[int, ...]) -> bool:
+    """Whether lengths have these values in every image, also where a graph is traced for any."""
+    return all(isinstance(n, int) for n in lengths) and tuple(lengths) == tuple(values)
 
 
 def require_absolute_positions(vit: Any, name: str) -> None:

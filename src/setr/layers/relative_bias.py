@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from setr._timm import timm
 from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
@@ -126,16 +126,6 @@ class RelativeViT(AdaptedViT, _beit.Beit):
         """The tokens; BEiT has no norm before its blocks."""
         return tokens
 
-    def _pos_embed(self, patches: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, N, C) with the class token, and absolute positions if there are."""
-        B, h, w, _ = patches.shape
-        tokens = torch.cat([self.cls_token.expand(B, -1, -1), patches.flatten(1, 2)], dim=1)
-        if self.pos_embed is not None:
-            tokens = tokens + timm.layers.resample_abs_pos_embed(
-                self.pos_embed, new_size=(h, w), old_size=self.patch_embed.grid_size
-            )
-        return cast(Tensor, self.pos_drop(tokens))
-
     def block_arguments(
         self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
     ) -> list[dict[str, Any]]:
@@ -206,13 +196,6 @@ class BiasedViT(AdaptedViT, _relpos.VisionTransformerRelPos):
         """The tokens; there is no norm before the blocks."""
         return tokens
 
-    def _pos_embed(self, patches: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, N, C), with the class token if there is one."""
-        tokens = patches.flatten(1, 2)
-        if self.cls_token is None:
-            return tokens
-        return torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-
     def block_arguments(
         self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
     ) -> list[dict[str, Any]]:
@@ -244,6 +227,7 @@ def make_variable(vit: Any) -> None:
             block.attn.relative_position_index = block.attn.k_bias = None
         return
     vit.__class__ = BiasedViT
+    vit.pos_embed, vit.pos_drop = None, nn.Identity()
     for block in vit.blocks:
         block.attn.__class__ = _BiasedAttention
     for module in vit.modules():

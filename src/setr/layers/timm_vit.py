@@ -10,7 +10,10 @@ import torch
 
 from setr.errors import USAGE, SetrError, first_line
 
-_FAMILIES = r"(vit|deit3?|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2|samvit)_"
+_FAMILIES = (
+    r"(vit|deit3?|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2|samvit|cait)_|"
+    r"(qwen3|deepseek)_vit_.+_enc$"
+)
 """Start of the names of timm's plain ViTs (regular expression)."""
 
 
@@ -21,7 +24,7 @@ def list_encoders(pattern: str = "*") -> list[str]:
     return [
         name
         for name in timm.list_models(pattern)
-        if re.match(_FAMILIES, name) and not re.search(r"_r26_|_r50_|_resnet|hybrid", name)
+        if re.match(_FAMILIES, name) and not re.search(r"_r(26|50)?_|_resnet|hybrid", name)
     ]
 
 
@@ -51,17 +54,26 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     """
     from setr._timm import timm
     from setr.layers.flexible_vit import is_flexible, make_plain
+    from setr.layers.language_vit import (
+        WITHOUT_PROJECTOR,
+        is_of_language_model,
+        make_plain_encoder,
+    )
     from setr.layers.relative_bias import is_relative, make_variable
     from setr.layers.rotary import make_on_device
+    from setr.layers.talking_heads import has_talking_heads, make_without_class
     from setr.layers.window_attention import is_windowed, make_windowed
 
     _require_known(name)
     size = {} if img_size is None else {"img_size": img_size}
     relative, flexible, windowed = is_relative(name), is_flexible(name), is_windowed(name)
-    adapted = relative or flexible or windowed
+    talking, of_language_model = has_talking_heads(name), is_of_language_model(name)
+    adapted = relative or flexible or windowed or talking or of_language_model
     dynamic = {} if adapted else {"dynamic_img_size": True, "dynamic_img_pad": True}
     if windowed:
         timm_args.setdefault("neck_chans", 0)  # SAM's neck is not used
+    if of_language_model:
+        timm_args = {**WITHOUT_PROJECTOR, **timm_args}
     heads = timm_args.get("num_heads", 1)
     try:
         if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
@@ -93,6 +105,10 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
         make_variable(vit)
     if windowed:
         make_windowed(vit, name)
+    if talking:
+        make_without_class(vit)
+    if of_language_model:
+        make_plain_encoder(vit)
     make_on_device(vit)
     return vit
 

@@ -29,7 +29,7 @@ from setr.layers.joined_convolution import (
     conv_after_resize,
     halve,
 )
-from setr.layers.upsampled_convolution import upsample_features
+from setr.layers.upsampling import resize_bilinear, upsample_features
 
 SCALES = (4, 2, 1, 0.5)
 """Size of the neck's maps relative to the patch grid, shallow to deep."""
@@ -234,7 +234,7 @@ class _Pool(nn.Module):
 
 def _resized(x: Tensor, like: Tensor) -> Tensor:
     """Bilinear resize of a map to the size of another, of about twice its own."""
-    size = like.shape[-2:]
+    size = (like.shape[-2], like.shape[-1])
     if not is_traced() and (2 * x.shape[-2], 2 * x.shape[-1]) == size:
         return upsample_features(x, 2)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return resize_bilinear(x, size)

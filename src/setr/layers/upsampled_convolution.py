@@ -25,50 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
 from setr.layers.products import exact_products
+from setr.layers.upsampling import resizing_matrix, upsample
 
 BAND_ROWS = 16
 """Rows of the upsampled map computed at a time on CPUs; with 256 channels they fit the caches."""
-MAX_FINAL_SCALE = 32
-"""Largest upsampling factor of a head: the largest patch size in pixels."""
-
-
-def require_final_scale(factor: int) -> None:
-    """Raise `SetrError` unless logits can be upsampled by this factor."""
-    if not isinstance(factor, int) or not 1 <= factor <= MAX_FINAL_SCALE:
-        raise SetrError(
-            f"final_scale {factor!r}: give a whole number from 1 to {MAX_FINAL_SCALE}", code=USAGE
-        )
-
-
-def upsample(x: Tensor, scale: int, *, align_corners: bool = False) -> Tensor:
-    """Bilinear upsampling by an integer factor: (B, C, h, w) -> (B, C, scale*h, scale*w)."""
-    if scale == 1:
-        return x
-    size = (x.shape[-2] * scale, x.shape[-1] * scale)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
-
-
-def upsample_features(x: Tensor, scale: int) -> Tensor:
-    """`upsample` before a convolution: (B, C, h, w) -> (B, C, scale*h, scale*w).
-
-    In half precision on CUDA, with gradients, factors 2, 4, 8 and 16 use matrix products, whose
-    weights are then exact. `F.interpolate` takes three to five times as long there for maps of
-    64x64 and larger (docs/performance.md), and its gradient is not deterministic.
-    """
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    if x.device.type == "cuda" and half and torch.is_grad_enabled() and scale in (2, 4, 8, 16):
-        return upsample_by_matrices(x, scale)
-    return upsample(x, scale)
-
-
-def upsample_by_matrices(x: Tensor, scale: int) -> Tensor:
-    """`upsample` as a matrix product along each axis; half precision rounds after each."""
-    (h, w), C = x.shape[-2:], x.shape[1]
-    along_h, along_w = (_resizing_matrix(n, n * scale, x, align_corners=False) for n in (h, w))
-    tall = (along_h @ x.permute(0, 2, 3, 1).flatten(2)).unflatten(2, (w, C))
-    return (along_w @ tall).permute(0, 3, 1, 2)
 
 
 def classify_upsampled(
@@ -76,13 +37,15 @@ def classify_upsampled(
 ) -> Tensor:
     """`conv(upsample(x, scale))` for a 1x1 or 3x3 convolution: (B, C, h, w) -> (B, D, s*h, s*w).
 
-    Half-precision taps are resized and summed in fp32.
+    Half-precision taps are resized and summed in fp32, in which the result stays unless the weights
+    have half precision, too.
     """
     if conv.kernel_size == (1, 1):
         return upsample(conv(x), scale, align_corners=align_corners)
     size = (x.shape[-2] * scale, x.shape[-1] * scale)
     out = conv_of_resized(x, conv.weight, size, align_corners=align_corners)
-    return out if conv.bias is None else out + conv.bias[:, None, None]
+    out = out if conv.bias is None else out + conv.bias[:, None, None]
+    return out.to(conv.weight.dtype)
 
 
 def conv_of_resized(
@@ -109,16 +72,9 @@ def conv_of_resized(
 
 def _shifted_matrices(n: int, size: int, like: Tensor, align_corners: bool) -> Tensor:
     """The resizing matrix shifted by one row, by none and by minus one, joined: (size, 3*n)."""
-    matrix = _resizing_matrix(n, size, like, align_corners)
+    matrix = resizing_matrix(n, size, like, align_corners)
     before, after = F.pad(matrix, (0, 0, 1, 0))[:-1], F.pad(matrix, (0, 0, 0, 1))[1:]
     return torch.cat([before, matrix, after], dim=1)
-
-
-def _resizing_matrix(n: int, size: int, like: Tensor, align_corners: bool) -> Tensor:
-    """Linear resizing of n samples as a matrix (size, n)."""
-    eye = torch.eye(n, dtype=like.dtype, device=like.device)
-    rows = F.interpolate(eye[None], size=size, mode="linear", align_corners=align_corners)
-    return rows[0].T
 
 
 def conv_of_upsampled(x: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:

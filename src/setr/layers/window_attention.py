@@ -22,13 +22,12 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from setr._timm import timm
 from setr.errors import USAGE, SetrError
-from setr.layers.adapted_vit import pad_to_patches
+from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
 from setr.layers.cpu_blocks import takes_attention
-from setr.layers.positions import resample_grid
+from setr.layers.positions import is_known
 
 _sam: Any = timm.models.vision_transformer_sam
 
@@ -37,7 +36,7 @@ NORM_EPS = 1e-6
 
 
 class WindowAttention(_sam.Attention):
-    """timm's attention on (B, h, w, C) maps, which makes the windows itself.
+    """timm's attention on the tokens of a patch grid, which makes the windows itself.
 
     Windows are padded at the bottom and right as in timm: padding attends and is attended to.
 
@@ -47,11 +46,11 @@ class WindowAttention(_sam.Attention):
 
     window_size: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, h, w, C)."""
-        B, h, w, C = x.shape
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h*w, C) tokens of an (h, w) grid -> (B, h*w, C)."""
+        (B, _, C), (h, w) = x.shape, grid
         (ny, rows), (nx, columns) = self._split(h), self._split(w)
-        qkv = self._padded_qkv(x, ny * rows - h, nx * columns - w)
+        qkv = self._padded_qkv(x.unflatten(1, grid), ny * rows - h, nx * columns - w)
         qkv = qkv.reshape(B, ny, rows, nx, columns, 3, self.num_heads, C // self.num_heads)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, B, ny, nx, M, rows, columns, d
         q, k, v = qkv.reshape(3, B * ny * nx, self.num_heads, rows * columns, -1).unbind(0)
@@ -62,7 +61,7 @@ class WindowAttention(_sam.Attention):
         out = self._attend(q, k, v, scale)
         out = out.reshape(B, ny, nx, self.num_heads, rows, columns, -1)
         out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, ny * rows, nx * columns, C)
-        return cast(Tensor, self.proj_drop(self.proj(out[:, :h, :w])))
+        return cast(Tensor, self.proj_drop(self.proj(out[:, :h, :w].flatten(1, 2))))
 
     def places(self, grid: tuple[int, int]) -> Tensor:
         """The patch in each place of the windows of a grid: (windows, N), -1 where padded."""
@@ -80,7 +79,7 @@ class WindowAttention(_sam.Attention):
 
     def _padded_qkv(self, x: Tensor, down: int, right: int) -> Tensor:
         """The projection of a map padded with zeros, without computing it for the padding."""
-        if not self.window_size or _is_known((down, right), (0, 0)):
+        if not self.window_size or is_known((down, right), (0, 0)):
             return cast(Tensor, self.qkv(x))
         qkv = F.pad(F.linear(x, self.qkv.weight), (0, 0, 0, right, 0, down))
         return qkv if self.qkv.bias is None else qkv + self.qkv.bias.to(qkv.dtype)
@@ -121,11 +120,6 @@ class WindowAttention(_sam.Attention):
         return out[..., :d]
 
 
-def _is_known(lengths: tuple[int, ...], values: tuple[int, ...]) -> bool:
-    """Whether lengths have these values in every image, also where a graph is traced for any."""
-    return all(isinstance(n, int) for n in lengths) and lengths == values
-
-
 def _by_pair(table: Tensor, length: int) -> Tensor:
     """A table's vector for each pair of places along an axis: (length, length, d), query first."""
     table = resample_offsets(table, length)
@@ -136,7 +130,7 @@ def _by_pair(table: Tensor, length: int) -> Tensor:
 
 def resample_offsets(table: Tensor, length: int) -> Tensor:
     """Resample a table linearly to another length of the axis: (2n - 1, d) -> (2 length - 1, d)."""
-    if _is_known((2 * length - 1,), (len(table),)):
+    if is_known((2 * length - 1,), (len(table),)):
         return table
     lines = table.t()[None, :, :, None]
     if lines.dtype in (torch.float16, torch.bfloat16):
@@ -145,8 +139,17 @@ def resample_offsets(table: Tensor, length: int) -> Tensor:
     return lines[0, :, :, 0].t().to(table.dtype)
 
 
-class WindowedViT(_sam.VisionTransformerSAM):
-    """timm's ViT of SAM with the methods of timm's other ViTs that are used.
+class WindowBlock(_sam.Block):
+    """timm's block on tokens, whose attention makes the windows."""
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h*w, C) tokens of an (h, w) grid -> (B, h*w, C)."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), grid)))
+        return cast(Tensor, x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
+
+
+class WindowedViT(AdaptedViT, _sam.VisionTransformerSAM):
+    """timm's ViT of SAM for images of any size.
 
     Attributes:
         window_size: side in patches of the blocks' windows, 0 if all attend globally.
@@ -155,48 +158,15 @@ class WindowedViT(_sam.VisionTransformerSAM):
     num_prefix_tokens = 0
     window_size = 0
 
-    def _pos_embed(self, patches: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, N, C) with absolute positions, if there are."""
-        h, w = patches.shape[1:3]
-        tokens = patches.flatten(1, 2)
-        if self.pos_embed is not None:
-            own = self.patch_embed.grid_size
-            tokens = tokens + resample_grid(self.pos_embed, own, (h, w), mode="bicubic")
-        return cast(Tensor, self.pos_drop(tokens))
+    def norm(self, tokens: Tensor) -> Tensor:
+        """The tokens; behind SAM's blocks only its neck follows, which is not used."""
+        return tokens
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: list[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """As in timm's `VisionTransformer`, for images (B, in_chans, H, W) of any size.
-
-        `norm` and the last output have what is left of SAM's neck, always as (B, C, h, w).
-        """
-        last = len(self.blocks) - 1
-        wanted = [range(last + 1)[i] for i in (range(last + 1) if indices is None else indices)]
-        patches = self.patch_embed(x)
-        maps = self.norm_pre(self._pos_embed(patches)).unflatten(1, patches.shape[1:3])
-        found: dict[int, Any] = {}
-        for i, block in enumerate(self.blocks[: max(wanted) + 1] if stop_early else self.blocks):
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                maps = checkpoint(block, maps, use_reentrant=False)
-            else:
-                maps = block(maps)
-            if i in wanted:
-                found[i] = self.neck(maps.permute(0, 3, 1, 2)) if norm else maps
-        outputs = [found[i] for i in sorted(found)]
-        if not norm:
-            flat = output_fmt == "NLC"
-            outputs = [m.flatten(1, 2) if flat else m.permute(0, 3, 1, 2) for m in outputs]
-        if return_prefix_tokens:
-            outputs = [(m, m.new_empty(len(m), 0, self.embed_dim)) for m in outputs]
-        return outputs if intermediates_only else (self.neck(maps.permute(0, 3, 1, 2)), outputs)
+    def block_arguments(
+        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
+    ) -> list[dict[str, Any]]:
+        """The patch grid."""
+        return [{"grid": grid}] * len(self.blocks)
 
 
 def is_windowed(name: str) -> bool:
@@ -208,8 +178,8 @@ def make_windowed(vit: Any, name: str) -> None:
     """Make one of timm's `VisionTransformerSAM` usable as an encoder.
 
     Parameters keep their names and values; absolute positions become (1, N, C). Blocks become those
-    of a plain ViT on (B, h, w, C) maps, whose attention makes the windows; so drop path drops a
-    block for an image, not for single windows.
+    of a plain ViT on tokens, whose attention makes the windows; so drop path drops a block for an
+    image, not for single windows.
 
     Raises:
         SetrError: rotary positions, which timm makes for one grid.
@@ -224,8 +194,8 @@ def make_windowed(vit: Any, name: str) -> None:
         vit.pos_embed = nn.Parameter(vit.pos_embed.detach().flatten(1, 2))
     vit.window_size = max(block.window_size for block in vit.blocks)
     for block in vit.blocks:
-        block.attn.__class__ = WindowAttention
-        block.attn.window_size, block.window_size = block.window_size, 0
+        block.__class__, block.attn.__class__ = WindowBlock, WindowAttention
+        block.attn.window_size = block.window_size
         for part in block.modules():
             if isinstance(part, nn.LayerNorm):
                 part.eps = NORM_EPS

@@ -12,14 +12,7 @@ import numpy as np
 from setr.data.layouts import SPLIT_OF
 from setr.images import encode_png
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse
-from setr.outlines.index import (
-    BACKGROUND,
-    IGNORED,
-    AnnotatedFolder,
-    AnnotatedImage,
-    ImageIndex,
-    image_problem,
-)
+from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.reading.files import walk_images
 
 _NO_AREA = ("box", "polyline", "points", "cuboid", "skeleton")
@@ -43,9 +36,7 @@ def cvat_outlines(root: Path, index: ImageIndex) -> AnnotatedFolder | None:
         classes |= dict.fromkeys(label for label in labels if label)
         for image in tree.iterfind("image"):
             _image(name, image, index, out)
-    named = {shape.name for entry in out.images for shape in entry.shapes}
-    known = [c for c in classes if c not in (IGNORED, BACKGROUND)]
-    out.classes = (*known, *sorted(named - {IGNORED, BACKGROUND, *known}))
+    out.order_classes(classes)
     if not out.images and not out.problems:
         return None
     out.problems += broken

@@ -2,34 +2,22 @@
 
 LabelMe, Supervisely and V7: a JSON file per image. COCO: a JSON file for many images, as exported
 by COCO, CVAT, Label Studio and Roboflow, or a panoptic one with a PNG per image. VGG Image
-Annotator and Label Studio: their own JSON for many images. CVAT for images: an XML file for many
-images. GeoJSON, Shapefile, GeoPackage: a file for one image, or layers over many. YOLO: a text file
-per image with lines `class x y x y x y …` in fractions of width and height.
+Annotator (also CSV), Label Studio and Labelbox: their own JSON for many images. CVAT for images: an
+XML file for many images. GeoJSON, Shapefile, GeoPackage: a file for one image, or layers over many.
+YOLO: a text file per image with lines `class x y x y x y …` in fractions of width and height.
 """
 
 from __future__ import annotations
 
-import math
-import os
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from setr.data.class_files import names_by_id
-from setr.data.data_yaml import SPLITS, DataLoader
 from setr.data.pairing import data_error
 from setr.data.tile_folder import TILES, has_tiles
-from setr.errors import SetrError
-from setr.labels import IGNORE
 from setr.outlines.cvat import cvat_outlines
-from setr.outlines.drawing import Ring, Shape, as_points
-from setr.outlines.index import DRAWN, AnnotatedFolder, AnnotatedImage, ImageIndex
+from setr.outlines.index import DRAWN, AnnotatedFolder, ImageIndex
 from setr.outlines.json_files import json_outlines
+from setr.outlines.yolo import yolo_outlines
 from setr.reading.files import walk_images
-
-FARTHEST = 2.0
-"""Largest relative coordinate accepted in YOLO files; some tools write points slightly outside."""
 
 
 def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
@@ -49,7 +37,7 @@ def find_outlines(root: Path, class_key: str = "") -> AnnotatedFolder | None:
         return None
     index = ImageIndex(images)
     formats = *json_outlines(root, images, index, class_key), cvat_outlines(root, index)
-    found = [annotated for annotated in (*formats, _yolo(root, images, index)) if annotated]
+    found = [annotated for annotated in (*formats, yolo_outlines(root, images, index)) if annotated]
     if len(found) > 1:
         kinds = " and ".join(annotated.kind for annotated in found)
         raise data_error(f"{root}: contains outlines of {kinds}; keep one of them in the folder")
@@ -76,111 +64,3 @@ def _refuse_doubles(root: Path, annotated: AnnotatedFolder) -> None:
                 "of these files in the folder"
             )
         sources[entry.image] = entry.source
-
-
-def _yolo(root: Path, images: list[str], index: ImageIndex) -> AnnotatedFolder | None:
-    """Text files in `labels` for images in `images`, or next to them; without one, no objects."""
-    out = AnnotatedFolder("YOLO", True)
-    texts = set(walk_images(root, frozenset({".txt"})))
-    described = _yolo_yaml(root)
-    names, largest, understood = _yolo_classes(root, described), -1, False
-    splits = _yolo_splits(root, images, index, described)
-    for image in images:
-        text = next((t for t in _yolo_names(image) if t in texts), "")
-        shapes = []
-        for number, words in enumerate(_words(root / text) if text else (), 1):
-            values = _numbers(words)
-            understood = understood or len(values) >= 5
-            if len(values) == 5:
-                out.leave_out("boxes")
-            elif len(values) < 7 or len(values) % 2 == 0 or values[0] % 1 or values[0] < 0:
-                out.problems.append(f"{text}: line {number} is not 'class x y x y x y …'")
-            elif abs(farthest := max(values[1:], key=abs)) > FARTHEST:
-                out.problems.append(
-                    f"{text}: line {number}: {farthest:g} is out of range; give x and y as "
-                    "fractions of width and height, 0 to 1"
-                )
-            else:
-                number_of_class = int(values[0])
-                largest = max(largest, number_of_class)
-                name = names.get(number_of_class, f"class_{number_of_class}")
-                shapes.append(Shape(name, (Ring(as_points(values[1:]), relative=True),)))
-        out.images.append(
-            AnnotatedImage(image, tuple(shapes), text or image, split=splits.get(image, ""))
-        )
-    if understood and "kpt_shape" in described:
-        out.problems = ["the YAML file has kpt_shape: the labels are keypoints, which have no area"]
-    count = max(largest, *names, -1) + 1
-    if count > IGNORE:
-        out.problems.append(f"class number {count - 1}: at most {IGNORE} classes, from 0 on")
-        count = 0
-    out.classes = tuple(names.get(i, f"class_{i}") for i in range(count))
-    return out if understood else None
-
-
-def _yolo_names(image: str) -> list[str]:
-    """Possible names of the text file of an image."""
-    stem = os.path.splitext(image)[0]
-    head, folder, tail = f"/{stem}".rpartition("/images/")
-    return [f"{head}/labels/{tail}.txt"[1:], f"{stem}.txt"] if folder else [f"{stem}.txt"]
-
-
-def _words(path: Path) -> list[list[str]]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line.split() for line in lines if line.strip()]
-
-
-def _numbers(words: list[str]) -> list[float]:
-    """The numbers of a line; empty if any word is not a finite number."""
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
-        return []
-    return values if all(map(math.isfinite, values)) else []
-
-
-def _yolo_yaml(root: Path) -> dict[str, Any]:
-    """Content of the first YAML file in the folder with `names`; empty without one."""
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
-        try:
-            values = yaml.load(path.read_text(encoding="utf-8"), DataLoader)
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
-        if isinstance(values, dict) and isinstance(values.get("names"), list | dict):
-            return values
-    return {}
-
-
-def _yolo_splits(
-    root: Path, images: list[str], index: ImageIndex, described: dict[str, Any]
-) -> dict[str, str]:
-    """The split of each image, from the folders or list files that a YAML file gives for splits."""
-    base, found = root / str(described.get("path", ".")), dict[str, str]()
-    for split in SPLITS:
-        given = described.get(split) or ()
-        for place in map(str, given if isinstance(given, list) else [given]):
-            listed = next((p for p in (base / place, root / place) if p.exists()), root / place)
-            if listed.is_dir():
-                folder = os.path.relpath(listed, root)
-                within = [i for i in images if Path(i).is_relative_to(folder) or folder == "."]
-            elif listed.suffix == ".txt" and listed.is_file():
-                lines = (os.path.normpath(" ".join(words)) for words in _words(listed))
-                named = (index.find(line, place) for line in lines)
-                within = [only[0] for only in named if len(only) == 1]
-            else:
-                continue
-            for image in within:
-                found.setdefault(image, split)
-    return found
-
-
-def _yolo_classes(root: Path, described: dict[str, Any]) -> dict[int, str]:
-    """Class names by id: `names` of the YAML file, or a classes file."""
-    names = described.get("names")
-    try:
-        if names is None:
-            return names_by_id(root)
-        pairs = enumerate(names) if isinstance(names, list) else names.items()
-        return {int(i): str(name) for i, name in pairs}
-    except (ValueError, TypeError, SetrError):
-        return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -40,16 +41,16 @@ class AnnotatedFolder:
     """The annotations of a folder.
 
     Attributes:
-        kind: LabelMe, Supervisely, V7, VIA, Label Studio, CVAT, COCO, COCO panoptic, YOLO, or
-            GeoJSON, Shapefile and GeoPackage or several of these.
+        kind: LabelMe, Supervisely, V7, VIA, Label Studio, Labelbox, CVAT, COCO, COCO panoptic,
+            YOLO, or GeoJSON, Shapefile and GeoPackage or several of these.
         largest_first: draw small objects over large ones, whatever their order in the file.
-        classes: names in the order of their ids. The first six formats have no ids: the order of a
-            classes file or, without one, alphabetical.
+        classes: names in the order of their ids. The first seven formats have no ids: the order of
+            a classes file or, without one, alphabetical.
         images: with their outlines.
         left_out: number of annotations without an area, by type.
         problems: what could not be read, one line each.
         unannotated: images that no annotation file mentions.
-        masks: panoptic PNG files next to the images.
+        masks: files next to the images that are masks: panoptic PNG files, and Labelbox's.
         notes: further messages for the user.
         has_properties: the class is a property, chosen by `--class-key`.
     """
@@ -68,6 +69,12 @@ class AnnotatedFolder:
     def leave_out(self, what: str) -> None:
         """Count an annotation without an area."""
         self.left_out[what] = self.left_out.get(what, 0) + 1
+
+    def order_classes(self, first: Iterable[str]) -> None:
+        """Set the classes: first those that a file lists, then others that occur, by name."""
+        named = {shape.name for entry in self.images for shape in entry.shapes}
+        listed = [name for name in dict.fromkeys(first) if name not in (IGNORED, BACKGROUND)]
+        self.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
 
 
 class ImageIndex:

@@ -1,11 +1,16 @@
 """Drawing mask files for a folder of images with outlines.
 
-Pixels without data in a GeoTIFF are ignored in its mask.
+Pixels without data in a GeoTIFF are ignored in its mask. Masks replace earlier ones when all are
+drawn: an error would else leave masks whose ids do not fit the data.yaml that is there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -81,7 +86,8 @@ def draw_masks(
         _refuse(
             root,
             annotated,
-            annotated.problems or [left_out_text(annotated.left_out) or "no shapes"],
+            annotated.problems
+            or [f"{left_out_text(annotated.left_out) or 'no shapes'}; draw polygons or masks"],
         )
     classes = _with_rest(own, rest)
     if len(classes) > IGNORE:
@@ -94,13 +100,14 @@ def draw_masks(
     palette = Labels(classes).palette
     drawn, problems = DrawnMasks(), list(annotated.problems)
     names = names_for([entry.image for entry in annotated.images])
-    with Progress("draw masks", len(annotated.images)) as progress:
+    with _hidden(root) as hidden, Progress("draw masks", len(annotated.images)) as progress:
         for number, entry in enumerate(annotated.images, 1):
             try:
                 name, rest_id = names[entry.image], ids[BACKGROUND]
                 if tiles is None:
                     mask = _mask(root, entry, ids, rest_id, annotated.largest_first)
-                    drawn.add(*_save(root, entry.image, name, mask, palette), mask)
+                    _save(hidden / f"{name}.png", mask, palette)
+                    drawn.add(entry.image, f"{DRAWN}/{name}.png", mask)
                 else:
                     whole = _mask_to_cut(root, entry, ids, rest_id, annotated.largest_first)
                     for tile, part in tiles.cut(entry.image, name, whole, palette):
@@ -111,8 +118,10 @@ def draw_masks(
             if entry.split:
                 drawn.splits[entry.image] = entry.split
             progress.update(number, images=1)
-    if problems:
-        _refuse(root, annotated, problems)
+        if problems:
+            _refuse(root, annotated, problems)
+        if tiles is None:
+            _put_in_place(hidden, root / DRAWN, [names[e.image] for e in annotated.images])
     drawn.classes = classes if drawn.pixels[ids[BACKGROUND]] else own
     return drawn
 
@@ -144,14 +153,28 @@ def left_out_text(left_out: dict[str, int]) -> str:
     return f"left out, because they have no area: {', '.join(parts)}" if parts else ""
 
 
-def _save(
-    root: Path, image: str, name: str, mask: np.ndarray, palette: np.ndarray
-) -> tuple[str, str]:
-    """Write a mask; returns the names of image and mask."""
-    path = root / DRAWN / f"{name}.png"
+@contextlib.contextmanager
+def _hidden(root: Path) -> Iterator[Path]:
+    """A hidden folder, removed in the end."""
+    part = root / f".{DRAWN}.part"
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _save(path: Path, mask: np.ndarray, palette: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, encode_png(mask, palette=palette))
-    return image, f"{DRAWN}/{name}.png"
+
+
+def _put_in_place(part: Path, folder: Path, names: list[str]) -> None:
+    """Move masks to their folder; other files there are kept."""
+    for name in names:
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part / f"{name}.png", path)
 
 
 def _size(path: Path) -> tuple[int, int]:

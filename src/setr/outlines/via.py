@@ -1,4 +1,4 @@
-"""VGG Image Annotator (VIA 2): a JSON file for many images, project or export."""
+"""VGG Image Annotator (VIA 1 to 3): a JSON or CSV file for many images, project or export."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 from setr.outlines.drawing import Part, Ring, Shape, as_points, ellipse
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.layers import BROKEN, CLASS_KEYS
+from setr.outlines.via_forms import from_via3, is_project_of_via3
 
 DEFAULT_CLASS = "object"
 """Class of the regions of a file without attributes."""
 
 
 def is_via(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON file is of this format."""
+    """Whether a file is of this format."""
+    if is_project_of_via3(content):
+        return True
     images = content.get("_via_img_metadata", content)
     return (
         isinstance(images, dict)
@@ -35,12 +38,13 @@ def read_via(
         out: receives the images, and the attribute's options as classes.
         class_key: attribute that names the class; empty for the usual ones, or the only one.
     """
-    images = content.get("_via_img_metadata", content).values()
     try:
+        content = from_via3(content) if is_project_of_via3(content) else content
+        images = content.get("_via_img_metadata", content).values()
         listed = [(str(image["filename"]), _values(image["regions"])) for image in images]
         given = dict.fromkeys(k for _, regions in listed for r in regions for k in _attributes(r))
     except BROKEN as error:
-        out.problems.append(f"{name}: not valid VIA JSON ({error!r})")
+        out.problems.append(f"{name}: cannot be read as a file of VIA ({error})")
         return
     candidates = (class_key,) if class_key else CLASS_KEYS
     keys = [k for c in candidates for k in given if k.lower() == c.lower()]

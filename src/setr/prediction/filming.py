@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from setr.errors import SetrError
-from setr.prediction.kinds import KINDS
+from setr.prediction.kinds import KINDS, options_of
 from setr.prediction.live import open_video
 from setr.prediction.outputs import with_ending, write
 from setr.prediction.video import VideoWriter, part_of
 from setr.predictor import Predictor
 from setr.result import Result
 
-FILMS: dict[str, tuple[str, Callable[[Result], np.ndarray]]] = {
+FILMS: dict[str, tuple[str, Callable[..., np.ndarray]]] = {
     "overlay": ("_overlay.mp4", Result.overlay),
     "color": ("_color.mp4", Result.color),
 }
@@ -43,6 +43,7 @@ class VideoReport:
         frames: number of frames segmented.
         announced: number of frames by the file's header; fewer are readable if it is truncated.
         dropped: number of frames of a live source that came while the model was busy.
+        reconnects: how often it broke off and went on.
         ended: why a live source has no more frames, empty if that was asked for.
         shares: share of all pixels per class, largest first; the rest to 1 is unlabelled.
     """
@@ -51,6 +52,7 @@ class VideoReport:
     frames: int
     announced: int
     dropped: int
+    reconnects: int
     ended: str
     shares: dict[str, float]
 
@@ -76,7 +78,7 @@ def predict_video(
         kinds: of `kinds.KINDS`.
         on_frame: called with the number of frames done and the number that the file announces.
         limits: of `live.LiveReader`, for a live source.
-        options: of the kinds with polygons; see `outputs.write`.
+        options: see `outputs.write`.
 
     Raises:
         SetrError: not a video, or a file that cannot be written; none appears unfinished. What a
@@ -101,14 +103,17 @@ def predict_video(
         for done, frame in enumerate(reader, 1):
             result = predictor.predict(frame)
             for kind, writer in writers.items():
-                writer.add(FILMS[kind][1](result), reader.place)
+                picture = FILMS[kind][1](result, **options_of(kind, options))
+                writer.add(picture, reader.place)
             result.path = f"{reader.name}#{reader.number}"
             frame_files.add(result, reader.number, **options)
             shares.update(result.shares)
             on_frame(done, reader.announced)
     files = [writer.path for writer in writers.values()] + ([stem] if single else [])
     means = {name: total / done for name, total in shares.most_common()}
-    return VideoReport(files, done, reader.announced, reader.dropped, reader.ended, means)
+    return VideoReport(
+        files, done, reader.announced, reader.dropped, reader.reconnects, reader.ended, means
+    )
 
 
 class _FrameFiles:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from setr.errors import SetrError
 
@@ -32,6 +34,8 @@ POLYGON_KINDS = ("geojson", "gpkg", "coco", "coco_rle", "labelme")
 """Kinds with polygons."""
 OPTIONS = {"overlay": ("opacity",), **dict.fromkeys(POLYGON_KINDS, ("tolerance", "min_pixels"))}
 """Options of a kind; the others have none."""
+OPACITY = 0.55
+"""Of the class colours of an overlay, if none is given."""
 PICTURE_FORMATS = {
     ".png": "PNG",
     ".tif": "TIFF",
@@ -71,6 +75,11 @@ def checked_suffix(path: Path, kind: str) -> str:
             f"end the name in {', '.join(known)}{hint}"
         )
     return suffix
+
+
+def options_of(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the given options that a kind has."""
+    return {name: given[name] for name in OPTIONS.get(kind, ()) if name in given}
 
 
 def unknown_kind(kind: str) -> SetrError:

@@ -1,7 +1,8 @@
 """Live video: cameras, and streams by their address (rtsp, rtmp, HLS, MJPEG over http).
 
 A thread reads all the time and keeps the newest frame only. So a model slower than the source skips
-frames instead of falling behind, and memory does not grow.
+frames instead of falling behind, and memory does not grow. It connects again if the source breaks
+off.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "rtmps://", "tcp://", "udp://")
 ENDINGS = (".m3u8", ".mjpeg", ".mjpg")
 """Of the path or the query of http(s) addresses that are streams."""
 POLL_SECONDS = 0.1
+PAUSES = (1.0, 3.0, 10.0, 30.0)
+"""Seconds before each attempt to connect again."""
+STEADY_SECONDS = 60.0
+"""A connection that lasted so long gives all attempts back. One that ends earlier may be a short
+recording, which would be repeated for ever."""
 CLOSE_SECONDS = 2 * OPEN_SECONDS
 """How long the end of the thread is waited for; OpenCV's own limits let it end much earlier."""
 
@@ -88,9 +94,10 @@ def open_video(source: Any, *, allow_urls: bool = False, **limits: Any) -> Frame
 
 
 class LiveReader:
-    """A `FrameReader` of a camera or a stream.
+    """A `FrameReader` of a camera or a stream; if it breaks off, it is opened again.
 
-    Frames of a stream with an end, such as a finished HLS stream, are not dropped.
+    A stream that announces its length, such as a finished HLS stream, is read once, and none of its
+    frames is dropped.
 
     Args:
         source: camera or address.
@@ -114,9 +121,11 @@ class LiveReader:
         self.name = without_password(str(source))
         self.is_live, self.ended = True, ""
         self.rate, self.announced = 25.0, 0
-        self.number = self.dropped = self._place = 0
+        self.number = self.dropped = self.reconnects = self._place = 0
         self._opened = self._over = self._closing = False
         self._problem = ""
+        self._count = self._attempts = 0  # frames that came, attempts since the last steady one
+        self._hangs = math.inf  # the time from which the thread is given up
         self._newest: tuple[int, float, np.ndarray] | None = None
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._read, name="live video", daemon=True)
@@ -138,8 +147,6 @@ class LiveReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         start: float | None = None
-        asked = time.monotonic()
-        # the first frame is there; of the others OpenCV gives up before this limit
         while (start is None or not self.until()) and self._wait_for_frame(2 * SECONDS):
             with self._change:
                 assert self._newest is not None
@@ -153,12 +160,10 @@ class LiveReader:
                 return
             self._place = round(passed * self.rate)
             yield frame
-            asked = time.monotonic()
-        silent = time.monotonic() - asked > 0.95 * SECONDS
-        if not self.until() and (silent or self._problem or not self.announced):
+        if not self.until() and (not self._over or self._problem or not self.announced):
             lost = self._problem or "the source stopped, or the connection was lost"
-            nothing = f"it sent nothing for {SECONDS:g} seconds"
-            self.ended = f"{nothing if silent else lost}, after {self.number} frames"
+            tried = f" and {self._attempts} attempts to connect again" if self._attempts else ""
+            self.ended = f"{lost if self._over else _silence()}, after {self.number} frames{tried}"
 
     @property
     def place(self) -> int:
@@ -169,7 +174,14 @@ class LiveReader:
         self._close()
 
     def _wait_for_frame(self, seconds: float) -> bool:
-        self._wait(lambda: self._newest is not None or self._over, seconds)
+        """Wait so long, and for as long as the thread may need to connect."""
+        end = time.monotonic() + seconds
+
+        def there() -> bool:
+            given_up = time.monotonic() > max(end, self._hangs)
+            return self._newest is not None or self._over or given_up
+
+        self._wait(there, math.inf)
         return self._newest is not None
 
     def _wait(self, there: Callable[[], bool], seconds: float) -> None:
@@ -205,41 +217,70 @@ class LiveReader:
     def _read(self) -> None:
         """What the thread does: only it touches the capture."""
         try:
-            self._read_frames()
-        except Exception as error:  # of OpenCV
-            self._problem = first_line(error)
+            self._read_connections()
         finally:
             with self._change:
                 self._over = True
                 self._change.notify_all()
 
+    def _read_connections(self) -> None:
+        """Read from one connection after another, until one is the last."""
+        while not self._closing:
+            self._problem = ""
+            began, before = time.monotonic(), self._count
+            try:
+                self._read_frames()
+            except Exception as error:  # of OpenCV
+                self._problem = first_line(error)
+            sent = self._count > before
+            self.reconnects += sent and before > 0
+            if self.announced or not self._count:
+                return
+            if sent and time.monotonic() - began > STEADY_SECONDS:
+                self._attempts = 0
+            if self._attempts == len(PAUSES):
+                return
+            pause = PAUSES[self._attempts]
+            self._attempts += 1
+            self._hangs = time.monotonic() + pause + CLOSE_SECONDS
+            with self._change:
+                self._change.wait_for(lambda: self._closing, pause)
+
     def _read_frames(self) -> None:
+        """Read from one connection until it ends."""
         with quiet_opencv():
             capture = open_capture(self.source)
         try:
             if not capture.isOpened():
                 return
-            with self._change:
-                self.rate = checked_rate(capture.get(cv2.CAP_PROP_FPS))
-                self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-                self._opened = True
-                self._change.notify_all()
-            count = 0
+            if not self._opened:
+                with self._change:
+                    self.rate = checked_rate(capture.get(cv2.CAP_PROP_FPS))
+                    self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+                    self._opened = True
+                    self._change.notify_all()
             while not self._closing:
+                asked = time.monotonic()
+                self._hangs = asked + 2 * SECONDS  # OpenCV gives up earlier
                 found, frame = capture.read()
                 came = time.monotonic()
                 if not found:
+                    self._problem = _silence() if came - asked > 0.95 * SECONDS else ""
                     return
-                count += 1
+                self._count += 1
                 frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 with self._change:
                     while self.announced and self._newest is not None and not self._closing:
                         self._change.wait()
                     self.dropped += self._newest is not None and not self._closing
-                    self._newest = count, came, frame
+                    self._newest = self._count, came, frame
                     self._change.notify_all()
         finally:
             capture.release()
+
+
+def _silence() -> str:
+    return f"it sent nothing for {SECONDS:g} seconds"
 
 
 def open_capture(source: Any) -> cv2.VideoCapture:

@@ -18,9 +18,9 @@ import torch
 from setr.inference import mask_blocks, normalize
 from setr.labels import IGNORE
 from setr.prediction.rasters import Raster, RasterWriter
+from setr.prediction.shares import class_shares
 from setr.prediction.unsure import unlabel
 from setr.predictor import Predictor
-from setr.result import class_shares
 
 STRIP = 4096
 """Columns per strip; windows that straddle two strips are computed for both."""

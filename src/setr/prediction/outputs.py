@@ -14,7 +14,7 @@ from typing import Any
 
 from setr._extras import import_extra
 from setr.errors import USAGE, SetrError
-from setr.prediction.kinds import KINDS, POLYGON_KINDS
+from setr.prediction.kinds import KINDS, options_of
 from setr.prediction.rasters import RASTER_KINDS
 from setr.result import Result
 
@@ -56,7 +56,7 @@ def write(result: Result, stem: Path, kinds: Iterable[str], **options: Any) -> l
         stem: output folder and name without ending; folders are made.
         kinds: of `KINDS`, as `parse_kinds` gives them; mask and confidence of a georeferenced
             raster are GeoTIFF files.
-        options: `tolerance` and `min_pixels` of the kinds with polygons.
+        options: of `kinds.OPTIONS`; each is for the kinds that have it.
 
     Returns:
         The files, in the order of the kinds.
@@ -67,5 +67,5 @@ def write(result: Result, stem: Path, kinds: Iterable[str], **options: Any) -> l
     endings = KINDS if result.geo is None else {**KINDS, **RASTER_KINDS}
     written = [with_ending(stem, endings[kind]) for kind in kinds]
     for kind, path in zip(kinds, written, strict=True):
-        result.save(path, kind, **(options if kind in POLYGON_KINDS else {}))
+        result.save(path, kind, **options_of(kind, options))
     return written

@@ -58,7 +58,7 @@ def output_writers(
     raster_settings: Sequence[Any],
     *,
     packed: bool,
-    polygons: dict[str, Any],
+    options: dict[str, Any],
 ) -> Callable[[Stream | None], OutputWriter]:
     """What writes the results of a stream, or of images for None.
 
@@ -69,13 +69,13 @@ def output_writers(
         settings: further settings that affect outputs, as plain values.
         raster_settings: those that affect GeoTIFF files only.
         packed: see `OutputWriter`.
-        polygons: see `OutputWriter`.
+        options: see `OutputWriter`.
     """
 
     def writer(default: str, *more: Any) -> OutputWriter:
         kinds = parse_kinds(save or default)
-        run = name([sorted(kinds), polygons, *settings, *more])
-        return OutputWriter(out, kinds, run, packed, polygons)
+        run = name([sorted(kinds), options, *settings, *more])
+        return OutputWriter(out, kinds, run, packed, options)
 
     image, video, raster = writer("mask"), writer("overlay"), writer("mask", *raster_settings)
     return lambda stream: image if stream is None else video if stream.is_video else raster

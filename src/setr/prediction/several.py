@@ -16,13 +16,14 @@ def single_sources(source: Any) -> Iterator[Any]:
     """The images, videos and live sources that one source of `Predictor.predict_all` stands for.
 
     Args:
-        source: a file, folder or glob pattern; a list or an iterator, whose parts may be any of
+        source: a file, folder or glob pattern; a list, tuple or iterator, whose parts may be any of
             these; any other source stands for itself.
 
     Raises:
         SetrError: a folder or a pattern without images.
     """
-    if isinstance(source, list) or (isinstance(source, Iterator) and not hasattr(source, "read")):
+    is_iterator = isinstance(source, Iterator) and not hasattr(source, "read")  # but no open file
+    if is_iterator or isinstance(source, list | tuple):
         for part in source:
             yield from single_sources(part)
         return

@@ -15,12 +15,12 @@ from setr.prediction.live import is_live, live_name
 from setr.prediction.mapping import predict_raster
 from setr.prediction.outputs import with_ending, write
 from setr.prediction.rasters import RASTER_KINDS
+from setr.prediction.shares import largest
 from setr.prediction.video import is_video
 from setr.predictor import Predictor
 from setr.reading.files import expanded
 from setr.reading.gdal import is_georeferenced
 from setr.reading.urls import is_url, url_name, without_password
-from setr.result import largest
 
 
 class Stream(NamedTuple):
@@ -59,8 +59,8 @@ class StreamReport(NamedTuple):
     Attributes:
         files: files and folders written.
         text: one-line summary.
-        facts: entries of the manifest: of videos `frames`, of live ones also `dropped` and, if
-            they ended by themselves, `ended`.
+        facts: entries of the manifest: of videos `frames`, of live ones also `dropped`,
+            `reconnects` and, if they ended by themselves, `ended`.
     """
 
     files: list[Path]
@@ -140,7 +140,7 @@ def predict_stream(
         kinds: of `kinds.KINDS`.
         on_frame: as in `predict_video`.
         limits: of `live.LiveReader`, for live sources.
-        options: `tolerance` and `min_pixels` of the kinds with polygons.
+        options: of `kinds.OPTIONS`; each is for the kinds that have it.
 
     Raises:
         SetrError: unreadable, or a file that cannot be written.
@@ -171,7 +171,8 @@ def _video_report(report: VideoReport, stream: Stream, min_confidence: float) ->
     facts: dict[str, Any] = {"frames": report.frames}
     if stream.is_live:
         cut += f", {report.dropped} dropped"
-        facts["dropped"] = report.dropped
+        cut += f", reconnects: {report.reconnects}" if report.reconnects else ""
+        facts |= {"dropped": report.dropped, "reconnects": report.reconnects}
     if report.ended:
         facts["ended"] = report.ended
     top = largest(report.shares, min_confidence)

@@ -14,7 +14,7 @@ from setr.prediction.manifest import Manifest
 from setr.processes.progress import Progress
 from setr.reading.files import printable
 
-FACTS = ("frames", "dropped", "ended")
+FACTS = ("frames", "dropped", "reconnects", "ended")
 """Entries of a video's row that JSON has, too."""
 LINES = 100
 """Up to this many images each get a line on stdout, more share one progress line on stderr."""

@@ -49,6 +49,7 @@ class FrameReader(Protocol):
         announced: number of frames of a recording by its header, 0 if it does not say.
         number: of the current frame, counted from 1 at the source.
         dropped: number of frames that were left out because newer ones were there.
+        reconnects: how often a live source broke off and went on.
         ended: why a live source has no more frames; empty if that was asked for.
     """
 
@@ -58,6 +59,7 @@ class FrameReader(Protocol):
     announced: int
     number: int
     dropped: int
+    reconnects: int
     ended: str
 
     @property
@@ -82,7 +84,7 @@ class VideoReader:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = os.fspath(path)
         self.name = without_password(self.path)
-        self.is_live, self.dropped, self.ended = False, 0, ""
+        self.is_live, self.dropped, self.reconnects, self.ended = False, 0, 0, ""
         self.rate, self.announced, self.number = 25.0, 0, 0
 
     def __enter__(self) -> VideoReader:

@@ -8,21 +8,41 @@ NCCL only after ten minutes.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from setr.errors import FAILED
+from setr.errors import FAILED, USAGE, SetrError
 
 BEAT = 1.0
 """Seconds between heartbeats."""
-SILENCE = float(os.environ.get("SETR_SILENCE") or 20)
-"""Seconds without a heartbeat until a process counts as lost; environment variable SETR_SILENCE."""
+SILENCE = 20.0
+"""Seconds without a heartbeat until a process counts as lost, unless SETR_SILENCE sets others."""
 GRACE = 5.0
 """Seconds the main thread has to exit by itself once another process is lost."""
+
+
+def silence_of(env: Mapping[str, str]) -> float:
+    """Seconds without a heartbeat until a process counts as lost.
+
+    Raises:
+        SetrError: SETR_SILENCE is not a number of seconds that some heartbeats fit into.
+    """
+    given = env.get("SETR_SILENCE") or str(SILENCE)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 2 * BEAT <= seconds < math.inf:
+        raise SetrError(
+            f"SETR_SILENCE={given}: give seconds, at least {2 * BEAT:g}, or unset it", code=USAGE
+        )
+    return seconds
 
 
 class Watch:
@@ -32,10 +52,11 @@ class Watch:
         store: a separate connection to the store of the run.
         rank: of this process.
         world: number of processes.
+        silence: seconds without a heartbeat until the next one counts as lost.
     """
 
-    def __init__(self, store: Any, rank: int, world: int) -> None:
-        self.store, self.rank, self.world = store, rank, world
+    def __init__(self, store: Any, rank: int, world: int, silence: float = SILENCE) -> None:
+        self.store, self.rank, self.world, self.silence = store, rank, world, silence
         self.lost = ""
         self.stop_requested = False  # reaches all processes within two beats
         self._found, self._leaving = threading.Event(), threading.Event()
@@ -76,7 +97,7 @@ class Watch:
 
     def find_lost(self) -> str | None:
         """After a connection error: the message that names the lost process, if there is one."""
-        self._found.wait(SILENCE + 5 * BEAT)
+        self._found.wait(self.silence + 5 * BEAT)
         return self.lost or None
 
     def _tell(self, line: str) -> None:
@@ -98,10 +119,10 @@ class Watch:
                 beat = self.store.get(key) if self.store.check([key]) else b""
                 if beat not in (seen, b"left"):
                     seen, since = beat, time.monotonic()
-                if beat != b"left" and time.monotonic() - since > SILENCE:
+                if beat != b"left" and time.monotonic() - since > self.silence:
                     host = self.store.get(f"host/{next_rank}").decode()
                     self._tell(
-                        f"lost rank {next_rank} on {host}: no sign of life for {SILENCE:g} s; "
+                        f"lost rank {next_rank} on {host}: no sign of life for {self.silence:g} s; "
                         "see its own output, then continue with --resume"
                     )
                 elif self.store.check(["lost"]):

@@ -75,9 +75,8 @@ def fetch(
             code=USAGE,
         )
     options = {"revision": revision or None, "allow_patterns": list(files)}
-    fix = "download it on another machine and give the path"
-    if Path(repo_id).parent.is_dir():  # such as runs/x: probably a mistyped path
-        fix += f"; there is no folder {repo_id} here"
+    fix = "correct the path, or download it on another machine and give the path"
+    missing = f"{source}: no such folder here, and not in the Hub's cache"
     try:
         folder = Path(snapshot_download(repo_id, local_files_only=True, **options))
         if is_complete(folder):
@@ -85,8 +84,8 @@ def fetch(
     except errors.LocalEntryNotFoundError:
         pass
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "on", "yes"):
-        raise SetrError(f"{source}: not in the cache, and HF_HUB_OFFLINE is set; {fix}")
-    _require_network(source, fix)
+        raise SetrError(f"{missing}, and HF_HUB_OFFLINE is set; {fix}")
+    _require_network(missing, fix)
     try:
         return Path(snapshot_download(repo_id, **options))
     except errors.GatedRepoError:
@@ -101,7 +100,8 @@ def fetch(
         ) from None
     except errors.RepositoryNotFoundError:
         raise SetrError(
-            f"{repo_id}: no such repository on the Hub, or it is private (`hf auth login`)"
+            f"{repo_id}: no such folder here, and no such repository on the Hub, or it is private "
+            "(`hf auth login`)"
         ) from None
     except Exception as error:
         raise SetrError(f"{source}: download failed ({first_line(error):.80}); {fix}") from None
@@ -133,7 +133,7 @@ def fetched(url: str) -> Path:
     return path
 
 
-def _require_network(source: str, fix: str) -> None:
+def _require_network(missing: str, fix: str) -> None:
     """Fail at once if the Hub cannot be reached; its client would retry for a minute."""
     from huggingface_hub import constants
 
@@ -145,6 +145,6 @@ def _require_network(source: str, fix: str) -> None:
         socket.create_connection((address.hostname or "", port), timeout=10).close()
     except OSError as error:
         raise SetrError(
-            f"{source}: not in the cache, and {address.hostname} cannot be reached "
-            f"({error.strerror or error}); {fix}"
+            f"{missing}, and {address.hostname} cannot be reached ({error.strerror or error}); "
+            f"{fix}"
         ) from None

@@ -59,12 +59,8 @@ class VectorLayer(NamedTuple):
         Raises:
             SetrError: broken file.
         """
-        raw = import_extra("pyogrio.raw", "geo", str(self.path))
         try:
-            with _quiet():
-                meta, _, shapes, columns = raw.read(
-                    self.path, layer=self.name, force_2d=True, bbox=box, datetime_as_string=True
-                )
+            meta, _, shapes, columns = self._read(box)
         except Exception as error:
             raise _unreadable(self.path, error) from None
         names = [str(name) for name in meta["fields"]]
@@ -74,6 +70,21 @@ class VectorLayer(NamedTuple):
             {"geometry": _geometry(shape), "properties": dict(zip(names, row, strict=True))}
             for shape, row in zip(shapes, values, strict=True)
         ]
+
+    def _read(self, box: Box | None) -> Any:
+        """What pyogrio reads of the layer.
+
+        It takes the text of Shapefiles without a .cpg file for Latin-1. Other text is not valid
+        UTF-8 by chance, so that is tried first.
+        """
+        raw = import_extra("pyogrio.raw", "geo", str(self.path))
+        options = {"layer": self.name, "force_2d": True, "bbox": box, "datetime_as_string": True}
+        cpg = (self.path.with_suffix(".cpg"), self.path.with_suffix(".CPG"))
+        with _quiet():
+            if self.path.suffix.lower() == ".shp" and not any(path.exists() for path in cpg):
+                with contextlib.suppress(UnicodeDecodeError):
+                    return raw.read(self.path, encoding="UTF-8", **options)
+            return raw.read(self.path, **options)
 
 
 def vector_layers(path: Path) -> list[VectorLayer]:

@@ -7,7 +7,7 @@ import json
 from typing import Any, Literal, NamedTuple
 
 from setr.labels import hex_colour
-from setr.prediction.kinds import POLYGON_KINDS
+from setr.prediction.kinds import OPACITY, POLYGON_KINDS, options_of
 from setr.result import Result
 from setr.serve.limits import Refusal
 from setr.serve.regions import large_regions
@@ -21,7 +21,7 @@ FormatName = Literal[
 class Options(NamedTuple):
     """What a request may say about its answer."""
 
-    opacity: float = 0.55
+    opacity: float = OPACITY
     tolerance: float = 0.0
     min_pixels: int = 1
     min_confidence: float = 0.0
@@ -79,12 +79,9 @@ def encode(kind: FormatName, name: str, result: Result, options: Options) -> byt
         result = result.with_min_confidence(options.min_confidence)
     if kind == "json":
         return _segmentation(name, result)
-    if kind == "overlay":
-        return result.encode(kind, opacity=options.opacity)
     if kind in POLYGON_KINDS:
         result.mask = large_regions(result.mask, len(result.labels.classes), options.min_pixels)
-        return result.encode(kind, tolerance=options.tolerance, min_pixels=options.min_pixels)
-    return result.encode(kind)
+    return result.encode(kind, **options_of(kind, options._asdict()))
 
 
 def _segmentation(name: str, result: Result) -> bytes:

@@ -24,6 +24,8 @@ from setr.explain import saturated
 from setr.exporting.runtime import ExportedModel
 from setr.images import encode_png
 from setr.labels import hex_colour
+from setr.model import SETR
+from setr.prediction.kinds import OPACITY
 from setr.serve.answers import FORMATS, FormatName, Options, choose, encode
 from setr.serve.faults import handle_errors
 from setr.serve.gate import Gate, Keys
@@ -104,7 +106,7 @@ def _add_segment(app: FastAPI, service: Service) -> None:
         format: Annotated[
             FormatName | None, Query(description="Of the answer; else `Accept` decides, else mask.")
         ] = None,
-        opacity: Annotated[float, Query(ge=0, le=1, description="Of the overlay.")] = 0.55,
+        opacity: Annotated[float, Query(ge=0, le=1, description="Of the overlay.")] = OPACITY,
         tolerance: Annotated[
             float,
             Query(ge=0, le=1000, description="Pixels that polygons may be off, for fewer corners."),
@@ -203,6 +205,13 @@ def _attention_map(name: str, layer: int, answer: Attention) -> AttentionMap:
     )
 
 
+def _parameters(model: SETR | ExportedModel) -> int | None:
+    """The number of parameters; None for an exported file, which does not tell."""
+    if isinstance(model, ExportedModel):
+        return None
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def _add_models(app: FastAPI, service: Service) -> None:
     def card(name: str) -> ModelCard:
         predictor = service.models.by_name[name]
@@ -210,7 +219,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         return ModelCard(
             name=name,
             recipe=info.recipe,
-            parameters=sum(p.numel() for p in predictor.model.parameters()),
+            parameters=_parameters(predictor.model),
             protocol=info.protocol.describe(),
             max_pixels=service.models.max_pixels(name),
             layers=num_layers(predictor),

@@ -131,7 +131,8 @@ class Budget:
 class Admission:
     """Admission control: bounds requests, their bytes, pixels and scores at any one time.
 
-    Used on the event loop alone, so plain counters suffice.
+    Used on the event loop alone, so plain counters suffice; only `seconds_per_image` is written by
+    the model's thread.
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -78,7 +78,9 @@ class ModelCard(BaseModel):
 
     name: str
     recipe: str
-    parameters: int
+    parameters: int | None = Field(
+        description="Numbers that were learned; null for exported files."
+    )
     protocol: str = Field(description="How an image is run.")
     max_pixels: int = Field(description="Largest image this model takes.")
     layers: int = Field(description="Blocks whose attention can be shown.")

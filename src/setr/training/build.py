@@ -1,38 +1,26 @@
-"""Builds the parts of a run from its settings."""
+"""Builds the model of a run and what is stored with it, and checks first that both are possible."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from setr._extras import import_extra
 from setr.bands import Bands
 from setr.catalog import is_convolutional
 from setr.config import Config, ModelConfig
-from setr.data.dataset import Dataset
-from setr.data.loader import Share, chosen_workers
-from setr.distributed import say, world
-from setr.doctor import check, describe_map, map_a_class
+from setr.distributed import say
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels
 from setr.layers.mask_classifier import MaskClassifier
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
-from setr.processes.progress import counting
 from setr.protocols import Protocol, preset
 from setr.scores.adjustment import class_biases
 from setr.training.complexity import parameter_counts
-from setr.training.weighting import by_class, class_weights, described, named_weights
-from setr.transforms import Augmentation, fill_colour, rare_class_odds
 from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
 
 
@@ -159,126 +147,6 @@ def without_weights(config: Config) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def announce(config: Config, images: int) -> None:
-    """Warn of settings that may be a mistake: random weights, a warm-up that never ends.
-
-    Args:
-        config: settings of the run.
-        images: number of images in the training split.
-    """
-    model, warmup, steps = config.model, config.optim.warmup_steps, config.train.steps
-    patience, every = config.train.patience, config.train.eval_every
-    if not (model.pretrained or model.pretrained_resnet):
-        say("encoder: random weights; --model.pretrained TAG or FILE starts from trained ones")
-        for name in ("freeze", "lora_rank"):
-            if value := getattr(model, name):
-                say(f"warning: model.{name} {value} freezes random weights")
-    if (batch := config.train.batch_size) > images:
-        say(
-            f"note: split '{config.data.train_split}' has {images} images; every batch of "
-            f"{batch} has several crops of the same ones"
-        )
-    if warmup >= steps:
-        say(
-            f"warning: optim.warmup_steps {warmup} of {steps}: the learning rate never reaches "
-            f"optim.lr {config.optim.lr:g}"
-        )
-    if patience and (first := (patience + 1) * every) >= steps:
-        say(
-            f"warning: train.patience {patience} with train.eval_every {every}: cannot stop the "
-            f"training before step {first}; it has {steps}"
-        )
-
-
-def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = None) -> Config:
-    """The settings with `train.epochs` converted to steps.
-
-    Args:
-        config: settings of the run, with the final batch size.
-        images: number of images in the training split.
-        before: facts of the run to resume.
-
-    Raises:
-        SetrError: the run to resume has another number of steps.
-    """
-    train = config.train
-    if not train.epochs:
-        return config
-    steps = math.ceil(Fraction(str(train.epochs)) * images / train.batch_size)
-    epochs = f"train.epochs {train.epochs:g}"
-    if before and before["train.steps"] != steps:
-        raise SetrError(
-            f"{epochs}: this is {steps} steps, the run to continue has {before['train.steps']}; "
-            f"leave it out, or give --train.steps {steps}",
-            code=USAGE,
-        )
-    say(f"{epochs}: {steps} steps, of {images} images in batches of {train.batch_size}")
-    return dataclasses.replace(config, train=dataclasses.replace(train, steps=steps, epochs=0.0))
-
-
-def with_workers(config: Config, device: torch.device) -> Config:
-    """The settings with a number of loader processes for this machine, unless one was given."""
-    if config.data.workers >= 0:
-        return config
-    data = dataclasses.replace(config.data, workers=chosen_workers(device))
-    return dataclasses.replace(config, data=data)
-
-
-def _given_weights(config: Config, labels: Labels) -> list[float] | None:
-    named = named_weights(config.train.class_weights)
-    return by_class(named, labels.classes) if named else None
-
-
-def build_weights(
-    config: Config, labels: Labels, pixels: np.ndarray, device: torch.device
-) -> Tensor | None:
-    """Class weights (K,), given or from pixel counts (K,) of the training split; prints them."""
-    kind = config.train.class_weights
-    if kind == "none":
-        return None
-    found = _given_weights(config, labels) or class_weights(pixels, kind).tolist()
-    say(f"class weights: {described(found, labels.classes)}")
-    return torch.tensor(found, dtype=torch.float32, device=device)
-
-
-def checked_pixels(config: Config, dataset: Dataset, val: Dataset) -> np.ndarray:
-    """Check both splits and print the findings; the pixel counts (K,) of the training split.
-
-    Raises:
-        SetrError: pairs that cannot be used, a split without labelled pixels, or class weights for
-            unknown classes.
-    """
-    _given_weights(config, dataset.labels)  # fail before reading files
-    say(f"{dataset.name}: {describe_map(dataset.labels)}")
-    if dataset.bands:
-        say(f"images: {dataset.bands}")
-    for split in (val, dataset):
-        checkup = check(split, progress=counting(f"check {split.split}"))
-        checkup.require_counted(map_a_class("val" if split is val else "train"))
-        for finding in checkup.findings:
-            say(f"{finding.level}: {finding.split}: {finding.text}")
-    return checkup.pixels
-
-
-def build_augmentation(config: Config, pixels: np.ndarray) -> Augmentation:
-    """The augmentation for a training split with these pixel counts (K,)."""
-    data = config.data
-    return Augmentation(
-        crop_size=data.crop_size,
-        short_side=data.short_side,
-        long_side=data.long_side,
-        rare_crops=data.rare_class_crops,
-        class_odds=rare_class_odds(pixels),
-        scale_range=data.scale_range,
-        flip=data.flip,
-        flip_vertical=data.flip_vertical,
-        rotate=data.rotate,
-        photometric=data.photometric,
-        max_class_share=data.max_class_share,
-        fill=fill_colour(config.model.mean),
-    )
-
-
 def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> ModelInfo:
     """The information stored with the model."""
     return ModelInfo(
@@ -305,19 +173,3 @@ def _protocol(config: Config, labels: Labels) -> Protocol:
         return own
     grid = None if is_convolutional(config.model.name) else config.data.crop_size
     return preset(config.eval.protocol, own=own, labels=labels, grid=grid)
-
-
-def build_share(config: Config, rank: int) -> Share:
-    """The share of every batch that process `rank` computes.
-
-    Raises:
-        SetrError: the batch cannot be divided equally.
-    """
-    batch, parts = config.train.batch_size, config.train.accumulate
-    if batch % (world() * parts):
-        raise SetrError(
-            f"train.batch_size {batch}: must be a multiple of processes ({world()}) x "
-            f"train.accumulate ({parts})",
-            code=USAGE,
-        )
-    return Share(rank, world(), parts)

@@ -21,8 +21,9 @@ from setr.data.dataset import Dataset
 from setr.data.own_augmentation import Augment, described
 from setr.data.pairs import Pair, Pairs
 from setr.datasets import ShardDataset
-from setr.distributed import differences, say
+from setr.distributed import say
 from setr.errors import USAGE, SetrError
+from setr.processes.differences import differences
 from setr.training.settings import PER_PROCESS, flat
 from setr.wrapped import WrappedDataset
 

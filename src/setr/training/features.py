@@ -193,7 +193,7 @@ def _compute(
             (scratch / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
             _publish(scratch, folder)
     except OSError as error:
-        raise SetrError(f"{folder}: cannot write features: {error.strerror}") from None
+        raise SetrError(f"{folder}: cannot write features: {error.strerror or error}") from None
     finally:
         progress.close()
         model.train(was_training)

@@ -7,6 +7,7 @@ code); layer-wise decay lowers it for early blocks. The schedule is a pure funct
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -67,14 +68,19 @@ def _lr_factor(name: str, model: SETR, config: OptimConfig) -> float:
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, factor: float = 1.0) -> float:
-    """Learning rate of a parameter group: linear warm-up and polynomial decay to `min_lr`.
+    """Learning rate of a parameter group: linear warm-up, then decay to `min_lr`.
 
     The decay starts at `lr` times the group's factor and ends at `min_lr` for all groups, as in the
-    authors' code (mmcv's "poly" policy); a group that starts below `min_lr` does not decay.
+    authors' code (mmcv's "poly" policy); a group that starts below `min_lr` does not decay. The
+    cosine is that of SGDR without restarts (Loshchilov and Hutter, ICLR 2017, equation 5).
     """
     peak = config.lr * factor
     low = min(config.min_lr, peak)
-    rate = low + (peak - low) * (1 - step / steps) ** config.power
+    if config.schedule == "cosine":
+        left = (1 + math.cos(math.pi * step / steps)) / 2
+    else:
+        left = (1 - step / steps) ** config.power
+    rate = low + (peak - low) * left
     return rate * min(1.0, (step + 1) / (config.warmup_steps + 1))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from setr.checkpoint import State, newest_state, remove_parts, remove_states, save_state
+from setr.checkpoint import State, newest_state, remove_parts, remove_states, save_state, states
 from setr.config import Config
 from setr.distributed import any_of, on_first, say, together
 from setr.errors import USAGE, SetrError
@@ -149,8 +149,11 @@ class RunFolder:
         """Save a training state; False, with a warning, if it cannot be written."""
         problem = save_state(self.last, step, values, tensors, keep=keep)
         if problem:
-            say(f"warning: {self.last}: state of step {step} not saved ({problem}); the one before "
-                "stays, training goes on")  # fmt: skip
+            before = "the one before stays" if states(self.last) else "there is none before it"
+            say(
+                f"warning: {self.last}: state of step {step} not saved ({problem}); {before}, "
+                "training goes on"
+            )
         return not problem
 
     def attempt(self, what: str, action: Callable[[], None]) -> bool:
@@ -211,8 +214,8 @@ def _require_free(out: Path) -> None:
             f"{out}: not a folder for a run ({error.strerror}); choose another --out", code=USAGE
         ) from None
     if _SETTINGS in found or LAST in found:
-        saved = next((out / LAST).glob("step-*"), None)  # else it ended before its first state
-        ways = "add --resume to continue it, --overwrite" if saved else "add --overwrite"
+        resumable = states(out / LAST)  # else it ended before its first state
+        ways = "add --resume to continue it, --overwrite" if resumable else "add --overwrite"
         raise SetrError(
             f"{out}: this run exists; {ways} to replace it, or choose another --out", code=USAGE
         )

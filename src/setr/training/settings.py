@@ -8,15 +8,16 @@ from typing import Any
 
 from setr.config import Config
 
+_IMAGES = "distill.images"
 WEIGHTS = ("model.pretrained", "model.pretrained_resnet", "distill.teacher")
 """Settings that name trained weights, as a tag, a file or a folder."""
 PER_PROCESS = frozenset(
-    {*WEIGHTS, "out", "data.root", "data.workers"}
+    {*WEIGHTS, _IMAGES, "out", "data.root", "data.workers"}
     | {f"train.{name}" for name in ("batch", "device", "log", "samples", "profile")}
 )
 """Settings that may differ between the processes of a run, and when it is resumed: paths, which may
 differ between hosts, workers, and output for the user."""
-FREE = (PER_PROCESS - {*WEIGHTS}) | {
+FREE = (PER_PROCESS - {*WEIGHTS, _IMAGES}) | {
     "recipe",
     *(f"train.{name}" for name in ("precision", "accumulate", "grad_checkpointing", "compile")),
     "train.cuda_graph",

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from setr.config import Config
 from setr.data.dataset import Dataset
-from setr.data.loader import BatchOrder, Share, training_batches, training_order
+from setr.data.loader import located, training_batches
+from setr.data.order import BatchOrder, Extra, Order, Share, training_order
 from setr.data.own_augmentation import Augment, OwnAugmentation
 from setr.inference import normalize
 from setr.model import SETR, Features
-from setr.training.build import build_augmentation
 from setr.training.features import FeatureFiles, open_features, split_maps
+from setr.training.pixel_counts import build_augmentation
 
 
 class Source(Protocol):
@@ -26,8 +27,12 @@ class Source(Protocol):
         """This process's batches from step `start` on: inputs, and masks uint8 (B, H, W)."""
         ...
 
-    def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
+    def order(self, start: int, stop: int, share: Share | None = None) -> Order:
         """The samples of steps start .. stop-1, of one share of each batch or of all processes."""
+        ...
+
+    def names(self, step: int, share: Share | None = None) -> list[str]:
+        """Paths of the images of a step, of one share of the batch or of all processes."""
         ...
 
     def inputs(self, part: Tensor) -> Tensor | Features:
@@ -44,7 +49,9 @@ class _Images:
         share: Share,
         device: torch.device,
         augment: Augment | None,
+        extra: Extra | None,
     ) -> None:
+        self.extra = extra
         self.config, self.dataset, self.share, self.device = config, dataset, share, device
         self.augment = build_augmentation(config, pixels)
         self.own = None if augment is None else OwnAugmentation(augment, len(pixels))
@@ -63,14 +70,28 @@ class _Images:
             share=self.share,
             pinned=self.device.type == "cuda",
             own=self.own,
+            extra=self.extra,
         )
 
-    def order(self, start: int, stop: int, share: Share | None = None) -> BatchOrder:
-        """The order of the data set."""
+    def order(self, start: int, stop: int, share: Share | None = None) -> Order:
+        """The order of the data set, with further images in between."""
         train = self.config.train
         return training_order(
-            self.dataset, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
+            self.dataset,
+            train.batch_size,
+            seed=train.seed,
+            start=start,
+            stop=stop,
+            share=share,
+            extra=self.extra,
         )
+
+    def names(self, step: int, share: Share | None = None) -> list[str]:
+        """Paths of the images."""
+        datasets = (self.dataset, self.extra.dataset) if self.extra else (self.dataset,)
+        (batch,) = self.order(step, step + 1, share)
+        found = (located(datasets, index) for _, index in batch)
+        return [str(dataset.pairs[index].image) for dataset, index in found]
 
     def inputs(self, part: Tensor) -> Tensor:
         """Normalise images."""
@@ -79,9 +100,15 @@ class _Images:
 
 class _Features:
     def __init__(
-        self, config: Config, stored: FeatureFiles, widths: list[int], share: Share
+        self,
+        config: Config,
+        dataset: Dataset,
+        stored: FeatureFiles,
+        widths: list[int],
+        share: Share,
     ) -> None:
-        self.config, self.stored, self.widths, self.share = config, stored, widths, share
+        self.config, self.dataset, self.share = config, dataset, share
+        self.stored, self.widths = stored, widths
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Feature maps float16 (B, C, h, w) and masks; mirrored with probability data.flip."""
@@ -104,6 +131,11 @@ class _Features:
             count, train.batch_size, seed=train.seed, start=start, stop=stop, share=share
         )
 
+    def names(self, step: int, share: Share | None = None) -> list[str]:
+        """Paths of the images of which the features are."""
+        (batch,) = self.order(step, step + 1, share)
+        return [str(self.dataset.pairs[index].image) for _, index in batch]
+
     def inputs(self, part: Tensor) -> Features:
         """Split into one feature map per tap."""
         return Features(split_maps(part, self.widths), self.config.data.crop_size)
@@ -117,6 +149,7 @@ def open_source(
     pixels: np.ndarray,
     share: Share,
     augment: Augment | None = None,
+    extra: Extra | None = None,
 ) -> Source:
     """The source of batches for a run; computes features unless they are cached.
 
@@ -128,9 +161,10 @@ def open_source(
         pixels: (K,) pixel counts of the classes in the split.
         share: this process's share of every batch.
         augment: the user's own augmentation.
+        extra: images beside those of the split.
     """
     if config.train.cache_features == "none":
         device = next(model.parameters()).device
-        return _Images(config, dataset, pixels, share, device, augment)
+        return _Images(config, dataset, pixels, share, device, augment, extra)
     stored = open_features(config, dataset, model, dtype)
-    return _Features(config, stored, model.encoder.widths, share)
+    return _Features(config, dataset, stored, model.encoder.widths, share)

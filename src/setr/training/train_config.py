@@ -1,6 +1,6 @@
-"""The settings of the training loop: length, batch size, loss, logging and saving.
+"""The settings of the training: the loop, the optimiser, and learning from another model.
 
-Part of `Config` (see `config.py`).
+Parts of `Config` (see `config.py`).
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ class TrainConfig:
         )
         check_setting(0 <= self.ema < 1, f"train.ema {self.ema}: give 0 to below 1")
         check_setting(0 <= self.seed < 2**64, f"train.seed {self.seed}: give 0 to 2^64 - 1")
-        check_setting(self.aux_weight >= 0, f"train.aux_weight {self.aux_weight}: give 0 or more")
+        check_setting(
+            0 <= self.aux_weight < math.inf, f"train.aux_weight {self.aux_weight}: give 0 or more"
+        )
         for name in ("save_every", "log_every"):
             value = getattr(self, name)
             check_setting(value > 0, f"train.{name} {value}: give at least 1")
@@ -136,3 +138,95 @@ class TrainConfig:
     def trackers(self) -> tuple[str, ...]:
         """The names in `log`."""
         return tuple(name.strip() for name in self.log.split(",") if name.strip())
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and learning-rate schedule (paper section 4.1: SGD, polynomial decay)."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser."""
+    lr: float = 0.01
+    """Peak learning rate of the encoder."""
+    head_lr_factor: float = 10.0
+    """Factor on the learning rate of the decoder and the auxiliary heads; 0 does not train them."""
+    neck_lr_factor: float = 1.0
+    """The same for the neck of MLA, DPT and UPerNet; 1 in the authors' code."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 0.0
+    """Weight decay; not applied to norms, biases and position embeddings."""
+    decay_norms: bool = False
+    """Apply weight decay to norms, biases and position embeddings, too, as mmsegmentation does for
+    FCN and Semantic FPN."""
+    layer_decay: float = 1.0
+    """Layer-wise decay: factor on the learning rate from each block to the one before it; 1 for
+    none."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """Decay of the learning rate: polynomial (power 1: linear, 0: none), or half a cosine."""
+    power: float = 0.9
+    """Power of the polynomial decay."""
+    min_lr: float = 1e-4
+    """Learning rate at the end of the decay, the same for all parameter groups, as in the authors'
+    code."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    clip_grad: float = 0.0
+    """Gradient norm above which gradients are clipped; 0 for no clipping."""
+
+    def __post_init__(self) -> None:
+        check_setting(0 < self.lr < math.inf, f"optim.lr {self.lr}: give a positive learning rate")
+        check_setting(
+            0 < self.layer_decay <= 1, f"optim.layer_decay {self.layer_decay}: give 0 < d <= 1"
+        )
+        check_setting(
+            0 <= self.min_lr <= self.lr, f"optim.min_lr {self.min_lr}: give 0 to lr {self.lr}"
+        )
+        check_setting(0 <= self.momentum < 1, f"optim.momentum {self.momentum}: give 0 to below 1")
+        check_setting(
+            self.schedule == "poly" or self.power == OptimConfig.power,
+            f"optim.power {self.power}: has no effect with optim.schedule {self.schedule}; leave "
+            "one of them out",
+        )
+        for name in ("head_lr_factor", "neck_lr_factor", "weight_decay", "power", "warmup_steps",
+                     "clip_grad"):  # fmt: skip
+            value = getattr(self, name)
+            check_setting(0 <= value < math.inf, f"optim.{name} {value}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Learning from another model's predictions, beside the labels (knowledge distillation)."""
+
+    teacher: str | None = None
+    """A trained model of the same classes: a model directory, or owner/name on the Hub. The loss
+    adds how far the predictions are from its predictions, at every pixel."""
+    weight: float = 1.0
+    """Weight of that part of the loss."""
+    temperature: float = 1.0
+    """Divisor of both models' logits in that part; larger values weigh unlikely classes more."""
+    images: str | None = None
+    """Folder of images without masks, from which the model learns by the teacher's predictions
+    alone."""
+    share: float = 0.5
+    """Share of the images of every batch that are of that folder, the others being labelled."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "temperature"):
+            value = getattr(self, name)
+            check_setting(0 < value < math.inf, f"distill.{name} {value}: give a positive number")
+            check_setting(
+                self.teacher is not None or value == 1,
+                f"distill.{name} {value}: has no effect without distill.teacher; give that too",
+            )
+        check_setting(
+            self.images is None or self.teacher is not None,
+            f"distill.images {self.images}: learnt from by a teacher; give distill.teacher",
+        )
+        check_setting(
+            0 < self.share < 1, f"distill.share {self.share}: give a share above 0 and below 1"
+        )
+        check_setting(
+            self.images is not None or self.share == type(self).share,
+            f"distill.share {self.share}: has no effect without distill.images; give that too",
+        )

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from setr import distributed
 from setr.config import Config
-from setr.data.dataset import Dataset
 from setr.distributed import add_up, say, together
 from setr.errors import SetrError, first_line
 from setr.layers.mask_classifier import MaskClassifier
@@ -33,7 +32,6 @@ class Updates:
         config: settings of the run.
         parallel: the model, over all processes.
         source: source of the batches.
-        dataset: the training split, whose file names appear in messages.
         optimizer: optimiser of the weights.
         scaler: scales the loss in fp16.
         ema: moving average of the weights, if used.
@@ -47,7 +45,6 @@ class Updates:
         config: Config,
         parallel: Parallel,
         source: Source,
-        dataset: Dataset,
         optimizer: Optimizer,
         scaler: LossScaler,
         *,
@@ -56,7 +53,7 @@ class Updates:
         teacher: Teacher | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.config, self.parallel, self.source, self.dataset = config, parallel, source, dataset
+        self.config, self.parallel, self.source = config, parallel, source
         self.optimizer, self.scaler, self.ema = optimizer, scaler, ema
         self.weight, self.teacher, self.dtype = weight, teacher, dtype
         self.model = parallel.model
@@ -189,10 +186,11 @@ class Updates:
                     if self.dtype is None
                     else "set --train.precision fp32"
                 )
+                images = ", ".join(self.source.names(done))
                 raise together(
                     SetrError(
                         f"{name} is {value} at step {done + 1} with lr {rate:.3g}; lower "
-                        f"--optim.lr, or {advice}; the batch was {', '.join(self.names(done))}"
+                        f"--optim.lr, or {advice}; the batch was {images}"
                     )
                 )
         if np.isfinite(mean_norm):
@@ -206,7 +204,7 @@ class Updates:
         self.warned = True
         say(
             f"warning: step {done + 1} has no valid pixel, so nothing is learned from it; all "
-            f"are ignored or have weight 0 in the crops of {', '.join(self.names(done))}"
+            f"are ignored or have weight 0 in the crops of {', '.join(self.source.names(done))}"
         )
 
     def _losses(
@@ -234,8 +232,3 @@ class Updates:
             losses["loss"] = losses["loss"] + self.config.distill.weight * distance
             losses["distill"] = distance.detach()
         return losses
-
-    def names(self, done: int) -> list[str]:
-        """File names of the images of a step, of all processes."""
-        (batch,) = self.source.order(done, done + 1)
-        return [str(self.dataset.pairs[index].image) for _, index in batch]

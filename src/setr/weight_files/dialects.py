@@ -3,8 +3,8 @@
 Whole models (`official`: the authors' repository, `mmseg`, `segmenter`, `dpt`: their authors'
 repositories, `dpt-transformers`, `beit-transformers`, `eomt`, our own `setr`), DINOv2's linear
 heads (`linear`) and EoMT's differences to DINOv3 (`eomt-delta`) get our full names; encoders
-(`google`, `timm`, `deit`, `dinov3`, `radio`, `siglip`, `huggingface`, `sam`, `resnet`) get timm's
-names without a prefix.
+(`google`, `timm`, `deit`, `dinov3`, `radio`, `siglip`, `clip`, `huggingface`, `sam`, `resnet`) get
+timm's names without a prefix.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def translate(given: Tensors, source: str = "checkpoint") -> Translation:
         "supported are models of this toolkit, SETR, Segmenter and DPT of their authors and of "
         "mmsegmentation, its UPerNet on plain ViTs, EoMT of its authors, EoMT, DPT, BEiT and "
         "data2vec of transformers, linear heads of DINOv2, and encoders from Google, timm, DeiT, "
-        "BEiT, DINOv3, RADIO, SAM, Hugging Face ViT/BEiT/DINOv2/SigLIP and torchvision ResNets"
+        "BEiT, DINOv3, RADIO, SAM, Hugging Face ViT/BEiT/DINOv2/SigLIP/CLIP and torchvision ResNets"
     )
 
 

@@ -1,4 +1,4 @@
-"""Encoder checkpoints of timm, DeiT, DINO, SigLIP, Hugging Face, Google (.npz) and ResNets.
+"""Encoder checkpoints of timm, DeiT, DINO, SigLIP, CLIP, Hugging Face, Google (.npz) and ResNets.
 
 Tensors are renamed to timm's names without a prefix.
 """
@@ -9,7 +9,6 @@ import re
 
 import torch
 
-from setr.errors import SetrError
 from setr.weight_files.flexible_layouts import convolution, plain_names
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
 from setr.weight_files.relative_bias import TABLE, spread_shared_table, without_pairs
@@ -120,18 +119,15 @@ def dinov3(tensors: Tensors) -> Translation:
 
 
 def siglip(tensors: Tensors) -> Translation:
-    """SigLIP or SigLIP 2 of transformers, also NaFlex; the text model and the head are left out."""
+    """SigLIP, SigLIP 2 (also NaFlex) or CLIP of transformers, without text model and head."""
     key = "embeddings.patch_embedding.weight"
     start = next(name.removesuffix(key) for name in tensors if name.endswith(key))
-    if f"{start}embeddings.class_embedding" in tensors:
-        raise SetrError(
-            "has a class embedding, so it is not SigLIP's but CLIP's, which is not supported; give "
-            "a tag of timm's weights for a vit_*_clip_* encoder"
-        )
     layer = re.escape(start) + r"encoder\.layers\.(\d+)\."
     rules: list[Rule] = [
         (re.escape(start) + r"embeddings\.patch_embedding\.(.+)", r"patch_embed.proj.\1"),
         (re.escape(start) + r"embeddings\.position_embedding\.weight", "pos_embed"),
+        (re.escape(start) + r"embeddings\.class_embedding", "cls_token"),
+        (re.escape(start) + r"pre_layrnorm\.(.+)", r"norm_pre.\1"),
         (
             layer + r"self_attn\.([qkv])_proj\.(.+)",
             lambda m: f"blocks.{m[1]}.attn.{_PARTS[m[2]]}.{m[3]}",
@@ -144,7 +140,11 @@ def siglip(tensors: Tensors) -> Translation:
     named, unexpected = rename(tensors, rules)
     named["pos_embed"] = named["pos_embed"][None]
     named["patch_embed.proj.weight"] = convolution(named["patch_embed.proj.weight"])
-    return Translation("siglip", _join_qkv(named), whole=False, unexpected=unexpected)
+    is_clip = "cls_token" in named
+    if is_clip:
+        named["cls_token"] = named["cls_token"][None, None]
+    dialect = "clip" if is_clip else "siglip"
+    return Translation(dialect, _join_qkv(named), whole=False, unexpected=unexpected)
 
 
 def google(tensors: Tensors) -> Translation:

@@ -22,11 +22,11 @@ from setr.weight_files.architecture import read_architecture
 from setr.weight_files.delta import add_base
 from setr.weight_files.dialects import translate
 from setr.weight_files.linear_head import join_head, published_test
+from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import DELTA, WHOLE, Translation
 from setr.weight_files.published import published_labels, published_settings
 from setr.weight_files.tensorfiles import read_tensor_file
 from setr.weight_files.transformers_files import transformers_settings
-from setr.weights import LoadReport
 
 FOREIGN_KEYWORDS = (
     *("num_heads", "taps", "aux_taps", "img_size"),
@@ -36,6 +36,9 @@ FOREIGN_KEYWORDS = (
 """Keyword arguments of `convert_foreign`, for what a checkpoint's tensors do not show."""
 _RENAMED_CLASSES = {"television receiver": "television"}
 """Class names of mmsegmentation's checkpoints -> our names, where they differ."""
+_ANOTHER_ORDER = ("pascal_context", "pascal_context_59")
+"""Data sets that mmsegmentation and SETR's authors name in FCN's order, whereas the ids in the
+masks of mmsegmentation's converter, and so those of its models, are alphabetical, as ours."""
 
 
 def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
@@ -215,15 +218,17 @@ def _compute_buffers(model: SETR) -> None:
 
 
 def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> Labels:
-    """Classes and colours recorded in a checkpoint; of a known data set, with its label map."""
+    """Classes and colours recorded in a checkpoint; those of a known data set are ours."""
     stored = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else meta
     classes = stored.get("classes") or stored.get("CLASSES")
     palette = stored.get("palette") or stored.get("PALETTE") or ()
     if not isinstance(classes, list | tuple) or len(classes) != num_classes:
         return Labels(tuple(f"class {i}" for i in range(num_classes)))
+    stated = [_plain_name(c) for c in classes]
     for name in known_datasets():
         known = known_labels(name)
-        if [_plain_name(c) for c in known.classes] == [_plain_name(c) for c in classes]:
+        ours = [_plain_name(c) for c in known.classes]
+        if stated == ours or (name in _ANOTHER_ORDER and sorted(stated) == sorted(ours)):
             return known
     try:
         colours = palette if len(palette) == num_classes else ()

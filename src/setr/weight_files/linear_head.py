@@ -20,9 +20,10 @@ from setr.errors import USAGE, SetrError
 from setr.layers.timm_vit import encoder_depth
 from setr.model import SETR
 from setr.protocols import Protocol
+from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import Translation, recorded
 from setr.weight_files.pretrained import encoder_weights
-from setr.weights import LoadReport, match_weights
+from setr.weights import match_weights
 
 _WIDTHS = {
     "vit_small_patch14_dinov2": 384,
@@ -74,22 +75,19 @@ def join_head(
     )
     weights, name = encoder_weights(model, pretrained)
     state, report = match_weights(model, weights, name)
-    for kind in ("weight", "bias"):
-        norm = weights.tensors.get(f"norm.{kind}")
-        if norm is None or weights.whole:
-            raise SetrError(
-                f"{name}: has no final norm, which a linear head needs; give the encoder's own "
-                "published weights",
-                code=USAGE,
-            )
-        state |= {f"decoder.norms.{i}.{kind}": norm for i in range(streams)}
+    if weights.whole or "decoder.norms.0.weight" not in state:
+        raise SetrError(
+            f"{name}: has no final norm, which a linear head needs; give the encoder's own "
+            "published weights",
+            code=USAGE,
+        )
     state |= given
     absent = [n for n in model.state_dict() if n not in state]
     if absent:
         raise SetrError(f"{source}: {absent[0]} is missing; the file is incomplete")
     model.load_state_dict(state)
     report.loaded[:] = state
-    report.unexpected[:] = [n for n in report.unexpected if ".norm." not in n] + found.unexpected
+    report.unexpected.extend(found.unexpected)
     return model.eval(), report
 
 

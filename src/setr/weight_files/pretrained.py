@@ -12,9 +12,10 @@ from setr.reading.files import require_alive
 from setr.reading.remote import fetch, fetched, is_repository
 from setr.reading.urls import is_url
 from setr.weight_files.dialects import translate
+from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import Translation
 from setr.weight_files.tensorfiles import read_tensor_file
-from setr.weights import Loadable, LoadReport, match_weights
+from setr.weights import Loadable, match_weights
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 

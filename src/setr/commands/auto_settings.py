@@ -1,0 +1,99 @@
+"""The settings that `setr auto` chooses for a data set, a machine and a time, as typed words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from setr.commands.train import parsed
+from setr.config import Config
+
+_LENGTH = {"--train.steps", "--train.epochs"}
+
+
+def typed_options(words: Sequence[str]) -> set[str]:
+    """The options among the words of a command line, without values and with hyphens."""
+    return {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("-")}
+
+
+def has_length(settings: Sequence[str]) -> bool:
+    """Whether the user gives the length of the training, in place of a time."""
+    return bool(_LENGTH & typed_options(settings))
+
+
+def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: float) -> list[str]:
+    """The words after `setr train`: a recipe, the settings chosen here, and the user's.
+
+    Args:
+        data: the data set, as other commands take it.
+        out: the run folder.
+        settings: options of `setr train` with their values, which nothing here replaces.
+        minutes: time for training and the tests during it.
+
+    Raises:
+        SetrError: settings that do not fit together, the data or the machine.
+    """
+    from setr.data.dataset import Dataset
+    from setr.datasets import open_dataset
+    from setr.distributed import device
+    from setr.doctor import check
+    from setr.estimate import resolve_batch_and_steps
+    from setr.reading.files import require_writable
+    from setr.training import plan
+    from setr.training.build import require_buildable
+    from setr.training.normalisation import with_normalisation
+    from setr.training.timing import measure
+
+    typed = typed_options(settings)
+    recipe = "finetune" if "--model.pretrained" in typed else "scratch"
+    words = [recipe, "--data.root", data, "--out", str(out)]
+
+    def choose(choices: plan.Choices) -> Config:
+        for option, values in choices.items():
+            positive = option.replace(".no-", ".")
+            if not {f"--{option}", f"--{positive}"} & typed:
+                words.extend([f"--{option}", *map(str, values)])
+        return parsed([*words, *settings]).config
+
+    def opened(split: str) -> Dataset:
+        return open_dataset(data, split, config.data.labels)
+
+    config = choose({})
+    require_writable(out, "-o")
+    require_buildable(config, weights=True)
+    on = device(config.train.device)
+    train, val = (opened(split) for split in (config.data.train_split, config.data.val_split))
+    sizes, tested = (plan.extent(check(split)) for split in (train, val))
+    given_side = config.data.short_side if "--data.short-side" in typed else None
+    patch = _patch_size(config)
+    config = choose(plan.scale_choices(recipe, sizes, on, patch=patch, short_side=given_side))
+    if has_length(settings):
+        return [*words, *settings]
+    print("\ntiming a few steps", file=sys.stderr, flush=True)
+    config = with_normalisation(config, train)
+    config = resolve_batch_and_steps(config, len(train.labels.classes), len(train), on)
+    timed = measure(config, train, on)
+    before = plan.seconds_before(config, sizes, timed.image)
+    test = plan.seconds_per_test(config, tested, timed.image)
+    choices = plan.length_choices(
+        config, sizes, minutes=minutes, step=timed.step, test=test, before=before
+    )
+    steps = choose(choices).train.steps
+    first = f"the encoder's features take about {before:.2g} s, " if before else ""
+    print(
+        f"{first}a step takes about {timed.step:.2g} s here and a test about {test:.2g} s: {steps} "
+        f"steps, {(before + steps * timed.step) / 60:.1f} minutes",
+        file=sys.stderr,
+    )
+    return [*words, *settings]
+
+
+def _patch_size(config: Config) -> int:
+    """Patch size of the encoder in pixels."""
+    import torch
+
+    from setr.training.build import build_model, without_weights
+
+    with torch.device("meta"):
+        return int(build_model(without_weights(config), 1, quiet=True).encoder.patch_size)

@@ -1,0 +1,92 @@
+"""Images without masks, from which a model learns what its teacher sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from setr.bands import Bands, check_pixels
+from setr.data.dataset import Dataset, Mask, Pixels
+from setr.data.pairing import SplitFiles
+from setr.data.pairs import Pairs
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.labels import IGNORE, Labels
+from setr.processes.quota import cpus
+from setr.reading.files import IMAGE_SUFFIXES
+
+SPLIT = "distill.images"
+"""Its name where splits are told apart; no other split has one with a dot in this place."""
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class UnlabelledImages(Dataset):
+    """Images whose pixels are all ignored."""
+
+    def open(self, index: int) -> tuple[Pixels, Mask]:
+        """One image, decoded lazily, and a mask in which every pixel is `IGNORE`."""
+        rows = self.pixels(index)
+        return rows, np.full(rows.shape[:2], IGNORE, np.uint8)
+
+
+def open_unlabelled(folder: str | os.PathLike, labels: Labels, bands: Bands | None) -> Dataset:
+    """The images of a folder and the folders in it.
+
+    Args:
+        folder: its path; hidden files are left out.
+        labels: of the training split.
+        bands: of the training split.
+
+    Raises:
+        SetrError: no such folder, or no images in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise SetrError(f"{SPLIT} {folder}: no such folder", code=USAGE)
+    names = []
+    for place, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        found = (name for name in sorted(files) if name[0] != ".")
+        inside = os.path.relpath(place, root)
+        names += [
+            os.path.normpath(os.path.join(inside, name))
+            for name in found
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    if not names:
+        raise SetrError(f"{SPLIT} {folder}: no images found here", code=USAGE)
+    pairs = Pairs([SplitFiles(root, names, None)])
+    return UnlabelledImages(root.name, SPLIT, labels, pairs, bands=bands)
+
+
+def require_readable(images: Dataset, progress: Callable[[int, int], None]) -> None:
+    """Check header and end of every image file.
+
+    Raises:
+        SetrError: lists those that cannot be used.
+    """
+
+    def problem(index: int) -> str:
+        try:
+            check_pixels(images.sources(index)[0], images.bands)
+        except SetrError as error:
+            return str(error)
+        return ""
+
+    problems = []
+    with ThreadPoolExecutor(cpus()) as pool:
+        for done, found in enumerate(pool.map(problem, range(len(images))), 1):
+            problems += [found] if found else []
+            progress(done, len(images))
+    if problems:
+        listed = "; ".join(problems[:_SHOWN])
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise SetrError(
+            f"{SPLIT}: {len(problems)} of {len(images)} images cannot be used: {listed}{more}",
+            code=DATA_CHECK_FAILED,
+        )

@@ -1,0 +1,74 @@
+"""The vision encoders of Qwen3-VL and DeepSeek as plain ViTs, without their projectors.
+
+Qwen3-VL (arXiv 2511.21631) adds rotary positions to learned ones, which keep the grid that they
+were trained on and are resampled bilinearly in every forward pass, with the corners aligned.
+DeepSeek's (arXiv 2609.19969) has rotary positions only. Both end in a projector to the width of a
+language model, which is not used here.
+
+Shapes: B batch, h x w patch grid, N tokens, C width.
+
+This module imports timm, so it is imported only when an encoder is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from setr._timm import timm
+from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
+from setr.layers.flexible_vit import StoredGrid
+
+_qwen: Any = timm.models.qwen3_vit
+_deepseek: Any = timm.models.deepseek_vit
+WITHOUT_PROJECTOR = {"global_pool": "", "out_features": 0}
+"""Arguments of timm that leave the projector out."""
+
+
+class _Rotary(AdaptedViT):
+    """Blocks that all get the same rotary angles, and no norm before them."""
+
+    def norm_pre(self, tokens: Tensor) -> Tensor:
+        """The tokens."""
+        return tokens
+
+    def block_arguments(
+        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
+    ) -> list[dict[str, Any]]:
+        """The rotary angles."""
+        return [{"rope": rope}] * len(self.blocks)
+
+
+class QwenViT(StoredGrid, _Rotary, _qwen.Qwen3VitEncoder):
+    """timm's encoder of Qwen3-VL for images of any size."""
+
+    cls_token = reg_token = pos_embed_y = pos_embed_x = None
+    interp_mode, antialias, align_corners, ar_preserving = "bilinear", False, True, False
+
+
+class DeepseekViT(_Rotary, _deepseek.DeepseekVitEncoder):
+    """timm's encoder of DeepSeek for images of any size."""
+
+    pos_embed = None
+
+
+def is_of_language_model(name: str) -> bool:
+    """Whether a timm model is an encoder of this kind, not its classifier."""
+    modules = ["qwen3_vit", "deepseek_vit"]
+    return name.endswith("_enc") and bool(timm.models.is_model_in_modules(name, modules))
+
+
+def make_plain_encoder(vit: Any) -> None:
+    """Make one of timm's `Qwen3VitEncoder` or `DeepseekVitEncoder` usable as an encoder.
+
+    Parameters and names do not change.
+    """
+    pad_to_patches(vit.patch_embed)
+    vit.pos_drop = nn.Identity()
+    if isinstance(vit, _deepseek.DeepseekVitEncoder):
+        vit.__class__ = DeepseekViT
+        return
+    vit.__class__ = QwenViT
+    vit.norm = nn.Identity()
+    vit.patch_embed.grid_size = (vit.pos_embed_grid_size,) * 2
