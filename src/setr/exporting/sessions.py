@@ -155,12 +155,12 @@ def _own_copy(path: Path) -> Iterator[Path | None]:
 
 
 def _small_images(given: Any, patch: int) -> np.ndarray:
-    """A black image of 8x8 patches for an OpenVINO input whose batch and size are free.
+    """A black image of 16x16 patches for an OpenVINO input whose batch and size are free.
 
     Of few tokens, matrix products have another layout of their weights than of many.
     """
     _, *sides = given.partial_shape
-    shape = [1, *(side.get_length() if side.is_static else 8 * patch for side in sides)]
+    shape = [1, *(side.get_length() if side.is_static else 16 * patch for side in sides)]
     return np.zeros(shape, given.element_type.to_dtype())
 
 
