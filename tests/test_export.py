@@ -558,7 +558,9 @@ def test_a_model_that_cannot_be_traced_is_one_line(tmp_path):
 
     model = tiny_model("naive", num_classes=K)
     model.decoder.classifier = torch.nn.Sequential(model.decoder.classifier, Undecided())
-    with pytest.raises(SetrError, match="^torch.export cannot follow this model: .*--debug") as one:
+    with pytest.raises(
+        SetrError, match=r"^torch\.export cannot follow this model: .*--debug"
+    ) as one:
         export(model, INFO, tmp_path / "m.pt2", format="torch")
     assert "\n" not in str(one.value)
     assert not list(tmp_path.iterdir())
