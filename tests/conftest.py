@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what tests remember about their files out of the user's cache."""
     os.environ["SETR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test in which anything, also another package, looks up a host that is not this one."""
+    asked: list[str] = []
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: str | bytes | None, *rest: object, **more: object) -> object:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name and name != "localhost" and not name.startswith(("127.", "::", "0.0.0.0")):
+            asked.append(name)
+            raise socket.gaierror(f"{name}: tests have no network")
+        return look_up(host, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield
+    assert not asked
 
 
 def tiny_model(decoder: str = "pup", num_classes: int = 5, **arguments: object) -> SETR:

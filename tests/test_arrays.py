@@ -134,6 +134,7 @@ def test_the_odd_files_from_the_command_line(shared, predictor, tmp_path, capsys
 
 
 def test_the_first_of_several_frames_is_used_and_said(caplog, photo, tmp_path):
+    caplog.set_level("WARNING", logger="setr")  # whatever other packages did to the root's
     frames = [Image.fromarray(np.roll(photo, k * 20, axis=1)) for k in range(3)]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
     for _ in range(2):

@@ -487,6 +487,20 @@ def test_a_predictor_is_tested_in_its_own_precision(
     assert asked == [{"precision": "fp32"}, {"precision": "auto"}, {}]
 
 
+def test_the_given_info_goes_before_the_models_own(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        evaluation, "evaluate_split", lambda _, info, *rest, **_k: asked.append(info)
+    )
+    predictor = setr.load(runs / "one", precision="fp32", device="cpu")
+    other = dataclasses.replace(predictor.info, mean=(0.1, 0.2, 0.3))
+    for model in (runs / "one", predictor, predictor.model):
+        evaluate_with_workers(model, runs / "data", info=other)
+    assert [info.mean for info in asked] == [other.mean] * 3
+
+
 def test_files_of_one_name_have_figures_of_their_own() -> None:
     def place(model: str) -> str:
         return command._out(command.Arguments(model=model, data="d")).as_posix()

@@ -541,6 +541,31 @@ def test_weights_are_there_before_the_file_that_names_them(model, tmp_path, monk
     assert placed == [names[1], names[0]]
 
 
+def test_the_weights_beside_a_larger_model_go_with_its_file(model, tmp_path, monkeypatch):
+    for name in ("m.onnx.data", "other.onnx.data"):
+        (tmp_path / name).write_bytes(b"of a model before")
+    export(model, INFO, tmp_path / "m.onnx", format="onnx", size=(32, 32))
+    assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "other.onnx.data"}
+    monkeypatch.setattr("setr.exporting.onnx_file.MAX_INSIDE", 0)
+    export(model, INFO, tmp_path / "m.onnx", format="onnx", size=(32, 32))
+    assert (tmp_path / "m.onnx.data").stat().st_size > 1000
+
+
+def test_a_model_that_cannot_be_traced_is_one_line(tmp_path):
+    class Undecided(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if x.sum() > 0 else x
+
+    model = tiny_model("naive", num_classes=K)
+    model.decoder.classifier = torch.nn.Sequential(model.decoder.classifier, Undecided())
+    with pytest.raises(
+        SetrError, match=r"^torch\.export cannot follow this model: .*--debug"
+    ) as one:
+        export(model, INFO, tmp_path / "m.pt2", format="torch")
+    assert "\n" not in str(one.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_one_line_that_names_the_file(model, tmp_path, monkeypatch):
     def full(path: Path, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -549,6 +574,24 @@ def test_a_full_disk_is_one_line_that_names_the_file(model, tmp_path, monkeypatc
     with pytest.raises(SetrError, match=r"m\.pt2: cannot write: No space left on device"):
         export(model, INFO, tmp_path / "m.pt2", format="torch", size=(32, 32))
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_reports_how_it_is_used(model, tmp_path, monkeypatch):
+    """OpenVINO and nncf send statistics over the network by default."""
+    reports = pytest.importorskip("openvino_telemetry")
+    sent = []
+    monkeypatch.setattr(reports.Telemetry, "__init__", lambda *_, **__: sent.append("session"))
+    monkeypatch.setattr(reports.Telemetry, "send_event", lambda *_, **__: sent.append("event"))
+    before = logging.root.level, logging.root.handlers, logging.root.filters
+    export(model, INFO, tmp_path / "m.xml", format="openvino", size=(32, 32))
+    assert not sent
+    assert (logging.root.level, logging.root.handlers, logging.root.filters) == before
+    code = (
+        "from setr._extras import import_extra; import_extra('nncf', 'openvino', 'it')\n"
+        "from nncf.telemetry.wrapper import telemetry; print(type(telemetry).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "MagicMock"
 
 
 def test_exporters_say_nothing_of_their_internals():

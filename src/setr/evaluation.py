@@ -53,7 +53,7 @@ def evaluate(
         data: a folder, a YAML file, `scenes`, or an opened split.
         protocol: a name in `setr.protocols.PRESETS`, a `Protocol`, or None for the model's own.
         split: the split of `data` to use.
-        info: normalisation, classes and protocol, if `model` is a `SETR`.
+        info: normalisation, classes and protocol: of a `SETR`, or in place of the model's own.
         options: keyword arguments of `evaluate_split`, such as `precision`, `workers`, `detailed`,
             `absent` and `count`; the precision of a `Predictor` is its own by default.
 
@@ -65,11 +65,12 @@ def evaluate(
         SetrError: model or data set cannot be opened or do not match, or an unknown protocol.
     """
     if isinstance(model, str | os.PathLike):
-        model, info = open_trained(model)
+        model, own = open_trained(model)
         model.to(distributed.device())
+        info = info or own
     elif hasattr(model, "info"):
         options.setdefault("precision", model.precision)
-        model, info = model.model, model.info
+        model, info = model.model, info or model.info
     info = checked_info(info)
     if not isinstance(data, str | os.PathLike | Dataset):
         raise SetrError(

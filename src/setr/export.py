@@ -32,7 +32,7 @@ from setr.errors import USAGE, SetrError
 from setr.evaluation import grid_size
 from setr.exporting.export_check import compare, compare_accuracy, require_accuracy
 from setr.exporting.graphs import DTYPES, Graph, Head, trace
-from setr.exporting.onnx_file import write_onnx
+from setr.exporting.onnx_file import weights_beside, write_onnx
 from setr.exporting.quantize import calibration_images, quantized
 from setr.exporting.runtime import ANY, Form
 from setr.fitting import require_labelled
@@ -101,7 +101,16 @@ def export(
         report["bytes"] = sum(file.stat().st_size for file in files)
         for file in sorted(files, key=lambda file: file.name == path.name):  # after its weights
             os.replace(file, path.with_name(file.name))
+        if format == "onnx":
+            _remove_old_weights(path, files)
     return report
+
+
+def _remove_old_weights(path: Path, written: list[Path]) -> None:
+    """Remove the second file of a larger model that an ONNX file was written over."""
+    weights = weights_beside(path)
+    if weights.name not in {file.name for file in written}:
+        weights.unlink(missing_ok=True)
 
 
 def metadata(
@@ -226,9 +235,15 @@ def write_openvino(
     stored: dict[str, str],
     images: list[np.ndarray] | None = None,
 ) -> None:
-    """Turn an fp32 ONNX file into OpenVINO's format; int8 needs `images` to quantise with."""
+    """Turn an fp32 ONNX file into OpenVINO's format; int8 needs `images` to quantise with.
+
+    `openvino.convert_model` reads and simplifies a graph in the same way, but it also sends usage
+    statistics, and after an error it leaves the root logger silent.
+    """
     ov = import_extra("openvino", "openvino", str(path))
-    network = ov.convert_model(plain)
+    offline = import_extra("openvino._offline_transformations", "openvino", str(path))
+    network = ov.Core().read_model(plain)
+    offline.apply_moc_transformations(network, cf=False, smart_reshape=True)
     if images:
         network = quantized(network, images)
     for key, text in stored.items():

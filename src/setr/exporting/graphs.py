@@ -23,12 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from setr.errors import SetrError, first_line
 from setr.exporting.runtime import ANY, Form
 from setr.inference import normalize
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.feature_pyramid import DoubledLevel
 from setr.layers.upernet import Level
 from setr.model import SETR
+from setr.processes.faults import machine_fault
 
 Head = Literal["logits", "mask"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,7 +80,11 @@ class Graph(nn.Module):
 
 
 def trace(graph: Graph) -> torch.export.ExportedProgram:
-    """The graph with free batch, height and width, or for the one image its form takes."""
+    """The graph with free batch, height and width, or for the one image its form takes.
+
+    Raises:
+        SetrError: torch.export cannot follow the model, for example an encoder of the user's own.
+    """
     form = graph.form
     height, width = form.size or _example_size(graph)
     images = torch.zeros(1 if form.size else 2, graph.model.encoder.in_chans, height, width)
@@ -86,9 +92,16 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
         images = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
     free = {} if form.size else dict.fromkeys(free_axes(form), torch.export.Dim.DYNAMIC)
     with quiet(), torch.enable_grad():  # without gradients decoders go the way of eager inference
-        program = torch.export.export(
-            graph, (images,), dynamic_shapes={"images": free or None}, strict=False
-        )
+        try:
+            program = torch.export.export(
+                graph, (images,), dynamic_shapes={"images": free or None}, strict=False
+            )
+        except Exception as error:  # of many kinds
+            if machine_fault(error):
+                raise
+            raise SetrError(
+                f"torch.export cannot follow this model: {first_line(error)}; --debug shows where"
+            ) from error
         resized = {
             torch.ops.aten._upsample_bicubic2d_aa: _bicubic,
             torch.ops.aten._upsample_bilinear2d_aa: _bilinear,

@@ -65,7 +65,12 @@ def write_onnx(
     for key, text in stored.items():
         proto.metadata_props.add(key=f"setr.{key}", value=text)
     large = proto.ByteSize() > MAX_INSIDE
-    onnx.save_model(proto, path, save_as_external_data=large, location=f"{path.name}.data")
+    onnx.save_model(proto, path, save_as_external_data=large, location=weights_beside(path).name)
+
+
+def weights_beside(path: Path) -> Path:
+    """The second file of an ONNX file whose weights are too large for it."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _name_axes(proto: Any, places: tuple[int, int, int]) -> None:
