@@ -81,7 +81,8 @@ def step_memory(
         size: (H, W) of the images in pixels.
         device: where the training will run.
         dtype: of autocast; None for fp32.
-        moments: optimiser tensors per trained weight: 1 for SGD with momentum, 2 for AdamW.
+        moments: optimiser tensors per trained weight: 2 for AdamW, 1 for SGD with momentum, 0
+            without.
         average: whether a moving average of the weights is kept.
         keeps_gradients: whether gradients are kept between micro-batches (accumulation).
         cached: whether the model is given stored features of its frozen encoder.
