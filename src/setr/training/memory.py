@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from setr.inference import normalize
 from setr.kernels.row_blocks import block_bytes, classes_last, saved_gradient
 from setr.layers.mask_classifier import MaskOutput
+from setr.layers.precision import autocast
 from setr.losses import LossKind
 from setr.mask_loss import OVERSAMPLING, POINTS
 from setr.model import SETR, Features, Output, predictions
@@ -107,7 +108,7 @@ def step_memory(
         tracker.count(inputs.maps if isinstance(inputs, Features) else [inputs])
         with tracker:
             for _ in range(2):
-                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                with autocast(device, dtype):
                     taught = _taught(teacher, inputs)
                     output = model(inputs, with_aux=True)
                 before = tracker.now
