@@ -22,8 +22,6 @@ from setr.layers.flexible_vit import StoredGrid
 
 _qwen: Any = timm.models.qwen3_vit
 _deepseek: Any = timm.models.deepseek_vit
-WITHOUT_PROJECTOR = {"global_pool": "", "out_features": 0}
-"""Arguments of timm that leave the projector out."""
 
 
 class QwenViT(StoredGrid, AdaptedViT, _qwen.Qwen3VitEncoder):
