@@ -75,7 +75,7 @@ def resize_maps(
     cannot be compiled for a size that is not fixed (torch 2.13). Resizing is linear along each
     axis, so an identity matrix resized without a gradient gives the factors of two products.
     """
-    wide = maps if maps.dtype is torch.float64 else maps.float()
+    wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     options: dict[str, Any] = {
         "mode": mode,
