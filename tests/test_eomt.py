@@ -351,6 +351,7 @@ def test_parts_that_do_not_fit():
         ({"taps": (2, 3)}, "only tap"),
         ({"aux_taps": (3,)}, "EoMT has none of them"),
         ({"patch_stride": 8}, "EoMT has none of them"),
+        ({"encoder_args": {"readout": "add"}}, "EoMT has none of them"),
         ({"encoder_args": {**TINY, "query_blocks": 4}}, "1 to 3 query blocks"),
     ):
         given = {"taps": (3,), "encoder_args": TINY, **arguments}

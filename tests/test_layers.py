@@ -114,6 +114,7 @@ ORDER = (
     ),
     # networks and weights
     *(
+        "layers.precision",
         "layers.products",
         "layers.attention",
         "layers.cpu_blocks",
@@ -216,7 +217,6 @@ ORDER = (
         "training.parallel",
         "checkpoint",
         "training.train_config",
-        "layers.precision",
         "config",
         "training.splits",
         "training.settings",

@@ -25,7 +25,7 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.exporting.runtime import ExportedModel
 from setr.fitting import require_fit
 from setr.kernels.recorded import recorded
-from setr.layers.precision import autocast_dtype
+from setr.layers.precision import autocast, autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.opening import open_trained
@@ -237,7 +237,7 @@ def testing(model: SETR | ExportedModel, dtype: torch.dtype | None) -> Iterator[
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with torch.inference_mode(), autocast(device, dtype):
             yield
     finally:
         model.train(was_training)

@@ -224,7 +224,7 @@ def create_model(
         aux: add the auxiliary heads, which only training uses.
         channels: number of channels of the heads' convolutions, 256 in the paper; for Segmenter,
             the decoder's embedding width, by default the encoder's; for UPerNet, 512 by default.
-            Not for EoMT and the baselines.
+            Not for EoMT, the linear probe and the baselines.
         taps: blocks that the heads read, counted from 1; by default the paper's. Not for EoMT and
             the baselines.
         align_corners: option of MLA's and DPT's upsampling; True as in the authors' code. True
