@@ -25,6 +25,7 @@ ORDER = (
     # files and samples
     *(
         "reading.files",
+        "reading.parsed",
         "processes.lock",
         "reading.remote",
         "_torchvision",

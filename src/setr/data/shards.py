@@ -15,7 +15,6 @@ at any position with any number of processes, which streaming readers do not.
 from __future__ import annotations
 
 import io
-import json
 import os
 import zlib
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 
 from setr.data.pairing import NoSplitError
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
+from setr.reading.parsed import json_of
 from setr.reading.storage import file_system
 
 INDEX = "shards.json"
@@ -128,7 +128,7 @@ class Shards:
     def _description(self) -> dict[str, Any]:
         data = self._read(INDEX)
         try:
-            values = json.loads(data)
+            values = json_of(data)
             if values["format"] != FORMAT:
                 raise ValueError
         except (ValueError, LookupError, TypeError):

@@ -10,7 +10,6 @@ Shapes: B batch, H x W image, K classes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from setr.errors import USAGE, SetrError
 from setr.exporting.sessions import COARSE, Run, onnx_run, openvino_run
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
+from setr.reading.parsed import BROKEN, json_of
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files `open_exported` reads."""
@@ -140,7 +140,7 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
             "classes and normalisation are unknown; export the model again from its directory"
         )
     try:
-        values = {key: json.loads(text) for key, text in stored.items()}
+        values = {key: json_of(text) for key, text in stored.items()}
         return ExportedModel(run, values, str(path)).eval(), read_info(values, str(path))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except BROKEN as error:
         raise SetrError(f"{path}: its metadata is broken ({error!r:.120})") from None

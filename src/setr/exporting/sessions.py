@@ -5,7 +5,6 @@ Only names and threads are known here; what the outputs mean is in `runtime.py`.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ import torch
 from setr._extras import import_extra
 from setr.errors import USAGE, SetrError, first_line
 from setr.processes.machine import HEAP, page_out
+from setr.reading.parsed import json_of
 
 INPUT, COARSE = "images", "coarse"
 """Names of the graph's input, and of the output with logits at the decoder's own scale."""
@@ -105,7 +105,7 @@ def openvino_run(
             for key in model.get_rt_info(["setr"]).value:
                 stored[key] = model.get_rt_info(["setr", key]).value
         try:
-            export = json.loads(stored.get("export", ""))
+            export = json_of(stored.get("export", ""))
             precision, patch = export["precision"], int(export["patch_size"])
         except (ValueError, KeyError, TypeError):  # the caller says what is wrong with the file
             return (lambda images: []), stored
