@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -499,3 +503,30 @@ def test_weights_at_an_address_are_fetched_once(address, shared, tmp_path, monke
     assert main(["convert", "http://127.0.0.1:9/x.pth", "-o", str(tmp_path / "n")]) == FAILED
     assert "refused" in capsys.readouterr().err
     assert not (tmp_path / "n").exists()
+
+
+def test_the_client_of_the_hub_reports_nothing_else():
+    """Its reports are on by default: the version of torch, and a question for a list of agents."""
+    code = (
+        "from setr.reading.remote import import_hub; print(import_hub().constants."
+        "HF_HUB_DISABLE_TELEMETRY); import setr._timm"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_TELEMETRY"}
+    for given, expected in (("", "True"), ("0", "False")):
+        env |= {"HF_HUB_DISABLE_TELEMETRY": given} if given else {}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+        )
+        assert done.stdout.split() == [expected]
+
+
+@pytest.mark.parametrize("depth", [[100_000] * 2_000, list(range(100_000)), 100_001])
+def test_a_description_with_more_numbers_than_any_architecture_is_refused(depth, folder):
+    values = json.loads((folder / "config.json").read_text())
+    values["model"]["encoder_args"] = {"depth": depth}
+    (folder / "config.json").write_text(json.dumps(values))
+    began = time.monotonic()
+    with pytest.raises(SetrError, match=r"config\.json: model: has a number above") as caught:
+        from_pretrained(folder)
+    assert time.monotonic() - began < 5
+    assert len(str(caught.value)) < 500

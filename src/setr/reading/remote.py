@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import re
 import socket
@@ -11,12 +12,22 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from setr._extras import unreported
 from setr.errors import USAGE, SetrError, first_line
 from setr.reading.files import require_alive
 
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
+
+
+def import_hub() -> Any:
+    """The client of the Hugging Face Hub, which downloads and uploads and reports nothing else."""
+    unreported("huggingface_hub")
+    for module in ("constants", "errors"):  # become attributes by this
+        importlib.import_module(f"huggingface_hub.{module}")
+    return importlib.import_module("huggingface_hub")
 
 
 def is_repository(source: str) -> bool:
@@ -65,9 +76,9 @@ def fetch(
     Raises:
         SetrError: no such repository, a gated one, or not in the cache and no network.
     """
-    from huggingface_hub import errors, snapshot_download
-
     require_alive(source)
+    hub = import_hub()
+    errors, snapshot_download = hub.errors, hub.snapshot_download
     repo_id, at, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in source or (at and not revision):
         raise SetrError(
@@ -135,11 +146,9 @@ def fetched(url: str) -> Path:
 
 def _require_network(missing: str, fix: str) -> None:
     """Fail at once if the Hub cannot be reached; its client would retry for a minute."""
-    from huggingface_hub import constants
-
     if urllib.request.getproxies():
         return
-    address = urlsplit(constants.ENDPOINT)
+    address = urlsplit(import_hub().constants.ENDPOINT)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((address.hostname or "", port), timeout=10).close()
