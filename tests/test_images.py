@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, IcoImagePlugin, Image
+from PIL import EpsImagePlugin, IcoImagePlugin, Image, ImageFile
 
 from setr.errors import SetrError
 from setr.images import (
@@ -447,7 +447,7 @@ def test_no_file_starts_another_program(wrap, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a))
     data = wrap(encoded(photo(), "EPS"))
     for read in (read_image, check_whole, read_mask):
-        with pytest.raises(SetrError, match="not an image in a known format"):
+        with pytest.raises(SetrError, match=r"EPS files are not read; save it as PNG|not an image"):
             read(data)
     assert not started
 
@@ -456,7 +456,7 @@ def test_icons_are_refused_before_they_are_decoded(monkeypatch):
     """Pillow decodes them to know their size, which may be above the limit."""
     decoded = []
     monkeypatch.setattr(IcoImagePlugin.IcoFile, "getimage", lambda *a: decoded.append(a))
-    with pytest.raises(SetrError, match="not an image in a known format"):
+    with pytest.raises(SetrError, match="image data: ICO files are not read; save it as PNG"):
         check_whole(encoded(photo(), "ICO"), max_pixels=10)
     assert not decoded
 
@@ -499,3 +499,29 @@ def test_markers_in_other_segments_are_no_scans():
     data = encoded(photo(), "JPEG", progressive=True, comment=comment, quality=95)
     assert read_image(data).shape == (37, 53, 3)
     assert read_image(data + comment + b"\xff\xd9").shape == (37, 53, 3)
+
+
+def test_formats_that_python_decodes_by_the_pixel_are_refused(tmp_path):
+    """A second for each megapixel, in which the process does nothing else."""
+    head = b"qoif" + (4).to_bytes(4, "big") * 2 + b"\3\0"
+    (tmp_path / "a.png").write_bytes(head + b"\xfd" + bytes(7) + b"\1")
+    with pytest.raises(SetrError, match=r"a\.png: QOI files are not read; save it as PNG"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_format_of_the_users_own_plugin_is_read():
+    """As pillow_heif adds HEIF."""
+
+    class Own(ImageFile.ImageFile):
+        format = "OWN"
+
+        def _open(self) -> None:
+            self._mode, self._size = "L", (2, 1)
+            self.tile = [ImageFile._Tile("raw", (0, 0, 2, 1), 4, "L")]
+
+    Image.register_open("OWN", Own, lambda prefix: prefix.startswith(b"OWN!"))
+    try:
+        assert read_image(b"OWN!\x07\x09").tolist() == [[[7] * 3, [9] * 3]]
+    finally:
+        Image.ID.remove("OWN")
+        del Image.OPEN["OWN"]

@@ -37,9 +37,12 @@ SMALLER = (
 )
 """What to do about larger images; only prediction and the server have the option."""
 
-NEVER_OPENED = frozenset({"EPS", "WMF", "IPTC", "ICO", "CUR", "ICNS"})
-"""Formats of Pillow that start another program (Ghostscript), may hold a file of any format, or are
-decoded before their size is known."""
+NEVER_OPENED = frozenset(
+    {"EPS", "WMF", "IPTC"}  # start another program (Ghostscript), or may hold a file that does
+    | {"ICO", "CUR", "ICNS"}  # are decoded before their size is known
+    | {"BLP", "DDS", "FITS", "FTEX", "MSP", "QOI", "XPM"}  # by Python, pixel by pixel
+)
+"""Formats of Pillow that a file by a stranger can use to cost much."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` checks the size
@@ -272,22 +275,24 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
     if not (len(source) if isinstance(source, bytes) else _size(source)):
         return SetrError(f"{name}: the file is empty (0 bytes)")
     if isinstance(error, Image.UnidentifiedImageError):
-        if _starts_as_tiff(source):
+        if _head(source)[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return UnknownPixelsError(
                 f"{name}: a TIFF file that is not 8-bit RGB; choose its bands: a data set in "
                 "data.yaml, as bands: [1, 2, 3, 4], `setr predict` with --bands 1,2,3"
             )
+        for kind in NEVER_OPENED:
+            _, accept = Image.OPEN.get(kind, (None, None))
+            if accept and accept(_head(source)):
+                return SetrError(f"{name}: {kind} files are not read; save it as PNG")
         return SetrError(f"{name}: not an image in a known format")
     return SetrError(f"{name}: broken image file ({first_line(error)})")
 
 
-def _starts_as_tiff(source: Source) -> bool:
+def _head(source: Source) -> bytes:
     if isinstance(source, bytes):
-        head = source[:4]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(4)
-    return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return source[:16]
+    with open(source, "rb") as file:
+        return file.read(16)
 
 
 @lru_cache(maxsize=10_000)

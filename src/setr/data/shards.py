@@ -18,6 +18,7 @@ import io
 import os
 import zlib
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -54,6 +55,16 @@ class Shards:
         self.root, self.split = root.rstrip("/"), split
         self._opened: tuple[Any, str] | None = None
         self._process = os.getpid()
+        try:
+            self._open(split)
+        except SetrError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, OSError, BadZipFile) as error:
+            raise SetrError(f"{root}: not shards written by setr shard ({error!r:.80})") from None
+
+    def _open(self, split: str) -> None:
+        """Read the description and the index of the split, and check the shards."""
+        root = self.root
         self.description = self._description()
         splits = self.description["splits"]
         if split not in splits:
