@@ -32,7 +32,7 @@ from setr.predictor import Predictor
 from setr.reading.arrays import as_image
 from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
-from setr.reading.urls import download
+from setr.reading.urls import download, download_file
 from tests.conftest import tiny_model
 from tests.serving import until
 from tests.test_images import UNREADABLE
@@ -329,7 +329,7 @@ def test_addresses_only_when_allowed(server, predictor):
         ("/to-file", "redirects to file:///etc/hostname, which is not an http address"),
         ("/to-ftp", "not an http address"),
         ("/loop", "redirects more than 10 times"),
-        ("/user", r"me:\*\*\*@127.0.0.1/image.png: images are downloaded without a user"),
+        ("/user", r"me:\*\*\*@127.0.0.1/image.png: files are downloaded without a user"),
         ("/drip", r"not complete after 0\.7 s"),
         ("/cut.png", "ended after|download failed"),
         ("/slow", "download failed|not complete after"),
@@ -349,6 +349,16 @@ def test_what_comes_with_a_redirect_is_not_read(server):
     assert download(f"{server}/long-way") == Answers.image
     until(lambda: Answers.poured)
     assert Answers.poured[0] < 20 << 20
+
+
+def test_a_file_that_ends_early_is_not_kept(server, tmp_path):
+    path = tmp_path / "weights.pth"
+    with pytest.raises(SetrError, match=r"/cut\.png: ended after 100 of [\d,]+ bytes"):
+        download_file(f"{server}/cut.png", path)
+    assert not list(tmp_path.iterdir())
+    download_file(f"{server}/to-image", path)
+    assert path.read_bytes() == Answers.image
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_addresses_are_checked_before_anything_is_sent(server):

@@ -495,7 +495,7 @@ def test_weights_at_an_address_are_fetched_once(address, shared, tmp_path, monke
     assert torch.equal(again.encoder.vit.pos_embed, model.encoder.vit.pos_embed)
     load_encoder(model, f"{url}/other.pth")
     assert len(asked) == 2
-    with pytest.raises(SetrError, match=r"none\.pth: download failed \(File not found\); down"):
+    with pytest.raises(SetrError, match=r"none\.pth: the server answers 404 File not found; down"):
         setr.load(f"{url}/none.pth")
     with pytest.raises(SetrError, match="names no file"):
         setr.load(url)

@@ -218,7 +218,7 @@ def gdal_driver(source: Source) -> str | None:
         try:
             with open(source, "rb") as file:
                 head = file.read(4)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # or no name that a file can have
             raise unreadable(source_name(source), error, source) from None
     else:
         head = source[:4]

@@ -7,10 +7,8 @@ import importlib
 import os
 import re
 import socket
-import sys
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from setr._extras import unreported
 from setr.errors import USAGE, SetrError, first_line
 from setr.reading.files import require_alive
+from setr.reading.urls import download_file, split_url, without_password
 
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
 
@@ -126,21 +125,17 @@ def fetched(url: str) -> Path:
     """
     import torch
 
-    name = Path(unquote(urlsplit(url).path)).name
-    if not name:
-        raise SetrError(f"{url}: names no file", code=USAGE)
+    shown, name = without_password(url), Path(unquote(split_url(url).path)).name
+    if name in ("", ".."):
+        raise SetrError(f"{shown}: names no file", code=USAGE)
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]  # several URLs may have one file name
     path = Path(torch.hub.get_dir(), "setr", digest, name)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
-        except (OSError, HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise SetrError(
-                f"{url}: download failed ({str(reason) or type(error).__name__:.80}); download it "
-                "on another machine and give the path"
-            ) from None
+            download_file(url, path)
+        except SetrError as error:
+            raise SetrError(f"{error}; download it on another machine and give the path") from None
     return path
 
 

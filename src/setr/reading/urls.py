@@ -1,4 +1,4 @@
-"""Downloading images over http and https, with limits on size and time.
+"""Downloading over http and https, with limits on size and time.
 
 Accepting URLs from untrusted users lets them reach every host this machine can reach (SSRF), so
 downloads are disabled unless the user enables them.
@@ -6,16 +6,21 @@ downloads are disabled unless the user enables them.
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import shutil
 import socket
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
@@ -78,83 +83,74 @@ def download(url: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) 
     Raises:
         SetrError: another scheme, no response, a status other than 2xx, too large or too slow.
     """
-    target, visit = url, _Visit(seconds)
-    with visit:
-        try:
-            for _ in range(MAX_REDIRECTS):
-                _require_plain(target)
-                try:
-                    with visit.open(target) as answer:
-                        return _content(url, answer, max_bytes, visit)
-                except urllib.error.HTTPError as error:  # its body is never read
-                    error.close()
-                    place = error.headers.get("Location")
-                    if error.code not in REDIRECTS or not place:
-                        reason = " ".join(str(error.reason).split())
-                        raise SetrError(
-                            f"{url}: the server answers {error.code} {reason:.120}"
-                        ) from None
-                    target = urljoin(target, place)
-                    if not is_url(target):
-                        raise SetrError(
-                            f"{url}: redirects to {target:.80}, which is not an http address"
-                        ) from None
-            raise SetrError(f"{url}: redirects more than {MAX_REDIRECTS} times")
-        except SetrError:
-            raise
-        except (OSError, HTTPException, ValueError) as error:
-            visit.require_time(url)
-            cause = getattr(error, "reason", None) or error
-            reason = str(cause) or type(error).__name__
-            raise SetrError(f"{url}: download failed ({reason:.80})") from None
+    with _Visit(url, seconds) as visit:
+        answer, announced = visit.open()
+        if announced is not None and announced > max_bytes:
+            raise SetrError(f"{url}: {announced:,} bytes, above the limit of {max_bytes:,}")
+        kind = answer.headers.get_content_type()
+        if kind.startswith("video/") or kind == "multipart/x-mixed-replace":
+            raise SetrError(
+                f"{url}: sends a video ({kind}), not an image; to read it as a stream, let the "
+                "address end in .mjpg, such as by adding ?.mjpg"
+            )
+        data = bytearray()
+        while block := answer.read1(1 << 16):
+            data += block
+            if len(data) > max_bytes:
+                raise SetrError(f"{url}: larger than the limit of {max_bytes:,} bytes")
+        visit.require_all(len(data), announced)
+        return bytes(data)
 
 
-def _require_plain(url: str) -> None:
-    """Refuse an address without a host, or with a user."""
-    parts = split_url(url)
-    shown = without_password(url)
-    if not is_url(url) or not parts.hostname:
-        raise SetrError(f"{shown}: give an address that begins with http:// or https://")
-    if "@" in parts.netloc:
-        raise SetrError(
-            f"{shown}: images are downloaded without a user; leave it out of the address, or "
-            "download the image first"
-        )
+def download_file(url: str, path: Path) -> None:
+    """Download a file of any size, with a progress bar on a terminal; it appears when complete.
+
+    Args:
+        url: as for `download`.
+        path: of the file.
+
+    Raises:
+        SetrError: as `download`, but for any size and time, as long as something comes; or the file
+            cannot be written.
+    """
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with _Visit(url, SECONDS, whole=False) as visit:
+            answer, announced = visit.open()
+            with open(part, "wb") as file, _shown(answer, path.name, announced) as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+            visit.require_all(part.stat().st_size, announced)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _content(url: str, answer: Any, max_bytes: int, visit: _Visit) -> bytes:
-    """The body of an answer."""
-    announced = answer.headers.get("Content-Length", "")
-    if announced.isdigit() and int(announced) > max_bytes:
-        raise SetrError(f"{url}: {int(announced):,} bytes, above the limit of {max_bytes:,}")
-    kind = answer.headers.get_content_type()
-    if kind.startswith("video/") or kind == "multipart/x-mixed-replace":
-        raise SetrError(
-            f"{url}: sends a video ({kind}), not an image; to read it as a stream, let the "
-            "address end in .mjpg, such as by adding ?.mjpg"
-        )
-    data = bytearray()
-    while block := answer.read1(1 << 16):
-        data += block
-        if len(data) > max_bytes:
-            raise SetrError(f"{url}: larger than the limit of {max_bytes:,} bytes")
-    visit.require_time(url)
-    if announced.isdigit() and len(data) < int(announced):
-        raise SetrError(f"{url}: ended after {len(data):,} of {int(announced):,} bytes")
-    return bytes(data)
+def _shown(answer: Any, name: str, announced: int | None) -> Any:
+    """An answer that shows on a terminal how far it has been read."""
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    if announced is None or not sys.stderr.isatty():
+        return nullcontext(answer)
+    return wrap_file(answer, announced, description=name, console=Console(stderr=True))
 
 
 class _Visit:
-    """Connections that all end when the time is up, also in the middle of a line.
+    """A connection to a server, with those that it redirects to; a context manager.
 
-    A context manager. A timeout of sockets alone starts anew with each byte.
+    All that goes wrong becomes a `SetrError`.
+
+    Args:
+        url: the address.
+        seconds: after which it ends, also in the middle of a line: a timeout of sockets alone
+            starts anew with each byte.
+        whole: otherwise only each operation takes at most so long.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.end = seconds, time.monotonic() + seconds
+    def __init__(self, url: str, seconds: float, *, whole: bool = True) -> None:
+        self.url, self.seconds = url, seconds
+        self.end = time.monotonic() + seconds if whole else math.inf
         self.sockets: list[socket.socket] = []
-        self.timer = threading.Timer(seconds, self._hang_up)
-        self.timer.daemon = True
         self.opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler(),
@@ -164,23 +160,67 @@ class _Visit:
             urllib.request.HTTPErrorProcessor(),
         ):
             self.opener.add_handler(handler)
+        self.answer: Any = None
+        self.timer = threading.Timer(seconds, self._hang_up)
+        self.timer.daemon = True
+        if whole:
+            self.timer.start()
 
     def __enter__(self) -> _Visit:
-        self.timer.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.timer.cancel()
+        if self.answer is not None:
+            self.answer.close()
+        if isinstance(error, SetrError):
+            return
+        if isinstance(error, OSError | HTTPException | ValueError):
+            self._require_time()
+            cause = getattr(error, "reason", None) or error
+            reason = str(cause) or type(error).__name__
+            shown = without_password(self.url)
+            raise SetrError(f"{shown}: download failed ({reason:.80})") from None
 
-    def open(self, url: str) -> Any:
-        """The answer of a server; redirects are errors, as its other refusals."""
-        request = urllib.request.Request(url, headers={"User-Agent": "setr", "Accept": "image/*"})
-        return self.opener.open(request, timeout=max(0.01, self.end - time.monotonic()))
+    def open(self) -> tuple[Any, int | None]:
+        """The answer after all redirects, and the bytes that it announces."""
+        shown, target = without_password(self.url), self.url
+        for _ in range(MAX_REDIRECTS):
+            _require_plain(target)
+            headers = {"User-Agent": "setr", "Accept": "image/*, */*;q=0.5"}
+            request = urllib.request.Request(target, headers=headers)
+            left = min(self.seconds, max(0.01, self.end - time.monotonic()))
+            try:
+                self.answer = self.opener.open(request, timeout=left)
+            except urllib.error.HTTPError as error:  # its body is never read
+                error.close()
+                place = error.headers.get("Location")
+                if error.code not in REDIRECTS or not place:
+                    reason = " ".join(str(error.reason).split())
+                    raise SetrError(
+                        f"{shown}: the server answers {error.code} {reason:.120}"
+                    ) from None
+                target = urljoin(target, place)
+                if not is_url(target):
+                    raise SetrError(
+                        f"{shown}: redirects to {target:.80}, which is not an http address"
+                    ) from None
+            else:
+                announced = self.answer.headers.get("Content-Length", "")
+                return self.answer, int(announced) if announced.isdecimal() else None
+        raise SetrError(f"{shown}: redirects more than {MAX_REDIRECTS} times")
 
-    def require_time(self, url: str) -> None:
-        """Raise a `SetrError` if the time is up, so that the connection ended for this reason."""
+    def require_all(self, count: int, announced: int | None) -> None:
+        """Refuse an answer that ended before its time, or was ended by ours."""
+        self._require_time()
+        if announced is not None and count < announced:
+            shown = without_password(self.url)
+            raise SetrError(f"{shown}: ended after {count:,} of {announced:,} bytes")
+
+    def _require_time(self) -> None:
         if time.monotonic() >= self.end:
-            raise SetrError(f"{url}: download not complete after {self.seconds:g} s") from None
+            shown = without_password(self.url)
+            raise SetrError(f"{shown}: download not complete after {self.seconds:g} s") from None
 
     def _join(self, connected: socket.socket) -> None:
         self.sockets.append(connected)
@@ -191,6 +231,19 @@ class _Visit:
         for connected in self.sockets:
             with suppress(OSError):  # closed already
                 connected.shutdown(socket.SHUT_RDWR)
+
+
+def _require_plain(url: str) -> None:
+    """Refuse an address without a host, or with a user."""
+    parts = split_url(url)
+    shown = without_password(url)
+    if not is_url(url) or not parts.hostname:
+        raise SetrError(f"{shown}: give an address that begins with http:// or https://")
+    if "@" in parts.netloc:
+        raise SetrError(
+            f"{shown}: files are downloaded without a user; leave it out of the address, or "
+            "download the file first"
+        )
 
 
 def _handler(kind: Any, connection: Any, join: Callable[[socket.socket], None]) -> Any:
