@@ -461,16 +461,19 @@ def test_icons_are_refused_before_they_are_decoded(monkeypatch):
     assert not decoded
 
 
-def test_a_tile_counts_as_what_it_unpacks_to():
-    """A TIFF of 16x16 pixels in one tile of four million."""
-    side = 2048
+def in_one_tile(side: int) -> bytes:
+    """A TIFF of 16x16 pixels in one tile of black."""
     tile = zlib.compress(bytes(side * side * 3))
     entries = {256: 16, 257: 16, 258: 8, 259: 8, 262: 2, 277: 3}
     entries |= {322: side, 323: side, 324: 8, 325: len(tile)}
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, entries[tag]) for tag in sorted(entries))
     tile += bytes(len(tile) % 2)
     head = b"II*\0" + struct.pack("<I", 8 + len(tile)) + tile
-    data = head + struct.pack("<H", len(entries)) + directory + bytes(4)
+    return head + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def test_a_tile_counts_as_what_it_unpacks_to():
+    data = in_one_tile(2048)
     assert read_image(data).shape == (16, 16, 3)
     for read in (read_image, check_whole):
         with pytest.raises(ImageTooLargeError, match="a tile of 2048x2048 is 4,194,304 pixels"):

@@ -702,7 +702,7 @@ def test_names_of_the_description(tmp_path, name, capsys):
 def test_run_lengths_are_those_of_an_image(lengths, size):
     """A line of text can claim terabytes; sums of int64 can be anything."""
     runs = np.array(lengths, np.int64)
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         unrolled(np.arange(len(runs)), runs, size)
     with pytest.raises(SetrError, match="run lengths of"):
         Runs(size, runs).cover(size)
@@ -711,9 +711,9 @@ def test_run_lengths_are_those_of_an_image(lengths, size):
 def test_a_bitmap_that_unpacks_to_gigabytes(monkeypatch):
     monkeypatch.setattr(supervisely, "MOST_BYTES", 1000)
     for data in (zlib.compress(bytes(10**6)), zlib.compress(bytes(10**6))[:500]):
-        given = {"bitmap": {"origin": [0, 0], "data": base64.b64encode(data).decode()}}
-        with pytest.raises(ValueError, match="^$"):
-            supervisely._part({"geometryType": "bitmap", **given})
+        held = {"bitmap": {"origin": [0, 0], "data": base64.b64encode(data).decode()}}
+        with pytest.raises(ValueError, match=r"^$"):
+            supervisely._part({"geometryType": "bitmap", **held})
 
 
 def test_a_tangle_is_refused():
