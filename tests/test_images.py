@@ -497,6 +497,22 @@ def test_a_jpeg_that_would_take_hours_is_refused(tmp_path):
                 read(source)
 
 
+def test_pictures_for_two_eyes_are_no_way_round():
+    """MPO is JPEG with an index of several pictures."""
+    buffer = io.BytesIO()
+    pictures = [Image.fromarray(np.full((64, 64, 3), 90, np.uint8)) for _ in range(2)]
+    pictures[0].save(buffer, "MPO", save_all=True, append_images=pictures[1:], progressive=True)
+    data = buffer.getvalue()
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "MPO"
+        assert "progressive" in image.info
+    assert read_image(data).shape == (64, 64, 3)
+    first = data.index(b"\xff\xd9")
+    scan = data[data.rindex(b"\xff\xda", 0, first) : first]
+    with pytest.raises(SetrError, match="more than 100 scans"):
+        read_image(data[:first] + 100 * scan + data[first:])
+
+
 def test_markers_in_other_segments_are_no_scans():
     comment = b"\xff\xda" * 500
     data = encoded(photo(), "JPEG", progressive=True, comment=comment, quality=95)

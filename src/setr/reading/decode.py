@@ -42,7 +42,7 @@ def check_scans(image: Any, source: str | os.PathLike | bytes) -> None:
     Raises:
         OSError: more scans than `MAX_SCANS`.
     """
-    if image.format != "JPEG" or "progressive" not in image.info:
+    if image.format not in ("JPEG", "MPO") or "progressive" not in image.info:
         return
     data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
     scans, place = 0, 2

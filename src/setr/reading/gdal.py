@@ -58,7 +58,8 @@ class GdalFile:
             raise SetrError(f"{self.name}: bands are read from TIFF and PNG files only")
         self._env = gdal.Env(GDAL_CACHEMAX=cache, GDAL_PAM_ENABLED=False)
         self._env.__enter__()
-        file = io.BytesIO(source) if isinstance(source, bytes) else self.name
+        # never `scheme:name`, which rasterio takes for an address
+        file = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(self.name)
         try:
             self.file = gdal.open(file, driver=driver)
         except Exception as error:
