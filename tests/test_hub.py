@@ -511,7 +511,8 @@ def test_weights_at_an_address_are_fetched_once(address, shared, tmp_path, monke
 @pytest.mark.parametrize(("given", "expected"), [(None, True), ("0", False)])
 def test_the_client_of_the_hub_reports_nothing_else(code, given, expected):
     """By default it tells the version of torch, and asks for a list of agents to tell them, too."""
-    env = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_TELEMETRY"}
+    decided = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    env = {key: value for key, value in os.environ.items() if key not in decided}
     env |= {"HF_HUB_DISABLE_TELEMETRY": given} if given else {}
     code += "; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
     done = subprocess.run(
