@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -34,7 +35,7 @@ from setr.prediction.passes import Batches, NoMemoryError, predict_each
 from setr.prediction.settled import run_names
 from setr.predictor import load
 from setr.processes.lock import Lock, open_locked
-from setr.reading.files import write_bytes
+from setr.reading.files import walk_images, write_bytes
 from setr.reading.storage import Storage, result_test
 from setr.result import Result
 from tests.conftest import tiny_model
@@ -771,3 +772,21 @@ def test_a_name_that_no_file_can_have_fails_alone(name, model_dir, photos, tmp_p
         "c.png",
         "manifest.jsonl",
     ]
+
+
+def test_folders_that_link_each_other_in_countless_ways(tmp_path):
+    """Seven of them have 13,699 paths, ten a million."""
+    for i in range(7):
+        (tmp_path / f"d{i}").mkdir()
+        (tmp_path / f"d{i}" / "a.png").touch()
+    for i, j in itertools.permutations(range(7), 2):
+        (tmp_path / f"d{i}" / f"l{j}").symlink_to(tmp_path / f"d{j}")
+    with pytest.raises(SetrError, match=r"links lead to .*/d\d in more than 200 ways"):
+        walk_images(tmp_path)
+    many = tmp_path / "many"
+    for i in range(300):
+        (many / f"{i}").mkdir(parents=True)
+        (many / f"{i}" / "l").symlink_to(tmp_path / "common")
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "a.png").touch()
+    assert len(walk_images(many)) == 300

@@ -11,6 +11,7 @@ import re
 import tempfile
 import unicodedata
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 )
 
+MOST_WAYS = 200
+"""To a folder by links inside linked folders; ten folders that link each other have a million."""
 LONGEST_LINE = 2_000
 """Characters of a message; of longer ones, beginning and end are shown."""
 _OF_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
@@ -137,10 +140,13 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
 
     Hidden files are left out. Links to folders are followed, except those to a folder above.
     Returns plain strings, because a million `Path` objects take a gigabyte.
+
+    Raises:
+        SetrError: folders that are linked with each other in countless ways.
     """
-    found, pending = [], [""]
+    found, pending, ways = list[str](), [("", False)], Counter[str]()
     while pending:
-        prefix = pending.pop()
+        prefix, linked = pending.pop()
         with os.scandir(os.path.join(folder, prefix)) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -148,11 +154,19 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                 name = prefix + entry.name
                 wanted = os.path.splitext(name)[1].lower() in suffixes
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{name}/")
+                    pending.append((f"{name}/", linked))
                 elif wanted:
                     found.append(name)
                 elif entry.is_symlink() and os.path.isdir(entry) and not _is_cycle(folder, name):
-                    pending.append(f"{name}/")
+                    target = os.path.realpath(entry)
+                    ways[target] += linked
+                    if ways[target] > MOST_WAYS:
+                        raise SetrError(
+                            f"{folder}: links lead to {target} in more than {MOST_WAYS} ways; "
+                            "remove those between linked folders",
+                            code=USAGE,
+                        )
+                    pending.append((f"{name}/", True))
     return sorted(found)
 
 
