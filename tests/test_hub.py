@@ -531,3 +531,20 @@ def test_a_description_with_more_numbers_than_any_architecture_is_refused(depth,
         from_pretrained(folder)
     assert time.monotonic() - began < 5
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("checkpoint_path", "/etc/hostname"),
+        ("pretrained", True),
+        ("pretrained_cfg", {"url": "http://example.org/x.pth"}),
+        ("cache_dir", "/tmp"),
+    ],
+)
+def test_a_description_names_no_other_weights(name, value, folder):
+    values = json.loads((folder / "config.json").read_text())
+    values["model"]["encoder_args"] = {name: value}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(SetrError, match=f"config.json: encoder_args: {name} is about weights"):
+        from_pretrained(folder)

@@ -16,6 +16,11 @@ _FAMILIES = (
 )
 """Start of the names of timm's plain ViTs (regular expression)."""
 
+_OF_WEIGHTS = frozenset(
+    {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+)
+"""Arguments of `timm.create_model` that open files or the network."""
+
 
 def list_encoders(pattern: str = "*") -> list[str]:
     """Names of timm's plain vision transformers that match a shell pattern."""
@@ -65,6 +70,7 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     from setr.layers.window_attention import is_windowed, make_windowed
 
     _require_known(name)
+    require_architecture(timm_args)
     size = {} if img_size is None else {"img_size": img_size}
     relative, flexible, windowed = is_relative(name), is_flexible(name), is_windowed(name)
     talking, of_language_model = has_talking_heads(name), is_of_language_model(name)
@@ -111,6 +117,21 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
         make_plain_encoder(vit)
     make_on_device(vit)
     return vit
+
+
+def require_architecture(timm_args: dict[str, Any]) -> None:
+    """Refuse arguments of `timm.create_model` that read weights: they may be a stranger's.
+
+    Raises:
+        SetrError: names the argument.
+    """
+    wrong = sorted(_OF_WEIGHTS & timm_args.keys())
+    if wrong:
+        raise SetrError(
+            f"encoder_args: {wrong[0]} is about weights, not the architecture; leave it out, and "
+            "give weights as pretrained",
+            code=USAGE,
+        )
 
 
 def _require_known(name: str) -> None:
