@@ -26,7 +26,8 @@ from setr.data.loader import spread
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, resolve_protocol
-from setr.export import SUFFIX, export
+from setr.export import SUFFIX, export, metadata
+from setr.exporting import runtime
 from setr.exporting.export_check import compare
 from setr.exporting.graphs import Graph, bicubic_weights, quiet, trace
 from setr.exporting.quantize import calibration_images
@@ -628,3 +629,20 @@ def test_exporters_say_nothing_of_their_internals():
     with quiet():
         assert not any(logger.isEnabledFor(logging.WARNING) for logger in loggers)
     assert [logger.level for logger in loggers[:2]] == before[:2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("patch_size", value) for value in ("x", 0, 10**9, float("inf"), [], None)],
+        *[("grid", []), ("grid", ["a", 1]), ("size", [4]), ("size", [-1, 4]), ("size", [1e400, 4])],
+    ],
+)
+def test_metadata_of_a_stranger(key, value, model, tmp_path, monkeypatch):
+    stored = metadata(model, INFO, "fp32", "mask")
+    stored["export"] = json.dumps(json.loads(stored["export"]) | {key: value})
+    (tmp_path / "m.onnx").write_bytes(b"")
+    monkeypatch.setattr(runtime, "onnx_run", lambda *_: (None, stored))
+    with pytest.raises(SetrError, match=r"m\.onnx: its metadata is broken") as caught:
+        load(tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value)

@@ -25,6 +25,9 @@ from setr.reading.parsed import json_of
 INPUT, COARSE = "images", "coarse"
 """Names of the graph's input, and of the output with logits at the decoder's own scale."""
 
+LARGEST_PATCH = 1024
+"""Side in pixels; of no model, but a file may claim any."""
+
 Run = Callable[[np.ndarray], list[np.ndarray]]
 """Images in the file's `Form` -> the requested outputs."""
 
@@ -107,8 +110,10 @@ def openvino_run(
         try:
             export = json_of(stored.get("export", ""))
             precision, patch = export["precision"], int(export["patch_size"])
-        except (ValueError, KeyError, TypeError):  # the caller says what is wrong with the file
-            return (lambda images: []), stored
+            if not 1 <= patch <= LARGEST_PATCH:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, OverflowError):
+            return (lambda images: []), stored  # the caller says what is wrong with the file
         kept = [model.output(name) for name in outputs]
         compiled = core.compile_model(
             ov.Model(kept, model.get_parameters()), "CPU", openvino_settings(core, precision)
