@@ -38,6 +38,7 @@ from setr.layers.feature_pyramid import FeaturePyramidNeck
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.predictor import Predictor, load
+from setr.processes.lock import open_locked
 from tests.conftest import tiny_model, write_scene_folders
 
 INFO = ModelInfo(labels=scenes.LABELS, protocol=Protocol(window=(40, 40), stride=(24, 24)))
@@ -646,3 +647,17 @@ def test_metadata_of_a_stranger(key, value, model, tmp_path, monkeypatch):
     with pytest.raises(SetrError, match=r"m\.onnx: its metadata is broken") as caught:
         load(tmp_path / "m.onnx")
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_killed_export_left_is_removed(model, tmp_path):
+    pytest.importorskip("fcntl")
+    names = [".export-killed", ".export-at-work", ".export-just-begun", ".exported"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.onnx").write_bytes(bytes(10))
+    at_work, _ = open_locked(tmp_path / names[1] / ".lock", os.O_RDWR, "flock")
+    for name in (*names[:2], names[3]):
+        os.utime(tmp_path / name, (1, 1))
+    export(model, INFO, tmp_path / "m.pt2", format="torch", size=(32, 32))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "m.pt2"])
+    os.close(at_work)

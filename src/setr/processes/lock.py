@@ -1,10 +1,13 @@
-"""A lock that lets one process at a time use a folder."""
+"""Locks: what another process uses is told from what a killed one left."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import tempfile
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +18,8 @@ except ImportError:  # Windows
 
 from setr.errors import USAGE, SetrError
 
+BEGUN = 60.0
+"""Seconds after which a new folder has its lock."""
 ATTEMPTS = 100
 """Lock a file that is being replaced so often; some network disks never show it as the same."""
 
@@ -118,3 +123,37 @@ class Lock:
             self._path.unlink(missing_ok=True)
             os.close(self._fd)
             self._fd = -1
+
+
+class ScratchFolder:
+    """A temporary folder, removed in the end; a context manager that gives its path.
+
+    Those of killed processes are removed at the beginning, where the file system has locks.
+
+    Args:
+        parent: in which it lies.
+        prefix: of its name; others of this prefix are taken for such folders.
+
+    Raises:
+        OSError: cannot be made.
+    """
+
+    def __init__(self, parent: Path, prefix: str) -> None:
+        for left in parent.glob(f"{prefix}*"):
+            with contextlib.suppress(OSError):  # at work, or gone
+                if time.time() - left.stat().st_mtime > BEGUN:
+                    fd, locked = open_locked(left / ".lock", os.O_RDWR, "flock")
+                    os.close(fd)
+                    if locked:
+                        shutil.rmtree(left)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix=prefix, dir=parent, ignore_cleanup_errors=True
+        )
+        self._fd, _ = open_locked(Path(self._folder.name, ".lock"), os.O_RDWR, "flock")
+
+    def __enter__(self) -> Path:
+        return Path(self._folder.name)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        self._folder.cleanup()
