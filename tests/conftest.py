@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from setr._extras import unreported
 from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.data import scenes
 from setr.images import encode_png
@@ -24,6 +25,8 @@ from setr.model import SETR, create_model
 from setr.prediction.video import VideoReader
 from setr.reading.files import write_bytes
 
+for package in ("openvino", "nncf", "ray"):  # some tests import them before setr does
+    unreported(package)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 
 

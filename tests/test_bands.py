@@ -33,6 +33,7 @@ from setr.model_info import ModelInfo
 from setr.prediction.filming import predict_video
 from setr.prediction.rasters import Raster
 from setr.predictor import Predictor
+from setr.reading import gdal
 from setr.reading.gdal import GdalFile
 from setr.training.normalisation import measured, with_channels
 from setr.transforms import Augmentation, distort
@@ -40,6 +41,7 @@ from setr.weight_files.architecture import read_architecture
 from setr.weight_files.dialects import translate
 from setr.weights import load_weights, match_weights
 from tests.conftest import tiny_config, tiny_model
+from tests.test_images import in_one_tile
 
 STEM = "encoder.vit.patch_embed.proj.weight"
 FOUR = Bands((1, 2, 3, 4), ((0.0, 2550.0),))
@@ -510,3 +512,12 @@ def test_the_server_refuses_a_model_of_other_bands(tmp_path):
     save_pretrained(tmp_path, model, info_of(4, bands=FOUR))
     with pytest.raises(SetrError, match="what clients send has red, green and blue, and the model"):
         Models([str(tmp_path)], Limits())
+
+
+def test_a_small_image_in_a_huge_tile_is_refused(monkeypatch):
+    pytest.importorskip("rasterio")
+    with GdalFile(in_one_tile(2048)) as file:
+        assert file.read((1,), (0, 16), (0, 16)).shape == (1, 16, 16)
+    monkeypatch.setattr(gdal, "LARGEST_TILE", 1_000_000)
+    with pytest.raises(SetrError, match="image of 16x16 pixels in tiles of 2048x2048, which are"):
+        GdalFile(in_one_tile(2048))

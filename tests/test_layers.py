@@ -25,7 +25,9 @@ ORDER = (
     # files and samples
     *(
         "reading.files",
+        "reading.parsed",
         "processes.lock",
+        "reading.urls",
         "reading.remote",
         "_torchvision",
         "_timm",
@@ -37,7 +39,6 @@ ORDER = (
         "reading.gdal",
         "reading.vectors",
         "bands",
-        "reading.urls",
         "reading.arrays",
         "reading.storage",
         "data.pairing",

@@ -8,7 +8,6 @@ are not in the paper, are listed separately with their changes.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from setr.errors import SetrError
 from setr.labels import known_labels
 from setr.pages import page
 from setr.paper_tables import IMAGES, Row, command, rows, systems
+from setr.reading.parsed import json_of
 from setr.recipes import recipe
 from setr.training.settings import FREE, WEIGHTS, flat
 
@@ -72,7 +72,7 @@ def collect(folder: Path) -> list[Run]:
     found = []
     for path in sorted(folder.glob("*/metrics.json")):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json_of(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if not isinstance(values, dict):

@@ -19,6 +19,7 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
 from setr.reading.files import composed, list_images
 from setr.reading.masks import IdMaskError, read_mask
+from setr.reading.parsed import json_of, yaml_of
 from setr.scores.scorecard import Scorecard
 
 CHUNK = 32
@@ -87,7 +88,7 @@ def _read_map(source: str, num_classes: int | None) -> Labels:
     path = path / "data.yaml" if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8-sig")
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, DataLoader)
+        values = json_of(text) if path.suffix == ".json" else yaml_of(text, DataLoader)
     except OSError as error:
         known = ", ".join(known_datasets())
         raise SetrError(f"{path}: {error.strerror}; known maps: {known}", code=USAGE) from None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from pathlib import Path
 
 from setr.data.layouts import COLOUR_FILE, COLOURS_FILE, SPLIT_NAMES
 from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.reading.parsed import json_of
 
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json", "_classes.csv")
 _EXPECTED = {
@@ -84,7 +84,7 @@ def _csv_names(text: str) -> dict[int, str] | None:
 def _json_names(text: str) -> dict[int, str] | None:
     """Names by id from a list of names, {"classes": …}, {id: name} or [{"id", "name"}], or None."""
     try:
-        values = json.loads(text)
+        values = json_of(text)
         if isinstance(values, dict):
             values = values.get("classes", values)
         if isinstance(values, list):

@@ -16,6 +16,7 @@ import yaml
 from setr.bands import Bands
 from setr.errors import USAGE, SetrError, first_line
 from setr.labels import IGNORE, Labels, as_label_map
+from setr.reading.parsed import PlainLoader, yaml_of
 
 HUB = "hf:"
 """Prefix of Hugging Face data sets (extra `hf`)."""
@@ -44,11 +45,11 @@ class Description(NamedTuple):
     bands: Bands | None = None
 
 
-class DataLoader(yaml.SafeLoader):
-    """YAML without duplicate keys and booleans.
+class DataLoader(PlainLoader):
+    """YAML without duplicate keys, booleans and dates.
 
     PyYAML would silently keep the last of duplicate keys. `yes`, `no` and `on`, booleans in
-    YAML 1.1, may be class names here.
+    YAML 1.1, may be class names here, and dates names of folders.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -69,7 +70,8 @@ class DataLoader(yaml.SafeLoader):
         return str(node.value)
 
 
-DataLoader.add_constructor("tag:yaml.org,2002:bool", DataLoader.as_written)
+for _kind in ("bool", "timestamp"):
+    DataLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", DataLoader.as_written)
 
 
 def read_description(path: Path) -> Description:
@@ -85,7 +87,7 @@ def read_description(path: Path) -> Description:
             return Description(path)
         path = path / "data.yaml"
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), DataLoader)
+        values = yaml_of(path.read_text(encoding="utf-8"), DataLoader)
     except OSError as error:
         raise SetrError(f"{path}: cannot read ({error.strerror})", code=USAGE) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

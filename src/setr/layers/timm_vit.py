@@ -18,6 +18,11 @@ _FAMILIES = (
 )
 """Start of the names of timm's plain ViTs (regular expression)."""
 
+_OF_WEIGHTS = frozenset(
+    {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+)
+"""Arguments of `timm.create_model` that open files or the network."""
+
 
 def list_encoders(pattern: str = "*") -> list[str]:
     """Names of timm's plain vision transformers that match a shell pattern."""
@@ -57,6 +62,7 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     from setr.layers.rotary import make_on_device
 
     _require_known(name)
+    require_architecture(timm_args)
     adapt, needed = _adaptation(name, img_size)
     size = {} if img_size is None else {"img_size": img_size}
     vit = _created(name, needed, {**size, **timm_args})
@@ -72,6 +78,21 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     adapt(vit)
     make_on_device(vit)
     return vit
+
+
+def require_architecture(timm_args: dict[str, Any]) -> None:
+    """Refuse arguments of `timm.create_model` that read weights: they may be a stranger's.
+
+    Raises:
+        SetrError: names the argument.
+    """
+    wrong = sorted(_OF_WEIGHTS & timm_args.keys())
+    if wrong:
+        raise SetrError(
+            f"encoder_args: {wrong[0]} is about weights, not the architecture; leave it out, and "
+            "give weights as pretrained",
+            code=USAGE,
+        )
 
 
 def _adaptation(
