@@ -87,7 +87,9 @@ ORDER = (
         "data.tile_draft",
         "data.tile_files",
         "data.tile_folder",
+        "data.name_patterns",
         "data.flat_pairs",
+        "data.found_pairs",
     ),
     *(
         "outlines.drawing",
@@ -110,6 +112,7 @@ ORDER = (
         "outlines.window_masks",
         "outlines.masks",
         "outlines.class_masks",
+        "outlines.binary_masks",
         "init_data",
     ),
     # networks and weights

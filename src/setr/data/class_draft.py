@@ -65,7 +65,8 @@ def _scattered_text(values: MaskValues) -> str:
     return (
         f"{len(values.scattered)} of {len(values.ids)} ids in the masks form no areas, as after "
         "lossy compression (JPEG, even if saved as PNG later) or at anti-aliased edges; export the "
-        "masks from their source again, as PNG without anti-aliasing"
+        "masks from their source again, as PNG without anti-aliasing; if there are two classes, "
+        "--threshold 128 draws them anew"
     )
 
 
