@@ -657,6 +657,11 @@ def test_a_file_in_ultralytics_form(tmp_path):
         (("nc: 2", "classes: [a, b]"), "'names' and 'classes' mean the same; remove one"),
         (("[images/val, images/more]", "[1, 2]"), "'val' must name a folder or list file"),
         (("masks_dir: segments", "masks_dir: nowhere"), "'images' replaced by nowhere"),
+        (("nc: 2", "labels: cityscapes"), "'names' beside 'labels': a known data set has its own"),
+        (
+            ("names:", "colour_map: classes\nignore: 3\nnames:"),
+            "'ignore' beside 'colour_map': masks",
+        ),
         (("path: .", "path: ../datasets/cracks"), "path: ../datasets/cracks leads to .* no such"),
     ],
 )

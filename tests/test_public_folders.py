@@ -174,7 +174,7 @@ def test_several_files_for_one_place_of_a_pattern():
     with pytest.raises(SetrError, match=r"--images a/\*: a/1\.jpg and a/1\.png agree"):
         pairs_by_pattern(files, "a/*", "b/*")
     assert pairs_by_pattern(files, "a/*.jpg", "b/*") == ([("a/1.jpg", "b/1.png")], [])
-    files = ["1.png", "1_m.png", "x/2.png", "x/2_m.png", "3.png", "no.png.txt"]
+    files = ["1.png", "1_m.png", "x/2.png", "x/2_m.png", "3.png"]
     both = [("1.png", "1_m.png"), ("x/2.png", "x/2_m.png")]
     assert pairs_by_pattern(files, "**/*", "**/*_m") == (both, ["3.png"])
     assert pairs_by_pattern(files, "*", "*_m") == (both[:1], ["3.png"])
@@ -235,7 +235,7 @@ def test_lists_beside_the_folders_are_the_splits(tmp_path, capsys):
     (tmp_path / "test.txt").write_text("N-3_10\n")
     for options in ([], ["--overwrite"]):
         assert main(["init-data", str(tmp_path), *options]) == USAGE
-        assert "train.txt" in capsys.readouterr().err
+        assert "train.txt: a draft would replace this list" in capsys.readouterr().err
         assert (tmp_path / "train.txt").read_text() == "N-3_11"
     for _ in range(2):  # the second time over its own lists
         options = ["--name", "tiles.yaml", "--overwrite"]
@@ -279,7 +279,12 @@ def test_a_threshold_reads_masks_of_16_bits_and_colours(tmp_path):
     fill(tmp_path, "images/{i}.jpg", "masks/{i}.png", IDS.astype(np.uint16) * 60000 + 90)
     write(tmp_path, draft(tmp_path, threshold=30000))
     np.testing.assert_array_equal(open_dataset(str(tmp_path), "val").load(0).mask, 1 - IDS)
-    fill(tmp_path, "images/{i}.jpg", "masks/{i}.png", np.where(IDS[..., None] > 0, 250, (9, 8, 7)))
+    fill(
+        tmp_path,
+        "images/{i}.jpg",
+        "masks/{i}.png",
+        np.where(IDS[..., None] > 0, 250, (9, 8, 7)).astype(np.uint8),
+    )
     write(tmp_path, draft(tmp_path, threshold=128))
     np.testing.assert_array_equal(open_dataset(str(tmp_path), "val").load(0).mask, 1 - IDS)
 
@@ -304,3 +309,16 @@ def test_names_in_the_files_of_public_data_sets(tmp_path):
     assert "\n  2: ignore" in made
     (tmp_path / "config_v2.json").write_text(json.dumps({"labels": labels}))
     assert "class_1" in draft(tmp_path).yaml  # which of the two is not known
+
+
+def test_a_share_for_validation_that_has_no_effect_is_refused(tmp_path, capsys):
+    fill(tmp_path, "images/{p}/{p}{i}.jpg", "masks/{p}/{p}{i}.png", IDS, "train val")
+    options = ["init-data", str(tmp_path), "--val-share", "0.4"]
+    for more in ([], ["--threshold", "1"], ["--images", "images", "--masks", "masks"]):
+        assert main([*options, *more]) == USAGE
+        assert "--val-share 0.4: has no effect, because" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
+    (tmp_path / "images" / "val").rename(tmp_path / "images" / "test")
+    (tmp_path / "masks" / "val").rename(tmp_path / "masks" / "test")
+    assert main(options) == OK
+    assert len(pairs(tmp_path, "val")) == 1

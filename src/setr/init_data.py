@@ -6,6 +6,7 @@ from a classes file); what cannot be known is asked for in a comment.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
 from setr.data.flat_pairs import DRAWN, usual_folders
 from setr.data.found_pairs import find_pairs
-from setr.data.split_draft import draft_lists
+from setr.data.split_draft import draft_lists, known_split
 from setr.data.tile_folder import TILES, TileFolder
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.binary_masks import binary_masks
@@ -25,6 +26,8 @@ from setr.outlines.masks import draw_masks, left_out_text
 from setr.reading.files import printable, write_bytes
 
 SHOWN = 5
+VAL_SHARE = 0.2
+"""Share of the pairs for validation."""
 REST = "background"
 """Class of what no outline covers, unless another is given."""
 
@@ -53,7 +56,7 @@ class Draft(NamedTuple):
 def draft(
     root: Path,
     *,
-    val_share: float = 0.2,
+    val_share: float = VAL_SHARE,
     rest: str = REST,
     name: str = "data.yaml",
     class_key: str = "",
@@ -81,9 +84,9 @@ def draft(
             foreground. The masks are drawn anew, as outlines are. 0 if values are ids or colours.
 
     Raises:
-        SetrError: a known data set that needs no description, an unknown layout, a `class_key` or
-            `rest` that would have no effect, one of `images` and `masks` without the other, or
-            images that cannot be cut.
+        SetrError: a known data set that needs no description, an unknown layout, a `val_share`,
+            `class_key` or `rest` that would have no effect, one of `images` and `masks` without the
+            other, or images that cannot be cut.
     """
     if bool(images) != bool(masks):
         given, other = ("images", "masks") if images else ("masks", "images")
@@ -134,6 +137,8 @@ def _draft_outlines(
     """Draft the description of a folder whose masks are drawn here."""
     if not annotated.has_properties:
         _refuse_class_key(root, asked, annotated.kind)
+    splits = {entry.image: entry.split for entry in annotated.images if entry.split}
+    _refuse_val_share(root, asked, [entry.image for entry in annotated.images], splits)
     drawn = draw_masks(root, annotated, rest=asked.rest, tiles=tiles)
     notes = [
         *annotated.notes,
@@ -169,10 +174,24 @@ def _refuse_class_key(root: Path, asked: _Asked, kind: str) -> None:
         )
 
 
+def _refuse_val_share(
+    root: Path, asked: _Asked, images: Iterable[str], splits: Mapping[str, str]
+) -> None:
+    """Refuse a share that would have no effect, because the folder has both splits."""
+    known = {known_split(image, splits) for image in images}
+    if asked.val_share != VAL_SHARE and "val" in known and known & {"", "train"}:
+        raise SetrError(
+            f"--val-share {asked.val_share}: has no effect, because {root} has images for "
+            "validation; leave it out",
+            code=USAGE,
+        )
+
+
 def _draft_masks(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
     """Draft the description of a folder of mask files."""
     found = find_pairs(root, asked.images, asked.masks)
     _refuse_class_key(root, asked, "masks")
+    _refuse_val_share(root, asked, [image for image, _ in found.pairs], found.splits)
     if asked.rest != REST:
         raise SetrError(
             f"--rest {asked.rest}: is for outlines and masks of one class each, and {root} has "

@@ -14,7 +14,7 @@ from setr.cli import parse, require_within
 from setr.data.layouts import is_drafted
 from setr.data.tile_folder import TILES
 from setr.errors import OK, USAGE, SetrError
-from setr.init_data import REST, draft, list_names, write
+from setr.init_data import REST, VAL_SHARE, draft, list_names, write
 
 _OPTIONS = ("images", "masks", "val_share", "rest", "class_key", "threshold", "tile")
 BESIDE = "setr.yaml"
@@ -40,8 +40,8 @@ class Arguments:
     masks: str = ""
     """Where the masks are, as 'train/*_mask.png'; in an image and its mask * stands for the same
     text, and ** also for folders."""
-    val_share: float = 0.2
-    """Share of the pairs for validation where the folder has no splits."""
+    val_share: float = VAL_SHARE
+    """Share of the pairs for validation where the folder has no split for it."""
     rest: str = REST
     """Class of what no outline covers, or `ignore` to leave it out of training and scores."""
     class_key: str = ""
@@ -104,10 +104,10 @@ def _require_absent(given: Arguments, names: list[str]) -> None:
                 "--name OTHER.yaml to keep it",
                 code=USAGE,
             )
-        if path.suffix == ".txt" and given.overwrite and path.is_file() and not is_drafted(path):
+        if path.suffix == ".txt" and path.is_file() and not is_drafted(path):
             raise SetrError(
-                f"{path} is a list of another program and would be lost; add --name OTHER.yaml to "
-                "keep it",
+                f"{path}: a draft would replace this list, which is of another program; add --name "
+                "OTHER.yaml to keep it",
                 code=USAGE,
             )
         if path.exists() and not given.overwrite:
