@@ -322,3 +322,14 @@ def test_a_share_for_validation_that_has_no_effect_is_refused(tmp_path, capsys):
     (tmp_path / "masks" / "val").rename(tmp_path / "masks" / "test")
     assert main(options) == OK
     assert len(pairs(tmp_path, "val")) == 1
+
+
+@pytest.mark.parametrize("command", ["init-data", "doctor", "auto"])
+def test_an_archive_is_no_folder(tmp_path, capsys, command):
+    (tmp_path / "photos.zip").write_bytes(b"PK\3\4\xff")
+    assert main([command, str(tmp_path / "photos.zip")]) == USAGE
+    error = capsys.readouterr().err
+    assert "photos.zip: is " in error
+    assert "folder" in error
+    assert "unpacked" in error
+    assert error.count("\n") == 1

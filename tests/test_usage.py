@@ -91,6 +91,11 @@ from setr.errors import USAGE, SetrError
             "train data=coco8.yaml epochs=3",
             "data=coco8.yaml: options are written --NAME VALUE here; write --data.root ROOT",
         ),
+        ("auto data=d", "data=d: options are written --NAME VALUE here; write setr auto DATA"),
+        (
+            "auto d epochs=3",
+            "epochs=3: options are written --NAME VALUE here; write --train.epochs FLOAT",
+        ),
         ("train setr_mla.py", "setr_mla.py: config files of other toolkits are not supported"),
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
         (
@@ -154,6 +159,11 @@ def test_messages(line, message, capsys):
         ("train demo --no-photometric", "did you mean --data.no-photometric?"),
         ("train demo --name a", "did you mean --model.name or --optim.name?"),
         ("train demo --optim.lrr 1", "did you mean --optim.lr?"),
+        ("auto d --epochs 3", "did you mean --train.epochs?"),
+        ("auto d --imgsz 640 --batch 4", "did you mean --data.crop-size?"),
+        ("auto --data d", "DATA is written without one: setr auto DATA"),
+        ("auto d --minute 3", "did you mean --minutes?"),
+        ("auto d --colour red", "see `setr auto --help`"),
         ("demo --epochs 3", "did you mean --steps (in steps, not epochs)?"),
         ("bench m --imgsz 640", "did you mean --size?"),
         ("bench m --batch-size 4", "did you mean --batches?"),

@@ -64,7 +64,9 @@ def run(arguments: list[str]) -> int:
     """Write data.yaml and, where there are no splits, train.txt and val.txt."""
     given = parse(Arguments, arguments, "init-data")
     if not given.folder.is_dir():
-        raise SetrError(f"{given.folder}: no such folder", code=USAGE)
+        is_file = given.folder.is_file()
+        told = "is a file; give the folder of the images, unpacked" if is_file else "no such folder"
+        raise SetrError(f"{given.folder}: {told}", code=USAGE)
     if not 0 < given.val_share < 1:
         raise SetrError(f"--val-share {given.val_share}: give a share between 0 and 1", code=USAGE)
     name = given.name or (BESIDE if is_foreign(given.folder / "data.yaml") else "data.yaml")

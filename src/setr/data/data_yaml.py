@@ -99,6 +99,12 @@ def read_description(path: Path) -> Description:
         if not (path / "data.yaml").is_file():
             return Description(path)
         path = path / "data.yaml"
+    elif path.suffix.lower() not in (".yaml", ".yml", ""):
+        raise SetrError(
+            f"{path}: is neither a folder nor a YAML file; give the data set's folder, unpacked, or "
+            "its data.yaml",
+            code=USAGE,
+        )
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), DataLoader)
     except OSError as error:
