@@ -101,8 +101,8 @@ def read_description(path: Path) -> Description:
         path = path / "data.yaml"
     elif path.suffix.lower() not in (".yaml", ".yml", ""):
         raise SetrError(
-            f"{path}: is neither a folder nor a YAML file; give the data set's folder, unpacked, or "
-            "its data.yaml",
+            f"{path}: is neither a folder nor a YAML file; give the data set's folder, unpacked, "
+            "or its data.yaml",
             code=USAGE,
         )
     try:

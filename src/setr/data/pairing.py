@@ -296,7 +296,14 @@ def _require_none_missing(place: Path, missing: list[str], total: int, kind: str
     if missing:
         shown = ", ".join(os.path.basename(name) for name in missing[:10])
         more = ", …" if len(missing) > 10 else ""
-        raise data_error(f"{place}: no {kind} for {len(missing)} of {total} images: {shown}{more}")
+        fix = (
+            "; add them, or list the other pairs with `setr init-data DIR --images IMAGE_FOLDER "
+            "--masks MASK_FOLDER`"
+        )
+        raise data_error(
+            f"{place}: no {kind} for {len(missing)} of {total} images: {shown}{more}"
+            f"{fix if kind == 'mask' else ''}"
+        )
 
 
 def refuse_doubles(place: Path, names: list[str], what: str) -> None:
