@@ -40,6 +40,7 @@ ORDER = (
         "reading.urls",
         "reading.arrays",
         "reading.storage",
+        "data.mask_names",
         "data.pairing",
         "data.configured",
         "data.layouts",

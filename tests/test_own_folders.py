@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from setr.cli import main
-from setr.data.pairing import masks_by_stem
+from setr.data.mask_names import masks_by_stem
 from setr.data.split_draft import draft_lists
 from setr.datasets import open_dataset
 from setr.doctor import check

@@ -12,8 +12,8 @@ from PIL import Image
 
 from setr.cli import main
 from setr.data.flat_pairs import inventory
+from setr.data.mask_names import masks_by_stem, separate_masks
 from setr.data.name_patterns import pairs_by_pattern
-from setr.data.pairing import masks_by_stem, separate_masks
 from setr.data.split_draft import known_split
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+from setr.data.mask_names import masks_by_stem, separate_masks
 from setr.data.name_patterns import pairs_by_pattern, require_relative
-from setr.data.pairing import MASK_FOLDERS, masks_by_stem, separate_masks
+from setr.data.pairing import MASK_FOLDERS
 from setr.data.tile_folder import TILES, has_tiles
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.reading.files import printable, stem_of, walk_images

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from setr.data.mask_names import separate_masks
 from setr.data.pairing import (
     MASK_FOLDERS,
     NoSplitError,
@@ -29,7 +30,6 @@ from setr.data.pairing import (
     pair_names,
     refuse_missing,
     select_listed,
-    separate_masks,
 )
 from setr.errors import DATA_CHECK_FAILED
 from setr.reading.files import IMAGE_SUFFIXES, composed, stem_of, walk_images
