@@ -114,6 +114,21 @@ from setr.errors import USAGE, SetrError
             "write --data.photometric or --data.no-photometric",
         ),
         ("eval m d --json=1", "--json=1: takes no value; write --json or --no-json"),
+        # options without effect
+        ("models --table2 --size 640", "--size 640: does nothing with --table2; leave one of them"),
+        ("models --encoders --table2", "--table2: does nothing with --encoders; leave one of them"),
+        ("recipes --runs r", "--runs r: does nothing without --table; add it, or leave this out"),
+        ("bench m --split test", "--split test: does nothing without --data; add it, or leave"),
+        ("bench m --images 3", "--images 3: does nothing without --data; add it, or leave"),
+        ("export m --format onnx -o o --split test", "--split test: does nothing without --calib"),
+        (
+            "convert f -o o --model m --labels voc --num-classes 3",
+            "--num-classes 3: does nothing with --labels voc; leave one of them out",
+        ),
+        (
+            "train finetune --optim.momentum 0.8",
+            "--optim.momentum 0.8: is for sgd and has no effect with --optim.name adamw",
+        ),
         # values that do not go together
         ("train demo --train.batch_size 0", "--train.batch_size 0: give at least 1"),
         (
