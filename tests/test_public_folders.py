@@ -333,3 +333,13 @@ def test_an_archive_is_no_folder(tmp_path, capsys, command):
     assert "folder" in error
     assert "unpacked" in error
     assert error.count("\n") == 1
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    fill(tmp_path / "far", "Images/{i}.jpg", "gt/{i}.png", IDS)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "train").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "up").symlink_to(tmp_path / "photos")
+    write(tmp_path / "photos", draft(tmp_path / "photos"))
+    found = pairs(tmp_path / "photos", "train") | pairs(tmp_path / "photos", "val")
+    assert found == {f"train/Images/{i}.jpg": f"train/gt/{i}.png" for i in (1, 10, 11)}

@@ -17,7 +17,7 @@ from setr.data.name_patterns import pairs_by_pattern, require_relative
 from setr.data.pairing import MASK_FOLDERS
 from setr.data.tile_folder import TILES, has_tiles
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.reading.files import printable, stem_of, walk_images
+from setr.reading.files import is_cycle, printable, stem_of, walk_images
 
 IMAGE_NAMES = (
     *("images", "image", "imgs", "img", "img_dir", "jpegimages"),
@@ -65,10 +65,17 @@ def usual_folders(root: Path) -> Iterator[list[tuple[str, str]]]:
 def _folders(root: Path) -> dict[str, dict[str, str]]:
     """For each folder the paths of those in it, by name in lower case."""
     found: dict[str, dict[str, str]] = {}
-    for parent, names, _ in os.walk(root):
+    made = _made(root)
+    for parent, names, _ in os.walk(root, followlinks=True):
         below = os.path.relpath(parent, root).replace(os.sep, "/")
         prefix = "" if below == "." else f"{below}/"
-        names[:] = sorted(n for n in names if not n.startswith(".") and n not in _made(root))
+        names[:] = sorted(
+            name
+            for name in names
+            if not name.startswith(".")
+            and name not in made
+            and not (os.path.islink(f"{parent}/{name}") and is_cycle(root, prefix + name))
+        )
         found[prefix[:-1]] = {name.lower(): prefix + name for name in names}
         names[:] = [n for n in names if n.lower() not in (*IMAGE_NAMES, *MASK_NAMES)]
     return found
