@@ -16,6 +16,7 @@ from setr.data.mask_names import masks_by_stem, separate_masks
 from setr.data.name_patterns import pairs_by_pattern
 from setr.data.split_draft import known_split
 from setr.datasets import open_dataset
+from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 
@@ -343,3 +344,26 @@ def test_links_to_folders_are_followed_once(tmp_path):
     write(tmp_path / "photos", draft(tmp_path / "photos"))
     found = pairs(tmp_path / "photos", "train") | pairs(tmp_path / "photos", "val")
     assert found == {f"train/Images/{i}.jpg": f"train/gt/{i}.png" for i in (1, 10, 11)}
+
+
+def test_ids_that_begin_at_one_are_told(tmp_path):
+    """Adding only the last one, as a class or 'ignore', would shift all others."""
+    fill(tmp_path, "images/train/{i}.png", "masks/train/{i}.png", IDS + 1)
+    (tmp_path / "data.yaml").write_text("classes: [wall, crack]\n")
+    (problem, *_) = check(open_dataset(str(tmp_path), "train")).problems
+    assert "outside the 2 classes: 2 (24 px)" in problem
+    assert problem.endswith(
+        "if ids begin at 1, map all of them: label_map: {1: wall, …}, else add this one as a class "
+        "or 'ignore'"
+    )
+    fill(tmp_path, "images/train/{i}.png", "masks/train/{i}.png", IDS * 3)
+    (problem, *_) = check(open_dataset(str(tmp_path), "train")).problems
+    assert problem.endswith("add them to label_map as a class or 'ignore'")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_masks_of_0_and_255_are_told_whatever_their_bits(tmp_path, kind):
+    fill(tmp_path, "images/train/{i}.png", "masks/train/{i}.png", IDS.astype(kind) * 255)
+    (tmp_path / "data.yaml").write_text("classes: [wall, crack]\n")
+    (problem,) = check(open_dataset(str(tmp_path), "train")).problems
+    assert "masks contain only 0 and 255, and 255 is ignored, so class 'crack' never" in problem
