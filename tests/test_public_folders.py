@@ -299,6 +299,11 @@ def test_names_in_the_files_of_public_data_sets(tmp_path):
     assert "  class_0: [0, 255, 255]" in draft(tmp_path).yaml
     kaggle.write_text("name,r,g,b\nwater,0,255,255\nroad,255,255,0\n")
     assert '  "water": [0, 255, 255]' in draft(tmp_path).yaml
+    kaggle.write_text("name,r,g,b\nground,0,0,0\nbuilding,255,255,255\n")
+    fill(tmp_path, "images/{i}.jpg", "masks/{i}.png", np.dstack([IDS * 255] * 3))
+    assert 'label_map: {0: "ground", 255: "building"}' in draft(tmp_path).yaml
+    fill(tmp_path, "images/{i}.jpg", "masks/{i}.png", IDS * 254)
+    assert '  254: "class_254"' in draft(tmp_path).yaml
     fill(tmp_path, "images/{i}.jpg", "masks/{i}.png", IDS + 1)
     labels = [
         {"name": "a--bird", "readable": name, "evaluate": counts}
