@@ -90,12 +90,14 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     Raises:
         SetrError: no such folders, or several masks for an image (exit code 3).
     """
-    here = _folders(root)[""]
+    here, usual = _folders(root)[""], list(usual_folders(root))
+    at_root = [group for group in usual if "/" not in group[0][0]]
     for folders in (
-        *usual_folders(root),
+        *at_root,
         *([(here[name],) * 2] for name in IMAGE_NAMES if name in here),
         *([("", here[name])] for name in MASK_NAMES if name in here),
         _annotated_folders(root),
+        *usual[len(at_root) :],
         [("", "")],
     ):
         found = [_paired(root, *pair) for pair in folders]
