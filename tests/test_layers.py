@@ -41,6 +41,7 @@ ORDER = (
         "bands",
         "reading.arrays",
         "reading.storage",
+        "data.mask_names",
         "data.pairing",
         "data.configured",
         "data.layouts",
@@ -88,7 +89,9 @@ ORDER = (
         "data.tile_draft",
         "data.tile_files",
         "data.tile_folder",
+        "data.name_patterns",
         "data.flat_pairs",
+        "data.found_pairs",
     ),
     *(
         "outlines.drawing",
@@ -111,6 +114,7 @@ ORDER = (
         "outlines.window_masks",
         "outlines.masks",
         "outlines.class_masks",
+        "outlines.binary_masks",
         "init_data",
     ),
     # networks and weights

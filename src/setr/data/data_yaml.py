@@ -26,6 +26,21 @@ YAML_KEYS = (
     "ignore", "labels", "bands", "value_range", "download",
 )  # fmt: skip
 
+_INSTEAD = (
+    (
+        "labels",
+        ("classes", "names", "nc", "colours", "label_map", "colour_map", "ignore"),
+        "a known data set has its own classes and ids; remove one of the two",
+    ),
+    (
+        "colour_map",
+        ("label_map", "ignore"),
+        "masks are read as colours or as ids; remove one of the two, and map colours to leave out "
+        "to 'ignore' in colour_map",
+    ),
+)
+"""Keys that replace others, which would have no effect."""
+
 
 class Description(NamedTuple):
     """The description of a data set, from a YAML file or a folder without one.
@@ -86,6 +101,12 @@ def read_description(path: Path) -> Description:
         if not (path / "data.yaml").is_file():
             return Description(path)
         path = path / "data.yaml"
+    elif path.suffix.lower() not in (".yaml", ".yml", ""):
+        raise SetrError(
+            f"{path}: is neither a folder nor a YAML file; give the data set's folder, unpacked, "
+            "or its data.yaml",
+            code=USAGE,
+        )
     try:
         values = yaml_of(path.read_text(encoding="utf-8"), DataLoader)
     except OSError as error:
@@ -127,6 +148,10 @@ def _places(value: Any, split: str, path: Path) -> tuple[str, ...]:
 
 def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     """Classes, or the name of a known data set, from a file's keys; None without either."""
+    for key, others, why in _INSTEAD:
+        surplus = [other for other in others if other in values]
+        if key in values and surplus:
+            raise SetrError(f"{path}: '{surplus[0]}' beside '{key}': {why}", code=USAGE)
     if "labels" in values:
         return str(values["labels"])
     if "names" in values and "classes" in values:

@@ -20,7 +20,7 @@ from setr.data.dataset import require_size
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS, opened
 from setr.labels import IGNORE
-from setr.reading.masks import read_mask
+from setr.reading.masks import read_levels, read_mask
 
 MOST_CROSSINGS = 10_000_000
 """Of an outline and the rows of a small image; each takes some bytes until it is drawn."""
@@ -136,9 +136,13 @@ class Patch:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask file of the image's size; nonzero pixels belong to the object."""
+    """A mask file of the image's size; nonzero pixels belong to the object.
+
+    With a `threshold`, the grey levels from it on belong to it, and lossy formats are read, too.
+    """
 
     path: Path
+    threshold: int = 0
 
     def cover(self, size: tuple[int, int]) -> Cover:
         """All pixels of an image of `size` (H, W).
@@ -146,9 +150,9 @@ class MaskFile:
         Raises:
             SetrError: unreadable, or of another size.
         """
-        mask = read_mask(self.path)
+        mask = read_levels(self.path) if self.threshold else read_mask(self.path)
         require_size(self.path, mask, size)
-        return Cover(0, 0, mask > 0)
+        return Cover(0, 0, mask >= max(self.threshold, 1))
 
 
 @dataclass(frozen=True)

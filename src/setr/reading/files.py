@@ -157,7 +157,7 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                     pending.append((f"{name}/", linked))
                 elif wanted:
                     found.append(name)
-                elif entry.is_symlink() and os.path.isdir(entry) and not _is_cycle(folder, name):
+                elif entry.is_symlink() and os.path.isdir(entry) and not is_cycle(folder, name):
                     target = os.path.realpath(entry)
                     ways[target] += linked
                     if ways[target] > MOST_WAYS:
@@ -170,7 +170,7 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
     return sorted(found)
 
 
-def _is_cycle(folder: Path, name: str) -> bool:
+def is_cycle(folder: Path, name: str) -> bool:
     """Whether a link to a folder leads to one of its own parents, or above them."""
     target = os.path.realpath(os.path.join(folder, name))
     parents = (os.path.realpath(folder / parent) for parent in Path(name).parents)
