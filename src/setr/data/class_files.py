@@ -67,7 +67,7 @@ def names_by_colour(root: Path) -> dict[int, str]:
     file = root / _HEX_FILE
     text = file.read_text(encoding="utf-8-sig", errors="replace") if file.is_file() else ""
     try:
-        found = json.loads(text or "{}")
+        found = json_of(text or "{}")
         return {int(colour.removeprefix("#"), 16): str(found[colour]) for colour in found}
     except (ValueError, AttributeError, TypeError):
         return {}
@@ -87,7 +87,7 @@ def _coloured_names(file: Path, pattern: str) -> list[tuple[str, int]]:
 def _vistas_names(file: Path) -> dict[int, str]:
     """Names by id from a configuration of Mapillary Vistas; empty for other files."""
     try:
-        labels = json.loads(file.read_text(encoding="utf-8-sig"))["labels"]
+        labels = json_of(file.read_text(encoding="utf-8-sig"))["labels"]
         readable = [str(label["readable"]) for label in labels]
         counted = [label["evaluate"] is not False for label in labels]
     except (ValueError, OSError, TypeError, KeyError):
