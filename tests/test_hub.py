@@ -245,6 +245,13 @@ def test_broken_directories_are_one_line(folder, name, change, words):
         from_pretrained(folder)
 
 
+def test_a_run_without_a_model_yet_is_told_from_other_folders(tmp_path):
+    for name, words in (("else", "is this a model directory"), ("config.yaml", "its first test")):
+        (tmp_path / name).touch()
+        with pytest.raises(SetrError, match=words):
+            from_pretrained(tmp_path)
+
+
 def test_weights_of_another_model_are_one_readable_line(folder, tmp_path):
     info = ModelInfo(labels=Labels(tuple("abcdefg")))
     save_pretrained(tmp_path / "other", tiny_model("mla", num_classes=7, channels=8), info)

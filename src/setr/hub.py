@@ -191,9 +191,10 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         arguments = {k: as_tuple(v) for k, v in values["model"].items()}
         info = read_info(values, str(config))
     except FileNotFoundError:
-        raise SetrError(
-            f"{folder}: no config.json; is this a model directory?", code=USAGE
-        ) from None
+        why = "is this a model directory?"
+        if (folder / "config.yaml").is_file():
+            why = "a run gets its model with its first test, at the latest when training ends"
+        raise SetrError(f"{folder}: no config.json; {why}", code=USAGE) from None
     except BROKEN as error:
         raise SetrError(f"{config}: broken ({error!r:.120})") from None
     except SetrError as error:
