@@ -220,3 +220,18 @@ def test_hard_pixels_are_a_share_of_the_counted_ones():
     target[..., :16] = IGNORE
     hard = hard_target(logits, target, (1, 32), min_share=0.25)
     assert (hard == 0).flatten().nonzero().flatten().tolist() == [16, 17, 18, 19]
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "ohem", "focal", "dice", "lovasz"])
+def test_a_class_of_weight_0_is_as_if_ignored(batch, kind):
+    """Also where it has the hardest pixels, and among the probabilities of Dice and Lovász."""
+    logits, target = batch
+    with torch.no_grad():
+        logits[:, 2] -= 9
+    weight = torch.tensor([1.0, 2.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    found = []
+    for truth in (target, target.where(target != 2, IGNORE)):
+        output = Output(logits, [logits], SIZE)
+        loss = segmentation_loss(output, truth, weight=weight, kind=kind)["loss"]
+        found.append((loss, torch.autograd.grad(loss, logits)[0]))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
