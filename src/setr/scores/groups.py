@@ -70,9 +70,10 @@ def fitting(samples: Iterable[Loaded], dataset: Dataset, protocol: Protocol) -> 
     """The samples, with an error in place of those that would be enlarged too far."""
     for index, sample in samples:
         if not isinstance(sample, SetrError):
+            H, W = sample[0].shape[1:3]
             try:
                 for scale in protocol.scales:
-                    protocol.view_size(*sample[0].shape[1:3], scale)
+                    protocol.view_size(H, W, scale)
             except SetrError as error:
                 sample = SetrError(f"{dataset.image_name(index)}: {error}")
         yield index, sample
