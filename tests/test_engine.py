@@ -924,4 +924,4 @@ def test_images_that_a_test_had_to_leave_out_are_told(tmp_path, monkeypatch, cap
     monkeypatch.setattr(best, "evaluate_split", lambda *a, **o: evaluate(*a, **o) | problem)
     train(tiny_config(tmp_path / "run", steps=1))
     said = "images of val are in no figure; the first: x.png: no such file"
-    assert f"warning: 2 of 3 {said}" in capsys.readouterr().err
+    assert f"warning: 2 of 2 {said}" in capsys.readouterr().err

@@ -253,9 +253,9 @@ def _table(given: Arguments, metrics: dict[str, Any]) -> str:
                 columns[f"{name}, multi scale"] = several
     lines = [figures_table(columns), f"protocol: {metrics[first]['protocol']}"]
     for other, figures in others.items():
-        against = figures["against"]
+        against, count = figures["against"], figures["against"]["images"]
         lines.append(
             f"{names[given.model]} against {other}: {difference_text(against)} mIoU per image "
-            f"(p = {against['p']:.4f}, {against['images']} images)"
+            f"(p = {against['p']:.4f}, {count} image{'s' * (count != 1)})"
         )
     return "\n".join(lines)
