@@ -235,3 +235,13 @@ def test_a_class_of_weight_0_is_as_if_ignored(batch, kind):
         loss = segmentation_loss(output, truth, weight=weight, kind=kind)["loss"]
         found.append((loss, torch.autograd.grad(loss, logits)[0]))
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+
+
+def test_pixels_of_weight_0_do_not_take_the_place_of_hard_ones():
+    """Where all are easy, a sixteenth of the others is learnt: of 32 the two least likely."""
+    p = torch.cat([torch.full((32,), 0.25), torch.linspace(0.8, 0.95, 32)]).double()
+    logits = torch.stack([(p / (1 - p)).log(), torch.zeros_like(p)]).view(1, 2, 1, 64)
+    target = torch.cat([torch.ones(32), torch.zeros(32)]).long().view(1, 1, 64)
+    weight = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    loss = segmentation_loss(logits, target, weight=weight, kind="ohem")["loss"]
+    assert loss.item() == pytest.approx(-p[32:34].log().mean().item())
