@@ -126,7 +126,7 @@ class SETR(nn.Module):
         if not isinstance(images, Features):
             if with_aux and isinstance(self.decoder, MaskClassifier):
                 return self._mask_output(images, self.decoder)
-            images = Features(self._encode(images), (images.shape[-2], images.shape[-1]))
+            images = Features(self.encode(images), (images.shape[-2], images.shape[-1]))
         H, W = images.size
         size = self.covered_size(H, W)
         if not with_aux:
@@ -139,11 +139,11 @@ class SETR(nn.Module):
 
     def coarse(self, images: Tensor) -> Output:
         """Images as in `forward` -> logits of the decoder before the resize, for inference."""
-        logits = self.decoder(self.neck(self._encode(images)))
+        logits = self.decoder(self.neck(self.encode(images)))
         return Output(logits, [], self.covered_size(*images.shape[-2:]))
 
-    def _encode(self, images: Tensor) -> list[Tensor]:
-        """The feature maps for the neck; for EoMT the patches and the queries."""
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Images as in `forward` -> maps for the neck; for EoMT the patches and the queries."""
         if isinstance(self.decoder, MaskClassifier):
             maps: list[Tensor] = self.encoder(images, self.decoder.queries)
             return maps

@@ -33,7 +33,7 @@ class Run(NamedTuple):
     Attributes:
         folder: of the run.
         recipe: name of its recipe.
-        changed: settings that differ from the recipe's.
+        changed: settings that differ from the recipe's, and what else makes it another experiment.
         miou: by protocol, in percent.
         pixel_accuracy: by protocol, in percent.
         provenance: command, commit, hardware and seed, if recorded.
@@ -88,7 +88,7 @@ def collect(folder: Path) -> list[Run]:
             Run(
                 path.parent,
                 name,
-                _changes(config, name, data, values.get("augment")),
+                _changes(config, name, data, values.get("augment")) + _left_out(tested),
                 _percent(tested, "miou"),
                 _percent(tested, "pixel_accuracy"),
                 values.get("provenance") or {},
@@ -142,6 +142,12 @@ def _other_data(dataset: str, data: dict[str, Any]) -> list[str]:
         for part, count, usual in zip(("training", "test"), counted, IMAGES[dataset], strict=True)
         if abs(count - usual) > _TOLERANCE
     ]
+
+
+def _left_out(tested: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Says how many images the tests had to leave out, if any."""
+    most = max((len(values.get("failed") or ()) for values in tested.values()), default=0)
+    return (f"{most} test images failed",) if most else ()
 
 
 def _percent(tested: dict[str, dict[str, Any]], key: str) -> dict[str, float]:
