@@ -731,7 +731,7 @@ def test_names_in_archives_stay_below_out(model_dir, photos, tmp_path):
 def test_a_manifest_is_replaced_while_it_is_not_open_where_there_are_no_locks(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("setr.prediction.manifest.fcntl", None)
+    monkeypatch.setattr("setr.processes.lock.fcntl", None)
     storage, row = Storage(str(tmp_path)), {"name": "a", "status": "ok", "run": "x"}
     with Manifest(storage, "manifest", lambda row: True) as manifest:
         manifest.append([row, {**row, "name": "b"}])

@@ -133,7 +133,7 @@ def test_a_tiff_file_with_a_nonsensical_tag_is_refused():
 
 @pytest.mark.parametrize("kind", [EOFError, OSError])
 def test_an_error_without_words_is_called_by_its_kind(monkeypatch, kind):
-    def fail(*_):
+    def fail(*_, **__):
         raise kind
 
     monkeypatch.setattr(Image, "open", fail)
@@ -322,7 +322,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path):
 def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
     """Root reads every file, so the system's refusal is acted."""
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)

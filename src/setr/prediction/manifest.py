@@ -21,7 +21,7 @@ from typing import Any
 
 from setr._extras import import_extra
 from setr.errors import USAGE, SetrError
-from setr.processes.lock import open_locked
+from setr.processes import lock
 from setr.reading.files import printable
 from setr.reading.parsed import json_of
 from setr.reading.storage import Storage, read_range
@@ -103,7 +103,7 @@ class Manifest:
         path = self.storage.path(self.file)
         flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)
         try:
-            self._fd, _ = open_locked(path, flags, "flock")
+            self._fd, _ = lock.open_locked(path, flags, "flock")
         except BlockingIOError:
             raise SetrError(
                 f"{path}: another run is writing it; wait for it, or use --shard i/n", code=USAGE
@@ -168,7 +168,7 @@ class Manifest:
 
     def _replace(self, lines: Iterable[bytes]) -> None:
         parts, was_open, data = self._parts(), self._fd >= 0, b"".join(lines)
-        if os.name == "nt":  # which does not replace a file that is open
+        if lock.fcntl is None:  # Windows, which does not replace a file that is open
             self._release()
         self.storage.write(self.file, data)
         for name in parts:

@@ -233,8 +233,9 @@ def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> La
     stored = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else meta
     classes = stored.get("classes") or stored.get("CLASSES")
     palette = stored.get("palette") or stored.get("PALETTE") or ()
-    named = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
-    if not named or len(classes) != num_classes:
+    if not isinstance(classes, list | tuple) or len(classes) != num_classes:
+        classes = [None]
+    if not all(isinstance(name, str) for name in classes):
         return Labels(tuple(f"class {i}" for i in range(num_classes)))
     stated = [_plain_name(c) for c in classes]
     for name in known_datasets():
