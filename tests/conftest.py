@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine down
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors are slower in several
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton's import: kernels on the CPU
 
@@ -27,7 +28,7 @@ from setr.reading.files import write_bytes
 
 for package in ("openvino", "nncf", "ray"):  # some tests import them before setr does
     unreported(package)
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")
