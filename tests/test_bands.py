@@ -496,7 +496,7 @@ def test_exported_graphs_take_the_model_s_bands(monkeypatch):
         raise StopIteration
 
     monkeypatch.setattr(torch.export, "export", export)
-    with pytest.raises(StopIteration):
+    with pytest.raises(SetrError, match="cannot follow this model: StopIteration"):
         trace(Graph(model, "logits"))
     stored = metadata(model, info_of(2, bands=Bands((2, 1))), "fp32", "logits")
     assert json.loads(stored["bands"]) == [2, 1]
