@@ -14,7 +14,7 @@ demo: $(CORE)  ## train a small model on drawn scenes, evaluate it, write runs/d
 
 test: $(STAMP)  ## the whole test suite in JOBS processes, no network
 	$(BIN)/python -m pytest -m "not alone" --numprocesses $(JOBS) --dist loadfile
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone $$(grep -l 'mark\.alone' tests/test_*.py)
 
 lint: $(STAMP)  ## formatting, lint rules and types, as CI runs them
 	$(BIN)/ruff format --check .

@@ -44,10 +44,12 @@ def products(a: Any, b: Any) -> Iterator[tuple[str, Callable[[], object]]]:
 
 def openvino_product(a: Any, b: Any, precision: str) -> Callable[[], object]:
     """`a @ b.T` in OpenVINO, the second factor packed beforehand as the weights of a layer are."""
+    from setr._extras import unreported
+    from setr.exporting.sessions import openvino_settings
+
+    unreported("openvino")
     import openvino as ov
     from openvino import opset13 as ops
-
-    from setr.exporting.sessions import openvino_settings
 
     core, x = ov.Core(), ops.parameter(list(a.shape), np.float32)
     graph = ov.Model([ops.matmul(x, ops.constant(b.numpy()), False, True)], [x])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine down
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors are slower in several
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton's import: kernels on the CPU
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from setr._extras import unreported
 from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.data import scenes
 from setr.images import encode_png
@@ -24,7 +26,9 @@ from setr.model import SETR, create_model
 from setr.prediction.video import VideoReader
 from setr.reading.files import write_bytes
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+for package in ("openvino", "nncf", "ray"):  # some tests import them before setr does
+    unreported(package)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from setr import inference
 from setr.cli import main
 from setr.data import scenes
 from setr.datasets import open_dataset
@@ -17,6 +18,7 @@ from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.hub import save_pretrained
 from setr.images import encode_png
+from setr.inference import normalize, score_blocks
 from setr.labels import Labels
 from setr.model import create_model
 from setr.model_info import ModelInfo
@@ -247,3 +249,34 @@ def test_a_class_without_training_pixels_counts_as_the_rarest():
     counts = np.array([9000, 800, 200, 0])
     as_rarest = best_by_iou(scores, truth, np.array([9000, 800, 200, 200]))
     np.testing.assert_array_equal(best_by_iou(scores, truth, counts), as_rarest)
+
+
+def test_pixels_are_sampled_block_by_block(monkeypatch):
+    """The scores of a whole image are never there, and none is sampled twice."""
+    torch.manual_seed(0)
+    model, info = tiny_model(num_classes=9), ModelInfo(labels=scenes.LABELS)
+    dataset = open_dataset("scenes:2", "val")
+    monkeypatch.setattr(adjustment, "SAMPLE_BYTES", 4 * 9 * 2 * 500)
+    whole = adjustment._sample(model.eval(), info, dataset, "fp32", 0)
+    monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
+    heights = []
+
+    def watched(*arguments, **options):
+        for block in score_blocks(*arguments, **options):
+            heights.append(block.shape[2])
+            yield block
+
+    monkeypatch.setattr(adjustment, "score_blocks", watched)
+    parts = adjustment._sample(model, info, dataset, "fp32", 0)
+    assert max(heights) == 8
+    assert len(parts[1]) == 1000
+    assert np.array_equal(parts[1], whole[1])
+    np.testing.assert_allclose(parts[0], whole[0], atol=1e-5)
+    image, mask = dataset.load(0)
+    x = normalize(torch.from_numpy(image)[None], info.mean, info.std)
+    with torch.inference_mode():
+        scores = model(x)[0].flatten(1).T.numpy()
+    for found, number in zip(parts[0][:500:10], parts[1][:500:10], strict=True):
+        at = np.abs(scores - found).max(axis=1).argmin()
+        assert np.abs(scores[at] - found).max() < 1e-4
+        assert mask.flat[at] == number

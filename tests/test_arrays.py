@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import json
 import os
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,8 +32,9 @@ from setr.predictor import Predictor
 from setr.reading.arrays import as_image
 from setr.reading.files import write_bytes
 from setr.reading.masks import read_mask
-from setr.reading.urls import download
+from setr.reading.urls import download, download_file
 from tests.conftest import tiny_model
+from tests.serving import until
 from tests.test_images import UNREADABLE
 
 
@@ -241,6 +245,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
     """A server on this machine that behaves well and badly."""
 
     image = encode_png(scenes.draw("photo", 0, size=64)[0])
+    poured: ClassVar[list[int]] = []
 
     def do_GET(self) -> None:
         if self.path == "/image.png":
@@ -253,6 +258,17 @@ class Answers(http.server.BaseHTTPRequestHandler):
             self.redirect("ftp://127.0.0.1/image.png")
         elif self.path == "/loop":
             self.redirect("/loop")
+        elif self.path == "/user":
+            self.redirect("http://me:secret@127.0.0.1/image.png")
+        elif self.path == "/long-way":
+            self.redirect("/image.png")
+            self.pour()
+        elif self.path == "/drip":
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+                for _ in range(60):
+                    self.wfile.write(b"a")
+                    time.sleep(0.05)
         elif self.path == "/cut.png":
             self.answer(self.image[:100], announced=len(self.image))
         elif self.path == "/slow":
@@ -261,13 +277,17 @@ class Answers(http.server.BaseHTTPRequestHandler):
         elif self.path == "/endless":
             self.send_response(200)
             self.end_headers()
-            try:
-                for _ in range(100):
-                    self.wfile.write(bytes(1 << 16))
-            except OSError:
-                pass
+            self.pour()
         else:
             self.send_error(404)
+
+    def pour(self) -> None:
+        """65 megabytes, as far as they are taken."""
+        taken = 0
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                taken += self.wfile.write(bytes(1 << 16))
+        self.poured.append(taken)
 
     def answer(self, data: bytes, announced: int | None = None) -> None:
         self.send_response(200)
@@ -306,9 +326,11 @@ def test_addresses_only_when_allowed(server, predictor):
     ("place", "reason"),
     [
         ("/none.png", "answers 404"),
-        ("/to-file", "not allowed"),
+        ("/to-file", "redirects to file:///etc/hostname, which is not an http address"),
         ("/to-ftp", "not an http address"),
-        ("/loop", "answers 302"),
+        ("/loop", "redirects more than 10 times"),
+        ("/user", r"me:\*\*\*@127.0.0.1/image.png: files are downloaded without a user"),
+        ("/drip", r"not complete after 0\.7 s"),
         ("/cut.png", "ended after|download failed"),
         ("/slow", "download failed|not complete after"),
         ("/endless", "larger than the limit"),
@@ -317,8 +339,26 @@ def test_addresses_only_when_allowed(server, predictor):
 def test_bad_answers_are_one_line(server, place, reason):
     with pytest.raises(SetrError, match=reason) as caught:
         download(server + place, max_bytes=1 << 20, seconds=0.7)
-    assert place in str(caught.value)
+    assert place in str(caught.value) or place == "/user"
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_what_comes_with_a_redirect_is_not_read(server):
+    Answers.poured.clear()
+    assert download(f"{server}/long-way") == Answers.image
+    until(lambda: Answers.poured)
+    assert Answers.poured[0] < 20 << 20
+
+
+def test_a_file_that_ends_early_is_not_kept(server, tmp_path):
+    path = tmp_path / "weights.pth"
+    with pytest.raises(SetrError, match=r"/cut\.png: ended after 100 of [\d,]+ bytes"):
+        download_file(f"{server}/cut.png", path)
+    assert not list(tmp_path.iterdir())
+    download_file(f"{server}/to-image", path)
+    assert path.read_bytes() == Answers.image
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_addresses_are_checked_before_anything_is_sent(server):

@@ -33,6 +33,7 @@ from setr.model_info import ModelInfo
 from setr.prediction.filming import predict_video
 from setr.prediction.rasters import Raster
 from setr.predictor import Predictor
+from setr.reading import gdal
 from setr.reading.gdal import GdalFile
 from setr.training.normalisation import measured, with_channels
 from setr.transforms import Augmentation, distort
@@ -40,6 +41,7 @@ from setr.weight_files.architecture import read_architecture
 from setr.weight_files.dialects import translate
 from setr.weights import load_weights, match_weights
 from tests.conftest import tiny_config, tiny_model
+from tests.test_images import in_one_tile
 
 STEM = "encoder.vit.patch_embed.proj.weight"
 FOUR = Bands((1, 2, 3, 4), ((0.0, 2550.0),))
@@ -494,7 +496,7 @@ def test_exported_graphs_take_the_model_s_bands(monkeypatch):
         raise StopIteration
 
     monkeypatch.setattr(torch.export, "export", export)
-    with pytest.raises(StopIteration):
+    with pytest.raises(SetrError, match="cannot follow this model: StopIteration"):
         trace(Graph(model, "logits"))
     stored = metadata(model, info_of(2, bands=Bands((2, 1))), "fp32", "logits")
     assert json.loads(stored["bands"]) == [2, 1]
@@ -510,3 +512,12 @@ def test_the_server_refuses_a_model_of_other_bands(tmp_path):
     save_pretrained(tmp_path, model, info_of(4, bands=FOUR))
     with pytest.raises(SetrError, match="what clients send has red, green and blue, and the model"):
         Models([str(tmp_path)], Limits())
+
+
+def test_a_small_image_in_a_huge_tile_is_refused(monkeypatch):
+    pytest.importorskip("rasterio")
+    with GdalFile(in_one_tile(2048)) as file:
+        assert file.read((1,), (0, 16), (0, 16)).shape == (1, 16, 16)
+    monkeypatch.setattr(gdal, "LARGEST_TILE", 1_000_000)
+    with pytest.raises(SetrError, match="image of 16x16 pixels in tiles of 2048x2048, which are"):
+        GdalFile(in_one_tile(2048))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -32,7 +34,8 @@ from setr.prediction.manifest import Manifest
 from setr.prediction.passes import Batches, NoMemoryError, predict_each
 from setr.prediction.settled import run_names
 from setr.predictor import load
-from setr.reading.files import write_bytes
+from setr.processes.lock import Lock, open_locked
+from setr.reading.files import walk_images, write_bytes
 from setr.reading.storage import Storage, result_test
 from setr.result import Result
 from tests.conftest import tiny_model
@@ -538,6 +541,49 @@ def test_one_writer_at_a_time(tmp_path):
         Manifest(Storage(str(tmp_path)), "manifest", lambda row: True)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such locks")
+def test_a_lock_on_a_file_that_was_replaced_is_none(tmp_path, monkeypatch):
+    """A second run opens the manifest just before the first one replaces it by a smaller one."""
+    path, open_file = tmp_path / "manifest.jsonl", os.open
+    path.touch()
+    opened = []
+
+    def replaced(*arguments: object) -> int:
+        opened.append(open_file(*arguments))
+        if len(opened) == 1:
+            write_bytes(path, b"")
+        return opened[-1]
+
+    monkeypatch.setattr(os, "open", replaced)
+    fd, locked = open_locked(path, os.O_RDWR, "flock")
+    assert locked
+    assert fd == opened[1]
+    assert os.path.samestat(os.fstat(fd), path.stat())
+    os.close(fd)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_file_systems_without_locks(number, tmp_path, monkeypatch):
+    """Such as Lustre, as many clusters mount it."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with Manifest(Storage(str(tmp_path)), "manifest", lambda row: True) as manifest:
+        manifest.append([{"name": "a", "status": "ok", "run": "r"}])
+    assert "a" in (tmp_path / "manifest.jsonl").read_text()
+    Lock(tmp_path).take()
+
+
+def test_a_file_system_on_which_a_file_is_never_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    with Manifest(Storage(str(tmp_path)), "manifest", lambda row: True):
+        pass
+
+
 def test_a_file_that_is_no_manifest_stays(model_dir, photos, tmp_path, capsys):
     (tmp_path / "manifest.jsonl").write_text('{"my": "own"}\n')
     assert predict(model_dir, photos, tmp_path) == FAILED
@@ -685,7 +731,7 @@ def test_names_in_archives_stay_below_out(model_dir, photos, tmp_path):
 def test_a_manifest_is_replaced_while_it_is_not_open_where_there_are_no_locks(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("setr.prediction.manifest.fcntl", None)
+    monkeypatch.setattr("setr.processes.lock.fcntl", None)
     storage, row = Storage(str(tmp_path)), {"name": "a", "status": "ok", "run": "x"}
     with Manifest(storage, "manifest", lambda row: True) as manifest:
         manifest.append([row, {**row, "name": "b"}])
@@ -700,3 +746,47 @@ def test_a_manifest_is_replaced_while_it_is_not_open_where_there_are_no_locks(
         manifest.append([{**row, "name": "c"}])
         assert manifest.dropped == 1
     assert list(rows(tmp_path)) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    "name", ["b\0c.png", f"{'x' * 300}/b.png", f"{'/'.join(['y' * 99] * 60)}/b.png"]
+)
+def test_a_name_that_no_file_can_have_fails_alone(name, model_dir, photos, tmp_path, capsys):
+    data = (photos / "b" / "p0.png").read_bytes()
+    with tarfile.open(tmp_path / "in.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for member in ("a.png", name, "c.png"):
+            info = tarfile.TarInfo("x")
+            info.size, info.pax_headers = len(data), {"path": member}
+            archive.addfile(info, io.BytesIO(data))
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert main(["predict", str(model_dir), str(tmp_path / "in.tar"), "-o", str(out)]) == FAILED
+        captured = capsys.readouterr()
+        assert "1 of 3 images failed" in captured.err
+        assert "Traceback" not in captured.err
+    assert {row["name"]: row["status"] for row in rows(out).values()} == {
+        "in/a.png": "ok", f"in/{name}": "failed", "in/c.png": "ok"
+    }  # fmt: skip
+    assert sorted(p.name for p in out.rglob("*") if p.is_file()) == [
+        "a.png",
+        "c.png",
+        "manifest.jsonl",
+    ]
+
+
+def test_folders_that_link_each_other_in_countless_ways(tmp_path):
+    """Seven of them have 13,699 paths, ten a million."""
+    for i in range(7):
+        (tmp_path / f"d{i}").mkdir()
+        (tmp_path / f"d{i}" / "a.png").touch()
+    for i, j in itertools.permutations(range(7), 2):
+        (tmp_path / f"d{i}" / f"l{j}").symlink_to(tmp_path / f"d{j}")
+    with pytest.raises(SetrError, match=r"links lead to .*/d\d in more than 200 ways"):
+        walk_images(tmp_path)
+    many = tmp_path / "many"
+    for i in range(300):
+        (many / f"{i}").mkdir(parents=True)
+        (many / f"{i}" / "l").symlink_to(tmp_path / "common")
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "a.png").touch()
+    assert len(walk_images(many)) == 300

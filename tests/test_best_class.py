@@ -94,3 +94,16 @@ def test_nan_scores_are_an_error() -> None:
     for call in (lambda: best_class(broken), lambda: best_upsampled(broken, (16, 16), (16, 16))):
         with pytest.raises(SetrError, match="not numbers"):
             call()
+
+
+def test_infinite_scores_are_an_error() -> None:
+    """As logits that overflow fp16; their probability would be no number."""
+    broken = torch.zeros(1, 4, 8, 8)
+    broken[0, 1, 2, 3] = float("inf")
+    for call in (lambda: best_class(broken), lambda: best_upsampled(broken, (16, 16), (16, 16))):
+        with pytest.raises(SetrError, match=r"not numbers \(inf\)"):
+            call()
+    low = torch.full((1, 2, 1, 2), -torch.inf)
+    low[0, 1] = -3
+    assert best_class(low)[1].tolist() == [[[1, 1]]]
+    assert best_class(low[..., :0])[1].shape == (1, 1, 0)

@@ -19,7 +19,7 @@ from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.labels import Labels
 from setr.model_info import ModelInfo
-from setr.reading.files import write_bytes
+from setr.reading.files import one_line, write_bytes
 from tests.conftest import tiny_model
 
 
@@ -328,3 +328,19 @@ def test_a_model_directory_with_wrong_settings_is_no_wrong_usage(capsys, tmp_pat
     path.write_text(path.read_text().replace('"scales": [\n', '"scales": [\n   -1.0,\n'))
     assert "-1.0" in path.read_text()
     assert run(capsys, "explain", "position", tmp_path / "model")[0] == FAILED
+
+
+def test_names_cannot_write_on_the_terminal(capsys, tmp_path):
+    name = "\x1b[2J\x1b]0;title\x07\x9b1m" + "a" * 10 + "\rall is well.png"
+    assert main(["predict", str(tmp_path / name), "x.png", "-o", str(tmp_path / "o")]) == USAGE
+    told = capsys.readouterr().err
+    assert told.endswith("\n")
+    assert told[:-1].isprintable()
+    assert "?[2J?]0;title??1m" in told
+
+
+def test_a_message_has_an_end():
+    line = one_line("first " + "x" * 1_000_000 + " last")
+    assert len(line) < 3_000
+    assert line.startswith("first ")
+    assert line.endswith(" last")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
+from setr import recipes
 from setr.cli import main
 from setr.data.scenes import CLASSES
 from setr.errors import OK, USAGE
@@ -13,15 +15,11 @@ from setr.errors import OK, USAGE
 def test_demo_writes_model_figures_and_report(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe_scenes = "scenes:40"
-    import dataclasses
-
-    from setr import recipes
-
-    full = recipes._RECIPES["demo"]()
+    full = recipes.recipe("demo")
     small = dataclasses.replace(
         full, data=dataclasses.replace(full.data, root=recipe_scenes, workers=0)
     )
-    monkeypatch.setitem(recipes._RECIPES, "demo", lambda: small)
+    monkeypatch.setitem(recipes._RECIPES, "demo", (lambda: small, ""))
     assert main(["demo", "--steps", "3"]) == OK
     out = capsys.readouterr().out
     assert all(name in out for name in (*CLASSES, "mIoU", "single scale", "multi scale"))

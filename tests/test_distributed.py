@@ -42,7 +42,7 @@ PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
     *("examined", "tested", "nothing", "nowhere", "patient", "evaluate", "slow", "taught"),
-    "unreadable",
+    *("unreadable", "refused", "again"),
 )
 
 
@@ -98,14 +98,6 @@ def start_pair(out: Path, *cases: str, **values: object) -> list[subprocess.Pope
     return [start(command, RANK=rank, LOCAL_RANK=rank, **values) for rank in (0, 1)]
 
 
-def run_pair(out: Path, *cases: str) -> list[str]:
-    """Run cases in two processes; what each printed."""
-    both = start_pair(out, *cases)
-    results = finish_all(both)
-    assert [process.returncode for process in both] == [0, 0], results
-    return [printed for printed, _ in results]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
@@ -121,12 +113,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """All cases in one pair of processes; starting Python costs more than they do."""
+    """All cases in one pair of processes; starting Python costs more than they do.
+
+    The folder, and what each printed.
+    """
     out = tmp_path_factory.mktemp("pair")
     for name in ("resharded", "model", "photos"):
         shutil.copytree(alone / name, out / name)
     shutil.rmtree(out / "resharded" / LAST / f"step-{STEPS:08}")
-    return out, run_pair(out, *CASES)
+    both = start_pair(out, *CASES)
+    results = finish_all(both)
+    assert [process.returncode for process in both] == [0, 0], results
+    return out, [printed for printed, _ in results]
 
 
 def require_close(first: Path, second: Path, *, part: str = "model/") -> None:
@@ -201,7 +199,7 @@ def test_what_all_processes_refuse_is_said_once(pair):
     first, second = pair[1]
     assert "no training state to resume from" in first
     assert "nothing: reported" in second
-    assert "nowhere: no such file or folder" in first
+    assert "nowhere: nowhere: no such file or folder" in first
     assert "nowhere: reported" in second
 
 
@@ -260,10 +258,10 @@ def test_the_first_process_ends_after_the_others_know_why(tmp_path):
     assert "frame #" not in errors
 
 
-def test_what_all_processes_of_a_test_refuse_is_said_once(tmp_path):
-    first, second = run_pair(tmp_path, "refused")
+def test_what_all_processes_of_a_test_refuse_is_said_once(pair):
+    first, second = pair[1]
     assert first.count("refused: ") == 3
-    assert "nowhere: no such file or folder" in first
+    assert "refused: setr: nowhere: no such file or folder" in first
     assert "protocol 'paper' is unknown" in first
     assert "none of the 2 images of split 'val'" in first
     assert "refused: " not in second
@@ -291,9 +289,9 @@ def test_a_lost_process_is_named_and_the_others_stop(tmp_path):
     second.communicate()
 
 
-def test_a_model_may_outlive_its_group(tmp_path):
+def test_a_model_may_outlive_its_group(pair):
     """Of 400 such groups one of the first ten hung at its end, before they were kept."""
-    for printed in run_pair(tmp_path, "again"):
+    for printed in pair[1]:
         assert "again: all ended" in printed
 
 
@@ -397,8 +395,8 @@ def test_several_processes_take_no_numbered_device(first_of_two):
 
 
 def test_processes_that_do_not_come_are_counted(first_of_two):
-    message = r"1 of 2 processes reached 127\.0\.0\.1:\d+ within 10 s"
-    with pytest.raises(SetrError, match=message), joined(timeout=10):
+    message = r"1 of 2 processes reached 127\.0\.0\.1:\d+ within 3 s"
+    with pytest.raises(SetrError, match=message), joined(timeout=3):
         pass
 
 

@@ -916,3 +916,12 @@ def test_a_steps_loss_is_the_mean_its_settings_ask_for(config, norm, weights):
     assert parts["main"] == pytest.approx((total / divisor).item(), rel=1e-4)
     aux = sum(value for name, value in parts.items() if name.startswith("aux_"))
     assert parts["loss"] == pytest.approx(parts["main"] + 0.25 * aux, rel=1e-5)
+
+
+def test_images_that_a_test_had_to_leave_out_are_told(tmp_path, monkeypatch, capsys):
+    """As a file that vanished since the check; its mIoU is then of other images than the last."""
+    evaluate, problem = best.evaluate_split, {"failed": ["x.png: no such file", "y.png: empty"]}
+    monkeypatch.setattr(best, "evaluate_split", lambda *a, **o: evaluate(*a, **o) | problem)
+    train(tiny_config(tmp_path / "run", steps=1))
+    said = "images of val are in no figure; the first: x.png: no such file"
+    assert f"warning: 2 of 2 {said}" in capsys.readouterr().err

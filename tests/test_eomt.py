@@ -273,6 +273,21 @@ def test_an_image_that_is_ignored_everywhere_changes_nothing():
     assert not torch.autograd.grad(nothing, classes)[0].any()
 
 
+def test_a_class_of_weight_0_is_as_if_ignored():
+    """Neither its query nor its mask is learnt, and it is not among the divisors."""
+    target, weight = quarters(), torch.tensor([1.0, 2.0, 0.0, 1.0, 3.0])
+    hidden = target.where(target != 2, IGNORE)
+    assert mask_weight(target, K, weight).tolist() == mask_weight(hidden, K, weight).tolist()
+    masks, classes = stage(target, [0, 1, 2, 3, 4, K], sure=1.0)
+    masks, found = masks.clone().requires_grad_(), []
+    for truth in (target, hidden):
+        torch.manual_seed(0)
+        output = MaskOutput([Masks(masks, classes)], (32, 32))
+        loss = setr.segmentation_loss(output, truth, weight=weight)["loss"]
+        found.append((loss, torch.autograd.grad(loss, masks)[0]))
+    torch.testing.assert_close(*found)
+
+
 def test_micro_batches_add_up_to_the_whole_batch():
     """Of the class terms exactly; the mask terms draw other points."""
     target, weight = quarters(), torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
@@ -351,6 +366,7 @@ def test_parts_that_do_not_fit():
         ({"taps": (2, 3)}, "only tap"),
         ({"aux_taps": (3,)}, "EoMT has none of them"),
         ({"patch_stride": 8}, "EoMT has none of them"),
+        ({"encoder_args": {"readout": "add"}}, "EoMT has none of them"),
         ({"encoder_args": {**TINY, "query_blocks": 4}}, "1 to 3 query blocks"),
     ):
         given = {"taps": (3,), "encoder_args": TINY, **arguments}

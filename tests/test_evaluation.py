@@ -306,6 +306,59 @@ def test_a_truncated_image_is_named_and_counted(
     assert "scene_001.png" in (tmp_path / "report.html").read_text()
 
 
+def test_a_mirrored_test_is_of_one_scale(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [runs / "one", runs / "data", "--no-detailed", "--json", "-o", tmp_path]
+    code, text, _ = run(capsys, *arguments, "--flip", "--multi-scale")
+    assert code == OK
+    figures = json.loads(text)
+    assert {k: v["protocol"] for k, v in figures.items()} == {
+        "single_scale": "flip; whole image",
+        "multi_scale": "scales 0.5, 0.75, 1, 1.25, 1.5, 1.75; flip; whole image",
+    }
+    for scales in ((0.5,), (1, 2)):
+        code, _, errors = run(capsys, *arguments, "--scales", *scales, "--multi-scale")
+        assert code == USAGE
+        assert "--multi-scale has scales of its own" in errors
+
+
+def test_every_scale_of_compared_models_is_shown(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["-o", tmp_path, "--compare", runs / "two", "--multi-scale"]
+    code, text, _ = run(capsys, runs / "one", runs / "data", *options)
+    assert code == OK
+    heads = ("one", "one, multi scale", "two", "two, multi scale")
+    assert text.splitlines()[0].split("  ")[-1].strip() == heads[-1]
+    assert [text.index(f"  {name}") for name in heads] == sorted(
+        text.index(f"  {name}") for name in heads
+    )
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    other = metrics["compare"][str(runs / "two")]
+    alone = evaluate(runs / "two", runs / "data")
+    assert other["iou"] == alone["iou"]
+    assert "flip" in other["multi_scale"]["protocol"]
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>two, multi scale</td>" in page
+    assert page.count("this model, multi scale") == 1
+
+
+def test_an_image_that_would_be_enlarged_too_far_is_named_and_counted(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = write_scene_folders(tmp_path / "data", {"val": 2})
+    for kind, shape in (("images", (1, 3000, 3)), ("labels", (1, 3000))):
+        cv2.imwrite(str(data / kind / "val" / "scene_000.png"), np.zeros(shape, np.uint8))
+    options = ["--short-side", 300, "--json", "-o", tmp_path]
+    code, text, errors = run(capsys, runs / "one", data, *options)
+    assert code == FAILED
+    figures = json.loads(text)["single_scale"]
+    assert figures["images"] == 1
+    assert "scene_000.png: an image of 3000x1 would be enlarged" in figures["failed"][0]
+    assert "1 of 2 images failed" in errors
+
+
 def one_line(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
     code, _, errors = run(capsys, *arguments)
     (line,) = [row for row in errors.splitlines() if row.startswith("setr: ")]

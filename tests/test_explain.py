@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from setr import explain
@@ -31,7 +32,13 @@ from setr.labels import Labels
 from setr.layers import cpu_blocks
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
-from setr.pages.figures import View, attention_figure, make_view, spread_layers
+from setr.pages.figures import (
+    View,
+    attention_figure,
+    features_figure,
+    make_view,
+    spread_layers,
+)
 from setr.pages.montage import mark, montage, with_legend
 from setr.predictor import Predictor
 from setr.protocols import Protocol
@@ -162,6 +169,34 @@ def test_features_are_the_encoders_maps() -> None:
     features = layer_features(model, images, (3, 1))
     for tap, expected in zip((1, 3), model.encoder(images), strict=True):
         np.testing.assert_allclose(features[tap], expected[0].numpy(), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_eomts_queries_take_part() -> None:
+    """Shown is what the model computes: its last blocks also attend to the queries."""
+    torch.manual_seed(0)
+    model = create_model("eomt_nano", num_classes=3, img_size=64).eval()
+    images, depth = torch.rand(1, 3, 40, 56), len(model.encoder.vit.blocks)
+    features = torch.from_numpy(layer_features(model, images, (depth,))[depth])
+    expected = model.encode(images)[0][0]
+    shown = model.encoder.vit.norm(features.movedim(0, -1)).movedim(-1, 0)
+    torch.testing.assert_close(shown, expected)
+    weights: list[torch.Tensor] = []
+    for block in model.encoder.vit.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_pre_hook(lambda _, x: weights.append(x[0][0]))
+    model.encode(images)
+    seen, queries = tuple(weights), len(model.decoder.queries)
+    assert [len(w[0]) for w in seen[-2:]] == [1 + 35, queries + 1 + 35]
+    maps = attention_maps(model, images, (depth,), (2, 3))[depth]
+    row = queries + 1 + 2 * 7 + 3
+    torch.testing.assert_close(torch.from_numpy(maps), seen[-1][:, row, -35:].unflatten(1, (5, 7)))
+    flow = F.one_hot(torch.tensor(row), queries + 36).float()
+    for w in reversed(seen):
+        flow = flow[-len(w[0]) :]
+        flow = 0.5 * flow + 0.5 * flow @ w.mean(dim=0)
+    rollout = torch.from_numpy(attention_rollout(model, images, (2, 3)))
+    torch.testing.assert_close(rollout, flow[-35:].reshape(5, 7), atol=1e-6, rtol=1e-4)
 
 
 def test_principal_colours_find_the_directions_of_variance() -> None:
@@ -369,3 +404,29 @@ def test_a_view_of_a_model_tested_in_windows_is_whole():
     info = ModelInfo(labels=scenes.LABELS, protocol=protocol)
     predictor = Predictor(tiny_model(num_classes=9), info, device="cpu")
     assert make_view(predictor, np.zeros((80, 120, 3), np.uint8)).pixels.shape == (1, 3, 40, 60)
+
+
+def test_panels_of_a_large_photo_are_small() -> None:
+    """One model has dozens of heads; the point stays where it is in the photo."""
+    predictor = Predictor(tiny_model(num_classes=9), ModelInfo(labels=scenes.LABELS), device="cpu")
+    photo = np.zeros((1000, 2000, 3), np.uint8)
+    view = View(photo, torch.rand(1, 3, 60, 120))
+    attention = attention_figure(predictor, view, [(1500, 250)], (2,))
+    features = features_figure(predictor, view, (2,))
+    panels = [panel for figure in (attention, features) for row in figure.rows for panel in row]
+    assert {picture.shape for picture, _ in panels} == {(260, 520, 3)}
+    ys, xs, _ = np.nonzero(attention.rows[0][0][0])
+    assert (ys.mean(), xs.mean()) == pytest.approx((65, 390), abs=1)
+
+
+def test_a_truth_that_is_ignored_everywhere_says_nothing_of_right(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    size = np.asarray(Image.open("scene.png")).shape[:2]
+    write_bytes(tmp_path / "truth.png", encode_png(np.full(size, 255, np.uint8)))
+    command = ["explain", "compare", "scene.png", "a", "b", "--truth", f"{tmp_path}/truth.png"]
+    assert main([*command, "-o", str(tmp_path)]) == OK
+    page = (tmp_path / "compare.html").read_text()
+    assert "a: no pixel counts" in page
+    assert "% right" not in page

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,8 @@ from setr.data.loader import spread
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, resolve_protocol
-from setr.export import SUFFIX, export
+from setr.export import SUFFIX, export, metadata
+from setr.exporting import runtime
 from setr.exporting.export_check import compare
 from setr.exporting.graphs import Graph, bicubic_weights, quiet, trace
 from setr.exporting.quantize import calibration_images
@@ -35,6 +38,7 @@ from setr.layers.feature_pyramid import FeaturePyramidNeck
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.predictor import Predictor, load
+from setr.processes.lock import open_locked
 from tests.conftest import tiny_model, write_scene_folders
 
 INFO = ModelInfo(labels=scenes.LABELS, protocol=Protocol(window=(40, 40), stride=(24, 24)))
@@ -576,22 +580,47 @@ def test_a_full_disk_is_one_line_that_names_the_file(model, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_reports_how_it_is_used(model, tmp_path, monkeypatch):
-    """OpenVINO and nncf send statistics over the network by default."""
-    reports = pytest.importorskip("openvino_telemetry")
-    sent = []
-    monkeypatch.setattr(reports.Telemetry, "__init__", lambda *_, **__: sent.append("session"))
-    monkeypatch.setattr(reports.Telemetry, "send_event", lambda *_, **__: sent.append("event"))
+@pytest.mark.parametrize("name", ["m.onnx", "m.xml", "m.pt2"])
+def test_no_file_names_folders_of_this_machine(name, model, tmp_path):
+    """torch notes with each node the source files it comes from, below the user's home."""
+    formats = {suffix: format for format, suffix in SUFFIX.items()}
+    export(model, INFO, tmp_path / name, format=formats[Path(name).suffix], size=(32, 32))
+    content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    if name == "m.pt2":
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            content = b"".join(map(archive.read, archive.namelist()))
+    here = Path(setr.__file__).parents[1], Path(torch.__file__).parents[1], tmp_path
+    assert [folder for folder in here if str(folder).encode() in content] == []
+
+
+@pytest.mark.parametrize("package", ["openvino", "nncf"])
+def test_nothing_reports_how_it_is_used(package, tmp_path):
+    """OpenVINO counts imports in the user's home, and starts a process that reports each."""
+    pytest.importorskip(package)
+    code = (
+        "import multiprocessing.process as process, sys\n"
+        "process.BaseProcess.start = lambda self: print('started')\n"
+        f"from setr._extras import import_extra; import_extra('{package}', 'openvino', 'it')\n"
+        "import openvino\n"
+        "if 'nncf' in sys.modules:\n"
+        "    from nncf.telemetry.wrapper import telemetry\n"
+        "    print(type(telemetry).__name__)\n"
+    )
+    env = {**os.environ, "HOME": str(tmp_path)}
+    for name in ("CI", "NNCF_CI"):
+        env.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+    assert done.stdout.split() == (["MagicMock"] if package == "nncf" else [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_leaves_the_log_as_it_was(model, tmp_path):
+    pytest.importorskip("openvino")
     before = logging.root.level, logging.root.handlers, logging.root.filters
     export(model, INFO, tmp_path / "m.xml", format="openvino", size=(32, 32))
-    assert not sent
     assert (logging.root.level, logging.root.handlers, logging.root.filters) == before
-    code = (
-        "from setr._extras import import_extra; import_extra('nncf', 'openvino', 'it')\n"
-        "from nncf.telemetry.wrapper import telemetry; print(type(telemetry).__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "MagicMock"
 
 
 def test_exporters_say_nothing_of_their_internals():
@@ -601,3 +630,35 @@ def test_exporters_say_nothing_of_their_internals():
     with quiet():
         assert not any(logger.isEnabledFor(logging.WARNING) for logger in loggers)
     assert [logger.level for logger in loggers[:2]] == before[:2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("patch_size", value) for value in ("x", 0, 10**9, float("inf"), [], None)],
+        *[("grid", [4]), ("grid", ["a", 1])],
+        *[("size", [4]), ("size", [-1, 4]), ("size", [1e400, 4])],
+    ],
+)
+def test_metadata_of_a_stranger(key, value, model, tmp_path, monkeypatch):
+    stored = metadata(model, INFO, "fp32", "mask")
+    stored["export"] = json.dumps(json.loads(stored["export"]) | {key: value})
+    (tmp_path / "m.onnx").write_bytes(b"")
+    monkeypatch.setattr(runtime, "onnx_run", lambda *_: (None, stored))
+    with pytest.raises(SetrError, match=r"m\.onnx: its metadata is broken") as caught:
+        load(tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_killed_export_left_is_removed(model, tmp_path):
+    pytest.importorskip("fcntl")
+    names = [".export-killed", ".export-at-work", ".export-just-begun", ".exported"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.onnx").write_bytes(bytes(10))
+    at_work, _ = open_locked(tmp_path / names[1] / ".lock", os.O_RDWR, "flock")
+    for name in (*names[:2], names[3]):
+        os.utime(tmp_path / name, (1, 1))
+    export(model, INFO, tmp_path / "m.pt2", format="torch", size=(32, 32))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "m.pt2"])
+    os.close(at_work)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
 
 import pytest
 
+from setr import provenance
 from setr.cli import main
 from setr.config import Config
 from setr.datasets import open_dataset
@@ -139,3 +141,27 @@ def test_resuming_with_another_optimiser_is_refused(folder_data):
     other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, name="adamw"))
     with pytest.raises(SetrError, match=r"another optimiser: optim\.name 'adamw', not 'sgd'"):
         require_same_run("run", facts(folder_data, config), facts(folder_data, other))
+
+
+def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
+    """Installed in a folder of somebody's repository, the package is no part of it."""
+    inside = tmp_path / ".venv" / "setr" / "provenance.py"
+    inside.parent.mkdir(parents=True)
+    inside.touch()
+    (tmp_path / "own.py").touch()
+
+    def git(*words: str) -> str:
+        named = ("-c", "user.name=a", "-c", "user.email=a@b.example")
+        command = ["git", "-C", str(tmp_path), *named, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("add", "own.py")
+    git("commit", "-m", "mine")
+    monkeypatch.setattr(provenance, "__file__", str(inside))
+    assert provenance.commit() is None
+    git("add", "-f", str(inside))
+    git("commit", "-m", "the package")
+    assert provenance.commit() == git("rev-parse", "--short=12", "HEAD")
+    inside.write_text("changed")
+    assert provenance.commit().endswith("+")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -239,6 +243,13 @@ def test_broken_directories_are_one_line(folder, name, change, words):
         (folder / name).write_bytes(change)
     with pytest.raises(SetrError, match=words):
         from_pretrained(folder)
+
+
+def test_a_run_without_a_model_yet_is_told_from_other_folders(tmp_path):
+    for name, words in (("else", "is this a model directory"), ("config.yaml", "its first test")):
+        (tmp_path / name).touch()
+        with pytest.raises(SetrError, match=words):
+            from_pretrained(tmp_path)
 
 
 def test_weights_of_another_model_are_one_readable_line(folder, tmp_path):
@@ -491,7 +502,7 @@ def test_weights_at_an_address_are_fetched_once(address, shared, tmp_path, monke
     assert torch.equal(again.encoder.vit.pos_embed, model.encoder.vit.pos_embed)
     load_encoder(model, f"{url}/other.pth")
     assert len(asked) == 2
-    with pytest.raises(SetrError, match=r"none\.pth: download failed \(File not found\); down"):
+    with pytest.raises(SetrError, match=r"none\.pth: the server answers 404 File not found; down"):
         setr.load(f"{url}/none.pth")
     with pytest.raises(SetrError, match="names no file"):
         setr.load(url)
@@ -499,3 +510,48 @@ def test_weights_at_an_address_are_fetched_once(address, shared, tmp_path, monke
     assert main(["convert", "http://127.0.0.1:9/x.pth", "-o", str(tmp_path / "n")]) == FAILED
     assert "refused" in capsys.readouterr().err
     assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize(
+    "code", ["from setr.reading.remote import import_hub; import_hub()", "import setr._timm"]
+)
+@pytest.mark.parametrize(("given", "expected"), [(None, True), ("0", False)])
+def test_the_client_of_the_hub_reports_nothing_else(code, given, expected):
+    """By default it tells the version of torch, and asks for a list of agents to tell them, too."""
+    decided = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    env = {key: value for key, value in os.environ.items() if key not in decided}
+    env |= {"HF_HUB_DISABLE_TELEMETRY": given} if given else {}
+    code += "; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+    assert done.stdout.split() == [str(expected)]
+
+
+@pytest.mark.parametrize("depth", [[100_000] * 2_000, list(range(100_000)), 100_001])
+def test_a_description_with_more_numbers_than_any_architecture_is_refused(depth, folder):
+    values = json.loads((folder / "config.json").read_text())
+    values["model"]["encoder_args"] = {"depth": depth}
+    (folder / "config.json").write_text(json.dumps(values))
+    began = time.monotonic()
+    with pytest.raises(SetrError, match=r"config\.json: model: has a number above") as caught:
+        from_pretrained(folder)
+    assert time.monotonic() - began < 5
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("checkpoint_path", "/etc/hostname"),
+        ("pretrained", True),
+        ("pretrained_cfg", {"url": "http://example.org/x.pth"}),
+        ("cache_dir", "/tmp"),
+    ],
+)
+def test_a_description_names_no_other_weights(name, value, folder):
+    values = json.loads((folder / "config.json").read_text())
+    values["model"]["encoder_args"] = {name: value}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(SetrError, match=f"config.json: encoder_args: {name} is about weights"):
+        from_pretrained(folder)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, IcoImagePlugin, Image, ImageFile
 
 from setr.errors import SetrError
 from setr.images import (
@@ -132,7 +133,7 @@ def test_a_tiff_file_with_a_nonsensical_tag_is_refused():
 
 @pytest.mark.parametrize("kind", [EOFError, OSError])
 def test_an_error_without_words_is_called_by_its_kind(monkeypatch, kind):
-    def fail(*_):
+    def fail(*_, **__):
         raise kind
 
     monkeypatch.setattr(Image, "open", fail)
@@ -321,7 +322,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path):
 def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
     """Root reads every file, so the system's refusal is acted."""
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)
@@ -425,3 +426,121 @@ def test_of_an_animated_png_the_first_frame_is_cut(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), frames[0])
     rows = LazyImage(tmp_path / "a.png")
     np.testing.assert_array_equal(rows[20:31, 2:11], frames[0][20:31, 2:11])
+
+
+def wrapped_by_iptc(inner: bytes) -> bytes:
+    """An IPTC file of 9x7 pixels, whose content may be of any format."""
+
+    def field(group: int, number: int, value: bytes) -> bytes:
+        return bytes((0x1C, group, number)) + len(value).to_bytes(2, "big") + value
+
+    head = field(3, 60, b"\1\0") + field(3, 65, b"\0") + field(3, 20, (9).to_bytes(2, "big"))
+    head += field(3, 30, (7).to_bytes(2, "big")) + field(3, 120, b"\5")
+    parts = [inner[i : i + 30_000] for i in range(0, len(inner), 30_000)]
+    return head + b"".join(field(8, 10, part) for part in parts)
+
+
+@pytest.mark.parametrize("wrap", [bytes, wrapped_by_iptc])
+def test_no_file_starts_another_program(wrap, monkeypatch):
+    """Pillow draws EPS with Ghostscript, which runs the PostScript in it."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a))
+    data = wrap(encoded(photo(), "EPS"))
+    for read in (read_image, check_whole, read_mask):
+        with pytest.raises(SetrError, match=r"EPS files are not read; save it as PNG|not an image"):
+            read(data)
+    assert not started
+
+
+def test_icons_are_refused_before_they_are_decoded(monkeypatch):
+    """Pillow decodes them to know their size, which may be above the limit."""
+    decoded = []
+    monkeypatch.setattr(IcoImagePlugin.IcoFile, "getimage", lambda *a: decoded.append(a))
+    with pytest.raises(SetrError, match="image data: ICO files are not read; save it as PNG"):
+        check_whole(encoded(photo(), "ICO"), max_pixels=10)
+    assert not decoded
+
+
+def in_one_tile(side: int) -> bytes:
+    """A TIFF of 16x16 pixels in one tile of black."""
+    tile = zlib.compress(bytes(side * side * 3))
+    entries = {256: 16, 257: 16, 258: 8, 259: 8, 262: 2, 277: 3}
+    entries |= {322: side, 323: side, 324: 8, 325: len(tile)}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, entries[tag]) for tag in sorted(entries))
+    tile += bytes(len(tile) % 2)
+    head = b"II*\0" + struct.pack("<I", 8 + len(tile)) + tile
+    return head + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def test_a_tile_counts_as_what_it_unpacks_to():
+    data = in_one_tile(2048)
+    assert read_image(data).shape == (16, 16, 3)
+    for read in (read_image, check_whole):
+        with pytest.raises(ImageTooLargeError, match="a tile of 2048x2048 is 4,194,304 pixels"):
+            read(data, max_pixels=1_000_000)
+
+
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan, of a few bytes, is repeated."""
+    data = encoded(np.full((64, 64, 3), 90, np.uint8), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scan * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_a_jpeg_that_would_take_hours_is_refused(tmp_path):
+    """Each of its scans, of a dozen bytes, costs as much time as a whole image."""
+    assert read_image(with_scans(100)).shape == (64, 64, 3)
+    (tmp_path / "a.jpg").write_bytes(with_scans(101))
+    for source in (with_scans(101), tmp_path / "a.jpg"):
+        for read in (read_image, check_whole):
+            with pytest.raises(SetrError, match="more than 100 scans; save it again as a plain"):
+                read(source)
+
+
+def test_pictures_for_two_eyes_are_no_way_round():
+    """MPO is JPEG with an index of several pictures."""
+    buffer = io.BytesIO()
+    pictures = [Image.fromarray(np.full((64, 64, 3), 90, np.uint8)) for _ in range(2)]
+    pictures[0].save(buffer, "MPO", save_all=True, append_images=pictures[1:], progressive=True)
+    data = buffer.getvalue()
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "MPO"
+        assert "progressive" in image.info
+    assert read_image(data).shape == (64, 64, 3)
+    first = data.index(b"\xff\xd9")
+    scan = data[data.rindex(b"\xff\xda", 0, first) : first]
+    with pytest.raises(SetrError, match="more than 100 scans"):
+        read_image(data[:first] + 100 * scan + data[first:])
+
+
+def test_markers_in_other_segments_are_no_scans():
+    comment = b"\xff\xda" * 500
+    data = encoded(photo(), "JPEG", progressive=True, comment=comment, quality=95)
+    assert read_image(data).shape == (37, 53, 3)
+    assert read_image(data + comment + b"\xff\xd9").shape == (37, 53, 3)
+
+
+def test_formats_that_python_decodes_by_the_pixel_are_refused(tmp_path):
+    """A second for each megapixel, in which the process does nothing else."""
+    head = b"qoif" + (4).to_bytes(4, "big") * 2 + b"\3\0"
+    (tmp_path / "a.png").write_bytes(head + b"\xfd" + bytes(7) + b"\1")
+    with pytest.raises(SetrError, match=r"a\.png: QOI files are not read; save it as PNG"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_format_of_the_users_own_plugin_is_read():
+    """As pillow_heif adds HEIF."""
+
+    class Own(ImageFile.ImageFile):
+        format = "OWN"
+
+        def _open(self) -> None:
+            self._mode, self._size = "L", (2, 1)
+            self.tile = [ImageFile._Tile("raw", (0, 0, 2, 1), 4, "L")]
+
+    Image.register_open("OWN", Own, lambda prefix: prefix.startswith(b"OWN!"))
+    try:
+        assert read_image(b"OWN!\x07\x09").tolist() == [[[7] * 3, [9] * 3]]
+    finally:
+        Image.ID.remove("OWN")
+        del Image.OPEN["OWN"]

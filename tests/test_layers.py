@@ -25,7 +25,9 @@ ORDER = (
     # files and samples
     *(
         "reading.files",
+        "reading.parsed",
         "processes.lock",
+        "reading.urls",
         "reading.remote",
         "_torchvision",
         "_timm",
@@ -37,9 +39,9 @@ ORDER = (
         "reading.gdal",
         "reading.vectors",
         "bands",
-        "reading.urls",
         "reading.arrays",
         "reading.storage",
+        "data.mask_names",
         "data.pairing",
         "data.configured",
         "data.layouts",
@@ -87,7 +89,9 @@ ORDER = (
         "data.tile_draft",
         "data.tile_files",
         "data.tile_folder",
+        "data.name_patterns",
         "data.flat_pairs",
+        "data.found_pairs",
     ),
     *(
         "outlines.drawing",
@@ -110,10 +114,12 @@ ORDER = (
         "outlines.window_masks",
         "outlines.masks",
         "outlines.class_masks",
+        "outlines.binary_masks",
         "init_data",
     ),
     # networks and weights
     *(
+        "layers.precision",
         "layers.products",
         "layers.attention",
         "layers.cpu_blocks",
@@ -216,7 +222,6 @@ ORDER = (
         "training.parallel",
         "checkpoint",
         "training.train_config",
-        "layers.precision",
         "config",
         "training.splits",
         "training.settings",

@@ -47,6 +47,17 @@ def test_function_starts_unchanged():
     assert torch.equal(plain(images), before)
 
 
+@pytest.mark.parametrize(
+    "place", [{"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"device": "meta"}]
+)
+def test_low_rank_parts_are_where_the_weights_are(place):
+    """On a GPU, too: the meta device stands for it."""
+    model = tiny_model("pup").to(**place)
+    add_lora(model, 2)
+    assert trained_parts(model)
+    assert len({(p.dtype, p.device) for p in model.parameters()}) == 1
+
+
 def test_only_low_rank_parts_and_heads_train():
     model = with_lora()
     trained = {n for n, p in model.named_parameters() if p.requires_grad}

@@ -220,3 +220,28 @@ def test_hard_pixels_are_a_share_of_the_counted_ones():
     target[..., :16] = IGNORE
     hard = hard_target(logits, target, (1, 32), min_share=0.25)
     assert (hard == 0).flatten().nonzero().flatten().tolist() == [16, 17, 18, 19]
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "ohem", "focal", "dice", "lovasz"])
+def test_a_class_of_weight_0_is_as_if_ignored(batch, kind):
+    """Also where it has the hardest pixels, and among the probabilities of Dice and Lovász."""
+    logits, target = batch
+    with torch.no_grad():
+        logits[:, 2] -= 9
+    weight = torch.tensor([1.0, 2.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    found = []
+    for truth in (target, target.where(target != 2, IGNORE)):
+        output = Output(logits, [logits], SIZE)
+        loss = segmentation_loss(output, truth, weight=weight, kind=kind)["loss"]
+        found.append((loss, torch.autograd.grad(loss, logits)[0]))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+
+
+def test_pixels_of_weight_0_do_not_take_the_place_of_hard_ones():
+    """Where all are easy, a sixteenth of the others is learnt: of 32 the two least likely."""
+    p = torch.cat([torch.full((32,), 0.25), torch.linspace(0.8, 0.95, 32)]).double()
+    logits = torch.stack([(p / (1 - p)).log(), torch.zeros_like(p)]).view(1, 2, 1, 64)
+    target = torch.cat([torch.ones(32), torch.zeros(32)]).long().view(1, 1, 64)
+    weight = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    loss = segmentation_loss(logits, target, weight=weight, kind="ohem")["loss"]
+    assert loss.item() == pytest.approx(-p[32:34].log().mean().item())

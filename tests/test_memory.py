@@ -17,7 +17,7 @@ import torch
 import setr.estimate as estimating
 import setr.training.run as running
 from setr.cli import main
-from setr.config import Config, DataConfig, ModelConfig, TrainConfig
+from setr.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.engine import train
 from setr.errors import USAGE, SetrError
 from setr.estimate import (
@@ -158,6 +158,15 @@ def test_flops_count_forward_and_backward_once():
         frozen, train=dataclasses.replace(frozen.train, cache_features="once")
     )
     assert flops_per_image(cached, 5) < flops_per_image(frozen, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "momentum", "kept"), [("sgd", 0.0, 0), ("sgd", 0.9, 1), ("adamw", 0.9, 2)]
+)
+def test_an_estimate_counts_what_the_optimiser_keeps(name, momentum, kept):
+    optim = OptimConfig(name=name, momentum=momentum)
+    found = estimate(dataclasses.replace(nano(), optim=optim), 5, CPU)
+    assert found.optimizer == kept * found.gradients
 
 
 def test_an_estimate_opens_no_weights():

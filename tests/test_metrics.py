@@ -475,3 +475,33 @@ def test_a_test_resamples_its_images_and_skips_those_without_truth() -> None:
     means = (weights * np.array(counted)[:, None]).sum(axis=0)[total > 0] / total[total > 0]
     expected = np.quantile(means, [0.025, 0.975])
     assert figures["intervals"]["image_miou"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_image_has_no_interval() -> None:
+    """Its replicates are all equal, which would say that the figure is certain."""
+    card, ignored = Scorecard(NAMES), np.full((4, 4), IGNORE, np.uint8)
+    card.update(0, *map(torch.from_numpy, random_pair(0)))
+    card.update(1, *map(torch.from_numpy, (ignored, ignored)))
+    figures = card.summary()
+    assert 0 < figures["miou"] < 1
+    assert [figures["intervals"][key] for key in ("miou", "pixel_accuracy", "image_miou")] == [
+        None,
+        None,
+        None,
+    ]
+    card.update(2, *map(torch.from_numpy, random_pair(1)))
+    low, high = card.summary()["intervals"]["miou"]
+    assert low < high
+    alone = paired_difference(np.array([0.5]), np.array([0.25]))
+    assert (alone["difference"], alone["interval"], alone["p"]) == (0.25, None, 1.0)
+
+
+def test_pixels_counted_in_parts_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    confidence = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    correct = confidence > 0.4
+    whole, parts = Calibration(), Calibration()
+    whole.update(confidence, correct)
+    monkeypatch.setattr("setr.scores.calibration.PIXELS", 300)
+    parts.update(confidence, correct)
+    parts.update(confidence[:0], correct[:0])
+    assert parts.summary() == whole.summary()

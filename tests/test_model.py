@@ -367,3 +367,14 @@ def test_a_linear_probe_is_linear_in_normalised_features():
         assert logits.shape == (2, 5, 5, 7)
     with pytest.raises(SetrError, match="channels 8: linear_nano has a fixed width"):
         create_model("linear_nano", num_classes=5, channels=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "least"),
+    [("setr_mla_nano", 1, 2), ("upernet_nano", 1, 2), ("setr_pup_nano", 0, 1)],
+)
+def test_heads_have_channels(name, channels, least):
+    with pytest.raises(SetrError, match=f"channels {channels}: give {name} at least {least}"):
+        create_model(name, num_classes=2, channels=channels)
+    model = create_model(name, num_classes=2, img_size=32, channels=least).eval()
+    assert model(torch.randn(1, 3, 32, 32), with_aux=True).aux[0].shape[1] == 2

@@ -21,7 +21,8 @@ from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.labels import Labels
-from setr.outlines.drawing import Patch, Ring, Runs, Shape, as_counts, draw
+from setr.outlines import supervisely
+from setr.outlines.drawing import Patch, Ring, Runs, Shape, as_counts, draw, unrolled
 from setr.prediction.annotations import merge_coco, to_coco, to_labelme
 from setr.prediction.polygons import mask_polygons, run_lengths
 from setr.reading.masks import read_mask
@@ -686,3 +687,39 @@ def test_broken_coco(tmp_path, change, said):
 def test_names_of_the_description(tmp_path, name, capsys):
     assert main(["init-data", str(tmp_path), "--name", name]) == USAGE
     assert "give a name without folders that ends in .yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size"),
+    [
+        ((0, 10**12), (10**6, 10**6)),
+        ((0, 3 * 10**9), (10**5, 3 * 10**4)),
+        ((2**62, 2**62, 2**62, 2**62, 12), (3, 4)),
+        ((-4, 16), (3, 4)),
+        ((5, 6), (3, 4)),
+    ],
+)
+def test_run_lengths_are_those_of_an_image(lengths, size):
+    """A line of text can claim terabytes; sums of int64 can be anything."""
+    runs = np.array(lengths, np.int64)
+    with pytest.raises(ValueError, match=r"^$"):
+        unrolled(np.arange(len(runs)), runs, size)
+    with pytest.raises(SetrError, match="run lengths of"):
+        Runs(size, runs).cover(size)
+
+
+def test_a_bitmap_that_unpacks_to_gigabytes(monkeypatch):
+    monkeypatch.setattr(supervisely, "MOST_BYTES", 1000)
+    for data in (zlib.compress(bytes(10**6)), zlib.compress(bytes(10**6))[:500]):
+        held = {"bitmap": {"origin": [0, 0], "data": base64.b64encode(data).decode()}}
+        with pytest.raises(ValueError, match=r"^$"):
+            supervisely._part({"geometryType": "bitmap", **held})
+
+
+def test_a_tangle_is_refused():
+    """Each of its edges crosses all rows."""
+    points = np.zeros((200_000, 2))
+    points[:, 0], points[1::2, 1] = np.linspace(0, 100, len(points)), 1000
+    with pytest.raises(SetrError, match="200,000 points crosses the rows of an image of 1000 x 99"):
+        Ring(points).cover((1000, 99))
+    assert Ring(points[:2000]).cover((1000, 99)).inside.any()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from setr.cli import main
-from setr.data.pairing import masks_by_stem
+from setr.data.mask_names import masks_by_stem
 from setr.data.split_draft import draft_lists
 from setr.datasets import open_dataset
 from setr.doctor import check
@@ -657,6 +657,11 @@ def test_a_file_in_ultralytics_form(tmp_path):
         (("nc: 2", "classes: [a, b]"), "'names' and 'classes' mean the same; remove one"),
         (("[images/val, images/more]", "[1, 2]"), "'val' must name a folder or list file"),
         (("masks_dir: segments", "masks_dir: nowhere"), "'images' replaced by nowhere"),
+        (("nc: 2", "labels: cityscapes"), "'names' beside 'labels': a known data set has its own"),
+        (
+            ("names:", "colour_map: classes\nignore: 3\nnames:"),
+            "'ignore' beside 'colour_map': masks",
+        ),
         (("path: .", "path: ../datasets/cracks"), "path: ../datasets/cracks leads to .* no such"),
     ],
 )

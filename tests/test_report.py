@@ -160,3 +160,31 @@ def test_high_pictures_are_shrunk(photo: bool, size: tuple[int, int], shown: tup
     data = figure(picture, "strip", photo=photo).partition("base64,")[2].partition('"')[0]
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert image.size == shown
+
+
+def test_the_gallery_keeps_small_pictures_that_show_the_same() -> None:
+    """Of a large photo, the twelve that are kept would be gigabytes."""
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.integers(0, 3, (2, 700, 1301), dtype=np.uint8)
+    confidence = rng.random(truth.shape).astype(np.float32)
+    image = rng.integers(0, 255, (*truth.shape, 3), dtype=np.uint8)
+    gallery = Gallery(shown=1)
+    for number, miou in enumerate((0.5, 0.25, 0.75, 0.5)):
+        figures = {"miou": miou, "pixel_accuracy": 1.0}
+        gallery(ScoredImage(number, "x", image, truth, prediction, confidence, figures))
+    assert [kept[0].number for kept in (gallery.worst, gallery.best)] == [1, 2]
+    (kept,) = gallery.worst
+    assert kept.image.shape == (280, 520, 3)
+    assert kept.confidence is not None
+    assert kept.confidence.shape == (280, 520)
+    assert kept.confidence.mean() == pytest.approx(confidence.mean(), abs=1e-3)
+    before = figure(error_map(prediction, truth), "error")
+    assert figure(error_map(kept.prediction, kept.truth), "error") == before
+    assert figure(kept.image, "image", photo=True) == figure(image, "image", photo=True)
+
+
+@pytest.mark.parametrize(("high", "said"), [(3.04, "3.0"), (0.0412, "0.041"), (0.0, "1.0")])
+def test_the_loss_curve_names_its_highest_value(high: float, said: str) -> None:
+    chart = loss_chart(np.array([1, 2]), np.array([high, high / 2]))
+    assert f'text-anchor="end">{said}</text>' in chart
+    assert "nan" not in chart

@@ -170,3 +170,14 @@ def test_testing_on_training_images_is_no_row_and_the_same_weights_from_a_file_a
     found = {run.folder.name: run.changed for run in collect(tmp_path)}
     assert "tested on images it was trained on" in found["seen"]
     assert found["local"] == ()
+
+
+def test_a_run_tested_without_some_images_does_not_stand_in_a_table(tmp_path):
+    finished(tmp_path / "a", recipe(NAME), 0.79)
+    path = tmp_path / "a" / "metrics.json"
+    values = json.loads(path.read_text())
+    values["single_scale"]["failed"] = ["a.png: broken", "b.png: broken"]
+    path.write_text(json.dumps(values))
+    assert not [line for line in paper_lines(collect(tmp_path), 6)[6] if line.ours]
+    (line,) = other_lines(collect(tmp_path))
+    assert line.setting == "single scale, 2 test images failed"

@@ -182,6 +182,24 @@ def test_a_truncated_file_is_named_and_counted(
     assert "1 of 2 images failed" in streams.err
 
 
+def test_ids_that_are_given_are_ignored_whatever_the_map_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prediction = save(tmp_path / "pred", x=[[7, 7, 7, 0, 255]])
+    truth = save(tmp_path / "gt", x=[[7, 8, 8, 0, 255]])
+    mapping = tmp_path / "map.yaml"
+    mapping.write_text("classes: [road, walk, no]\nlabel_map: {0: no, 7: road, 8: walk, 255: no}\n")
+    options = (prediction, truth, "--label-map", mapping)
+    assert score(capsys, *options)["pixel_accuracy"] == 3 / 5  # 255 is a class of this map
+    assert score(capsys, *options, "--ignore-index", 8)["pixel_accuracy"] == 1.0
+    figures = score(capsys, *options, "--ignore-index", 0, 255)
+    assert figures["iou"] == {"road": 1 / 3, "walk": 0.0, "no": None}
+    mapping.write_text("classes: {no: [0, 0, 0], yes: [9, 8, 7]}\ncolour_map: classes\n")
+    code, line = failure(capsys, *options, "--ignore-index", 8)
+    assert code == USAGE
+    assert "--ignore-index 8: the truth of" in line
+
+
 def test_an_ignored_id_that_no_file_can_hold(folders, capsys) -> None:
     """As torch's ignore_index=-100."""
     code, line = failure(capsys, *folders, "--num-classes", 2, "--ignore-index=-100")

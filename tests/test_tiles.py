@@ -413,7 +413,9 @@ def test_nothing_is_cut_where_a_list_would_be_replaced(tmp_path, capsys):
     (tmp_path / "train.txt").write_text("mine\n")
     command = ["init-data", str(tmp_path), "--tile", "100"]
     assert main(command) == USAGE
-    assert "train.txt exists; add --overwrite to replace it" in capsys.readouterr().err
+    assert "train.txt: a draft would replace this list" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == USAGE
+    assert (tmp_path / "train.txt").read_text() == "mine\n"
     assert not (tmp_path / "tiles").exists()
     assert main([*command, "--name", "other.yaml"]) == OK
     assert main([*command, "--name", "third.yaml"]) == USAGE

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +276,18 @@ def test_a_table_begun_anew_has_its_header(tmp_path):
     for _ in range(2):
         CsvTable(tmp_path, 0).line({"step": 50, "loss": 0.5})
     assert rows(tmp_path) == [{"step": "50", "loss": "0.5"}]
+
+
+def test_no_errors_are_reported_to_weights_and_biases(tmp_path, monkeypatch):
+    """Its process would send them over the network, also where the run itself is offline."""
+    seen = []
+    module = types.ModuleType("wandb")
+    module.Image = module.Settings = lambda *_, **__: None
+    module.init = lambda **_: seen.append(os.environ["WANDB_ERROR_REPORTING"])
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for given in ("", "true"):
+        monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+        if given:
+            monkeypatch.setenv("WANDB_ERROR_REPORTING", given)
+        open_trackers(tmp_path, ["wandb"], 0)
+    assert seen == ["false", "true"]

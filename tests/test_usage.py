@@ -91,6 +91,11 @@ from setr.errors import USAGE, SetrError
             "train data=coco8.yaml epochs=3",
             "data=coco8.yaml: options are written --NAME VALUE here; write --data.root ROOT",
         ),
+        ("auto data=d", "data=d: options are written --NAME VALUE here; write setr auto DATA"),
+        (
+            "auto d epochs=3",
+            "epochs=3: options are written --NAME VALUE here; write --train.epochs FLOAT",
+        ),
         ("train setr_mla.py", "setr_mla.py: config files of other toolkits are not supported"),
         ("predict m a -o x -- -b.png", "--: has no meaning here; write a path that begins with -"),
         (
@@ -109,6 +114,21 @@ from setr.errors import USAGE, SetrError
             "write --data.photometric or --data.no-photometric",
         ),
         ("eval m d --json=1", "--json=1: takes no value; write --json or --no-json"),
+        # options without effect
+        ("models --table2 --size 640", "--size 640: does nothing with --table2; leave one of them"),
+        ("models --encoders --table2", "--table2: does nothing with --encoders; leave one of them"),
+        ("recipes --runs r", "--runs r: does nothing without --table; add it, or leave this out"),
+        ("bench m --split test", "--split test: does nothing without --data; add it, or leave"),
+        ("bench m --images 3", "--images 3: does nothing without --data; add it, or leave"),
+        ("export m --format onnx -o o --split test", "--split test: does nothing without --calib"),
+        (
+            "convert f -o o --model m --labels voc --num-classes 3",
+            "--num-classes 3: does nothing with --labels voc; leave one of them out",
+        ),
+        (
+            "train finetune --optim.momentum 0.8",
+            "--optim.momentum 0.8: is for sgd and has no effect with --optim.name adamw",
+        ),
         # values that do not go together
         ("train demo --train.batch_size 0", "--train.batch_size 0: give at least 1"),
         (
@@ -154,6 +174,11 @@ def test_messages(line, message, capsys):
         ("train demo --no-photometric", "did you mean --data.no-photometric?"),
         ("train demo --name a", "did you mean --model.name or --optim.name?"),
         ("train demo --optim.lrr 1", "did you mean --optim.lr?"),
+        ("auto d --epochs 3", "did you mean --train.epochs?"),
+        ("auto d --imgsz 640 --batch 4", "did you mean --data.crop-size?"),
+        ("auto --data d", "DATA is written without one: setr auto DATA"),
+        ("auto d --minute 3", "did you mean --minutes?"),
+        ("auto d --colour red", "see `setr auto --help`"),
         ("demo --epochs 3", "did you mean --steps (in steps, not epochs)?"),
         ("bench m --imgsz 640", "did you mean --size?"),
         ("bench m --batch-size 4", "did you mean --batches?"),

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import Any
 
 from setr.errors import SetrError
 
+_HUB = {"HF_HUB_DISABLE_TELEMETRY": "1"}
 _UNREPORTED = {
+    "datasets": {"HF_UPDATE_DOWNLOAD_COUNTS": "0", **_HUB},
+    "huggingface_hub": _HUB,
     "nncf": {"NNCF_CI": "1"},
     "ray": {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0"},
+    "wandb": {"WANDB_ERROR_REPORTING": "false"},
 }
 """Environment of packages that send statistics about their use unless told otherwise."""
+_REPORTERS = {"openvino": "openvino_telemetry", "nncf": "openvino_telemetry"}
+"""Packages that they send them with, where no variable stops it; without, they send nothing.
+
+OpenVINO starts a process at each import that tells Google Analytics how often it was imported."""
+
+
+def unreported(package: str) -> None:
+    """Switch off what a package reports over the network, unless the environment says otherwise.
+
+    Called before it is imported, which is when it reads the variables.
+    """
+    for name, value in _UNREPORTED.get(package, {}).items():
+        os.environ.setdefault(name, value)
+    if package in _REPORTERS:
+        sys.modules.setdefault(_REPORTERS[package], None)  # type: ignore[arg-type]  # "not there"
 
 
 def import_extra(module: str, extra: str, what: str) -> Any:
@@ -27,8 +47,7 @@ def import_extra(module: str, extra: str, what: str) -> Any:
         SetrError: it is not installed.
     """
     package = module.partition(".")[0]
-    for name, value in _UNREPORTED.get(package, {}).items():
-        os.environ.setdefault(name, value)
+    unreported(package)
     try:
         return importlib.import_module(module)
     except ImportError:

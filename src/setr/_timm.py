@@ -7,7 +7,10 @@ compiler: 1.4 s and 100 MB that a program which runs an exported file has no use
 from __future__ import annotations
 
 from setr import _torchvision  # noqa: F401  must come before timm
+from setr._extras import unreported
 
-import timm  # isort: skip
+unreported("huggingface_hub")  # which timm imports
+
+import timm  # noqa: E402  isort: skip
 
 __all__ = ["timm"]

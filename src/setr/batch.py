@@ -32,6 +32,7 @@ from setr.predictor import Predictor
 from setr.processes.faults import is_out_of_memory
 from setr.processes.interrupt import Interrupt
 from setr.processes.progress import Progress
+from setr.reading.files import NameRefusedError
 from setr.reading.storage import Storage
 from setr.result import Result
 
@@ -94,8 +95,11 @@ class OutputWriter:
             folder = os.path.dirname(self._storage.path(name))
             files[name] = result.encode(kind, folder=folder, **options_of(kind, self.options))
         if not self.packed:
-            for name, data in files.items():
-                self._storage.write(name, data)
+            try:
+                for name, data in files.items():
+                    self._storage.write(name, data)
+            except NameRefusedError as error:  # of this image alone
+                return self.failed(task, error)
         height, width = result.mask.shape
         row = {
             **row_of(task, "ok", self.run),

@@ -5,8 +5,8 @@ to this kernel are captured in the requested layers, after norms and rotary embe
 softmax is computed again from them. This works for every timm ViT, including EVA, without a second
 implementation of any of them.
 
-Shapes: C channels of the image; N tokens with prefix tokens, n tokens of a window or all N, d
-channels of a head, M heads.
+Shapes: C channels of the image; N tokens with prefix tokens and EoMT's queries, n tokens of a
+window or all N, d channels of a head, M heads.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def catch_attention(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[
             if hasattr(attn, "fused_attn"):
                 places = attn.places((h, w)) if hasattr(attn, "places") else None
                 stack.enter_context(_active_inside(attn, _Catcher(layer, caught, places)))
-        model.encoder(images)
+        model.encode(images)
     missing = [layer for layer in layers if layer not in caught]
     if missing:
         raise SetrError(f"layer {missing[0]} has no plain attention that could be shown")

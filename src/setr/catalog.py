@@ -56,10 +56,9 @@ _TRANSFORMERS: dict[str, tuple[DecoderName, str, dict[str, Any]]] = {
     for size in _SIZES
 }
 _TRANSFORMERS |= {
-    f"{decoder}_{size}": (decoder, size, {}) for decoder in _LAST_BLOCK for size in _SIZES
-}
-_TRANSFORMERS |= {
-    f"{decoder}_{size}": (decoder, size, {}) for decoder in _PYRAMIDS for size in _SIZES
+    f"{decoder}_{size}": (decoder, size, {})
+    for decoder in (*_LAST_BLOCK, *_PYRAMIDS)
+    for size in _SIZES
 }
 _TRANSFORMERS["hybrid_base"] = ("naive", "base", {"resnet": "resnet50c"})
 _BASELINES: dict[str, dict[str, Any]] = {
@@ -206,13 +205,16 @@ def _transformer_settings(
     size = _SIZES[size_name]
     depth = (encoder_args or {}).get("depth") or (encoder_depth(encoder) if encoder else size.depth)
     taps, aux_taps = default_taps(decoder, depth)
-    if decoder in ("linear", "eomt") and channels:
+    if decoder in ("linear", "eomt") and channels is not None:
         raise SetrError(
             f"channels {channels}: {name} has a fixed width; give None (--model.channels None)",
             code=USAGE,
         )
     if decoder == "eomt":
         return _eomt_settings(size_name, encoder, depth, taps)
+    least = 2 if decoder in ("mla", "upernet") else 1  # whose streams or auxiliary head have half
+    if channels is not None and channels < least:
+        raise SetrError(f"channels {channels}: give {name} at least {least}", code=USAGE)
     width = channels or size.channels
     heads: dict[str, Any] = {"decoder_args": {"channels": width}, "aux_args": {"channels": width}}
     if decoder == "mla":

@@ -24,7 +24,7 @@ from setr.arguments.options import placeholder
 from setr.arguments.usage import missing, named_as_typed, problem
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.processes.quota import limit_spinning, limit_threads
-from setr.reading.files import require_writable
+from setr.reading.files import one_line, require_writable
 
 VERBS = {
     "demo": "train and test a small model on drawn scenes in a few minutes; no data needed",
@@ -93,7 +93,7 @@ def _reason(error: OSError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"setr: {' '.join(message.split())}", file=sys.stderr)
+    print(f"setr: {one_line(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -50,15 +50,11 @@ class CropWindow:
         height, width = self.size
         corners = [[x, y, 1] for x in (-1, width) for y in (-1, height)]
         x, y, _ = self._rotation() @ np.transpose(corners)
-        low = [
-            max(0, first + math.floor(axis.min()))
+        (top, bottom), (left, right) = (
+            (max(0, first + math.floor(axis.min())), first + math.ceil(axis.max()) + 1)
             for first, axis in zip(self.origin, (y, x), strict=True)
-        ]
-        high = [
-            first + math.ceil(axis.max()) + 1
-            for first, axis in zip(self.origin, (y, x), strict=True)
-        ]
-        return (low[0], low[1]), (high[0] - low[0], high[1] - low[1])
+        )
+        return (top, left), (bottom - top, right - left)
 
     def shows(self, y: float, x: float) -> bool:
         """Whether a point of the resized image, in pixels from its top left corner, is in the crop.

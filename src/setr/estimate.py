@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from setr import distributed
-from setr.config import Config
+from setr.config import Config, DataConfig, OptimConfig, TrainConfig
 from setr.errors import SetrError
 from setr.hub import from_pretrained
 from setr.layers.precision import autocast_dtype
@@ -44,21 +44,19 @@ def estimate(config: Config, num_classes: int, device: torch.device) -> Memory:
 
 def flops_per_image(config: Config, num_classes: int) -> int:
     """FLOPs of the forward and backward pass for one crop, without recomputation."""
-    plain = dataclasses.replace(config.train, grad_checkpointing=False)
-    return _cached_flops(_relevant_settings(dataclasses.replace(config, train=plain)), num_classes)
+    plain = _with_train(config, grad_checkpointing=False)
+    return _cached_flops(_relevant_settings(plain), num_classes)
 
 
 def _relevant_settings(config: Config) -> Config:
     """The settings that affect the estimates, others at their defaults: a key of the caches."""
-    kept = {"precision", "ema", "grad_checkpointing", "cache_features", "loss"}
-    train = {f.name: getattr(config.train, f.name) for f in dataclasses.fields(config.train)
-             if f.name in kept}  # fmt: skip
+    kept = ("precision", "ema", "grad_checkpointing", "cache_features", "loss")
     return Config(
         model=without_weights(config).model,
-        data=dataclasses.replace(type(config.data)(), crop_size=config.data.crop_size),
-        optim=dataclasses.replace(type(config.optim)(), name=config.optim.name),
+        data=DataConfig(crop_size=config.data.crop_size),
+        optim=OptimConfig(name=config.optim.name, momentum=config.optim.momentum),
         distill=config.distill,
-        train=dataclasses.replace(type(config.train)(), **train),
+        train=TrainConfig(**{name: getattr(config.train, name) for name in kept}),
     )
 
 
@@ -82,7 +80,7 @@ def _cached_estimate(
         size=config.data.crop_size,
         device=device,
         dtype=autocast_dtype(config.train.precision, device),
-        moments=2 if config.optim.name == "adamw" else 1,
+        moments=2 if config.optim.name == "adamw" else int(config.optim.momentum > 0),
         average=config.train.ema > 0,
         keeps_gradients=keeps_gradients,
         cached=config.train.cache_features != "none",
@@ -104,16 +102,13 @@ def _teacher_arguments(source: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _cached_flops(config: Config, num_classes: int) -> int:
-    model = _meta_model(config, num_classes)
-    return training_flops(
-        model, *config.data.crop_size, cached=config.train.cache_features != "none"
-    )
+    cached = config.train.cache_features != "none"
+    return training_flops(_meta_model(config, num_classes), *config.data.crop_size, cached=cached)
 
 
 def with_batch(config: Config, batch: int) -> Config:
     """The same run with a fixed batch size."""
-    train = dataclasses.replace(config.train, batch_size=batch, batch="fixed")
-    return dataclasses.replace(config, train=train)
+    return _with_train(config, batch_size=batch, batch="fixed")
 
 
 def largest_batch(

@@ -25,14 +25,20 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.exporting.runtime import ExportedModel
 from setr.fitting import require_fit
 from setr.kernels.recorded import recorded
-from setr.layers.precision import autocast_dtype
+from setr.layers.precision import autocast, autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.opening import open_trained
 from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
-from setr.scores.groups import ScoredImage, grouped_by_size, max_together, score_images
+from setr.scores.groups import (
+    ScoredImage,
+    fitting,
+    grouped_by_size,
+    max_together,
+    score_images,
+)
 from setr.scores.scorecard import Scorecard
 
 
@@ -154,8 +160,8 @@ def evaluate_split(
             process, all of them stop.
 
     Returns:
-        `Scorecard.summary`, `protocol` and `seconds`. Images that cannot be read are only listed in
-        `failed`.
+        `Scorecard.summary`, `protocol` and `seconds`. Images that cannot be read, or would be
+        enlarged too far, are only listed in `failed`.
 
     Raises:
         SetrError: no images, none readable, other classes, NaN scores, or a count below 1.
@@ -170,7 +176,8 @@ def evaluate_split(
     began = time.monotonic()
     chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
     indices = chosen[rank() :: world()]
-    samples = zip(indices, whole_images(dataset, workers, indices), strict=True)
+    loaded = zip(indices, whole_images(dataset, workers, indices), strict=True)
+    samples = fitting(loaded, dataset, info.protocol)
     group_size = functools.partial(max_together, device, info.protocol, model.num_classes)
     done = 0
     with testing(model, dtype), Progress("eval", len(indices)) as progress:
@@ -194,7 +201,7 @@ def evaluate_split(
     if not figures["images"]:
         problem = SetrError(
             f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could "
-            f"be read; the first: {figures['failed'][0]}",
+            f"be tested; the first: {figures['failed'][0]}",
             code=DATA_CHECK_FAILED,
         )
         raise distributed.together(problem)
@@ -237,7 +244,7 @@ def testing(model: SETR | ExportedModel, dtype: torch.dtype | None) -> Iterator[
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with torch.inference_mode(), autocast(device, dtype):
             yield
     finally:
         model.train(was_training)

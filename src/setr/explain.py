@@ -4,12 +4,13 @@ Blocks that attend in windows (SAM) have weights only inside the patch's window;
 maps are 0.
 
 Shapes: C channels of the image, or width of the encoder; h x w patch grid, N tokens with prefix
-tokens, M heads.
+tokens and EoMT's queries, M heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def attention_maps(
 ) -> dict[int, np.ndarray]:
     """Attention of one patch to all patches: per layer (M, h, w), one map for each head.
 
-    A map sums to 1 minus the weight of the prefix tokens, and of the padding of windows.
+    A map sums to 1 minus the weight of prefix tokens and queries, and of the padding of windows.
 
     Args:
         model: a model with a ViT encoder.
@@ -63,8 +64,9 @@ def attention_rollout(
 ) -> np.ndarray:
     """Attention of a patch followed back through all layers (Abnar and Zuidema, ACL 2020): (h, w).
 
-    Per layer the mean over heads and the identity (the residual path) count half each. The N x N
-    weights of a head exist `ROLLOUT_ROWS` rows at a time.
+    Per layer the mean over heads and the identity (the residual path) count half each. What reaches
+    EoMT's queries where they join the patches ends there. The N x N weights of a head exist
+    `ROLLOUT_ROWS` rows at a time.
 
     Args:
         model: a model with a ViT encoder.
@@ -85,6 +87,7 @@ def attention_rollout(
         if flow is None:
             flow = found.query.new_zeros(found.num_tokens + 1)  # -1, the padding, passes nothing on
             flow[found.num_tokens - h * w + point[0] * w + point[1]] = 1.0
+        flow = flow[-found.num_tokens - 1 :]  # queries, the first tokens, join at a later layer
         mixed = torch.zeros_like(flow)
         for window, places in enumerate(found.places):
             for head in range(heads):
@@ -110,13 +113,18 @@ def layer_features(model: SETR, images: Tensor, layers: Sequence[int]) -> dict[i
     Raises:
         SetrError: no ViT or no such layer.
     """
-    blocks_of(model, layers)
-    ordered = sorted(set(layers))
-    vit: Any = model.encoder.vit
-    maps = vit.forward_intermediates(
-        images, indices=[layer - 1 for layer in ordered], intermediates_only=True
-    )
-    return {layer: m[0].float().cpu().numpy() for layer, m in zip(ordered, maps, strict=True)}
+    blocks, (h, w) = blocks_of(model, layers), grid_size(model, images)
+    found: dict[int, np.ndarray] = {}
+    with ExitStack() as stack:
+        for layer in sorted(set(layers)):
+
+            def keep(_: Any, inputs: Any, tokens: Tensor, layer: int = layer) -> None:
+                patches = tokens.flatten(1, -2)[0, -h * w :]  # prefix tokens and queries are first
+                found[layer] = patches.T.reshape(-1, h, w).float().cpu().numpy()
+
+            stack.callback(blocks[layer - 1].register_forward_hook(keep).remove)
+        model.encode(images)
+    return found
 
 
 def principal_colours(features: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ import glob
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +38,7 @@ from setr.fitting import require_labelled
 from setr.model import SETR
 from setr.model_info import ModelInfo, describe
 from setr.pages.model_card import encoder_licence
+from setr.processes.lock import ScratchFolder
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 PRECISIONS = {
@@ -180,14 +180,12 @@ def _scratch(path: Path) -> Iterator[Path]:
     """A temporary folder beside the file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(
-            prefix=".export-", dir=path.parent, ignore_cleanup_errors=True
-        )
+        scratch = ScratchFolder(path.parent, ".export-")
     except OSError as error:
         raise SetrError(f"{path}: cannot write: {error.strerror}") from None
     with scratch as folder:
         try:
-            yield Path(folder)
+            yield folder
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -6,7 +6,6 @@ architecture, classes, colours, label map, normalisation and test protocol.
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from pathlib import Path
@@ -20,7 +19,8 @@ from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
 from setr.pages.model_card import model_card
 from setr.reading.files import require_alive, write_bytes, write_json
-from setr.reading.remote import at_revision, fetch, is_repository
+from setr.reading.parsed import BROKEN, json_of
+from setr.reading.remote import at_revision, fetch, import_hub, is_repository
 from setr.weight_files.mapped_model import in_file, open_model
 from setr.weight_files.transformers_files import is_transformers
 
@@ -155,11 +155,9 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     Raises:
         SetrError: no model directory, no permission or no network.
     """
-    from huggingface_hub import HfApi
-
     _read_folder(Path(folder))
     try:
-        api = HfApi()
+        api = import_hub().HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repo_id,
@@ -185,7 +183,7 @@ def _holds_older_model(folder: Path) -> bool:
 def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
     config, weights = folder / "config.json", folder / "model.safetensors"
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
+        values = json_of(config.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             theirs = isinstance(values, dict) and "model_type" in values
             hint = "; setr.load and `setr convert` open models of transformers" if theirs else ""
@@ -193,10 +191,11 @@ def _read_folder(folder: Path) -> tuple[SETR, ModelInfo]:
         arguments = {k: as_tuple(v) for k, v in values["model"].items()}
         info = read_info(values, str(config))
     except FileNotFoundError:
-        raise SetrError(
-            f"{folder}: no config.json; is this a model directory?", code=USAGE
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        why = "is this a model directory?"
+        if (folder / "config.yaml").is_file():
+            why = "a run gets its model with its first test, at the latest when training ends"
+        raise SetrError(f"{folder}: no config.json; {why}", code=USAGE) from None
+    except BROKEN as error:
         raise SetrError(f"{config}: broken ({error!r:.120})") from None
     except SetrError as error:
         raise in_file(config, error) from None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
 from setr.layers.backbone import Backbone, require_taps
+from setr.layers.timm_vit import require_architecture
 
 HYBRID_STRIDE = 16
 
@@ -107,6 +108,7 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
             f"encoder '{name}' is not a timm ResNet; choose one, such as {near}", code=USAGE
         )
     require_taps(taps, name, "stages", count=4)
+    require_architecture(timm_args)
     try:
         return timm.create_model(
             name,

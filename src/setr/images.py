@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from setr.errors import SetrError, first_line
-from setr.reading.decode import check_png_rows, decode_fast, orientation
+from setr.reading.decode import check_png_rows, check_scans, decode_fast, orientation
 from setr.reading.files import printable
 
 MAX_PIXELS = 150_000_000
@@ -36,6 +36,13 @@ SMALLER = (
     "--tile 1024`)"
 )
 """What to do about larger images; only prediction and the server have the option."""
+
+NEVER_OPENED = frozenset(
+    {"EPS", "WMF", "IPTC"}  # start another program (Ghostscript), or may hold a file that does
+    | {"ICO", "CUR", "ICNS"}  # are decoded before their size is known
+    | {"BLP", "DDS", "FITS", "FTEX", "MSP", "QOI", "XPM"}  # by Python, pixel by pixel
+)
+"""Formats of Pillow that a file by a stranger can use to cost much."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` checks the size
@@ -89,6 +96,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         _require_known_range(image, source_name(source))
         if image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False):
             note_first(source_name(source))
+        check_scans(image, source)
         pixels = decode_fast(image, source) if image.mode == "RGB" else None
         if pixels is None:
             check_png_rows(image, source)
@@ -130,6 +138,7 @@ def check_whole(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[
         _require_known_range(image, source_name(source))
         width, height = image.size
         turn = orientation(image)
+        check_scans(image, source)
         marker = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(image.format)
         if marker is not None and marker not in _tail(source):
             image.load()  # truncated, or complete with other data behind it
@@ -204,20 +213,20 @@ class opened:  # noqa: N801  used as a function in `with`
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
         _raise_pillow_limit(self.max_pixels)
         try:
-            self.image = Image.open(file)
+            self.image = Image.open(file, formats=_formats())
         except Image.DecompressionBombError:
             raise ImageTooLargeError(
                 f"{name}: more than {self.max_pixels:,} pixels; {SMALLER}"
             ) from None
         except Exception as error:
             raise unreadable(name, error, self.source) from None
-        width, height = self.image.size
-        if width * height > self.max_pixels:
-            self.image.close()
-            raise ImageTooLargeError(
-                f"{name}: {width}x{height} is {width * height:,} pixels, above the limit of "
-                f"{self.max_pixels:,}; {SMALLER}"
-            )
+        for what, (width, height) in (("", self.image.size), ("a tile of ", _tile(self.image))):
+            if width * height > self.max_pixels:
+                self.image.close()
+                raise ImageTooLargeError(
+                    f"{name}: {what}{width}x{height} is {width * height:,} pixels, above the limit "
+                    f"of {self.max_pixels:,}; {SMALLER}"
+                )
         return self.image
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -226,11 +235,25 @@ class opened:  # noqa: N801  used as a function in `with`
             raise unreadable(self.name, error, self.source) from None
 
 
+def _tile(image: Any) -> tuple[float, float]:
+    """Width and height of a TIFF's tiles, which are decoded whole; 0 of other files."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag, 0) for tag in (322, 323))
+    whole = isinstance(width, int | float) and isinstance(height, int | float)
+    return (width, height) if whole else (0, 0)
+
+
+def _formats() -> list[str]:
+    """The formats that Pillow may recognise, with those of the user's own plugins."""
+    Image.init()
+    return [name for name in Image.ID if name not in NEVER_OPENED]
+
+
 def _raise_pillow_limit(pixels: int) -> None:
     """Raise Pillow's own limit, which refuses images of twice its size, to at least `pixels`.
 
     It is a global of the process and other threads may open files meanwhile, so it is only raised.
-    It is never removed, since only Pillow checks images inside a file that the header hides (ICO).
+    It is never removed, since Pillow also checks what it decodes while it opens a file.
     """
     if pixels > MAX_PIXELS:
         with _PILLOW_LIMIT:
@@ -252,22 +275,24 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
     if not (len(source) if isinstance(source, bytes) else _size(source)):
         return SetrError(f"{name}: the file is empty (0 bytes)")
     if isinstance(error, Image.UnidentifiedImageError):
-        if _starts_as_tiff(source):
+        if _head(source)[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return UnknownPixelsError(
                 f"{name}: a TIFF file that is not 8-bit RGB; choose its bands: a data set in "
                 "data.yaml, as bands: [1, 2, 3, 4], `setr predict` with --bands 1,2,3"
             )
+        for kind in NEVER_OPENED:
+            _, accept = Image.OPEN.get(kind, (None, None))
+            if accept and accept(_head(source)):
+                return SetrError(f"{name}: {kind} files are not read; save it as PNG")
         return SetrError(f"{name}: not an image in a known format")
     return SetrError(f"{name}: broken image file ({first_line(error)})")
 
 
-def _starts_as_tiff(source: Source) -> bool:
+def _head(source: Source) -> bytes:
     if isinstance(source, bytes):
-        head = source[:4]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(4)
-    return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return source[:16]
+    with open(source, "rb") as file:
+        return file.read(16)
 
 
 @lru_cache(maxsize=10_000)

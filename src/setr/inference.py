@@ -36,6 +36,7 @@ __all__ = [
     "normalize",
     "predict_mask",
     "predict_scores",
+    "score_blocks",
 ]
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
@@ -96,12 +97,24 @@ def predict_scores(
     Returns:
         (B, K, H, W) float32, whose softmax over K is the class probabilities.
     """
+    blocks = list(score_blocks(model, images, protocol, size=size, batch_windows=batch_windows))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+
+
+def score_blocks(
+    model: Model,
+    images: Tensor | Pixels,
+    protocol: Protocol,
+    *,
+    size: tuple[int, int] | None = None,
+    batch_windows: int | None = None,
+) -> Iterator[Tensor]:
+    """As `predict_scores`, but yields blocks of rows (B, K, rows, W) from top to bottom."""
     views = _views(model, images, protocol, batch_windows)
-    blocks = list(_score_blocks(views, size or (images.shape[-2], images.shape[-1])))
-    scores = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-    if not protocol.is_multi_scale:
-        return scores
-    return scores.clamp_(min=torch.finfo(scores.dtype).tiny).log_()
+    for block in _score_blocks(views, size or (images.shape[-2], images.shape[-1])):
+        if protocol.is_multi_scale:
+            block.clamp_(min=torch.finfo(block.dtype).tiny).log_()
+        yield block
 
 
 def predict_mask(

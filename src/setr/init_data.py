@@ -6,25 +6,30 @@ from a classes file); what cannot be known is asked for in a comment.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
-from setr.data.flat_pairs import flat_pairs, mask_folders
-from setr.data.layouts import find_split, split_lists
-from setr.data.pairing import NoSplitError, open_list
-from setr.data.split_draft import draft_lists
+from setr.data.flat_pairs import DRAWN, usual_folders
+from setr.data.found_pairs import find_pairs
+from setr.data.split_draft import draft_lists, known_split
 from setr.data.tile_folder import TILES, TileFolder
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.outlines.binary_masks import binary_masks
 from setr.outlines.class_masks import class_masks
 from setr.outlines.files import find_outlines
-from setr.outlines.index import DRAWN
+from setr.outlines.index import AnnotatedFolder
 from setr.outlines.masks import draw_masks, left_out_text
-from setr.reading.files import printable, stem_of, write_bytes
+from setr.reading.files import printable, write_bytes
 
 SHOWN = 5
+VAL_SHARE = 0.2
+"""Share of the pairs for validation."""
+REST = "background"
+"""Class of what no outline covers, unless another is given."""
 
 
 class Draft(NamedTuple):
@@ -51,11 +56,14 @@ class Draft(NamedTuple):
 def draft(
     root: Path,
     *,
-    val_share: float = 0.2,
-    rest: str = "background",
+    val_share: float = VAL_SHARE,
+    rest: str = REST,
     name: str = "data.yaml",
     class_key: str = "",
     tile: int = 0,
+    images: str = "",
+    masks: str = "",
+    threshold: int = 0,
 ) -> Draft:
     """Draft the description of a folder.
 
@@ -70,38 +78,68 @@ def draft(
         name: of the YAML file; unless it is data.yaml, its stem is a prefix of the list files.
         class_key: for GeoJSON, Shapefile, GeoPackage and VIA, the property that names the class.
         tile: most pixels a side of the tiles; 0 to use the images as they are.
+        images: folder or pattern of the images (see `chosen_pairs`); empty to look for usual names.
+        masks: the same for the masks.
+        threshold: for masks of two classes whose values are not exact: those from this one on are
+            foreground. The masks are drawn anew, as outlines are. 0 if values are ids or colours.
 
     Raises:
-        SetrError: a known data set that needs no description, an unknown layout, a `class_key` for
-            other formats, or images that cannot be cut.
+        SetrError: a known data set that needs no description, an unknown layout, a `val_share`,
+            `class_key` or `rest` that would have no effect, one of `images` and `masks` without the
+            other, or images that cannot be cut.
     """
+    if bool(images) != bool(masks):
+        given, other = ("images", "masks") if images else ("masks", "images")
+        raise SetrError(f"--{given} {images or masks}: give --{other}, too", code=USAGE)
+    asked = _Asked(val_share, rest, name, class_key, images, masks, threshold)
     if not tile:
-        return _draft(root, val_share, rest, name, class_key, None)
+        return _draft(root, asked, None)
     with TileFolder(root, tile) as tiles:
-        made = _draft(root, val_share, rest, name, class_key, tiles)
+        made = _draft(root, asked, tiles)
         tiles.finish()
         return made
 
 
-def _draft(
-    root: Path, val_share: float, rest: str, name: str, class_key: str, tiles: TileFolder | None
-) -> Draft:
-    annotated = class_masks(root, mask_folders())
+class _Asked(NamedTuple):
+    """Arguments of `draft`."""
+
+    val_share: float
+    rest: str
+    name: str
+    class_key: str
+    images: str
+    masks: str
+    threshold: int
+
+
+def _draft(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
+    if asked.threshold:
+        found = find_pairs(root, asked.images, asked.masks)
+        return _draft_outlines(root, asked, tiles, binary_masks(root, found, asked.threshold))
+    folders = [] if asked.images else [pair for group in usual_folders(root) for pair in group]
+    annotated = class_masks(root, folders)
     if annotated is None:
         try:
-            from_masks = _draft_masks(root, val_share, name, tiles)
+            return _draft_masks(root, asked, tiles)
         except SetrError as error:
-            annotated = find_outlines(root, class_key) if error.code == DATA_CHECK_FAILED else None
+            may_have_outlines = error.code == DATA_CHECK_FAILED and not asked.images
+            annotated = find_outlines(root, asked.class_key) if may_have_outlines else None
             if annotated is None:
                 raise
             if tiles is not None:
                 tiles.clear()
-        else:
-            _refuse_class_key(root, class_key, "masks")
-            return from_masks
+    return _draft_outlines(root, asked, tiles, annotated)
+
+
+def _draft_outlines(
+    root: Path, asked: _Asked, tiles: TileFolder | None, annotated: AnnotatedFolder
+) -> Draft:
+    """Draft the description of a folder whose masks are drawn here."""
     if not annotated.has_properties:
-        _refuse_class_key(root, class_key, annotated.kind)
-    drawn = draw_masks(root, annotated, rest=rest, tiles=tiles)
+        _refuse_class_key(root, asked, annotated.kind)
+    splits = {entry.image: entry.split for entry in annotated.images if entry.split}
+    _refuse_val_share(root, asked, [entry.image for entry in annotated.images], splits)
+    drawn = draw_masks(root, annotated, rest=asked.rest, tiles=tiles)
     notes = [
         *annotated.notes,
         left_out_text(annotated.left_out),
@@ -109,9 +147,9 @@ def _draft(
     ]
     pairs, folder = drawn.pairs, DRAWN
     if tiles is None:
-        lists = draft_lists(pairs, val_share, drawn.splits, drawn.by_mask)
+        lists = draft_lists(pairs, asked.val_share, drawn.splits, drawn.by_mask)
     else:
-        lists, left_out = tiles.divide(val_share, drawn.splits, drawn.by_mask)
+        lists, left_out = tiles.divide(asked.val_share, drawn.splits, drawn.by_mask)
         pairs, folder = tiles.pairs, TILES
         notes += left_out
     head = [
@@ -123,68 +161,59 @@ def _draft(
         *draft_bands([root / image for image, _ in pairs]),
         *listed_classes(dict(enumerate(drawn.classes)), drawn.pixels),
     ]
-    return _composed(name, head, note, body, lists)
+    return _composed(asked.name, head, note, body, lists)
 
 
-def _refuse_class_key(root: Path, class_key: str, kind: str) -> None:
+def _refuse_class_key(root: Path, asked: _Asked, kind: str) -> None:
     """Refuse a class key that would have no effect."""
-    if class_key:
+    if asked.class_key:
         raise SetrError(
-            f"--class-key {class_key}: is for GeoJSON, Shapefile, GeoPackage and VIA, and {root} "
-            f"has {kind}; leave it out",
+            f"--class-key {asked.class_key}: is for GeoJSON, Shapefile, GeoPackage and VIA, and "
+            f"{root} has {kind}; leave it out",
             code=USAGE,
         )
 
 
-def _draft_masks(root: Path, val_share: float, name: str, tiles: TileFolder | None) -> Draft:
+def _refuse_val_share(
+    root: Path, asked: _Asked, images: Iterable[str], splits: Mapping[str, str]
+) -> None:
+    """Refuse a share that would have no effect, because the folder has both splits."""
+    known = {known_split(image, splits) for image in images}
+    if asked.val_share != VAL_SHARE and "val" in known and known & {"", "train"}:
+        raise SetrError(
+            f"--val-share {asked.val_share}: has no effect, because {root} has images for "
+            "validation; leave it out",
+            code=USAGE,
+        )
+
+
+def _draft_masks(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
     """Draft the description of a folder of mask files."""
-    pairs: list[tuple[str, str]] = []
-    known: dict[str, str] = {}
-    for split in SPLITS:
-        try:
-            found = find_split(root, split, None, listed=not _is_drafted(root / f"{split}.txt"))
-        except NoSplitError:
-            continue
-        if found.labels:
-            raise SetrError(
-                f"{root}: is {found.labels.partition(':')[0]} in its released layout and needs no "
-                "data.yaml; check it with `setr doctor`",
-                code=USAGE,
-            )
-        prefix = "" if found.root == root else f"{found.root.relative_to(root).as_posix()}/"
-        images = [prefix + image for image in found.images]
-        pairs += zip(images, (prefix + mask for mask in found.masks or ()), strict=False)
-        known |= dict.fromkeys(images, split)
-    divided = "train" not in known.values() or "val" in known.values()
-    unpaired: list[str] = []
-    if not pairs:
-        divided = False
-        pairs, unpaired = flat_pairs(root)
-        listed = split_lists(root)
-        stems = {i: stem_of(i.partition("/")[2] or i) for i, _ in pairs}
-        known = {image: listed[stem] for image, stem in stems.items() if stem in listed}
-    notes = [_left_out(unpaired, len(pairs), "mask")]
-    what = "pairs found"
+    found = find_pairs(root, asked.images, asked.masks)
+    _refuse_class_key(root, asked, "masks")
+    _refuse_val_share(root, asked, [image for image, _ in found.pairs], found.splits)
+    if asked.rest != REST:
+        raise SetrError(
+            f"--rest {asked.rest}: is for outlines and masks of one class each, and {root} has "
+            "masks of all classes; leave it out, and map their ids in data.yaml",
+            code=USAGE,
+        )
+    notes = [_left_out(found.unpaired, len(found.pairs), "mask")]
+    pairs, what = found.pairs, "pairs found"
     if tiles is None:
         classes = draft_classes(root, [mask for _, mask in pairs])
-        lists = {} if divided else draft_lists(pairs, val_share, known, classes.by_mask)
+        lists = draft_lists(pairs, asked.val_share, found.splits, classes.by_mask)
+        lists = {} if found.is_divided else lists
     else:
         classes = draft_classes(root, tiles.cut_files(pairs))
-        lists, left_out = tiles.divide(val_share, known, classes.by_mask)
+        lists, left_out = tiles.divide(asked.val_share, found.splits, classes.by_mask)
         pairs, what = tiles.pairs, f"tiles in {TILES} cut"
         notes += left_out
     head = [f"# {len(pairs)} {what} by `setr init-data`."]
+    head += [f"# not used: {found.unused}"] if found.unused else []
     note = "; ".join(filter(None, (*notes, classes.note)))
     body = [*draft_bands([root / image for image, _ in pairs]), *classes.lines]
-    return _composed(name, head, note, body, lists)
-
-
-def _is_drafted(path: Path) -> bool:
-    """Whether a list file is from an earlier draft: image and mask separated by a tab."""
-    if not path.is_file():
-        return False
-    with open_list(path) as file:
-        return "\t" in file.readline()
+    return _composed(asked.name, head, note, body, lists)
 
 
 def _left_out(unpaired: list[str], count: int, what: str) -> str:

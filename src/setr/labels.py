@@ -138,9 +138,18 @@ class Labels:
         more = f" and {len(values) - 5} more values" if len(values) > 5 else ""
         y, x = np.unravel_index(int(bad.argmax()), bad.shape)
         kind, key = ("colours", "colour_map") if self.colour_map else ("ids", "label_map")
+        from_one = (
+            self.is_numbered and not self.colour_map and values.tolist() == [len(self.classes)]
+        )
+        fix = (
+            f"if ids begin at 1, map all of them: label_map: {{1: {self.classes[0]}, …}}, else add "
+            "this one as a class or 'ignore'"
+            if from_one
+            else f"add them to {key} as a class or 'ignore'"
+        )
         return (
             f"{kind} outside the {len(self.classes)} classes: {shown}{more}, first at x={x} y={y}; "
-            f"add them to {key} as a class or 'ignore'"
+            f"{fix}"
         )
 
     @cached_property

@@ -18,6 +18,7 @@ from setr.arguments.choices import LossKind
 from setr.distributed import say
 from setr.errors import USAGE, SetrError, first_line
 from setr.kernels.region_losses import (
+    counted_target,
     hard_target,
     pixel_cross_entropy,
     upsample_dice,
@@ -154,7 +155,8 @@ def segmentation_loss(
             pixels (accumulation and several processes then equal one large batch), or the number of
             all pixels as in the authors' code. `count_weight` of the target by default.
         aux_weight: weight of each auxiliary loss.
-        weight: (K,) class weights; all 1 by default.
+        weight: (K,) class weights; all 1 by default. Pixels of a class of weight 0 do not count, as
+            if ignored.
         kind: loss of the main head; auxiliary heads always use cross-entropy. Dice and Lovász are
             added to the cross-entropy. OHEM, Dice and Lovász are means over their pixels or
             classes, scaled by this batch's share of the step.
@@ -228,8 +230,9 @@ def _main_loss(
     logits, size = output.logits, output.size
     if kind == "focal":
         return upsample_focal(logits, target, size, weight=weight) / divisor
+    counted = target if kind == "cross_entropy" else counted_target(target, weight)
     if kind == "ohem":
-        hard = hard_target(logits, target, size)
+        hard = hard_target(logits, counted, size)
         share = count_weight(target, weight) / divisor
         kept = count_weight(hard, weight).clamp(min=1e-12)
         return upsample_cross_entropy(logits, hard, size, weight=weight) * (share / kept)
@@ -237,4 +240,4 @@ def _main_loss(
     if kind == "cross_entropy":
         return loss
     added = upsample_dice if kind == "dice" else upsample_lovasz
-    return loss + count_weight(target, weight) / divisor * added(logits, target, size)
+    return loss + count_weight(target, weight) / divisor * added(logits, counted, size)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr._extras import import_extra
+from setr.kernels.region_losses import counted_target
 from setr.labels import IGNORE
 from setr.layers.mask_classifier import MaskOutput
 from setr.layers.products import no_autocast
@@ -52,10 +53,11 @@ class _Targets(NamedTuple):
 def mask_weight(target: Tensor, num_classes: int, weight: Tensor | None = None) -> Tensor:
     """The divisors of a step's loss: (3,) sum of the targets' class weights, targets, images.
 
-    A target is a class of one image; images that are ignored everywhere do not count. Summed over
-    micro-batches and processes they make the loss equal to that of one large batch.
+    A target is a class of one image; images that are ignored everywhere do not count, nor classes
+    of weight 0. Summed over micro-batches and processes they make the loss equal to that of one
+    large batch.
     """
-    present = _present(target, num_classes).float()
+    present = _present(counted_target(target, weight), num_classes).float()
     weighted = present if weight is None else present * weight
     return torch.stack([weighted.sum(), present.sum(), present.amax(1).sum()])
 
@@ -74,7 +76,8 @@ def mask_classification_loss(
         target: (B, H, W) training ids; pixels of `IGNORE` belong to no mask, and points on them do
             not count, nor do images without other pixels.
         normalizer: `mask_weight` over the whole step; of this batch by default.
-        weight: (K,) class weights of the classification; all 1 by default.
+        weight: (K,) class weights of the classification; all 1 by default. Pixels of a class of
+            weight 0 do not count, as if ignored.
 
     Returns:
         `loss` (for one backward pass), and detached `main` of the last stage and `aux_1`, `aux_2`,
@@ -86,6 +89,7 @@ def mask_classification_loss(
     num_classes = output.stages[-1].classes.shape[-1] - 1
     if normalizer is None:
         normalizer = mask_weight(target, num_classes, weight)
+    target = counted_target(target, weight)
     targets = _targets(target, num_classes)
     padding = output.size[1] - target.shape[2], output.size[0] - target.shape[1]
     covered = F.pad(target, (0, padding[0], 0, padding[1]), value=IGNORE)

@@ -126,7 +126,7 @@ class SETR(nn.Module):
         if not isinstance(images, Features):
             if with_aux and isinstance(self.decoder, MaskClassifier):
                 return self._mask_output(images, self.decoder)
-            images = Features(self._encode(images), (images.shape[-2], images.shape[-1]))
+            images = Features(self.encode(images), (images.shape[-2], images.shape[-1]))
         H, W = images.size
         size = self.covered_size(H, W)
         if not with_aux:
@@ -139,11 +139,11 @@ class SETR(nn.Module):
 
     def coarse(self, images: Tensor) -> Output:
         """Images as in `forward` -> logits of the decoder before the resize, for inference."""
-        logits = self.decoder(self.neck(self._encode(images)))
+        logits = self.decoder(self.neck(self.encode(images)))
         return Output(logits, [], self.covered_size(*images.shape[-2:]))
 
-    def _encode(self, images: Tensor) -> list[Tensor]:
-        """The feature maps for the neck; for EoMT the patches and the queries."""
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Images as in `forward` -> maps for the neck; for EoMT the patches and the queries."""
         if isinstance(self.decoder, MaskClassifier):
             maps: list[Tensor] = self.encoder(images, self.decoder.queries)
             return maps
@@ -224,7 +224,7 @@ def create_model(
         aux: add the auxiliary heads, which only training uses.
         channels: number of channels of the heads' convolutions, 256 in the paper; for Segmenter,
             the decoder's embedding width, by default the encoder's; for UPerNet, 512 by default.
-            Not for EoMT and the baselines.
+            Not for EoMT, the linear probe and the baselines.
         taps: blocks that the heads read, counted from 1; by default the paper's. Not for EoMT and
             the baselines.
         align_corners: option of MLA's and DPT's upsampling; True as in the authors' code. True

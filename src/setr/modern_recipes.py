@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +23,7 @@ _MODERN_CROPS = {"cityscapes": 768, "ade20k": 512, "pascal_context": 480, "voc":
                  "coco_stuff": 512}  # fmt: skip
 
 
-def modern_recipes() -> dict[str, tuple[partial[Config], str]]:
+def modern_recipes() -> dict[str, tuple[Callable[[], Config], str]]:
     """Functions that build the settings, by recipe name, each with a one-line description."""
     titles = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "pascal_context": "Pascal Context",
               "voc": "VOC 2012", "coco_stuff": "COCO-Stuff"}  # fmt: skip

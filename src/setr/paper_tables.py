@@ -5,11 +5,7 @@ Rows of other methods have no recipe.
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
-
-from setr.arguments.choices import TableNumber
-
-TABLES = get_args(TableNumber)
+from typing import NamedTuple
 
 IMAGES = {"cityscapes": (2975, 500), "ade20k": (20210, 2000), "pascal_context": (4998, 5105)}
 """Training and validation images of the paper's data sets (section 4.1)."""

@@ -81,9 +81,11 @@ def require_fitting(given: Mapping[str, Any]) -> None:
             f"aux_taps {given['aux_taps']}: must be among the taps {given['taps']}", code=USAGE
         )
     if decoder == "eomt":
-        if given["resnet"] or given["aux_taps"] or given["patch_stride"]:
+        reads = (given["encoder_args"] or {}).get("readout", "ignore") != "ignore"
+        if given["resnet"] or given["aux_taps"] or given["patch_stride"] or reads:
             raise SetrError(
-                "resnet, aux_taps, patch_stride: EoMT has none of them; leave them out", code=USAGE
+                "resnet, aux_taps, patch_stride, readout: EoMT has none of them; leave them out",
+                code=USAGE,
             )
         _require_place_for_queries(encoder)
     positioned = given["pos_interp"] != "bicubic" or given["prefix_tokens"] != "keep"

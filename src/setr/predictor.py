@@ -28,6 +28,7 @@ from setr.inference import NormalizedImages, Protocol, predict_mask, predict_sco
 from setr.kernels.recorded import recorded
 from setr.kernels.windows import Model
 from setr.labels import IGNORE
+from setr.layers.precision import autocast
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
 from setr.opening import open_trained
@@ -341,10 +342,7 @@ class Predictor:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Context of inference mode and autocast in the predictor's precision."""
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
-        ):
+        with torch.inference_mode(), autocast(self.device, self.dtype):
             yield
 
 

@@ -35,9 +35,13 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this package, with `+` for uncommitted changes; None outside a checkout."""
+    """The commit of this package, with `+` for uncommitted changes; None outside a checkout.
+
+    A virtual environment may lie in a repository of something else, which does not track it.
+    """
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
         head = _git(here, "rev-parse", "--short=12", "HEAD")
         changed = _git(here, "status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.SubprocessError):

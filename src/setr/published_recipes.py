@@ -6,6 +6,7 @@ Sources: mmsegmentation 1.2.2 (configs/segmenter, dpt, vit, beit and mae) and tu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -51,19 +52,16 @@ _ADAMW = OptimConfig(
 """mmsegmentation's AdamW for DPT and UPerNet, without weight decay of norms and biases."""
 
 
-def published_recipes() -> dict[str, tuple[partial[Config], str]]:
+def published_recipes() -> dict[str, tuple[Callable[[], Config], str]]:
     """Functions that build the settings, by recipe name, each with a one-line description."""
-    recipes = {
+    recipes: dict[str, tuple[Callable[[], Config], str]] = {
         f"ade20k_segmenter_{size}_160k": (
             partial(_segmenter, size),
             f"Segmenter; mmsegmentation: mIoU {published}",
         )
         for size, (_, published) in _SEGMENTER.items()
     }
-    recipes["ade20k_dpt_base_160k"] = (
-        partial(_dpt),
-        "DPT; mmsegmentation: mIoU 46.97 SS, 48.34 MS",
-    )
+    recipes["ade20k_dpt_base_160k"] = _dpt, "DPT; mmsegmentation: mIoU 46.97 SS, 48.34 MS"
     for (encoder, size, neck, steps), published in _UPERNET.items():
         suffix = "" if neck == "none" else f"_{neck}"
         title = {"vit": "ViT", "deit": "DeiT"}[encoder]
@@ -83,7 +81,7 @@ def published_recipes() -> dict[str, tuple[partial[Config], str]]:
         "EoMT-L, DINOv2 ViT-L, ADE20K; its authors: mIoU 58.4",
     )
     recipes["ade20k_eomt_large_dinov3_20k"] = (
-        partial(_eomt_dinov3),
+        _eomt_dinov3,
         "EoMT-L, DINOv3 ViT-L, ADE20K; its authors: mIoU 59.5",
     )
     recipes["cityscapes_eomt_large_20k"] = (

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from setr.encoder import Encoder
 from setr.errors import USAGE, SetrError
+from setr.layers.adapted_vit import rope_by_block
 
 Guide = Callable[[Tensor, Tensor], Tensor]
 """Normalised patches (B, C, h, w) and queries (B, C, 1, Q) -> mask logits (B, Q, h', w')."""
@@ -93,7 +94,7 @@ class QueryEncoder(Encoder):
         """
         tokens, rope, grid = self.embed(images)
         before = len(self.vit.blocks) - self.num_query_blocks
-        ropes = self._by_block(rope)
+        ropes = rope_by_block(rope, len(self.vit.blocks))
         for block, angles in zip(self.vit.blocks[:before], ropes, strict=False):
             tokens = self._run(block, tokens, angles)
         Q = 0
@@ -111,13 +112,6 @@ class QueryEncoder(Encoder):
                     mask = self._attention_mask(logits, tokens.shape[1], grid, share)
             tokens = self._run(block, tokens, angles, Q, mask)
         return self._split(tokens, Q, grid)[: 2 if Q else 1]
-
-    def _by_block(self, rope: Tensor | None) -> list[Tensor | None]:
-        """The rotary embedding of each block: (N, 2D) for all, or one of (depth, M, N, 2D)."""
-        depth = len(self.vit.blocks)
-        if rope is None or rope.ndim == 2:
-            return [rope] * depth
-        return list(rope[:depth])
 
     def _split(self, tokens: Tensor, Q: int, grid: tuple[int, int]) -> list[Tensor]:
         """The normalised patches (B, C, h, w) and queries (B, C, 1, Q) of (B, N, C) tokens."""

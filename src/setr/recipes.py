@@ -16,11 +16,12 @@ from setr.paper import paper_config
 from setr.paper_tables import describe, systems
 from setr.published_recipes import published_recipes
 
-_RECIPES: dict[str, Callable[[], Config]] = {}
+_RECIPES: dict[str, tuple[Callable[[], Config], str]] = {}
+"""A function that builds the settings, and a one-line description, by recipe name."""
 
 
 def _register(build: Callable[[], Config]) -> Callable[[], Config]:
-    _RECIPES[build.__name__] = build
+    _RECIPES[build.__name__] = build, (build.__doc__ or "").splitlines()[0]
     return build
 
 
@@ -39,12 +40,13 @@ def recipe(name: str) -> Config:
         raise SetrError(
             f"recipe '{name}' is unknown{nearest} (`setr recipes` lists all)", code=USAGE
         )
-    return replace(_RECIPES[name](), recipe=name, out=f"runs/{name}")
+    build, _ = _RECIPES[name]
+    return replace(build(), recipe=name, out=f"runs/{name}")
 
 
 def list_recipes() -> dict[str, str]:
     """Recipe names with a one-line description; the paper's follow our own."""
-    own = {name: (build.__doc__ or "").splitlines()[0] for name, build in _RECIPES.items()}
+    own = {name: title for name, (_, title) in _RECIPES.items()}
     return own | {name: describe(system) for name, system in systems().items()}
 
 
@@ -249,6 +251,5 @@ def camvid_setr_mla_small_lora_cpu() -> Config:
 
 # --- other plain-ViT models as published, and modern training of SETR -----------------------------
 
-for _name, (_build, _title) in (published_recipes() | modern_recipes()).items():
-    _build.__doc__ = _title
-    _RECIPES[_name] = _build
+_RECIPES.update(published_recipes())
+_RECIPES.update(modern_recipes())

@@ -29,7 +29,7 @@ from setr.pages.page import (
     tiles,
     write_page,
 )
-from setr.pages.tables import by_protocol
+from setr.pages.tables import by_protocol, difference_text
 from setr.scores.groups import ScoredImage
 
 CONFUSIONS = 8
@@ -106,7 +106,10 @@ def write_evaluation(
     matrix = np.array(figures["confusion"])
     parts = [tiles(_headline(protocols)), _facts(figures)]
     if metrics.get("compare"):
-        parts += ["<h2>Compared with other models</h2>", *_comparison(figures, metrics["compare"])]
+        parts += [
+            "<h2>Compared with other models</h2>",
+            *_comparison(protocols, metrics["compare"]),
+        ]
     parts += [
         "<h2>IoU per class, %</h2>",
         _class_table(protocols, labels),
@@ -162,7 +165,7 @@ def _facts(figures: dict[str, Any]) -> str:
     if figures["failed"]:
         listed = "".join(f"<li>{escape(line)}</li>" for line in figures["failed"][:20])
         text += (
-            f"<p><b>{len(figures['failed'])} images could not be read and are in no figure:</b></p>"
+            f"<p><b>{len(figures['failed'])} images failed and are in no figure:</b></p>"
             f"<ul>{listed}</ul>"
         )
     return text
@@ -170,7 +173,7 @@ def _facts(figures: dict[str, Any]) -> str:
 
 def _class_table(protocols: dict[str, Any], labels: Labels) -> str:
     first = next(iter(protocols.values()))
-    head = ["class", *(escape(name.replace("_", " ")) for name in protocols), "accuracy"]
+    head = ["class", *(escape(name.replace("_", " ")) for name in protocols), "recall"]
     detailed = "boundary" in first
     rows = []
     for name, colour in zip(labels.classes, labels.colours, strict=True):
@@ -184,15 +187,18 @@ def _class_table(protocols: dict[str, Any], labels: Labels) -> str:
     return table([*head, "boundary IoU", "boundary F"] if detailed else head, rows)
 
 
-def _comparison(figures: dict[str, Any], others: dict[str, Any]) -> list[str]:
+def _comparison(protocols: dict[str, Any], others: dict[str, Any]) -> list[str]:
     head = ["model", "mIoU", "mIoU per image", "boundary IoU", "calibration error",
             "this model − that, per image", "p"]  # fmt: skip
+    figures, *more = protocols.values()
     rows = [["this model", *_key_figures(figures), "", ""]]
+    rows += [["this model, multi scale", *_key_figures(several), "", ""] for several in more]
     for model, other in others.items():
         against = other["against"]
-        low, high = (f"{100 * v:+.2f}" for v in against["interval"])
-        difference = f"{100 * against['difference']:+.2f} ({low} to {high})"
-        rows.append([escape(model), *_key_figures(other), difference, f"{against['p']:.4f}"])
+        p = f"{against['p']:.4f}"
+        rows.append([escape(model), *_key_figures(other), difference_text(against), p])
+        if several := other.get("multi_scale"):
+            rows.append([f"{escape(model)}, multi scale", *_key_figures(several), "", ""])
     names = list(figures["iou"])
     classes = [
         [escape(name), bar(figures["iou"][name]), *(bar(o["iou"][name], "var(--second)") for o in
@@ -202,7 +208,7 @@ def _comparison(figures: dict[str, Any], others: dict[str, Any]) -> list[str]:
     return [
         table(head, rows),
         '<p class="note">Same images. The difference is the mean over images of mIoU per image, in '
-        "points, with its bootstrap 95 % interval; p is of a two-sided sign-flip permutation test "
+        "points, with a bootstrap interval; p is of a two-sided sign-flip permutation test "
         "on the pairs: below 0.05 chance alone would rarely make such a difference.</p>",
         table(["IoU in %", "this model", *map(escape, others)], classes),
     ]

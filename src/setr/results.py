@@ -8,7 +8,6 @@ are not in the paper, are listed separately with their changes.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from setr.errors import SetrError
 from setr.labels import known_labels
 from setr.pages import page
 from setr.paper_tables import IMAGES, Row, command, rows, systems
+from setr.reading.parsed import json_of
 from setr.recipes import recipe
 from setr.training.settings import FREE, WEIGHTS, flat
 
@@ -33,7 +33,7 @@ class Run(NamedTuple):
     Attributes:
         folder: of the run.
         recipe: name of its recipe.
-        changed: settings that differ from the recipe's.
+        changed: settings that differ from the recipe's, and what else makes it another experiment.
         miou: by protocol, in percent.
         pixel_accuracy: by protocol, in percent.
         provenance: command, commit, hardware and seed, if recorded.
@@ -72,7 +72,7 @@ def collect(folder: Path) -> list[Run]:
     found = []
     for path in sorted(folder.glob("*/metrics.json")):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json_of(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if not isinstance(values, dict):
@@ -88,7 +88,7 @@ def collect(folder: Path) -> list[Run]:
             Run(
                 path.parent,
                 name,
-                _changes(config, name, data, values.get("augment")),
+                _changes(config, name, data, values.get("augment")) + _left_out(tested),
                 _percent(tested, "miou"),
                 _percent(tested, "pixel_accuracy"),
                 values.get("provenance") or {},
@@ -142,6 +142,12 @@ def _other_data(dataset: str, data: dict[str, Any]) -> list[str]:
         for part, count, usual in zip(("training", "test"), counted, IMAGES[dataset], strict=True)
         if abs(count - usual) > _TOLERANCE
     ]
+
+
+def _left_out(tested: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Says how many images the tests had to leave out, if any."""
+    most = max((len(values.get("failed") or ()) for values in tested.values()), default=0)
+    return (f"{most} test images failed",) if most else ()
 
 
 def _percent(tested: dict[str, dict[str, Any]], key: str) -> dict[str, float]:

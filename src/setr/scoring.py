@@ -19,6 +19,7 @@ from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
 from setr.labels import IGNORE, Labels, known_datasets, known_labels
 from setr.reading.files import composed, list_images
 from setr.reading.masks import IdMaskError, read_mask
+from setr.reading.parsed import json_of, yaml_of
 from setr.scores.scorecard import Scorecard
 
 CHUNK = 32
@@ -37,7 +38,7 @@ _LAST_ID = 33
 def score_labels(
     num_classes: int | None,
     *,
-    ignore: tuple[int, ...] = (IGNORE,),
+    ignore: tuple[int, ...] | None = None,
     reduce_zero_label: bool = False,
     label_map: str | None = None,
 ) -> Labels:
@@ -45,13 +46,14 @@ def score_labels(
 
     Args:
         num_classes: K; None takes it from the map.
-        ignore: raw ids of the truth that are not counted.
+        ignore: raw ids of the truth that are not counted, whatever the map says; None for 255,
+            unless the map lists it.
         reduce_zero_label: raw 0 is not counted and raw i is class i - 1, as in ADE20K's files.
         label_map: a YAML or JSON file of raw id -> class id, class name or `ignore`; a `data.yaml`
             or its folder; or the name of a known data set.
 
     Raises:
-        SetrError: conflicting options, or an unreadable map.
+        SetrError: conflicting options, ids beside a map of colours, or an unreadable map.
     """
     if label_map is not None:
         if reduce_zero_label:
@@ -73,11 +75,18 @@ def score_labels(
         given = {i + first: i for i in range(num_classes)}
         if reduce_zero_label:
             given[0] = IGNORE
+    if ignore is None:
+        return replace(labels, label_map={IGNORE: IGNORE, **given})
     invalid = [raw for raw in ignore if not 0 <= raw <= 65535]
     if invalid:
         raise SetrError(f"--ignore-index {invalid[0]}: ids in files are 0 to 65535", code=USAGE)
-    given |= {raw: IGNORE for raw in ignore if raw not in given or label_map is None}
-    return replace(labels, label_map=given)
+    if ignore and labels.colour_map is not None:
+        raise SetrError(
+            f"--ignore-index {ignore[0]}: the truth of {label_map} contains colours, not ids; map "
+            "colours to 'ignore' in its colour_map",
+            code=USAGE,
+        )
+    return replace(labels, label_map=given | dict.fromkeys(ignore, IGNORE))
 
 
 def _read_map(source: str, num_classes: int | None) -> Labels:
@@ -87,7 +96,7 @@ def _read_map(source: str, num_classes: int | None) -> Labels:
     path = path / "data.yaml" if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8-sig")
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, DataLoader)
+        values = json_of(text) if path.suffix == ".json" else yaml_of(text, DataLoader)
     except OSError as error:
         known = ", ".join(known_datasets())
         raise SetrError(f"{path}: {error.strerror}; known maps: {known}", code=USAGE) from None

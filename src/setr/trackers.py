@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from setr._extras import import_extra
 from setr.errors import SetrError
 from setr.images import encode_png
 from setr.reading.files import write_bytes
@@ -196,8 +197,7 @@ class WeightsAndBiases(Tracker):
 
     def __init__(self, out: Path, step: int) -> None:
         super().__init__(out, step)
-        import wandb
-
+        wandb = import_extra("wandb", "log", "train.log wandb")
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         known = out / "wandb" / "run_id"
         if not step:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -31,13 +31,32 @@ def problem(kind: Any, words: Sequence[str], verb: str) -> str | None:
     if "--" in words:
         return "--: has no meaning here; write a path that begins with - as ./-…"
     options = options_of(kind)
+    flags = flags_of(options)
+    return unknown(words, flags, options, verb) or _Checker(options, flags, verb).problem(words)
+
+
+def flags_of(options: list[Option]) -> dict[str, Option]:
+    """The options by the words that set them, `--no-…` of switches included."""
     flags = {flag: option for option in options for flag in option.flags}
-    flags |= {option.negative: option for option in options if option.is_switch}
+    return flags | {option.negative: option for option in options if option.is_switch}
+
+
+def unknown(
+    words: Sequence[str], flags: Mapping[str, Option], options: list[Option], verb: str
+) -> str | None:
+    """The message on the first word that begins like an option and is none of `flags`, or None.
+
+    Args:
+        words: of a command line.
+        flags: the options that it may have.
+        options: those that may be meant.
+        verb: the command's name.
+    """
     for word in words:
         flag = _split(word, flags)[0]
         if _is_flag(word) and _hyphenated(flag) not in flags:
             return f"{flag}: {_unknown_option(flag, options, verb)}"
-    return _Checker(options, flags, verb).problem(words)
+    return None
 
 
 def missing(kind: Any, given: Any, verb: str) -> str | None:
@@ -205,7 +224,7 @@ def _is_flag(word: str) -> bool:
     return bool(re.match(r"--?[a-zA-Z]", word)) and word.lower() not in ("-inf", "-nan")
 
 
-def _split(word: str, flags: dict[str, Option]) -> tuple[str, str, str]:
+def _split(word: str, flags: Mapping[str, Option]) -> tuple[str, str, str]:
     """Flag, separator and value of `--out=x` or `-ox`; the separator is empty without a value."""
     flag, separator, value = word.partition("=")
     if flag not in flags and flag[:2] in flags:

@@ -22,10 +22,13 @@ import tyro
 
 from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat
+from setr.arguments.options import options_of
+from setr.arguments.usage import assigned, flags_of, unknown
 from setr.cli import parse
 from setr.commands.auto_settings import chosen_settings, has_length, typed_options
 from setr.commands.init_data import BESIDE, is_foreign
 from setr.commands.shared import Data
+from setr.commands.train import Arguments as Training
 from setr.commands.train import parsed
 from setr.config import Config, DataConfig
 from setr.errors import FAILED, OK, USAGE, SetrError
@@ -75,6 +78,7 @@ def run(arguments: list[str]) -> int:
     for option, advice in _OURS.items():
         if option in typed_options(arguments):
             raise SetrError(f"{option}: {advice}", code=USAGE)
+    _refuse_unknown(own)
     given = parse(Arguments, own, "auto")
     _require(given, settings)
     wanted = parsed(["scratch", "--data.root", given.data, *settings]).config.data
@@ -117,6 +121,18 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
         first = arguments[0]
         raise SetrError(f"auto needs the data before {first}: setr auto DATA {first} …", code=USAGE)
     return own, settings
+
+
+def _refuse_unknown(words: list[str]) -> None:
+    """Refuse words that are no option here, with the option of `setr train` that may be meant."""
+    if {"-h", "--help"} & set(words):
+        return
+    settings = [option for option in options_of(Training) if "." in option.dotted]
+    options = [*options_of(Arguments), *settings]
+    message = unknown(words, flags_of(options_of(Arguments)), options, "auto")
+    others = (assigned(word, options, "auto") for word in words if not Path(word).exists())
+    if message := message or next(filter(None, others), None):
+        raise SetrError(message, code=USAGE)
 
 
 def _require(given: Arguments, settings: list[str]) -> None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from setr.cli import parse, require_at_least, require_within
+from setr.cli import parse, require_at_least, require_default, require_within
 from setr.commands.shared import Model, Words
 from setr.errors import OK, USAGE, SetrError
 
@@ -46,6 +46,9 @@ def run(arguments: list[str]) -> int:
     given: Arguments = parse(Arguments, arguments, "bench")
     require_at_least(given, 1, "images", "size", "batches")
     require_within(given, 0.001, 86_400, "seconds")
+    if given.data is None:
+        rule = "does nothing without --data; add it, or leave this out"
+        require_default(given, rule, "split", "images")
     from setr.bench import ROWS, bench
 
     optional = {row.runtime for row in ROWS[1:]} - {ROWS[0].runtime}

@@ -83,6 +83,9 @@ def run(arguments: list[str]) -> int:
         rule = "does nothing without --model; add --model NAME, or leave it out"
         heads = () if given.pretrained else ("encoder",)
         require_default(given, rule, *heads, "num_classes", "pos_interp", "partial", "new_head")
+    if given.labels:
+        rule = f"does nothing with --labels {given.labels}; leave one of them out"
+        require_default(given, rule, "num_classes")
     if (given.out / "config.json").exists() and not given.overwrite:
         raise SetrError(f"{given.out}: holds a model; add --overwrite", code=USAGE)
     require_writable(given.out, "-o")

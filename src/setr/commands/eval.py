@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from setr.arguments.choices import Absent, Precision
-from setr.cli import parse, require_at_least
+from setr.cli import parse, require_at_least, require_default
 from setr.commands.shared import Data, Device, Flip, Model, Scales, Words, model_names
 from setr.errors import OK, USAGE, SetrError
-from setr.pages.tables import figures_table, report_failed
+from setr.pages.tables import difference_text, figures_table, report_failed
 
 if TYPE_CHECKING:
     from setr.data.dataset import Dataset
@@ -74,6 +74,8 @@ def run(arguments: list[str]) -> int:
         raise SetrError("--compare names a model twice", code=USAGE)
     require_at_least(given, 0, "workers")
     require_at_least(given, 1, "short_side")
+    if given.multi_scale:
+        require_default(given, "--multi-scale has scales of its own; leave one out", "scales")
     from setr.distributed import joined
 
     with joined(given.device):
@@ -93,9 +95,10 @@ def _run(given: Arguments) -> int:
         with contextlib.suppress(OSError, SetrError):  # the last _write reports them
             _write(given, metrics, dataset, gallery)  # kept even if this comparison fails
         predictor, other = _load(given, path, dataset), Gallery(shown=0)
-        theirs, *_ = _test(given, predictor, dataset, other).values()
+        results = _test(given, predictor, dataset, other)
+        theirs = results.pop(next(iter(results)))
         against = {"against": paired(gallery, other)}
-        metrics.setdefault("compare", {})[path] = theirs | against
+        metrics.setdefault("compare", {})[path] = theirs | against | results
     if rank() == 0:  # before writing, which may fail on a full disk
         print(json.dumps(metrics) if given.json else _table(given, metrics), flush=True)
     out = _write(given, metrics, dataset, gallery)
@@ -190,7 +193,7 @@ def _test(
     protocols = _protocols(given, predictor)
     results = {}
     for chosen in protocols:
-        results["multi_scale" if chosen.is_multi_scale else "single_scale"] = evaluate_split(
+        results["multi_scale" if len(chosen.scales) > 1 else "single_scale"] = evaluate_split(
             model,
             dataclasses.replace(info, protocol=chosen),
             dataset,
@@ -210,11 +213,11 @@ def _protocols(given: Arguments, predictor: Predictor) -> list[Protocol]:
 
     model, info = predictor.model, predictor.info
     protocol = _overridden(given, resolve_protocol(given.protocol, model, info))
-    if not given.multi_scale or protocol.is_multi_scale:
+    if not given.multi_scale or len(protocol.scales) > 1:
         return [protocol]
     named = (given.protocol or "").replace("-ss", "-ms")  # `whole` has no such twin
     several = resolve_protocol(named or None, model, info)
-    several = several if several.is_multi_scale else several.multi_scale()
+    several = several if len(several.scales) > 1 else several.multi_scale()
     return [protocol, _overridden(given, several)]
 
 
@@ -242,14 +245,17 @@ def _table(given: Arguments, metrics: dict[str, Any]) -> str:
     others = columns.pop("compare")
     first = next(iter(columns))
     if others:
-        columns = {names[given.model]: metrics[first], **others}
+        columns = {}
+        for name, figures in {names[given.model]: metrics[first], **others}.items():
+            columns[name] = figures
+            several = (figures if name in others else metrics).get("multi_scale", figures)
+            if several is not figures:
+                columns[f"{name}, multi scale"] = several
     lines = [figures_table(columns), f"protocol: {metrics[first]['protocol']}"]
     for other, figures in others.items():
-        against = figures["against"]
-        low, high = (f"{100 * v:+.2f}" for v in against["interval"])
+        against, count = figures["against"], figures["against"]["images"]
         lines.append(
-            f"{names[given.model]} against {other}: {100 * against['difference']:+.2f} "
-            f"mIoU per image (95 % interval {low} to {high}, p = {against['p']:.4f}, "
-            f"{against['images']} images)"
+            f"{names[given.model]} against {other}: {difference_text(against)} mIoU per image "
+            f"(p = {against['p']:.4f}, {count} image{'s' * (count != 1)})"
         )
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from setr.arguments.choices import ExportFormat, ExportPrecision
-from setr.cli import parse, require_at_least
+from setr.cli import parse, require_at_least, require_default
 from setr.commands.shared import Model, Out
 from setr.errors import OK
 from setr.processes.interrupt import ending_with
@@ -49,6 +49,9 @@ def run(arguments: list[str]) -> int:
     """Export; prints what was compared."""
     given: Arguments = parse(Arguments, arguments, "export")
     require_at_least(given, 1, "size")
+    if given.calibration is None:
+        rule = "does nothing without --calibration; add it, or leave this out"
+        require_default(given, rule, "split")
     from setr.datasets import open_dataset
     from setr.export import check_request, export
     from setr.predictor import load

@@ -10,12 +10,13 @@ from typing import Annotated
 
 import tyro
 
-from setr.cli import parse
+from setr.cli import parse, require_within
+from setr.data.layouts import is_drafted
 from setr.data.tile_folder import TILES
 from setr.errors import OK, USAGE, SetrError
-from setr.init_data import draft, list_names, write
+from setr.init_data import REST, VAL_SHARE, draft, list_names, write
 
-_OPTIONS = ("val_share", "rest", "class_key", "tile")
+_OPTIONS = ("images", "masks", "val_share", "rest", "class_key", "threshold", "tile")
 BESIDE = "setr.yaml"
 """The draft beside a data.yaml of another program."""
 _NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
@@ -33,13 +34,22 @@ class Arguments:
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder with images and masks or outlines."""
-    val_share: float = 0.2
-    """Share of the pairs for validation where the folder has no splits."""
-    rest: str = "background"
+    images: str = ""
+    """Where the images are, if their folders have unusual names: a folder below FOLDER, or a
+    pattern in quotes, as 'train/*_sat.jpg' (give --masks, too)."""
+    masks: str = ""
+    """Where the masks are, as 'train/*_mask.png'; in an image and its mask * stands for the same
+    text, and ** also for folders."""
+    val_share: float = VAL_SHARE
+    """Share of the pairs for validation where the folder has no split for it."""
+    rest: str = REST
     """Class of what no outline covers, or `ignore` to leave it out of training and scores."""
     class_key: str = ""
     """Property (field) of map layers or of VIA's outlines that names the class; if not given,
     class, label, class_name, category or name."""
+    threshold: int = 0
+    """For masks of two classes with soft edges or saved as JPEG: grey levels from this one on, as
+    128, are foreground. They are drawn anew into FOLDER/masks_drawn; 0 uses them as they are."""
     tile: int = 0
     """Cut images and masks into tiles of at most this many pixels a side, in FOLDER/tiles (extra
     geo), and choose blocks of neighbouring tiles for validation; 0 uses the images as they are."""
@@ -54,7 +64,9 @@ def run(arguments: list[str]) -> int:
     """Write data.yaml and, where there are no splits, train.txt and val.txt."""
     given = parse(Arguments, arguments, "init-data")
     if not given.folder.is_dir():
-        raise SetrError(f"{given.folder}: no such folder", code=USAGE)
+        is_file = given.folder.is_file()
+        told = "is a file; give the folder of the images, unpacked" if is_file else "no such folder"
+        raise SetrError(f"{given.folder}: {told}", code=USAGE)
     if not 0 < given.val_share < 1:
         raise SetrError(f"--val-share {given.val_share}: give a share between 0 and 1", code=USAGE)
     name = given.name or (BESIDE if is_foreign(given.folder / "data.yaml") else "data.yaml")
@@ -64,6 +76,7 @@ def run(arguments: list[str]) -> int:
         )
     if given.tile < 0:
         raise SetrError(f"--tile {given.tile}: give a number of pixels", code=USAGE)
+    require_within(given, 0, 65535, "threshold")
     _require_absent(given, [name, *([TILES, *list_names(name).values()] if given.tile else [])])
     options = {option: getattr(given, option) for option in _OPTIONS}
     made = draft(given.folder, name=name, **options)
@@ -91,6 +104,12 @@ def _require_absent(given: Arguments, names: list[str]) -> None:
             raise SetrError(
                 f"{path} is of another program, and a draft would lose the classes it names; add "
                 "--name OTHER.yaml to keep it",
+                code=USAGE,
+            )
+        if path.suffix == ".txt" and path.is_file() and not is_drafted(path):
+            raise SetrError(
+                f"{path}: a draft would replace this list, which is of another program; add --name "
+                "OTHER.yaml to keep it",
                 code=USAGE,
             )
         if path.exists() and not given.overwrite:

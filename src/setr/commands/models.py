@@ -9,8 +9,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from setr.cli import parse, require_at_least
+from setr.cli import parse, require_at_least, require_default
 from setr.errors import OK, USAGE, SetrError
+
+_UNUSED = {"encoders": ("table2", "size", "classes"), "table2": ("size", "classes")}
+"""Options without effect on the tables that two others choose."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ def run(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, "models")
     require_at_least(given, 16, "size")
     require_at_least(given, 1, "classes")
+    for other, unused in _UNUSED.items():
+        if getattr(given, other):
+            rule = f"does nothing with --{other}; leave one of them out"
+            require_default(given, rule, *unused)
     if given.encoders:
         from setr.layers.timm_vit import list_encoders
 

@@ -25,7 +25,7 @@ from setr.prediction.streams import Stream, split_sources
 from setr.prediction.video import VIDEO_SUFFIXES
 from setr.predictor import load
 from setr.processes.interrupt import Interrupt, Stopped
-from setr.reading.files import expanded, printable
+from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
 
@@ -71,7 +71,7 @@ def _tell_of_videos(
         if videos:
             what = "a video" if len(videos) == 1 else f"{len(videos)} videos"
             print(
-                printable(
+                one_line(
                     f"setr: {folder}: {what} in this folder left out, such as {videos[0]}; a video "
                     "is segmented if you name it, or a quoted glob such as 'FOLDER/*.mp4'"
                 ),
@@ -230,7 +230,7 @@ def submit(given: Arguments, items: Sequence[Item]) -> int:
             result = predictor.predict(read_item(item))
             submission.add(os.path.basename(item.name), result.mask)
             if not given.json:
-                print(printable(f"{done}/{len(items)}  {item.shown}  {result!r}"))
+                print(one_line(f"{done}/{len(items)}  {item.shown}  {result!r}"))
     count = check_submission(given.submit, path)
     if given.json:
         names = [{"image": item.shown, "files": [str(path)]} for item in items]

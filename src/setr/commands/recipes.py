@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setr.arguments.choices import TableNumber
-from setr.cli import parse
+from setr.cli import parse, require_default
 from setr.errors import OK
 from setr.recipes import list_recipes
 from setr.results import as_text, collect, paper_lines
@@ -31,6 +31,7 @@ def run(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, "recipes")
     if given.table is not None:
         return _print_table(given)
+    require_default(given, "does nothing without --table; add it, or leave this out", "runs")
     recipes = list_recipes()
     if given.json:
         print(json.dumps(recipes))

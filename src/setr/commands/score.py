@@ -24,8 +24,9 @@ class Arguments:
     """Folder of true label images; files pair up by name, whatever the suffix."""
     num_classes: int | None = None
     """Number of classes; the label map's where it names them."""
-    ignore_index: tuple[int, ...] = (255,)
-    """Ids of the truth that are not counted."""
+    ignore_index: tuple[int, ...] | None = None
+    """Ids of the truth that are not counted, also if the label map lists them as classes; 255 if
+    not given, unless the map lists it."""
     reduce_zero_label: bool = False
     """In both folders 0 means "not evaluated" and i is class i - 1 (ADE20K)."""
     label_map: str | None = None

@@ -50,11 +50,21 @@ def draft_classes(root: Path, masks: list[str]) -> DraftedClasses:
         lines = _colour_classes(values.colours, names)
         kept = {colour for colour in values.colours if names.get(colour) != "ignore"}
     else:
-        names = names_by_id(root)
+        names = names_by_id(root) or _names_of_greys(root, values.ids)
         lines = _id_classes(values.ids, names)
         kept = set(_classes_by_id(values.ids, names))
     by_mask = {mask: found & kept for mask, found in values.by_mask.items()}
     return DraftedClasses(lines, by_mask, _scattered_text(values))
+
+
+def _names_of_greys(root: Path, ids: Counter[int]) -> dict[int, str]:
+    """Names of ids that are the grey colours of a file of colours, as black and white masks have.
+
+    Empty unless all ids are in it.
+    """
+    names = names_by_colour(root)
+    greys = {colour & 255: name for colour, name in names.items() if colour % 0x010101 == 0}
+    return greys if ids.keys() <= greys.keys() else {}
 
 
 def _scattered_text(values: MaskValues) -> str:
@@ -65,7 +75,8 @@ def _scattered_text(values: MaskValues) -> str:
     return (
         f"{len(values.scattered)} of {len(values.ids)} ids in the masks form no areas, as after "
         "lossy compression (JPEG, even if saved as PNG later) or at anti-aliased edges; export the "
-        "masks from their source again, as PNG without anti-aliasing"
+        "masks from their source again, as PNG without anti-aliasing; if there are two classes, "
+        "--threshold 128 draws them anew"
     )
 
 

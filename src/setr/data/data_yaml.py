@@ -16,6 +16,7 @@ import yaml
 from setr.bands import Bands
 from setr.errors import USAGE, SetrError, first_line
 from setr.labels import IGNORE, Labels, as_label_map
+from setr.reading.parsed import PlainLoader, yaml_of
 
 HUB = "hf:"
 """Prefix of Hugging Face data sets (extra `hf`)."""
@@ -24,6 +25,21 @@ YAML_KEYS = (
     "path", *SPLITS, "masks_dir", "classes", "names", "nc", "colours", "label_map", "colour_map",
     "ignore", "labels", "bands", "value_range", "download",
 )  # fmt: skip
+
+_INSTEAD = (
+    (
+        "labels",
+        ("classes", "names", "nc", "colours", "label_map", "colour_map", "ignore"),
+        "a known data set has its own classes and ids; remove one of the two",
+    ),
+    (
+        "colour_map",
+        ("label_map", "ignore"),
+        "masks are read as colours or as ids; remove one of the two, and map colours to leave out "
+        "to 'ignore' in colour_map",
+    ),
+)
+"""Keys that replace others, which would have no effect."""
 
 
 class Description(NamedTuple):
@@ -44,11 +60,11 @@ class Description(NamedTuple):
     bands: Bands | None = None
 
 
-class DataLoader(yaml.SafeLoader):
-    """YAML without duplicate keys and booleans.
+class DataLoader(PlainLoader):
+    """YAML without duplicate keys, booleans and dates.
 
     PyYAML would silently keep the last of duplicate keys. `yes`, `no` and `on`, booleans in
-    YAML 1.1, may be class names here.
+    YAML 1.1, may be class names here, and dates names of folders.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -69,7 +85,8 @@ class DataLoader(yaml.SafeLoader):
         return str(node.value)
 
 
-DataLoader.add_constructor("tag:yaml.org,2002:bool", DataLoader.as_written)
+for _kind in ("bool", "timestamp"):
+    DataLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", DataLoader.as_written)
 
 
 def read_description(path: Path) -> Description:
@@ -84,8 +101,14 @@ def read_description(path: Path) -> Description:
         if not (path / "data.yaml").is_file():
             return Description(path)
         path = path / "data.yaml"
+    elif path.suffix.lower() not in (".yaml", ".yml", ""):
+        raise SetrError(
+            f"{path}: is neither a folder nor a YAML file; give the data set's folder, unpacked, "
+            "or its data.yaml",
+            code=USAGE,
+        )
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), DataLoader)
+        values = yaml_of(path.read_text(encoding="utf-8"), DataLoader)
     except OSError as error:
         raise SetrError(f"{path}: cannot read ({error.strerror})", code=USAGE) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -125,6 +148,10 @@ def _places(value: Any, split: str, path: Path) -> tuple[str, ...]:
 
 def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     """Classes, or the name of a known data set, from a file's keys; None without either."""
+    for key, others, why in _INSTEAD:
+        surplus = [other for other in others if other in values]
+        if key in values and surplus:
+            raise SetrError(f"{path}: '{surplus[0]}' beside '{key}': {why}", code=USAGE)
     if "labels" in values:
         return str(values["labels"])
     if "names" in values and "classes" in values:

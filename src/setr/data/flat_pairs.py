@@ -7,38 +7,78 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from setr.data.layouts import SPLIT_OF
-from setr.data.pairing import MASK_FOLDERS, masks_by_stem, separate_masks
+from setr.data.mask_names import masks_by_stem, separate_masks
+from setr.data.name_patterns import pairs_by_pattern, require_relative
+from setr.data.pairing import MASK_FOLDERS
 from setr.data.tile_folder import TILES, has_tiles
-from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.reading.files import printable, stem_of, walk_images
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.reading.files import is_cycle, printable, stem_of, walk_images
 
-IMAGE_NAMES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
+IMAGE_NAMES = (
+    *("images", "image", "imgs", "img", "img_dir", "jpegimages"),
+    *("images_png", "original"),
+)
 MASK_NAMES = (
     *(*MASK_FOLDERS, "mask", "label", "annotation"),
-    *("ann_dir", "SegmentationClass", "SegmentationClassPNG", "gt", "GT"),
+    *("ann_dir", "segmentationclass", "segmentationclasspng", "gt"),
+    *("masks_png", "ground truth", "ground_truth", "groundtruth"),
 )
+"""Names of folders, in lower case; those in the data set may be in upper case."""
 OUTLINES = (
     "LabelMe, COCO, YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label Studio, "
     "Labelbox, V7"
 )
 """Whose outlines are drawn as masks."""
-_LIST_THEM = (
-    "list the pairs in train.csv and val.csv (columns image,mask) and give these files in data.yaml"
+_CITYSCAPES = "**_leftImg8bit", "gtFine/**_gtFine_labelIds"
+"""Patterns of images and masks in CVAT's export as Cityscapes."""
+_SAY_WHICH = (
+    "say which files belong together, with * for what is equal in both names: "
+    "--images 'IMAGE_FOLDER/*' --masks 'MASK_FOLDER/*_mask'"
 )
+DRAWN = "masks_drawn"
+"""Folder for drawn masks."""
+SHOWN = 6
+"""Folders that are named in a message."""
 TASK = r"task-\d+-annotation-"
 """Start of the file names in Label Studio's PNG export (regular expression)."""
 
 
-def mask_folders() -> Iterator[tuple[str, str]]:
-    """Pairs of image folder and mask folder to try, with and without splits."""
-    for images, masks in product(IMAGE_NAMES, MASK_NAMES):
-        yield images, masks
-        yield from ((f"{split}/{images}", f"{split}/{masks}") for split in SPLIT_OF)
+def usual_folders(root: Path) -> Iterator[list[tuple[str, str]]]:
+    """Folders of images and masks with usual names, in any case, beside each other.
+
+    Yields:
+        All pairs with the same names, first those directly in the root, then those below it.
+    """
+    beside = _folders(root)
+    for parents in (beside.keys() & {""}, beside.keys() - {""}):
+        for image, mask in product(IMAGE_NAMES, MASK_NAMES):
+            both = [beside[p] for p in sorted(parents) if {image, mask} <= beside[p].keys()]
+            if both:
+                yield [(folders[image], folders[mask]) for folders in both]
+
+
+def _folders(root: Path) -> dict[str, dict[str, str]]:
+    """For each folder the paths of those in it, by name in lower case."""
+    found: dict[str, dict[str, str]] = {}
+    made = _made(root)
+    for parent, names, _ in os.walk(root, followlinks=True):
+        below = os.path.relpath(parent, root).replace(os.sep, "/")
+        prefix = "" if below == "." else f"{below}/"
+        names[:] = sorted(
+            name
+            for name in names
+            if not name.startswith(".")
+            and name not in made
+            and not (os.path.islink(f"{parent}/{name}") and is_cycle(root, prefix + name))
+        )
+        found[prefix[:-1]] = {name.lower(): prefix + name for name in names}
+        names[:] = [n for n in names if n.lower() not in (*IMAGE_NAMES, *MASK_NAMES)]
+    return found
 
 
 def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
@@ -50,21 +90,26 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     Raises:
         SetrError: no such folders, or several masks for an image (exit code 3).
     """
+    here, usual = _folders(root)[""], list(usual_folders(root))
+    at_root = [group for group in usual if "/" not in group[0][0]]
     for folders in (
-        *([pair] for pair in product(IMAGE_NAMES, MASK_NAMES)),
-        *([(name, name)] for name in IMAGE_NAMES),
-        *([("", name)] for name in MASK_NAMES),
+        *at_root,
+        *([(here[name],) * 2] for name in IMAGE_NAMES if name in here),
+        *([("", here[name])] for name in MASK_NAMES if name in here),
         _annotated_folders(root),
+        *usual[len(at_root) :],
         [("", "")],
     ):
-        found = [_paired(root, *pair) for pair in folders if _are_folders(root, *pair)]
+        found = [_paired(root, *pair) for pair in folders]
         pairs = [pair for part, _ in found for pair in part]
         if pairs:
             return pairs, [image for _, images in found for image in images]
-    pairs, unpaired = _cityscapes_pairs(root)
-    if pairs:
-        return pairs, unpaired
-    task = next((n for n in walk_images(root) if re.match(TASK, os.path.basename(n))), None)
+    files = _files(root)
+    for ahead in ("imgsFine/leftImg8bit/", "leftImg8bit/"):
+        pairs, unpaired = pairs_by_pattern(files, ahead + _CITYSCAPES[0], _CITYSCAPES[1])
+        if pairs:
+            return pairs, unpaired
+    task = next((n for n in files if re.match(TASK, os.path.basename(n))), None)
     if task is not None:
         raise SetrError(
             f"{root / task}: Label Studio's PNG export names tasks, not images; export as JSON "
@@ -73,28 +118,83 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         )
     _refuse_other_names(root)
     raise SetrError(
-        f"{root}: no image folder ({', '.join(IMAGE_NAMES)}) with a mask folder "
-        f"({', '.join(MASK_NAMES)}) with the same file names, and no outlines ({OUTLINES}); rename "
-        f"the folders, or {_LIST_THEM}",
+        f"{root}: no image folder with masks beside it under usual names (as images and masks), "
+        f"and no outlines ({OUTLINES}); it has {inventory(files) or 'no images'}; {_SAY_WHICH}",
         code=DATA_CHECK_FAILED,
     )
 
 
-def _are_folders(root: Path, *names: str) -> bool:
-    return all((root / name).is_dir() for name in names)
+def chosen_pairs(root: Path, images: str, masks: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Pairs of the images and masks that the user names, by folders or by patterns.
+
+    Args:
+        root: the folder.
+        images: folder, or pattern (see `pairs_by_pattern`), relative to `root`.
+        masks: the same for the masks. In two folders the names may differ in their ends.
+
+    Returns:
+        The pairs, and the images without a mask.
+
+    Raises:
+        SetrError: nothing there, or no pairs (exit code 2).
+    """
+    given = []
+    for option, value in (("--images", images), ("--masks", masks)):
+        require_relative(root, option, value)
+        given.append("" if Path(value) == Path(".") else Path(value).as_posix())
+    if all((root / value).is_dir() for value in given):
+        pairs, unpaired = _paired(root, *given)
+    else:
+        patterns = [f"{value}/**" if (root / value).is_dir() else value for value in given]
+        pairs, unpaired = pairs_by_pattern(_files(root), *patterns)
+    if not pairs:
+        found = f"{len(unpaired)} images, as {printable(unpaired[0])}" if unpaired else "no image"
+        raise SetrError(
+            f"--images {images} --masks {masks}: {found} and no mask of the same name; "
+            f"{root} has {inventory(_files(root)) or 'no images'}; {_SAY_WHICH}",
+            code=USAGE,
+        )
+    return pairs, unpaired
+
+
+def _made(root: Path) -> tuple[str, ...]:
+    """Folders that were made here."""
+    return (DRAWN, TILES) if has_tiles(root) else (DRAWN,)
+
+
+def _files(root: Path) -> list[str]:
+    """Images and masks below the root, without those that were made here."""
+    made = tuple(f"{name}/" for name in _made(root))
+    return [name for name in walk_images(root) if not name.startswith(made)]
+
+
+def inventory(files: list[str]) -> str:
+    """The folders of these files, for messages; empty without any."""
+    folders = Counter(os.path.dirname(name) for name in files)
+    first = {os.path.dirname(name): os.path.basename(name) for name in reversed(files)}
+    shown = ", ".join(
+        f"{printable(folder) or 'the folder itself'} ({count}, as {printable(first[folder])})"
+        for folder, count in sorted(folders.items())[:SHOWN]
+    )
+    shown = " ".join(shown.split())  # one line, for a YAML comment
+    return f"images in {shown}{', …' if len(folders) > SHOWN else ''}" if files else ""
+
+
+def unused_files(root: Path, pairs: list[tuple[str, str]]) -> list[str]:
+    """Images below the root in folders without any of these images and masks."""
+    used = {os.path.dirname(name) for pair in pairs for name in pair if name}
+    return [name for name in _files(root) if os.path.dirname(name) not in used]
 
 
 def _annotated_folders(root: Path) -> list[tuple[str, str]]:
     """`default` and `defaultannot`, as CVAT writes each subset of a CamVid export."""
-    names = sorted(path.name for path in root.iterdir())
+    names = sorted(path.name for path in root.iterdir() if path.is_dir())
     return [(name, f"{name}annot") for name in names if f"{name}annot" in names]
 
 
 def _paired(root: Path, images: str, masks: str) -> tuple[list[tuple[str, str]], list[str]]:
     """Pairs of two folders, which may be the same, and images without a mask."""
-    files = walk_images(root / images)
-    if has_tiles(root / images):
-        files = [name for name in files if not name.startswith(f"{TILES}/")]
+    files = _files(root / images)
     if masks and not images:
         files = [name for name in files if "/" not in name]
     files, found = separate_masks(files) if images == masks else (files, walk_images(root / masks))
@@ -125,15 +225,14 @@ def _refuse_masks_of_folders(place: Path, files: list[str], masks: list[str]) ->
 
 def _refuse_other_names(root: Path) -> None:
     """Raise an error if there is a folder of images and one of masks, but no common names."""
-    named = product(IMAGE_NAMES, MASK_NAMES)
-    pair = next((pair for pair in named if _are_folders(root, *pair)), None)
+    pair = next(usual_folders(root), [None])[0]
     if pair is None:
         return
     found = [_contents(root / folder) for folder in pair]
     raise SetrError(
         f"{root}: no file in {pair[0]} ({found[0]}) is called as one in {pair[1]} ({found[1]}); "
-        "save a mask of the same name for each image, as PNG with one class id per pixel, or "
-        f"{_LIST_THEM}; outlines ({OUTLINES}) were not found either",
+        f"save a mask of the same name for each image, as PNG with one class id per pixel, or "
+        f"{_SAY_WHICH}; outlines ({OUTLINES}) were not found either",
         code=DATA_CHECK_FAILED,
     )
 
@@ -145,20 +244,3 @@ def _contents(folder: Path) -> str:
         return f"{len(images)} images, as {printable(images[0])}"
     kinds = sorted({path.suffix for path in folder.iterdir() if path.is_file()} - {""})
     return f"no images, but {' and '.join(kinds)}" if kinds else "no images"
-
-
-def _cityscapes_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Pairs of CVAT's export as Cityscapes: `imgsFine/leftImg8bit/SUBSET` and `gtFine/SUBSET`."""
-    image_end, mask_end = "_leftImg8bit", "_gtFine_labelIds"
-    folder = next((f for f in ("imgsFine/leftImg8bit", "leftImg8bit") if (root / f).is_dir()), "")
-    if not folder or not (root / "gtFine").is_dir():
-        return [], []
-    masks = {stem_of(name): f"gtFine/{name}" for name in walk_images(root / "gtFine")}
-    pairs, unpaired = [], []
-    for name in walk_images(root / folder):
-        mask = masks.get(stem_of(name).removesuffix(image_end) + mask_end)
-        if mask is None:
-            unpaired.append(f"{folder}/{name}")
-        else:
-            pairs.append((f"{folder}/{name}", mask))
-    return pairs, unpaired

@@ -122,7 +122,12 @@ def _load_splits(hub: Any, name: str) -> Any:
     if not Path(place).exists():
         repository, _, revision = place.partition("@")
     try:
-        return hub.load_dataset(repository, config or None, revision=revision or None)
+        return hub.load_dataset(
+            repository,
+            config or None,
+            revision=revision or None,
+            trust_remote_code=False,  # before version 2.20, code of the data set ran without asking
+        )
     except Exception as error:  # network, gating and format errors of several libraries
         message = " ".join(str(error).split())
         listed = re.search(r"config.*?\[['\"](.+?)['\"]\]", message, re.IGNORECASE)

@@ -15,22 +15,24 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from setr.data.mask_names import separate_masks
 from setr.data.pairing import (
     MASK_FOLDERS,
     NoSplitError,
     SplitFiles,
     data_error,
     first_folder,
+    is_file,
     listed_names,
     names_below,
+    open_list,
     pair_folders,
     pair_names,
     refuse_missing,
     select_listed,
-    separate_masks,
 )
 from setr.errors import DATA_CHECK_FAILED
-from setr.reading.files import IMAGE_SUFFIXES, composed, walk_images
+from setr.reading.files import IMAGE_SUFFIXES, composed, stem_of, walk_images
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -78,13 +80,26 @@ def find_split(root: Path, split: str, wanted: str | None, *, listed: bool = Tru
 
 
 def split_lists(root: Path) -> dict[str, str]:
-    """Split of each image stem, from lists such as CVAT's `Train.txt` and `Validation.txt`."""
+    """Split of each image stem, from lists such as CVAT's `Train.txt` and `Validation.txt`.
+
+    They are in VOC's folder of lists or in the root.
+    """
     found: dict[str, str] = {}
-    for file in sorted((root / LISTS).glob("*.txt")):
-        if split := SPLIT_OF.get(file.stem.lower()):
+    for file in sorted([*root.glob("*.txt"), *(root / LISTS).glob("*.txt")]):
+        split = SPLIT_OF.get(file.stem.lower())
+        if split and not is_drafted(file):
             lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            found |= dict.fromkeys((composed(line.strip()) for line in lines), split)
+            names = map(str.strip, lines)
+            found |= {stem_of(n) if is_file(n) else composed(n): split for n in names}
     return found
+
+
+def is_drafted(path: Path) -> bool:
+    """Whether a list file was drafted by `setr init-data`: image and mask separated by a tab."""
+    if not path.is_file():
+        return False
+    with open_list(path) as file:
+        return "\t" in file.readline()
 
 
 # --- released layouts -----------------------------------------------------------------------------
@@ -124,7 +139,7 @@ def _cityscapes(root: Path, split: str, wanted: str) -> SplitFiles | None:
 
 
 def _ade20k(root: Path, split: str, wanted: str) -> SplitFiles | None:
-    """`images/training` and `annotations/training` of ADEChallengeData2016.
+    """`images/training` and `annotations/training` of ADEChallengeData2016, images in `testing`.
 
     Other data sets have these folders, too; `ADE_*` images or the wanted classes confirm it.
     """
@@ -135,13 +150,13 @@ def _ade20k(root: Path, split: str, wanted: str) -> SplitFiles | None:
         )
     root = first_folder(root, "ADEChallengeData2016")
     name = _ADE_SPLITS.get(split, split)
-    if split == "test" and (root / "testing").is_dir():
-        return SplitFiles(root, names_below(root / "testing", "testing/"), None, "ade20k")
-    images = root / "images" / name
+    images = root / "testing" if split == "test" else root / "images" / name
     if not images.is_dir() or name == split:
         return None
     if not wanted.startswith("ade20k") and next(images.glob("ADE_*"), None) is None:
         return None
+    if split == "test":
+        return SplitFiles(root, names_below(images, "testing/"), None, "ade20k")
     return pair_folders(root, f"images/{name}", f"annotations/{name}", "ade20k")
 
 
@@ -218,6 +233,8 @@ def _plain(root: Path, split: str) -> SplitFiles | None:
         if images == masks and not _holds_masks(root / images):
             continue
         if (root / images).is_dir() and (root / masks).is_dir():
+            if split == "test" and not any((root / masks).iterdir()):  # as of Mapillary Vistas
+                return SplitFiles(root, names_below(root / images, f"{images}/"), None)
             return pair_folders(root, images, masks, None)
     return None
 

@@ -88,7 +88,7 @@ def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> f
         raise SetrError(
             f"{root}: the masks contain more than {MAX_VALUES} {kind}; they may be blurred, "
             "numbered by object, or photos: export one id or colour per class, for at most "
-            f"{IGNORE} classes",
+            f"{IGNORE} classes; if there are two, dark and bright, add --threshold 128",
             code=DATA_CHECK_FAILED,
         )
     return frozenset(found)

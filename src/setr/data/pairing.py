@@ -9,23 +9,14 @@ import codecs
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from setr.data.mask_names import masks_by_stem, separate_masks
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.reading.files import IMAGE_SUFFIXES, composed, stem_of, walk_images
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
-_SEGMENTS_AI = "_label_ground-truth"
-"""In the names of all label files of Segments.ai: instance ids, class ids and colours."""
-MASK_SUFFIXES = (
-    *("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L"),
-    f"{_SEGMENTS_AI}_semantic",
-)
-"""Suffixes of the stems of masks that are in the same folder as their images."""
-
-_SAMPLE = 20  # masks from which suffixes are collected
 
 
 class NoSplitError(SetrError):
@@ -102,60 +93,6 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Spl
         shown = ", ".join(sorted(masks_of.values())[:5])
         notes = (f"{root / masks}: {len(masks_of)} masks have no image: {shown}",)
     return SplitFiles(root, [f"{images}/{name}" for name in files], pairs, labels, notes, images)
-
-
-def separate_masks(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Images and masks of one folder; no masks if no stem has one of `MASK_SUFFIXES`."""
-    stems = {stem_of(name) for name in names}
-    for end in MASK_SUFFIXES:
-        masks = {stem + end for stem in stems} & stems
-        if masks:
-            others = [name for name in names if stem_of(name) not in masks]
-            images = [name for name in others if _SEGMENTS_AI not in name]
-            return images, [name for name in names if stem_of(name) in masks]
-    return list(names), []
-
-
-def masks_by_stem(images: Sequence[str], masks: Iterable[str]) -> dict[str, str]:
-    """Mask files by the stem of their image, after removing the suffix that mask stems share.
-
-    The suffix may be the image's file ending: `x.jpg.png` for `x.jpg`. Of several suffixes that fit
-    equally many images, the one in `MASK_SUFFIXES` is taken.
-
-    Raises:
-        SetrError: several masks per image and no way to choose (exit code 3).
-    """
-    stems = [stem_of(name) for name in images]
-    by_stem: dict[str, str] = {}
-    for name in masks:
-        if (first := by_stem.setdefault(stem_of(name), name)) != name:
-            raise data_error(f"{first} and {name} are masks with the same stem; remove one of them")
-    if any(stem in by_stem for stem in stems):
-        return by_stem
-    whole = {n: s for n, s in zip(map(composed, images), stems, strict=True) if n in by_stem}
-    if whole:
-        return {whole.get(mask, mask): name for mask, name in by_stem.items()}
-    known, sample = set(stems), islice(by_stem, _SAMPLE)
-    suffixes = {mask[i:] for mask in sample for i in range(1, len(mask)) if mask[:i] in known}
-    matches = {end: sum(stem + end in by_stem for stem in stems) for end in sorted(suffixes)}
-    too_long = {  # `10_seg` belongs to image 10, so the suffix is `_seg`, not `0_seg` of image 1
-        end
-        for end, n in matches.items()
-        if any(len(e) < len(end) and end.endswith(e) and m >= n for e, m in matches.items())
-    }
-    most = max((n for end, n in matches.items() if end not in too_long), default=0)
-    equal = [end for end, n in matches.items() if n == most and end not in too_long]
-    usual = [end for end in equal if end in MASK_SUFFIXES]
-    if len(equal) > 1 and len(usual) != 1:
-        stem = next(stem for stem in stems if stem + equal[0] in by_stem)
-        shown = " and ".join(by_stem[stem + end] for end in equal if stem + end in by_stem)
-        raise data_error(
-            f"images have several masks ({stem} has {shown}); keep one for each image, with one "
-            "class id per pixel; if each file is the mask of one class, `setr init-data DIR` joins "
-            "files of 0 and one other value; merge others into one file per image"
-        )
-    end = (usual or equal or [""])[0]
-    return {m.removesuffix(end): name for m, name in by_stem.items() if m.endswith(end)}
 
 
 def pair_names(
@@ -273,7 +210,14 @@ def _require_none_missing(place: Path, missing: list[str], total: int, kind: str
     if missing:
         shown = ", ".join(os.path.basename(name) for name in missing[:10])
         more = ", …" if len(missing) > 10 else ""
-        raise data_error(f"{place}: no {kind} for {len(missing)} of {total} images: {shown}{more}")
+        fix = (
+            "; add them, or list the other pairs with `setr init-data DIR --images IMAGE_FOLDER "
+            "--masks MASK_FOLDER`"
+        )
+        raise data_error(
+            f"{place}: no {kind} for {len(missing)} of {total} images: {shown}{more}"
+            f"{fix if kind == 'mask' else ''}"
+        )
 
 
 def refuse_doubles(place: Path, names: list[str], what: str) -> None:

@@ -15,15 +15,16 @@ at any position with any number of processes, which streaming readers do not.
 from __future__ import annotations
 
 import io
-import json
 import os
 import zlib
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from setr.data.pairing import NoSplitError
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
+from setr.reading.parsed import json_of
 from setr.reading.storage import file_system
 
 INDEX = "shards.json"
@@ -54,6 +55,16 @@ class Shards:
         self.root, self.split = root.rstrip("/"), split
         self._opened: tuple[Any, str] | None = None
         self._process = os.getpid()
+        try:
+            self._open(split)
+        except SetrError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, OSError, BadZipFile) as error:
+            raise SetrError(f"{root}: not shards written by setr shard ({error!r:.80})") from None
+
+    def _open(self, split: str) -> None:
+        """Read the description and the index of the split, and check the shards."""
+        root = self.root
         self.description = self._description()
         splits = self.description["splits"]
         if split not in splits:
@@ -128,7 +139,7 @@ class Shards:
     def _description(self) -> dict[str, Any]:
         data = self._read(INDEX)
         try:
-            values = json.loads(data)
+            values = json_of(data)
             if values["format"] != FORMAT:
                 raise ValueError
         except (ValueError, LookupError, TypeError):

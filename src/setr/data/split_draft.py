@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Set
@@ -20,7 +21,7 @@ def draft_lists(
 ) -> dict[str, str]:
     """Text of the list of each split; train and val get at least one pair each if there are two.
 
-    Pairs with a known split, or in a folder named after one (`images/training`), stay in it, so
+    Pairs with a known split, or in a folder named after one (see `known_split`), stay in it, so
     test images are not used for training, unless there are no others. The others are for training;
     if train or val is not known, both are drawn from what there is of them.
 
@@ -46,10 +47,16 @@ def draft_lists(
 
 
 def known_split(image: str, known: Mapping[str, str]) -> str:
-    """The split of an image: the known one, or that of a folder's name; empty without any."""
+    """The split of an image: the known one, or that of a folder's name; empty without any.
+
+    A folder may be called `train`, or have that as a word of its name (`train_img`), unless other
+    words of it name another split (`train_val`).
+    """
+    if image in known:
+        return known[image]
     folders = image.lower().split("/")[:-1]
-    by_folder = next((SPLIT_OF[name] for name in folders if name in SPLIT_OF), "")
-    return known.get(image, by_folder)
+    named = ({SPLIT_OF[w] for w in re.findall("[a-z]+", f) if w in SPLIT_OF} for f in folders)
+    return next((min(splits) for splits in named if len(splits) == 1), "")
 
 
 def drawn_split(

@@ -44,7 +44,7 @@ from setr.processes.quota import cpus
 from setr.reading.files import cache_folder
 from setr.reading.masks import is_in_alpha
 
-VERSION = 4
+VERSION = 5
 _CHUNK = 2048  # pairs submitted to the threads at a time
 _HASHES = 1 << 16  # pairs of hashes compared at a time, which fit into the CPU's cache
 
@@ -159,7 +159,7 @@ def _read(
         raw = dataset.raw_mask(index, mask_source, size)
         assert mask_source is not None  # `raw_mask` requires it
         flags |= ALPHA * is_in_alpha(mask_source, raw)
-    if raw.dtype == np.uint8 and raw.ndim == 2 and raw.max(initial=0) == 255:
+    if raw.ndim == 2 and raw.max(initial=0) == 255:
         used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
         flags |= BINARY * (set(used.tolist()) <= {0, 255})
     return size, dataset.to_train_ids(index, raw, image_source)[:], flags, content, look

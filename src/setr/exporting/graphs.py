@@ -106,9 +106,12 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
             torch.ops.aten._upsample_bicubic2d_aa: _bicubic,
             torch.ops.aten._upsample_bilinear2d_aa: _bilinear,
         }
-        return program.run_decompositions(
+        program = program.run_decompositions(
             {op: by for each, by in resized.items() for op in (each.vec, each.default)}
         )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names folders of this machine
+    return program
 
 
 def _example_size(graph: Graph) -> tuple[int, int]:

@@ -61,6 +61,7 @@ def write_onnx(
     if images:
         proto = quantized(proto, images)
     _name_axes(proto, free_axes(form))
+    _forget_sources(proto)
     proto.graph.name = "setr"
     for key, text in stored.items():
         proto.metadata_props.add(key=f"setr.{key}", value=text)
@@ -71,6 +72,13 @@ def write_onnx(
 def weights_beside(path: Path) -> Path:
     """The second file of an ONNX file whose weights are too large for it."""
     return path.with_name(f"{path.name}.data")
+
+
+def _forget_sources(proto: Any) -> None:
+    """Remove torch's notes on each node, which name the source files on this machine."""
+    for part in (proto.graph, *proto.functions):
+        for node in part.node:
+            node.ClearField("metadata_props")
 
 
 def _name_axes(proto: Any, places: tuple[int, int, int]) -> None:

@@ -10,7 +10,6 @@ Shapes: B batch, H x W image, K classes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from setr.errors import USAGE, SetrError
-from setr.exporting.sessions import COARSE, Run, onnx_run, openvino_run
+from setr.exporting.sessions import COARSE, LARGEST_PATCH, Run, onnx_run, openvino_run
 from setr.model import Output, resize
 from setr.model_info import ModelInfo, read_info
+from setr.reading.parsed import BROKEN, json_of
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files `open_exported` reads."""
@@ -97,6 +97,8 @@ class ExportedModel(nn.Module):
         )
         self.num_classes = len(values["labels"]["classes"])
         self.patch_size = int(self.export["patch_size"])
+        if not 1 <= self.patch_size <= LARGEST_PATCH or min(self.form.size or (1,)) < 1:
+            raise ValueError(f"patch_size {self.patch_size}, size {self.form.size}")
         self.is_transformer = values["model"].get("decoder") not in ("fcn", "semantic_fpn")
         self.squeeze = values["model"].get("odd_sizes") == "squeeze"
 
@@ -140,7 +142,9 @@ def open_exported(path: Path, device: str = "auto") -> tuple[ExportedModel, Mode
             "classes and normalisation are unknown; export the model again from its directory"
         )
     try:
-        values = {key: json.loads(text) for key, text in stored.items()}
+        values = {key: json_of(text) for key, text in stored.items()}
         return ExportedModel(run, values, str(path)).eval(), read_info(values, str(path))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except SetrError:
+        raise
+    except (*BROKEN, ValueError, IndexError, OverflowError) as error:
         raise SetrError(f"{path}: its metadata is broken ({error!r:.120})") from None

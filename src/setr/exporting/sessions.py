@@ -5,7 +5,6 @@ Only names and threads are known here; what the outputs mean is in `runtime.py`.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -21,9 +20,13 @@ import torch
 from setr._extras import import_extra
 from setr.errors import USAGE, SetrError, first_line
 from setr.processes.machine import HEAP, page_out
+from setr.reading.parsed import json_of
 
 INPUT, COARSE = "images", "coarse"
 """Names of the graph's input, and of the output with logits at the decoder's own scale."""
+
+LARGEST_PATCH = 1024
+"""Side in pixels; of no model, but a file may claim any."""
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 """Images in the file's `Form` -> the requested outputs."""
@@ -105,10 +108,12 @@ def openvino_run(
             for key in model.get_rt_info(["setr"]).value:
                 stored[key] = model.get_rt_info(["setr", key]).value
         try:
-            export = json.loads(stored.get("export", ""))
+            export = json_of(stored.get("export", ""))
             precision, patch = export["precision"], int(export["patch_size"])
-        except (ValueError, KeyError, TypeError):  # the caller says what is wrong with the file
-            return (lambda images: []), stored
+            if not 1 <= patch <= LARGEST_PATCH:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, OverflowError):
+            return (lambda images: []), stored  # the caller says what is wrong with the file
         kept = [model.output(name) for name in outputs]
         compiled = core.compile_model(
             ov.Model(kept, model.get_parameters()), "CPU", openvino_settings(core, precision)

@@ -30,7 +30,7 @@ def best_class(scores: Tensor) -> tuple[Tensor, Tensor]:
     the scores, and of `K - k` over the classes k with the largest score.
 
     Raises:
-        SetrError: more classes than ids, or NaN scores.
+        SetrError: more classes than ids, or a largest score that is NaN or infinite.
     """
     if scores.shape[1] > IGNORE:
         raise SetrError(f"{scores.shape[1]} classes: the ids of a mask are 8-bit, {IGNORE} at most")
@@ -42,10 +42,11 @@ def best_class(scores: Tensor) -> tuple[Tensor, Tensor]:
     else:
         best, index = scores.max(dim=1)
         ids = index.to(torch.uint8)
-    if best.isnan().any():
+    largest = best.amax() if best.numel() else best.new_zeros(())  # NaN if any is
+    if not largest.isfinite():
         raise SetrError(
-            "the model's scores are not numbers (NaN); its weights are broken, or the "
-            "precision is too low: try fp32"
+            f"the model's scores are not numbers ({'NaN' if largest.isnan() else largest.item()}); "
+            "its weights are broken, or the precision is too low: try fp32"
         )
     return best, ids
 

@@ -24,6 +24,14 @@ from setr.kernels.row_blocks import (
 from setr.labels import IGNORE
 
 
+def counted_target(target: Tensor, weight: Tensor | None) -> Tensor:
+    """The target (B, H, W) with pixels of classes of weight 0 ignored; (K,) weights."""
+    if weight is None:
+        return target
+    ids = target.where(target != IGNORE, 0).long()
+    return target.where(weight.take(ids) > 0, IGNORE)
+
+
 @torch.no_grad()
 def hard_target(
     logits: Tensor,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -38,8 +38,12 @@ class AdaptedViT:
     def block_arguments(
         self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
     ) -> list[dict[str, Any]]:
-        """Keyword arguments of each block for tokens (B, N, C) of an (h, w) patch grid."""
-        raise NotImplementedError
+        """Keyword arguments of each block for tokens (B, N, C) of an (h, w) patch grid.
+
+        Unless a class has others, the rotary angles, if there are any.
+        """
+        by_block = rope_by_block(rope, len(self.blocks))
+        return [{} if angles is None else {"rope": angles} for angles in by_block]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass."""
@@ -81,9 +85,20 @@ class AdaptedViT:
         return maps if intermediates_only else (self.norm(tokens), maps)
 
 
-def pad_to_patches(embed: Any) -> None:
-    """Make timm's `PatchEmbed` return (B, h, w, C) for images of any size."""
+def adapt(vit: Any, kind: type[AdaptedViT]) -> None:
+    """Make a timm ViT one of an adapted class: its patch embedding takes images of any size."""
     from setr._timm import timm
 
+    vit.__class__ = kind
+    embed = vit.patch_embed
     embed.flatten, embed.output_fmt = False, timm.layers.Format.NHWC
     embed.strict_img_size, embed.dynamic_img_pad = False, True
+    if not hasattr(vit, "norm_pre"):
+        vit.norm_pre = nn.Identity()
+
+
+def rope_by_block(rope: Tensor | None, depth: int) -> list[Tensor | None]:
+    """The rotary angles of each block: (N, 2D) are those of all, (depth, M, N, 2D) one's each."""
+    if rope is None or rope.ndim == 2:
+        return [rope] * depth
+    return list(rope[:depth])

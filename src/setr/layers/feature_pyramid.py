@@ -9,9 +9,6 @@ Shapes: B batch, C encoder width, D channels of the head, h x w patch grid.
 
 from __future__ import annotations
 
-from typing import cast
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -89,32 +86,16 @@ class DoubledLevel(nn.Module):
                 nn.ConvTranspose2d(width, width, 2, stride=2), nn.BatchNorm2d(width), nn.GELU()
             )
         self.up = nn.ConvTranspose2d(width, width, 2, stride=2) if times else None
-        self.merged = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, D, s*h, s*w) with s = 1, 2 or 4."""
         if self.up is None:
             out: Tensor = self.lateral(x)
             return out
-        weight, bias = self._kernel()
+        weight, bias = self.lateral.kernel_behind(self.up)
         return self.lateral.finish(F.conv_transpose2d(self.first(x), weight, bias, stride=2))
 
     def merge(self) -> None:
         """Multiply the two convolutions for good, in a copy for export whose norm is folded."""
         if self.up is not None:
-            weight, bias = self._kernel()
-            self.up.weight = nn.Parameter(weight, requires_grad=False)
-            self.up.bias = nn.Parameter(bias, requires_grad=False)
-            self.lateral[0], self.merged = nn.Identity(), True
-
-    def _kernel(self) -> tuple[Tensor, Tensor]:
-        """Weight (C, D, 2, 2) and bias (D,) of the transposed and the 1x1 convolution in one."""
-        up = cast(nn.ConvTranspose2d, self.up)
-        own_bias = cast(Tensor, up.bias)
-        if self.merged:
-            return up.weight, own_bias
-        weight, shift = self.lateral.kernel()
-        weight = weight.flatten(1)
-        bias = weight @ own_bias
-        product = torch.einsum("co,iokl->ickl", weight, up.weight)
-        return product, bias if shift is None else bias + shift
+            self.lateral.merge_into(self.up)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from setr._timm import timm
-from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
+from setr.layers.adapted_vit import AdaptedViT, adapt
 from setr.layers.patch_embedding import linear_patches
 from setr.layers.positions import resize_maps
 
@@ -81,9 +81,8 @@ class StoredGrid:
             return positions
         h, w = grid
         longer = torch.sym_max(h, w)
-        wide = positions if positions.dtype is torch.float64 else positions.float()
         maps = resize_maps(
-            wide.unflatten(1, own).permute(0, 3, 1, 2),
+            positions.unflatten(1, own).permute(0, 3, 1, 2),
             (longer, longer) if self.ar_preserving else (h, w),
             mode=self.interp_mode,
             antialias=self.antialias,
@@ -98,16 +97,6 @@ class FlexibleViT(StoredGrid, AdaptedViT, _naflex.NaFlexVit):
     """timm's NaFlex ViT with the parts of timm's other ViTs."""
 
     no_embed_class = True  # positions never cover the prefix tokens
-
-    def block_arguments(
-        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
-    ) -> list[dict[str, Any]]:
-        """The rotary angles, if there are any."""
-        if rope is None:
-            return [{}] * len(self.blocks)
-        if self.rope_is_mixed:
-            return [{"rope": angles} for angles in rope]
-        return [{"rope": rope}] * len(self.blocks)
 
 
 def is_flexible(name: str) -> bool:
@@ -141,13 +130,12 @@ def make_plain(vit: Any, img_size: int | tuple[int, int] | None) -> None:
         if embeds.proj.bias is not None:
             patch_embed.proj.bias.copy_(embeds.proj.bias)
     patch_embed.norm = embeds.norm
-    pad_to_patches(patch_embed)
     size = img_size or vit.pretrained_cfg["input_size"][1:]
     patch_embed.img_size = timm.layers.to_2tuple(size)
 
-    vit.__class__ = FlexibleViT
     del vit.embeds
     vit.patch_embed, vit.pos_drop = patch_embed, embeds.pos_drop
+    adapt(vit, FlexibleViT)
     vit.cls_token, vit.reg_token = embeds.cls_token, embeds.reg_token
     table = embeds.pos_embed
     vit.pos_embed = None if table is None else nn.Parameter(table.detach().flatten(1, 2))

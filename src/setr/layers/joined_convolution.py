@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
@@ -31,6 +31,28 @@ class OpenConvBNReLU(ConvBNReLU):
         if self._needs_layers():
             return cast(Tensor, self[0].weight), cast("Tensor | None", self[0].bias)
         return self._folded()
+
+    def kernel_behind(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a convolution and this 1x1 one behind it, computed as one.
+
+        The weight has the layout of `conv`, with D in place of its output channels.
+        """
+        own_bias = cast(Tensor, conv.bias)
+        if isinstance(self[0], nn.Identity):  # merged
+            return conv.weight, own_bias
+        weight, shift = self.kernel()
+        weight = weight.flatten(1)
+        form = "do,iokl->idkl" if conv.transposed else "do,oikl->dikl"
+        bias = weight @ own_bias
+        product = torch.einsum(form, weight, conv.weight)
+        return product, bias if shift is None else bias + shift
+
+    def merge_into(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        """Make `conv` that one convolution, in a copy for export whose norm is folded."""
+        weight, bias = self.kernel_behind(conv)
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+        conv.bias = nn.Parameter(bias, requires_grad=False)
+        self[0] = nn.Identity()
 
     def finish(self, y: Tensor) -> Tensor:
         """What follows the convolution: (B, D, h, w) -> the same; y is overwritten."""

@@ -14,40 +14,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from setr._timm import timm
-from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
+from setr.layers.adapted_vit import AdaptedViT, adapt
 from setr.layers.flexible_vit import StoredGrid
 
 _qwen: Any = timm.models.qwen3_vit
 _deepseek: Any = timm.models.deepseek_vit
-WITHOUT_PROJECTOR = {"global_pool": "", "out_features": 0}
-"""Arguments of timm that leave the projector out."""
 
 
-class _Rotary(AdaptedViT):
-    """Blocks that all get the same rotary angles, and no norm before them."""
-
-    def norm_pre(self, tokens: Tensor) -> Tensor:
-        """The tokens."""
-        return tokens
-
-    def block_arguments(
-        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
-    ) -> list[dict[str, Any]]:
-        """The rotary angles."""
-        return [{"rope": rope}] * len(self.blocks)
-
-
-class QwenViT(StoredGrid, _Rotary, _qwen.Qwen3VitEncoder):
+class QwenViT(StoredGrid, AdaptedViT, _qwen.Qwen3VitEncoder):
     """timm's encoder of Qwen3-VL for images of any size."""
 
     cls_token = reg_token = pos_embed_y = pos_embed_x = None
     interp_mode, antialias, align_corners, ar_preserving = "bilinear", False, True, False
 
 
-class DeepseekViT(_Rotary, _deepseek.DeepseekVitEncoder):
+class DeepseekViT(AdaptedViT, _deepseek.DeepseekVitEncoder):
     """timm's encoder of DeepSeek for images of any size."""
 
     pos_embed = None
@@ -64,11 +48,10 @@ def make_plain_encoder(vit: Any) -> None:
 
     Parameters and names do not change.
     """
-    pad_to_patches(vit.patch_embed)
     vit.pos_drop = nn.Identity()
     if isinstance(vit, _deepseek.DeepseekVitEncoder):
-        vit.__class__ = DeepseekViT
+        adapt(vit, DeepseekViT)
         return
-    vit.__class__ = QwenViT
+    adapt(vit, QwenViT)
     vit.norm = nn.Identity()
     vit.patch_embed.grid_size = (vit.pos_embed_grid_size,) * 2

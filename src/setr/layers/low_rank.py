@@ -14,13 +14,17 @@ _PARTS = ".parametrizations.weight."
 
 
 class LowRank(nn.Module):
-    """A parametrization: W becomes W + s·B·A, with A (rank x in) and B (out x rank), at first 0."""
+    """A parametrization: W becomes W + s·B·A, with A (rank x in) and B (out x rank), at first 0.
+
+    Both are on the device of W, in its dtype.
+    """
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         out_features, in_features = weight.shape
-        self.a = nn.Parameter(torch.randn(rank, in_features) * in_features**-0.5)
-        self.b = nn.Parameter(torch.zeros(out_features, rank))
+        a = torch.randn(rank, in_features, dtype=weight.dtype, device=weight.device)
+        self.a = nn.Parameter(a * in_features**-0.5)
+        self.b = nn.Parameter(weight.new_zeros(out_features, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The sum."""

@@ -57,26 +57,25 @@ def resample_grid(
     if is_known(new, old):
         return embedding
     maps = embedding.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
-    if maps.dtype in (torch.float16, torch.bfloat16):
-        maps = maps.float()
     maps = resize_maps(maps, new, mode=mode.removesuffix("_plain"), antialias=mode == "bicubic")
-    return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)
+    return maps.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1)
 
 
 def resize_maps(
     maps: Tensor,
     size: tuple[int, int],
     *,
-    mode: str,
-    antialias: bool,
+    mode: str = "bilinear",
+    antialias: bool = False,
     align_corners: bool = False,
 ) -> Tensor:
     """Resize maps (B, C, h, w) to a size, as `F.interpolate`, also compiled for several sizes.
 
-    The gradient of its antialiased modes cannot be compiled for a size that is not fixed (torch
-    2.13). Resizing is linear along each axis, so an identity matrix resized without a gradient
-    gives the factors of two products.
+    Half precision is resized in fp32, and rounded once. The gradient of the antialiased modes
+    cannot be compiled for a size that is not fixed (torch 2.13). Resizing is linear along each
+    axis, so an identity matrix resized without a gradient gives the factors of two products.
     """
+    wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     options: dict[str, Any] = {
         "mode": mode,
@@ -84,15 +83,15 @@ def resize_maps(
         "align_corners": align_corners,
     }
     if not (traced and antialias):
-        return F.interpolate(maps, size=size, **options)
+        return F.interpolate(wide, size=size, **options).to(maps.dtype)
 
     def factors(old: int, new: int) -> Tensor:
-        eye = torch.eye(old, dtype=maps.dtype, device=maps.device)[None, None]
+        eye = torch.eye(old, dtype=wide.dtype, device=maps.device)[None, None]
         return F.interpolate(eye, size=(new, old), **options)[0, 0]
 
     (h, w), device = maps.shape[-2:], maps.device
     with exact_products(device):
-        return factors(h, size[0]) @ maps @ factors(w, size[1]).T
+        return (factors(h, size[0]) @ wide @ factors(w, size[1]).T).to(maps.dtype)
 
 
 def is_known(lengths: tuple[int, ...], values: tuple[int, ...]) -> bool:

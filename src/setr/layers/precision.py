@@ -1,4 +1,4 @@
-"""The data type for autocast on given hardware."""
+"""Autocast: its data type on given hardware, and its context."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     if precision == "auto":
         precision = "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
     return {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Context of autocast in a dtype, as from `autocast_dtype`; without autocast for None."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def _supports_bf16(device: torch.device) -> bool:

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr._timm import timm
-from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
+from setr.layers.adapted_vit import AdaptedViT, adapt
+from setr.layers.positions import resize_maps
 
 _beit: Any = timm.models.beit
 _relpos: Any = timm.models.vision_transformer_relpos
@@ -74,11 +75,7 @@ def resample_table(offsets: Tensor, own: tuple[int, int], grid: tuple[int, int])
     if tuple(grid) == tuple(own):
         return offsets
     maps = offsets.reshape(1, -1, 2 * own[0] - 1, 2 * own[1] - 1)
-    if maps.dtype in (torch.float16, torch.bfloat16):
-        maps = maps.float()
-    size = (2 * grid[0] - 1, 2 * grid[1] - 1)
-    maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    return maps[0].flatten(1).to(offsets.dtype)
+    return resize_maps(maps, (2 * grid[0] - 1, 2 * grid[1] - 1))[0].flatten(1)
 
 
 def _scores_dtype(tokens: Tensor) -> torch.dtype:
@@ -87,6 +84,14 @@ def _scores_dtype(tokens: Tensor) -> torch.dtype:
     if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta has no autocast
         return tokens.dtype
     return torch.get_autocast_dtype(kind)
+
+
+def _attended(layer: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """What an attention layer makes of (B, M, N, C / M) queries, keys and values: (B, N, C)."""
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=layer.attn_drop.p if layer.training else 0.0
+    )
+    return cast(Tensor, layer.proj_drop(layer.proj(out.transpose(1, 2).flatten(2))))
 
 
 # --- BEiT -----------------------------------------------------------------------------------------
@@ -106,11 +111,7 @@ class RelativeAttention(_beit.Attention):
         mask = None
         if shared_rel_pos_bias is not None and self.relative_position_bias_table is not None:
             mask = bias(self.rows(shared_rel_pos_bias.grid), shared_rel_pos_bias, q.dtype)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.attn_drop.p if self.training else 0.0
-        )
-        out = self.proj(out.transpose(1, 2).reshape(B, N, -1))
-        return cast(Tensor, self.proj_drop(out))
+        return _attended(self, q, k, v, mask)
 
     def rows(self, grid: tuple[int, int]) -> Tensor:
         """The table resampled to a grid: (M, 3 + (2h-1) * (2w-1))."""
@@ -121,10 +122,6 @@ class RelativeAttention(_beit.Attention):
 
 class RelativeViT(AdaptedViT, _beit.Beit):
     """timm's BEiT for images of any size."""
-
-    def norm_pre(self, tokens: Tensor) -> Tensor:
-        """The tokens; BEiT has no norm before its blocks."""
-        return tokens
 
     def block_arguments(
         self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
@@ -182,19 +179,11 @@ class _BiasedAttention(_relpos.RelPosAttention):
         mask = shared_rel_pos
         if isinstance(mask, Places):
             mask = bias(self.rel_pos.rows(mask.grid), mask, q.dtype)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.attn_drop.p if self.training else 0.0
-        )
-        out = self.proj(out.transpose(1, 2).reshape(B, N, -1))
-        return cast(Tensor, self.proj_drop(out))
+        return _attended(self, q, k, v, mask)
 
 
 class BiasedViT(AdaptedViT, _relpos.VisionTransformerRelPos):
     """timm's ViT with relative position biases for images of any size."""
-
-    def norm_pre(self, tokens: Tensor) -> Tensor:
-        """The tokens; there is no norm before the blocks."""
-        return tokens
 
     def block_arguments(
         self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
@@ -219,14 +208,13 @@ def make_variable(vit: Any) -> None:
     Parameters and names do not change. The blocks no longer hold an index for each pair of tokens,
     nor BEiT's bias of the key, which is zero.
     """
-    pad_to_patches(vit.patch_embed)
     if isinstance(vit, _beit.Beit):
-        vit.__class__ = RelativeViT
+        adapt(vit, RelativeViT)
         for block in vit.blocks:
             block.attn.__class__ = RelativeAttention
             block.attn.relative_position_index = block.attn.k_bias = None
         return
-    vit.__class__ = BiasedViT
+    adapt(vit, BiasedViT)
     vit.pos_embed, vit.pos_drop = None, nn.Identity()
     for block in vit.blocks:
         block.attn.__class__ = _BiasedAttention

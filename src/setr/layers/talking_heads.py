@@ -11,26 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from setr._timm import timm
-from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
+from setr.layers.adapted_vit import AdaptedViT, adapt
 
 _cait: Any = timm.models.cait
 
 
 class TalkingViT(AdaptedViT, _cait.Cait):
     """timm's CaiT for images of any size, without its class-attention layers."""
-
-    def norm_pre(self, tokens: Tensor) -> Tensor:
-        """The tokens; there is no norm before the blocks."""
-        return tokens
-
-    def block_arguments(
-        self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
-    ) -> list[dict[str, Any]]:
-        """None."""
-        return [{}] * len(self.blocks)
 
 
 def has_talking_heads(name: str) -> bool:
@@ -40,7 +28,6 @@ def has_talking_heads(name: str) -> bool:
 
 def make_without_class(vit: Any) -> None:
     """Make one of timm's `Cait` usable as an encoder, without class token and its layers."""
-    pad_to_patches(vit.patch_embed)
-    vit.__class__ = TalkingViT
+    adapt(vit, TalkingViT)
     vit.cls_token = vit.blocks_token_only = None
     vit.num_prefix_tokens = 0

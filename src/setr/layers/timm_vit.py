@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,11 @@ _FAMILIES = (
     r"(qwen3|deepseek)_vit_.+_enc$"
 )
 """Start of the names of timm's plain ViTs (regular expression)."""
+
+_OF_WEIGHTS = frozenset(
+    {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+)
+"""Arguments of `timm.create_model` that open files or the network."""
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
@@ -52,65 +59,87 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     Raises:
         SetrError: unknown name, a model without variable input size, or arguments that it refuses.
     """
-    from setr._timm import timm
-    from setr.layers.flexible_vit import is_flexible, make_plain
-    from setr.layers.language_vit import (
-        WITHOUT_PROJECTOR,
-        is_of_language_model,
-        make_plain_encoder,
-    )
-    from setr.layers.relative_bias import is_relative, make_variable
     from setr.layers.rotary import make_on_device
-    from setr.layers.talking_heads import has_talking_heads, make_without_class
-    from setr.layers.window_attention import is_windowed, make_windowed
 
     _require_known(name)
+    require_architecture(timm_args)
+    adapt, needed = _adaptation(name, img_size)
     size = {} if img_size is None else {"img_size": img_size}
-    relative, flexible, windowed = is_relative(name), is_flexible(name), is_windowed(name)
-    talking, of_language_model = has_talking_heads(name), is_of_language_model(name)
-    adapted = relative or flexible or windowed or talking or of_language_model
-    dynamic = {} if adapted else {"dynamic_img_size": True, "dynamic_img_pad": True}
-    if windowed:
-        timm_args.setdefault("neck_chans", 0)  # SAM's neck is not used
-    if of_language_model:
-        timm_args = {**WITHOUT_PROJECTOR, **timm_args}
-    heads = timm_args.get("num_heads", 1)
-    try:
-        if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
-            raise ValueError("num_heads must be a whole number from 1")
-        if timm_args.get("patch_drop_rate"):
-            raise ValueError("patch_drop_rate leaves holes in the feature maps")
-        vit = timm.create_model(
-            name, pretrained=False, num_classes=0, **dynamic, **size, **timm_args
-        )
-    except SetrError:
-        raise
-    except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
-        raise _not_buildable(name, {**size, **timm_args}, error) from None
-    except RuntimeError as error:
-        if "negative" not in str(error):  # torch's word for the sizes of tensors
-            raise
-        raise _not_buildable(name, {**size, **timm_args}, error) from None
-    if flexible:
-        make_plain(vit, img_size)
-    if min(vit.patch_embed.grid_size) < 1:
+    vit = _created(name, needed, {**size, **timm_args})
+    embed = getattr(vit, "patch_embed", None)  # a NaFlex ViT gets its own below
+    if embed is not None and min(embed.grid_size) < 1:
         raise SetrError(
-            f"img_size {img_size}: {name} has patches of {vit.patch_embed.patch_size[0]} pixels; "
+            f"img_size {img_size}: {name} has patches of {embed.patch_size[0]} pixels; "
             "give the side of an image in pixels, no smaller than a patch",
             code=USAGE,
         )
     if getattr(vit, "attn_pool", None) is not None:
         vit.attn_pool = None  # SigLIP's pooling head is not used and would get no gradient
-    if relative:
-        make_variable(vit)
-    if windowed:
-        make_windowed(vit, name)
-    if talking:
-        make_without_class(vit)
-    if of_language_model:
-        make_plain_encoder(vit)
+    adapt(vit)
     make_on_device(vit)
     return vit
+
+
+def require_architecture(timm_args: dict[str, Any]) -> None:
+    """Refuse arguments of `timm.create_model` that read weights: they may be a stranger's.
+
+    Raises:
+        SetrError: names the argument.
+    """
+    wrong = sorted(_OF_WEIGHTS & timm_args.keys())
+    if wrong:
+        raise SetrError(
+            f"encoder_args: {wrong[0]} is about weights, not the architecture; leave it out, and "
+            "give weights as pretrained",
+            code=USAGE,
+        )
+
+
+def _adaptation(
+    name: str, img_size: int | tuple[int, int] | None
+) -> tuple[Callable[[Any], None], dict[str, Any]]:
+    """What makes a timm model of this name usable at any size, and the arguments that this needs.
+
+    Most only need the arguments.
+    """
+    from setr.layers.flexible_vit import is_flexible, make_plain
+    from setr.layers.language_vit import is_of_language_model, make_plain_encoder
+    from setr.layers.relative_bias import is_relative, make_variable
+    from setr.layers.talking_heads import has_talking_heads, make_without_class
+    from setr.layers.window_attention import is_windowed, make_windowed
+
+    if is_flexible(name):
+        return partial(make_plain, img_size=img_size), {}
+    if is_relative(name):
+        return make_variable, {}
+    if is_windowed(name):
+        return partial(make_windowed, name=name), {"neck_chans": 0}  # SAM's neck is not used
+    if has_talking_heads(name):
+        return make_without_class, {}
+    if is_of_language_model(name):  # whose projector is not used
+        return make_plain_encoder, {"global_pool": "", "out_features": 0}
+    return lambda vit: None, {"dynamic_img_size": True, "dynamic_img_pad": True}
+
+
+def _created(name: str, needed: dict[str, Any], given: dict[str, Any]) -> Any:
+    """A model of timm, with the arguments that are given and, beside them, those it needs."""
+    from setr._timm import timm
+
+    heads = given.get("num_heads", 1)
+    try:
+        if not isinstance(heads, int) or heads < 1:  # timm checks only that they divide the width
+            raise ValueError("num_heads must be a whole number from 1")
+        if given.get("patch_drop_rate"):
+            raise ValueError("patch_drop_rate leaves holes in the feature maps")
+        return timm.create_model(name, pretrained=False, num_classes=0, **{**needed, **given})
+    except SetrError:
+        raise
+    except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
+        raise _not_buildable(name, given, error) from None
+    except RuntimeError as error:
+        if "negative" not in str(error):  # torch's word for the sizes of tensors
+            raise
+        raise _not_buildable(name, given, error) from None
 
 
 def _require_known(name: str) -> None:

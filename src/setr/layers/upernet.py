@@ -109,15 +109,14 @@ class Level(nn.Module):
         self.lateral = OpenConvBNReLU(inner or width, channels, 1, bias=False)
         self.project = nn.Conv2d(width, inner, 1) if inner else None
         self.conv = nn.Conv2d(inner, inner, 3, padding=1) if inner else None
-        self.merged = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, D, scale*h, scale*w)."""
-        if self.project is None:
+        if self.project is None or self.conv is None:
             out: Tensor = self.lateral(x)
             return out
         x = self.project(x)
-        weight, bias = self._kernel()
+        weight, bias = self.lateral.kernel_behind(self.conv)
         if self.scale == 1:
             return self.lateral.finish(F.conv2d(x, weight, bias, padding=1))
         size = (x.shape[-2] * self.scale, x.shape[-1] * self.scale)
@@ -128,22 +127,7 @@ class Level(nn.Module):
     def merge(self) -> None:
         """Multiply the two convolutions for good, in a copy for export whose norm is folded."""
         if self.conv is not None:
-            weight, bias = self._kernel()
-            self.conv.weight = nn.Parameter(weight, requires_grad=False)
-            self.conv.bias = nn.Parameter(bias, requires_grad=False)
-            self.lateral[0], self.merged = nn.Identity(), True
-
-    def _kernel(self) -> tuple[Tensor, Tensor]:
-        """Weight (D, N, 3, 3) and bias (D,) of the 3x3 and the 1x1 convolution in one."""
-        conv = cast(nn.Conv2d, self.conv)
-        own_bias = cast(Tensor, conv.bias)
-        if self.merged:
-            return conv.weight, own_bias
-        weight, shift = self.lateral.kernel()
-        weight = weight.flatten(1)
-        product = (weight @ conv.weight.flatten(1)).unflatten(1, conv.weight.shape[1:])
-        bias = weight @ own_bias
-        return product, bias if shift is None else bias + shift
+            self.lateral.merge_into(self.conv)
 
 
 class _LastLevel(nn.Module):

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from setr._timm import timm
 from setr.errors import USAGE, SetrError
-from setr.layers.adapted_vit import AdaptedViT, pad_to_patches
+from setr.layers.adapted_vit import AdaptedViT, adapt
 from setr.layers.cpu_blocks import takes_attention
-from setr.layers.positions import is_known
+from setr.layers.positions import is_known, resize_maps
 
 _sam: Any = timm.models.vision_transformer_sam
 
@@ -132,11 +132,8 @@ def resample_offsets(table: Tensor, length: int) -> Tensor:
     """Resample a table linearly to another length of the axis: (2n - 1, d) -> (2 length - 1, d)."""
     if is_known((2 * length - 1,), (len(table),)):
         return table
-    lines = table.t()[None, :, :, None]
-    if lines.dtype in (torch.float16, torch.bfloat16):
-        lines = lines.float()
-    lines = F.interpolate(lines, (2 * length - 1, 1), mode="bilinear", align_corners=False)
-    return lines[0, :, :, 0].t().to(table.dtype)
+    lines = resize_maps(table.t()[None, :, :, None], (2 * length - 1, 1))
+    return lines[0, :, :, 0].t()
 
 
 class WindowBlock(_sam.Block):
@@ -157,10 +154,6 @@ class WindowedViT(AdaptedViT, _sam.VisionTransformerSAM):
 
     num_prefix_tokens = 0
     window_size = 0
-
-    def norm(self, tokens: Tensor) -> Tensor:
-        """The tokens; behind SAM's blocks only its neck follows, which is not used."""
-        return tokens
 
     def block_arguments(
         self, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
@@ -188,8 +181,8 @@ def make_windowed(vit: Any, name: str) -> None:
         raise SetrError(
             f"encoder '{name}': use_rope needs images of one size; leave it out", code=USAGE
         )
-    pad_to_patches(vit.patch_embed)
-    vit.__class__ = WindowedViT
+    adapt(vit, WindowedViT)
+    vit.norm = nn.Identity()  # behind the blocks only SAM's neck follows, which is not used
     if vit.pos_embed is not None:
         vit.pos_embed = nn.Parameter(vit.pos_embed.detach().flatten(1, 2))
     vit.window_size = max(block.window_size for block in vit.blocks)

@@ -13,7 +13,7 @@ import numpy as np
 
 from setr.data.class_files import names_by_id
 from setr.data.layouts import SPLIT_OF
-from setr.data.pairing import MASK_SUFFIXES
+from setr.data.mask_names import MASK_SUFFIXES
 from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.outlines.drawing import MaskFile, Shape

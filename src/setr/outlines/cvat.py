@@ -11,7 +11,7 @@ import numpy as np
 
 from setr.data.layouts import SPLIT_OF
 from setr.images import encode_png
-from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse
+from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse, unrolled
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.reading.files import walk_images
 
@@ -87,8 +87,6 @@ def _part(kind: str, given: Mapping[str, str]) -> Part | None:
     if kind == "mask":  # row-major run lengths that begin with background
         lengths = np.array(given["rle"].split(","), np.int64)
         W, H = int(given["width"]), int(given["height"])
-        if (lengths < 0).any() or lengths.sum() != W * H:
-            raise ValueError
-        inside = np.repeat(np.arange(len(lengths)) % 2, lengths).reshape(H, W).astype(np.uint8)
+        inside = unrolled((np.arange(len(lengths)) % 2).astype(np.uint8), lengths, (H, W))
         return Patch(int(given["top"]), int(given["left"]), encode_png(inside))
     return None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from setr.images import encode_png
-from setr.outlines.drawing import Patch, Ring, Shape, as_points
+from setr.outlines.drawing import Patch, Ring, Shape, as_points, unrolled
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.layers import BROKEN
 
@@ -66,9 +66,7 @@ def _rasters(
 ) -> list[Shape]:
     """The masks of a layer, stored row-major as pairs of a mask's number and a run length."""
     runs = np.array(layer["dense_rle"], np.int64).reshape(-1, 2)
-    if (runs[:, 1] < 0).any() or runs[:, 1].sum() != size[0] * size[1]:
-        raise ValueError
-    pixels = np.repeat(runs[:, 0], runs[:, 1]).reshape(size)
+    pixels = unrolled(runs[:, 0], runs[:, 1], size)
     numbers = {number: masks[key] for key, number in layer["mask_annotation_ids_mapping"].items()}
     return [
         Shape(class_name, (Patch(0, 0, encode_png((pixels == number).astype(np.uint8))),))

@@ -20,7 +20,10 @@ from setr.data.dataset import require_size
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS, opened
 from setr.labels import IGNORE
-from setr.reading.masks import read_mask
+from setr.reading.masks import read_levels, read_mask
+
+MOST_CROSSINGS = 10_000_000
+"""Of an outline and the rows of a small image; each takes some bytes until it is drawn."""
 
 
 class Cover(NamedTuple):
@@ -43,7 +46,11 @@ class Ring:
     holes: tuple[np.ndarray, ...] = ()
 
     def cover(self, size: tuple[int, int]) -> Cover:
-        """Pixels of an image of `size` (H, W) with their centre inside the polygon."""
+        """Pixels of an image of `size` (H, W) with their centre inside the polygon.
+
+        Raises:
+            SetrError: a tangle that would take more memory than any image.
+        """
         H, W = size
         lines = [line * (W, H) if self.relative else line for line in (self.points, *self.holes)]
         ring = np.concatenate(lines)
@@ -54,6 +61,11 @@ class Ring:
         first, last = _pixels(y0, H), _pixels(y1, H)
         top, bottom = int(first.min()), int(last.max())
         left, right = int(_pixels(ring[:, 0], W).min()), int(_pixels(ring[:, 0], W).max())
+        if int((last - first).sum()) > max(MOST_CROSSINGS, 4 * H * W):
+            raise SetrError(
+                f"an outline of {len(ring):,} points crosses the rows of an image of {H} x {W} "
+                "(height x width) more often than there are pixels; simplify it"
+            )
         edge = np.repeat(np.arange(len(ring)), last - first)
         begins = np.cumsum(last - first) - (last - first)
         row = np.arange(len(edge)) - begins[edge] + first[edge]
@@ -80,12 +92,12 @@ class Runs:
             SetrError: another image size, or lengths that do not add up to it.
         """
         lengths = self.counts
-        if self.size != size or lengths.sum() != size[0] * size[1] or (lengths < 0).any():
+        if self.size != size or not _add_up(lengths, size):
             raise SetrError(
                 f"run lengths of {lengths.sum()} pixels, size {list(self.size)}, "
                 f"for an image of {size[0]} x {size[1]} (height x width)"
             )
-        inside = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(size[::-1]).T
+        inside = unrolled(np.arange(len(lengths)) % 2 == 1, lengths, size[::-1]).T
         if not inside.any():
             return Cover(0, 0, inside[:0, :0])
         rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
@@ -124,9 +136,13 @@ class Patch:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask file of the image's size; nonzero pixels belong to the object."""
+    """A mask file of the image's size; nonzero pixels belong to the object.
+
+    With a `threshold`, the grey levels from it on belong to it, and lossy formats are read, too.
+    """
 
     path: Path
+    threshold: int = 0
 
     def cover(self, size: tuple[int, int]) -> Cover:
         """All pixels of an image of `size` (H, W).
@@ -134,9 +150,9 @@ class MaskFile:
         Raises:
             SetrError: unreadable, or of another size.
         """
-        mask = read_mask(self.path)
+        mask = read_levels(self.path) if self.threshold else read_mask(self.path)
         require_size(self.path, mask, size)
-        return Cover(0, 0, mask > 0)
+        return Cover(0, 0, mask >= max(self.threshold, 1))
 
 
 @dataclass(frozen=True)
@@ -223,6 +239,23 @@ def as_counts(values: Any) -> np.ndarray:
     if counts.ndim != 1:
         raise ValueError
     return counts
+
+
+def unrolled(values: np.ndarray, lengths: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Values that are repeated so often, as an array of `size` (H, W), row by row.
+
+    Raises:
+        ValueError: the lengths do not add up to it, or it is too large for an image.
+    """
+    if not _add_up(lengths, size):
+        raise ValueError
+    return np.repeat(values, lengths).reshape(size)
+
+
+def _add_up(lengths: np.ndarray, size: tuple[int, int]) -> bool:
+    count = size[0] * size[1]
+    single = ((lengths >= 0) & (lengths <= count)).all()  # or else their sum may overflow
+    return bool(count <= MAX_PIXELS and single and lengths.sum() == count)
 
 
 def _opaque(png: bytes) -> np.ndarray:

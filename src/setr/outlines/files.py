@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from setr.data.flat_pairs import DRAWN
 from setr.data.pairing import data_error
 from setr.data.tile_folder import TILES, has_tiles
 from setr.outlines.cvat import cvat_outlines
-from setr.outlines.index import DRAWN, AnnotatedFolder, ImageIndex
+from setr.outlines.index import AnnotatedFolder, ImageIndex
 from setr.outlines.json_files import json_outlines
 from setr.outlines.yolo import yolo_outlines
 from setr.reading.files import walk_images

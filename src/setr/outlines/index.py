@@ -12,8 +12,6 @@ from setr.data.layouts import SPLIT_OF
 from setr.outlines.drawing import Shape
 from setr.reading.files import composed, stem_of
 
-DRAWN = "masks_drawn"
-"""Folder for the drawn masks; files in it are never taken as images."""
 IGNORED, BACKGROUND = "__ignore__", "_background_"
 """LabelMe's class names for ignored pixels and for pixels outside all outlines."""
 

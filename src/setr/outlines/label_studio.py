@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from setr.data.pairing import is_file
-from setr.images import encode_png
+from setr.images import MAX_PIXELS, encode_png
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.layers import BROKEN
@@ -136,7 +136,7 @@ def _brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
 
     length, width = take(32), take(5) + 1
     counts = [take(4) + 1 for _ in range(4)]
-    if length != 4 * size[0] * size[1] or width > 8:
+    if length != 4 * size[0] * size[1] or length > 4 * MAX_PIXELS or width > 8:
         raise ValueError
     values, start = np.zeros(length, np.uint8), 0
     while start < length:

@@ -18,13 +18,14 @@ from typing import NoReturn
 import numpy as np
 
 from setr.bands import Bands, check_pixels
+from setr.data.flat_pairs import DRAWN
 from setr.data.pairing import data_error
 from setr.data.tile_folder import TileFolder, names_for
 from setr.errors import USAGE, SetrError
 from setr.images import MAX_PIXELS, check_whole, encode_png
 from setr.labels import IGNORE, Labels
 from setr.outlines.drawing import draw
-from setr.outlines.index import BACKGROUND, DRAWN, IGNORED, AnnotatedFolder, AnnotatedImage
+from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
 from setr.outlines.window_masks import WindowMask
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes

@@ -16,6 +16,9 @@ from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.layers import BROKEN
 
+MOST_BYTES = 100 << 20
+"""Of a PNG file, which is compressed itself and so hardly grows."""
+
 
 def is_supervisely(content: Mapping[str, Any]) -> bool:
     """Whether a JSON file is of this format."""
@@ -64,5 +67,9 @@ def _part(given: Mapping[str, Any]) -> Part | None:
         return Ring(as_points(points["exterior"]), holes=holes)
     if given["geometryType"] == "bitmap":
         left, top = map(int, given["bitmap"]["origin"])
-        return Patch(top, left, zlib.decompress(base64.b64decode(given["bitmap"]["data"])))
+        packed, inflate = base64.b64decode(given["bitmap"]["data"]), zlib.decompressobj()
+        png = inflate.decompress(packed, MOST_BYTES)
+        if inflate.unconsumed_tail or not inflate.eof:
+            raise ValueError
+        return Patch(top, left, png)
     return None

@@ -16,6 +16,7 @@ from setr.labels import IGNORE
 from setr.outlines.drawing import Ring, Shape, as_points
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex
 from setr.reading.files import walk_images
+from setr.reading.parsed import yaml_of
 
 FARTHEST = 2.0
 """Largest relative coordinate that is accepted; some tools write points slightly outside."""
@@ -86,7 +87,7 @@ def _described(root: Path) -> dict[str, Any]:
     """Content of the first YAML file in the folder with `names`; empty without one."""
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
-            values = yaml.load(path.read_text(encoding="utf-8"), DataLoader)
+            values = yaml_of(path.read_text(encoding="utf-8"), DataLoader)
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(values, dict) and isinstance(values.get("names"), list | dict):

@@ -106,12 +106,13 @@ def reliability_chart(calibration: dict[str, Any]) -> str:
 def loss_chart(steps: np.ndarray, losses: np.ndarray) -> str:
     """The training loss over steps."""
     x = 40 + 640 * (steps - steps[0]) / (steps[-1] - steps[0])
-    y = 180 - 160 * losses / losses.max()
+    high = losses.max() or 1.0
+    y = 180 - 160 * losses / high
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
     parts = [
         '<line x1="40" y1="180" x2="680" y2="180"/><line x1="40" y1="20" x2="40" y2="180"/>',
         f'<polyline points="{path}"/>',
-        f'<text x="36" y="26" text-anchor="end">{losses.max():.1f}</text>',
+        f'<text x="36" y="26" text-anchor="end">{high:{".1f" if high >= 1 else ".2g"}}</text>',
         '<text x="36" y="184" text-anchor="end">0</text>',
         f'<text x="680" y="200" text-anchor="end">step {int(steps[-1])}</text>',
     ]

@@ -30,14 +30,16 @@ from setr.explain import (
 )
 from setr.inference import normalize
 from setr.labels import IGNORE, Labels
-from setr.pages.montage import Panel, mark
-from setr.pages.page import RIGHT, WRONG, error_map, heat
+from setr.pages.montage import Panel, mark, shrunk
+from setr.pages.page import RIGHT, WIDTH, WRONG, error_map, heat, percent
 from setr.predictor import Predictor
 from setr.reading.masks import ColourMaskError, read_mask
 
 
 class Figure(NamedTuple):
     """Rows of panels, and a sentence that says how to read them.
+
+    Panels are shrunk as for a page, since there may be dozens, each of a large photo.
 
     Attributes:
         legend: training ids of the classes to list below the picture.
@@ -59,14 +61,17 @@ class View(NamedTuple):
     image: np.ndarray
     pixels: torch.Tensor
 
-    def at_image_size(self, values: np.ndarray, patch_size: int) -> np.ndarray:
-        """A map over the patch grid (h, w[, 3]) -> (H, W[, 3]); the padding is cut off."""
+    def over(self, shown: np.ndarray, values: np.ndarray, patch_size: int) -> np.ndarray:
+        """A map over the patch grid (h, w[, 3]) at the size of the image as shown, (H'', W''[, 3]).
+
+        The padding is cut off.
+        """
         H, W = self.pixels.shape[-2:]
         h, w = values.shape[:2]
         full = cv2.resize(
             np.ascontiguousarray(values, dtype=np.float32), (w * patch_size, h * patch_size)
         )
-        return cv2.resize(full[:H, :W], (self.image.shape[1], self.image.shape[0]))
+        return cv2.resize(full[:H, :W], (shown.shape[1], shown.shape[0]))
 
 
 def open_view(predictor: Predictor, path: Path, short_side: int | None = None) -> View:
@@ -107,6 +112,7 @@ def attention_figure(
     """
     model, patch = predictor.network, predictor.network.encoder.patch_size
     H, W = view.image.shape[:2]
+    shown = _panel(view.image)
     layers = layers or (len(model.encoder.stages()),)
     rows: list[list[Panel]] = []
     for x, y in points or ((W / 2, H / 2),):
@@ -128,11 +134,12 @@ def attention_figure(
                 chosen.append((heads[head - 1], f"layer {layer}, head {head}"))
             else:
                 raise SetrError(f"head {head}: layer {layer} has 1 to {len(heads)}", code=USAGE)
+        place = x * shown.shape[1] / W, y * shown.shape[0] / H
         panels = [
-            (mark(heat(view.at_image_size(saturated(values), patch)), x, y), caption)
+            (mark(heat(view.over(shown, saturated(values), patch)), *place), caption)
             for values, caption in (*chosen, *single)
         ]
-        first = (mark(view.image, x, y), f"point {x:.0f},{y:.0f}")
+        first = (mark(shown, *place), f"point {x:.0f},{y:.0f}")
         rows.append([first, *panels[: len(chosen)]])
         rows += [panels[i : i + 4] for i in range(len(chosen), len(panels), 4)]
     return Figure(
@@ -158,12 +165,13 @@ def features_figure(
     model, patch = predictor.network, predictor.network.encoder.patch_size
     depth = len(model.encoder.stages())
     layers = layers or spread_layers(depth)
-    rows: list[list[Panel]] = [[(view.image, "image")]]
+    shown = _panel(view.image)
+    rows: list[list[Panel]] = [[(shown, "image")]]
     for layer, maps in layer_features(model, view.pixels, layers).items():
-        colours = view.at_image_size(principal_colours(maps), patch)
+        colours = view.over(shown, principal_colours(maps), patch)
         row = [(np.rint(colours * 255).astype(np.uint8), f"layer {layer}, three main components")]
         row += [
-            (heat(view.at_image_size(channel, patch)), f"layer {layer}, channel {number}")
+            (heat(view.over(shown, channel, patch)), f"layer {layer}, channel {number}")
             for number, channel in strongest_channels(maps, channels)
         ]
         rows.append(row)
@@ -225,21 +233,26 @@ def compare_figure(
     share = f"{100 * differ.mean():.1f} %"
     colours = np.array([RIGHT, WRONG], np.uint8)[differ.astype(np.uint8)]
     rows: list[list[Panel]] = [
-        [(ours.image, "image"), (ours.overlay(), names[0]), (theirs.overlay(), names[1])],
         [
-            (colours, f"they differ in {share}"),
-            (ours.color(), names[0]),
-            (theirs.color(), names[1]),
+            (_panel(ours.image), "image"),
+            (_panel(ours.overlay()), names[0]),
+            (_panel(theirs.overlay()), names[1]),
+        ],
+        [
+            (_panel(colours), f"they differ in {share}"),
+            (_panel(ours.color()), names[0]),
+            (_panel(theirs.color()), names[1]),
         ],
     ]
     seen = np.union1d(ours.mask, theirs.mask)
     if truth:
         real = _truth(truth, labels, ours.mask.shape)
-        row: list[Panel] = [(labels.palette[real], "truth")]
+        row: list[Panel] = [(_panel(labels.palette[real]), "truth")]
         for name, result in zip(names, (ours, theirs), strict=True):
             counted = real != IGNORE
-            right = (result.mask == real)[counted].mean() if counted.any() else 0.0
-            row.append((error_map(result.mask, real), f"{name}: {100 * right:.1f} % right"))
+            right = (result.mask == real)[counted].mean() if counted.any() else None
+            said = "no pixel counts" if right is None else f"{percent(right)} % right"
+            row.append((_panel(error_map(result.mask, real)), f"{name}: {said}"))
         rows.append(row)
         seen = np.union1d(seen, real)
     return Figure(
@@ -247,6 +260,10 @@ def compare_figure(
         f"{path.name}: the models differ on {share} of the pixels (orange).",
         tuple(int(i) for i in seen if i < len(labels.classes)),
     )
+
+
+def _panel(picture: np.ndarray) -> np.ndarray:
+    return shrunk(picture, WIDTH)
 
 
 def _truth(path: Path, labels: Labels, size: tuple[int, ...]) -> np.ndarray:

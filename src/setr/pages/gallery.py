@@ -8,9 +8,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from setr.distributed import gather
+from setr.pages.montage import shrunk
+from setr.pages.page import WIDTH
 from setr.reading.files import write_bytes
 from setr.scores.groups import ScoredImage
 from setr.scores.intervals import paired_difference
@@ -19,7 +22,7 @@ from setr.scores.intervals import paired_difference
 class Gallery:
     """Collects tested images; give it to `evaluate_split` as `on_image`.
 
-    Two numbers are kept of each image, pictures only of the extremes.
+    Two numbers are kept of each image, pictures only of the extremes, shrunk as for a page.
 
     Args:
         shown: how many of the worst and of the best images to keep with their pictures.
@@ -38,7 +41,8 @@ class Gallery:
         if miou is None or not self.shown:
             return
         for heap, key in ((self._worst, -miou), (self._best, miou)):
-            self._keep(heap, (key, tested.number, tested))
+            if len(heap) < self.shown or heap[0][:2] < (key, tested.number):
+                self._keep(heap, (key, tested.number, _small(tested)))
 
     def _keep(
         self, heap: list[tuple[float, int, ScoredImage]], item: tuple[float, int, ScoredImage]
@@ -79,6 +83,20 @@ class Gallery:
         for _, row in sorted(self.rows.items()):
             writer.writerow(["" if v is None else v for v in row])
         write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _small(tested: ScoredImage) -> ScoredImage:
+    """The same with pictures at most as large as a page shows them."""
+    truth, prediction = (
+        shrunk(ids, WIDTH, cv2.INTER_NEAREST) for ids in (tested.truth, tested.prediction)
+    )
+    confidence = None if tested.confidence is None else shrunk(tested.confidence, WIDTH)
+    return tested._replace(
+        image=shrunk(tested.image, WIDTH),
+        truth=truth,
+        prediction=prediction,
+        confidence=confidence,
+    )
 
 
 def paired(ours: Gallery, theirs: Gallery) -> dict[str, Any]:

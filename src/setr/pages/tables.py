@@ -91,6 +91,15 @@ def _notes(figures: dict[str, Any]) -> list[str]:
     return notes
 
 
+def difference_text(against: dict[str, Any]) -> str:
+    """A `paired_difference` of fractions in points, with its interval if it has one."""
+    text = f"{100 * against['difference']:+.2f}"
+    if not against["interval"]:
+        return text
+    low, high = (f"{100 * v:+.2f}" for v in against["interval"])
+    return f"{text} (95 % interval {low} to {high})"
+
+
 def report_failed(figures: dict[str, Any]) -> int:
     """Print the images that could not be read to stderr; returns the exit code."""
     for problem in figures["failed"]:

@@ -19,14 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks, and does not replace a file that is open
-    fcntl = None  # type: ignore[assignment]
-
 from setr._extras import import_extra
 from setr.errors import USAGE, SetrError
+from setr.processes import lock
 from setr.reading.files import printable
+from setr.reading.parsed import json_of
 from setr.reading.storage import Storage, read_range
 
 Row = dict[str, Any]
@@ -104,13 +101,10 @@ class Manifest:
 
     def _open(self) -> None:
         path = self.storage.path(self.file)
+        flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)
         try:
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
-            self._fd = os.open(path, flags, 0o666)
-            if fcntl:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fd, _ = lock.open_locked(path, flags, "flock")
         except BlockingIOError:
-            os.close(self._fd)
             raise SetrError(
                 f"{path}: another run is writing it; wait for it, or use --shard i/n", code=USAGE
             ) from None
@@ -174,7 +168,7 @@ class Manifest:
 
     def _replace(self, lines: Iterable[bytes]) -> None:
         parts, was_open, data = self._parts(), self._fd >= 0, b"".join(lines)
-        if not fcntl:
+        if lock.fcntl is None:  # Windows, which does not replace a file that is open
             self._release()
         self.storage.write(self.file, data)
         for name in parts:
@@ -227,7 +221,7 @@ def _parsed(line: bytes) -> Row | None:
     if not line.endswith(b"\n"):
         return None  # torn
     try:
-        row = json.loads(line)
+        row = json_of(line)
         return row if row["name"] and row["status"] and row["run"] else None
     except (ValueError, LookupError, TypeError):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from setr.batch import Outcome, Task
 from setr.errors import FAILED, INTERRUPTED, OK
 from setr.prediction.manifest import Manifest
 from setr.processes.progress import Progress
-from setr.reading.files import printable
+from setr.reading.files import one_line
 
 FACTS = ("frames", "dropped", "reconnects", "ended")
 """Entries of a video's row that JSON has, too."""
@@ -39,7 +38,7 @@ def progress(total: int, before: int, *, quiet: bool) -> Iterator[Callable[[Outc
         if total > LINES:
             bar.update(done, images=1)
         elif not quiet and outcome.row["status"] == "ok":
-            print(_line(f"{done}/{total}  {outcome.row['input']}  {outcome.text}"))
+            print(one_line(f"{done}/{total}  {outcome.row['input']}  {outcome.text}"))
 
     with bar:
         yield show
@@ -73,7 +72,7 @@ def print_summary(
         cut: a live source was stopped by a signal.
     """
     for problem in broken[:LINES]:
-        print(f"setr: {_line(problem)}", file=sys.stderr)
+        print(f"setr: {one_line(problem)}", file=sys.stderr)
     if len(broken) > LINES:
         print(f"setr: … and {len(broken) - LINES} more", file=sys.stderr)
     states = [manifest.done.get(task.item.name) for task in tasks]
@@ -89,8 +88,3 @@ def print_summary(
     if cut:
         print("setr: stopped; all that was recorded is saved", file=sys.stderr)
     return INTERRUPTED if cut else OK
-
-
-def _line(text: str) -> str:
-    """Text with names of files, which may hold line ends, as one line."""
-    return printable(re.sub(r"\s*[\r\n]\s*", " ", text))

@@ -1,11 +1,15 @@
-"""A lock that lets one process at a time use a folder."""
+"""Locks: what another process uses is told from what a killed one left."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import tempfile
+import time
 from pathlib import Path
+from typing import Literal
 
 try:
     import fcntl
@@ -13,6 +17,62 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from setr.errors import USAGE, SetrError
+
+BEGUN = 60.0
+"""Seconds after which a new folder has its lock."""
+ATTEMPTS = 100
+"""Lock a file that is being replaced so often; some network disks never show it as the same."""
+
+
+def open_locked(
+    path: str | os.PathLike, flags: int, kind: Literal["lockf", "flock"]
+) -> tuple[int, bool]:
+    """Open a file and lock it, made if missing; the lock of a file is no use once it is replaced.
+
+    Args:
+        path: of the file.
+        flags: of `os.open`.
+        kind: `lockf` locks for this process without its children, until it closes the file under
+            any number; `flock` for this number, until it is closed in the children, too.
+
+    Returns:
+        Its number, and whether it is locked: not on Windows and file systems without locks.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+        OSError: cannot be opened.
+    """
+    for left in reversed(range(ATTEMPTS)):
+        fd = os.open(path, flags | os.O_CREAT, 0o666)
+        try:
+            locked = _lock(fd, kind)
+        except BlockingIOError:
+            os.close(fd)
+            raise
+        if not (locked and left) or _is_at(fd, path):
+            break
+        os.close(fd)
+    return fd, locked
+
+
+def _lock(fd: int, kind: Literal["lockf", "flock"]) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        getattr(fcntl, kind)(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise BlockingIOError from None
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(fd: int, path: str | os.PathLike) -> bool:
+    """Whether an open file is still the one at a path, not one that was replaced or removed."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 class Lock:
@@ -35,17 +95,15 @@ class Lock:
         """
         if self._fd >= 0 or fcntl is None:
             return
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            holder = os.read(fd, 200).decode(errors="replace") or "another process"
-            os.close(fd)
+            fd, locked = open_locked(self._path, os.O_RDWR, "lockf")
+        except BlockingIOError:
             raise SetrError(
-                f"{self.folder}: {holder} is using it; wait for that, or choose another folder",
+                f"{self.folder}: {self._holder()} is using it; wait for that, or choose another "
+                "folder",
                 code=USAGE,
             ) from None
-        except OSError:
+        if not locked:
             os.close(fd)
             return
         self._fd = fd
@@ -53,9 +111,49 @@ class Lock:
             os.truncate(fd, 0)
             os.write(fd, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
+    def _holder(self) -> str:
+        try:
+            return self._path.read_text(errors="replace")[:200] or "another process"
+        except OSError:  # it has just left
+            return "another process"
+
     def release(self) -> None:
         """Release the lock, if it is held."""
         if self._fd >= 0:
             self._path.unlink(missing_ok=True)
             os.close(self._fd)
             self._fd = -1
+
+
+class ScratchFolder:
+    """A temporary folder, removed in the end; a context manager that gives its path.
+
+    Those of killed processes are removed at the beginning, where the file system has locks.
+
+    Args:
+        parent: in which it lies.
+        prefix: of its name; others of this prefix are taken for such folders.
+
+    Raises:
+        OSError: cannot be made.
+    """
+
+    def __init__(self, parent: Path, prefix: str) -> None:
+        for left in parent.glob(f"{prefix}*"):
+            with contextlib.suppress(OSError):  # at work, or gone
+                if time.time() - left.stat().st_mtime > BEGUN:
+                    fd, locked = open_locked(left / ".lock", os.O_RDWR, "flock")
+                    os.close(fd)
+                    if locked:
+                        shutil.rmtree(left)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix=prefix, dir=parent, ignore_cleanup_errors=True
+        )
+        self._fd, _ = open_locked(Path(self._folder.name, ".lock"), os.O_RDWR, "flock")
+
+    def __enter__(self) -> Path:
+        return Path(self._folder.name)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        self._folder.cleanup()

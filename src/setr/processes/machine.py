@@ -146,10 +146,12 @@ def _all_pages() -> int:
         return sys.maxsize
 
 
+@functools.cache
 def matmul_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     """FLOP/s of a square matrix product, computed as in encoder blocks; dtype None is fp32.
 
-    The best of a few repetitions. Random numbers come from a separate generator.
+    The best of a few repetitions, measured once in a process. Random numbers come from a separate
+    generator.
     """
     import torch
 

@@ -7,6 +7,7 @@ differently (rotated, transparent, 16-bit, truncated) are left to Pillow.
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -23,12 +24,34 @@ try:
 except ImportError:  # fall back to Pillow, at less than half the speed
     _decode_png = None
 
+MAX_SCANS = 100
+"""Scans of a progressive JPEG, as in libtiff and GDAL; each takes time, but only a dozen bytes."""
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")  # one before a segment
+
 
 def orientation(image: Any) -> int:
     """EXIF orientation of an open Pillow image, 1 (upright) to 8, read from the header only."""
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # getexif would decode all pixels to search behind them
     return int(image.getexif().get(0x0112, 1))
+
+
+def check_scans(image: Any, source: str | os.PathLike | bytes) -> None:
+    """Refuse a progressive JPEG that would take hours to decode.
+
+    Raises:
+        OSError: more scans than `MAX_SCANS`.
+    """
+    if image.format not in ("JPEG", "MPO") or "progressive" not in image.info:
+        return
+    data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
+    scans, place = 0, 2
+    while (found := _MARKER.search(data, place)) and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        if scans > MAX_SCANS:
+            raise OSError(f"it has more than {MAX_SCANS} scans; save it again as a plain JPEG")
+        length = data[found.end() : found.end() + 2]
+        place = found.end() + max(int.from_bytes(length, "big"), 2)
 
 
 def can_stop_early(image: Any, data: bytes) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import json
 import os
@@ -9,14 +11,34 @@ import re
 import tempfile
 import unicodedata
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 )
+
+MOST_WAYS = 200
+"""To a folder by links inside linked folders; ten folders that link each other have a million."""
+LONGEST_LINE = 2_000
+"""Characters of a message; of longer ones, beginning and end are shown."""
+_OF_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+"""Errors by which file systems refuse names that are too long, or have characters they lack."""
+
+
+class NameRefusedError(SetrError):
+    """A name under which no file can be written here."""
+
+
+def cannot_write(path: object, error: Exception) -> SetrError:
+    """The error of a file that cannot be written, one of its own for a name that is the reason."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    of_name = isinstance(error, ValueError) or getattr(error, "errno", None) in _OF_NAMES
+    kind = NameRefusedError if of_name else SetrError
+    return kind(f"{path}: cannot write: {reason}")
 
 
 def require_alive(path: str | os.PathLike) -> None:
@@ -67,6 +89,18 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
+def one_line(text: str) -> str:
+    """A message as one line of a terminal.
+
+    Names from files and archives of strangers may hold line ends, and control characters with which
+    a terminal rewrites what it shows; values may be megabytes.
+    """
+    line = re.sub(r"\s*[\r\n]\s*", " ", text)
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", printable(line))
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
+
+
 def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
     """Write a file atomically: it appears under its name when complete.
 
@@ -80,9 +114,10 @@ def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
     try:
         part.write_bytes(data)
         os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
+            part.unlink(missing_ok=True)
+        raise cannot_write(path, error) from None
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -105,10 +140,13 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
 
     Hidden files are left out. Links to folders are followed, except those to a folder above.
     Returns plain strings, because a million `Path` objects take a gigabyte.
+
+    Raises:
+        SetrError: folders that are linked with each other in countless ways.
     """
-    found, pending = [], [""]
+    found, pending, ways = list[str](), [("", False)], Counter[str]()
     while pending:
-        prefix = pending.pop()
+        prefix, linked = pending.pop()
         with os.scandir(os.path.join(folder, prefix)) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -116,15 +154,23 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                 name = prefix + entry.name
                 wanted = os.path.splitext(name)[1].lower() in suffixes
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{name}/")
+                    pending.append((f"{name}/", linked))
                 elif wanted:
                     found.append(name)
-                elif entry.is_symlink() and os.path.isdir(entry) and not _is_cycle(folder, name):
-                    pending.append(f"{name}/")
+                elif entry.is_symlink() and os.path.isdir(entry) and not is_cycle(folder, name):
+                    target = os.path.realpath(entry)
+                    ways[target] += linked
+                    if ways[target] > MOST_WAYS:
+                        raise SetrError(
+                            f"{folder}: links lead to {target} in more than {MOST_WAYS} ways; "
+                            "remove those between linked folders",
+                            code=USAGE,
+                        )
+                    pending.append((f"{name}/", True))
     return sorted(found)
 
 
-def _is_cycle(folder: Path, name: str) -> bool:
+def is_cycle(folder: Path, name: str) -> bool:
     """Whether a link to a folder leads to one of its own parents, or above them."""
     target = os.path.realpath(os.path.join(folder, name))
     parents = (os.path.realpath(folder / parent) for parent in Path(name).parents)

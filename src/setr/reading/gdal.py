@@ -6,6 +6,7 @@ Whether a TIFF file is georeferenced is read from its tags, without GDAL.
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import warnings
@@ -21,6 +22,8 @@ from setr.images import Source, bounds, source_name, unreadable
 
 CACHE_BYTES = 64 << 20
 """GDAL's block cache."""
+LARGEST_TILE = 1 << 24
+"""Pixels of a tile that may be larger than its image; a small file may claim gigabytes."""
 STRIP = 512
 """Rows read at once by `GdalFile.has_data`, so that each block is decoded only once."""
 _DRIVERS = {b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
@@ -55,13 +58,21 @@ class GdalFile:
             raise SetrError(f"{self.name}: bands are read from TIFF and PNG files only")
         self._env = gdal.Env(GDAL_CACHEMAX=cache, GDAL_PAM_ENABLED=False)
         self._env.__enter__()
-        file = io.BytesIO(source) if isinstance(source, bytes) else self.name
+        # never `scheme:name`, which rasterio takes for an address
+        file = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(self.name)
         try:
             self.file = gdal.open(file, driver=driver)
         except Exception as error:
             self._env.__exit__(None, None, None)
             raise self._unreadable(error) from None
         self.stored = Stored(self.file.shape, tuple(self.file.dtypes))
+        height, width = max(self.file.block_shapes, key=math.prod)
+        if height * width > max(math.prod(self.stored.shape), LARGEST_TILE):
+            self.__exit__()
+            raise SetrError(
+                f"{self.name}: an image of {self.stored.shape[1]}x{self.stored.shape[0]} pixels in "
+                f"tiles of {width}x{height}, which are decoded whole; save it with smaller ones"
+            )
 
     def __enter__(self) -> GdalFile:
         return self
@@ -218,7 +229,7 @@ def gdal_driver(source: Source) -> str | None:
         try:
             with open(source, "rb") as file:
                 head = file.read(4)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # or no name that a file can have
             raise unreadable(source_name(source), error, source) from None
     else:
         head = source[:4]

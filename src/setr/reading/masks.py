@@ -61,6 +61,20 @@ def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
         ) from None
 
 
+def read_levels(source: Source) -> np.ndarray:
+    """Grey levels (H, W) of a mask of two classes, uint8 or uint16, also of JPEG files.
+
+    Colours and palettes become their brightness.
+
+    Raises:
+        SetrError: as `read_image`.
+    """
+    with opened(source, MAX_PIXELS) as image:
+        if image.mode.startswith("I"):
+            return _in_range(np.asarray(image), source_name(source))
+        return np.asarray(image.convert("L"))
+
+
 def read_palette(source: Source) -> dict[int, int]:
     """Palette of an image file: colour (0xrrggbb) by id; empty without one."""
     if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
@@ -152,7 +166,8 @@ def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
     if image.format in LOSSY_FORMATS:
         raise SetrError(
             f"{name}: {image.format} compression has changed the ids of this mask; export it as "
-            "PNG from its source, since converting this file does not restore them"
+            "PNG from its source, since converting this file does not restore them (of two classes "
+            "only, `setr init-data DIR --threshold 128` draws it anew)"
         )
     if rgb and image.mode not in ("RGB", "RGBA", "P"):
         raise IdMaskError(

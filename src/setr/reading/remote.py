@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import re
 import socket
-import sys
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from setr._extras import unreported
 from setr.errors import USAGE, SetrError, first_line
 from setr.reading.files import require_alive
+from setr.reading.urls import download_file, split_url, without_password
 
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
+
+
+def import_hub() -> Any:
+    """The client of the Hugging Face Hub, which downloads and uploads and reports nothing else."""
+    unreported("huggingface_hub")
+    for module in ("constants", "errors"):  # become attributes by this
+        importlib.import_module(f"huggingface_hub.{module}")
+    return importlib.import_module("huggingface_hub")
 
 
 def is_repository(source: str) -> bool:
@@ -65,9 +75,9 @@ def fetch(
     Raises:
         SetrError: no such repository, a gated one, or not in the cache and no network.
     """
-    from huggingface_hub import errors, snapshot_download
-
     require_alive(source)
+    hub = import_hub()
+    errors, snapshot_download = hub.errors, hub.snapshot_download
     repo_id, at, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in source or (at and not revision):
         raise SetrError(
@@ -115,31 +125,25 @@ def fetched(url: str) -> Path:
     """
     import torch
 
-    name = Path(unquote(urlsplit(url).path)).name
-    if not name:
-        raise SetrError(f"{url}: names no file", code=USAGE)
+    shown, name = without_password(url), Path(unquote(split_url(url).path)).name
+    if name in ("", ".."):
+        raise SetrError(f"{shown}: names no file", code=USAGE)
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]  # several URLs may have one file name
     path = Path(torch.hub.get_dir(), "setr", digest, name)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
-        except (OSError, HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise SetrError(
-                f"{url}: download failed ({str(reason) or type(error).__name__:.80}); download it "
-                "on another machine and give the path"
-            ) from None
+            download_file(url, path)
+        except SetrError as error:
+            raise SetrError(f"{error}; download it on another machine and give the path") from None
     return path
 
 
 def _require_network(missing: str, fix: str) -> None:
     """Fail at once if the Hub cannot be reached; its client would retry for a minute."""
-    from huggingface_hub import constants
-
     if urllib.request.getproxies():
         return
-    address = urlsplit(constants.ENDPOINT)
+    address = urlsplit(import_hub().constants.ENDPOINT)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((address.hostname or "", port), timeout=10).close()

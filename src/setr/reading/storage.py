@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.errors import USAGE, SetrError, first_line
-from setr.reading.files import write_bytes
+from setr.reading.files import cannot_write, write_bytes
 
 Identity = str | tuple[int, int]
 """What `identity` returns: a URL, or device and inode number of a file."""
@@ -53,7 +53,7 @@ def identity(path: str) -> Identity | None:
         return path
     try:
         status = os.stat(path.removeprefix("file://"))
-    except OSError:
+    except (OSError, ValueError):  # no such file, or a name that no file can have
         return None
     return status.st_dev, status.st_ino
 
@@ -141,6 +141,7 @@ class Storage:
         """Write a file; it appears when complete.
 
         Raises:
+            NameRefusedError: the file system does not take this name.
             SetrError: cannot be written.
         """
         try:
@@ -154,8 +155,7 @@ class Storage:
         except SetrError:
             raise
         except Exception as error:
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise SetrError(f"{self.path(name)}: cannot write: {reason}") from None
+            raise cannot_write(self.path(name), error) from None
 
     def identities(self, name: str) -> Iterator[Identity | None]:
         """`identity` of the file, or of the folder and its files, that `name` would replace."""

@@ -11,6 +11,7 @@ import yaml
 
 from setr.arguments.usage import described, members
 from setr.errors import USAGE, SetrError, first_line
+from setr.reading.parsed import yaml_of
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ def parse(kind: type[T], text: str, source: str) -> T:
         SetrError: not YAML, an unknown key (the nearest is named), or a value of the wrong type.
     """
     try:
-        values = yaml.safe_load(text)
+        values = yaml_of(text)
     except yaml.YAMLError as error:
         raise SetrError(f"{source}: not valid YAML ({first_line(error)})", code=USAGE) from None
     return build(kind, values, source)
@@ -99,7 +100,7 @@ def typed(hint: Any, value: Any, where: str) -> Any:
         ok = value in options
     if not ok:
         wanted = "true or false" if hint is bool else described(*members(hint))
-        raise SetrError(f"{where}: {_plain(value)!r}: give {wanted}", code=USAGE)
+        raise SetrError(f"{where}: {_plain(value)!r:.100}: give {wanted}", code=USAGE)
     return value
 
 

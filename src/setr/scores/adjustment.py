@@ -28,12 +28,11 @@ from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.data.loader import whole_images
 from setr.errors import USAGE, SetrError
-from setr.evaluation import testing
+from setr.evaluation import computed_in, testing
 from setr.fitting import require_fit
-from setr.inference import NormalizedImages, predict_scores
+from setr.inference import NormalizedImages, score_blocks
 from setr.layers.mask_classifier import MaskClassifier
 from setr.layers.mask_transformer import MaskTransformer
-from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.processes.progress import Progress
@@ -219,7 +218,7 @@ def _sample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (n, K) and truth (n,) of pixels sampled from all images of a split alike."""
     device = next(model.parameters()).device
-    dtype = autocast_dtype(precision, device)
+    dtype = computed_in(model, precision, device)
     protocol = replace(info.protocol, scales=(1.0,), flip=False)
     per_image = max(1, SAMPLE_BYTES // (4 * model.num_classes * len(dataset)))
     scores, truth = [], []
@@ -231,12 +230,19 @@ def _sample(
             images, masks = sample
             x = NormalizedImages(images.to(device), info.mean, info.std)
             size = (masks.shape[-2], masks.shape[-1])
-            logits: Tensor = predict_scores(model, x, protocol, size=size)[0].flatten(1)
             ids = masks.flatten().numpy()
             labelled = np.flatnonzero(ids < model.num_classes)
             rng = np.random.default_rng(index)
             chosen = rng.choice(labelled, min(per_image, len(labelled)), replace=False)
-            scores.append(logits[:, torch.from_numpy(chosen).to(device)].T.float().cpu().numpy())
+            chosen.sort()
+            first = 0
+            for block in score_blocks(model, x, protocol, size=size):
+                logits = block[0].flatten(1)
+                last = first + logits.shape[1]
+                inside = chosen[slice(*np.searchsorted(chosen, (first, last)))] - first
+                found = logits[:, torch.from_numpy(inside).to(device)]
+                scores.append(found.T.float().cpu().numpy())
+                first = last
             truth.append(ids[chosen].astype(np.int64))
             progress.update(index + 1, images=1)
     return np.concatenate(scores), np.concatenate(truth)

@@ -56,19 +56,31 @@ def max_together(
 ) -> int:
     """Number of images of this size that are predicted together."""
     limit = MAX_GROUP.get(device.type, MAX_GROUP["cuda"])
-    if limit == 1:
-        return 1
-    try:
-        view = protocol.view_size(height, width, max(protocol.scales))
-    except SetrError:  # raised again, with the image's name, when it is predicted
-        return 1
+    view = protocol.view_size(height, width, max(protocol.scales))
     sides = (min(pair) for pair in zip(protocol.window or view, view, strict=True))
     by_scores = MAX_GROUP_SCORES // (num_classes * height * width)
     return max(1, min(limit, GPU_PIXELS // math.prod(sides), by_scores))
 
 
+Loaded = tuple[int, tuple[Tensor, Tensor] | SetrError]
+"""Index in the split, and image and mask or why there are none."""
+
+
+def fitting(samples: Iterable[Loaded], dataset: Dataset, protocol: Protocol) -> Iterator[Loaded]:
+    """The samples, with an error in place of those that would be enlarged too far."""
+    for index, sample in samples:
+        if not isinstance(sample, SetrError):
+            H, W = sample[0].shape[1:3]
+            try:
+                for scale in protocol.scales:
+                    protocol.view_size(H, W, scale)
+            except SetrError as error:
+                sample = SetrError(f"{dataset.image_name(index)}: {error}")
+        yield index, sample
+
+
 def grouped_by_size(
-    samples: Iterable[tuple[int, tuple[Tensor, Tensor] | SetrError]],
+    samples: Iterable[Loaded],
     group_size: Callable[[int, int], int],
 ) -> Iterator[list[Sample] | SetrError]:
     """Groups of consecutive images of equal size, at most `group_size(height, width)` in each.

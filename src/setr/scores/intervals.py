@@ -33,8 +33,8 @@ class Bootstrap:
         self.num_classes, self.seed = num_classes, seed
         # per replicate and class: hits, truth pixels, predicted pixels
         self.counts = np.zeros((replicates, 3, num_classes), dtype=np.int64)
-        # per replicate: number of images, sum of per-image mIoU in steps
-        self.images = np.zeros((replicates, 2), dtype=np.int64)
+        # per replicate: number of images, sum of per-image mIoU in steps; images without weights
+        self.images = np.zeros((replicates, 3), dtype=np.int64)
 
     def update(self, index: int, matrix: np.ndarray) -> None:
         """Count one image.
@@ -52,10 +52,13 @@ class Bootstrap:
             self.counts[:, i, seen] += weight[:, None] * part[seen]
         miou = image_miou(matrix)
         if miou is not None:
-            self.images += weight[:, None] * np.array([1, round(miou * STEPS)])
+            self.images[:, :2] += weight[:, None] * np.array([1, round(miou * STEPS)])
+            self.images[:, 2] += 1
 
     def summary(self, level: float = 0.95, *, absent: Absent = "skip") -> dict[str, Any]:
         """Intervals [low, high] of `miou`, `pixel_accuracy` and `image_miou`.
+
+        They are None with fewer than two images, whose spread is unknown.
 
         Args:
             level: confidence level, 0 to 1.
@@ -68,13 +71,13 @@ class Bootstrap:
             present = np.where(present > 0, self.num_classes, 0)
         miou = ratio(np.nansum(iou, axis=1), present)
         accuracy = ratio(hits.sum(axis=1), truth.sum(axis=1))
-        number, steps = self.images.T.astype(np.float64)
+        number, steps, images = self.images.T.astype(np.float64)
         return {
             "level": level,
             "replicates": len(self.counts),
-            "miou": _interval(miou, level),
-            "pixel_accuracy": _interval(accuracy, level),
-            "image_miou": _interval(ratio(steps / STEPS, number), level),
+            "miou": _interval(miou, level, images[0]),
+            "pixel_accuracy": _interval(accuracy, level, images[0]),
+            "image_miou": _interval(ratio(steps / STEPS, number), level, images[0]),
         }
 
 
@@ -87,9 +90,10 @@ def image_miou(matrix: np.ndarray) -> float | None:
     return float((hits[present] / union[present]).mean()) if present.any() else None
 
 
-def _interval(values: np.ndarray, level: float) -> list[float] | None:
+def _interval(values: np.ndarray, level: float, images: float) -> list[float] | None:
+    """Quantiles of the replicates' values; None if they come from fewer than two images."""
     values = values[~np.isnan(values)]
-    if not values.size:
+    if images < 2 or not values.size:
         return None
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
@@ -108,9 +112,9 @@ def paired_difference(
         seed: of the draws.
 
     Returns:
-        `difference`, mean of ours - theirs; `interval`, its bootstrap 95 % interval; `p`, two-sided
-        p-value of a Monte Carlo sign-flip permutation test (normality is not assumed); `better`,
-        the fraction of images on which ours is higher; `images`, N.
+        `difference`, mean of ours - theirs; `interval`, its bootstrap 95 % interval, None for one
+        image; `p`, two-sided p-value of a Monte Carlo sign-flip permutation test (normality is not
+        assumed); `better`, the fraction of images on which ours is higher; `images`, N.
 
     Raises:
         SetrError: no images.
@@ -130,7 +134,7 @@ def paired_difference(
         means[start : start + shape[0]] = difference[drawn].mean(axis=1)
     return {
         "difference": observed,
-        "interval": _interval(means, 0.95),
+        "interval": _interval(means, 0.95, count),
         "p": (extreme + 1) / (rounds + 1),
         "better": float((difference > 0).mean()),
         "images": count,

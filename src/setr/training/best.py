@@ -166,7 +166,7 @@ class Best:
         return model.to(self.device), info
 
     def _evaluate(self, model: SETR, info: ModelInfo, **options: Any) -> dict[str, Any]:
-        return evaluate_split(
+        figures = evaluate_split(
             model,
             info,
             self.val,
@@ -175,3 +175,9 @@ class Best:
             detailed=False,
             **options,
         )
+        if failed := figures.get("failed"):
+            say(
+                f"warning: {len(failed)} of {len(self.val)} images of {self.val.split} are in no "
+                f"figure; the first: {failed[0]}"
+            )
+        return figures

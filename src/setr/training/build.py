@@ -110,6 +110,8 @@ def require_fitting_weights(config: Config) -> None:
     Raises:
         SetrError: names the first tensor that does not fit, or a file that holds no weights.
     """
+    if not (config.model.pretrained or config.model.pretrained_resnet):
+        return
     bare = dataclasses.replace(config.model, lora_rank=0)  # pretrained weights have no LoRA layers
     with torch.device("meta"):
         model = build_model(without_weights(dataclasses.replace(config, model=bare)), 1, quiet=True)

@@ -37,6 +37,7 @@ from setr.data.survey import survey
 from setr.distributed import say, world
 from setr.encoder import Encoder
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.evaluation import testing
 from setr.inference import normalize
 from setr.labels import IGNORE
 from setr.model import SETR
@@ -166,19 +167,13 @@ def _compute(
     size, count = config.data.crop_size, views * len(dataset)
     info = build_info(config, dataset.labels)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     progress = Progress("features", count)
     maps = masks = None
     try:
-        with _scratch(folder.parent) as scratch:
+        with _scratch(folder.parent) as scratch, testing(model, dtype):
             for number, (image, mask) in enumerate(_views(config, dataset, views)):
-                with (
-                    torch.inference_mode(),
-                    torch.autocast(device.type, dtype, enabled=dtype is not None),
-                ):
-                    x = normalize(torch.from_numpy(image)[None].to(device), info.mean, info.std)
-                    found = torch.cat(model.encoder(x), dim=1)[0].to(torch.float16).cpu()
+                x = normalize(torch.from_numpy(image)[None].to(device), info.mean, info.std)
+                found = torch.cat(model.encoder(x), dim=1)[0].to(torch.float16).cpu()
                 if not bool(torch.isfinite(found).all()):
                     raise SetrError(
                         "train.cache_features: features exceed the range of fp16; leave it out"
@@ -196,7 +191,6 @@ def _compute(
         raise SetrError(f"{folder}: cannot write features: {error.strerror or error}") from None
     finally:
         progress.close()
-        model.train(was_training)
 
 
 @contextmanager

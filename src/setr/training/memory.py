@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from setr.inference import normalize
 from setr.kernels.row_blocks import block_bytes, classes_last, saved_gradient
 from setr.layers.mask_classifier import MaskOutput
+from setr.layers.precision import autocast
 from setr.losses import LossKind
 from setr.mask_loss import OVERSAMPLING, POINTS
 from setr.model import SETR, Features, Output, predictions
@@ -81,7 +82,8 @@ def step_memory(
         size: (H, W) of the images in pixels.
         device: where the training will run.
         dtype: of autocast; None for fp32.
-        moments: optimiser tensors per trained weight: 1 for SGD with momentum, 2 for AdamW.
+        moments: optimiser tensors per trained weight: 2 for AdamW, 1 for SGD with momentum, 0
+            without.
         average: whether a moving average of the weights is kept.
         keeps_gradients: whether gradients are kept between micro-batches (accumulation).
         cached: whether the model is given stored features of its frozen encoder.
@@ -106,7 +108,7 @@ def step_memory(
         tracker.count(inputs.maps if isinstance(inputs, Features) else [inputs])
         with tracker:
             for _ in range(2):
-                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                with autocast(device, dtype):
                     taught = _taught(teacher, inputs)
                     output = model(inputs, with_aux=True)
                 before = tracker.now

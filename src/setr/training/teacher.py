@@ -12,6 +12,7 @@ from setr.hub import from_pretrained
 from setr.inference import normalize
 from setr.kernels.divergence import upsample_divergence
 from setr.labels import Labels
+from setr.layers.precision import autocast
 from setr.model import SETR, Output
 from setr.model_info import ModelInfo
 from setr.training.facts import weights_digest
@@ -44,7 +45,7 @@ class Teacher:
     def __call__(self, pixels: Tensor) -> Output:
         """The predictions for crops uint8 (B, H, W, C), on the device."""
         images = normalize(pixels, self.info.mean, self.info.std)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+        with autocast(self.device, self.dtype):
             return self.model.coarse(images)
 
     def loss(self, student: Output, own: Output, masks: Tensor) -> Tensor:

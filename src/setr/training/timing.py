@@ -13,7 +13,7 @@ from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.estimate import explain_out_of_memory
 from setr.inference import normalize
-from setr.layers.precision import autocast_dtype
+from setr.layers.precision import autocast, autocast_dtype
 from setr.model import SETR, Features
 from setr.training.build import build_model, without_weights
 from setr.training.features import split_maps
@@ -67,7 +67,7 @@ class _Noise:
         """What the source of a run's batches would give."""
         if self.config.train.cache_features == "none":
             return self.pixels
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), autocast(self.device, self.dtype):
             maps = torch.cat(self.model.encoder(self.images(1)), dim=1).to(torch.float16)
         return maps.expand(len(self.pixels), -1, -1, -1)
 
@@ -76,10 +76,6 @@ class _Noise:
         if self.config.train.cache_features == "none":
             return normalize(part, self.config.model.mean, self.config.model.std)
         return Features(split_maps(part, self.model.encoder.widths), self.config.data.crop_size)
-
-    def autocast(self) -> torch.autocast:
-        """The precision of the run."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
 
 def measure(config: Config, dataset: Dataset, device: torch.device, *, repeats: int = 3) -> Timing:
@@ -127,5 +123,5 @@ def measure(config: Config, dataset: Dataset, device: torch.device, *, repeats: 
 
     step = shortest(lambda number: updates.step(number, inputs, masks))
     model.eval()
-    with torch.inference_mode(), noise.autocast():
+    with torch.inference_mode(), autocast(device, dtype):
         return Timing(step, shortest(lambda _: model(noise.images(1))))

@@ -184,6 +184,11 @@ class OptimConfig:
         )
         check_setting(0 <= self.momentum < 1, f"optim.momentum {self.momentum}: give 0 to below 1")
         check_setting(
+            self.name == "sgd" or self.momentum == OptimConfig.momentum,
+            f"optim.momentum {self.momentum}: is for sgd and has no effect with optim.name "
+            f"{self.name}; leave one of them out",
+        )
+        check_setting(
             self.schedule == "poly" or self.power == OptimConfig.power,
             f"optim.power {self.power}: has no effect with optim.schedule {self.schedule}; leave "
             "one of them out",

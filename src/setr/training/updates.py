@@ -14,6 +14,7 @@ from setr.config import Config
 from setr.distributed import add_up, say, together
 from setr.errors import SetrError, first_line
 from setr.layers.mask_classifier import MaskClassifier
+from setr.layers.precision import autocast
 from setr.losses import count_weight, segmentation_loss
 from setr.mask_loss import mask_weight
 from setr.model import Features, Output
@@ -216,7 +217,7 @@ class Updates:
     ) -> dict[str, Tensor]:
         """The losses of a micro-batch; its logits are freed before the backward pass."""
         train = self.config.train
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+        with autocast(self.device, self.dtype):
             output = self.parallel.call(inputs, with_aux=True)
         losses = segmentation_loss(
             output,

@@ -7,7 +7,8 @@ that reproduce each (see the table in docs/parity.md).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def convert_foreign(
         if value is not None:
             what = "a linear head" if is_head else "a whole model"
             raise SetrError(f"{name} {value}: {source} is {what}; leave it out", code=USAGE)
-    try:
+    with _understood(source, "its tensors do"):
         if is_head:
             model, report = join_head(found, source, odd_sizes=odd_sizes, **head)
         else:
@@ -130,11 +131,6 @@ def convert_foreign(
                 found = add_base(found, source, pretrained=pretrained, num_heads=num_heads)
             arguments = read_architecture(found, meta, source=source, **shape)
             model, report = _build(arguments | {"odd_sizes": odd_sizes}, found, source)
-    except (KeyError, IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
-        raise SetrError(
-            f"{source}: its tensors do not describe a known model ({error!r:.100}); the file is "
-            "incomplete or of another network"
-        ) from None
     if labels is None and not is_head:
         labels = published_labels(found, meta, arguments["decoder"], model.num_classes)
     labels = labels or _stored_labels(meta, model.num_classes, source)
@@ -147,7 +143,8 @@ def convert_foreign(
         protocol, known = published_test(model, file.meta), ModelInfo(labels)
         crop, mean, std = protocol.window or (0, 0), known.mean, known.std
     else:
-        crop, protocol, mean, std = published_settings(found, meta, arguments, labels)
+        with _understood(source, "what is stored beside its tensors does"):
+            crop, protocol, mean, std = published_settings(found, meta, arguments, labels)
     channels = model.encoder.in_chans
     info = ModelInfo(
         labels=labels,
@@ -159,6 +156,20 @@ def convert_foreign(
         crop_size=crop,
     )
     return model, info, report
+
+
+@contextmanager
+def _understood(source: str, what: str) -> Iterator[None]:
+    """Context in which any error of reading a stranger's file is one about the file."""
+    try:
+        yield
+    except SetrError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise SetrError(
+            f"{source}: {what} not describe a known model ({error!r:.100}); the file is incomplete "
+            "or of another network"
+        ) from None
 
 
 def _kind(model: SETR) -> str:
@@ -223,6 +234,8 @@ def _stored_labels(meta: Mapping[str, Any], num_classes: int, source: str) -> La
     classes = stored.get("classes") or stored.get("CLASSES")
     palette = stored.get("palette") or stored.get("PALETTE") or ()
     if not isinstance(classes, list | tuple) or len(classes) != num_classes:
+        classes = [None]
+    if not all(isinstance(name, str) for name in classes):
         return Labels(tuple(f"class {i}" for i in range(num_classes)))
     stated = [_plain_name(c) for c in classes]
     for name in known_datasets():

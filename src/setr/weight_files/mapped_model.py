@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from setr.processes.machine import page_out
 
 LARGEST = 100_000
 """Upper limit on the numbers in a model's arguments, such as widths, depths and image sides."""
+MOST_NUMBERS = 1_000
+"""Upper limit on how many they are."""
 MAPPED_BYTES = 16 << 20
 """Of a weight file that are in memory beside their copies, about."""
 
@@ -69,8 +72,12 @@ def _build(config: Path, arguments: dict[str, Any], weights: Path) -> SETR:
     """
     size = weights.stat().st_size
     try:
-        if any(abs(number) > LARGEST for number in _numbers(arguments)):
-            raise SetrError(f"model: has a number above {LARGEST:,}, which no architecture has")
+        numbers = list(islice(_numbers(arguments), MOST_NUMBERS + 1))
+        if len(numbers) > MOST_NUMBERS or any(abs(number) > LARGEST for number in numbers):
+            raise SetrError(
+                f"model: has a number above {LARGEST:,}, or more than {MOST_NUMBERS:,} of them, "
+                "which no architecture has"
+            )
         with torch.device("meta"), _meta_parameters(weights, size):
             model = SETR(**arguments)
         state = model.state_dict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,4 +82,6 @@ def recorded(meta: Mapping[str, Any], key: str) -> Any:
     if not isinstance(text, str):
         return None
     found = re.search(rf"\b{key}\s*=\s*(\d+|[(\[][\d,\s]+[)\]]|'\w+'|\"\w+\")", text)
-    return ast.literal_eval(found[1]) if found else None
+    with suppress(SyntaxError, ValueError):  # such as (1,,2)
+        return ast.literal_eval(found[1]) if found else None
+    return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.errors import SetrError
+from setr.reading.parsed import json_of
 
 _PLAIN = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps",
           "readout_type": "readout_type"}  # fmt: skip
@@ -30,18 +31,31 @@ def transformers_settings(folder: Path) -> dict[str, Any]:
         Empty for a folder of another kind.
 
     Raises:
-        SetrError: a file that is not JSON.
+        SetrError: a file that is not JSON, or a setting of another type.
     """
     if not is_transformers(folder):
         return {}
     config, preprocessor = (
         _read(folder / name) for name in ("config.json", "preprocessor_config.json")
     )
+    try:
+        return _settings(config, preprocessor)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise SetrError(f"{folder}: broken settings of transformers ({error!r:.100})") from None
+
+
+def _settings(config: dict[str, Any], preprocessor: dict[str, Any]) -> dict[str, Any]:
+    """As `transformers_settings`, from the values of the two files.
+
+    Raises:
+        TypeError, ValueError, LookupError, AttributeError: a setting of another type.
+    """
     found = {name: config.get(key) for key, name in _PLAIN.items()}
-    found |= {name: preprocessor.get(key) for key, name in _PREPROCESSOR.items()}
+    for key, name in _PREPROCESSOR.items():
+        found[name] = preprocessor.get(key) and [float(value) for value in preprocessor[key]]
     indices = config.get("backbone_out_indices")
     if isinstance(indices, list):
-        found["out_indices"] = tuple(indices)
+        found["out_indices"] = tuple(map(int, indices))
     places = config.get("out_indices") or config.get("segmentation_indices")
     if config["model_type"] in _COUNTS_EMBEDDINGS and isinstance(places, list):
         found["out_indices"] = tuple(place - 2 for place in places)
@@ -59,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_of(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SetrError(f"{path}: broken ({error!r:.100})") from None
     return values if isinstance(values, dict) else {}
