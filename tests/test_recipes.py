@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from setr.arguments.choices import TableNumber
+from setr.catalog import model_settings
 from setr.cli import main
 from setr.config import Config, EvalConfig, OptimConfig
 from setr.engine import train
@@ -19,6 +20,7 @@ from setr.labels import known_datasets, known_labels
 from setr.paper_tables import rows, systems
 from setr.recipes import list_recipes, recipe
 from setr.training.build import build_model, without_weights
+from setr.weight_files.pretrained import pretrained_id
 
 # what can be trained from real samples, by data set: split, and the layout's own folder
 SAMPLES = {
@@ -118,10 +120,20 @@ def test_settings_of_the_authors_code():
 
 def test_pretraining_follows_the_name():
     assert recipe("cityscapes_setr_pup_large_random_40k").model.pretrained is None
-    assert recipe("cityscapes_setr_pup_large_40k").model.pretrained == "orig_in21k"
+    large = recipe("cityscapes_setr_pup_large_40k").model.pretrained
+    assert large.startswith("https://")
+    assert large.endswith("/jx_vit_large_p16_384-b3be5167.pth")  # of the authors' `default_cfgs`
     assert recipe("cityscapes_setr_pup_base_40k").model.pretrained == "orig_in21k_ft_in1k"
     deit = recipe("cityscapes_setr_pup_base_deit_80k").model
     assert (deit.pretrained, deit.encoder) == ("deit_distilled", None)
+
+
+def test_every_tag_names_weights_of_timm():
+    for name in list_recipes():
+        settings = recipe(name).model
+        if settings.pretrained and "/" not in settings.pretrained and "_in21k_" not in name:
+            encoder = model_settings(settings.name, encoder=settings.encoder)["encoder"]
+            assert pretrained_id(encoder, settings.pretrained), name
 
 
 def test_a_hybrid_starts_from_a_trained_resnet_and_only_it():
