@@ -198,6 +198,15 @@ def test_batch_norm_on_parts_of_the_batch_is_another_experiment(tmp_path):
     assert [run.changed for run in collect(tmp_path)] == [(), ("train.accumulate=8",)]
 
 
+def test_a_further_test_is_no_other_experiment(tmp_path):
+    """Table 2 is single-scale; its systems may be tested at several scales, too."""
+    name = "cityscapes_setr_naive_large_80k"
+    twice = dataclasses.replace(recipe(name).eval, multi_scale=True)
+    finished(tmp_path / "a", dataclasses.replace(recipe(name), eval=twice), 0.78)
+    (line,) = [line for line in paper_lines(collect(tmp_path), 2)[2] if line.ours]
+    assert (line.paper, line.ours) == ("77.90", "78.00")
+
+
 def test_a_run_tested_without_some_images_does_not_stand_in_a_table(tmp_path):
     finished(tmp_path / "a", recipe(NAME), 0.79)
     path = tmp_path / "a" / "metrics.json"

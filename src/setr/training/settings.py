@@ -19,6 +19,7 @@ PER_PROCESS = frozenset(
 differ between hosts, workers, and output for the user."""
 FREE = (PER_PROCESS - {*WEIGHTS, _IMAGES}) | {
     "recipe",
+    "eval.multi_scale",  # a further test
     *(f"train.{name}" for name in ("precision", "grad_checkpointing", "compile", "cuda_graph")),
     *(f"train.{name}" for name in ("sharding", "save_every", "keep_states", "log_every", "seed")),
 }
