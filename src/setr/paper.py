@@ -27,6 +27,7 @@ Where the text and the authors' code differ, the code is followed. Differences a
   them gave the printed figures is not known.
 - Table 7 says "the fine set", taken to be train and val, as usual for the test server. The schedule
   of its fine-and-coarse row is not given; 100k steps are assumed.
+- Test images are resized as floats; mmcv, in the authors' code, rounds them to 8 bits.
 - Runs use bf16 if the hardware supports it (`--train.precision fp32` for the authors').
 """
 
