@@ -272,6 +272,59 @@ def test_paper_sizes(data: str, image: tuple[int, int], shorts: tuple[int, ...])
         assert max(view) == int(max(image) * short / min(image) + 0.5)
 
 
+def fitted(H: int, W: int, sides: tuple[float, float]) -> tuple[int, int]:
+    """An image fitted into two sides as by mmcv: the smaller of two factors, then rounded."""
+    factor = min(max(sides) / max(H, W), min(sides) / min(H, W))
+    return int(H * factor + 0.5), int(W * factor + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("data", "window", "base"),
+    [
+        ("ade20k", 512, (512, 2048)),
+        ("cityscapes", 768, (1025, 2049)),
+        ("pascal_context", 480, (520, 520)),
+    ],
+)
+@given(H=st.integers(256, 2048), W=st.integers(256, 2048))
+def test_sizes_of_the_authors_pipeline(
+    data: str, window: int, base: tuple[int, int], H: int, W: int
+) -> None:
+    """Every scale of `paper-ms`; `paper-ss` fits images into both sides, except Pascal Context's.
+
+    Images whose short side would be below the window are enlarged to it.
+    """
+    several, single = preset(f"paper-ms:{data}"), preset(f"paper-ss:{data}")
+    for scale in several.scales:
+        short = max(int(min(base) * scale), window)
+        sides = short * H / min(H, W), short * W / min(H, W)
+        assert several.view_size(H, W, scale) == fitted(H, W, sides)
+    if data == "pascal_context":
+        assert single.view_size(H, W, 1.0) == several.view_size(H, W, 1.0)
+    elif min(fitted(H, W, base)) >= window:
+        assert single.view_size(H, W, 1.0) == fitted(H, W, base)
+    else:
+        assert min(single.view_size(H, W, 1.0)) == window
+
+
+@pytest.mark.parametrize("data", ["ade20k", "cityscapes", "pascal_context"])
+def test_a_run_tests_its_own_protocol_at_the_papers_scales(data: str) -> None:
+    assert preset(f"paper-ss:{data}").multi_scale() == preset(f"paper-ms:{data}")
+
+
+def test_cityscapes_has_as_many_columns_as_in_the_authors_run() -> None:
+    assert preset("paper-ss:cityscapes").view_size(1024, 2048, 1.0) == (1025, 2049)
+    assert preset("paper-ms:cityscapes").view_size(1024, 2048, 1.0) == (1025, 2050)
+
+
+@pytest.mark.parametrize("scale", MULTI_SCALES)
+def test_scaled_sides_of_the_baselines_are_whole(scale: float) -> None:
+    """The mmsegmentation with which the paper compares truncated both scaled sides."""
+    several = Protocol(short_side=1025, long_side=2049).multi_scale()
+    sides = int(1025 * scale), int(2049 * scale)
+    assert several.view_size(1024, 2048, scale) == fitted(1024, 2048, sides)
+
+
 def test_port_scales_the_original_and_caps_the_long_side() -> None:
     several = preset("mmseg-ms:ade20k")
     assert several.view_size(300, 400, 0.5) == (150, 200)

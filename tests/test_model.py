@@ -21,6 +21,7 @@ from setr.training.complexity import (
     model_figures,
     parameter_counts,
     table2_figures,
+    transformer_size,
 )
 from tests.conftest import tiny_model
 
@@ -71,6 +72,12 @@ def test_counts_part_by_part():
     assert (mla["encoder"], mla["neck"]) == (86_433_024, 3_155_968)
     assert mla["decoder"] + UNUSED_CLASSIFIER == 2_539_820
     assert mla["aux_heads"] + 4 * UNUSED_CLASSIFIER == 4 * 115_350
+
+
+@pytest.mark.parametrize(("size", "table_1"), [("base", (12, 768, 12)), ("large", (24, 1024, 16))])
+def test_sizes_of_table_1(size, table_1):
+    model = meta_model(f"setr_pup_{size}", num_classes=2, img_size=64)
+    assert tuple(transformer_size(model).values()) == table_1
 
 
 def test_hybrid_is_shown_term_by_term():
@@ -341,11 +348,14 @@ def test_the_table_in_the_documents_is_the_commands():
     """All names, and parameters and operations of two models, in docs/models.md."""
     text = (Path(__file__).parents[1] / "docs/models.md").read_text(encoding="utf-8")
     cells = [[c.strip(" `") for c in line.split("|")[1:-1]] for line in text.splitlines()]
-    table = {row[0]: row for row in cells if len(row) == 6 and row[0] in NAMES}
+    table = {row[0]: row for row in cells if len(row) == 9 and row[0] in NAMES}
     assert list(table) == NAMES
+    for name in NAMES:
+        size = transformer_size(meta_model(name, num_classes=2, img_size=64))
+        assert table[name][2:5] == [str(value or "") for value in size.values()], name
     for name in ("setr_mla_tiny", "setr_pup_nano"):
         found = model_figures(name, num_classes=150, size=512)
-        assert table[name][2:4] == [
+        assert table[name][5:7] == [
             f"{found['parameters'] / 1e6:.2f}",
             f"{found['gflops']:.1f}",
         ]

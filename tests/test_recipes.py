@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from setr.arguments.choices import TableNumber
+from setr.catalog import model_settings
 from setr.cli import main
 from setr.config import Config, EvalConfig, OptimConfig
 from setr.engine import train
@@ -19,6 +22,10 @@ from setr.labels import known_datasets, known_labels
 from setr.paper_tables import rows, systems
 from setr.recipes import list_recipes, recipe
 from setr.training.build import build_model, without_weights
+from setr.training.run import Run
+from setr.training.runfolder import RunFolder
+from setr.weight_files.pretrained import pretrained_id
+from tests.conftest import tiny_config
 
 # what can be trained from real samples, by data set: split, and the layout's own folder
 SAMPLES = {
@@ -116,12 +123,83 @@ def test_settings_of_the_authors_code():
         assert f"_{config.train.steps // 1000}k" in name
 
 
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("cityscapes_setr_naive_large_40k", 0.01),
+        ("cityscapes_setr_pup_large_40k", 0.01),
+        ("cityscapes_setr_mla_large_40k", 0.002),
+    ],
+)
+def test_steps_are_those_of_the_authors_code(tmp_path, name, rate):
+    """In plain torch: mean over all pixels, auxiliary losses times 0.4, heads' rate times ten.
+
+    Auxiliary logits of PUP are resized twice: fourfold, then to the crop.
+    """
+    steps, paper, decoder = 4, recipe(name), name.split("_")[2]
+    tiny = tiny_config(tmp_path / "run")
+    config = dataclasses.replace(
+        tiny,
+        model=dataclasses.replace(tiny.model, name=f"setr_{decoder}_nano"),
+        optim=paper.optim,
+        train=dataclasses.replace(paper.train, steps=steps, batch_size=2, precision="fp32"),
+    )
+    run = Run(config, RunFolder(Path(config.out)))
+    model = build_model(config, len(run.dataset.labels.classes))
+    model.load_state_dict(run.model.state_dict())
+    model.train()
+    heads, others = [], []
+    for part, parameter in model.named_parameters():
+        (heads if part.startswith(("decoder.", "aux_heads.")) else others).append(parameter)
+    optimizer = torch.optim.SGD([{"params": others}, {"params": heads}], lr=rate, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        images = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=generator)
+        masks = torch.randint(9, (2, 64, 64), dtype=torch.uint8, generator=generator)
+        masks[0, :20] = 255
+        run.step = step
+        parts = run.train_step(images, masks)
+        for group, factor in zip(optimizer.param_groups, (1, 10), strict=True):
+            group["lr"] = (factor * rate - 1e-4) * (1 - step / steps) ** 0.9 + 1e-4
+        output = model(run.source.inputs(images), with_aux=True)
+        aux = output.aux
+        if decoder == "pup":
+            aux = [F.interpolate(x, scale_factor=4, mode="bilinear") for x in aux]
+        losses = [
+            F.cross_entropy(
+                F.interpolate(x, (64, 64), mode="bilinear"),
+                masks.long(),
+                ignore_index=255,
+                reduction="none",
+            ).mean()
+            for x in (output.logits, *aux)
+        ]
+        loss = losses[0] + 0.4 * sum(losses[1:])
+        assert parts["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    trained = run.model.state_dict()
+    for part, value in model.state_dict().items():
+        torch.testing.assert_close(trained[part], value, rtol=1e-3, atol=1e-5)
+
+
 def test_pretraining_follows_the_name():
     assert recipe("cityscapes_setr_pup_large_random_40k").model.pretrained is None
-    assert recipe("cityscapes_setr_pup_large_40k").model.pretrained == "orig_in21k"
+    large = recipe("cityscapes_setr_pup_large_40k").model.pretrained
+    assert large.startswith("https://")
+    assert large.endswith("/jx_vit_large_p16_384-b3be5167.pth")  # of the authors' `default_cfgs`
     assert recipe("cityscapes_setr_pup_base_40k").model.pretrained == "orig_in21k_ft_in1k"
     deit = recipe("cityscapes_setr_pup_base_deit_80k").model
     assert (deit.pretrained, deit.encoder) == ("deit_distilled", None)
+
+
+def test_every_tag_names_weights_of_timm():
+    for name in list_recipes():
+        settings = recipe(name).model
+        if settings.pretrained and "/" not in settings.pretrained and "_in21k_" not in name:
+            encoder = model_settings(settings.name, encoder=settings.encoder)["encoder"]
+            assert pretrained_id(encoder, settings.pretrained), name
 
 
 def test_a_hybrid_starts_from_a_trained_resnet_and_only_it():

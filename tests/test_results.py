@@ -172,6 +172,41 @@ def test_testing_on_training_images_is_no_row_and_the_same_weights_from_a_file_a
     assert found["local"] == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        (NAME, "augreg_in21k_ft_in1k"),
+        ("cityscapes_setr_pup_base_80k", "deit_distilled"),
+        ("cityscapes_setr_pup_base_80k", "timm/vit_base_patch16_384.augreg_in21k_ft_in1k"),
+        ("cityscapes_setr_pup_base_80k", "runs/mine"),
+    ],
+)
+def test_other_weights_are_another_experiment(tmp_path, name, weights):
+    """Table 2 compares pretraining: DeiT's result must not stand in the row of 21K."""
+    model = dataclasses.replace(recipe(name).model, pretrained=weights)
+    finished(tmp_path / "a", dataclasses.replace(recipe(name), model=model), 0.9)
+    (run,) = collect(tmp_path)
+    assert run.changed == (f"model.pretrained={weights}",)
+    assert not [line for line in paper_lines([run], 2)[2] if line.ours]
+
+
+def test_batch_norm_on_parts_of_the_batch_is_another_experiment(tmp_path):
+    """Section 4.1: synchronised BN; where the batch is computed does not matter, in parts does."""
+    for name, change in (("a", {"sharding": "full", "device": "cuda:1"}), ("b", {"accumulate": 8})):
+        parts = dataclasses.replace(recipe(NAME).train, **change)
+        finished(tmp_path / name, dataclasses.replace(recipe(NAME), train=parts), 0.7)
+    assert [run.changed for run in collect(tmp_path)] == [(), ("train.accumulate=8",)]
+
+
+def test_a_further_test_is_no_other_experiment(tmp_path):
+    """Table 2 is single-scale; its systems may be tested at several scales, too."""
+    name = "cityscapes_setr_naive_large_80k"
+    twice = dataclasses.replace(recipe(name).eval, multi_scale=True)
+    finished(tmp_path / "a", dataclasses.replace(recipe(name), eval=twice), 0.78)
+    (line,) = [line for line in paper_lines(collect(tmp_path), 2)[2] if line.ours]
+    assert (line.paper, line.ours) == ("77.90", "78.00")
+
+
 def test_a_run_tested_without_some_images_does_not_stand_in_a_table(tmp_path):
     finished(tmp_path / "a", recipe(NAME), 0.79)
     path = tmp_path / "a" / "metrics.json"

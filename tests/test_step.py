@@ -19,7 +19,7 @@ import setr.training.best as best
 import setr.training.optim as optim
 import setr.training.parallel as parallel
 import setr.training.run as running
-from setr.config import Config, OptimConfig
+from setr.config import Config, ModelConfig, OptimConfig
 from setr.data import scenes
 from setr.engine import train
 from setr.errors import SetrError
@@ -115,6 +115,30 @@ def test_fp16_trains_and_resumes_exactly(tmp_path, monkeypatch):
     assert [line["skipped"] for line in log_lines(whole)] == [0, 0]
     stopped_and_resumed(parts, monkeypatch, at=1)
     assert_same_weights(whole, parts)
+
+
+# --- recomputed activations -----------------------------------------------------------------------
+
+
+def test_recomputed_batch_norms_count_a_batch_once(tmp_path):
+    """The ResNets of the baselines and of Hybrid run again in the backward pass."""
+    states = []
+    for recompute in (False, True):
+        config = tiny_config(tmp_path / str(recompute), grad_checkpointing=recompute)
+        model = ModelConfig(name="semantic_fpn_r101", encoder="resnet10t")
+        run = running.Run(dataclasses.replace(config, model=model), RunFolder(Path(config.out)))
+        for dropout in (m for m in run.model.modules() if isinstance(m, nn.Dropout2d)):
+            dropout.p = 0.0
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(2):
+            images = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=generator)
+            masks = torch.randint(9, (2, 64, 64), dtype=torch.uint8, generator=generator)
+            run.train_step(images, masks)
+        states.append(run.model.state_dict())
+    assert any(name.endswith("num_batches_tracked") for name in states[0])
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name
+    assert all(m.momentum for m in run.model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 # --- torch.compile and fused updates --------------------------------------------------------------

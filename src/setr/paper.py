@@ -12,15 +12,22 @@ Where the text and the authors' code differ, the code is followed. Differences a
 - Table 3 prints T-Large for its two DeiT rows, but their Cityscapes results are those of T-Base in
   Table 2 and DeiT has no large model, so T-Base is used here. DeiT is the distilled model, without
   its distillation token as in the code.
-- The ViT weights printed as 21K were also fine-tuned on ImageNet-1k at 384 pixels. timm has them
-  for T-Base only; T-Large starts from ImageNet-21k (give `--model.pretrained FILE`).
+- The ViT weights printed as 21K were also fine-tuned on ImageNet-1k at 384 pixels. T-Base gets them
+  by a tag of timm, which has none for T-Large; these come from the address in the authors' README.
 - The ResNet-50 of Hybrid starts from timm's gluon_in1k, whatever weights its transformer has.
 - FCN and Semantic FPN follow the mmsegmentation configurations whose results the paper quotes.
   Their logits are resized with align_corners=False here; FCN's on Cityscapes has True. Their
   convolutions have PyTorch's default initialisation, not Kaiming's and Xavier's. The authors'
-  ImageNet-21k ResNet-101 of Table 3 was never released: give a file.
+  ImageNet-21k ResNet-101 of Table 3 was never released: give a file. (In their repository, Semantic
+  FPN has BiT-M's, a ResNet with other blocks, which is not supported.)
+- Multi-scale results have the six scales of the text. On ADE20K the authors' configurations list
+  three, 0.5, 0.75 and 1, which the rule for small images raises to 512 pixels each. That rule first
+  took the long side for the short one (their commit f27d823: ADE20K 512, 512 and 2048, Cityscapes
+  768, 1536, 2049, 2561, 3073 and 3585); later it is that of the text, as in `paper-ms`. Which of
+  them gave the printed figures is not known.
 - Table 7 says "the fine set", taken to be train and val, as usual for the test server. The schedule
   of its fine-and-coarse row is not given; 100k steps are assumed.
+- Test images are resized as floats; mmcv, in the authors' code, rounds them to 8 bits.
 - Runs use bf16 if the hardware supports it (`--train.precision fp32` for the authors').
 """
 
@@ -80,6 +87,11 @@ _LEARNING_RATES = {
     ("pascal_context", "mla"): 0.001,
 }
 _RESNET = "gluon_in1k"
+_VIT_LARGE = (
+    "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/"
+    "jx_vit_large_p16_384-b3be5167.pth"
+)
+"""T-Large's weights, as in the authors' code."""
 
 
 def paper_config(system: System) -> Config:
@@ -106,12 +118,12 @@ def paper_config(system: System) -> Config:
 
 
 def _vit_weights(system: System) -> str | None:
-    """The timm tag of the transformer's weights; None for random initialisation."""
+    """The tag or address of the transformer's weights; None for random initialisation."""
     if system.pretraining == "random":
         return None
     if system.pretraining == "deit":
         return "deit_distilled"
-    return "orig_in21k" if system.model.endswith("large") else "orig_in21k_ft_in1k"
+    return _VIT_LARGE if system.model.endswith("large") else "orig_in21k_ft_in1k"
 
 
 def _baseline_config(system: System, baseline: _Baseline) -> Config:

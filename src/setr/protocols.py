@@ -2,7 +2,8 @@
 
 `paper-*` is section 4.1 as in the authors' code, `mmseg-*` is the port in mmsegmentation 1.2.2. The
 paper first resizes every image to the data set's short side, and never to less than the window; the
-port's multi-scale test scales the original image, without such a minimum.
+port's multi-scale test scales the original image, without such a minimum. Where the authors' own
+scales differ from the text is listed in `paper.py`.
 """
 
 from __future__ import annotations
@@ -77,25 +78,19 @@ class Protocol:
     def view_size(self, H: int, W: int, scale: float) -> tuple[int, int]:
         """(height, width) in pixels of an H x W image at one of the scales.
 
-        As in the authors' code, the scaled short side is truncated to whole pixels and the long
-        side rounded: Cityscapes' 1025 gives 768, 768, 1025, 1281, 1537 and 1793. Without
-        `short_side`, as in the port: both sides are scaled and rounded, and the smaller of the two
-        resulting factors is used.
+        As in the authors' code, `short_side` and `long_side` times the scale are truncated to whole
+        pixels, and the other side of the image is rounded: Cityscapes' 1025 gives 768, 768, 1025,
+        1281, 1537 and 1793. Without `short_side`, as in the port: both sides are scaled and
+        rounded, and the smaller of the two resulting factors is used.
         """
-        short = min(H, W)
         if self.short_side is None:
-            scale = min(max(1, int(side * scale + 0.5)) / side for side in (H, W))
-        target = float(short)
-        if self.short_side is not None:
-            target = self.short_side
+            factor = min(max(1, int(side * scale + 0.5)) / side for side in (H, W))
+        else:
+            factor = int(self.short_side * scale) / min(H, W)
             if self.long_side is not None:
-                target = min(target, short * self.long_side / max(H, W))
-        target *= scale
-        if self.short_side is not None and self.long_side is None:
-            target = int(target)
+                factor = min(factor, int(self.long_side * scale) / max(H, W))
         if self.fill_window and self.window:
-            target = max(target, min(self.window))
-        factor = target / short
+            factor = max(factor, min(self.window) / min(H, W))
         height, width = max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
         if height * width > max(MAX_PIXELS, H * W):
             lower = ", or lower the scales" if scale > 1 else ""
@@ -112,8 +107,13 @@ class Protocol:
         return len(self.scales) > 1 or self.flip
 
     def multi_scale(self) -> Protocol:
-        """A copy with the paper's six scales and flip."""
-        return dataclasses.replace(self, scales=MULTI_SCALES, flip=True)
+        """A copy with the paper's six scales and flip.
+
+        If the short side fills the window, the long side is not limited any more: the authors' code
+        replaces the limit by that rule.
+        """
+        long_side = None if self.fill_window else self.long_side
+        return dataclasses.replace(self, scales=MULTI_SCALES, flip=True, long_side=long_side)
 
     def overridden(self, **given: Any) -> Protocol:
         """A copy with these fields replaced; None and False keep a field as it is."""
@@ -152,18 +152,23 @@ def _window_text(window: tuple[int, int] | None, stride: tuple[int, int] | None)
 
 
 class _TestSizes(NamedTuple):
-    """Sizes in pixels for one data set, from the authors' and the port's settings."""
+    """Sizes in pixels for one data set, from the authors' and the port's settings.
+
+    The authors' single-scale test limits the long side of ADE20K, too, to four windows. Narrower
+    images are enlarged to the window here; their code cannot process them.
+    """
 
     window: int
     stride: int
     short_side: int
+    long_side: int | None  # limit in the authors' single-scale test
     port: tuple[int | None, int | None]  # short and long side of the port's single-scale test
 
 
 _PAPER = {
-    "ade20k": _TestSizes(512, 341, 512, (512, 2048)),
-    "cityscapes": _TestSizes(768, 512, 1025, (1025, 2049)),
-    "pascal_context": _TestSizes(480, 320, 520, (520, 520)),
+    "ade20k": _TestSizes(512, 341, 512, None, (512, 2048)),
+    "cityscapes": _TestSizes(768, 512, 1025, 2049, (1025, 2049)),
+    "pascal_context": _TestSizes(480, 320, 520, None, (520, 520)),
 }
 
 
@@ -211,17 +216,16 @@ def preset(
     stride: tuple[int, int] | None
     if sizes:
         window, stride = (sizes.window, sizes.window), (sizes.stride, sizes.stride)
-        short, (port_short, port_long) = sizes.short_side, sizes.port
+        short, long = sizes.short_side, sizes.long_side
+        port_short, port_long = sizes.port
     else:
         window = own.window or (None if own_sizes else grid or (512, 512))
         stride = own.stride or (window and (-(-window[0] * 2 // 3), -(-window[1] * 2 // 3)))
         short = port_short = own.short_side  # type: ignore[assignment]
-        port_long = own.long_side
+        long, port_long = None, own.long_side
     protocol = Protocol(window=window, stride=stride)
-    if base.endswith("-ms"):
-        protocol = protocol.multi_scale()
     if base.startswith("paper"):
-        return dataclasses.replace(protocol, short_side=short, fill_window=True)
-    if base == "mmseg-ss":
-        return dataclasses.replace(protocol, short_side=port_short, long_side=port_long)
-    return protocol
+        protocol = dataclasses.replace(protocol, short_side=short, long_side=long, fill_window=True)
+    elif base == "mmseg-ss":
+        protocol = dataclasses.replace(protocol, short_side=port_short, long_side=port_long)
+    return protocol.multi_scale() if base.endswith("-ms") else protocol

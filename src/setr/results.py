@@ -1,9 +1,10 @@
 """Tables 2 to 7 of the paper with the results of finished runs.
 
 A run counts for a row if it used the row's recipe with unchanged settings on the paper's data;
-settings of where and how it was computed may differ. Several runs (seeds) on the same data are
-averaged, with the sample standard deviation. Runs with other settings or data, and of recipes that
-are not in the paper, are listed separately with their changes.
+settings of where and how it was computed may differ. A file of pretrained weights is taken to hold
+the recipe's; another tag, Hub name or run changes the experiment. Several runs (seeds) on the same
+data are averaged, with the sample standard deviation. Runs with other settings or data, and of
+recipes that are not in the paper, are listed separately with their changes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from setr.labels import known_labels
 from setr.pages import page
 from setr.paper_tables import IMAGES, Row, command, rows, systems
 from setr.reading.parsed import json_of
+from setr.reading.remote import WEIGHT_SUFFIXES
 from setr.recipes import recipe
 from setr.training.settings import FREE, WEIGHTS, flat
 
@@ -118,7 +120,7 @@ def _changes(
         return ("settings unknown",)
     mine, theirs = flat(own), flat(named)
     for key in WEIGHTS:
-        if mine[key] and theirs[key]:
+        if mine[key] and theirs[key] and _is_file(mine[key]):
             mine[key] = theirs[key]  # assume the same weights from a file
     changes = [f"{k}={v}" for k, v in mine.items() if k not in FREE and v != theirs[k]]
     if augment is not None:
@@ -128,6 +130,11 @@ def _changes(
     if name in systems():
         changes += _other_data(systems()[name].dataset, data)
     return tuple(changes)
+
+
+def _is_file(weights: str) -> bool:
+    """Whether pretrained weights are a file; a tag, a Hub name or a run names which they are."""
+    return Path(weights).suffix in WEIGHT_SUFFIXES
 
 
 def _other_data(dataset: str, data: dict[str, Any]) -> list[str]:

@@ -68,10 +68,16 @@ def _models(given: Arguments) -> tuple[list[Any], str]:
         f"{given.classes} classes, {given.size}x{given.size}; parameters with auxiliary heads, "
         "GFLOPs without (a multiply-add is two)"
     )
-    lines = [f"{'model':<20}{'encoder':<32}{'M params':>9}{'GFLOPs':>9}{'stride':>8}  licence"]
+    sizes = ("layers", "width", "heads")
+    lines = [
+        f"{'model':<20}{'encoder':<30}"
+        + "".join(f"{size:>7}" for size in sizes)
+        + f"{'M params':>10}{'GFLOPs':>8}{'stride':>8}  licence"
+    ]
     lines += [
-        f"{r['name']:<20}{r['encoder']:<32}{r['parameters'] / 1e6:>9.2f}{r['gflops']:>9.1f}"
-        f"{r['stride']:>8}  {r['licence']}"
+        f"{r['name']:<20}{r['encoder']:<30}"
+        + "".join(f"{r[size] or '':>7}" for size in sizes)
+        + f"{r['parameters'] / 1e6:>10.2f}{r['gflops']:>8.1f}{r['stride']:>8}  {r['licence']}"
         for r in rows
     ]
     return rows, "\n".join([*lines, note])

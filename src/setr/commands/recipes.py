@@ -19,7 +19,7 @@ class Arguments:
 
     table: TableNumber | None = None
     """A table of results in the paper: rows, the paper's figures, ours where measured, commands.
-    (Table 1 lists its two encoders: `setr models '*_base'` and `setr models '*_large'`.)"""
+    (Table 1 has the sizes of its two encoders: `setr models 'setr_*_base'`, `'setr_*_large'`.)"""
     runs: Path = Path("runs")
     """Folder of finished runs, for our figures."""
     json: bool = False

@@ -7,7 +7,8 @@ saves; recomputing them takes less than one percent of a step. Values and gradie
 bit-identical. The same is done for the norm at the start of each head.
 
 Gradient checkpointing (`set_grad_checkpointing`) saves more memory at the cost of a second forward
-pass, and replaces this where it is on.
+pass, and replaces this where it is on. Where it runs batch norms again, as in a ResNet, their
+running statistics must not move a second time (`still_statistics`).
 """
 
 from __future__ import annotations
@@ -93,6 +94,28 @@ def recompute_cheap(block: nn.Module) -> None:
     for module in block.modules():
         if isinstance(module, CHEAP):
             module.register_forward_hook(offer)
+
+
+@contextmanager
+def still_statistics(model: nn.Module) -> Iterator[None]:
+    """Context manager for a backward pass with checkpointing: running statistics do not move.
+
+    Not by `track_running_stats`: without it torch saves other tensors, which checkpointing refuses.
+    """
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    norms = [m for m in model.modules() if isinstance(m, kinds)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+    kept = [count.clone() for count in counts]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for count, value in zip(counts, kept, strict=True):
+            count.copy_(value)
 
 
 @contextmanager

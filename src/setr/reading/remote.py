@@ -18,7 +18,8 @@ from setr.errors import USAGE, SetrError, first_line
 from setr.reading.files import require_alive
 from setr.reading.urls import download_file, split_url, without_password
 
-_FILE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
+"""Of files with weights."""
 
 
 def import_hub() -> Any:
@@ -35,7 +36,7 @@ def is_repository(source: str) -> bool:
     A revision is a branch, a tag or a commit.
     """
     repo_id = source.partition("@")[0]
-    if Path(repo_id).suffix in _FILE_SUFFIXES or Path(source).exists():
+    if Path(repo_id).suffix in WEIGHT_SUFFIXES or Path(source).exists():
         return False
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo_id))
 

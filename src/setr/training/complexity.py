@@ -121,6 +121,7 @@ def model_figures(name: str, *, num_classes: int, size: int) -> dict[str, Any]:
     return {
         "name": name,
         "encoder": model.arguments["encoder"],
+        **transformer_size(model),
         "decoder": model.arguments["decoder"],
         "parameters": parameter_counts(model)[1],
         "auxiliary_parameters": parameter_counts(model.aux_heads)[1],
@@ -128,6 +129,15 @@ def model_figures(name: str, *, num_classes: int, size: int) -> dict[str, Any]:
         "stride": model.encoder.patch_size,
         "licence": encoder_licence(model.arguments),
     }
+
+
+def transformer_size(model: SETR) -> dict[str, int | None]:
+    """Layers, hidden size and attention heads, as in the paper's Table 1; None for a ResNet."""
+    vit: Any = getattr(model.encoder, "vit", None)
+    if vit is None:
+        return dict.fromkeys(("layers", "width", "heads"))
+    heads = vit.blocks[0].attn.num_heads
+    return {"layers": len(vit.blocks), "width": vit.embed_dim, "heads": heads}
 
 
 def table2_figures(row: Table2Row) -> dict[str, Any]:

@@ -19,11 +19,13 @@ PER_PROCESS = frozenset(
 differ between hosts, workers, and output for the user."""
 FREE = (PER_PROCESS - {*WEIGHTS, _IMAGES}) | {
     "recipe",
-    *(f"train.{name}" for name in ("precision", "accumulate", "grad_checkpointing", "compile")),
-    "train.cuda_graph",
+    "eval.multi_scale",  # a further test
+    *(f"train.{name}" for name in ("precision", "grad_checkpointing", "compile", "cuda_graph")),
     *(f"train.{name}" for name in ("sharding", "save_every", "keep_states", "log_every", "seed")),
 }
-"""Settings that may differ from a recipe without making it another experiment."""
+"""Settings that may differ from a recipe without making it another experiment.
+
+Not `train.accumulate`: batch norm has the statistics of a micro-batch, the paper's of the batch."""
 
 
 def flat(config: Config) -> dict[str, Any]:

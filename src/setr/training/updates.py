@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from setr.distributed import add_up, say, together
 from setr.errors import SetrError, first_line
 from setr.layers.mask_classifier import MaskClassifier
 from setr.layers.precision import autocast
+from setr.layers.recompute import still_statistics
 from setr.losses import count_weight, segmentation_loss
 from setr.mask_loss import mask_weight
 from setr.model import Features, Output
@@ -168,7 +170,9 @@ class Updates:
     ) -> dict[str, Tensor]:
         """Accumulate the gradients of a micro-batch; returns its losses."""
         losses = self._losses(inputs, target, normalizer, taught)
-        self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
+        recomputed = self.config.train.grad_checkpointing
+        with still_statistics(self.model) if recomputed else nullcontext():
+            self.scaler.scale(self.parallel.scale_loss(losses["loss"])).backward()
         return {name: value.detach() for name, value in losses.items()}
 
     def _totals(
