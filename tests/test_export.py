@@ -22,7 +22,6 @@ import torch.nn.functional as F
 import setr
 from setr.cli import main
 from setr.data import scenes
-from setr.data.loader import spread
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, resolve_protocol
@@ -493,9 +492,6 @@ def test_calibration_images_are_what_the_network_sees():
     images = calibration_images(open_dataset("scenes:90", "val"), INFO, count=3)
     assert [image.shape for image in images] == [(1, 3, 40, 40)] * 3
     assert abs(np.mean(images)) < 2
-    assert spread(10, 3) == [0, 4, 9]
-    assert spread(3, 5) == [0, 1, 2]
-    assert spread(7, 1) == [0]
 
 
 def test_a_wrong_mask_beside_right_logits_is_not_written(model, monkeypatch):

@@ -23,7 +23,6 @@ from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
 from setr.evaluation import checked_info, computed_in, resolve_protocol
 from setr.exporting.runtime import ExportedModel
-from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
 from setr.kernels.recorded import recorded
 from setr.kernels.windows import Model
@@ -40,6 +39,7 @@ from setr.prediction.unsure import checked_confidence
 from setr.prediction.video import is_video
 from setr.reading.arrays import as_image
 from setr.reading.gdal import is_georeferenced
+from setr.reading.pillow import MAX_PIXELS
 from setr.reading.urls import without_password
 from setr.result import Result
 from setr.weight_files.foreign import FOREIGN_KEYWORDS

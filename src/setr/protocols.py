@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from setr.errors import USAGE, SetrError
-from setr.images import MAX_PIXELS
 from setr.labels import Labels, known_name
+from setr.reading.pillow import MAX_PIXELS
 
 MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The paper's test scales (section 4.1)."""

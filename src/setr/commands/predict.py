@@ -12,9 +12,9 @@ from setr.arguments.choices import Precision, ServerName
 from setr.cli import parse, require_at_least, require_default, require_within
 from setr.commands.shared import Device, Flip, Model, Scales
 from setr.errors import USAGE, SetrError
-from setr.images import MAX_PIXELS
 from setr.prediction.kinds import OPACITY
 from setr.processes.quota import cpus
+from setr.reading.pillow import MAX_PIXELS
 
 if TYPE_CHECKING:
     from setr.prediction.streams import Stream
