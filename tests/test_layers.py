@@ -327,6 +327,7 @@ ORDER = (
         "pages.charts",
         "pages.gallery",
         "report",
+        "pages.run_page",
         "pages.doctor_page",
         "results",
     ),
