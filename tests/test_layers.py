@@ -295,6 +295,7 @@ ORDER = (
     ),
     *(
         "prediction.outputs",
+        "prediction.placed",
         "predictor",
         "prediction.filming",
         "prediction.mapping",
