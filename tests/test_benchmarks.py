@@ -202,3 +202,11 @@ def test_the_checks_for_a_gpu_run_and_tell_what_failed(monkeypatch, tmp_path, ca
     assert found["loss"]["gradient_error"] < 0.02
     assert "another number" in found["step"]["failed"]
     assert found["layers"]["convolve, filter 4"] > 0
+
+
+def test_a_plot_has_every_curve_with_its_name():
+    from train_tables import line_chart
+
+    plot = line_chart({"flat": [(1, 2), (2, 2)], "steep": [(1, 1), (2, 4)]}, "side", "MB")
+    assert plot.count("<polyline") == 2
+    assert (plot.count(">flat<"), plot.count(">steep<"), plot.count("xmlns")) == (1, 1, 1)
