@@ -600,7 +600,7 @@ def test_bad_data_is_found_before_the_first_step(tmp_path):
     [
         ({"name": "setr_pup_bse"}, "model 'setr_pup_bse' is unknown; nearest: setr_pup_base"),
         ({"encoder": "vit_smal_patch16_224"}, "'vit_smal_patch16_224' is not a timm model"),
-        ({"freeze": 99}, "freeze 99: this encoder has 6 blocks"),
+        ({"freeze": 99}, "freeze 99: this encoder has 2 blocks"),
         ({"pretrained": "lvd14m", "encoder": "vit_small_patch14_dinov2"}, "timm has lvd142m"),
         ({"pretrained": "nowhere.pth"}, r"nowhere\.pth: no such weight file"),
         ({"pretrained_resnet": "gluon_in1k"}, "has no ResNet in front"),
