@@ -105,7 +105,7 @@ def prepare(job: dict[str, Any], work: Path) -> dict[str, Any]:
                 given, plain = None, work / "m.onnx"
                 if precision == "int8":  # as `setr export` makes it
                     given, plain = [x.numpy() for x in images], work / "plain.onnx"
-                    graph = Graph(model, "logits", spread=False)
+                    graph = Graph(model, "logits", convolve_first=False)
                     write_onnx(trace(graph), plain, "logits", stored("fp32"), None)
                 path = work / f"{precision}.xml"
                 write_openvino(plain, path, precision, stored(precision), given)  # type: ignore[arg-type]
