@@ -173,7 +173,7 @@ def test_an_estimate_counts_what_the_optimiser_keeps(name, momentum, kept):
 
 def test_an_estimate_opens_no_weights():
     files = {"pretrained": "a.pt", "pretrained_resnet": "b.pt"}
-    model = ModelConfig(name="hybrid_base", img_size=64, **files)
+    model = ModelConfig(name="hybrid_base", img_size=64, taps=(1, 2), **files)
     config = dataclasses.replace(nano(), model=model)
     assert flops_per_image(config, 5) > 0
 
@@ -251,7 +251,15 @@ def test_a_real_allocation_failure_is_explained(tmp_path):
 
 
 def test_the_command_prints_parts_and_advice(capsys):
-    options = ["--train.batch-size", "2", "--model.name", "setr_naive_nano"]
+    options = [
+        "--train.batch-size",
+        "2",
+        "--model.name",
+        "setr_naive_nano",
+        "--model.taps",
+        "1",
+        "2",
+    ]
     assert main(["train", "demo", "--estimate", *options, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["total"] >= values["process"] + values["parameters"] + values["optimizer"]
