@@ -37,8 +37,8 @@ def run_row(job: dict[str, Any]) -> dict[str, Any]:
             `reference` (the file of the first row).
 
     Returns:
-        Per batch `images_per_second`, `p50_ms`, `p95_ms` (of a whole batch) and `peak_mb`;
-        `agreement` with the reference, 0 to 1, and `miou` where labels are given.
+        Per batch `images_per_second`, `p50_ms`, `p95_ms` (of a whole batch) and `peak_mb` (10^6
+        bytes); `agreement` with the reference, 0 to 1, and `miou` where labels are given.
     """
     exported = job["runtime"] not in ("eager", "compile")
     precision = "auto" if exported else job["precision"]
@@ -79,7 +79,7 @@ def time_batch(
         "images_per_second": shape[0] * len(times) / sum(times),
         "p50_ms": float(p50),
         "p95_ms": float(p95),
-        "peak_mb": peak_bytes(predictor.device) / 2**20,
+        "peak_mb": peak_bytes(predictor.device) / 1e6,
     }
 
 
