@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import load_mmseg, peak_mb
+from peers import load_mmseg, peak_mb, setr_config
 
 CASES = ("slide", "metric-uint8", "metric-int64", "huge")
 
@@ -129,43 +129,10 @@ def peer(case: str, sizes: dict[str, Any], repeats: int) -> dict[str, float]:
         update = partial(IoUMetric.intersect_and_union, num_classes=150, ignore_index=255)
         return measure_metric(case, sizes["metric"], update, repeats)
     window = sizes["window"]
-    norm = {"type": "BN", "requires_grad": True}
-    config = Config(
-        {
-            "type": "EncoderDecoder",
-            "data_preprocessor": {"type": "SegDataPreProcessor"},
-            "backbone": {
-                "type": "VisionTransformer",
-                "img_size": (window, window),
-                "patch_size": 16,
-                "embed_dims": 192,
-                "num_layers": 12,
-                "num_heads": 3,
-                "out_indices": (11,),
-                "norm_cfg": {"type": "LN", "eps": 1e-6},
-                "interpolate_mode": "bilinear",
-            },
-            "decode_head": {
-                "type": "SETRUPHead",
-                "in_channels": 192,
-                "channels": 256,
-                "in_index": 0,
-                "num_classes": 19,
-                "num_convs": 4,
-                "up_scale": 2,
-                "kernel_size": 3,
-                "dropout_ratio": 0,
-                "norm_cfg": norm,
-                "align_corners": False,
-            },
-            "test_cfg": {
-                "mode": "slide",
-                "crop_size": (window, window),
-                "stride": (sizes["stride"], sizes["stride"]),
-            },
-        }
-    )
-    model = MODELS.build(config).eval()
+    stride = sizes["stride"]
+    slide = {"mode": "slide", "crop_size": (window, window), "stride": (stride, stride)}
+    config = setr_config("pup", "tiny", window, 19, test_cfg=slide)
+    model = MODELS.build(Config(config)).eval()
     H, W = sizes["slide"]
     x = torch.randn(1, 3, H, W)
     meta = [{"ori_shape": (H, W), "img_shape": (H, W), "pad_shape": (H, W)}]

@@ -22,7 +22,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from inference import NUM_CLASSES, machine, ours, peak_mb, prepare, start, timed
+from inference import machine, start
+from inference_case import NUM_CLASSES, ours, prepare, timed
+from peers import peak_mb
 
 RIVALS = ("transformers DPT ViT-B", "transformers SegFormer-B5", "smp DPT ViT-B")
 OURS = ("pup", "naive", "mla")

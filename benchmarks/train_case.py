@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from peers import load_mmseg, peak_mb
+from peers import load_mmseg, peak_mb, setr_config
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
@@ -259,7 +259,9 @@ def peer_step(case: dict[str, Any]) -> Callable[[], object]:
     from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
 
-    model = MODELS.build(Config(peer_config(case))).to(case["device"]).train()
+    sizes = (case["decoder"], case["size"], case["side"], case["classes"])
+    config = setr_config(*sizes, aux=True, cls_token=case["decoder"] != "mla")
+    model = MODELS.build(Config(config)).to(case["device"]).train()
     images, target = batch_of(case)
     samples = [SegDataSample(gt_sem_seg=PixelData(data=mask[None])) for mask in target]
     dtype = dtype_of(case)
@@ -271,59 +273,3 @@ def peer_step(case: dict[str, Any]) -> Callable[[], object]:
         sum(value for name, value in losses.items() if "loss" in name).backward()
 
     return work
-
-
-def peer_config(case: dict[str, Any]) -> dict[str, Any]:
-    """The peer's ADE20K configurations of SETR, at our encoder's width and depth."""
-    sizes = {"tiny": (192, 12, 3), "base": (768, 12, 12), "large": (1024, 24, 16)}
-    width, depth, heads = sizes[case["size"]]
-    mla = case["decoder"] == "mla"
-    taps = {"tiny": (4, 7, 9, 11), "base": (4, 7, 9, 11), "large": (9, 14, 19, 23)}[case["size"]]
-    if mla:
-        taps = tuple(depth * i // 4 - 1 for i in (1, 2, 3, 4))
-    common = {
-        "num_classes": case["classes"],
-        "dropout_ratio": 0,
-        "norm_cfg": {"type": "BN", "requires_grad": True},
-        "align_corners": False,
-    }
-    up = {"type": "SETRUPHead", "in_channels": width, "channels": 256, **common}
-    kernel = 1 if case["decoder"] == "naive" else 3
-    convs = {"num_convs": 1, "up_scale": 4} if kernel == 1 else {"num_convs": 4, "up_scale": 2}
-    main: dict[str, Any] = {**up, **convs, "in_index": 3, "kernel_size": kernel}
-    aux = [{**up, "in_index": i, "num_convs": 2, "kernel_size": kernel} for i in range(3)]
-    if mla:
-        inputs = {"in_channels": [256] * 4, "channels": 512, "mla_channels": 128}
-        main = {"type": "SETRMLAHead", **inputs, "in_index": [0, 1, 2, 3], **common}
-        small = {"type": "FCNHead", "in_channels": 256, "channels": 256, "num_convs": 0}
-        aux = [
-            {**small, "in_index": i, "kernel_size": 1, "concat_input": False, **common}
-            for i in range(4)
-        ]
-    for head in aux:
-        head["loss_decode"] = {"type": "CrossEntropyLoss", "loss_weight": 0.4}
-    config = {
-        "type": "EncoderDecoder",
-        "data_preprocessor": {"type": "SegDataPreProcessor"},
-        "backbone": {
-            "type": "VisionTransformer",
-            "img_size": (case["side"], case["side"]),
-            "patch_size": 16,
-            "embed_dims": width,
-            "num_layers": depth,
-            "num_heads": heads,
-            "out_indices": taps,
-            "with_cls_token": not mla,
-            "norm_cfg": {"type": "LN", "eps": 1e-6},
-            "interpolate_mode": "bilinear",
-        },
-        "decode_head": main,
-        "auxiliary_head": aux,
-        "train_cfg": {},
-        "test_cfg": {"mode": "whole"},
-    }
-    if mla:
-        norm = common["norm_cfg"]
-        config["neck"] = {"type": "MLANeck", "in_channels": [width] * 4, "out_channels": 256,
-                          "norm_cfg": norm, "act_cfg": {"type": "ReLU"}}  # fmt: skip
-    return config

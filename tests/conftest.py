@@ -126,7 +126,7 @@ def tiny_config(out: Path, **train: object) -> Config:
     """A run of a few seconds on drawn scenes."""
     return Config(
         out=str(out),
-        model=ModelConfig(name="setr_naive_nano", img_size=64, channels=16),
+        model=ModelConfig(name="setr_naive_nano", img_size=64, channels=16, taps=(1, 2)),
         data=DataConfig(root="scenes:12", crop_size=(64, 64), workers=0),
         optim=OptimConfig(lr=0.01, min_lr=0.0),
         train=dataclasses.replace(

@@ -210,6 +210,7 @@ def main() -> None:
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
     for case, port in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+        print("case", case, file=sys.stderr, flush=True)
         if port != "0":
             os.environ["MASTER_PORT"] = port
         if case == "evaluate":

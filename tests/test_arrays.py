@@ -227,12 +227,10 @@ def test_folders_globs_and_lists(predictor, photo, tmp_path):
 
 
 def test_large_images_go_by_windows(predictor, photo, monkeypatch):
-    from setr import predictor as module
-
     large = np.tile(photo, (2, 3, 1))
     plain = Predictor(predictor.model, ModelInfo(labels=scenes.LABELS, crop_size=(32, 32)))
     assert plain._protocol(large.shape).window is None
-    monkeypatch.setattr(module, "WHOLE_PIXELS", 64 * 64)
+    monkeypatch.setattr("setr.protocols.WHOLE_PIXELS", 64 * 64)
     assert plain._protocol(large.shape) == Protocol().in_windows(32)
     assert plain.predict(large).mask.shape == large.shape[:2]
     forced = Predictor(predictor.model, predictor.info, window=24)

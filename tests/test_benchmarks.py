@@ -85,7 +85,7 @@ def test_both_metrics_are_timed_on_the_same_masks_as_often(monkeypatch, peer_met
 
 
 def test_floors_are_of_the_rows_own_precision():
-    from inference import of_floor
+    from inference_tables import of_floor
 
     floors = {"fp32": 0.5, "bf16": 0.25}
     assert of_floor({"contender": "eager fp32", "seconds": 1.0}, floors) == "50%"
@@ -94,7 +94,7 @@ def test_floors_are_of_the_rows_own_precision():
 
 
 def test_no_stored_row_is_under_its_floor():
-    from inference import markdown
+    from inference_tables import markdown
 
     record = json.loads((BENCHMARKS / "results" / "inference.json").read_text())
     rows = [line.split("|") for line in markdown(record).splitlines() if line.count("|") == 8]
@@ -188,10 +188,11 @@ def test_scaling_refuses_a_batch_its_processes_cannot_share(monkeypatch, capsys)
 
 
 def test_the_checks_for_a_gpu_run_and_tell_what_failed(monkeypatch, tmp_path, capsys):
+    import gpu_bench
     import gpu_check
 
     def wrong(bench):
-        gpu_check.require(False, "another number")
+        gpu_bench.require(False, "another number")
 
     monkeypatch.setitem(gpu_check.CHECKS, "step", wrong)
     words = f"--device cpu --tiny --only loss step layers --out {tmp_path / 'out.json'}"
@@ -201,3 +202,11 @@ def test_the_checks_for_a_gpu_run_and_tell_what_failed(monkeypatch, tmp_path, ca
     assert found["loss"]["gradient_error"] < 0.02
     assert "another number" in found["step"]["failed"]
     assert found["layers"]["convolve, filter 4"] > 0
+
+
+def test_a_plot_has_every_curve_with_its_name():
+    from train_tables import line_chart
+
+    plot = line_chart({"flat": [(1, 2), (2, 2)], "steep": [(1, 1), (2, 4)]}, "side", "MB")
+    assert plot.count("<polyline") == 2
+    assert (plot.count(">flat<"), plot.count(">steep<"), plot.count("xmlns")) == (1, 1, 1)

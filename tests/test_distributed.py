@@ -16,8 +16,10 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -43,6 +45,7 @@ CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
     *("examined", "tested", "nothing", "nowhere", "patient", "evaluate", "slow", "taught"),
     *("unreadable", "refused", "again"),
+    "led",  # the last one: it ends with the first process
 )
 
 
@@ -98,8 +101,57 @@ def start_pair(out: Path, *cases: str, **values: object) -> list[subprocess.Pope
     return [start(command, RANK=rank, LOCAL_RANK=rank, **values) for rank in (0, 1)]
 
 
+def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never appears"
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+def lose_one(out: Path) -> tuple[str, float]:
+    """Kill one of two processes that train: what the other says, and how long it took to."""
+    first, second = start_pair(out, "endless", SETR_SILENCE=15)
+    wait_for(out / "endless" / "log.jsonl", [first, second])
+    second.kill()
+    lost = time.monotonic()
+    said = "".join(finish(first))
+    seconds = time.monotonic() - lost
+    second.communicate()
+    return said, seconds
+
+
+def start_again(out: Path) -> tuple[list[int], str]:
+    """Statuses and words of two torchrun agents, one of whose processes is killed."""
+    command = [
+        *("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
+        *("--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
+        *("--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"),
+        *("-m", "tests.processes", str(out), "dies", "0"),
+    ]
+    agents = [start(command, SETR_SILENCE=15) for _ in range(2)]
+    said = "".join(text for output in finish_all(agents) for text in output)
+    return [agent.returncode for agent in agents], said
+
+
+class Meanwhile(NamedTuple):
+    """What mostly waits for lost processes, while the other cases compute."""
+
+    folder: Path
+    lost: Future[tuple[str, float]]
+    restarted: Future[tuple[list[int], str]]
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def meanwhile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Meanwhile]:
+    folder = tmp_path_factory.mktemp("meanwhile")
+    with ThreadPoolExecutor(2) as pool:
+        yield Meanwhile(folder, pool.submit(lose_one, folder), pool.submit(start_again, folder))
+
+
+@pytest.fixture(scope="module")
+def alone(meanwhile: Meanwhile, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
     for case in ("whole", "accumulate", "resharded"):
         train(settings(out, case))
@@ -111,12 +163,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """All cases in one pair of processes; starting Python costs more than they do.
+class Pair(NamedTuple):
+    """The folder of two processes, and what each printed, also to stderr."""
 
-    The folder, and what each printed.
-    """
+    out: Path
+    printed: list[str]
+    errors: list[str]
+
+
+@pytest.fixture(scope="module")
+def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """All cases in one pair of processes; starting Python costs more than they do."""
     out = tmp_path_factory.mktemp("pair")
     for name in ("resharded", "model", "photos"):
         shutil.copytree(alone / name, out / name)
@@ -124,7 +181,7 @@ def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     both = start_pair(out, *CASES)
     results = finish_all(both)
     assert [process.returncode for process in both] == [0, 0], results
-    return out, [printed for printed, _ in results]
+    return Pair(out, *map(list, zip(*results, strict=True)))
 
 
 def require_close(first: Path, second: Path, *, part: str = "model/") -> None:
@@ -137,15 +194,15 @@ def require_close(first: Path, second: Path, *, part: str = "model/") -> None:
 @pytest.mark.parametrize("case", ["whole", "accumulate", "taught"])
 def test_two_processes_equal_one(pair, alone, case):
     """2 x batch 2 == 1 x batch 4, with batch norm, auxiliary heads and ignored pixels."""
-    require_close(pair[0] / case, alone / case)
+    require_close(pair.out / case, alone / case)
     state = final_state(alone / case)
     assert any("running_var" in name for name in state)
     assert any("aux_heads" in name for name in state)
 
 
 def test_two_processes_lose_patience_together(pair):
-    out, printed = pair
-    assert not any("patient" in text for text in printed)
+    out = pair.out
+    assert not any("patient" in text for text in pair.printed)
     assert json.loads((out / "patient" / "metrics.json").read_text())["steps"] == 4
     states = sorted(p.name for p in (out / "patient" / LAST).iterdir())
     assert states == ["step-00000002", "step-00000004"]  # the best weights', and the last
@@ -154,7 +211,7 @@ def test_two_processes_lose_patience_together(pair):
 def test_two_processes_log_the_same_losses(pair, alone):
     logs = [
         [json.loads(line) for line in (folder / "whole" / "log.jsonl").read_text().splitlines()]
-        for folder in (pair[0], alone)
+        for folder in (pair.out, alone)
     ]
     losses = [{line["step"]: line["loss"] for line in log if "loss" in line} for log in logs]
     assert list(losses[0]) == list(range(1, STEPS + 1))
@@ -163,12 +220,12 @@ def test_two_processes_log_the_same_losses(pair, alone):
 
 def test_sharded_equals_copied(pair, alone):
     """FSDP2, block by block, == one process with plain weights."""
-    require_close(pair[0] / "sharded", alone / "whole")
+    require_close(pair.out / "sharded", alone / "whole")
 
 
 def test_a_state_fits_any_number_of_processes_and_any_sharding(pair, alone):
     """One process saves in step 6, two continue with sharded weights, one reads what they save."""
-    folder = pair[0] / "resharded"
+    folder = pair.out / "resharded"
     assert len(list((folder / LAST).glob(f"step-{STEPS:08}/rank-*"))) == 2
     for part in ("model/", "optimizer/", "ema/"):
         require_close(folder, alone / "resharded", part=part)
@@ -177,7 +234,7 @@ def test_a_state_fits_any_number_of_processes_and_any_sharding(pair, alone):
 def test_two_processes_test_a_model_as_one(pair, alone):
     """Every image once, integer counts: the same bits, and every image in the report."""
     both = []
-    for folder in (alone, pair[0]):
+    for folder in (alone, pair.out):
         metrics = json.loads((folder / "figures" / "metrics.json").read_text())
         figures = metrics["single_scale"]
         del figures["seconds"]
@@ -188,7 +245,7 @@ def test_two_processes_test_a_model_as_one(pair, alone):
 
 
 def test_what_does_not_fit_together_is_named(pair):
-    first, second = pair[1]
+    first, second = pair.printed
     assert "train.batch_size 3: must be a multiple of processes (2)" in first
     assert "rank 1 on" in first
     assert "train.seed 1, not 0" in first
@@ -196,7 +253,7 @@ def test_what_does_not_fit_together_is_named(pair):
 
 
 def test_what_all_processes_refuse_is_said_once(pair):
-    first, second = pair[1]
+    first, second = pair.printed
     assert "no training state to resume from" in first
     assert "nothing: reported" in second
     assert "nowhere: nowhere: no such file or folder" in first
@@ -205,61 +262,62 @@ def test_what_all_processes_refuse_is_said_once(pair):
 
 def test_processes_wait_for_one_that_reads_a_large_data_set(pair):
     """Torch would end them after half an hour, and what was read would be lost."""
-    assert all("slow: all read" in text for text in pair[1])
+    assert all("slow: all read" in text for text in pair.printed)
 
 
 def test_a_norm_that_overflows_in_one_process_ends_both(pair):
-    first, second = pair[1]
+    first, second = pair.printed
     assert "overflows: gradient norm is inf at step 1 with lr" in first
     assert "overflows: reported" in second
 
 
 def test_a_signal_to_one_process_stops_and_saves_all(pair):
-    first, second = pair[1]
+    first, second = pair.printed
     assert "stops: stopped after step 7; continue with `setr train" in first
     assert "stops: reported" in second
-    assert [p.name for p in (pair[0] / "stops" / LAST).iterdir()] == ["step-00000007"]
+    assert [p.name for p in (pair.out / "stops" / LAST).iterdir()] == ["step-00000007"]
 
 
 def test_an_image_that_one_process_cannot_read_costs_no_step(pair):
-    first, second = pair[1]
+    first, second = pair.printed
     assert "unreadable: rank 1: photo.png: cannot read" in first
     assert "unreadable: reported" in second
-    assert [p.name for p in (pair[0] / "unreadable" / LAST).iterdir()] == ["step-00000006"]
+    assert [p.name for p in (pair.out / "unreadable" / LAST).iterdir()] == ["step-00000006"]
 
 
 def test_a_signal_to_one_process_ends_a_test_of_all(pair):
     """Each finishes its image; the one without a signal hears of it before its third at most."""
-    first, second = pair[1]
+    first, second = pair.printed
     assert "examined: stopped after step 4; continue with `setr train" in first
     assert "examined: reported" in second
-    assert [p.name for p in (pair[0] / "examined" / LAST).iterdir()] == ["step-00000004"]
-    assert '"val"' not in (pair[0] / "examined" / "log.jsonl").read_text()
+    assert [p.name for p in (pair.out / "examined" / LAST).iterdir()] == ["step-00000004"]
+    assert '"val"' not in (pair.out / "examined" / "log.jsonl").read_text()
     assert "examined: 1 images" in second
     assert "examined: 1 images" in first or "examined: 2 images" in first
 
 
 def test_a_signal_to_one_process_in_the_last_test_is_told_to_the_others(pair):
     """They would wait for its counts, and then fail with torch's error."""
-    first, second = pair[1]
+    first, second = pair.printed
     assert "tested: rank 1 on" in first
     assert f"stopped: stopped after step {STEPS}; continue with `setr train" in first
     assert "tested: reported" in second
-    assert [p.name for p in (pair[0] / "tested" / LAST).iterdir()] == [f"step-{STEPS:08}"]
+    assert [p.name for p in (pair.out / "tested" / LAST).iterdir()] == [f"step-{STEPS:08}"]
 
 
-def test_the_first_process_ends_after_the_others_know_why(tmp_path):
+def test_the_first_process_ends_after_the_others_know_why(pair):
     """It keeps the store: one that is gone makes torch print its stack."""
-    results = finish_all(start_pair(tmp_path, "led"))
-    (first, _), (second, errors) = results
-    assert f"led: stopped after step {STEPS}; continue with `setr train" in first, results
-    assert f"stopped: stopped after step {STEPS}; continue with `setr train" in second, results
+    first, second = pair.printed
+    assert f"led: stopped after step {STEPS}; continue with `setr train" in first
+    assert f"stopped: stopped after step {STEPS}; continue with `setr train" in second
     assert "led: rank 0 on" in second
+    _, begun, errors = pair.errors[1].rpartition("case led\n")
+    assert begun
     assert "frame #" not in errors
 
 
 def test_what_all_processes_of_a_test_refuse_is_said_once(pair):
-    first, second = pair[1]
+    first, second = pair.printed
     assert first.count("refused: ") == 3
     assert "refused: setr: nowhere: no such file or folder" in first
     assert "protocol 'paper' is unknown" in first
@@ -267,47 +325,26 @@ def test_what_all_processes_of_a_test_refuse_is_said_once(pair):
     assert "refused: " not in second
 
 
-def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never appears"
-        for process in processes:
-            assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-
-
-def test_a_lost_process_is_named_and_the_others_stop(tmp_path):
-    first, second = start_pair(tmp_path, "endless", SETR_SILENCE=15)
-    wait_for(tmp_path / "endless" / "log.jsonl", [first, second])
-    second.kill()
-    lost = time.monotonic()
-    printed, errors = finish(first)
-    assert time.monotonic() - lost < 120  # torch alone would take ten minutes
-    assert "lost rank 1 on" in printed + errors
-    assert "no sign of life for 15 s" in printed + errors
-    assert "Traceback" not in errors
-    second.communicate()
+def test_a_lost_process_is_named_and_the_others_stop(meanwhile):
+    said, seconds = meanwhile.lost.result()
+    assert seconds < 120  # torch alone would take ten minutes
+    assert "lost rank 1 on" in said
+    assert "no sign of life for 15 s" in said
+    assert "Traceback" not in said
 
 
 def test_a_model_may_outlive_its_group(pair):
     """Of 400 such groups one of the first ten hung at its end, before they were kept."""
-    for printed in pair[1]:
+    for printed in pair.printed:
         assert "again: all ended" in printed
 
 
-def test_two_torchrun_agents_restart_and_equal_one_process(tmp_path, alone):
+def test_two_torchrun_agents_restart_and_equal_one_process(meanwhile, alone):
     """Rank 1 is killed; torchrun starts both again, which continue from step 4 by themselves."""
-    command = [
-        *("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
-        *("--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
-        *("--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"),
-        *("-m", "tests.processes", str(tmp_path), "dies", "0"),
-    ]
-    agents = [start(command, SETR_SILENCE=15) for _ in range(2)]
-    outputs = finish_all(agents)
-    assert [agent.returncode for agent in agents] == [0, 0], outputs
-    assert "continuing after step 4" in outputs[0][1] + outputs[1][1]
-    require_close(tmp_path / "dies", alone / "whole")
+    statuses, said = meanwhile.restarted.result()
+    assert statuses == [0, 0], said
+    assert "continuing after step 4" in said
+    require_close(meanwhile.folder / "dies", alone / "whole")
 
 
 def test_shares_cut_every_micro_batch_evenly():

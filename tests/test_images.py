@@ -13,18 +13,12 @@ import pytest
 from PIL import EpsImagePlugin, IcoImagePlugin, Image, ImageFile
 
 from setr.errors import SetrError
-from setr.images import (
-    ImageTooLargeError,
-    check_whole,
-    encode_png,
-    from_pillow,
-    opened,
-    read_image,
-)
+from setr.images import check_whole, encode_png, from_pillow, read_image
 from setr.reading import decode
 from setr.reading.decode import check_png_rows
 from setr.reading.lazy_image import LazyImage
 from setr.reading.masks import read_mask
+from setr.reading.pillow import ImageTooLargeError, opened
 
 UNREADABLE = {
     "truncated.jpg": "truncated",

@@ -16,6 +16,7 @@ from setr.data import loader
 from setr.data import workers as worker_processes
 from setr.data.loader import training_batches, whole_images
 from setr.data.order import BatchOrder, Share, training_order
+from setr.data.sampling import evenly_spaced
 from setr.datasets import open_dataset
 from setr.errors import SetrError
 from setr.training.sources import open_source
@@ -211,3 +212,10 @@ def test_batches_go_through_a_pipe_where_shared_memory_has_no_room(monkeypatch, 
     for (a, b), (c, d) in zip(*found, strict=True):
         assert torch.equal(a, c)
         assert torch.equal(b, d)
+
+
+def test_a_sample_reaches_from_the_first_to_the_last():
+    assert evenly_spaced(10, 3) == [0, 4, 9]
+    assert evenly_spaced(3, 5) == [0, 1, 2]
+    assert evenly_spaced(7, 1) == [0]
+    assert evenly_spaced(0, 3) == []

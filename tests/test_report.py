@@ -16,7 +16,7 @@ from rich.cells import cell_len
 
 from setr.labels import Labels
 from setr.metrics import summarize
-from setr.pages.charts import confusion_chart, line_chart, loss_chart, reliability_chart
+from setr.pages.charts import confusion_chart, loss_chart, reliability_chart
 from setr.pages.gallery import Gallery, paired
 from setr.pages.page import bar, error_map, figure, heat, write_page
 from setr.pages.tables import figures_table
@@ -103,13 +103,6 @@ def test_charts_show_the_numbers() -> None:
     calibration = {"pixels": [0, 30], "accuracy": [None, 0.6], "confidence": [None, 0.8]}
     assert "confidence 80.0 %, accuracy 60.0 %" in reliability_chart(calibration)
     assert "polyline" in loss_chart(np.array([1, 2, 3]), np.array([3.0, 2.0, 1.0]))
-    lines = line_chart({"flat": [(1, 2), (2, 2)], "steep": [(1, 1), (2, 4)]}, "side", "MB")
-    assert [lines.count(text) for text in ("<polyline", ">flat<", ">steep<", "xmlns")] == [
-        2,
-        1,
-        1,
-        1,
-    ]
 
 
 def test_wide_characters_have_room() -> None:

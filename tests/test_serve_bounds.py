@@ -24,7 +24,7 @@ from setr.export import export
 from setr.exporting.runtime import ExportedModel
 from setr.hub import from_pretrained
 from setr.images import read_image
-from setr.predictor import WHOLE_PIXELS
+from setr.protocols import WHOLE_PIXELS
 from setr.result import Result
 from setr.serve import app as app_module
 from setr.serve import models as models_module
@@ -154,7 +154,7 @@ def test_a_recorded_model_stops_when_nobody_waits(source, monkeypatch):
             self.output = self.output or self.model.coarse(images)
             return self.output
 
-    monkeypatch.setattr("setr.predictor.recorded", Replayed)
+    monkeypatch.setattr("setr.prediction.placed.recorded", Replayed)
     models, key = Models([source], LIMITS, device="cpu"), Key("pup", "segment", 64, 64)
     image = np.zeros((64, 64, 3), np.uint8)
     assert models.run(key, [image], lambda: True)[0].mask.shape == (64, 64)

@@ -20,8 +20,8 @@ from setr.engine import train
 from setr.errors import FAILED, SetrError
 from setr.images import read_image
 from setr.pages.charts import loss_chart
+from setr.pages.run_page import _loss
 from setr.processes.progress import Progress
-from setr.report import _loss
 from setr.trackers import CsvTable, JsonLines, Pictures, Tracker, open_trackers, scalars
 from tests.conftest import tiny_config
 

@@ -16,21 +16,19 @@ import numpy as np
 from PIL import ImageOps
 
 from setr.errors import SetrError
-from setr.images import (
+from setr.images import check_whole, read_image
+from setr.reading.decode import check_png_rows, orientation
+from setr.reading.gdal import GdalFile, Stored, gdal_driver, has_gdal
+from setr.reading.lazy_image import LazyImage, bounds
+from setr.reading.pillow import (
     MAX_PIXELS,
     SMALLER,
     ImageTooLargeError,
     Source,
-    bounds,
-    check_whole,
     note_first,
     opened,
-    read_image,
     source_name,
 )
-from setr.reading.decode import check_png_rows, orientation
-from setr.reading.gdal import GdalFile, Stored, gdal_driver, has_gdal
-from setr.reading.lazy_image import LazyImage
 
 _FULL = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 _AS_STORED = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B")

@@ -22,7 +22,6 @@ import numpy as np
 
 from setr.bands import Bands, read_pixels
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS
 from setr.prediction.inputs import Item, read_item
 from setr.prediction.kinds import KINDS, options_of
 from setr.prediction.outputs import with_ending
@@ -33,6 +32,7 @@ from setr.processes.faults import is_out_of_memory
 from setr.processes.interrupt import Interrupt
 from setr.processes.progress import Progress
 from setr.reading.files import NameRefusedError
+from setr.reading.pillow import MAX_PIXELS
 from setr.reading.storage import Storage
 from setr.result import Result
 

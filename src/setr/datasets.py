@@ -25,8 +25,8 @@ from setr.data.pairing import SplitFiles
 from setr.data.pairs import Pair, Pairs
 from setr.data.shards import Shards, is_shards
 from setr.errors import USAGE, SetrError
-from setr.images import Named, Source
 from setr.labels import Labels, known_labels, known_name
+from setr.reading.pillow import Named, Source
 
 GIVEN = "python:"
 """Prefix of `data.root` in the settings of a run whose data set is a Python object."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from setr.colours import hex_colour
 from setr.data.dataset import Dataset
 from setr.data.findings import SHOWN, Finding, about, split_findings
 from setr.data.survey import Progress, near_hashes, survey
 from setr.data.survey_rows import Survey
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.labels import IGNORE, Labels, hex_colour
+from setr.labels import IGNORE, Labels
 from setr.training.weighting import class_weights
 
 NEAR_BITS = 3

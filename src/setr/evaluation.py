@@ -18,7 +18,8 @@ import torch
 from setr import distributed
 from setr.arguments.choices import Absent, Precision
 from setr.data.dataset import Dataset
-from setr.data.loader import spread, whole_images
+from setr.data.loader import whole_images
+from setr.data.sampling import evenly_spaced
 from setr.datasets import open_dataset
 from setr.distributed import rank, world
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
@@ -174,7 +175,7 @@ def evaluate_split(
     dtype = computed_in(model, precision, device)
     card = Scorecard(dataset.labels.classes, device, detailed=detailed, absent=absent)
     began = time.monotonic()
-    chosen = range(len(dataset)) if count is None else spread(len(dataset), count)
+    chosen = range(len(dataset)) if count is None else evenly_spaced(len(dataset), count)
     indices = chosen[rank() :: world()]
     loaded = zip(indices, whole_images(dataset, workers, indices), strict=True)
     samples = fitting(loaded, dataset, info.protocol)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from setr.data.dataset import Dataset
-from setr.data.loader import spread
+from setr.data.sampling import evenly_spaced
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.exporting.runtime import ExportedModel
 from setr.model import SETR
@@ -47,7 +47,7 @@ def require_labelled(model: SETR | ExportedModel, info: ModelInfo, dataset: Data
     """
     require_fit(model, info, dataset)
     problems = []
-    for index in spread(len(dataset), 3):
+    for index in evenly_spaced(len(dataset), 3):
         try:
             dataset.load(index)
         except SetrError as error:

@@ -8,7 +8,6 @@ sources.
 
 from __future__ import annotations
 
-import colorsys
 import difflib
 import json
 import re
@@ -21,12 +20,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from setr.colours import Colour, as_colour, draw_colours, hex_colour, packed_colours
 from setr.errors import USAGE, SetrError
 
 IGNORE = 255
 """Training id of pixels that are ignored by losses and metrics."""
-
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ class Labels:
         listed = values.get("colours") or ()
         if not isinstance(listed, list | tuple):
             raise SetrError(f"colours {listed!r}: give a list with one colour per class")
-        colours = tuple(_colour(c) for c in listed)
+        colours = tuple(as_colour(c) for c in listed)
         label_map = {
             _raw_id(raw): _train_id("label_map", target, classes)
             for raw, target in as_label_map(values.get("label_map")).items()
@@ -196,7 +194,7 @@ class Labels:
         if by_colour is not None and not isinstance(by_colour, Mapping):
             raise SetrError("colour_map: give 'classes' or a table of colour: class")
         colour_map = {
-            _colour(colour): _train_id("colour_map", target, classes)
+            as_colour(colour): _train_id("colour_map", target, classes)
             for colour, target in (by_colour or {}).items()
         }
         return cls(classes, colours, label_map, colour_map or None)
@@ -215,36 +213,12 @@ def as_label_map(value: Any) -> Mapping[Any, Any]:
     return value
 
 
-def packed_colours(colours: np.ndarray) -> np.ndarray:
-    """RGB colours (H, W, 3) as 0xrrggbb (H, W)."""
-    rgb = colours.astype(np.int32)
-    return np.asarray(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
-
-
 def _valid(train: int, num_classes: int) -> bool:
     return 0 <= train < num_classes or train == IGNORE
 
 
 def _spell(train: int) -> int | str:
     return "ignore" if train == IGNORE else train
-
-
-def hex_colour(colour: Sequence[int]) -> str:
-    """(112, 128, 144) -> #708090."""
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _colour(value: Any) -> Colour:
-    """`[r, g, b]`, `"r, g, b"` or `"#rrggbb"`."""
-    try:
-        if isinstance(value, str) and value.startswith("#"):
-            parts = list(bytes.fromhex(value[1:]))
-        else:
-            parts = [int(v) for v in (value.split(",") if isinstance(value, str) else value)]
-        red, green, blue = parts
-    except (TypeError, ValueError, OverflowError):
-        raise SetrError(f"colour {value!r}: give [red, green, blue] or '#rrggbb'") from None
-    return red, green, blue
 
 
 def _raw_id(value: Any) -> int:
@@ -268,15 +242,6 @@ def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
     if type(value) is not int:
         raise SetrError(f"{key} value {value!r}: give a class name, its number, or 'ignore'")
     return value
-
-
-def draw_colours(count: int) -> tuple[Colour, ...]:
-    """Distinct colours: hues spaced by the golden ratio, alternating lightness."""
-    colours = []
-    for i in range(count):
-        r, g, b = colorsys.hls_to_rgb((i * 0.618034) % 1.0, (0.45, 0.65, 0.3)[i % 3], 0.65)
-        colours.append((round(r * 255), round(g * 255), round(b * 255)))
-    return tuple(colours)
 
 
 def known_datasets() -> list[str]:

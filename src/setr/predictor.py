@@ -10,48 +10,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from setr import distributed
 from setr.arguments.choices import Precision
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
-from setr.evaluation import checked_info, computed_in, resolve_protocol
+from setr.evaluation import checked_info, resolve_protocol
 from setr.exporting.runtime import ExportedModel
-from setr.images import MAX_PIXELS
 from setr.inference import NormalizedImages, Protocol, predict_mask, predict_scores
-from setr.kernels.recorded import recorded
-from setr.kernels.windows import Model
 from setr.labels import IGNORE
-from setr.layers.precision import autocast
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
 from setr.opening import open_trained
 from setr.prediction.live import is_live, open_video
 from setr.prediction.model_bands import ModelBands
+from setr.prediction.placed import PlacedModel
 from setr.prediction.rasters import Raster
 from setr.prediction.several import single_sources
 from setr.prediction.unsure import checked_confidence
 from setr.prediction.video import is_video
 from setr.reading.arrays import as_image
 from setr.reading.gdal import is_georeferenced
+from setr.reading.pillow import MAX_PIXELS
 from setr.reading.urls import without_password
 from setr.result import Result
 from setr.weight_files.foreign import FOREIGN_KEYWORDS
 
-WHOLE_PIXELS = 2048 * 2048
-"""Images of more pixels, after the protocol's resize, are processed in windows even if the protocol
-has none: the cost of attention grows with the square of the number of pixels."""
 WINDOW = 512
-"""Side of these windows in pixels, for models without a known training crop size."""
+"""Side of the windows of large images in pixels, for models without a known training crop size."""
 
 
-class Predictor:
+class Predictor(PlacedModel):
     """A model ready to segment images, usually from `setr.load`; thread-safe.
 
     Args:
@@ -68,7 +61,7 @@ class Predictor:
         flip: average with the prediction for the mirrored image, whatever the protocol says.
             GeoTIFF files are then refused.
         window: side in pixels of blended sliding windows, used for every image; by default the
-            protocol decides, and images above `WHOLE_PIXELS` are processed in windows.
+            protocol decides (`Protocol.needs_windows`).
         min_confidence: pixels whose class is less probable, 0 to 1, are unlabelled; see
             `Result.with_min_confidence`.
         allow_urls: whether `predict` may download http(s) addresses.
@@ -76,9 +69,6 @@ class Predictor:
             For an RGB model it applies only to GeoTIFF files.
         value_range: values of a file that are mapped to 0 and 255; default and scope as for
             `bands`.
-
-    Attributes:
-        passes: the model as it is called; on a GPU, repeated shapes are replayed as CUDA graphs.
 
     Raises:
         SetrError: `model` and `info` differ in classes or channels, or the number of bands does not
@@ -105,8 +95,7 @@ class Predictor:
         if window is not None and window < 1:
             raise SetrError(f"window {window}: give pixels from 1", code=USAGE)
         require_own(model, info)
-        self.precision: Precision = precision
-        self._place(model.eval(), device)
+        super().__init__(model.eval(), device, precision)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
         self._averages = scales is not None or flip
         chosen = resolve_protocol(protocol, model, info).overridden(**views)
@@ -118,55 +107,10 @@ class Predictor:
         self.allow_urls = allow_urls
         self.reads = ModelBands(self.info, bands, value_range)
 
-    def _place(self, model: SETR | ExportedModel, device: str | torch.device) -> None:
-        place = distributed.device(device)
-        self.dtype = computed_in(model, self.precision, place)
-        self.device, self.model = place, model.to(place)
-
-    def to(self, device: str | torch.device) -> Predictor:
-        """Move the model to another device, not while another thread predicts; returns `self`.
-
-        Raises:
-            SetrError: no such device, one that lacks the precision, or an exported file.
-        """
-        if isinstance(self.model, ExportedModel):
-            raise SetrError(
-                f"{self.model.name}: an exported file stays on its device; give device= to "
-                "setr.load",
-                code=USAGE,
-            )
-        self._place(self.model, device)
-        return self
-
-    @property
-    def model(self) -> SETR | ExportedModel:
-        """The model; assign another one to replace it."""
-        return self._model
-
-    @model.setter
-    def model(self, model: SETR | ExportedModel) -> None:
-        self._model = model
-        self.passes: Model = recorded(model)
-
     @property
     def bands(self) -> Bands | None:
         """The bands read from every file; None for RGB."""
         return self.reads.of_files
-
-    @property
-    def network(self) -> SETR:
-        """The model as a PyTorch network.
-
-        Raises:
-            SetrError: the model is an exported file, which only computes scores.
-        """
-        if isinstance(self.model, ExportedModel):
-            raise SetrError(
-                f"{self.model.name}: an exported file only computes scores; give the model it was "
-                "made from",
-                code=USAGE,
-            )
-        return self.model
 
     @property
     def classes(self) -> Sequence[str]:
@@ -287,11 +231,7 @@ class Predictor:
     def _protocol(self, shape: tuple[int, ...]) -> Protocol:
         """The predictor's protocol, with windows where the image is too large without."""
         own = self.info.protocol
-        if own.window is None:
-            height, width = own.view_size(shape[0], shape[1], max(own.scales))
-            if height * width > WHOLE_PIXELS:
-                return own.in_windows(self._window)
-        return own
+        return own.in_windows(self._window) if own.needs_windows(shape[0], shape[1]) else own
 
     def _predict_raster(self, opened: Raster) -> Result:
         with opened as raster:
@@ -338,12 +278,6 @@ class Predictor:
             x = NormalizedImages(pixels.to(self.device), self.info.mean, self.info.std)
             found = function(self.passes, x, protocol, size=(x.shape[-2], x.shape[-1]))
         return found.cpu() if isinstance(found, torch.Tensor) else tuple(f.cpu() for f in found)
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Context of inference mode and autocast in the predictor's precision."""
-        with torch.inference_mode(), autocast(self.device, self.dtype):
-            yield
 
 
 def load(

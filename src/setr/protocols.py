@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from setr.errors import USAGE, SetrError
-from setr.images import MAX_PIXELS
 from setr.labels import Labels, known_name
+from setr.reading.pillow import MAX_PIXELS
 
 MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The paper's test scales (section 4.1)."""
+
+WHOLE_PIXELS = 2048 * 2048
+"""Images of more pixels, after the resize, are processed in windows even if the protocol has none:
+the cost of attention grows with the square of the number of pixels."""
 
 PRESETS = ("paper-ss", "paper-ms", "mmseg-ss", "mmseg-ms", "whole")
 """Names accepted by `preset`."""
@@ -100,6 +104,13 @@ class Protocol:
                 f"{lower}"
             )
         return height, width
+
+    def needs_windows(self, H: int, W: int) -> bool:
+        """Whether an H x W image has more than `WHOLE_PIXELS` as a whole, at the largest scale."""
+        if self.window is not None:
+            return False
+        height, width = self.view_size(H, W, max(self.scales))
+        return height * width > WHOLE_PIXELS
 
     @property
     def is_multi_scale(self) -> bool:

@@ -1,16 +1,15 @@
-"""HTML reports of a training run or an evaluation: figures, charts, predictions and labels."""
+"""The HTML report of an evaluation: figures, charts, predictions and labels."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from setr.labels import Labels
-from setr.pages.charts import confusion_chart, loss_chart, reliability_chart
+from setr.pages.charts import confusion_chart, reliability_chart
 from setr.pages.gallery import Gallery
 from setr.pages.page import (
     IGNORED,
@@ -34,58 +33,6 @@ from setr.scores.groups import ScoredImage
 
 CONFUSIONS = 8
 """Number of pairs of classes listed."""
-
-
-class Shown(NamedTuple):
-    """One image of a run's report: uint8 RGB (H, W, 3), truth and prediction (H, W) ids."""
-
-    image: np.ndarray
-    truth: np.ndarray
-    prediction: np.ndarray
-
-
-def write_report(
-    path: Path,
-    *,
-    title: str,
-    metrics: dict[str, Any],
-    labels: Labels,
-    shown: list[Shown],
-    log: Path,
-) -> None:
-    """Write the page about a training run.
-
-    Args:
-        path: the file, complete when it appears.
-        title: heading.
-        metrics: as in `metrics.json`.
-        labels: class names and colours.
-        shown: images to show, in order.
-        log: the run's `log.jsonl`, for the loss curve.
-    """
-    protocols = by_protocol(metrics)
-    first = next(iter(protocols.values()))
-    facts = [
-        (percent(figures["miou"]), f"mIoU %, {name.replace('_', ' ')}")
-        for name, figures in protocols.items()
-    ]
-    facts.append((percent(first["pixel_accuracy"]), "pixel accuracy %"))
-    facts.append((f"{metrics['seconds'] / 60:.1f}", "minutes in all"))
-    rows = [_pictures(labels, s.image, s.truth, s.prediction) for s in shown]
-    write_page(
-        path,
-        title,
-        [
-            tiles(facts),
-            "<h2>IoU per class, %</h2>",
-            _class_table(protocols, labels),
-            "<h2>Training loss</h2>",
-            _loss(log),
-            "<h2>Validation images</h2>",
-            _legend(labels),
-            *(f'<div class="grid">{row}</div>' for row in rows),
-        ],
-    )
 
 
 def write_evaluation(
@@ -112,7 +59,7 @@ def write_evaluation(
         ]
     parts += [
         "<h2>IoU per class, %</h2>",
-        _class_table(protocols, labels),
+        class_table(protocols, labels),
         "<h2>Which classes are mistaken for which</h2>",
         '<p class="note">Rows are the truth, columns the prediction, in % of the row. Right is '
         "blue, wrong is orange.</p>",
@@ -124,7 +71,7 @@ def write_evaluation(
         _sizes(figures["recall_by_size"]),
         "</div></div>",
         "<h2>The worst images</h2>",
-        _legend(labels),
+        errors_legend(labels),
         heat_scale("confidence 0 %", "100 %"),
         *_rows(labels, gallery.worst),
         "<h2>The best images</h2>",
@@ -171,7 +118,8 @@ def _facts(figures: dict[str, Any]) -> str:
     return text
 
 
-def _class_table(protocols: dict[str, Any], labels: Labels) -> str:
+def class_table(protocols: dict[str, Any], labels: Labels) -> str:
+    """Table of the classes: IoU under each protocol, recall, and boundary figures if measured."""
     first = next(iter(protocols.values()))
     head = ["class", *(escape(name.replace("_", " ")) for name in protocols), "recall"]
     detailed = "boundary" in first
@@ -261,7 +209,8 @@ def _sizes(buckets: dict[str, Any]) -> str:
     )
 
 
-def _legend(labels: Labels) -> str:
+def errors_legend(labels: Labels) -> str:
+    """Colours of the classes and of the error maps."""
     return legend(labels) + (
         f'<p class="legend">error map: <span>{dot(WRONG)}wrong</span><span>{dot(RIGHT)}right</span>'
         f"<span>{dot(IGNORED)}not counted</span></p>"
@@ -272,16 +221,17 @@ def _rows(labels: Labels, images: Sequence[ScoredImage]) -> Iterable[str]:
     if not images:
         yield '<p class="note">No further images.</p>'
     for t in images:
-        pictures = _pictures(labels, t.image, t.truth, t.prediction)
+        row = pictures(labels, t.image, t.truth, t.prediction)
         if t.confidence is not None:
-            pictures += figure(heat(t.confidence), "confidence", photo=True)
+            row += figure(heat(t.confidence), "confidence", photo=True)
         yield (
             f"<h3>{escape(t.name)}: mIoU {percent(t.figures['miou'])} %</h3>"
-            f'<div class="grid">{pictures}</div>'
+            f'<div class="grid">{row}</div>'
         )
 
 
-def _pictures(labels: Labels, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> str:
+def pictures(labels: Labels, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> str:
+    """An image uint8 RGB (H, W, 3), its truth and prediction (H, W) ids, and where they differ."""
     return "".join(
         [
             figure(image, "image", photo=True),
@@ -290,12 +240,3 @@ def _pictures(labels: Labels, image: np.ndarray, truth: np.ndarray, prediction: 
             figure(error_map(prediction, truth), "error"),
         ]
     )
-
-
-def _loss(log: Path) -> str:
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    points = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    if len(points) < 2:
-        return "<p>Too few steps for a curve.</p>"
-    steps, losses = np.array(points).T
-    return loss_chart(steps, losses)

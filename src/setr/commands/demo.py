@@ -48,8 +48,8 @@ def run(arguments: list[str]) -> int:
     )
     from setr.datasets import open_dataset
     from setr.engine import train
+    from setr.pages.run_page import Shown, write_run
     from setr.predictor import load
-    from setr.report import Shown, write_report
 
     print("setr demo: drawn scenes, 9 classes, a ViT of 6 blocks in 8 px patches", file=sys.stderr)
     metrics = train(config, overwrite=True)
@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
     val = open_dataset(config.data.root, config.data.val_split)
     samples = [val.load(i) for i in range(min(SHOWN, len(val)))]
     shown = [Shown(s.image, s.mask, predictor.predict(s.image).mask) for s in samples]
-    write_report(
+    write_run(
         out / "report.html",
         title="SETR-PUP on drawn scenes",
         metrics=metrics,

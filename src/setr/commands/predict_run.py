@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from setr.batch import Outcome, OutputWriter, Task, outcomes, stream_outcomes
+from setr.commands.predict_arguments import Arguments
 from setr.errors import OK, USAGE, SetrError
 from setr.prediction import tally
 from setr.prediction.inputs import Item, find_items, in_shard, output_names, read_item
@@ -28,9 +29,6 @@ from setr.processes.interrupt import Interrupt, Stopped
 from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
-
-if TYPE_CHECKING:
-    from setr.commands.predict import Arguments
 
 LATER = ("scales", "flip", "min_confidence")
 """Options that enter a run's name only where they are given, so that older names stay valid."""

@@ -1,4 +1,4 @@
-"""`setr shard DATA OUT`: pack a data set into tar files."""
+"""`setr shard DATA OUT`: pack a data set into tar or Parquet files."""
 
 from __future__ import annotations
 

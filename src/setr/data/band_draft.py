@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from setr.data.sampling import evenly_spaced
 from setr.data.survey_rows import DIM
 from setr.errors import SetrError
 from setr.images import read_image
@@ -61,9 +62,8 @@ def _is_rgb(image: Path) -> bool:
 
 def _value_range(images: Sequence[Path], numbers: Sequence[int]) -> tuple[float, float, int]:
     """Low and high value of these bands, and the number of images they were measured on."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, SAMPLED_IMAGES).astype(int))
     ends = []
-    for index in chosen:
+    for index in evenly_spaced(len(images), SAMPLED_IMAGES):
         try:
             with GdalFile(images[index]) as file:
                 (top, bottom), (left, right) = (

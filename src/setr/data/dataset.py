@@ -12,11 +12,11 @@ import numpy as np
 from setr.bands import BandImage, Bands, open_pixels
 from setr.data.pairs import Pair, Pairs
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.images import Source
 from setr.labels import IGNORE, Labels
 from setr.reading.gdal import Gaps, without_data
 from setr.reading.lazy_image import LazyImage
 from setr.reading.masks import read_mask
+from setr.reading.pillow import Source
 
 Pixels = np.ndarray | LazyImage | BandImage
 """An image uint8 (H, W, C): an array, or a file that is decoded when indexed."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from setr.data.dataset import Dataset
 from setr.data.pairs import Pairs
+from setr.data.sampling import evenly_spaced
 from setr.data.survey_rows import ALL_IGNORED, ALPHA, BINARY, DARK, DIM, ROTATED, Survey
 from setr.errors import SetrError
 from setr.labels import IGNORE
@@ -104,8 +105,7 @@ def _reordered(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Findi
     """Masks whose palettes order the same colours differently; a sample is read."""
     if dataset.labels.colour_map is not None or not isinstance(dataset.pairs, Pairs):
         return []
-    count = min(len(dataset), SAMPLED_PALETTES)
-    sample = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+    sample = evenly_spaced(len(dataset), SAMPLED_PALETTES)
     try:
         if not are_reordered([mask for i in sample if (mask := dataset.pairs[i].mask)]):
             return []

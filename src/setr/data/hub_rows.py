@@ -15,8 +15,8 @@ from setr.data.dataset import Dataset
 from setr.data.pairing import NoSplitError
 from setr.data.pairs import Pair
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.images import Named, Source
 from setr.labels import Labels, known_labels
+from setr.reading.pillow import Named, Source
 
 IMAGE_KEYS = ("image", "pixel_values")
 MASK_KEYS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "segmentation_mask")

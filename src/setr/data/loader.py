@@ -171,10 +171,3 @@ def whole_images(
     )
     for sample in loader:
         yield sample if isinstance(sample, SetrError) else _tensors(sample)
-
-
-def spread(length: int, count: int) -> list[int]:
-    """`count` evenly spaced indices from 0 to length - 1, or all if there are fewer; one is 0."""
-    if count >= length:
-        return list(range(length))
-    return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]

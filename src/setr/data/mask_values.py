@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from setr.colours import packed_colours
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.labels import IGNORE, packed_colours
+from setr.labels import IGNORE
 from setr.processes.progress import Progress
 from setr.reading.masks import ColourMaskError, is_reordered, painted, read_mask
 

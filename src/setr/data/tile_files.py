@@ -12,11 +12,12 @@ import numpy as np
 
 from setr.data.tile_draft import Window
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS, bounds, opened
 from setr.reading.decode import orientation
 from setr.reading.files import write_bytes
 from setr.reading.gdal import GdalFile, gdal_reason, import_gdal
+from setr.reading.lazy_image import bounds
 from setr.reading.masks import ColourMaskError, read_mask, read_palette
+from setr.reading.pillow import MAX_PIXELS, opened
 
 
 class TiffMask:

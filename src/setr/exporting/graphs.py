@@ -44,7 +44,7 @@ class Graph(nn.Module):
         head: `logits` (B, K, H, W) float32, or `mask`, the best class uint8 (B, H, W).
         dtype: of weights and arithmetic; inputs and logits stay float32.
         form: its input; by default normalised images of any batch and size.
-        spread: convolve before upsampling by 2 (`upsampled_convolution.py`); int8 is as fast and
+        convolve_first: before upsampling by 2 (`upsampled_convolution.py`); int8 is as fast and
             more accurate without it.
     """
 
@@ -55,11 +55,11 @@ class Graph(nn.Module):
         dtype: torch.dtype = torch.float32,
         *,
         form: Form = ANY,
-        spread: bool = True,
+        convolve_first: bool = True,
     ) -> None:
         super().__init__()
         self.form = form
-        self.model = _prepared(model, dtype, spread)
+        self.model = _prepared(model, dtype, convolve_first)
         self.patch_size = model.encoder.patch_size
         self.squeeze = model.odd_sizes == "squeeze"
         self.head, self.dtype = head, dtype
@@ -148,7 +148,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:
+def _prepared(model: SETR, dtype: torch.dtype, convolve_first: bool) -> SETR:
     """A frozen copy for tracing, batch norms folded, without auxiliary heads."""
     copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
     copied.aux_heads = nn.ModuleList()
@@ -156,7 +156,7 @@ def _prepared(model: SETR, dtype: torch.dtype, spread: bool) -> SETR:
         if isinstance(module, ConvBNReLU):
             conv, norm = cast(nn.Conv2d, module[0]), cast(nn.BatchNorm2d, module[1])
             module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
-            module.in_graph = spread
+            module.in_graph = convolve_first
         if hasattr(module, "dynamic_img_pad"):  # `Graph` has padded already
             module.dynamic_img_pad, module.strict_img_size = False, False  # type: ignore[assignment]
     for module in copied.modules():

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from setr._extras import import_extra
 from setr.data.dataset import Dataset
-from setr.data.loader import spread
+from setr.data.sampling import evenly_spaced
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.exporting.sessions import INPUT
 from setr.inference import normalize
@@ -45,7 +45,7 @@ def calibration_images(
         SetrError: no image of the split can be read.
     """
     found, problem = [], "the split has no images"
-    for place, index in enumerate(spread(len(dataset), count)):
+    for place, index in enumerate(evenly_spaced(len(dataset), count)):
         try:
             image = dataset.load(index).image
         except SetrError as error:

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from setr.errors import USAGE, SetrError, first_line
 
@@ -22,6 +24,10 @@ _OF_WEIGHTS = frozenset(
     {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 )
 """Arguments of `timm.create_model` that open files or the network."""
+_DRAWING = frozenset(
+    {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_}
+)
+"""What a truncated normal distribution is drawn with."""
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
@@ -121,6 +127,17 @@ def _adaptation(
     return lambda vit: None, {"dynamic_img_size": True, "dynamic_img_pad": True}
 
 
+class _UndrawnOnMeta(TorchFunctionMode):
+    """Draws no weights on the meta device: they have no values there, but took most of the time."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _DRAWING and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _created(name: str, needed: dict[str, Any], given: dict[str, Any]) -> Any:
     """A model of timm, with the arguments that are given and, beside them, those it needs."""
     from setr._timm import timm
@@ -131,7 +148,8 @@ def _created(name: str, needed: dict[str, Any], given: dict[str, Any]) -> Any:
             raise ValueError("num_heads must be a whole number from 1")
         if given.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate leaves holes in the feature maps")
-        return timm.create_model(name, pretrained=False, num_classes=0, **{**needed, **given})
+        with _UndrawnOnMeta():
+            return timm.create_model(name, pretrained=False, num_classes=0, **{**needed, **given})
     except SetrError:
         raise
     except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:

@@ -18,9 +18,9 @@ import numpy as np
 
 from setr.data.dataset import require_size
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS, opened
 from setr.labels import IGNORE
 from setr.reading.masks import read_levels, read_mask
+from setr.reading.pillow import MAX_PIXELS, opened
 
 MOST_CROSSINGS = 10_000_000
 """Of an outline and the rows of a small image; each takes some bytes until it is drawn."""

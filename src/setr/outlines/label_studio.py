@@ -16,10 +16,11 @@ from urllib.parse import unquote
 import numpy as np
 
 from setr.data.pairing import is_file
-from setr.images import MAX_PIXELS, encode_png
+from setr.images import encode_png
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.layers import BROKEN
+from setr.reading.pillow import MAX_PIXELS
 
 
 def label_studio_tasks(content: Any) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from setr.data.flat_pairs import DRAWN
 from setr.data.pairing import data_error
 from setr.data.tile_folder import TileFolder, names_for
 from setr.errors import USAGE, SetrError
-from setr.images import MAX_PIXELS, check_whole, encode_png
+from setr.images import check_whole, encode_png
 from setr.labels import IGNORE, Labels
 from setr.outlines.drawing import draw
 from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
@@ -30,6 +30,7 @@ from setr.outlines.window_masks import WindowMask
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
 from setr.reading.gdal import GdalFile, without_data
+from setr.reading.pillow import MAX_PIXELS
 
 SHOWN = 10
 NOT_COUNTED = (IGNORED, "ignore")

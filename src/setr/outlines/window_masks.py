@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS, bounds
 from setr.labels import IGNORE
 from setr.outlines.drawing import Ring, Shape, draw
+from setr.reading.lazy_image import bounds
+from setr.reading.pillow import MAX_PIXELS
 
 
 class WindowMask:

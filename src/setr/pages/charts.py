@@ -119,36 +119,6 @@ def loss_chart(steps: np.ndarray, losses: np.ndarray) -> str:
     return _svg(700, 210, "training loss over steps", parts)
 
 
-def line_chart(curves: dict[str, list[tuple[float, float]]], x_name: str, y_name: str) -> str:
-    """Up to two curves of (x, y) from the origin, marked and named; with its own colours."""
-    right = max(x for curve in curves.values() for x, _ in curve)
-    high = max(y for curve in curves.values() for _, y in curve)
-    parts = [
-        "<style>text{font:12px system-ui,sans-serif;fill:#777}"
-        "line{stroke:#888}polyline{fill:none;stroke-width:2}</style>",
-        '<line x1="60" y1="250" x2="600" y2="250"/><line x1="60" y1="20" x2="60" y2="250"/>',
-        f'<text x="330" y="288" text-anchor="middle">{escape(x_name)}</text>',
-        f'<text transform="translate(14,135) rotate(-90)" text-anchor="middle">{escape(y_name)}'
-        "</text>",
-        f'<text x="54" y="26" text-anchor="end">{high:,.0f}</text>',
-        '<text x="54" y="254" text-anchor="end">0</text>',
-    ]
-    parts += [
-        f'<text x="{60 + 520 * x / right:.0f}" y="268" text-anchor="middle">{x:g}</text>'
-        for x in sorted({x for curve in curves.values() for x, _ in curve})
-    ]
-    for number, (name, curve) in enumerate(curves.items()):
-        tone = ("#0072b2", "#d55e00")[number]
-        points = [(60 + 520 * x / right, 250 - 228 * y / high) for x, y in curve]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" stroke="{tone}"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{tone}"/>' for x, y in points]
-        parts.append(f'<circle cx="76" cy="{30 + 20 * number}" r="4" fill="{tone}"/>'
-                     f'<text x="86" y="{34 + 20 * number}">{escape(name)}</text>')  # fmt: skip
-    chart = _svg(620, 300, escape(f"{y_name} over {x_name}"), parts, natural=True)
-    return chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-
-
 def _rect(kind: str, x: float, y: float, width: float, height: float) -> str:
     return (
         f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>'

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from setr.bands import as_rgb
+from setr.data.sampling import evenly_spaced
 from setr.doctor import Checkup, Finding, describe_map, figures
 from setr.errors import SetrError
 from setr.pages.montage import fitted_size
@@ -71,12 +72,11 @@ def _classes(checkup: Checkup) -> str:
 
 def _thumbnails(checkup: Checkup) -> str:
     dataset = checkup.dataset
-    rows = np.unique(np.linspace(0, len(dataset) - 1, THUMBNAILS).astype(int))
     shown = []
-    for row in rows:
-        name = dataset.image_name(int(row))
+    for row in evenly_spaced(len(dataset), THUMBNAILS):
+        name = dataset.image_name(row)
         try:
-            image, mask = dataset.load(int(row))
+            image, mask = dataset.load(row)
         except SetrError as error:
             reason = escape(f"{name}: {error}")
             shown.append(f"<figure><figcaption>{reason}</figcaption></figure>")

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from setr._extras import import_extra
+from setr.colours import hex_colour
 from setr.errors import SetrError, first_line
-from setr.labels import Labels, hex_colour
+from setr.labels import Labels
 from setr.prediction.polygons import Polygon, run_lengths, signed_area, simplified
 from setr.reading.vectors import wkb_polygon
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from setr._extras import import_extra
 from setr.data.shard_writer import Keys
 from setr.errors import USAGE, SetrError, first_line
-from setr.images import Source
 from setr.reading.files import IMAGE_SUFFIXES, expanded
+from setr.reading.pillow import Source
 from setr.reading.storage import file_system, is_address, read_range
 
 ARCHIVES = (".tar", ".parquet")

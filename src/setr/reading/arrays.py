@@ -10,7 +10,8 @@ import torch
 
 from setr.bands import Bands, read_pixels
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS, Named, from_pillow
+from setr.images import from_pillow
+from setr.reading.pillow import MAX_PIXELS, Named
 from setr.reading.urls import download, is_url, require_allowed
 
 RGB_KINDS = "uint8 RGB (H, W, 3) or grey (H, W)"

@@ -18,7 +18,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from setr._extras import import_extra
 from setr.errors import SetrError, first_line
-from setr.images import Source, bounds, source_name, unreadable
+from setr.reading.lazy_image import bounds
+from setr.reading.pillow import Source, source_name, unreadable
 
 CACHE_BYTES = 64 << 20
 """GDAL's block cache."""

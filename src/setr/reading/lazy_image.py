@@ -7,17 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from setr.images import (
-    MAX_PIXELS,
-    Named,
-    Source,
-    bounds,
-    opened,
-    read_image,
-    source_name,
-    unreadable,
-)
+from setr.images import read_image
 from setr.reading.decode import can_stop_early, check_png_rows, decode_png, first_rows
+from setr.reading.pillow import MAX_PIXELS, Named, Source, opened, source_name, unreadable
 
 
 class LazyImage:
@@ -60,3 +52,9 @@ class LazyImage:
                 return pixels[top:, left:right]
             check_png_rows(image, data)
             return np.asarray(image.crop((left, top, right, bottom)))  # `crop` copies
+
+
+def bounds(window: slice | tuple[slice, slice], shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(start, stop) of the rows and of the columns of an index."""
+    parts = window if isinstance(window, tuple) else (window, slice(None))
+    return [part.indices(size)[:2] for part, size in zip(parts, shape, strict=False)]

@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS, Source, UnknownPixelsError, opened, source_name, unreadable
 from setr.reading.decode import check_png_rows, decode_fast, read_mat
+from setr.reading.pillow import (
+    MAX_PIXELS,
+    Source,
+    UnknownPixelsError,
+    opened,
+    source_name,
+    unreadable,
+)
 
 LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
 IN_ALPHA = (

@@ -6,7 +6,7 @@ import base64
 import json
 from typing import Any, Literal, NamedTuple
 
-from setr.labels import hex_colour
+from setr.colours import hex_colour
 from setr.prediction.kinds import OPACITY, POLYGON_KINDS, options_of
 from setr.result import Result
 from setr.serve.limits import Refusal

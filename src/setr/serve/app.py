@@ -20,10 +20,10 @@ from fastapi import FastAPI, Query, Request
 from starlette.responses import Response
 
 from setr import __version__
+from setr.colours import hex_colour
 from setr.explain import saturated
 from setr.exporting.runtime import ExportedModel
 from setr.images import encode_png
-from setr.labels import hex_colour
 from setr.model import SETR
 from setr.prediction.kinds import OPACITY
 from setr.serve.answers import FORMATS, FormatName, Options, choose, encode

@@ -19,7 +19,8 @@ from setr.explain import attention_maps, attention_rollout
 from setr.exporting.runtime import ExportedModel
 from setr.pages.figures import make_view
 from setr.prediction.passes import attempt, predict_each
-from setr.predictor import WHOLE_PIXELS, Predictor, Result, load
+from setr.predictor import Predictor, Result, load
+from setr.protocols import WHOLE_PIXELS
 from setr.serve.batching import DeadlinePassed
 from setr.serve.limits import Limits, Refusal
 
@@ -140,7 +141,7 @@ class Models:
                 f"{size} are {patches:,} patches for {name}, above the limit of {limit:,}; scale "
                 f"the image to at most {most:,} pixels",
             )
-        if not protocol.window and view[0] * view[1] > WHOLE_PIXELS:
+        if protocol.needs_windows(height, width):
             raise Refusal(
                 413,
                 "too_many_pixels",

@@ -17,9 +17,10 @@ import numpy as np
 from starlette.requests import Request
 
 from setr.errors import SetrError
-from setr.images import ImageTooLargeError, check_whole, read_image
+from setr.images import check_whole, read_image
 from setr.prediction.passes import NoMemoryError
 from setr.processes.faults import is_out_of_memory
+from setr.reading.pillow import ImageTooLargeError
 from setr.serve.batching import Batcher, DeadlinePassed, Job
 from setr.serve.bodies import Gone, image_bytes
 from setr.serve.limits import Admission, Limits, Refusal

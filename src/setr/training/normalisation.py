@@ -12,7 +12,7 @@ import numpy as np
 
 from setr.config import Config, ModelConfig
 from setr.data.dataset import Dataset
-from setr.data.loader import spread
+from setr.data.sampling import evenly_spaced
 from setr.distributed import on_first, say
 from setr.errors import USAGE, SetrError
 
@@ -77,7 +77,7 @@ def measured(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
         SetrError: none of the sampled images can be read.
     """
     sums, pixels, problem = np.zeros((2, dataset.channels)), 0, None
-    for index in spread(len(dataset), SAMPLED):
+    for index in evenly_spaced(len(dataset), SAMPLED):
         try:
             image = dataset.pixels(index)
             rows, columns = (

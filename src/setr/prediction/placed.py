@@ -1,0 +1,96 @@
+"""A model where it computes: on a device, and in a precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from setr import distributed
+from setr.arguments.choices import Precision
+from setr.errors import USAGE, SetrError
+from setr.evaluation import computed_in
+from setr.exporting.runtime import ExportedModel
+from setr.kernels.recorded import recorded
+from setr.kernels.windows import Model
+from setr.layers.precision import autocast
+from setr.model import SETR
+
+Self = TypeVar("Self", bound="PlacedModel")
+
+
+class PlacedModel:
+    """A network, or an exported file, on a device.
+
+    Args:
+        model: the network.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
+        precision: of its forward pass, also after a move to another device.
+
+    Attributes:
+        device: where it is.
+        dtype: of autocast there; None without.
+        passes: the model as it is called; on a GPU, repeated shapes are replayed as CUDA graphs.
+
+    Raises:
+        SetrError: no such device, or one that lacks the precision.
+    """
+
+    def __init__(
+        self, model: SETR | ExportedModel, device: str | torch.device, precision: Precision
+    ) -> None:
+        self.precision: Precision = precision
+        self._place(model, device)
+
+    def _place(self, model: SETR | ExportedModel, device: str | torch.device) -> None:
+        place = distributed.device(device)
+        self.dtype = computed_in(model, self.precision, place)
+        self.device, self.model = place, model.to(place)
+
+    def to(self: Self, device: str | torch.device) -> Self:
+        """Move the model to another device, not while another thread predicts; returns `self`.
+
+        Raises:
+            SetrError: no such device, one that lacks the precision, or an exported file.
+        """
+        if isinstance(self.model, ExportedModel):
+            raise SetrError(
+                f"{self.model.name}: an exported file stays on its device; give device= to "
+                "setr.load",
+                code=USAGE,
+            )
+        self._place(self.model, device)
+        return self
+
+    @property
+    def model(self) -> SETR | ExportedModel:
+        """The model; assign another one to replace it."""
+        return self._model
+
+    @model.setter
+    def model(self, model: SETR | ExportedModel) -> None:
+        self._model = model
+        self.passes: Model = recorded(model)
+
+    @property
+    def network(self) -> SETR:
+        """The model as a PyTorch network.
+
+        Raises:
+            SetrError: the model is an exported file, which only computes scores.
+        """
+        if isinstance(self.model, ExportedModel):
+            raise SetrError(
+                f"{self.model.name}: an exported file only computes scores; give the model it was "
+                "made from",
+                code=USAGE,
+            )
+        return self.model
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Context of inference mode and autocast in the model's precision."""
+        with torch.inference_mode(), autocast(self.device, self.dtype):
+            yield

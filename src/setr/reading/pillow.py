@@ -1,0 +1,177 @@
+"""Opens image files with Pillow: which ones, up to what size, and what is said of the others.
+
+Files are recognised by content, not by file ending. Their size is checked in the header, before
+anything is decoded. Every failure is a `SetrError` in one line, with the file and the reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import threading
+import warnings
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image, ImageFile
+
+from setr.errors import SetrError, first_line
+from setr.reading.files import printable
+
+MAX_PIXELS = 150_000_000
+"""Default limit in pixels, checked in the header against decompression bombs."""
+
+SMALLER = (
+    "raise --max-pixels to predict it, or cut it into tiles to train on (`setr init-data DIR "
+    "--tile 1024`)"
+)
+"""What to do about larger images; only prediction and the server have the option."""
+
+NEVER_OPENED = frozenset(
+    {"EPS", "WMF", "IPTC"}  # start another program (Ghostscript), or may hold a file that does
+    | {"ICO", "CUR", "ICNS"}  # are decoded before their size is known
+    | {"BLP", "DDS", "FITS", "FTEX", "MSP", "QOI", "XPM"}  # by Python, pixel by pixel
+)
+"""Formats of Pillow that a file by a stranger can use to cost much."""
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` checks the size
+_PILLOW_LIMIT = threading.Lock()
+
+
+class ImageTooLargeError(SetrError):
+    """An image with more pixels than allowed, according to its header."""
+
+
+class UnknownPixelsError(SetrError):
+    """A TIFF file with a pixel format that Pillow does not support."""
+
+
+Source = str | os.PathLike | bytes
+
+
+class Named(bytes):
+    """The bytes of a file, with a name for error messages."""
+
+    name: str
+
+    def __new__(cls, data: bytes, name: str) -> Named:
+        """Bytes with a name."""
+        named = super().__new__(cls, data)
+        named.name = name
+        return named
+
+
+def source_name(source: Source) -> str:
+    """The name of a file in error messages."""
+    if isinstance(source, bytes):
+        return source.name if isinstance(source, Named) else "image data"
+    return os.fsdecode(source)
+
+
+class opened:  # noqa: N801  used as a function in `with`
+    """Open with Pillow, check the pixel limit, and turn every failure into a `SetrError`."""
+
+    def __init__(self, source: Source, max_pixels: int, name: str | None = None) -> None:
+        self.source, self.max_pixels = source, max_pixels
+        self.name = source_name(source) if name is None else name
+        self.image: Any = None
+
+    def __enter__(self) -> Any:
+        name = self.name
+        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+        _raise_pillow_limit(self.max_pixels)
+        try:
+            self.image = Image.open(file, formats=_formats())
+        except Image.DecompressionBombError:
+            raise ImageTooLargeError(
+                f"{name}: more than {self.max_pixels:,} pixels; {SMALLER}"
+            ) from None
+        except Exception as error:
+            raise unreadable(name, error, self.source) from None
+        for what, (width, height) in (("", self.image.size), ("a tile of ", _tile(self.image))):
+            if width * height > self.max_pixels:
+                self.image.close()
+                raise ImageTooLargeError(
+                    f"{name}: {what}{width}x{height} is {width * height:,} pixels, above the limit "
+                    f"of {self.max_pixels:,}; {SMALLER}"
+                )
+        return self.image
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.image.close()
+        if isinstance(error, Exception) and not isinstance(error, (SetrError, MemoryError)):
+            raise unreadable(self.name, error, self.source) from None
+
+
+def _tile(image: Any) -> tuple[float, float]:
+    """Width and height of a TIFF's tiles, which are decoded whole; 0 of other files."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag, 0) for tag in (322, 323))
+    whole = isinstance(width, int | float) and isinstance(height, int | float)
+    return (width, height) if whole else (0, 0)
+
+
+def _formats() -> list[str]:
+    """The formats that Pillow may recognise, with those of the user's own plugins."""
+    Image.init()
+    return [name for name in Image.ID if name not in NEVER_OPENED]
+
+
+def _raise_pillow_limit(pixels: int) -> None:
+    """Raise Pillow's own limit, which refuses images of twice its size, to at least `pixels`.
+
+    It is a global of the process and other threads may open files meanwhile, so it is only raised.
+    It is never removed, since Pillow also checks what it decodes while it opens a file.
+    """
+    if pixels > MAX_PIXELS:
+        with _PILLOW_LIMIT:
+            if Image.MAX_IMAGE_PIXELS is not None:
+                Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, pixels)
+
+
+def unreadable(name: str, error: Exception, source: Source) -> SetrError:
+    """An error that says in one line why a file could not be read."""
+    if isinstance(error, FileNotFoundError):
+        link = not isinstance(source, bytes) and os.path.islink(source)
+        return SetrError(f"{name}: " + ("a link that leads nowhere" if link else "no such file"))
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return SetrError(f"{name}: a link that leads to itself")
+    if isinstance(error, PermissionError):
+        return SetrError(f"{name}: permission denied")
+    if isinstance(error, IsADirectoryError):
+        return SetrError(f"{name}: is a folder, not an image file")
+    if not (len(source) if isinstance(source, bytes) else _size(source)):
+        return SetrError(f"{name}: the file is empty (0 bytes)")
+    if isinstance(error, Image.UnidentifiedImageError):
+        if _head(source)[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return UnknownPixelsError(
+                f"{name}: a TIFF file that is not 8-bit RGB; choose its bands: a data set in "
+                "data.yaml, as bands: [1, 2, 3, 4], `setr predict` with --bands 1,2,3"
+            )
+        for kind in NEVER_OPENED:
+            _, accept = Image.OPEN.get(kind, (None, None))
+            if accept and accept(_head(source)):
+                return SetrError(f"{name}: {kind} files are not read; save it as PNG")
+        return SetrError(f"{name}: not an image in a known format")
+    return SetrError(f"{name}: broken image file ({first_line(error)})")
+
+
+def _head(source: Source) -> bytes:
+    if isinstance(source, bytes):
+        return source[:16]
+    with open(source, "rb") as file:
+        return file.read(16)
+
+
+@lru_cache(maxsize=10_000)
+def note_first(name: str) -> None:
+    """Warn once per file (logger `setr`) that only its first frame or page is used."""
+    text = f"{name}: has several frames or pages; the first is used"
+    logging.getLogger("setr").warning("setr: %s", " ".join(printable(text).split()))
+
+
+def _size(path: str | os.PathLike) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else -1
