@@ -13,6 +13,7 @@ ORDER = (
     *(
         "arguments.choices",
         "errors",
+        "arguments.typed",
         "_extras",
         "processes.quota",
         "processes.progress",
@@ -280,6 +281,7 @@ ORDER = (
         "prediction.annotations",
         "prediction.rasters",
         "prediction.model_bands",
+        "prediction.load_options",
     ),
     *(
         "prediction.kinds",

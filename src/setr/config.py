@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from setr.arguments.choices import Neck, PosInterp, PrefixTokens
+from setr.arguments.typed import check_fields
 from setr.errors import USAGE, SetrError, check_setting
 from setr.reading import typed_yaml
 from setr.training.train_config import DistillConfig, OptimConfig, TrainConfig
@@ -76,6 +77,7 @@ class ModelConfig:
     """Standard deviation of each input channel; measured in the same case."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "model.")
         check_setting(
             0 <= self.drop_path < 1, f"model.drop_path {self.drop_path}: give 0 to below 1"
         )
@@ -133,6 +135,7 @@ class DataConfig:
     CPU; one per core but one, at most eight, for a GPU."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "data.")
         low, high = self.scale_range
         check_setting(
             min(self.crop_size) > 0, f"data.crop_size {self.crop_size}: give positive pixels"
@@ -177,6 +180,7 @@ class EvalConfig:
     """After training, also test with the paper's six scales and flip."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "eval.")
         window, stride = self.window, self.stride
         check_setting(
             window is None or min(window) > 0, f"eval.window {window}: give positive pixels"
@@ -212,6 +216,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_setting(
             self.train.cache_features == "none" or self.model.freeze == -1,
             "train.cache_features: features stay the same only with --model.freeze -1",

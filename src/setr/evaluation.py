@@ -97,10 +97,14 @@ def checked_info(info: ModelInfo | None) -> ModelInfo:
     """The info of a model in memory.
 
     Raises:
-        SetrError: it was not given.
+        SetrError: it was not given, or something else was.
     """
-    if info is None:
-        raise SetrError("a SETR model: also give its ModelInfo as info=, or give a model directory")
+    if not isinstance(info, ModelInfo):
+        given = "" if info is None else f", not {type(info).__name__}"
+        raise SetrError(
+            f"a SETR model: also give its ModelInfo as info={given}, or give a model directory",
+            code=USAGE,
+        )
     return info
 
 

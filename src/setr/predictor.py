@@ -12,13 +12,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from setr import distributed
 from setr.arguments.choices import Precision
+from setr.arguments.typed import checked
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
 from setr.evaluation import checked_info, computed_in, resolve_protocol
@@ -33,6 +34,7 @@ from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
 from setr.opening import open_trained
 from setr.prediction.live import is_live, open_video
+from setr.prediction.load_options import LoadOptions, require_known
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.rasters import Raster
 from setr.prediction.several import single_sources
@@ -43,6 +45,9 @@ from setr.reading.gdal import is_georeferenced
 from setr.reading.urls import without_password
 from setr.result import Result
 from setr.weight_files.foreign import FOREIGN_KEYWORDS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 WHOLE_PIXELS = 2048 * 2048
 """Images of more pixels, after the protocol's resize, are processed in windows even if the protocol
@@ -85,6 +90,7 @@ class Predictor:
             fit.
     """
 
+    @checked
     def __init__(
         self,
         model: SETR | ExportedModel,
@@ -173,6 +179,7 @@ class Predictor:
         """Class names in the order of their ids."""
         return self.info.labels.classes
 
+    @checked
     def predict(
         self,
         source: Any,
@@ -352,7 +359,7 @@ def load(
     device: str | torch.device = "auto",
     revision: str | None = None,
     info: ModelInfo | None = None,
-    **options: Any,
+    **options: Unpack[LoadOptions],
 ) -> Predictor:
     """Load a trained model.
 
@@ -375,22 +382,25 @@ def load(
 
     Raises:
         SetrError: missing or broken model, or a device that is not available.
+        TypeError: another keyword.
     """
+    require_known(options)
+    given: dict[str, Any] = {**options}
+    foreign = {key: given.pop(key) for key in FOREIGN_KEYWORDS if key in given}
     if isinstance(source, SETR):
-        return Predictor(source, checked_info(info), device=device, **options)
+        return Predictor(source, checked_info(info), device=device, **given, **foreign)
     if info is not None or not isinstance(source, str | os.PathLike):
         raise SetrError(
             f"{source if info is not None else type(source).__name__}: give the path or name of a "
             "model, which has its own info, or a SETR model with info=",
             code=USAGE,
         )
-    foreign = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
     model, info = open_trained(source, device=device, revision=revision, foreign=foreign)
     if isinstance(model, SETR):
-        return Predictor(model, info, device=device, **options)
-    if options.pop("precision", "auto") not in ("auto", model.precision):
+        return Predictor(model, info, device=device, **given)
+    if given.pop("precision", "auto") not in ("auto", model.precision):
         raise SetrError(
             f"{source}: was exported in {model.precision}; leave --precision out, or export again",
             code=USAGE,
         )
-    return Predictor(model, info, device="cpu", precision="fp32", **options)
+    return Predictor(model, info, device="cpu", precision="fp32", **given)

@@ -1,0 +1,54 @@
+"""The options of `setr.load`, for editors, and for errors before anything is opened."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+from setr.arguments.choices import OddSizes, Precision
+from setr.bands import Range
+from setr.labels import Labels
+from setr.protocols import Protocol
+
+
+class PredictorOptions(TypedDict, total=False):
+    """Keyword arguments of `Predictor`, which explains them; `device` is one of `load` itself."""
+
+    precision: Precision
+    max_pixels: int
+    protocol: str | Protocol | None
+    scales: Sequence[float] | None
+    flip: bool
+    window: int | None
+    min_confidence: float
+    allow_urls: bool
+    bands: tuple[int, ...]
+    value_range: Range | None
+
+
+class LoadOptions(PredictorOptions, total=False):
+    """Those, and for checkpoints of other code the ones of `foreign.convert_foreign`."""
+
+    num_heads: int | None
+    taps: tuple[int, ...] | None
+    aux_taps: tuple[int, ...] | None
+    img_size: int | tuple[int, int] | None
+    labels: Labels | None
+    odd_sizes: OddSizes
+    encoder: str | None
+    pretrained: str | None
+
+
+def require_known(given: Iterable[str]) -> None:
+    """Refuse what is no option.
+
+    Raises:
+        TypeError: names it and the option that was probably meant.
+    """
+    known = LoadOptions.__annotations__
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"give {', '.join(known)}"
+            raise TypeError(f"load() has no option '{name}'; {hint}")
