@@ -244,6 +244,7 @@ ORDER = (
         "training.loss_scale",
     ),
     *(
+        "pages.lettering",
         "pages.montage",
         "training.samples",
         "trackers",

@@ -273,6 +273,8 @@ class Result:
     def show(self) -> None:
         """Open the overlay with its legend in the system's viewer of pictures.
 
+        Names whose letters no font of this machine has appear as the numbers of their classes.
+
         Raises:
             SetrError: the system has none.
         """
