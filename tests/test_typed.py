@@ -16,7 +16,9 @@ from setr.arguments.typed import checked
 from setr.config import Config
 from setr.data import scenes
 from setr.errors import SetrError
+from setr.export import export
 from setr.prediction.load_options import LoadOptions, PredictorOptions
+from setr.transforms import Augmentation
 from setr.weight_files.foreign import FOREIGN_KEYWORDS
 from tests.conftest import tiny_model
 
@@ -101,6 +103,11 @@ def test_labels_take_names_and_numbers_of_numpy():
         (
             lambda: setr.create_model("setr_pup_nano", num_classes=3, img_size="96"),  # type: ignore[arg-type]
             "img_size: '96': give a whole number or two whole numbers",
+        ),
+        (lambda: Augmentation(crop_size=64), "crop_size: 64: give two whole numbers"),  # type: ignore[arg-type]
+        (
+            lambda: export("runs/mine", None, "m.onnx", format="onnx"),  # type: ignore[arg-type]
+            r"model: 'runs/mine': give a setr\.model\.SETR",
         ),
         (lambda: setr.recipe(None), "name: None: give text"),  # type: ignore[arg-type]
         (lambda: setr.open_dataset(None, "train"), "path: None: give text or a path"),  # type: ignore[arg-type]
