@@ -82,7 +82,7 @@ def write_report(
             "<h2>Training loss</h2>",
             _loss(log),
             "<h2>Validation images</h2>",
-            _legend(labels),
+            _legend(labels, shown),
             *(f'<div class="grid">{row}</div>' for row in rows),
         ],
     )
@@ -124,7 +124,7 @@ def write_evaluation(
         _sizes(figures["recall_by_size"]),
         "</div></div>",
         "<h2>The worst images</h2>",
-        _legend(labels),
+        _legend(labels, [*gallery.worst, *gallery.best]),
         heat_scale("confidence 0 %", "100 %"),
         *_rows(labels, gallery.worst),
         "<h2>The best images</h2>",
@@ -261,8 +261,10 @@ def _sizes(buckets: dict[str, Any]) -> str:
     )
 
 
-def _legend(labels: Labels) -> str:
-    return legend(labels) + (
+def _legend(labels: Labels, images: Sequence[Shown | ScoredImage]) -> str:
+    """The classes that occur in images of the page, and the colours of an error map."""
+    seen = {int(i) for t in images for ids in (t.truth, t.prediction) for i in np.unique(ids)}
+    return legend(labels, sorted(seen)) + (
         f'<p class="legend">error map: <span>{dot(WRONG)}wrong</span><span>{dot(RIGHT)}right</span>'
         f"<span>{dot(IGNORED)}not counted</span></p>"
     )
