@@ -40,7 +40,7 @@ from setr.pages.figures import (
     make_view,
     spread_layers,
 )
-from setr.pages.lettering import lettered
+from setr.pages.lettering import fitted, lettered
 from setr.pages.montage import mark, montage, with_legend
 from setr.predictor import Predictor
 from setr.protocols import Protocol
@@ -412,6 +412,14 @@ def test_names_that_no_font_can_write_become_numbers(monkeypatch) -> None:
         assert lettered("road", "class 3")[1] == "road"
     finally:
         lettered.cache_clear()
+
+
+def test_a_long_caption_keeps_its_end() -> None:
+    font, text = lettered("runs/a-model-with-a-name-that-says-everything: 97.3 % right")
+    shown = fitted(font, text, 200)
+    assert font.getlength(shown) <= 200
+    assert re.fullmatch(r"runs/a.*\.\.\..* 97\.3 % right", shown)
+    assert fitted(font, "short", 200) == "short"
 
 
 def test_montage_of_a_strip_stays_small() -> None:

@@ -120,7 +120,11 @@ def _aux_taps(decoder: str, taps: tuple[int, ...]) -> tuple[int, ...]:
 
 @checked
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models that `create_model` can build, filtered by a shell pattern."""
+    """Names of the models that `create_model` can build.
+
+    Args:
+        pattern: a shell pattern that they match, such as `*pup*`.
+    """
     return fnmatch.filter([*_TRANSFORMERS, *_BASELINES], pattern)
 
 

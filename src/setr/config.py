@@ -202,7 +202,14 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One training run."""
+    """One training run.
+
+    Its parts are frozen dataclasses, too: `dataclasses.replace` changes a field. What each one
+    means is in the help of `setr train finetune` (`--train.steps` is `config.train.steps`).
+
+    Raises:
+        SetrError: a value of another type or out of range; so do the parts.
+    """
 
     recipe: str = "custom"
     """Name of the run in reports."""

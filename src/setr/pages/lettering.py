@@ -46,6 +46,16 @@ def lettered(text: str, instead: str = "") -> tuple[Any, str]:
     return plain, instead or text.encode("ascii", "replace").decode()
 
 
+def fitted(font: Any, text: str, width: int) -> str:
+    """A text that is at most `width` pixels wide: of a longer one, beginning and end."""
+    shown, kept = text, len(text)
+    while kept > 2 and font.getlength(shown) > width:
+        kept -= 1
+        tail = kept // 2
+        shown = f"{text[: kept - tail]}...{text[len(text) - tail :]}"
+    return shown
+
+
 @functools.cache
 def _font(name: str) -> Any:
     """A font of this machine; None without it."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from setr.labels import Labels
-from setr.pages.lettering import lettered
+from setr.pages.lettering import fitted, lettered
 
 GAP, CAPTION, LINE = 8, 24, 26
 Panel = tuple[np.ndarray, str]
@@ -92,7 +92,7 @@ def _tile(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
     tile.paste(Image.fromarray(picture), (GAP // 2, GAP // 2))
     font, text = lettered(caption)
     place = GAP // 2 + 2, size[1] + GAP // 2 + 4
-    ImageDraw.Draw(tile).text(place, text, fill="black", font=font)
+    ImageDraw.Draw(tile).text(place, fitted(font, text, width - 4), fill="black", font=font)
     return np.asarray(tile)
 
 
