@@ -105,7 +105,7 @@ class Predictor:
         window: int | None = None,
         min_confidence: float = 0.0,
         allow_urls: bool = False,
-        bands: tuple[int, ...] = (),
+        bands: tuple[int, ...] | None = None,
         value_range: Range | None = None,
     ) -> None:
         if window is not None and window < 1:
@@ -122,7 +122,7 @@ class Predictor:
         self.window = window
         self.min_confidence = checked_confidence(min_confidence)
         self.allow_urls = allow_urls
-        self.reads = ModelBands(self.info, bands, value_range)
+        self.reads = ModelBands(self.info, bands or (), value_range)
 
     def _place(self, model: SETR | ExportedModel, device: str | torch.device) -> None:
         place = distributed.device(device)
@@ -184,7 +184,7 @@ class Predictor:
         self,
         source: Any,
         *,
-        bands: tuple[int, ...] = (),
+        bands: tuple[int, ...] | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> Result:
         """Segment one image.
@@ -214,8 +214,8 @@ class Predictor:
                 code=USAGE,
             )
         if is_georeferenced(source):
-            return self._predict_raster(self.reads.open_raster(source, bands, value_range))
-        return self._predict_batch([source], self.reads.chosen(bands, value_range))[0]
+            return self._predict_raster(self.reads.open_raster(source, bands or (), value_range))
+        return self._predict_batch([source], self.reads.chosen(bands or (), value_range))[0]
 
     __call__ = predict
 

@@ -23,7 +23,7 @@ class PredictorOptions(TypedDict, total=False):
     window: int | None
     min_confidence: float
     allow_urls: bool
-    bands: tuple[int, ...]
+    bands: tuple[int, ...] | None
     value_range: Range | None
 
 
