@@ -16,6 +16,7 @@ from setr.arguments.typed import checked
 from setr.config import Config
 from setr.data import scenes
 from setr.errors import SetrError
+from setr.evaluation import EvaluationOptions, evaluate_split
 from setr.export import export
 from setr.prediction.load_options import LoadOptions, PredictorOptions
 from setr.transforms import Augmentation
@@ -141,7 +142,7 @@ def test_a_predictor_refuses_what_it_could_not_use_later(options, message):
         setr.load(tiny_model(num_classes=9), **{"info": info, **options})
 
 
-def test_the_options_of_load_are_typed_and_refused_before_anything_opens():
+def test_options_are_typed_and_refused_before_anything_opens():
     own = set(inspect.signature(setr.Predictor).parameters) - {"model", "info", "device"}
     assert set(PredictorOptions.__annotations__) == own
     foreign = LoadOptions.__annotations__.keys() - own
@@ -150,6 +151,12 @@ def test_the_options_of_load_are_typed_and_refused_before_anything_opens():
         setr.load("no such model", scale=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="no option 'conf'; give precision, max_pixels"):
         setr.load("no such model", conf=0.5)  # type: ignore[call-arg]
+    tested = set(inspect.signature(evaluate_split).parameters) - {"model", "info", "dataset"}
+    assert set(EvaluationOptions.__annotations__) == tested
+    with pytest.raises(
+        TypeError, match=r"evaluate\(\) has no option 'multi_scale'; give precision"
+    ):
+        setr.evaluate("no such model", "scenes", multi_scale=True)  # type: ignore[call-arg]
 
 
 def test_arguments_are_converted_and_signatures_stay():

@@ -11,12 +11,13 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
 from setr import distributed
 from setr.arguments.choices import Absent, Precision
+from setr.arguments.typed import require_known
 from setr.data.dataset import Dataset
 from setr.data.loader import spread, whole_images
 from setr.datasets import open_dataset
@@ -41,6 +42,21 @@ from setr.scores.groups import (
 )
 from setr.scores.scorecard import Scorecard
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class EvaluationOptions(TypedDict, total=False):
+    """Keyword arguments of `evaluate_split`, which explains them."""
+
+    precision: Precision
+    workers: int
+    detailed: bool
+    absent: Absent
+    count: int | None
+    on_image: Callable[[ScoredImage], None] | None
+    stopped: Callable[[], bool]
+
 
 def evaluate(
     model: Any,
@@ -49,7 +65,7 @@ def evaluate(
     protocol: str | Protocol | None = None,
     split: str = "val",
     info: ModelInfo | None = None,
-    **options: Any,
+    **options: Unpack[EvaluationOptions],
 ) -> dict[str, Any]:
     """Evaluate a model, for example `evaluate("runs/x", "data/camvid", protocol="paper-ms")`.
 
@@ -69,7 +85,9 @@ def evaluate(
 
     Raises:
         SetrError: model or data set cannot be opened or do not match, or an unknown protocol.
+        TypeError: another keyword.
     """
+    require_known("evaluate", options, EvaluationOptions)
     if isinstance(model, str | os.PathLike):
         model, own = open_trained(model)
         model.to(distributed.device())

@@ -19,7 +19,7 @@ import torch
 
 from setr import distributed
 from setr.arguments.choices import Precision
-from setr.arguments.typed import checked
+from setr.arguments.typed import checked, require_known
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
 from setr.evaluation import checked_info, computed_in, resolve_protocol
@@ -34,7 +34,7 @@ from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
 from setr.opening import open_trained
 from setr.prediction.live import is_live, open_video
-from setr.prediction.load_options import LoadOptions, require_known
+from setr.prediction.load_options import LoadOptions
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.rasters import Raster
 from setr.prediction.several import single_sources
@@ -384,7 +384,7 @@ def load(
         SetrError: missing or broken model, or a device that is not available.
         TypeError: another keyword.
     """
-    require_known(options)
+    require_known("load", options, LoadOptions)
     given: dict[str, Any] = {**options}
     foreign = {key: given.pop(key) for key in FOREIGN_KEYWORDS if key in given}
     if isinstance(source, SETR):

@@ -6,11 +6,12 @@ numbers Python's, a path text, a whole number a float where the type is one.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -70,6 +71,25 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         return function(*given.args, **given.kwargs)
 
     return call
+
+
+def require_known(function: str, given: Iterable[str], known: type) -> None:
+    """Refuse keywords that a function collects and that none of its options has, before it works.
+
+    Args:
+        function: its name.
+        given: the keywords.
+        known: a `TypedDict` of the options.
+
+    Raises:
+        TypeError: names the keyword, and the option that was probably meant.
+    """
+    names = known.__annotations__
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"give {', '.join(names)}"
+            raise TypeError(f"{function}() has no option '{name}'; {hint}")
 
 
 @functools.cache

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 from setr.arguments.choices import OddSizes, Precision
@@ -38,17 +37,3 @@ class LoadOptions(PredictorOptions, total=False):
     odd_sizes: OddSizes
     encoder: str | None
     pretrained: str | None
-
-
-def require_known(given: Iterable[str]) -> None:
-    """Refuse what is no option.
-
-    Raises:
-        TypeError: names it and the option that was probably meant.
-    """
-    known = LoadOptions.__annotations__
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"give {', '.join(known)}"
-            raise TypeError(f"load() has no option '{name}'; {hint}")
