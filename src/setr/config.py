@@ -6,6 +6,7 @@ the run folder are generated from them. Networks, losses and metrics never see t
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -247,8 +248,13 @@ class Config:
         return typed_yaml.parse(cls, text, source)
 
     @classmethod
-    def load(cls, path: Path) -> Config:
-        """Read settings from a YAML file."""
+    def load(cls, path: str | os.PathLike) -> Config:
+        """Read settings from a YAML file, such as a run's config.yaml.
+
+        Raises:
+            SetrError: no such file, or as `from_yaml`.
+        """
+        path = Path(path)
         if not path.is_file():
             raise SetrError(f"{path}: no such config file", code=USAGE)
         try:
