@@ -236,6 +236,7 @@ def hex_colour(colour: Sequence[int]) -> str:
 
 def _colour(value: Any) -> Colour:
     """`[r, g, b]`, `"r, g, b"` or `"#rrggbb"`."""
+    parts: Any
     try:
         if isinstance(value, str) and value.startswith("#"):
             parts = list(bytes.fromhex(value[1:]))

@@ -179,7 +179,7 @@ def segmentation_loss(
         return mask_classification_loss(output, target, normalizer=normalizer, weight=weight)
     if isinstance(output, Tensor):
         size = tuple(getattr(target, "shape", ()))[-2:]
-        output = Output(output, [], size)  # type: ignore[arg-type]  # its shape is checked next
+        output = Output(output, [], size)  # checked next
     if not isinstance(output, Output):
         raise SetrError(
             f"output {type(output).__name__}: give what model(images, with_aux=True) returns, or "

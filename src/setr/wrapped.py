@@ -115,13 +115,14 @@ def _labels(given: Labels | Sequence[str] | Mapping[int, str] | str) -> Labels:
     if not isinstance(given, Mapping | Iterable):
         raise SetrError(f"labels {given!r}: give the names of the classes", code=USAGE)
     if not isinstance(given, Mapping):
-        if "ignore" in (names := tuple(map(str, given))):
+        listed = tuple(map(str, given))
+        if "ignore" in listed:
             raise SetrError(
                 "labels list 'ignore', which cannot be a class; give names by id, as "
-                f"{{{names.index('ignore')}: 'ignore', …}}",
+                f"{{{listed.index('ignore')}: 'ignore', …}}",
                 code=USAGE,
             )
-        return Labels(names)
+        return Labels(listed)
     try:
         by_id = {int(str(key)): name for key, name in given.items()}  # JSON keys are text
     except (TypeError, ValueError):

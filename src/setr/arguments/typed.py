@@ -41,7 +41,7 @@ def check_fields(settings: Any, prefix: str = "") -> None:
     Raises:
         SetrError: a value of another type.
     """
-    for name, hint in _hints(type(settings)).items():
+    for name, hint in _hints(settings.__class__).items():
         value = typed(hint, getattr(settings, name), f"{prefix}{name}")
         object.__setattr__(settings, name, value)
 
