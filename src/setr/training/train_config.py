@@ -193,13 +193,13 @@ class OptimConfig:
         )
         check_setting(
             self.schedule == "poly" or self.power == OptimConfig.power,
-            f"optim.power {self.power}: has no effect with optim.schedule {self.schedule}; leave "
+            f"optim.power {self.power:g}: has no effect with optim.schedule {self.schedule}; leave "
             "one of them out",
         )
         for name in ("head_lr_factor", "neck_lr_factor", "weight_decay", "power", "warmup_steps",
                      "clip_grad"):  # fmt: skip
             value = getattr(self, name)
-            check_setting(0 <= value < math.inf, f"optim.{name} {value}: give 0 or more")
+            check_setting(0 <= value < math.inf, f"optim.{name} {value:g}: give 0 or more")
 
 
 @dataclass(frozen=True)
