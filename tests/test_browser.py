@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
@@ -21,7 +22,10 @@ from playwright.sync_api import sync_playwright
 
 from setr.data import scenes
 from setr.images import encode_png, read_image
+from setr.labels import Labels
+from setr.metrics import summarize
 from setr.reading.masks import read_mask
+from setr.report import Shown, write_report
 from setr.serve.limits import Limits, Refusal
 from setr.serve.models import Models
 from tests.serving import running, save_models
@@ -540,6 +544,44 @@ def test_the_example_takes_no_runtime_from_its_address(browser):
     context.close()
     assert not [url for url in asked if url.startswith("https://other.example")]
     assert len([url for url in asked if url.endswith(".mjs")]) == 1
+
+
+def test_the_example_says_what_did_not_work(browser):
+    page = (Path(__file__).parents[1] / "examples" / "browser" / "index.html").read_text("utf-8")
+    context = browser.new_context(**PHONE)
+    example = context.new_page()
+
+    def answer(route: Any) -> None:
+        if route.request.url.endswith((".mjs", ".json", ".onnx")):
+            route.abort()
+        else:
+            route.fulfill(content_type="text/html", body=page)
+
+    example.route("**/*", answer)
+    example.goto("http://localhost/")
+    wait_until(example, "document.querySelector('#state').textContent.startsWith('This did not')")
+    assert no_sideways_scrolling(example)
+    context.close()
+
+
+@pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_a_report_keeps_its_figures_in_sight_of_long_names(browser, device, tmp_path):
+    names = ("a", "one-word-without-a-place-to-break-it" * 4, "many words " * 12)
+    matrix = np.eye(3, 4, dtype=np.int64) + 1
+    figures = {**summarize(matrix, names), "protocol": "whole image", "seconds": 60.0}
+    (tmp_path / "log.jsonl").write_text("")
+    ids = np.arange(3, dtype=np.uint8).repeat(8).reshape(4, 6)
+    shown = [Shown(np.zeros((4, 6, 3), np.uint8), ids, ids)]
+    metrics = {"single_scale": figures, "seconds": 60.0}
+    about = {"labels": Labels(names), "shown": shown, "log": tmp_path / "log.jsonl"}
+    write_report(tmp_path / "report.html", title="run", metrics=metrics, **about)
+    context = browser.new_context(**device)
+    page = context.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    assert no_sideways_scrolling(page)
+    figure = page.evaluate("document.querySelector('td .num').getBoundingClientRect().right")
+    assert figure < device["viewport"]["width"]
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -32,6 +32,7 @@ from setr.labels import Labels
 from setr.layers import cpu_blocks
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
+from setr.pages import lettering
 from setr.pages.figures import (
     View,
     attention_figure,
@@ -39,6 +40,7 @@ from setr.pages.figures import (
     make_view,
     spread_layers,
 )
+from setr.pages.lettering import fitted, lettered
 from setr.pages.montage import mark, montage, with_legend
 from setr.predictor import Predictor
 from setr.protocols import Protocol
@@ -390,6 +392,34 @@ def test_point_marks_the_patch_under_it(folder: Path) -> None:
     figure = attention_figure(predictor, view, [(49.9, 29.9), (0, 0)], (2,), head=1)
     assert [len(row) for row in figure.rows] == [3, 3]
     assert all(panel[0].shape == (30, 50, 3) for row in figure.rows for panel in row)
+
+
+def test_names_in_other_letters_are_drawn_as_they_are() -> None:
+    names = ("Straße", "Strañe")
+    if any(lettered(name, "none")[1] == "none" for name in names):
+        pytest.skip("no font with these letters on this machine")
+    row = np.zeros((10, 200, 3), np.uint8)
+    one, other = (with_legend(row, Labels((name,)), [0]) for name in names)
+    assert (one != other).any()  # two boxes for unknown letters would be the same
+
+
+def test_names_that_no_font_can_write_become_numbers(monkeypatch) -> None:
+    monkeypatch.setattr(lettering, "_FONTS", ("no such font.ttf",))
+    lettered.cache_clear()
+    try:
+        assert lettered("道路", "class 3")[1] == "class 3"
+        assert lettered("Straße")[1] == "Stra?e"
+        assert lettered("road", "class 3")[1] == "road"
+    finally:
+        lettered.cache_clear()
+
+
+def test_a_long_caption_keeps_its_end() -> None:
+    font, text = lettered("runs/a-model-with-a-name-that-says-everything: 97.3 % right")
+    shown = fitted(font, text, 200)
+    assert font.getlength(shown) <= 200
+    assert re.fullmatch(r"runs/a.*\.\.\..* 97\.3 % right", shown)
+    assert fitted(font, "short", 200) == "short"
 
 
 def test_montage_of_a_strip_stays_small() -> None:

@@ -73,7 +73,7 @@ def test_figures_of_pixels_may_be_arrays_and_classes_are_as_many_as_the_models(t
     for use in (partial(save_pretrained, tmp_path), setr.Predictor):
         with pytest.raises(SetrError, match="labels of 2 classes: the model has 5; give"):
             use(tiny_model("mla"), fewer)
-    with pytest.raises(SetrError, match=r"labels \['road', 'sky'\]: give a setr.Labels"):
+    with pytest.raises(SetrError, match=r"labels: \['road', 'sky'\]: give a setr.labels.Labels"):
         ModelInfo(labels=["road", "sky"])
 
 

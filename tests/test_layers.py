@@ -13,6 +13,7 @@ ORDER = (
     *(
         "arguments.choices",
         "errors",
+        "arguments.typed",
         "_extras",
         "processes.quota",
         "processes.progress",
@@ -246,6 +247,7 @@ ORDER = (
         "training.loss_scale",
     ),
     *(
+        "pages.lettering",
         "pages.montage",
         "training.samples",
         "trackers",
@@ -283,6 +285,7 @@ ORDER = (
         "prediction.annotations",
         "prediction.rasters",
         "prediction.model_bands",
+        "prediction.load_options",
     ),
     *(
         "prediction.kinds",

@@ -140,6 +140,13 @@ def test_what_would_be_counted_wrongly_is_refused():
         segmentation_loss(output.logits, target[:1])
     with pytest.raises(SetrError, match="one for each of 3 classes"):
         segmentation_loss(output, target, weight=torch.ones(4))
+    with pytest.raises(SetrError, match="weight list: give one for each of 3 classes"):
+        segmentation_loss(output, target, weight=[1, 1, 1])
+    with pytest.raises(SetrError, match="output tuple: give what model"):
+        segmentation_loss((output.logits,), target)
+    for number in (3, -1):
+        with pytest.raises(SetrError, match=rf"id {number}: the output has 3 classes; give 0 to 2"):
+            segmentation_loss(output, target.index_fill(0, torch.tensor(1), number))
     with pytest.raises(SetrError, match="kind 'dise': give cross_entropy, ohem, focal, dice"):
         segmentation_loss(output, target, kind="dise")
 

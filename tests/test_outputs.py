@@ -158,6 +158,7 @@ def test_a_folder_that_cannot_be_made_is_named(result: Result, tmp_path: Path) -
 def test_a_notebook_shows_overlay_legend_and_shares(result: Result) -> None:
     page = result._repr_html_()
     assert "data:image/png" in page
+    assert f'alt="overlay: {next(iter(result.shares))} ' in page
     for name, share in result.shares.items():
         assert f"{name} {share:.1%}" in page
     with Image.open(io.BytesIO(result._repr_png_())) as picture:

@@ -187,6 +187,7 @@ def test_the_suffix_chooses_the_format(model_dir, photo, tmp_path):
             assert image.format == form
             if expected is not None:
                 np.testing.assert_array_equal(np.asarray(image), expected)
+    assert result.encode("overlay", suffix="jpg") == result.encode("overlay", suffix=".jpg")
     with Image.open(tmp_path / "a.jpg") as image:
         assert abs(np.asarray(image, float) - result.overlay()).mean() < 8
     result.save(tmp_path / "a.json", "geojson")
@@ -237,7 +238,7 @@ def test_bytes_in_a_format_of_another_kind_are_refused(model_dir, photo, kind, s
 
 def test_devices_as_torch_has_them_and_precisions_by_name(model_dir, photo):
     assert load(model_dir, device=torch.device("cpu")).predict(photo).mask.shape == photo.shape[:2]
-    with pytest.raises(SetrError, match="precision 'float16': give auto, fp32, bf16, fp16"):
+    with pytest.raises(SetrError, match="precision: 'float16': give one of auto, fp32, bf16, fp16"):
         load(model_dir, precision="float16")
 
 

@@ -86,6 +86,9 @@ def test_evaluation_page(tmp_path: Path) -> None:
     for text in ("side&lt;walk&gt;", "x.png: &lt;broken&gt;", "1 classes occur in neither",
                  "prefers-color-scheme:dark", "viewport", "&lt;other&gt;"):  # fmt: skip
         assert text in page
+    occurring = page.split('<p class="legend">')[1].split("</p>")[0]
+    assert "side&lt;walk&gt;" in occurring
+    assert "never" not in occurring  # in no picture
     shown = re.findall(r"([\d.]+) %</h3>", page)
     mious = sorted(100 * row[1] for row in gallery.rows.values() if row[1] is not None)
     assert [float(v) for v in shown] == pytest.approx([*mious[:2], *mious[:-3:-1]], abs=0.06)
@@ -100,6 +103,13 @@ def test_charts_show_the_numbers() -> None:
     assert "a predicted as other: 16.7 %" in confusion_chart(matrix, ("a", "b"))
     large = confusion_chart(np.eye(60, 61, dtype=np.int64), tuple(map(str, range(60))))
     assert "data:image/png" in large
+    many = re.search(r"base64,([^\"]+)", confusion_chart(np.eye(255, 256), ("x",) * 255))
+    with Image.open(io.BytesIO(base64.b64decode(many[1]))) as picture:
+        assert picture.width % 255 == 0  # every cell is as large as the others
+    long = "a name that takes more room than the picture of the matrix"
+    cut = confusion_chart(np.eye(2, 3), (long, "b"))
+    assert f">{long[:27]}…</text>" in cut
+    assert f"<title>{long} predicted as b" in cut
     calibration = {"pixels": [0, 30], "accuracy": [None, 0.6], "confidence": [None, 0.8]}
     assert "confidence 80.0 %, accuracy 60.0 %" in reliability_chart(calibration)
     assert "polyline" in loss_chart(np.array([1, 2, 3]), np.array([3.0, 2.0, 1.0]))

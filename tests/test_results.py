@@ -10,7 +10,7 @@ import pytest
 
 from setr.cli import main
 from setr.config import Config
-from setr.errors import USAGE
+from setr.errors import FAILED, OK, USAGE
 from setr.labels import known_labels
 from setr.paper_tables import IMAGES, rows
 from setr.recipes import recipe
@@ -144,6 +144,18 @@ def test_the_command(runs, capsys):
     assert page.read_text().startswith("<!doctype html>")
     assert main(["results", "--runs", str(runs / "none")]) == USAGE
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_without_runs_json_is_empty_and_no_file_is_claimed(tmp_path, capsys):
+    assert main(["results", "--runs", str(tmp_path), "--json"]) == OK
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {}
+    assert "no finished runs" in said.err
+    assert (
+        main(["results", "--runs", str(tmp_path), "--output", str(tmp_path / "x.html")]) == FAILED
+    )
+    assert "x.html: not written: no finished runs" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
 
 
 def test_pixel_accuracies_have_lines_of_their_own_figures(tmp_path):

@@ -50,3 +50,5 @@ def test_settings_in_another_encoding_are_refused(tmp_path):
     path.write_bytes("out: café\n".encode("latin-1"))
     with pytest.raises(SetrError, match=r"settings\.yaml: not UTF-8"):
         Config.load(path)
+    with pytest.raises(SetrError, match=r"none\.yaml: no such config file"):
+        Config.load(str(tmp_path / "none.yaml"))

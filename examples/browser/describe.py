@@ -26,4 +26,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("give the exported model: python describe.py model.onnx")
     main(Path(sys.argv[1]))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
+from setr.arguments.typed import check_fields
 from setr.errors import SetrError
 from setr.images import check_whole, read_image
 from setr.reading.decode import check_png_rows, orientation
@@ -54,6 +55,7 @@ class Bands:
     ranges: tuple[Range, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.numbers or min(self.numbers) < 1:
             raise SetrError(f"bands {list(self.numbers)}: give numbers from 1, as [1, 2, 3, 4]")
         if len(self.ranges) not in (0, 1, len(self.numbers)):

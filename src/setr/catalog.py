@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from setr.arguments.choices import Neck
+from setr.arguments.typed import checked
 from setr.errors import USAGE, SetrError
 from setr.layers.timm_vit import encoder_depth, has_class_token
 
@@ -117,8 +118,13 @@ def _aux_taps(decoder: str, taps: tuple[int, ...]) -> tuple[int, ...]:
     return taps[:-1] if decoder == "naive" else taps
 
 
+@checked
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models that `create_model` can build, filtered by a shell pattern."""
+    """Names of the models that `create_model` can build.
+
+    Args:
+        pattern: a shell pattern that they match, such as `*pup*`.
+    """
     return fnmatch.filter([*_TRANSFORMERS, *_BASELINES], pattern)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from setr.arguments.typed import plain
 from setr.errors import SetrError
 
 Colour = tuple[int, int, int]
@@ -15,19 +16,22 @@ Colour = tuple[int, int, int]
 
 
 def as_colour(value: Any) -> Colour:
-    """The colour that a file names as `[r, g, b]`, `"r, g, b"` or `"#rrggbb"`.
+    """The colour given as `[r, g, b]`, `"r, g, b"` or `"#rrggbb"`, from 0 to 255.
 
     Raises:
-        SetrError: another form; the range of the numbers is not checked.
+        SetrError: another form, or a number out of range.
     """
+    parts: Any
     try:
         if isinstance(value, str) and value.startswith("#"):
             parts = list(bytes.fromhex(value[1:]))
         else:
-            parts = [int(v) for v in (value.split(",") if isinstance(value, str) else value)]
-        red, green, blue = parts
+            parts = value.split(",") if isinstance(value, str) else plain(value)
+        red, green, blue = (int(str(part)) for part in parts)  # not 0.5, as Matplotlib has them
     except (TypeError, ValueError, OverflowError):
-        raise SetrError(f"colour {value!r}: give [red, green, blue] or '#rrggbb'") from None
+        raise SetrError(f"colour {value!r:.80}: give [red, green, blue] or '#rrggbb'") from None
+    if not all(0 <= part <= 255 for part in (red, green, blue)):
+        raise SetrError(f"colour {value!r:.80}: give red, green, blue from 0 to 255")
     return red, green, blue
 
 

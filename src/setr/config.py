@@ -6,6 +6,7 @@ the run folder are generated from them. Networks, losses and metrics never see t
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from setr.arguments.choices import Neck, PosInterp, PrefixTokens
+from setr.arguments.typed import check_fields
 from setr.errors import USAGE, SetrError, check_setting
 from setr.reading import typed_yaml
 from setr.training.train_config import DistillConfig, OptimConfig, TrainConfig
@@ -76,6 +78,7 @@ class ModelConfig:
     """Standard deviation of each input channel; measured in the same case."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "model.")
         check_setting(
             0 <= self.drop_path < 1, f"model.drop_path {self.drop_path}: give 0 to below 1"
         )
@@ -133,6 +136,7 @@ class DataConfig:
     CPU; one per core but one, at most eight, for a GPU."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "data.")
         low, high = self.scale_range
         check_setting(
             min(self.crop_size) > 0, f"data.crop_size {self.crop_size}: give positive pixels"
@@ -177,6 +181,7 @@ class EvalConfig:
     """After training, also test with the paper's six scales and flip."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "eval.")
         window, stride = self.window, self.stride
         check_setting(
             window is None or min(window) > 0, f"eval.window {window}: give positive pixels"
@@ -198,7 +203,14 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One training run."""
+    """One training run.
+
+    Its parts are frozen dataclasses, too: `dataclasses.replace` changes a field. What each one
+    means is in the help of `setr train finetune` (`--train.steps` is `config.train.steps`).
+
+    Raises:
+        SetrError: a value of another type or out of range; so do the parts.
+    """
 
     recipe: str = "custom"
     """Name of the run in reports."""
@@ -212,6 +224,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_setting(
             self.train.cache_features == "none" or self.model.freeze == -1,
             "train.cache_features: features stay the same only with --model.freeze -1",
@@ -235,8 +248,13 @@ class Config:
         return typed_yaml.parse(cls, text, source)
 
     @classmethod
-    def load(cls, path: Path) -> Config:
-        """Read settings from a YAML file."""
+    def load(cls, path: str | os.PathLike) -> Config:
+        """Read settings from a YAML file, such as a run's config.yaml.
+
+        Raises:
+            SetrError: no such file, or as `from_yaml`.
+        """
+        path = Path(path)
         if not path.is_file():
             raise SetrError(f"{path}: no such config file", code=USAGE)
         try:

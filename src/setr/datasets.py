@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from setr.arguments.typed import checked
 from setr.bands import Bands
 from setr.data import scenes
 from setr.data.configured import configured_files
@@ -82,6 +83,7 @@ class ShardDataset(Dataset):
         return Named(image, str(pair.image)), Named(mask, str(pair.mask))
 
 
+@checked
 def open_dataset(
     path: str | os.PathLike,
     split: str,

@@ -72,6 +72,12 @@ def train(
             "setr.recipe(NAME) gives one",
             code=USAGE,
         )
+    if not isinstance(trackers, Sequence) or not all(map(callable, trackers)):
+        raise SetrError(
+            f"trackers {trackers!r:.80}: give a list of subclasses of setr.Tracker, or of "
+            "functions that make one; train.log names TensorBoard and W&B",
+            code=USAGE,
+        )
     if isinstance(data, str | os.PathLike):
         named = dataclasses.replace(config.data, root=os.fspath(data))
         config, data = dataclasses.replace(config, data=named), None

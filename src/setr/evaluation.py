@@ -11,12 +11,13 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
 from setr import distributed
 from setr.arguments.choices import Absent, Precision
+from setr.arguments.typed import require_known
 from setr.data.dataset import Dataset
 from setr.data.loader import whole_images
 from setr.data.sampling import evenly_spaced
@@ -42,6 +43,21 @@ from setr.scores.groups import (
 )
 from setr.scores.scorecard import Scorecard
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class EvaluationOptions(TypedDict, total=False):
+    """Keyword arguments of `evaluate_split`, which explains them."""
+
+    precision: Precision
+    workers: int
+    detailed: bool
+    absent: Absent
+    count: int | None
+    on_image: Callable[[ScoredImage], None] | None
+    stopped: Callable[[], bool]
+
 
 def evaluate(
     model: Any,
@@ -50,7 +66,7 @@ def evaluate(
     protocol: str | Protocol | None = None,
     split: str = "val",
     info: ModelInfo | None = None,
-    **options: Any,
+    **options: Unpack[EvaluationOptions],
 ) -> dict[str, Any]:
     """Evaluate a model, for example `evaluate("runs/x", "data/camvid", protocol="paper-ms")`.
 
@@ -70,7 +86,9 @@ def evaluate(
 
     Raises:
         SetrError: model or data set cannot be opened or do not match, or an unknown protocol.
+        TypeError: another keyword.
     """
+    require_known("evaluate", options, EvaluationOptions)
     if isinstance(model, str | os.PathLike):
         model, own = open_trained(model)
         model.to(distributed.device())
@@ -98,10 +116,14 @@ def checked_info(info: ModelInfo | None) -> ModelInfo:
     """The info of a model in memory.
 
     Raises:
-        SetrError: it was not given.
+        SetrError: it was not given, or something else was.
     """
-    if info is None:
-        raise SetrError("a SETR model: also give its ModelInfo as info=, or give a model directory")
+    if not isinstance(info, ModelInfo):
+        given = "" if info is None else f", not {type(info).__name__}"
+        raise SetrError(
+            f"a SETR model: also give its ModelInfo as info={given}, or give a model directory",
+            code=USAGE,
+        )
     return info
 
 

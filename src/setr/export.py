@@ -26,6 +26,7 @@ import torch
 
 from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat, ExportPrecision
+from setr.arguments.typed import checked
 from setr.data.dataset import Dataset
 from setr.errors import USAGE, SetrError
 from setr.evaluation import grid_size
@@ -48,6 +49,7 @@ PRECISIONS = {
 }
 
 
+@checked
 def export(
     model: SETR,
     info: ModelInfo,

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from setr.arguments.typed import checked
 from setr.errors import USAGE, SetrError, first_line
 from setr.layers.low_rank import merged_state
 from setr.model import SETR
@@ -95,6 +96,7 @@ def _require_described(model: SETR, tensors: dict[str, Tensor]) -> None:
             )
 
 
+@checked
 def from_pretrained(source: str | Path, *, revision: str | None = None) -> tuple[SETR, ModelInfo]:
     """Load a model directory or a repository of the Hub; eval mode, on the CPU.
 
@@ -142,6 +144,7 @@ def require_named(source: str | Path) -> None:
         )
 
 
+@checked
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
     """Upload a model directory to the Hub and return its URL.
 

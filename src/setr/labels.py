@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -20,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from setr.arguments.typed import plain
 from setr.colours import Colour, as_colour, draw_colours, hex_colour, packed_colours
 from setr.errors import USAGE, SetrError
 
@@ -33,56 +34,68 @@ class Labels:
 
     Args:
         classes: K names in training-id order, at most 255, unique.
-        colours: K RGB colours, 0 .. 255; generated if empty.
-        label_map: raw id in the mask files, 0 .. 65535, -> training id or `IGNORE`. Empty means
-            identity, with raw 255 ignored.
-        colour_map: RGB colour in the mask files -> training id or `IGNORE`, for masks that contain
-            colours. None means masks contain ids.
+        colours: K RGB colours, 0 .. 255, or as "#rrggbb"; generated if empty.
+        label_map: raw id in the mask files, 0 .. 65535, -> training id or `IGNORE`, or the name of
+            a class or "ignore". Empty means identity, with raw 255 ignored.
+        colour_map: RGB colour in the mask files -> the same, for masks that contain colours. None
+            means masks contain ids.
+
+    Raises:
+        SetrError: names that are not unique, another number of colours, or values out of range.
     """
 
     classes: tuple[str, ...]
     colours: tuple[Colour, ...] = ()
-    label_map: Mapping[int, int] | None = None
-    colour_map: Mapping[Colour, int] | None = None
+    label_map: Mapping[int, Any] | None = None
+    colour_map: Mapping[Colour, Any] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.classes, str):
+        given = self.classes
+        if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
             raise SetrError(
-                f"classes {self.classes!r}: give the names one by one, as ('road', 'car')"
+                f"classes {given!r:.100}: give the names one by one, as ('road', 'car')", code=USAGE
             )
-        # tuples also from lists and arrays, so that equal labels compare equal
-        object.__setattr__(self, "classes", tuple(self.classes))
-        object.__setattr__(self, "colours", tuple(tuple(map(int, c)) for c in self.colours))
-        K = len(self.classes)
+        classes = tuple(map(str, given))
+        K = len(classes)
         if not 1 <= K <= 255:
             raise SetrError(f"{K} classes: a data set needs 1 to 255 classes")
-        duplicates = sorted({c for c in self.classes if self.classes.count(c) > 1})
+        duplicates = sorted({c for c in classes if classes.count(c) > 1})
         if duplicates:
             raise SetrError(f"class '{duplicates[0]}' is listed twice; class names must be unique")
-        if not self.colours:
-            object.__setattr__(self, "colours", draw_colours(K))
-        if len(self.colours) != K:
-            raise SetrError(f"{len(self.colours)} colours for {K} classes; give one colour each")
-        for colour in (*self.colours, *(self.colour_map or ())):
-            if len(colour) != 3 or not all(0 <= v <= 255 for v in colour):
-                raise SetrError(f"colour {colour}: give red, green, blue from 0 to 255")
-        if not self.label_map:
-            identity = {**{i: i for i in range(K)}, IGNORE: IGNORE}
-            object.__setattr__(self, "label_map", identity)
-        for raw, train in (self.label_map or {}).items():
+        if isinstance(self.colours, str | Mapping) or not isinstance(self.colours, Iterable):
+            raise SetrError(f"colours {self.colours!r:.100}: give a list with one colour per class")
+        colours = tuple(map(as_colour, self.colours)) or draw_colours(K)
+        if len(colours) != K:
+            raise SetrError(f"{len(colours)} colours for {K} classes; give one colour each")
+        label_map = {
+            _raw_id(raw): _train_id("label_map", target, classes)
+            for raw, target in as_label_map(self.label_map).items()
+        }
+        for raw, train in label_map.items():
             if not 0 <= raw <= 65535 or not _valid(train, K):
                 raise SetrError(
                     f"label_map {raw}: {train}: raw ids are 0..65535 and classes 0..{K - 1} "
                     "or 'ignore'"
                 )
-        for colour, train in (self.colour_map or {}).items():
+        if self.colour_map is not None and not isinstance(self.colour_map, Mapping):
+            raise SetrError("colour_map: give 'classes' or a table of colour: class")
+        colour_map = {
+            as_colour(colour): _train_id("colour_map", target, classes)
+            for colour, target in (self.colour_map or {}).items()
+        }
+        for colour, train in colour_map.items():
             if not _valid(train, K):
                 raise SetrError(f"colour_map {hex_colour(colour)}: {train}: classes are 0..{K - 1}")
+        # of plain types, so that equal labels compare equal and can be written
+        object.__setattr__(self, "classes", classes)
+        object.__setattr__(self, "colours", colours)
+        object.__setattr__(self, "label_map", label_map or _identity(K))
+        object.__setattr__(self, "colour_map", colour_map or None)
 
     @property
     def is_numbered(self) -> bool:
         """Whether ids in masks are the training ids, and 255 to ignore."""
-        return self.label_map == {**{i: i for i in range(len(self.classes))}, IGNORE: IGNORE}
+        return self.label_map == _identity(len(self.classes))
 
     @cached_property
     def _lookup(self) -> np.ndarray:
@@ -175,29 +188,16 @@ class Labels:
         `colour_map: classes` uses the colours of the classes.
 
         Raises:
-            SetrError: an unknown class name, or values of the wrong type.
+            SetrError: as `Labels`.
         """
-        classes = tuple(str(c) for c in values["classes"])
-        listed = values.get("colours") or ()
-        if not isinstance(listed, list | tuple):
-            raise SetrError(f"colours {listed!r}: give a list with one colour per class")
-        colours = tuple(as_colour(c) for c in listed)
-        label_map = {
-            _raw_id(raw): _train_id("label_map", target, classes)
-            for raw, target in as_label_map(values.get("label_map")).items()
-        }
+        classes, colours = values["classes"], values.get("colours") or ()
         by_colour = values.get("colour_map")
         if by_colour == "classes":
-            by_colour = dict(zip(colours, classes, strict=False))
-            if len(by_colour) < len(classes):
+            own = cls(classes, colours)
+            by_colour = dict(zip(own.colours, own.classes, strict=True)) if colours else {}
+            if len(by_colour) < len(own.classes):
                 raise SetrError("colour_map: classes needs one colour per class, all different")
-        if by_colour is not None and not isinstance(by_colour, Mapping):
-            raise SetrError("colour_map: give 'classes' or a table of colour: class")
-        colour_map = {
-            as_colour(colour): _train_id("colour_map", target, classes)
-            for colour, target in (by_colour or {}).items()
-        }
-        return cls(classes, colours, label_map, colour_map or None)
+        return cls(classes, colours, values.get("label_map"), by_colour)
 
 
 def as_label_map(value: Any) -> Mapping[Any, Any]:
@@ -223,12 +223,19 @@ def _spell(train: int) -> int | str:
 
 def _raw_id(value: Any) -> int:
     """An integer, also as text, because JSON keys are text."""
+    value = plain(value)
     if type(value) is int or (isinstance(value, str) and value.strip().isdecimal()):
         return int(value)
     raise SetrError(f"label_map key {value!r}: raw ids are whole numbers from 0 to 65535")
 
 
+def _identity(count: int) -> dict[int, int]:
+    """The label map of masks that hold training ids, and 255 to ignore."""
+    return {**{i: i for i in range(count)}, IGNORE: IGNORE}
+
+
 def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
+    value = plain(value)
     if value == "ignore":
         return IGNORE
     if isinstance(value, str):

@@ -165,7 +165,8 @@ def segmentation_loss(
         `loss` (for one backward pass), and detached `main` and `aux_1`, `aux_2`, …
 
     Raises:
-        SetrError: unknown kind, a target of another type or shape, or a weight of another shape.
+        SetrError: unknown kind, arguments of another type or shape, or ids that are no class. Only
+            on a CPU are ids looked at: on a GPU this would wait for it, and they go unnoticed.
     """
     if kind not in get_args(LossKind):
         raise SetrError(f"kind {kind!r}: give {', '.join(get_args(LossKind))}", code=USAGE)
@@ -177,7 +178,14 @@ def segmentation_loss(
         _require_shapes(of_classes, output, target, weight)
         return mask_classification_loss(output, target, normalizer=normalizer, weight=weight)
     if isinstance(output, Tensor):
-        output = Output(output, [], (target.shape[-2], target.shape[-1]))
+        size = tuple(getattr(target, "shape", ()))[-2:]
+        output = Output(output, [], size)  # checked next
+    if not isinstance(output, Output):
+        raise SetrError(
+            f"output {type(output).__name__}: give what model(images, with_aux=True) returns, or "
+            "logits (B, K, h, w)",
+            code=USAGE,
+        )
     _require_shapes(output.logits, output, target, weight)
     if normalizer is None:
         normalizer = count_weight(target, weight)
@@ -218,10 +226,18 @@ def _require_shapes(
             f"({H}x{W}{known})",
             code=USAGE,
         )
-    if weight is not None and weight.shape != (K,):
-        raise SetrError(
-            f"weight {tuple(weight.shape)}: give one for each of {K} classes", code=USAGE
-        )
+    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != (K,)):
+        shown = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise SetrError(f"weight {shown}: give one for each of {K} classes, a tensor", code=USAGE)
+    if target.device.type == "cpu":
+        ids = target if target.dtype == torch.uint8 else target.long()
+        strange = (ids >= K) & (ids != IGNORE) | (ids < 0)
+        if strange.any():
+            raise SetrError(
+                f"target has id {ids[strange][0].item()}: the output has {K} classes; give 0 to "
+                f"{K - 1}, and {IGNORE} to ignore",
+                code=USAGE,
+            )
 
 
 def _main_loss(

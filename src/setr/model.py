@@ -16,6 +16,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from setr.arguments.choices import Neck, OddSizes, PosInterp, PrefixTokens
+from setr.arguments.typed import checked
 from setr.catalog import DecoderName, model_settings, name_with
 from setr.decoders import UpsampleHead
 from setr.errors import USAGE, SetrError
@@ -122,8 +123,12 @@ class SETR(nn.Module):
         Logits have the dtype of the weights, or autocast's (those of MLA and EoMT stay in fp32).
         With `with_aux` it returns an `Output`, or the `MaskOutput` of EoMT; this does not depend on
         train or eval mode. `Features` given instead of images go straight to the heads.
+
+        Raises:
+            SetrError: images of another shape or type.
         """
         if not isinstance(images, Features):
+            self._require_images(images)
             if with_aux and isinstance(self.decoder, MaskClassifier):
                 return self._mask_output(images, self.decoder)
             images = Features(self.encode(images), (images.shape[-2], images.shape[-1]))
@@ -139,6 +144,7 @@ class SETR(nn.Module):
 
     def coarse(self, images: Tensor) -> Output:
         """Images as in `forward` -> logits of the decoder before the resize, for inference."""
+        self._require_images(images)
         logits = self.decoder(self.neck(self.encode(images)))
         return Output(logits, [], self.covered_size(*images.shape[-2:]))
 
@@ -148,6 +154,19 @@ class SETR(nn.Module):
             maps: list[Tensor] = self.encoder(images, self.decoder.queries)
             return maps
         return self.encoder(images)
+
+    def _require_images(self, images: Tensor) -> None:
+        channels = self.encoder.in_chans
+        is_tensor = isinstance(images, Tensor)
+        if not (is_tensor and images.ndim == 4 and images.shape[1] == channels) or (
+            not images.is_floating_point()
+        ):
+            given = f"{tuple(images.shape)} {images.dtype}" if is_tensor else type(images).__name__
+            raise SetrError(
+                f"images {given}: give normalised floats (B, {channels}, H, W), as "
+                "setr.inference.normalize makes them; setr.load(…).predict takes pictures",
+                code=USAGE,
+            )
 
     def _mask_output(self, images: Tensor, decoder: MaskClassifier) -> MaskOutput:
         """Predictions before each query block, which guide its attention, and after the last."""
@@ -192,6 +211,7 @@ def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return resize_bilinear(logits, size)
 
 
+@checked
 def create_model(
     name: str,
     *,

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from setr.arguments.typed import check_fields, typed
 from setr.bands import Bands
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels
@@ -46,10 +47,7 @@ class ModelInfo:
     bands: Bands | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.labels, Labels):
-            raise SetrError(f"labels {self.labels!r:.80}: give a setr.Labels", code=USAGE)
-        for name in ("mean", "std"):  # may be a list, array or tensor
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        check_fields(self)
         if not all(0 < deviation < math.inf for deviation in self.std):
             raise SetrError(f"std {self.std}: give positive numbers", code=USAGE)
         if self.crop_size and min(self.crop_size) < 1:
@@ -112,18 +110,14 @@ def read_info(values: dict[str, Any], source: str) -> ModelInfo:
         TypeError: other content.
     """
     hints = get_type_hints(ModelInfo)
-    plain = {name: values[name] for name in _PLAIN_FIELDS if name in values}
-    if not isinstance(plain.get("metrics", {}), dict):
-        raise TypeError("metrics is not a table")
     return ModelInfo(
         labels=Labels.from_dict(values["labels"]),
         protocol=typed_yaml.build(Protocol, values["protocol"], source, "protocol."),
         bands=Bands.of(values),
         **{
-            name: value
-            if name == "metrics"
-            else typed_yaml.typed(hints[name], value, f"{source}: {name}")
-            for name, value in plain.items()
+            name: typed(hints[name], values[name], f"{source}: {name}")
+            for name in _PLAIN_FIELDS
+            if name in values
         },
     )
 

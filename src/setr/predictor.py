@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from setr.arguments.choices import Precision
+from setr.arguments.typed import checked, require_known
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
 from setr.evaluation import checked_info, resolve_protocol
@@ -27,6 +28,7 @@ from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
 from setr.opening import open_trained
 from setr.prediction.live import is_live, open_video
+from setr.prediction.load_options import LoadOptions
 from setr.prediction.model_bands import ModelBands
 from setr.prediction.placed import PlacedModel
 from setr.prediction.rasters import Raster
@@ -39,6 +41,9 @@ from setr.reading.pillow import MAX_PIXELS
 from setr.reading.urls import without_password
 from setr.result import Result
 from setr.weight_files.foreign import FOREIGN_KEYWORDS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 WINDOW = 512
 """Side of the windows of large images in pixels, for models without a known training crop size."""
@@ -75,6 +80,7 @@ class Predictor(PlacedModel):
             fit.
     """
 
+    @checked
     def __init__(
         self,
         model: SETR | ExportedModel,
@@ -89,7 +95,7 @@ class Predictor(PlacedModel):
         window: int | None = None,
         min_confidence: float = 0.0,
         allow_urls: bool = False,
-        bands: tuple[int, ...] = (),
+        bands: tuple[int, ...] | None = None,
         value_range: Range | None = None,
     ) -> None:
         if window is not None and window < 1:
@@ -105,7 +111,7 @@ class Predictor(PlacedModel):
         self.window = window
         self.min_confidence = checked_confidence(min_confidence)
         self.allow_urls = allow_urls
-        self.reads = ModelBands(self.info, bands, value_range)
+        self.reads = ModelBands(self.info, bands or (), value_range)
 
     @property
     def bands(self) -> Bands | None:
@@ -117,11 +123,12 @@ class Predictor(PlacedModel):
         """Class names in the order of their ids."""
         return self.info.labels.classes
 
+    @checked
     def predict(
         self,
         source: Any,
         *,
-        bands: tuple[int, ...] = (),
+        bands: tuple[int, ...] | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> Result:
         """Segment one image.
@@ -151,8 +158,8 @@ class Predictor(PlacedModel):
                 code=USAGE,
             )
         if is_georeferenced(source):
-            return self._predict_raster(self.reads.open_raster(source, bands, value_range))
-        return self._predict_batch([source], self.reads.chosen(bands, value_range))[0]
+            return self._predict_raster(self.reads.open_raster(source, bands or (), value_range))
+        return self._predict_batch([source], self.reads.chosen(bands or (), value_range))[0]
 
     __call__ = predict
 
@@ -286,7 +293,7 @@ def load(
     device: str | torch.device = "auto",
     revision: str | None = None,
     info: ModelInfo | None = None,
-    **options: Any,
+    **options: Unpack[LoadOptions],
 ) -> Predictor:
     """Load a trained model.
 
@@ -309,22 +316,25 @@ def load(
 
     Raises:
         SetrError: missing or broken model, or a device that is not available.
+        TypeError: another keyword.
     """
+    require_known("load", options, LoadOptions)
+    given: dict[str, Any] = {**options}
+    foreign = {key: given.pop(key) for key in FOREIGN_KEYWORDS if key in given}
     if isinstance(source, SETR):
-        return Predictor(source, checked_info(info), device=device, **options)
+        return Predictor(source, checked_info(info), device=device, **given, **foreign)
     if info is not None or not isinstance(source, str | os.PathLike):
         raise SetrError(
             f"{source if info is not None else type(source).__name__}: give the path or name of a "
             "model, which has its own info, or a SETR model with info=",
             code=USAGE,
         )
-    foreign = {key: options.pop(key) for key in FOREIGN_KEYWORDS if key in options}
     model, info = open_trained(source, device=device, revision=revision, foreign=foreign)
     if isinstance(model, SETR):
-        return Predictor(model, info, device=device, **options)
-    if options.pop("precision", "auto") not in ("auto", model.precision):
+        return Predictor(model, info, device=device, **given)
+    if given.pop("precision", "auto") not in ("auto", model.precision):
         raise SetrError(
             f"{source}: was exported in {model.precision}; leave --precision out, or export again",
             code=USAGE,
         )
-    return Predictor(model, info, device="cpu", precision="fp32", **options)
+    return Predictor(model, info, device="cpu", precision="fp32", **given)

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from setr.arguments.typed import check_fields
 from setr.errors import USAGE, SetrError
 from setr.labels import Labels, known_name
 from setr.reading.pillow import MAX_PIXELS
@@ -55,6 +56,7 @@ class Protocol:
     blend: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise SetrError(f"scales {self.scales}: give one or more positive factors", code=USAGE)
         if self.window and min(self.window) < 1:

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
+from setr.arguments.typed import checked
 from setr.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from setr.errors import USAGE, SetrError
 from setr.modern_recipes import FINE_TUNING, crop_windows, modern_recipes
@@ -25,6 +26,7 @@ def _register(build: Callable[[], Config]) -> Callable[[], Config]:
     return build
 
 
+@checked
 def recipe(name: str) -> Config:
     """The settings of a named recipe, writing to `runs/NAME`.
 

@@ -51,6 +51,8 @@ def write_evaluation(
     protocols = by_protocol(metrics)
     figures = next(iter(protocols.values()))
     matrix = np.array(figures["confusion"])
+    tested = [*gallery.worst, *gallery.best]
+    masks = [ids for t in tested for ids in (t.truth, t.prediction)]
     parts = [tiles(_headline(protocols)), _facts(figures)]
     if metrics.get("compare"):
         parts += [
@@ -71,7 +73,7 @@ def write_evaluation(
         _sizes(figures["recall_by_size"]),
         "</div></div>",
         "<h2>The worst images</h2>",
-        errors_legend(labels),
+        errors_legend(labels, masks),
         heat_scale("confidence 0 %", "100 %"),
         *_rows(labels, gallery.worst),
         "<h2>The best images</h2>",
@@ -209,9 +211,10 @@ def _sizes(buckets: dict[str, Any]) -> str:
     )
 
 
-def errors_legend(labels: Labels) -> str:
-    """Colours of the classes and of the error maps."""
-    return legend(labels) + (
+def errors_legend(labels: Labels, masks: Iterable[np.ndarray]) -> str:
+    """Colours of the classes that occur in these masks of the page, and of the error maps."""
+    seen = {int(i) for ids in masks for i in np.unique(ids)}
+    return legend(labels, sorted(seen)) + (
         f'<p class="legend">error map: <span>{dot(WRONG)}wrong</span><span>{dot(RIGHT)}right</span>'
         f"<span>{dot(IGNORED)}not counted</span></p>"
     )

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from setr.arguments.typed import checked
 from setr.errors import USAGE, SetrError
 from setr.images import encode_png
 from setr.labels import Labels
@@ -76,6 +77,7 @@ class Result:
         """
         return self._compute_scores()
 
+    @checked
     def with_min_confidence(self, least: float) -> Result:
         """A copy with pixels unlabelled (255) whose class is less probable than `least`.
 
@@ -101,6 +103,7 @@ class Result:
         counts = np.bincount(self.mask.ravel(), minlength=256)
         return class_shares(counts, self.labels.classes, self.unsure)
 
+    @checked
     def polygons(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> list[Polygon]:
         """One polygon per connected region of a class; see `setr.prediction.polygons`.
 
@@ -169,6 +172,7 @@ class Result:
         """The mask in class colours, uint8 RGB (H, W, 3)."""
         return self.labels.palette[self.mask]
 
+    @checked
     def overlay(self, opacity: float = OPACITY) -> np.ndarray:
         """The class colours blended over the image, uint8 RGB (H, W, 3); opacity from 0 to 1.
 
@@ -176,7 +180,7 @@ class Result:
             SetrError: another opacity.
         """
         if not 0 <= opacity <= 1:
-            raise SetrError(f"opacity {opacity}: give 0 to 1", code=USAGE)
+            raise SetrError(f"opacity {opacity:g}: give 0 to 1", code=USAGE)
         return cv2.addWeighted(self.image, 1 - opacity, self.color(), opacity, 0)
 
     def share(self) -> dict[str, Any]:
@@ -199,6 +203,7 @@ class Result:
             found |= {"min_confidence": self.min_confidence, "unlabelled": self.unsure / total}
         return found
 
+    @checked
     def save(self, path: str | os.PathLike, kind: str = "mask", **options: Any) -> None:
         """Write one output, such as the mask, to a file. The file is written atomically.
 
@@ -235,6 +240,7 @@ class Result:
         else:
             write_bytes(path, data)
 
+    @checked
     def encode(
         self, kind: str, *, folder: str | os.PathLike = "", suffix: str = "", **options: Any
     ) -> bytes:
@@ -251,7 +257,8 @@ class Result:
             TypeError: an option that the kind does not have.
         """
         require_options(kind, options)
-        suffix = checked_suffix(Path(f"file{suffix}"), kind)
+        ending = suffix and f".{suffix.removeprefix('.')}"
+        suffix = checked_suffix(Path(f"file{ending}"), kind)
         if kind == "scores":
             return scores_file(self.scores, self.labels)
         if kind == "gpkg":
@@ -265,6 +272,8 @@ class Result:
 
     def show(self) -> None:
         """Open the overlay with its legend in the system's viewer of pictures.
+
+        Names whose letters no font of this machine has appear as the numbers of their classes.
 
         Raises:
             SetrError: the system has none.

@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from setr.arguments.typed import check_fields
 from setr.crop_window import CropWindow
 from setr.data.dataset import Mask, Pixels
+from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE
 
 PAD_COLOUR = (124, 116, 104)
@@ -46,6 +48,9 @@ class Augmentation:
             that a rotation would turn it out of are drawn anew, or are not rotated.
         class_odds: (K,) relative odds of drawing each class, among those in the mask.
         fill: value of each channel outside the image.
+
+    Raises:
+        SetrError: values of other types, or a size below 1.
     """
 
     crop_size: tuple[int, int]
@@ -60,6 +65,11 @@ class Augmentation:
     rare_crops: float = 0.0
     class_odds: tuple[float, ...] = ()
     fill: tuple[int, ...] = PAD_COLOUR
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if min(self.crop_size) < 1:
+            raise SetrError(f"crop_size {self.crop_size}: give positive pixels", code=USAGE)
 
     def __call__(
         self, image: Pixels, mask: Mask, rng: np.random.Generator

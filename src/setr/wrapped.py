@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
+from setr.arguments.typed import typed
 from setr.bands import Bands
 from setr.data.dataset import Dataset, Sample, require_size
 from setr.data.hub_rows import IMAGE_KEYS, MASK_KEYS
@@ -75,6 +76,7 @@ def wrap_dataset(
         )
     if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
         raise _no_index(samples)
+    split, bands = typed(str, split, "split"), typed(Bands | None, bands, "bands")
     if not len(samples):
         raise SetrError(f"split '{split}' of {name} has no samples", code=DATA_CHECK_FAILED)
     labels = _labels(labels)
@@ -113,7 +115,14 @@ def _labels(given: Labels | Sequence[str] | Mapping[int, str] | str) -> Labels:
     if not isinstance(given, Mapping | Iterable):
         raise SetrError(f"labels {given!r}: give the names of the classes", code=USAGE)
     if not isinstance(given, Mapping):
-        return Labels(tuple(map(str, given)))
+        listed = tuple(map(str, given))
+        if "ignore" in listed:
+            raise SetrError(
+                "labels list 'ignore', which cannot be a class; give names by id, as "
+                f"{{{listed.index('ignore')}: 'ignore', …}}",
+                code=USAGE,
+            )
+        return Labels(listed)
     try:
         by_id = {int(str(key)): name for key, name in given.items()}  # JSON keys are text
     except (TypeError, ValueError):

@@ -16,14 +16,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from setr.arguments.elsewhere import ELSEWHERE
 from setr.arguments.options import Option, options_of
+from setr.arguments.typed import described, members
 
 _TYPO_CUTOFF = 0.8  # similarity of a typing error; at 0.7 different words match
-_KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
-    int: ("whole number", int),
-    float: ("number", float),
-    Path: ("path", Path),
-    str: ("text", str),
-}
+_READ: dict[Any, Callable[[str], Any]] = {int: int, float: float}
+"""What reads a word of a type; any word is text or a path."""
 
 
 def problem(kind: Any, words: Sequence[str], verb: str) -> str | None:
@@ -242,30 +239,11 @@ def _hyphenated(flag: str) -> str:
     return flag.replace("_", "-")
 
 
-def members(hint: Any) -> tuple[tuple[Any, ...], bool]:
-    """Types of the words of a value, and whether any number of words is allowed."""
-    if get_origin(hint) is not tuple:
-        return (hint,), False
-    kinds = get_args(hint)
-    return (kinds[:1], True) if kinds[-1] is Ellipsis else (kinds, False)
-
-
-def described(kinds: tuple[Any, ...], many: bool) -> str:
-    """Description of a value with words of these types, for messages."""
-    if get_origin(kinds[0]) is Literal:
-        return f"one of {', '.join(map(str, get_args(kinds[0])))}"
-    word, _ = _KINDS.get(kinds[0], ("text", str))
-    if len(kinds) == 1 and not many:
-        return word if word == "text" else f"a {word}"
-    number = "" if many else {2: "two ", 3: "three "}.get(len(kinds), f"{len(kinds)} ")
-    return f"{number}{word}" + ("" if word == "text" else "s")
-
-
 def _fits(value: str, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in map(str, get_args(kind))
     try:
-        _KINDS.get(kind, ("", str))[1](value)
+        _READ.get(kind, str)(value)
     except ValueError:
         return False
     return True

@@ -52,7 +52,12 @@ def run(arguments: list[str]) -> int:
     if others:
         titles["Other recipes"] = others
     if not titles:
-        print(f"no finished runs in {given.runs}; --all shows the paper's rows", file=sys.stderr)
+        found = f"no finished runs in {given.runs}; --all shows the paper's rows"
+        if given.output:
+            raise SetrError(f"{given.output}: not written: {found}")
+        print(found, file=sys.stderr)
+        if given.json:
+            print("{}")
         return OK
     if given.json:
         text = json.dumps({title: [line._asdict() for line in v] for title, v in titles.items()})

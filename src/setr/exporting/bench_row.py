@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from setr.arguments.choices import Precision
 from setr.data import scenes
 from setr.datasets import open_dataset
 from setr.evaluation import evaluate_split
@@ -41,7 +42,7 @@ def run_row(job: dict[str, Any]) -> dict[str, Any]:
         bytes); `agreement` with the reference, 0 to 1, and `miou` where labels are given.
     """
     exported = job["runtime"] not in ("eager", "compile")
-    precision = "auto" if exported else job["precision"]
+    precision: Precision = "auto" if exported else job["precision"]
     predictor = load(job["source"], device=job["device"], precision=precision)
     if job["runtime"] == "compile":
         predictor.model.coarse = torch.compile(predictor.model.coarse)  # type: ignore[method-assign]

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from setr.pages.page import escape, figure, heat, percent
 
 DRAWN = 40
 """Up to this many classes the confusion matrix is drawn with names; beyond, as a picture."""
+NAMED = 28
+"""Columns of text that a name has in it; longer ones are cut."""
 
 
 def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> str:
@@ -25,18 +27,20 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> str:
     if not matrix[:, -1].any():
         shares = shares[:, :-1]
     if len(classes) > DRAWN:
-        picture = heat(np.sqrt(shares)).repeat(4, axis=0).repeat(4, axis=1)
+        cell = max(1, min(4, 900 // shares.shape[1]))
+        picture = heat(np.sqrt(shares)).repeat(cell, axis=0).repeat(cell, axis=1)
         return figure(picture, "rows: truth, columns: prediction; square root of the row's share",
                       width=900)  # fmt: skip
     cell = 34 if len(classes) <= 20 else 20
     names = [*classes, "other"][: shares.shape[1]]
-    left = 8 + 7 * max(map(cell_len, classes))
-    top = 8 + 6 * max(map(cell_len, names))
+    shown = [_short(name) for name in names]
+    left = 8 + 7 * max(map(cell_len, shown[: len(classes)]))
+    top = 8 + 6 * max(map(cell_len, shown))
     parts = []
     for row, name in enumerate(classes):
         y = top + row * cell
         parts.append(f'<text x="{left - 6}" y="{y + cell * 0.62:.0f}" text-anchor="end">'
-                     f"{escape(name)}</text>")  # fmt: skip
+                     f"{escape(shown[row])}</text>")  # fmt: skip
         for column, share in enumerate(shares[row]):
             x = left + column * cell
             kind = "cell" if column == row else "over"
@@ -51,12 +55,18 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> str:
                 parts.append(f'<text{tone} x="{x + cell / 2}" y="{y + cell * 0.62:.0f}" '
                              f'text-anchor="middle">{100 * share:.0f}</text>')  # fmt: skip
             parts.append("</g>")
-    for column, name in enumerate(names):
+    for column, name in enumerate(shown):
         place = left + (column + 0.62) * cell
         parts.append(f'<text transform="translate({place:.0f},{top - 6}) rotate(-55)">'
                      f"{escape(name)}</text>")  # fmt: skip
     width, height = left + cell * len(names) + top * 0.8, top + cell * len(classes) + 4
     return _svg(width, height, "confusion matrix", parts, natural=True)
+
+
+def _short(name: str) -> str:
+    """A name with room beside the cells; a cell's title has the whole."""
+    whole = cell_len(name) <= NAMED
+    return name if whole else set_cell_size(name, NAMED - 1).rstrip() + "…"
 
 
 def reliability_chart(calibration: dict[str, Any]) -> str:

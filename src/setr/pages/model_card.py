@@ -63,6 +63,8 @@ Encoder: {weights}.
 
 ## Use
 
+With the toolkit setr for semantic segmentation (the project of that name on PyPI is another one):
+
 ```python
 import setr
 result = setr.load("path/to/this/folder").predict("image.jpg")

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from setr.labels import Labels
+from setr.pages.lettering import fitted, lettered
 
 GAP, CAPTION, LINE = 8, 24, 26
 Panel = tuple[np.ndarray, str]
@@ -47,22 +48,25 @@ def montage(rows: Iterable[Sequence[Panel]], *, width: int = 320) -> np.ndarray:
 
 
 def with_legend(picture: np.ndarray, labels: Labels, ids: Iterable[int]) -> np.ndarray:
-    """A picture with the names and colours of classes below it."""
-    font = ImageFont.load_default(14)
+    """A picture with the names and colours of classes below it.
+
+    A name whose letters no font of this machine has is replaced by the class's number.
+    """
     entries, x, y = [], GAP, 0
     for i in ids:
         if i >= len(labels.classes):
             continue
-        length = 22 + int(font.getlength(labels.classes[i])) + 14
+        font, name = lettered(labels.classes[i], f"class {i}")
+        length = 22 + int(font.getlength(name)) + 14
         if x + length > picture.shape[1] and x > GAP:
             x, y = GAP, y + LINE
-        entries.append((x, y, i))
+        entries.append((x, y, i, font, name))
         x += length
     strip = Image.new("RGB", (picture.shape[1], y + LINE + GAP), "white")
     draw = ImageDraw.Draw(strip)
-    for x, y, i in entries:
+    for x, y, i, font, name in entries:
         draw.rectangle((x, y + 4, x + 16, y + 20), fill=tuple(labels.colours[i]), outline="grey")
-        draw.text((x + 22, y + 4), labels.classes[i], fill="black", font=font)
+        draw.text((x + 22, y + 4), name, fill="black", font=font)
     return np.concatenate([picture, np.asarray(strip)])
 
 
@@ -86,12 +90,9 @@ def _tile(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
     picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=how)
     tile = Image.new("RGB", (width + GAP, size[1] + CAPTION + GAP), "white")
     tile.paste(Image.fromarray(picture), (GAP // 2, GAP // 2))
-    ImageDraw.Draw(tile).text(
-        (GAP // 2 + 2, size[1] + GAP // 2 + 4),
-        caption,
-        fill="black",
-        font=ImageFont.load_default(14),
-    )
+    font, text = lettered(caption)
+    place = GAP // 2 + 2, size[1] + GAP // 2 + 4
+    ImageDraw.Draw(tile).text(place, fitted(font, text, width - 4), fill="black", font=font)
     return np.asarray(tile)
 
 

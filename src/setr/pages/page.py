@@ -65,8 +65,9 @@ def table(
     right = range(1, len(head)) if numbers is None else numbers
 
     def row(cells: Sequence[str], tag: str) -> str:
+        scope = " scope=col" if tag == "th" else ""
         return "<tr>" + "".join(
-            f"<{tag}{' class=n' if i in right else ''}>{cell}</{tag}>"
+            f"<{tag}{scope}{' class=n' if i in right else ''}>{cell}</{tag}>"
             for i, cell in enumerate(cells)
         ) + "</tr>"  # fmt: skip
 

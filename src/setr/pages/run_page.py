@@ -61,7 +61,7 @@ def write_run(
             "<h2>Training loss</h2>",
             _loss(log),
             "<h2>Validation images</h2>",
-            errors_legend(labels),
+            errors_legend(labels, [ids for s in shown for ids in (s.truth, s.prediction)]),
             *(f'<div class="grid">{row}</div>' for row in rows),
         ],
     )

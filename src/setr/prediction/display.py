@@ -32,7 +32,11 @@ def page_part(overlay: np.ndarray, labels: Labels, shares: Mapping[str, float]) 
         f"</span> {html.escape(name)} {share:.1%}</span>"
         for name, share in shares.items()
     )
-    return f'<img src="data:image/png;base64,{data}" style="max-width:100%"><p>{legend}</p>'
+    shown = ", ".join(f"{html.escape(name)} {share:.1%}" for name, share in shares.items())
+    return (
+        f'<img alt="overlay: {shown}" src="data:image/png;base64,{data}" style="max-width:100%">'
+        f"<p>{legend}</p>"
+    )
 
 
 def open_viewer(shown: np.ndarray) -> None:

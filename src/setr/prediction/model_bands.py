@@ -48,10 +48,10 @@ class ModelBands:
                 f"give {number} numbers",
                 code=USAGE,
             )
-        if self.of_files is None:
-            return None
-        numbers = bands * (self.channels // len(bands)) if bands else self.of_files.numbers
-        return Bands(numbers, (value_range,) if value_range else self.of_files.ranges)
+        own = self.of_files or Bands((1, 2, 3))
+        numbers = bands * (self.channels // len(bands)) if bands else own.numbers
+        found = Bands(numbers, (value_range,) if value_range else own.ranges)
+        return None if self.of_files is None else found
 
     def open_raster(
         self,

@@ -87,7 +87,7 @@ def simplified(polygon: Polygon, tolerance: float) -> Polygon:
     """
     if not 0 <= tolerance <= LARGEST_TOLERANCE:
         raise SetrError(
-            f"tolerance {tolerance}: give 0 (exact) to {LARGEST_TOLERANCE:,} pixels", code=USAGE
+            f"tolerance {tolerance:g}: give 0 (exact) to {LARGEST_TOLERANCE:,} pixels", code=USAGE
         )
     if tolerance == 0:
         return polygon

@@ -15,7 +15,7 @@ def checked_confidence(least: float) -> float:
         SetrError: not within 0 to 1.
     """
     if not 0 <= least <= 1:
-        raise SetrError(f"min_confidence {least}: give 0 to 1", code=USAGE)
+        raise SetrError(f"min_confidence {least:g}: give 0 to 1", code=USAGE)
     return least
 
 

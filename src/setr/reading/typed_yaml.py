@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from setr.arguments.usage import described, members
+from setr.arguments.typed import typed
 from setr.errors import USAGE, SetrError, first_line
 from setr.reading.parsed import yaml_of
 
@@ -72,44 +71,3 @@ def build(kind: type[T], values: Any, source: str, prefix: str = "") -> T:
         else:
             arguments[key] = typed(hints[key], value, f"{source}: {prefix}{key}")
     return kind(**arguments)
-
-
-def typed(hint: Any, value: Any, where: str) -> Any:
-    """A value checked against and converted to a field's type; lists become tuples.
-
-    Raises:
-        SetrError: wrong type; the message begins with `where`.
-    """
-    options = get_args(hint)
-    if type(None) in options:
-        if value is None:
-            return None
-        hint = next(o for o in options if o is not type(None))
-        options = get_args(hint)
-    if isinstance(value, list):
-        value = tuple(value)
-    if hint in (int, float, str, bool):
-        value = _as_float(value) if hint is float else value
-        ok = type(value) is hint
-    elif isinstance(value, tuple):
-        if options[-1] is Ellipsis:
-            options = options[:1] * len(value)
-        value = tuple(map(_as_float, value)) if float in options else value
-        ok = tuple(map(type, value)) == options
-    else:
-        ok = value in options
-    if not ok:
-        wanted = "true or false" if hint is bool else described(*members(hint))
-        raise SetrError(f"{where}: {_plain(value)!r:.100}: give {wanted}", code=USAGE)
-    return value
-
-
-def _as_float(value: Any) -> Any:
-    """An int, or a finite number as text (YAML reads `1e-3` so), as float; others unchanged."""
-    if type(value) not in (int, str):
-        return value
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return value
-    return number if math.isfinite(number) else value

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from setr.arguments.choices import LossKind, Precision, Sharding
+from setr.arguments.typed import check_fields
 from setr.errors import check_setting
 from setr.training.weighting import named_weights
 
@@ -93,6 +94,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps is None:
             object.__setattr__(self, "steps", 0 if self.epochs else _STEPS)
+        check_fields(self, "train.")
         check_setting(
             0 <= self.epochs < math.inf, f"train.epochs {self.epochs}: give a positive number"
         )
@@ -175,6 +177,7 @@ class OptimConfig:
     """Gradient norm above which gradients are clipped; 0 for no clipping."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "optim.")
         check_setting(0 < self.lr < math.inf, f"optim.lr {self.lr}: give a positive learning rate")
         check_setting(
             0 < self.layer_decay <= 1, f"optim.layer_decay {self.layer_decay}: give 0 < d <= 1"
@@ -190,13 +193,13 @@ class OptimConfig:
         )
         check_setting(
             self.schedule == "poly" or self.power == OptimConfig.power,
-            f"optim.power {self.power}: has no effect with optim.schedule {self.schedule}; leave "
+            f"optim.power {self.power:g}: has no effect with optim.schedule {self.schedule}; leave "
             "one of them out",
         )
         for name in ("head_lr_factor", "neck_lr_factor", "weight_decay", "power", "warmup_steps",
                      "clip_grad"):  # fmt: skip
             value = getattr(self, name)
-            check_setting(0 <= value < math.inf, f"optim.{name} {value}: give 0 or more")
+            check_setting(0 <= value < math.inf, f"optim.{name} {value:g}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,7 @@ class DistillConfig:
     """Share of the images of every batch that are of that folder, the others being labelled."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "distill.")
         for name in ("weight", "temperature"):
             value = getattr(self, name)
             check_setting(0 < value < math.inf, f"distill.{name} {value}: give a positive number")
