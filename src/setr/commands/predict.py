@@ -10,7 +10,7 @@ import tyro
 
 from setr.arguments.choices import Precision, ServerName
 from setr.cli import parse, require_at_least, require_default, require_within
-from setr.commands.shared import Device, Flip, Model, Scales
+from setr.commands.shared import Device, Flip, Model, NoFlip, Scales, mirrored
 from setr.errors import USAGE, SetrError
 from setr.images import MAX_PIXELS
 from setr.prediction.kinds import OPACITY
@@ -68,6 +68,7 @@ class Arguments:
     given. Neither this nor --scales nor --flip is for GeoTIFF files, which are run as they are."""
     scales: Scales = None
     flip: Flip = False
+    no_flip: NoFlip = False
     window: int | None = None
     """Run images by blended windows of so many pixels, whatever the model's protocol."""
     bands: str = ""
@@ -145,6 +146,7 @@ def _check_values(given: Arguments) -> None:
     parse_range(given.value_range)
     named = preset(given.protocol) if given.protocol else Protocol()
     named.overridden(scales=given.scales)
+    mirrored(flip=given.flip, no_flip=given.no_flip)
 
 
 def _check_combinations(given: Arguments) -> None:
@@ -212,7 +214,7 @@ def _check_streams(given: Arguments, streams: list[Stream], *, remote: bool) -> 
             f"resizes or mirrors images, and {maps[0]} is a GeoTIFF file, whose pixels keep their "
             "size on the ground; leave one out (--window sets its windows)"
         )
-        require_default(given, rule, "protocol", "scales", "flip")
+        require_default(given, rule, "protocol", "scales", "flip", "no_flip")
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setr.batch import Outcome, OutputWriter, Task, outcomes, stream_outcomes
+from setr.commands.shared import mirrored
 from setr.errors import OK, USAGE, SetrError
 from setr.prediction import tally
 from setr.prediction.inputs import Item, find_items, in_shard, output_names, read_item
@@ -32,7 +33,7 @@ from setr.scores.submissions import Submission, check_submission
 if TYPE_CHECKING:
     from setr.commands.predict import Arguments
 
-LATER = ("scales", "flip", "min_confidence")
+LATER = ("scales", "flip", "no_flip", "min_confidence")
 """Options that enter a run's name only where they are given, so that older names stay valid."""
 LIMITS = ("max_pixels", "allow_urls", "device")
 """Options that decide which images fail."""
@@ -214,9 +215,13 @@ def _pace(given: Arguments, writer: OutputWriter) -> dict[str, Any]:
 
 def _loading(given: Arguments) -> dict[str, Any]:
     """Keywords of `setr.load`."""
-    names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls", *LATER)
-    by_bands = {"bands": parse_bands(given.bands), "value_range": parse_range(given.value_range)}
-    return {name: getattr(given, name) for name in names} | by_bands
+    names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls", "scales",
+             "min_confidence")  # fmt: skip
+    return {name: getattr(given, name) for name in names} | {
+        "flip": mirrored(flip=given.flip, no_flip=given.no_flip),
+        "bands": parse_bands(given.bands),
+        "value_range": parse_range(given.value_range),
+    }
 
 
 def submit(given: Arguments, items: Sequence[Item]) -> int:
