@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from setr.labels import Labels
-from setr.pages.charts import confusion_chart, loss_chart, reliability_chart
+from setr.pages.charts import confusion_chart, reliability_chart
 from setr.pages.gallery import Gallery
+from setr.pages.loss_curves import loss_curves
 from setr.pages.page import (
     IGNORED,
     RIGHT,
@@ -79,8 +79,8 @@ def write_report(
             tiles(facts),
             "<h2>IoU per class, %</h2>",
             _class_table(protocols, labels),
-            "<h2>Training loss</h2>",
-            _loss(log),
+            "<h2>Losses of the training</h2>",
+            loss_curves(log),
             "<h2>Validation images</h2>",
             _legend(labels),
             *(f'<div class="grid">{row}</div>' for row in rows),
@@ -89,7 +89,12 @@ def write_report(
 
 
 def write_evaluation(
-    path: Path, title: str, metrics: dict[str, Any], labels: Labels, gallery: Gallery
+    path: Path,
+    title: str,
+    metrics: dict[str, Any],
+    labels: Labels,
+    gallery: Gallery,
+    log: Path | None = None,
 ) -> None:
     """Write the page about an evaluation.
 
@@ -100,6 +105,7 @@ def write_evaluation(
             name.
         labels: class names and colours.
         gallery: the single images.
+        log: `log.jsonl` of the run that trained the model, if there is one.
     """
     protocols = by_protocol(metrics)
     figures = next(iter(protocols.values()))
@@ -130,6 +136,8 @@ def write_evaluation(
         "<h2>The best images</h2>",
         *_rows(labels, gallery.best),
     ]
+    if log is not None:
+        parts += ["<h2>Losses of the training</h2>", loss_curves(log)]
     write_page(path, title, parts)
 
 
@@ -290,12 +298,3 @@ def _pictures(labels: Labels, image: np.ndarray, truth: np.ndarray, prediction: 
             figure(error_map(prediction, truth), "error"),
         ]
     )
-
-
-def _loss(log: Path) -> str:
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    points = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    if len(points) < 2:
-        return "<p>Too few steps for a curve.</p>"
-    steps, losses = np.array(points).T
-    return loss_chart(steps, losses)

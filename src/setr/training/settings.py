@@ -17,7 +17,9 @@ PER_PROCESS = frozenset(
 )
 """Settings that may differ between the processes of a run, and when it is resumed: paths, which may
 differ between hosts, workers, and output for the user."""
-FREE = (PER_PROCESS - {*WEIGHTS, _IMAGES}) | {
+WITHOUT_EFFECT = PER_PROCESS - {*WEIGHTS, _IMAGES}
+"""Settings that do not change what a run learns."""
+FREE = WITHOUT_EFFECT | {
     "recipe",
     *(f"train.{name}" for name in ("precision", "accumulate", "grad_checkpointing", "compile")),
     "train.cuda_graph",
