@@ -214,7 +214,7 @@ def _check_streams(given: Arguments, streams: list[Stream], *, remote: bool) -> 
             f"resizes or mirrors images, and {maps[0]} is a GeoTIFF file, whose pixels keep their "
             "size on the ground; leave one out (--window sets its windows)"
         )
-        require_default(given, rule, "protocol", "scales", "flip", "no_flip")
+        require_default(given, rule, "protocol", "scales", "flip")
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ Shapes: B images of equal size, K classes, H x W truth, r rows of a block.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -64,9 +65,8 @@ class SplitLoss:
 
     def add(self, images: ImageLoss) -> None:
         """Count images of which all rows were seen."""
-        pixels = images.weights.sum() if self.norm == "valid" else images.weights.numel()
         self.sums[0] += images.total()
-        self.sums[1] += pixels
+        self.sums[1] += images.pixels.sum() if self.norm == "valid" else images.truths.numel()
 
     def reduce(self) -> None:
         """Sum over all processes, if there are several."""
@@ -87,58 +87,61 @@ class ImageLoss:
     """
 
     def __init__(self, split: SplitLoss, truths: Tensor) -> None:
-        self.kind, self.weight = split.kind, split.weight
-        self.truths = truths
-        self.weights = _pixel_weights(truths, split.weight)
-        self.counted = counted_target(truths, split.weight)  # what OHEM, Dice and Lovász read
+        self.kind, self.weight, self.truths = split.kind, split.weight, truths
         self.sum = torch.zeros((), dtype=torch.float64, device=truths.device)
+        self.pixels = self.sum.new_zeros(len(truths))  # sum of the weights in each image
         self.entropies: list[Tensor] = []  # (B, r, W) of each block, for OHEM
         self.masses: list[Tensor] = []  # (B, 2, K) of each block, for Dice
         self.shares: list[Tensor] = []  # (B, P, r, W) of each block and P present classes
 
     def __call__(self, first: int, scores: Tensor) -> None:
         """Count rows from `first` on, of which (B, K, r, W) are the scores before the softmax."""
-        rows = slice(first, first + scores.shape[2])
-        entropy = F.cross_entropy(
-            scores, self.truths[:, rows].long(), ignore_index=IGNORE, reduction="none"
-        )
+        truth = self.truths[:, first : first + scores.shape[2]]
+        entropy = F.cross_entropy(scores, truth.long(), ignore_index=IGNORE, reduction="none")
+        weights = _pixel_weights(truth, self.weight)
+        self.pixels += weights.sum((1, 2), dtype=torch.float64)
         if self.kind == "ohem":
             self.entropies.append(entropy)
             return
         if self.kind == "focal":
             entropy = (1 - torch.exp(-entropy)).pow(GAMMA) * entropy
-        self.sum += (entropy * self.weights[:, rows]).sum(dtype=torch.float64)
+        self.sum += (entropy * weights).sum(dtype=torch.float64)
         if self.kind == "dice":
-            counted = self.counted[:, rows].long()
+            counted = counted_target(truth, self.weight).long()
             pairs = zip(scores.movedim(1, -1).split(1), counted.split(1), strict=True)
             self.masses.append(torch.stack([torch.stack(probability_sums(*p)) for p in pairs]))
         elif self.kind == "lovasz":
-            self.shares.append(scores.softmax(1)[:, self._present(scores.shape[1])])
+            self.shares.append(scores.softmax(1)[:, self.present])
 
     def total(self) -> Tensor:
         """The sum of the losses; those that are means are multiplied by the image's weights."""
-        number = self.weights.sum((1, 2))  # (B,)
         if self.kind == "ohem":
             entropy = torch.cat(self.entropies, dim=1)
             for i, target in enumerate(self.counted):
                 hard = hard_pixels(torch.exp(-entropy[i]), target)
                 weights = _pixel_weights(hard, self.weight)
                 mean = (entropy[i] * weights).sum() / weights.sum().clamp(min=TINY)
-                self.sum += number[i] * mean
+                self.sum += self.pixels[i] * mean
         elif self.kind == "dice":
             masses = torch.stack(self.masses).sum(0)  # (B, 2, K)
             for i, target in enumerate(self.counted):
                 own = class_counts(target, masses.shape[-1]).to(masses)
-                self.sum += number[i] * dice_of_sums(masses[i], own)
+                self.sum += self.pixels[i] * dice_of_sums(masses[i], own)
         elif self.kind == "lovasz":
             shares = torch.cat(self.shares, dim=2)
             for i, target in enumerate(self.counted):
-                self.sum += number[i] * _lovasz(shares[i], target, self._present(IGNORE))
+                self.sum += self.pixels[i] * _lovasz(shares[i], target, self.present)
         return self.sum
 
-    def _present(self, num_classes: int) -> Tensor:
+    @functools.cached_property
+    def counted(self) -> Tensor:
+        """The truths with classes of weight 0 ignored, as OHEM, Dice and Lovász read them."""
+        return counted_target(self.truths, self.weight)
+
+    @functools.cached_property
+    def present(self) -> Tensor:
         """(P,) the classes of any of the images, ascending."""
-        return class_counts(self.counted, num_classes).nonzero()[:, 0]
+        return class_counts(self.counted, IGNORE).nonzero()[:, 0]
 
 
 def _pixel_weights(target: Tensor, weight: Tensor | None) -> Tensor:
