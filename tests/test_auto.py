@@ -154,6 +154,11 @@ def test_a_finished_run_is_not_taken_for_one_with_other_settings(photos, capsys)
     assert main(["init-data", "other"]) == OK
     assert refused(data="other") == "data.root photos, not other" + way
 
+    os.rename(photos, "moved")
+    assert main(["auto", "moved", "-o", str(run), "--export", "torch"]) == OK
+    assert verbs(capsys.readouterr().err) == ["doctor"]
+    os.rename("moved", photos)
+
     # the same settings, and such without effect, are those it was trained with
     words = ["--train.steps", "2", "--train.samples", "1", "--data.workers", "1"]
     for same in ([photos], ["photos/data.yaml"], [photos, *words]):

@@ -36,7 +36,7 @@ def is_finished(out: Path, data: str, settings: Sequence[str]) -> bool:
         return True
     trained = Config.load(out / "config.yaml")
     found = _changed(trained, _given(out, data, settings))
-    if is_other_data(trained.data.root, data) and Path(trained.data.root).exists():
+    if is_other_data(trained.data.root, data) and not _is_gone(trained.data.root):
         found["data.root"] = (trained.data.root, data)
     if not found:
         return True
@@ -60,6 +60,11 @@ def _place(data: str) -> Path:
     """The folder of a data set, if its description is in it."""
     path = Path(data).resolve()
     return path.parent if path.name in ("data.yaml", "data.yml", "setr.yaml") else path
+
+
+def _is_gone(root: str) -> bool:
+    """Whether it is a path, not a name as `hf:…`, where nothing is: the data may have moved."""
+    return ":" not in root and root != "scenes" and not Path(root).exists()
 
 
 def _given(out: Path, data: str, settings: Sequence[str]) -> Config:
