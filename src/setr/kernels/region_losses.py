@@ -92,14 +92,14 @@ def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tens
     with torch.no_grad():
         for block in row_blocks(x, target, size):
             truth = target[:, block.rows, block.columns].long()
-            sums += torch.stack(probability_sums(block.resized, truth))
+            sums += torch.stack(_probability_sums(block.resized, truth))
     sums.requires_grad_()
     with torch.enable_grad():
         value = dice_of_sums(sums, number)
         grad = torch.autograd.grad(value, sums)[0]
 
     def linear(resized: Tensor, truth: Tensor, block: Block) -> Tensor:
-        hit, mass = probability_sums(resized, truth)
+        hit, mass = _probability_sums(resized, truth)
         return (hit * grad[0] + mass * grad[1]).sum()
 
     return _with_gradient_of(value.detach(), logits, target, size, linear)
@@ -162,7 +162,7 @@ def _jaccard_steps(own: Tensor) -> Tensor:
     return torch.diff(jaccard, prepend=jaccard.new_zeros(1))
 
 
-def probability_sums(resized: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def _probability_sums(resized: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """(K,) sums of the probabilities over a class's own pixels, and over all valid pixels."""
     counted = truth != IGNORE
     probabilities = resized.softmax(dim=-1) * counted[..., None]

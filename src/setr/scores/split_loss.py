@@ -25,7 +25,6 @@ from setr.kernels.region_losses import (
     dice_of_sums,
     hard_pixels,
     lovasz_steps,
-    probability_sums,
 )
 from setr.labels import IGNORE
 from setr.losses import GAMMA
@@ -107,9 +106,7 @@ class ImageLoss:
             entropy = (1 - torch.exp(-entropy)).pow(GAMMA) * entropy
         self.sum += (entropy * weights).sum(dtype=torch.float64)
         if self.kind == "dice":
-            counted = counted_target(truth, self.weight).long()
-            pairs = zip(scores.movedim(1, -1).split(1), counted.split(1), strict=True)
-            self.masses.append(torch.stack([torch.stack(probability_sums(*p)) for p in pairs]))
+            self.masses.append(self._masses(scores, truth))
         elif self.kind == "lovasz":
             self.shares.append(scores.softmax(1)[:, self.present])
 
@@ -132,6 +129,18 @@ class ImageLoss:
             for i, target in enumerate(self.counted):
                 self.sum += self.pixels[i] * _lovasz(shares[i], target, self.present)
         return self.sum
+
+    def _masses(self, scores: Tensor, truth: Tensor) -> Tensor:
+        """(B, 2, K) sums of the probabilities over a class's own pixels, and over all counted."""
+        B, K = scores.shape[:2]
+        ids = counted_target(truth, self.weight)
+        counted = (ids != IGNORE)[:, None]
+        shares = scores.softmax(1).mul_(counted)
+        ids = ids[:, None].where(counted, 0).long()
+        own = shares.new_zeros(B, K).scatter_add_(
+            1, ids.flatten(1), shares.gather(1, ids).flatten(1)
+        )
+        return torch.stack([own, shares.sum((2, 3))], dim=1)
 
     @functools.cached_property
     def counted(self) -> Tensor:
