@@ -50,6 +50,7 @@ def settings(out: Path, case: str) -> Config:
         "stops": {},
         "unreadable": {},
         "examined": {"eval_every": 4},
+        "failing": {"eval_every": 4},
         "tested": {},
         "led": {},
         "nothing": {},
@@ -70,7 +71,7 @@ def settings(out: Path, case: str) -> Config:
         config = dataclasses.replace(config, distill=distill)
     if case == "nowhere":
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
-    if case == "examined":  # four images for one process, three for the other
+    if case in ("examined", "failing"):  # four images for one process, three for the other
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, root="scenes:70")
         )
@@ -113,6 +114,27 @@ def struck_in_a_test(rank: int = 1) -> Iterator[None]:
     finally:
         evaluation.score_images = original
         print(f"examined: {tested} images")
+
+
+@contextlib.contextmanager
+def failing_in_a_test() -> Iterator[None]:
+    """Rank 1 cannot score its first image; both are slow, and print how many they test."""
+    original, tested = evaluation.score_images, 0
+
+    def test(*arguments: Any) -> Iterator[groups.ScoredImage]:
+        nonlocal tested
+        tested += 1
+        if distributed.rank() == 1:
+            raise SetrError("photo.png: the scores are not numbers")
+        time.sleep(2.5)  # more than two beats
+        return original(*arguments)
+
+    evaluation.score_images = test
+    try:
+        yield
+    finally:
+        evaluation.score_images = original
+        print(f"failing: {tested} images")
 
 
 @contextlib.contextmanager
@@ -231,6 +253,7 @@ def main() -> None:
             "unreadable": unreadable,
             "overflows": overflowing,
             "examined": struck_in_a_test,
+            "failing": failing_in_a_test,
             "tested": struck_in_a_test,
             "led": lambda: struck_in_a_test(0),
             "patient": scored,

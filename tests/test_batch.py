@@ -290,6 +290,8 @@ def test_views_and_confidence_make_outputs_anew(model_dir, photos, tmp_path, cap
         (("--min-confidence", "0.9", *views), False),
         (("--min-confidence", "0.9", *views), True),
         (("--min-confidence", "0.9", *views, "--flip"), False),
+        (("--min-confidence", "0.9", *views, "--no-flip"), False),
+        (("--min-confidence", "0.9", *views, "--no-flip"), True),
         (("--min-confidence", "0", "--opacity", "0.3"), False),
         (("--min-confidence", "0", "--opacity", "0.55"), False),
     ):

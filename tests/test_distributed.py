@@ -43,7 +43,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, for machines that are busy with other things
 CASES = (
     *("batch", "seeds", "whole", "accumulate", "sharded", "resharded", "stops", "overflows"),
-    *("examined", "tested", "nothing", "nowhere", "patient", "evaluate", "slow", "taught"),
+    *(
+        "examined",
+        "failing",
+        "tested",
+        "nothing",
+        "nowhere",
+        "patient",
+        "evaluate",
+        "slow",
+        "taught",
+    ),
     *("unreadable", "refused", "again"),
     "led",  # the last one: it ends with the first process
 )
@@ -216,6 +226,9 @@ def test_two_processes_log_the_same_losses(pair, alone):
     losses = [{line["step"]: line["loss"] for line in log if "loss" in line} for log in logs]
     assert list(losses[0]) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), rtol=1e-6)
+    validated = [[line["val"]["loss"] for line in log if "val" in line] for log in logs]
+    assert len(validated[0]) == 1
+    np.testing.assert_allclose(*validated, rtol=1e-5)
 
 
 def test_sharded_equals_copied(pair, alone):
@@ -294,6 +307,17 @@ def test_a_signal_to_one_process_ends_a_test_of_all(pair):
     assert '"val"' not in (pair.out / "examined" / "log.jsonl").read_text()
     assert "examined: 1 images" in second
     assert "examined: 1 images" in first or "examined: 2 images" in first
+
+
+def test_an_error_in_a_test_of_one_process_costs_no_step(pair):
+    """All save the step before the test; the other one does not finish its share first."""
+    first, second = pair[1]
+    assert "failing: rank 1: photo.png: the scores are not numbers" in first
+    assert "failing: reported" in second
+    assert [p.name for p in (pair[0] / "failing" / LAST).iterdir()] == ["step-00000004"]
+    assert '"val"' not in (pair[0] / "failing" / "log.jsonl").read_text()
+    assert "failing: 1 images" in second
+    assert any(f"failing: {n} images" in first for n in (1, 2, 3))
 
 
 def test_a_signal_to_one_process_in_the_last_test_is_told_to_the_others(pair):

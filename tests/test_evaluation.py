@@ -317,6 +317,11 @@ def test_a_mirrored_test_is_of_one_scale(
         "single_scale": "flip; whole image",
         "multi_scale": "scales 0.5, 0.75, 1, 1.25, 1.5, 1.75; flip; whole image",
     }
+    code, text, _ = run(capsys, *arguments, "--protocol", "paper-ss", "--no-flip", "--multi-scale")
+    assert code == OK
+    assert not any("flip" in found["protocol"] for found in json.loads(text).values())
+    code, _, errors = run(capsys, *arguments, "--flip", "--no-flip")
+    assert (code, errors) == (USAGE, "setr: --flip and --no-flip: give one of them\n")
     for scales in ((0.5,), (1, 2)):
         code, _, errors = run(capsys, *arguments, "--scales", *scales, "--multi-scale")
         assert code == USAGE

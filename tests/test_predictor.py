@@ -507,6 +507,7 @@ def test_scales_and_flip_replace_those_of_the_protocol(model_dir, photo, tmp_pat
     assert (scores[0] != scores[1]).mean() > 0.1
     one = setr.load(model_dir, protocol="mmseg-ms", scales=[1]).info.protocol
     assert (one.scales, one.flip) == ((1,), True)  # not asked about: as the protocol has it
+    assert not setr.load(model_dir, protocol="mmseg-ms", flip=False).info.protocol.flip
 
 
 def test_submission_for_a_test_server(photo, tmp_path, monkeypatch, capsys):

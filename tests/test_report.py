@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,8 +17,9 @@ from rich.cells import cell_len
 
 from setr.labels import Labels
 from setr.metrics import summarize
-from setr.pages.charts import confusion_chart, loss_chart, reliability_chart
+from setr.pages.charts import confusion_chart, reliability_chart
 from setr.pages.gallery import Gallery, paired
+from setr.pages.loss_curves import loss_chart, loss_curves
 from setr.pages.page import bar, error_map, figure, heat, write_page
 from setr.pages.tables import figures_table
 from setr.report import write_evaluation
@@ -112,7 +114,6 @@ def test_charts_show_the_numbers() -> None:
     assert f"<title>{long} predicted as b" in cut
     calibration = {"pixels": [0, 30], "accuracy": [None, 0.6], "confidence": [None, 0.8]}
     assert "confidence 80.0 %, accuracy 60.0 %" in reliability_chart(calibration)
-    assert "polyline" in loss_chart(np.array([1, 2, 3]), np.array([3.0, 2.0, 1.0]))
 
 
 def test_wide_characters_have_room() -> None:
@@ -188,6 +189,30 @@ def test_the_gallery_keeps_small_pictures_that_show_the_same() -> None:
 
 @pytest.mark.parametrize(("high", "said"), [(3.04, "3.0"), (0.0412, "0.041"), (0.0, "1.0")])
 def test_the_loss_curve_names_its_highest_value(high: float, said: str) -> None:
-    chart = loss_chart(np.array([1, 2]), np.array([high, high / 2]))
+    chart = loss_chart({"training": [(1, high), (2, high / 2)]})
     assert f'text-anchor="end">{said}</text>' in chart
     assert "nan" not in chart
+
+
+def test_both_losses_of_a_run_are_in_one_chart(tmp_path: Path) -> None:
+    """The validation's beside the main head's, since it has no auxiliary heads."""
+    lines = [
+        {"step": 50, "loss": 9.0, "main": 4.0},
+        {"step": 100, "loss": 5.0, "main": 2.0},
+        {"step": 100, "val": {"miou": 0.5, "loss": 3.0}},
+        {"step": 150, "loss": 2.0, "main": 1.0},
+        {"step": 150, "val": {"miou": 0.5, "loss": None}},
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 200, "lo')
+    chart = loss_curves(log)
+    paths = re.findall(r'<polyline points="([^"]*)" style="stroke:var\(--(\w+)\)"', chart)
+    assert paths == [
+        ("40.0,20.0 360.0,100.0 680.0,140.0", "accent"),
+        ("360.0,60.0", "second"),
+    ]
+    assert ">training<" in chart
+    assert ">validation<" in chart
+    assert 'text-anchor="end">4.0</text>' in chart
+    log.write_text(json.dumps(lines[0]))
+    assert loss_curves(log) == "<p>Too few steps for a curve.</p>"

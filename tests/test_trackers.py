@@ -19,8 +19,7 @@ from setr.config import TrainConfig
 from setr.engine import train
 from setr.errors import FAILED, SetrError
 from setr.images import read_image
-from setr.pages.charts import loss_chart
-from setr.pages.run_page import _loss
+from setr.pages.loss_curves import loss_chart, loss_curves
 from setr.processes.progress import Progress
 from setr.trackers import CsvTable, JsonLines, Pictures, Tracker, open_trackers, scalars
 from tests.conftest import tiny_config
@@ -66,7 +65,7 @@ def test_a_loss_that_is_no_number_is_null_and_no_point_of_the_curve(tmp_path, ca
     found = [json.loads(t, parse_constant=pytest.fail) for t in log.read_text().splitlines()]
     assert [line["loss"] for line in found] == [1.5, None, None, 1.25]
     assert [row["loss"] for row in rows(tmp_path)] == ["1.5", "", "", "1.25"]
-    assert _loss(log) == loss_chart(np.array([1, 4]), np.array([1.5, 1.25]))
+    assert loss_curves(log) == loss_chart({"training": [(1, 1.5), (4, 1.25)]})
     progress = Progress("train", 3)
     for step, loss in enumerate((1.5, float("nan"), 1.5), 1):
         progress.update(step, images=1, loss=loss)
@@ -107,6 +106,25 @@ def test_resuming_drops_what_came_after_and_torn_lines(tmp_path, kind):
     assert steps == ["2", "4", "4", "5"]
     kind(tmp_path, 0)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", [CsvTable, JsonLines])
+def test_a_test_that_will_be_repeated_is_dropped(tmp_path, kind):
+    """It was logged, and then the run was killed before its state was saved."""
+    tracker = kind(tmp_path, 0)
+    for line in (*LINES, {"step": 6, "val": {"miou": 0.25}}):
+        tracker.line(line)
+    again = kind(tmp_path, 6, 4)
+    again.line({"step": 6, "val": {"miou": 0.25}})
+    (path,) = tmp_path.glob("log.*")
+    if kind is CsvTable:
+        found = [(row["step"], row["val/miou"]) for row in rows(tmp_path)]
+        assert found == [("2", ""), ("4", ""), ("4", "0.5"), ("6", ""), ("6", "0.25")]
+    else:
+        found = [json.loads(text) for text in path.read_text().splitlines()]
+        assert [(line["step"], "val" in line) for line in found] == [
+            (2, False), (4, False), (4, True), (6, False), (6, True),
+        ]  # fmt: skip
 
 
 def test_pictures_are_kept_by_step(tmp_path):

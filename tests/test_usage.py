@@ -114,6 +114,12 @@ from setr.errors import USAGE, SetrError
             "write --data.photometric or --data.no-photometric",
         ),
         ("eval m d --json=1", "--json=1: takes no value; write --json or --no-json"),
+        ("eval m d --flip yes", "--flip yes: takes no value; write --flip"),
+        (
+            "eval m d --no-no-flip",
+            "--no-no-flip: setr eval has no such option; did you mean --no-fl",
+        ),
+        ("predict m a.png -o x --flip --no-flip", "--flip and --no-flip: give one of them"),
         # options without effect
         ("models --table2 --size 640", "--size 640: does nothing with --table2; leave one of them"),
         ("models --encoders --table2", "--table2: does nothing with --encoders; leave one of them"),

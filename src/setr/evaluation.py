@@ -42,6 +42,7 @@ from setr.scores.groups import (
     score_images,
 )
 from setr.scores.scorecard import Scorecard
+from setr.scores.split_loss import SplitLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -158,6 +159,7 @@ def evaluate_split(
     detailed: bool = True,
     absent: Absent = "skip",
     count: int | None = None,
+    loss: SplitLoss | None = None,
     on_image: Callable[[ScoredImage], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -178,12 +180,14 @@ def evaluate_split(
         absent: what to do with classes in neither truth nor prediction: `skip` leaves them out of
             the means, `zero` counts them as 0.
         count: number of images to use, evenly spaced over the split; all by default.
+        loss: adds up the loss of all images, from the scores that their classes come from.
         on_image: called with every image of this process.
         stopped: called before every image, or group of images on a GPU; once it returns true in any
-            process, all of them stop.
+            process, all of them stop. So they do if one of them fails, and all raise its error.
 
     Returns:
-        `Scorecard.summary`, `protocol` and `seconds`. Images that cannot be read, or would be
+        `Scorecard.summary`, `protocol` and `seconds`, with `loss` also the mean loss, which several
+        processes round differently. Images that cannot be read, or would be
         enlarged too far, are only listed in `failed`.
 
     Raises:
@@ -202,22 +206,35 @@ def evaluate_split(
     loaded = zip(indices, whole_images(dataset, workers, indices), strict=True)
     samples = fitting(loaded, dataset, info.protocol)
     group_size = functools.partial(max_together, device, info.protocol, model.num_classes)
+
+    def ends() -> bool:
+        return stopped() or distributed.heard_of(False)
+
     done = 0
-    with testing(model, dtype), Progress("eval", len(indices)) as progress:
-        network = recorded(model)
-        for group in progress.fed_by(grouped_by_size(samples, group_size)):
-            if stopped():
-                break
-            if isinstance(group, SetrError):
-                card.fail(str(group))
-            else:
-                for scored in score_images(network, info, card, dataset, group):
-                    if on_image:
-                        on_image(scored)
-            size = 1 if isinstance(group, SetrError) else len(group)
-            done += size
-            progress.update(done, images=size)
-    if distributed.any_of(stopped()):  # in all processes, since the reduction waits for all
+    problem: Exception | None = None
+    try:
+        with testing(model, dtype), Progress("eval", len(indices)) as progress:
+            network = recorded(model)
+            for group in progress.fed_by(grouped_by_size(samples, group_size)):
+                if ends():
+                    break
+                if isinstance(group, SetrError):
+                    card.fail(str(group))
+                else:
+                    for scored in score_images(network, info, card, dataset, group, loss):
+                        if on_image:
+                            on_image(scored)
+                size = 1 if isinstance(group, SetrError) else len(group)
+                done += size
+                progress.update(done, images=size)
+    except Exception as error:
+        with_signal = isinstance(error, RuntimeError) and ends()  # which ends workers, too
+        if world() == 1 and not with_signal:
+            raise
+        problem = None if with_signal else error
+        distributed.heard_of(True)  # the others need not finish
+    if distributed.any_of(ends() or problem is not None):  # the reduction waits for all
+        distributed.raise_everywhere(problem)
         raise Stopped
     card.reduce()
     figures = card.summary()
@@ -228,6 +245,9 @@ def evaluate_split(
             code=DATA_CHECK_FAILED,
         )
         raise distributed.together(problem)
+    if loss:
+        loss.reduce()
+        figures["loss"] = loss.mean()
     return {
         **figures,
         "protocol": info.protocol.describe(),

@@ -17,7 +17,7 @@ Shapes: B batch, H x W original image, K classes, "view" the resized image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,9 @@ __all__ = [
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Size of a block of scores in float32 bytes; on CPUs it fits the cache, which makes argmax three
 times as fast."""
+
+OnScores = Callable[[int, Tensor], None]
+"""Takes the first row of a block of scores, and the block (B, K, rows, W)."""
 
 GPU_PIXELS = 1 << 22
 """Pixels in one forward pass on a GPU, which has at least eight windows."""
@@ -112,9 +115,12 @@ def score_blocks(
     """As `predict_scores`, but yields blocks of rows (B, K, rows, W) from top to bottom."""
     views = _views(model, images, protocol, batch_windows)
     for block in _score_blocks(views, size or (images.shape[-2], images.shape[-1])):
-        if protocol.is_multi_scale:
-            block.clamp_(min=torch.finfo(block.dtype).tiny).log_()
-        yield block
+        yield _logarithms(block) if protocol.is_multi_scale else block
+
+
+def _logarithms(probabilities: Tensor) -> Tensor:
+    """Their logarithms, in place."""
+    return probabilities.clamp_(min=torch.finfo(probabilities.dtype).tiny).log_()
 
 
 def predict_mask(
@@ -125,6 +131,7 @@ def predict_mask(
     size: tuple[int, int] | None = None,
     batch_windows: int | None = None,
     with_confidence: bool = True,
+    on_scores: OnScores | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Predict the class of every pixel, without K x H x W scores in memory.
 
@@ -136,6 +143,8 @@ def predict_mask(
         batch_windows: windows per forward pass; by default 2 on a CPU, which saves memory, and on a
             GPU at least 8, and up to `GPU_PIXELS`.
         with_confidence: also compute the probabilities.
+        on_scores: called with each block of the scores that `predict_scores` would return, from top
+            to bottom. The classes are the same without it.
 
     Returns:
         Class ids uint8 (B, H, W), and their probabilities float32 (B, H, W), 0 to 1, or None.
@@ -151,6 +160,7 @@ def predict_mask(
             size=size,
             batch_windows=batch_windows,
             with_confidence=with_confidence,
+            on_scores=on_scores,
         )
     )
     ids = torch.cat([block for block, _ in blocks], dim=1)
@@ -168,6 +178,7 @@ def mask_blocks(
     columns: tuple[int, int] | None = None,
     batch_windows: int | None = None,
     with_confidence: bool = True,
+    on_scores: OnScores | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """As `predict_mask`, but yields blocks of rows from top to bottom.
 
@@ -180,6 +191,7 @@ def mask_blocks(
             are those of the whole image.
         batch_windows: as in `predict_mask`.
         with_confidence: also compute the probabilities.
+        on_scores: as in `predict_mask`.
 
     Raises:
         SetrError: the model's scores are not numbers (NaN).
@@ -188,14 +200,23 @@ def mask_blocks(
     H, W = size or (images.shape[-2], images.shape[-1])
     if columns is not None:
         W = columns[1] - columns[0]
-    if not with_confidence and (mask := _single_window_mask(views, (H, W))) is not None:
+    mask = None if with_confidence else _single_window_mask(views, (H, W))
+    if mask is not None and on_scores is None:
         yield mask, None
         return
+    top = 0
     for block in _score_blocks(views, (H, W)):
-        best, index = best_class(block)
-        if with_confidence and not protocol.is_multi_scale:
-            best = (block - best[:, None]).exp_().sum(dim=1).reciprocal_()
-        yield index, best if with_confidence else None
+        first, top = top, top + block.shape[2]
+        if mask is None:
+            best, index = best_class(block)
+            if with_confidence and not protocol.is_multi_scale:
+                best = (block - best[:, None]).exp_().sum(dim=1).reciprocal_()
+            ids, confidence = index, best if with_confidence else None
+        else:
+            ids, confidence = mask[:, first:top], None
+        if on_scores:
+            on_scores(first, _logarithms(block) if protocol.is_multi_scale else block)
+        yield ids, confidence
 
 
 def _views(

@@ -31,6 +31,8 @@ from setr.layers.outputs import Output
 from setr.layers.upsampling import MAX_FINAL_SCALE, upsample
 from setr.mask_loss import mask_classification_loss
 
+GAMMA = 2.0
+"""Exponent of the focal loss."""
 TINY = 1e-30
 """Probability below which its logarithm is too inexact to use."""
 
@@ -106,7 +108,7 @@ def upsample_focal(
     target: Tensor,
     size: tuple[int, int],
     *,
-    gamma: float = 2.0,
+    gamma: float = GAMMA,
     weight: Tensor | None = None,
 ) -> Tensor:
     """Sum over valid pixels of (1 - p)^gamma * cross-entropy (Lin et al. 2017, eq. 4).

@@ -63,8 +63,8 @@ class Predictor(PlacedModel):
             model's own. A GeoTIFF is always processed in windows.
         scales: image scales for multi-scale testing, in place of the protocol's; probabilities are
             averaged. GeoTIFF files are then refused.
-        flip: average with the prediction for the mirrored image, whatever the protocol says.
-            GeoTIFF files are then refused.
+        flip: whether to average with the prediction for the mirrored image, in place of what the
+            protocol says. If so, GeoTIFF files are refused.
         window: side in pixels of blended sliding windows, used for every image; by default the
             protocol decides (`Protocol.needs_windows`).
         min_confidence: pixels whose class is less probable, 0 to 1, are unlabelled; see
@@ -91,7 +91,7 @@ class Predictor(PlacedModel):
         max_pixels: int = MAX_PIXELS,
         protocol: str | Protocol | None = None,
         scales: Sequence[float] | None = None,
-        flip: bool = False,
+        flip: bool | None = None,
         window: int | None = None,
         min_confidence: float = 0.0,
         allow_urls: bool = False,
@@ -103,7 +103,7 @@ class Predictor(PlacedModel):
         require_own(model, info)
         super().__init__(model.eval(), device, precision)
         views = {"scales": None if scales is None else tuple(scales), "flip": flip}
-        self._averages = scales is not None or flip
+        self._averages = scales is not None or bool(flip)
         chosen = resolve_protocol(protocol, model, info).overridden(**views)
         chosen = chosen if window is None else chosen.in_windows(window)
         self.info = replace(info, protocol=chosen)

@@ -129,8 +129,8 @@ class Protocol:
         return dataclasses.replace(self, scales=MULTI_SCALES, flip=True, long_side=long_side)
 
     def overridden(self, **given: Any) -> Protocol:
-        """A copy with these fields replaced; None and False keep a field as it is."""
-        changes = {name: v for name, v in given.items() if v is not None and v is not False}
+        """A copy with these fields replaced; None keeps a field as it is."""
+        changes = {name: v for name, v in given.items() if v is not None}
         return dataclasses.replace(self, **changes)
 
     def whole(self) -> Protocol:

@@ -11,6 +11,7 @@ import numpy as np
 from setr.labels import Labels
 from setr.pages.charts import confusion_chart, reliability_chart
 from setr.pages.gallery import Gallery
+from setr.pages.loss_curves import loss_curves
 from setr.pages.page import (
     IGNORED,
     RIGHT,
@@ -36,7 +37,12 @@ CONFUSIONS = 8
 
 
 def write_evaluation(
-    path: Path, title: str, metrics: dict[str, Any], labels: Labels, gallery: Gallery
+    path: Path,
+    title: str,
+    metrics: dict[str, Any],
+    labels: Labels,
+    gallery: Gallery,
+    log: Path | None = None,
 ) -> None:
     """Write the page about an evaluation.
 
@@ -47,6 +53,7 @@ def write_evaluation(
             name.
         labels: class names and colours.
         gallery: the single images.
+        log: `log.jsonl` of the run that trained the model, if there is one.
     """
     protocols = by_protocol(metrics)
     figures = next(iter(protocols.values()))
@@ -79,6 +86,8 @@ def write_evaluation(
         "<h2>The best images</h2>",
         *_rows(labels, gallery.best),
     ]
+    if log is not None:
+        parts += ["<h2>Losses of the training</h2>", loss_curves(log)]
     write_page(path, title, parts)
 
 

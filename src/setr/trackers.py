@@ -1,7 +1,7 @@
 """Experiment tracking: log.jsonl, log.csv and sample images always, other trackers on request.
 
-A resumed run first removes what was logged after the step it continues from, so every step is
-logged once.
+A resumed run first removes what was logged after the step it continues from, and after the last
+evaluation in its state, which may be of an earlier step. So every step is logged once.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 class JsonLines(Tracker):
     """`log.jsonl`: one JSON object per line with all metrics; nan and inf become null."""
 
-    def __init__(self, out: Path, step: int) -> None:
+    def __init__(self, out: Path, step: int, tested: int | None = None) -> None:
         super().__init__(out, step)
         self.path = out / "log.jsonl"
         if not step or not self.path.is_file():
@@ -84,7 +84,8 @@ class JsonLines(Tracker):
         kept = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                values = json.loads(line)
+                if values["step"] <= _last(step, tested, "val" in values):
                     kept.append(line + "\n")
             except (ValueError, LookupError, TypeError):  # truncated line
                 continue
@@ -94,6 +95,11 @@ class JsonLines(Tracker):
         """Append."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+
+def _last(step: int, tested: int | None, is_test: bool) -> int:
+    """The last step of which a line is kept."""
+    return tested if is_test and tested is not None else step
 
 
 def _finite(value: Any) -> Any:
@@ -106,11 +112,15 @@ def _finite(value: Any) -> Any:
 class CsvTable(Tracker):
     """`log.csv`: a row per line, a column per metric; missing values are empty."""
 
-    def __init__(self, out: Path, step: int) -> None:
+    def __init__(self, out: Path, step: int, tested: int | None = None) -> None:
         super().__init__(out, step)
         self.path = out / "log.csv"
         self.columns: list[str] = []
-        rows = [row for row in self._rows() if row["step"].isdigit() and int(row["step"]) <= step]
+        rows = []
+        for row in self._rows():
+            is_test = any(value for name, value in row.items() if name.startswith("val/"))
+            if row["step"].isdigit() and int(row["step"]) <= _last(step, tested, is_test):
+                rows.append(row)
         self.path.unlink(missing_ok=True)
         if rows:
             self._rewrite(rows)
@@ -232,7 +242,6 @@ class WeightsAndBiases(Tracker):
 Builder = Callable[[Path, int], Tracker]
 """Makes a tracker from the run folder and the step: a `Tracker` class or a function."""
 
-_ALWAYS: tuple[Builder, ...] = (JsonLines, CsvTable, Pictures)
 _OPTIONAL: dict[str, Builder] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
@@ -252,8 +261,21 @@ def require(names: Sequence[str]) -> None:
 
 
 def open_trackers(
-    out: Path, names: Sequence[str], step: int, own: Sequence[Builder] = ()
+    out: Path,
+    names: Sequence[str],
+    step: int,
+    own: Sequence[Builder] = (),
+    tested: int | None = None,
 ) -> list[Tracker]:
-    """The built-in trackers, the named ones and the user's; see `Tracker` for `out` and `step`."""
+    """The built-in trackers, the named ones and the user's.
+
+    Args:
+        out: the run folder.
+        names: of optional trackers.
+        step: the run continues after this step.
+        own: builders of the user's.
+        tested: the last evaluation that need not be repeated is of this step; `step` by default.
+    """
     named = (_OPTIONAL[name] for name in names)
-    return [build(out, step) for build in (*_ALWAYS, *named, *own)]
+    always = (JsonLines(out, step, tested), CsvTable(out, step, tested), Pictures(out, step))
+    return [*always, *(build(out, step) for build in (*named, *own))]

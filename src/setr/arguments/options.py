@@ -20,7 +20,7 @@ class Option:
     Attributes:
         dotted: path of the field, such as `optim.lr`.
         flags: option strings, the main one first; empty for positional arguments.
-        negative: the flag that sets a switch to false.
+        negative: the flag that sets a switch to false; empty if it has none.
         hint: the field's type without None.
         optional: the value may be None.
         required: the field has no default.
@@ -85,7 +85,7 @@ def _options(kind: Any, prefix: str = "") -> Iterator[Option]:
         yield Option(
             dotted,
             () if positional else (flag, *metadata.get("aliases", ())),
-            f"--{head}{dot}no-{last}",
+            "" if tyro.conf.FlagCreatePairsOff in extras else f"--{head}{dot}no-{last}",
             hint,
             optional,
             item.default is missing and item.default_factory is missing,

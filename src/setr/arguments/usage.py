@@ -35,7 +35,8 @@ def problem(kind: Any, words: Sequence[str], verb: str) -> str | None:
 def flags_of(options: list[Option]) -> dict[str, Option]:
     """The options by the words that set them, `--no-…` of switches included."""
     flags = {flag: option for option in options for flag in option.flags}
-    return flags | {option.negative: option for option in options if option.is_switch}
+    negatives = {option.negative: option for option in options if option.is_switch}
+    return flags | {flag: option for flag, option in negatives.items() if flag}
 
 
 def unknown(
@@ -118,7 +119,8 @@ class _Checker:
         return self._positionals(given)
 
     def _switch(self, flag: str, option: Option, values: list[str], attached: bool) -> str | None:
-        rule = f"takes no value; write {option.flags[0]} or {option.negative}"
+        ways = filter(None, (option.flags[0], option.negative))
+        rule = f"takes no value; write {' or '.join(ways)}"
         if attached:
             return f"{flag}={values[0]}: {rule}"
         self.positionals += [(v, "" if i else f"{flag} {v}: {rule}") for i, v in enumerate(values)]
@@ -259,7 +261,7 @@ def _unknown_option(flag: str, options: list[Option], verb: str) -> str:
     if any(option.flags for option in matches):
         negated = any(part.startswith("no-") for part in name.split("."))
         shown = [
-            option.negative if negated and option.is_switch else option.flags[0]
+            option.negative if negated and option.is_switch and option.negative else option.flags[0]
             for option in matches
             if option.flags
         ]

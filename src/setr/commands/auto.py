@@ -25,6 +25,7 @@ from setr.arguments.choices import ExportFormat
 from setr.arguments.options import options_of
 from setr.arguments.usage import assigned, flags_of, unknown
 from setr.cli import parse
+from setr.commands.auto_again import is_finished, is_other_data
 from setr.commands.auto_settings import chosen_settings, has_length, typed_options
 from setr.commands.init_data import BESIDE, is_foreign
 from setr.commands.shared import Data
@@ -86,8 +87,12 @@ def run(arguments: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         data = _described(wanted)
         out = Path(given.out or f"runs/{_name(data)}")
+        finished = not given.overwrite and is_finished(out, data, settings)
         _stage("doctor", data, "--quick", *(["--labels", wanted.labels] if wanted.labels else []))
-        _train(given, data, out, settings)
+        if finished:
+            print(f"\n{out}: trained already; --overwrite trains again", file=sys.stderr)
+        else:
+            _train(given, data, out, settings)
         split = _test_split(data, wanted)
         tested = out / f"eval-{split}"
         if not _is_current(tested / "metrics.json", out):
@@ -208,22 +213,21 @@ def _name(data: str) -> str:
 
 
 def _train(given: Arguments, data: str, out: Path, settings: list[str]) -> None:
-    """Train, or continue a run, unless it has finished."""
+    """Train, or continue a run."""
     from setr.checkpoint import states
     from setr.training.runfolder import LAST
 
-    if not given.overwrite and (out / "metrics.json").is_file():
-        print(f"\n{out}: trained already; --overwrite trains again", file=sys.stderr)
-    elif not given.overwrite and (out / "config.yaml").is_file():
+    if not given.overwrite and (out / "config.yaml").is_file():
+        begun = Config.load(out / "config.yaml")
         if not has_length(settings):
-            steps = Config.load(out / "config.yaml").train.steps
             print(
-                f"\n{out}: goes on with the train.steps {steps} it began with, whatever --minutes "
-                "says; --train.steps N changes them, --overwrite starts anew",
+                f"\n{out}: goes on with the train.steps {begun.train.steps} it began with, "
+                "whatever --minutes says; --train.steps N changes them, --overwrite starts anew",
                 file=sys.stderr,
             )
         how = "--resume" if states(out / LAST) else "--overwrite"  # nothing was saved yet
-        _stage("train", str(out), *settings, how)
+        root = ["--data.root", data] if is_other_data(begun.data.root, data) else []
+        _stage("train", str(out), *root, *settings, how)
     else:
         words = chosen_settings(data, out, settings, minutes=given.minutes)
         _stage("train", *words, *(["--overwrite"] if given.overwrite else []))

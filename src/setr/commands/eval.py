@@ -15,7 +15,17 @@ import tyro
 
 from setr.arguments.choices import Absent, Precision
 from setr.cli import parse, require_at_least, require_default
-from setr.commands.shared import Data, Device, Flip, Model, Scales, Words, model_names
+from setr.commands.shared import (
+    Data,
+    Device,
+    Flip,
+    Model,
+    NoFlip,
+    Scales,
+    Words,
+    mirrored,
+    model_names,
+)
 from setr.errors import OK, USAGE, SetrError
 from setr.pages.tables import difference_text, figures_table, report_failed
 
@@ -43,6 +53,7 @@ class Arguments:
     """Also test with the paper's six scales and flip."""
     scales: Scales = None
     flip: Flip = False
+    no_flip: NoFlip = False
     window: tuple[int, int] | None = None
     """Height and width of the sliding window in pixels, in place of the protocol's."""
     stride: tuple[int, int] | None = None
@@ -74,6 +85,7 @@ def run(arguments: list[str]) -> int:
         raise SetrError("--compare names a model twice", code=USAGE)
     require_at_least(given, 0, "workers")
     require_at_least(given, 1, "short_side")
+    mirrored(flip=given.flip, no_flip=given.no_flip)
     if given.multi_scale:
         require_default(given, "--multi-scale has scales of its own; leave one out", "scales")
     from setr.distributed import joined
@@ -177,7 +189,15 @@ def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery:
     if given.detailed:
         names = _names(given)
         title = f"{names[given.model]} on {dataset.name}, {given.split}"
-        write_evaluation(page, title, _renamed(metrics, names), dataset.labels, gallery)
+        log = Path(given.model) / "log.jsonl"
+        write_evaluation(
+            page,
+            title,
+            _renamed(metrics, names),
+            dataset.labels,
+            gallery,
+            log if log.is_file() else None,
+        )
     else:
         page.unlink(missing_ok=True)  # of an earlier test, with other figures
     return out
@@ -223,8 +243,9 @@ def _protocols(given: Arguments, predictor: Predictor) -> list[Protocol]:
 
 def _overridden(given: Arguments, protocol: Protocol) -> Protocol:
     """The protocol with the fields given on the command line."""
-    fields = ("scales", "flip", "window", "stride", "short_side")
-    return protocol.overridden(**{name: getattr(given, name) for name in fields})
+    fields = {name: getattr(given, name) for name in ("scales", "window", "stride", "short_side")}
+    flip = mirrored(flip=given.flip, no_flip=given.no_flip)
+    return protocol.overridden(flip=flip, **fields)
 
 
 def _names(given: Arguments) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from setr.cli import parse, require_at_least, require_default, require_within
 from setr.commands.predict_arguments import Arguments
+from setr.commands.shared import mirrored
 from setr.errors import USAGE, SetrError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def _check_values(given: Arguments) -> None:
     parse_range(given.value_range)
     named = preset(given.protocol) if given.protocol else Protocol()
     named.overridden(scales=given.scales)
+    mirrored(flip=given.flip, no_flip=given.no_flip)
 
 
 def _check_combinations(given: Arguments) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from setr.arguments.choices import Precision, ServerName
-from setr.commands.shared import Device, Flip, Model, Scales
+from setr.commands.shared import Device, Flip, Model, NoFlip, Scales
 from setr.prediction.kinds import OPACITY
 from setr.processes.quota import cpus
 from setr.reading.pillow import MAX_PIXELS
@@ -53,6 +53,7 @@ class Arguments:
     given. Neither this nor --scales nor --flip is for GeoTIFF files, which are run as they are."""
     scales: Scales = None
     flip: Flip = False
+    no_flip: NoFlip = False
     window: int | None = None
     """Run images by blended windows of so many pixels, whatever the model's protocol."""
     bands: str = ""

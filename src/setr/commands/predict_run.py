@@ -13,6 +13,7 @@ from typing import Any
 
 from setr.batch import Outcome, OutputWriter, Task, outcomes, stream_outcomes
 from setr.commands.predict_arguments import Arguments
+from setr.commands.shared import mirrored
 from setr.errors import OK, USAGE, SetrError
 from setr.prediction import tally
 from setr.prediction.inputs import Item, find_items, in_shard, output_names, read_item
@@ -30,7 +31,7 @@ from setr.reading.files import expanded, one_line
 from setr.reading.storage import Storage, result_test
 from setr.scores.submissions import Submission, check_submission
 
-LATER = ("scales", "flip", "min_confidence")
+LATER = ("scales", "flip", "no_flip", "min_confidence")
 """Options that enter a run's name only where they are given, so that older names stay valid."""
 LIMITS = ("max_pixels", "allow_urls", "device")
 """Options that decide which images fail."""
@@ -212,9 +213,13 @@ def _pace(given: Arguments, writer: OutputWriter) -> dict[str, Any]:
 
 def _loading(given: Arguments) -> dict[str, Any]:
     """Keywords of `setr.load`."""
-    names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls", *LATER)
-    by_bands = {"bands": parse_bands(given.bands), "value_range": parse_range(given.value_range)}
-    return {name: getattr(given, name) for name in names} | by_bands
+    names = ("device", "precision", "max_pixels", "protocol", "window", "allow_urls", "scales",
+             "min_confidence")  # fmt: skip
+    return {name: getattr(given, name) for name in names} | {
+        "flip": mirrored(flip=given.flip, no_flip=given.no_flip),
+        "bands": parse_bands(given.bands),
+        "value_range": parse_range(given.value_range),
+    }
 
 
 def submit(given: Arguments, items: Sequence[Item]) -> int:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from setr.errors import USAGE, SetrError
+
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Models = Annotated[
     tuple[str, ...],
@@ -21,10 +23,28 @@ Scales = Annotated[
     tyro.conf.arg(help="Factors on the image, in place of the protocol's."),
 ]
 Flip = Annotated[
-    bool, tyro.conf.arg(help="Average with the mirrored image, whatever the protocol.")
+    bool,
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.arg(help="Average with the mirrored image, whatever the protocol."),
+]
+NoFlip = Annotated[
+    bool,
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.arg(help="Do not average with the mirrored image, whatever the protocol."),
 ]
 Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, …")]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
+
+
+def mirrored(*, flip: bool, no_flip: bool) -> bool | None:
+    """Whether to average with the mirrored image; None leaves it to the protocol.
+
+    Raises:
+        SetrError: both options were given.
+    """
+    if flip and no_flip:
+        raise SetrError("--flip and --no-flip: give one of them", code=USAGE)
+    return flip or (False if no_flip else None)
 
 
 def model_names(paths: Sequence[str]) -> list[str]:

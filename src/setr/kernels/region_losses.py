@@ -58,6 +58,13 @@ def hard_target(
     for block in row_blocks(x, target, size):
         pixels = (slice(None), block.rows, block.columns)
         probability[pixels] = torch.exp(-pixel_cross_entropy(block.resized, target[pixels].long()))
+    return hard_pixels(probability, target, threshold=threshold, min_share=min_share)
+
+
+def hard_pixels(
+    probability: Tensor, target: Tensor, *, threshold: float = 0.7, min_share: float = 1 / 16
+) -> Tensor:
+    """As `hard_target`, from the probability of the true class of every pixel of the target."""
     counted = probability[target != IGNORE]
     keep = int(len(counted) * min_share)
     limit = counted.kthvalue(keep).values if keep else counted.new_zeros(())
@@ -81,16 +88,14 @@ def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tens
     K = logits.shape[1]
     x = classes_last(logits)
     sums = x.new_zeros(2, K)  # I, P
-    number = _class_counts(target, K).to(sums)
+    number = class_counts(target, K).to(sums)
     with torch.no_grad():
         for block in row_blocks(x, target, size):
             truth = target[:, block.rows, block.columns].long()
             sums += torch.stack(_probability_sums(block.resized, truth))
     sums.requires_grad_()
-    present = number > 0
     with torch.enable_grad():
-        ratios = 2 * sums[0] / (sums[1] + number).clamp(min=1e-12)
-        value = (1 - ratios)[present].sum() / present.sum().clamp(min=1)
+        value = dice_of_sums(sums, number)
         grad = torch.autograd.grad(value, sums)[0]
 
     def linear(resized: Tensor, truth: Tensor, block: Block) -> Tensor:
@@ -100,13 +105,20 @@ def upsample_dice(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tens
     return _with_gradient_of(value.detach(), logits, target, size, linear)
 
 
+def dice_of_sums(sums: Tensor, number: Tensor) -> Tensor:
+    """The Dice loss of (2, K) I and P, and (K,) Y; see `upsample_dice`."""
+    present = number > 0
+    ratios = 2 * sums[0] / (sums[1] + number).clamp(min=1e-12)
+    return (1 - ratios)[present].sum() / present.sum().clamp(min=1)
+
+
 def upsample_lovasz(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tensor:
     """Lovász-softmax over the classes present in the batch (Berman et al. 2018, eq. 8, 11).
 
     Stores one probability per pixel and present class. Arguments as `upsample_cross_entropy`.
     """
     x = classes_last(logits)
-    present = _class_counts(target, logits.shape[1]).nonzero()[:, 0]
+    present = class_counts(target, logits.shape[1]).nonzero()[:, 0]
     probability = x.new_empty(len(present), *target.shape)
     with torch.no_grad():
         for block in row_blocks(x, target, size):
@@ -116,10 +128,7 @@ def upsample_lovasz(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Te
     value, grad = x.new_zeros(()), torch.zeros_like(probability)
     for i, k in enumerate(present):
         own = target[counted] == k
-        errors = torch.where(own, 1 - probability[i][counted], probability[i][counted])
-        order = errors.argsort(descending=True)
-        steps = torch.empty_like(errors)
-        steps[order] = _jaccard_steps(own[order]).to(steps.dtype)
+        errors, steps = lovasz_steps(probability[i][counted], own)
         value += (errors * steps).sum() / len(present)
         grad[i][counted] = torch.where(own, -steps, steps) / len(present)
 
@@ -128,6 +137,20 @@ def upsample_lovasz(logits: Tensor, target: Tensor, size: tuple[int, int]) -> Te
         return (probabilities * grad[:, :, block.rows, block.columns]).sum()
 
     return _with_gradient_of(value, logits, target, size, linear)
+
+
+def lovasz_steps(probability: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors of one class, and what each adds to the Jaccard loss; their product is the class's.
+
+    Args:
+        probability: (N,) of the class, at all counted pixels.
+        own: (N,) which of these pixels are of the class.
+    """
+    errors = torch.where(own, 1 - probability, probability)
+    order = errors.argsort(descending=True)
+    steps = torch.empty_like(errors)
+    steps[order] = _jaccard_steps(own[order]).to(steps.dtype)
+    return errors, steps
 
 
 def _jaccard_steps(own: Tensor) -> Tensor:
@@ -147,7 +170,8 @@ def _probability_sums(resized: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return (probabilities * own).sum(dim=(0, 1, 2)), probabilities.sum(dim=(0, 1, 2))
 
 
-def _class_counts(target: Tensor, num_classes: int) -> Tensor:
+def class_counts(target: Tensor, num_classes: int) -> Tensor:
+    """(K,) number of pixels of each class; ignored ones are of none."""
     return torch.bincount(target[target != IGNORE].long(), minlength=num_classes)
 
 

@@ -60,7 +60,7 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> str:
         parts.append(f'<text transform="translate({place:.0f},{top - 6}) rotate(-55)">'
                      f"{escape(name)}</text>")  # fmt: skip
     width, height = left + cell * len(names) + top * 0.8, top + cell * len(classes) + 4
-    return _svg(width, height, "confusion matrix", parts, natural=True)
+    return svg(width, height, "confusion matrix", parts, natural=True)
 
 
 def _short(name: str) -> str:
@@ -110,23 +110,7 @@ def reliability_chart(calibration: dict[str, Any]) -> str:
         f'<text x="{middle}" y="{top + size + 116}" text-anchor="middle">share of the pixels'
         "</text>",
     ]
-    return _svg(left + size + 20, top + size + 124, "reliability diagram", parts, natural=True)
-
-
-def loss_chart(steps: np.ndarray, losses: np.ndarray) -> str:
-    """The training loss over steps."""
-    x = 40 + 640 * (steps - steps[0]) / (steps[-1] - steps[0])
-    high = losses.max() or 1.0
-    y = 180 - 160 * losses / high
-    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    parts = [
-        '<line x1="40" y1="180" x2="680" y2="180"/><line x1="40" y1="20" x2="40" y2="180"/>',
-        f'<polyline points="{path}"/>',
-        f'<text x="36" y="26" text-anchor="end">{high:{".1f" if high >= 1 else ".2g"}}</text>',
-        '<text x="36" y="184" text-anchor="end">0</text>',
-        f'<text x="680" y="200" text-anchor="end">step {int(steps[-1])}</text>',
-    ]
-    return _svg(700, 210, "training loss over steps", parts)
+    return svg(left + size + 20, top + size + 124, "reliability diagram", parts, natural=True)
 
 
 def _rect(kind: str, x: float, y: float, width: float, height: float) -> str:
@@ -135,7 +119,7 @@ def _rect(kind: str, x: float, y: float, width: float, height: float) -> str:
     )
 
 
-def _svg(
+def svg(
     width: float, height: float, label: str, parts: Sequence[str], *, natural: bool = False
 ) -> str:
     """An SVG element, as wide as the page or at its natural width."""

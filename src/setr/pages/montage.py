@@ -12,6 +12,8 @@ from setr.labels import Labels
 from setr.pages.lettering import fitted, lettered
 
 GAP, CAPTION, LINE = 8, 24, 26
+WIDTH = 320
+"""Of a column in pixels, unless another is given."""
 Panel = tuple[np.ndarray, str]
 """A picture uint8 RGB (H, W, 3) and its caption."""
 
@@ -31,7 +33,7 @@ def shrunk(picture: np.ndarray, width: int, how: int = cv2.INTER_AREA) -> np.nda
     return cv2.resize(picture, size, interpolation=how)
 
 
-def montage(rows: Iterable[Sequence[Panel]], *, width: int = 320) -> np.ndarray:
+def montage(rows: Iterable[Sequence[Panel]], *, width: int = WIDTH) -> np.ndarray:
     """Rows of pictures with captions below, in columns of equal width, uint8 RGB on white.
 
     Args:

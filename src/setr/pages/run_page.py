@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from setr.labels import Labels
-from setr.pages.charts import loss_chart
+from setr.pages.loss_curves import loss_curves
 from setr.pages.page import percent, tiles, write_page
 from setr.pages.tables import by_protocol
 from setr.report import class_table, errors_legend, pictures
@@ -58,19 +57,10 @@ def write_run(
             tiles(facts),
             "<h2>IoU per class, %</h2>",
             class_table(protocols, labels),
-            "<h2>Training loss</h2>",
-            _loss(log),
+            "<h2>Losses of the training</h2>",
+            loss_curves(log),
             "<h2>Validation images</h2>",
             errors_legend(labels, [ids for s in shown for ids in (s.truth, s.prediction)]),
             *(f'<div class="grid">{row}</div>' for row in rows),
         ],
     )
-
-
-def _loss(log: Path) -> str:
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    points = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    if len(points) < 2:
-        return "<p>Too few steps for a curve.</p>"
-    steps, losses = np.array(points).T
-    return loss_chart(steps, losses)

@@ -18,6 +18,7 @@ from setr.model_info import ModelInfo
 from setr.processes.faults import is_out_of_memory
 from setr.protocols import Protocol
 from setr.scores.scorecard import Scorecard
+from setr.scores.split_loss import SplitLoss
 
 MAX_GROUP = {"cpu": 1, "cuda": 24}
 """Maximum number of consecutive images of equal size that are predicted together."""
@@ -108,19 +109,29 @@ def grouped_by_size(
 
 
 def score_images(
-    model: Any, info: ModelInfo, card: Scorecard, dataset: Dataset, group: list[Sample]
+    model: Any,
+    info: ModelInfo,
+    card: Scorecard,
+    dataset: Dataset,
+    group: list[Sample],
+    loss: SplitLoss | None = None,
 ) -> Iterator[ScoredImage]:
-    """Predict a group of images together, or in halves if memory runs out; score each."""
+    """Predict a group of images together, or in halves if memory runs out; score each.
+
+    With `loss`, their loss is added to it.
+    """
     device = card.confusion.counts.device
     names = [dataset.image_name(index) for index, _, _ in group]
     images = torch.cat([image for _, image, _ in group])
     masks = torch.cat([mask for _, _, mask in group])
     x = NormalizedImages(images.to(device), info.mean, info.std)
+    truths = masks.to(device)
     size = (masks.shape[-2], masks.shape[-1])
+    seen = loss.images(truths) if loss else None
     predictions = None
     try:
         predictions, confidences = predict_mask(
-            model, x, info.protocol, size=size, with_confidence=card.detailed
+            model, x, info.protocol, size=size, with_confidence=card.detailed, on_scores=seen
         )
     except SetrError as error:
         which = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
@@ -131,9 +142,10 @@ def score_images(
     if predictions is None:  # not in `except`, where the error keeps tensors alive
         middle = len(group) // 2
         for part in (group[:middle], group[middle:]):
-            yield from score_images(model, info, card, dataset, part)
+            yield from score_images(model, info, card, dataset, part, loss)
         return
-    truths = masks.to(device)
+    if loss and seen:
+        loss.add(seen)
     for i, (index, image, mask) in enumerate(group):
         confidence = None if confidences is None else confidences[i]
         figures = card.update(index, predictions[i], truths[i], confidence)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from setr import distributed
 from setr.config import Config
@@ -18,15 +19,21 @@ from setr.data.dataset import Dataset
 from setr.distributed import say
 from setr.evaluation import evaluate_split
 from setr.hub import from_pretrained, save_pretrained
+from setr.layers.mask_classifier import MaskClassifier
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.scores.adjustment import ADJUSTED, find_offsets, shift_logits
+from setr.scores.split_loss import SplitLoss
 from setr.training.parallel import Parallel, full_tensors
 from setr.training.runfolder import RunFolder
 from setr.training.samples import Samples
 
 Guard = Callable[[], contextlib.AbstractContextManager[None]]
 """Makes the context manager in which an evaluation runs."""
+
+
+class UntestedError(Exception):
+    """Raised in all processes if the evaluation of the weights fails; `__cause__` tells why."""
 
 
 class Best:
@@ -38,6 +45,7 @@ class Best:
         val: validation split.
         info: stored with the weights.
         device: where the weights are tested.
+        weight: (K,) class weights of the loss.
 
     Attributes:
         figures: scores of the best weights on `val`; empty before the first test.
@@ -51,9 +59,10 @@ class Best:
         val: Dataset,
         info: ModelInfo,
         device: torch.device,
+        weight: Tensor | None = None,
     ) -> None:
         self.config, self.folder, self.val, self.info = config, folder, val, info
-        self.device = device
+        self.device, self.weight = device, weight
         self.figures: dict[str, Any] = {}
         self.stale = 0
 
@@ -97,16 +106,25 @@ class Best:
             step: number of steps trained.
             guard: context manager for the evaluation, which ends before anything is written.
             stopped: as for `evaluate_split`.
+
+        Raises:
+            UntestedError: the evaluation failed, before anything was written.
         """
         model, samples = parallel.model, Samples(self.val.labels, self.config.train.samples)
         with guard(), parallel.whole():
-            figures = self._evaluate(model, self.info, on_image=samples, stopped=stopped)
+            try:
+                figures = self._evaluate(
+                    model, self.info, loss=self._loss(model), on_image=samples, stopped=stopped
+                )
+            except Exception as error:
+                raise UntestedError from error
         score, before = figures["miou"] or 0.0, self.figures.get("miou") or 0.0
         self.folder.log({"step": step, "val": figures})
         self.folder.picture(step, samples.picture())
         stale = bool(self.figures) and score <= before
         best = f"the best was {100 * before:.2f} %" if stale else "the best so far"
-        say(f"step {step}: {self.val.split} mIoU {100 * score:.2f} %; {best}")
+        loss = "" if figures.get("loss") is None else f", loss {figures['loss']:.3f}"
+        say(f"step {step}: {self.val.split} mIoU {100 * score:.2f} %{loss}; {best}")
         if stale:
             self.stale += 1
             return
@@ -144,7 +162,7 @@ class Best:
                 workers=self.config.data.workers,
             )
             shift_logits(model, distributed.on_first(search))
-        figures = self._evaluate(model, info)
+        figures = self._evaluate(model, info, loss=self._loss(model))
         metrics = {**info.metrics, "val mIoU": round(figures["miou"] or 0.0, 4)}
         info = dataclasses.replace(info, metrics={**metrics, ADJUSTED: self.val.split})
         save = partial(save_pretrained, self.folder.out, model, info)
@@ -164,6 +182,13 @@ class Best:
     def _load(self) -> tuple[SETR, ModelInfo]:
         model, info = from_pretrained(self.folder.out)
         return model.to(self.device), info
+
+    def _loss(self, model: SETR) -> SplitLoss | None:
+        """What adds up the validation loss; None for EoMT, whose loss is not of pixels' scores."""
+        if isinstance(model.decoder, MaskClassifier):
+            return None
+        train = self.config.train
+        return SplitLoss(train.loss, self.weight, norm=train.loss_norm, device=self.device)
 
     def _evaluate(self, model: SETR, info: ModelInfo, **options: Any) -> dict[str, Any]:
         figures = evaluate_split(

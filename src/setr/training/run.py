@@ -29,7 +29,7 @@ from setr.processes.interrupt import Interrupt, Stopped, ending_with
 from setr.processes.progress import Progress
 from setr.provenance import provenance
 from setr.reading.files import write_json
-from setr.training.best import Best, Guard
+from setr.training.best import Best, Guard, UntestedError
 from setr.training.build import build_model, without_weights
 from setr.training.facts import AUGMENT_VERSION, data_record
 from setr.training.loss_scale import LossScaler
@@ -78,7 +78,8 @@ class Run:
         config, num_classes = self.config, len(self.dataset.labels.classes)
         torch.manual_seed(config.train.seed)
         self.scaler = LossScaler(self.device, enabled=self.dtype is torch.float16)
-        self.best = Best(config, folder, self.val, ready.info, self.device)
+        weight = build_weights(config, self.dataset.labels, self.pixels, self.device)
+        self.best = Best(config, folder, self.val, ready.info, self.device, weight)
         if not folder.state:
             announce(config, len(self.dataset))
         built = without_weights(config) if folder.state else config  # the state holds all weights
@@ -116,7 +117,7 @@ class Run:
             self.optimizer,
             self.scaler,
             ema=self.ema,
-            weight=build_weights(config, self.dataset.labels, self.pixels, self.device),
+            weight=weight,
             teacher=ready.teacher,
             dtype=self.dtype,
         )
@@ -206,7 +207,7 @@ class Run:
         """Test the weights between two steps, until a signal arrives.
 
         A single process stops at once, and saves its state whatever ends the test. Several finish
-        their current images, so that all stop at the same point.
+        their current images, so that all stop and save at the same point.
         """
         alone = distributed.world() == 1
         guard = interrupt.at_once if alone else contextlib.nullcontext
@@ -215,10 +216,8 @@ class Run:
                 self._validate(guard, lambda: distributed.heard_of(interrupt.requested))
         except Stopped:
             raise self._interruption(self.saved or self._save()) from None
-        except Exception as error:
-            if interrupt.requested and isinstance(error, RuntimeError):  # as for the next batch
-                raise self._interruption(alone and self._save()) from None
-            if alone:
+        except Exception:
+            if alone and not self.saved:
                 self._save_for_later()
             raise
 
@@ -293,10 +292,18 @@ class Run:
         guard: Guard = contextlib.nullcontext,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Test the weights, or their moving average if there is one; see `Best.test`."""
+        """Test the weights, or their moving average if there is one; see `Best.test`.
+
+        If that fails, all processes save the state before they raise the error.
+        """
         self.updates.release()
-        with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
-            self.best.test(self.parallel, self.step, guard, stopped)
+        try:
+            with self.ema.inside(self.model) if self.ema else contextlib.nullcontext():
+                self.best.test(self.parallel, self.step, guard, stopped)
+        except UntestedError as failure:
+            self._save_for_later()
+            error = failure.__cause__ or failure
+            raise error from error.__cause__
         self.tested_step, self.saved = self.step, False
 
     def _save(self) -> bool:

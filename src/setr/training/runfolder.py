@@ -105,7 +105,10 @@ class RunFolder:
             # written first, so that an unfinished folder is recognised as a run
             write_bytes(self.out / _SETTINGS, config.to_yaml().encode())
             step = self.state.step if self.state else 0
-            self.trackers = open_trackers(self.out, self.tracker_names, step, self.own_trackers)
+            tested = self.state.values.get("tested") if self.state else None
+            self.trackers = open_trackers(
+                self.out, self.tracker_names, step, self.own_trackers, tested
+            )
         except OSError as error:
             raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
 

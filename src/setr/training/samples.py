@@ -8,12 +8,14 @@ import numpy as np
 
 from setr.bands import as_rgb
 from setr.labels import Labels
-from setr.pages.montage import montage, with_legend
+from setr.pages.montage import WIDTH, Panel, montage, shrunk, with_legend
 from setr.scores.groups import ScoredImage
 
 
 class Samples:
-    """Keeps the first tested images; an `on_image` callback of `evaluate_split`.
+    """Keeps the first tested images, as small as they are shown.
+
+    An `on_image` callback of `evaluate_split`.
 
     Args:
         labels: classes and colours.
@@ -22,26 +24,29 @@ class Samples:
 
     def __init__(self, labels: Labels, count: int) -> None:
         self.labels, self.count = labels, count
-        self.kept: list[ScoredImage] = []
+        self.rows: list[list[Panel]] = []
+        self.seen: set[int] = set()
 
     def __call__(self, tested: ScoredImage) -> None:
         """Keep an image, if fewer than `count` are kept."""
-        if len(self.kept) < self.count:
-            self.kept.append(tested)
+        if len(self.rows) >= self.count:
+            return
+        miou, palette = tested.figures["miou"], self.labels.palette
+        said = "prediction" if miou is None else f"prediction, mIoU {100 * miou:.1f}"
+        panels = [
+            (tested.image, _short(tested.name)),
+            (palette[tested.truth], "truth"),
+            (palette[tested.prediction], said),
+        ]
+        self.rows.append([(shrunk(picture, WIDTH), caption) for picture, caption in panels])
+        for ids in (tested.truth, tested.prediction):
+            self.seen |= set(np.unique(ids).tolist())
 
     def picture(self) -> np.ndarray | None:
         """One row per image and a legend below, uint8 RGB; None without images."""
-        if not self.kept:
+        if not self.rows:
             return None
-        palette, rows, seen = self.labels.palette, [], set()
-        for tested in self.kept:
-            miou = tested.figures["miou"]
-            said = "prediction" if miou is None else f"prediction, mIoU {100 * miou:.1f}"
-            truth, prediction = palette[tested.truth], palette[tested.prediction]
-            name = _short(tested.name)
-            rows.append(((tested.image, name), (truth, "truth"), (prediction, said)))
-            seen |= {*np.unique(tested.truth).tolist(), *np.unique(tested.prediction).tolist()}
-        return with_legend(montage(rows), self.labels, sorted(seen))
+        return with_legend(montage(self.rows), self.labels, sorted(self.seen))
 
 
 def crops_picture(

@@ -17,7 +17,9 @@ PER_PROCESS = frozenset(
 )
 """Settings that may differ between the processes of a run, and when it is resumed: paths, which may
 differ between hosts, workers, and output for the user."""
-FREE = (PER_PROCESS - {*WEIGHTS, _IMAGES}) | {
+WITHOUT_EFFECT = PER_PROCESS - {*WEIGHTS, _IMAGES}
+"""Settings that do not change what a run learns."""
+FREE = WITHOUT_EFFECT | {
     "recipe",
     "eval.multi_scale",  # a further test
     *(f"train.{name}" for name in ("precision", "grad_checkpointing", "compile", "cuda_graph")),

@@ -1,0 +1,99 @@
+"""What `setr auto` does in a run folder that holds a run already: continue it, or leave it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from setr.commands.train import parsed
+from setr.config import Config
+from setr.errors import USAGE, SetrError
+
+_LENGTH = {"train.steps", "train.patience"}
+"""Settings that may give a finished run more steps."""
+
+
+def is_finished(out: Path, data: str, settings: Sequence[str]) -> bool:
+    """Whether the run in a folder has finished, with these settings and data.
+
+    Args:
+        out: the folder.
+        data: the data set, as other commands take it.
+        settings: options of `setr train` with their values.
+
+    Raises:
+        SetrError: it has finished with other settings or data, and further steps do not change
+            that.
+    """
+    from setr.checkpoint import states
+    from setr.training.runfolder import LAST
+
+    if not (out / "metrics.json").is_file():
+        return False
+    if not (out / "config.yaml").is_file():
+        return True
+    trained = Config.load(out / "config.yaml")
+    found = _changed(trained, _given(out, data, settings))
+    if is_other_data(trained.data.root, data) and not _is_gone(trained.data.root):
+        found["data.root"] = (trained.data.root, data)
+    if not found:
+        return True
+    _, steps = found.get("train.steps", (0, trained.train.steps))
+    if found.keys() <= _LENGTH and steps > _steps(out) and states(out / LAST):
+        return False
+    pairs = (f"{name} {_text(old)}, not {_text(new)}" for name, (old, new) in found.items())
+    raise SetrError(
+        f"{out}: was trained with {'; '.join(pairs)}; add --overwrite to train it again, or choose "
+        "another folder with -o",
+        code=USAGE,
+    )
+
+
+def is_other_data(root: str, data: str) -> bool:
+    """Whether a data set is not the one of a run, `root`, however both are written."""
+    return root != data and _place(root) != _place(data)
+
+
+def _place(data: str) -> Path:
+    """The folder of a data set, if its description is in it."""
+    path = Path(data).resolve()
+    return path.parent if path.name in ("data.yaml", "data.yml", "setr.yaml") else path
+
+
+def _is_gone(root: str) -> bool:
+    """Whether it is a path, not a name as `hf:…`, where nothing is: the data may have moved."""
+    return ":" not in root and root != "scenes" and not Path(root).exists()
+
+
+def _given(out: Path, data: str, settings: Sequence[str]) -> Config:
+    """The settings of a run with those typed now in place of its own."""
+    from setr.datasets import open_dataset
+    from setr.training.resolved import with_steps
+
+    config = parsed([str(out), *settings]).config
+    if not config.train.epochs:
+        return config
+    train = open_dataset(data, config.data.train_split, config.data.labels)
+    return with_steps(config, len(train))
+
+
+def _changed(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Both values of each setting that differs and matters to the result, by name."""
+    from setr.training.settings import WITHOUT_EFFECT, flat
+
+    before, now = flat(old), flat(new)
+    differing = (k for k in now if k not in WITHOUT_EFFECT and before[k] != now[k])
+    return {k: (before[k], now[k]) for k in differing}
+
+
+def _steps(out: Path) -> int:
+    """Steps that the finished run has trained."""
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return int(metrics.get("steps", 0))
+
+
+def _text(value: Any) -> str:
+    """A value as typed."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
