@@ -132,7 +132,7 @@ def test_windows_of_a_mask_are_parts_of_it():
         lines = [line / size[::-1] if relative else line for line in (points, hole)]
         shapes.append(Shape("ab"[number % 2], (Ring(lines[0], relative, (lines[1],)),)))
     numbers = {"a": 0, "b": 1}
-    whole, covered = draw(shapes, size, numbers, largest_first=False)
+    whole, covered, _ = draw(shapes, size, numbers, largest_first=False)
     whole[~covered] = 2
     drawn = WindowMask(shapes, size, numbers, 2, largest_first=False)
     for rows, columns in windows(size, 32):

@@ -13,16 +13,16 @@ from typing import NamedTuple
 from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
-from setr.data.flat_pairs import DRAWN, usual_folders
+from setr.data.flat_pairs import DRAWN
 from setr.data.found_pairs import find_pairs
 from setr.data.split_draft import draft_lists, known_split
 from setr.data.tile_folder import TILES, TileFolder
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.binary_masks import binary_masks
-from setr.outlines.class_masks import class_masks
+from setr.outlines.class_masks import chosen_class_masks, class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import AnnotatedFolder
-from setr.outlines.masks import draw_masks, left_out_text
+from setr.outlines.masks import draw_masks, left_out_text, overlaps_text
 from setr.reading.files import printable, write_bytes
 
 SHOWN = 5
@@ -64,6 +64,7 @@ def draft(
     images: str = "",
     masks: str = "",
     threshold: int = 0,
+    order: str = "",
 ) -> Draft:
     """Draft the description of a folder.
 
@@ -82,16 +83,19 @@ def draft(
         masks: the same for the masks.
         threshold: for masks of two classes whose values are not exact: those from this one on are
             foreground. The masks are drawn anew, as outlines are. 0 if values are ids or colours.
+        order: for outlines and masks of one class each, names of classes with commas between:
+            those named later are drawn over those named earlier, and all of them over others.
 
     Raises:
         SetrError: a known data set that needs no description, an unknown layout, a `val_share`,
-            `class_key` or `rest` that would have no effect, one of `images` and `masks` without the
-            other, or images that cannot be cut.
+            `class_key`, `order` or `rest` that would have no effect, one of `images` and `masks`
+            without the other, or images that cannot be cut.
     """
     if bool(images) != bool(masks):
         given, other = ("images", "masks") if images else ("masks", "images")
         raise SetrError(f"--{given} {images or masks}: give --{other}, too", code=USAGE)
-    asked = _Asked(val_share, rest, name, class_key, images, masks, threshold)
+    covering = tuple(filter(None, map(str.strip, order.split(","))))
+    asked = _Asked(val_share, rest, name, class_key, images, masks, threshold, covering)
     if not tile:
         return _draft(root, asked, None)
     with TileFolder(root, tile) as tiles:
@@ -110,14 +114,17 @@ class _Asked(NamedTuple):
     images: str
     masks: str
     threshold: int
+    order: tuple[str, ...]
 
 
 def _draft(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
-    if asked.threshold:
+    if asked.images:
+        annotated = chosen_class_masks(root, asked.images, asked.masks, asked.threshold)
+    else:
+        annotated = class_masks(root, asked.threshold)
+    if annotated is None and asked.threshold:
         found = find_pairs(root, asked.images, asked.masks)
-        return _draft_outlines(root, asked, tiles, binary_masks(root, found, asked.threshold))
-    folders = [] if asked.images else [pair for group in usual_folders(root) for pair in group]
-    annotated = class_masks(root, folders)
+        annotated = binary_masks(root, found, asked.threshold)
     if annotated is None:
         try:
             return _draft_masks(root, asked, tiles)
@@ -139,11 +146,12 @@ def _draft_outlines(
         _refuse_class_key(root, asked, annotated.kind)
     splits = {entry.image: entry.split for entry in annotated.images if entry.split}
     _refuse_val_share(root, asked, [entry.image for entry in annotated.images], splits)
-    drawn = draw_masks(root, annotated, rest=asked.rest, tiles=tiles)
+    drawn = draw_masks(root, annotated, rest=asked.rest, order=asked.order, tiles=tiles)
     notes = [
         *annotated.notes,
         left_out_text(annotated.left_out),
         _left_out(annotated.unannotated, len(annotated.images), "outlines"),
+        overlaps_text(drawn, asked.order) if annotated.tells_overlaps else "",
     ]
     pairs, folder = drawn.pairs, DRAWN
     if tiles is None:
@@ -196,6 +204,12 @@ def _draft_masks(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
         raise SetrError(
             f"--rest {asked.rest}: is for outlines and masks of one class each, and {root} has "
             "masks of all classes; leave it out, and map their ids in data.yaml",
+            code=USAGE,
+        )
+    if asked.order:
+        raise SetrError(
+            f"--order {','.join(asked.order)}: is for outlines and masks of one class each, and "
+            f"{root} has masks of all classes; leave it out",
             code=USAGE,
         )
     notes = [_left_out(found.unpaired, len(found.pairs), "mask")]

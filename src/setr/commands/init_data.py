@@ -16,7 +16,7 @@ from setr.data.tile_folder import TILES
 from setr.errors import OK, USAGE, SetrError
 from setr.init_data import REST, VAL_SHARE, draft, list_names, write
 
-_OPTIONS = ("images", "masks", "val_share", "rest", "class_key", "threshold", "tile")
+_OPTIONS = ("images", "masks", "val_share", "rest", "order", "class_key", "threshold", "tile")
 BESIDE = "setr.yaml"
 """The draft beside a data.yaml of another program."""
 _NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
@@ -39,11 +39,15 @@ class Arguments:
     pattern in quotes, as 'train/*_sat.jpg' (give --masks, too)."""
     masks: str = ""
     """Where the masks are, as 'train/*_mask.png'; in an image and its mask * stands for the same
-    text, and ** also for folders."""
+    text, and ** also for folders. {class} in it is the class of a mask of one class, {any} is text
+    that may differ, {number} (in both) a number with any zeros in front."""
     val_share: float = VAL_SHARE
     """Share of the pairs for validation where the folder has no split for it."""
     rest: str = REST
     """Class of what no outline covers, or `ignore` to leave it out of training and scores."""
+    order: str = ""
+    """Classes with commas between, as road,car: those named later are drawn over those named
+    earlier, and all of them over others. By default as in the files, or small areas over large."""
     class_key: str = ""
     """Property (field) of map layers or of VIA's outlines that names the class; if not given,
     class, label, class_name, category or name."""

@@ -10,7 +10,7 @@ from setr.data.flat_pairs import chosen_pairs, flat_pairs, inventory, unused_fil
 from setr.data.layouts import find_split, is_drafted, split_lists
 from setr.data.pairing import NoSplitError
 from setr.errors import USAGE, SetrError
-from setr.reading.files import stem_of
+from setr.reading.files import stem_of, unread_text
 
 
 class FoundPairs(NamedTuple):
@@ -69,5 +69,5 @@ def find_pairs(root: Path, images: str = "", masks: str = "") -> FoundPairs:
         stems = {i: stem_of(i.partition("/")[2] or i) for i, _ in pairs}
         splits = {image: listed[stem] for image, stem in stems.items() if stem in listed}
     used = [*pairs, *((image, "") for image in unpaired)]
-    unused = inventory(unused_files(root, used))
+    unused = "; ".join(filter(None, (inventory(unused_files(root, used)), unread_text(root))))
     return FoundPairs(pairs, splits, is_divided, unpaired, unused)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from setr.data.class_files import names_by_id
 from setr.data.found_pairs import FoundPairs
-from setr.outlines.drawing import MaskFile, Shape
+from setr.outlines.drawing import Shape
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage
+from setr.outlines.mask_files import MaskFile
 
 
 def binary_masks(root: Path, found: FoundPairs, threshold: int) -> AnnotatedFolder:

@@ -18,8 +18,14 @@ from typing import Any
 from setr.errors import USAGE, SetrError, first_line
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"}
+    | {".jp2", ".j2k", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".hif", ".jxl", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf"}
+    | {".rw2", ".psd", ".exr", ".dcm"}
+)
+"""Of images that are not read here."""
 
 MOST_WAYS = 200
 """To a folder by links inside linked folders; ten folders that link each other have a million."""
@@ -168,6 +174,16 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                         )
                     pending.append((f"{name}/", True))
     return sorted(found)
+
+
+def unread_text(folder: Path) -> str:
+    """Message on images below a folder that are not read; empty without any."""
+    names = walk_images(folder, UNREAD_SUFFIXES)
+    kinds = Counter(os.path.splitext(name)[1].lower() for name in names)
+    if not kinds:
+        return ""
+    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return f"files that are not read: {shown} (as {printable(names[0])}); save them as JPEG or PNG"
 
 
 def is_cycle(folder: Path, name: str) -> bool:

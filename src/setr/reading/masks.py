@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 
 from setr.errors import SetrError
-from setr.images import MAX_PIXELS, Source, UnknownPixelsError, opened, source_name, unreadable
+from setr.images import (
+    MAX_PIXELS,
+    Source,
+    UnknownPixelsError,
+    note_pages,
+    opened,
+    source_name,
+    unreadable,
+)
+from setr.labels import packed_colours
 from setr.reading.decode import check_png_rows, decode_fast, read_mat
 
-LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
+LOSSY_FORMATS = frozenset({"JPEG", "MPO", "AVIF"})
 IN_ALPHA = (
     "of one value everywhere: what was drawn is only in the alpha channel, which is not read; "
     "export masks without transparency, over a background of another colour"
@@ -48,6 +57,7 @@ def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
     try:
         with opened(source, MAX_PIXELS) as image:
             _require_kind(image, name, rgb=rgb)
+            note_pages(image, name)
             plain = image.mode == "RGB" if rgb else image.mode in ("P", "L")
             pixels = decode_fast(image, source) if plain else None
             if pixels is not None:
@@ -73,6 +83,32 @@ def read_levels(source: Source) -> np.ndarray:
         if image.mode.startswith("I"):
             return _in_range(np.asarray(image), source_name(source))
         return np.asarray(image.convert("L"))
+
+
+def read_object(source: Source) -> np.ndarray:
+    """Mask of one class or object: 0 or black outside, one other value or colour inside.
+
+    Returns:
+        Values (H, W), of which at most one is not 0.
+
+    Raises:
+        SetrError: as `read_mask`, and for other masks.
+    """
+    try:
+        mask = read_mask(source)
+    except ColourMaskError:
+        mask = packed_colours(read_mask(source, rgb=True))
+    values = np.flatnonzero(np.bincount(mask.ravel())) if mask.itemsize < 3 else np.unique(mask)
+    if len(values) > 2 or (len(values) == 2 and values[0]):
+        shown = ", ".join(map(str, values[:4].tolist())) + (", …" if len(values) > 4 else "")
+        raise SetrError(
+            f"{source_name(source)}: has the values {shown}; a mask of one class or object has 0 "
+            "and one other value; if its edges are soft, or it was saved as JPEG, add "
+            "--threshold 128"
+        )
+    if len(values) == 1 and is_in_alpha(source, mask):
+        raise SetrError(f"{source_name(source)}: {IN_ALPHA}")
+    return mask
 
 
 def read_palette(source: Source) -> dict[int, int]:
