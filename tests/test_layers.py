@@ -90,6 +90,7 @@ ORDER = (
         "data.tile_files",
         "data.tile_folder",
         "data.name_patterns",
+        "data.fold_draft",
         "data.flat_pairs",
         "data.found_pairs",
         "data.mask_parts",

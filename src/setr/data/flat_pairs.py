@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from setr.data.mask_names import masks_by_stem, separate_masks
-from setr.data.name_patterns import pairs_by_pattern, require_relative
+from setr.data.name_patterns import fitting_keys, pairs_by_pattern, require_relative
 from setr.data.pairing import MASK_FOLDERS, data_error, unique_stems
 from setr.data.tile_folder import TILES, has_tiles
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
@@ -36,7 +36,7 @@ OUTLINES = (
 """Whose outlines are drawn as masks."""
 _CITYSCAPES = "**_leftImg8bit", "gtFine/**_gtFine_labelIds"
 """Patterns of images and masks in CVAT's export as Cityscapes."""
-_DRIVE = "**/images/*_{any}", "**/1st_manual/*_manual1"
+_DRIVE = "**/images/{number}_{any}", "**/1st_manual/{number}_manual1"
 """Patterns of DRIVE, whose folder `mask` has the fields of view, not the vessels."""
 _SAY_WHICH = (
     "say which files belong together, with * for what is equal in both names: "
@@ -93,9 +93,8 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         SetrError: no such folders, or several masks for an image (exit code 3).
     """
     files = files_below(root)
-    pairs, unpaired = pairs_by_pattern(files, *_DRIVE)
-    if pairs:
-        return pairs, unpaired
+    if fitting_keys(files, _DRIVE[1]):
+        return pairs_by_pattern(files, *_DRIVE)
     here, usual = _folders(root)[""], list(usual_folders(root))
     at_root = [group for group in usual if "/" not in group[0][0]]
     for folders in (

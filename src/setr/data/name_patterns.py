@@ -108,6 +108,12 @@ def parts_by_pattern(
     return parts, [image for image in image_of.values() if image not in parts]
 
 
+def fitting_keys(names: Sequence[str], pattern: str) -> dict[str, Key]:
+    """What `*`, `**` and `{number}` of a pattern stand for in the names that fit it."""
+    chosen = _Pattern(pattern)
+    return {name: fit[0] for name in names if (fit := next(chosen.fits(name), None))}
+
+
 def has_parts(masks: str) -> bool:
     """Whether an image may have several masks by this pattern."""
     return any(word in masks for word in _FREE)

@@ -187,6 +187,8 @@ class _StemIndex:
         longest path that the entry ends with.
         """
         stem = stem_of(entry) if is_file(entry) else composed(entry)  # a stem may contain dots
+        if "\\" in stem and stem not in self._whole:  # written on Windows
+            stem = stem.replace("\\", "/")
         if stem not in self._whole and stem in self._ends:
             return self._ends[stem]
         return [self._whole[end] for end in _ends(stem) if end in self._whole][:1]

@@ -27,6 +27,8 @@ UNREAD_SUFFIXES = frozenset(
 )
 """Of images that are not read here."""
 
+_OF_SYSTEMS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
+"""Folders in which network drives, archives of macOS and Windows keep thumbnails and the like."""
 MOST_WAYS = 200
 """To a folder by links inside linked folders; ten folders that link each other have a million."""
 LONGEST_LINE = 2_000
@@ -144,7 +146,7 @@ def list_images(folder: Path) -> list[Path]:
 def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
     """Files below a folder with the given suffixes (any case), sorted, relative to the folder.
 
-    Hidden files are left out. Links to folders are followed, except those to a folder above.
+    Hidden files and folders of systems are left out. Links to folders are followed, except those to a folder above.
     Returns plain strings, because a million `Path` objects take a gigabyte.
 
     Raises:
@@ -155,7 +157,7 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
         prefix, linked = pending.pop()
         with os.scandir(os.path.join(folder, prefix)) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name in _OF_SYSTEMS:
                     continue
                 name = prefix + entry.name
                 wanted = os.path.splitext(name)[1].lower() in suffixes
