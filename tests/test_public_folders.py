@@ -193,14 +193,14 @@ def test_a_folder_without_usual_names_is_described(tmp_path, capsys):
 
 
 def test_images_that_are_in_no_pair_are_told(tmp_path):
-    """As DRIVE's masks of the field of view are found where its masks of vessels are meant."""
+    """Others may be meant, as those of vessels instead of the field of view."""
     fill(tmp_path, "images/{i}.tif", "mask/{i}_mask.gif", IDS)
-    fill(tmp_path, "1st_manual/{i}_manual1.gif", "masks_drawn/{i}.png", IDS)
+    fill(tmp_path, "vessels/{i}_vessels.gif", "masks_drawn/{i}.png", IDS)
     made = draft(tmp_path)
-    assert "# not used: images in 1st_manual (3, as 10_manual1.gif)\n" in made.yaml
-    made = draft(tmp_path, images="images", masks="1st_manual")
+    assert "# not used: images in vessels (3, as 10_vessels.gif)\n" in made.yaml
+    made = draft(tmp_path, images="images", masks="vessels")
     assert "# not used: images in mask (3, as 10_mask.gif)\n" in made.yaml
-    assert "1st_manual/1_manual1.gif" in "".join(made.lists.values())
+    assert "vessels/1_vessels.gif" in "".join(made.lists.values())
 
 
 def test_an_end_that_all_images_share_is_left_out():

@@ -36,7 +36,7 @@ OUTLINES = (
 """Whose outlines are drawn as masks."""
 _CITYSCAPES = "**_leftImg8bit", "gtFine/**_gtFine_labelIds"
 """Patterns of images and masks in CVAT's export as Cityscapes."""
-_DRIVE = "**/images/{number}_{any}", "**/1st_manual/{number}_manual1"
+_DRIVE = "**/images/{number}{any}", "**/1st_manual/{number}_manual1"
 """Patterns of DRIVE, whose folder `mask` has the fields of view, not the vessels."""
 _SAY_WHICH = (
     "say which files belong together, with * for what is equal in both names: "
@@ -94,7 +94,9 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     """
     files = files_below(root)
     if fitting_keys(files, _DRIVE[1]):
-        return pairs_by_pattern(files, *_DRIVE)
+        pairs, unpaired = pairs_by_pattern(files, *_DRIVE)
+        if pairs:
+            return pairs, unpaired
     here, usual = _folders(root)[""], list(usual_folders(root))
     at_root = [group for group in usual if "/" not in group[0][0]]
     for folders in (

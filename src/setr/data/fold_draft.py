@@ -53,15 +53,9 @@ def grouped_lists(
     members = _members(pairs, groups)
     splits = {}
     for group, own in members.items():
-        names = {known_split(image, known) for image, _ in own}
-        if len(names) > 1:
-            shown = " and ".join(sorted(name or "no split" for name in names))
-            raise SetrError(
-                f"--group-by: the group of {printable(own[0][0])} has images in {shown}, because "
-                "of folders or lists; move them into one",
-                code=USAGE,
-            )
-        splits[group] = names.pop()
+        splits[group], *others = sorted({known_split(image, known) for image, _ in own})
+        if others:
+            raise _straddling(own, [splits[group], *others])
     drawn = draft_parts(
         [(group, group) for group in members],
         val_share,
@@ -94,28 +88,44 @@ def draft_folds(
         groups: by image; empty if each is a group of its own.
 
     Raises:
-        SetrError: fewer groups than folds (exit code 2).
+        SetrError: fewer groups than folds, or a group of which some images are for testing (exit
+            code 2).
     """
-    test = [pair for pair in pairs if known_split(pair[0], known) == "test"]
-    members = _members([pair for pair in pairs if pair not in set(test)], groups)
+    members = _members(pairs, groups)
+    test: list[MaskPair] = []
+    for group, own in list(members.items()):
+        kept = [pair for pair in own if known_split(pair[0], known) == "test"]
+        if kept and len(kept) < len(own):
+            raise _straddling(own, ["test", "folds"])
+        if kept:
+            test += members.pop(group)
     if len(members) < count:
         what = "groups" if groups else "images"
         raise SetrError(f"--folds {count}: there are only {len(members)} {what}", code=USAGE)
-    inside = {group: _classes_in(own, classes) for group, own in members.items()}
-    totals = Counter(c for found in inside.values() for c in found)
+    inside = {g: Counter(c for _, mask in own for c in classes[mask]) for g, own in members.items()}
+    totals = sum(inside.values(), Counter[int]())
     rarest = {
-        group: min(found, key=lambda c: (totals[c], c)) if found else -1
-        for group, found in inside.items()
+        g: min(found, key=lambda c: (totals[c], c), default=-1) for g, found in inside.items()
     }
     folds: list[list[MaskPair]] = [[] for _ in range(count)]
     having: list[Counter[int]] = [Counter() for _ in range(count)]
-    for group in sorted(members, key=lambda g: (totals[rarest[g]], _checksum(g))):
+    large_first = sorted(members, key=lambda g: (-len(members[g]), _checksum(g)))
+    for group in sorted(large_first, key=lambda g: totals[rarest[g]]):
         own = rarest[group]
         chosen = min(range(count), key=lambda k: (having[k][own], len(folds[k]), k))
         folds[chosen] += members[group]
         having[chosen].update(inside[group])
     lists = {f"fold{k}": list_text(fold) for k, fold in enumerate(folds, 1)}
     return {**lists, "test": list_text(test)} if test else lists
+
+
+def _straddling(own: Sequence[MaskPair], splits: Sequence[str]) -> SetrError:
+    shown = " and ".join(split or "no split" for split in splits)
+    return SetrError(
+        f"--group-by: the group of {printable(own[0][0])} has images in {shown}, because of "
+        "folders or lists; move them into one",
+        code=USAGE,
+    )
 
 
 def _members(pairs: Sequence[MaskPair], groups: Mapping[str, str]) -> dict[str, list[MaskPair]]:

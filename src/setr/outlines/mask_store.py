@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -71,6 +72,11 @@ class MaskStore:
             self._journal.close()
         if kind is None or issubclass(kind, SetrError):
             shutil.rmtree(self.hidden, ignore_errors=True)
+        elif self._journal is not None:
+            print(
+                f"{self.hidden} keeps the masks that are complete; the same command continues",
+                file=sys.stderr,
+            )
         if self._lock is not None:
             os.close(self._lock)
 

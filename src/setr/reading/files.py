@@ -146,8 +146,8 @@ def list_images(folder: Path) -> list[Path]:
 def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
     """Files below a folder with the given suffixes (any case), sorted, relative to the folder.
 
-    Hidden files and folders of systems are left out. Links to folders are followed, except those to a folder above.
-    Returns plain strings, because a million `Path` objects take a gigabyte.
+    Hidden files and folders of systems are left out. Links to folders are followed, except those
+    to a folder above. Returns plain strings, because a million `Path` objects take a gigabyte.
 
     Raises:
         SetrError: folders that are linked with each other in countless ways.
