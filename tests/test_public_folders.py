@@ -89,6 +89,11 @@ NAMED = {
         "Training_Input/ISIC_{i}.jpg", "Training_GroundTruth/ISIC_{i}_segmentation.png", "",
         IDS * 255, "Training_Input", "Training_GroundTruth",
     ),
+    "HAM10000": (
+        "HAM10000_images_part_{p}/ISIC_{p}{i}.jpg",
+        "HAM10000_segmentations_lesion_tschandl/ISIC_{p}{i}_segmentation.png", "1 2", IDS * 255,
+        "HAM10000_images_part_{any}/*", "HAM10000_segmentations_lesion_tschandl/*_segmentation",
+    ),
     "DeepCrack": (
         "{p}_img/{p}{i}.jpg", "{p}_lab/{p}{i}.png", "train test", IDS * 255, "*_img/*", "*_lab/*",
     ),

@@ -261,8 +261,8 @@ def _refuse_masks_of_folders(place: Path, files: list[str], masks: list[str]) ->
     if len(same_name) > 1 and stem_of(first) in map(stem_of, files):
         raise SetrError(
             f"{place}: an image has several masks, as {' and '.join(same_name[:2])}; if each "
-            "folder is of one class, save 0 and one other value in each file, or merge the masks "
-            "of an image into one file with one class id per pixel",
+            "folder is of one class, save 0 and one other value in each file, or add --threshold "
+            "128; else merge the masks of an image into one with one class id per pixel",
             code=DATA_CHECK_FAILED,
         )
 

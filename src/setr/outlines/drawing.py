@@ -19,7 +19,7 @@ import numpy as np
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS, opened
 from setr.labels import IGNORE
-from setr.outlines.mask_files import Cover, MaskFile, Segments
+from setr.outlines.mask_files import Cover, MaskFile, Segments, cropped
 from setr.reading.masks import read_mask
 
 MOST_CROSSINGS = 10_000_000
@@ -89,13 +89,7 @@ class Runs:
                 f"run lengths of {lengths.sum()} pixels, size {list(self.size)}, "
                 f"for an image of {size[0]} x {size[1]} (height x width)"
             )
-        inside = unrolled(np.arange(len(lengths)) % 2 == 1, lengths, size[::-1]).T
-        if not inside.any():
-            return Cover(0, 0, inside[:0, :0])
-        rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-        top, left = int(rows[0]), int(columns[0])
-        # a copy, because a view would keep the whole image in memory for each object
-        return Cover(top, left, inside[top : rows[-1] + 1, left : columns[-1] + 1].copy())
+        return cropped(unrolled(np.arange(len(lengths)) % 2 == 1, lengths, size[::-1]).T)
 
 
 @dataclass(frozen=True)

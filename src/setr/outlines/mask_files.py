@@ -20,6 +20,18 @@ class Cover(NamedTuple):
     inside: np.ndarray
 
 
+def cropped(inside: np.ndarray) -> Cover:
+    """The pixels (H, W) bool of a whole image, cropped to their bounding box.
+
+    A copy, because a view would keep the whole image in memory for each object.
+    """
+    if not inside.any():
+        return Cover(0, 0, np.zeros((0, 0), bool))
+    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+    top, left = int(rows[0]), int(columns[0])
+    return Cover(top, left, inside[top : rows[-1] + 1, left : columns[-1] + 1].copy())
+
+
 @dataclass(frozen=True)
 class MaskFile:
     """A mask file of the image's size; nonzero pixels, or those that are not black, are the object.
@@ -33,14 +45,14 @@ class MaskFile:
     exact: bool = False
 
     def cover(self, size: tuple[int, int]) -> Cover:
-        """All pixels of an image of `size` (H, W).
+        """Pixels of an image of `size` (H, W), cropped to their bounding box.
 
         Raises:
             SetrError: unreadable, not `exact`, or of another size.
         """
         inside = self.pixels()
         require_size(self.path, inside, size)
-        return Cover(0, 0, inside)
+        return cropped(inside)
 
     def pixels(self) -> np.ndarray:
         """The object's pixels (H, W) bool.
@@ -62,7 +74,7 @@ class Segments:
     numbers: tuple[int, ...]
 
     def cover(self, size: tuple[int, int]) -> Cover:
-        """All pixels of an image of `size` (H, W); see `MaskFile.cover`."""
+        """Pixels of an image of `size` (H, W); see `MaskFile.cover`."""
         mask = read_mask(self.path, rgb=True)
         require_size(self.path, mask, size)
-        return Cover(0, 0, np.isin(mask @ np.array([1, 256, 65536]), self.numbers))
+        return cropped(np.isin(mask @ np.array([1, 256, 65536]), self.numbers))
