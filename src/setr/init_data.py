@@ -277,10 +277,7 @@ def _composed(
     names = list_names(name, [*(split for split in SPLITS if split in lists), *folds])
     lines = [*head, *([f"# {note}"] if note else ())]
     lines += [f"{split}: {file}" for split, file in names.items() if split in SPLITS]
-    if folds:
-        lines.append("# folds: train on train1, validate on val1, and so on; train and val are")
-        lines.append("# those of the first fold")
-    for number, own in [("", folds[0]), *enumerate(folds, 1)] if folds else ():
+    for number, own in enumerate(folds, 1):
         others = ", ".join(names[fold] for fold in folds if fold != own)
         lines += [f"train{number}: [{others}]", f"val{number}: {names[own]}"]
     files = {file: lists[part] for part, file in names.items()}

@@ -62,6 +62,11 @@ class Description(NamedTuple):
     masks_dir: str | None = None
     bands: Bands | None = None
 
+    @property
+    def folds(self) -> list[str]:
+        """Names of the splits of folds: train1, val1, and so on."""
+        return [split for split in self.splits if split not in SPLITS]
+
 
 class DataLoader(PlainLoader):
     """YAML without duplicate keys, booleans and dates.
