@@ -97,13 +97,21 @@ def test_nuclei_of_the_data_science_bowl(tmp_path, capsys):
     for stem in ("0a1b", "2c3d"):
         folder = f"stage1_train/{stem}"
         put(tmp_path, {f"{folder}/images/{stem}.png": PHOTO})
-        put(tmp_path, {f"{folder}/masks/{stem}{i}.png": m for i, m in enumerate((WIDE, SMALL))})
+        put(tmp_path, {f"{folder}/masks/9{stem}{i}.png": m for i, m in enumerate((WIDE, SMALL))})
     assert described(tmp_path) == ("object", "background")
     either = np.where((WIDE > 0) | (SMALL > 0), 0, 1)
     np.testing.assert_array_equal(joined(tmp_path, "stage1_train/0a1b/images/0a1b.png"), either)
     assert "4 masks of one object each; all objects are of one class" in capsys.readouterr().err
     (tmp_path / "classes.txt").write_text("background\nnucleus\n")
     assert described(tmp_path, "--overwrite") == ("nucleus", "background")
+
+
+def test_a_folder_for_each_image_with_one_mask(tmp_path):
+    """Its name is that of the image with a usual end: no class."""
+    for stem in ("a1", "b2"):
+        put(tmp_path, {f"{stem}/images/{stem}.png": PHOTO, f"{stem}/masks/{stem}_mask.png": WIDE})
+    assert described(tmp_path) == ("background", "foreground")
+    assert not (tmp_path / "masks_drawn").exists()
 
 
 def test_numbers_may_be_classes_or_objects(tmp_path, capsys):

@@ -69,7 +69,7 @@ def test_folds_take_the_place_of_train_and_val(tmp_path, capsys):
     """A model that was trained on four folds is never tested on one of them by default."""
     fill(tmp_path, [f"{split}/{split}{i}" for split in ("train", "val") for i in range(3)])
     assert main(["init-data", str(tmp_path), "--folds", "3"]) == OK
-    with pytest.raises(SetrError, match="no split 'val' but folds; name one, as train1 to train"):
+    with pytest.raises(SetrError, match="no split 'val', but folds; name one of train1, val1, "):
         open_dataset(str(tmp_path), "val")
     assert len(open_dataset(str(tmp_path), "val1+val2+val3")) == 6
     capsys.readouterr()

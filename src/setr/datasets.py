@@ -156,8 +156,8 @@ def _split_files(described: Description, split: str, wanted: str | None) -> list
     root, places = described.root, described.splits.get(split)
     if places is None and (folds := described.folds):
         raise NoSplitError(
-            f"{root}: no split '{split}' but folds; name one, as {folds[0]} to train and {folds[1]} "
-            "to validate or test",
+            f"{root}: no split '{split}', but folds; name one of {', '.join(folds[:4])}"
+            f"{', …' if len(folds) > 4 else ''}",
             code=DATA_CHECK_FAILED,
         )
     if places is None:

@@ -54,33 +54,62 @@ def parts_in_folders(folders: Sequence[Folders]) -> MaskParts | None:
     """
     found: dict[str, list[tuple[str, str]]] = {}
     images: dict[str, None] = {}
-    alone = len(folders) > 1 and all(len(folder.image_files) == 1 for folder in folders)
+    alone = _are_folders_of_one_image(folders)
     for folder in folders:
-        stems = unique_stems(folder.images, folder.image_files)
+        stems = {stem_of(name): name for name in folder.image_files}
         paths = {stem: f"{folder.images}/{name}" for stem, name in stems.items()}
         images |= dict.fromkeys(paths.values())
         if any(stem_of(name) in stems for name in folder.mask_files):
             return None
         named = _named(stems, folder.mask_files)
-        if not named and alone and not any("/" in name for name in folder.mask_files):
+        if alone:
             named = [(*stems, stem_of(name), name) for name in folder.mask_files]
+        _require_unique(folder.images, folder.image_files, named)
         for stem, class_name, mask in named:
             found.setdefault(paths[stem], []).append((class_name, f"{folder.masks}/{mask}"))
     return _classes(found, list(images))
 
 
+def _are_folders_of_one_image(folders: Sequence[Folders]) -> bool:
+    """Whether each of several folders has one image, whose name no mask has, and most several."""
+    if len(folders) < 2 or any(len(folder.image_files) != 1 for folder in folders):
+        return False
+    if sum(len(folder.mask_files) for folder in folders) < 2 * len(folders):
+        return False
+    return not any(
+        "/" in mask or _by_suffix(stem_of(mask), {stem_of(image)})[0]
+        for folder in folders
+        for image in folder.image_files
+        for mask in folder.mask_files
+    )
+
+
 def parts_beside(files: Sequence[str]) -> MaskParts | None:
-    """Masks of one class each beside their images, as `x_car.png`; None if there are none."""
+    """Masks of one class each beside their images, as `x_car.png`; None if there are none.
+
+    Raises:
+        SetrError: as `parts_in_folders`.
+    """
     stems = {stem_of(name) for name in files}
     images = {stem: stem for stem in stems if not _by_suffix(stem, stems)[0]}
     masks = [name for name in files if stem_of(name) not in images]
     names = {stem_of(name): name for name in files}
     found: dict[str, list[tuple[str, str]]] = {}
-    for stem, class_name, mask in _named(images, masks, folders=False):
+    named = _named(images, masks, folders=False)
+    _require_unique("", files, named)
+    for stem, class_name, mask in named:
         found.setdefault(names[stem], []).append((class_name, mask))
     if len(found) + len(masks) < len(set(names)) / 2:
         return None  # a few names among others that are alike by chance
     return _classes(found, [names[stem] for stem in sorted(images)])
+
+
+def _require_unique(
+    folder: str, files: Sequence[str], named: Sequence[tuple[str, str, str]]
+) -> None:
+    """Refuse two images with the stem of the same masks."""
+    with_masks = {stem for stem, *_ in named}
+    unique_stems(folder, [name for name in files if stem_of(name) in with_masks])
 
 
 def _named(
