@@ -69,7 +69,8 @@ def parts_by_pattern(
 
     Returns:
         For each image the classes (empty without `{class}`) and files of its masks, and the images
-        without any. A file that matches both patterns is an image if it would be its own mask.
+        without any. With `{class}` or `{any}`, a file that fits both patterns is a mask only if it
+        is that of another image.
 
     Raises:
         SetrError: another number of wildcards, `{class}` in the wrong place, or several images that
@@ -168,7 +169,9 @@ class _Pattern:
             if after not in _WILDCARDS and not text.startswith(after, end):
                 continue
             found = form.fullmatch(text[:end])
-            for key, class_name in self._parses(text[end:], place + 1) if found else ():
+            if found is None:
+                continue
+            for key, class_name in self._parses(text[end:], place + 1):
                 if word == "{class}":
                     yield key, text[:end]
                 else:

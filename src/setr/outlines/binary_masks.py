@@ -26,6 +26,6 @@ def binary_masks(root: Path, found: FoundPairs, threshold: int) -> AnnotatedFold
     out = AnnotatedFolder(f"masks with --threshold {threshold}", False, (name,))
     for image, mask in found.pairs:
         shape = Shape(name, (MaskFile(root / mask, threshold),))
-        out.images.append(AnnotatedImage(image, (shape,), mask, split=found.splits.get(image, "")))
+        out.images.append(AnnotatedImage(image, (shape,), "", split=found.splits.get(image, "")))
     out.unannotated = found.unpaired
     return out

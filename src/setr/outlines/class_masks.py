@@ -116,7 +116,7 @@ def _joined(root: Path, parts: MaskParts, threshold: int) -> AnnotatedFolder:
             Shape(name or object_name, (MaskFile(root / mask, threshold, exact=not threshold),))
             for name, mask in found
         )
-        out.images.append(AnnotatedImage(image, tuple(shapes), found[0][1]))
+        out.images.append(AnnotatedImage(image, tuple(shapes), ""))
     out.unannotated = parts.without
     used = [(image, mask) for image, found in parts.of.items() for _, mask in found]
     unused = inventory(unused_files(root, [*used, *((image, "") for image in parts.without)]))

@@ -22,7 +22,7 @@ class AnnotatedImage(NamedTuple):
     Attributes:
         image: path relative to the folder.
         shapes: its objects.
-        source: the annotation file, for messages.
+        source: the annotation file, for messages; empty if the shapes name their own files.
         size: (H, W) of the image according to that file; None if not given.
         split: according to that file; empty if not given.
     """

@@ -54,7 +54,7 @@ def whole_mask(root: Path, entry: AnnotatedImage, rules: Rules) -> Drawn:
             order=rules.order,
         )
     except SetrError as error:
-        raise SetrError(f"{entry.source}: {error}") from None
+        raise _of_source(entry, error) from None
     drawn.mask[~drawn.covered] = rules.rest
     empty = without_data(root / entry.image, ())  # any band may be read
     if empty is not None:
@@ -84,7 +84,12 @@ def mask_to_cut(root: Path, entry: AnnotatedImage, rules: Rules) -> Drawn | Wind
             empty=empty,
         )
     except SetrError as error:
-        raise SetrError(f"{entry.source}: {error}") from None
+        raise _of_source(entry, error) from None
+
+
+def _of_source(entry: AnnotatedImage, error: SetrError) -> SetrError:
+    """An error with the annotation file that it is about."""
+    return SetrError(f"{entry.source}: {error}") if entry.source else error
 
 
 def _size(path: Path) -> tuple[int, int]:
