@@ -197,6 +197,17 @@ def test_a_folder_without_usual_names_is_described(tmp_path, capsys):
     assert inventory([]) == ""
 
 
+def test_numbers_with_other_zeros(tmp_path, capsys):
+    fill(tmp_path, "images/{i}.jpg", "masks/000{i}.png", IDS)
+    assert main(["init-data", str(tmp_path)]) == DATA_CHECK_FAILED
+    given = "--images", "images/{number}", "--masks", "masks/{number}"
+    told = "--images 'images/{number}' --masks 'masks/{number}' takes them as equal"
+    assert told in capsys.readouterr().err
+    assert main(["init-data", str(tmp_path), *given]) == OK
+    found = pairs(tmp_path, "train") | pairs(tmp_path, "val")
+    assert found == {f"images/{i}.jpg": f"masks/000{i}.png" for i in (1, 10, 11)}
+
+
 def test_images_that_are_in_no_pair_are_told(tmp_path):
     """Others may be meant, as those of vessels instead of the field of view."""
     fill(tmp_path, "images/{i}.tif", "mask/{i}_mask.gif", IDS)

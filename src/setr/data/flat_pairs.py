@@ -40,7 +40,7 @@ _DRIVE = "**/images/{number}{any}", "**/1st_manual/{number}_manual1"
 """Patterns of DRIVE, whose folder `mask` has the fields of view, not the vessels."""
 _SAY_WHICH = (
     "say which files belong together, with * for what is equal in both names: "
-    "--images 'IMAGE_FOLDER/*' --masks 'MASK_FOLDER/*_mask'"
+    "--images 'IMAGE_FOLDER/*' --masks 'MASK_FOLDER/*_mask', or '*_{class}' for a mask per class"
 )
 DRAWN = "masks_drawn"
 """Folder for drawn masks."""
@@ -273,6 +273,13 @@ def _refuse_other_names(root: Path) -> None:
     if pair is None:
         return
     found = [_contents(root / folder) for folder in pair]
+    images, masks = ({stem_of(name) for name in walk_images(root / folder)} for folder in pair)
+    if {int(s) for s in images if s.isdecimal()} & {int(s) for s in masks if s.isdecimal()}:
+        given = f"--images '{pair[0]}/{{number}}' --masks '{pair[1]}/{{number}}'"
+        raise data_error(
+            f"{root}: numbers in {pair[0]} ({found[0]}) and {pair[1]} ({found[1]}) have other "
+            f"zeros; if they mean the same, {given} takes them as equal"
+        )
     raise SetrError(
         f"{root}: no file in {pair[0]} ({found[0]}) is called as one in {pair[1]} ({found[1]}); "
         f"save a mask of the same name for each image, as PNG with one class id per pixel, or "
