@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from setr.datasets import open_dataset
 from setr.doctor import check, diagnose
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.images import read_image
+from setr.prediction.inputs import find_items
+from setr.prediction.several import single_sources
 from setr.reading.files import walk_images
 from setr.reading.masks import read_mask
 
@@ -158,3 +161,15 @@ def test_rare_classes_of_training_are_told(tmp_path):
 def test_bytes_without_a_name_are_named_image_data():
     with pytest.raises(SetrError, match="image data: JPEG XL files are not read"):
         read_image(io.BytesIO(b"\xff\x0a" + bytes(20)).getvalue())
+
+
+def test_photos_that_are_not_predicted_are_told(tmp_path, caplog):
+    (tmp_path / "a.HEIC").write_bytes(b"?")
+    told = r"no images found here; files that are not read: 1 \.heic \(as a\.HEIC\)"
+    for find in (lambda: find_items([str(tmp_path)]), lambda: list(single_sources(tmp_path))):
+        with pytest.raises(SetrError, match=told):
+            find()
+    put(tmp_path / "b.jpg", PHOTO)
+    with caplog.at_level(logging.WARNING, "setr"):
+        assert [item.name for item in find_items([str(tmp_path)])] == ["b.jpg"]
+    assert "files that are not read: 1 .heic (as a.HEIC); save them as JPEG" in caplog.text

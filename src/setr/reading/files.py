@@ -188,6 +188,13 @@ def unread_text(folder: Path) -> str:
     return f"files that are not read: {shown} (as {printable(names[0])}); save them as JPEG or PNG"
 
 
+def no_images(source: str | os.PathLike, option: str = "") -> SetrError:
+    """The error of a folder or pattern without images, which names those that are not read."""
+    unread = unread_text(Path(source)) if os.path.isdir(source) else ""
+    place = f"{option} {os.fspath(source)}" if option else os.fspath(source)
+    return SetrError(f"{place}: no images found here{unread and f'; {unread}'}", code=USAGE)
+
+
 def is_cycle(folder: Path, name: str) -> bool:
     """Whether a link to a folder leads to one of its own parents, or above them."""
     target = os.path.realpath(os.path.join(folder, name))
