@@ -85,6 +85,14 @@ def test_masks_in_lossy_formats_are_refused(tmp_path):
         read_mask(tmp_path / "a.avif")
 
 
+def test_masks_in_lossy_webp_are_refused(tmp_path):
+    Image.fromarray(IDS).save(tmp_path / "a.webp", quality=90)
+    with pytest.raises(SetrError, match="lossy WebP compression has changed the ids"):
+        read_mask(tmp_path / "a.webp")
+    Image.fromarray(IDS).save(tmp_path / "a.webp", lossless=True)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.webp"), IDS)
+
+
 def test_thumbnails_of_network_drives_are_no_images(tmp_path):
     for name in ("a.png", "@eaDir/a.png/SYNO_THUMB.png", "__MACOSX/a.png", "._a.png", "x/b.png"):
         put(tmp_path / name, PHOTO)

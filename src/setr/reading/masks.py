@@ -57,6 +57,8 @@ def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
     try:
         with opened(source, MAX_PIXELS) as image:
             _require_kind(image, name, rgb=rgb)
+            if image.format == "WEBP" and b"VP8 " in _start(source):  # VP8L is lossless
+                raise _lossy(name, "lossy WebP")
             note_pages(image, name)
             plain = image.mode == "RGB" if rgb else image.mode in ("P", "L")
             pixels = decode_fast(image, source) if plain else None
@@ -200,16 +202,28 @@ def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
 def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
     """Refuse masks in lossy formats, and id masks where colours are expected."""
     if image.format in LOSSY_FORMATS:
-        raise SetrError(
-            f"{name}: {image.format} compression has changed the ids of this mask; export it as "
-            "PNG from its source, since converting this file does not restore them (of two classes "
-            "only, `setr init-data DIR --threshold 128` draws it anew)"
-        )
+        raise _lossy(name, image.format)
     if rgb and image.mode not in ("RGB", "RGBA", "P"):
         raise IdMaskError(
             f"{name}: contains one id per pixel but the data set has a colour_map; "
             "remove colour_map, or save the mask in RGB"
         )
+
+
+def _lossy(name: str, form: str) -> SetrError:
+    return SetrError(
+        f"{name}: {form} compression has changed the ids of this mask; export it as PNG from its "
+        "source, since converting this file does not restore them (of two classes only, `setr "
+        "init-data DIR --threshold 128` draws it anew)"
+    )
+
+
+def _start(source: Source) -> bytes:
+    """The first bytes of a file."""
+    if isinstance(source, bytes):
+        return source[:4096]
+    with open(source, "rb") as file:
+        return file.read(4096)
 
 
 def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:
