@@ -30,6 +30,8 @@ from setr.processes.progress import Progress
 from setr.processes.quota import cpus
 
 SHOWN = 10
+MOST_THREADS = 8
+"""Each draws an image, which may have 150 million pixels."""
 OVERLAPS_SHOWN = 5
 """Pairs of classes that are named in a message."""
 NOT_COUNTED = (IGNORED, "ignore")
@@ -130,7 +132,7 @@ def _draw_files(
     with (
         MaskStore(root, rules) as store,
         Progress("draw masks", len(annotated.images)) as progress,
-        _cancelled(ThreadPoolExecutor(cpus(), "draw")) as pool,
+        _cancelled(ThreadPoolExecutor(min(cpus(), MOST_THREADS), "draw")) as pool,
     ):
 
         def drawn_file(entry: AnnotatedImage) -> tuple[str, Counts | str]:
