@@ -179,8 +179,9 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
             "class; list only the other classes, and map this id to 'ignore' in label_map:",
             code=USAGE,
         )
-    by_id = isinstance(classes, dict) and all(type(c) is int for c in classes)
-    if key == "classes" and by_id and all(isinstance(name, str) for name in classes.values()):
+    pairs = classes.items() if isinstance(classes, dict) else ()
+    by_id = bool(pairs) and all(type(i) is int and isinstance(name, str) for i, name in pairs)
+    if key == "classes" and by_id:
         raise SetrError(
             f"{path}: 'classes' has numbers for names; give the names as a list, or {{id: name}} "
             "under 'names'",

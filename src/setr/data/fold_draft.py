@@ -111,8 +111,8 @@ def draft_folds(
     having: list[Counter[int]] = [Counter() for _ in range(count)]
     large_first = sorted(members, key=lambda g: (-len(members[g]), _checksum(g)))
     for group in sorted(large_first, key=lambda g: totals[rarest[g]]):
-        own = rarest[group]
-        chosen = min(range(count), key=lambda k: (having[k][own], len(folds[k]), k))
+        rare = rarest[group]
+        chosen = min(range(count), key=lambda k: (having[k][rare], len(folds[k]), k))
         folds[chosen] += members[group]
         having[chosen].update(inside[group])
     lists = {f"fold{k}": list_text(fold) for k, fold in enumerate(folds, 1)}

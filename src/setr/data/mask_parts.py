@@ -63,7 +63,8 @@ def parts_in_folders(folders: Sequence[Folders]) -> MaskParts | None:
             return None
         named = _named(stems, folder.mask_files)
         if alone:
-            named = [(*stems, stem_of(name), name) for name in folder.mask_files]
+            (only,) = stems
+            named = [(only, stem_of(name), name) for name in folder.mask_files]
         _require_unique(folder.images, folder.image_files, named)
         for stem, class_name, mask in named:
             found.setdefault(paths[stem], []).append((class_name, f"{folder.masks}/{mask}"))
