@@ -184,6 +184,17 @@ def test_two_annotators_are_no_classes(tmp_path, capsys):
     assert not (tmp_path / "masks_drawn").exists()
 
 
+def test_lists_beside_the_folders_are_the_splits(tmp_path):
+    for stem in "abc":
+        put(tmp_path, {f"images/{stem}.png": PHOTO, f"masks/car/{stem}.png": WIDE,
+                       f"masks/tree/{stem}.png": SMALL})  # fmt: skip
+    for split, text in (("train", "a\nc\n"), ("val", "b.png\n")):
+        (tmp_path / f"{split}.txt").write_text(text)
+    assert main(["init-data", str(tmp_path), "--name", "own.yaml"]) == OK
+    (pair,) = open_dataset(str(tmp_path / "own.yaml"), "val").pairs
+    assert pair.image.stem == "b"
+
+
 def test_an_area_inside_another_is_a_class(tmp_path):
     inner = WIDE.copy()
     inner[0] = 0

@@ -18,6 +18,7 @@ from setr.data.flat_pairs import (
     unused_files,
     usual_folders,
 )
+from setr.data.layouts import listed_splits
 from setr.data.mask_parts import Folders, MaskParts, parts_beside, parts_in_folders
 from setr.data.name_patterns import has_parts, parts_by_pattern
 from setr.data.pairing import data_error
@@ -111,12 +112,13 @@ def _joined(root: Path, parts: MaskParts, threshold: int) -> AnnotatedFolder:
     named = {name or object_name for found in parts.of.values() for name, _ in found}
     listed = [name for name in first if name in named]
     out.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
+    splits = listed_splits(root, parts.of)
     for image, found in parts.of.items():
         shapes = (
             Shape(name or object_name, (MaskFile(root / mask, threshold, exact=not threshold),))
             for name, mask in found
         )
-        out.images.append(AnnotatedImage(image, tuple(shapes), ""))
+        out.images.append(AnnotatedImage(image, tuple(shapes), "", split=splits.get(image, "")))
     out.unannotated = parts.without
     used = [(image, mask) for image, found in parts.of.items() for _, mask in found]
     unused = inventory(unused_files(root, [*used, *((image, "") for image in parts.without)]))
