@@ -339,7 +339,8 @@ def test_pages_of_a_mask_are_told_and_overviews_are_not(tmp_path, caplog):
         assert "has several frames or pages" in caplog.text
         caplog.clear()
         rasterio = pytest.importorskip("rasterio")
-        size = {"height": 600, "width": 600, "count": 1, "dtype": "uint8"}
+        place = rasterio.Affine(1, 0, 5, 0, -1, 5)
+        size = {"height": 600, "width": 600, "count": 1, "dtype": "uint8", "transform": place}
         with rasterio.open(tmp_path / "cog.tif", "w", driver="COG", **size) as file:
             file.write(np.zeros((600, 600), np.uint8), 1)
         with Image.open(tmp_path / "cog.tif") as opened:
