@@ -461,7 +461,7 @@ def test_a_mask_without_image_is_noted(folder):
 
 def test_two_images_of_one_stem(folder):
     put(folder / "images" / "train" / "a.jpg", PHOTO)
-    assert "'a' is the stem of several images" in fails(folder)
+    assert "a.jpg and a.png are images with the same stem" in fails(folder)
 
 
 def test_names_that_differ_in_case_only(folder):

@@ -100,7 +100,7 @@ def test_small_objects_lie_over_large_ones_where_a_format_has_no_order():
         Shape(n, (Ring(np.array(square(0, 0, s), float)),)) for n, s in (("a", 10), ("b", 4))
     )
     for first, name in ((True, 1), (False, 0)):
-        mask, _ = draw([small, large], SIZE, {"a": 0, "b": 1}, largest_first=first)
+        mask, _, _ = draw([small, large], SIZE, {"a": 0, "b": 1}, largest_first=first)
         assert mask[0, 0] == name
         assert mask[9, 9] == 0
         assert mask[19, 19] == 255
@@ -134,7 +134,7 @@ def test_a_patch_is_cut_off_at_the_border():
     png = base64.b64encode(encode_png(np.full((3, 4), 255, np.uint8))).decode()
     assert Patch(-1, 28, png).cover(SIZE).inside.shape == (2, 2)
     for top, left in ((21, 0), (0, 33), (-3, 0), (0, -9)):
-        _, covered = draw([Shape("a", (Patch(top, left, png),))], SIZE, {"a": 0},
+        _, covered, _ = draw([Shape("a", (Patch(top, left, png),))], SIZE, {"a": 0},
                              largest_first=True)  # fmt: skip
         assert not covered.any()
     with pytest.raises(SetrError, match="not base64"):

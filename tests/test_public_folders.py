@@ -89,6 +89,11 @@ NAMED = {
         "Training_Input/ISIC_{i}.jpg", "Training_GroundTruth/ISIC_{i}_segmentation.png", "",
         IDS * 255, "Training_Input", "Training_GroundTruth",
     ),
+    "HAM10000": (
+        "HAM10000_images_part_{p}/ISIC_{p}{i}.jpg",
+        "HAM10000_segmentations_lesion_tschandl/ISIC_{p}{i}_segmentation.png", "1 2", IDS * 255,
+        "HAM10000_images_part_{any}/*", "HAM10000_segmentations_lesion_tschandl/*_segmentation",
+    ),
     "DeepCrack": (
         "{p}_img/{p}{i}.jpg", "{p}_lab/{p}{i}.png", "train test", IDS * 255, "*_img/*", "*_lab/*",
     ),
@@ -192,15 +197,26 @@ def test_a_folder_without_usual_names_is_described(tmp_path, capsys):
     assert inventory([]) == ""
 
 
+def test_numbers_with_other_zeros(tmp_path, capsys):
+    fill(tmp_path, "images/{i}.jpg", "masks/000{i}.png", IDS)
+    assert main(["init-data", str(tmp_path)]) == DATA_CHECK_FAILED
+    given = "--images", "images/{number}", "--masks", "masks/{number}"
+    told = "--images 'images/{number}' --masks 'masks/{number}' takes them as equal"
+    assert told in capsys.readouterr().err
+    assert main(["init-data", str(tmp_path), *given]) == OK
+    found = pairs(tmp_path, "train") | pairs(tmp_path, "val")
+    assert found == {f"images/{i}.jpg": f"masks/000{i}.png" for i in (1, 10, 11)}
+
+
 def test_images_that_are_in_no_pair_are_told(tmp_path):
-    """As DRIVE's masks of the field of view are found where its masks of vessels are meant."""
+    """Others may be meant, as those of vessels instead of the field of view."""
     fill(tmp_path, "images/{i}.tif", "mask/{i}_mask.gif", IDS)
-    fill(tmp_path, "1st_manual/{i}_manual1.gif", "masks_drawn/{i}.png", IDS)
+    fill(tmp_path, "vessels/{i}_vessels.gif", "masks_drawn/{i}.png", IDS)
     made = draft(tmp_path)
-    assert "# not used: images in 1st_manual (3, as 10_manual1.gif)\n" in made.yaml
-    made = draft(tmp_path, images="images", masks="1st_manual")
+    assert "# not used: images in vessels (3, as 10_vessels.gif)\n" in made.yaml
+    made = draft(tmp_path, images="images", masks="vessels")
     assert "# not used: images in mask (3, as 10_mask.gif)\n" in made.yaml
-    assert "1st_manual/1_manual1.gif" in "".join(made.lists.values())
+    assert "vessels/1_vessels.gif" in "".join(made.lists.values())
 
 
 def test_an_end_that_all_images_share_is_left_out():

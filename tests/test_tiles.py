@@ -15,7 +15,7 @@ from setr.data.tile_draft import Tile, divide_tiles, windows
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
-from setr.outlines import masks
+from setr.outlines import rendering
 from setr.outlines.drawing import Ring, Runs, Shape, draw
 from setr.outlines.window_masks import WindowMask
 from setr.reading.masks import read_mask
@@ -109,7 +109,7 @@ def test_outlines_are_cut_as_they_are_drawn(tmp_path, monkeypatch):
     draft(tmp_path / "whole")
     whole = read_mask(tmp_path / "whole" / "masks_drawn" / "a.png")
     write(tmp_path / "cut", draft(tmp_path / "cut", tile=SIDE))
-    monkeypatch.setattr(masks, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(rendering, "MAX_PIXELS", 1000)
     write(tmp_path / "large", draft(tmp_path / "large", tile=SIDE))
     for folder in ("cut", "large"):
         assert not (tmp_path / folder / "masks_drawn").exists()
@@ -132,7 +132,7 @@ def test_windows_of_a_mask_are_parts_of_it():
         lines = [line / size[::-1] if relative else line for line in (points, hole)]
         shapes.append(Shape("ab"[number % 2], (Ring(lines[0], relative, (lines[1],)),)))
     numbers = {"a": 0, "b": 1}
-    whole, covered = draw(shapes, size, numbers, largest_first=False)
+    whole, covered, _ = draw(shapes, size, numbers, largest_first=False)
     whole[~covered] = 2
     drawn = WindowMask(shapes, size, numbers, 2, largest_first=False)
     for rows, columns in windows(size, 32):
@@ -399,7 +399,7 @@ def test_a_full_disk_is_told(tmp_path, capsys):
 def test_a_second_process_is_refused(tmp_path):
     """It would remove the tiles of the first."""
     with tile_folder.TileFolder(tmp_path, 64) as first:
-        with pytest.raises(SetrError, match="another `setr init-data --tile` is at work here"):
+        with pytest.raises(SetrError, match="another `setr init-data` is at work here"):
             tile_folder.TileFolder(tmp_path, 64)
         assert (tmp_path / ".tiles.part").is_dir()
         assert first.tiles == []

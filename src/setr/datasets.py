@@ -18,14 +18,14 @@ from setr.arguments.typed import checked
 from setr.bands import Bands
 from setr.data import scenes
 from setr.data.configured import configured_files
-from setr.data.data_yaml import HUB, Description, read_description
+from setr.data.data_yaml import HUB, SPLITS, Description, read_description
 from setr.data.dataset import Dataset
 from setr.data.hub_rows import open_hub
 from setr.data.layouts import find_split
-from setr.data.pairing import SplitFiles
+from setr.data.pairing import NoSplitError, SplitFiles
 from setr.data.pairs import Pair, Pairs
 from setr.data.shards import Shards, is_shards
-from setr.errors import USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.labels import Labels, known_labels, known_name
 from setr.reading.pillow import Named, Source
 
@@ -145,9 +145,23 @@ def open_dataset(
     return Dataset(root.name, split, chosen, Pairs(parts), notes, bands=bands)
 
 
+def usual_splits(path: str) -> tuple[str, ...]:
+    """The splits to look for in a data set: those of validation if a YAML file has folds."""
+    local = path.partition(":")[0] not in ("scenes", "hf") and not is_shards(path)
+    described = read_description(Path(path)) if local else Description(Path())
+    named = [fold for fold in described.folds if fold.startswith("val")]
+    return (*named, "test") if named else SPLITS
+
+
 def _split_files(described: Description, split: str, wanted: str | None) -> list[SplitFiles]:
     """Files of a split, from the description or from the folder's layout."""
     root, places = described.root, described.splits.get(split)
+    if places is None and (folds := described.folds):
+        raise NoSplitError(
+            f"{root}: no split '{split}', but folds; name one of {', '.join(folds[:4])}"
+            f"{', …' if len(folds) > 4 else ''}",
+            code=DATA_CHECK_FAILED,
+        )
     if places is None:
         return [find_split(root, split, wanted)]
     return [configured_files(root, root / place, described.masks_dir) for place in places]

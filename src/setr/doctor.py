@@ -24,6 +24,8 @@ from setr.training.weighting import class_weights
 NEAR_BITS = 3
 """Images are near-duplicates if their 64-bit difference hashes differ in at most these bits."""
 
+RARE = 0.1
+"""Share of the pixels, relative to that of an even distribution, up to which a class is rare."""
 NEEDED = ("train", "val")
 """Splits that training needs labelled: weights are chosen by their scores on `val`."""
 
@@ -132,11 +134,31 @@ def diagnose(checkups: Iterable[Checkup]) -> list[Finding]:
         for checkup in checkups
         if checkup.dataset.split == split and not checkup.problems and not checkup.pixels.any()
     ]
+    findings += [found for checkup in checkups for found in _rare_classes(checkup)]
     for i, first in enumerate(checkups):
         for second in checkups[i + 1 :]:
             findings += leaks(first, second)
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: order[finding.level])
+
+
+def _rare_classes(checkup: Checkup) -> list[Finding]:
+    """Classes of training with a tenth of an even share of the pixels or less."""
+    names, pixels = checkup.dataset.labels.classes, checkup.pixels
+    even = pixels.sum() / len(names)
+    rare = [k for k in np.argsort(pixels, kind="stable") if 0 < pixels[k] <= RARE * even]
+    if not rare or not checkup.dataset.split.startswith("train"):
+        return []
+    images = checkup.survey.images(len(names))
+    shown = ", ".join(
+        f"{names[k]} ({100 * pixels[k] / pixels.sum():.2g} % of the pixels, {images[k]} images)"
+        for k in rare[:SHOWN]
+    )
+    text = (
+        f"rare classes: {shown}{', …' if len(rare) > SHOWN else ''}; what helps: "
+        "--data.rare-class-crops 0.5, --train.class-weights auto, or --train.loss"
+    )
+    return [Finding("note", checkup.dataset.split, text, len(rare))]
 
 
 def figures(checkup: Checkup) -> dict[str, Any]:

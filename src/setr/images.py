@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from setr.errors import SetrError, first_line
 from setr.reading.decode import check_png_rows, check_scans, decode_fast, orientation
-from setr.reading.pillow import MAX_PIXELS, Source, note_first, opened, source_name
+from setr.reading.pillow import MAX_PIXELS, Source, note_pages, opened, source_name
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -39,8 +39,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     with opened(source, max_pixels) as image:
         _require_known_range(image, source_name(source))
-        if image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False):
-            note_first(source_name(source))
+        note_pages(image, source_name(source))
         check_scans(image, source)
         pixels = decode_fast(image, source) if image.mode == "RGB" else None
         if pixels is None:

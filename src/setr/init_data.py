@@ -6,23 +6,24 @@ from a classes file); what cannot be known is asked for in a comment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
 from setr.data.band_draft import draft_bands
 from setr.data.class_draft import draft_classes, listed_classes
 from setr.data.data_yaml import SPLITS
-from setr.data.flat_pairs import DRAWN, usual_folders
+from setr.data.flat_pairs import DRAWN
+from setr.data.fold_draft import draft_folds, grouped_lists, groups_of
 from setr.data.found_pairs import find_pairs
-from setr.data.split_draft import draft_lists, known_split
+from setr.data.split_draft import MaskPair, draft_lists, known_split
 from setr.data.tile_folder import TILES, TileFolder
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.outlines.binary_masks import binary_masks
-from setr.outlines.class_masks import class_masks
+from setr.outlines.class_masks import chosen_class_masks, class_masks
 from setr.outlines.files import find_outlines
 from setr.outlines.index import AnnotatedFolder
-from setr.outlines.masks import draw_masks, left_out_text
+from setr.outlines.masks import draw_masks, left_out_text, overlaps_text
 from setr.reading.files import printable, write_bytes
 
 SHOWN = 5
@@ -64,6 +65,9 @@ def draft(
     images: str = "",
     masks: str = "",
     threshold: int = 0,
+    order: str = "",
+    group_by: str = "",
+    folds: int = 0,
 ) -> Draft:
     """Draft the description of a folder.
 
@@ -82,16 +86,27 @@ def draft(
         masks: the same for the masks.
         threshold: for masks of two classes whose values are not exact: those from this one on are
             foreground. The masks are drawn anew, as outlines are. 0 if values are ids or colours.
+        order: for outlines and masks of one class each, names of classes with commas between:
+            those named later are drawn over those named earlier, and all of them over others.
+        group_by: pattern of image names; images in which its wildcards stand for the same text are
+            kept in one split or fold (see `groups_of`).
+        folds: number of folds for cross-validation; 0 for none.
 
     Raises:
-        SetrError: a known data set that needs no description, an unknown layout, a `val_share`,
-            `class_key` or `rest` that would have no effect, one of `images` and `masks` without the
-            other, or images that cannot be cut.
+        SetrError: a known data set that needs no description, an unknown layout, an option that
+            would have no effect, one of `images` and `masks` without the other, or images that
+            cannot be cut.
     """
     if bool(images) != bool(masks):
         given, other = ("images", "masks") if images else ("masks", "images")
         raise SetrError(f"--{given} {images or masks}: give --{other}, too", code=USAGE)
-    asked = _Asked(val_share, rest, name, class_key, images, masks, threshold)
+    if tile and (group_by or folds):
+        option = f"--group-by {group_by}" if group_by else f"--folds {folds}"
+        raise SetrError(f"{option}: is not for --tile, which chooses blocks of tiles", code=USAGE)
+    covering = tuple(filter(None, map(str.strip, order.split(","))))
+    asked = _Asked(
+        val_share, rest, name, class_key, images, masks, threshold, covering, group_by, folds
+    )
     if not tile:
         return _draft(root, asked, None)
     with TileFolder(root, tile) as tiles:
@@ -110,14 +125,30 @@ class _Asked(NamedTuple):
     images: str
     masks: str
     threshold: int
+    order: tuple[str, ...]
+    group_by: str
+    folds: int
+
+    def lists(
+        self, pairs: list[MaskPair], known: Mapping[str, str], classes: Mapping[str, Set[int]]
+    ) -> dict[str, str]:
+        """Text of the list of each split, or of each fold and of test."""
+        groups = groups_of([image for image, _ in pairs], self.group_by) if self.group_by else {}
+        if self.folds:
+            return draft_folds(pairs, self.folds, known, classes, groups)
+        if groups:
+            return grouped_lists(pairs, self.val_share, known, classes, groups)
+        return draft_lists(pairs, self.val_share, known, classes)
 
 
 def _draft(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
-    if asked.threshold:
+    if asked.images:
+        annotated = chosen_class_masks(root, asked.images, asked.masks, asked.threshold)
+    else:
+        annotated = class_masks(root, asked.threshold)
+    if annotated is None and asked.threshold:
         found = find_pairs(root, asked.images, asked.masks)
-        return _draft_outlines(root, asked, tiles, binary_masks(root, found, asked.threshold))
-    folders = [] if asked.images else [pair for group in usual_folders(root) for pair in group]
-    annotated = class_masks(root, folders)
+        annotated = binary_masks(root, found, asked.threshold)
     if annotated is None:
         try:
             return _draft_masks(root, asked, tiles)
@@ -138,16 +169,17 @@ def _draft_outlines(
     if not annotated.has_properties:
         _refuse_class_key(root, asked, annotated.kind)
     splits = {entry.image: entry.split for entry in annotated.images if entry.split}
-    _refuse_val_share(root, asked, [entry.image for entry in annotated.images], splits)
-    drawn = draw_masks(root, annotated, rest=asked.rest, tiles=tiles)
+    _refuse_no_effect(root, asked, [entry.image for entry in annotated.images], splits)
+    drawn = draw_masks(root, annotated, rest=asked.rest, order=asked.order, tiles=tiles)
     notes = [
         *annotated.notes,
         left_out_text(annotated.left_out),
         _left_out(annotated.unannotated, len(annotated.images), "outlines"),
+        overlaps_text(drawn, asked.order) if annotated.tells_overlaps else "",
     ]
     pairs, folder = drawn.pairs, DRAWN
     if tiles is None:
-        lists = draft_lists(pairs, asked.val_share, drawn.splits, drawn.by_mask)
+        lists = asked.lists(pairs, drawn.splits, drawn.by_mask)
     else:
         lists, left_out = tiles.divide(asked.val_share, drawn.splits, drawn.by_mask)
         pairs, folder = tiles.pairs, TILES
@@ -174,15 +206,21 @@ def _refuse_class_key(root: Path, asked: _Asked, kind: str) -> None:
         )
 
 
-def _refuse_val_share(
-    root: Path, asked: _Asked, images: Iterable[str], splits: Mapping[str, str]
+def _refuse_no_effect(
+    root: Path, asked: _Asked, images: Sequence[str], splits: Mapping[str, str]
 ) -> None:
-    """Refuse a share that would have no effect, because the folder has both splits."""
+    """Refuse a share or groups that no split is drawn by, and groups that images do not have."""
+    if asked.group_by:
+        groups_of(images, asked.group_by)
     known = {known_split(image, splits) for image in images}
-    if asked.val_share != VAL_SHARE and "val" in known and known & {"", "train"}:
+    both = "val" in known and bool(known & {"", "train"})
+    share = f"--val-share {asked.val_share}" if asked.val_share != VAL_SHARE else ""
+    option = share or (asked.group_by and f"--group-by {asked.group_by}")
+    if share and asked.folds:
+        raise SetrError(f"{share}: has no effect beside --folds; leave it out", code=USAGE)
+    if option and both and not asked.folds:
         raise SetrError(
-            f"--val-share {asked.val_share}: has no effect, because {root} has images for "
-            "validation; leave it out",
+            f"{option}: has no effect, because {root} has images for validation; leave it out",
             code=USAGE,
         )
 
@@ -191,19 +229,25 @@ def _draft_masks(root: Path, asked: _Asked, tiles: TileFolder | None) -> Draft:
     """Draft the description of a folder of mask files."""
     found = find_pairs(root, asked.images, asked.masks)
     _refuse_class_key(root, asked, "masks")
-    _refuse_val_share(root, asked, [image for image, _ in found.pairs], found.splits)
+    _refuse_no_effect(root, asked, [image for image, _ in found.pairs], found.splits)
     if asked.rest != REST:
         raise SetrError(
             f"--rest {asked.rest}: is for outlines and masks of one class each, and {root} has "
             "masks of all classes; leave it out, and map their ids in data.yaml",
             code=USAGE,
         )
+    if asked.order:
+        raise SetrError(
+            f"--order {','.join(asked.order)}: is for outlines and masks of one class each, and "
+            f"{root} has masks of all classes; leave it out",
+            code=USAGE,
+        )
     notes = [_left_out(found.unpaired, len(found.pairs), "mask")]
     pairs, what = found.pairs, "pairs found"
     if tiles is None:
         classes = draft_classes(root, [mask for _, mask in pairs])
-        lists = draft_lists(pairs, asked.val_share, found.splits, classes.by_mask)
-        lists = {} if found.is_divided else lists
+        lists = asked.lists(pairs, found.splits, classes.by_mask)
+        lists = {} if found.is_divided and not asked.folds else lists
     else:
         classes = draft_classes(root, tiles.cut_files(pairs))
         lists, left_out = tiles.divide(asked.val_share, found.splits, classes.by_mask)
@@ -228,18 +272,22 @@ def _left_out(unpaired: list[str], count: int, what: str) -> str:
 def _composed(
     name: str, head: list[str], note: str, body: list[str], lists: dict[str, str]
 ) -> Draft:
-    """The draft; `lists` are by split, empty if folders define the splits."""
-    names = {split: file for split, file in list_names(name).items() if split in lists}
+    """The draft; `lists` are by split or fold, empty if folders define the splits."""
+    folds = [part for part in lists if part not in SPLITS]
+    names = list_names(name, [*(split for split in SPLITS if split in lists), *folds])
     lines = [*head, *([f"# {note}"] if note else ())]
-    lines += [f"{split}: {file}" for split, file in names.items()]
-    files = {file: lists[split] for split, file in names.items()}
+    lines += [f"{split}: {file}" for split, file in names.items() if split in SPLITS]
+    for number, own in enumerate(folds, 1):
+        others = ", ".join(names[fold] for fold in folds if fold != own)
+        lines += [f"train{number}: [{others}]", f"val{number}: {names[own]}"]
+    files = {file: lists[part] for part, file in names.items()}
     return Draft("\n".join([*lines, *body]) + "\n", files, note, name)
 
 
-def list_names(name: str) -> dict[str, str]:
-    """The list file of each split, for a YAML file of this name."""
+def list_names(name: str, parts: Sequence[str] = SPLITS) -> dict[str, str]:
+    """The list file of each split or fold, for a YAML file of this name."""
     prefix = "" if name == "data.yaml" else f"{Path(name).stem}_"
-    return {split: f"{prefix}{split}.txt" for split in SPLITS}
+    return {part: f"{prefix}{part}.txt" for part in parts}
 
 
 def write(root: Path, made: Draft) -> list[Path]:

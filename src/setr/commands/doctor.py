@@ -12,10 +12,9 @@ from rich.cells import cell_len, set_cell_size
 
 from setr.cli import parse
 from setr.commands.shared import Data, Words
-from setr.data.data_yaml import SPLITS
 from setr.data.dataset import Dataset
 from setr.data.pairing import NoSplitError
-from setr.datasets import open_dataset
+from setr.datasets import open_dataset, usual_splits
 from setr.doctor import Checkup, Finding, check, describe_map, diagnose, figures
 from setr.errors import DATA_CHECK_FAILED, OK, SetrError
 from setr.pages.doctor_page import write_checkups
@@ -33,7 +32,7 @@ class Arguments:
     labels: str | None = None
     """Known data set whose classes to use where the folder names none."""
     splits: Words = ()
-    """Splits to check; those that exist of train, val and test by default."""
+    """Splits to check; those that exist of train, val and test, or all folds, by default."""
     quick: bool = False
     """Read only headers and ends of the images, as training does; no search for leaks."""
     page: Path | None = None
@@ -71,7 +70,8 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
     """The splits that exist; one that cannot be opened becomes a finding."""
     opened: list[Dataset | Finding] = []
     absent: NoSplitError | None = None
-    for split in given.splits or SPLITS:
+    usual = usual_splits(given.data)
+    for split in given.splits or usual:
         try:
             dataset = open_dataset(given.data, split, given.labels)
         except NoSplitError as error:
@@ -98,7 +98,7 @@ def _open_splits(given: Arguments) -> list[Dataset | Finding]:
         opened += [
             Finding("warning", split, f"{_ABSENT}; training wants one or --data.{split}-split")
             for split in ("train", "val")
-            if split not in there
+            if split in usual and split not in there
         ]
     return opened
 

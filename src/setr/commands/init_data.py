@@ -16,7 +16,9 @@ from setr.data.tile_folder import TILES
 from setr.errors import OK, USAGE, SetrError
 from setr.init_data import REST, VAL_SHARE, draft, list_names, write
 
-_OPTIONS = ("images", "masks", "val_share", "rest", "class_key", "threshold", "tile")
+_OPTIONS = ("images", "masks", "val_share", "group_by", "folds", "rest", "order",
+            "class_key", "threshold", "tile")  # fmt: skip
+MOST_FOLDS = 1000
 BESIDE = "setr.yaml"
 """The draft beside a data.yaml of another program."""
 _NAMES = re.compile(rb"^names[ \t]*:", re.MULTILINE)
@@ -39,11 +41,20 @@ class Arguments:
     pattern in quotes, as 'train/*_sat.jpg' (give --masks, too)."""
     masks: str = ""
     """Where the masks are, as 'train/*_mask.png'; in an image and its mask * stands for the same
-    text, and ** also for folders."""
+    text, and ** also for folders. {class} in it is the class of a mask of one class, {any} is text
+    that may differ, {number} (in both) a number with any zeros in front."""
     val_share: float = VAL_SHARE
     """Share of the pairs for validation where the folder has no split for it."""
+    group_by: str = ""
+    """Keep images together in a split or fold, as of one patient, video or place: a pattern of
+    their names, as 'images/*_{any}', in which * stands for the group."""
+    folds: int = 0
+    """Divide the images into so many folds for cross-validation, as train1 and val1, train2 …"""
     rest: str = REST
     """Class of what no outline covers, or `ignore` to leave it out of training and scores."""
+    order: str = ""
+    """Classes with commas between, as road,car: those named later are drawn over those named
+    earlier, and all of them over others. By default as in the files, or small areas over large."""
     class_key: str = ""
     """Property (field) of map layers or of VIA's outlines that names the class; if not given,
     class, label, class_name, category or name."""
@@ -77,6 +88,8 @@ def run(arguments: list[str]) -> int:
     if given.tile < 0:
         raise SetrError(f"--tile {given.tile}: give a number of pixels", code=USAGE)
     require_within(given, 0, 65535, "threshold")
+    if given.folds and not 2 <= given.folds <= MOST_FOLDS:
+        raise SetrError(f"--folds {given.folds}: give 2 to {MOST_FOLDS}", code=USAGE)
     _require_absent(given, [name, *([TILES, *list_names(name).values()] if given.tile else [])])
     options = {option: getattr(given, option) for option in _OPTIONS}
     made = draft(given.folder, name=name, **options)

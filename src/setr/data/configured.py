@@ -55,7 +55,7 @@ def read_list(root: Path, listed: Path, masks_dir: str | None = None) -> SplitFi
     rows = chain((first,) if first else (), rows)
     if len(first) == 1 and is_file(first[0]):
         return _pair_listed_images(root, listed, rows, masks_dir)
-    for row in rows:
+    for row in (tuple(_portable(root, name) for name in row) for row in rows):
         if len(row) != 2 or not all(row):
             raise data_error(
                 f"{listed}: '{' '.join(row)}' is not 'image mask'; if names contain spaces, "
@@ -80,7 +80,7 @@ def _pair_listed_images(
                 f"{listed}: '{' '.join(row)}' is not one image like the first line; give image "
                 "and mask in every line, or only images"
             )
-        name = _from_root(root, listed, row[0])
+        name = _from_root(root, listed, _portable(root, row[0]))
         head, images_part, tail = f"/{name}".rpartition("/images/")
         places = [f"{head}/{m}/{tail}"[not os.path.isabs(name) :] for m in _mask_folders(masks_dir)]
         for folder, file in map(os.path.split, places if images_part else ()):
@@ -101,6 +101,11 @@ def _pair_listed_images(
             )
     refuse_doubles(listed, images, "listed more than once")
     return SplitFiles(root, images, masks)
+
+
+def _portable(root: Path, name: str) -> str:
+    """A listed name with slashes, if it was written on Windows."""
+    return name.replace("\\", "/") if "\\" in name and not (root / name).exists() else name
 
 
 def _from_root(root: Path, listed: Path, name: str) -> str:

@@ -7,6 +7,7 @@ the classes, their number, the folder of masks, and code that is never run.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from setr.reading.parsed import PlainLoader, yaml_of
 HUB = "hf:"
 """Prefix of Hugging Face data sets (extra `hf`)."""
 SPLITS = ("train", "val", "test")
+_FOLD = re.compile(r"(train|val)[1-9]\d*")
+"""The splits of a fold for cross-validation."""
 YAML_KEYS = (
     "path", *SPLITS, "masks_dir", "classes", "names", "nc", "colours", "label_map", "colour_map",
     "ignore", "labels", "bands", "value_range", "download",
@@ -58,6 +61,11 @@ class Description(NamedTuple):
     splits: Mapping[str, tuple[str, ...]] = {}
     masks_dir: str | None = None
     bands: Bands | None = None
+
+    @property
+    def folds(self) -> list[str]:
+        """Names of the splits of folds: train1, val1, and so on."""
+        return [split for split in self.splits if split not in SPLITS]
 
 
 class DataLoader(PlainLoader):
@@ -115,7 +123,8 @@ def read_description(path: Path) -> Description:
         raise SetrError(f"{path}: not valid YAML ({first_line(error)})", code=USAGE) from None
     if not isinstance(values, dict):
         raise SetrError(f"{path}: expected keys such as 'classes:'", code=USAGE)
-    unknown = [key for key in values if key not in YAML_KEYS]
+    folds = [key for key in values if isinstance(key, str) and _FOLD.fullmatch(key)]
+    unknown = [key for key in values if key not in (*YAML_KEYS, *folds)]
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), YAML_KEYS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(YAML_KEYS)}"
@@ -128,7 +137,8 @@ def read_description(path: Path) -> Description:
             "of the images relative to this file, as path: . for its own",
             code=USAGE,
         )
-    splits = {split: _places(values[split], split, path) for split in SPLITS if values.get(split)}
+    named = [split for split in (*SPLITS, *folds) if values.get(split)]
+    splits = {split: _places(values[split], split, path) for split in named}
     masks_dir = values.get("masks_dir")
     try:
         bands = Bands.of(values)
@@ -169,6 +179,21 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
             "class; list only the other classes, and map this id to 'ignore' in label_map:",
             code=USAGE,
         )
+    pairs = classes.items() if isinstance(classes, dict) else ()
+    by_id = bool(pairs) and all(type(i) is int and isinstance(name, str) for i, name in pairs)
+    if key == "classes" and by_id:
+        raise SetrError(
+            f"{path}: 'classes' has numbers for names; give the names as a list, or {{id: name}} "
+            "under 'names'",
+            code=USAGE,
+        )
+    for name in named:
+        if not isinstance(name, str | int | float):
+            raise SetrError(
+                f"{path}: '{key}' has {name!r} where a name should be; give names, or names with "
+                "colours, as {road: [128, 64, 128]}; write a name such as null in quotes",
+                code=USAGE,
+            )
     if key == "names" and isinstance(classes, dict):
         if set(classes) != set(range(len(classes))):
             raise SetrError(
@@ -184,6 +209,8 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
     colours = values.get("colours")
     if isinstance(classes, dict) and any(classes.values()):
         colours = list(classes.values())
+    for key in ("label_map", "colour_map"):
+        _refuse_ambiguous(path, key, values.get(key), [str(name) for name in classes])
     try:
         return Labels.from_dict(
             {
@@ -195,6 +222,18 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
         )
     except SetrError as error:
         raise SetrError(f"{path}: {error}", code=USAGE) from None
+
+
+def _refuse_ambiguous(path: Path, key: str, mapping: Any, classes: list[str]) -> None:
+    """Refuse numbers that are the name of one class and the place of another."""
+    for number in mapping.values() if isinstance(mapping, Mapping) else ():
+        name = str(number)
+        if type(number) is int and name in classes and classes.index(name) != number:
+            raise SetrError(
+                f"{path}: {key} value {number} may be the class called '{name}' or, counted from "
+                f"0, another one; write '{name}' in quotes, or {classes.index(name)}",
+                code=USAGE,
+            )
 
 
 def _label_map(values: Mapping[str, Any], count: int) -> Mapping[Any, Any]:

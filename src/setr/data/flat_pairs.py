@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import product
 from pathlib import Path
 
 from setr.data.mask_names import masks_by_stem, separate_masks
-from setr.data.name_patterns import pairs_by_pattern, require_relative
-from setr.data.pairing import MASK_FOLDERS
+from setr.data.name_patterns import fitting_keys, pairs_by_pattern, require_relative
+from setr.data.pairing import MASK_FOLDERS, data_error, unique_stems
 from setr.data.tile_folder import TILES, has_tiles
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.reading.files import is_cycle, printable, stem_of, walk_images
+from setr.reading.files import is_cycle, printable, stem_of, unread_text, walk_images
 
 IMAGE_NAMES = (
     *("images", "image", "imgs", "img", "img_dir", "jpegimages"),
@@ -36,9 +36,11 @@ OUTLINES = (
 """Whose outlines are drawn as masks."""
 _CITYSCAPES = "**_leftImg8bit", "gtFine/**_gtFine_labelIds"
 """Patterns of images and masks in CVAT's export as Cityscapes."""
+_DRIVE = "**/images/{number}{any}", "**/1st_manual/{number}_manual1"
+"""Patterns of DRIVE, whose folder `mask` has the fields of view, not the vessels."""
 _SAY_WHICH = (
     "say which files belong together, with * for what is equal in both names: "
-    "--images 'IMAGE_FOLDER/*' --masks 'MASK_FOLDER/*_mask'"
+    "--images 'IMAGE_FOLDER/*' --masks 'MASK_FOLDER/*_mask', or '*_{class}' for a mask per class"
 )
 DRAWN = "masks_drawn"
 """Folder for drawn masks."""
@@ -90,6 +92,11 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     Raises:
         SetrError: no such folders, or several masks for an image (exit code 3).
     """
+    files = files_below(root)
+    if fitting_keys(files, _DRIVE[1]):
+        pairs, unpaired = pairs_by_pattern(files, *_DRIVE)
+        if pairs:
+            return pairs, unpaired
     here, usual = _folders(root)[""], list(usual_folders(root))
     at_root = [group for group in usual if "/" not in group[0][0]]
     for folders in (
@@ -104,7 +111,6 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
         pairs = [pair for part, _ in found for pair in part]
         if pairs:
             return pairs, [image for _, images in found for image in images]
-    files = _files(root)
     for ahead in ("imgsFine/leftImg8bit/", "leftImg8bit/"):
         pairs, unpaired = pairs_by_pattern(files, ahead + _CITYSCAPES[0], _CITYSCAPES[1])
         if pairs:
@@ -119,7 +125,7 @@ def flat_pairs(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     _refuse_other_names(root)
     raise SetrError(
         f"{root}: no image folder with masks beside it under usual names (as images and masks), "
-        f"and no outlines ({OUTLINES}); it has {inventory(files) or 'no images'}; {_SAY_WHICH}",
+        f"and no outlines ({OUTLINES}); it has {_inventory_of(root)}; {_SAY_WHICH}",
         code=DATA_CHECK_FAILED,
     )
 
@@ -138,23 +144,39 @@ def chosen_pairs(root: Path, images: str, masks: str) -> tuple[list[tuple[str, s
     Raises:
         SetrError: nothing there, or no pairs (exit code 2).
     """
-    given = []
-    for option, value in (("--images", images), ("--masks", masks)):
-        require_relative(root, option, value)
-        given.append("" if Path(value) == Path(".") else Path(value).as_posix())
+    given = relative_places(root, images, masks)
     if all((root / value).is_dir() for value in given):
         pairs, unpaired = _paired(root, *given)
     else:
         patterns = [f"{value}/**" if (root / value).is_dir() else value for value in given]
-        pairs, unpaired = pairs_by_pattern(_files(root), *patterns)
-    if not pairs:
-        found = f"{len(unpaired)} images, as {printable(unpaired[0])}" if unpaired else "no image"
+        pairs, unpaired = pairs_by_pattern(files_below(root), *patterns)
+    require_found(root, images, masks, pairs, unpaired)
+    return pairs, unpaired
+
+
+def relative_places(root: Path, images: str, masks: str) -> list[str]:
+    """Two folders or patterns without `./`; empty for the root itself.
+
+    Raises:
+        SetrError: one of them leads out of the folder (exit code 2).
+    """
+    given = (("--images", images), ("--masks", masks))
+    for option, value in given:
+        require_relative(root, option, value)
+    return ["" if Path(value) == Path(".") else Path(value).as_posix() for _, value in given]
+
+
+def require_found(
+    root: Path, images: str, masks: str, found: Collection[object], unpaired: list[str]
+) -> None:
+    """Refuse folders or patterns that no image and mask fit."""
+    if not found:
+        first = f"{len(unpaired)} images, as {printable(unpaired[0])}" if unpaired else "no image"
         raise SetrError(
-            f"--images {images} --masks {masks}: {found} and no mask of the same name; "
-            f"{root} has {inventory(_files(root)) or 'no images'}; {_SAY_WHICH}",
+            f"--images {images} --masks {masks}: {first} and no mask of the same name; "
+            f"{root} has {_inventory_of(root)}; {_SAY_WHICH}",
             code=USAGE,
         )
-    return pairs, unpaired
 
 
 def _made(root: Path) -> tuple[str, ...]:
@@ -162,7 +184,7 @@ def _made(root: Path) -> tuple[str, ...]:
     return (DRAWN, TILES) if has_tiles(root) else (DRAWN,)
 
 
-def _files(root: Path) -> list[str]:
+def files_below(root: Path) -> list[str]:
     """Images and masks below the root, without those that were made here."""
     made = tuple(f"{name}/" for name in _made(root))
     return [name for name in walk_images(root) if not name.startswith(made)]
@@ -180,10 +202,15 @@ def inventory(files: list[str]) -> str:
     return f"images in {shown}{', …' if len(folders) > SHOWN else ''}" if files else ""
 
 
+def _inventory_of(root: Path) -> str:
+    """What is below a folder, for messages: its images, and those that are not read."""
+    return "; ".join(filter(None, (inventory(files_below(root)) or "no images", unread_text(root))))
+
+
 def unused_files(root: Path, pairs: list[tuple[str, str]]) -> list[str]:
     """Images below the root in folders without any of these images and masks."""
     used = {os.path.dirname(name) for pair in pairs for name in pair if name}
-    return [name for name in _files(root) if os.path.dirname(name) not in used]
+    return [name for name in files_below(root) if os.path.dirname(name) not in used]
 
 
 def _annotated_folders(root: Path) -> list[tuple[str, str]]:
@@ -194,11 +221,12 @@ def _annotated_folders(root: Path) -> list[tuple[str, str]]:
 
 def _paired(root: Path, images: str, masks: str) -> tuple[list[tuple[str, str]], list[str]]:
     """Pairs of two folders, which may be the same, and images without a mask."""
-    files = _files(root / images)
+    files = files_below(root / images)
     if masks and not images:
         files = [name for name in files if "/" not in name]
     files, found = separate_masks(files) if images == masks else (files, walk_images(root / masks))
     masks_of = masks_by_stem(files, found)
+    unique_stems(images, [name for name in files if stem_of(name) in masks_of])
     image_prefix, mask_prefix = (f"{folder}/" if folder else "" for folder in (images, masks))
     pairs = [
         (image_prefix + name, mask_prefix + masks_of[stem_of(name)])
@@ -207,7 +235,23 @@ def _paired(root: Path, images: str, masks: str) -> tuple[list[tuple[str, str]],
     ]
     if not pairs:
         _refuse_masks_of_folders(root / masks, files, found)
-    return pairs, [image_prefix + name for name in files if stem_of(name) not in masks_of]
+    unpaired = [name for name in files if stem_of(name) not in masks_of]
+    if images == masks:
+        _refuse_further_masks(root / masks, unpaired, found)
+    return pairs, [image_prefix + name for name in unpaired]
+
+
+def _refuse_further_masks(place: Path, unpaired: list[str], masks: list[str]) -> None:
+    """Raise an error if `x_mask_1` without a mask is a second one of `x`, beside `x_mask`."""
+    stems = {stem_of(mask): mask for mask in masks}
+    for name in unpaired:
+        bare = re.sub(r"[_\-. ]?\d+$", "", stem_of(name))
+        if bare in stems and bare != stem_of(name):
+            raise data_error(
+                f"{place}: {printable(stems[bare])} and {printable(name)} seem to be masks of two "
+                "objects in one image; to join such masks, give a pattern with {any} for the "
+                "number: --images '**/*' --masks '**/*_mask{any}'"
+            )
 
 
 def _refuse_masks_of_folders(place: Path, files: list[str], masks: list[str]) -> None:
@@ -217,8 +261,8 @@ def _refuse_masks_of_folders(place: Path, files: list[str], masks: list[str]) ->
     if len(same_name) > 1 and stem_of(first) in map(stem_of, files):
         raise SetrError(
             f"{place}: an image has several masks, as {' and '.join(same_name[:2])}; if each "
-            "folder is of one class, save 0 and one other value in each file, or merge the masks "
-            "of an image into one file with one class id per pixel",
+            "folder is of one class, save 0 and one other value in each file, or add --threshold "
+            "128; else merge the masks of an image into one with one class id per pixel",
             code=DATA_CHECK_FAILED,
         )
 
@@ -229,6 +273,13 @@ def _refuse_other_names(root: Path) -> None:
     if pair is None:
         return
     found = [_contents(root / folder) for folder in pair]
+    images, masks = ({stem_of(name) for name in walk_images(root / folder)} for folder in pair)
+    if {int(s) for s in images if s.isdecimal()} & {int(s) for s in masks if s.isdecimal()}:
+        given = f"--images '{pair[0]}/{{number}}' --masks '{pair[1]}/{{number}}'"
+        raise data_error(
+            f"{root}: numbers in {pair[0]} ({found[0]}) and {pair[1]} ({found[1]}) have other "
+            f"zeros; if they mean the same, {given} takes them as equal"
+        )
     raise SetrError(
         f"{root}: no file in {pair[0]} ({found[0]}) is called as one in {pair[1]} ({found[1]}); "
         f"save a mask of the same name for each image, as PNG with one class id per pixel, or "

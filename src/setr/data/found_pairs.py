@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from setr.data.data_yaml import SPLITS
 from setr.data.flat_pairs import chosen_pairs, flat_pairs, inventory, unused_files
-from setr.data.layouts import find_split, is_drafted, split_lists
+from setr.data.layouts import find_split, is_drafted, listed_splits
 from setr.data.pairing import NoSplitError
 from setr.errors import USAGE, SetrError
-from setr.reading.files import stem_of
+from setr.reading.files import unread_text
 
 
 class FoundPairs(NamedTuple):
@@ -65,9 +65,7 @@ def find_pairs(root: Path, images: str = "", masks: str = "") -> FoundPairs:
     if not pairs:
         is_divided = False
         pairs, unpaired = chosen_pairs(root, images, masks) if images else flat_pairs(root)
-        listed = split_lists(root)
-        stems = {i: stem_of(i.partition("/")[2] or i) for i, _ in pairs}
-        splits = {image: listed[stem] for image, stem in stems.items() if stem in listed}
+        splits = listed_splits(root, [image for image, _ in pairs])
     used = [*pairs, *((image, "") for image in unpaired)]
-    unused = inventory(unused_files(root, used))
+    unused = "; ".join(filter(None, (inventory(unused_files(root, used)), unread_text(root))))
     return FoundPairs(pairs, splits, is_divided, unpaired, unused)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from setr.data.mask_names import separate_masks
@@ -92,6 +92,13 @@ def split_lists(root: Path) -> dict[str, str]:
             names = map(str.strip, lines)
             found |= {stem_of(n) if is_file(n) else composed(n): split for n in names}
     return found
+
+
+def listed_splits(root: Path, images: Iterable[str]) -> dict[str, str]:
+    """Split of each image that `split_lists` has, by its path below its first folder."""
+    listed = split_lists(root)
+    stems = {image: stem_of(image.partition("/")[2] or image) for image in images}
+    return {image: listed[stem] for image, stem in stems.items() if stem in listed}
 
 
 def is_drafted(path: Path) -> bool:

@@ -86,7 +86,8 @@ def _mask_end(stems: Sequence[str], by_stem: Mapping[str, str]) -> str:
         raise SetrError(
             f"images have several masks ({stem} has {shown}); keep one for each image, with one "
             "class id per pixel; if each file is the mask of one class, `setr init-data DIR` joins "
-            "files of 0 and one other value; merge others into one file per image",
+            "files of 0 and one other value, also under other names (--images 'images/*' --masks "
+            "'masks/*_{class}')",
             code=DATA_CHECK_FAILED,
         )
     return (usual or equal or [""])[0]

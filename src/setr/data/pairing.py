@@ -14,7 +14,14 @@ from typing import NamedTuple, TextIO
 
 from setr.data.mask_names import masks_by_stem, separate_masks
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.reading.files import IMAGE_SUFFIXES, composed, stem_of, walk_images
+from setr.reading.files import (
+    IMAGE_SUFFIXES,
+    composed,
+    printable,
+    stem_of,
+    unread_text,
+    walk_images,
+)
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
 
@@ -82,8 +89,7 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Spl
         files, mask_files = separate_masks(files)
     else:
         mask_files = names_below(root / masks, suffixes=IMAGE_SUFFIXES | {".mat"})
-    stems = [stem_of(name) for name in files]
-    refuse_doubles(root / images, stems, "the stem of several images; masks would be mixed up")
+    stems = list(unique_stems(images, files))
     masks_of = masks_by_stem(files, mask_files)
     missing = [name for name, stem in zip(files, stems, strict=True) if stem not in masks_of]
     _require_none_missing(root / masks, missing, len(files))
@@ -93,6 +99,26 @@ def pair_folders(root: Path, images: str, masks: str, labels: str | None) -> Spl
         shown = ", ".join(sorted(masks_of.values())[:5])
         notes = (f"{root / masks}: {len(masks_of)} masks have no image: {shown}",)
     return SplitFiles(root, [f"{images}/{name}" for name in files], pairs, labels, notes, images)
+
+
+def unique_stems(folder: str, files: Iterable[str]) -> dict[str, str]:
+    """The images of a folder by their stems, in their order.
+
+    Raises:
+        SetrError: two with the same stem (exit code 3).
+    """
+    stems: dict[str, str] = {}
+    for name in files:
+        first = stems.setdefault(stem_of(name), name)
+        if first != name:
+            ending = os.path.splitext(first)[1]
+            raise data_error(
+                f"{folder or '.'}: {printable(first)} and {printable(name)} are images with the "
+                "same stem, so both would get the same mask; remove one of them, or take those of "
+                f"one ending: `setr init-data DIR --images '{folder or '.'}/*{ending}' --masks "
+                "'MASK_FOLDER/*'`"
+            )
+    return stems
 
 
 def pair_names(
@@ -161,6 +187,8 @@ class _StemIndex:
         longest path that the entry ends with.
         """
         stem = stem_of(entry) if is_file(entry) else composed(entry)  # a stem may contain dots
+        if "\\" in stem and stem not in self._whole:  # written on Windows
+            stem = stem.replace("\\", "/")
         if stem not in self._whole and stem in self._ends:
             return self._ends[stem]
         return [self._whole[end] for end in _ends(stem) if end in self._whole][:1]
@@ -191,7 +219,8 @@ def names_below(
             if outlines
             else ""
         )
-        raise data_error(f"{folder}: no images in this folder{hint}")
+        unread = unread_text(folder)
+        raise data_error(f"{folder}: no images in this folder{hint}{unread and f'; {unread}'}")
     return [prefix + name for name in names]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 
 from setr.data.layouts import SPLIT_OF
 
@@ -19,7 +19,23 @@ def draft_lists(
     known: Mapping[str, str],
     classes: Mapping[str, Set[int]],
 ) -> dict[str, str]:
-    """Text of the list of each split; train and val get at least one pair each if there are two.
+    """Text of the list of each split; see `draft_parts`."""
+    parts = draft_parts(pairs, val_share, known, classes)
+    return {split: list_text(part) for split, part in parts.items()}
+
+
+def list_text(pairs: Iterable[MaskPair]) -> str:
+    """Lines of a list file."""
+    return "".join(f"{image}\t{mask}\n" for image, mask in sorted(pairs))
+
+
+def draft_parts(
+    pairs: list[MaskPair],
+    val_share: float,
+    known: Mapping[str, str],
+    classes: Mapping[str, Set[int]],
+) -> dict[str, list[MaskPair]]:
+    """The pairs of each split; train and val get at least one pair each if there are two.
 
     Pairs with a known split, or in a folder named after one (see `known_split`), stay in it, so
     test images are not used for training, unless there are no others. The others are for training;
@@ -40,10 +56,7 @@ def draft_lists(
         parts |= drawn_split(rest, val_share, classes)
     else:
         parts["train"] = train
-    return {
-        split: "".join(f"{image}\t{mask}\n" for image, mask in sorted(part))
-        for split, part in parts.items()
-    }
+    return parts
 
 
 def known_split(image: str, known: Mapping[str, str]) -> str:

@@ -63,7 +63,7 @@ class TileFolder:
             raise SetrError(
                 f"{root / TILES}: exists, and was not written by --tile; rename it", code=USAGE
             )
-        self._lock = _locked(root)
+        self._lock = locked(root)
         try:
             self.clear()
         except SetrError:
@@ -238,8 +238,8 @@ class TileFolder:
             raise SetrError(f"{folder}: cannot be removed: {error.strerror}") from None
 
 
-def _locked(root: Path) -> int | None:
-    """A lock against a second process, which would remove the tiles of the first.
+def locked(root: Path) -> int | None:
+    """A lock against a second process, which would remove what the first has made.
 
     Returns:
         The open folder, whose lock ends when it is closed; None where folders cannot be locked.
@@ -258,7 +258,7 @@ def _locked(root: Path) -> int | None:
     except BlockingIOError:
         os.close(lock)
         raise SetrError(
-            f"{root}: another `setr init-data --tile` is at work here; wait until it ends"
+            f"{root}: another `setr init-data` is at work here; wait until it ends"
         ) from None
     except OSError:  # a file system without locks
         os.close(lock)

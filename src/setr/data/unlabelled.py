@@ -17,7 +17,7 @@ from setr.data.pairs import Pairs
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.labels import IGNORE, Labels
 from setr.processes.quota import cpus
-from setr.reading.files import IMAGE_SUFFIXES
+from setr.reading.files import IMAGE_SUFFIXES, no_images
 
 SPLIT = "distill.images"
 """Its name where splits are told apart; no other split has one with a dot in this place."""
@@ -59,7 +59,7 @@ def open_unlabelled(folder: str | os.PathLike, labels: Labels, bands: Bands | No
             if Path(name).suffix.lower() in IMAGE_SUFFIXES
         ]
     if not names:
-        raise SetrError(f"{SPLIT} {folder}: no images found here", code=USAGE)
+        raise no_images(folder, SPLIT)
     pairs = Pairs([SplitFiles(root, names, None)])
     return UnlabelledImages(root.name, SPLIT, labels, pairs, bands=bands)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from setr.data.class_files import names_by_id
 from setr.data.found_pairs import FoundPairs
-from setr.outlines.drawing import MaskFile, Shape
+from setr.outlines.drawing import Shape
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage
+from setr.outlines.mask_files import MaskFile
 
 
 def binary_masks(root: Path, found: FoundPairs, threshold: int) -> AnnotatedFolder:
@@ -25,6 +26,6 @@ def binary_masks(root: Path, found: FoundPairs, threshold: int) -> AnnotatedFold
     out = AnnotatedFolder(f"masks with --threshold {threshold}", False, (name,))
     for image, mask in found.pairs:
         shape = Shape(name, (MaskFile(root / mask, threshold),))
-        out.images.append(AnnotatedImage(image, (shape,), mask, split=found.splits.get(image, "")))
+        out.images.append(AnnotatedImage(image, (shape,), "", split=found.splits.get(image, "")))
     out.unannotated = found.unpaired
     return out

@@ -1,106 +1,169 @@
-"""Binary masks, one for each class of an image, which are merged like outlines.
-
-The class is a folder (`masks/car/x.png`), a file in a folder per image (`masks/x/car.png`), or a
-suffix of the name (`masks/x_car.png`).
-"""
+"""Masks of one class or of one object each, which are joined like outlines."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+import itertools
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from setr.data.class_files import names_by_id
-from setr.data.layouts import SPLIT_OF
-from setr.data.mask_names import MASK_SUFFIXES
+from setr.data.flat_pairs import (
+    files_below,
+    inventory,
+    relative_places,
+    require_found,
+    unused_files,
+    usual_folders,
+)
+from setr.data.layouts import listed_splits
+from setr.data.mask_parts import Folders, MaskParts, parts_beside, parts_in_folders
+from setr.data.name_patterns import has_parts, parts_by_pattern
+from setr.data.pairing import data_error
 from setr.errors import SetrError
 from setr.labels import IGNORE
-from setr.outlines.drawing import MaskFile, Shape
+from setr.outlines.drawing import Shape
 from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
-from setr.reading.files import stem_of, walk_images
-from setr.reading.masks import read_mask
+from setr.outlines.mask_files import MaskFile
+from setr.reading.files import unread_text, walk_images
 
-_USUAL_SUFFIXES = {end[1:] for end in MASK_SUFFIXES}
-"""Usual suffixes of masks with all classes, next to which there may be other images."""
+OBJECT = "object"
+"""Class of masks of one object each, unless a file of class names gives it another."""
+_SAMPLED = 50
+"""Images whose masks are read to tell whether the masks of a folder are of one class each."""
+_SAME = 0.5
+"""Intersection over union of two classes, from which on their masks may be of two annotators."""
+_INSIDE = 0.02
+"""Share of the smaller one outside the larger up to which it is a part of it."""
 
 
-def class_masks(root: Path, folders: Iterable[tuple[str, str]]) -> AnnotatedFolder | None:
-    """The binary masks below a folder, or None if its masks are of another kind.
+def class_masks(root: Path, threshold: int = 0) -> AnnotatedFolder | None:
+    """The masks of one class each below a folder, or None if its masks are of another kind.
 
     None also if masks have the names of the images: they are taken to contain all classes.
 
     Args:
         root: the folder.
-        folders: pairs of image folder and mask folder, relative to it.
+        threshold: grey level from which on pixels belong to the class; 0 if all masks have 0 and
+            one other value.
+
+    Raises:
+        SetrError: names that do not tell the classes, or masks of two annotators (exit code 3).
     """
-    found: dict[str, list[tuple[str, str]]] = {}  # classes and masks of each image
-    images: dict[str, None] = {}
-    for image_folder, mask_folder in folders:
-        if (root / image_folder).is_dir() and (root / mask_folder).is_dir():
-            files = walk_images(root / image_folder)
-            stems = {stem_of(name): f"{image_folder}/{name}" for name in files}
-            images |= dict.fromkeys(stems.values())
-            masks = walk_images(root / mask_folder)
-            if any(stem_of(name) in stems for name in masks):
-                return None
-            for stem, class_name, mask in _named(stems, masks):
-                found.setdefault(stems[stem], []).append((class_name, f"{mask_folder}/{mask}"))
-    named = {class_name for parts in found.values() for class_name, _ in parts}
-    paths = [root / mask for parts in found.values() for _, mask in parts]
-    if not 0 < len(named) < IGNORE or any(map(str.isdecimal, named)) or not _are_binary(paths):
+    pairs = [pair for group in usual_folders(root) for pair in group]
+    pairs = [pair for pair in pairs if all((root / folder).is_dir() for folder in pair)]
+    return _in_folders(root, pairs, threshold)
+
+
+def _in_folders(
+    root: Path, pairs: Sequence[tuple[str, str]], threshold: int
+) -> AnnotatedFolder | None:
+    """As `class_masks`, in folders of images and masks, or without these anywhere."""
+    folders = [Folders(*pair, *(walk_images(root / folder) for folder in pair)) for pair in pairs]
+    parts = parts_in_folders(folders) if folders else parts_beside(files_below(root))
+    if parts is None or (parts.problem and not folders):
         return None
-    out = AnnotatedFolder("masks of one class each", True)
-    listed = [n for n in dict.fromkeys(names_by_id(root).values()) if n in named]
+    names = {class_name for found in parts.of.values() for class_name, _ in found}
+    if len(names) >= IGNORE and not parts.problem:
+        return None
+    if not _are_binary(root, parts, threshold):
+        return None
+    if parts.problem:
+        raise data_error(f"{root}: {parts.problem}")
+    return _joined(root, parts, threshold)
+
+
+def chosen_class_masks(
+    root: Path, images: str, masks: str, threshold: int = 0
+) -> AnnotatedFolder | None:
+    """The masks of one class or object each that the user names by two patterns.
+
+    Args:
+        root: the folder.
+        images: pattern of the images (see `parts_by_pattern`), or their folder.
+        masks: pattern of their masks, or their folder, in which they are found as by `class_masks`.
+        threshold: see `class_masks`.
+
+    Returns:
+        None if no image has several masks and the pattern has no `{class}`.
+
+    Raises:
+        SetrError: as `class_masks` and `parts_by_pattern`, or no masks (exit code 2).
+    """
+    places = relative_places(root, images, masks)
+    if all(place and (root / place).is_dir() for place in places):
+        return _in_folders(root, [(places[0], places[1])], threshold)
+    if not has_parts(masks):
+        return None
+    of, without = parts_by_pattern(files_below(root), *places)
+    require_found(root, images, masks, of, without)
+    if "{class}" not in masks and all(len(parts) == 1 for parts in of.values()):
+        return None
+    return _joined(root, MaskParts(of, without), threshold)
+
+
+def _joined(root: Path, parts: MaskParts, threshold: int) -> AnnotatedFolder:
+    out = AnnotatedFolder("masks of one class each", True, tells_overlaps=True)
+    first = list(dict.fromkeys(names_by_id(root).values()))
+    others = [name for name in first if name not in (BACKGROUND, "background")]
+    object_name = others[0] if len(others) == 1 else OBJECT
+    named = {name or object_name for found in parts.of.values() for name, _ in found}
+    listed = [name for name in first if name in named]
     out.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
-    for image, parts in found.items():
-        shapes = (Shape(class_name, (MaskFile(root / mask),)) for class_name, mask in parts)
-        out.images.append(AnnotatedImage(image, tuple(shapes), parts[0][1]))
-    out.unannotated = [image for image in images if image not in found]
+    splits = listed_splits(root, parts.of)
+    for image, found in parts.of.items():
+        shapes = (
+            Shape(name or object_name, (MaskFile(root / mask, threshold, exact=not threshold),))
+            for name, mask in found
+        )
+        out.images.append(AnnotatedImage(image, tuple(shapes), "", split=splits.get(image, "")))
+    out.unannotated = parts.without
+    used = [(image, mask) for image, found in parts.of.items() for _, mask in found]
+    unused = inventory(unused_files(root, [*used, *((image, "") for image in parts.without)]))
+    out.notes += filter(None, (parts.note, unused and f"not used: {unused}", unread_text(root)))
     return out
 
 
-def _named(stems: Container[str], masks: list[str]) -> list[tuple[str, str, str]]:
-    """Image stem, class and name of each mask; empty if any name does not fit."""
-    plain = [stem_of(name) for name in masks]
-    for parse in (_by_folder, _by_suffix):
-        parsed = [parse(name, stems) for name in plain]
-        class_names = {class_name for _, class_name in parsed}
-        usual = parse is _by_suffix and (
-            len(class_names) == 1 or not class_names.isdisjoint(_USUAL_SUFFIXES)
-        )
-        if "" not in class_names and not usual:
-            return [(*pair, mask) for pair, mask in zip(parsed, masks, strict=True)]
-    return []
+def _are_binary(root: Path, parts: MaskParts, threshold: int) -> bool:
+    """Whether masks are of one class each, as far as a sample of them tells, and one has any.
 
-
-def _by_folder(name: str, stems: Container[str]) -> tuple[str, str]:
-    """`car/x` or `x/car`: the class is the part of the path to remove to get an image's path."""
-    parts = name.split("/")
-    for place, part in enumerate(parts):
-        stem = "/".join(parts[:place] + parts[place + 1 :])
-        if stem in stems and part.lower() not in SPLIT_OF:
-            return stem, part
-    return "", ""
-
-
-def _by_suffix(name: str, stems: Container[str]) -> tuple[str, str]:
-    """`x_car`: the class follows the longest matching image name."""
-    for end in range(len(name) - 1, 0, -1):
-        if name[end] in "_-. " and name[:end] in stems:
-            return name[:end], name[end + 1 :]
-    return "", ""
-
-
-def _are_binary(masks: list[Path]) -> bool:
-    """Whether each mask has at most one value besides 0, and at least one mask has any."""
-    any_object = False
+    Raises:
+        SetrError: masks of two annotators (exit code 3).
+    """
+    images = list(parts.of.values())
+    step = max(1, len(images) // _SAMPLED)
+    areas: Counter[str] = Counter()
+    common: Counter[tuple[str, str]] = Counter()
     try:
-        for mask in masks:
-            values = np.unique(read_mask(mask))
-            if len(values) > 2 or (len(values) == 2 and values[0]):
-                return False
-            any_object = any_object or bool(values[-1])
+        for found in images[::step]:
+            covers = _covers(root, found, threshold)
+            areas.update({name: int(np.count_nonzero(c)) for name, c in covers.items()})
+            for a, b in itertools.combinations(sorted(covers), 2):
+                if covers[a].shape == covers[b].shape:
+                    common[a, b] += int(np.count_nonzero(covers[a] & covers[b]))
+        if not any(areas.values()):  # as of defects, which few images have
+            rest = (cover for found in images for cover in _covers(root, found, threshold).values())
+            return any(cover.any() for cover in rest)
     except SetrError:
         return False
-    return any_object
+    for (a, b), both in common.items():
+        outside = min(areas[a], areas[b]) - both
+        if both > _SAME * (areas[a] + areas[b] - both) and outside > _INSIDE * both:
+            raise data_error(
+                f"{root}: masks of '{a}' and of '{b}' mostly cover the same pixels, as those of "
+                "two annotators do; choose with --images and --masks (as 'masks/*_A'), or join "
+                "both as classes with {class} in --masks"
+            )
+    return True
+
+
+def _covers(root: Path, found: Sequence[tuple[str, str]], threshold: int) -> dict[str, np.ndarray]:
+    """The pixels of each class in an image, (H, W) bool."""
+    covers: dict[str, np.ndarray] = {}
+    for name, mask in found:
+        inside = MaskFile(root / mask, threshold, exact=not threshold).pixels()
+        same = name in covers and covers[name].shape == inside.shape
+        covers[name] = covers[name] | inside if same else inside
+    return covers

@@ -9,29 +9,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from setr.data.dataset import require_size
 from setr.errors import SetrError
 from setr.labels import IGNORE
-from setr.reading.masks import read_levels, read_mask
+from setr.outlines.mask_files import Cover, MaskFile, Segments, cropped
+from setr.reading.masks import read_mask
 from setr.reading.pillow import MAX_PIXELS, opened
 
 MOST_CROSSINGS = 10_000_000
 """Of an outline and the rows of a small image; each takes some bytes until it is drawn."""
-
-
-class Cover(NamedTuple):
-    """The pixels of a part: `inside` (h, w) bool with its upper left pixel at (top, left)."""
-
-    top: int
-    left: int
-    inside: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -97,13 +89,7 @@ class Runs:
                 f"run lengths of {lengths.sum()} pixels, size {list(self.size)}, "
                 f"for an image of {size[0]} x {size[1]} (height x width)"
             )
-        inside = unrolled(np.arange(len(lengths)) % 2 == 1, lengths, size[::-1]).T
-        if not inside.any():
-            return Cover(0, 0, inside[:0, :0])
-        rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-        top, left = int(rows[0]), int(columns[0])
-        # a copy, because a view would keep the whole image in memory for each object
-        return Cover(top, left, inside[top : rows[-1] + 1, left : columns[-1] + 1].copy())
+        return cropped(unrolled(np.arange(len(lengths)) % 2 == 1, lengths, size[::-1]).T)
 
 
 @dataclass(frozen=True)
@@ -134,41 +120,6 @@ class Patch:
         return Cover(min(top, size[0]), min(left, size[1]), pixels[skipped][:height, :width])
 
 
-@dataclass(frozen=True)
-class MaskFile:
-    """A mask file of the image's size; nonzero pixels belong to the object.
-
-    With a `threshold`, the grey levels from it on belong to it, and lossy formats are read, too.
-    """
-
-    path: Path
-    threshold: int = 0
-
-    def cover(self, size: tuple[int, int]) -> Cover:
-        """All pixels of an image of `size` (H, W).
-
-        Raises:
-            SetrError: unreadable, or of another size.
-        """
-        mask = read_levels(self.path) if self.threshold else read_mask(self.path)
-        require_size(self.path, mask, size)
-        return Cover(0, 0, mask >= max(self.threshold, 1))
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Segments of a COCO panoptic PNG by their ids: red + 256 green + 65536 blue."""
-
-    path: Path
-    numbers: tuple[int, ...]
-
-    def cover(self, size: tuple[int, int]) -> Cover:
-        """All pixels of an image of `size` (H, W); see `MaskFile.cover`."""
-        mask = read_mask(self.path, rgb=True)
-        require_size(self.path, mask, size)
-        return Cover(0, 0, np.isin(mask @ np.array([1, 256, 65536]), self.numbers))
-
-
 Part = Ring | Runs | Patch | MaskFile | Segments
 
 
@@ -179,13 +130,28 @@ class Shape(NamedTuple):
     parts: tuple[Part, ...]
 
 
+class Drawn(NamedTuple):
+    """The mask of an image.
+
+    Attributes:
+        mask: ids (H, W) uint8, `IGNORE` outside all shapes.
+        covered: pixels inside any of them, (H, W) bool.
+        overlaps: pixels at which a shape of one class was drawn over one of another, by both names.
+    """
+
+    mask: np.ndarray
+    covered: np.ndarray
+    overlaps: Counter[tuple[str, str]]
+
+
 def draw(
     shapes: Sequence[Shape],
     size: tuple[int, int],
     ids: Mapping[str, int],
     *,
     largest_first: bool,
-) -> tuple[np.ndarray, np.ndarray]:
+    order: Sequence[str] = (),
+) -> Drawn:
     """Draw the mask of an image.
 
     Args:
@@ -193,23 +159,38 @@ def draw(
         size: (H, W) in pixels.
         ids: by class name.
         largest_first: draw by decreasing area instead.
-
-    Returns:
-        Ids (H, W) uint8 with `IGNORE` outside all shapes, and the covered pixels (H, W) bool.
+        order: names of classes; those named later are drawn over those named earlier, and all of
+            them over others.
 
     Raises:
         SetrError: a part that cannot be read.
     """
-    drawn = [(ids[shape.name], [part.cover(size) for part in shape.parts]) for shape in shapes]
+    drawn = [(shape.name, [part.cover(size) for part in shape.parts]) for shape in shapes]
     if largest_first:
         drawn.sort(key=lambda entry: -sum(np.count_nonzero(c.inside) for c in entry[1]))
+    if order:
+        drawn.sort(key=lambda entry: rank_in(order, entry[0]))
     mask, covered = np.full(size, IGNORE, np.uint8), np.zeros(size, bool)
-    for class_id, covers in drawn:
+    overlaps: Counter[tuple[str, str]] = Counter()
+    names = {ids[name]: name for name, _ in drawn}
+    for name, covers in drawn:
         for top, left, inside in covers:
             H, W = inside.shape
-            mask[top : top + H, left : left + W][inside] = class_id
-            covered[top : top + H, left : left + W] |= inside
-    return mask, covered
+            place = slice(top, top + H), slice(left, left + W)
+            below = mask[place][inside & covered[place]]
+            if below.size:
+                counts = np.bincount(below, minlength=256)
+                for i in np.flatnonzero(counts):
+                    if i != ids[name]:
+                        overlaps[name, names[int(i)]] += int(counts[i])
+            mask[place][inside] = ids[name]
+            covered[place] |= inside
+    return Drawn(mask, covered, overlaps)
+
+
+def rank_in(order: Sequence[str], name: str) -> int:
+    """Place of a class in an order of drawing; -1 for others, which come first."""
+    return order.index(name) if name in order else -1
 
 
 def as_points(values: Any, minimum: int = 3) -> np.ndarray:

@@ -22,7 +22,7 @@ class AnnotatedImage(NamedTuple):
     Attributes:
         image: path relative to the folder.
         shapes: its objects.
-        source: the annotation file, for messages.
+        source: the annotation file, for messages; empty if the shapes name their own files.
         size: (H, W) of the image according to that file; None if not given.
         split: according to that file; empty if not given.
     """
@@ -50,6 +50,7 @@ class AnnotatedFolder:
         unannotated: images that no annotation file mentions.
         masks: files next to the images that are masks: panoptic PNG files, and Labelbox's.
         notes: further messages for the user.
+        tells_overlaps: nobody sees classes over each other when drawing them, so it is told.
         has_properties: the class is a property, chosen by `--class-key`.
     """
 
@@ -62,6 +63,7 @@ class AnnotatedFolder:
     unannotated: list[str] = field(default_factory=list)
     masks: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    tells_overlaps: bool = False
     has_properties: bool = False
 
     def leave_out(self, what: str) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from setr.outlines.drawing import MaskFile, Part, Ring, Segments, Shape, as_points
+from setr.outlines.drawing import Part, Ring, Shape, as_points
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.layers import BROKEN
+from setr.outlines.mask_files import MaskFile, Segments
 
 _NO_AREA = ("bounding_box", "line", "point")
 _NAMES = ("external_id", "global_key", "row_data")

@@ -7,32 +7,33 @@ drawn: an error would else leave masks whose ids do not fit the data.yaml that i
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
+import difflib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from setr.bands import Bands, check_pixels
 from setr.data.flat_pairs import DRAWN
 from setr.data.pairing import data_error
 from setr.data.tile_folder import TileFolder, names_for
 from setr.errors import USAGE, SetrError
-from setr.images import check_whole, encode_png
 from setr.labels import IGNORE, Labels
-from setr.outlines.drawing import draw
+from setr.outlines.drawing import Drawn
 from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
-from setr.outlines.window_masks import WindowMask
+from setr.outlines.mask_store import Counts, MaskStore, counts_of
+from setr.outlines.rendering import Rules, mask_to_cut, whole_mask
 from setr.processes.progress import Progress
-from setr.reading.files import write_bytes
-from setr.reading.gdal import GdalFile, without_data
-from setr.reading.pillow import MAX_PIXELS
+from setr.processes.quota import cpus
 
 SHOWN = 10
+MOST_THREADS = 8
+"""Each draws an image, which may have 150 million pixels."""
+OVERLAPS_SHOWN = 5
+"""Pairs of classes that are named in a message."""
 NOT_COUNTED = (IGNORED, "ignore")
 """Class names for ignored areas: LabelMe's, and the one of data.yaml."""
 
@@ -47,6 +48,8 @@ class DrawnMasks:
         pixels: number per id in all masks.
         splits: by image, where the annotation file gives one.
         by_mask: ids of the classes in each mask.
+        overlaps: pixels at which a class was drawn over another, by both names.
+        overlapped: number of masks with such pixels.
     """
 
     pairs: list[tuple[str, str]] = field(default_factory=list)
@@ -54,14 +57,19 @@ class DrawnMasks:
     pixels: Counter[int] = field(default_factory=Counter)
     splits: dict[str, str] = field(default_factory=dict)
     by_mask: dict[str, frozenset[int]] = field(default_factory=dict)
+    overlaps: Counter[tuple[str, str]] = field(default_factory=Counter)
+    overlapped: int = 0
 
-    def add(self, image: str, name: str, mask: np.ndarray) -> None:
+    def add(self, image: str, name: str, counts: Counts) -> None:
         """Count the ids of a mask that was written."""
         self.pairs.append((image, name))
-        counts = np.bincount(mask.ravel(), minlength=256)
-        pixels = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
-        self.pixels.update(pixels)
-        self.by_mask[name] = frozenset(pixels) - {IGNORE}
+        self.pixels.update(counts.pixels)
+        self.by_mask[name] = frozenset(counts.pixels) - {IGNORE}
+
+    def add_overlaps(self, overlaps: Counter[tuple[str, str]]) -> None:
+        """Count the overlaps of an image."""
+        self.overlaps.update(overlaps)
+        self.overlapped += bool(overlaps)
 
 
 def draw_masks(
@@ -69,6 +77,7 @@ def draw_masks(
     annotated: AnnotatedFolder,
     *,
     rest: str = "background",
+    order: tuple[str, ...] = (),
     tiles: TileFolder | None = None,
 ) -> DrawnMasks:
     """Write a palette PNG per image to the folder `masks_drawn`, or tiles of images and masks.
@@ -77,11 +86,14 @@ def draw_masks(
         root: the folder.
         annotated: what `find_outlines` found there.
         rest: class of pixels outside all outlines, added to the classes if it occurs; or `ignore`.
+        order: names of classes; those named later are drawn over those named earlier, and all of
+            them over others.
         tiles: if given, images and their masks are cut into it.
 
     Raises:
-        SetrError: a single class with `rest`; too many classes; or images or outlines that cannot
-            be read, of which the number and the first ten are given (exit code 3).
+        SetrError: a single class with `rest`; an unknown class in `order`; too many classes; or
+            images or outlines that cannot be read, of which the number and the first ten are given
+            (exit code 3).
     """
     own = tuple(name for name in annotated.classes if name not in (*NOT_COUNTED, BACKGROUND))
     if not own or not any(entry.shapes for entry in annotated.images):
@@ -97,35 +109,104 @@ def draw_masks(
             f"{root}: outlines ({annotated.kind}) of {len(classes)} classes, including --rest; at "
             f"most {IGNORE} fit into masks: merge some, or remove them from the file"
         )
+    _require_known(order, (*own, *NOT_COUNTED, BACKGROUND))
     ids = {name: i for i, name in enumerate(classes)}
     ids |= {**dict.fromkeys(NOT_COUNTED, IGNORE), BACKGROUND: ids.get(rest, IGNORE)}
-    palette = Labels(classes).palette
-    drawn, problems = DrawnMasks(), list(annotated.problems)
+    rules = Rules(ids, ids[BACKGROUND], annotated.largest_first, order)
+    drawn, palette = DrawnMasks(), Labels(classes).palette
+    if tiles is None:
+        _draw_files(root, annotated, rules, palette, drawn)
+    else:
+        _draw_tiles(root, annotated, rules, palette, drawn, tiles)
+    drawn.splits = {entry.image: entry.split for entry in annotated.images if entry.split}
+    drawn.classes = classes if drawn.pixels[ids[BACKGROUND]] else own
+    return drawn
+
+
+def _draw_files(
+    root: Path, annotated: AnnotatedFolder, rules: Rules, palette: np.ndarray, drawn: DrawnMasks
+) -> None:
+    """Write the masks, in parallel, and put them in place together."""
     names = names_for([entry.image for entry in annotated.images])
-    with _hidden(root) as hidden, Progress("draw masks", len(annotated.images)) as progress:
-        for number, entry in enumerate(annotated.images, 1):
+    problems = list(annotated.problems)
+    with (
+        MaskStore(root, rules) as store,
+        Progress("draw masks", len(annotated.images)) as progress,
+        _cancelled(ThreadPoolExecutor(min(cpus(), MOST_THREADS), "draw")) as pool,
+    ):
+
+        def drawn_file(entry: AnnotatedImage) -> tuple[str, Counts | str]:
+            """Key and counts of a mask, or a problem."""
+            name = names[entry.image]
             try:
-                name, rest_id = names[entry.image], ids[BACKGROUND]
-                if tiles is None:
-                    mask = _mask(root, entry, ids, rest_id, annotated.largest_first)
-                    _save(hidden / f"{name}.png", mask, palette)
-                    drawn.add(entry.image, f"{DRAWN}/{name}.png", mask)
-                else:
-                    whole = _mask_to_cut(root, entry, ids, rest_id, annotated.largest_first)
-                    for tile, part in tiles.cut(entry.image, name, whole, palette):
-                        drawn.add(tile.image, tile.mask, part)
+                key = store.key(name, entry)
+                counts = store.known(name, key)
+                return key, counts or store.save(name, whole_mask(root, entry, rules), palette)
             except SetrError as error:
-                problems.append(str(error))
+                return "", str(error)
+
+        results = pool.map(drawn_file, annotated.images)
+        for number, (entry, (key, found)) in enumerate(
+            zip(annotated.images, results, strict=True), 1
+        ):
+            if isinstance(found, str):
+                problems.append(found)
                 continue
-            if entry.split:
-                drawn.splits[entry.image] = entry.split
+            store.note(key, found)
+            drawn.add(entry.image, f"{DRAWN}/{names[entry.image]}.png", found)
+            drawn.add_overlaps(found.overlaps)
             progress.update(number, images=1)
         if problems:
             _refuse(root, annotated, problems)
-        if tiles is None:
-            _put_in_place(hidden, root / DRAWN, [names[e.image] for e in annotated.images])
-    drawn.classes = classes if drawn.pixels[ids[BACKGROUND]] else own
-    return drawn
+        store.put_in_place([names[entry.image] for entry in annotated.images])
+
+
+def _draw_tiles(
+    root: Path,
+    annotated: AnnotatedFolder,
+    rules: Rules,
+    palette: np.ndarray,
+    drawn: DrawnMasks,
+    tiles: TileFolder,
+) -> None:
+    """Cut images and their masks."""
+    names = names_for([entry.image for entry in annotated.images])
+    problems = list(annotated.problems)
+    with Progress("draw masks", len(annotated.images)) as progress:
+        for number, entry in enumerate(annotated.images, 1):
+            try:
+                whole = mask_to_cut(root, entry, rules)
+                mask = whole.mask if isinstance(whole, Drawn) else whole
+                for tile, part in tiles.cut(entry.image, names[entry.image], mask, palette):
+                    drawn.add(tile.image, tile.mask, counts_of(part, Counter()))
+                if isinstance(whole, Drawn):
+                    drawn.add_overlaps(whole.overlaps)
+            except SetrError as error:
+                problems.append(str(error))
+                continue
+            progress.update(number, images=1)
+    if problems:
+        _refuse(root, annotated, problems)
+
+
+@contextlib.contextmanager
+def _cancelled(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """A pool that begins nothing more after an error or an interruption."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _require_known(order: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Refuse an order of classes that do not occur, or that occur twice."""
+    for name in order:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"they are {', '.join(names[:SHOWN])}"
+            raise SetrError(f"--order {','.join(order)}: no class '{name}'; {hint}", code=USAGE)
+    if len(set(order)) < len(order):
+        raise SetrError(f"--order {','.join(order)}: name each class once", code=USAGE)
 
 
 def _refuse(root: Path, annotated: AnnotatedFolder, problems: list[str]) -> NoReturn:
@@ -155,71 +236,16 @@ def left_out_text(left_out: dict[str, int]) -> str:
     return f"left out, because they have no area: {', '.join(parts)}" if parts else ""
 
 
-@contextlib.contextmanager
-def _hidden(root: Path) -> Iterator[Path]:
-    """A hidden folder, removed in the end."""
-    part = root / f".{DRAWN}.part"
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-    try:
-        yield part
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _save(path: Path, mask: np.ndarray, palette: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, encode_png(mask, palette=palette))
-
-
-def _put_in_place(part: Path, folder: Path, names: list[str]) -> None:
-    """Move masks to their folder; other files there are kept."""
-    for name in names:
-        path = folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(part / f"{name}.png", path)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """(H, W) of an RGB image, or of a TIFF file with any bands and values."""
-    try:
-        return check_whole(path)[0]
-    except SetrError:
-        if path.suffix.lower() not in (".tif", ".tiff"):
-            raise
-    return check_pixels(path, Bands((1,), ((0.0, 1.0),)))[0]
-
-
-def _mask(
-    root: Path, entry: AnnotatedImage, ids: dict[str, int], rest: int, largest_first: bool
-) -> np.ndarray:
-    size = _size(root / entry.image)
-    if entry.size not in (None, size):
-        turned, other = "draw on it as shown, EXIF rotation applied", "use the file drawn on"
-        raise SetrError(
-            f"{entry.source}: gives {entry.image} {entry.size[1]}x{entry.size[0]} pixels, the file "
-            f"has {size[1]}x{size[0]}; {turned if entry.size == size[::-1] else other}"
-        )
-    try:
-        mask, covered = draw(entry.shapes, size, ids, largest_first=largest_first)
-    except SetrError as error:
-        raise SetrError(f"{entry.source}: {error}") from None
-    mask[~covered] = rest
-    empty = without_data(root / entry.image, ())  # any band may be read
-    if empty is not None:
-        mask[empty[:]] = IGNORE
-    return mask
-
-
-def _mask_to_cut(
-    root: Path, entry: AnnotatedImage, ids: dict[str, int], rest: int, largest_first: bool
-) -> np.ndarray | WindowMask:
-    """The mask as a whole, or of a large image by windows."""
-    with GdalFile(root / entry.image) as file:
-        size = file.stored.shape
-    if size[0] * size[1] <= MAX_PIXELS:
-        return _mask(root, entry, ids, rest, largest_first)
-    empty = without_data(root / entry.image, ())
-    try:
-        return WindowMask(entry.shapes, size, ids, rest, largest_first=largest_first, empty=empty)
-    except SetrError as error:
-        raise SetrError(f"{entry.source}: {error}") from None
+def overlaps_text(drawn: DrawnMasks, order: tuple[str, ...]) -> str:
+    """Message on classes that cover each other; empty if none do."""
+    if not drawn.overlaps:
+        return ""
+    shown = ", ".join(
+        f"{above} over {below} ({pixels:,} pixels)"
+        for (above, below), pixels in drawn.overlaps.most_common(OVERLAPS_SHOWN)
+    )
+    more = ", …" if len(drawn.overlaps) > OVERLAPS_SHOWN else ""
+    rule = (
+        "as --order says" if order else "smaller areas cover larger ones, unless --order is given"
+    )
+    return f"classes overlap in {drawn.overlapped} images, {rule}: {shown}{more}"

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from setr.outlines.drawing import Segments, Shape
+from setr.outlines.drawing import Shape
 from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem, split_of
 from setr.outlines.layers import BROKEN
+from setr.outlines.mask_files import Segments
 
 
 def is_panoptic(content: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from setr.errors import SetrError
 from setr.labels import IGNORE
-from setr.outlines.drawing import Ring, Shape, draw
+from setr.outlines.drawing import Ring, Shape, draw, rank_in
 from setr.reading.lazy_image import bounds
 from setr.reading.pillow import MAX_PIXELS
 
@@ -23,6 +23,7 @@ class WindowMask:
         ids: by class name.
         rest: id of pixels outside all shapes.
         largest_first: draw by decreasing area instead.
+        order: see `draw`.
         empty: pixels without data, indexed in the same way; None if there are none.
 
     Raises:
@@ -37,6 +38,7 @@ class WindowMask:
         rest: int,
         *,
         largest_first: bool,
+        order: Sequence[str] = (),
         empty: Any = None,
     ) -> None:
         self.shape, self.ids, self.rest, self.empty = size, ids, rest, empty
@@ -52,6 +54,8 @@ class WindowMask:
             drawn.append((shape.name, [_in_pixels(ring, scale) for ring in rings]))
         if largest_first:
             drawn.sort(key=lambda entry: -sum(_area(ring) for ring in entry[1]))
+        if order:
+            drawn.sort(key=lambda entry: rank_in(order, entry[0]))
         self._drawn = drawn
         corners = [np.concatenate([ring.points for ring in rings]) for _, rings in drawn]
         self._lows = np.array([points.min(axis=0) for points in corners]).reshape(-1, 2)
@@ -65,7 +69,8 @@ class WindowMask:
             Shape(name, tuple(_moved(ring, corner) for ring in rings))
             for name, rings in (self._drawn[index] for index in np.flatnonzero(here))
         ]
-        mask, covered = draw(shapes, (bottom - top, right - left), self.ids, largest_first=False)
+        size = bottom - top, right - left
+        mask, covered, _ = draw(shapes, size, self.ids, largest_first=False)
         mask[~covered] = self.rest
         if self.empty is not None:
             mask[self.empty[place]] = IGNORE

@@ -8,6 +8,7 @@ they can be sent to other processes and machines.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import posixpath
 import tarfile
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from setr._extras import import_extra
 from setr.data.shard_writer import Keys
 from setr.errors import USAGE, SetrError, first_line
-from setr.reading.files import IMAGE_SUFFIXES, expanded
+from setr.reading.files import IMAGE_SUFFIXES, expanded, no_images, one_line, unread_text
 from setr.reading.pillow import Source
 from setr.reading.storage import file_system, is_address, read_range
 
@@ -67,7 +68,9 @@ def find_items(sources: Sequence[str]) -> list[Item]:
     for source in sources:
         items = list(_items(source))
         if not items:
-            raise SetrError(f"{source}: no images found here", code=USAGE)
+            raise no_images(source)
+        if os.path.isdir(source) and (unread := unread_text(Path(source))):
+            logging.getLogger("setr").warning("setr: %s", one_line(f"{source}: {unread}"))
         for item in items:
             found.setdefault((item.place, item.part), item)
     return list(found.values())

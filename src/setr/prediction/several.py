@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from setr.errors import USAGE, SetrError
 from setr.prediction.live import is_live
-from setr.reading.files import expanded
+from setr.reading.files import expanded, no_images
 from setr.reading.urls import is_url
 
 
@@ -32,6 +31,6 @@ def single_sources(source: Any) -> Iterator[Any]:
         return
     files = expanded(os.fspath(source))
     if not files:
-        raise SetrError(f"{source}: no images found here", code=USAGE)
+        raise no_images(os.fspath(source))
     for path, _ in files:
         yield path

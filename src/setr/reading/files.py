@@ -18,9 +18,17 @@ from typing import Any
 from setr.errors import USAGE, SetrError, first_line
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"}
+    | {".jp2", ".j2k", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".hif", ".jxl", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf"}
+    | {".rw2", ".psd", ".exr", ".dcm"}
+)
+"""Of images that are not read here."""
 
+_OF_SYSTEMS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
+"""Folders in which network drives, archives of macOS and Windows keep thumbnails and the like."""
 MOST_WAYS = 200
 """To a folder by links inside linked folders; ten folders that link each other have a million."""
 LONGEST_LINE = 2_000
@@ -138,8 +146,8 @@ def list_images(folder: Path) -> list[Path]:
 def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
     """Files below a folder with the given suffixes (any case), sorted, relative to the folder.
 
-    Hidden files are left out. Links to folders are followed, except those to a folder above.
-    Returns plain strings, because a million `Path` objects take a gigabyte.
+    Hidden files and folders of systems are left out. Links to folders are followed, except those
+    to a folder above. Returns plain strings, because a million `Path` objects take a gigabyte.
 
     Raises:
         SetrError: folders that are linked with each other in countless ways.
@@ -149,7 +157,7 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
         prefix, linked = pending.pop()
         with os.scandir(os.path.join(folder, prefix)) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name in _OF_SYSTEMS:
                     continue
                 name = prefix + entry.name
                 wanted = os.path.splitext(name)[1].lower() in suffixes
@@ -168,6 +176,23 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                         )
                     pending.append((f"{name}/", True))
     return sorted(found)
+
+
+def unread_text(folder: Path) -> str:
+    """Message on images below a folder that are not read; empty without any."""
+    names = walk_images(folder, UNREAD_SUFFIXES)
+    kinds = Counter(os.path.splitext(name)[1].lower() for name in names)
+    if not kinds:
+        return ""
+    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return f"files that are not read: {shown} (as {printable(names[0])}); save them as JPEG or PNG"
+
+
+def no_images(source: str | os.PathLike, option: str = "") -> SetrError:
+    """The error of a folder or pattern without images, which names those that are not read."""
+    unread = unread_text(Path(source)) if os.path.isdir(source) else ""
+    place = f"{option} {os.fspath(source)}" if option else os.fspath(source)
+    return SetrError(f"{place}: no images found here{unread and f'; {unread}'}", code=USAGE)
 
 
 def is_cycle(folder: Path, name: str) -> bool:

@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from setr.colours import packed_colours
 from setr.errors import SetrError
 from setr.reading.decode import check_png_rows, decode_fast, read_mat
 from setr.reading.pillow import (
     MAX_PIXELS,
     Source,
     UnknownPixelsError,
+    note_pages,
     opened,
     source_name,
     unreadable,
 )
 
-LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
+LOSSY_FORMATS = frozenset({"JPEG", "MPO", "AVIF"})
 IN_ALPHA = (
     "of one value everywhere: what was drawn is only in the alpha channel, which is not read; "
     "export masks without transparency, over a background of another colour"
@@ -55,6 +57,9 @@ def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
     try:
         with opened(source, MAX_PIXELS) as image:
             _require_kind(image, name, rgb=rgb)
+            if image.format == "WEBP" and b"VP8 " in _start(source):  # VP8L is lossless
+                raise _lossy(name, "lossy WebP")
+            note_pages(image, name)
             plain = image.mode == "RGB" if rgb else image.mode in ("P", "L")
             pixels = decode_fast(image, source) if plain else None
             if pixels is not None:
@@ -80,6 +85,32 @@ def read_levels(source: Source) -> np.ndarray:
         if image.mode.startswith("I"):
             return _in_range(np.asarray(image), source_name(source))
         return np.asarray(image.convert("L"))
+
+
+def read_object(source: Source) -> np.ndarray:
+    """Mask of one class or object: 0 or black outside, one other value or colour inside.
+
+    Returns:
+        Values (H, W), of which at most one is not 0.
+
+    Raises:
+        SetrError: as `read_mask`, and for other masks.
+    """
+    try:
+        mask = read_mask(source)
+    except ColourMaskError:
+        mask = packed_colours(read_mask(source, rgb=True))
+    values = np.flatnonzero(np.bincount(mask.ravel())) if mask.itemsize < 3 else np.unique(mask)
+    if len(values) > 2 or (len(values) == 2 and values[0]):
+        shown = ", ".join(map(str, values[:4].tolist())) + (", …" if len(values) > 4 else "")
+        raise SetrError(
+            f"{source_name(source)}: has the values {shown}; a mask of one class or object has 0 "
+            "and one other value; if its edges are soft, or it was saved as JPEG, add "
+            "--threshold 128"
+        )
+    if len(values) == 1 and is_in_alpha(source, mask):
+        raise SetrError(f"{source_name(source)}: {IN_ALPHA}")
+    return mask
 
 
 def read_palette(source: Source) -> dict[int, int]:
@@ -171,16 +202,28 @@ def as_mask(source: Any, *, rgb: bool = False) -> np.ndarray:
 def _require_kind(image: Any, name: str, *, rgb: bool) -> None:
     """Refuse masks in lossy formats, and id masks where colours are expected."""
     if image.format in LOSSY_FORMATS:
-        raise SetrError(
-            f"{name}: {image.format} compression has changed the ids of this mask; export it as "
-            "PNG from its source, since converting this file does not restore them (of two classes "
-            "only, `setr init-data DIR --threshold 128` draws it anew)"
-        )
+        raise _lossy(name, image.format)
     if rgb and image.mode not in ("RGB", "RGBA", "P"):
         raise IdMaskError(
             f"{name}: contains one id per pixel but the data set has a colour_map; "
             "remove colour_map, or save the mask in RGB"
         )
+
+
+def _lossy(name: str, form: str) -> SetrError:
+    return SetrError(
+        f"{name}: {form} compression has changed the ids of this mask; export it as PNG from its "
+        "source, since converting this file does not restore them (of two classes only, `setr "
+        "init-data DIR --threshold 128` draws it anew)"
+    )
+
+
+def _start(source: Source) -> bytes:
+    """The first bytes of a file."""
+    if isinstance(source, bytes):
+        return source[:4096]
+    with open(source, "rb") as file:
+        return file.read(4096)
 
 
 def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:

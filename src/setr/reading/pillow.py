@@ -36,6 +36,14 @@ NEVER_OPENED = frozenset(
 )
 """Formats of Pillow that a file by a stranger can use to cost much."""
 
+_FOREIGN = (
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"mif1", b"msf1")),
+    (4, b"ftypavif", "AVIF (which Pillow reads from version 11.3 on)"),
+    *((0, mark, "JPEG XL") for mark in (b"\xff\x0a", b"\0\0\0\x0cJXL ")),
+    (0, b"%PDF", "PDF"),
+)
+"""Place and first bytes of formats that Pillow lacks, and their names."""
+
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `opened` checks the size
 _PILLOW_LIMIT = threading.Lock()
@@ -151,6 +159,9 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
                 f"{name}: a TIFF file that is not 8-bit RGB; choose its bands: a data set in "
                 "data.yaml, as bands: [1, 2, 3, 4], `setr predict` with --bands 1,2,3"
             )
+        for place, mark, kind in _FOREIGN:
+            if _head(source)[place:].startswith(mark):
+                return SetrError(f"{name}: {kind} files are not read; save it as JPEG or PNG")
         for kind in NEVER_OPENED:
             _, accept = Image.OPEN.get(kind, (None, None))
             if accept and accept(_head(source)):
@@ -164,6 +175,19 @@ def _head(source: Source) -> bytes:
         return source[:16]
     with open(source, "rb") as file:
         return file.read(16)
+
+
+def note_pages(image: Any, name: str) -> None:
+    """Warn if an open file is a stack; smaller copies of a TIFF image (overviews) are none."""
+    if image.format not in ("GIF", "WEBP", "PNG", "TIFF") or not getattr(image, "is_animated", 0):
+        return
+    if image.format == "TIFF":
+        image.seek(1)
+        kind = int(image.tag_v2.get(254, 0))
+        image.seek(0)
+        if kind & 5:  # a smaller copy (1), or what is transparent (4)
+            return
+    note_first(name)
 
 
 @lru_cache(maxsize=10_000)

@@ -1,0 +1,143 @@
+"""Drafts the lists of folds for cross-validation, and groups of images that stay together."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+
+from setr.data.name_patterns import fitting_keys
+from setr.data.split_draft import MaskPair, draft_parts, known_split, list_text
+from setr.errors import USAGE, SetrError
+from setr.reading.files import printable
+
+
+def groups_of(images: Sequence[str], pattern: str) -> dict[str, str]:
+    """The group of each image: what the wildcards of a pattern stand for in its name.
+
+    Args:
+        images: relative to the folder.
+        pattern: as `images/*_{any}`; see `pairs_by_pattern`.
+
+    Raises:
+        SetrError: images that do not fit, or a single group (exit code 2).
+    """
+    keys = fitting_keys(images, pattern)
+    others = [image for image in images if image not in keys]
+    if others:
+        raise SetrError(
+            f"--group-by {pattern}: {len(others)} of {len(images)} images do not fit, as "
+            f"{printable(others[0])}; * stands for the name of the group, {{any}} for the rest",
+            code=USAGE,
+        )
+    groups = {image: "\n".join(key) for image, key in keys.items()}
+    if len(set(groups.values())) < 2:
+        raise SetrError(
+            f"--group-by {pattern}: all images are in one group; it takes two or more", code=USAGE
+        )
+    return groups
+
+
+def grouped_lists(
+    pairs: list[MaskPair],
+    val_share: float,
+    known: Mapping[str, str],
+    classes: Mapping[str, Set[int]],
+    groups: Mapping[str, str],
+) -> dict[str, str]:
+    """As `draft_lists`, but of whole groups, of which `val_share` is drawn for validation.
+
+    Raises:
+        SetrError: a group of which known splits have parts (exit code 2).
+    """
+    members = _members(pairs, groups)
+    splits = {}
+    for group, own in members.items():
+        splits[group], *others = sorted({known_split(image, known) for image, _ in own})
+        if others:
+            raise _straddling(own, [splits[group], *others])
+    drawn = draft_parts(
+        [(group, group) for group in members],
+        val_share,
+        splits,
+        {group: _classes_in(own, classes) for group, own in members.items()},
+    )
+    return {
+        split: list_text(pair for group, _ in found for pair in members[group])
+        for split, found in drawn.items()
+    }
+
+
+def draft_folds(
+    pairs: list[MaskPair],
+    count: int,
+    known: Mapping[str, str],
+    classes: Mapping[str, Set[int]],
+    groups: Mapping[str, str],
+) -> dict[str, str]:
+    """Text of the list of each fold (`fold1`, …), and of `test` if there are images for it.
+
+    Folds have about as many images, and images of each rare class. They do not depend on the order
+    of the pairs.
+
+    Args:
+        pairs: all pairs; those for training and for validation are divided anew.
+        count: number of folds.
+        known: split by image.
+        classes: ids of the classes in each mask.
+        groups: by image; empty if each is a group of its own.
+
+    Raises:
+        SetrError: fewer groups than folds, or a group of which some images are for testing (exit
+            code 2).
+    """
+    members = _members(pairs, groups)
+    test: list[MaskPair] = []
+    for group, own in list(members.items()):
+        kept = [pair for pair in own if known_split(pair[0], known) == "test"]
+        if kept and len(kept) < len(own):
+            raise _straddling(own, ["test", "folds"])
+        if kept:
+            test += members.pop(group)
+    if len(members) < count:
+        what = "groups" if groups else "images"
+        raise SetrError(f"--folds {count}: there are only {len(members)} {what}", code=USAGE)
+    inside = {g: Counter(c for _, mask in own for c in classes[mask]) for g, own in members.items()}
+    totals = sum(inside.values(), Counter[int]())
+    rarest = {
+        g: min(found, key=lambda c: (totals[c], c), default=-1) for g, found in inside.items()
+    }
+    folds: list[list[MaskPair]] = [[] for _ in range(count)]
+    having: list[Counter[int]] = [Counter() for _ in range(count)]
+    large_first = sorted(members, key=lambda g: (-len(members[g]), _checksum(g)))
+    for group in sorted(large_first, key=lambda g: totals[rarest[g]]):
+        rare = rarest[group]
+        chosen = min(range(count), key=lambda k: (having[k][rare], len(folds[k]), k))
+        folds[chosen] += members[group]
+        having[chosen].update(inside[group])
+    lists = {f"fold{k}": list_text(fold) for k, fold in enumerate(folds, 1)}
+    return {**lists, "test": list_text(test)} if test else lists
+
+
+def _straddling(own: Sequence[MaskPair], splits: Sequence[str]) -> SetrError:
+    shown = " and ".join(split or "no split" for split in splits)
+    return SetrError(
+        f"--group-by: the group of {printable(own[0][0])} has images in {shown}, because of "
+        "folders or lists; move them into one",
+        code=USAGE,
+    )
+
+
+def _members(pairs: Sequence[MaskPair], groups: Mapping[str, str]) -> dict[str, list[MaskPair]]:
+    found: dict[str, list[MaskPair]] = {}
+    for pair in pairs:
+        found.setdefault(groups.get(pair[0], pair[0]), []).append(pair)
+    return found
+
+
+def _classes_in(pairs: Sequence[MaskPair], classes: Mapping[str, Set[int]]) -> frozenset[int]:
+    return frozenset(c for _, mask in pairs for c in classes[mask])
+
+
+def _checksum(name: str) -> int:
+    return zlib.crc32(name.encode("utf-8", "surrogateescape"))
