@@ -223,10 +223,10 @@ def _spell(train: int) -> int | str:
 
 def _raw_id(value: Any) -> int:
     """An integer, also as text, because JSON keys are text."""
-    value = plain(value)
+    given, value = value, plain(value)
     if type(value) is int or (isinstance(value, str) and value.strip().isdecimal()):
         return int(value)
-    raise SetrError(f"label_map key {value!r}: raw ids are whole numbers from 0 to 65535")
+    raise SetrError(f"label_map key {given!r}: raw ids are whole numbers from 0 to 65535")
 
 
 def _identity(count: int) -> dict[int, int]:
@@ -235,7 +235,7 @@ def _identity(count: int) -> dict[int, int]:
 
 
 def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
-    value = plain(value)
+    given, value = value, plain(value)
     if value == "ignore":
         return IGNORE
     if isinstance(value, str):
@@ -247,7 +247,7 @@ def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
             raise SetrError(f"{key} value {value!r} is not among the classes{hint}")
         return list(classes).index(value)
     if type(value) is not int:
-        raise SetrError(f"{key} value {value!r}: give a class name, its number, or 'ignore'")
+        raise SetrError(f"{key} value {given!r}: give a class name, its number, or 'ignore'")
     return value
 
 
