@@ -23,7 +23,9 @@ from setr.losses import count_weight, segmentation_loss
 from setr.model import SETR
 from setr.protocols import Protocol
 from setr.scores.split_loss import SplitLoss
+from setr.training import best
 from tests.conftest import tiny_config, tiny_model
+from tests.test_eomt import tiny as tiny_eomt
 
 WEIGHT = torch.tensor([0.5, 2.0, 0.0, 1.0, 3.0])
 SIZES = [(48, 64), (45, 61), (32, 40)]
@@ -173,3 +175,10 @@ def test_a_run_logs_the_loss_of_its_validation(tmp_path: Path, capsys: pytest.Ca
         total += float(segmentation_loss(output, ids, normalizer=one, weight=weight)["main"])
         pixels += float(count_weight(ids, weight))
     assert kept["loss"] == pytest.approx(total / pixels, rel=1e-5)
+
+
+def test_eomt_has_none(tmp_path: Path) -> None:
+    """Its loss compares the masks of queries, not the classes of pixels."""
+    run = best.Best(tiny_config(tmp_path), None, None, None, torch.device("cpu"))  # type: ignore[arg-type]
+    assert run._loss(tiny_model("naive")) is not None
+    assert run._loss(tiny_eomt()) is None
