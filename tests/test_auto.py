@@ -311,6 +311,22 @@ def test_steps_fit_the_time_and_the_images():
     assert chosen(step=0.01)["train.ema"] == (0.9992,) or config.train.ema == 0.999
 
 
+def test_pretrained_models_that_see_each_image_rarely_get_milder_augmentation():
+    config = recipe("finetune")
+    weights = dataclasses.replace(config.model, pretrained="lvd142m")
+    pretrained = dataclasses.replace(config, model=weights)
+    seconds = {"minutes": 10.0, "step": 1.0, "test": 1.0}  # 450 steps of 8
+
+    def chosen(config, images):
+        return length_choices(config, Extent(images, 64, 64), **seconds)
+
+    few = chosen(pretrained, 361)
+    assert few["data.scale-range"] == (0.75, 1.5)
+    assert few["data.no-photometric"] == ()
+    assert not {"data.scale-range", "data.no-photometric"} & chosen(pretrained, 360).keys()
+    assert "data.scale-range" not in chosen(config, 361)
+
+
 def test_the_time_of_a_step_is_measured_on_the_settings(monkeypatch):
     config = recipe("scratch")
     data = open_dataset("scenes:10", "train")

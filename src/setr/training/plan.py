@@ -24,6 +24,8 @@ EPOCHS = 100
 LEAST = 2000
 MOST = 40_000
 """Most steps."""
+FEW_PASSES = 10
+"""Of pretrained models that see each image less often, augmentation costs more than it brings."""
 
 
 class Extent(NamedTuple):
@@ -114,7 +116,10 @@ def length_choices(
     steps = max(1, min(int((60 * minutes * TRAINING - before) / step), most))
     every = -(-steps // 5)
     often = 4 * test < 0.15 * 60 * minutes or config.train.patience  # which counts tests
+    few = steps * config.train.batch_size < FEW_PASSES * data.images
+    milder: Choices = {"data.scale-range": (0.75, 1.5), "data.no-photometric": ()}
     return {
+        **(milder if few and config.model.pretrained else {}),
         "train.steps": (steps,),
         "optim.warmup-steps": (min(config.optim.warmup_steps, steps // 10),),
         "train.ema": (min(config.train.ema, round(1 - 1 / max(2.0, steps / 10), 4)),),
