@@ -212,7 +212,7 @@ def test_an_export_that_fails_leaves_the_rest(photos, capsys, monkeypatch):
         ("photos --minutes nan", USAGE, "--minutes nan: give a positive number"),
         ("photos --minutes 9 --train.steps 9", USAGE, "--minutes 9.0: has no effect beside"),
         ("photos --train.sseed 1", USAGE, "did you mean --train.seed?"),
-        ("photos --optim.lr -1", USAGE, "--optim.lr -1.0: give a positive"),
+        ("photos --optim.lr -1", USAGE, "--optim.lr -1: give a positive"),
         ("--train.seed 1 photos", USAGE, "auto needs the data before --train.seed"),
         ("photos --data.root x", USAGE, "--data.root: give it as DATA"),
         ("photos --resume", USAGE, "--resume: give the same command again"),

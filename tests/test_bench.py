@@ -57,7 +57,7 @@ def test_rows_are_timed_and_compared(model_dir):
 
 def test_the_peak_is_that_of_the_row_s_own_device(model_dir, monkeypatch):
     asked = []
-    monkeypatch.setattr(bench_row, "peak_bytes", lambda device: asked.append(device) or 7 << 20)
+    monkeypatch.setattr(bench_row, "peak_bytes", lambda device: asked.append(device) or 7_000_000)
     predictor = load(model_dir, device="cpu")
     assert bench_row.time_batch(predictor, (1, 3, 32, 48), 0.0)["peak_mb"] == 7
     assert asked == [predictor.device]

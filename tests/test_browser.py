@@ -24,8 +24,8 @@ from setr.data import scenes
 from setr.images import encode_png, read_image
 from setr.labels import Labels
 from setr.metrics import summarize
+from setr.pages.run_page import Shown, write_run
 from setr.reading.masks import read_mask
-from setr.report import Shown, write_report
 from setr.serve.limits import Limits, Refusal
 from setr.serve.models import Models
 from tests.serving import running, save_models
@@ -574,7 +574,7 @@ def test_a_report_keeps_its_figures_in_sight_of_long_names(browser, device, tmp_
     shown = [Shown(np.zeros((4, 6, 3), np.uint8), ids, ids)]
     metrics = {"single_scale": figures, "seconds": 60.0}
     about = {"labels": Labels(names), "shown": shown, "log": tmp_path / "log.jsonl"}
-    write_report(tmp_path / "report.html", title="run", metrics=metrics, **about)
+    write_run(tmp_path / "report.html", title="run", metrics=metrics, **about)
     context = browser.new_context(**device)
     page = context.new_page()
     page.goto((tmp_path / "report.html").as_uri())

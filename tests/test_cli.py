@@ -75,7 +75,7 @@ def test_every_verb_has_help(verb, capsys):
         (["train", "demoo"], "nearest: demo"),
         (["train", "demo", "--optim.lrr", "3"], "did you mean --optim.lr?"),
         (["train", "demo", "--data.imgsz", "3"], "did you mean --data.crop-size?"),
-        (["train", "demo", "--optim.lr", "-1"], "--optim.lr -1.0: give a positive"),
+        (["train", "demo", "--optim.lr", "-1"], "--optim.lr -1: give a positive"),
         (["train", "demo", "--train.accumulate", "99"], "must divide --train.batch-size "),
         (["train", "demo", "--train.seed", "-1"], "--train.seed -1: give 0 to 2^64 - 1"),
         (["train", "demo", "--train.seed", str(2**64)], "give 0 to 2^64 - 1"),

@@ -136,6 +136,6 @@ def test_moving_average_takes_whole_numbers_as_they_are():
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "clip_grad", "head_lr_factor"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_settings_are_finite_and_not_negative(name, value):
-    with pytest.raises(SetrError, match=rf"optim\.{name} {value}: give ") as caught:
+    with pytest.raises(SetrError, match=rf"optim\.{name} {value:g}: give ") as caught:
         OptimConfig(**{name: value})
     assert caught.value.code == USAGE

@@ -151,7 +151,8 @@ def test_options_are_typed_and_refused_before_anything_opens():
         setr.load("no such model", scale=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="no option 'conf'; give precision, max_pixels"):
         setr.load("no such model", conf=0.5)  # type: ignore[call-arg]
-    tested = set(inspect.signature(evaluate_split).parameters) - {"model", "info", "dataset"}
+    inside = {"model", "info", "dataset", "loss"}  # of training: the loss
+    tested = set(inspect.signature(evaluate_split).parameters) - inside
     assert set(EvaluationOptions.__annotations__) == tested
     with pytest.raises(
         TypeError, match=r"evaluate\(\) has no option 'multi_scale'; give precision"
