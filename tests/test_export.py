@@ -32,7 +32,7 @@ from setr.export import SUFFIX, export, metadata, write_openvino
 from setr.exporting import runtime
 from setr.exporting.export_check import compare
 from setr.exporting.graphs import Graph, bicubic_weights, quiet, trace
-from setr.exporting.quantize import calibration_images
+from setr.exporting.quantize import calibration_images, quantized
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import Protocol, normalize
@@ -639,6 +639,20 @@ def test_openvino_leaves_the_log_as_it_was(files, tmp_path):
     before = logging.root.level, logging.root.handlers, logging.root.filters
     write_openvino(files("onnx"), tmp_path / "m.xml", "fp32", {})
     assert (logging.root.level, logging.root.handlers, logging.root.filters) == before
+
+
+def test_int8_leaves_the_levels_of_log_handlers_as_they_were(monkeypatch):
+    nncf = pytest.importorskip("nncf")
+    monkeypatch.setattr(nncf, "quantize", lambda *_, **__: "int8")
+    logger, handler = logging.getLogger("nncf"), logging.NullHandler()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        assert quantized(None, []) == "int8"
+    finally:
+        logger.removeHandler(handler)
+    assert handler.level == logging.NOTSET
+    assert not logger.isEnabledFor(logging.WARNING)
 
 
 def test_exporters_say_nothing_of_their_internals():

@@ -70,7 +70,7 @@ def quantized(network: Any, images: list[np.ndarray]) -> Any:
         SetrError: nncf is not installed.
     """
     nncf = import_extra("nncf", "openvino", "--precision int8")
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also sets all handlers
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars
         return nncf.quantize(
             network,

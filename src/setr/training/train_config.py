@@ -178,7 +178,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "optim.")
-        check_setting(0 < self.lr < math.inf, f"optim.lr {self.lr:g}: give a positive learning rate")
+        check_setting(
+            0 < self.lr < math.inf, f"optim.lr {self.lr:g}: give a positive learning rate"
+        )
         check_setting(
             0 < self.layer_decay <= 1, f"optim.layer_decay {self.layer_decay}: give 0 < d <= 1"
         )
