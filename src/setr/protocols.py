@@ -95,9 +95,10 @@ class Protocol:
             factor = int(self.short_side * scale) / min(H, W)
             if self.long_side is not None:
                 factor = min(factor, int(self.long_side * scale) / max(H, W))
-        if self.fill_window and self.window:
-            factor = max(factor, min(self.window) / min(H, W))
-        height, width = max(1, int(H * factor + 0.5)), max(1, int(W * factor + 0.5))
+        height, width = (max(1, int(side * factor + 0.5)) for side in (H, W))
+        if self.fill_window and self.window and min(height, width) < min(self.window):
+            factor = min(self.window) / min(H, W)
+            height, width = (int(side * factor + 0.5) for side in (H, W))
         if height * width > max(MAX_PIXELS, H * W):
             lower = ", or lower the scales" if scale > 1 else ""
             raise SetrError(
@@ -179,7 +180,7 @@ class _TestSizes(NamedTuple):
 
 
 _PAPER = {
-    "ade20k": _TestSizes(512, 341, 512, None, (512, 2048)),
+    "ade20k": _TestSizes(512, 341, 512, 2048, (512, 2048)),
     "cityscapes": _TestSizes(768, 512, 1025, 2049, (1025, 2049)),
     "pascal_context": _TestSizes(480, 320, 520, None, (520, 520)),
 }
