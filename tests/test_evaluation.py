@@ -176,8 +176,8 @@ def test_command_writes_everything(
         (["--protocol", "paper-ss"], "window 32x32, stride 22x22; short side raised", "single"),
         (["--protocol", "mmseg-ms"], "scales 0.5, 0.75", "multi"),
         (["--protocol", "whole"], "whole image", "single"),
-        (["--protocol", "paper-ss:ade20k", "--short-side", 64, "--window", 48, 48,
-          "--stride", 40, 40], "short side 64; long side at most 2048; window 48x48, stride 40x40", "single"),
+        (["--protocol", "paper-ss:ade20k", "--short-side", 64, "--window", 48, 48, "--stride", 40,
+          40], "short side 64; long side at most 2048; window 48x48, stride 40x40", "single"),
         (["--scales", 1, 0.5, "--flip"], "scales 1, 0.5; flip; whole image", "multi"),
     ],
 )  # fmt: skip
