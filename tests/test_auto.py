@@ -15,7 +15,7 @@ import torch
 import setr
 from setr.cli import main
 from setr.commands.auto import _split
-from setr.config import Config, DistillConfig, TrainConfig
+from setr.config import Config, DistillConfig, EvalConfig, TrainConfig
 from setr.data import scenes
 from setr.data.scenes import LABELS
 from setr.datasets import open_dataset
@@ -407,3 +407,6 @@ def test_the_time_of_a_test_follows_from_its_pixels():
     config = recipe("scratch")  # crops of 192x192
     assert seconds_per_test(config, Extent(16, 192, 192), 0.5) == pytest.approx(8.0)
     assert seconds_per_test(config, Extent(16, 384, 384), 0.5) == pytest.approx(32.0)
+    sliding = dataclasses.replace(config, eval=EvalConfig(window=(192, 192), stride=(96, 96)))
+    assert seconds_per_test(sliding, Extent(16, 384, 384), 0.5) == pytest.approx(16 * 9 * 0.5)
+    assert seconds_per_test(sliding, Extent(16, 96, 192), 0.5) == pytest.approx(4.0)  # one window

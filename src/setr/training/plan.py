@@ -13,6 +13,7 @@ import torch
 
 from setr.config import Config
 from setr.doctor import Checkup
+from setr.kernels.windows import window_starts
 
 Choices = dict[str, tuple[int | float, ...]]
 """Values by option of `setr train`, without the leading dashes; a switch has no value."""
@@ -142,8 +143,15 @@ def seconds_before(config: Config, data: Extent, image: float) -> float:
 
 
 def seconds_per_test(config: Config, data: Extent, image: float) -> float:
-    """Rough time of a test on a split, from its pixels and the time for an image; see above."""
+    """Rough time of a test on a split, from its pixels and the time for an image; see above.
+
+    Pixels where windows overlap count once per window.
+    """
     short = config.data.short_side or data.short
-    pixels = short * data.long * short / data.short
+    sides = [short, round(data.long * short / data.short)]
+    window, stride = config.eval.window, config.eval.stride or config.eval.window
+    if window and stride:
+        areas = zip(sides, window, stride, strict=True)
+        sides = [len(window_starts(S, w, s)) * min(S, w) for S, w, s in areas]
     H, W = config.data.crop_size
-    return data.images * pixels / (H * W) * image
+    return data.images * sides[0] * sides[1] / (H * W) * image
