@@ -21,7 +21,7 @@ from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.processes.faults import is_out_of_memory
 from setr.processes.machine import free_bytes
-from setr.training.build import build_model, without_weights
+from setr.training.build import build_empty, without_weights
 from setr.training.complexity import training_flops
 from setr.training.memory import Memory, step_memory
 from setr.training.resolved import with_steps
@@ -61,8 +61,7 @@ def _relevant_settings(config: Config) -> Config:
 
 
 def _meta_model(config: Config, num_classes: int) -> SETR:
-    with torch.device("meta"):
-        model = build_model(config, num_classes, quiet=True)
+    model = build_empty(config, num_classes)
     if config.train.grad_checkpointing:
         model.set_grad_checkpointing()
     return model

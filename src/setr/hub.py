@@ -128,9 +128,9 @@ def model_folder(source: str | Path) -> Path:
     found = fetch(
         str(source),
         (*FILES, _OTHERS[0]),
-        is_complete=lambda f: _holds_model(f) or _holds_older_model(f),
+        is_complete=lambda f: holds_model(f) or _holds_older_model(f),
     )
-    if is_transformers(found) and not (_holds_model(found) or _holds_older_model(found)):
+    if is_transformers(found) and not (holds_model(found) or _holds_older_model(found)):
         found = fetch(str(source), _OTHERS, is_complete=_holds_older_model)
     return found
 
@@ -175,7 +175,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     return f"https://huggingface.co/{repo_id}"
 
 
-def _holds_model(folder: Path) -> bool:
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has the files that a model consists of."""
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 

@@ -229,7 +229,7 @@ def _keys(dataset: Dataset) -> Iterator[int]:
             text = f"{dataset.name}/{dataset.split}/{version}/{index}/{VERSION}"
             yield 0 if version is None else _digest(text)
         return
-    for image, mask in _names(dataset):
+    for image, mask in dataset.names():
         try:
             first = os.stat(image)
             text = f"{image}|{first.st_size}|{first.st_mtime_ns}"
@@ -240,12 +240,6 @@ def _keys(dataset: Dataset) -> Iterator[int]:
             yield 0
             continue
         yield _digest(text)
-
-
-def _names(dataset: Dataset) -> Iterator[tuple[str, str | None]]:
-    if isinstance(dataset.pairs, Pairs):
-        return dataset.pairs.names()
-    return ((str(p.image), None if p.mask is None else str(p.mask)) for p in dataset.pairs)
 
 
 def _digest(text: str) -> int:
