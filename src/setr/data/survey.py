@@ -43,6 +43,7 @@ from setr.labels import IGNORE
 from setr.processes.quota import cpus
 from setr.reading.files import cache_folder
 from setr.reading.masks import is_in_alpha
+from setr.reading.pillow import file_bytes
 
 VERSION = 5
 _CHUNK = 2048  # pairs submitted to the threads at a time
@@ -150,11 +151,8 @@ def _read(
         size, rotated = check_pixels(image_source, dataset.bands)
         flags |= ROTATED * rotated
         if full:
-            data = (
-                image_source if isinstance(image_source, bytes) else Path(image_source).read_bytes()
-            )
             pixels = read_pixels(image_source, dataset.bands)
-            content, look = _fingerprint(data, pixels)
+            content, look = _fingerprint(file_bytes(image_source), pixels)
             flags |= FULL | DARK * bool(pixels.max() < DIM)
         raw = dataset.raw_mask(index, mask_source, size)
         assert mask_source is not None  # `raw_mask` requires it
