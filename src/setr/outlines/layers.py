@@ -16,7 +16,7 @@ import numpy as np
 
 from setr.errors import SetrError
 from setr.outlines.drawing import Ring, Shape, as_points
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.places import Place, common_box, crs_transform, place_of
 from setr.reading.gdal import is_georeferenced
 from setr.reading.vectors import FORMATS, Box, vector_layers
@@ -25,8 +25,6 @@ CLASS_KEYS = ("class", "label", "class_name", "category", "name")
 """Properties that may name a feature's class, case-insensitive; the first one found is used."""
 WGS84 = "OGC:CRS84"
 """Reference system of files that name none (RFC 7946, section 4)."""
-BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
-"""Exceptions raised by files that do not follow their format."""
 
 
 class _Area(NamedTuple):
