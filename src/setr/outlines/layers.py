@@ -181,8 +181,7 @@ class Layers:
         self.out.kind = " and ".join(self._kinds) or self.out.kind
         self.out.images = [self._found[image] for image in sorted(self._found)]
         named = {shape.name for entry in self.out.images for shape in entry.shapes}
-        listed = [name for name in self.known.values() if name in named]
-        self.out.classes = (*listed, *sorted(named - set(listed)))
+        self.out.order_classes(name for name in self.known.values() if name in named)
         return self.out
 
     def _add(self, name: str, image: str, areas: list[_Area]) -> None:

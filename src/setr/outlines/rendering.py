@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from setr.bands import Bands, check_pixels
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS, check_whole
 from setr.labels import IGNORE
-from setr.outlines.drawing import Drawn, draw
+from setr.outlines.drawing import Drawn, Rules, draw
 from setr.outlines.index import AnnotatedImage
 from setr.outlines.window_masks import WindowMask
 from setr.reading.gdal import GdalFile, without_data
-
-
-class Rules(NamedTuple):
-    """How outlines become ids.
-
-    Attributes:
-        ids: by class name.
-        rest: id of pixels outside all outlines.
-        largest_first: draw small objects over large ones, whatever their order in the file.
-        order: see `draw`.
-    """
-
-    ids: Mapping[str, int]
-    rest: int
-    largest_first: bool
-    order: tuple[str, ...] = ()
 
 
 def whole_mask(root: Path, entry: AnnotatedImage, rules: Rules) -> Drawn:
@@ -46,16 +28,9 @@ def whole_mask(root: Path, entry: AnnotatedImage, rules: Rules) -> Drawn:
             f"has {size[1]}x{size[0]}; {turned if entry.size == size[::-1] else other}"
         )
     try:
-        drawn = draw(
-            entry.shapes,
-            size,
-            rules.ids,
-            largest_first=rules.largest_first,
-            order=rules.order,
-        )
+        drawn = draw(entry.shapes, size, rules)
     except SetrError as error:
         raise _of_source(entry, error) from None
-    drawn.mask[~drawn.covered] = rules.rest
     empty = without_data(root / entry.image, ())  # any band may be read
     if empty is not None:
         drawn.mask[empty[:]] = IGNORE
@@ -74,15 +49,7 @@ def mask_to_cut(root: Path, entry: AnnotatedImage, rules: Rules) -> Drawn | Wind
         return whole_mask(root, entry, rules)
     empty = without_data(root / entry.image, ())
     try:
-        return WindowMask(
-            entry.shapes,
-            size,
-            rules.ids,
-            rules.rest,
-            largest_first=rules.largest_first,
-            order=rules.order,
-            empty=empty,
-        )
+        return WindowMask(entry.shapes, size, rules, empty)
     except SetrError as error:
         raise _of_source(entry, error) from None
 

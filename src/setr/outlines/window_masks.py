@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from setr.errors import SetrError
 from setr.labels import IGNORE
-from setr.outlines.drawing import Ring, Shape, draw, rank_in
+from setr.outlines.drawing import Ring, Rules, Shape, draw, in_order
 from setr.reading.lazy_image import bounds
 from setr.reading.pillow import MAX_PIXELS
 
@@ -18,12 +18,9 @@ class WindowMask:
     """A mask of any size: `mask[a:b, c:d]` draws the ids (h, w) uint8 of a window.
 
     Args:
-        shapes: polygons; later ones are drawn over earlier ones.
+        shapes: polygons.
         size: (H, W) in pixels.
-        ids: by class name.
-        rest: id of pixels outside all shapes.
-        largest_first: draw by decreasing area instead.
-        order: see `draw`.
+        rules: as for `draw`.
         empty: pixels without data, indexed in the same way; None if there are none.
 
     Raises:
@@ -34,14 +31,11 @@ class WindowMask:
         self,
         shapes: Sequence[Shape],
         size: tuple[int, int],
-        ids: Mapping[str, int],
-        rest: int,
-        *,
-        largest_first: bool,
-        order: Sequence[str] = (),
+        rules: Rules,
         empty: Any = None,
     ) -> None:
-        self.shape, self.ids, self.rest, self.empty = size, ids, rest, empty
+        self.shape, self.empty = size, empty
+        self._rules = rules._replace(largest_first=False, order=())  # in order from here on
         scale = size[::-1]
         drawn: list[tuple[str, list[Ring]]] = []
         for shape in shapes:
@@ -52,12 +46,8 @@ class WindowMask:
                     f"run lengths such as those of '{shape.name}'"
                 )
             drawn.append((shape.name, [_in_pixels(ring, scale) for ring in rings]))
-        if largest_first:
-            drawn.sort(key=lambda entry: -sum(_area(ring) for ring in entry[1]))
-        if order:
-            drawn.sort(key=lambda entry: rank_in(order, entry[0]))
-        self._drawn = drawn
-        corners = [np.concatenate([ring.points for ring in rings]) for _, rings in drawn]
+        self._drawn = in_order(drawn, rules, _area)
+        corners = [np.concatenate([ring.points for ring in rings]) for _, rings in self._drawn]
         self._lows = np.array([points.min(axis=0) for points in corners]).reshape(-1, 2)
         self._highs = np.array([points.max(axis=0) for points in corners]).reshape(-1, 2)
 
@@ -70,8 +60,7 @@ class WindowMask:
             for name, rings in (self._drawn[index] for index in np.flatnonzero(here))
         ]
         size = bottom - top, right - left
-        mask, covered, _ = draw(shapes, size, self.ids, largest_first=False)
-        mask[~covered] = self.rest
+        mask = draw(shapes, size, self._rules).mask
         if self.empty is not None:
             mask[self.empty[place]] = IGNORE
         return mask
