@@ -118,7 +118,6 @@ ORDER = (
         "outlines.json_files",
         "outlines.yolo",
         "outlines.files",
-        "outlines.window_masks",
         "outlines.rendering",
         "outlines.mask_store",
         "outlines.masks",

@@ -17,7 +17,7 @@ from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 from setr.outlines import rendering
 from setr.outlines.drawing import Ring, Rules, Runs, Shape, draw
-from setr.outlines.window_masks import WindowMask
+from setr.outlines.rendering import WindowMask
 from setr.reading.masks import read_mask
 
 from .test_outlines import put, square
