@@ -24,7 +24,7 @@ from setr.weight_files.pretrained import load_encoder, require_fit, require_weig
 
 
 def build_model(config: Config, num_classes: int) -> SETR:
-    """The model to train, with pretrained weights, frozen blocks and LoRA as configured."""
+    """The model to train, with pretrained weights, frozen blocks, LoRA and checkpointing."""
     settings = config.model
     model = create_model(
         settings.name,
@@ -53,6 +53,8 @@ def build_model(config: Config, num_classes: int) -> SETR:
         add_lora(model, settings.lora_rank)
     else:
         model.encoder.freeze(settings.freeze)
+    if config.train.grad_checkpointing:
+        model.set_grad_checkpointing()
     return model
 
 

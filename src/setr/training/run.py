@@ -88,8 +88,6 @@ class Run:
         trained, total = parameter_counts(self.model)
         if trained < total:
             say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
-        if config.train.grad_checkpointing:
-            self.model.set_grad_checkpointing()
         self.telemetry = Telemetry(config, num_classes, self.device, self.dtype)
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)

@@ -93,8 +93,6 @@ def measure(config: Config, dataset: Dataset, device: torch.device, *, repeats: 
     dtype = autocast_dtype(train.precision, device)
     teacher = open_teacher(config, labels, dataset.bands, device, dtype)
     model = build_model(without_weights(config), K).to(device)
-    if train.grad_checkpointing:
-        model.set_grad_checkpointing()
     noise = _Noise(config, model, dtype)
     updates = Updates(
         config,
