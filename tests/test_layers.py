@@ -294,7 +294,6 @@ ORDER = (
     ),
     *(
         "prediction.kinds",
-        "prediction.unsure",
         "prediction.shares",
         "prediction.late_scores",
         "prediction.encoding",
