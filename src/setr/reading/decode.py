@@ -150,7 +150,12 @@ def decode_fast(image: Any, source: Source) -> np.ndarray | None:
 
 
 def read_mat(path: str) -> np.ndarray:
-    """Variable `LabelMap` (H, W) uint16 of a MATLAB file, as in Pascal Context: 0 is unlabelled."""
+    """Variable `LabelMap` (H, W) uint16 of a MATLAB file, as in Pascal Context: 0 is unlabelled.
+
+    Raises:
+        SetrError: broken, or without such a variable.
+        OSError: cannot be opened.
+    """
     scipy_io = import_extra("scipy.io", "mat", f"{path}: reading MATLAB files")
     try:
         ids = np.asarray(scipy_io.loadmat(path, variable_names=["LabelMap"])["LabelMap"])
