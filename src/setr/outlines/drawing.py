@@ -167,7 +167,7 @@ def draw(shapes: Sequence[Shape], size: tuple[int, int], rules: Rules) -> Drawn:
         SetrError: a part that cannot be read.
     """
     drawn = [(shape.name, [part.cover(size) for part in shape.parts]) for shape in shapes]
-    drawn = in_order(drawn, rules, lambda cover: np.count_nonzero(cover.inside))
+    drawn = in_order(drawn, rules, lambda cover: int(np.count_nonzero(cover.inside)))
     ids = rules.ids
     mask, covered = np.full(size, rules.rest, np.uint8), np.zeros(size, bool)
     overlaps: Counter[tuple[str, str]] = Counter()
