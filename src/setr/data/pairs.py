@@ -52,6 +52,9 @@ class Pairs(Sequence[Pair]):
             index -= len(images)
         raise IndexError(index)
 
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[i] for i in range(len(self)))
+
     def image_name(self, index: int) -> str:
         """An image's path relative to its root folder, or its absolute path outside of these."""
         path = os.path.abspath(self[index].image)
