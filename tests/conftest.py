@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine down
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors are slower in several
@@ -95,6 +97,18 @@ def tiny_model(decoder: str = "pup", num_classes: int = 5, **arguments: object) 
     }
     settings.update(arguments)
     return create_model(f"setr_{decoder}_nano", num_classes=num_classes, **settings)
+
+
+def renamed(
+    model: torch.nn.Module | dict[str, torch.Tensor], rules: Sequence[tuple[str, Any]]
+) -> dict[str, torch.Tensor]:
+    """A model's tensors under the names of other code, by patterns and what replaces them."""
+    state = {}
+    for name, value in (model if isinstance(model, dict) else model.state_dict()).items():
+        for pattern, there in rules:
+            name = re.sub(pattern, there, name)
+        state[name] = value
+    return state
 
 
 def write_scene_folders(root: Path, counts: dict[str, int], size: int = 48) -> Path:

@@ -29,7 +29,7 @@ from setr.training.resolved import with_steps
 from setr.training.run import Run
 from setr.training.runfolder import RunFolder
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
-from tests.test_step import assert_same_weights, stopped_and_resumed
+from tests.runs import assert_same_weights, stopped_and_resumed
 
 CPU = torch.device("cpu")
 CLASSES = tuple(scenes.CLASSES)

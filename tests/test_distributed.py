@@ -36,7 +36,7 @@ from setr.training.parallel import Parallel
 from setr.training.runfolder import LAST
 from tests.conftest import tiny_model, write_scene_folders
 from tests.processes import STEPS, evaluate, settings
-from tests.test_engine import final_state
+from tests.runs import final_state
 
 pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,6 +20,7 @@ from setr.labels import known_labels
 from setr.layers.dpt import DPT, DPTNeck, reassembled_channels
 from setr.layers.positions import resample_grid
 from setr.weight_files.foreign import convert_foreign
+from tests.conftest import renamed
 
 CLASSES = 5
 TINY = {"embed_dim": 64, "depth": 4, "num_heads": 2}
@@ -228,15 +229,6 @@ def own(**arguments: object) -> setr.SETR:
         **(settings | arguments),
     )  # fmt: skip
     return randomised(model)
-
-
-def renamed(model: nn.Module, rules: list[tuple[str, object]]) -> dict[str, Tensor]:
-    state = {}
-    for name, value in model.state_dict().items():
-        for pattern, there in rules:
-            name = re.sub(pattern, there, name)  # type: ignore[arg-type]
-        state[name] = value
-    return state
 
 
 PORT = [

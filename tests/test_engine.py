@@ -39,20 +39,15 @@ from setr.training.build import build_model
 from setr.training.resolved import announce
 from setr.training.runfolder import LAST, RunFolder
 from tests.conftest import tiny_config, write_scene_folders
-
-
-def final_state(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights, optimiser and moving average of the newest state."""
-    state = newest_state(folder / LAST)
-    assert state is not None
-    tensors = {name: torch.zeros(state.shape(name)) for name in state.names()}
-    for name, tensor in tensors.items():
-        state.read(name, tensor)
-    return tensors
-
-
-def with_train(config: Config, **changes: object) -> Config:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+from tests.runs import (
+    assert_same_weights,
+    final_state,
+    killed_and_resumed,
+    log_lines,
+    stop_after,
+    stopped_and_resumed,
+    with_train,
+)
 
 
 def resumable(out: Path, workers: int = 0) -> Config:
@@ -76,23 +71,8 @@ def test_resume_equals_uninterrupted_bit_for_bit(
     tmp_path, monkeypatch, uninterrupted, workers, stop_at
 ):
     config = resumable(tmp_path / "parts", workers)
-    original = running.Run.train_step
-
-    def stopping(self, images, masks):
-        parts = original(self, images, masks)
-        if self.step + 1 == stop_at:
-            signal.raise_signal(signal.SIGTERM)
-        return parts
-
-    monkeypatch.setattr(running.Run, "train_step", stopping)
-    with pytest.raises(SetrError, match="--resume") as caught:
-        train(config)
-    assert caught.value.code == INTERRUPTED
-    monkeypatch.setattr(running.Run, "train_step", original)
-    train(config, resume=True)
-    whole, parts = final_state(uninterrupted), final_state(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    stopped_and_resumed(config, monkeypatch, at=stop_at)
+    assert_same_weights(uninterrupted, config)
     saved = [from_pretrained(out)[0].state_dict() for out in (uninterrupted, tmp_path / "parts")]
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
 
@@ -182,17 +162,6 @@ def test_files_that_are_no_runs_are_never_overwritten(config):
         (out / name).unlink()
     train(config, overwrite=True)
     assert (out / "notes.txt").read_text() == "mine"
-
-
-def stop_after(monkeypatch, step: int) -> None:
-    original = running.Run.train_step
-
-    def stopping(self, images, masks):
-        if self.step + 1 == step:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self, images, masks)
-
-    monkeypatch.setattr(running.Run, "train_step", stopping)
 
 
 def test_an_overwritten_run_leaves_nothing_of_the_old_one_and_can_be_resumed(
@@ -372,9 +341,7 @@ def test_what_was_trained_is_saved_before_a_missing_file_ends_the_run(
     assert "the state of step 3 is saved" in capsys.readouterr().err
     (tmp_path / "away").rename(data / "images" / "train")
     train(configs[1], resume=True)
-    first, second = (final_state(Path(config.out)) for config in configs)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_weights(*configs)
 
 
 def test_a_batch_may_be_larger_than_the_split(tmp_path, capsys):
@@ -548,8 +515,7 @@ def test_a_signal_before_the_first_step_leaves_a_state_to_continue_from(tmp_path
         with pytest.raises(SetrError, match="stopped after step 0; continue"):
             train(configs[1])
     train(configs[1], resume=True)
-    first, second = (final_state(Path(config.out)) for config in configs)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_weights(*configs)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, SetrError])
@@ -571,20 +537,12 @@ def test_what_was_trained_is_saved_before_a_test_that_fails_ends_the_run(
 
 def test_a_resumed_log_has_every_step_once(config, monkeypatch):
     config = with_train(config, save_every=3, steps=4, log_every=1)
-    original = running.Run.train_step
 
-    def dying(self, images, masks):
-        if self.step == 3 and not self.folder.state:
-            (self.folder.out / "log.jsonl").open("a").write('{"step": 4, "lo')  # a torn line
-            raise KeyboardInterrupt
-        return original(self, images, masks)
+    def torn_line(run):
+        (run.folder.out / "log.jsonl").open("a").write('{"step": 4, "lo')
 
-    monkeypatch.setattr(running.Run, "train_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    train(config, resume=True)
-    lines = (Path(config.out) / "log.jsonl").read_text().splitlines()
-    assert [line["step"] for line in map(json.loads, lines) if "loss" in line] == [1, 2, 3, 4]
+    killed_and_resumed(config, monkeypatch, at=3, last_words=torn_line)
+    assert [line["step"] for line in log_lines(config)] == [1, 2, 3, 4]
 
 
 def test_a_broken_state_is_one_clear_line(config):
@@ -721,8 +679,7 @@ def test_a_signal_in_the_last_test_leaves_a_run_to_continue(tmp_path, monkeypatc
     monkeypatch.setattr(best, "evaluate_split", original)
     metrics = train(config, resume=True)
     assert metrics["single_scale"]["iou"] == whole["single_scale"]["iou"]
-    states = [final_state(tmp_path / name) for name in ("whole", "run")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert_same_weights(tmp_path / "whole", config)
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -751,8 +708,7 @@ def test_a_signal_in_a_test_between_steps_saves_and_the_test_is_done_again(
     lines = [Path(tmp_path, name, "log.jsonl").read_text() for name in ("whole", "run")]
     tests = [[json.loads(x)["step"] for x in y.splitlines() if '"val"' in x] for y in lines]
     assert tests == [[2, 4], [2, 4]]
-    states = [final_state(tmp_path / name) for name in ("whole", "run")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert_same_weights(tmp_path / "whole", config)
 
 
 def test_an_interruption_in_the_last_step_ends_before_the_test(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from setr.training.build import require_buildable
 from setr.transforms import base_scale
 from setr.weight_files.foreign import convert_foreign
 from setr.weights import load_weights
+from tests.conftest import renamed
 from tests.test_segmenter import randomised
 
 K, WIDTH, QUERIES = 5, 32, 6
@@ -484,15 +484,6 @@ TRANSFORMERS = [
     (r"^decoder\.upscale\.(\d)\.", r"upscale_block.block.\1."),
     (r"^decoder\.mask_head\.(\d)\.", lambda m: f"mask_head.fc{int(m[1]) // 2 + 1}."),
 ]  # fmt: skip
-
-
-def renamed(model: nn.Module, rules: list) -> dict[str, Tensor]:
-    state = {}
-    for name, value in model.state_dict().items():
-        for pattern, there in rules:
-            name = re.sub(pattern, there, name)
-        state[name] = value
-    return state
 
 
 def published(model: setr.SETR, layout: str) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from setr.weight_files.eomt import eomt_architecture
 from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.naming import Translation
 from setr.weights import load_weights
+from tests.conftest import renamed
 from tests.test_segmenter import randomised
 
 K, WIDTH, HEADS, QUERIES, PREFIX = 5, 64, 2, 6, 5
@@ -177,13 +177,9 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def renamed(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+def in_layout(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     """A state dict with our names under those of a layout."""
-    found = {}
-    for name, value in state.items():
-        for pattern, there in LAYOUTS[layout]:
-            name = re.sub(pattern, there, name)
-        found[name] = value
+    found = renamed(state, LAYOUTS[layout])
     for name in [name for name in found if ".attention.qkv." in name]:
         for part, value in zip("qkv", found.pop(name).chunk(3), strict=True):
             found[name.replace("qkv", f"{part}_proj")] = value.clone()
@@ -211,10 +207,10 @@ def files(tmp_path):
              "network.encoder.pixel_mean": torch.zeros(1, 3, 1, 1),
              "network.encoder.pixel_std": torch.zeros(1, 3, 1, 1),
              "criterion.empty_weight": torch.ones(K + 1)}  # fmt: skip
-    torch.save(renamed(delta, "authors") | extra, tmp_path / "delta.bin")
-    torch.save(renamed(own, "authors") | extra, tmp_path / "plain.ckpt")
+    torch.save(in_layout(delta, "authors") | extra, tmp_path / "delta.bin")
+    torch.save(in_layout(own, "authors") | extra, tmp_path / "plain.ckpt")
     for layout in ("meta", "huggingface", "timm"):
-        torch.save(renamed(encoder_of(base), layout), tmp_path / f"{layout}.pth")
+        torch.save(in_layout(encoder_of(base), layout), tmp_path / f"{layout}.pth")
     return model, tmp_path
 
 
@@ -280,9 +276,9 @@ def test_weights_that_do_not_fit_are_named(files):
     state = torch.load(folder / "timm.pth")
     torch.save({n: v for n, v in state.items() if "_bias" not in n}, folder / "unbiased.pth")
     other = tiny(embed_dim=32)
-    torch.save(renamed(encoder_of(other), "timm"), folder / "narrow.pth")
-    torch.save(renamed(model.state_dict(), "authors"), folder / "eomt.pth")
-    save_file(renamed(model.state_dict(), "transformers"), folder / "model.safetensors")
+    torch.save(in_layout(encoder_of(other), "timm"), folder / "narrow.pth")
+    torch.save(in_layout(model.state_dict(), "authors"), folder / "eomt.pth")
+    save_file(in_layout(model.state_dict(), "transformers"), folder / "model.safetensors")
     for name, message in (
         ("unbiased.pth", r"has no blocks\.0\.attn\.q_bias that fits .*_qkvb.* lvd1689m"),
         ("narrow.pth", r"narrow\.pth: has no cls_token that fits"),
@@ -298,7 +294,7 @@ def test_weights_that_do_not_fit_are_named(files):
 
 def published(folder, model: setr.SETR, **settings: object) -> None:
     """A folder of transformers' EomtDinov3ForUniversalSegmentation."""
-    state = renamed(model.state_dict(), "transformers")
+    state = in_layout(model.state_dict(), "transformers")
     state |= {"attn_mask_probs": torch.zeros(model.encoder.num_query_blocks),
               "criterion.empty_weight": torch.ones(K + 1)}  # fmt: skip
     save_file(state, folder / "model.safetensors")
@@ -347,7 +343,7 @@ def test_a_file_of_transformers_alone(tmp_path):
 
 def test_gated_encoders_of_transformers_are_refused(tmp_path):
     published(tmp_path, tiny())
-    state = renamed(tiny().state_dict(), "transformers")
+    state = in_layout(tiny().state_dict(), "transformers")
     state["layers.0.mlp.gate_proj.weight"] = torch.zeros(4 * WIDTH, WIDTH)
     torch.save(state, tmp_path / "gated.pth")
     with pytest.raises(SetrError, match=r"gated DINOv3 .*ViT-S, ViT-B and ViT-L"):

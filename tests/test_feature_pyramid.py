@@ -20,6 +20,7 @@ from setr.layers.feature_pyramid import FeaturePyramidNeck
 from setr.recipes import recipe
 from setr.training.build import build_model
 from setr.weight_files.foreign import convert_foreign
+from tests.conftest import renamed
 from tests.test_upernet import CLASSES, PORT, Weights, conv_bn_relu, randomised
 
 BEIT = "beit_base_patch16_224"
@@ -110,20 +111,12 @@ def test_recipes_are_mmsegmentations(name):
     assert config.eval.stride == ((426, 426) if "beit" in name else (341, 341))
 
 
-def port_names(model: nn.Module) -> Weights:
-    """The tensors of a model by the names in mmsegmentation's files."""
-    names = [
-        (r"^neck\.levels\.0\.first\.(\d)\.", r"neck.upsample_4x.\1."),
-        (r"^neck\.levels\.0\.up\.", "neck.upsample_4x.3."),
-        (r"^neck\.levels\.1\.up\.", "neck.upsample_2x.0."),
-        *((there, here) for there, here in PORT if "attn" not in there),
-    ]
-    state = {}
-    for name, value in model.state_dict().items():
-        for pattern, there in names:
-            name = re.sub(pattern, there, name)
-        state[name] = value
-    return state
+MMSEGMENTATION = [
+    (r"^neck\.levels\.0\.first\.(\d)\.", r"neck.upsample_4x.\1."),
+    (r"^neck\.levels\.0\.up\.", "neck.upsample_4x.3."),
+    (r"^neck\.levels\.1\.up\.", "neck.upsample_2x.0."),
+    *((there, here) for there, here in PORT if "attn" not in there),
+]
 
 
 @pytest.mark.parametrize("kind", ["beit", "mae"])
@@ -134,7 +127,7 @@ def test_a_checkpoint_of_mmsegmentation(tmp_path, kind):
         channels=16, taps=(4, 6, 8, 12), pos_interp="bicubic_plain" if mae else "bicubic",
         encoder_args={**SMALL, "use_abs_pos_emb": mae},
     )  # fmt: skip
-    state = port_names(randomised(model))
+    state = renamed(randomised(model), MMSEGMENTATION)
     for i in range(12):
         attn = f"backbone.layers.{i}.attn."
         state[f"{attn}relative_position_index"] = torch.zeros(17, 17, dtype=torch.long)

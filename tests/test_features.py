@@ -28,6 +28,7 @@ from setr.recipes import recipe
 from setr.training.features import fit, open_features
 from setr.training.runfolder import RunFolder
 from tests.conftest import tiny_config, tiny_model
+from tests.runs import assert_same_weights, killed_and_resumed
 
 
 def frozen(out: Path, cache: str = "flip", **settings: object) -> Config:
@@ -84,8 +85,6 @@ def test_fit_keeps_the_shape_and_ignores_the_rest():
 
 
 def test_training_from_features_resumes_bit_for_bit_and_never_encodes(tmp_path, monkeypatch):
-    from tests.test_engine import final_state
-
     def no_images(self, x):
         raise AssertionError("the encoder ran")
 
@@ -94,19 +93,8 @@ def test_training_from_features_resumes_bit_for_bit_and_never_encodes(tmp_path, 
     train(frozen(tmp_path / "whole", steps=4))  # computes the features
     monkeypatch.setattr("setr.encoder.Encoder.forward", no_images)
     parts = frozen(tmp_path / "parts", steps=4, save_every=2)
-    original = running.Run.train_step
-
-    def dying(self, images, masks):
-        if self.step == 3 and not self.folder.state:
-            raise KeyboardInterrupt
-        return original(self, images, masks)
-
-    monkeypatch.setattr(running.Run, "train_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(parts)
-    train(parts, resume=True)
-    whole, again = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    killed_and_resumed(parts, monkeypatch, at=3)
+    assert_same_weights(tmp_path / "whole", parts)
 
 
 def test_a_step_on_features_of_shards_names_its_images(tmp_path, folder_data):
@@ -236,20 +224,16 @@ def test_two_runs_at_once_leave_each_other_alone(tmp_path, monkeypatch):
     assert np.asarray(ours.maps).any(axis=(1, 2, 3)).all()
 
 
-def test_leftovers_of_killed_runs_go_when_nobody_computes(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
+def test_leftovers_of_killed_runs_go(tmp_path):
+    pytest.importorskip("fcntl")
     config = frozen(tmp_path / "run")
     torch.manual_seed(0)
     model, dataset = running.build_model(config, 9), open_dataset(config.data.root, "train")
     place = tmp_path / "cache" / "features"
-    left = place / ".0123.part"
+    left = place / ".computing-killed"
     left.mkdir(parents=True)
     (left / "maps.npy").write_bytes(b"half")
-    with (tmp_path / "cache" / "features.lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_SH)
-        open_features(config, dataset, model, None)
-        assert left.is_dir()  # may be that of the other run
-    shutil.rmtree(next(f for f in place.iterdir() if f != left))
+    os.utime(left, (0, 0))
     open_features(config, dataset, model, None)
     assert [f.name.startswith(".") for f in place.iterdir()] == [False]
 

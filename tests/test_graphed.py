@@ -22,7 +22,7 @@ from setr.training import graphed
 from setr.training.graphed import WARM_UPS, Graphed
 from setr.training.updates import Updates
 from tests.conftest import tiny_config
-from tests.test_step import assert_same_weights, log_lines
+from tests.runs import assert_same_weights, log_lines
 
 
 class Recorded:

@@ -22,7 +22,7 @@ from setr.results import collect
 from setr.training.resolved import announce, with_steps
 from setr.training.runfolder import LAST
 from tests.conftest import tiny_config
-from tests.test_engine import stop_after, with_train
+from tests.runs import stop_after, with_train
 
 
 @pytest.fixture(autouse=True)

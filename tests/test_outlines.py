@@ -20,9 +20,9 @@ from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.images import encode_png
 from setr.init_data import draft, write
-from setr.labels import Labels
+from setr.labels import IGNORE, Labels
 from setr.outlines import supervisely
-from setr.outlines.drawing import Patch, Ring, Runs, Shape, as_counts, draw, unrolled
+from setr.outlines.drawing import Patch, Ring, Rules, Runs, Shape, as_counts, draw, unrolled
 from setr.prediction.annotations import merge_coco, to_coco, to_labelme
 from setr.prediction.polygons import mask_polygons, run_lengths
 from setr.reading.masks import read_mask
@@ -71,9 +71,10 @@ def test_what_is_written_as_outlines_gives_its_mask_back(mask: np.ndarray) -> No
     ]
     written = to_labelme(polygons, LABELS, file_name="", size=mask.shape)["shapes"]
     lines = [Shape(s["label"], (Ring(np.array(s["points"])),)) for s in written]
-    np.testing.assert_array_equal(draw(whole, mask.shape, ids, largest_first=True)[0], mask)
+    np.testing.assert_array_equal(draw(whole, mask.shape, Rules(ids, IGNORE, True)).mask, mask)
     if (mask < 3).all():  # an outline covers what a hole of no class leaves
-        np.testing.assert_array_equal(draw(lines, mask.shape, ids, largest_first=False)[0], mask)
+        drawn = draw(lines, mask.shape, Rules(ids, IGNORE, False))
+        np.testing.assert_array_equal(drawn.mask, mask)
 
 
 def test_a_pixel_belongs_to_the_outline_around_its_centre():
@@ -92,7 +93,7 @@ def test_neighbours_leave_no_pixel_and_share_none():
     rings = [Ring(np.array(side, float)) for side in sides]
     assert sum(ring.cover(SIZE).inside.sum() for ring in rings) == SIZE[0] * SIZE[1]
     shapes = [Shape("a", (ring,)) for ring in rings]
-    assert draw(shapes, SIZE, {"a": 0}, largest_first=False)[1].all()
+    assert (draw(shapes, SIZE, Rules({"a": 0}, IGNORE, False)).mask == 0).all()
 
 
 def test_small_objects_lie_over_large_ones_where_a_format_has_no_order():
@@ -100,7 +101,7 @@ def test_small_objects_lie_over_large_ones_where_a_format_has_no_order():
         Shape(n, (Ring(np.array(square(0, 0, s), float)),)) for n, s in (("a", 10), ("b", 4))
     )
     for first, name in ((True, 1), (False, 0)):
-        mask, _, _ = draw([small, large], SIZE, {"a": 0, "b": 1}, largest_first=first)
+        mask = draw([small, large], SIZE, Rules({"a": 0, "b": 1}, IGNORE, first)).mask
         assert mask[0, 0] == name
         assert mask[9, 9] == 0
         assert mask[19, 19] == 255
@@ -134,9 +135,8 @@ def test_a_patch_is_cut_off_at_the_border():
     png = base64.b64encode(encode_png(np.full((3, 4), 255, np.uint8))).decode()
     assert Patch(-1, 28, png).cover(SIZE).inside.shape == (2, 2)
     for top, left in ((21, 0), (0, 33), (-3, 0), (0, -9)):
-        _, covered, _ = draw([Shape("a", (Patch(top, left, png),))], SIZE, {"a": 0},
-                             largest_first=True)  # fmt: skip
-        assert not covered.any()
+        shape = Shape("a", (Patch(top, left, png),))
+        assert (draw([shape], SIZE, Rules({"a": 0}, IGNORE, True)).mask == IGNORE).all()
     with pytest.raises(SetrError, match="not base64"):
         Patch(0, 0, "?").cover(SIZE)
 

@@ -20,14 +20,9 @@ from setr.doctor import check
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 
-PHOTO = np.full((6, 8, 3), 90, np.uint8)
-IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2
+from .test_own_folders import IDS, PHOTO, put
+
 COLOURS = np.array([[0, 255, 255], [255, 255, 0]], np.uint8)[IDS]
-
-
-def put(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 def fill(root: Path, images: str, masks: str, pixels: np.ndarray, places: str = "") -> None:

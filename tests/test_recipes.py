@@ -84,7 +84,7 @@ def test_every_recipe_builds_on_the_meta_device():
         seen.add(config.model)
         classes = len(known_labels(config.data.labels).classes) if config.data.labels else 9
         with torch.device("meta"):
-            built = build_model(config, classes, quiet=True)
+            built = build_model(config, classes)
         assert built.num_classes == classes
         patch = built.encoder.patch_size
         if config.data.crop_size != (769, 769):  # of FCN, whose maps reach over the border

@@ -20,18 +20,10 @@ from setr.layers.timm_vit import list_encoders
 from setr.model import SETR, create_model
 from setr.training.optim import build_optimizer
 from setr.weights import load_weights
+from tests.test_other_vits import randomised
 
 NAME = "beit_base_patch16_224"
 SIZE = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 64}
-
-
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
-    """Random values for all weights, tables and layer scales included."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.3)
-    return module.eval()
 
 
 def pair(**more: object) -> tuple[Encoder, torch.nn.Module]:

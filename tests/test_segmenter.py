@@ -16,6 +16,7 @@ from setr.labels import known_labels
 from setr.layers.mask_transformer import MaskTransformer
 from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.published import segmenter_labels, segmenter_test
+from tests.conftest import renamed
 
 WIDTH, CLASSES = 64, 5
 
@@ -121,15 +122,6 @@ PORT = [
     (r"last_norm", "decoder_norm"), (r"class_proj", "classes_proj"), (r"classifier", "conv_seg"),
     *BLOCK,
 ]  # fmt: skip
-
-
-def renamed(model: nn.Module, rules: list[tuple[str, str]]) -> dict[str, Tensor]:
-    state = {}
-    for name, value in model.state_dict().items():
-        for pattern, there in rules:
-            name = re.sub(pattern, there, name)
-        state[name] = value
-    return state
 
 
 def test_a_checkpoint_of_the_authors(tmp_path, capsys):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +27,7 @@ from setr.training.optim import build_optimizer
 from setr.training.parallel import Parallel
 from setr.training.runfolder import RunFolder
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
-from tests.test_engine import final_state, with_train
+from tests.runs import assert_same_weights, log_lines, stopped_and_resumed, with_train
 
 CPU = torch.device("cpu")
 
@@ -44,34 +42,6 @@ def on_small_crops(config: Config) -> Config:
     return dataclasses.replace(
         config, model=model, data=dataclasses.replace(config.data, crop_size=(32, 32))
     )
-
-
-def log_lines(config: Config) -> list[dict]:
-    text = (Path(config.out) / "log.jsonl").read_text()
-    return [line for line in map(json.loads, text.splitlines()) if "loss" in line]
-
-
-def stopped_and_resumed(config: Config, monkeypatch, at: int) -> None:
-    """Train to step `at`, stop, continue to the end."""
-    original = running.Run.train_step
-
-    def stopping(self, images, masks):
-        parts = original(self, images, masks)
-        if self.step + 1 == at:
-            signal.raise_signal(signal.SIGTERM)
-        return parts
-
-    monkeypatch.setattr(running.Run, "train_step", stopping)
-    with pytest.raises(SetrError, match="--resume"):
-        train(config)
-    monkeypatch.setattr(running.Run, "train_step", original)
-    train(config, resume=True)
-
-
-def assert_same_weights(a: Config, b: Config) -> None:
-    first, second = final_state(Path(a.out)), final_state(Path(b.out))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 # --- fp16 -----------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, OK, USAGE, SetrError
 from setr.init_data import draft, write
 from setr.outlines import rendering
-from setr.outlines.drawing import Ring, Runs, Shape, draw
-from setr.outlines.window_masks import WindowMask
+from setr.outlines.drawing import Ring, Rules, Runs, Shape, draw
+from setr.outlines.rendering import WindowMask
 from setr.reading.masks import read_mask
 
 from .test_outlines import put, square
@@ -131,16 +131,14 @@ def test_windows_of_a_mask_are_parts_of_it():
         relative = number % 3 == 0
         lines = [line / size[::-1] if relative else line for line in (points, hole)]
         shapes.append(Shape("ab"[number % 2], (Ring(lines[0], relative, (lines[1],)),)))
-    numbers = {"a": 0, "b": 1}
-    whole, covered, _ = draw(shapes, size, numbers, largest_first=False)
-    whole[~covered] = 2
-    drawn = WindowMask(shapes, size, numbers, 2, largest_first=False)
+    rules = Rules({"a": 0, "b": 1}, 2, largest_first=False)
+    whole, drawn = draw(shapes, size, rules).mask, WindowMask(shapes, size, rules)
     for rows, columns in windows(size, 32):
         place = slice(*rows), slice(*columns)
         np.testing.assert_array_equal(drawn[place], whole[place])
     runs = Shape("a", (Runs(size, np.array([90 * 120])),))
     with pytest.raises(SetrError, match="only polygons are drawn, not masks or run lengths"):
-        WindowMask([runs], size, numbers, 2, largest_first=True)
+        WindowMask([runs], size, rules)
 
 
 def test_what_has_no_label_is_left_out(tmp_path, capsys):

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import setr.trackers as trackers
-import setr.training.run as running
 from setr.config import TrainConfig
 from setr.engine import train
 from setr.errors import FAILED, SetrError
@@ -23,6 +22,7 @@ from setr.pages.loss_curves import loss_chart, loss_curves
 from setr.processes.progress import Progress
 from setr.trackers import CsvTable, JsonLines, Pictures, Tracker, open_trackers, scalars
 from tests.conftest import tiny_config
+from tests.runs import assert_same_weights, killed_and_resumed
 
 LINES = [
     {"step": 2, "loss": 1.5, "lr": 0.1},
@@ -161,24 +161,11 @@ def test_resume_with_trackers_and_profiler_is_bit_for_bit(tmp_path, monkeypatch,
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from tests.test_engine import final_state
-
     train(tiny_config(tmp_path / "plain", steps=3))
     watched = tiny_config(tmp_path / "watched", steps=3, save_every=2, log="tensorboard",
                           profile=1, eval_every=2)  # fmt: skip
-    original = running.Run.train_step
-
-    def dying(self, images, masks):
-        if self.step == 2 and not self.folder.state:
-            raise KeyboardInterrupt
-        return original(self, images, masks)
-
-    monkeypatch.setattr(running.Run, "train_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(watched)
-    train(watched, resume=True)
-    plain, parts = final_state(tmp_path / "plain"), final_state(tmp_path / "watched")
-    assert all((plain[name] == parts[name]).all() for name in plain)
+    killed_and_resumed(watched, monkeypatch, at=2)
+    assert_same_weights(tmp_path / "plain", watched)
     events = EventAccumulator(str(tmp_path / "watched" / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]

@@ -50,22 +50,26 @@ def test_a_window_equals_resizing_everything(scale, seed):
         assert np.abs(picked - centres).max() <= 0.5 + 1 / 32
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(30, 300), st.integers(30, 400), st.integers(0, 10_000))
-def test_its_reach_is_all_it_samples(height, width, seed):
-    """Cut from what `reach` names as from the whole image, at any scale and place."""
+def off_in_its_region(height: int, width: int, seed: int, angle: float = 0.0) -> np.ndarray:
+    """Differences between a crop of what `source_region` names and one of the whole image."""
     rng = np.random.default_rng(seed)
     size = 30 + seed % 40, 50
     top, left = (
         int(rng.integers(0, max(r - s, 0) + 1)) for r, s in ((height, size[0]), (width, size[1]))
     )
-    window = CropWindow((120, 160), (height, width), (top, left), size)
+    window = CropWindow((120, 160), (height, width), (top, left), size, angle)
     rows, columns = window.source_region
     part = IMAGE[rows, columns]
     ours = window.cut(part, nearest=False, fill=0, corner=(rows.start, columns.start))
-    whole = window.cut(IMAGE, nearest=False, fill=0)
-    off = np.abs(ours.astype(int) - whole)  # positions are counted in fp32 from another corner
-    assert off.max() <= 1
+    return np.abs(ours.astype(int) - window.cut(IMAGE, nearest=False, fill=0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(30, 300), st.integers(30, 400), st.integers(0, 10_000))
+def test_its_region_is_all_it_samples(height, width, seed):
+    """At any scale and place."""
+    off = off_in_its_region(height, width, seed)
+    assert off.max() <= 1  # positions are counted in fp32 from another corner
     assert off.mean() < 0.1
 
 
@@ -245,17 +249,7 @@ def test_a_right_angle_is_an_exact_turn(angle, turns):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(10, 300), st.integers(10, 400), st.floats(-180, 180), st.integers(0, 10_000))
 def test_a_turned_window_asks_for_all_it_samples(height, width, angle, seed):
-    rng = np.random.default_rng(seed)
-    size = 30 + seed % 40, 50
-    top, left = (
-        int(rng.integers(0, max(r - s, 0) + 1)) for r, s in ((height, size[0]), (width, size[1]))
-    )
-    window = CropWindow((120, 160), (height, width), (top, left), size, angle)
-    rows, columns = window.source_region
-    part = IMAGE[rows, columns]
-    ours = window.cut(part, nearest=False, fill=0, corner=(rows.start, columns.start))
-    whole = window.cut(IMAGE, nearest=False, fill=0)
-    off = np.abs(ours.astype(int) - whole)  # positions are counted in fp32 from another corner
+    off = off_in_its_region(height, width, seed, angle)
     # at the image's own edge a sample may fall just in or just out
     assert (off > 8).mean() < 0.02
     assert off.mean() < 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from setr.layers.upsampled_convolution import conv_of_resized
 from setr.recipes import list_recipes, recipe
 from setr.training.build import build_model
 from setr.weight_files.foreign import convert_foreign
+from tests.conftest import renamed
 
 WIDTH, CLASSES = 64, 5
 Weights = dict[str, Tensor]
@@ -256,16 +256,6 @@ PORT = [
 ]  # fmt: skip
 
 
-def port_names(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model by the names in mmsegmentation's files."""
-    state = {}
-    for name, value in model.state_dict().items():
-        for pattern, there in PORT:
-            name = re.sub(pattern, there, name)
-        state[name] = value
-    return state
-
-
 @pytest.mark.parametrize("neck", ["ln_mln", "mln", "none"])
 @pytest.mark.parametrize("patch_bias", [True, False])
 def test_a_checkpoint_of_mmsegmentation(tmp_path, capsys, neck, patch_bias):
@@ -275,7 +265,7 @@ def test_a_checkpoint_of_mmsegmentation(tmp_path, capsys, neck, patch_bias):
         "upernet_base", num_classes=CLASSES, img_size=64, neck=neck, channels=16,
         encoder_args=small, pos_interp="bicubic_plain",
     )  # fmt: skip
-    state = port_names(randomised(model))
+    state = renamed(randomised(model), PORT)
     if not patch_bias:
         del state["backbone.patch_embed.projection.bias"]
         nn.init.zeros_(model.encoder.vit.patch_embed.proj.bias)
@@ -301,7 +291,7 @@ def test_a_checkpoint_of_mmsegmentation(tmp_path, capsys, neck, patch_bias):
 
 def test_a_cut_checkpoint_is_named(tmp_path):
     model = setr.create_model("upernet_nano", num_classes=3, img_size=32)
-    state = port_names(model)
+    state = renamed(model, PORT)
     del state["decode_head.bottleneck.conv.weight"]
     torch.save({"state_dict": state}, tmp_path / "cut.pth")
     with pytest.raises(SetrError, match=r"decoder\.context\.0\.weight is missing"):

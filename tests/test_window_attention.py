@@ -30,21 +30,13 @@ from setr.recipes import recipe
 from setr.training.build import build_model
 from setr.training.optim import build_optimizer
 from setr.weights import load_weights
+from tests.test_other_vits import randomised
 
 NAME = "samvit_base_patch16"
 SHAPE = {"embed_dim": 32, "depth": 2, "num_heads": 2, "window_size": 3, "global_attn_indexes": (1,)}
 SIZE = {**SHAPE, "img_size": 64}
 TIMMS = {"norm_eps": 1e-5}
 """timm's epsilon; the authors' and so ours is 1e-6."""
-
-
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
-    """Random values for all weights, positions included, which timm sets to zero."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.3)
-    return module.eval()
 
 
 def timms(**more: object) -> torch.nn.Module:

@@ -226,9 +226,9 @@ def stream_outcomes(
         predictor: the model.
         streams: by task.
         writer_for: what writes the results of a stream.
-        seconds: of a live source.
         stop: interrupts the current stream, of which no output is then left; a live source ends
             with the current frame, and its outputs are complete.
+        seconds: of a live source.
 
     Raises:
         Stopped: by a signal.

@@ -164,7 +164,11 @@ def grid_size(model: SETR, images: Tensor) -> tuple[int, int]:
 
 
 def blocks_of(model: SETR, layers: Sequence[int]) -> Any:
-    """The encoder's blocks, after checking that it is a ViT and has these layers."""
+    """The encoder's blocks, which include those of these numbers, from 1.
+
+    Raises:
+        SetrError: it is no ViT, or lacks one of them.
+    """
     blocks = getattr(getattr(model.encoder, "vit", None), "blocks", None)
     if blocks is None:
         raise SetrError("this model's encoder is no vision transformer: it has no attention")

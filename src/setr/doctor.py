@@ -79,6 +79,9 @@ def check(dataset: Dataset, *, full: bool = False, progress: Progress | None = N
         dataset: the split.
         full: decode the images, too; otherwise only their header and end are read.
         progress: called with (done, total).
+
+    Raises:
+        SetrError: the split has no images.
     """
     if not len(dataset):
         raise SetrError(

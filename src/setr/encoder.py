@@ -44,13 +44,13 @@ class Encoder(Backbone):
             mmsegmentation's other ViTs).
         prefix_tokens: `keep` class, distillation and register tokens through the blocks, or `drop`
             them after the position embedding (as both public SETR-MLA implementations do).
-        readout: what becomes of the class token behind each tapped block: `ignore` it, `add` it to
-            every patch token, or `concat` it to every patch token along the channels (Ranftl et al.
-            2021, section 3). Other prefix tokens are always ignored.
         patch_stride: pixels between neighbouring tokens; None for the patch size, as in the paper.
             With a smaller stride patches overlap: a finer map from the same weights (Amir et al.
             2021, section 3.1). The cost of attention grows with the fourth power of 1 / stride.
         norm_eps: epsilon of the blocks' layer norms; None keeps the model's own, usually 1e-6.
+        readout: what becomes of the class token behind each tapped block: `ignore` it, `add` it to
+            every patch token, or `concat` it to every patch token along the channels (Ranftl et al.
+            2021, section 3). Other prefix tokens are always ignored.
         prune_norm: remove the final norm; False only for encoders that apply it.
         timm_args: further keyword arguments of `timm.create_model`, for example `depth`,
             `drop_path_rate` or `in_chans` (number of image channels, 3 by default).

@@ -21,7 +21,7 @@ from setr.layers.precision import autocast_dtype
 from setr.model import SETR
 from setr.processes.faults import is_out_of_memory
 from setr.processes.machine import free_bytes
-from setr.training.build import build_model, without_weights
+from setr.training.build import build_empty, without_weights
 from setr.training.complexity import training_flops
 from setr.training.memory import Memory, step_memory
 from setr.training.resolved import with_steps
@@ -60,21 +60,13 @@ def _relevant_settings(config: Config) -> Config:
     )
 
 
-def _meta_model(config: Config, num_classes: int) -> SETR:
-    with torch.device("meta"):
-        model = build_model(config, num_classes, quiet=True)
-    if config.train.grad_checkpointing:
-        model.set_grad_checkpointing()
-    return model
-
-
 @lru_cache(maxsize=64)
 def _cached_estimate(
     config: Config, num_classes: int, device: torch.device, batch: int, keeps_gradients: bool
 ) -> Memory:
     teacher = config.distill.teacher
     return step_memory(
-        _meta_model(config, num_classes),
+        build_empty(config, num_classes),
         teacher=_meta_teacher(teacher) if teacher else None,
         batch=batch,
         size=config.data.crop_size,
@@ -103,7 +95,7 @@ def _teacher_arguments(source: str) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _cached_flops(config: Config, num_classes: int) -> int:
     cached = config.train.cache_features != "none"
-    return training_flops(_meta_model(config, num_classes), *config.data.crop_size, cached=cached)
+    return training_flops(build_empty(config, num_classes), *config.data.crop_size, cached=cached)
 
 
 def with_batch(config: Config, batch: int) -> Config:
@@ -266,7 +258,7 @@ def advice(config: Config, num_classes: int, device: torch.device) -> str:
             config, accumulate=more
         )
         options[f"--train.batch-size {parts // 2 * unit}"] = with_batch(config, parts // 2 * unit)
-    patch = _meta_model(_relevant_settings(config), num_classes).encoder.patch_size
+    patch = build_empty(config).encoder.patch_size
     H, W = (max(patch, round(side * 0.75 / patch) * patch) for side in config.data.crop_size)
     data = dataclasses.replace(config.data, crop_size=(H, W))
     options[f"--data.crop-size {H} {W}"] = dataclasses.replace(config, data=data)

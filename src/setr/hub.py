@@ -6,8 +6,6 @@ architecture, classes, colours, label map, normalisation and test protocol.
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 
 import torch
@@ -19,7 +17,7 @@ from setr.layers.low_rank import merged_state
 from setr.model import SETR
 from setr.model_info import FORMAT, ModelInfo, as_tuple, describe, read_info
 from setr.pages.model_card import model_card
-from setr.reading.files import require_alive, write_bytes, write_json
+from setr.reading.files import replacing, require_alive, write_bytes, write_json
 from setr.reading.parsed import BROKEN, json_of
 from setr.reading.remote import at_revision, fetch, import_hub, is_repository
 from setr.weight_files.mapped_model import in_file, open_model
@@ -128,9 +126,9 @@ def model_folder(source: str | Path) -> Path:
     found = fetch(
         str(source),
         (*FILES, _OTHERS[0]),
-        is_complete=lambda f: _holds_model(f) or _holds_older_model(f),
+        is_complete=lambda f: holds_model(f) or _holds_older_model(f),
     )
-    if is_transformers(found) and not (_holds_model(found) or _holds_older_model(found)):
+    if is_transformers(found) and not (holds_model(found) or _holds_older_model(found)):
         found = fetch(str(source), _OTHERS, is_complete=_holds_older_model)
     return found
 
@@ -175,7 +173,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     return f"https://huggingface.co/{repo_id}"
 
 
-def _holds_model(folder: Path) -> bool:
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has the files that a model consists of."""
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
@@ -210,13 +209,11 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        part.touch()
-        mode = part.stat().st_mode  # safetensors would make it readable by its owner only
-        save_file(tensors, part, {"format": "pt"})
-        part.chmod(mode)
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.touch()
+            mode = part.stat().st_mode  # safetensors would make it readable by its owner only
+            save_file(tensors, part, {"format": "pt"})
+            part.chmod(mode)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise SetrError(f"{path}: cannot write: {first_line(error):.100}") from None

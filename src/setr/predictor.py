@@ -33,7 +33,7 @@ from setr.prediction.model_bands import ModelBands
 from setr.prediction.placed import PlacedModel
 from setr.prediction.rasters import Raster
 from setr.prediction.several import single_sources
-from setr.prediction.unsure import checked_confidence
+from setr.prediction.shares import checked_confidence
 from setr.prediction.video import is_video
 from setr.reading.arrays import as_image
 from setr.reading.gdal import is_georeferenced

@@ -88,6 +88,9 @@ class Protocol:
         pixels, and the other side of the image is rounded: Cityscapes' 1025 gives 768, 768, 1025,
         1281, 1537 and 1793. Without `short_side`, as in the port: both sides are scaled and
         rounded, and the smaller of the two resulting factors is used.
+
+        Raises:
+            SetrError: an image so narrow that it would be enlarged beyond the limit of pixels.
         """
         if self.short_side is None:
             factor = min(max(1, int(side * scale + 0.5)) / side for side in (H, W))

@@ -29,9 +29,9 @@ class QueryEncoder(Encoder):
 
     Args:
         name: timm name of a ViT.
+        taps: the last block, counted from 1; no other can be tapped.
         query_blocks: number of last blocks that process the queries: 3 in the paper for ViT-S and
             ViT-B, 4 for ViT-L.
-        taps: the last block, counted from 1; no other can be tapped.
         arguments: further keyword arguments of `Encoder`.
 
     Attributes:

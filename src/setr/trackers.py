@@ -22,7 +22,7 @@ import numpy as np
 from setr._extras import import_extra
 from setr.errors import SetrError
 from setr.images import encode_png
-from setr.reading.files import write_bytes
+from setr.reading.files import replacing, write_bytes
 
 
 class Tracker:
@@ -148,12 +148,13 @@ class CsvTable(Tracker):
             return [row for row in reader if row.get("step") and None not in row.values()]
 
     def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        part = self.path.with_name(".log.csv.part")
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with (
+            replacing(self.path, mark="log.csv") as part,
+            part.open("w", encoding="utf-8", newline="") as file,
+        ):
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(part, self.path)
 
 
 class Pictures(Tracker):

@@ -121,6 +121,9 @@ def match_weights(
 
     Returns:
         The checked tensors to load into the model, and the report.
+
+    Raises:
+        SetrError: they do not fit; see `load_weights`.
     """
     if found.dialect == DELTA:
         raise SetrError(

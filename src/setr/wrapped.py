@@ -256,6 +256,3 @@ class _NumberedPairs(Sequence[Pair]):
         number = range(self.length)[index]
         path = Path(self.name, self.split, f"{number:07d}")
         return Pair(path, path)
-
-    def __iter__(self) -> Iterator[Pair]:
-        return (self[i] for i in range(self.length))

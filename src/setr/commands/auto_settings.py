@@ -41,7 +41,7 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     from setr.estimate import resolve_batch_and_steps
     from setr.reading.files import require_writable
     from setr.training import plan
-    from setr.training.build import require_buildable
+    from setr.training.build import build_empty, require_buildable
     from setr.training.normalisation import with_normalisation
     from setr.training.timing import measure
 
@@ -66,7 +66,7 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     train, val = (opened(split) for split in (config.data.train_split, config.data.val_split))
     sizes, tested = (plan.extent(check(split)) for split in (train, val))
     given_side = config.data.short_side if "--data.short-side" in typed else None
-    patch = _patch_size(config)
+    patch = build_empty(config).encoder.patch_size
     config = choose(plan.scale_choices(recipe, sizes, on, patch=patch, short_side=given_side))
     if has_length(settings):
         return [*words, *settings]
@@ -87,13 +87,3 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
         file=sys.stderr,
     )
     return [*words, *settings]
-
-
-def _patch_size(config: Config) -> int:
-    """Patch size of the encoder in pixels."""
-    import torch
-
-    from setr.training.build import build_model, without_weights
-
-    with torch.device("meta"):
-        return int(build_model(without_weights(config), 1, quiet=True).encoder.patch_size)

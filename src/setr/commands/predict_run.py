@@ -41,7 +41,11 @@ WriterOf = Callable[[Stream | None], OutputWriter]
 
 
 def find_inputs(given: Arguments) -> tuple[list[Stream], list[Item]]:
-    """The streams and images that the command line names, without results of earlier runs."""
+    """The streams and images that the command line names, without results of earlier runs.
+
+    Raises:
+        SetrError: there are none.
+    """
     is_result = result_test(given.out)
     found, rest = split_sources(given.images)
     _tell_of_videos(rest, {stream.source for stream in found}, is_result)

@@ -91,7 +91,8 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
     from setr.data.shard_writer import Packed
     from setr.images import encode_png
     from setr.processes.progress import counting
-    from setr.reading.masks import read_mask
+    from setr.reading.masks import is_mat, read_mask
+    from setr.reading.pillow import file_bytes
 
     show = counting(f"pack {dataset.split}")
     order = np.random.default_rng(zlib.crc32(dataset.split.encode())).permutation(len(dataset))
@@ -105,11 +106,6 @@ def _samples(dataset: Dataset) -> Iterator[Packed]:
             first, second = dataset.sources(index)
             assert second is not None  # checked
             suffix = Path(name).suffix.lower() or ".jpg"
-            mat = not isinstance(second, bytes) and str(second).endswith(".mat")
-            packed = encode_png(read_mask(second)) if mat else _content(second)
-            yield Packed(name, _content(first), suffix, packed)
+            packed = encode_png(read_mask(second)) if is_mat(second) else file_bytes(second)
+            yield Packed(name, file_bytes(first), suffix, packed)
         show(done, len(dataset))
-
-
-def _content(source: object) -> bytes:
-    return source if isinstance(source, bytes) else Path(str(source)).read_bytes()

@@ -65,7 +65,7 @@ def read_list(root: Path, listed: Path, masks_dir: str | None = None) -> SplitFi
         masks.append(row[1])
     if not images:
         raise data_error(f"{listed}: lists no images")
-    refuse_doubles(listed, images, "listed more than once")
+    refuse_doubles(listed, images)
     return SplitFiles(root, images, masks)
 
 
@@ -99,7 +99,7 @@ def _pair_listed_images(
                 f"{listed}: no mask for {name}; looked for {looked}; give both files in each line, "
                 "or draw masks from polygons with `setr init-data`"
             )
-    refuse_doubles(listed, images, "listed more than once")
+    refuse_doubles(listed, images)
     return SplitFiles(root, images, masks)
 
 

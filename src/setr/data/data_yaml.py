@@ -98,7 +98,11 @@ for _kind in ("bool", "timestamp"):
 
 
 def read_description(path: Path) -> Description:
-    """Read a YAML file, or the `data.yaml` of a folder if it has one."""
+    """Read a YAML file, or the `data.yaml` of a folder if it has one.
+
+    Raises:
+        SetrError: no such file or folder, or not such a description.
+    """
     if not path.exists():
         raise SetrError(
             f"{path}: no such file or folder; give the data set's folder or its data.yaml "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -95,6 +95,12 @@ class Dataset:
         if isinstance(self.pairs, Pairs):
             return self.pairs.image_name(index)
         return self.pairs[index].image.name
+
+    def names(self) -> Iterator[tuple[str, str | None]]:
+        """The files of each pair as strings, which is faster than `pairs`."""
+        if isinstance(self.pairs, Pairs):
+            return self.pairs.names()
+        return ((str(p.image), None if p.mask is None else str(p.mask)) for p in self.pairs)
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
         """Random order of the samples for one epoch."""

@@ -74,7 +74,7 @@ def listed_names(listed: Path, is_name: Callable[[str], object] = lambda _: Fals
         names.append(line if more and not is_file(first) and is_name(line) else first)
     if not names:
         raise data_error(f"{listed}: lists no images; write their names, one a line")
-    refuse_doubles(listed, names, "listed more than once")
+    refuse_doubles(listed, names)
     return names
 
 
@@ -164,7 +164,7 @@ def select_listed(files: SplitFiles, listed: Path) -> SplitFiles:
             f"{listed}: {len(unknown)} entries have no image: {', '.join(unknown[:10])}"
         )
     kept = [files.images[i] for i in keep]
-    refuse_doubles(listed, kept, "listed more than once")
+    refuse_doubles(listed, kept)
     return files._replace(images=kept, masks=[files.masks[i] for i in keep])
 
 
@@ -249,11 +249,13 @@ def _require_none_missing(place: Path, missing: list[str], total: int, kind: str
         )
 
 
-def refuse_doubles(place: Path, names: list[str], what: str) -> None:
-    """Raise an error if a name occurs twice; `what` describes it in the message."""
+def refuse_doubles(listed: Path, names: list[str]) -> None:
+    """Raise an error if a list has a name twice."""
     if len(set(names)) < len(names):
         doubles = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise data_error(f"{place}: '{doubles[0]}' is {what} ({len(doubles)} such names)")
+        raise data_error(
+            f"{listed}: '{doubles[0]}' is listed more than once ({len(doubles)} such names)"
+        )
 
 
 def data_error(message: str) -> SetrError:

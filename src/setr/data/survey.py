@@ -43,6 +43,7 @@ from setr.labels import IGNORE
 from setr.processes.quota import cpus
 from setr.reading.files import cache_folder
 from setr.reading.masks import is_in_alpha
+from setr.reading.pillow import file_bytes
 
 VERSION = 5
 _CHUNK = 2048  # pairs submitted to the threads at a time
@@ -150,11 +151,8 @@ def _read(
         size, rotated = check_pixels(image_source, dataset.bands)
         flags |= ROTATED * rotated
         if full:
-            data = (
-                image_source if isinstance(image_source, bytes) else Path(image_source).read_bytes()
-            )
             pixels = read_pixels(image_source, dataset.bands)
-            content, look = _fingerprint(data, pixels)
+            content, look = _fingerprint(file_bytes(image_source), pixels)
             flags |= FULL | DARK * bool(pixels.max() < DIM)
         raw = dataset.raw_mask(index, mask_source, size)
         assert mask_source is not None  # `raw_mask` requires it
@@ -229,7 +227,7 @@ def _keys(dataset: Dataset) -> Iterator[int]:
             text = f"{dataset.name}/{dataset.split}/{version}/{index}/{VERSION}"
             yield 0 if version is None else _digest(text)
         return
-    for image, mask in _names(dataset):
+    for image, mask in dataset.names():
         try:
             first = os.stat(image)
             text = f"{image}|{first.st_size}|{first.st_mtime_ns}"
@@ -240,12 +238,6 @@ def _keys(dataset: Dataset) -> Iterator[int]:
             yield 0
             continue
         yield _digest(text)
-
-
-def _names(dataset: Dataset) -> Iterator[tuple[str, str | None]]:
-    if isinstance(dataset.pairs, Pairs):
-        return dataset.pairs.names()
-    return ((str(p.image), None if p.mask is None else str(p.mask)) for p in dataset.pairs)
 
 
 def _digest(text: str) -> int:

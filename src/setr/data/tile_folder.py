@@ -21,6 +21,7 @@ from setr.data.split_draft import known_split
 from setr.data.tile_draft import Tile, divide_tiles, windows
 from setr.data.tile_files import box_of, is_blank, is_turned, mask_to_cut, write_image, write_mask
 from setr.errors import USAGE, SetrError
+from setr.processes.lock import lock_file
 from setr.processes.progress import Progress
 from setr.reading.files import write_bytes
 from setr.reading.gdal import GdalFile, gdal_driver, import_gdal
@@ -248,22 +249,19 @@ def locked(root: Path) -> int | None:
         SetrError: another process has it.
     """
     try:
-        import fcntl
-
-        lock = os.open(root, os.O_RDONLY)
-    except (ImportError, OSError):
+        fd = os.open(root, os.O_RDONLY)
+    except OSError:  # Windows
         return None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock_file(fd, "flock"):
+            return fd
     except BlockingIOError:
-        os.close(lock)
+        os.close(fd)
         raise SetrError(
             f"{root}: another `setr init-data` is at work here; wait until it ends"
         ) from None
-    except OSError:  # a file system without locks
-        os.close(lock)
-        return None
-    return lock
+    os.close(fd)
+    return None
 
 
 def has_tiles(root: Path) -> bool:

@@ -33,7 +33,11 @@ Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def onnx_run(path: Path, outputs: Sequence[str], device: str = "cpu") -> tuple[Run, dict[str, str]]:
-    """An ONNX file in ONNX Runtime -> a function for these outputs, and the file's metadata."""
+    """An ONNX file in ONNX Runtime -> a function for these outputs, and the file's metadata.
+
+    Raises:
+        SetrError: broken, or a device that ONNX Runtime cannot use.
+    """
     ort = import_extra("onnxruntime", "onnx", str(path))
     providers = _providers(device, ort.get_available_providers())
     options = ort.SessionOptions()
@@ -86,7 +90,11 @@ def _providers(device: str, available: Sequence[str]) -> list[tuple[str, dict[st
 def openvino_run(
     path: Path, outputs: Sequence[str], device: str = "cpu"
 ) -> tuple[Run, dict[str, str]]:
-    """An OpenVINO file -> a function for these outputs, and the file's metadata."""
+    """An OpenVINO file -> a function for these outputs, and the file's metadata.
+
+    Raises:
+        SetrError: broken, or a device other than the CPU.
+    """
     ov = import_extra("openvino", "openvino", str(path))
     if device not in ("auto", "cpu"):
         raise SetrError(

@@ -33,6 +33,9 @@ def overlap_patches(vit: Any, name: str, stride: int) -> None:
     """Place a timm ViT's patches `stride` pixels apart, each centred on its cell of that grid.
 
     Position embeddings keep their grid and are resampled at run time.
+
+    Raises:
+        SetrError: patches cannot be placed so.
     """
     embed = vit.patch_embed
     size = embed.proj.kernel_size[0]

@@ -135,13 +135,12 @@ def _hooks_active(block: nn.Module) -> Iterator[None]:
 def _other_hooks_active() -> bool:
     """Whether there are other saved-tensor hooks (checkpointing, offloading) or none are allowed.
 
-    torch calls only the innermost hooks. Before 2.8 it cannot be asked whether there are others.
+    torch calls only the innermost hooks.
     """
     autograd = torch._C._autograd
     if autograd._saved_tensors_hooks_get_disabled_error_message() is not None:  # torch.func
         return True
-    top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
-    return top is not None and top(True) is not None
+    return autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def offer(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

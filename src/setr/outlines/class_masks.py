@@ -25,7 +25,7 @@ from setr.data.pairing import data_error
 from setr.errors import SetrError
 from setr.labels import IGNORE
 from setr.outlines.drawing import Shape
-from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
+from setr.outlines.index import BACKGROUND, AnnotatedFolder, AnnotatedImage
 from setr.outlines.mask_files import MaskFile
 from setr.reading.files import unread_text, walk_images
 
@@ -110,8 +110,6 @@ def _joined(root: Path, parts: MaskParts, threshold: int) -> AnnotatedFolder:
     others = [name for name in first if name not in (BACKGROUND, "background")]
     object_name = others[0] if len(others) == 1 else OBJECT
     named = {name or object_name for found in parts.of.values() for name, _ in found}
-    listed = [name for name in first if name in named]
-    out.classes = (*listed, *sorted(named - {IGNORED, BACKGROUND, *listed}))
     splits = listed_splits(root, parts.of)
     for image, found in parts.of.items():
         shapes = (
@@ -119,6 +117,7 @@ def _joined(root: Path, parts: MaskParts, threshold: int) -> AnnotatedFolder:
             for name, mask in found
         )
         out.images.append(AnnotatedImage(image, tuple(shapes), "", split=splits.get(image, "")))
+    out.order_classes(name for name in first if name in named)
     out.unannotated = parts.without
     used = [(image, mask) for image, found in parts.of.items() for _, mask in found]
     unused = inventory(unused_files(root, [*used, *((image, "") for image in parts.without)]))

@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.outlines.drawing import Part, Ring, Runs, Shape, as_counts, as_points
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem, split_of
-from setr.outlines.layers import BROKEN
+from setr.outlines.index import (
+    BROKEN,
+    AnnotatedFolder,
+    AnnotatedImage,
+    ImageIndex,
+    image_problem,
+    split_of,
+)
 
 
 def is_coco(content: Mapping[str, Any]) -> bool:

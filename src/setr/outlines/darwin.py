@@ -9,8 +9,7 @@ import numpy as np
 
 from setr.images import encode_png
 from setr.outlines.drawing import Patch, Ring, Shape, as_points, unrolled
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
-from setr.outlines.layers import BROKEN
+from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 
 _NO_AREA = ("bounding_box", "keypoint", "line", "skeleton", "cuboid", "eye", "graph")
 

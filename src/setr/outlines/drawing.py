@@ -10,17 +10,18 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from setr.errors import SetrError
-from setr.labels import IGNORE
 from setr.outlines.mask_files import Cover, MaskFile, Segments, cropped
 from setr.reading.masks import read_mask
 from setr.reading.pillow import MAX_PIXELS, opened
+
+T = TypeVar("T")
 
 MOST_CROSSINGS = 10_000_000
 """Of an outline and the rows of a small image; each takes some bytes until it is drawn."""
@@ -130,47 +131,45 @@ class Shape(NamedTuple):
     parts: tuple[Part, ...]
 
 
+class Rules(NamedTuple):
+    """How outlines become ids.
+
+    Attributes:
+        ids: by class name.
+        rest: id of pixels outside all outlines.
+        largest_first: draw small objects over large ones, whatever their order in the file.
+        order: names of classes; those named later are drawn over those named earlier, and all of
+            them over others.
+    """
+
+    ids: Mapping[str, int]
+    rest: int
+    largest_first: bool
+    order: tuple[str, ...] = ()
+
+
 class Drawn(NamedTuple):
     """The mask of an image.
 
     Attributes:
-        mask: ids (H, W) uint8, `IGNORE` outside all shapes.
-        covered: pixels inside any of them, (H, W) bool.
+        mask: ids (H, W) uint8.
         overlaps: pixels at which a shape of one class was drawn over one of another, by both names.
     """
 
     mask: np.ndarray
-    covered: np.ndarray
     overlaps: Counter[tuple[str, str]]
 
 
-def draw(
-    shapes: Sequence[Shape],
-    size: tuple[int, int],
-    ids: Mapping[str, int],
-    *,
-    largest_first: bool,
-    order: Sequence[str] = (),
-) -> Drawn:
-    """Draw the mask of an image.
-
-    Args:
-        shapes: later ones are drawn over earlier ones.
-        size: (H, W) in pixels.
-        ids: by class name.
-        largest_first: draw by decreasing area instead.
-        order: names of classes; those named later are drawn over those named earlier, and all of
-            them over others.
+def draw(shapes: Sequence[Shape], size: tuple[int, int], rules: Rules) -> Drawn:
+    """Draw the mask of an image of `size` (H, W), each shape over those before it.
 
     Raises:
         SetrError: a part that cannot be read.
     """
     drawn = [(shape.name, [part.cover(size) for part in shape.parts]) for shape in shapes]
-    if largest_first:
-        drawn.sort(key=lambda entry: -sum(np.count_nonzero(c.inside) for c in entry[1]))
-    if order:
-        drawn.sort(key=lambda entry: rank_in(order, entry[0]))
-    mask, covered = np.full(size, IGNORE, np.uint8), np.zeros(size, bool)
+    drawn = in_order(drawn, rules, lambda cover: int(np.count_nonzero(cover.inside)))
+    ids = rules.ids
+    mask, covered = np.full(size, rules.rest, np.uint8), np.zeros(size, bool)
     overlaps: Counter[tuple[str, str]] = Counter()
     names = {ids[name]: name for name, _ in drawn}
     for name, covers in drawn:
@@ -185,12 +184,26 @@ def draw(
                         overlaps[name, names[int(i)]] += int(counts[i])
             mask[place][inside] = ids[name]
             covered[place] |= inside
-    return Drawn(mask, covered, overlaps)
+    return Drawn(mask, overlaps)
 
 
-def rank_in(order: Sequence[str], name: str) -> int:
-    """Place of a class in an order of drawing; -1 for others, which come first."""
-    return order.index(name) if name in order else -1
+def in_order(
+    shapes: Iterable[tuple[str, list[T]]], rules: Rules, area: Callable[[T], float]
+) -> list[tuple[str, list[T]]]:
+    """Classes with the parts of their shapes, in the order in which they are drawn.
+
+    Args:
+        shapes: in the order of their file.
+        rules: their `largest_first` and `order`.
+        area: of a part.
+    """
+
+    def rank(shape: tuple[str, list[T]]) -> int:
+        return rules.order.index(shape[0]) if shape[0] in rules.order else -1
+
+    if rules.largest_first:
+        shapes = sorted(shapes, key=lambda shape: -sum(map(area, shape[1])))
+    return sorted(shapes, key=rank)
 
 
 def as_points(values: Any, minimum: int = 3) -> np.ndarray:

@@ -18,8 +18,7 @@ import numpy as np
 from setr.data.pairing import is_file
 from setr.images import encode_png
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points, ellipse
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
-from setr.outlines.layers import BROKEN
+from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.reading.pillow import MAX_PIXELS
 
 

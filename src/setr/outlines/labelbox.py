@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from setr.outlines.drawing import Part, Ring, Shape, as_points
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
-from setr.outlines.layers import BROKEN
+from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.mask_files import MaskFile, Segments
 
 _NO_AREA = ("bounding_box", "line", "point")

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
-from setr.outlines.layers import BROKEN
+from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 
 
 def is_labelme(content: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from setr.errors import SetrError
 from setr.outlines.drawing import Ring, Shape, as_points
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 from setr.outlines.places import Place, common_box, crs_transform, place_of
 from setr.reading.gdal import is_georeferenced
 from setr.reading.vectors import FORMATS, Box, vector_layers
@@ -25,8 +25,6 @@ CLASS_KEYS = ("class", "label", "class_name", "category", "name")
 """Properties that may name a feature's class, case-insensitive; the first one found is used."""
 WGS84 = "OGC:CRS84"
 """Reference system of files that name none (RFC 7946, section 4)."""
-BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
-"""Exceptions raised by files that do not follow their format."""
 
 
 class _Area(NamedTuple):
@@ -183,8 +181,7 @@ class Layers:
         self.out.kind = " and ".join(self._kinds) or self.out.kind
         self.out.images = [self._found[image] for image in sorted(self._found)]
         named = {shape.name for entry in self.out.images for shape in entry.shapes}
-        listed = [name for name in self.known.values() if name in named]
-        self.out.classes = (*listed, *sorted(named - set(listed)))
+        self.out.order_classes(name for name in self.known.values() if name in named)
         return self.out
 
     def _add(self, name: str, image: str, areas: list[_Area]) -> None:

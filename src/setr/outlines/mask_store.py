@@ -19,10 +19,9 @@ from setr.data.flat_pairs import DRAWN
 from setr.data.tile_folder import locked
 from setr.errors import SetrError
 from setr.images import encode_png
-from setr.outlines.drawing import Drawn
+from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile, Segments
-from setr.outlines.rendering import Rules
 from setr.reading.files import cannot_write, write_bytes
 
 VERSION = 1

@@ -22,10 +22,10 @@ from setr.data.pairing import data_error
 from setr.data.tile_folder import TileFolder, names_for
 from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE, Labels
-from setr.outlines.drawing import Drawn
+from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import BACKGROUND, IGNORED, AnnotatedFolder, AnnotatedImage
 from setr.outlines.mask_store import Counts, MaskStore, counts_of
-from setr.outlines.rendering import Rules, mask_to_cut, whole_mask
+from setr.outlines.rendering import mask_to_cut, whole_mask
 from setr.processes.progress import Progress
 from setr.processes.quota import cpus
 

@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from setr.outlines.drawing import Shape
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem, split_of
-from setr.outlines.layers import BROKEN
+from setr.outlines.index import (
+    BROKEN,
+    AnnotatedFolder,
+    AnnotatedImage,
+    ImageIndex,
+    image_problem,
+    split_of,
+)
 from setr.outlines.mask_files import Segments
 
 

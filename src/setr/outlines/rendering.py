@@ -1,35 +1,73 @@
-"""The mask of one image, drawn from its outlines."""
+"""The mask of one image, drawn from its outlines; of an image too large for memory, by windows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+
+import numpy as np
 
 from setr.bands import Bands, check_pixels
 from setr.errors import SetrError
 from setr.images import MAX_PIXELS, check_whole
 from setr.labels import IGNORE
-from setr.outlines.drawing import Drawn, draw
+from setr.outlines.drawing import Drawn, Ring, Rules, Shape, draw, in_order
 from setr.outlines.index import AnnotatedImage
-from setr.outlines.window_masks import WindowMask
 from setr.reading.gdal import GdalFile, without_data
+from setr.reading.lazy_image import bounds
 
 
-class Rules(NamedTuple):
-    """How outlines become ids.
+class WindowMask:
+    """A mask of any size: `mask[a:b, c:d]` draws the ids (h, w) uint8 of a window.
 
-    Attributes:
-        ids: by class name.
-        rest: id of pixels outside all outlines.
-        largest_first: draw small objects over large ones, whatever their order in the file.
-        order: see `draw`.
+    Args:
+        shapes: polygons.
+        size: (H, W) in pixels.
+        rules: as for `draw`.
+        empty: pixels without data, indexed in the same way; None if there are none.
+
+    Raises:
+        SetrError: shapes other than polygons.
     """
 
-    ids: Mapping[str, int]
-    rest: int
-    largest_first: bool
-    order: tuple[str, ...] = ()
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        size: tuple[int, int],
+        rules: Rules,
+        empty: Any = None,
+    ) -> None:
+        self.shape, self.empty = size, empty
+        self._rules = rules._replace(largest_first=False, order=())  # in order from here on
+        scale = size[::-1]
+        drawn: list[tuple[str, list[Ring]]] = []
+        for shape in shapes:
+            rings = [part for part in shape.parts if isinstance(part, Ring)]
+            if len(rings) < len(shape.parts):
+                raise SetrError(
+                    f"on images above {MAX_PIXELS:,} pixels only polygons are drawn, not masks or "
+                    f"run lengths such as those of '{shape.name}'"
+                )
+            drawn.append((shape.name, [_in_pixels(ring, scale) for ring in rings]))
+        self._drawn = in_order(drawn, rules, _area)
+        corners = [np.concatenate([ring.points for ring in rings]) for _, rings in self._drawn]
+        self._lows = np.array([points.min(axis=0) for points in corners]).reshape(-1, 2)
+        self._highs = np.array([points.max(axis=0) for points in corners]).reshape(-1, 2)
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        (top, bottom), (left, right) = bounds(place, self.shape)
+        here = (self._lows < (right, bottom)).all(axis=1) & (self._highs > (left, top)).all(axis=1)
+        corner = np.array([left, top], float)
+        shapes = [
+            Shape(name, tuple(_moved(ring, corner) for ring in rings))
+            for name, rings in (self._drawn[index] for index in np.flatnonzero(here))
+        ]
+        size = bottom - top, right - left
+        mask = draw(shapes, size, self._rules).mask
+        if self.empty is not None:
+            mask[self.empty[place]] = IGNORE
+        return mask
 
 
 def whole_mask(root: Path, entry: AnnotatedImage, rules: Rules) -> Drawn:
@@ -46,16 +84,9 @@ def whole_mask(root: Path, entry: AnnotatedImage, rules: Rules) -> Drawn:
             f"has {size[1]}x{size[0]}; {turned if entry.size == size[::-1] else other}"
         )
     try:
-        drawn = draw(
-            entry.shapes,
-            size,
-            rules.ids,
-            largest_first=rules.largest_first,
-            order=rules.order,
-        )
+        drawn = draw(entry.shapes, size, rules)
     except SetrError as error:
         raise _of_source(entry, error) from None
-    drawn.mask[~drawn.covered] = rules.rest
     empty = without_data(root / entry.image, ())  # any band may be read
     if empty is not None:
         drawn.mask[empty[:]] = IGNORE
@@ -74,15 +105,7 @@ def mask_to_cut(root: Path, entry: AnnotatedImage, rules: Rules) -> Drawn | Wind
         return whole_mask(root, entry, rules)
     empty = without_data(root / entry.image, ())
     try:
-        return WindowMask(
-            entry.shapes,
-            size,
-            rules.ids,
-            rules.rest,
-            largest_first=rules.largest_first,
-            order=rules.order,
-            empty=empty,
-        )
+        return WindowMask(entry.shapes, size, rules, empty)
     except SetrError as error:
         raise _of_source(entry, error) from None
 
@@ -100,3 +123,22 @@ def _size(path: Path) -> tuple[int, int]:
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise
     return check_pixels(path, Bands((1,), ((0.0, 1.0),)))[0]
+
+
+def _in_pixels(ring: Ring, scale: tuple[int, int]) -> Ring:
+    if not ring.relative:
+        return ring
+    return Ring(ring.points * scale, holes=tuple(hole * scale for hole in ring.holes))
+
+
+def _moved(ring: Ring, corner: np.ndarray) -> Ring:
+    return Ring(ring.points - corner, holes=tuple(hole - corner for hole in ring.holes))
+
+
+def _area(ring: Ring) -> float:
+    """Area in square pixels, without holes."""
+    sizes = []
+    for line in (ring.points, *ring.holes):
+        x, y = (line - line[0]).T
+        sizes.append(abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2)
+    return sizes[0] - sum(sizes[1:])

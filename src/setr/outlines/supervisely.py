@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.outlines.drawing import Part, Patch, Ring, Shape, as_points
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
-from setr.outlines.layers import BROKEN
+from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
 
 MOST_BYTES = 100 << 20
 """Of a PNG file, which is compressed itself and so hardly grows."""

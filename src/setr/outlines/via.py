@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from setr.outlines.drawing import Part, Ring, Shape, as_points, ellipse
-from setr.outlines.index import AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
-from setr.outlines.layers import BROKEN, CLASS_KEYS
+from setr.outlines.index import BROKEN, AnnotatedFolder, AnnotatedImage, ImageIndex, image_problem
+from setr.outlines.layers import CLASS_KEYS
 from setr.outlines.via_forms import from_via3, is_project_of_via3
 
 DEFAULT_CLASS = "object"

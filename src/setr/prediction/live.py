@@ -133,7 +133,7 @@ class LiveReader:
     def __enter__(self) -> LiveReader:
         self._thread.start()
         try:
-            self._wait(lambda: self._opened or self._over, math.inf)
+            self._wait(lambda: self._opened or self._over)
             if not self._opened:
                 raise SetrError(f"{self.name}: {self._problem or self._cannot_open()}")
             self._wait_for_frame(OPEN_SECONDS)
@@ -181,14 +181,13 @@ class LiveReader:
             given_up = time.monotonic() > max(end, self._hangs)
             return self._newest is not None or self._over or given_up
 
-        self._wait(there, math.inf)
+        self._wait(there)
         return self._newest is not None
 
-    def _wait(self, there: Callable[[], bool], seconds: float) -> None:
-        """Wait until `there`, or the time is up, or `until`."""
-        end = time.monotonic() + seconds
+    def _wait(self, there: Callable[[], bool]) -> None:
+        """Wait until `there` or `until`."""
         with self._change:
-            while not there() and not self.until() and time.monotonic() < end:
+            while not there() and not self.until():
                 self._change.wait(POLL_SECONDS)
 
     def _require_not_stopped(self) -> None:

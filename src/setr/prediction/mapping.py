@@ -18,8 +18,7 @@ import torch
 from setr.inference import mask_blocks, normalize
 from setr.labels import IGNORE
 from setr.prediction.rasters import Raster, RasterWriter
-from setr.prediction.shares import class_shares
-from setr.prediction.unsure import unlabel
+from setr.prediction.shares import class_shares, unlabel
 from setr.predictor import Predictor
 
 STRIP = 4096

@@ -45,7 +45,7 @@ def open_locked(
     for left in reversed(range(ATTEMPTS)):
         fd = os.open(path, flags | os.O_CREAT, 0o666)
         try:
-            locked = _lock(fd, kind)
+            locked = lock_file(fd, kind)
         except BlockingIOError:
             os.close(fd)
             raise
@@ -55,7 +55,8 @@ def open_locked(
     return fd, locked
 
 
-def _lock(fd: int, kind: Literal["lockf", "flock"]) -> bool:
+def lock_file(fd: int, kind: Literal["lockf", "flock"]) -> bool:
+    """Lock an open file; arguments, result and `BlockingIOError` as for `open_locked`."""
     if fcntl is None:
         return False
     try:

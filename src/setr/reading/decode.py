@@ -6,11 +6,9 @@ differently (rotated, transparent, 16-bit, truncated) are left to Pillow.
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,6 +16,7 @@ import numpy as np
 
 from setr._extras import import_extra
 from setr.errors import SetrError, first_line
+from setr.reading.pillow import Source, file_bytes
 
 try:
     from kornia_rs.io import decode_image_png_u8 as _decode_png
@@ -36,7 +35,7 @@ def orientation(image: Any) -> int:
     return int(image.getexif().get(0x0112, 1))
 
 
-def check_scans(image: Any, source: str | os.PathLike | bytes) -> None:
+def check_scans(image: Any, source: Source) -> None:
     """Refuse a progressive JPEG that would take hours to decode.
 
     Raises:
@@ -44,7 +43,7 @@ def check_scans(image: Any, source: str | os.PathLike | bytes) -> None:
     """
     if image.format not in ("JPEG", "MPO") or "progressive" not in image.info:
         return
-    data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
+    data = file_bytes(source)
     scans, place = 0, 2
     while (found := _MARKER.search(data, place)) and found[1] != b"\xd9":
         scans += found[1] == b"\xda"
@@ -88,7 +87,7 @@ def decode_png(image: Any, data: bytes) -> np.ndarray | None:
     return pixels[..., 0] if mode == "mono" else pixels
 
 
-def check_png_rows(image: Any, source: str | os.PathLike | bytes) -> None:
+def check_png_rows(image: Any, source: Source) -> None:
     """Refuse a truncated PNG file, whose missing part Pillow leaves black.
 
     Raises:
@@ -96,7 +95,7 @@ def check_png_rows(image: Any, source: str | os.PathLike | bytes) -> None:
     """
     if image.format != "PNG" or getattr(image, "is_animated", False):
         return
-    data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
+    data = file_bytes(source)
     interlaced = data[28] == 1
     image.load()
     width, height = image.size
@@ -131,11 +130,11 @@ def _png_bytes(width: int, height: int, *, depth: int, colour: int, interlaced: 
     return total
 
 
-def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | None:
+def decode_fast(image: Any, source: Source) -> np.ndarray | None:
     """Pixels of an open 8-bit PNG (RGB, grey, palette indices) or RGB JPEG; None to use Pillow."""
     if image.format not in ("PNG", "JPEG") or image.info.get("transparency") is not None:
         return None
-    data = source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
+    data = file_bytes(source)
     if image.format == "JPEG":
         # OpenCV fills the missing part of a truncated file with grey, so only complete files
         if not data.rstrip(b"\0").endswith(b"\xff\xd9") or orientation(image) != 1:
@@ -151,7 +150,12 @@ def decode_fast(image: Any, source: str | os.PathLike | bytes) -> np.ndarray | N
 
 
 def read_mat(path: str) -> np.ndarray:
-    """Variable `LabelMap` (H, W) uint16 of a MATLAB file, as in Pascal Context: 0 is unlabelled."""
+    """Variable `LabelMap` (H, W) uint16 of a MATLAB file, as in Pascal Context: 0 is unlabelled.
+
+    Raises:
+        SetrError: broken, or without such a variable.
+        OSError: cannot be opened.
+    """
     scipy_io = import_extra("scipy.io", "mat", f"{path}: reading MATLAB files")
     try:
         ids = np.asarray(scipy_io.loadmat(path, variable_names=["LabelMap"])["LabelMap"])

@@ -12,6 +12,7 @@ import tempfile
 import unicodedata
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,22 +110,40 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
 
 
+@contextlib.contextmanager
+def replacing(path: Path, *, mark: str | None = None) -> Iterator[Path]:
+    """A hidden file to write, which takes the place of `path` in the end, or goes after an error.
+
+    Args:
+        path: the file.
+        mark: name for the hidden file, random by default. With a fixed one, leftovers of a killed
+            process are overwritten by the next; only one writer at a time may use it.
+    """
+    part = path.with_name(f".{mark or uuid.uuid4().hex}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError, ValueError):
+            part.unlink(missing_ok=True)
+        raise
+
+
 def write_bytes(path: Path, data: bytes, *, mark: str | None = None) -> None:
     """Write a file atomically: it appears under its name when complete.
 
     Args:
         path: the file.
         data: its content.
-        mark: name for the temporary file, random by default. With a fixed one, leftovers of a
-            killed process are overwritten by the next; only one writer at a time may use it.
+        mark: see `replacing`.
+
+    Raises:
+        SetrError: cannot be written.
     """
-    part = path.with_name(f".{mark or uuid.uuid4().hex}.part")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
+        with replacing(path, mark=mark) as part:
+            part.write_bytes(data)
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError, ValueError):
-            part.unlink(missing_ok=True)
         raise cannot_write(path, error) from None
 
 

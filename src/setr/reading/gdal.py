@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from setr._extras import import_extra
 from setr.errors import SetrError, first_line
 from setr.reading.lazy_image import bounds
-from setr.reading.pillow import Source, source_name, unreadable
+from setr.reading.pillow import Source, first_bytes, source_name, unreadable
 
 CACHE_BYTES = 64 << 20
 """GDAL's block cache."""
@@ -226,14 +226,10 @@ def gdal_driver(source: Source) -> str | None:
     Raises:
         SetrError: the file cannot be opened, or is empty.
     """
-    if not isinstance(source, bytes):
-        try:
-            with open(source, "rb") as file:
-                head = file.read(4)
-        except (OSError, ValueError) as error:  # or no name that a file can have
-            raise unreadable(source_name(source), error, source) from None
-    else:
-        head = source[:4]
-    if not head:
+    try:
+        start = first_bytes(source, 4)
+    except (OSError, ValueError) as error:  # or no name that a file can have
+        raise unreadable(source_name(source), error, source) from None
+    if not start:
         raise unreadable(source_name(source), ValueError("empty"), source)
-    return _DRIVERS.get(head)
+    return _DRIVERS.get(start)

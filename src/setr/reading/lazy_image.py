@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 
 from setr.images import read_image
 from setr.reading.decode import can_stop_early, check_png_rows, decode_png, first_rows
-from setr.reading.pillow import MAX_PIXELS, Named, Source, opened, source_name, unreadable
+from setr.reading.pillow import (
+    MAX_PIXELS,
+    Named,
+    Source,
+    file_bytes,
+    opened,
+    source_name,
+    unreadable,
+)
 
 
 class LazyImage:
@@ -27,16 +32,14 @@ class LazyImage:
 
     def __init__(self, source: Source) -> None:
         self.name = source_name(source)
-        if not isinstance(source, bytes):
-            try:
-                source = Path(os.fsdecode(source)).read_bytes()
-            except OSError as error:
-                raise unreadable(self.name, error, source) from None
-        self.source = source
-        with opened(source, MAX_PIXELS, self.name) as image:
-            early = can_stop_early(image, source)
+        try:
+            self.source = file_bytes(source)
+        except OSError as error:
+            raise unreadable(self.name, error, source) from None
+        with opened(self.source, MAX_PIXELS, self.name) as image:
+            early = can_stop_early(image, self.source)
             self.shape: tuple[int, ...] = (image.size[1], image.size[0], 3)
-        self.pixels = None if early else read_image(Named(source, self.name))
+        self.pixels = None if early else read_image(Named(self.source, self.name))
         if self.pixels is not None:
             self.shape = self.pixels.shape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from setr.reading.pillow import (
     MAX_PIXELS,
     Source,
     UnknownPixelsError,
+    first_bytes,
     note_pages,
     opened,
     source_name,
@@ -38,6 +39,11 @@ class IdMaskError(SetrError):
     """A mask with ids where colours are expected."""
 
 
+def is_mat(source: Source) -> TypeGuard[str | os.PathLike]:
+    """Whether a mask is a MATLAB file, which only a path can be."""
+    return not isinstance(source, bytes) and os.fsdecode(source).endswith(".mat")
+
+
 def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
     """Decode a label mask to ids (H, W), uint8 or uint16; palette images return their indices.
 
@@ -51,13 +57,13 @@ def read_mask(source: Source, *, rgb: bool = False) -> np.ndarray:
         SetrError: as `read_image`, and for lossy formats, colour masks unless `rgb`, and id masks
             if `rgb`.
     """
-    if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
+    if is_mat(source):
         return _mat_mask(os.fspath(source))
     name = source_name(source)
     try:
         with opened(source, MAX_PIXELS) as image:
             _require_kind(image, name, rgb=rgb)
-            if image.format == "WEBP" and b"VP8 " in _start(source):  # VP8L is lossless
+            if image.format == "WEBP" and b"VP8 " in first_bytes(source, 4096):  # VP8L is lossless
                 raise _lossy(name, "lossy WebP")
             note_pages(image, name)
             plain = image.mode == "RGB" if rgb else image.mode in ("P", "L")
@@ -115,7 +121,7 @@ def read_object(source: Source) -> np.ndarray:
 
 def read_palette(source: Source) -> dict[int, int]:
     """Palette of an image file: colour (0xrrggbb) by id; empty without one."""
-    if not isinstance(source, bytes) and os.fspath(source).endswith(".mat"):
+    if is_mat(source):
         return {}
     with opened(source, MAX_PIXELS) as image:
         if image.mode != "P":
@@ -216,14 +222,6 @@ def _lossy(name: str, form: str) -> SetrError:
         "source, since converting this file does not restore them (of two classes only, `setr "
         "init-data DIR --threshold 128` draws it anew)"
     )
-
-
-def _start(source: Source) -> bytes:
-    """The first bytes of a file."""
-    if isinstance(source, bytes):
-        return source[:4096]
-    with open(source, "rb") as file:
-        return file.read(4096)
 
 
 def _stored(image: Any, name: str, *, rgb: bool) -> np.ndarray:

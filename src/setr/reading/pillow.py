@@ -13,6 +13,7 @@ import os
 import threading
 import warnings
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageFile
@@ -77,6 +78,19 @@ def source_name(source: Source) -> str:
     if isinstance(source, bytes):
         return source.name if isinstance(source, Named) else "image data"
     return os.fsdecode(source)
+
+
+def file_bytes(source: Source) -> bytes:
+    """The bytes of a file."""
+    return source if isinstance(source, bytes) else Path(os.fsdecode(source)).read_bytes()
+
+
+def first_bytes(source: Source, count: int) -> bytes:
+    """The first bytes of a file, at most `count`."""
+    if isinstance(source, bytes):
+        return source[:count]
+    with open(source, "rb") as file:
+        return file.read(count)
 
 
 class opened:  # noqa: N801  used as a function in `with`
@@ -154,27 +168,21 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
     if not (len(source) if isinstance(source, bytes) else _size(source)):
         return SetrError(f"{name}: the file is empty (0 bytes)")
     if isinstance(error, Image.UnidentifiedImageError):
-        if _head(source)[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        start = first_bytes(source, 16)
+        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return UnknownPixelsError(
                 f"{name}: a TIFF file that is not 8-bit RGB; choose its bands: a data set in "
                 "data.yaml, as bands: [1, 2, 3, 4], `setr predict` with --bands 1,2,3"
             )
         for place, mark, kind in _FOREIGN:
-            if _head(source)[place:].startswith(mark):
+            if start[place:].startswith(mark):
                 return SetrError(f"{name}: {kind} files are not read; save it as JPEG or PNG")
         for kind in NEVER_OPENED:
             _, accept = Image.OPEN.get(kind, (None, None))
-            if accept and accept(_head(source)):
+            if accept and accept(start):
                 return SetrError(f"{name}: {kind} files are not read; save it as PNG")
         return SetrError(f"{name}: not an image in a known format")
     return SetrError(f"{name}: broken image file ({first_line(error)})")
-
-
-def _head(source: Source) -> bytes:
-    if isinstance(source, bytes):
-        return source[:16]
-    with open(source, "rb") as file:
-        return file.read(16)
 
 
 def note_pages(image: Any, name: str) -> None:

@@ -7,7 +7,6 @@ downloads are disabled unless the user enables them.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import socket
@@ -16,7 +15,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -25,6 +23,7 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from setr.errors import USAGE, SetrError
+from setr.reading.files import replacing
 
 MAX_BYTES = 100 << 20
 """Larger files are refused."""
@@ -113,16 +112,11 @@ def download_file(url: str, path: Path) -> None:
         SetrError: as `download`, but for any size and time, as long as something comes; or the file
             cannot be written.
     """
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with _Visit(url, SECONDS, whole=False) as visit:
-            answer, announced = visit.open()
-            with open(part, "wb") as file, _shown(answer, path.name, announced) as source:
-                shutil.copyfileobj(source, file, 1 << 20)
-            visit.require_all(part.stat().st_size, announced)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, _Visit(url, SECONDS, whole=False) as visit:
+        answer, announced = visit.open()
+        with open(part, "wb") as file, _shown(answer, path.name, announced) as source:
+            shutil.copyfileobj(source, file, 1 << 20)
+        visit.require_all(part.stat().st_size, announced)
 
 
 def _shown(answer: Any, name: str, announced: int | None) -> Any:

@@ -119,6 +119,9 @@ def score_images(
     """Predict a group of images together, or in halves if memory runs out; score each.
 
     With `loss`, their loss is added to it.
+
+    Raises:
+        SetrError: scores that are not numbers; names the image, or the first and last of the group.
     """
     device = card.confusion.counts.device
     names = [dataset.image_name(index) for index, _, _ in group]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from setr.arguments.choices import Absent
+from setr.distributed import add_up, gather, world
 from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE
 from setr.metrics import ConfusionMatrix, summarize
@@ -130,20 +131,16 @@ class Scorecard:
 
     def reduce(self) -> None:
         """Sum the counts over all processes, if there are several."""
-        if not torch.distributed.is_initialized():
+        if world() == 1:
             return
         arrays = [self.totals, self.boundary.counts, self.regions.counts,
                   self.bootstrap.counts, self.bootstrap.images]  # fmt: skip
-        tensors = [self.confusion.counts, self.calibration.counts]
         for array in arrays:
             tensor = torch.from_numpy(array).to(self.confusion.counts.device)
-            torch.distributed.all_reduce(tensor)
-            array[...] = tensor.cpu().numpy()
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
-        failed: list[list[str]] = [[]] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(failed, self.failed)
-        self.failed = sorted(problem for part in failed for problem in part)
+            array[...] = add_up(tensor).cpu().numpy()
+        add_up(self.confusion.counts)
+        add_up(self.calibration.counts)
+        self.failed = sorted(problem for part in gather(self.failed) for problem in part)
 
     def summary(self) -> dict[str, Any]:
         """The metrics.

@@ -18,7 +18,7 @@ from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.distributed import say
 from setr.evaluation import evaluate_split
-from setr.hub import from_pretrained, save_pretrained
+from setr.hub import from_pretrained, holds_model, save_pretrained
 from setr.layers.mask_classifier import MaskClassifier
 from setr.model import SETR
 from setr.model_info import ModelInfo
@@ -76,7 +76,7 @@ class Best:
         It is if only the state was copied from another machine; the weights tested next are then
         saved as the best.
         """
-        if values["figures"] and not distributed.on_first(self.folder.holds_model):
+        if values["figures"] and not distributed.on_first(partial(holds_model, self.folder.out)):
             say(f"warning: {self.folder.out}: the best model is missing; the next one is saved")
             return
         self.figures, self.stale = values["figures"], values.get("stale", 0)

@@ -20,12 +20,11 @@ from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
 from setr.scores.adjustment import class_biases
-from setr.training.complexity import parameter_counts
 from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
 
 
-def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SETR:
-    """The model to train, with pretrained weights, frozen blocks and LoRA as configured."""
+def build_model(config: Config, num_classes: int) -> SETR:
+    """The model to train, with pretrained weights, frozen blocks, LoRA and checkpointing."""
     settings = config.model
     model = create_model(
         settings.name,
@@ -54,10 +53,15 @@ def build_model(config: Config, num_classes: int, *, quiet: bool = False) -> SET
         add_lora(model, settings.lora_rank)
     else:
         model.encoder.freeze(settings.freeze)
-    trained, total = parameter_counts(model)
-    if trained < total and not quiet:
-        say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
+    if config.train.grad_checkpointing:
+        model.set_grad_checkpointing()
     return model
+
+
+def build_empty(config: Config, num_classes: int = 1) -> SETR:
+    """The model on the meta device: its parameters have shapes, but neither values nor memory."""
+    with torch.device("meta"):
+        return build_model(without_weights(config), num_classes)
 
 
 def require_buildable(config: Config, *, weights: bool) -> None:
@@ -70,8 +74,7 @@ def require_buildable(config: Config, *, weights: bool) -> None:
     Raises:
         SetrError: an unknown name, parts that do not fit together, missing weights.
     """
-    with torch.device("meta"):
-        model = build_model(without_weights(config), 1, quiet=True)
+    model = build_empty(config)
     if isinstance(model.decoder, MaskClassifier):
         _require_mask_training(config, model)
     for source, resnet in _pretrained_sources(model, config.model) if weights else ():
@@ -113,8 +116,7 @@ def require_fitting_weights(config: Config) -> None:
     if not (config.model.pretrained or config.model.pretrained_resnet):
         return
     bare = dataclasses.replace(config.model, lora_rank=0)  # pretrained weights have no LoRA layers
-    with torch.device("meta"):
-        model = build_model(without_weights(dataclasses.replace(config, model=bare)), 1, quiet=True)
+    model = build_empty(dataclasses.replace(config, model=bare))
     for source, _ in _pretrained_sources(model, config.model):
         require_fit(model, source)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def data_facts(dataset: Dataset) -> dict[str, Any]:
     from Python the version that the user gives.
     """
     names = hashlib.sha256()
-    for name in _names(dataset):
+    for image, _ in dataset.names():
+        name = "/".join(image.split(os.sep)[-2:])  # the folders above may differ between hosts
         names.update(f"{name}\n".encode("utf-8", "surrogateescape"))
     sampled: list[Pair] = []
     if isinstance(dataset.pairs, Pairs):
@@ -117,15 +118,6 @@ def data_record(facts: dict[str, Any], train: Dataset, val: Dataset) -> dict[str
 
 def _digest(values: list[int]) -> str:
     return hashlib.sha256(str(values).encode()).hexdigest()[:16]
-
-
-def _names(dataset: Dataset) -> Iterator[str]:
-    """Last folder and file name of each image; the folders above may differ between hosts."""
-    if isinstance(dataset.pairs, Pairs):
-        paths: Iterator[str] = (image for image, _ in dataset.pairs.names())
-    else:
-        paths = (str(pair.image) for pair in dataset.pairs)
-    return ("/".join(path.split(os.sep)[-2:]) for path in paths)
 
 
 def _size(path: Path | None) -> int:

@@ -16,9 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +39,7 @@ from setr.evaluation import testing
 from setr.inference import normalize
 from setr.labels import IGNORE
 from setr.model import SETR
+from setr.processes.lock import ScratchFolder
 from setr.processes.progress import Progress
 from setr.reading.files import cache_folder
 from setr.training.build import build_info
@@ -170,7 +169,10 @@ def _compute(
     progress = Progress("features", count)
     maps = masks = None
     try:
-        with _scratch(folder.parent) as scratch, testing(model, dtype):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with ScratchFolder(folder.parent, ".computing-") as scratch, testing(model, dtype):
+            made = scratch / folder.name
+            made.mkdir()
             for number, (image, mask) in enumerate(_views(config, dataset, views)):
                 x = normalize(torch.from_numpy(image)[None].to(device), info.mean, info.std)
                 found = torch.cat(model.encoder(x), dim=1)[0].to(torch.float16).cpu()
@@ -179,71 +181,45 @@ def _compute(
                         "train.cache_features: features exceed the range of fp16; leave it out"
                     )
                 if maps is None or masks is None:
-                    maps, masks = _create_arrays(scratch, (count, *found.shape), (count, *size))
+                    maps, masks = _create_arrays(made, (count, *found.shape), (count, *size))
                 maps[number], masks[number] = found.numpy(), mask
                 progress.update(number + 1, images=1)
             for file in (maps, masks):
                 if file is not None:
                     file.flush()
-            (scratch / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
-            _publish(scratch, folder)
+            (made / "facts.json").write_text(json.dumps({"version": VERSION, "views": count}))
+            _publish(made, folder)
     except OSError as error:
         raise SetrError(f"{folder}: cannot write features: {error.strerror or error}") from None
     finally:
         progress.close()
 
 
-@contextmanager
-def _scratch(base: Path) -> Iterator[Path]:
-    """A temporary folder for unfinished features; removed afterwards unless it was published.
-
-    Every run that computes features holds a shared lock, which ends with its process. A run that
-    gets the lock exclusively knows that all scratch folders are leftovers of killed runs, and
-    removes them. Without locks (Windows, some network disks) leftovers stay.
-    """
-    base.mkdir(parents=True, exist_ok=True)
-    with base.with_name(f"{base.name}.lock").open("w") as lock:
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for leftover in base.glob(".*.part"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        scratch = base / f".{uuid.uuid4().hex}.part"
-        scratch.mkdir()
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _publish(scratch: Path, folder: Path) -> None:
-    """Rename a finished scratch folder, unless another run has published the same features."""
+def _publish(made: Path, folder: Path) -> None:
+    """Move features to their place, unless another run has published the same."""
     try:
-        os.rename(scratch, folder)  # fails if the folder exists and is not empty
+        os.rename(made, folder)  # fails if the folder exists and is not empty
     except OSError:
         if _complete(folder):
             return
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(scratch, folder)
+        os.rename(made, folder)
 
 
 def _create_arrays(
-    scratch: Path, maps: tuple[int, ...], masks: tuple[int, ...]
+    folder: Path, maps: tuple[int, ...], masks: tuple[int, ...]
 ) -> tuple[np.memmap, np.memmap]:
     needed = 2 * int(np.prod(maps)) + int(np.prod(masks))
-    free = shutil.disk_usage(scratch).free
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise SetrError(
-            f"train.cache_features: {needed / 1e9:.1f} GB are needed in {scratch.parent}, where "
-            f"{free / 1e9:.1f} GB are free; set SETR_CACHE to another disk, a smaller "
-            "--data.crop-size, or --train.cache-features once"
+            f"train.cache_features: {needed / 1e9:.1f} GB are needed in "
+            f"{cache_folder('features')}, where {free / 1e9:.1f} GB are free; set SETR_CACHE to "
+            "another disk, a smaller --data.crop-size, or --train.cache-features once"
         )
     return (
-        _preallocated(scratch / "maps.npy", np.float16, maps),
-        _preallocated(scratch / "masks.npy", np.uint8, masks),
+        _preallocated(folder / "maps.npy", np.float16, maps),
+        _preallocated(folder / "masks.npy", np.uint8, masks),
     )
 
 

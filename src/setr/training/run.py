@@ -31,6 +31,7 @@ from setr.provenance import provenance
 from setr.reading.files import write_json
 from setr.training.best import Best, Guard, UntestedError
 from setr.training.build import build_model, without_weights
+from setr.training.complexity import parameter_counts
 from setr.training.facts import AUGMENT_VERSION, data_record
 from setr.training.loss_scale import LossScaler
 from setr.training.optim import MovingAverage, build_optimizer
@@ -84,8 +85,9 @@ class Run:
             announce(config, len(self.dataset))
         built = without_weights(config) if folder.state else config  # the state holds all weights
         self.model = everywhere(partial(build_model, built, num_classes)).to(self.device)
-        if config.train.grad_checkpointing:
-            self.model.set_grad_checkpointing()
+        trained, total = parameter_counts(self.model)
+        if trained < total:
+            say(f"training {trained:,} of {total:,} parameters ({trained / total:.1%})")
         self.telemetry = Telemetry(config, num_classes, self.device, self.dtype)
         self.parallel = Parallel(self.model, config.train.sharding, compiled=config.train.compile)
         self.optimizer = build_optimizer(self.model, config.optim)

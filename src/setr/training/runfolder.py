@@ -112,10 +112,6 @@ class RunFolder:
         except OSError as error:
             raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
 
-    def holds_model(self) -> bool:
-        """Whether the best model is in the folder."""
-        return all((self.out / name).is_file() for name in ("config.json", "model.safetensors"))
-
     def _remove_tests(self) -> None:
         """Remove the results of `setr eval` for a model that has been replaced."""
         for folder in self.out.glob("eval-*/"):

@@ -92,9 +92,7 @@ def measure(config: Config, dataset: Dataset, device: torch.device, *, repeats: 
     K = len(labels.classes)
     dtype = autocast_dtype(train.precision, device)
     teacher = open_teacher(config, labels, dataset.bands, device, dtype)
-    model = build_model(without_weights(config), K, quiet=True).to(device)
-    if train.grad_checkpointing:
-        model.set_grad_checkpointing()
+    model = build_model(without_weights(config), K).to(device)
     noise = _Noise(config, model, dtype)
     updates = Updates(
         config,
