@@ -31,7 +31,8 @@ def runs(tmp_path: Path) -> list[Path]:
             for name, tensor in model.state_dict().items():
                 if tensor.is_floating_point():
                     tensor.copy_(torch.rand_like(tensor) + name.endswith("running_var"))
-        info = ModelInfo(scenes.LABELS, metrics={"val mIoU": 0.5}, command="setr train")
+        info = ModelInfo(scenes.LABELS, metrics={"val mIoU": 0.5}, command="setr train",
+                         licence=("mit", "apache-2.0", "mit")[seed])  # fmt: skip
         folders.append(tmp_path / f"run{seed}")
         save_pretrained(folders[-1], model, replace(info, protocol=Protocol(short_side=64 + seed)))
     return folders
@@ -49,6 +50,7 @@ def test_every_tensor_is_the_mean(runs, tmp_path, capsys):
         assert torch.equal(tensor, mean.to(tensor.dtype)), name
     assert info.protocol.short_side == 64
     assert info.metrics == {}
+    assert info.licence == "apache-2.0; mit"
     assert info.command.startswith("setr average")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from setr.cli import main
 from setr.config import Config, DistillConfig
 from setr.data import scenes
 from setr.data.order import BatchOrder, MixedOrder, Share
+from setr.data.unlabelled import open_unlabelled
 from setr.engine import train
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.estimate import estimate
@@ -241,6 +243,19 @@ def test_images_that_cannot_be_used_are_found_before_the_first_step(tmp_path, te
         train(config)
     assert caught.value.code == DATA_CHECK_FAILED
     assert not (tmp_path / "run").exists()
+
+
+def test_linked_folders_are_searched_and_those_of_systems_are_not(tmp_path, unlabelled):
+    """As in the folders of a data set."""
+    images = tmp_path / "images"
+    (images / "@eaDir" / "photo 0.png").mkdir(parents=True)
+    shutil.copy(unlabelled / "photo 0.png", images / "@eaDir" / "photo 0.png" / "THUMB.png")
+    (images / "more").symlink_to(unlabelled)
+    found = open_unlabelled(images, LABELS, None)
+    assert [str(pair.image) for pair in found.pairs] == [
+        str(images / "more" / path.relative_to(unlabelled))
+        for path in sorted(unlabelled.rglob("photo*.png"))
+    ]
 
 
 def test_a_batch_of_one_has_no_room_for_both(tmp_path, teacher, unlabelled):

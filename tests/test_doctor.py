@@ -142,6 +142,16 @@ def test_classes_that_never_occur(folder_data):
     assert any("never occur: " in f.text and "dragon" in f.text for f in checkup.findings)
 
 
+def test_a_class_called_like_pixels_without_a_label_is_noted(folder_data):
+    """CamVid's `Void`, as Kaggle has it among 32 classes; one that never occurs does no harm."""
+    dataset = open_dataset(str(folder_data), "train")
+    names = ("Void", *tuple(scenes.CLASSES)[1:], "un-labeled", "avoid")
+    findings = check(dataclasses.replace(dataset, labels=Labels(names))).findings
+    (found,) = (f for f in findings if "pixels without a label" in f.text)
+    assert found.level == "note"
+    assert found.text.startswith("'Void' is a class")
+
+
 def test_pixels_and_images_are_counted_exactly(folder_data):
     dataset = open_dataset(str(folder_data), "train")
     masks = [dataset.load(i).mask for i in range(len(dataset))]

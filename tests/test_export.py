@@ -43,7 +43,9 @@ from setr.predictor import Predictor, load
 from setr.processes.lock import open_locked
 from tests.conftest import tiny_model, write_scene_folders
 
-INFO = ModelInfo(labels=scenes.LABELS, protocol=Protocol(window=(40, 40), stride=(24, 24)))
+INFO = ModelInfo(
+    labels=scenes.LABELS, protocol=Protocol(window=(40, 40), stride=(24, 24)), licence="mit"
+)
 K = len(scenes.CLASSES)
 SMALL = {"depth": 2, "embed_dim": 64, "num_heads": 2}
 
@@ -165,7 +167,7 @@ def test_its_own_head_needs_no_toolkit(onnx_file, model):
     assert json.loads(stored["setr.labels"])["classes"] == list(scenes.CLASSES)
     assert json.loads(stored["setr.labels"])["label_map"]
     assert json.loads(stored["setr.mean"]) == list(INFO.mean)
-    assert json.loads(stored["setr.licence"]) == "apache-2.0"
+    assert json.loads(stored["setr.licence"]) == "mit"
     assert json.loads(stored["setr.protocol"])["window"] == [40, 40]
 
 

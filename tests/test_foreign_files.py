@@ -137,6 +137,11 @@ def test_lists_beside_folders_written_on_windows(tmp_path):
         ("classes: [null, car]", "'classes' has None where a name should be"),
         ("classes: {0: road, 1: car}", "give the names as a list, or {id: name} under 'names'"),
         ("classes: [a, b]\ntrain0: x", "unknown key 'train0'"),
+        (
+            "classes: [a, b]\nreduce_zero_label: true",
+            "'reduce_zero_label'; did you mean 'label_map: {0: ignore, 1: road, …}'?",
+        ),
+        ("classes: [a, b]\npalette: [[0, 0, 0]]", "'palette'; did you mean 'colours'?"),
         ("classes: [a, b]\nfold1: x", "unknown key 'fold1'"),
     ],
 )

@@ -24,15 +24,16 @@ from safetensors.torch import load_file, save_file
 import setr
 from setr.cli import main
 from setr.errors import FAILED, OK, SetrError
+from setr.export import metadata
 from setr.hub import from_pretrained, push_to_hub, save_pretrained
 from setr.inference import Protocol
 from setr.labels import Labels
 from setr.model import create_model
-from setr.model_info import ModelInfo
-from setr.pages.model_card import encoder_licence
+from setr.model_info import ModelInfo, licence_of
 from setr.training.named_config import named_config
+from setr.weight_files.licences import offered_licence, weights_licence
 from setr.weight_files.pretrained import load_encoder, require_weights
-from tests.conftest import tiny_model
+from tests.conftest import tiny_config, tiny_model
 
 INFO = ModelInfo(
     labels=Labels(("road", "sky", "car", "tree", "sign"), label_map={0: 255, 1: 0, 7: 4}),
@@ -117,7 +118,7 @@ def test_card_names_figures_licence_and_command(folder):
     for words in (
         " on `vit_tiny_patch16_224`, trained on crops",
         "| val mIoU | 0.71 |",
-        "`augreg_in21k` (timm lists this encoder's weights as apache-2.0)",
+        "`augreg_in21k` (licence of these weights: apache-2.0)",
         "setr train my_recipe",
         "crops of 64x48",
         "windows of 64x48, step 32x24",
@@ -127,8 +128,61 @@ def test_card_names_figures_licence_and_command(folder):
 
 
 def test_licences_differ():
-    assert encoder_licence({"encoder": "vit_small_patch16_dinov3"}) == "dinov3-license"
-    assert encoder_licence({"encoder": "eva02_tiny_patch14_224"}) == "mit"
+    assert offered_licence("vit_small_patch16_dinov3") == "dinov3-license"
+    assert offered_licence("eva02_tiny_patch14_224") == "mit"
+
+
+BASE = "vit_base_patch16_384"
+
+
+@pytest.mark.parametrize(
+    ("source", "licence"),
+    [
+        ("augreg_in21k", "apache-2.0"),
+        ("mae", "cc-by-nc-4.0"),
+        ("timm/vit_base_patch16_224.mae", "cc-by-nc-4.0"),
+        ("timm/vit_base_patch16_224.mae@main", "cc-by-nc-4.0"),
+        ("weights/vit_base_patch16_224.mae.safetensors", "cc-by-nc-4.0"),
+        ("mae.pth", "unknown (timm's weights for this encoder: apache-2.0, cc-by-nc-4.0)"),
+        (None, None),
+    ],
+)
+def test_a_licence_is_that_of_the_weights_and_not_of_the_encoder(source, licence):
+    assert weights_licence(BASE, source) == licence
+
+
+def test_the_licence_of_the_first_weights_goes_from_run_to_run(tmp_path, monkeypatch):
+    """Also where a run is resumed without the model that it started from, and into exports."""
+    first, config = tmp_path / "first", tiny_config(tmp_path / "second", eval_every=1)
+    made = create_model("setr_naive_nano", num_classes=5, img_size=64, channels=16, taps=(1, 2))
+    given = dataclasses.replace(INFO, pretrained="mae", licence="cc-by-nc-4.0")
+    save_pretrained(first, made, given)
+    model = dataclasses.replace(config.model, pretrained=str(first))
+    config = dataclasses.replace(config, model=model)
+    for steps, resume in ((2, False), (3, True)):
+        steps = dataclasses.replace(config.train, steps=steps)
+        setr.train(dataclasses.replace(config, train=steps), resume=resume)
+        model, info = from_pretrained(config.out)
+        assert (info.pretrained, info.licence) == ("first", "cc-by-nc-4.0")
+        card = Path(config.out, "README.md").read_text()
+        assert "`first` (licence of these weights: cc-by-nc-4.0)" in card
+        assert json.loads(metadata(model, info, "fp32", "logits")["licence"]) == "cc-by-nc-4.0"
+        shutil.rmtree(first, ignore_errors=True)
+
+
+def test_models_without_a_recorded_licence(tmp_path):
+    """Of older versions: from the name of the weights; the names of folders say nothing."""
+    model = tiny_model("mla", encoder=None)
+    for name, licence in (("augreg_in21k", "apache-2.0"), (None, None)):
+        info = dataclasses.replace(INFO, pretrained=name)
+        save_pretrained(tmp_path / "old", model, info)
+        path = tmp_path / "old" / "config.json"
+        values = json.loads(path.read_text())
+        del values["licence"]
+        path.write_text(json.dumps(values))
+        assert licence_of(*from_pretrained(tmp_path / "old")) == licence
+        assert weights_licence(BASE, str(tmp_path / "old")) == licence
+    assert licence_of(model, dataclasses.replace(INFO, pretrained="runs")).startswith("unknown (")
 
 
 def hub_cache(root: Path, folder: Path, repo_id: str) -> None:

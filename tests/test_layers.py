@@ -184,6 +184,7 @@ ORDER = (
         "weight_files.misfits",
         "weights",
         "weight_files.pretrained",
+        "weight_files.licences",
         "parts",
         "model",
         "lora",

@@ -203,6 +203,17 @@ def test_folders_with_the_split_in_their_name(tmp_path, images, masks, end, name
     assert open_dataset(str(tmp_path), "val").labels.classes == ("back ground", "plane")
 
 
+def test_void_among_the_colours_of_classes_is_pointed_out(tmp_path):
+    """It stays a class: what is left out is for the user to say."""
+    put(tmp_path / "train" / "a.png", PHOTO)
+    put(tmp_path / "train_labels" / "a_L.png", COLOURS)
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nVoid,0,128,0\nplane,10,10,128\n")
+    made = draft(tmp_path)
+    assert '# "Void" is a class; if it means pixels without a label, map it to ignore' in made.yaml
+    write(tmp_path, made)
+    assert open_dataset(str(tmp_path), "train").labels.classes == ("Void", "plane")
+
+
 def test_a_mask_without_objects_among_colour_masks(tmp_path):
     """It is black all over, which would also be id 0."""
     for stem, mask in (("a", COLOURS), ("b", np.zeros_like(COLOURS)), ("c", COLOURS)):

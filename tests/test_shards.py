@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import tarfile
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,10 +115,31 @@ def test_every_sample_of_an_index_has_a_name_of_its_own(tmp_path):
     description = {"format": "setr-shards-1", "labels": {}, "splits": {"train": entry}}
     (tmp_path / "shards.json").write_text(json.dumps(description))
     shards = Shards(str(tmp_path), "train")
-    assert shards.names == [
+    assert list(shards.names) == [
         *("a.png", "b.png", "a-2.png", "new_line.png", "latin_.png", "a-2-2.png")
     ]
     assert [shards.read(i)[0] for i in range(len(names))] == data
+
+
+def test_the_names_of_many_samples_take_little_memory(tmp_path):
+    """Every process of a run holds them, and a million paths would be a gigabyte."""
+    count = 2000
+    packed = (Packed(f"images/train/{i:09}.jpg", b"i", ".jpg", b"m") for i in range(count))
+    entry = write_split(tmp_path, "train", packed, per_shard=count)
+    description = {"format": "setr-shards-1", "name": "many", "labels": {"classes": ["a", "b"]},
+                   "splits": {"train": entry}}  # fmt: skip
+    (tmp_path / "shards.json").write_text(json.dumps(description))
+    open_dataset(str(tmp_path), "train")  # what is loaded once
+    tracemalloc.start()
+    pairs = open_dataset(str(tmp_path), "train").pairs
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken / count < 150
+    last = Path("many", "train", "images", "train", "000001999.jpg")
+    assert pairs[-1] == pairs[count - 1] == (last, last.with_name(f"{last.name}:mask"))
+    assert [pair.image.stem[-4:] for pair in pairs[1:4]] == ["0001", "0002", "0003"]
+    with pytest.raises(IndexError):
+        pairs[count]
 
 
 def test_outputs_of_a_packed_archive_are_named_after_the_images(packed):
@@ -146,7 +169,7 @@ def test_neighbours_in_a_folder_are_none_in_the_shards(tmp_path):
     assert sorted(numbers) == list(range(60))
     for start in range(0, 60, 20):  # every shard holds samples of every third of the folder
         assert {number // 20 for number in numbers[start : start + 20]} == {0, 1, 2}
-    assert again.names == first.names
+    assert list(again.names) == list(first.names)
 
 
 def test_every_split_keeps_its_own_map(tmp_path):

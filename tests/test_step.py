@@ -22,6 +22,7 @@ from setr.data import scenes
 from setr.engine import train
 from setr.errors import SetrError
 from setr.images import encode_png
+from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.training.loss_scale import MAX_SKIPPED, LossScaler
 from setr.training.optim import build_optimizer
 from setr.training.parallel import Parallel
@@ -94,6 +95,30 @@ def test_fp16_trains_and_resumes_exactly(tmp_path, monkeypatch):
     assert [line["skipped"] for line in log_lines(whole)] == [0, 0]
     stopped_and_resumed(parts, monkeypatch, at=1)
     assert_same_weights(whole, parts)
+
+
+def test_a_skipped_step_leaves_no_trace_in_the_batch_norms(tmp_path, monkeypatch):
+    """An activation that overflows would make their running mean NaN, and every later test."""
+    monkeypatch.setattr(running, "autocast_dtype", lambda precision, device: torch.float16)
+    config = on_small_crops(tiny_config(tmp_path / "run", ema=0.9))
+    run = running.Run(config, RunFolder(Path(config.out)))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    masks = torch.randint(9, (2, 32, 32), dtype=torch.uint8, generator=generator)
+    run.train_step(images, masks)
+    before, averaged = (
+        {name: value.clone() for name, value in state.items()}
+        for state in (run.model.state_dict(), run.ema.state)
+    )
+    assert any("running_mean" in name for name in before)
+    layer = next(m for m in run.model.decoder.modules() if isinstance(m, ConvBNReLU))
+    hook = layer.register_forward_pre_hook(lambda module, given: (given[0] * 1e9,))
+    run.step = 1
+    assert run.train_step(images, masks)["skipped"] == 1
+    hook.remove()
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+        assert torch.equal(run.ema.state[name], averaged[name]), name
 
 
 # --- recomputed activations -----------------------------------------------------------------------

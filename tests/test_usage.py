@@ -21,6 +21,33 @@ from setr.errors import USAGE, SetrError
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        # what other toolkits have
+        (
+            "train demo --reduce-zero-label",
+            "--reduce-zero-label: setr train has no such option; "
+            "ids are never shifted: map them in data.yaml, as label_map: {0: ignore, 1: road, …}",
+        ),
+        (
+            "doctor d --data.do_reduce_labels",
+            "--data.do_reduce_labels: setr doctor has no such option; ids are never shifted",
+        ),
+        (
+            "train demo --model.num_classes 5",
+            "--model.num_classes: setr train has no such option; classes are named in data.ya",
+        ),
+        (
+            "auto d --ignore-index 0",
+            "--ignore-index: setr auto has no such option; name ids to leave out in data.yaml, as",
+        ),
+        (
+            "train demo --gpus 2",
+            "--gpus: setr train has no such option; several GPUs take `torchrun",
+        ),
+        (
+            "train demo --config c.yaml",
+            "--config: setr train has no such option; give the file in place of the recipe",
+        ),
+        ("attention m i.png", "'attention' is not a command; did you mean 'explain attention'?"),
         # wrong values
         ("train demo --train.steps x", "--train.steps x: give a whole number"),
         ("train demo --train.steps=x", "--train.steps=x: give a whole number"),

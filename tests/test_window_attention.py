@@ -25,10 +25,10 @@ from setr.layers.timm_vit import list_encoders
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
-from setr.pages.model_card import encoder_licence
 from setr.recipes import recipe
 from setr.training.build import build_model
 from setr.training.optim import build_optimizer
+from setr.weight_files.licences import offered_licence, weights_licence
 from setr.weights import load_weights
 from tests.test_other_vits import randomised
 
@@ -262,8 +262,7 @@ def test_the_run_says_nothing_of_normalisation_for_sa1b(capsys, tmp_path):
 
 def test_all_of_timms_are_listed_with_their_licence():
     assert set(list_encoders("samvit*")) == set(timm.list_models("samvit*"))
-    assert encoder_licence({"encoder": NAME}) == encoder_licence({"encoder": NAME}, "sa1b")
-    assert encoder_licence({"encoder": NAME}, "sa1b") == "apache-2.0"
+    assert offered_licence(NAME) == weights_licence(NAME, "sa1b") == "apache-2.0"
 
 
 @pytest.mark.parametrize(

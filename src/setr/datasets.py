@@ -23,7 +23,7 @@ from setr.data.dataset import Dataset
 from setr.data.hub_rows import open_hub
 from setr.data.layouts import find_split
 from setr.data.pairing import NoSplitError, SplitFiles
-from setr.data.pairs import Pair, Pairs
+from setr.data.pairs import NamedPairs, Pair, Pairs
 from setr.data.shards import Shards, is_shards
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.labels import Labels, known_labels, known_name
@@ -196,6 +196,6 @@ def _open_shards(path: str, split: str, bands: Bands | None) -> Dataset:
     """Open shards, which contain their classes and bands."""
     shards = Shards(path, split)
     name, labels = shards.description["name"], Labels.from_dict(shards.labels)
-    pairs = tuple(Pair(Path(name, split, n), Path(name, split, f"{n}:mask")) for n in shards.names)
+    pairs = NamedPairs(Path(name, split), shards.names, ":mask")
     bands = Bands.of(shards.description) or bands
     return ShardDataset(name, split, labels, pairs, (), shards, bands=bands)

@@ -37,8 +37,7 @@ from setr.exporting.quantize import calibration_images, quantized
 from setr.exporting.runtime import ANY, Form
 from setr.fitting import require_labelled
 from setr.model import SETR
-from setr.model_info import ModelInfo, describe
-from setr.pages.model_card import encoder_licence
+from setr.model_info import ModelInfo, describe, licence_of
 from setr.processes.lock import ScratchFolder
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -121,7 +120,7 @@ def metadata(
     """The metadata of a file: that of `config.json` and more, each value as JSON."""
     values = {
         **describe(model, info),
-        "licence": encoder_licence(model.arguments, info.pretrained),
+        "licence": licence_of(model, info),
         "export": {
             "precision": precision,
             "head": head,

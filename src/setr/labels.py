@@ -200,6 +200,16 @@ class Labels:
         return cls(classes, colours, values.get("label_map"), by_colour)
 
 
+_NO_CLASS = re.compile(
+    r"void|un-?label+ed|unknown|undefined|unclassified|invalid|no[ _-]?data|don.?t[ _-]?care", re.I
+)
+
+
+def marks_no_class(name: str) -> bool:
+    """Whether a class has the name of pixels that data sets leave out, such as CamVid's `Void`."""
+    return bool(_NO_CLASS.fullmatch(name.strip()))
+
+
 def as_label_map(value: Any) -> Mapping[Any, Any]:
     """The `label_map` of a file as a mapping; empty for None.
 

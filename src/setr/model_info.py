@@ -14,6 +14,7 @@ from setr.labels import Labels
 from setr.model import SETR
 from setr.protocols import Protocol
 from setr.reading import typed_yaml
+from setr.weight_files.licences import licence_by_name
 
 FORMAT = "setr-1"
 
@@ -33,6 +34,7 @@ class ModelInfo:
         pretrained: source of the encoder's pretrained weights; None for random ones.
         command: command that reproduces the model.
         bands: bands read from files, one for each channel; None for red, green and blue.
+        licence: of the pretrained weights; None if it was not recorded.
     """
 
     labels: Labels
@@ -45,6 +47,7 @@ class ModelInfo:
     pretrained: str | None = None
     command: str | None = None
     bands: Bands | None = None
+    licence: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,7 +57,9 @@ class ModelInfo:
             raise SetrError(f"crop_size {self.crop_size}: give positive pixels", code=USAGE)
 
 
-_PLAIN_FIELDS = ("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command")
+_PLAIN_FIELDS = (
+    *("mean", "std", "recipe", "metrics", "crop_size", "pretrained", "command", "licence"),
+)
 
 
 def require_own(model: Any, info: ModelInfo) -> None:
@@ -120,6 +125,13 @@ def read_info(values: dict[str, Any], source: str) -> ModelInfo:
             if name in values
         },
     )
+
+
+def licence_of(model: SETR, info: ModelInfo) -> str | None:
+    """Licence of the weights a model started from; None for random ones, or if not recorded."""
+    if info.licence or not info.pretrained:
+        return info.licence
+    return licence_by_name(model.arguments["encoder"], info.pretrained)
 
 
 def as_tuple(value: Any) -> Any:

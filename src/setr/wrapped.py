@@ -16,7 +16,7 @@ from setr.arguments.typed import typed
 from setr.bands import Bands
 from setr.data.dataset import Dataset, Sample, require_size
 from setr.data.hub_rows import IMAGE_KEYS, MASK_KEYS
-from setr.data.pairs import Pair
+from setr.data.pairs import NamedPairs, Numbers
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.labels import IGNORE, Labels, known_labels
 from setr.reading.arrays import as_image
@@ -91,7 +91,7 @@ def wrap_dataset(
         name,
         split,
         labels,
-        _NumberedPairs(name, split, len(samples)),
+        NamedPairs(Path(name, split), Numbers(len(samples))),
         samples=samples,
         content=_content_version(version, samples),
         mapped=mapped,
@@ -239,20 +239,3 @@ def _image_and_mask(given: Any) -> tuple[Any, Any]:
         return given[0], given[1]
     count = f" of {len(given)}" if isinstance(given, tuple | list) else ""
     raise SetrError(f"is a {type(given).__name__}{count}; give a pair, (image, mask)")
-
-
-class _NumberedPairs(Sequence[Pair]):
-    """Paths for samples without files: NAME/SPLIT/0000012."""
-
-    def __init__(self, name: str, split: str, length: int) -> None:
-        self.name, self.split, self.length = name, split, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(self.length)))
-        number = range(self.length)[index]
-        path = Path(self.name, self.split, f"{number:07d}")
-        return Pair(path, path)

@@ -89,17 +89,48 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
 }
 """Name in another toolkit -> names here; the hint gives the first one that the command has."""
 
+_IN_DATA = "classes are named in data.yaml, which `setr init-data DIR` drafts"
+_IN_LABEL_MAP = (
+    "ids are never shifted: map them in data.yaml, as label_map: {0: ignore, 1: road, …}"
+)
+_IN_HELP = "--help lists every setting with its value"
+_IN_IGNORE = "name ids to leave out in data.yaml, as ignore: [0, 255]"
+_IN_PLACE = "give the file in place of the recipe: setr train config.yaml"
+_TORCHRUN = "several GPUs take `torchrun --nproc-per-node 4 -m setr train …`"
+ADVICE: dict[str, str] = {
+    "class-names": _IN_DATA,
+    "classes": _IN_DATA,
+    "config": _IN_PLACE,
+    "do-reduce-labels": _IN_LABEL_MAP,
+    "dry-run": _IN_HELP,
+    "gpus": _TORCHRUN,
+    "ignore-index": _IN_IGNORE,
+    "names": _IN_DATA,
+    "nc": _IN_DATA,
+    "nproc-per-node": _TORCHRUN,
+    "num-classes": _IN_DATA,
+    "num-gpus": _TORCHRUN,
+    "print-config": _IN_HELP,
+    "reduce-zero-label": _IN_LABEL_MAP,
+}
+"""Name in another toolkit -> what to do here, where no option of the command does the same."""
+
 COMMANDS_ELSEWHERE = {
+    "attention": "explain attention",
     "benchmark": "bench",
+    "calibrate": "eval",
     "check": "doctor",
     "evaluate": "eval",
+    "features": "explain features",
     "finetune": "train",
     "fit": "train",
     "infer": "predict",
+    "info": "models",
     "inference": "predict",
     "init": "init-data",
     "segment": "predict",
     "test": "eval",
+    "tile": "init-data --tile",
     "val": "eval",
     "validate": "eval",
 }

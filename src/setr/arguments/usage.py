@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from setr.arguments.elsewhere import ELSEWHERE
+from setr.arguments.elsewhere import ADVICE, ELSEWHERE
 from setr.arguments.options import Option, options_of
 from setr.arguments.typed import described, members
 
@@ -257,7 +257,8 @@ def _unknown_option(flag: str, options: list[Option], verb: str) -> str:
     name = _hyphenated(flag).lstrip("-")
     matches = _matches(name, options)
     if not matches:
-        return f"{command} has no such option; see `{command} --help`"
+        fix = ADVICE.get(name) or ADVICE.get(name.rpartition(".")[2]) or f"see `{command} --help`"
+        return f"{command} has no such option; {fix}"
     if any(option.flags for option in matches):
         negated = any(part.startswith("no-") for part in name.split("."))
         shown = [

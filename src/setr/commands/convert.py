@@ -144,6 +144,7 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
     """An encoder, or weights that fit a named model."""
     from setr.model import create_model
     from setr.model_info import ModelInfo
+    from setr.weight_files.licences import weights_licence
     from setr.weights import load_weights
 
     if labels is None and given.num_classes is None:
@@ -164,5 +165,6 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
         labels=labels,
         recipe=f"{given.model} from {file.name}",
         pretrained=file.name,
+        licence=weights_licence(model.arguments["encoder"], given.source),
     )
     return model, info, report

@@ -14,6 +14,7 @@ import numpy as np
 from setr.data.class_files import names_by_colour, names_by_id
 from setr.data.mask_values import MaskValues, count_values
 from setr.errors import DATA_CHECK_FAILED, SetrError
+from setr.labels import marks_no_class
 from setr.reading.masks import IN_ALPHA, is_in_alpha, read_mask
 
 MAX_BLENDED = 10
@@ -54,7 +55,19 @@ def draft_classes(root: Path, masks: list[str]) -> DraftedClasses:
         lines = _id_classes(values.ids, names)
         kept = set(_classes_by_id(values.ids, names))
     by_mask = {mask: found & kept for mask, found in values.by_mask.items()}
-    return DraftedClasses(lines, by_mask, _scattered_text(values))
+    drafted = values.colours or values.ids
+    hints = _no_class_hints([name for key, name in names.items() if key in drafted])
+    return DraftedClasses([*hints, *lines], by_mask, _scattered_text(values))
+
+
+def _no_class_hints(names: list[str]) -> list[str]:
+    """Comments on classes that are called like pixels without a label."""
+    return [
+        f"# {_quote(name)} is a class; if it means pixels without a label, map it to ignore below, "
+        "and take it out of classes"
+        for name in names
+        if marks_no_class(name)
+    ]
 
 
 def _names_of_greys(root: Path, ids: Counter[int]) -> dict[int, str]:

@@ -29,6 +29,16 @@ YAML_KEYS = (
     "ignore", "labels", "bands", "value_range", "download",
 )  # fmt: skip
 
+_SHIFT = "label_map: {0: ignore, 1: road, …}"
+_ELSEWHERE = {
+    "data_root": "path",
+    "do_reduce_labels": _SHIFT,
+    "id2label": "names",
+    "num_classes": "nc",
+    "palette": "colours",
+    "reduce_zero_label": _SHIFT,
+}
+"""Keys of other toolkits -> what does the same here."""
 _INSTEAD = (
     (
         "labels",
@@ -130,9 +140,10 @@ def read_description(path: Path) -> Description:
     folds = [key for key in values if isinstance(key, str) and _FOLD.fullmatch(key)]
     unknown = [key for key in values if key not in (*YAML_KEYS, *folds)]
     if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), YAML_KEYS, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(YAML_KEYS)}"
-        raise SetrError(f"{path}: unknown key '{unknown[0]}'{hint}", code=USAGE)
+        key = str(unknown[0])
+        near = _ELSEWHERE.get(key) or next(iter(difflib.get_close_matches(key, YAML_KEYS, 1)), None)
+        hint = f"; did you mean '{near}'?" if near else f"; known: {', '.join(YAML_KEYS)}"
+        raise SetrError(f"{path}: unknown key '{key}'{hint}", code=USAGE)
     place = str(values.get("path", "."))
     root = Path(place) if place.startswith(HUB) else (path.parent / place).resolve()
     if not place.startswith(HUB) and not root.is_dir():

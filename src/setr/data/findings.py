@@ -12,7 +12,7 @@ from setr.data.pairs import Pairs
 from setr.data.sampling import evenly_spaced
 from setr.data.survey_rows import ALL_IGNORED, ALPHA, BINARY, DARK, DIM, ROTATED, Survey
 from setr.errors import SetrError
-from setr.labels import IGNORE
+from setr.labels import IGNORE, marks_no_class
 from setr.reading.masks import IN_ALPHA, are_reordered
 
 SHOWN = 10
@@ -148,6 +148,19 @@ def _absent_classes(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[
     return [Finding("warning", dataset.split, text, len(names))]
 
 
+def _no_class(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
+    """Classes of training that are called like pixels without a label."""
+    if not dataset.split.startswith("train"):
+        return []
+    named = zip(dataset.labels.classes, pixels, strict=True)
+    names = [name for name, n in named if n and marks_no_class(name)]
+    text = (
+        "is a class, which is trained and counts in the scores; if it means pixels without a "
+        "label, map its id or colour to ignore, and take it out of classes"
+    )
+    return [Finding("note", dataset.split, f"'{name}' {text}") for name in names]
+
+
 def _notes(dataset: Dataset, scan: Survey, pixels: np.ndarray) -> list[Finding]:
     """What was noticed when the data set was opened."""
     return [Finding("warning", dataset.split, note) for note in dataset.notes]
@@ -180,6 +193,7 @@ _KINDS = (
     _duplicates,
     _absent_classes,
     _dark,
+    _no_class,
     _rotated,
 )
 """In the order in which they are reported; only the first three find errors."""

@@ -13,7 +13,7 @@ from setr.bands import Bands
 from setr.data.data_yaml import HUB
 from setr.data.dataset import Dataset
 from setr.data.pairing import NoSplitError
-from setr.data.pairs import Pair
+from setr.data.pairs import NamedPairs, Numbers
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.labels import Labels, known_labels
 from setr.reading.pillow import Named, Source
@@ -106,10 +106,7 @@ def open_hub(
         rows = rows.cast_column(column, hub.Image(decode=False))
     rows = rows.select_columns(list(columns))
     known = known_labels(labels) if isinstance(labels, str) else labels
-    pairs = tuple(
-        Pair(Path(f"{name}/{key}/{i:07d}"), Path(f"{name}/{key}/{i:07d}:{masks}"))
-        for i in range(len(rows))
-    )
+    pairs = NamedPairs(Path(name, key), Numbers(len(rows)), f":{masks}")
     return HubDataset(name, split, known, pairs, (), rows, columns, bands=bands)
 
 

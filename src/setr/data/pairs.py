@@ -6,7 +6,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Pairs(Sequence[Pair]):
 
     def __init__(self, parts: Sequence[SplitFiles]) -> None:
         self._parts = [
-            (part.root, _Strings(part.images), None if part.masks is None else _Strings(part.masks))
+            (part.root, Strings(part.images), None if part.masks is None else Strings(part.masks))
             for part in parts
         ]
         self.roots = tuple(os.path.abspath(part.root) for part in parts)
@@ -70,19 +70,68 @@ class Pairs(Sequence[Pair]):
                 yield os.path.join(base, images[i]), mask
 
 
-class _Strings:
+class NamedPairs(Sequence[Pair]):
+    """Paths that name samples without files of their own, made on access.
+
+    Args:
+        folder: first part of the paths.
+        names: of the samples.
+        mask_ending: what a mask's name has behind that of its image.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], mask_ending: str = "") -> None:
+        self.folder, self.samples, self.mask_ending = folder, names, mask_ending
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
+    def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return tuple(self[i] for i in places)
+        name = self.samples[places]
+        return Pair(self.folder / name, self.folder / f"{name}{self.mask_ending}")
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[i] for i in range(len(self)))
+
+
+class Numbers(Sequence[str]):
+    """Numbers from 0 with leading zeros: 0000012."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        number = range(self.length)[index]
+        if isinstance(number, range):
+            return [f"{n:07d}" for n in number]
+        return f"{number:07d}"
+
+
+class Strings(Sequence[str]):
     """A sequence of strings in one buffer."""
 
     def __init__(self, names: Iterable[str]) -> None:
         buffer, ends = bytearray(), array("q")
         for name in names:
-            buffer += os.fsencode(name)
+            buffer += name.encode("utf-8", "surrogateescape")  # names of files may be no text
             ends.append(len(buffer))
         self.buffer, self.ends = bytes(buffer), np.array(ends, np.int64)
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.buffer[start : self.ends[index]])
+    def __getitem__(self, index: Any) -> Any:
+        place = range(len(self))[index]
+        if isinstance(place, range):
+            return [self[i] for i in place]
+        start = self.ends[place - 1] if place else 0
+        return self.buffer[start : self.ends[place]].decode("utf-8", "surrogateescape")

@@ -23,6 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from setr.data.pairing import NoSplitError
+from setr.data.pairs import Strings
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError, first_line
 from setr.reading.parsed import json_of
 from setr.reading.storage import file_system
@@ -84,7 +85,7 @@ class Shards:
             self.shard, self.start, self.size, self.crc = (
                 arrays[name] for name in ("shard", "start", "size", "crc")
             )
-            self.names: list[str] = arrays["names"].tobytes().decode().split("\n")[:-1]
+            self.names = Strings(arrays["names"].tobytes().decode().split("\n")[:-1])
         for shard in self.shards:
             size = self._size(shard["file"])
             if size != shard["bytes"]:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-from typing import Any
-
 from setr.catalog import DecoderName
-from setr.errors import SetrError
 from setr.model import SETR
-from setr.model_info import ModelInfo
-from setr.weight_files.pretrained import pretrained_id
+from setr.model_info import ModelInfo, licence_of
 
 _DECODERS: dict[DecoderName, str] = {
     "naive": "SETR-Naive",
@@ -29,11 +23,10 @@ _DECODERS: dict[DecoderName, str] = {
 def model_card(model: SETR, info: ModelInfo) -> str:
     """The README.md of a model directory."""
     arguments = model.arguments
-    licence = encoder_licence(arguments, info.pretrained)
     figures = "\n".join(f"| {key} | {value} |" for key, value in info.metrics.items())
     table = f"| figure | value |\n|---|---|\n{figures}" if figures else "No figures were recorded."
     weights = (
-        f"started from `{info.pretrained}` (timm lists this encoder's weights as {licence})"
+        f"started from `{info.pretrained}` (licence of these weights: {licence_of(model, info)})"
         if info.pretrained
         else "no pretrained weights recorded"
     )
@@ -79,15 +72,3 @@ result.save("mask.png")
 
 def _times(size: tuple[int, int] | None) -> str:
     return "x".join(map(str, size)) if size else "the window"
-
-
-def encoder_licence(arguments: dict[str, Any], tag: str | None = None) -> str:
-    """Licence of the encoder weights timm offers for a model, by their tag or timm's default."""
-    from setr._timm import timm
-
-    name = arguments["encoder"]
-    if tag and not Path(tag).suffix:
-        with contextlib.suppress(SetrError):
-            name = pretrained_id(name, tag)
-    config = timm.get_pretrained_cfg(name)
-    return (config.license if config else None) or "unknown"

@@ -19,6 +19,7 @@ from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
+from setr.reading.remote import is_repository
 from setr.scores.adjustment import class_biases
 from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
 
@@ -160,10 +161,15 @@ def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> Mo
         protocol=_protocol(config, labels),
         recipe=config.recipe,
         crop_size=config.data.crop_size,
-        pretrained=config.model.pretrained and Path(config.model.pretrained).name,
+        pretrained=config.model.pretrained and _bare(config.model.pretrained),
         command=f"setr train config.yaml --out runs/{config.recipe}",
         bands=bands,
     )
+
+
+def _bare(source: str) -> str:
+    """The name of a file or folder, without its place; a repository's on the Hub in full."""
+    return source if is_repository(source) else Path(source).name
 
 
 def _protocol(config: Config, labels: Labels) -> Protocol:

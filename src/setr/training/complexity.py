@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from setr.model import SETR, Features, create_model, predictions
-from setr.pages.model_card import encoder_licence
+from setr.weight_files.licences import offered_licence
 
 UNUSED_CLASSIFIER = 512 * 150 + 150
 """Parameters of the 1x1 classifier 512 -> 150 that every head of the authors' code creates but
@@ -127,7 +127,7 @@ def model_figures(name: str, *, num_classes: int, size: int) -> dict[str, Any]:
         "auxiliary_parameters": parameter_counts(model.aux_heads)[1],
         "gflops": forward_flops(model, size, size) / 1e9,
         "stride": model.encoder.patch_size,
-        "licence": encoder_licence(model.arguments),
+        "licence": offered_licence(model.arguments["encoder"]),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from setr import distributed
+from setr.catalog import model_settings
 from setr.config import Config
 from setr.data.dataset import Dataset
 from setr.data.order import Extra, Share
@@ -17,6 +19,7 @@ from setr.data.unlabelled import open_unlabelled, require_readable
 from setr.distributed import everywhere, together
 from setr.errors import USAGE, SetrError
 from setr.estimate import resolve_batch_and_steps
+from setr.hub import holds_model
 from setr.model_info import ModelInfo
 from setr.processes.progress import counting
 from setr.training.build import build_info, require_buildable, require_fitting_weights
@@ -27,6 +30,7 @@ from setr.training.resolved import build_share, unlabelled_count, with_workers
 from setr.training.runfolder import RunFolder
 from setr.training.splits import open_splits
 from setr.training.teacher import Teacher, open_teacher
+from setr.weight_files.licences import licence_by_name, weights_licence
 
 
 class Prepared(NamedTuple):
@@ -101,12 +105,23 @@ def prepare(
     if done > steps:
         problem = f"train.steps {steps}: {folder.out} has {done} already; give at least {done}"
         raise together(SetrError(problem, code=USAGE))
-    info = build_info(config, labels, bands)
+    info = replace(build_info(config, labels, bands), licence=_licence(config, folder))
     pixels = distributed.on_first(lambda: checked_pixels(config, train, val))
     if extra:
         checked = counting("check distill.images")
         distributed.on_first(partial(require_readable, extra.dataset, checked))
     return Prepared(config, saved_config, train, val, facts, share, pixels, info, teacher, extra)
+
+
+def _licence(config: Config, folder: RunFolder) -> str | None:
+    """Licence of the weights that the run starts from, or that it recorded when it started."""
+    encoder = model_settings(config.model.name, encoder=config.model.encoder)["encoder"]
+    source = config.model.pretrained
+    if folder.state is None or source is None:
+        return weights_licence(encoder, source)
+    if distributed.on_first(partial(holds_model, folder.out)):
+        return weights_licence(encoder, str(folder.out))
+    return licence_by_name(encoder, source)  # the weights need not be there any more
 
 
 def _open_extra(config: Config, train: Dataset) -> Extra | None:

@@ -108,6 +108,7 @@ class Updates:
         torch.manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
         self.model.train()
         self.model.set_progress(done / config.train.steps)
+        before = [b.clone() for b in self.model.buffers()] if self.scaler.enabled else []
         sums = self._gradients(
             images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
         )
@@ -116,6 +117,9 @@ class Updates:
         totals = self._totals(sums, norm, rate, done)
         self._warn_if_nothing_valid(totals["main"], masks, done)
         moved = self.scaler.step(self.optimizer)
+        if not moved:  # else an activation that overflowed would stay in the batch norms for good
+            for buffer, kept in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(kept)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema and moved:
             self.ema.update(self.model, done)

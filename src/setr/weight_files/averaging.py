@@ -17,7 +17,7 @@ import torch
 from setr.errors import USAGE, SetrError
 from setr.hub import from_pretrained
 from setr.model import SETR
-from setr.model_info import ModelInfo
+from setr.model_info import ModelInfo, licence_of
 
 
 def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
@@ -25,7 +25,8 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
 
     Args:
         sources: two or more model directories or Hub names. The test protocol and other settings
-            are those of the first. Metrics are dropped, because the mean has not been tested.
+            are those of the first. Metrics are dropped, because the mean has not been tested; the
+            licences of all pretrained weights are named.
 
     Raises:
         SetrError: fewer than two models, or models that differ in architecture or classes.
@@ -34,6 +35,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
         raise SetrError(f"{len(sources)} models to average; give two or more", code=USAGE)
     model, info = from_pretrained(sources[0])
     state = model.state_dict()
+    licences = {licence_of(model, info)}
     sums = {k: v.double() for k, v in state.items() if v.is_floating_point()}
     for source in sources[1:]:
         other, its_info = from_pretrained(source)
@@ -49,13 +51,15 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
                 f"{source}: other classes, label map or normalisation than {sources[0]}; "
                 "only models of one data set can be averaged"
             )
+        licences.add(licence_of(other, its_info))
         found = other.state_dict()
         for name, total in sums.items():
             total += found[name]
     with torch.no_grad():
         means = {k: (v / len(sources)).to(state[k].dtype) for k, v in sums.items()}
     model.load_state_dict({**state, **means}, assign=True)
-    return model.eval(), replace(info, metrics={})
+    licence = "; ".join(sorted(filter(None, licences))) or None
+    return model.eval(), replace(info, metrics={}, licence=licence)
 
 
 def _architecture(model: SETR) -> dict[str, Any]:

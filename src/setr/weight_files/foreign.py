@@ -22,6 +22,7 @@ from setr.model_info import ModelInfo
 from setr.weight_files.architecture import read_architecture
 from setr.weight_files.delta import add_base
 from setr.weight_files.dialects import translate
+from setr.weight_files.licences import weights_licence
 from setr.weight_files.linear_head import join_head, published_test
 from setr.weight_files.load_report import LoadReport
 from setr.weight_files.naming import DELTA, WHOLE, Translation
@@ -153,6 +154,7 @@ def convert_foreign(
         protocol=protocol,
         recipe=f"{_kind(model)} converted from {Path(source).name}",
         pretrained=pretrained and os.path.basename(pretrained),
+        licence=weights_licence(model.arguments["encoder"], pretrained),
         crop_size=crop,
     )
     return model, info, report

@@ -82,7 +82,7 @@ def _file_of(source: str) -> Path | None:
     if is_url(source):
         return fetched(source)
     if is_repository(source):
-        return _weights_on_the_hub(source)
+        return weights_on_the_hub(source)
     return Path(source) if _is_path(source) else None
 
 
@@ -116,16 +116,13 @@ def pretrained_id(encoder: str, tag: str) -> str:
     Raises:
         SetrError: no such weights; the message lists the existing tags.
     """
-    from setr._timm import timm
-
     encoder = encoder.partition(".")[0]  # timm's names may include a tag
     if tag in ("deit", "deit_distilled"):
         encoder = re.sub(r"^(vit|deit)_", "deit_", encoder)
         if tag == "deit_distilled" and "_distilled_" not in encoder:
             encoder = encoder.replace("_patch", "_distilled_patch")
         tag = "fb_in1k"
-    family = re.sub(r"_\d+$", "", encoder)
-    known = [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
+    known = pretrained_names(encoder)
     fits = [name for name in known if name.endswith(f".{tag}")]
     if not fits:
         tags = sorted({name.partition(".")[2] for name in known})
@@ -135,6 +132,14 @@ def pretrained_id(encoder: str, tag: str) -> str:
             code=USAGE,
         )
     return next((name for name in fits if name.startswith(f"{encoder}.")), fits[-1])
+
+
+def pretrained_names(encoder: str) -> list[str]:
+    """The timm names of all weights for an encoder, at its own or another resolution."""
+    from setr._timm import timm
+
+    family = re.sub(r"_\d+$", "", encoder.partition(".")[0])
+    return [n for n in timm.list_pretrained() if re.fullmatch(rf"{family}(_\d+)?\..+", n)]
 
 
 def _download(name: str) -> dict[str, Tensor]:
@@ -152,11 +157,16 @@ def _timm_file(name: str) -> Path:
     from setr._timm import timm
 
     repo_id = timm.get_pretrained_cfg(name).hf_hub_id or "timm/"
-    return _weights_on_the_hub(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id)
+    return weights_on_the_hub(f"{repo_id}{name}" if repo_id.endswith("/") else repo_id)
 
 
-def _weights_on_the_hub(repo_id: str) -> Path:
-    files = _weight_files(fetch(repo_id, _HUB_FILES, is_complete=_weight_files))
+def weights_on_the_hub(repo_id: str) -> Path:
+    """The file of weights in a repository, downloaded unless it is cached.
+
+    Its config.json is then beside it, which says of our own models what they started from.
+    """
+    wanted = (*_HUB_FILES, "config.json")
+    files = _weight_files(fetch(repo_id, wanted, is_complete=_weight_files))
     if not files:
         raise SetrError(f"{repo_id}: the repository has neither {' nor '.join(_HUB_FILES)}")
     return files[0]
