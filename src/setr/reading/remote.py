@@ -10,7 +10,7 @@ import socket
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from setr._extras import unreported
@@ -64,6 +64,7 @@ def fetch(
     files: tuple[str, ...],
     *,
     is_complete: Callable[[Path], object] = Path.is_dir,
+    kind: Literal["model", "dataset"] = "model",
 ) -> Path:
     """Download files of a repository and return their local folder; cached ones need no network.
 
@@ -72,6 +73,7 @@ def fetch(
         files: names or shell patterns of the files.
         is_complete: whether a cached folder has all that is needed; an interrupted download leaves
             an incomplete one. By default any folder counts as complete.
+        kind: of the repository.
 
     Raises:
         SetrError: no such repository, a gated one, or not in the cache and no network.
@@ -85,7 +87,7 @@ def fetch(
             f"{source}: not a Hub repository; those are called owner/name, or owner/name@revision",
             code=USAGE,
         )
-    options = {"revision": revision or None, "allow_patterns": list(files)}
+    options = {"revision": revision or None, "allow_patterns": list(files), "repo_type": kind}
     fix = "correct the path, or download it on another machine and give the path"
     missing = f"{source}: no such folder here, and not in the Hub's cache"
     try:
