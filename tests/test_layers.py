@@ -12,6 +12,7 @@ ORDER = (
     # processes
     *(
         "arguments.choices",
+        "arguments.elsewhere",
         "errors",
         "arguments.typed",
         "_extras",
@@ -207,7 +208,6 @@ ORDER = (
         "kernels.recorded",
         "inference",
         "arguments.options",
-        "arguments.elsewhere",
         "arguments.usage",
         "reading.typed_yaml",
         "model_info",
@@ -264,6 +264,7 @@ ORDER = (
         "training.build",
         "training.resolved",
         "training.pixel_counts",
+        "training.repeats",
     ),
     *(
         "training.features",

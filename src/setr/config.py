@@ -137,6 +137,9 @@ class DataConfig:
     """Largest share of a crop that one class may cover."""
     rare_class_crops: float = 0.0
     """Share of crops placed around a randomly chosen class; rare classes are chosen more often."""
+    repeat_rare: float = 0.0
+    """Repeat images with a class that fewer than this share of the images have, up to the root of
+    this over the class's share times; 0 for none."""
     workers: int = -1
     """Data loader processes; 0 loads in the training process. -1 chooses: two for training on a
     CPU; one per core but one, at most eight, for a GPU."""
@@ -151,19 +154,13 @@ class DataConfig:
         for name in ("flip", "flip_vertical"):
             value = getattr(self, name)
             check_setting(0 <= value <= 1, f"data.{name} {value}: give a probability, 0 to 1")
-        check_setting(
-            0 < self.fraction <= 1,
-            f"data.fraction {self.fraction}: give a share above 0, at most 1",
-        )
+        for name in ("fraction", "max_class_share"):
+            value = getattr(self, name)
+            check_setting(0 < value <= 1, f"data.{name} {value}: give a share above 0, at most 1")
         check_setting(0 <= self.rotate <= 180, f"data.rotate {self.rotate}: give degrees, 0 to 180")
-        check_setting(
-            0 < self.max_class_share <= 1,
-            f"data.max_class_share {self.max_class_share}: give a share above 0, at most 1",
-        )
-        check_setting(
-            0 <= self.rare_class_crops <= 1,
-            f"data.rare_class_crops {self.rare_class_crops}: give a share, 0 to 1",
-        )
+        for name in ("rare_class_crops", "repeat_rare"):
+            value = getattr(self, name)
+            check_setting(0 <= value <= 1, f"data.{name} {value}: give a share, 0 to 1")
         check_setting(
             self.workers >= -1,
             f"data.workers {self.workers}: give 0 or more, or -1 to let it choose",

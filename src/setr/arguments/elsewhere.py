@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
@@ -231,6 +232,34 @@ NAMES_ELSEWHERE: dict[str, dict[str, str]] = {
     },
 }
 """Attribute in another toolkit -> what to use here, by the module or class that is asked for it."""
+
+
+KEYWORDS_ELSEWHERE = {
+    "backbone": "encoder",
+    "checkpoint_path": "pretrained",
+    "classes": "num_classes",
+    "drop_path_rate": "encoder_args={'drop_path_rate': …}",
+    "encoder_name": "encoder",
+    "encoder_weights": "pretrained",
+    "features_only": "create_model(…).encoder, which returns feature maps",
+    "image_size": "img_size",
+    "in_channels": "in_chans",
+    "num_labels": "num_classes",
+    "weights": "pretrained",
+}
+"""Argument of a function that creates models in another toolkit -> that of `create_model`."""
+
+
+def require_own_keywords(given: Iterable[str]) -> None:
+    """Refuse keywords that other toolkits' functions have in place of those of `create_model`.
+
+    Raises:
+        TypeError: names the keyword here.
+    """
+    for name in given:
+        if name in KEYWORDS_ELSEWHERE:
+            here = KEYWORDS_ELSEWHERE[name]
+            raise TypeError(f"create_model() has no argument '{name}'; use {here}")
 
 
 class HintsAtNames:
