@@ -18,6 +18,8 @@ from setr.errors import USAGE, SetrError, first_line
 from setr.reading.files import require_alive
 from setr.reading.urls import download_file, split_url, without_password
 
+_PREFIX = re.compile(r"^hf([-_]hub)?:(//)?")
+"""What other libraries write before the name of a repository, at the start of a text."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
 """Of files with weights."""
 
@@ -33,9 +35,10 @@ def import_hub() -> Any:
 def is_repository(source: str) -> bool:
     """Whether this is `owner/name` or `owner/name@revision`, not a local path or a weight file.
 
-    A revision is a branch, a tag or a commit.
+    A revision is a branch, a tag or a commit. The prefixes `hf-hub:` and `hf_hub:` of timm, `hf:`
+    and `hf://` may stand before it.
     """
-    repo_id = source.partition("@")[0]
+    repo_id = _PREFIX.sub("", source).partition("@")[0]
     if Path(repo_id).suffix in WEIGHT_SUFFIXES or Path(source).exists():
         return False
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo_id))
@@ -81,7 +84,7 @@ def fetch(
     require_alive(source)
     hub = import_hub()
     errors, snapshot_download = hub.errors, hub.snapshot_download
-    repo_id, at, revision = source.partition("@")
+    repo_id, at, revision = _PREFIX.sub("", source).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in source or (at and not revision):
         raise SetrError(
             f"{source}: not a Hub repository; those are called owner/name, or owner/name@revision",
