@@ -108,6 +108,13 @@ def test_names_in_a_file_of_json(tmp_path, text):
     assert (dataset.labels.classes, first_row(dataset)) == (("road", "car"), [0, 1])
 
 
+def test_a_file_of_json_without_names(tmp_path):
+    pair(tmp_path, [0, 7])
+    (tmp_path / "names.json").write_text('{"road": 0}')
+    with pytest.raises(SetrError, match=r"names\.json: no class names found; write {id: name}"):
+        opened(tmp_path, "classes: names.json\ntrain: images/train\n")
+
+
 def test_a_draft_takes_the_names_of_id2label(tmp_path):
     pair(tmp_path, [0, 7])
     (tmp_path / "id2label.json").write_text(json.dumps({0: "road", 7: "car"}))
@@ -130,8 +137,8 @@ def test_a_draft_takes_the_names_of_id2label(tmp_path):
         ("classes: {0: a, 1: b}\nignore_classes: [2]", "ignore_classes 2: give ids that `classes`"),
         ("classes: [a, b]\nignore_classes: [0]", "ignore_classes: is for classes with ids"),
         ("classes: names.json", "names.json is no readable file"),
-        ("classes: data.yaml", "data.yaml: no class names found"),
-        ("classes: {0: ignore}", "0 classes: a data set needs 1 to 255 classes"),
+        ("classes: names.txt", "'classes' must list the class names"),
+        ("classes: {0: ignore}", "'classes' must list the class names"),
         ("classes: [a, b]\ntrain: {images: images}", "as {images: photos, masks: labels}"),
         ("classes: [a, b]\ntrain: {images: images, masks: 3}", "as {images: photos, masks: labe"),
         (

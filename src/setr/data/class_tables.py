@@ -70,7 +70,7 @@ def in_own_keys(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         count = len(names) if isinstance(names, list | dict) else 0
         found["label_map"] = _mapped(found.pop("label_mapping"), count)
     classes, ignored = found.get("classes"), found.pop("ignore_classes", None)
-    if isinstance(classes, str):
+    if isinstance(classes, str) and classes.lower().endswith(".json"):
         classes = _of_file(folder / classes)
     if not _is_table(classes):
         if ignored is not None:
