@@ -152,12 +152,13 @@ class Result(HintsAtNames):
                 with holes.
             options: arguments of `polygons`. Run lengths stay exact whatever the tolerance.
         """
+        tolerance = options.pop("tolerance", 0.0)
         return to_coco(
-            self.polygons(**{**options, "tolerance": 0.0}),
+            self.polygons(**options),
             self.labels,
             file_name=printable(self.name or os.path.basename(self.path)),
             size=self.mask.shape,
-            tolerance=options.get("tolerance", 0.0),
+            tolerance=tolerance,
             all_run_lengths=all_run_lengths,
         )
 

@@ -72,7 +72,7 @@ def in_own_keys(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     classes, ignored = found.get("classes"), found.pop("ignore_classes", None)
     if isinstance(classes, str) and classes.lower().endswith(".json"):
         classes = _of_file(folder / classes)
-    if not _is_table(classes):
+    if not isinstance(classes, Mapping) or not _is_table(classes):
         if ignored is not None:
             raise SetrError(
                 "ignore_classes: is for classes with ids, as {0: road, 1: car}; map the ids to "
@@ -83,11 +83,10 @@ def in_own_keys(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**found, **_own_form(classes, ignored)}
 
 
-def _is_table(classes: Any) -> bool:
+def _is_table(classes: Mapping[Any, Any]) -> bool:
     """Whether classes are given by id: numbers with names, not names with colours."""
     return (
-        isinstance(classes, Mapping)
-        and bool(classes)
+        bool(classes)
         and all(re.fullmatch(r"\d+", str(key)) for key in classes)
         and all(
             isinstance(v, str | Mapping) and not str(v).startswith("#") for v in classes.values()
@@ -152,7 +151,7 @@ def _entry(number: int, entry: Any) -> tuple[str, list[Any]]:
                 f"classes {number}: label {raw!r:.80}: give an id of the masks, or a colour as "
                 "[128, 64, 128]"
             )
-    return name, [raw if type(raw) is int else tuple(raw) for raw in raws]
+    return name, [tuple(raw) if isinstance(raw, list) else raw for raw in raws]
 
 
 def _add(table: dict[Any, str], raw: Any, name: str) -> None:

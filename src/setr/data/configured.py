@@ -39,7 +39,8 @@ def configured_files(root: Path, named: Place, masks_dir: str | None = None) -> 
     of `MASK_FOLDERS`.
     """
     if isinstance(named, FolderPair):
-        return pair_folders(root, *map(os.path.normpath, named), None)
+        images, masks = map(os.path.normpath, named)
+        return pair_folders(root, images, masks, None)
     place = root / named
     if place.suffix.lower() in (".txt", ".csv"):
         return read_list(root, place, masks_dir)
