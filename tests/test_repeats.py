@@ -54,6 +54,8 @@ def test_the_split_with_repeats(tmp_path, capsys):
     assert "4 of 40 images are repeated, up to 2 times: 44 in an epoch" in capsys.readouterr().err
     assert [int(repeated.load(i).image[0, 0, 0]) for i in range(4)] == [0, 0, 1, 2]
     assert with_repeats(config.replace({"data.repeat_rare": 0}), whole) is whole
+    assert with_repeats(config.replace({"data.repeat_rare": 0.05}), whole) is whole
+    assert "every class is frequent enough; no image is repeated" in capsys.readouterr().err
 
 
 def test_a_run_with_repeats(tmp_path):

@@ -50,6 +50,9 @@ def with_repeats(config: Config, train: Dataset) -> Dataset:
         return train
     train.part([0])  # refuse shards before their masks are read
     counts = distributed.on_first(lambda: _counts(train, threshold, config.train.seed))
+    if counts.max() == 1:
+        say(f"data.repeat_rare {threshold:g}: every class is frequent enough; no image is repeated")
+        return train
     repeated = np.repeat(np.arange(len(counts)), counts)
     say(
         f"data.repeat_rare: {np.count_nonzero(counts > 1)} of {len(counts)} images are repeated, "
