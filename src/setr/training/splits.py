@@ -57,7 +57,7 @@ def _whole_splits(
     if not pair or not all(isinstance(split, Dataset) for split in data):
         raise SetrError(
             "data: give a training and a validation split, made by setr.wrap_dataset or "
-            "setr.open_dataset",
+            "setr.open_dataset, or the path of a folder or YAML file",
             code=USAGE,
         )
     train, val = data
