@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from setr.data import hub_rows
 from setr.data.pairing import NoSplitError, SplitFiles
 from setr.data.pairs import Pairs
 from setr.datasets import open_dataset
@@ -691,6 +692,10 @@ def hub(monkeypatch):
             )  # fmt: skip
         return {"me/photos": splits, "me/other": other, "me/many": splits}[name]
 
+    def no_network(*_: object, **__: object) -> Path:
+        raise SetrError("no network")
+
+    monkeypatch.setattr(hub_rows, "fetch", no_network)
     module.load_dataset = load_dataset
     module.Image = lambda decode: "decoded" if decode else "undecoded"
     monkeypatch.setitem(sys.modules, "datasets", module)
@@ -754,6 +759,30 @@ def test_columns_of_hugging_face_rows_that_hold_no_image(hub, tmp_path):
     message = fails(description, "val")
     assert "needs images in the columns" in message
     assert "it has image, label" in message
+
+
+def test_class_names_in_a_file_of_a_hugging_face_data_set(hub, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(source: str, files: tuple[str, ...], **options: object) -> Path:
+        asked.append((source, files, options["kind"]))
+        return tmp_path
+
+    monkeypatch.setattr(hub_rows, "fetch", fetch)
+    names = tmp_path / "id2label.json"
+    names.write_text('{"10": "car", "11": "road", "12": "ignore"}')
+    for name in ("me/many:small", "me/photos"):
+        dataset = open_dataset(f"hf:{name}", "val")
+        assert dataset.labels.classes == ("car", "road")
+        assert [int(dataset.load(i).mask[0, 0]) for i in range(3)] == [0, 1, IGNORE]
+    open_dataset("hf:me/photos@v2", "train")
+    sources = ("me/many", "me/photos", "me/photos@v2")
+    assert asked == [(source, ("id2label.json",), "dataset") for source in sources]
+    names.write_text('["car", 3]')
+    assert "does not list names by id" in fails("hf:me/photos", "val", DATA_CHECK_FAILED)
+    names.unlink()
+    assert "class names are unknown" in fails("hf:me/photos", "val", USAGE)
+    assert open_dataset("hf:me/photos", "val", "camvid").labels.classes[0] == "Sky"
 
 
 def test_a_hugging_face_description_that_lacks_something(hub, tmp_path):

@@ -135,7 +135,7 @@ def test_lists_beside_folders_written_on_windows(tmp_path):
         ("classes: [a, 0]\ncolour_map: {'#000000': 0, '#ffffff': 1}", "write '0' in quotes, or 1"),
         ("classes: [{name: road}, car]", "'classes' has {'name': 'road'} where a name should be"),
         ("classes: [null, car]", "'classes' has None where a name should be"),
-        ("classes: {0: road, 1: car}", "give the names as a list, or {id: name} under 'names'"),
+        ("classes: {0: '#ff0000', 1: '#00ff00'}", "'classes' has numbers for names of colours"),
         ("classes: [a, b]\ntrain0: x", "unknown key 'train0'"),
         (
             "classes: [a, b]\nreduce_zero_label: true",

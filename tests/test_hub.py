@@ -400,7 +400,11 @@ def test_a_file_in_half_precision_is_loaded_in_full(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "revision"), [("a/b", None), ("a/b", "v1.0"), ("a/b@refs/pr/1", None)]
+    ("name", "revision"),
+    [
+        *[("a/b", None), ("a/b", "v1.0"), ("a/b@refs/pr/1", None)],
+        *[("hf-hub:a/b", "v1.0"), ("hf_hub:a/b@v1", None), ("hf://a/b", None), ("hf:a/b", None)],
+    ],
 )
 def test_a_revision_on_the_hub_is_the_one_asked_for(folder, monkeypatch, name, revision):
     import huggingface_hub

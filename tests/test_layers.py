@@ -12,6 +12,7 @@ ORDER = (
     # processes
     *(
         "arguments.choices",
+        "arguments.elsewhere",
         "errors",
         "arguments.typed",
         "_extras",
@@ -52,6 +53,7 @@ ORDER = (
         "data.scenes",
         "data.shards",
         "data.shard_writer",
+        "data.class_tables",
         "data.data_yaml",
         "data.dataset",
         "data.hub_rows",
@@ -206,7 +208,6 @@ ORDER = (
         "kernels.recorded",
         "inference",
         "arguments.options",
-        "arguments.elsewhere",
         "arguments.usage",
         "reading.typed_yaml",
         "model_info",
@@ -263,6 +264,7 @@ ORDER = (
         "training.build",
         "training.resolved",
         "training.pixel_counts",
+        "training.repeats",
     ),
     *(
         "training.features",
@@ -296,6 +298,7 @@ ORDER = (
     *(
         "prediction.kinds",
         "prediction.shares",
+        "prediction.chosen",
         "prediction.late_scores",
         "prediction.encoding",
         "prediction.display",

@@ -286,9 +286,21 @@ def test_values_that_are_taken_have_no_problem():
 
 
 def test_names_of_other_toolkits_are_ours_somewhere():
-    from setr.commands import bench, convert, demo, eval, explain, predict, results, train
+    from setr.commands import (
+        auto,
+        bench,
+        convert,
+        demo,
+        eval,
+        explain,
+        init_data,
+        predict,
+        results,
+        train,
+    )  # fmt: skip
 
     kinds = [train.Arguments, predict.Arguments, bench.Arguments, demo.Arguments]
+    kinds += [auto.Arguments, init_data.Arguments]
     kinds += [convert.Arguments, eval.Arguments, explain.Attention, results.Arguments]
     table = [option.name for kind in kinds for option in options_of(kind)]
     known = {*table, *(name.rpartition(".")[2] for name in table), "models"}

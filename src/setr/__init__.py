@@ -68,7 +68,9 @@ else:
 
     def __getattr__(name: str) -> Any:
         if name not in _EXPORTS:
-            raise AttributeError(f"module 'setr' has no attribute '{name}'")
+            hints = importlib.import_module("setr.arguments.elsewhere")
+            hint = hints.hint_at("setr", name)
+            raise AttributeError(f"module 'setr' has no attribute '{name}'{hint}")
         return getattr(importlib.import_module(f"setr.{_EXPORTS[name]}"), name)
 
 

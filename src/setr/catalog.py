@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -182,6 +183,12 @@ def model_settings(
         settings = dict(_BASELINES[name])
     else:
         ours = name.lower().replace("-", "_")  # the names' style
+        if re.search(r"patch\d+", ours):
+            raise SetrError(
+                f"model '{name}' is the name of an encoder; give it as encoder (--model.encoder) "
+                "beside the name of a model, such as setr_mla_base (`setr models` lists all)",
+                code=USAGE,
+            )
         near = difflib.get_close_matches(ours, list_models(), 3, cutoff=0.3)
         nearest = f"; nearest: {', '.join(near)}" if near else ""
         raise SetrError(f"model '{name}' is unknown{nearest} (`setr models` lists all)", code=USAGE)

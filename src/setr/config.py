@@ -6,15 +6,19 @@ the run folder are generated from them. Networks, losses and metrics never see t
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from setr.arguments.choices import Neck, PosInterp, PrefixTokens
+from setr.arguments.options import options_of
 from setr.arguments.typed import check_fields
+from setr.arguments.usage import meant
 from setr.errors import USAGE, SetrError, check_setting
 from setr.reading import typed_yaml
 from setr.training.train_config import DistillConfig, OptimConfig, TrainConfig
@@ -108,6 +112,8 @@ class DataConfig:
     """Split to train on; several joined with +."""
     val_split: str = "val"
     """Split to evaluate on during training."""
+    fraction: float = 1.0
+    """Share of the training images to use, evenly spaced over the split."""
     crop_size: tuple[int, int] = (512, 512)
     """Height and width of a training crop in pixels."""
     short_side: int | None = None
@@ -131,6 +137,9 @@ class DataConfig:
     """Largest share of a crop that one class may cover."""
     rare_class_crops: float = 0.0
     """Share of crops placed around a randomly chosen class; rare classes are chosen more often."""
+    repeat_rare: float = 0.0
+    """Repeat images with a class that fewer than this share of the images have, up to the root of
+    this over the class's share times; 0 for none."""
     workers: int = -1
     """Data loader processes; 0 loads in the training process. -1 chooses: two for training on a
     CPU; one per core but one, at most eight, for a GPU."""
@@ -145,15 +154,13 @@ class DataConfig:
         for name in ("flip", "flip_vertical"):
             value = getattr(self, name)
             check_setting(0 <= value <= 1, f"data.{name} {value}: give a probability, 0 to 1")
+        for name in ("fraction", "max_class_share"):
+            value = getattr(self, name)
+            check_setting(0 < value <= 1, f"data.{name} {value}: give a share above 0, at most 1")
         check_setting(0 <= self.rotate <= 180, f"data.rotate {self.rotate}: give degrees, 0 to 180")
-        check_setting(
-            0 < self.max_class_share <= 1,
-            f"data.max_class_share {self.max_class_share}: give a share above 0, at most 1",
-        )
-        check_setting(
-            0 <= self.rare_class_crops <= 1,
-            f"data.rare_class_crops {self.rare_class_crops}: give a share, 0 to 1",
-        )
+        for name in ("rare_class_crops", "repeat_rare"):
+            value = getattr(self, name)
+            check_setting(0 <= value <= 1, f"data.{name} {value}: give a share, 0 to 1")
         check_setting(
             self.workers >= -1,
             f"data.workers {self.workers}: give 0 or more, or -1 to let it choose",
@@ -205,7 +212,7 @@ class EvalConfig:
 class Config:
     """One training run.
 
-    Its parts are frozen dataclasses, too: `dataclasses.replace` changes a field. What each one
+    Its parts are frozen dataclasses, too; `replace` makes a copy with other values. What each one
     means is in the help of `setr train finetune` (`--train.steps` is `config.train.steps`).
 
     Raises:
@@ -233,6 +240,35 @@ class Config:
             self.train.cache_features == "none" or self.distill.teacher is None,
             "train.cache_features: a teacher needs the images; leave out distill.teacher or this",
         )
+
+    def replace(self, changes: Mapping[str, Any]) -> Config:
+        """A copy with other settings, by the names of the command line's options.
+
+        `config.replace({"data.root": "photos", "train.epochs": 20})`. As there, steps replace
+        epochs and epochs steps. A name without a dot is a field of this class.
+
+        Raises:
+            SetrError: an unknown name (what was probably meant is named), or as the classes.
+        """
+        known = {option.dotted for option in options_of(Config)}
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        inner: dict[str, dict[str, Any]] = {}
+        for given, value in dict(changes).items():
+            name = str(given).removeprefix("--").replace("-", "_")
+            part, dot, key = name.partition(".")
+            if name not in known and name not in parts:
+                near = [option.dotted for option in meant(name, options_of(Config))]
+                hint = f"did you mean {' or '.join(near)}?" if near else "see `setr train --help`"
+                raise SetrError(f"{given}: there is no such setting; {hint}", code=USAGE)
+            if dot:
+                inner.setdefault(part, {})[key] = value
+            else:
+                parts[part] = value
+        for part, values in inner.items():
+            if part == "train" and len({"steps", "epochs"} & values.keys()) == 1:
+                values = {"steps": 0, "epochs": 0, **values}
+            parts[part] = dataclasses.replace(parts[part], **values)
+        return Config(**parts)
 
     def to_yaml(self) -> str:
         """All settings as YAML; `from_yaml` gives an equal object back."""

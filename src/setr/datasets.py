@@ -8,6 +8,7 @@ and no implicit shift of ids.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class SceneDataset(Dataset):
 
     def open_raw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask of scene `index`; the ids are training ids."""
-        return scenes.draw(self.split, index)
+        number = self.pairs[index].image.stem.rpartition("_")[2]
+        return scenes.draw(self.split, int(number))
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,14 @@ class ShardDataset(Dataset):
     """
 
     shards: Any = None
+
+    def part(self, indices: Sequence[int]) -> Dataset:
+        """Refused, since shards are read in sequence."""
+        raise SetrError(
+            f"{self.name}: shards are read in sequence, so that no part of a split can be chosen; "
+            "pack fewer images, or give the folder that was packed",
+            code=USAGE,
+        )
 
     @property
     def version(self) -> str:
@@ -164,7 +174,7 @@ def _split_files(described: Description, split: str, wanted: str | None) -> list
         )
     if places is None:
         return [find_split(root, split, wanted)]
-    return [configured_files(root, root / place, described.masks_dir) for place in places]
+    return [configured_files(root, place, described.masks_dir) for place in places]
 
 
 def _scene_count(path: str) -> int:

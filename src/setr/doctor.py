@@ -159,7 +159,8 @@ def _rare_classes(checkup: Checkup) -> list[Finding]:
     )
     text = (
         f"rare classes: {shown}{', …' if len(rare) > SHOWN else ''}; what helps: "
-        "--data.rare-class-crops 0.5, --train.class-weights auto, or --train.loss"
+        "--data.rare-class-crops 0.5, --data.repeat-rare 0.1, --train.class-weights auto, or "
+        "--train.loss"
     )
     return [Finding("note", checkup.dataset.split, text, len(rare))]
 

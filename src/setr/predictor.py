@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from setr.arguments.choices import Precision
+from setr.arguments.elsewhere import HintsAtNames
 from setr.arguments.typed import checked, require_known
 from setr.bands import Bands, Range, as_rgb
 from setr.errors import USAGE, SetrError
@@ -49,7 +50,7 @@ WINDOW = 512
 """Side of the windows of large images in pixels, for models without a known training crop size."""
 
 
-class Predictor(PlacedModel):
+class Predictor(PlacedModel, HintsAtNames):
     """A model ready to segment images, usually from `setr.load`; thread-safe.
 
     Args:

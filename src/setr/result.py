@@ -8,14 +8,15 @@ and polygons (`geojson`, `gpkg`, `coco`, `coco_rle`, `labelme`). `Result.save` w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
+from setr.arguments.elsewhere import HintsAtNames
 from setr.arguments.typed import checked
 from setr.errors import USAGE, SetrError
 from setr.images import encode_png
@@ -23,17 +24,21 @@ from setr.labels import Labels
 from setr.pages.montage import shrunk
 from setr.prediction import display
 from setr.prediction.annotations import Georeference, to_coco, to_geojson, to_geopackage, to_labelme
+from setr.prediction.chosen import chosen_ids, shown_only
 from setr.prediction.encoding import json_file, picture_file, require_options, scores_file
 from setr.prediction.kinds import OPACITY, RASTER_PICTURES, checked_suffix
 from setr.prediction.late_scores import LateScores
-from setr.prediction.polygons import Polygon, mask_polygons, simplified
+from setr.prediction.polygons import Polygon, PolygonOptions, mask_polygons, simplified
 from setr.prediction.rasters import RasterWriter
 from setr.prediction.shares import checked_confidence, class_shares, largest, unlabel
 from setr.reading.files import printable, write_bytes
 from setr.reading.storage import is_address
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class Result:
+
+class Result(HintsAtNames):
     """The prediction for one image. Picklable; `scores` are included if they were computed.
 
     Attributes:
@@ -65,7 +70,7 @@ class Result:
         self.path, self.geo, self.name = path, geo, ""
         self.min_confidence, self.unsure = 0.0, 0
         self._compute_scores = LateScores(compute_scores)
-        self._regions: tuple[int, list[Polygon]] | None = None  # (minimum size, polygons)
+        self._regions: tuple[int, set[int], list[Polygon]] | None = None  # least pixels, classes
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -103,46 +108,52 @@ class Result:
         return class_shares(counts, self.labels.classes, self.unsure)
 
     @checked
-    def polygons(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> list[Polygon]:
+    def polygons(
+        self, *, tolerance: float = 0.0, min_pixels: int = 1, classes: Sequence[str] = ()
+    ) -> list[Polygon]:
         """One polygon per connected region of a class; see `setr.prediction.polygons`.
 
         Args:
             tolerance: maximum distance in pixels that simplification may move the outline; 0 keeps
                 it exact.
             min_pixels: regions with fewer pixels are left out.
+            classes: names of the classes to outline; all by default.
         """
-        least = max(1, min_pixels)
-        if self._regions is None or self._regions[0] > least:
-            found = mask_polygons(self.mask, len(self.labels.classes), min_pixels=least)
-            self._regions = least, found
-        return [simplified(p, tolerance) for p in self._regions[1] if p.pixels >= least]
+        least, ids = max(1, min_pixels), set(chosen_ids(classes, self.labels.classes))
+        if self._regions is None or self._regions[0] > least or not ids <= self._regions[1]:
+            count = len(self.labels.classes)
+            found = mask_polygons(self.mask, count, min_pixels=least, class_ids=ids)
+            self._regions = least, ids, found
+        return [
+            simplified(p, tolerance)
+            for p in self._regions[2]
+            if p.pixels >= least and p.class_id in ids
+        ]
 
-    def geojson(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> dict[str, Any]:
+    def geojson(self, **options: Unpack[PolygonOptions]) -> dict[str, Any]:
         """A GeoJSON FeatureCollection, in map coordinates for georeferenced images, else in pixels.
 
         Arguments are those of `polygons`.
         """
-        polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
-        return to_geojson(polygons, self.labels, geo=self.geo)
+        return to_geojson(self.polygons(**options), self.labels, geo=self.geo)
 
-    def geopackage(self, *, tolerance: float = 0.0, min_pixels: int = 1) -> bytes:
+    def geopackage(self, **options: Unpack[PolygonOptions]) -> bytes:
         """A GeoPackage with the features of `geojson` (extra `geo`); arguments as `polygons`."""
-        polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
-        return to_geopackage(polygons, self.labels, geo=self.geo)
+        return to_geopackage(self.polygons(**options), self.labels, geo=self.geo)
 
     def coco(
-        self, *, tolerance: float = 0.0, min_pixels: int = 1, all_run_lengths: bool = False
+        self, *, all_run_lengths: bool = False, **options: Unpack[PolygonOptions]
     ) -> dict[str, Any]:
         """A COCO data set of this image, with one annotation per region.
 
         Args:
-            tolerance: see `polygons`; run lengths stay exact.
-            min_pixels: see `polygons`.
             all_run_lengths: encode all regions as RLE; by default polygons, and RLE for regions
                 with holes.
+            options: arguments of `polygons`. Run lengths stay exact whatever the tolerance.
         """
+        tolerance = options.pop("tolerance", 0.0)
         return to_coco(
-            self.polygons(min_pixels=min_pixels),
+            self.polygons(**options),
             self.labels,
             file_name=printable(self.name or os.path.basename(self.path)),
             size=self.mask.shape,
@@ -151,20 +162,19 @@ class Result:
         )
 
     def labelme(
-        self, *, tolerance: float = 0.0, min_pixels: int = 1, folder: str | os.PathLike = ""
+        self, *, folder: str | os.PathLike = "", **options: Unpack[PolygonOptions]
     ) -> dict[str, Any]:
         """The content of a LabelMe file.
 
         Args:
-            tolerance: see `polygons`.
-            min_pixels: see `polygons`.
+            options: arguments of `polygons`.
             folder: folder of the LabelMe file. It names the image by its path relative to this
                 folder, or by its file name if either has a storage address (s3://…).
         """
         image = os.path.basename(self.path)
         if image and not any(is_address(os.fspath(place)) for place in (self.path, folder)):
             image = os.path.relpath(self.path, folder or ".")
-        polygons = self.polygons(tolerance=tolerance, min_pixels=min_pixels)
+        polygons = self.polygons(**options)
         return to_labelme(polygons, self.labels, file_name=printable(image), size=self.mask.shape)
 
     def color(self) -> np.ndarray:
@@ -172,15 +182,22 @@ class Result:
         return self.labels.palette[self.mask]
 
     @checked
-    def overlay(self, opacity: float = OPACITY) -> np.ndarray:
-        """The class colours blended over the image, uint8 RGB (H, W, 3); opacity from 0 to 1.
+    def overlay(self, opacity: float = OPACITY, classes: Sequence[str] = ()) -> np.ndarray:
+        """The class colours blended over the image, uint8 RGB (H, W, 3).
+
+        Args:
+            opacity: of the colours, 0 to 1.
+            classes: names of the classes to colour; the image is left as it is elsewhere. By
+                default all, and unlabelled pixels black.
 
         Raises:
-            SetrError: another opacity.
+            SetrError: another opacity, or a name that no class has.
         """
         if not 0 <= opacity <= 1:
             raise SetrError(f"opacity {opacity:g}: give 0 to 1", code=USAGE)
-        return cv2.addWeighted(self.image, 1 - opacity, self.color(), opacity, 0)
+        ids = chosen_ids(classes, self.labels.classes)
+        blended = cv2.addWeighted(self.image, 1 - opacity, self.color(), opacity, 0)
+        return shown_only(blended, self.image, self.mask, ids) if classes else blended
 
     def share(self) -> dict[str, Any]:
         """Image size, mean confidence, and share and number of pixels per class, JSON-serialisable.
@@ -215,8 +232,8 @@ class Result:
             path: the file to write; missing folders are created.
             kind: `mask`, `ids`, `color`, `overlay`, `confidence`, `scores`, `share`, `geojson`,
                 `gpkg`, `coco`, `coco_rle` or `labelme`.
-            options: `opacity` for `overlay`; `tolerance` and `min_pixels` for polygons, see
-                `polygons`.
+            options: `opacity` and `classes` for `overlay`; `tolerance`, `min_pixels` and `classes`
+                for polygons, see `polygons`.
 
         Raises:
             SetrError: unknown kind, a suffix that does not fit the kind, or a file that cannot be

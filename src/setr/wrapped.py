@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch.utils.data import ConcatDataset, Subset
 
 from setr.arguments.typed import typed
 from setr.bands import Bands
+from setr.data.class_tables import labels_by_id
 from setr.data.dataset import Dataset, Sample, require_size
 from setr.data.hub_rows import IMAGE_KEYS, MASK_KEYS
 from setr.data.pairs import NamedPairs, Numbers
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
-from setr.labels import IGNORE, Labels, known_labels
+from setr.labels import Labels, known_labels
 from setr.reading.arrays import as_image
 from setr.reading.masks import as_mask
 
@@ -123,14 +124,7 @@ def _labels(given: Labels | Sequence[str] | Mapping[int, str] | str) -> Labels:
                 code=USAGE,
             )
         return Labels(listed)
-    try:
-        by_id = {int(str(key)): name for key, name in given.items()}  # JSON keys are text
-    except (TypeError, ValueError):
-        raise SetrError(
-            f"labels {dict(given)!r:.80}: give names by id, as {{0: 'road', 7: 'car'}}", code=USAGE
-        ) from None
-    names = dict.fromkeys(name for _, name in sorted(by_id.items()) if name != "ignore")
-    return Labels.from_dict({"classes": list(names), "label_map": {IGNORE: "ignore", **by_id}})
+    return labels_by_id(given)
 
 
 def _common_bands(samples: Any, labels: Labels, bands: Bands | None) -> Bands | None:
@@ -198,6 +192,16 @@ class WrappedDataset(Dataset):
     def version(self) -> str | None:
         """Version of the content; None if the user gave none."""
         return self.content
+
+    def part(self, indices: Sequence[int]) -> Dataset:
+        """The samples with these indices."""
+        samples: Subset = Subset(self.samples, list(indices))
+        return replace(
+            self,
+            pairs=NamedPairs(Path(self.name, self.split), Numbers(len(indices))),
+            samples=samples,
+            content=_content_version(self.content, samples),
+        )
 
     def pixels(self, index: int) -> np.ndarray:
         """The image of one sample."""

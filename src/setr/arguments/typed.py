@@ -188,5 +188,7 @@ def described(kinds: tuple[Any, ...], many: bool) -> str:
     name = _NAMES.get(kind, f"a {own}")
     if len(kinds) == 1 and not many:
         return name
+    if many and name == "text":
+        return "a list of texts"
     number = "" if many else {2: "two ", 3: "three "}.get(len(kinds), f"{len(kinds)} ")
     return f"{number}{name.removeprefix('a ')}" + ("" if name == "text" else "s")

@@ -204,7 +204,7 @@ def assigned(word: str, options: list[Option], verb: str) -> str | None:
     found = re.match(r"([a-z][\w.-]*)=", word)
     if not found:
         return None
-    matches = _matches(_hyphenated(found[1]), options)
+    matches = meant(found[1], options)
     is_option = matches and matches[0].flags
     fix = f"write {matches[0].usage if is_option else usage(options, verb)}"
     return f"{word}: options are written --NAME VALUE here; {fix}"
@@ -255,7 +255,7 @@ def _unknown_option(flag: str, options: list[Option], verb: str) -> str:
     """Message on an unknown option, with the option that was probably meant."""
     command = f"setr {verb}".removesuffix(" RECIPE")
     name = _hyphenated(flag).lstrip("-")
-    matches = _matches(name, options)
+    matches = meant(name, options)
     if not matches:
         fix = ADVICE.get(name) or ADVICE.get(name.rpartition(".")[2]) or f"see `{command} --help`"
         return f"{command} has no such option; {fix}"
@@ -275,11 +275,13 @@ def _unknown_option(flag: str, options: list[Option], verb: str) -> str:
     )
 
 
-def _matches(name: str, options: list[Option]) -> list[Option]:
+def meant(name: str, options: list[Option]) -> list[Option]:
     """Options that an unknown name may mean, empty if none.
 
-    Tried in turn: the name in another toolkit, the last part of a dotted name, a typing error.
+    Tried in turn: the name in another toolkit, the last part of a dotted name, a typing error. The
+    name has no leading hyphens.
     """
+    name = _hyphenated(name)
     by_last: dict[str, list[Option]] = {}
     for option in options:
         by_last.setdefault(option.name.rpartition(".")[2], []).append(option)

@@ -70,12 +70,15 @@ def _is_gone(root: str) -> bool:
 def _given(out: Path, data: str, settings: Sequence[str]) -> Config:
     """The settings of a run with those typed now in place of its own."""
     from setr.datasets import open_dataset
+    from setr.training.repeats import with_repeats
     from setr.training.resolved import with_steps
+    from setr.training.splits import trained_part
 
     config = parsed([str(out), *settings]).config
     if not config.train.epochs:
         return config
     train = open_dataset(data, config.data.train_split, config.data.labels)
+    train = with_repeats(config, trained_part(train, config.data.fraction))
     return with_steps(config, len(train))
 
 

@@ -43,6 +43,7 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     from setr.training import plan
     from setr.training.build import build_empty, require_buildable
     from setr.training.normalisation import with_normalisation
+    from setr.training.splits import trained_part
     from setr.training.timing import measure
 
     typed = typed_options(settings)
@@ -63,7 +64,8 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     require_writable(out, "-o")
     require_buildable(config, weights=True)
     on = device(config.train.device)
-    train, val = (opened(split) for split in (config.data.train_split, config.data.val_split))
+    train = trained_part(opened(config.data.train_split), config.data.fraction)
+    val = opened(config.data.val_split)
     sizes, tested = (plan.extent(check(split)) for split in (train, val))
     given_side = config.data.short_side if "--data.short-side" in typed else None
     patch = build_empty(config).encoder.patch_size

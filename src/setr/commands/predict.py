@@ -9,14 +9,17 @@ from setr.cli import parse, require_at_least, require_default, require_within
 from setr.commands.predict_arguments import Arguments
 from setr.commands.shared import mirrored
 from setr.errors import USAGE, SetrError
+from setr.prediction.kinds import OPTIONS
 
 if TYPE_CHECKING:
     from setr.prediction.streams import Stream
 
 LONGEST_SECONDS = 366 * 24 * 3600.0
 """Of a live source."""
+SHOWING = {kind for kind, options in OPTIONS.items() if "classes" in options}
+"""Kinds that can show some classes only."""
 NOT_SUBMITTED = (
-    *("save", "tolerance", "min_pixels", "opacity", "bands", "value_range"),
+    *("save", "tolerance", "min_pixels", "opacity", "classes", "bands", "value_range"),
     *("pack", "pack_samples", "manifest", "retry", "shard"),
     *("batch", "exact", "workers", "engine", "actors"),
 )
@@ -73,6 +76,9 @@ def _check_combinations(given: Arguments) -> None:
         require_default(given, rule, "min_confidence")
         if is_address(given.out):
             raise SetrError(f"-o {given.out}: --submit writes a file; give a folder", code=USAGE)
+    if given.classes and not SHOWING & {k.strip() for k in (given.save or "").split(",")}:
+        rule = f"changes no mask; add --save with one of {', '.join(sorted(SHOWING))}"
+        require_default(given, rule, "classes")
     if given.pack == "no":
         rule = "does nothing without --pack; add --pack tar, or leave it out"
         require_default(given, rule, "pack_samples")

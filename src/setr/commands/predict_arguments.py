@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from setr.arguments.choices import Precision, ServerName
-from setr.commands.shared import Device, Flip, Model, NoFlip, Scales
+from setr.commands.shared import Device, Flip, Model, NoFlip, Scales, Words
 from setr.prediction.kinds import OPACITY
 from setr.processes.quota import cpus
 from setr.reading.pillow import MAX_PIXELS
@@ -45,6 +45,8 @@ class Arguments:
     """Polygons of smaller regions are left out."""
     opacity: float = OPACITY
     """Of the class colours in overlays, from 0 to 1."""
+    classes: Words = ()
+    """Names of the classes that overlays and polygons show; by default all."""
     min_confidence: float = 0.0
     """Pixels whose class is less probable, 0 to 1, are unlabelled: 255 in masks, black in colours,
     in no polygon."""

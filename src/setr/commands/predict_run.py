@@ -16,6 +16,7 @@ from setr.commands.predict_arguments import Arguments
 from setr.commands.shared import mirrored
 from setr.errors import OK, USAGE, SetrError
 from setr.prediction import tally
+from setr.prediction.chosen import chosen_ids
 from setr.prediction.inputs import Item, find_items, in_shard, output_names, read_item
 from setr.prediction.kinds import OPACITY
 from setr.prediction.manifest import Manifest, write_parquet
@@ -147,9 +148,10 @@ def _writers(given: Arguments) -> WriterOf:
 
 
 def _output_options(given: Arguments) -> dict[str, Any]:
-    """Options of kinds. The opacity enters a run's name only if it is not the usual one."""
+    """Options of kinds. Opacity and classes enter a run's name only if they are given."""
     found: dict[str, Any] = {"tolerance": given.tolerance, "min_pixels": given.min_pixels}
-    return found if given.opacity == OPACITY else {**found, "opacity": given.opacity}
+    found |= {} if given.opacity == OPACITY else {"opacity": given.opacity}
+    return {**found, "classes": given.classes} if given.classes else found
 
 
 def _record(
@@ -181,6 +183,8 @@ def _engine(
     """What runs tasks, streams first; a model that cannot be loaded fails here."""
     on_ray = given.engine == "ray"
     predictor = None if on_ray and not streams else load(given.model, **_loading(given))
+    if given.classes:  # fail before images are read
+        chosen_ids(given.classes, (predictor or load(given.model, device="cpu")).classes)
     writer = writer_for(None)
     run_images = _ray(given, writer) if on_ray else _plain(given, writer, predictor)
 

@@ -6,11 +6,15 @@ import csv
 import re
 from pathlib import Path
 
+from setr.data.class_tables import names_of_json
 from setr.data.layouts import COLOUR_FILE, COLOURS_FILE, SPLIT_NAMES
 from setr.errors import DATA_CHECK_FAILED, SetrError
 from setr.reading.parsed import json_of
 
-NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt", "classes.json", "_classes.csv")
+NAME_FILES = (
+    *("classes.txt", "class_names.txt", "labels.txt", "classes.json", "_classes.csv"),
+    "id2label.json",
+)
 _EXPECTED = {
     ".json": "a list of names, or {id: name}",
     ".csv": "the columns 'Pixel Value' and 'Class', as Roboflow does",
@@ -43,7 +47,7 @@ def names_by_id(root: Path) -> dict[int, str]:
             continue
         text = file.read_text(encoding="utf-8-sig", errors="replace")
         if file.suffix in (".json", ".csv"):
-            names = _json_names(text) if file.suffix == ".json" else _csv_names(text)
+            names = names_of_json(text) if file.suffix == ".json" else _csv_names(text)
             if names is None:
                 raise SetrError(
                     f"{file}: no class names found; write {_EXPECTED[file.suffix]}",
@@ -102,19 +106,3 @@ def _csv_names(text: str) -> dict[int, str] | None:
         return {int(row["Pixel Value"]): row["Class"].strip() for row in rows} or None
     except (ValueError, KeyError, AttributeError):
         return None
-
-
-def _json_names(text: str) -> dict[int, str] | None:
-    """Names by id from a list of names, {"classes": …}, {id: name} or [{"id", "name"}], or None."""
-    try:
-        values = json_of(text)
-        if isinstance(values, dict):
-            values = values.get("classes", values)
-        if isinstance(values, list):
-            named = any(isinstance(v, dict) for v in values)
-            values = {v["id"]: v["name"] for v in values} if named else dict(enumerate(values))
-        names = dict(sorted((int(key), name) for key, name in values.items()))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    good = all(key >= 0 and isinstance(name, str) for key, name in names.items())
-    return names if good else None

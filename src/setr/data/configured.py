@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from setr.data.pairing import (
     MASK_FOLDERS,
@@ -20,11 +21,27 @@ from setr.data.pairing import (
 from setr.reading.files import stem_of
 
 
-def configured_files(root: Path, place: Path, masks_dir: str | None = None) -> SplitFiles:
-    """The pairs of an image folder or list file.
+class FolderPair(NamedTuple):
+    """The folders of a split's images and masks."""
 
-    Masks are in the same path with `images` replaced by `masks_dir`, or by one of `MASK_FOLDERS`.
+    images: str
+    masks: str
+
+
+Place = str | FolderPair
+"""Where the files of a split are: an image folder, a list file, or two folders."""
+
+
+def configured_files(root: Path, named: Place, masks_dir: str | None = None) -> SplitFiles:
+    """The pairs of an image folder, a list file or two folders, all relative to `root`.
+
+    Masks of an image folder are in the same path with `images` replaced by `masks_dir`, or by one
+    of `MASK_FOLDERS`.
     """
+    if isinstance(named, FolderPair):
+        images, masks = map(os.path.normpath, named)
+        return pair_folders(root, images, masks, None)
+    place = root / named
     if place.suffix.lower() in (".txt", ".csv"):
         return read_list(root, place, masks_dir)
     relative = place.relative_to(root) if place.is_relative_to(root) else place

@@ -1,7 +1,8 @@
 """`data.yaml`: a data set's folders, classes, colours and the mapping from ids to classes.
 
-`names`, `nc`, `masks_dir` and `download` are keys of Ultralytics' files for semantic segmentation:
-the classes, their number, the folder of masks, and code that is never run.
+`names`, `nc`, `masks_dir`, `label_mapping` and `download` are keys of Ultralytics' files for
+semantic segmentation: the classes, their number, the folder of masks, the ids of other masks, and
+code that is never run. `ignore_classes`, and splits of two folders, are LightlyTrain's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from setr.bands import Bands
+from setr.data.class_tables import in_own_keys
+from setr.data.configured import FolderPair, Place
 from setr.errors import USAGE, SetrError, first_line
 from setr.labels import IGNORE, Labels, as_label_map
 from setr.reading.parsed import PlainLoader, yaml_of
@@ -26,7 +29,7 @@ _FOLD = re.compile(r"(train|val)[1-9]\d*")
 """The splits of a fold for cross-validation."""
 YAML_KEYS = (
     "path", *SPLITS, "masks_dir", "classes", "names", "nc", "colours", "label_map", "colour_map",
-    "ignore", "labels", "bands", "value_range", "download",
+    "ignore", "labels", "bands", "value_range", "download", "label_mapping", "ignore_classes",
 )  # fmt: skip
 
 _SHIFT = "label_map: {0: ignore, 1: road, …}"
@@ -42,7 +45,10 @@ _ELSEWHERE = {
 _INSTEAD = (
     (
         "labels",
-        ("classes", "names", "nc", "colours", "label_map", "colour_map", "ignore"),
+        (
+            *("classes", "names", "nc", "colours", "label_map", "colour_map", "ignore"),
+            *("label_mapping", "ignore_classes"),
+        ),
         "a known data set has its own classes and ids; remove one of the two",
     ),
     (
@@ -61,14 +67,15 @@ class Description(NamedTuple):
     Attributes:
         root: the folder, or `hf:OWNER/NAME`, optionally with `@REVISION` and `:CONFIG`.
         labels: classes, the name of a known data set, or None.
-        splits: image folders or list files of each split; for `hf:` data the split's name there.
+        splits: image folders, list files, or folders of images and masks of each split; for `hf:`
+            data the split's name there.
         masks_dir: name of the folder of masks that corresponds to `images`.
         bands: bands to read of the images; None for RGB.
     """
 
     root: Path
     labels: Labels | str | None = None
-    splits: Mapping[str, tuple[str, ...]] = {}
+    splits: Mapping[str, tuple[Place, ...]] = {}
     masks_dir: str | None = None
     bands: Bands | None = None
 
@@ -162,13 +169,32 @@ def read_description(path: Path) -> Description:
     return Description(root, labels_of(values, path), splits, masks_dir and str(masks_dir), bands)
 
 
-def _places(value: Any, split: str, path: Path) -> tuple[str, ...]:
-    places = value if isinstance(value, list) else [value]
-    if not all(isinstance(place, str) for place in places):
+def _places(value: Any, split: str, path: Path) -> tuple[Place, ...]:
+    return tuple(
+        _place(place, split, path) for place in (value if isinstance(value, list) else [value])
+    )
+
+
+def _place(place: Any, split: str, path: Path) -> Place:
+    if isinstance(place, str):
+        return place
+    folders = place if isinstance(place, dict) else {}
+    if folders.keys() != {"images", "masks"} or not all(
+        isinstance(f, str) for f in folders.values()
+    ):
         raise SetrError(
-            f"{path}: '{split}' must name a folder or list file, or several", code=USAGE
+            f"{path}: '{split}' must name a folder or list file, or several, or two folders as "
+            "{images: photos, masks: labels}",
+            code=USAGE,
         )
-    return tuple(places)
+    if "{image_path" in folders["masks"]:
+        raise SetrError(
+            f"{path}: '{split}' has a pattern for masks: give their folder if each has the stem of "
+            "its image or that and a common suffix, else pair the files with `setr init-data DIR "
+            "--images 'photos/*' --masks 'labels/*_mask'`",
+            code=USAGE,
+        )
+    return FolderPair(**folders)
 
 
 def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
@@ -181,6 +207,10 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
         return str(values["labels"])
     if "names" in values and "classes" in values:
         raise SetrError(f"{path}: 'names' and 'classes' mean the same; remove one", code=USAGE)
+    try:
+        values = in_own_keys(values, path.parent)
+    except SetrError as error:
+        raise SetrError(f"{path}: {error}", code=USAGE) from None
     key = "names" if "names" in values else "classes"
     classes = values.get(key)
     if classes is None:
@@ -194,12 +224,11 @@ def labels_of(values: Mapping[str, Any], path: Path) -> Labels | str | None:
             "class; list only the other classes, and map this id to 'ignore' in label_map:",
             code=USAGE,
         )
-    pairs = classes.items() if isinstance(classes, dict) else ()
-    by_id = bool(pairs) and all(type(i) is int and isinstance(name, str) for i, name in pairs)
-    if key == "classes" and by_id:
+    pairs = classes.items() if isinstance(classes, dict) and key == "classes" else ()
+    if pairs and all(type(i) is int and isinstance(value, str) for i, value in pairs):
         raise SetrError(
-            f"{path}: 'classes' has numbers for names; give the names as a list, or {{id: name}} "
-            "under 'names'",
+            f"{path}: 'classes' has numbers for names of colours; give names by id, as "
+            "{0: road}, or names with colours, as {road: '#804080'}",
             code=USAGE,
         )
     for name in named:

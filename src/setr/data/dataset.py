@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -79,6 +79,16 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         """As `load`; makes iteration and torch's `Subset` and `ConcatDataset` work."""
         return self.load(range(len(self))[operator.index(index)])
+
+    def part(self, indices: Sequence[int]) -> Dataset:
+        """The samples with these indices, as a split of the same kind.
+
+        Raises:
+            SetrError: samples that can only be read in sequence.
+        """
+        pairs = self.pairs
+        chosen = pairs.part(indices) if isinstance(pairs, Pairs) else [pairs[i] for i in indices]
+        return replace(self, pairs=chosen)
 
     @property
     def version(self) -> str | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from setr._extras import import_extra
 from setr.bands import Bands
+from setr.data.class_tables import labels_by_id, names_of_json
+from setr.data.configured import Place
 from setr.data.data_yaml import HUB
 from setr.data.dataset import Dataset
 from setr.data.pairing import NoSplitError
@@ -17,8 +19,11 @@ from setr.data.pairs import NamedPairs, Numbers
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.labels import Labels, known_labels
 from setr.reading.pillow import Named, Source
+from setr.reading.remote import fetch
 
 IMAGE_KEYS = ("image", "pixel_values")
+NAMES = "id2label.json"
+"""File of class names in a data set on the Hub."""
 MASK_KEYS = ("annotation", "mask", "label", "labels", "semantic_segmentation", "segmentation_mask")
 
 
@@ -38,6 +43,11 @@ class HubDataset(Dataset):
     def version(self) -> str:
         """The fingerprint that the library gives the rows."""
         return str(self.rows._fingerprint)
+
+    def part(self, indices: Sequence[int]) -> Dataset:
+        """The rows with these indices."""
+        chosen = replace(self, rows=self.rows.select(list(indices)))
+        return replace(chosen, pairs=[self.pairs[i] for i in indices])
 
     def sources(self, index: int) -> tuple[Source, Source | None]:
         """Image and mask as stored: bytes, named after the row, or paths."""
@@ -61,7 +71,7 @@ def open_hub(
     path: str,
     split: str,
     labels: Labels | str | None,
-    split_names: Mapping[str, tuple[str, ...]],
+    split_names: Mapping[str, tuple[Place, ...]],
     bands: Bands | None,
 ) -> Dataset:
     """Open a split of a Hugging Face data set.
@@ -69,7 +79,7 @@ def open_hub(
     Args:
         path: `hf:OWNER/NAME`, optionally with `@REVISION` and `:CONFIG`.
         split: name of the split here.
-        labels: classes, or the name of a known data set; required.
+        labels: classes, or the name of a known data set; None takes them from its `id2label.json`.
         split_names: the data set's own names of splits, where they differ.
         bands: bands to read of the images; None for RGB.
 
@@ -77,17 +87,20 @@ def open_hub(
         SetrError: not found, no such split, or no columns of images and masks.
     """
     hub = import_extra("datasets", "hf", path)
+    name = path.removeprefix(HUB)
+    labels = labels or _own_labels(name)
     if labels is None:
         raise SetrError(
-            f"{path}: class names are unknown; name a known data set (--data.labels in training, "
-            f"--labels elsewhere), or give a YAML file with 'path: {path}' and 'classes:' as data",
+            f"{path}: class names are unknown, as it has no {NAMES}; name a known data set "
+            "(--data.labels in training, --labels elsewhere), or give a YAML file with "
+            f"'path: {path}' and 'classes:' as data",
             code=USAGE,
         )
-    name = path.removeprefix(HUB)
     available = _load_splits(hub, name)
     key, *more = split_names.get(split, (split,))
-    if more:
-        raise SetrError(f"{path}: '{split}' names several splits; give one", code=USAGE)
+    if more or not isinstance(key, str):
+        what = "several splits" if more else "two folders"
+        raise SetrError(f"{path}: '{split}' names {what}; give one split of it", code=USAGE)
     if key == "val" and key not in available and "validation" in available:
         key = "validation"
     if key not in available:
@@ -110,14 +123,42 @@ def open_hub(
     return HubDataset(name, split, known, pairs, (), rows, columns, bands=bands)
 
 
-def _load_splits(hub: Any, name: str) -> Any:
-    """Splits by name, of `OWNER/NAME[@REVISION][:CONFIG]` or of a local folder."""
+def _parts(name: str) -> tuple[str, str, str]:
+    """Repository or folder, revision and configuration of `OWNER/NAME[@REVISION][:CONFIG]`."""
     place, _, config = name.rpartition(":")
     if not place or "/" in config or Path(name).exists():
         place, config = name, ""
-    repository, revision = place, ""
-    if not Path(place).exists():
-        repository, _, revision = place.partition("@")
+    if Path(place).exists():
+        return place, "", config
+    repository, _, revision = place.partition("@")
+    return repository, revision, config
+
+
+def _own_labels(name: str) -> Labels | None:
+    """The classes in the file `id2label.json` of a data set, which many on the Hub have."""
+    place, revision, _ = _parts(name)
+    folder = Path(place)
+    if not folder.exists():
+        source = f"{place}@{revision}" if revision else place
+        try:
+            folder = fetch(source, (NAMES,), is_complete=_has_names, kind="dataset")
+        except SetrError:  # `load_dataset` says why
+            return None
+    if not _has_names(folder):
+        return None
+    names = names_of_json((folder / NAMES).read_text(encoding="utf-8", errors="replace"))
+    if names is None:
+        raise SetrError(f"{HUB}{name}: {NAMES} does not list names by id", code=DATA_CHECK_FAILED)
+    return labels_by_id(names)
+
+
+def _has_names(folder: Path) -> bool:
+    return (folder / NAMES).is_file()
+
+
+def _load_splits(hub: Any, name: str) -> Any:
+    """Splits by name, of `OWNER/NAME[@REVISION][:CONFIG]` or of a local folder."""
+    repository, revision, config = _parts(name)
     try:
         return hub.load_dataset(
             repository,
@@ -133,6 +174,7 @@ def _load_splits(hub: Any, name: str) -> Any:
     configs = re.split(r"['\"], ['\"]", listed[1])
     shown = ", ".join(configs[:20]) + (", …" if len(configs) > 20 else "")
     what = f"no configuration '{config}';" if config else "which configuration?"
+    place = f"{repository}@{revision}" if revision else repository
     raise SetrError(
         f"{HUB}{name}: {what} it has {shown}; name one, as {HUB}{place}:{configs[0]}", code=USAGE
     )

@@ -55,6 +55,16 @@ class Pairs(Sequence[Pair]):
     def __iter__(self) -> Iterator[Pair]:
         return (self[i] for i in range(len(self)))
 
+    def part(self, indices: Sequence[int]) -> Pairs:
+        """The pairs with these indices, those of one folder or list after those before it."""
+        parts, start = [], 0
+        for root, images, masks in self._parts:
+            own = [i - start for i in indices if start <= i < start + len(images)]
+            chosen = None if masks is None else [masks[i] for i in own]
+            parts.append(SplitFiles(root, [images[i] for i in own], chosen))
+            start += len(images)
+        return Pairs(parts)
+
     def image_name(self, index: int) -> str:
         """An image's path relative to its root folder, or its absolute path outside of these."""
         path = os.path.abspath(self[index].image)

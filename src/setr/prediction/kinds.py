@@ -32,7 +32,10 @@ RASTER_PICTURES = ("mask", "ids", "confidence")
 """Those that a .tif of a georeferenced image keeps on the map."""
 POLYGON_KINDS = ("geojson", "gpkg", "coco", "coco_rle", "labelme")
 """Kinds with polygons."""
-OPTIONS = {"overlay": ("opacity",), **dict.fromkeys(POLYGON_KINDS, ("tolerance", "min_pixels"))}
+OPTIONS = {
+    "overlay": ("opacity", "classes"),
+    **dict.fromkeys(POLYGON_KINDS, ("tolerance", "min_pixels", "classes")),
+}
 """Options of a kind; the others have none."""
 OPACITY = 0.55
 """Of the class colours of an overlay, if none is given."""

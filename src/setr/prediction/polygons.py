@@ -14,8 +14,9 @@ polygon is valid in a geographic information system.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import cv2
 import numpy as np
@@ -24,6 +25,14 @@ from setr.errors import USAGE, SetrError
 
 LARGEST_TOLERANCE = 1_000_000
 """Pixels of a tolerance, more than any image has on a side."""
+
+
+class PolygonOptions(TypedDict, total=False):
+    """Keyword arguments of `Result.polygons`, which explains them, and of what is made of them."""
+
+    tolerance: float
+    min_pixels: int
+    classes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -56,17 +65,26 @@ def signed_area(ring: np.ndarray) -> float:
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def mask_polygons(mask: np.ndarray, num_classes: int, *, min_pixels: int = 1) -> list[Polygon]:
+def mask_polygons(
+    mask: np.ndarray,
+    num_classes: int,
+    *,
+    min_pixels: int = 1,
+    class_ids: Collection[int] | None = None,
+) -> list[Polygon]:
     """Exact polygons of all regions, by class and then from top to bottom.
 
     Args:
         mask: training ids (H, W) uint8; ids from `num_classes` on belong to no region.
         num_classes: K.
         min_pixels: smaller regions are left out.
+        class_ids: the classes to outline; all by default.
     """
     found = []
     counts = np.bincount(mask.ravel(), minlength=num_classes)
     for class_id in np.flatnonzero(counts[:num_classes] >= max(1, min_pixels)):
+        if class_ids is not None and class_id not in class_ids:
+            continue
         for region, box in _regions(mask, int(class_id), min_pixels):
             corner = np.array(box[:2], np.int32)
             rings = tuple(ring + corner for ring in _rings(region))

@@ -10,7 +10,7 @@ import socket
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from setr._extras import unreported
@@ -18,6 +18,8 @@ from setr.errors import USAGE, SetrError, first_line
 from setr.reading.files import require_alive
 from setr.reading.urls import download_file, split_url, without_password
 
+_PREFIX = re.compile(r"^hf([-_]hub)?:(//)?")
+"""What other libraries write before the name of a repository, at the start of a text."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
 """Of files with weights."""
 
@@ -33,9 +35,10 @@ def import_hub() -> Any:
 def is_repository(source: str) -> bool:
     """Whether this is `owner/name` or `owner/name@revision`, not a local path or a weight file.
 
-    A revision is a branch, a tag or a commit.
+    A revision is a branch, a tag or a commit. The prefixes `hf-hub:` and `hf_hub:` of timm, `hf:`
+    and `hf://` may stand before it.
     """
-    repo_id = source.partition("@")[0]
+    repo_id = _PREFIX.sub("", source).partition("@")[0]
     if Path(repo_id).suffix in WEIGHT_SUFFIXES or Path(source).exists():
         return False
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo_id))
@@ -64,6 +67,7 @@ def fetch(
     files: tuple[str, ...],
     *,
     is_complete: Callable[[Path], object] = Path.is_dir,
+    kind: Literal["model", "dataset"] = "model",
 ) -> Path:
     """Download files of a repository and return their local folder; cached ones need no network.
 
@@ -72,6 +76,7 @@ def fetch(
         files: names or shell patterns of the files.
         is_complete: whether a cached folder has all that is needed; an interrupted download leaves
             an incomplete one. By default any folder counts as complete.
+        kind: of the repository.
 
     Raises:
         SetrError: no such repository, a gated one, or not in the cache and no network.
@@ -79,13 +84,13 @@ def fetch(
     require_alive(source)
     hub = import_hub()
     errors, snapshot_download = hub.errors, hub.snapshot_download
-    repo_id, at, revision = source.partition("@")
+    repo_id, at, revision = _PREFIX.sub("", source).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in source or (at and not revision):
         raise SetrError(
             f"{source}: not a Hub repository; those are called owner/name, or owner/name@revision",
             code=USAGE,
         )
-    options = {"revision": revision or None, "allow_patterns": list(files)}
+    options = {"revision": revision or None, "allow_patterns": list(files), "repo_type": kind}
     fix = "correct the path, or download it on another machine and give the path"
     missing = f"{source}: no such folder here, and not in the Hub's cache"
     try:

@@ -26,6 +26,7 @@ from setr.training.build import build_info, require_buildable, require_fitting_w
 from setr.training.facts import require_same_run, run_facts
 from setr.training.normalisation import with_normalisation
 from setr.training.pixel_counts import checked_pixels
+from setr.training.repeats import with_repeats
 from setr.training.resolved import build_share, unlabelled_count, with_workers
 from setr.training.runfolder import RunFolder
 from setr.training.splits import open_splits
@@ -89,6 +90,7 @@ def prepare(
     config = with_normalisation(config, train)
     if not folder.state:
         distributed.on_first(partial(require_fitting_weights, config))
+    train = everywhere(partial(with_repeats, config, train))
     config = resolve_batch_and_steps(config, len(labels.classes), len(train), device, before=before)
     share = everywhere(partial(build_share, config, distributed.rank()))
     saved_config, config = config, with_workers(config, device)

@@ -6,6 +6,7 @@ import dataclasses
 
 from setr.config import Config
 from setr.data.dataset import Dataset
+from setr.data.sampling import evenly_spaced
 from setr.datasets import GIVEN, open_dataset
 from setr.errors import USAGE, SetrError
 
@@ -20,12 +21,31 @@ def open_splits(
         data: training and validation split, or None.
 
     Returns:
-        The settings, updated to name the splits in use, and the two splits.
+        The settings, updated to name the splits in use, and the two splits, of the first the
+        fraction that is trained on.
 
     Raises:
         SetrError: as `open_dataset`; or `data` is not two splits with different names and the same
             classes and channels.
     """
+    config, train, val = _whole_splits(config, data)
+    return config, trained_part(train, config.data.fraction), val
+
+
+def trained_part(train: Dataset, fraction: float) -> Dataset:
+    """A fraction of a training split, at least one image, evenly spaced.
+
+    Raises:
+        SetrError: a part of shards.
+    """
+    if fraction == 1:
+        return train
+    return train.part(evenly_spaced(len(train), max(1, round(fraction * len(train)))))
+
+
+def _whole_splits(
+    config: Config, data: tuple[Dataset, Dataset] | None
+) -> tuple[Config, Dataset, Dataset]:
     if data is None:
         root, labels = config.data.root, config.data.labels
         train, val = (
@@ -37,7 +57,7 @@ def open_splits(
     if not pair or not all(isinstance(split, Dataset) for split in data):
         raise SetrError(
             "data: give a training and a validation split, made by setr.wrap_dataset or "
-            "setr.open_dataset",
+            "setr.open_dataset, or the path of a folder or YAML file",
             code=USAGE,
         )
     train, val = data

@@ -1,0 +1,71 @@
+"""Names of other toolkits in Python are answered with what is used here."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+import setr
+from setr.arguments.elsewhere import COMMANDS_ELSEWHERE, ELSEWHERE, NAMES_ELSEWHERE
+from setr.labels import Labels
+from setr.result import Result
+
+OWNERS = {"setr": setr, "Predictor": setr.Predictor, "Result": setr.Result}
+
+
+def result(scores=lambda: np.ones((1, 2, 2))) -> Result:
+    return Result(
+        np.zeros((2, 2, 3), np.uint8),
+        np.zeros((2, 2), np.uint8),
+        np.ones((2, 2), np.float32),
+        Labels(("a",)),
+        scores,
+    )
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_no_hint_is_at_a_name_that_exists(owner):
+    known = {*dir(OWNERS[owner]), *vars(result())}
+    assert not known & set(NAMES_ELSEWHERE[owner])
+
+
+def test_tables_are_in_order():
+    for table in (ELSEWHERE, COMMANDS_ELSEWHERE, *NAMES_ELSEWHERE.values()):
+        assert list(table) == sorted(table)
+
+
+def test_a_name_of_another_toolkit_is_answered():
+    with pytest.raises(AttributeError, match=r"module 'setr' has no attribute 'YOLO'; use setr\.l"):
+        _ = setr.YOLO
+    with pytest.raises(AttributeError, match=r"'Result' has no attribute 'plot'; use result\.over"):
+        _ = result().plot
+    model = setr.create_model("setr_naive_nano", num_classes=1, img_size=32, channels=8)
+    predictor = setr.load(model, info=setr.ModelInfo(labels=Labels(("a",))))
+    with pytest.raises(AttributeError, match=r"'Predictor' has no attribute 'val'; use setr\.eval"):
+        predictor.val(data="x")
+
+
+def test_keywords_of_other_toolkits_are_answered():
+    with pytest.raises(TypeError, match=r"no argument 'in_channels'; use in_chans$"):
+        setr.create_model("setr_naive_nano", num_classes=1, in_channels=4)
+    with pytest.raises(setr.SetrError, match=r"is the name of an encoder; give it as encoder"):
+        setr.create_model("vit_base_patch16_224.augreg_in21k", num_classes=1)
+
+
+def test_other_names_are_unknown_as_always():
+    with pytest.raises(AttributeError, match=r"^module 'setr' has no attribute 'nothing'$"):
+        _ = setr.nothing
+    with pytest.raises(AttributeError, match=r"^'Result' object has no attribute 'nothing'$"):
+        _ = result().nothing
+    assert not hasattr(result(), "plot")
+
+
+def test_errors_inside_an_attribute_stay_what_they_are():
+    def broken() -> np.ndarray:
+        return [].inside  # type: ignore[attr-defined]
+
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'inside'"):
+        _ = result(broken).scores
+    assert pickle.loads(pickle.dumps(result())).shares == {"a": 1.0}
