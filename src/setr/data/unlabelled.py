@@ -17,7 +17,7 @@ from setr.data.pairs import Pairs
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.labels import IGNORE, Labels
 from setr.processes.quota import cpus
-from setr.reading.files import IMAGE_SUFFIXES, no_images
+from setr.reading.files import no_images, walk_images
 
 SPLIT = "distill.images"
 """Its name where splits are told apart; no other split has one with a dot in this place."""
@@ -38,7 +38,7 @@ def open_unlabelled(folder: str | os.PathLike, labels: Labels, bands: Bands | No
     """The images of a folder and the folders in it.
 
     Args:
-        folder: its path; hidden files are left out.
+        folder: its path; which files in it are images, see `walk_images`.
         labels: of the training split.
         bands: of the training split.
 
@@ -48,16 +48,7 @@ def open_unlabelled(folder: str | os.PathLike, labels: Labels, bands: Bands | No
     root = Path(folder)
     if not root.is_dir():
         raise SetrError(f"{SPLIT} {folder}: no such folder", code=USAGE)
-    names = []
-    for place, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        found = (name for name in sorted(files) if name[0] != ".")
-        inside = os.path.relpath(place, root)
-        names += [
-            os.path.normpath(os.path.join(inside, name))
-            for name in found
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
+    names = walk_images(root)
     if not names:
         raise no_images(folder, SPLIT)
     pairs = Pairs([SplitFiles(root, names, None)])
