@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,11 @@ from setr.data.name_patterns import pairs_by_pattern, parts_by_pattern
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, OK, USAGE
 from setr.outlines import masks as drawing
+from setr.outlines.drawing import Drawn, Shape
+from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile
+from setr.outlines.mask_store import Counts, MaskStore, _read_journal
+from setr.outlines.rendering import Rules
 from setr.reading.masks import read_mask
 
 PHOTO = np.full((8, 10, 3), 90, np.uint8)
@@ -101,7 +106,9 @@ def test_nuclei_of_the_data_science_bowl(tmp_path, capsys):
     assert described(tmp_path) == ("object", "background")
     either = np.where((WIDE > 0) | (SMALL > 0), 0, 1)
     np.testing.assert_array_equal(joined(tmp_path, "stage1_train/0a1b/images/0a1b.png"), either)
-    assert "4 masks of one object each; all objects are of one class" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "4 masks of one object each; all objects are of one class" in error
+    assert "overlap" not in error  # of one class
     (tmp_path / "classes.txt").write_text("background\nnucleus\n")
     assert described(tmp_path, "--overwrite") == ("nucleus", "background")
 
@@ -291,6 +298,30 @@ def test_an_interrupted_join_continues(tmp_path, monkeypatch):
     for stem, small in (("a", SMALL), ("b", WIDE), ("c", SMALL)):
         ids = np.where(small > 0, 1, np.where(WIDE > 0, 0, 2))
         np.testing.assert_array_equal(joined(tmp_path, f"images/{stem}.png"), ids)
+
+
+def test_masks_of_an_interrupted_call_are_known_only_if_nothing_has_changed(tmp_path):
+    put(tmp_path, {"images/a.png": PHOTO, "masks/car/a.png": WIDE})
+    mask = MaskFile(tmp_path / "masks/car/a.png")
+    entry = AnnotatedImage("images/a.png", (Shape("car", (mask,)),), "")
+    rules = Rules({"car": 0, "tree": 1}, 1, largest_first=True)
+    counts = Counts({0: 60, 1: 20}, Counter({("car", "tree"): 3}))
+    with MaskStore(tmp_path, rules) as store:
+        key = store.key("a", entry)
+        store.save("a", Drawn(WIDE, WIDE > 0, Counter()), np.zeros((256, 3), np.uint8))
+        store.note(key, counts)
+        # a process may be killed now
+        assert _read_journal(store.hidden / ".journal") == {key: counts}
+        assert store.key("a", entry) == key
+        assert store.key("b", entry) != key
+        assert store.key("a", entry._replace(shapes=(Shape("tree", (mask,)),))) != key
+        os.utime(tmp_path / "masks/car/a.png", ns=(5, 5))
+        touched = store.key("a", entry)
+        os.utime(tmp_path / "images/a.png", ns=(5, 5))
+        assert len({key, touched, store.key("a", entry)}) == 3
+    for other in (rules._replace(order=("car",)), rules._replace(rest=255)):
+        with MaskStore(tmp_path, other) as store:
+            assert store.key("a", entry) not in (key, touched)
 
 
 def test_one_process_draws_at_a_time(tmp_path, capsys):

@@ -498,6 +498,15 @@ def test_a_rare_class_is_in_both_parts(rare):
     assert found == spread(rare)
 
 
+def test_the_number_for_validation_is_rounded():
+    pairs = [(name, name) for name in NAMES[:9]]
+    counts = []
+    for share in (0.0, 0.25, 0.3, 1.0):
+        lists = draft_lists(pairs, share, {}, {name: {0} for name in NAMES})
+        counts.append(len(lists["val"].splitlines()))
+    assert counts == [1, 2, 3, 8]
+
+
 def test_a_split_with_all_classes_in_both_parts_stays():
     assert spread([BY_CHECKSUM[3], BY_CHECKSUM[30]]) == spread([]) == spread(BY_CHECKSUM[-1:])
 
