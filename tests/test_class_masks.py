@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from string import ascii_letters
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from setr.data.name_patterns import pairs_by_pattern, parts_by_pattern
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, OK, USAGE
 from setr.outlines import masks as drawing
+from setr.outlines.class_masks import class_masks
 from setr.outlines.drawing import Drawn, Shape
 from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile
@@ -89,6 +91,14 @@ def test_an_order_of_classes(tmp_path, capsys):
     ):
         assert main(["init-data", str(tmp_path), "--overwrite", "--order", order]) == USAGE
         assert told in capsys.readouterr().err
+
+
+def test_ignored_pixels_are_no_class_of_a_mask(tmp_path):
+    """Or the split would be drawn so that both parts have some."""
+    put(tmp_path, {"images/a.png": PHOTO, "masks/a_hair.png": SMALL, "masks/a_skin.png": WIDE})
+    drawn = drawing.draw_masks(tmp_path, class_masks(tmp_path), rest="ignore")
+    assert drawn.by_mask == {"masks_drawn/images/a.png": {0, 1}}
+    assert drawn.pixels[255] == (WIDE + SMALL == 0).sum() > 0
 
 
 def test_an_order_for_masks_of_all_classes_is_refused(tmp_path, capsys):
@@ -191,6 +201,19 @@ def test_two_annotators_are_no_classes(tmp_path, capsys):
     assert not (tmp_path / "masks_drawn").exists()
 
 
+def test_two_annotators_of_numbered_objects_are_no_classes_either(tmp_path, capsys):
+    """Whatever the order in which they drew the objects."""
+    left, right = WIDE.copy(), WIDE.copy()
+    left[:, 3:], right[:, :3] = 0, 0
+    for stem in ("p", "q"):
+        put(tmp_path, {f"images/{stem}.png": PHOTO,
+                       f"masks/{stem}_anna_1.png": left, f"masks/{stem}_anna_2.png": right,
+                       f"masks/{stem}_ben_1.png": np.roll(right, 1, 1),
+                       f"masks/{stem}_ben_2.png": np.roll(left, 1, 1)})  # fmt: skip
+    assert main(["init-data", str(tmp_path)]) == DATA_CHECK_FAILED
+    assert "'anna' and of 'ben' mostly cover the same pixels" in capsys.readouterr().err
+
+
 def test_lists_beside_the_folders_are_the_splits(tmp_path):
     for stem in "abc":
         put(tmp_path, {f"images/{stem}.png": PHOTO, f"masks/car/{stem}.png": WIDE,
@@ -200,6 +223,19 @@ def test_lists_beside_the_folders_are_the_splits(tmp_path):
     assert main(["init-data", str(tmp_path), "--name", "own.yaml"]) == OK
     (pair,) = open_dataset(str(tmp_path / "own.yaml"), "val").pairs
     assert pair.image.stem == "b"
+
+
+@pytest.mark.parametrize(
+    ("names", "mask"),
+    [(("car", "tree"), WIDE * 0), ([f"{a}{b}" for a in ascii_letters for b in "uvwxy"], WIDE)],
+    ids=["empty", "260 names"],
+)
+def test_masks_without_pixels_or_of_countless_names_are_no_classes(tmp_path, capsys, names, mask):
+    for stem in "pq":
+        files = {f"masks/{stem}_{name}.png": mask for name in names}
+        put(tmp_path, {f"images/{stem}.jpg": PHOTO, **files})
+    assert main(["init-data", str(tmp_path)]) == DATA_CHECK_FAILED
+    assert "images have several masks (p has p_" in capsys.readouterr().err
 
 
 def test_an_area_inside_another_is_a_class(tmp_path):

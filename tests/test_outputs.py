@@ -16,6 +16,7 @@ from setr.errors import USAGE, SetrError
 from setr.images import read_image
 from setr.prediction import kinds, polygons
 from setr.prediction.outputs import parse_kinds, with_ending, write
+from setr.prediction.unsure import unlabel
 from setr.reading.masks import read_mask
 from setr.result import Result
 
@@ -213,3 +214,9 @@ def test_options_reach_coco_and_labelme(result: Result) -> None:
     shapes = [result.labelme(tolerance=t, min_pixels=50)["shapes"] for t in (0.0, 2.0)]
     assert [len(part) for part in shapes] == [len(large)] * 2
     assert sum(len(s["points"]) for s in shapes[1]) < sum(len(s["points"]) for s in shapes[0])
+
+
+def test_a_pixel_of_just_the_least_confidence_keeps_its_class() -> None:
+    mask = np.array([1, 2, 255], np.uint8)
+    assert unlabel(mask, np.array([0.5, 0.49, 0.1], np.float32), 0.5) == 1  # had a class
+    assert mask.tolist() == [1, 255, 255]

@@ -511,6 +511,16 @@ def test_a_split_with_all_classes_in_both_parts_stays():
     assert spread([BY_CHECKSUM[3], BY_CHECKSUM[30]]) == spread([]) == spread(BY_CHECKSUM[-1:])
 
 
+def test_no_class_leaves_the_training_for_another():
+    """Two for validation lack class 1; the pair with it has the only pixels of 2 to learn from."""
+    first, second, both, other, *rest = BY_CHECKSUM[:8]
+    classes = {name: {0} for name in rest}
+    classes |= {first: {0, 2}, second: {0}, both: {0, 1, 2}, other: {0, 1}}
+    lists = draft_lists([(name, name) for name in classes], 0.25, {}, classes)
+    val = {line.split("\t")[0] for line in lists["val"].splitlines()}
+    assert val == {second, both}
+
+
 def test_no_class_is_given_up_for_another():
     """One pair for validation, and each class in two."""
     names = ["a", "b", "c", "d"]

@@ -222,6 +222,16 @@ def test_one_block_is_for_training_and_tiles_may_touch():
     assert found == {"train": alone, "val": beside}
 
 
+def test_images_too_far_away_for_the_others_lie_by_themselves(monkeypatch):
+    def fail(*_: Any) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("rasterio.warp.transform_bounds", fail)
+    tiles = [*grid_of("a", 4), *grid_of("b", 4, crs="EPSG:4326")]
+    splits = divide_tiles(tiles, 0.2, {}, {tile.mask: {0} for tile in tiles})
+    assert [len(splits[split]) for split in ("train", "val")] == [26, 6]
+
+
 def test_tiles_of_a_turned_image_keep_place_and_meaning(tmp_path):
     """A georeference with rotation, a mask of pixels without data, scales and names of bands."""
     a, b, c, d, e, f = place = (1.5, 0.5, LEFT, 0.25, -2.0, TOP)
@@ -359,6 +369,7 @@ def test_transparent_tiles_of_one_colour_hold_nothing(tmp_path):
     picture = {"dtype": "uint8", "photometric": "rgb", "alpha": "yes"}
     values = scene(tmp_path / "images" / "a.tif", **picture).astype(np.uint8)
     values[:, :, :110], values[3, :, 165:] = 0, 0
+    values[:3, :, 165:] = np.arange(165) % 251  # columns of one colour each
     with rasterio.open(tmp_path / "images" / "a.tif", "r+") as file:
         assert file.colorinterp[3].name == "alpha"
         file.write(values)
