@@ -112,6 +112,19 @@ def test_overflow_is_left_out_counted_and_ends_in_one_line():
         overflowing_step()
 
 
+def test_overflows_between_good_steps_end_nothing():
+    """Now and then the scale grows too far, however long a run is."""
+    weight, optimizer = one_weight()
+    scaler, updated = LossScaler(CPU, enabled=True), []
+    for gradient in (float("inf"), 0.0) * MAX_SKIPPED:
+        weight.grad = torch.full((1,), gradient)
+        scaler.scale(weight.sum())
+        scaler.unscale(optimizer)
+        updated.append(scaler.step(optimizer))
+    assert updated == [False, True] * MAX_SKIPPED
+    assert scaler.figures() == {"skipped": MAX_SKIPPED}
+
+
 def test_fp16_trains_and_resumes_exactly(tmp_path, monkeypatch):
     """On a GPU without bf16; here the CPU takes its part."""
     monkeypatch.setattr(running, "autocast_dtype", lambda precision, device: torch.float16)
