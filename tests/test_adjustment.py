@@ -22,6 +22,7 @@ from setr.inference import normalize, score_blocks
 from setr.labels import Labels
 from setr.model import create_model
 from setr.model_info import ModelInfo
+from setr.protocols import Protocol
 from setr.reading.files import write_bytes
 from setr.scores import adjustment
 from setr.scores.adjustment import GRID, best_by_iou, best_offsets, find_offsets, shift_logits
@@ -249,6 +250,18 @@ def test_a_class_without_training_pixels_counts_as_the_rarest():
     counts = np.array([9000, 800, 200, 0])
     as_rarest = best_by_iou(scores, truth, np.array([9000, 800, 200, 200]))
     np.testing.assert_array_equal(best_by_iou(scores, truth, counts), as_rarest)
+
+
+def test_pixels_are_sampled_at_one_scale_whatever_the_model_is_tested_with(monkeypatch):
+    """The offsets belong to logits; scores of several views are logarithms of probabilities."""
+    torch.manual_seed(0)
+    model, dataset = tiny_model(num_classes=9).eval(), open_dataset("scenes:2", "val")
+    monkeypatch.setattr(adjustment, "SAMPLE_BYTES", 4 * 9 * 2 * 50)
+    found = []
+    for protocol in (Protocol(), Protocol(scales=(0.5, 1.0), flip=True)):
+        info = ModelInfo(labels=scenes.LABELS, protocol=protocol)
+        found.append(adjustment._sample(model, info, dataset, "fp32", 0))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
 def test_pixels_are_sampled_block_by_block(monkeypatch):

@@ -9,20 +9,25 @@ import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 import setr
 from setr.cli import main
-from setr.commands.auto import _split
+from setr.commands.auto import _split, _summary
 from setr.config import Config, DistillConfig, EvalConfig, TrainConfig
 from setr.data import scenes
 from setr.data.scenes import LABELS
 from setr.datasets import open_dataset
+from setr.doctor import check
 from setr.encoder import Encoder
 from setr.errors import DATA_CHECK_FAILED, OK, USAGE
 from setr.hub import save_pretrained
+from setr.images import encode_png
+from setr.model import SETR
 from setr.model_info import ModelInfo
+from setr.reading.files import write_bytes
 from setr.recipes import recipe
 from setr.training import plan, timing
 from setr.training.plan import (
@@ -33,7 +38,7 @@ from setr.training.plan import (
     seconds_per_test,
 )
 from setr.training.teacher import Teacher
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import tiny_config, tiny_model, write_scene_folders
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TINY = ["--data.workers", "0", "--data.crop-size", "32", "32"]
@@ -188,6 +193,13 @@ def test_the_test_split_is_tested_if_it_has_masks(photos, capsys):
     assert "setr eval runs/t photos --split test" in stages(capsys.readouterr().err)
 
 
+def test_masks_of_a_test_split_may_be_blank():
+    """As where nobody may see the labels."""
+    result = {"split": "test", "run": "runs/t", "report": "report.html", "exports": []}
+    result["metrics"] = {"single_scale": {"miou": None, "pixel_accuracy": None}}
+    assert _summary(result).startswith("\ntest: its masks have no labelled pixel (report.html)\n")
+
+
 def test_an_export_that_fails_leaves_the_rest(photos, capsys, monkeypatch):
     from setr.commands import export
     from setr.errors import SetrError
@@ -280,6 +292,29 @@ def test_images_and_crops_have_sizes_that_the_device_can_train(name, short, devi
     assert chosen.get("data.short-side") == (resized and (resized,))
 
 
+def test_only_fine_tuning_on_a_cpu_has_a_smaller_batch_and_no_auxiliary_heads():
+    data = Extent(50, 360, 480)
+    for name, device, smaller in (
+        ("finetune", CPU, {"model.no-aux": (), "train.batch-size": (4,)}),
+        ("finetune", GPU, {}),
+        ("scratch", CPU, {}),
+    ):
+        chosen = scale_choices(name, data, device, patch=14)
+        assert {key: chosen[key] for key in chosen if not key.startswith("data.")} == smaller
+
+
+def test_the_extent_of_a_split_is_that_of_its_readable_images(tmp_path):
+    root = write_scene_folders(tmp_path, {"train": 5})
+    for i, side in enumerate((30, 40, 60)):
+        for kind, shape in (("images", (side, 100, 3)), ("labels", (side, 100))):
+            write_bytes(
+                root / kind / "train" / f"scene_{i:03d}.png", encode_png(np.zeros(shape, np.uint8))
+            )
+    for i in (3, 4):
+        (root / "images" / "train" / f"scene_{i:03d}.png").write_bytes(b"")
+    assert plan.extent(check(open_dataset(str(root), "train"))) == Extent(5, 40, 100)
+
+
 def test_a_crop_is_no_larger_than_images_of_the_side_given():
     chosen = scale_choices("finetune", Extent(50, 900, 1200), CPU, patch=14, short_side=240)
     assert chosen["data.crop-size"] == (238, 238)
@@ -308,7 +343,12 @@ def test_steps_fit_the_time_and_the_images():
     assert chosen(step=2.0)["optim.warmup-steps"] == (22,)
     # the average spans a tenth of the steps, at most the recipe's
     assert chosen()["train.ema"] == (0.9778,)
-    assert chosen(step=0.01)["train.ema"] == (0.9992,) or config.train.ema == 0.999
+    assert config.train.ema == 0.999
+    assert chosen(step=0.01)["train.ema"] == (0.999,)
+    # saved and logged often enough in short runs, and not too often in long ones
+    assert (chosen()["train.save-every"], chosen()["train.log-every"]) == ((90,), (22,))
+    long = chosen(step=0.01)
+    assert (long["train.save-every"], long["train.log-every"]) == ((1000,), (50,))
 
 
 def test_pretrained_models_that_see_each_image_rarely_get_milder_augmentation():
@@ -362,6 +402,15 @@ def test_the_time_of_a_step_has_its_teacher_in_it(tmp_path, monkeypatch):
     assert asked[0].shape == (config.train.batch_size, 64, 64, 3)
 
 
+def test_the_time_of_a_step_has_its_recomputation_in_it(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(SETR, "set_grad_checkpointing", lambda self: asked.append(self))
+    for recomputed in (False, True):
+        config = tiny_config(tmp_path / "run", grad_checkpointing=recomputed)
+        timing.measure(config, open_dataset("scenes:10", "train"), CPU)
+        assert len(asked) == recomputed
+
+
 def frozen(config: Config, kind: str) -> Config:
     return dataclasses.replace(
         config,
@@ -410,3 +459,6 @@ def test_the_time_of_a_test_follows_from_its_pixels():
     sliding = dataclasses.replace(config, eval=EvalConfig(window=(192, 192), stride=(96, 96)))
     assert seconds_per_test(sliding, Extent(16, 384, 384), 0.5) == pytest.approx(16 * 9 * 0.5)
     assert seconds_per_test(sliding, Extent(16, 96, 192), 0.5) == pytest.approx(4.0)  # one window
+    # resized to half the short side: 192 x 288
+    resized = dataclasses.replace(config, data=dataclasses.replace(config.data, short_side=192))
+    assert seconds_per_test(resized, Extent(16, 384, 576), 0.5) == pytest.approx(12.0)

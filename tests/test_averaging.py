@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from setr.bands import Bands
 from setr.cli import main
 from setr.data import scenes
 from setr.errors import SetrError
@@ -74,10 +75,13 @@ def test_what_does_not_average_is_refused_in_a_line(runs, tmp_path, capsys):
     save_pretrained(other, tiny_model(num_classes=K, channels=8), ModelInfo(scenes.LABELS))
     with pytest.raises(SetrError, match="not the same aux_args, decoder_args"):
         average([runs[0], other])
-    grey = tmp_path / "grey"
-    save_pretrained(grey, tiny_model(num_classes=K), ModelInfo(scenes.LABELS, std=(1.0, 1.0, 1.0)))
-    with pytest.raises(SetrError, match="normalisation"):
-        average([runs[0], grey])
+    for number, change in enumerate(
+        ({"mean": (0.0,) * 3}, {"std": (1.0,) * 3}, {"bands": Bands((3, 2, 1))})
+    ):
+        read = tmp_path / f"read otherwise {number}"
+        save_pretrained(read, tiny_model(num_classes=K), ModelInfo(scenes.LABELS, **change))
+        with pytest.raises(SetrError, match="other classes, label map, bands or normalisation"):
+            average([runs[0], read])
     out = tmp_path / "out"
     assert main(["average", str(runs[0]), "-o", str(out)]) == 2
     assert main(["average", str(runs[0]), str(tmp_path / "none"), "-o", str(out)]) == 2

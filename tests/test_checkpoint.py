@@ -177,6 +177,17 @@ def test_a_save_cut_off_anywhere_leaves_the_state_before(tmp_path, monkeypatch, 
     require_whole(tmp_path, 2)
 
 
+def test_a_state_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done: list[str] = []
+    flush, replace = checkpoint._flush, os.replace
+    monkeypatch.setattr(checkpoint, "_flush", lambda path: done.append(path.name) or flush(path))
+    monkeypatch.setattr(
+        checkpoint.os, "replace", lambda old, new: done.append("named") or replace(old, new)
+    )
+    save(tmp_path / "last", 1)
+    assert done == ["rank-00000.safetensors", "state.json", "named", "last"]
+
+
 @pytest.mark.parametrize("writers", [1, 2, 3])
 def test_slices_of_any_number_of_writers_are_put_together(tmp_path, writers):
     """What a sharded run leaves behind, read by one process."""

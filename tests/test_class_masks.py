@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from string import ascii_letters
 
 import numpy as np
 import pytest
@@ -16,7 +18,12 @@ from setr.data.name_patterns import pairs_by_pattern, parts_by_pattern
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, OK, USAGE
 from setr.outlines import masks as drawing
+from setr.outlines.class_masks import class_masks
+from setr.outlines.drawing import Drawn, Shape
+from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile
+from setr.outlines.mask_store import Counts, MaskStore, _read_journal
+from setr.outlines.rendering import Rules
 from setr.reading.masks import read_mask
 
 PHOTO = np.full((8, 10, 3), 90, np.uint8)
@@ -86,6 +93,14 @@ def test_an_order_of_classes(tmp_path, capsys):
         assert told in capsys.readouterr().err
 
 
+def test_ignored_pixels_are_no_class_of_a_mask(tmp_path):
+    """Or the split would be drawn so that both parts have some."""
+    put(tmp_path, {"images/a.png": PHOTO, "masks/a_hair.png": SMALL, "masks/a_skin.png": WIDE})
+    drawn = drawing.draw_masks(tmp_path, class_masks(tmp_path), rest="ignore")
+    assert drawn.by_mask == {"masks_drawn/images/a.png": {0, 1}}
+    assert drawn.pixels[255] == (WIDE + SMALL == 0).sum() > 0
+
+
 def test_an_order_for_masks_of_all_classes_is_refused(tmp_path, capsys):
     put(tmp_path, {"images/a.png": PHOTO, "masks/a.png": WIDE // 255})
     assert main(["init-data", str(tmp_path), "--order", "a,b"]) == USAGE
@@ -101,7 +116,9 @@ def test_nuclei_of_the_data_science_bowl(tmp_path, capsys):
     assert described(tmp_path) == ("object", "background")
     either = np.where((WIDE > 0) | (SMALL > 0), 0, 1)
     np.testing.assert_array_equal(joined(tmp_path, "stage1_train/0a1b/images/0a1b.png"), either)
-    assert "4 masks of one object each; all objects are of one class" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "4 masks of one object each; all objects are of one class" in error
+    assert "overlap" not in error  # of one class
     (tmp_path / "classes.txt").write_text("background\nnucleus\n")
     assert described(tmp_path, "--overwrite") == ("nucleus", "background")
 
@@ -184,6 +201,19 @@ def test_two_annotators_are_no_classes(tmp_path, capsys):
     assert not (tmp_path / "masks_drawn").exists()
 
 
+def test_two_annotators_of_numbered_objects_are_no_classes_either(tmp_path, capsys):
+    """Whatever the order in which they drew the objects."""
+    left, right = WIDE.copy(), WIDE.copy()
+    left[:, 3:], right[:, :3] = 0, 0
+    for stem in ("p", "q"):
+        put(tmp_path, {f"images/{stem}.png": PHOTO,
+                       f"masks/{stem}_anna_1.png": left, f"masks/{stem}_anna_2.png": right,
+                       f"masks/{stem}_ben_1.png": np.roll(right, 1, 1),
+                       f"masks/{stem}_ben_2.png": np.roll(left, 1, 1)})  # fmt: skip
+    assert main(["init-data", str(tmp_path)]) == DATA_CHECK_FAILED
+    assert "'anna' and of 'ben' mostly cover the same pixels" in capsys.readouterr().err
+
+
 def test_lists_beside_the_folders_are_the_splits(tmp_path):
     for stem in "abc":
         put(tmp_path, {f"images/{stem}.png": PHOTO, f"masks/car/{stem}.png": WIDE,
@@ -193,6 +223,19 @@ def test_lists_beside_the_folders_are_the_splits(tmp_path):
     assert main(["init-data", str(tmp_path), "--name", "own.yaml"]) == OK
     (pair,) = open_dataset(str(tmp_path / "own.yaml"), "val").pairs
     assert pair.image.stem == "b"
+
+
+@pytest.mark.parametrize(
+    ("names", "mask"),
+    [(("car", "tree"), WIDE * 0), ([f"{a}{b}" for a in ascii_letters for b in "uvwxy"], WIDE)],
+    ids=["empty", "260 names"],
+)
+def test_masks_without_pixels_or_of_countless_names_are_no_classes(tmp_path, capsys, names, mask):
+    for stem in "pq":
+        files = {f"masks/{stem}_{name}.png": mask for name in names}
+        put(tmp_path, {f"images/{stem}.jpg": PHOTO, **files})
+    assert main(["init-data", str(tmp_path)]) == DATA_CHECK_FAILED
+    assert "images have several masks (p has p_" in capsys.readouterr().err
 
 
 def test_an_area_inside_another_is_a_class(tmp_path):
@@ -291,6 +334,31 @@ def test_an_interrupted_join_continues(tmp_path, monkeypatch):
     for stem, small in (("a", SMALL), ("b", WIDE), ("c", SMALL)):
         ids = np.where(small > 0, 1, np.where(WIDE > 0, 0, 2))
         np.testing.assert_array_equal(joined(tmp_path, f"images/{stem}.png"), ids)
+
+
+def test_masks_of_an_interrupted_call_are_known_only_if_nothing_has_changed(tmp_path):
+    put(tmp_path, {"images/a.png": PHOTO, "masks/car/a.png": WIDE})
+    mask = MaskFile(tmp_path / "masks/car/a.png")
+    entry = AnnotatedImage("images/a.png", (Shape("car", (mask,)),), "")
+    rules = Rules({"car": 0, "tree": 1}, 1, largest_first=True)
+    counts = Counts({0: 60, 1: 20}, Counter({("car", "tree"): 3}))
+    with MaskStore(tmp_path, rules) as store:
+        key = store.key("a", entry)
+        store.save("a", Drawn(WIDE, Counter()), np.zeros((256, 3), np.uint8))
+        store.note(key, counts)
+        # a process may be killed now
+        assert _read_journal(store.hidden / ".journal") == {key: counts}
+        assert store.key("a", entry) == key
+        assert store.key("b", entry) != key
+        assert store.key("a", entry._replace(shapes=(Shape("tree", (mask,)),))) != key
+        os.utime(tmp_path / "masks/car/a.png", ns=(5, 5))
+        touched = store.key("a", entry)
+        os.utime(tmp_path / "images/a.png", ns=(5, 5))
+        latest = store.key("a", entry)
+        assert len({key, touched, latest}) == 3
+    for other in (rules._replace(order=("car",)), rules._replace(rest=255)):
+        with MaskStore(tmp_path, other) as store:
+            assert store.key("a", entry) != latest
 
 
 def test_one_process_draws_at_a_time(tmp_path, capsys):

@@ -152,9 +152,11 @@ def test_predict_needs_a_model(capsys, tmp_path):
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_help_has_plain_placeholders(verb, capsys):
     arguments = [verb, "attention", "--help"] if verb == "explain" else [verb, "--help"]
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main(arguments)
     shown = capsys.readouterr().out
+    assert ended.value.code == OK
+    assert shown.startswith(f"usage: setr {verb} ")
     assert not re.search(r"\{None|\]\]|\.\.\.\]|\{\[|\{[A-Z]", shown)
     assert "(default: )" not in shown
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from setr.kernels.divergence import upsample_divergence
 from setr.labels import IGNORE, Labels
 from setr.model_info import ModelInfo
 from setr.reading.files import write_bytes
-from setr.training.resolved import with_steps
+from setr.training.resolved import announce, unlabelled_count, with_steps
 from setr.training.run import Run
 from setr.training.runfolder import RunFolder
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
@@ -135,12 +134,13 @@ def test_micro_batches_add_up(tmp_path, teacher):
     values = []
     for accumulate in (1, 2):
         config = tiny_config(tmp_path / str(accumulate), batch_size=4, accumulate=accumulate)
-        run = Run(taught(config, teacher, temperature=2.0), RunFolder(Path(config.out)))
+        settings = taught(config, teacher, temperature=2.0, weight=3.0)
+        run = Run(settings, RunFolder(Path(config.out)))
         run.model.eval()
         run.model.train = lambda mode=True: None
         values.append(run.train_step(images, masks))
     assert values[0]["distill"] == pytest.approx(values[1]["distill"], rel=1e-5)
-    weighted = values[0]["main"] + values[0]["distill"]
+    weighted = values[0]["main"] + 3 * values[0]["distill"]
     weighted += 0.4 * sum(v for k, v in values[0].items() if k.startswith("aux_"))
     assert values[0]["loss"] == pytest.approx(weighted, rel=1e-5)
 
@@ -165,6 +165,9 @@ def unlabelled(tmp_path: Path) -> Path:
         write_bytes(path, encode_png(scenes.draw("val", 100 + i, size=48)[0]))
     (folder / "notes.txt").write_text("none")
     (folder / ".hidden.png").write_text("none")
+    for name in (".thumbs", "@eaDir"):
+        (folder / name).mkdir()
+        (folder / name / "photo 0.png").write_text("none")
     return folder
 
 
@@ -236,6 +239,26 @@ def test_epochs_are_passes_over_labelled_images(tmp_path, teacher, unlabelled):
     assert with_steps(taught(config, teacher), images=12).train.steps == 3
 
 
+def test_a_batch_is_compared_with_the_split_by_its_labelled_images(
+    tmp_path, teacher, unlabelled, capsys
+):
+    config = with_images(tiny_config(tmp_path / "run", batch_size=8), teacher, unlabelled)
+    announce(config, images=4)
+    assert "several crops" not in capsys.readouterr().err
+    announce(config, images=3)
+    assert "has 3 images; every batch of 4 has several crops" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.3, 1), (0.5, 2), (0.7, 3), (0.99, 3)])
+def test_no_share_leaves_a_batch_without_images_of_both_kinds(
+    tmp_path, teacher, unlabelled, share, count
+):
+    config = with_images(
+        tiny_config(tmp_path / "run", batch_size=4), teacher, unlabelled, share=share
+    )
+    assert unlabelled_count(config) == count
+
+
 def test_images_that_cannot_be_used_are_found_before_the_first_step(tmp_path, teacher, unlabelled):
     (unlabelled / "photo 2.png").write_bytes(b"none")
     config = with_images(tiny_config(tmp_path / "run"), teacher, unlabelled)
@@ -245,17 +268,16 @@ def test_images_that_cannot_be_used_are_found_before_the_first_step(tmp_path, te
     assert not (tmp_path / "run").exists()
 
 
-def test_linked_folders_are_searched_and_those_of_systems_are_not(tmp_path, unlabelled):
-    """As in the folders of a data set."""
-    images = tmp_path / "images"
-    (images / "@eaDir" / "photo 0.png").mkdir(parents=True)
-    shutil.copy(unlabelled / "photo 0.png", images / "@eaDir" / "photo 0.png" / "THUMB.png")
-    (images / "more").symlink_to(unlabelled)
-    found = open_unlabelled(images, LABELS, None)
-    assert [str(pair.image) for pair in found.pairs] == [
-        str(images / "more" / path.relative_to(unlabelled))
-        for path in sorted(unlabelled.rglob("photo*.png"))
-    ]
+def test_images_are_found_as_in_other_folders(tmp_path, unlabelled):
+    """Also behind links, and without the thumbnails of network drives."""
+    more = tmp_path / "more"
+    more.mkdir()
+    write_bytes(more / "a.jpg", (unlabelled / "photo 0.png").read_bytes())
+    (unlabelled / "linked").symlink_to(more)
+    found = open_unlabelled(unlabelled, LABELS, None)
+    assert [pair.image.relative_to(unlabelled).as_posix() for pair in found.pairs] == [
+        "deep/photo 4.png", "linked/a.jpg", *(f"photo {i}.png" for i in range(4)),
+    ]  # fmt: skip
 
 
 def test_a_batch_of_one_has_no_room_for_both(tmp_path, teacher, unlabelled):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 import setr
+from setr import mask_loss
 from setr.cli import main
 from setr.errors import OK, USAGE, SetrError
 from setr.labels import IGNORE, known_labels
@@ -133,6 +134,19 @@ def test_logits_are_logarithms_of_the_classes_scores():
         assert model.coarse(images).logits.shape == (2, K, 64, 64)
 
 
+def test_logits_are_finite_and_in_fp32_under_autocast(monkeypatch):
+    """In bf16 the best two scores of many pixels would be equal."""
+    torch.manual_seed(0)
+    decoder, features = MaskClassifier(8, K, patch_size=16), [torch.zeros(1)] * 2
+    fixed = Masks(torch.randn(1, 100, 8, 8), torch.randn(1, 100, K + 1))
+    monkeypatch.setattr(decoder, "predict", lambda *_: fixed)
+    expected = decoder(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(decoder(features), expected)
+    fixed = fixed._replace(masks=torch.full((1, 100, 8, 8), -200.0))  # in no query's mask
+    torch.testing.assert_close(decoder(features), torch.full((1, K, 32, 32), 1e-12).log())
+
+
 def test_masked_attention_is_annealed_block_by_block():
     """The authors' ADE20K run: starts at 1/6, 2/6, … and ends at 2/6, 3/6, … of the steps."""
     encoder = tiny(query_blocks=3).encoder
@@ -230,18 +244,46 @@ def test_the_loss_finds_the_queries_whatever_their_order():
         assert worse["loss"] > 50
 
 
-def test_class_and_mask_terms_by_hand():
+def test_class_and_mask_terms_by_hand(monkeypatch):
     """One image of one class: every point is inside, and one of two queries is matched."""
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, 0.5))
+    monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, 0.5))
     target = torch.full((1, 8, 8), 1, dtype=torch.uint8)
     masks = torch.stack([torch.full((8, 8), 0.5), torch.full((8, 8), -2.0)])[None]
     classes = torch.tensor([[[0.0, 1, 0, 0, 0, 2], [1.0, 0, 0, 0, 0, 0]]])
     loss = setr.segmentation_loss(MaskOutput([Masks(masks, classes)], (8, 8)), target)["loss"]
     logs = classes[0].log_softmax(-1)
     entropy = -(logs[0, 1] + 0.1 * logs[1, K]) / 1.1
-    # the corners of the image are bilinear with zeros outside, so not every point is exactly 1
     inside, points = torch.tensor(0.5).sigmoid(), 64
     mask = -inside.log() * 5 + 5 * (1 - (2 * inside * points + 1) / ((inside + 1) * points + 1))
-    torch.testing.assert_close(loss, 2 * entropy + mask, rtol=0.15, atol=0.0)
+    torch.testing.assert_close(loss, 2 * entropy + mask)
+
+
+def test_masks_are_matched_and_compared_where_pixels_count(monkeypatch):
+    """Half of the points are ignored. The query that is right elsewhere, but there, is chosen."""
+
+    def points(*size: int, **_: object) -> Tensor:
+        places = torch.full(size, 0.5)
+        places[..., ::2, 0], places[..., 1::2, 0] = 0.25, 0.75
+        return places
+
+    monkeypatch.setattr(torch, "rand", points)
+    monkeypatch.setattr(mask_loss, "OVERSAMPLING", 1)
+    monkeypatch.setattr(mask_loss, "UNCERTAIN_SHARE", 1.0)
+    target = torch.full((1, 8, 8), 1, dtype=torch.uint8)
+    target[..., 4:] = IGNORE
+    masks = torch.full((1, 2, 8, 8), 9.0)
+    masks[:, 1] = torch.where(target == IGNORE, -9.0, 1.5)
+    masks.requires_grad_()
+    output = MaskOutput([Masks(masks, torch.zeros(1, 2, K + 1))], (8, 8))
+    loss = setr.segmentation_loss(output, target)["loss"]
+    loss.backward()
+    assert masks.grad[0, 0].any()
+    assert not masks.grad[0, 1].any()
+    inside, counted = torch.tensor(9.0).sigmoid(), 32
+    dice = 1 - (2 * inside * counted + 1) / ((inside + 1) * counted + 1)
+    expected = 2 * math.log(K + 1) - 5 * inside.log() + 5 * dice
+    torch.testing.assert_close(loss.detach(), expected)
 
 
 def test_ignored_pixels_do_not_count():

@@ -33,6 +33,7 @@ from setr.metrics import ConfusionMatrix
 from setr.model_info import ModelInfo
 from setr.pages.gallery import Gallery
 from setr.scores import groups
+from setr.scores.split_loss import SplitLoss
 from tests.conftest import tiny_model, write_scene_folders
 
 evaluate = functools.partial(evaluate_with_workers, workers=0, precision="fp32")
@@ -427,7 +428,7 @@ def test_images_tested_together_have_the_figures_of_each(
     for path in wide:
         pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(path), np.ascontiguousarray(pixels[:-5]))
-    found, sizes, batches = [], [], list[int]()
+    found, losses, sizes, batches = [], [], [], list[int]()
     original = groups.predict_mask
 
     def predict(model: Any, images: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -442,11 +443,15 @@ def test_images_tested_together_have_the_figures_of_each(
         monkeypatch.setitem(groups.MAX_GROUP, "cpu", together)
         predictor, seen = setr.load(runs / "one", precision="fp32"), []
         dataset = open_dataset(str(data), "val", predictor.info.labels)
-        figures = evaluate_split(predictor.network, predictor.info, dataset, on_image=seen.append)
+        figures = evaluate_split(
+            predictor.network, predictor.info, dataset, loss=SplitLoss(), on_image=seen.append
+        )
         del figures["seconds"]
+        losses.append(figures.pop("loss"))
         found.append(figures)
         sizes.append([(image.number, image.prediction.shape) for image in seen])
     assert found[0] == found[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert len(found[0]["failed"]) == 1
     assert sizes[0] == sizes[1]
     assert [number for number, _ in sizes[0]] == [0, 1, 3, 4, 5, 6]

@@ -25,6 +25,7 @@ import setr
 from setr.arguments.choices import ExportFormat
 from setr.cli import main
 from setr.data import scenes
+from setr.data.sampling import evenly_spaced
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, INTERRUPTED, OK, USAGE, SetrError
 from setr.evaluation import evaluate, resolve_protocol
@@ -511,9 +512,24 @@ def test_an_onnx_file_runs_on_the_device_asked_for_or_not_at_all(onnx_file, monk
 
 
 def test_calibration_images_are_what_the_network_sees():
-    images = calibration_images(open_dataset("scenes:90", "val"), INFO, count=3)
+    data = open_dataset("scenes:90", "val")
+    images = calibration_images(data, INFO, count=3)
     assert [image.shape for image in images] == [(1, 3, 40, 40)] * 3
-    assert abs(np.mean(images)) < 2
+    places = set()
+    for index, image in zip(evenly_spaced(len(data), 3), images, strict=True):
+        whole = normalize(torch.from_numpy(data.load(index).image)[None], INFO.mean, INFO.std)
+        rows, columns = (range(side - 39) for side in whole.shape[-2:])
+        (place,) = (
+            (y, x) for y in rows for x in columns
+            if np.array_equal(whole[..., y : y + 40, x : x + 40], image)
+        )  # fmt: skip
+        places.add(place)
+    assert len(places) == 3  # not always the sky
+    half = replace(INFO, protocol=Protocol(short_side=64))
+    (image,) = calibration_images(data, half, count=1)
+    whole = normalize(torch.from_numpy(data.load(0).image)[None], INFO.mean, INFO.std)
+    expected = F.interpolate(whole, (64, 64), mode="bilinear", align_corners=False)
+    np.testing.assert_array_equal(image, expected)
 
 
 def test_a_wrong_mask_beside_right_logits_is_not_written(model, monkeypatch):
@@ -534,6 +550,19 @@ def test_a_wrong_mask_beside_right_logits_is_not_written(model, monkeypatch):
     wrong.append(1)
     with pytest.raises(SetrError, match=r"mask differs from PyTorch's on .*; nothing was written"):
         compare(Path("m.onnx"), model, "mask", exact=True)
+
+
+def test_logits_that_are_no_numbers_are_not_written(model, monkeypatch):
+    """Though the coarse ones beside them are right."""
+
+    def drawn(images: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            x = torch.from_numpy(images)
+            return [model(x).mul(torch.nan).numpy(), model.coarse(x).logits.numpy()]
+
+    monkeypatch.setattr("setr.exporting.export_check.open_run", lambda *_: drawn)
+    with pytest.raises(SetrError, match=r"differ from PyTorch's by nan of .* nothing was written"):
+        compare(Path("m.onnx"), model, "logits", exact=True)
 
 
 def test_an_export_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys):

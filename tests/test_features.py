@@ -75,6 +75,22 @@ def test_stored_views_equal_the_encoder(tmp_path):
         np.testing.assert_allclose(stored.maps[view], direct, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize(("flip", "expected"), [(0.0, {0}), (1.0, {1}), (0.5, {0, 1})])
+def test_stored_views_are_mirrored_as_often_as_asked_for(tmp_path, flip, expected):
+    """And in some epochs only."""
+    config = frozen(tmp_path / "run", steps=24)  # 4 epochs
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, flip=flip))
+    run = running.Run(config, RunFolder(Path(config.out)))
+    seen: dict[int, set[int]] = {}
+    for _, masks in run.source.batches(0):
+        for mask in masks.numpy():
+            (view,) = np.flatnonzero((run.source.stored.masks == mask).all(axis=(1, 2)))
+            seen.setdefault(int(view) // 2, set()).add(int(view) % 2)
+    assert len(seen) == len(run.dataset)
+    assert set().union(*seen.values()) == expected
+    assert any(views == expected for views in seen.values())
+
+
 def test_fit_keeps_the_shape_and_ignores_the_rest():
     image, mask = np.full((40, 80, 3), 9, np.uint8), np.ones((40, 80), np.uint8)
     image, mask = fit(image, mask, (64, 64))

@@ -97,6 +97,7 @@ def test_rare_classes_are_spread_over_the_folds():
         images = [line.split("\t")[0] for line in text.splitlines()]
         assert len(images) == 5
         assert sum(int(name[:-4]) < 4 for name in images) == 1
+    assert draft_folds(pairs[::-1], 4, {}, classes, {}) == lists
 
 
 @pytest.mark.parametrize(

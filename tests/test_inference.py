@@ -42,6 +42,7 @@ PROTOCOLS = {
     ),
     "blended": Protocol().in_windows(32),
     "blended-multi-scale": Protocol(scales=MULTI_SCALES, flip=True).in_windows(40),
+    "no-patches": Protocol(window=(40, 40), stride=(24, 28)),  # not a whole number of patches
     "port-like": Protocol(window=(48, 48), stride=(31, 31), short_side=60, long_side=90),
 }  # fmt: skip
 
@@ -174,6 +175,16 @@ def test_windows_run_in_batches() -> None:
     protocol = Protocol(window=(16, 16), stride=(16, 16))
     predict_scores(counting, random_images(64, 64), protocol, batch_windows=8)
     assert sizes == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "count"),
+    [(Protocol(), 8), (Protocol(window=(256, 256)), 64), (Protocol(window=(512, 1024)), 8)],
+)
+def test_windows_in_a_pass_of_a_gpu(protocol: Protocol, count: int) -> None:
+    """At least eight, and as many as have four million pixels."""
+    images = torch.empty(1, 3, 1024, 1024, device="meta")
+    assert inference._batch_windows(images, protocol) == count
 
 
 def test_batches_that_run_out_of_memory_are_halved() -> None:

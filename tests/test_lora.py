@@ -12,7 +12,7 @@ from setr.engine import train
 from setr.errors import SetrError
 from setr.hub import from_pretrained, save_pretrained
 from setr.labels import Labels
-from setr.layers.low_rank import merged_state
+from setr.layers.low_rank import LowRank, merged_state
 from setr.lora import add_lora
 from setr.model import SETR, create_model
 from setr.model_info import ModelInfo
@@ -103,10 +103,23 @@ def test_every_trained_parameter_gets_a_gradient():
             assert parameter.grad.abs().sum() > 0, name
 
 
+def test_the_first_factor_is_drawn_as_for_a_layer_of_its_width():
+    """So that steps are about as large for every width."""
+    part = LowRank(torch.zeros(8, 400), 64)
+    assert part.a.std().item() == pytest.approx(400**-0.5, rel=0.03)
+    assert not part.b.any()
+
+
 @pytest.mark.parametrize(
-    "encoder", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "beit_base_patch16_224"]
+    ("encoder", "layers"),
+    [
+        ("eva02_tiny_patch14_224", 2),
+        ("eva02_base_patch14_224", 4),  # queries, keys and values apart
+        ("vit_small_patch16_dinov3", 2),
+        ("beit_base_patch16_224", 2),
+    ],
 )
-def test_encoders_with_their_own_attention(encoder):
+def test_encoders_with_their_own_attention(encoder, layers):
     model = create_model(
         "setr_naive_tiny",
         num_classes=3,
@@ -118,7 +131,7 @@ def test_encoders_with_their_own_attention(encoder):
     shake(model)
     model(torch.randn(2, 3, 56, 84)).square().mean().backward()
     grads = [p.grad for n, p in model.named_parameters() if n.endswith((".0.a", ".0.b"))]
-    assert len(grads) >= 8
+    assert len(grads) == 2 * 2 * layers
     assert all(g is not None and g.abs().sum() > 0 for g in grads)
 
 

@@ -79,6 +79,8 @@ def test_figures_by_hand() -> None:
     zero = count(prediction, truth, K=4).summary(NAMES[:4], absent="zero")
     assert zero["miou"] == pytest.approx((2 / 3 + 1 / 2) / 4)
     assert zero["mean_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 4)
+    assert figures["mean_dice"] == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
+    assert zero["mean_dice"] == pytest.approx((4 / 5 + 2 / 3 + 0) / 4)
     assert (figures["absent"], zero["absent"]) == ("skip", "zero")
 
 
@@ -151,11 +153,12 @@ def test_bands_equal_erosion_class_by_class(seed: int, width: int) -> None:
     assert np.array_equal(band(ids, width), expected)
 
 
-def test_boundary_iou_equals_its_definition() -> None:
+@pytest.mark.parametrize("shape", [(40, 56), (80, 112)])  # bands of 1.4 and 2.8 pixels, rounded
+def test_boundary_iou_equals_its_definition(shape: tuple[int, int]) -> None:
     counts = BoundaryCounts(5)
     hits, union = np.zeros(5), np.zeros(5)
     for seed in range(3):
-        prediction, truth = random_pair(seed)
+        prediction, truth = random_pair(seed, shape=shape)
         truth = np.where(truth == IGNORE, 0, truth)
         counts.update(prediction, truth)
         width = round(0.02 * float(np.hypot(*truth.shape)))
@@ -168,19 +171,20 @@ def test_boundary_iou_equals_its_definition() -> None:
     assert figures["iou"] == pytest.approx((hits / union).mean())
 
 
-def test_boundary_f_by_brute_force() -> None:
-    prediction, truth = random_pair(5)
+@pytest.mark.parametrize("shape", [(40, 56), (160, 224)])  # matched within 1 and 2.06 pixels
+def test_boundary_f_by_brute_force(shape: tuple[int, int]) -> None:
+    prediction, truth = random_pair(5, shape=shape)
     truth = np.where(truth == IGNORE, 0, truth).astype(np.uint8)
     counts = BoundaryCounts(5)
     counts.update(prediction, truth)
     tolerance = max(1.0, 0.0075 * float(np.hypot(*truth.shape)))
     expected = []
     for c in range(5):
-        t = np.argwhere(contour(truth) & (truth == c))
-        p = np.argwhere(contour(prediction) & (prediction == c))
-        distance = np.sqrt(((t[:, None] - p[None]) ** 2).sum(-1))
-        recall = (distance.min(axis=1) <= tolerance).mean()
-        precision = (distance.min(axis=0) <= tolerance).mean()
+        t = np.argwhere(contour(truth) & (truth == c)).astype(np.int32)
+        p = np.argwhere(contour(prediction) & (prediction == c)).astype(np.int32)
+        down, right = (t[:, None, axis] - p[None, :, axis] for axis in (0, 1))
+        near = down * down + right * right <= tolerance**2
+        recall, precision = near.any(axis=1).mean(), near.any(axis=0).mean()
         expected.append(2 * precision * recall / (precision + recall))
     assert list(counts.summary(NAMES)["f_by_class"].values()) == pytest.approx(expected)
 
@@ -196,6 +200,17 @@ def test_boundary_of_a_perfect_and_a_hopeless_prediction() -> None:
     figures = hopeless.summary(NAMES)
     assert figures["iou_by_class"]["b"] == 0.0
     assert figures["f_by_class"] == {"a": 0.0, "b": 0.0, "c": None, "d": None, "e": None}
+    invented = BoundaryCounts(5)
+    invented.update(clean, np.zeros_like(clean))
+    assert invented.summary(NAMES)["f_by_class"]["b"] == 0.0
+
+
+def test_a_straight_contour_one_pixel_off_matches() -> None:
+    truth = np.zeros((40, 40), np.uint8)
+    truth[:, 20:] = 1
+    counts = BoundaryCounts(2)
+    counts.update(np.roll(truth, 1, axis=1)[:, 1:], truth[:, 1:])
+    assert counts.summary(("a", "b"))["f"] == 1.0
 
 
 def test_an_ignored_line_between_classes_keeps_its_contour() -> None:
@@ -448,6 +463,9 @@ def test_paired_p_is_two_sided_and_ties_are_not_better() -> None:
     assert better["p"] == pytest.approx(2 / 16, abs=0.015)
     mixed = paired_difference(np.array([1.0, 0.0, 0.0, 0.0]), np.array([0.0, 0.0, 0.0, 1.0]))
     assert mixed["better"] == 0.25
+    low, high = mixed["interval"]  # draws of 1, 0, 0 and -1 lie evenly around 0
+    assert low == pytest.approx(-high, abs=0.01)
+    assert low < -0.5
 
 
 def test_a_test_resamples_its_images_and_skips_those_without_truth() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from setr.prediction.unsure import unlabel
 
 from setr.data import scenes
 from setr.errors import USAGE, SetrError
@@ -145,8 +146,8 @@ def test_names_that_grow_too_long_are_cut_and_stay_apart(result: Result, tmp_pat
         assert len(names) == 2 * len(KINDS)
         assert max(len(name.encode()) for name in names) <= 255
         assert stem + ".png" in names
-        for path in write(result, tmp_path / stem, ("mask", "overlay", "share")):
-            assert path.is_file()
+        written = write(result, tmp_path / stem, ("mask", "overlay", "share"))
+        assert [path.is_file() for path in written] == [True] * 3
 
 
 def test_a_folder_that_cannot_be_made_is_named(result: Result, tmp_path: Path) -> None:
@@ -213,3 +214,9 @@ def test_options_reach_coco_and_labelme(result: Result) -> None:
     shapes = [result.labelme(tolerance=t, min_pixels=50)["shapes"] for t in (0.0, 2.0)]
     assert [len(part) for part in shapes] == [len(large)] * 2
     assert sum(len(s["points"]) for s in shapes[1]) < sum(len(s["points"]) for s in shapes[0])
+
+
+def test_a_pixel_of_just_the_least_confidence_keeps_its_class() -> None:
+    mask = np.array([1, 2, 255], np.uint8)
+    assert unlabel(mask, np.array([0.5, 0.49, 0.1], np.float32), 0.5) == 1  # had a class
+    assert mask.tolist() == [1, 255, 255]

@@ -509,8 +509,27 @@ def test_a_rare_class_is_in_both_parts(rare):
     assert found == spread(rare)
 
 
+def test_the_number_for_validation_is_rounded():
+    pairs = [(name, name) for name in NAMES[:9]]
+    counts = []
+    for share in (0.0, 0.25, 0.3, 1.0):
+        lists = draft_lists(pairs, share, {}, {name: {0} for name in NAMES})
+        counts.append(len(lists["val"].splitlines()))
+    assert counts == [1, 2, 3, 8]
+
+
 def test_a_split_with_all_classes_in_both_parts_stays():
     assert spread([BY_CHECKSUM[3], BY_CHECKSUM[30]]) == spread([]) == spread(BY_CHECKSUM[-1:])
+
+
+def test_no_class_leaves_the_training_for_another():
+    """Two for validation lack class 1; the pair with it has the only pixels of 2 to learn from."""
+    first, second, both, other, *rest = BY_CHECKSUM[:8]
+    classes = {name: {0} for name in rest}
+    classes |= {first: {0, 2}, second: {0}, both: {0, 1, 2}, other: {0, 1}}
+    lists = draft_lists([(name, name) for name in classes], 0.25, {}, classes)
+    val = {line.split("\t")[0] for line in lists["val"].splitlines()}
+    assert val == {second, both}
 
 
 def test_no_class_is_given_up_for_another():

@@ -180,7 +180,7 @@ def test_testing_on_training_images_is_no_row_and_the_same_weights_from_a_file_a
     local = dataclasses.replace(recipe(NAME).model, pretrained="/weights/vit_large.npz")
     finished(tmp_path / "local", dataclasses.replace(recipe(NAME), model=local), 0.8)
     found = {run.folder.name: run.changed for run in collect(tmp_path)}
-    assert "tested on images it was trained on" in found["seen"]
+    assert found["seen"][-1] == "tested on images it was trained on"
     assert found["local"] == ()
 
 
@@ -208,6 +208,21 @@ def test_batch_norm_on_parts_of_the_batch_is_another_experiment(tmp_path):
         parts = dataclasses.replace(recipe(NAME).train, **change)
         finished(tmp_path / name, dataclasses.replace(recipe(NAME), train=parts), 0.7)
     assert [run.changed for run in collect(tmp_path)] == [(), ("train.accumulate=8",)]
+
+
+def test_versions_of_a_data_set_may_differ_by_three_images(tmp_path):
+    for name, count in (("three", 2978), ("four", 2979), ("none", 2975)):
+        finished(tmp_path / name, recipe(NAME), 0.7, data={**CITYSCAPES, "train_images": count})
+    found = {run.folder.name: run.changed for run in collect(tmp_path)}
+    assert found == {"three": (), "none": (), "four": ("2979 training images, not 2975",)}
+
+
+def test_augmentation_of_ones_own_is_another_experiment(tmp_path):
+    finished(tmp_path / "a", recipe(NAME), 0.7)
+    path = tmp_path / "a" / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "augment": ""}))
+    (run,) = collect(tmp_path)
+    assert run.changed == ("own augmentation",)
 
 
 def test_a_further_test_is_no_other_experiment(tmp_path):

@@ -92,11 +92,14 @@ def test_it_is_the_loss_of_a_step_with_an_image_in_each_micro_batch(kind, weight
 
 
 @pytest.mark.parametrize("kind", get_args(LossKind))
-def test_images_together_count_as_one_by_one(kind):
+@pytest.mark.parametrize("norm", ["valid", "all"])
+def test_images_together_count_as_one_by_one(kind, norm):
     pairs = images_of([SIZES[0], SIZES[0]])
     together = [(torch.cat([a, b]), torch.cat([c, d])) for (a, c), (b, d) in [pairs]]
     model = decisive()
-    first, second = (streamed(model, p, SplitLoss(kind, WEIGHT)) for p in (pairs, together))
+    first, second = (
+        streamed(model, p, SplitLoss(kind, WEIGHT, norm=norm)) for p in (pairs, together)
+    )
     assert first == pytest.approx(second, rel=1e-5)
 
 
@@ -175,6 +178,14 @@ def test_a_run_logs_the_loss_of_its_validation(tmp_path: Path, capsys: pytest.Ca
         total += float(segmentation_loss(output, ids, normalizer=one, weight=weight)["main"])
         pixels += float(count_weight(ids, weight))
     assert kept["loss"] == pytest.approx(total / pixels, rel=1e-5)
+
+
+def test_it_has_the_kind_the_weights_and_the_divisor_of_the_training(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, loss="dice", loss_norm="all")
+    run = best.Best(config, None, None, None, torch.device("cpu"), WEIGHT)  # type: ignore[arg-type]
+    loss = run._loss(tiny_model("naive"))
+    assert loss is not None
+    assert (loss.kind, loss.norm, loss.weight) == ("dice", "all", WEIGHT)
 
 
 def test_eomt_has_none(tmp_path: Path) -> None:

@@ -83,6 +83,19 @@ def test_overflow_is_left_out_counted_and_ends_in_one_line():
         overflowing_step()
 
 
+def test_overflows_between_good_steps_end_nothing():
+    """Now and then the scale grows too far, however long a run is."""
+    weight, optimizer = one_weight()
+    scaler, updated = LossScaler(CPU, enabled=True), []
+    for gradient in (float("inf"), 0.0) * MAX_SKIPPED:
+        weight.grad = torch.full((1,), gradient)
+        scaler.scale(weight.sum())
+        scaler.unscale(optimizer)
+        updated.append(scaler.step(optimizer))
+    assert updated == [False, True] * MAX_SKIPPED
+    assert scaler.figures() == {"skipped": MAX_SKIPPED}
+
+
 def test_fp16_trains_and_resumes_exactly(tmp_path, monkeypatch):
     """On a GPU without bf16; here the CPU takes its part."""
     monkeypatch.setattr(running, "autocast_dtype", lambda precision, device: torch.float16)
@@ -249,6 +262,17 @@ def test_a_non_finite_gradient_ends_before_the_weights_move(tmp_path, factor, cl
     with pytest.raises(SetrError, match=message):
         run.train_step(*next(run.source.batches(0)))
     assert all(map(torch.equal, before, run.model.parameters()))
+    assert all(torch.equal(average[k], v) for k, v in run.ema.state.items())
+
+
+def test_a_skipped_step_is_not_averaged(tmp_path, monkeypatch):
+    """Of gradients that overflow fp16: only the statistics of batch norms have moved."""
+    run = running.Run(tiny_config(tmp_path / "run", ema=0.9), RunFolder(tmp_path / "run"))
+    average = {k: v.clone() for k, v in run.ema.state.items()}
+    batch = next(run.source.batches(0))
+    monkeypatch.setattr(LossScaler, "step", lambda self, optimizer: False)
+    run.train_step(*batch)
+    assert any(not torch.equal(average[k], v) for k, v in run.model.state_dict().items())
     assert all(torch.equal(average[k], v) for k, v in run.ema.state.items())
 
 

@@ -207,6 +207,55 @@ def test_no_ground_is_in_two_splits():
     known = divide_tiles(tiles, 0.2, {"may": "test", "plan": "val"}, classes)
     assert [len(known[split]) for split in ("train", "val", "test")] == [40, 100, 100]
     assert {tile.source for tile in known["train"]} == {"june"}
+    known = divide_tiles(tiles, 0.2, {"may": "test", "june": "val"}, classes)
+    assert [len(known[split]) for split in ("train", "val", "test")] == [100, 40, 100]
+
+
+def test_one_block_is_for_training_and_tiles_may_touch():
+    (tile,) = alone = grid_of("a", 1)
+    assert divide_tiles(alone, 0.2, {}, {tile.mask: {0}}) == {"train": [tile]}
+    beside = grid_of("b", 1, 0.995)  # an edge of half a per cent, as of rounded coordinates
+    classes = {part.mask: {0} for part in (*alone, *beside)}
+    found = divide_tiles([*alone, *beside], 0.2, {"b": "val"}, classes)
+    assert found == {"train": alone, "val": beside}
+
+
+def test_images_too_far_away_for_the_others_lie_by_themselves(monkeypatch):
+    def fail(*_: Any) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("rasterio.warp.transform_bounds", fail)
+    tiles = [*grid_of("a", 4), *grid_of("b", 4, crs="EPSG:4326")]
+    splits = divide_tiles(tiles, 0.2, {}, {tile.mask: {0} for tile in tiles})
+    assert [len(splits[split]) for split in ("train", "val")] == [26, 6]
+
+
+def test_tiles_of_a_turned_image_keep_place_and_meaning(tmp_path):
+    """A georeference with rotation, a mask of pixels without data, scales and names of bands."""
+    a, b, c, d, e, f = place = (1.5, 0.5, LEFT, 0.25, -2.0, TOP)
+    path = tmp_path / "images" / "a.tif"
+    values = scene(path, transform=rasterio.Affine(*place))
+    valid = np.ones(SIZE, bool)
+    valid[20:40, 100:120] = False
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (0.5,) * 4, (3.0,) * 4
+        file.write_mask(valid)
+        box = tile_files.box_of(file, ((20, 40), (30, 60)))
+    assert box == (
+        30 * a + 20 * b + c, 30 * d + 40 * e + f, 60 * a + 40 * b + c, 60 * d + 20 * e + f,
+    )  # fmt: skip
+    mask_of(tmp_path / "masks" / "a.tif", ids())
+    write(tmp_path, draft(tmp_path, tile=SIDE))
+    for row in table(tmp_path):
+        rows, columns = window_of(row)
+        with rasterio.open(tmp_path / "tiles" / "images" / row["tile"]) as file:
+            x, y = columns.start, rows.start
+            corner = a * x + b * y + c, d * x + e * y + f
+            assert tuple(file.transform)[:6] == (a, b, corner[0], d, e, corner[1])
+            assert (file.scales, file.offsets) == ((0.5,) * 4, (3.0,) * 4)
+            assert file.descriptions == ("blue", "green", "red", "near infrared")
+            np.testing.assert_array_equal(file.dataset_mask() > 0, valid[rows, columns])
+            np.testing.assert_array_equal(file.read(), values[:, rows, columns])
 
 
 def test_another_reference_system_shows_the_same_ground():
@@ -318,6 +367,7 @@ def test_transparent_tiles_of_one_colour_hold_nothing(tmp_path):
     picture = {"dtype": "uint8", "photometric": "rgb", "alpha": "yes"}
     values = scene(tmp_path / "images" / "a.tif", **picture).astype(np.uint8)
     values[:, :, :110], values[3, :, 165:] = 0, 0
+    values[:3, :, 165:] = np.arange(165) % 251  # columns of one colour each
     with rasterio.open(tmp_path / "images" / "a.tif", "r+") as file:
         assert file.colorinterp[3].name == "alpha"
         file.write(values)

@@ -67,6 +67,9 @@ def test_settings_take_what_python_has_and_can_be_written(part, values):
         ("model", "img_size", (512, 512), "give a whole number"),
         ("eval", "window", 512, "give two whole numbers"),
         ("optim", "name", "adam", "give one of sgd, adamw"),
+        ("optim", "lr", True, "give a number"),
+        ("optim", "lr", "inf", "give a number"),
+        ("data", "crop_size", (448, 448, 3), "give two whole numbers"),
     ],
 )
 def test_a_wrong_setting_is_named_when_it_is_made(part, name, value, rule):

@@ -168,6 +168,10 @@ def test_a_batch_of_one_trains_and_keeps_statistics_finite():
     output.logits.sum().backward()
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert all(p.grad.isfinite().all() for p in model.decoder.parameters())
+    pools = [pool.conv[1].num_batches_tracked for pool in model.decoder.pools]
+    assert [count.item() for count in pools] == [0, 1, 1, 1]  # one value has no variance
+    model(torch.randn(2, 3, 64, 64))
+    assert [count.item() for count in pools] == [1, 2, 2, 2]
 
 
 def test_refusals():

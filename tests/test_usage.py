@@ -66,6 +66,11 @@ from setr.errors import USAGE, SetrError
         ("score a b --ignore-index x", "--ignore-index x: give whole numbers"),
         ("demo --steps 3 4", "--steps 3 4: give a whole number"),
         ("train demo --train.steps ''", "--train.steps '': give a whole number"),
+        ("train demo --train.steps None", "--train.steps None: give a whole number"),
+        *(
+            (f"predict m i -o o --tolerance {value} --window x", "--window x: give a whole number")
+            for value in ("-1", "-inf", "-NaN", "-1e-3")
+        ),
         ("train demo --data.crop-size 5 ''", "--data.crop-size 5 '': give two whole numbers"),
         ("adjust m d -o x --by ''", "--by '': give one of iou, class"),
         ("score a b --num-classes=", "--num-classes=: give a whole number"),

@@ -282,9 +282,12 @@ def _is_installed(format: ExportFormat) -> bool:
 
 def _summary(result: dict[str, Any]) -> str:
     out, figures = result["run"], next(iter(result["metrics"].values()))
+    found = "its masks have no labelled pixel"
+    if figures["miou"] is not None:
+        accuracy = 100 * figures["pixel_accuracy"]
+        found = f"mIoU {100 * figures['miou']:.1f}, pixel accuracy {accuracy:.1f}"
     lines = [
-        f"\n{result['split']}: mIoU {100 * figures['miou']:.1f}, pixel accuracy "
-        f"{100 * figures['pixel_accuracy']:.1f} ({result['report']})",
+        f"\n{result['split']}: {found} ({result['report']})",
         f"{out}: the model",
         *(f"{file}: the same for another runtime" for file in result["exports"]),
         "\nNext:",

@@ -38,7 +38,7 @@ def open_unlabelled(folder: str | os.PathLike, labels: Labels, bands: Bands | No
     """The images of a folder and the folders in it.
 
     Args:
-        folder: its path; see `walk_images`.
+        folder: its path; which files in it are images, see `walk_images`.
         labels: of the training split.
         bands: of the training split.
 

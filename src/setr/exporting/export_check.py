@@ -67,10 +67,11 @@ def compare(
             coarse = model.coarse(images).logits.float()
         given, raw = (torch.from_numpy(a) for a in run(taken))
         pairs = [(raw, coarse)] + ([(given, expected)] if head == "logits" else [])
-        difference = max(
+        differences = [
             float((a - b).abs().max() / b.abs().max()) if a.shape == b.shape else float("inf")
             for a, b in pairs
-        )
+        ]
+        difference = float(np.max(differences))  # NaN if any is
         mask = given if head == "mask" else given.argmax(dim=1)
         agreement = float((mask == expected.argmax(dim=1)).double().mean())
         name = f"{B}x{H}x{W}"

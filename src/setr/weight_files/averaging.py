@@ -48,7 +48,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SETR, ModelInfo]:
         shared = ("labels", "mean", "std", "bands")
         if any(getattr(its_info, key) != getattr(info, key) for key in shared):
             raise SetrError(
-                f"{source}: other classes, label map or normalisation than {sources[0]}; "
+                f"{source}: other classes, label map, bands or normalisation than {sources[0]}; "
                 "only models of one data set can be averaged"
             )
         licences.add(licence_of(other, its_info))

@@ -137,7 +137,8 @@ def relative_encoder(t: Tensors) -> dict[str, Any]:
 
 
 def relative_taps(depth: int) -> tuple[int, ...]:
-    """The blocks that UPerNet reads in mmsegmentation's settings for BEiT and MAE."""
-    return {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}.get(
-        depth, tuple(depth * share // 6 for share in (2, 3, 4, 6))
-    )
+    """The blocks that UPerNet reads in mmsegmentation's settings for BEiT and MAE.
+
+    Of 12 blocks 4, 6, 8 and 12, of 24 twice as many; of others in proportion.
+    """
+    return tuple(depth * share // 6 for share in (2, 3, 4, 6))
