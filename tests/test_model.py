@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,22 @@ def test_names():
         create_model("SETR-MLA-Base", num_classes=2)
     with pytest.raises(SetrError, match=r"'setr_pop_base' is unknown; nearest: setr_pup_base"):
         create_model("setr_pop_base", num_classes=2)
+
+
+def test_a_debugger_changes_nothing():
+    """On Python 3.12 a debugger that shows variables changes the dict that `locals()` returned."""
+
+    def shows(frame, event, argument):
+        _ = frame.f_locals
+        return shows if frame.f_code is SETR.__init__.__code__ else None
+
+    before = sys.gettrace()
+    sys.settrace(shows)
+    try:
+        model = tiny_model()
+    finally:
+        sys.settrace(before)
+    assert model.arguments == tiny_model().arguments
 
 
 PRINTED = {  # the paper's Table 2, millions of parameters as printed

@@ -21,7 +21,7 @@ DEEP = {"objects": '{"a":' * 100_000, "lists": "[" * 100_000, "number": '{"a": '
 
 @pytest.mark.parametrize("kind", DEEP)
 def test_json(kind, tmp_path):
-    with pytest.raises(json.JSONDecodeError, match=r"nested too deeply|4300 digits"):
+    with pytest.raises(json.JSONDecodeError, match=r"nested too deeply|limit \(4300"):
         json_of(DEEP[kind])
     (tmp_path / "config.json").write_text(DEEP[kind])
     (tmp_path / "model.safetensors").touch()
@@ -43,7 +43,7 @@ def test_json_that_is_no_text_or_right():
         ("a: " + "[" * 1000, "nested too deeply"),
         ("a: 2024-02-31", "day is out of range"),
         ("a: 0b_", "invalid literal"),
-        ("a: " + "1" * 5000, "4300 digits"),
+        ("a: " + "1" * 5000, r"limit \(4300"),  # " digits" from 3.11 on
         ("a: [", "line 1"),
     ],
 )

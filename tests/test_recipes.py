@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -73,6 +75,13 @@ def test_yaml_round_trip_and_data(name):
     assert config.recipe == name
     assert config.out == f"runs/{name}"
     assert config.data.labels is None or config.data.labels in known_datasets()
+
+
+def test_recipes_need_no_docstrings():
+    """With `python -OO` (PYTHONOPTIMIZE=2) there are none."""
+    code = "from setr.recipes import list_recipes; print(*list_recipes())"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == list(list_recipes()), done.stderr
 
 
 def test_every_recipe_builds_on_the_meta_device():

@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
+from pathlib import Path, PosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -393,10 +394,15 @@ def test_report_names_functions_that_differ(shared):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_settings_objects_beside_the_weights_are_skipped(tmp_path, zipped):
-    """Training checkpoints of DeiT carry an argparse.Namespace, others NumPy values."""
+def test_settings_objects_beside_the_weights_are_skipped(tmp_path, monkeypatch, zipped):
+    """Training checkpoints of DeiT carry an argparse.Namespace, others NumPy values or paths."""
     vit, path = source_vit(), tmp_path / "checkpoint.pth"
-    extras = {"args": argparse.Namespace(lr=0.1), "best": np.float64(3.0), "epoch": 3}
+    newer = PosixPath
+    if newer.__module__ == "pathlib":
+        newer = type("PosixPath", (), {"__module__": "pathlib._local"})  # as Python 3.13 names it
+        monkeypatch.setitem(sys.modules, "pathlib._local", SimpleNamespace(PosixPath=newer))
+    args = argparse.Namespace(lr=0.1, out=PosixPath("runs"), data=newer())
+    extras = {"args": args, "best": np.float64(3.0), "epoch": 3}
     torch.save({"model": vit.state_dict(), **extras}, path, _use_new_zipfile_serialization=zipped)
     model = build()
     load_weights(model, path)

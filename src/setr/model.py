@@ -85,9 +85,8 @@ class SETR(nn.Module):
         odd_sizes: OddSizes = "crop",
     ) -> None:
         super().__init__()
-        self.arguments = {
-            key: value for key, value in locals().items() if key not in ("self", "__class__")
-        }
+        given = dict(locals())  # a copy: Python 3.12 adds to the original under a debugger
+        self.arguments = {k: v for k, v in given.items() if k not in ("self", "__class__")}
         require_fitting(self.arguments)
         self.num_classes = num_classes
         self.odd_sizes = odd_sizes

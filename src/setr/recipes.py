@@ -22,7 +22,8 @@ _RECIPES: dict[str, tuple[Callable[[], Config], str]] = {}
 
 
 def _register(build: Callable[[], Config]) -> Callable[[], Config]:
-    _RECIPES[build.__name__] = build, (build.__doc__ or "").splitlines()[0]
+    title, _, _ = (build.__doc__ or "").partition("\n")  # no text under `python -OO`
+    _RECIPES[build.__name__] = build, title
     return build
 
 

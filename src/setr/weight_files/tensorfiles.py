@@ -32,9 +32,12 @@ _INERT_PACKAGES = frozenset(
 """Packages whose objects occur in checkpoints; they become placeholders, without any import."""
 _SETTINGS = (".py", ".yaml", ".yml", ".json")
 _LEGACY_PICKLES = 5  # magic number, protocol, system, values, storage keys; then raw numbers
-_INERT_NAMES = frozenset(
-    f"builtins.{name}" for name in ("getattr", "slice", "set", "bytearray", "complex")
-) | {"_codecs.encode"}
+_INERT_NAMES = (
+    frozenset(f"builtins.{name}" for name in ("getattr", "slice", "set", "bytearray", "complex"))
+    | {f"pathlib.{part}{kind}Path" for part in ("", "_local.") for kind in ("Posix", "Windows")}
+    | {"_codecs.encode"}
+)
+"""Single names, among them the paths of a script's options; Python 3.13 writes `pathlib._local`."""
 
 
 @dataclass(frozen=True)
