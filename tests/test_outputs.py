@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from setr.prediction.unsure import unlabel
 
 from setr.data import scenes
 from setr.errors import USAGE, SetrError
 from setr.images import read_image
 from setr.prediction import kinds, polygons
 from setr.prediction.outputs import parse_kinds, with_ending, write
+from setr.prediction.shares import unlabel
 from setr.reading.masks import read_mask
 from setr.result import Result
 

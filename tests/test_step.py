@@ -265,17 +265,6 @@ def test_a_non_finite_gradient_ends_before_the_weights_move(tmp_path, factor, cl
     assert all(torch.equal(average[k], v) for k, v in run.ema.state.items())
 
 
-def test_a_skipped_step_is_not_averaged(tmp_path, monkeypatch):
-    """Of gradients that overflow fp16: only the statistics of batch norms have moved."""
-    run = running.Run(tiny_config(tmp_path / "run", ema=0.9), RunFolder(tmp_path / "run"))
-    average = {k: v.clone() for k, v in run.ema.state.items()}
-    batch = next(run.source.batches(0))
-    monkeypatch.setattr(LossScaler, "step", lambda self, optimizer: False)
-    run.train_step(*batch)
-    assert any(not torch.equal(average[k], v) for k, v in run.model.state_dict().items())
-    assert all(torch.equal(average[k], v) for k, v in run.ema.state.items())
-
-
 def test_a_batch_without_a_counted_pixel_is_named_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(best, "evaluate_split", lambda *_, **__: {"miou": 0.5})
     data = write_scene_folders(tmp_path / "data", {"train": 2, "val": 1})
