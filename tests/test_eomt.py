@@ -592,3 +592,15 @@ def test_upscaling_follows_the_patch_size():
     for patch, doublings, rest in ((8, 1, 4), (14, 1, 7), (16, 2, 4), (32, 3, 4)):
         decoder = MaskClassifier(8, K, patch_size=patch)
         assert (len(decoder.upscale), decoder.final_scale) == (doublings, rest)
+
+
+def test_points_of_the_mask_loss_lie_where_masks_are_uncertain():
+    """Three quarters are the nearest to a logit of 0 of three times as many random ones."""
+    torch.manual_seed(0)
+    ramp = torch.linspace(-1, 1, 64).expand(1, 1, 64, 64)  # from left to right
+    points = mask_loss._uncertain_points(ramp)
+    assert points.shape == (1, 64 * 64, 2)
+    uncertain, random = points[0].split([3072, 1024])
+    inside = (uncertain[:, 1] - 0.5).abs() < 0.49  # beyond its border a map counts as 0
+    assert (uncertain[inside, 0] - 0.5).abs().max() < 0.13  # a quarter, so an eighth to each side
+    assert (random[:, 0] - 0.5).abs().max() > 0.4

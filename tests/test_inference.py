@@ -337,6 +337,15 @@ def test_scaled_sides_of_the_baselines_are_whole(scale: float) -> None:
     assert several.view_size(1024, 2048, scale) == fitted(1024, 2048, sides)
 
 
+def test_windows_of_unequal_sides_overlap_by_a_quarter_each_way() -> None:
+    assert Protocol().in_windows((40, 96)).stride == (30, 72)
+
+
+def test_the_largest_scale_decides_whether_windows_are_needed() -> None:
+    assert not Protocol().needs_windows(1100, 1100)
+    assert Protocol(scales=(1.0, 2.0)).needs_windows(1100, 1100)
+
+
 def test_port_scales_the_original_and_caps_the_long_side() -> None:
     several = preset("mmseg-ms:ade20k")
     assert several.view_size(300, 400, 0.5) == (150, 200)

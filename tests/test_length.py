@@ -77,6 +77,11 @@ def test_patience_counts_from_the_last_better_test(tmp_path, scores):
     assert (metrics["steps"], metrics["single_scale"]["miou"], scores) == (6, 0.4, [])
 
 
+def test_a_test_that_is_only_as_good_costs_patience(tmp_path, scores):
+    scores[:] = [0.5, 0.5, 0.5, 0.9]
+    assert train(impatient(tmp_path / "run"))["steps"] == 3
+
+
 def test_patience_needs_tests_and_room(tmp_path, capsys):
     with pytest.raises(SetrError, match=r"train\.patience 2: .* with train\.eval_every"):
         TrainConfig(patience=2)

@@ -22,7 +22,17 @@ from setr.images import encode_png
 from setr.init_data import draft, write
 from setr.labels import IGNORE, Labels
 from setr.outlines import supervisely
-from setr.outlines.drawing import Patch, Ring, Rules, Runs, Shape, as_counts, draw, unrolled
+from setr.outlines.drawing import (
+    Patch,
+    Ring,
+    Rules,
+    Runs,
+    Shape,
+    as_counts,
+    draw,
+    ellipse,
+    unrolled,
+)
 from setr.prediction.annotations import merge_coco, to_coco, to_labelme
 from setr.prediction.polygons import mask_polygons, run_lengths
 from setr.reading.masks import read_mask
@@ -723,3 +733,9 @@ def test_a_tangle_is_refused():
     with pytest.raises(SetrError, match="200,000 points crosses the rows of an image of 1000 x 99"):
         Ring(points).cover((1000, 99))
     assert Ring(points[:2000]).cover((1000, 99)).inside.any()
+
+
+def test_ellipses_turn_clockwise_as_rows_go_down():
+    points = ellipse((10, 20), (8, 2), np.pi / 6).points - (10, 20)
+    farthest = points[np.argmax(np.hypot(*points.T)) % (len(points) // 2)]
+    np.testing.assert_allclose(farthest, (8 * np.cos(np.pi / 6), 8 * 0.5), atol=1e-9)
