@@ -424,7 +424,7 @@ def test_a_network_camera_and_a_slow_model(predictor, tmp_path, monkeypatch):
     files = sorted((tmp_path / "cam").iterdir())
     assert len(files) == report.frames
     numbers = [int(file.name[:6]) for file in files]
-    assert numbers[0] == 1
+    assert 1 <= numbers[0] < SENT / 3  # a busy machine drops the first ones, too
     assert numbers[-1] > SENT / 2
     last = json.loads(files[-1].read_text())
     assert last["image"] == f"{address}/cam.mjpg#{numbers[-1]}"
