@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ def test_the_server_keeps_what_the_document_says(document: Any, mode: Any) -> No
         )  # fmt: skip
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
-            deadline = (case.query or {}).get("deadline")
-            if isinstance(deadline, float | int) and deadline > 0:
-                case.query.pop("deadline")  # a short one rightly ends with 504
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                if float(case.query["deadline"]) > 0:
+                    del case.query["deadline"]  # a short one rightly ends with 504
             case.call_and_validate(headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
 
         try:
