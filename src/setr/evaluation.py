@@ -23,14 +23,14 @@ from setr.data.loader import whole_images
 from setr.data.sampling import evenly_spaced
 from setr.datasets import open_dataset
 from setr.distributed import rank, world
+from setr.ensemble import Ensemble
 from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
 from setr.exporting.runtime import ExportedModel
 from setr.fitting import require_fit
 from setr.kernels.recorded import recorded
 from setr.layers.precision import autocast, autocast_dtype
-from setr.model import SETR
 from setr.model_info import ModelInfo
-from setr.opening import open_trained
+from setr.opening import Trained, open_trained
 from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
@@ -90,7 +90,7 @@ def evaluate(
         TypeError: another keyword.
     """
     require_known("evaluate", options, EvaluationOptions)
-    if isinstance(model, str | os.PathLike):
+    if isinstance(model, str | os.PathLike | list | tuple):
         model, own = open_trained(model)
         model.to(distributed.device())
         info = info or own
@@ -128,19 +128,19 @@ def checked_info(info: ModelInfo | None) -> ModelInfo:
     return info
 
 
-def resolve_protocol(
-    protocol: str | Protocol | None, model: SETR | ExportedModel, info: ModelInfo
-) -> Protocol:
+def resolve_protocol(protocol: str | Protocol | None, model: Trained, info: ModelInfo) -> Protocol:
     """The protocol of this name for a model; None stands for the model's own."""
     if not isinstance(protocol, str):
         return protocol or info.protocol
     return preset(protocol, own=info.protocol, labels=info.labels, grid=grid_size(model))
 
 
-def grid_size(model: SETR | ExportedModel) -> tuple[int, int] | None:
+def grid_size(model: Trained) -> tuple[int, int] | None:
     """(height, width) in pixels of the model's position embedding; None without one."""
     if isinstance(model, ExportedModel):
         return model.grid
+    if isinstance(model, Ensemble):
+        model = model.networks[0]
     vit = getattr(getattr(model, "encoder", None), "vit", None)
     patches = getattr(vit, "patch_embed", None)
     if patches is None:
@@ -150,7 +150,7 @@ def grid_size(model: SETR | ExportedModel) -> tuple[int, int] | None:
 
 
 def evaluate_split(
-    model: SETR | ExportedModel,
+    model: Trained,
     info: ModelInfo,
     dataset: Dataset,
     *,
@@ -255,9 +255,7 @@ def evaluate_split(
     }
 
 
-def computed_in(
-    model: SETR | ExportedModel, precision: Precision, device: torch.device
-) -> torch.dtype | None:
+def computed_in(model: Trained, precision: Precision, device: torch.device) -> torch.dtype | None:
     """The autocast dtype of a precision for this model; None without autocast.
 
     Autocast takes float32 and bfloat16 weights. A model in another type (`model.half()`) runs in
@@ -281,7 +279,7 @@ def computed_in(
 
 
 @contextlib.contextmanager
-def testing(model: SETR | ExportedModel, dtype: torch.dtype | None) -> Iterator[None]:
+def testing(model: Trained, dtype: torch.dtype | None) -> Iterator[None]:
     """Context with the model in eval mode, autocast to `dtype`, and no gradients."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     was_training = model.training

@@ -5,12 +5,11 @@ from __future__ import annotations
 from setr.data.dataset import Dataset
 from setr.data.sampling import evenly_spaced
 from setr.errors import DATA_CHECK_FAILED, SetrError
-from setr.exporting.runtime import ExportedModel
-from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
+from setr.opening import Trained
 
 
-def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
+def require_fit(model: Trained, info: ModelInfo, dataset: Dataset) -> None:
     """Raise an error if a split has no images, or other classes or channels than the model."""
     if not len(dataset):
         raise SetrError(
@@ -40,7 +39,7 @@ def require_fit(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) 
             )
 
 
-def require_labelled(model: SETR | ExportedModel, info: ModelInfo, dataset: Dataset) -> None:
+def require_labelled(model: Trained, info: ModelInfo, dataset: Dataset) -> None:
     """As `require_fit`; also raise an error if neither first, middle nor last pair can be read.
 
     For commands that need the split only minutes later.

@@ -137,9 +137,10 @@ def require_named(source: str | Path) -> None:
     """Refuse a source that is neither a local path nor a repository name of the Hub."""
     require_alive(source)
     if not Path(source).exists() and not is_repository(str(source)):
-        raise SetrError(
-            f"{source}: no such model directory; `setr train` or `setr demo` makes one", code=USAGE
-        )
+        hint = "`setr train` or `setr demo` makes one"
+        if "," in str(source):
+            hint = "several models are for setr.load, predict, eval and serve; give one here"
+        raise SetrError(f"{source}: no such model directory; {hint}", code=USAGE)
 
 
 @checked

@@ -115,7 +115,7 @@ def score_blocks(
     """As `predict_scores`, but yields blocks of rows (B, K, rows, W) from top to bottom."""
     views = _views(model, images, protocol, batch_windows)
     for block in _score_blocks(views, size or (images.shape[-2], images.shape[-1])):
-        yield _logarithms(block) if protocol.is_multi_scale else block
+        yield _logarithms(block) if len(views) > 1 else block
 
 
 def _logarithms(probabilities: Tensor) -> Tensor:
@@ -209,13 +209,13 @@ def mask_blocks(
         first, top = top, top + block.shape[2]
         if mask is None:
             best, index = best_class(block)
-            if with_confidence and not protocol.is_multi_scale:
+            if with_confidence and len(views) == 1:
                 best = (block - best[:, None]).exp_().sum(dim=1).reciprocal_()
             ids, confidence = index, best if with_confidence else None
         else:
             ids, confidence = mask[:, first:top], None
         if on_scores:
-            on_scores(first, _logarithms(block) if protocol.is_multi_scale else block)
+            on_scores(first, _logarithms(block) if len(views) > 1 else block)
         yield ids, confidence
 
 
@@ -226,11 +226,12 @@ def _views(
     batch_windows: int | None,
     columns: tuple[int, int] | None = None,
 ) -> list[View]:
-    """The views: every scale, without and with flip."""
+    """The views: every scale, without and with flip, in every model of an ensemble."""
     flips = (False, True)[: 1 + protocol.flip]
     batch_windows = batch_windows or _batch_windows(images, protocol)
     return [
-        View(model, source, protocol, flip, batch_windows, columns)
+        View(member, source, protocol, flip, batch_windows, columns)
+        for member in getattr(model, "members", (model,))
         for source in _scaled(images, protocol)
         for flip in flips
     ]

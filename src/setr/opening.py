@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from setr.ensemble import Ensemble, joined
 from setr.errors import USAGE, SetrError
 from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.hub import from_pretrained, model_folder
 from setr.model import SETR
 from setr.model_info import ModelInfo
+from setr.model_sources import sources_of
 from setr.reading.remote import at_revision, fetched
 from setr.reading.urls import is_url
 from setr.weight_files.foreign import load_foreign
 from setr.weight_files.transformers_files import is_transformers
 
+Trained = SETR | ExportedModel | Ensemble
+"""What a trained model computes with."""
+
 
 def open_trained(
-    source: str | os.PathLike,
+    source: str | os.PathLike | Sequence[str | os.PathLike],
     *,
     device: str | torch.device = "auto",
     revision: str | None = None,
     foreign: dict[str, Any] | None = None,
-) -> tuple[SETR | ExportedModel, ModelInfo]:
-    """The network of a trained model, and what is stored with it.
+) -> tuple[Trained, ModelInfo]:
+    """The network of a trained model, or of several, and what is stored with it.
 
     Args:
         source: as `setr.load` takes it.
@@ -38,6 +44,19 @@ def open_trained(
         SetrError: missing or broken model, a device that is not available, or `foreign` for a model
             that is not of other code.
     """
+    sources = sources_of(source)
+    if len(sources) > 1:
+        opened = [_open(one, device, revision, foreign) for one in sources]
+        return joined(sources, opened)
+    return _open(sources[0], device, revision, foreign)
+
+
+def _open(
+    source: str,
+    device: str | torch.device,
+    revision: str | None,
+    foreign: dict[str, Any] | None,
+) -> tuple[SETR | ExportedModel, ModelInfo]:
     source = at_revision(source, revision)
     if is_url(source):
         source = str(fetched(source))

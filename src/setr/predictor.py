@@ -27,7 +27,7 @@ from setr.inference import NormalizedImages, Protocol, predict_mask, predict_sco
 from setr.labels import IGNORE
 from setr.model import SETR
 from setr.model_info import ModelInfo, require_own
-from setr.opening import open_trained
+from setr.opening import Trained, open_trained
 from setr.prediction.live import is_live, open_video
 from setr.prediction.load_options import LoadOptions
 from setr.prediction.model_bands import ModelBands
@@ -84,7 +84,7 @@ class Predictor(PlacedModel, HintsAtNames):
     @checked
     def __init__(
         self,
-        model: SETR | ExportedModel,
+        model: Trained,
         info: ModelInfo,
         *,
         device: str | torch.device = "auto",
@@ -289,7 +289,7 @@ class Predictor(PlacedModel, HintsAtNames):
 
 
 def load(
-    source: str | os.PathLike | SETR,
+    source: str | os.PathLike | Sequence[str | os.PathLike] | SETR,
     *,
     device: str | torch.device = "auto",
     revision: str | None = None,
@@ -304,6 +304,8 @@ def load(
             folder or `owner/name` of a model of transformers; a linear head of DINOv2; the http(s)
             address of such a file, which is cached by torch; a file written by `setr export`
             (.onnx, .xml), which has a fixed precision; or a model in memory, together with `info`.
+            A list of models, their names between commas or a pattern of folders (`runs/fold*`) is
+            an ensemble: the mean of their probabilities.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, …
         revision: branch, tag or commit on the Hub.
         info: normalisation, classes and protocol, if `source` is a model in memory.
@@ -324,14 +326,14 @@ def load(
     foreign = {key: given.pop(key) for key in FOREIGN_KEYWORDS if key in given}
     if isinstance(source, SETR):
         return Predictor(source, checked_info(info), device=device, **given, **foreign)
-    if info is not None or not isinstance(source, str | os.PathLike):
+    if info is not None or not isinstance(source, str | os.PathLike | list | tuple):
         raise SetrError(
             f"{source if info is not None else type(source).__name__}: give the path or name of a "
             "model, which has its own info, or a SETR model with info=",
             code=USAGE,
         )
     model, info = open_trained(source, device=device, revision=revision, foreign=foreign)
-    if isinstance(model, SETR):
+    if not isinstance(model, ExportedModel):
         return Predictor(model, info, device=device, **given)
     if given.pop("precision", "auto") not in ("auto", model.precision):
         raise SetrError(

@@ -27,6 +27,7 @@ from setr.commands.shared import (
     model_names,
 )
 from setr.errors import OK, USAGE, SetrError
+from setr.model_sources import name_of
 from setr.pages.tables import difference_text, figures_table, report_failed
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Arguments:
     """Test a model on a data set; writes metrics.json, images.csv and report.html."""
 
     model: Model
-    """Model directory, Hub name, checkpoint or file of `setr export`."""
+    """Model directory, Hub name, checkpoint or file of `setr export`; several models, joined with
+    commas, or a quoted pattern of folders: the mean of their probabilities."""
     data: Data
     """Folder, YAML file or shards of the data set, hf:OWNER/NAME, or `scenes` for drawn scenes."""
     split: str = "val"
@@ -167,7 +169,7 @@ def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
 def _out(given: Arguments) -> Path:
     """Folder for the results."""
     model = Path(given.model)
-    home = model if model.is_dir() else Path("runs", model.name)
+    home = model if model.is_dir() else Path("runs", name_of(given.model))
     if model.is_file():  # many are called model.onnx
         home = home.with_name(f"{model.absolute().parent.name}-{model.name}".lstrip("-"))
     return given.out or home / f"eval-{given.split}"

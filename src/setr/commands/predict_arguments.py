@@ -23,7 +23,8 @@ class Arguments:
     """
 
     model: Model
-    """A model directory, Hub name, checkpoint or file of `setr export`."""
+    """A model directory, Hub name, checkpoint or file of `setr export`; several models, joined with
+    commas, or a quoted pattern of folders: the mean of their probabilities."""
     images: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,

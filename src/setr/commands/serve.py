@@ -26,7 +26,7 @@ class Arguments:
 
     models: Models
     """Model directories, Hub names, checkpoints or files of `setr export`; NAME=MODEL gives another
-    name than the folder's. The first is the default."""
+    name than the folder's. Models joined with commas answer as one. The first is the default."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: Annotated[int, tyro.conf.arg(aliases=["-p"])] = 8000

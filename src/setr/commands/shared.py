@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from setr.errors import USAGE, SetrError
+from setr.model_sources import name_of
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Models = Annotated[
@@ -49,5 +50,5 @@ def mirrored(*, flip: bool, no_flip: bool) -> bool | None:
 
 def model_names(paths: Sequence[str]) -> list[str]:
     """Names of models: the last part of each path, or the whole paths where two end alike."""
-    ends = [Path(path).name for path in paths]
+    ends = [name_of(path) for path in paths]
     return ends if len(set(ends)) == len(ends) else list(paths)

@@ -45,7 +45,8 @@ def run_row(job: dict[str, Any]) -> dict[str, Any]:
     precision: Precision = "auto" if exported else job["precision"]
     predictor = load(job["source"], device=job["device"], precision=precision)
     if job["runtime"] == "compile":
-        predictor.model.coarse = torch.compile(predictor.model.coarse)  # type: ignore[method-assign]
+        network = predictor.network
+        network.coarse = torch.compile(network.coarse)  # type: ignore[method-assign]
     figures: dict[str, Any] = {"batches": {}}
     for batch in job["batches"]:
         figures["batches"][str(batch)] = time_batch(

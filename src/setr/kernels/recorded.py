@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,19 @@ _LAST: dict[torch.device, Any] = {}
 
 
 def recorded(model: Any) -> Any:
-    """Wrap a model on a GPU in `Recorded`; other models are returned as they are."""
+    """Wrap a model on a GPU in `Recorded`, or each of an ensemble; return others as they are."""
+    if hasattr(model, "members"):
+        return Members(tuple(map(recorded, model.members)))
     parameter = next(iter(model.parameters()), None)
     if parameter is None or parameter.device.type != "cuda" or not hasattr(model, "coarse"):
         return model
     return Recorded(model)
+
+
+class Members(NamedTuple):
+    """The models of an ensemble, as inference calls them."""
+
+    members: tuple[Any, ...]
 
 
 class Recorded:

@@ -25,7 +25,7 @@ from setr.protocols import Protocol
 
 Model = Callable[[Tensor], Any]
 """Normalised images (b, C, h, w) -> logits (b, K, h, w). The method `coarse` of `SETR` returns them
-before resizing, which saves most of the memory."""
+before resizing, which saves most of the memory. An ensemble has such models as `members`."""
 
 
 class Pixels(typing.Protocol):

@@ -10,6 +10,7 @@ import torch
 
 from setr import distributed
 from setr.arguments.choices import Precision
+from setr.ensemble import Ensemble
 from setr.errors import USAGE, SetrError
 from setr.evaluation import computed_in
 from setr.exporting.runtime import ExportedModel
@@ -17,6 +18,7 @@ from setr.kernels.recorded import recorded
 from setr.kernels.windows import Model
 from setr.layers.precision import autocast
 from setr.model import SETR
+from setr.opening import Trained
 
 Self = TypeVar("Self", bound="PlacedModel")
 
@@ -38,13 +40,11 @@ class PlacedModel:
         SetrError: no such device, or one that lacks the precision.
     """
 
-    def __init__(
-        self, model: SETR | ExportedModel, device: str | torch.device, precision: Precision
-    ) -> None:
+    def __init__(self, model: Trained, device: str | torch.device, precision: Precision) -> None:
         self.precision: Precision = precision
         self._place(model, device)
 
-    def _place(self, model: SETR | ExportedModel, device: str | torch.device) -> None:
+    def _place(self, model: Trained, device: str | torch.device) -> None:
         place = distributed.device(device)
         self.dtype = computed_in(model, self.precision, place)
         self.device, self.model = place, model.to(place)
@@ -65,12 +65,12 @@ class PlacedModel:
         return self
 
     @property
-    def model(self) -> SETR | ExportedModel:
+    def model(self) -> Trained:
         """The model; assign another one to replace it."""
         return self._model
 
     @model.setter
-    def model(self, model: SETR | ExportedModel) -> None:
+    def model(self, model: Trained) -> None:
         self._model = model
         self.passes: Model = recorded(model)
 
@@ -79,8 +79,14 @@ class PlacedModel:
         """The model as a PyTorch network.
 
         Raises:
-            SetrError: the model is an exported file, which only computes scores.
+            SetrError: the model is an exported file, which only computes scores, or an ensemble.
         """
+        if isinstance(self.model, Ensemble):
+            raise SetrError(
+                "several models: only predictions are averaged; give one of them, or one model "
+                "that `setr average` makes of them",
+                code=USAGE,
+            )
         if isinstance(self.model, ExportedModel):
             raise SetrError(
                 f"{self.model.name}: an exported file only computes scores; give the model it was "

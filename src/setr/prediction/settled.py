@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from setr import __version__
 from setr.batch import OutputWriter, Task
 from setr.hub import FILES
+from setr.model_sources import sources_of
 from setr.prediction.filming import FILMS
 from setr.prediction.inputs import Item, file_stamp
 from setr.prediction.kinds import KINDS
@@ -37,7 +39,7 @@ def run_names(model: str) -> Callable[[Sequence[Any]], str]:
         A function from the settings that affect outputs, as plain values, to the name.
     """
     digest = hashlib.sha256(__version__.encode())
-    for path in _model_files(model):
+    for path in chain.from_iterable(map(_model_files, sources_of(model))):
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

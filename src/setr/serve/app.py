@@ -21,10 +21,11 @@ from starlette.responses import Response
 
 from setr import __version__
 from setr.colours import hex_colour
+from setr.ensemble import Ensemble
 from setr.explain import saturated
 from setr.exporting.runtime import ExportedModel
 from setr.images import encode_png
-from setr.model import SETR
+from setr.opening import Trained
 from setr.prediction.kinds import OPACITY
 from setr.serve.answers import FORMATS, FormatName, Options, choose, encode
 from setr.serve.faults import handle_errors
@@ -172,11 +173,12 @@ def _add_attention(app: FastAPI, service: Service) -> None:
         _, predictor = service.models[model]
         last = num_layers(predictor)
         if not last:
-            message = (
-                "a file of setr export gives no attention; serve the model's directory"
-                if isinstance(predictor.model, ExportedModel)
-                else "this model is no transformer: it has no attention"
-            )
+            message = "this model is no transformer: it has no attention"
+            if isinstance(predictor.model, ExportedModel | Ensemble):
+                message = (
+                    "an ensemble or a file of setr export gives no attention; serve one model's "
+                    "directory"
+                )
             raise Refusal(422, "no_attention", message)
         chosen = last if layer is None else layer
         return await service.compute(
@@ -205,7 +207,7 @@ def _attention_map(name: str, layer: int, answer: Attention) -> AttentionMap:
     )
 
 
-def _parameters(model: SETR | ExportedModel) -> int | None:
+def _parameters(model: Trained) -> int | None:
     """The number of parameters; None for an exported file, which does not tell."""
     if isinstance(model, ExportedModel):
         return None

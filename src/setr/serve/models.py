@@ -14,9 +14,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from setr.ensemble import Ensemble
 from setr.errors import USAGE, SetrError
 from setr.explain import attention_maps, attention_rollout
 from setr.exporting.runtime import ExportedModel
+from setr.kernels.recorded import Members
+from setr.model_sources import name_of
 from setr.pages.figures import make_view
 from setr.prediction.passes import attempt, predict_each
 from setr.predictor import Predictor, Result, load
@@ -89,8 +92,8 @@ class Models:
             self.by_name[name] = load(path, max_pixels=limits.max_pixels, **options)
             self.by_name[name].reads.require_rgb(f"{source}: what clients send has")
         for predictor in self.by_name.values():
-            passes: Any = _Cancellable(predictor.passes, self._stop_if_unwanted)
-            predictor.passes = passes
+            passes: Any = predictor.passes
+            predictor.passes = cancellable(passes, self._stop_if_unwanted)
             predictor.predict(np.zeros((64, 64, 3), np.uint8))  # the first run allocates
 
     def __getitem__(self, name: str | None) -> tuple[str, Predictor]:
@@ -222,6 +225,13 @@ class Models:
             raise DeadlinePassed
 
 
+def cancellable(model: Any, check: Callable[[], None]) -> Any:
+    """A model, or the models of an ensemble, with a check before every forward pass."""
+    if hasattr(model, "members"):
+        return Members(tuple(cancellable(member, check) for member in model.members))
+    return _Cancellable(model, check)
+
+
 class _Cancellable:
     """A model with a check before every forward pass; a recorded pass would not call hooks."""
 
@@ -240,7 +250,7 @@ def split_name(source: str) -> tuple[str, str]:
     name, equals, path = source.partition("=")
     if equals and name and "/" not in name:
         return name, path
-    return Path(source).name, source
+    return name_of(source), source
 
 
 def patch_size(predictor: Predictor) -> int:
@@ -248,7 +258,9 @@ def patch_size(predictor: Predictor) -> int:
     model = predictor.model
     if isinstance(model, ExportedModel):
         return model.patch_size if model.is_transformer else 0
-    return model.encoder.patch_size if hasattr(model.encoder, "vit") else 0
+    networks = model.networks if isinstance(model, Ensemble) else [model]
+    sizes = [n.encoder.patch_size if hasattr(n.encoder, "vit") else 0 for n in networks]
+    return min(sizes)
 
 
 def num_layers(predictor: Predictor) -> int:
