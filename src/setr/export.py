@@ -39,6 +39,7 @@ from setr.fitting import require_labelled
 from setr.model import SETR
 from setr.model_info import ModelInfo, describe, licence_of
 from setr.processes.lock import ScratchFolder
+from setr.reading.files import cannot_write, writing
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 PRECISIONS = {
@@ -179,18 +180,16 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A temporary folder beside the file."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = ScratchFolder(path.parent, ".export-")
-    except OSError as error:
-        raise SetrError(f"{path}: cannot write: {error.strerror}") from None
     with scratch as folder:
         try:
             yield folder
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+            raise cannot_write(path, error) from None
 
 
 def _write(

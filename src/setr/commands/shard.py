@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
     from setr.datasets import open_dataset
     from setr.doctor import check
     from setr.processes.progress import counting
-    from setr.reading.files import write_json
+    from setr.reading.files import write_json, writing
 
     if (given.out / INDEX).exists():
         raise SetrError(f"{given.out}: holds shards already; choose another OUT", code=USAGE)
@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
     for dataset in opened:
         check(dataset, progress=counting(f"check {dataset.split}")).raise_problems()
     given.out.mkdir(parents=True, exist_ok=True)
-    try:
+    with writing(given.out):
         entries = {
             d.split: {
                 **write_split(
@@ -69,8 +69,6 @@ def run(arguments: list[str]) -> int:
             }
             for d in opened
         }
-    except OSError as error:
-        raise SetrError(f"{given.out}: cannot write: {error.strerror}") from None
     bands = opened[0].bands.to_dict() if opened[0].bands else {}  # of one data.yaml
     content = {"format": FORMAT, "name": opened[0].name, **bands, "splits": entries}
     write_json(given.out / INDEX, content)

@@ -23,7 +23,7 @@ from setr.data.tile_files import box_of, is_blank, is_turned, mask_to_cut, write
 from setr.errors import USAGE, SetrError
 from setr.processes.lock import lock_file
 from setr.processes.progress import Progress
-from setr.reading.files import write_bytes
+from setr.reading.files import cannot_write, write_bytes, writing
 from setr.reading.gdal import GdalFile, gdal_driver, import_gdal
 
 TILES = "tiles"
@@ -80,10 +80,8 @@ class TileFolder:
         self.tiles: list[Tile] = []
         self.without_data = 0
         self._remove(self.root / _PART)
-        try:
+        with writing(self.root / _PART):
             (self.root / _PART).mkdir()
-        except OSError as error:
-            raise SetrError(f"{self.root / _PART}: cannot write: {error.strerror}") from None
 
     def __enter__(self) -> TileFolder:
         return self
@@ -224,7 +222,7 @@ class TileFolder:
         except OSError as error:
             if old.exists() and not (self.root / TILES).exists():
                 old.rename(self.root / TILES)
-            raise SetrError(f"{self.root / TILES}: cannot write: {error.strerror}") from None
+            raise cannot_write(self.root / TILES, error) from None
         self._remove(old)
 
     def _unlock(self) -> None:

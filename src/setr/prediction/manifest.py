@@ -22,7 +22,7 @@ from typing import Any
 from setr._extras import import_extra
 from setr.errors import USAGE, SetrError
 from setr.processes import lock
-from setr.reading.files import printable
+from setr.reading.files import cannot_write, printable, writing
 from setr.reading.parsed import json_of
 from setr.reading.storage import Storage, read_range
 
@@ -109,15 +109,12 @@ class Manifest:
                 f"{path}: another run is writing it; wait for it, or use --shard i/n", code=USAGE
             ) from None
         except OSError as error:
-            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+            raise cannot_write(path, error) from None
 
     def _write(self, data: bytes) -> None:
-        try:
+        with writing(self.storage.path(self.file)):
             while data:
                 data = data[os.write(self._fd, data) :]
-        except OSError as error:
-            path = self.storage.path(self.file)
-            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
 
     def _flush(self) -> None:
         if self._waiting:

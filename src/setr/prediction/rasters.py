@@ -19,6 +19,7 @@ from setr.bands import Bands, Range, as_bytes, fitting_ranges
 from setr.errors import USAGE, SetrError
 from setr.labels import IGNORE, Labels
 from setr.prediction.annotations import Georeference
+from setr.reading.files import writing
 from setr.reading.gdal import CACHE_BYTES, GdalFile, gdal_reason, import_gdal
 
 RASTER_KINDS = {"mask": ".tif", "confidence": "_confidence.tif"}
@@ -146,10 +147,8 @@ class RasterWriter:
         self._labels = labels
 
     def __enter__(self) -> RasterWriter:
-        try:
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SetrError(f"{self.path}: cannot write: {error.strerror}") from None
         self._env = self._gdal.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED=False)
         self._env.__enter__()
         try:

@@ -50,6 +50,15 @@ def cannot_write(path: object, error: Exception) -> SetrError:
     return kind(f"{path}: cannot write: {reason}")
 
 
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Makes errors of the file system in the block those of `cannot_write`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
 def require_alive(path: str | os.PathLike) -> None:
     """Refuse a broken symbolic link, which would be taken for a Hub name or an unused path."""
     name: str = os.fspath(path)

@@ -23,6 +23,7 @@ from setr.arguments.choices import ServerName
 from setr.errors import USAGE, SetrError
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels, known_labels
+from setr.reading.files import writing
 
 _NAMES = {
     "cityscapes": (re.compile(r"[a-z-]+_\d{6}_\d{6}"), "CITY_000000_000019_leftImg8bit.png"),
@@ -60,10 +61,8 @@ class Submission:
         self._part = path.with_name(f".{uuid.uuid4().hex}.part")
 
     def __enter__(self) -> Submission:
-        try:
+        with writing(self.path):
             self._zip = zipfile.ZipFile(self._part, "w", zipfile.ZIP_STORED)
-        except OSError as error:
-            raise SetrError(f"{self.path}: cannot write: {error.strerror}") from None
         return self
 
     def __exit__(

@@ -23,7 +23,7 @@ from setr.distributed import any_of, on_first, say, together
 from setr.errors import USAGE, SetrError
 from setr.processes.launch import restarted
 from setr.processes.lock import Lock
-from setr.reading.files import require_writable, write_bytes
+from setr.reading.files import require_writable, write_bytes, writing
 from setr.trackers import Builder, Tracker, open_trackers, require
 
 LAST = "last"
@@ -87,7 +87,7 @@ class RunFolder:
         on_first(lambda: self._open(config))
 
     def _open(self, config: Config) -> None:
-        try:
+        with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock.take()
             if self.new:  # another run may have used it during the data check
@@ -109,8 +109,6 @@ class RunFolder:
             self.trackers = open_trackers(
                 self.out, self.tracker_names, step, self.own_trackers, tested
             )
-        except OSError as error:
-            raise SetrError(f"{self.out}: cannot write: {error.strerror}") from None
 
     def _remove_tests(self) -> None:
         """Remove the results of `setr eval` for a model that has been replaced."""
