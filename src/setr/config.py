@@ -266,7 +266,7 @@ class Config:
                 parts[part] = value
         for part, values in inner.items():
             if part == "train" and len({"steps", "epochs"} & values.keys()) == 1:
-                values = {"steps": 0, "epochs": 0, **values}
+                values = {"steps": 0, "epochs": 0.0, **values}
             parts[part] = dataclasses.replace(parts[part], **values)
         return Config(**parts)
 

@@ -7,7 +7,6 @@ one process or in several.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,8 +78,7 @@ def train(
             code=USAGE,
         )
     if isinstance(data, str | os.PathLike):
-        named = dataclasses.replace(config.data, root=os.fspath(data))
-        config, data = dataclasses.replace(config, data=named), None
+        config, data = config.replace({"data.root": os.fspath(data)}), None
     if augment is not None:
         require_augment(augment, cache_features=config.train.cache_features)
     with distributed.joined(config.train.device):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -41,11 +40,7 @@ def run(arguments: list[str]) -> int:
     _require_demo(Path(given.out))
     config = recipe("demo")
     steps = given.steps or config.train.steps
-    config = dataclasses.replace(
-        config,
-        out=given.out,
-        train=dataclasses.replace(config.train, steps=steps, seed=given.seed),
-    )
+    config = config.replace({"out": given.out, "train.steps": steps, "train.seed": given.seed})
     from setr.datasets import open_dataset
     from setr.engine import train
     from setr.pages.run_page import Shown, write_run

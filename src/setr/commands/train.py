@@ -92,12 +92,11 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
 def _without_length(config: Config, words: list[str]) -> Config:
     """The settings with their steps reset where epochs are typed, and the other way round."""
     typed = {word.partition("=")[0] for word in words}
-    lengths = {"steps": {"steps": 1, "epochs": 0.0}, "epochs": {"steps": 0, "epochs": 1.0}}
-    given = [name for name in lengths if f"--train.{name}" in typed]
+    lengths = {"train.steps": 1, "train.epochs": 1.0}
+    given = {name: length for name, length in lengths.items() if f"--{name}" in typed}
     if len(given) != 1 or {"-h", "--help"} & typed:  # none, or both, which the settings refuse
         return config
-    train = dataclasses.replace(config.train, **lengths[given[0]])  # type: ignore[arg-type]
-    return dataclasses.replace(config, train=train)
+    return config.replace(given)
 
 
 def _estimate(config: Config, *, as_json: bool) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -116,8 +115,7 @@ def require_fitting_weights(config: Config) -> None:
     """
     if not (config.model.pretrained or config.model.pretrained_resnet):
         return
-    bare = dataclasses.replace(config.model, lora_rank=0)  # pretrained weights have no LoRA layers
-    model = build_empty(dataclasses.replace(config, model=bare))
+    model = build_empty(config.replace({"model.lora_rank": 0}))  # which these weights do not have
     for source, _ in _pretrained_sources(model, config.model):
         require_fit(model, source)
 
@@ -148,8 +146,7 @@ def _note_other_normalisation(model: SETR, settings: ModelConfig) -> None:
 
 def without_weights(config: Config) -> Config:
     """The settings without pretrained weights."""
-    model = dataclasses.replace(config.model, pretrained=None, pretrained_resnet=None)
-    return dataclasses.replace(config, model=model)
+    return config.replace({"model.pretrained": None, "model.pretrained_resnet": None})
 
 
 def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> ModelInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -41,7 +40,7 @@ def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = N
             code=USAGE,
         )
     say(f"{epochs}: {steps} steps, of {images} images in batches of {labelled}")
-    return dataclasses.replace(config, train=dataclasses.replace(train, steps=steps, epochs=0.0))
+    return config.replace({"train.steps": steps, "train.epochs": 0.0})
 
 
 def unlabelled_count(config: Config) -> int:
@@ -66,8 +65,7 @@ def with_workers(config: Config, device: torch.device) -> Config:
     """The settings with a number of loader processes for this machine, unless one was given."""
     if config.data.workers >= 0:
         return config
-    data = dataclasses.replace(config.data, workers=chosen_workers(device))
-    return dataclasses.replace(config, data=data)
+    return config.replace({"data.workers": chosen_workers(device)})
 
 
 def build_share(config: Config, rank: int) -> Share:
