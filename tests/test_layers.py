@@ -295,7 +295,6 @@ ORDER = (
         "prediction.annotations",
         "prediction.rasters",
         "prediction.model_bands",
-        "prediction.load_options",
     ),
     *(
         "prediction.kinds",
@@ -310,6 +309,7 @@ ORDER = (
         "prediction.outputs",
         "prediction.placed",
         "predictor",
+        "loading",
         "prediction.filming",
         "prediction.mapping",
         "prediction.streams",

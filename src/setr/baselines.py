@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.upsampling import upsample
 
@@ -61,8 +61,7 @@ class FCN(nn.Module):
         x = self.convs(features[-1])
         if self.join is not None:
             x = self.join(torch.cat([features[-1], x], dim=1))
-        logits: Tensor = self.classifier(self.dropout(x))
-        return logits
+        return self.classifier(self.dropout(x))
 
 
 class FPNNeck(nn.Module):
@@ -115,8 +114,7 @@ class SemanticFPN(nn.Module):
             for conv in convs.children():
                 x = upsample(conv(x), 2 if level else 1)
             streams.append(x)
-        logits: Tensor = self.classifier(self.dropout(torch.stack(streams).sum(dim=0)))
-        return logits
+        return self.classifier(self.dropout(torch.stack(streams).sum(dim=0)))
 
 
 def require_pyramid(strides: list[int]) -> None:
@@ -126,8 +124,7 @@ def require_pyramid(strides: list[int]) -> None:
         strides: stride of each map in pixels.
     """
     if any(later != 2 * earlier for earlier, later in pairwise(strides)):
-        raise SetrError(
+        raise UsageError(
             f"semantic_fpn: maps at strides {', '.join(map(str, strides))}; each must be twice the "
-            "one before: give consecutive taps, and output_stride 32",
-            code=USAGE,
+            "one before: give consecutive taps, and output_stride 32"
         )

@@ -26,7 +26,7 @@ from setr.data.layouts import find_split
 from setr.data.pairing import NoSplitError, SplitFiles
 from setr.data.pairs import NamedPairs, Pair, Pairs
 from setr.data.shards import Shards, is_shards
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, UsageError, first_few
 from setr.labels import Labels, known_labels, known_name
 from setr.reading.pillow import Named, Source
 
@@ -43,10 +43,6 @@ class SceneDataset(Dataset):
     def version(self) -> str:
         """A constant: a scene never changes."""
         return "drawn"
-
-    def pixels(self, index: int) -> np.ndarray:
-        """The image of scene `index` in this split."""
-        return self.open_raw(index)[0]
 
     def open_raw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask of scene `index`; the ids are training ids."""
@@ -66,10 +62,9 @@ class ShardDataset(Dataset):
 
     def part(self, indices: Sequence[int]) -> Dataset:
         """Refused, since shards are read in sequence."""
-        raise SetrError(
+        raise UsageError(
             f"{self.name}: shards are read in sequence, so that no part of a split can be chosen; "
-            "pack fewer images, or give the folder that was packed",
-            code=USAGE,
+            "pack fewer images, or give the folder that was packed"
         )
 
     @property
@@ -83,8 +78,7 @@ class ShardDataset(Dataset):
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
         """Random order that reads a few shards at a time."""
-        order: np.ndarray = self.shards.permutation(rng)
-        return order
+        return self.shards.permutation(rng)
 
     def sources(self, index: int) -> tuple[Source, Source | None]:
         """Bytes of image and mask, named after the sample."""
@@ -116,7 +110,7 @@ def open_dataset(
         SetrError: no such path or split, no images, masks missing, or classes unknown.
     """
     if not all(part.strip() for part in split.split("+")):
-        raise SetrError(f"split '{split}': give a name, or several joined with +", code=USAGE)
+        raise UsageError(f"split '{split}': give a name, or several joined with +")
     path = os.fspath(path)
     if path.partition(":")[0] == "scenes":
         count = _scene_count(path)
@@ -124,10 +118,9 @@ def open_dataset(
         pairs = tuple(Pair(Path(f"{split}_{i:05d}.png"), None) for i in range(count))
         return SceneDataset("scenes", split, scenes.LABELS, pairs)
     if path.startswith(GIVEN):
-        raise SetrError(
+        raise UsageError(
             f"{path}: this data set is a Python object, not a file; pass it in Python, as "
-            "setr.train(config, data=(train, val)) or setr.evaluate(model, data)",
-            code=USAGE,
+            "setr.train(config, data=(train, val)) or setr.evaluate(model, data)"
         )
     if path.startswith(HUB):
         return open_hub(path, split, labels, {}, bands)
@@ -142,14 +135,13 @@ def open_dataset(
     parts = [found for part in split.split("+") for found in _split_files(described, part, wanted)]
     implied = {part.labels for part in parts}
     if len(implied) > 1:
-        raise SetrError(f"{root}: the splits of '{split}' use different ids", code=USAGE)
+        raise UsageError(f"{root}: the splits of '{split}' use different ids")
     chosen = own_labels if isinstance(own_labels, Labels) else _with_encoding(given, implied.pop())
     if chosen is None:
-        raise SetrError(
+        raise UsageError(
             f"{path}: class names are unknown; write a data.yaml beside the images "
             "(`setr init-data DIR` does) or name a known data set (--data.labels in training, "
-            "--labels elsewhere)",
-            code=USAGE,
+            "--labels elsewhere)"
         )
     notes = tuple(note for part in parts for note in part.notes)
     return Dataset(root.name, split, chosen, Pairs(parts), notes, bands=bands)
@@ -168,8 +160,7 @@ def _split_files(described: Description, split: str, wanted: str | None) -> list
     root, places = described.root, described.splits.get(split)
     if places is None and (folds := described.folds):
         raise NoSplitError(
-            f"{root}: no split '{split}', but folds; name one of {', '.join(folds[:4])}"
-            f"{', …' if len(folds) > 4 else ''}",
+            f"{root}: no split '{split}', but folds; name one of {first_few(folds, 4)}",
             code=DATA_CHECK_FAILED,
         )
     if places is None:
@@ -180,7 +171,7 @@ def _split_files(described: Description, split: str, wanted: str | None) -> list
 def _scene_count(path: str) -> int:
     number = path.partition(":")[2] or "1000"
     if not number.isdecimal() or not int(number):
-        raise SetrError(f"{path}: give a number of scenes, 1 or more, as scenes:500", code=USAGE)
+        raise UsageError(f"{path}: give a number of scenes, 1 or more, as scenes:500")
     return int(number)
 
 

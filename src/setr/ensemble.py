@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.model import SETR
 from setr.model_info import ModelInfo, licence_of
 
@@ -76,16 +76,14 @@ def joined(
     (_, first), networks = opened[0], []
     for source, (model, info) in zip(sources, opened, strict=True):
         if not isinstance(model, SETR):
-            raise SetrError(
+            raise UsageError(
                 f"{source}: an exported file cannot be one of several models; give the model it "
                 "was made from",
-                code=USAGE,
             )
         if _seen(info) != _seen(first):
-            raise SetrError(
+            raise UsageError(
                 f"{source}: other classes or bands than {sources[0]}; only models of one data set "
                 "can be averaged",
-                code=USAGE,
             )
         networks.append(model)
     infos = [info for _, info in opened]

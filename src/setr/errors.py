@@ -15,6 +15,9 @@ prints it to stderr and exits with the error's code; any other exception is a bu
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 OK = 0
 FAILED = 1
 USAGE = 2
@@ -36,6 +39,20 @@ class SetrError(ValueError):
         self.reported = False  # True if another process of the run prints it
 
 
+class UsageError(SetrError):
+    """A command, setting or argument that must be changed (exit code 2)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=USAGE)
+
+
+class DataError(SetrError):
+    """A data set whose content is not what the command needs (exit code 3)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=DATA_CHECK_FAILED)
+
+
 def first_line(error: BaseException) -> str:
     """The message of another library's error, cut to one line; its type if it has none."""
     mark = getattr(error, "problem_mark", None)  # YAML errors begin with the context
@@ -44,11 +61,21 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant, if any."""
+    return next(iter(difflib.get_close_matches(name, known, 1)), None)
+
+
+def first_few(values: Sequence[object], most: int) -> str:
+    """Values joined with commas; those beyond `most` become one ellipsis."""
+    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
+
+
 def check_setting(ok: bool, message: str) -> None:
     """Raise unless a setting is valid.
 
     Raises:
-        SetrError: with the message and exit code 2.
+        UsageError: with the message.
     """
     if not ok:
-        raise SetrError(message, code=USAGE)
+        raise UsageError(message)

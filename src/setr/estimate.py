@@ -44,7 +44,7 @@ def estimate(config: Config, num_classes: int, device: torch.device) -> Memory:
 
 def flops_per_image(config: Config, num_classes: int) -> int:
     """FLOPs of the forward and backward pass for one crop, without recomputation."""
-    plain = _with_train(config, grad_checkpointing=False)
+    plain = config.replace({"train.grad_checkpointing": False})
     return _cached_flops(_relevant_settings(plain), num_classes)
 
 
@@ -100,7 +100,7 @@ def _cached_flops(config: Config, num_classes: int) -> int:
 
 def with_batch(config: Config, batch: int) -> Config:
     """The same run with a fixed batch size."""
-    return _with_train(config, batch_size=batch, batch="fixed")
+    return config.replace({"train.batch_size": batch, "train.batch": "fixed"})
 
 
 def largest_batch(
@@ -250,25 +250,19 @@ def advice(config: Config, num_classes: int, device: torch.device) -> str:
     parts = train.batch_size // unit
     options: dict[str, Config] = {}
     if not train.grad_checkpointing and train.cache_features == "none":
-        options["--train.grad-checkpointing"] = _with_train(config, grad_checkpointing=True)
+        options["--train.grad-checkpointing"] = config.replace({"train.grad_checkpointing": True})
     if parts > 1:
         factor = next(f for f in range(2, parts + 1) if parts % f == 0)
         more = train.accumulate * factor
-        options[f"--train.accumulate {more} (the same batch in parts)"] = _with_train(
-            config, accumulate=more
+        options[f"--train.accumulate {more} (the same batch in parts)"] = config.replace(
+            {"train.accumulate": more}
         )
         options[f"--train.batch-size {parts // 2 * unit}"] = with_batch(config, parts // 2 * unit)
     patch = build_empty(config).encoder.patch_size
     H, W = (max(patch, round(side * 0.75 / patch) * patch) for side in config.data.crop_size)
-    data = dataclasses.replace(config.data, crop_size=(H, W))
-    options[f"--data.crop-size {H} {W}"] = dataclasses.replace(config, data=data)
+    options[f"--data.crop-size {H} {W}"] = config.replace({"data.crop_size": (H, W)})
     found = {name: estimate(other, num_classes, device) for name, other in options.items()}
     return "these need less: " + ", ".join(f"{name}: {_gb(m)}" for name, m in found.items())
-
-
-def _with_train(config: Config, **changes: object) -> Config:
-    train = dataclasses.replace(config.train, **changes)  # type: ignore[arg-type]
-    return dataclasses.replace(config, train=train)
 
 
 def _gb(memory: Memory | int) -> str:

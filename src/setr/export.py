@@ -28,7 +28,7 @@ from setr._extras import import_extra
 from setr.arguments.choices import ExportFormat, ExportPrecision
 from setr.arguments.typed import checked
 from setr.data.dataset import Dataset
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.evaluation import grid_size
 from setr.exporting.export_check import compare, compare_accuracy, require_accuracy
 from setr.exporting.graphs import DTYPES, Graph, Head, trace
@@ -39,6 +39,7 @@ from setr.fitting import require_labelled
 from setr.model import SETR
 from setr.model_info import ModelInfo, describe, licence_of
 from setr.processes.lock import ScratchFolder
+from setr.reading.files import cannot_write, writing
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 PRECISIONS = {
@@ -158,17 +159,16 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
             no labelled split for one that needs it, or a package that is not installed.
     """
     if path.suffix != SUFFIX[format]:
-        raise SetrError(f"-o {path}: {format} files end in {SUFFIX[format]}", code=USAGE)
+        raise UsageError(f"-o {path}: {format} files end in {SUFFIX[format]}")
     if path.is_dir():
-        raise SetrError(f"-o {path}: is a folder; give the name of a file", code=USAGE)
+        raise UsageError(f"-o {path}: is a folder; give the name of a file")
     if precision not in PRECISIONS[format]:
         known = ", ".join(PRECISIONS[format])
-        raise SetrError(f"--precision {precision}: {format} files have {known}", code=USAGE)
+        raise UsageError(f"--precision {precision}: {format} files have {known}")
     if precision != "fp32" and not calibrated:
-        raise SetrError(
+        raise UsageError(
             f"--precision {precision}: give --calibration DATA, labelled images on which the mIoU "
-            "must not fall by more than half a point",
-            code=USAGE,
+            "must not fall by more than half a point"
         )
     if precision == "int8":
         import_extra("nncf", "openvino", "--precision int8")
@@ -179,18 +179,16 @@ def check_request(path: Path, format: str, precision: str, *, calibrated: bool) 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A temporary folder beside the file."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = ScratchFolder(path.parent, ".export-")
-    except OSError as error:
-        raise SetrError(f"{path}: cannot write: {error.strerror}") from None
     with scratch as folder:
         try:
             yield folder
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+            raise cannot_write(path, error) from None
 
 
 def _write(

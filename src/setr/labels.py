@@ -8,7 +8,6 @@ sources.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 
 from setr.arguments.typed import plain
 from setr.colours import Colour, as_colour, draw_colours, hex_colour, packed_colours
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError, nearest
 
 IGNORE = 255
 """Training id of pixels that are ignored by losses and metrics."""
@@ -52,8 +51,8 @@ class Labels:
     def __post_init__(self) -> None:
         given = self.classes
         if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-            raise SetrError(
-                f"classes {given!r:.100}: give the names one by one, as ('road', 'car')", code=USAGE
+            raise UsageError(
+                f"classes {given!r:.100}: give the names one by one, as ('road', 'car')"
             )
         classes = tuple(map(str, given))
         K = len(classes)
@@ -250,8 +249,8 @@ def _train_id(key: str, value: Any, classes: Sequence[str]) -> int:
         return IGNORE
     if isinstance(value, str):
         if value not in classes:
-            near = difflib.get_close_matches(value, classes, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else "; use a class name or 'ignore'"
+            near = nearest(value, classes)
+            hint = f"; did you mean '{near}'?" if near else "; use a class name or 'ignore'"
             if re.fullmatch(r"class_\d+", value):  # a placeholder from `setr init-data`
                 hint = "; if you have given it a name there, write that name here, too"
             raise SetrError(f"{key} value {value!r} is not among the classes{hint}")
@@ -279,9 +278,7 @@ def known_labels(name: str) -> Labels:
     """
     base, _, encoding = name.partition(":")
     if base not in known_datasets():
-        raise SetrError(
-            f"data set '{base}' is unknown; known: {', '.join(known_datasets())}", code=USAGE
-        )
+        raise UsageError(f"data set '{base}' is unknown; known: {', '.join(known_datasets())}")
     text = (resources.files("setr") / "data" / f"{base}.json").read_text(encoding="utf-8")
     values = json.loads(text)
     if encoding:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.reading.urls import is_url
 
 
@@ -32,11 +32,11 @@ def sources_of(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
         if has_magic(part) and not Path(part).exists():
             matches = sorted(path for path in glob(part) if Path(path, "config.json").is_file())
             if not matches:
-                raise SetrError(f"{part}: no model directory matches this pattern", code=USAGE)
+                raise UsageError(f"{part}: no model directory matches this pattern")
         found += matches
     if not found or len(set(found)) < len(found):
         what = "names a model twice" if found else "names no model"
-        raise SetrError(f"{source}: {what}; give each model once", code=USAGE)
+        raise UsageError(f"{source}: {what}; give each model once")
     return found
 
 

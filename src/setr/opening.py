@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from setr.ensemble import Ensemble, joined
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.exporting.runtime import SUFFIXES, ExportedModel, open_exported
 from setr.hub import from_pretrained, model_folder
 from setr.model import SETR
@@ -18,7 +18,7 @@ from setr.model_info import ModelInfo
 from setr.model_sources import sources_of
 from setr.reading.remote import at_revision, fetched
 from setr.reading.urls import is_url
-from setr.weight_files.foreign import load_foreign
+from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.transformers_files import is_transformers
 
 Trained = SETR | ExportedModel | Ensemble
@@ -61,20 +61,19 @@ def _open(
     if is_url(source):
         source = str(fetched(source))
     if Path(source).suffix == ".pt2":
-        raise SetrError(
+        raise UsageError(
             f"{source}: a torch.export file is for programs without setr; load the model it was "
-            "made from, or an .onnx or .xml export",
-            code=USAGE,
+            "made from, or an .onnx or .xml export"
         )
     is_exported = Path(source).suffix in SUFFIXES
     if not is_exported and not Path(source).is_file():
         source = str(model_folder(source))
     if not is_exported and (Path(source).is_file() or is_transformers(Path(source))):
-        return load_foreign(source, **(foreign or {}))
+        model, info, _ = convert_foreign(source, **(foreign or {}))
+        return model, info
     if foreign:
-        raise SetrError(
+        raise UsageError(
             f"{next(iter(foreign))}: is for checkpoints of other code, and {source} is none; leave "
-            "it out",
-            code=USAGE,
+            "it out"
         )
     return open_exported(Path(source), str(device)) if is_exported else from_pretrained(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import tyro
 
 from setr.cli import parse, require_at_least
 from setr.config import Config
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, UsageError
 from setr.pages.tables import figures_table
 from setr.recipes import recipe
 
@@ -41,15 +40,11 @@ def run(arguments: list[str]) -> int:
     _require_demo(Path(given.out))
     config = recipe("demo")
     steps = given.steps or config.train.steps
-    config = dataclasses.replace(
-        config,
-        out=given.out,
-        train=dataclasses.replace(config.train, steps=steps, seed=given.seed),
-    )
+    config = config.replace({"out": given.out, "train.steps": steps, "train.seed": given.seed})
     from setr.datasets import open_dataset
     from setr.engine import train
+    from setr.loading import load
     from setr.pages.run_page import Shown, write_run
-    from setr.predictor import load
 
     print("setr demo: drawn scenes, 9 classes, a ViT of 6 blocks in 8 px patches", file=sys.stderr)
     metrics = train(config, overwrite=True)
@@ -84,7 +79,6 @@ def _require_demo(out: Path) -> None:
     """Refuse to replace a run of another recipe."""
     settings = out / "config.yaml"
     if settings.is_file() and (name := Config.load(settings).recipe) != "demo":
-        raise SetrError(
-            f"{out}: holds a run of {name}, which the demo would replace; choose another --out",
-            code=USAGE,
+        raise UsageError(
+            f"{out}: holds a run of {name}, which the demo would replace; choose another --out"
         )

@@ -15,7 +15,7 @@ from setr.arguments.options import options_of
 from setr.arguments.usage import assigned
 from setr.cli import parse
 from setr.config import Config
-from setr.errors import OK, USAGE, SetrError
+from setr.errors import OK, SetrError, UsageError
 from setr.pages.tables import figures_table
 from setr.training.named_config import named_config
 
@@ -61,11 +61,10 @@ def parsed(arguments: list[str]) -> Arguments:
     named, rest = _split(arguments)
     written = assigned(named or "", options_of(Arguments), "train RECIPE")
     if named and written and not Path(named).is_dir():
-        raise SetrError(written, code=USAGE)
+        raise UsageError(written)
     config = named_config(named) if named else Config()
     default = Arguments(config=_without_length(config, rest))
-    given: Arguments = parse(Arguments, rest, "train RECIPE", default=default)
-    return given
+    return parse(Arguments, rest, "train RECIPE", default=default)
 
 
 def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -82,22 +81,20 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
     if {"-h", "--help"} & set(arguments):
         return None, arguments
     before = f" before {first}" if first else ""
-    raise SetrError(
+    raise UsageError(
         f"train needs a recipe{before} (or a config.yaml, or a run folder to --resume); "
-        "`setr recipes` lists them",
-        code=USAGE,
+        "`setr recipes` lists them"
     )
 
 
 def _without_length(config: Config, words: list[str]) -> Config:
     """The settings with their steps reset where epochs are typed, and the other way round."""
     typed = {word.partition("=")[0] for word in words}
-    lengths = {"steps": {"steps": 1, "epochs": 0.0}, "epochs": {"steps": 0, "epochs": 1.0}}
-    given = [name for name in lengths if f"--train.{name}" in typed]
+    lengths = {"train.steps": 1, "train.epochs": 1.0}
+    given = {name: length for name, length in lengths.items() if f"--{name}" in typed}
     if len(given) != 1 or {"-h", "--help"} & typed:  # none, or both, which the settings refuse
         return config
-    train = dataclasses.replace(config.train, **lengths[given[0]])  # type: ignore[arg-type]
-    return dataclasses.replace(config, train=train)
+    return config.replace(given)
 
 
 def _estimate(config: Config, *, as_json: bool) -> int:

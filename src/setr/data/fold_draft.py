@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 
 from setr.data.name_patterns import fitting_keys
-from setr.data.split_draft import MaskPair, draft_parts, known_split, list_text
-from setr.errors import USAGE, SetrError
+from setr.data.split_draft import MaskPair, checksum, draft_parts, known_split, list_text
+from setr.errors import SetrError, UsageError
 from setr.reading.files import printable
 
 
@@ -25,16 +24,13 @@ def groups_of(images: Sequence[str], pattern: str) -> dict[str, str]:
     keys = fitting_keys(images, pattern)
     others = [image for image in images if image not in keys]
     if others:
-        raise SetrError(
+        raise UsageError(
             f"--group-by {pattern}: {len(others)} of {len(images)} images do not fit, as "
-            f"{printable(others[0])}; * stands for the name of the group, {{any}} for the rest",
-            code=USAGE,
+            f"{printable(others[0])}; * stands for the name of the group, {{any}} for the rest"
         )
     groups = {image: "\n".join(key) for image, key in keys.items()}
     if len(set(groups.values())) < 2:
-        raise SetrError(
-            f"--group-by {pattern}: all images are in one group; it takes two or more", code=USAGE
-        )
+        raise UsageError(f"--group-by {pattern}: all images are in one group; it takes two or more")
     return groups
 
 
@@ -60,7 +56,7 @@ def grouped_lists(
         [(group, group) for group in members],
         val_share,
         splits,
-        {group: _classes_in(own, classes) for group, own in members.items()},
+        {g: frozenset(c for _, m in own for c in classes[m]) for g, own in members.items()},
     )
     return {
         split: list_text(pair for group, _ in found for pair in members[group])
@@ -101,7 +97,7 @@ def draft_folds(
             test += members.pop(group)
     if len(members) < count:
         what = "groups" if groups else "images"
-        raise SetrError(f"--folds {count}: there are only {len(members)} {what}", code=USAGE)
+        raise UsageError(f"--folds {count}: there are only {len(members)} {what}")
     inside = {g: Counter(c for _, mask in own for c in classes[mask]) for g, own in members.items()}
     totals = sum(inside.values(), Counter[int]())
     rarest = {
@@ -109,7 +105,7 @@ def draft_folds(
     }
     folds: list[list[MaskPair]] = [[] for _ in range(count)]
     having: list[Counter[int]] = [Counter() for _ in range(count)]
-    large_first = sorted(members, key=lambda g: (-len(members[g]), _checksum(g)))
+    large_first = sorted(members, key=lambda g: (-len(members[g]), checksum(g)))
     for group in sorted(large_first, key=lambda g: totals[rarest[g]]):
         rare = rarest[group]
         chosen = min(range(count), key=lambda k: (having[k][rare], len(folds[k]), k))
@@ -121,10 +117,9 @@ def draft_folds(
 
 def _straddling(own: Sequence[MaskPair], splits: Sequence[str]) -> SetrError:
     shown = " and ".join(split or "no split" for split in splits)
-    return SetrError(
+    return UsageError(
         f"--group-by: the group of {printable(own[0][0])} has images in {shown}, because of "
-        "folders or lists; move them into one",
-        code=USAGE,
+        "folders or lists; move them into one"
     )
 
 
@@ -133,11 +128,3 @@ def _members(pairs: Sequence[MaskPair], groups: Mapping[str, str]) -> dict[str, 
     for pair in pairs:
         found.setdefault(groups.get(pair[0], pair[0]), []).append(pair)
     return found
-
-
-def _classes_in(pairs: Sequence[MaskPair], classes: Mapping[str, Set[int]]) -> frozenset[int]:
-    return frozenset(c for _, mask in pairs for c in classes[mask])
-
-
-def _checksum(name: str) -> int:
-    return zlib.crc32(name.encode("utf-8", "surrogateescape"))

@@ -13,7 +13,7 @@ import numpy as np
 from setr.data.tile_draft import Window
 from setr.errors import SetrError
 from setr.reading.decode import orientation
-from setr.reading.files import write_bytes
+from setr.reading.files import cannot_write, write_bytes
 from setr.reading.gdal import GdalFile, gdal_reason, import_gdal
 from setr.reading.lazy_image import bounds
 from setr.reading.masks import ColourMaskError, read_mask, read_palette
@@ -176,6 +176,6 @@ def _created(path: Path, profile: dict[str, Any]) -> Iterator[Any]:
     except SetrError:
         raise
     except OSError as error:
-        raise SetrError(f"{path}: cannot write: {error.strerror or error}") from None
+        raise cannot_write(path, error) from None
     except Exception as error:
         raise SetrError(f"{path}: cannot write: {gdal_reason(error):.120}") from None

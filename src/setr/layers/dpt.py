@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
 from setr.layers.upsampling import require_final_scale, resize_bilinear, upsample
@@ -60,8 +60,7 @@ class Reassemble(nn.Module):
         """(B, in_channels, h, w) -> (B, out_channels, s*h, s*w), for s = 1/2 rounded up."""
         if self.readout is not None:
             x = self.readout(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        out: Tensor = self.conv(self.resample(self.project(x)))
-        return out
+        return self.conv(self.resample(self.project(x)))
 
 
 def _resampling(channels: int, scale: float) -> nn.Module:
@@ -161,14 +160,11 @@ class DPTNeck(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) > len(SCALES):
-            raise SetrError(
-                f"taps: {len(widths)} blocks; DPT reads {len(SCALES)} or fewer", code=USAGE
-            )
+            raise UsageError(f"taps: {len(widths)} blocks; DPT reads {len(SCALES)} or fewer")
         reassembled = reassembled or reassembled_channels(width)[: len(widths)]
         if len(reassembled) != len(widths):
-            raise SetrError(
-                f"reassembled {tuple(reassembled)}: give one number for each of {len(widths)} taps",
-                code=USAGE,
+            raise UsageError(
+                f"reassembled {tuple(reassembled)}: give one number for each of {len(widths)} taps"
             )
         self.channels = channels
         self.reassemble = nn.ModuleList(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr.arguments.choices import PosInterp
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.products import exact_products
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -35,8 +35,7 @@ def num_pos_prefix(vit: Any) -> int:
 def grid_positions(vit: Any) -> Tensor | None:
     """The position embeddings (1, h*w, C) of a timm ViT's own patch grid, or None."""
     if hasattr(vit, "positions"):  # `FlexibleViT`
-        found: Tensor | None = vit.positions()
-        return found
+        return vit.positions()
     embedding = getattr(vit, "pos_embed", None)
     if not isinstance(embedding, Tensor):
         return None
@@ -103,8 +102,7 @@ def require_absolute_positions(vit: Any, name: str) -> None:
     """Raise `SetrError` unless a timm ViT embeds the positions of all tokens absolutely."""
     rotary = getattr(vit, "rope", None) is not None
     if rotary or getattr(vit, "pos_embed", None) is None or getattr(vit, "no_embed_class", False):
-        raise SetrError(
+        raise UsageError(
             f"encoder '{name}': pos_interp and prefix_tokens need an absolute position embedding "
-            "that covers the prefix tokens; leave both at their defaults",
-            code=USAGE,
+            "that covers the prefix tokens; leave both at their defaults"
         )

@@ -18,7 +18,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.channel_norm import ChannelNorm
 from setr.layers.conv_bn_relu import ConvBNReLU
 from setr.layers.cpu_blocks import is_traced
@@ -66,10 +66,9 @@ class UPerNeck(nn.Module):
     ) -> None:
         super().__init__()
         if pyramid and len(widths) != len(SCALES):
-            raise SetrError(
+            raise UsageError(
                 f"upernet: {len(widths)} taps, but its neck makes {len(SCALES)} levels; give "
-                f"{len(SCALES)} blocks as taps, or the neck none",
-                code=USAGE,
+                f"{len(SCALES)} blocks as taps, or the neck none"
             )
         inner = (inner or widths[-1]) if pyramid else None
         self.channels, self.pyramid = channels, pyramid
@@ -113,8 +112,7 @@ class Level(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, D, scale*h, scale*w)."""
         if self.project is None or self.conv is None:
-            out: Tensor = self.lateral(x)
-            return out
+            return self.lateral(x)
         x = self.project(x)
         weight, bias = self.lateral.kernel_behind(self.conv)
         if self.scale == 1:
@@ -140,8 +138,7 @@ class _LastLevel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, N, h/2, w/2)."""
-        out: Tensor = self.conv(self.project(halve(x)))
-        return out
+        return self.conv(self.project(halve(x)))
 
 
 class UPerHead(nn.Module):
@@ -188,8 +185,7 @@ class UPerHead(nn.Module):
         smooth = cast(list[ConvBNReLU], list(self.smooth))
         maps[:-1] = [conv.upsampled(x, 1) for conv, x in zip(smooth, maps[:-1], strict=True)]
         x = self.join.joined(maps, same=1 if self.pyramid else len(maps))
-        logits: Tensor = self.classifier(self.dropout(x))
-        return logits
+        return self.classifier(self.dropout(x))
 
 
 class _Pool(nn.Module):
@@ -210,8 +206,7 @@ class _Pool(nn.Module):
                 conv(pooled), norm.running_mean, norm.running_var, norm.weight, norm.bias,
                 eps=norm.eps,
             )  # fmt: skip
-            out: Tensor = relu(y)
-            return out
+            return relu(y)
         out = self.conv(pooled)
         return out
 

@@ -22,7 +22,7 @@ from setr.images import encode_png
 from setr.outlines.drawing import Drawn, Rules
 from setr.outlines.index import AnnotatedImage
 from setr.outlines.mask_files import MaskFile, Segments
-from setr.reading.files import cannot_write, write_bytes
+from setr.reading.files import write_bytes, writing
 
 VERSION = 1
 """Of how masks are drawn."""
@@ -99,10 +99,8 @@ class MaskStore:
             SetrError: it cannot be written.
         """
         path = self.hidden / f"{name}.png"
-        try:
+        with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(path.parent, error) from None
         write_bytes(path, encode_png(drawn.mask, palette=palette))
         return counts_of(drawn.mask, drawn.overlaps)
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from setr.errors import SetrError
 from setr.prediction.kinds import KINDS, options_of
 from setr.prediction.live import open_video
 from setr.prediction.outputs import with_ending, write
 from setr.prediction.video import VideoWriter, part_of
 from setr.predictor import Predictor
+from setr.reading.files import writing
 from setr.result import Result
 
 FILMS: dict[str, tuple[str, Callable[..., np.ndarray]]] = {
@@ -143,9 +143,8 @@ class _FrameFiles:
             return
         try:
             if kind is None and self.kinds:
-                self._publish()
-        except OSError as problem:
-            raise SetrError(f"{self.folder}: cannot write: {problem.strerror}") from None
+                with writing(self.folder):
+                    self._publish()
         finally:
             shutil.rmtree(self._part, ignore_errors=True)
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from setr._extras import import_extra
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.processes import lock
-from setr.reading.files import printable
+from setr.reading.files import cannot_write, printable, writing
 from setr.reading.parsed import json_of
 from setr.reading.storage import Storage, read_range
 
@@ -105,19 +105,16 @@ class Manifest:
         try:
             self._fd, _ = lock.open_locked(path, flags, "flock")
         except BlockingIOError:
-            raise SetrError(
-                f"{path}: another run is writing it; wait for it, or use --shard i/n", code=USAGE
+            raise UsageError(
+                f"{path}: another run is writing it; wait for it, or use --shard i/n"
             ) from None
         except OSError as error:
-            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
+            raise cannot_write(path, error) from None
 
     def _write(self, data: bytes) -> None:
-        try:
+        with writing(self.storage.path(self.file)):
             while data:
                 data = data[os.write(self._fd, data) :]
-        except OSError as error:
-            path = self.storage.path(self.file)
-            raise SetrError(f"{path}: cannot write: {error.strerror}") from None
 
     def _flush(self) -> None:
         if self._waiting:

@@ -11,7 +11,7 @@ import torch
 from setr import distributed
 from setr.arguments.choices import Precision
 from setr.ensemble import Ensemble
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.evaluation import computed_in
 from setr.exporting.runtime import ExportedModel
 from setr.kernels.recorded import recorded
@@ -56,10 +56,9 @@ class PlacedModel:
             SetrError: no such device, one that lacks the precision, or an exported file.
         """
         if isinstance(self.model, ExportedModel):
-            raise SetrError(
+            raise UsageError(
                 f"{self.model.name}: an exported file stays on its device; give device= to "
-                "setr.load",
-                code=USAGE,
+                "setr.load"
             )
         self._place(self.model, device)
         return self
@@ -82,16 +81,14 @@ class PlacedModel:
             SetrError: the model is an exported file, which only computes scores, or an ensemble.
         """
         if isinstance(self.model, Ensemble):
-            raise SetrError(
+            raise UsageError(
                 "several models: only predictions are averaged; give one of them, or one model "
                 "that `setr average` makes of them",
-                code=USAGE,
             )
         if isinstance(self.model, ExportedModel):
-            raise SetrError(
+            raise UsageError(
                 f"{self.model.name}: an exported file only computes scores; give the model it was "
-                "made from",
-                code=USAGE,
+                "made from"
             )
         return self.model
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from setr.errors import SetrError
+from setr.reading.files import writing
 from setr.reading.urls import is_url, split_url, without_password
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
@@ -172,10 +173,8 @@ class VideoWriter:
         self._last: np.ndarray | None = None
 
     def __enter__(self) -> VideoWriter:
-        try:
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SetrError(f"{self.path}: cannot write: {error.strerror}") from None
         return self
 
     def add(self, picture: np.ndarray, place: int | None = None) -> None:

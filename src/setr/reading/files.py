@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"}
@@ -50,14 +50,22 @@ def cannot_write(path: object, error: Exception) -> SetrError:
     return kind(f"{path}: cannot write: {reason}")
 
 
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Makes errors of the file system in the block those of `cannot_write`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
 def require_alive(path: str | os.PathLike) -> None:
     """Refuse a broken symbolic link, which would be taken for a Hub name or an unused path."""
     name: str = os.fspath(path)
     if os.path.islink(name) and not os.path.exists(name):
-        raise SetrError(
+        raise UsageError(
             f"{name}: is a link to {os.readlink(name)}, which leads nowhere; fix the link, or "
-            "give another path",
-            code=USAGE,
+            "give another path"
         )
 
 
@@ -77,9 +85,8 @@ def require_writable(folder: Path, option: str) -> None:
             return
     except OSError as error:
         where = "" if existing == folder else f" in {existing}"
-        raise SetrError(
-            f"{folder}: cannot write{where}: {error.strerror}; choose another folder with {option}",
-            code=USAGE,
+        raise UsageError(
+            f"{folder}: cannot write{where}: {error.strerror}; choose another folder with {option}"
         ) from None
 
 
@@ -157,11 +164,6 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("SETR_CACHE") or os.path.expanduser("~/.cache/setr"), kind)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder; see `walk_images`."""
-    return [folder / name for name in walk_images(folder)]
-
-
 def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
     """Files below a folder with the given suffixes (any case), sorted, relative to the folder.
 
@@ -188,10 +190,9 @@ def walk_images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list
                     target = os.path.realpath(entry)
                     ways[target] += linked
                     if ways[target] > MOST_WAYS:
-                        raise SetrError(
+                        raise UsageError(
                             f"{folder}: links lead to {target} in more than {MOST_WAYS} ways; "
-                            "remove those between linked folders",
-                            code=USAGE,
+                            "remove those between linked folders"
                         )
                     pending.append((f"{name}/", True))
     return sorted(found)
@@ -211,7 +212,7 @@ def no_images(source: str | os.PathLike, option: str = "") -> SetrError:
     """The error of a folder or pattern without images, which names those that are not read."""
     unread = unread_text(Path(source)) if os.path.isdir(source) else ""
     place = f"{option} {os.fspath(source)}" if option else os.fspath(source)
-    return SetrError(f"{place}: no images found here{unread and f'; {unread}'}", code=USAGE)
+    return UsageError(f"{place}: no images found here{unread and f'; {unread}'}")
 
 
 def is_cycle(folder: Path, name: str) -> bool:

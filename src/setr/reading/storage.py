@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from setr.errors import USAGE, SetrError, first_line
+from setr.errors import SetrError, UsageError, first_line
 from setr.reading.files import cannot_write, write_bytes
 
 Identity = str | tuple[int, int]
@@ -39,7 +39,7 @@ def file_system(address: str) -> tuple[Any, str]:
         extra = '; pip install "setr[s3]"' if address.startswith("s3") else ""
         raise SetrError(f"{address}: {first_line(error)}{extra}") from None
     except ValueError as error:
-        raise SetrError(f"{address}: {first_line(error)}", code=USAGE) from None
+        raise UsageError(f"{address}: {first_line(error)}") from None
     return found
 
 
@@ -97,8 +97,7 @@ def read_range(address: str, start: int | None = None, stop: int | None = None) 
     try:
         if is_address(address):
             store, path = file_system(address)
-            data: bytes = store.cat_file(path, start=start, end=stop)
-            return data
+            return store.cat_file(path, start=start, end=stop)
         with open(address, "rb") as file:
             file.seek(start or 0)
             return file.read(-1 if stop is None else stop - (start or 0))
@@ -122,9 +121,8 @@ class Storage:
 
     def __init__(self, root: str) -> None:
         if not root or root.endswith("://"):
-            raise SetrError(
-                f"-o '{root}': names no folder; give one, such as out, or . for this one",
-                code=USAGE,
+            raise UsageError(
+                f"-o '{root}': names no folder; give one, such as out, or . for this one"
             )
         self.root = root.rstrip("/") or "/"
         self.remote = is_address(root)

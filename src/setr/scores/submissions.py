@@ -20,9 +20,10 @@ from types import TracebackType
 import numpy as np
 
 from setr.arguments.choices import ServerName
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.images import encode_png
 from setr.labels import IGNORE, Labels, known_labels
+from setr.reading.files import writing
 
 _NAMES = {
     "cityscapes": (re.compile(r"[a-z-]+_\d{6}_\d{6}"), "CITY_000000_000019_leftImg8bit.png"),
@@ -49,10 +50,9 @@ class Submission:
     def __init__(self, server: ServerName, path: Path, labels: Labels) -> None:
         known = known_labels(server)
         if labels.classes != known.classes:
-            raise SetrError(
+            raise UsageError(
                 f"--submit {server}: the model's {len(labels.classes)} classes are not the "
-                f"{len(known.classes)} of {server}; give a model trained on {server}",
-                code=USAGE,
+                f"{len(known.classes)} of {server}; give a model trained on {server}"
             )
         self.server, self.path = server, path
         self.raw_ids = raw_ids(known)
@@ -60,10 +60,8 @@ class Submission:
         self._part = path.with_name(f".{uuid.uuid4().hex}.part")
 
     def __enter__(self) -> Submission:
-        try:
+        with writing(self.path):
             self._zip = zipfile.ZipFile(self._part, "w", zipfile.ZIP_STORED)
-        except OSError as error:
-            raise SetrError(f"{self.path}: cannot write: {error.strerror}") from None
         return self
 
     def __exit__(

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 from setr.ensemble import Ensemble
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.explain import attention_maps, attention_rollout
 from setr.exporting.runtime import ExportedModel
 from setr.kernels.recorded import Members
+from setr.loading import load
 from setr.model_sources import name_of
 from setr.pages.figures import make_view
 from setr.prediction.passes import attempt, predict_each
-from setr.predictor import Predictor, Result, load
+from setr.predictor import Predictor, Result
 from setr.protocols import WHOLE_PIXELS
 from setr.serve.batching import DeadlinePassed
 from setr.serve.limits import Limits, Refusal
@@ -86,9 +87,7 @@ class Models:
         for source in sources:
             name, path = split_name(source)
             if name in self.by_name:
-                raise SetrError(
-                    f"{source}: a model is called '{name}' already; give NAME={path}", code=USAGE
-                )
+                raise UsageError(f"{source}: a model is called '{name}' already; give NAME={path}")
             self.by_name[name] = load(path, max_pixels=limits.max_pixels, **options)
             self.by_name[name].reads.require_rgb(f"{source}: what clients send has")
         for predictor in self.by_name.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from setr.bands import Bands
 from setr.catalog import is_convolutional
 from setr.config import Config, ModelConfig
 from setr.distributed import say
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.labels import Labels
 from setr.layers.mask_classifier import MaskClassifier
 from setr.lora import add_lora
@@ -86,19 +85,15 @@ def _require_mask_training(config: Config, model: SETR) -> None:
     """Raise `SetrError` if settings do not fit a model with its own loss, or SciPy is missing."""
     train = config.train
     if train.loss != "cross_entropy":
-        raise SetrError(
-            f"train.loss {train.loss}: EoMT has a loss of its own; leave it out", code=USAGE
-        )
+        raise UsageError(f"train.loss {train.loss}: EoMT has a loss of its own; leave it out")
     if train.cache_features != "none":
-        raise SetrError(
+        raise UsageError(
             f"train.cache_features {train.cache_features}: EoMT's queries change the encoder's "
-            "features; leave it out",
-            code=USAGE,
+            "features; leave it out"
         )
     if config.distill.teacher:
-        raise SetrError(
-            "distill.teacher: EoMT learns masks, not a teacher's classes of pixels; leave it out",
-            code=USAGE,
+        raise UsageError(
+            "distill.teacher: EoMT learns masks, not a teacher's classes of pixels; leave it out"
         )
     if train.adjust_logits:
         class_biases(model)
@@ -116,8 +111,7 @@ def require_fitting_weights(config: Config) -> None:
     """
     if not (config.model.pretrained or config.model.pretrained_resnet):
         return
-    bare = dataclasses.replace(config.model, lora_rank=0)  # pretrained weights have no LoRA layers
-    model = build_empty(dataclasses.replace(config, model=bare))
+    model = build_empty(config.replace({"model.lora_rank": 0}))  # which these weights do not have
     for source, _ in _pretrained_sources(model, config.model):
         require_fit(model, source)
 
@@ -125,10 +119,9 @@ def require_fitting_weights(config: Config) -> None:
 def _pretrained_sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:
     """Sources of pretrained weights, each with whether it is for the ResNet of the encoder."""
     if settings.pretrained_resnet and not model.arguments["resnet"]:
-        raise SetrError(
+        raise UsageError(
             f"model.pretrained_resnet: {settings.name} has no ResNet in front of its encoder; give "
-            "encoder weights with --model.pretrained",
-            code=USAGE,
+            "encoder weights with --model.pretrained"
         )
     found = (settings.pretrained, False), (settings.pretrained_resnet, True)
     return [(source, resnet) for source, resnet in found if source]
@@ -148,8 +141,7 @@ def _note_other_normalisation(model: SETR, settings: ModelConfig) -> None:
 
 def without_weights(config: Config) -> Config:
     """The settings without pretrained weights."""
-    model = dataclasses.replace(config.model, pretrained=None, pretrained_resnet=None)
-    return dataclasses.replace(config, model=model)
+    return config.replace({"model.pretrained": None, "model.pretrained_resnet": None})
 
 
 def build_info(config: Config, labels: Labels, bands: Bands | None = None) -> ModelInfo:

@@ -5,16 +5,13 @@ RGB images use those of ImageNet, with which encoders were trained; other bands 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 import numpy as np
 
 from setr.config import Config, ModelConfig
 from setr.data.dataset import Dataset
 from setr.data.sampling import evenly_spaced
 from setr.distributed import on_first, say
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 
 SAMPLED = 200
 """Maximum number of images to measure, spread evenly over the split."""
@@ -37,20 +34,14 @@ def with_normalisation(config: Config, dataset: Dataset) -> Config:
     found = {"mean": mean, "std": std}
     for name in missing:
         say(f"model.{name}, measured: {' '.join(f'{value:g}' for value in found[name])}")
-    return _filled(config, {name: found[name] for name in missing})
+    return config.replace({f"model.{name}": found[name] for name in missing})
 
 
 def with_channels(config: Config, channels: int) -> Config:
     """The settings with any mean and standard deviation for this number of channels."""
     values = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
     missing = _missing(config.model, channels, "the data")
-    return _filled(config, {name: values[name] for name in missing})
-
-
-def _filled(config: Config, values: Mapping[str, tuple[float, ...]]) -> Config:
-    model = config.model
-    mean, std = values.get("mean", model.mean), values.get("std", model.std)
-    return replace(config, model=replace(model, mean=mean, std=std))
+    return config.replace({f"model.{name}": values[name] for name in missing})
 
 
 def _missing(model: ModelConfig, channels: int, data: str) -> list[str]:
@@ -61,10 +52,9 @@ def _missing(model: ModelConfig, channels: int, data: str) -> list[str]:
         if len(values) == channels:
             continue
         if values != getattr(ModelConfig, name):
-            raise SetrError(
+            raise UsageError(
                 f"model.{name} {values}: the images of {data} have {channels} channels; give one "
-                "value for each, or leave it out",
-                code=USAGE,
+                "value for each, or leave it out"
             )
         found.append(name)
     return found

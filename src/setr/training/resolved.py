@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -14,7 +13,7 @@ from setr.config import Config
 from setr.data.order import Share
 from setr.data.workers import chosen_workers
 from setr.distributed import say, world
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 
 
 def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = None) -> Config:
@@ -35,13 +34,12 @@ def with_steps(config: Config, images: int, before: Mapping[str, Any] | None = N
     steps = math.ceil(Fraction(str(train.epochs)) * images / labelled)
     epochs = f"train.epochs {train.epochs:g}"
     if before and before["train.steps"] != steps:
-        raise SetrError(
+        raise UsageError(
             f"{epochs}: this is {steps} steps, the run to continue has {before['train.steps']}; "
-            f"leave it out, or give --train.steps {steps}",
-            code=USAGE,
+            f"leave it out, or give --train.steps {steps}"
         )
     say(f"{epochs}: {steps} steps, of {images} images in batches of {labelled}")
-    return dataclasses.replace(config, train=dataclasses.replace(train, steps=steps, epochs=0.0))
+    return config.replace({"train.steps": steps, "train.epochs": 0.0})
 
 
 def unlabelled_count(config: Config) -> int:
@@ -54,10 +52,9 @@ def unlabelled_count(config: Config) -> int:
     if config.distill.images is None:
         return 0
     if batch < 2:
-        raise SetrError(
+        raise UsageError(
             f"train.batch_size {batch}: give at least 2, for a labelled image and one of "
-            "distill.images",
-            code=USAGE,
+            "distill.images"
         )
     return min(max(round(config.distill.share * batch), 1), batch - 1)
 
@@ -66,8 +63,7 @@ def with_workers(config: Config, device: torch.device) -> Config:
     """The settings with a number of loader processes for this machine, unless one was given."""
     if config.data.workers >= 0:
         return config
-    data = dataclasses.replace(config.data, workers=chosen_workers(device))
-    return dataclasses.replace(config, data=data)
+    return config.replace({"data.workers": chosen_workers(device)})
 
 
 def build_share(config: Config, rank: int) -> Share:
@@ -78,10 +74,9 @@ def build_share(config: Config, rank: int) -> Share:
     """
     batch, parts = config.train.batch_size, config.train.accumulate
     if batch % (world() * parts):
-        raise SetrError(
+        raise UsageError(
             f"train.batch_size {batch}: must be a multiple of processes ({world()}) x "
-            f"train.accumulate ({parts})",
-            code=USAGE,
+            f"train.accumulate ({parts})"
         )
     return Share(rank, world(), parts)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from setr.arguments.choices import OddSizes
-from setr.errors import USAGE, SetrError
+from setr.errors import SetrError, UsageError
 from setr.labels import Labels, known_datasets, known_labels
 from setr.model import SETR
 from setr.model_info import ModelInfo
@@ -43,24 +43,6 @@ _ANOTHER_ORDER = ("pascal_context", "pascal_context_59")
 masks of mmsegmentation's converter, and so those of its models, are alphabetical, as ours."""
 
 
-def load_foreign(path: str | os.PathLike, **keywords: Any) -> tuple[SETR, ModelInfo]:
-    """Load a whole model of other code (see docs/parity.md), or a linear head.
-
-    Args:
-        path: a .pth or .safetensors file, or a folder of transformers.
-        keywords: see `convert_foreign`.
-
-    Returns:
-        The model, on the CPU in eval mode, and its description.
-
-    Raises:
-        SetrError: an unreadable file, one that holds neither a whole model nor a linear head, or a
-            keyword argument that is needed.
-    """
-    model, info, _ = convert_foreign(path, **keywords)
-    return model, info
-
-
 def convert_foreign(
     path: str | os.PathLike,
     *,
@@ -73,7 +55,7 @@ def convert_foreign(
     encoder: str | None = None,
     pretrained: str | None = None,
 ) -> tuple[SETR, ModelInfo, LoadReport]:
-    """Load as `load_foreign`, and report what was loaded.
+    """Load a whole model of other code (see docs/parity.md), or a linear head.
 
     Args:
         path: a .pth or .safetensors file, or a folder of transformers. For a file in such a
@@ -91,6 +73,13 @@ def convert_foreign(
         pretrained: for a linear head, the encoder's weights, and for EoMT on DINOv3 of its
             authors, DINOv3's: a file, a repository on the Hub, or a tag of weights that timm
             downloads, such as `lvd142m` or `lvd1689m`.
+
+    Returns:
+        The model, on the CPU in eval mode, its description, and what was loaded.
+
+    Raises:
+        SetrError: an unreadable file, one that holds neither a whole model nor a linear head, or a
+            keyword argument that is needed.
     """
     source = str(path)
     file = read_tensor_file(Path(path))
@@ -99,17 +88,15 @@ def convert_foreign(
     if found.dialect in ("dpt-transformers", "beit-transformers", "eomt"):
         meta = {**meta, **transformers_settings(file.path.parent)}
     if found.dialect == "setr" and Path(path).is_dir():
-        raise SetrError(
+        raise UsageError(
             f"{source}: is a model directory, which eval, predict and export take as it is; "
-            "`setr convert --model NAME` loads its weights into another model",
-            code=USAGE,
+            "`setr convert --model NAME` loads its weights into another model"
         )
     if found.dialect not in (*WHOLE, "linear", DELTA):
-        raise SetrError(
+        raise UsageError(
             f"{source}: holds {'bare weights' if found.whole else 'an encoder only'} (layout "
             f"{found.dialect}); give the model's folder, or load it into a model: "
-            "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`",
-            code=USAGE,
+            "setr.load_weights(model, path), --model.pretrained, or `setr convert --model NAME`"
         )
     shape: dict[str, Any] = {
         "num_heads": num_heads,
@@ -123,7 +110,7 @@ def convert_foreign(
     for name, value in unused.items():
         if value is not None:
             what = "a linear head" if is_head else "a whole model"
-            raise SetrError(f"{name} {value}: {source} is {what}; leave it out", code=USAGE)
+            raise UsageError(f"{name} {value}: {source} is {what}; leave it out")
     with _understood(source, "its tensors do"):
         if is_head:
             model, report = join_head(found, source, odd_sizes=odd_sizes, **head)
@@ -136,9 +123,8 @@ def convert_foreign(
         labels = published_labels(found, meta, arguments["decoder"], model.num_classes)
     labels = labels or _stored_labels(meta, model.num_classes, source)
     if len(labels.classes) != model.num_classes:
-        raise SetrError(
-            f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}",
-            code=USAGE,
+        raise UsageError(
+            f"{source}: has {model.num_classes} classes, the labels given {len(labels.classes)}"
         )
     if is_head:
         protocol, known = published_test(model, file.meta), ModelInfo(labels)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.weight_files.naming import Tensors
 
 TABLE = "relative_position_bias_table"
@@ -37,10 +37,8 @@ def without_pairs(tensors: Tensors) -> Tensors:
 def drop_key_bias(tensors: Tensors) -> None:
     """Leave out the key's bias in blocks that have a table (mmsegmentation's MAE)."""
     for name in [n for n in tensors if n.endswith(f".attn.{TABLE}")]:
-        stem = name.removesuffix(TABLE)
-        if (bias := tensors.pop(f"{stem}qkv.bias", None)) is not None:
-            query, _, value = bias.chunk(3)
-            tensors |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+        if (joint := f"{name.removesuffix(TABLE)}qkv.bias") in tensors:
+            part_bias(tensors, joint)
 
 
 def split_qkv_bias(given: Tensors, own: Tensors) -> None:
@@ -49,10 +47,14 @@ def split_qkv_bias(given: Tensors, own: Tensors) -> None:
     It adds the same to all scores of a query.
     """
     for name in [n for n in given if n.endswith(".attn.qkv.bias") and n not in own]:
-        stem = name.removesuffix("qkv.bias")
-        if f"{stem}q_bias" in own:
-            query, _, value = given.pop(name).chunk(3)
-            given |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+        if f"{name.removesuffix('qkv.bias')}q_bias" in own:
+            part_bias(given, name)
+
+
+def part_bias(tensors: Tensors, name: str) -> None:
+    """Part the joint bias of an attention layer into those of query and value."""
+    stem = name.removesuffix("qkv.bias")
+    tensors[f"{stem}q_bias"], _, tensors[f"{stem}v_bias"] = tensors.pop(name).chunk(3)
 
 
 def fill_plain(given: Tensors, own: Tensors) -> list[str]:
@@ -98,10 +100,9 @@ def fit_table(name: str, value: Tensor, own: Tensor, grid: tuple[int, int], sour
     count = len(value) - special
     side = round(max(0, count) ** 0.5)
     if side * side != count or side % 2 == 0 or side < 3:
-        raise SetrError(
+        raise UsageError(
             f"{source}: {name} has {len(value)} rows, which belong to no square grid; build the "
-            "model with the img_size it was trained at",
-            code=USAGE,
+            "model with the img_size it was trained at"
         )
     offsets = value[:count].double().unflatten(0, (side, side))
     down, across = (_weights(side, 2 * n - 1) for n in grid)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from setr.arguments.choices import PosInterp
-from setr.errors import USAGE, SetrError
+from setr.errors import UsageError
 from setr.layers.positions import resample_grid
 
 POSITIONS = "encoder.vit.pos_embed"
@@ -73,10 +73,9 @@ def fit_positions(
     elif count == grid[0] * grid[1]:
         old = grid
     else:
-        raise SetrError(
+        raise UsageError(
             f"{source}: {count} position embeddings form neither a square grid nor the model's "
-            f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at",
-            code=USAGE,
+            f"{grid[0]}x{grid[1]}; build the model with the img_size they were trained at"
         )
     if covered > stored or (covered == stored and old == grid):
         return value
@@ -107,8 +106,7 @@ def fit_patches(weight: Tensor, own: Tensor) -> Tensor:
 
     if weight.shape == own.shape or weight.shape[:2] != own.shape[:2]:
         return weight
-    resampled: Tensor = timm.layers.resample_patch_embed(weight, list(own.shape[-2:]))
-    return resampled
+    return timm.layers.resample_patch_embed(weight, list(own.shape[-2:]))
 
 
 def reads_rgb_alone(weight: Tensor, own: Tensor) -> bool:
@@ -124,8 +122,7 @@ def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
     """Adapt an RGB model's first convolution (O, 3, h, w) to other channels, as timm does."""
     from setr._timm import timm
 
-    adapted: Tensor = timm.models.adapt_input_conv(in_chans, weight)
-    return adapted
+    return timm.models.adapt_input_conv(in_chans, weight)
 
 
 def _is_square(count: int) -> bool:
