@@ -138,8 +138,7 @@ def _add_segment(app: FastAPI, service: Service) -> None:
             lambda image: image,
             lambda served, result: encode(name, served, result, options),
         )
-        held = service.admission.unsent.hold(len(content))
-        request.state.until_sent.enter_context(held)
+        request.state.until_sent.enter_context(service.admission.unsent.hold(len(content)))
         note = request.state.note
         return Response(
             content,
