@@ -362,6 +362,15 @@ def test_masks_of_an_interrupted_call_are_known_only_if_nothing_has_changed(tmp_
             assert store.key("a", entry) != latest
 
 
+def test_an_interrupt_before_the_first_mask_promises_nothing(tmp_path, capsys):
+    def stopped() -> None:
+        with MaskStore(tmp_path, Rules({"car": 0}, 1, largest_first=True)):
+            raise KeyboardInterrupt
+
+    pytest.raises(KeyboardInterrupt, stopped)
+    assert capsys.readouterr().err == ""
+
+
 def test_one_process_draws_at_a_time(tmp_path, capsys):
     fcntl = pytest.importorskip("fcntl")
     put(tmp_path, {"images/a.png": PHOTO, "masks/a_car.png": WIDE, "masks/a_tree.png": SMALL})
