@@ -363,11 +363,9 @@ def test_masks_of_an_interrupted_call_are_known_only_if_nothing_has_changed(tmp_
 
 
 def test_an_interrupt_before_the_first_mask_promises_nothing(tmp_path, capsys):
-    def stopped() -> None:
-        with MaskStore(tmp_path, Rules({"car": 0}, 1, largest_first=True)):
-            raise KeyboardInterrupt
-
-    pytest.raises(KeyboardInterrupt, stopped)
+    store = MaskStore(tmp_path, Rules({"car": 0}, 1, largest_first=True))
+    with pytest.raises(KeyboardInterrupt), store:
+        raise KeyboardInterrupt
     assert capsys.readouterr().err == ""
 
 
