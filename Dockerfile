@@ -3,7 +3,8 @@
 #
 #   docker build -t setr --build-arg TORCH_INDEX=ADDRESS .    CPU: ADDRESS of torch's CPU wheels, see pytorch.org
 #   docker build -t setr:cuda .                               CUDA: the plain wheels bring their own libraries
-#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs/demo:/models/demo:ro" setr /models/demo
+#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs/demo:/models/demo:ro" setr /models/demo \
+#     --allowed-hosts localhost    without keys: so that web pages under other names get nothing
 #   docker run --rm --gpus all -p 127.0.0.1:8000:8000 -v … setr:cuda /models/demo
 #
 # Everything but `serve` works too: docker run --rm --entrypoint setr setr --help

@@ -18,6 +18,7 @@ from setr.images import encode_png
 from setr.model_info import ModelInfo
 from setr.serve.app import create_app
 from setr.serve.gate import Gate, Keys
+from setr.serve.hosts import Hosts
 from setr.serve.limits import Limits
 from setr.serve.models import Models
 from setr.serve.server import Server, listen
@@ -50,9 +51,10 @@ def running(
     port: int = 0,
     *,
     open_metrics: bool = False,
+    hosts: Hosts | None = None,
 ) -> Iterator[tuple[str, Gate]]:
     """The address of a server, and its app."""
-    app = create_app(models, limits, Keys(keys, open_metrics=open_metrics), log=True)
+    app = create_app(models, limits, Keys(keys, open_metrics=open_metrics), hosts, log=True)
     with listening(app, limits, port) as (url, _):
         yield url, app
 
@@ -86,7 +88,9 @@ def connect(url: str, *, buffer: int | None = None) -> socket.socket:
 
 def request(data: bytes, query: str = "") -> bytes:
     """A request for a mask as it goes over the wire."""
-    head = f"POST /v1/segment?{query} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = (
+        f"POST /v1/segment?{query} HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
     return head.encode() + data
 
 

@@ -91,6 +91,21 @@ def test_a_class_that_is_hard_to_find_wins_at_a_lower_probability():
     assert reached > by_class - 0.003
 
 
+def test_the_iou_that_counts_is_averaged_over_the_rounds(monkeypatch):
+    """It depends on the offsets, which would swing about the best ones."""
+    monkeypatch.setattr(adjustment, "MULTIPLES", np.zeros(1))
+    share, rng = np.array([0.9, 0.1]), np.random.default_rng(0)
+    truth = rng.choice(2, 20_000, p=share)
+    scores = (rng.normal(size=(20_000, 2)) + np.eye(2)[truth] + np.log(share)).astype(np.float32)
+    before = np.array([((scores.argmax(1) == k) & (truth == k)).sum() for k in range(2)], float) / [
+        ((scores.argmax(1) == k) | (truth == k)).sum() for k in range(2)
+    ]
+    expected = -np.log(np.maximum(before, adjustment.LOWEST)) / 2
+    found = best_by_iou(scores, truth, np.array([9, 1]), rounds=2)
+    np.testing.assert_allclose(found, expected - expected.mean(), rtol=1e-5)
+    assert found[1] > found[0]
+
+
 def test_one_multiple_takes_class_weights_back():
     """Scores with weights of 1/share in them ask for about +1; without, for less than none."""
     rng = np.random.default_rng(0)
@@ -124,6 +139,8 @@ def test_is_never_worse_and_leaves_a_perfect_model_alone():
         assert miou((scores + offsets).argmax(1), truth) >= miou(scores.argmax(1), truth)
     truth = np.arange(100) % 4
     assert not best_offsets(10 * np.eye(4, dtype=np.float32)[truth], truth).any()
+    narrow = np.array([[1, 0], [0, 10]], np.float32)[truth % 2]  # of several best offsets, none
+    assert not best_offsets(narrow, truth % 2).any()
 
 
 @pytest.mark.parametrize("by", ["iou", "class"])

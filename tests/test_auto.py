@@ -16,6 +16,7 @@ import torch
 import setr
 from setr.cli import main
 from setr.commands.auto import _split, _summary
+from setr.commands.auto_settings import chosen_settings
 from setr.config import Config, DistillConfig, EvalConfig, TrainConfig
 from setr.data import scenes
 from setr.data.scenes import LABELS
@@ -151,6 +152,7 @@ def test_a_finished_run_is_not_taken_for_one_with_other_settings(photos, capsys,
         "optim.lr 0.003, not 0.5; train.ema 0.99, not 0.0" + way
     )
     assert refused("--train.steps", "1") == "train.steps 2, not 1" + way
+    assert refused("--train.patience", "5") == "train.patience 0, not 5" + way
     assert refused("--data.crop-size", "40", "32") == "data.crop_size 32 32, not 40 32" + way
     assert refused("--train.steps", "4", "--model.freeze", "1").startswith(
         "model.freeze 0, not 1; "
@@ -176,8 +178,10 @@ def test_a_finished_run_is_not_taken_for_one_with_other_settings(photos, capsys,
         assert verbs(err) == ["doctor"]
         assert "runs/photos: trained already" in err
     # made longer
-    assert main(["auto", photos, "--train.steps", "3"]) == OK
-    assert "setr train runs/photos --train.steps 3 --resume" in stages(capsys.readouterr().err)
+    longer = ["--train.steps", "3", "--train.patience", "5"]
+    assert main(["auto", photos, *longer]) == OK
+    again = f"setr train runs/photos {' '.join(longer)} --resume"
+    assert again in stages(capsys.readouterr().err)
     assert json.loads((run / "metrics.json").read_text())["steps"] == 3
 
 
@@ -264,6 +268,33 @@ def test_a_shell_or_a_script_inside_a_slurm_job_is_one_process(photos, capsys, m
     assert main(["auto", photos, "--data.root", "x"]) == USAGE
     assert main(["auto", "nowhere"]) == USAGE
     assert "nowhere: no such file or folder" in capsys.readouterr().err
+    one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "2000"}
+    for name, value in one.items():  # as torchrun with one process sets them
+        monkeypatch.setenv(name, value)
+    assert main(["auto", "nowhere"]) == USAGE
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+
+
+def test_what_was_typed_is_kept_and_known(photos, monkeypatch):
+    """Also where the choice is the opposite, as `no-aux` of `aux`."""
+    sides = []
+
+    def choices(*_: object, short_side: int | None, **__: object) -> plan.Choices:
+        sides.append(short_side)
+        return {"model.no-aux": (), "train.batch-size": (4,)}
+
+    monkeypatch.setattr(plan, "scale_choices", choices)
+    assert main(["init-data", photos]) == OK
+
+    def chosen(*typed: str) -> list[str]:
+        settings = ["--train.steps", "2", *TINY, *typed]
+        return chosen_settings(photos, Path("runs/x"), settings, minutes=1.0)
+
+    words = chosen("--model.aux", "--data.short-side", "48")
+    assert "--model.no-aux" not in words
+    assert words[words.index("--train.batch-size") + 1] == "4"
+    assert "--model.no-aux" in chosen()
+    assert sides == [48, None]
 
 
 def test_settings_of_the_training_are_told_from_its_own_options():

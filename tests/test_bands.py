@@ -108,6 +108,10 @@ def test_rgb_weights_are_adapted_as_timm_does(channels, tmp_path):
     assert f"adapted from RGB to the model's channels: {STEM}" in str(report)
     with pytest.raises(SetrError, match=rf"{STEM} is \(32, {channels}, 8, 8\)"):
         match_weights(rgb, translate(model.state_dict(), "x"), "x")
+    with pytest.raises(SetrError, match=rf"{STEM} is \(32, {channels}, 8, 8\)"):
+        match_weights(
+            tiny_model("naive", in_chans=5), translate(model.state_dict(), "x"), "x"
+        )  # only those of RGB can be adapted
 
 
 @pytest.mark.parametrize("name", ["setr_mla_nano", "hybrid_base", "semantic_fpn_r101"])

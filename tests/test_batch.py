@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from setr import predictor
-from setr.batch import Task, outcomes
+from setr.batch import Outcome, Task, outcomes
 from setr.cli import main
 from setr.data import scenes
 from setr.errors import FAILED, OK, USAGE, SetrError
@@ -29,6 +29,7 @@ from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.loading import load
 from setr.model_info import ModelInfo
+from setr.prediction import packs, passes
 from setr.prediction.inputs import find_items, read_item
 from setr.prediction.manifest import Manifest
 from setr.prediction.passes import Batches, NoMemoryError, predict_each
@@ -149,6 +150,14 @@ def test_inexact_batches_are_filled_up():
     found = Batches(model, 4, exact=False).run([np.ones((8, 8, 3), np.uint8)] * 3)
     assert model.calls == [4]
     assert len(found) == 3
+
+
+def test_large_images_run_alone(monkeypatch):
+    for most, calls in ((64, [4]), (63, [1, 1, 1])):
+        monkeypatch.setattr(passes, "BATCH_PIXELS", most)
+        model = Rounding(False)
+        Batches(model, 4, exact=False).run([np.ones((8, 8, 3), np.uint8)] * 3)
+        assert model.calls == calls
 
 
 class Slow(Rounding):
@@ -418,6 +427,32 @@ def test_packs_out_survive_a_stop_at_any_line(model_dir, photos, expected, tmp_p
         masks = read_packs(tmp_path, form)
         assert masks == {k: v for k, v in expected.items() if k.endswith(".png")}
         assert len(rows(tmp_path)) == len(SIZES) + 1
+
+
+def test_packs_are_written_by_their_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(packs, "PACK_BYTES", 100)
+    storage = Storage(str(tmp_path))
+    with Manifest(storage, "manifest", lambda row: True) as manifest:
+        packer = packs.Packer(storage, manifest, "tar", stem="part", samples=1000)
+        for i in range(6):
+            row = {"name": f"{i}.png", "status": "ok", "run": "r"}
+            packer.add(Outcome(row, {f"{i}.mask.png": bytes(60)}, ""))
+    written = outputs(tmp_path)
+    assert sorted(written) == [f"part-00000{i}.tar" for i in range(3)]
+    for data in written.values():
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            assert len(archive.getnames()) == 2
+
+
+def test_outcomes_reach_object_storage_after_some_time(monkeypatch):
+    store, storage = fsspec.filesystem("memory"), Storage("memory://slow")
+    row = {"name": "a.png", "status": "ok", "run": "r"}
+    with Manifest(storage, "manifest", lambda row: True) as manifest:
+        manifest.append([row])
+        assert not store.glob("/slow/*")
+        monkeypatch.setattr("setr.prediction.manifest.PART_SECONDS", -1.0)
+        manifest.append([{**row, "name": "b.png"}])
+        assert store.cat("/slow/manifest-000000.jsonl").count(b"\n") == 2
 
 
 def test_coco_names_images_by_their_place_in_the_folder(model_dir, tmp_path):

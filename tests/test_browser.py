@@ -26,6 +26,7 @@ from setr.labels import Labels
 from setr.metrics import summarize
 from setr.pages.run_page import Shown, write_run
 from setr.reading.masks import read_mask
+from setr.serve.hosts import Hosts
 from setr.serve.limits import Limits, Refusal
 from setr.serve.models import Models
 from tests.serving import running, save_models
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"
 )
 LIMITS = Limits(max_bytes=200_000, max_patches=900, drain=3.0)
+HOSTS = Hosts(["photos.example"], local=True)
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 
@@ -47,13 +49,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.fixture(scope="module")
 def url(models: Models) -> Iterator[str]:
-    with running(models, LIMITS) as (url, _):
+    with running(models, LIMITS, hosts=HOSTS) as (url, _):
         yield url
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []
+    options = ["--host-resolver-rules=MAP *.example 127.0.0.1"]
+    options += ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
         yield browser
@@ -158,6 +161,44 @@ def screen(page: Any) -> list[str]:
 
 def no_sideways_scrolling(page: Any) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_domain_that_resolves_to_this_machine_gets_nothing(browser, url):
+    """DNS rebinding: to the browser it is one site, so only the name tells."""
+    page = browser.new_page()
+    port = url.rpartition(":")[2]
+    for path in ("", "v1/models"):
+        assert page.goto(f"http://evil.example:{port}/{path}").status == 403
+    status = page.evaluate("async () => (await fetch('/v1/segment', {method: 'POST'})).status")
+    assert status == 403
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "photos.example"])
+def test_a_form_of_another_site_gets_nothing(browser, url, name):
+    """To localhost browsers say that they cross sites; over plain http to a name they do not."""
+    port = url.rpartition(":")[2]
+    page = browser.new_page()
+    form = f"<form method=post enctype=multipart/form-data action=http://{name}:{port}/v1/segment>"
+    page.route(
+        "http://evil.example/", lambda route: route.fulfill(body=form, content_type="text/html")
+    )
+    page.goto("http://evil.example/")
+    with page.expect_response("**/v1/segment") as waiting:
+        page.evaluate("document.forms[0].submit()")
+    sent = waiting.value.request.all_headers()
+    assert sent["origin"] == "http://evil.example"
+    assert ("sec-fetch-site" in sent) == (name == "127.0.0.1")
+    assert waiting.value.status == 403
+    page.close()
+
+
+def test_the_page_works_under_a_name_that_is_allowed(open_page, url, photo):
+    """Not even https, so the browser says no more than where the page is from."""
+    page = open_page(url.replace("127.0.0.1", "photos.example"))
+    give(page, photo)
+    wait_for_result(page)
+    assert page.locator("#legendA .name").count() > 1
 
 
 def test_from_a_picture_to_pixels_and_files(open_page, models, photo, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from setr.cli import main
+from setr.data.mask_parts import Folders, parts_in_folders
 from setr.data.name_patterns import pairs_by_pattern, parts_by_pattern
 from setr.datasets import open_dataset
 from setr.errors import DATA_CHECK_FAILED, FAILED, INTERRUPTED, OK, USAGE
@@ -361,6 +362,13 @@ def test_masks_of_an_interrupted_call_are_known_only_if_nothing_has_changed(tmp_
             assert store.key("a", entry) != latest
 
 
+def test_an_interrupt_before_the_first_mask_promises_nothing(tmp_path, capsys):
+    store = MaskStore(tmp_path, Rules({"car": 0}, 1, largest_first=True))
+    with pytest.raises(KeyboardInterrupt), store:
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == ""
+
+
 def test_one_process_draws_at_a_time(tmp_path, capsys):
     fcntl = pytest.importorskip("fcntl")
     put(tmp_path, {"images/a.png": PHOTO, "masks/a_car.png": WIDE, "masks/a_tree.png": SMALL})
@@ -415,3 +423,27 @@ def test_pages_of_a_mask_are_told_and_overviews_are_not(tmp_path, caplog):
             assert opened.n_frames > 1
         read_mask(tmp_path / "cog.tif")
         assert not caplog.text
+
+
+def test_what_names_of_parts_mean():
+    def parts(images: list[str], masks: list[str]) -> Mapping[str, list[tuple[str, str]]] | None:
+        found = parts_in_folders([Folders("i", "m", images, masks)])
+        return found and found.of
+
+    # the longest name of an image is meant
+    two = ["a.png", "a_1.png"]
+    assert parts(
+        two, [f"{stem}_{name}.png" for stem in ("a", "a_1") for name in ("sky", "road")]
+    ) == {
+        "i/a.png": [("sky", "m/a_sky.png"), ("road", "m/a_road.png")],
+        "i/a_1.png": [("sky", "m/a_1_sky.png"), ("road", "m/a_1_road.png")],
+    }
+    # folders of splits are no classes
+    assert parts(two, ["train/a.png", "val/a_1.png"]) is None
+    assert parts(two, ["sky/a.png", "road/a_1.png"]) is not None
+    # names with digits are those of objects where each is there once, in several images
+    assert parts(["a.png"], ["a/cell7.png", "a/cell8.png"]) == {
+        "i/a.png": [("cell7", "m/a/cell7.png"), ("cell8", "m/a/cell8.png")]
+    }
+    several = parts(["a.png", "b.png"], ["a/c7.png", "a/c8.png", "b/c9.png"])
+    assert {name for named in several.values() for name, _ in named} == {""}

@@ -29,6 +29,7 @@ from setr.reading.files import write_bytes
 from setr.training.resolved import announce, unlabelled_count, with_steps
 from setr.training.run import Run
 from setr.training.runfolder import RunFolder
+from setr.training.teacher import Teacher
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
 from tests.runs import assert_same_weights, stopped_and_resumed
 
@@ -395,3 +396,20 @@ def test_a_teacher_of_other_bands_is_refused(tmp_path):
     save_pretrained(tmp_path / "other", model, info)
     with pytest.raises(SetrError, match=r"reads .*, the data have RGB"):
         train(taught(tiny_config(tmp_path / "run"), tmp_path / "other"))
+
+
+def test_a_teacher_computes_without_gradients(monkeypatch):
+    """Decoders compute in another way where gradients are asked for."""
+    teacher = Teacher(
+        tiny_model(num_classes=9), ModelInfo(labels=scenes.LABELS), DistillConfig(), CPU, None
+    )
+    asked, coarse = [], teacher.model.coarse
+
+    def watched(images: torch.Tensor) -> object:
+        asked.append(torch.is_grad_enabled())
+        return coarse(images)
+
+    monkeypatch.setattr(teacher.model, "coarse", watched)
+    with torch.enable_grad():
+        teacher(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+    assert asked == [False]

@@ -259,6 +259,15 @@ def test_class_and_mask_terms_by_hand(monkeypatch):
     torch.testing.assert_close(loss, 2 * entropy + mask)
 
 
+def test_of_two_queries_with_one_mask_the_one_of_the_class_is_matched():
+    target = torch.full((1, 8, 8), 1, dtype=torch.uint8)
+    classes = F.one_hot(torch.tensor([[0, 1]]), K + 1).float().requires_grad_()
+    output = MaskOutput([Masks(torch.ones(1, 2, 8, 8), classes)], (8, 8))
+    setr.segmentation_loss(output, target)["loss"].backward()
+    assert classes.grad[0, 1, 1] < 0  # towards the class
+    assert classes.grad[0, 0, 1] > 0  # and the other to "no object"
+
+
 def test_masks_are_matched_and_compared_where_pixels_count(monkeypatch):
     """Half of the points are ignored. The query that is right elsewhere, but there, is chosen."""
 

@@ -15,6 +15,7 @@ import setr
 from setr.cli import main
 from setr.errors import OK, USAGE, SetrError
 from setr.labels import known_labels
+from setr.weight_files.delta import _is_plain
 from setr.weight_files.eomt import eomt_architecture
 from setr.weight_files.foreign import convert_foreign
 from setr.weight_files.naming import Translation
@@ -375,3 +376,27 @@ def test_the_number_of_classes_names_ade20k(files):
         folder / "ade.bin", num_heads=HEADS, pretrained=str(folder / "meta.pth")
     )
     assert info.labels == known_labels("ade20k")
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "size"), [(384, 12, "small_plus"), (1280, 32, "huge_plus")]
+)
+def test_the_size_of_a_gated_encoder_follows_from_its_tensors(width, depth, size):
+    tensors = {
+        "encoder.vit.cls_token": torch.empty(1, 1, width, device="meta"),
+        "encoder.vit.patch_embed.proj.weight": torch.empty(width, 3, 16, 16, device="meta"),
+        "encoder.vit.blocks.0.mlp.fc1_g.weight": torch.empty(1, device="meta"),
+        f"encoder.vit.blocks.{depth - 1}.norm1.weight": torch.empty(width, device="meta"),
+        "decoder.class_head.weight": torch.empty(151, width, device="meta"),
+        "decoder.queries": torch.empty(100, width, device="meta"),
+    }
+    found = eomt_architecture(Translation("eomt", tensors, whole=True))
+    assert found["encoder"] == f"vit_{size}_patch16_dinov3"
+    assert "embed_dim" not in found["encoder_args"]
+
+
+def test_weights_that_training_moved_far_are_no_differences():
+    base = {"w": torch.randn(1000, generator=torch.Generator().manual_seed(0))}
+    other = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    assert _is_plain({"w": base["w"] + 0.5 * other}, base)
+    assert not _is_plain({"w": 0.5 * other}, base)

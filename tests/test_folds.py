@@ -100,6 +100,18 @@ def test_rare_classes_are_spread_over_the_folds():
     assert draft_folds(pairs[::-1], 4, {}, classes, {}) == lists
 
 
+def test_rare_classes_are_spread_though_groups_differ_in_size():
+    """A large group with one image of a class is not made up for by the class's other images."""
+    names = ["large_0", "large_1", "large_2", "a_0", "b_0", "c_0"]
+    pairs = [(f"{name}.jpg", f"{name}.png") for name in names]
+    classes = {f"{name}.png": {0} if name in names[1:3] else {0, 1} for name in names}
+    groups = {image: image.partition("_")[0] for image, _ in pairs}
+    lists = draft_folds(pairs, 2, {}, classes, groups)
+    for text in lists.values():
+        masks = [line.split("\t")[1] for line in text.splitlines()]
+        assert sum(1 in classes[mask] for mask in masks) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

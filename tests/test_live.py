@@ -204,6 +204,21 @@ def test_frames_that_come_while_the_model_works_are_dropped(source_is):
     wait_for(lambda: source.released)
 
 
+def test_a_frame_that_comes_while_the_reader_closes_is_not_counted(source_is):
+    class Late(Source):
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            if self.given == 2:
+                wait_for(lambda: reader._closing)
+            return super().read()
+
+    source = source_is(Late())
+    with LiveReader(0) as reader:
+        assert next(iter(reader)).mean() == 1
+        wait_for(lambda: reader._newest is not None)
+    wait_for(lambda: source.released)
+    assert (source.given, reader.dropped) == (3, 0)
+
+
 def test_memory_does_not_grow_while_the_model_works(source_is):
     source = source_is(Source(at_will=True))
     source.allowed.release()
@@ -218,12 +233,15 @@ def test_memory_does_not_grow_while_the_model_works(source_is):
     assert grown < 6 * frame.nbytes
 
 
-def test_a_stream_with_an_end_loses_no_frame(source_is):
-    source_is(Source(30, announced=31))  # a length is an estimate
+def test_a_stream_with_an_end_loses_no_frame_and_is_read_once(source_is, monkeypatch):
+    source = source_is(Source(30, announced=31))  # a length is an estimate
+    opened = []
+    monkeypatch.setattr(live, "open_capture", lambda name: opened.append(name) or source)
+    monkeypatch.setattr(live, "PAUSES", (0.0,))
     with LiveReader("http://host/finished.m3u8") as reader:
         found = [frame.mean() for frame in reader if time.sleep(0.01) is None]
     assert found == list(range(1, 31))
-    assert (reader.dropped, reader.ended, reader.place) == (0, "", 29)
+    assert (reader.dropped, reader.ended, reader.place, len(opened)) == (0, "", 29, 1)
 
 
 def test_seconds_of_a_stream_with_an_end_are_those_of_its_frames(source_is):

@@ -85,6 +85,15 @@ def test_all_ignored_gives_zero_loss_and_zero_gradient():
     assert (output.logits.grad == 0).all()
 
 
+def test_a_hopeless_class_has_a_finite_loss():
+    """Its probability in fp32 is 0, whose logarithm is not finite."""
+    logits = torch.tensor([0.0, -80.0, -150.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    target = torch.tensor([[[0, 1], [2, IGNORE]]])
+    total, grad = value_and_grad(upsample_cross_entropy, logits, target, (2, 2))
+    assert total == pytest.approx(230)
+    assert torch.isfinite(grad).all()
+
+
 def test_bf16_logits_get_an_fp32_loss_and_a_bf16_gradient():
     logits = torch.randn(1, 3, 4, 4, dtype=torch.bfloat16)
     target = torch.randint(3, (1, 16, 16))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import setr
+from setr import inference
 from setr.cli import main
 from setr.data import scenes
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError
@@ -111,6 +112,17 @@ def test_without_data_there_is_no_label(predictor, pixels, tmp_path):
     with rasterio.open(tmp_path / "l.tif") as file:
         np.testing.assert_array_equal(file.read(1), result.mask)
         np.testing.assert_array_equal(file.dataset_mask() == 0, empty)
+
+
+def test_what_has_no_data_is_told_row_by_row(predictor, pixels, tmp_path, monkeypatch):
+    """Labels come in blocks of rows, and each has rows of its own without data."""
+    monkeypatch.setitem(inference.BLOCK_BYTES, "cpu", 1)
+    bands = pixels[:40, :60].transpose(2, 0, 1).copy()
+    bands[:, 21:33, 5:50] = 0
+    path = write_tiff(tmp_path / "map.tif", bands, nodata=0)
+    predict_raster(predictor, path, {"mask": tmp_path / "l.tif"})
+    with rasterio.open(tmp_path / "l.tif") as file:
+        np.testing.assert_array_equal(file.read(1) == IGNORE, (bands == 0).all(axis=0))
 
 
 def test_unsure_pixels_of_a_map_are_unlabelled(predictor, pixels, tmp_path):

@@ -19,6 +19,7 @@ from setr.layers.relative_bias import bias, places
 from setr.layers.timm_vit import list_encoders
 from setr.model import SETR, create_model
 from setr.training.optim import build_optimizer
+from setr.weight_files.relative_bias import relative_taps
 from setr.weights import load_weights
 from tests.test_other_vits import randomised
 
@@ -337,3 +338,10 @@ def test_a_table_of_an_unknown_grid_is_refused(tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "beit.pth")
     with pytest.raises(SetrError, match="80 rows, which belong to no square grid"):
         load_weights(own_model(), tmp_path / "beit.pth")
+
+
+@pytest.mark.parametrize(
+    ("depth", "taps"), [(12, (4, 6, 8, 12)), (24, (8, 12, 16, 24)), (6, (2, 3, 4, 6))]
+)
+def test_the_blocks_that_upernet_reads(depth, taps):
+    assert relative_taps(depth) == taps

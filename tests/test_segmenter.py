@@ -77,6 +77,13 @@ def test_every_parameter_gets_a_gradient_and_any_size_logits(size):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+def test_class_tokens_begin_apart():
+    """Equal ones would stay equal: all classes would get one mask."""
+    torch.manual_seed(0)
+    model = setr.create_model("segmenter_tiny", num_classes=50, img_size=64)
+    assert model.decoder.class_tokens.std() == pytest.approx(0.02, rel=0.1)
+
+
 def test_drop_path_grows_and_width_can_be_chosen():
     decoder = MaskTransformer(48, 3, num_layers=3, channels=128, drop_path=0.2)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in decoder.blocks]

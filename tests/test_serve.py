@@ -202,6 +202,11 @@ def test_metrics_and_log(client, monkeypatch):
     line = next(line for line in lines if line["id"] == "mine-1")
     said = {"model": "pup", "status": 200, "route": "/v1/segment", "width": 48}
     assert said.items() <= line.items()
+    assert line["ms"] >= line["model_ms"] > 0
+    assert line["bytes_in"] == len(photo())
+    client.head("/", headers={"X-Request-ID": "mine-2"})
+    until(lambda: '"mine-2"' in log.getvalue())
+    assert json.loads(log.getvalue().splitlines()[-1])["bytes_out"] == 0
     page = client.get("/metrics").text
     assert re.search(r'setr_requests_total\{route="/v1/segment",status="200"\} \d', page)
     assert 'setr_batch_size_count{model="pup"}' in page

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
+import anyio
 import httpx
 
 from setr.cli import main
@@ -27,12 +29,12 @@ from setr.images import read_image
 from setr.protocols import WHOLE_PIXELS
 from setr.result import Result
 from setr.serve import app as app_module
+from setr.serve import bodies, regions, server, service
 from setr.serve import models as models_module
-from setr.serve import regions, server, service
 from setr.serve.app import create_app
 from setr.serve.batching import MAX_FAULTS, DeadlinePassed
 from setr.serve.gate import Gate
-from setr.serve.limits import Limits, Refusal
+from setr.serve.limits import Admission, Limits, Refusal
 from setr.serve.models import Key, Models, Question, patch_size
 from setr.serve.regions import large_regions
 from tests.serving import connect, listening, photo, request, running, save_models, until
@@ -114,6 +116,22 @@ def test_slow_decoding_ends_with_the_deadline(models, monkeypatch):
         may.set()
 
 
+def test_slow_forms_end_with_the_deadline_and_hold_up_nobody(models, monkeypatch):
+    """Forms made of almost boundaries take python-multipart seconds."""
+    may = threading.Event()
+    monkeypatch.setattr(
+        bodies, "_file_of_form", slow := AsyncMock(side_effect=lambda *_: may.wait(120))
+    )
+    with asked(models) as (app, ask, url), httpx.Client(base_url=url, timeout=120) as client:
+        files = {"image": ("a.png", photo())}
+        answer = client.post("/v1/segment?deadline=1", files=files)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
+        assert slow.await_count == 1
+        assert ask("/healthz") == (200, "")
+        assert not app.service.admission.requests
+        may.set()
+
+
 def test_a_noisy_mask_makes_no_polygons(models, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 9, (200, 200), dtype=np.uint8)
     with pytest.raises(Refusal, match="min_pixels") as caught:
@@ -178,6 +196,41 @@ def test_rollout_stops_when_nobody_waits(models):
     assert models.run(key, [question], lambda: True)[0].heads == 0
 
 
+# --- amounts -------------------------------------------------------------------------------------
+
+
+def test_what_fits_beside_others_and_what_does_not():
+    """Bytes of 16 bodies, pixels of two images; the first may have any size."""
+    admission = Admission(Limits(max_bytes=10, max_pixels=100, max_scores=50, max_unsent=70))
+    for budget, most in (
+        (admission.bytes, 160),
+        (admission.pixels, 200),
+        (admission.scores, 50),
+        (admission.unsent, 70),
+    ):
+        budget.take(1)
+        budget.take(most - 1)
+        with pytest.raises(Refusal, match="the server is full") as caught:
+            budget.take(1)
+        assert (caught.value.status, caught.value.code) == (429, "busy")
+        budget.give_back(most)
+        budget.take(10 * most)
+
+
+def test_the_queue_is_full_at_its_number_and_says_for_how_long():
+    admission = Admission(Limits(queue=30))
+    with contextlib.ExitStack() as inside:
+        for _ in range(30):
+            inside.enter_context(admission.admit())
+        for seconds, wait in ((0.5, 15), (0.001, 1), (1000.0, 60)):
+            admission.seconds_per_image = seconds
+            with pytest.raises(Refusal) as caught, admission.admit():
+                pass
+            assert caught.value.headers == {"Retry-After": str(wait)}
+        assert admission.requests == 30
+    assert admission.requests == 0
+
+
 # --- memory --------------------------------------------------------------------------------------
 
 
@@ -213,6 +266,21 @@ def test_all_scores_inside_have_a_limit_until_they_are_sent(models, monkeypatch)
         assert ask("/v1/segment?format=scores") == (200, "")
     with asked(models, max_scores=count - 1) as (_, ask, _):
         assert ask("/v1/segment?format=scores") == (413, "too_many_scores")
+
+
+def test_answers_that_are_not_taken_have_a_limit(models, monkeypatch):
+    """A client may take half a minute for each 256 KB, and many may do so."""
+    monkeypatch.setattr(app_module, "encode", lambda *_: bytes(64 << 20))
+    with asked(models, max_unsent=(64 << 20) + 1) as (app, ask, url):
+        unsent = app.service.admission.unsent
+        with connect(url, buffer=4096) as slow:
+            slow.sendall(request(photo()))
+            assert slow.recv(100).startswith(b"HTTP/1.1 200")
+            assert unsent.held == 64 << 20
+            assert ask() == (429, "busy")
+            assert unsent.held == 64 << 20
+        until(lambda: unsent.held == 0)
+        assert ask() == (200, "")
 
 
 def test_a_batch_that_does_not_fit_into_memory_runs_one_by_one(models, monkeypatch):
@@ -333,6 +401,27 @@ def test_who_never_takes_an_answer_is_disconnected(models, monkeypatch):
         until(lambda: listener.server_state.tasks)
         until(lambda: not listener.server_state.tasks)
         until(lambda: not listener.server_state.connections)
+
+
+def test_who_takes_not_even_the_headers_is_disconnected(models):
+    """Answers to requests before it on the connection may fill all buffers."""
+    gate = create_app(models, dataclasses.replace(LIMITS, send_seconds=0.1))
+    scope = {"type": "http", "method": "GET", "path": "/healthz", "headers": []}
+    scope |= {"query_string": b"", "raw_path": b"/healthz"}
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(_: Any) -> None:
+        await anyio.sleep_forever()
+
+    async def ask() -> None:
+        with anyio.fail_after(60):
+            await gate(scope, receive, send)
+
+    with pytest.raises(ConnectionAbortedError):
+        anyio.run(ask)
+    gate.service.close()
 
 
 def test_a_server_that_only_fails_says_so(models, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 import httpx
@@ -82,15 +84,22 @@ def test_sigterm_answers_what_was_taken_and_ends_with_0(tmp_path):
         assert [line["status"] for line in taken] == [200] * len(answered)  # none taken and lost
 
 
-def test_the_log_has_one_object_per_request_whatever_a_form_says(tmp_path):
+def test_the_log_has_one_object_per_request_whatever_is_sent(tmp_path):
     source = save_models(tmp_path)[0]
     with process("-m", "setr", "serve", source, "--port", "0") as (server, _, url):
         for body in (b"nonsense", b"--x\r\nno colon\r\n\r\n", b"--xy\r\n"):
             headers = {"Content-Type": "multipart/form-data; boundary=x"}
             answer = httpx.post(f"{url}/v1/segment", content=body, headers=headers, timeout=120)
             assert answer.status_code == 400
+        frames, facts = io.BytesIO(), io.BytesIO()
+        pictures = [Image.new("RGB", (48, 40), colour) for colour in ("red", "blue")]
+        pictures[0].save(frames, "GIF", save_all=True, append_images=pictures[1:])
+        pictures[0].save(facts, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+        for image in (frames, facts):
+            answer = httpx.post(f"{url}/v1/segment", content=image.getvalue(), timeout=120)
+            assert answer.status_code == 200
         server.send_signal(signal.SIGTERM)
-        assert [json.loads(line)["status"] for line in server.stderr] == [400] * 3
+        assert [json.loads(line)["status"] for line in server.stderr] == [400] * 3 + [200] * 2
         assert server.wait(120) == 0
 
 

@@ -12,8 +12,8 @@ import tyro
 from setr._extras import import_extra
 from setr.arguments.choices import Precision
 from setr.cli import parse, require_at_least, require_within
-from setr.commands.shared import Device, Models
-from setr.errors import OK, UsageError
+from setr.commands.shared import Device, Models, Words
+from setr.errors import OK, SetrError, USAGE, UsageError
 from setr.serve.limits import LONGEST, Limits
 
 LEAST = 0.001
@@ -34,6 +34,9 @@ class Arguments:
     api_keys: Path | None = None
     """File with one key per line; requests then need one. SETR_API_KEYS (comma-separated) does the
     same. Without keys everybody who reaches the port is served."""
+    allowed_hosts: Words = ()
+    """Names by which clients may ask the server, besides its addresses and localhost; * stands for
+    any part. Without keys, a server that listens on this machine alone answers to no other name."""
     open_metrics: bool = False
     """/metrics needs no key, for a Prometheus that has none."""
     device: Device = "auto"
@@ -73,6 +76,7 @@ def run(arguments: list[str]) -> int:
         import_extra(package, "serve", "setr serve")
     from setr.serve.app import create_app
     from setr.serve.gate import Keys
+    from setr.serve.hosts import Hosts, is_loopback
     from setr.serve.models import Models
     from setr.serve.server import listen, serve
 
@@ -86,8 +90,11 @@ def run(arguments: list[str]) -> int:
         wait=given.wait_ms / 1000,
         drain=given.drain,
     )
-    keys = Keys(read_keys(given.api_keys), open_metrics=given.open_metrics)
+    known = read_keys(given.api_keys)
+    keys = Keys(known, open_metrics=given.open_metrics)
     with listen(given.host, given.port) as sock:
+        local = is_loopback(sock.getsockname()[0]) and not known
+        hosts = Hosts(given.allowed_hosts, local=local)
         models = Models(
             given.models,
             limits,
@@ -95,7 +102,7 @@ def run(arguments: list[str]) -> int:
             precision=given.precision,
             window=given.window,
         )
-        serve(create_app(models, limits, keys, log=not given.quiet), sock, limits)
+        serve(create_app(models, limits, keys, hosts, log=not given.quiet), sock, limits)
     return OK
 
 

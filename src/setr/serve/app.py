@@ -30,6 +30,7 @@ from setr.prediction.kinds import OPACITY
 from setr.serve.answers import FORMATS, FormatName, Options, choose, encode
 from setr.serve.faults import handle_errors
 from setr.serve.gate import Gate, Keys
+from setr.serve.hosts import Hosts
 from setr.serve.limits import Limits, Refusal
 from setr.serve.models import Attention, Models, Question, num_layers, patch_size
 from setr.serve.pages import add_pages
@@ -52,7 +53,12 @@ ModelName = Annotated[str | None, Query(description="A name of /v1/models; the f
 
 
 def create_app(
-    models: Models, limits: Limits, keys: Keys | None = None, *, log: bool = True
+    models: Models,
+    limits: Limits,
+    keys: Keys | None = None,
+    hosts: Hosts | None = None,
+    *,
+    log: bool = True,
 ) -> Gate:
     """The ASGI application.
 
@@ -60,6 +66,7 @@ def create_app(
         models: loaded models.
         limits: of the server.
         keys: API keys; without any, every request is let in.
+        hosts: names the server answers to; all if left out.
         log: write the access log.
 
     Returns:
@@ -89,7 +96,7 @@ def create_app(
     _add_segment(app, service)
     _add_attention(app, service)
     _declare_keys(app, keys)
-    return Gate(app, service, keys, log=log)
+    return Gate(app, service, keys, hosts or Hosts(), log=log)
 
 
 def _add_segment(app: FastAPI, service: Service) -> None:
@@ -132,6 +139,7 @@ def _add_segment(app: FastAPI, service: Service) -> None:
             lambda image: image,
             lambda served, result: encode(name, served, result, options),
         )
+        request.state.until_sent.enter_context(service.admission.unsent.hold(len(content)))
         note = request.state.note
         return Response(
             content,
@@ -255,12 +263,12 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         if trouble is not None:
             raise Refusal(503, "unhealthy", f"{trouble}; start this server anew")
 
-    @app.get("/healthz", responses=errors(503), summary="Able to work", tags=["operate"])
+    @app.get("/healthz", responses=errors(403, 503), summary="Able to work", tags=["operate"])
     async def healthz() -> Health:
         check()
         return Health(status="ok")
 
-    @app.get("/readyz", responses=errors(503), summary="Taking requests", tags=["operate"])
+    @app.get("/readyz", responses=errors(403, 503), summary="Taking requests", tags=["operate"])
     async def readyz() -> Health:
         check()
         if service.draining:

@@ -204,7 +204,7 @@ class Batcher:
                 key = min(self._waiting, key=lambda k: self._waiting[k][0].entered)
                 size = max(1, self._size(key))
                 age = time.monotonic() - self._waiting[key][0].entered
-                if len(self._waiting[key]) < size and age < self._wait and not self._closing:
+                if len(self._waiting[key]) < size and age < self._wait:
                     self._changed.wait(self._wait - age)
                     continue
                 jobs = self._waiting[key]

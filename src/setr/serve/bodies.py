@@ -1,16 +1,19 @@
 """Reads the image from a request body: raw bytes or a multipart form.
 
 A body is refused as soon as it exceeds the limit, not after it was buffered; one that arrives too
-slowly is refused, too. The file name in a form is never used.
+slowly is refused, too. Forms are parsed by a thread, since a hostile one takes seconds. The file
+name in a form is never used.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import anyio
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -28,15 +31,14 @@ class Gone(Exception):  # noqa: N818  an outcome, not a fault
 
 
 @asynccontextmanager
-async def image_bytes(request: Request, admission: Admission) -> AsyncIterator[bytes]:
-    """The image bytes of a request, counted in `admission` while in use.
+async def body_bytes(request: Request, admission: Admission) -> AsyncIterator[bytearray]:
+    """The body of a request with an image, counted in `admission` while in use.
 
     Raises:
-        Refusal: 400 empty or a broken form, 408 too slow, 413 too large, 415 another type, 429
-            other large bodies are inside.
+        Refusal: 408 too slow, 413 too large, 415 another type, 429 other large bodies are inside.
         Gone: the client hung up.
     """
-    kind = _content_type(request)
+    _kind(request.headers)
     held = 0
     try:
         body = bytearray()
@@ -53,20 +55,35 @@ async def image_bytes(request: Request, admission: Admission) -> AsyncIterator[b
             ) from None
         except ClientDisconnect:
             raise Gone from None
-        data = await _file_of_form(request, body) if kind == "form" else bytes(body)
-        del body
-        if not data:
-            raise Refusal(400, "empty", "the image is empty (0 bytes)")
-        yield data
+        yield body
     finally:
         admission.bytes.give_back(held)
 
 
-def _content_type(request: Request) -> str:
-    """`raw` or `form`."""
-    kind = request.headers.get("content-type", "application/octet-stream")
+def image_of(headers: Headers, body: bytearray) -> bytes:
+    """The bytes of the image in a body, which is emptied; takes seconds for some forms.
+
+    Raises:
+        Refusal: 400, empty or a broken form.
+    """
+    data = bytes(body)
+    body.clear()
+    if _kind(headers) == "form":
+        data = asyncio.run(_file_of_form(headers, data))
+    if not data:
+        raise Refusal(400, "empty", "the image is empty (0 bytes)")
+    return data
+
+
+def _kind(headers: Headers) -> Literal["raw", "form"]:
+    """What a body is.
+
+    Raises:
+        Refusal: 415, no image.
+    """
+    kind = headers.get("content-type", "application/octet-stream")
     kind = kind.partition(";")[0].strip().lower()
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "content_type", "send the image itself, without Content-Encoding")
     if kind == "multipart/form-data":
         return "form"
@@ -100,12 +117,12 @@ class _InMemory(MultiPartParser):
     spool_max_size = 1 << 62
 
 
-async def _file_of_form(request: Request, body: bytearray) -> bytes:
+async def _file_of_form(headers: Headers, body: bytes) -> bytes:
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield bytes(body)
+        yield body
 
     try:
-        parser = _InMemory(request.headers, stream(), max_files=1, max_fields=16)
+        parser = _InMemory(headers, stream(), max_files=1, max_fields=16)
         form = await parser.parse()
     except (MultiPartException, ValueError, LookupError) as error:
         reason = str(getattr(error, "message", "")) or "no boundary"

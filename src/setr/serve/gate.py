@@ -1,4 +1,4 @@
-"""ASGI middleware for every request: request id, API key, access log, headers, errors as JSON.
+"""ASGI middleware for every request: request id, host, API key, log, headers, errors as JSON.
 
 It wraps the whole app, so it also sees what the framework itself refuses. The log has one JSON
 object per request on stderr, never with image content, file names, query strings or keys.
@@ -22,6 +22,7 @@ import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
+from setr.serve.hosts import Hosts
 from setr.serve.limits import Refusal
 from setr.serve.service import Service
 
@@ -51,14 +52,12 @@ class Keys:
         """Whether a path needs a key."""
         return bool(self._digests) and path not in self._open
 
-    def check(self, path: str, headers: Headers) -> None:
+    def check(self, headers: Headers) -> None:
         """Refuse a request without a valid key in `Authorization: Bearer` or `X-API-Key`.
 
         Raises:
             Refusal: 401.
         """
-        if not self.guard(path):
-            return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(given.encode()).digest()
@@ -74,11 +73,14 @@ class Gate:
         app: the app.
         service: what its routes share.
         keys: API keys.
+        hosts: names the server answers to.
         log: whether to write the access log.
     """
 
-    def __init__(self, app: Any, service: Service, keys: Keys, *, log: bool = True) -> None:
-        self.app, self.service, self.keys, self.log = app, service, keys, log
+    def __init__(
+        self, app: Any, service: Service, keys: Keys, hosts: Hosts, *, log: bool = True
+    ) -> None:
+        self.app, self.service, self.keys, self.hosts, self.log = app, service, keys, hosts, log
         self.limits, self.metrics = service.limits, service.metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -142,9 +144,11 @@ class _Exchange:
 
     def _check(self) -> None:
         path = self.scope["path"]
-        if self.headers.get("sec-fetch-site") == "cross-site" and path not in OPEN_ROUTES:
-            raise Refusal(403, "cross_site", "pages of other sites may not use this server")
-        self.gate.keys.check(path, self.headers)
+        self.gate.hosts.check(self.headers)
+        if self.gate.keys.guard(path):
+            self.gate.keys.check(self.headers)
+        elif path not in OPEN_ROUTES:  # a page of another site has no key
+            self.gate.hosts.check_page(self.headers)
 
     async def read(self) -> Any:
         """The next part of the body."""
@@ -155,7 +159,7 @@ class _Exchange:
         return message
 
     async def send(self, message: Any) -> None:
-        """Add our headers, and send large bodies in parts with a time limit each."""
+        """Add our headers, and send all in parts with a time limit each."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
@@ -164,21 +168,23 @@ class _Exchange:
             headers.setdefault("Cache-Control", "no-store")
             if self.more_to_read:
                 headers["Connection"] = "close"
-            await self._send(message)
+            await self._send_in_time(message)
             return
         body = b"" if self.only_head else message.get("body", b"")
         more = message.get("more_body", False)
         for start in range(0, len(body), CHUNK):
             part = {"type": message["type"], "body": body[start : start + CHUNK], "more_body": True}
-            with anyio.fail_after(self.gate.limits.send_seconds):
-                await self._send(part)
+            await self._send_in_time(part)
             self.sent += len(part["body"])
         if not more:
             await self._discard()
             last = {"type": message["type"], "body": b"", "more_body": False}
-            with anyio.fail_after(self.gate.limits.send_seconds):
-                await self._send(last)
+            await self._send_in_time(last)
             self.complete = True
+
+    async def _send_in_time(self, message: Any) -> None:
+        with anyio.fail_after(self.gate.limits.send_seconds):
+            await self._send(message)
 
     async def _discard(self, most: int = 16 << 20, seconds: float = 2.0) -> None:
         """Read the rest of a body for a moment, where the answer was sent before its end.

@@ -31,6 +31,8 @@ class Limits:
     """The same for rollout, which computes and sums the weights of every head of every block."""
     max_scores: int = 250_000_000
     """Scores (K x H x W) of an answer, and of all answers inside together: half a gigabyte."""
+    max_unsent: int = 1 << 30
+    """Bytes of all answers that their clients have not taken yet."""
     queue: int = 64
     """Requests admitted at once: decoding, waiting, computing or encoding."""
     deadline: float = 60.0
@@ -129,7 +131,7 @@ class Budget:
 
 
 class Admission:
-    """Admission control: bounds requests, their bytes, pixels and scores at any one time.
+    """Admission control: bounds requests, their bytes, pixels, scores and answers.
 
     Used on the event loop alone, so plain counters suffice; only `seconds_per_image` is written by
     the model's thread.
@@ -141,6 +143,7 @@ class Admission:
         self.bytes = Budget(16 * limits.max_bytes, self.busy)
         self.pixels = Budget(2 * limits.max_pixels, self.busy)
         self.scores = Budget(limits.max_scores, self.busy)
+        self.unsent = Budget(limits.max_unsent, self.busy)
         self.seconds_per_image = 0.1
 
     def retry_after(self) -> int:
@@ -152,7 +155,7 @@ class Admission:
         return Refusal(
             429,
             "busy",
-            f"{self.requests} requests are waiting already; try again in a moment",
+            f"the server is full ({self.requests} requests inside); try again in a moment",
             retry_after=self.retry_after(),
         )
 

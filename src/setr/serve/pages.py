@@ -17,7 +17,7 @@ def add_pages(app: FastAPI) -> None:
     for path, name in (("/", "page.html"), ("/docs", "docs.html")):
         text = (resources.files("setr") / "serve" / name).read_text(encoding="utf-8")
         headers = {"Content-Security-Policy": content_policy(text), "Cache-Control": "no-cache"}
-        headers |= {"Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
+        headers |= {"Referrer-Policy": "same-origin", "X-Frame-Options": "DENY"}
         page = Response(text, media_type="text/html", headers=headers)
         app.routes.append(Route(path, page, methods=["GET"]))
 

@@ -130,7 +130,7 @@ IMAGE_BODY = {
 _SAYS = {
     400: "An empty body, or a form that cannot be read.",
     401: "A missing or wrong key.",
-    403: "A request from a page of another site.",
+    403: "A page of another site, or a name that is not the server's.",
     404: "No such model.",
     406: "Nothing this server can answer in.",
     408: "The body did not arrive in time.",

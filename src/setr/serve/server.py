@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from types import FrameType
 from typing import Any
 
@@ -191,11 +192,17 @@ def allow_connections() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
+def quiet_readers() -> None:
+    """Silence what readers say of forms and images by strangers; it would mix with the log."""
+    for name in ("python_multipart", "setr"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def serve(app: Gate, sock: socket.socket, limits: Limits) -> None:
     """Serve until a signal says stop."""
     allow_connections()
-    # errors in forms are answered; the parser's own log would mix with ours on stderr
-    logging.getLogger("python_multipart").addHandler(logging.NullHandler())
+    quiet_readers()
     Server(app, limits).run(sockets=[sock])
     if app.service.computing:  # no client waits for it, but Python would wait for the thread
         sys.stderr.flush()

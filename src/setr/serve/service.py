@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from setr.errors import SetrError
@@ -22,7 +23,7 @@ from setr.prediction.passes import NoMemoryError
 from setr.processes.faults import is_out_of_memory
 from setr.reading.pillow import ImageTooLargeError
 from setr.serve.batching import Batcher, DeadlinePassed, Job
-from setr.serve.bodies import Gone, image_bytes
+from setr.serve.bodies import Gone, body_bytes, image_of
 from setr.serve.limits import Admission, Limits, Refusal
 from setr.serve.metrics import Metrics
 from setr.serve.models import Key, Models, Task
@@ -101,11 +102,11 @@ class Service:
             Gone: the client hung up.
         """
         name, _ = self.models[model]
-        async with image_bytes(request, self.admission) as data:
+        async with body_bytes(request, self.admission) as body:
             with self.admission.admit(), _Client(request, deadline) as client:
                 most = self.limits.max_pixels
-                whole = self._thread(self.decoding, check_whole, data, max_pixels=most)
-                height, width = (await client.wait(whole))[0]
+                found = self._thread(self.decoding, _checked, request.headers, body, most)
+                data, (height, width) = await client.wait(found)
                 self.models.check(name, height, width, task)
                 request.state.note.update(model=name, task=task, width=width, height=height)
                 scores = self.models.scores(name, height, width, task)
@@ -143,6 +144,17 @@ class Service:
         self.metrics.model_seconds.labels(key.model).observe(seconds)
         for job in jobs:
             self.metrics.queue_seconds.observe(job.waited)
+
+
+def _checked(headers: Headers, body: bytearray, max_pixels: int) -> tuple[bytes, tuple[int, int]]:
+    """The image in a body (which is emptied), and its height and width as displayed.
+
+    Raises:
+        Refusal: as `image_of`.
+        SetrError: as `check_whole`.
+    """
+    data = image_of(headers, body)
+    return data, check_whole(data, max_pixels=max_pixels)[0]
 
 
 class _Client:
