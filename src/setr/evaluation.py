@@ -239,12 +239,7 @@ def evaluate_split(
     card.reduce()
     figures = card.summary()
     if not figures["images"]:
-        problem = SetrError(
-            f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could "
-            f"be tested; the first: {figures['failed'][0]}",
-            code=DATA_CHECK_FAILED,
-        )
-        raise distributed.together(problem)
+        raise distributed.together(none_tested(dataset, figures["failed"][0]))
     if loss:
         loss.reduce()
         figures["loss"] = loss.mean()
@@ -253,6 +248,15 @@ def evaluate_split(
         "protocol": info.protocol.describe(),
         "seconds": time.monotonic() - began,
     }
+
+
+def none_tested(dataset: Dataset, first: object) -> SetrError:
+    """The error of a split without any readable image; `first` says why of one."""
+    return SetrError(
+        f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could be "
+        f"tested; the first: {first}",
+        code=DATA_CHECK_FAILED,
+    )
 
 
 def computed_in(
