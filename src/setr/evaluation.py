@@ -186,9 +186,9 @@ def evaluate_split(
             process, all of them stop. So they do if one of them fails, and all raise its error.
 
     Returns:
-        `Scorecard.summary`, `protocol` and `seconds`, with `loss` also the mean loss, which several
-        processes round differently. Images that cannot be read, or would be
-        enlarged too far, are only listed in `failed`.
+        `Scorecard.summary`, `protocol` and `seconds`, with `loss` also its mean by its name, which
+        several processes round differently. Images that cannot be read, or would be enlarged too
+        far, are only listed in `failed`.
 
     Raises:
         SetrError: no images, none readable, other classes, NaN scores, or a count below 1.
@@ -242,7 +242,7 @@ def evaluate_split(
         raise distributed.together(none_tested(dataset, figures["failed"][0]))
     if loss:
         loss.reduce()
-        figures["loss"] = loss.mean()
+        figures[loss.name] = loss.mean()
     return {
         **figures,
         "protocol": info.protocol.describe(),
