@@ -70,11 +70,9 @@ def settings(out: Path, case: str) -> Config:
         distill = DistillConfig(teacher=str(out / "model"), images=str(out / "photos"))
         config = dataclasses.replace(config, distill=distill)
     if case == "nowhere":
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
+        config = config.replace({"data.root": "nowhere"})
     if case in ("examined", "failing"):  # four images for one process, three for the other
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, root="scenes:70")
-        )
+        config = config.replace({"data.root": "scenes:70"})
     return config
 
 

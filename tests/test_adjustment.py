@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from setr.cli import main
 from setr.data import scenes
 from setr.datasets import open_dataset
 from setr.engine import train
-from setr.errors import DATA_CHECK_FAILED, USAGE, SetrError
+from setr.errors import DATA_CHECK_FAILED, FAILED, USAGE, SetrError
 from setr.hub import save_pretrained
 from setr.images import encode_png
 from setr.inference import normalize, score_blocks
@@ -222,14 +223,55 @@ def test_the_figures_of_an_adjusted_model_stay_its_own(tmp_path, monkeypatch, st
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
 
 
+def break_pixels(image: Path) -> None:
+    """Header and end stay as they are, so that only decoding finds it."""
+    data = image.read_bytes()
+    image.write_bytes(data[:50] + bytes(len(data) - 70) + data[-20:])
+
+
 def test_a_search_that_fails_restores_the_mode(folder_data):
-    broken = folder_data / "images" / "val" / "scene_001.png"
-    broken.write_bytes(broken.read_bytes()[:50])
-    model = tiny_model("naive", num_classes=9).train()
     dataset = open_dataset(str(folder_data), "val")
-    with pytest.raises(SetrError, match=r"scene_001\.png"):
+    for pair in dataset.pairs:
+        break_pixels(pair.image)
+    model = tiny_model("naive", num_classes=9).train()
+    with pytest.raises(SetrError, match=r"none of the 3 images of split 'val' .*scene_000\.png"):
         find_offsets(model, ModelInfo(labels=scenes.LABELS), dataset)
     assert all(m.training for m in model.modules())
+
+
+def test_images_that_break_when_decoded_are_left_out(folder_data, tmp_path, capsys):
+    """As by an evaluation: the rest of a finished training would be lost with them."""
+    model = tiny_model("naive", num_classes=9).eval()
+    dataset = open_dataset(str(folder_data), "val")
+    others = find_offsets(model, ModelInfo(labels=scenes.LABELS), dataset.part([0, 2]))
+    break_pixels(dataset.pairs[1].image)
+    found = find_offsets(model, ModelInfo(labels=scenes.LABELS), dataset)
+    assert found.any()
+    np.testing.assert_array_equal(found, others)
+    save_pretrained(tmp_path / "model", model, ModelInfo(labels=scenes.LABELS))
+    words = [str(tmp_path / "model"), str(folder_data), "-o", str(tmp_path / "out")]
+    assert main(["adjust", *words, "--by", "class", "--workers", "0"]) == FAILED
+    out, err = capsys.readouterr()
+    assert "written to" in out
+    assert "scene_001.png: broken image file" in err
+    assert "1 of 3 images failed and are in no figure" in err
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_finished_training_is_adjusted_without_an_image_that_breaks(
+    folder_data, tmp_path, monkeypatch
+):
+    config = tiny_config(tmp_path / "run", adjust_logits=True, steps=1)
+    config = config.replace({"data.root": str(folder_data)})
+    original = best.Best.adjust
+
+    def adjust(self, pixels):
+        break_pixels(self.val.pairs[1].image)
+        original(self, pixels)
+
+    monkeypatch.setattr(best.Best, "adjust", adjust)
+    figures = train(config)["single_scale"]
+    assert (figures["images"], len(figures["failed"])) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import setr
 from setr.cli import main
 from setr.commands.auto import _split, _summary
 from setr.commands.auto_settings import chosen_settings
-from setr.config import Config, DistillConfig, EvalConfig, TrainConfig
+from setr.config import Config, DistillConfig, TrainConfig
 from setr.data import scenes
 from setr.data.scenes import LABELS
 from setr.datasets import open_dataset
@@ -36,7 +36,6 @@ from setr.training.plan import (
     length_choices,
     scale_choices,
     seconds_before,
-    seconds_per_test,
 )
 from setr.training.teacher import Teacher
 from tests.conftest import tiny_config, tiny_model, write_scene_folders
@@ -167,6 +166,15 @@ def test_a_finished_run_is_not_taken_for_one_with_other_settings(photos, capsys,
     assert main(["auto", "moved", "-o", str(run)]) == OK
     assert verbs(capsys.readouterr().err) == ["doctor"]
     os.rename("moved", photos)
+
+    # epochs are counted in steps of the run: 4 epochs would be 4 steps, which makes it longer
+    with monkeypatch.context() as patch:
+        patch.setattr("setr.commands.train.run", lambda words: OK)
+        for words in (["--train.epochs", "4"], ["--train.epochs=4"]):
+            assert main(["auto", photos, *words]) == OK
+            continued = stages(capsys.readouterr().err)[1]
+            assert continued == "setr train runs/photos --train.steps 4 --resume"
+    assert refused("--train.epochs", "1") == "train.steps 2, not 1" + way
 
     # the same settings, and such without effect, are those it was trained with
     words = ["--train.steps", "2", "--train.samples", "1", "--data.workers", "1"]
@@ -360,11 +368,13 @@ def test_steps_fit_the_time_and_the_images():
 
     assert chosen()["train.steps"] == (450,)  # three quarters of 600 s
     assert chosen(step=0.001)["train.steps"] == (12_500,)  # 100 epochs of 125 steps
-    assert chosen(images=20, step=0.001)["train.steps"] == (plan.LEAST,)
-    assert chosen(images=10**6, step=0.0001)["train.steps"] == (plan.MOST,)
+    assert chosen(images=20, step=0.001)["train.steps"] == (2000,)
+    assert chosen(images=10**6, step=0.0001)["train.steps"] == (40_000,)
     assert chosen(minutes=0.001)["train.steps"] == (1,)
     assert chosen()["train.eval-every"] == (90,)
-    assert chosen(test=60.0)["train.eval-every"] == (0,)  # four tests would take 4 of 10 minutes
+    assert chosen(before=1.0)["train.eval-every"] == (90,)  # of 449 steps: five tests, not six
+    assert chosen(test=22.4)["train.eval-every"] == (90,)  # four take less than 15 % of 600 s
+    assert chosen(test=22.6)["train.eval-every"] == (0,)
     patient = dataclasses.replace(config.train, patience=3)  # which counts tests
     assert chosen(config=dataclasses.replace(config, train=patient), test=60.0)[
         "train.eval-every"
@@ -372,11 +382,15 @@ def test_steps_fit_the_time_and_the_images():
     assert chosen(before=150.0)["train.steps"] == (300,)
     assert chosen(before=1000.0)["train.steps"] == (1,)
     assert chosen(step=2.0)["optim.warmup-steps"] == (22,)
+    assert chosen(step=0.1)["optim.warmup-steps"] == (100,)  # the recipe's
     # the average spans a tenth of the steps, at most the recipe's
     assert chosen()["train.ema"] == (0.9778,)
     assert config.train.ema == 0.999
     assert chosen(step=0.01)["train.ema"] == (0.999,)
     # saved and logged often enough in short runs, and not too often in long ones
+    short = chosen(minutes=0.001)
+    assert (short["train.ema"], short["train.eval-every"]) == ((0.5,), (0,))
+    assert (short["train.save-every"], short["train.log-every"]) == ((1,), (1,))
     assert (chosen()["train.save-every"], chosen()["train.log-every"]) == ((90,), (22,))
     long = chosen(step=0.01)
     assert (long["train.save-every"], long["train.log-every"]) == ((1000,), (50,))
@@ -481,15 +495,3 @@ def test_a_batch_that_is_chosen_later_is_timed(photos, capsys, monkeypatch):
     assert main(["auto", photos, *words]) == OK
     run = Config.load(Path("runs/photos/config.yaml"))
     assert sizes == [run.train.batch_size]
-
-
-def test_the_time_of_a_test_follows_from_its_pixels():
-    config = recipe("scratch")  # crops of 192x192
-    assert seconds_per_test(config, Extent(16, 192, 192), 0.5) == pytest.approx(8.0)
-    assert seconds_per_test(config, Extent(16, 384, 384), 0.5) == pytest.approx(32.0)
-    sliding = dataclasses.replace(config, eval=EvalConfig(window=(192, 192), stride=(96, 96)))
-    assert seconds_per_test(sliding, Extent(16, 384, 384), 0.5) == pytest.approx(16 * 9 * 0.5)
-    assert seconds_per_test(sliding, Extent(16, 96, 192), 0.5) == pytest.approx(4.0)  # one window
-    # resized to half the short side: 192 x 288
-    resized = dataclasses.replace(config, data=dataclasses.replace(config.data, short_side=192))
-    assert seconds_per_test(resized, Extent(16, 384, 576), 0.5) == pytest.approx(12.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 
@@ -16,9 +15,7 @@ def test_demo_writes_model_figures_and_report(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe_scenes = "scenes:40"
     full = recipes.recipe("demo")
-    small = dataclasses.replace(
-        full, data=dataclasses.replace(full.data, root=recipe_scenes, workers=0)
-    )
+    small = full.replace({"data.root": recipe_scenes, "data.workers": 0})
     monkeypatch.setitem(recipes._RECIPES, "demo", (lambda: small, ""))
     assert main(["demo", "--steps", "3"]) == OK
     out = capsys.readouterr().out

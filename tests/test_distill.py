@@ -123,7 +123,7 @@ def test_the_teacher_sees_its_own_normalisation(tmp_path, teacher):
 def test_a_student_comes_closer_to_its_teacher(tmp_path, teacher):
     data = write_scene_folders(tmp_path / "data", {"train": 4, "val": 1})
     config = taught(tiny_config(tmp_path / "run", steps=30), teacher, weight=4.0)
-    train(dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(data))))
+    train(config.replace({"data.root": str(data)}))
     lines = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     distances = [line["distill"] for line in lines if "loss" in line]
     assert sum(distances[-5:]) < 0.7 * sum(distances[:5])

@@ -218,7 +218,7 @@ def test_a_run_whose_model_is_gone_keeps_the_next_one_tested(config, monkeypatch
 def test_a_refused_overwrite_leaves_the_run_as_it_was(config):
     train(config)
     before = {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}
-    nowhere = dataclasses.replace(config, data=dataclasses.replace(config.data, root="nowhere"))
+    nowhere = config.replace({"data.root": "nowhere"})
     with pytest.raises(SetrError, match="no such file or folder"):
         train(nowhere, overwrite=True)
     with pytest.raises(SetrError, match="--resume continues a run and --overwrite replaces it"):
@@ -377,14 +377,14 @@ def test_resume_refuses_fewer_steps_than_it_has(config):
 
 def test_resume_refuses_another_model(config):
     train(config)
-    other = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=8))
+    other = config.replace({"model.channels": 8})
     with pytest.raises(SetrError, match="another model"):
         train(other, resume=True)
 
 
 def test_resume_refuses_other_data_or_classes(config):
     train(config)
-    other = dataclasses.replace(config, data=dataclasses.replace(config.data, root="scenes:13"))
+    other = config.replace({"data.root": "scenes:13"})
     with pytest.raises(SetrError, match=r"other data or classes: data\.train\.pairs 13, not 12"):
         train(other, resume=True)
 
@@ -424,7 +424,7 @@ def test_the_figures_are_of_the_model_in_the_folder_after_a_crash(config, monkey
     with pytest.raises(SetrError, match="nan"):
         train(config)
     monkeypatch.setattr(running.Run, "train_step", crashing)
-    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.001))
+    other = config.replace({"optim.lr": 0.001})
     assert train(other, resume=True)["single_scale"]["miou"] == 0.5
     kept = json.loads(Path(config.out, "config.json").read_text())["metrics"]
     assert kept == {"val mIoU": 0.5, "step": 2}
@@ -558,7 +558,7 @@ def test_bad_data_is_found_before_the_first_step(tmp_path):
     for i in range(12):
         (data / "labels" / "train" / f"scene_{i:03d}.png").write_bytes(b"no image")
     config = tiny_config(tmp_path / "run")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(data)))
+    config = config.replace({"data.root": str(data)})
     with pytest.raises(SetrError, match=r"12 of 12 pairs.*and 2 more") as caught:
         train(config)
     assert caught.value.code == DATA_CHECK_FAILED

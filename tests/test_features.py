@@ -79,7 +79,7 @@ def test_stored_views_equal_the_encoder(tmp_path):
 def test_stored_views_are_mirrored_as_often_as_asked_for(tmp_path, flip, expected):
     """And in some epochs only."""
     config = frozen(tmp_path / "run", steps=24)  # 4 epochs
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, flip=flip))
+    config = config.replace({"data.flip": flip})
     run = running.Run(config, RunFolder(Path(config.out)))
     seen: dict[int, set[int]] = {}
     for _, masks in run.source.batches(0):
@@ -181,7 +181,7 @@ def test_other_library_versions_are_computed_anew(tmp_path, monkeypatch):
 def test_other_heads_share_the_features(tmp_path):
     """Their width changes nothing in the encoder."""
     config = frozen(tmp_path / "run")
-    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=24))
+    wider = config.replace({"model.channels": 24})
     assert key_of(wider) == key_of(config)
 
 
@@ -198,7 +198,7 @@ def test_lists_of_absolute_paths_tell_data_sets_apart(tmp_path, folder_data):
         description = (folder_data / "data.yaml").read_text()
         (place / "data.yaml").write_text(description + "train: train.txt\n")
         config = frozen(tmp_path / "run")
-        return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(place)))
+        return config.replace({"data.root": str(place)})
 
     assert key_of(listed("first", range(3))) != key_of(listed("last", range(3, 6)))
     with pytest.raises(SetrError, match=r"scene_006\.png: it or its mask does not exist"):

@@ -52,7 +52,6 @@ def test_images_with_unusual_endings_are_found(tmp_path, ending):
 @pytest.mark.parametrize(
     ("head", "told"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC files are not read; save it as JPEG or PNG"),
         (b"\xff\x0a" + bytes(9), "JPEG XL files are not read"),
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(9), "JPEG XL files are not read"),
         (b"%PDF-1.7", "PDF files are not read"),
@@ -65,11 +64,11 @@ def test_formats_that_are_not_read_are_named(tmp_path, head, told):
 
 
 def test_photos_that_are_not_read_are_counted(tmp_path, capsys):
-    for name in ("a.HEIC", "b.heic", "c.dng"):
+    for name in ("a.JXL", "b.jxl", "c.dng"):
         (tmp_path / "images").mkdir(exist_ok=True)
         (tmp_path / "images" / name).write_bytes(b"?")
     assert main(["init-data", str(tmp_path)]) == DATA_CHECK_FAILED
-    told = "files that are not read: 2 .heic, 1 .dng (as images/a.HEIC); save them as JPEG or PNG"
+    told = "files that are not read: 2 .jxl, 1 .dng (as images/a.JXL); save them as JPEG or PNG"
     assert told in capsys.readouterr().err
     put(tmp_path / "images" / "d.png", PHOTO)
     put(tmp_path / "masks" / "d.png", IDS)
@@ -177,12 +176,12 @@ def test_bytes_without_a_name_are_named_image_data():
 
 
 def test_photos_that_are_not_predicted_are_told(tmp_path, caplog):
-    (tmp_path / "a.HEIC").write_bytes(b"?")
-    told = r"no images found here; files that are not read: 1 \.heic \(as a\.HEIC\)"
+    (tmp_path / "a.JXL").write_bytes(b"?")
+    told = r"no images found here; files that are not read: 1 \.jxl \(as a\.JXL\)"
     for find in (lambda: find_items([str(tmp_path)]), lambda: list(single_sources(tmp_path))):
         with pytest.raises(SetrError, match=told):
             find()
     put(tmp_path / "b.jpg", PHOTO)
     with caplog.at_level(logging.WARNING, "setr"):
         assert [item.name for item in find_items([str(tmp_path)])] == ["b.jpg"]
-    assert "files that are not read: 1 .heic (as a.HEIC); save them as JPEG" in caplog.text
+    assert "files that are not read: 1 .jxl (as a.JXL); save them as JPEG" in caplog.text

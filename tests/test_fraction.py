@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 import setr
 from setr.cli import main
 from setr.data.sampling import evenly_spaced
 from setr.datasets import open_dataset
+from setr.doctor import check
 from setr.engine import train
 from setr.errors import OK, USAGE, SetrError
 from setr.training.splits import trained_part
@@ -34,6 +37,57 @@ def test_a_part_of_each_kind_of_data_set(folder_data):
         assert len(trained_part(whole, 0.01)) == 1
     assert trained_part(own, 0.5).version != own.version
     assert trained_part(files, 0.5).image_name(1) == files.image_name(evenly_spaced(6, 3)[1])
+
+
+def test_parts_are_splits_of_their_own(folder_data, tmp_path):
+    """Folds: parts of one split with different names."""
+    files, scenes = open_dataset(folder_data, "train"), open_dataset("scenes:6", "train")
+    own = setr.wrap_dataset([scenes[i] for i in range(6)], scenes.labels, "train", version="1")
+    fold_of = np.array([0, 1, 0, 1, 0, 0])
+    for number, whole in enumerate((files, scenes, own)):
+        rest, fold = whole.part(np.flatnonzero(fold_of == 0)), whole.part([1, 3], "val")
+        assert (rest.split, fold.split, whole.split) == ("train", "val", "train")
+        same(fold, whole, [1, 3])
+        config = tiny_config(tmp_path / f"run{number}", steps=1)
+        metrics = train(config, data=(rest, fold))
+        assert (metrics["data"]["train_images"], metrics["data"]["val_images"]) == (4, 2)
+        with pytest.raises(SetrError, match="cannot resume with other data"):
+            train(config, data=(rest, whole.part([1, 2], "val")), resume=True)
+
+
+def test_what_was_read_of_a_drawn_scene_is_not_taken_for_another():
+    """A check remembers masks; the first of a part is another scene than the first of all."""
+    whole = open_dataset("scenes:6", "train")
+    check(whole)
+    for part in (whole.part([4]), whole.part([4], "val")):
+        counted = np.bincount(whole.load(4).mask[whole.load(4).mask < 9], minlength=9)
+        np.testing.assert_array_equal(check(part).pixels, counted)
+
+
+@pytest.mark.parametrize(
+    ("indices", "told"),
+    [
+        ([], "indices float64 of shape (0,): give a list of whole numbers"),
+        ([0.0, 1.0], "indices float64 of shape (2,): give a list of whole numbers"),
+        ([True] * 6, "indices bool of shape (6,): give a list of whole numbers, one or more (np."),
+        ([[0, 1]], "indices int64 of shape (1, 2): give a list"),
+        ([0, 6], "index 6: split 'train' of scenes has 0 to 5"),
+        ([-1, 5], "index -1: split 'train' of scenes has 0 to 5"),
+    ],
+)
+def test_indices_that_are_none_of_a_part(indices, told):
+    with pytest.raises(SetrError) as caught:
+        open_dataset("scenes:6", "train").part(indices)
+    assert str(caught.value).startswith(told)
+    assert caught.value.code == USAGE
+
+
+def test_opened_data_sets_go_into_torchs_loader():
+    whole = open_dataset("scenes:4", "train")
+    loader = DataLoader(ConcatDataset([whole, Subset(whole, [3, 1])]), batch_size=3)
+    images = torch.cat([batch.image for batch in loader])
+    assert images.shape[0] == 6
+    np.testing.assert_array_equal(images[5].numpy(), whole.load(1).image)
 
 
 def test_a_part_of_several_folders(folder_data):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import pytest
@@ -391,7 +390,7 @@ def test_the_ports_presets_test_baselines_as_its_settings_of_them_do(name: str) 
     several = preset("mmseg-ms", own=own, labels=labels, grid=None)
     assert several.window == own.window
     assert several.short_side is None
-    named = dataclasses.replace(config, eval=dataclasses.replace(config.eval, protocol="mmseg-ss"))
+    named = config.replace({"eval.protocol": "mmseg-ss"})
     assert build_info(named, labels).protocol == own
     assert preset("mmseg-ss:cityscapes", own=own, labels=labels, grid=None).window == (768, 768)
 

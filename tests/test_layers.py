@@ -26,6 +26,7 @@ ORDER = (
     ),
     # files and samples
     *(
+        "reading.heif",
         "reading.files",
         "reading.parsed",
         "processes.lock",

@@ -36,7 +36,7 @@ def finished(
     data: dict[str, object] | None = CITYSCAPES,
 ) -> None:
     folder.mkdir(parents=True)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+    config = config.replace({"train.seed": seed})
     (folder / "config.yaml").write_text(config.to_yaml())
     figures = {"miou": miou, "pixel_accuracy": None, "iou": {}}
     values = {

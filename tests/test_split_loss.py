@@ -184,12 +184,37 @@ def test_it_has_the_kind_the_weights_and_the_divisor_of_the_training(tmp_path: P
     config = tiny_config(tmp_path, loss="dice", loss_norm="all")
     run = best.Best(config, None, None, None, torch.device("cpu"), WEIGHT)  # type: ignore[arg-type]
     loss = run._loss(tiny_model("naive"))
-    assert loss is not None
     assert (loss.kind, loss.norm, loss.weight) == ("dice", "all", WEIGHT)
 
 
-def test_eomt_has_none(tmp_path: Path) -> None:
-    """Its loss compares the masks of queries, not the classes of pixels."""
-    run = best.Best(tiny_config(tmp_path), None, None, None, torch.device("cpu"))  # type: ignore[arg-type]
-    assert run._loss(tiny_model("naive")) is not None
-    assert run._loss(tiny_eomt()) is None
+def test_eomt_has_the_cross_entropy_of_its_scores(tmp_path: Path) -> None:
+    """Under another name: its own loss compares the masks of queries."""
+    config = tiny_config(tmp_path, loss_norm="all")
+    run = best.Best(config, None, None, None, torch.device("cpu"), torch.ones(5))  # type: ignore[arg-type]
+    loss = run._loss(tiny_eomt())
+    assert (loss.kind, loss.norm, loss.name) == ("cross_entropy", "valid", "cross_entropy")
+    assert loss.weight is run.weight
+    assert run._loss(tiny_model("naive")).name == "loss"
+
+    model, pairs = tiny_eomt().eval(), images_of([(64, 64), (64, 96)])
+    total = pixels = 0.0
+    for image, ids in pairs:
+        with torch.inference_mode():
+            scores = model(image).exp()  # of classes, whose shares are the probabilities
+        shares = scores / scores.sum(1, keepdim=True)
+        chosen = shares.gather(1, ids.where(ids != IGNORE, 0)[:, None].long())[:, 0]
+        total += float(-chosen.log()[ids != IGNORE].sum())
+        pixels += float((ids != IGNORE).sum())
+    assert streamed(model, pairs, loss) == pytest.approx(total / pixels, rel=1e-5)
+
+
+def test_a_run_of_eomt_tells_its_cross_entropy(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("scipy")
+    model = {"model.name": "eomt_nano", "model.taps": None, "model.channels": None}
+    config = tiny_config(tmp_path / "run", steps=2).replace(model)
+    found = train(config)["single_scale"]
+    assert "loss" not in found
+    assert 0.1 < found["cross_entropy"] < 10
+    assert f" %, cross-entropy {found['cross_entropy']:.3f}; " in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import os
 import sys
@@ -186,7 +185,7 @@ def test_a_tracker_that_fails_costs_its_line_and_not_the_run(config, capsys):
 
 def test_a_missing_extra_is_named_before_anything_starts(config, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    watched = dataclasses.replace(config, train=dataclasses.replace(config.train, log="wandb"))
+    watched = config.replace({"train.log": "wandb"})
     with pytest.raises(SetrError, match=r'pip install "setr\[log\]"') as caught:
         train(watched)
     assert caught.value.code == FAILED
@@ -249,9 +248,7 @@ def test_a_tracker_of_ones_own_sees_all_and_may_end_the_run(
 ):
     monkeypatch.setattr(Watch, "until", until)
     config = tiny_config(tmp_path / "run", steps=6)
-    config = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, eval_every=3, log_every=2)
-    )
+    config = config.replace({"train.eval_every": 3, "train.log_every": 2})
     assert train(config, trackers=[Watch])["steps"] == steps
     watch = MADE.pop()
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()

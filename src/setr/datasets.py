@@ -8,7 +8,6 @@ and no implicit shift of ids.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,9 @@ class SceneDataset(Dataset):
         return "drawn"
 
     def open_raw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and mask of scene `index`; the ids are training ids."""
-        number = self.pairs[index].image.stem.rpartition("_")[2]
-        return scenes.draw(self.split, int(number))
+        """Image and mask of one scene; the ids are training ids."""
+        split, _, number = self.pairs[index].image.stem.rpartition("_")
+        return scenes.draw(split, int(number))
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class ShardDataset(Dataset):
 
     shards: Any = None
 
-    def part(self, indices: Sequence[int]) -> Dataset:
+    def _part(self, indices: list[int]) -> Dataset:
         """Refused, since shards are read in sequence."""
         raise UsageError(
             f"{self.name}: shards are read in sequence, so that no part of a split can be chosen; "

@@ -184,9 +184,9 @@ def evaluate_split(
             process, all of them stop. So they do if one of them fails, and all raise its error.
 
     Returns:
-        `Scorecard.summary`, `protocol` and `seconds`, with `loss` also the mean loss, which several
-        processes round differently. Images that cannot be read, or would be
-        enlarged too far, are only listed in `failed`.
+        `Scorecard.summary`, `protocol` and `seconds`, with `loss` also its mean by its name, which
+        several processes round differently. Images that cannot be read, or would be enlarged too
+        far, are only listed in `failed`.
 
     Raises:
         SetrError: no images, none readable, other classes, NaN scores, or a count below 1.
@@ -237,19 +237,23 @@ def evaluate_split(
     card.reduce()
     figures = card.summary()
     if not figures["images"]:
-        problem = DataError(
-            f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could "
-            f"be tested; the first: {figures['failed'][0]}"
-        )
-        raise distributed.together(problem)
+        raise distributed.together(none_tested(dataset, figures["failed"][0]))
     if loss:
         loss.reduce()
-        figures["loss"] = loss.mean()
+        figures[loss.name] = loss.mean()
     return {
         **figures,
         "protocol": info.protocol.describe(),
         "seconds": time.monotonic() - began,
     }
+
+
+def none_tested(dataset: Dataset, first: object) -> SetrError:
+    """The error of a split without any readable image; `first` says why of one."""
+    return DataError(
+        f"none of the {len(dataset)} images of split '{dataset.split}' of {dataset.name} could be "
+        f"tested; the first: {first}",
+    )
 
 
 def computed_in(model: Trained, precision: Precision, device: torch.device) -> torch.dtype | None:

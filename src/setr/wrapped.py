@@ -189,9 +189,9 @@ class WrappedDataset(Dataset):
         """Version of the content; None if the user gave none."""
         return self.content
 
-    def part(self, indices: Sequence[int]) -> Dataset:
+    def _part(self, indices: list[int]) -> Dataset:
         """The samples with these indices."""
-        samples: Subset = Subset(self.samples, list(indices))
+        samples: Subset = Subset(self.samples, indices)
         return replace(
             self,
             pairs=NamedPairs(Path(self.name, self.split), Numbers(len(indices))),

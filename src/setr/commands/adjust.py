@@ -8,7 +8,7 @@ from typing import Literal
 from setr.arguments.choices import Precision
 from setr.cli import parse, require_at_least, require_default, require_unused
 from setr.commands.shared import Data, Device, Model, Out
-from setr.errors import OK
+from setr.pages.tables import report_failed
 
 
 @dataclass(frozen=True)
@@ -79,4 +79,4 @@ def run(arguments: list[str]) -> int:
     for name, value in zip(info.labels.classes, added, strict=True):
         print(f"{name:<24}{value:+.2f}")
     print(f"{given.split} mIoU {100 * score:.2f}; written to {given.out}")
-    return OK
+    return report_failed(figures)

@@ -25,7 +25,7 @@ from setr.arguments.choices import ExportFormat
 from setr.arguments.options import options_of
 from setr.arguments.usage import assigned, flags_of, unknown
 from setr.cli import parse
-from setr.commands.auto_again import is_finished, is_other_data
+from setr.commands.auto_again import in_steps, is_finished, is_other_data
 from setr.commands.auto_settings import chosen_settings, has_length, typed_options
 from setr.commands.init_data import BESIDE, is_foreign
 from setr.commands.shared import Data
@@ -87,6 +87,7 @@ def run(arguments: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         data = _described(wanted)
         out = Path(given.out or f"runs/{_name(data)}")
+        settings = settings if given.overwrite else in_steps(out, data, settings)
         finished = not given.overwrite and is_finished(out, data, settings)
         _stage("doctor", data, "--quick", *(["--labels", wanted.labels] if wanted.labels else []))
         if finished:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from setr.commands.auto_settings import typed_options
 from setr.commands.train import parsed
 from setr.config import Config
 from setr.errors import UsageError
 
+_EPOCHS = "--train.epochs"
 _LENGTH = {"train.steps", "train.patience"}
 """Settings that may give a finished run more steps."""
 
@@ -21,7 +23,7 @@ def is_finished(out: Path, data: str, settings: Sequence[str]) -> bool:
     Args:
         out: the folder.
         data: the data set, as other commands take it.
-        settings: options of `setr train` with their values.
+        settings: options of `setr train` with their values, from `in_steps`.
 
     Raises:
         SetrError: it has finished with other settings or data, and further steps do not change
@@ -35,7 +37,7 @@ def is_finished(out: Path, data: str, settings: Sequence[str]) -> bool:
     if not (out / "config.yaml").is_file():
         return True
     trained = Config.load(out / "config.yaml")
-    found = _changed(trained, _given(out, data, settings))
+    found = _changed(trained, parsed([str(out), *settings]).config)
     if is_other_data(trained.data.root, data) and not _is_gone(trained.data.root):
         found["data.root"] = (trained.data.root, data)
     if not found:
@@ -48,6 +50,30 @@ def is_finished(out: Path, data: str, settings: Sequence[str]) -> bool:
         f"{out}: was trained with {'; '.join(pairs)}; add --overwrite to train it again, or choose "
         "another folder with -o"
     )
+
+
+def in_steps(out: Path, data: str, settings: Sequence[str]) -> list[str]:
+    """The settings, with a length in epochs as the steps that it is for the run in a folder.
+
+    A run that has begun takes steps only, since its schedule must not move with its data.
+    """
+    from setr.datasets import open_dataset
+    from setr.training.repeats import with_repeats
+    from setr.training.resolved import with_steps
+    from setr.training.splits import trained_part
+
+    if _EPOCHS not in typed_options(settings) or not (out / "config.yaml").is_file():
+        return list(settings)
+    config = parsed([str(out), *settings]).config
+    train = open_dataset(data, config.data.train_split, config.data.labels)
+    train = with_repeats(config, trained_part(train, config.data.fraction))
+    kept, words = list[str](), iter(settings)
+    for word in words:
+        if not typed_options([word]) & {_EPOCHS}:
+            kept.append(word)
+        elif "=" not in word:
+            next(words, None)  # its value
+    return [*kept, "--train.steps", str(with_steps(config, len(train)).train.steps)]
 
 
 def is_other_data(root: str, data: str) -> bool:
@@ -64,21 +90,6 @@ def _place(data: str) -> Path:
 def _is_gone(root: str) -> bool:
     """Whether it is a path, not a name as `hf:…`, where nothing is: the data may have moved."""
     return ":" not in root and root != "scenes" and not Path(root).exists()
-
-
-def _given(out: Path, data: str, settings: Sequence[str]) -> Config:
-    """The settings of a run with those typed now in place of its own."""
-    from setr.datasets import open_dataset
-    from setr.training.repeats import with_repeats
-    from setr.training.resolved import with_steps
-    from setr.training.splits import trained_part
-
-    config = parsed([str(out), *settings]).config
-    if not config.train.epochs:
-        return config
-    train = open_dataset(data, config.data.train_split, config.data.labels)
-    train = with_repeats(config, trained_part(train, config.data.fraction))
-    return with_steps(config, len(train))
 
 
 def _changed(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -41,7 +41,7 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     from setr.estimate import resolve_batch_and_steps
     from setr.reading.files import require_writable
     from setr.training import plan
-    from setr.training.build import build_empty, require_buildable
+    from setr.training.build import build_empty, build_info, require_buildable
     from setr.training.normalisation import with_normalisation
     from setr.training.splits import trained_part
     from setr.training.timing import measure
@@ -77,7 +77,8 @@ def chosen_settings(data: str, out: Path, settings: Sequence[str], *, minutes: f
     config = resolve_batch_and_steps(config, len(train.labels.classes), len(train), on)
     timed = measure(config, train, on)
     before = plan.seconds_before(config, sizes, timed.image)
-    test = plan.seconds_per_test(config, tested, timed.image)
+    protocol = build_info(config, train.labels, train.bands).protocol
+    test = plan.seconds_per_test(protocol, config.data.crop_size, tested, timed.image)
     choices = plan.length_choices(
         config, sizes, minutes=minutes, step=timed.step, test=test, before=before
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
+from setr.arguments.typed import typed
 from setr.bands import BandImage, Bands, open_pixels
 from setr.data.pairs import Pair, Pairs
-from setr.errors import DataError, SetrError
+from setr.errors import DataError, SetrError, UsageError
 from setr.labels import IGNORE, Labels
 from setr.reading.gdal import Gaps, without_data
 from setr.reading.lazy_image import LazyImage
@@ -50,8 +51,16 @@ class Sample(NamedTuple):
     mask: np.ndarray
 
 
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset as TorchDataset
+
+    _Base = TorchDataset[Sample]  # which torch's loaders, `Subset` and `ConcatDataset` ask for
+else:
+    _Base = object  # what they use is below; the class itself would cost the import of torch
+
+
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(_Base):
     """One split: pairs of files and the classes of their ids.
 
     Attributes:
@@ -80,12 +89,34 @@ class Dataset:
         """As `load`; makes iteration and torch's `Subset` and `ConcatDataset` work."""
         return self.load(range(len(self))[operator.index(index)])
 
-    def part(self, indices: Sequence[int]) -> Dataset:
-        """The samples with these indices, as a split of the same kind.
+    def part(self, indices: Sequence[int] | np.ndarray, split: str | None = None) -> Dataset:
+        """The samples with these indices, as a split of the same kind, for example a fold.
+
+        Files of several folders or lists stay in the order of these.
+
+        Args:
+            indices: from 0, in the order wanted; an index may occur several times.
+            split: name of the new split; that of this one by default.
 
         Raises:
-            SetrError: samples that can only be read in sequence.
+            SetrError: no indices, others than whole numbers below the length, or samples that can
+                only be read in sequence.
         """
+        chosen = np.asarray(indices)
+        if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
+            raise UsageError(
+                f"indices {chosen.dtype} of shape {chosen.shape}: give a list of whole numbers, "
+                "one or more (np.flatnonzero of a mask)",
+            )
+        if not 0 <= chosen.min() <= chosen.max() < len(self):
+            wrong = chosen[(chosen < 0) | (chosen >= len(self))][0]
+            raise UsageError(
+                f"index {wrong}: split '{self.split}' of {self.name} has 0 to {len(self) - 1}",
+            )
+        return replace(self._part(chosen.tolist()), split=typed(str, split or self.split, "split"))
+
+    def _part(self, indices: list[int]) -> Dataset:
+        """The samples with these indices."""
         pairs = self.pairs
         chosen = pairs.part(indices) if isinstance(pairs, Pairs) else [pairs[i] for i in indices]
         return replace(self, pairs=chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ class HubDataset(Dataset):
         """The fingerprint that the library gives the rows."""
         return str(self.rows._fingerprint)
 
-    def part(self, indices: Sequence[int]) -> Dataset:
+    def _part(self, indices: list[int]) -> Dataset:
         """The rows with these indices."""
-        chosen = replace(self, rows=self.rows.select(list(indices)))
+        chosen = replace(self, rows=self.rows.select(indices))
         return replace(chosen, pairs=[self.pairs[i] for i in indices])
 
     def sources(self, index: int) -> tuple[Source, Source | None]:

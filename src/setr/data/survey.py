@@ -223,7 +223,8 @@ def _keys(dataset: Dataset) -> Iterator[int]:
     version = dataset.version
     if version is not None or dataset.decoded:
         for index in range(len(dataset)):
-            text = f"{dataset.name}/{dataset.split}/{version}/{index}/{VERSION}"
+            name = dataset.image_name(index)  # not the index, which is another one in a part
+            text = f"{dataset.name}/{dataset.split}/{version}/{name}/{VERSION}"
             yield 0 if version is None else _digest(text)
         return
     for image, mask in dataset.names():

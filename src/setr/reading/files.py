@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from setr.errors import SetrError, UsageError, first_line
+from setr.reading.heif import HEIF_SUFFIXES, INSTALL, heif_package
 
-IMAGE_SUFFIXES = frozenset(
+_HEIF_READ = HEIF_SUFFIXES if heif_package() else frozenset[str]()
+IMAGE_SUFFIXES = _HEIF_READ | frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"}
     | {".jp2", ".j2k", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-UNREAD_SUFFIXES = frozenset(
-    {".heic", ".heif", ".hif", ".jxl", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf"}
-    | {".rw2", ".psd", ".exr", ".dcm"}
+UNREAD_SUFFIXES = (HEIF_SUFFIXES - _HEIF_READ) | frozenset(
+    {".jxl", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2", ".psd", ".exr", ".dcm"}
 )
 """Of images that are not read here."""
 
@@ -205,7 +206,11 @@ def unread_text(folder: Path) -> str:
     if not kinds:
         return ""
     shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    return f"files that are not read: {shown} (as {printable(names[0])}); save them as JPEG or PNG"
+    way = f", or {INSTALL} for HEIC" if HEIF_SUFFIXES & kinds.keys() else ""
+    return (
+        f"files that are not read: {shown} (as {printable(names[0])}); save them as JPEG or "
+        f"PNG{way}"
+    )
 
 
 def no_images(source: str | os.PathLike, option: str = "") -> SetrError:

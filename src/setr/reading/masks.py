@@ -23,7 +23,7 @@ from setr.reading.pillow import (
     unreadable,
 )
 
-LOSSY_FORMATS = frozenset({"JPEG", "MPO", "AVIF"})
+LOSSY_FORMATS = frozenset({"JPEG", "MPO", "AVIF", "HEIF"})
 IN_ALPHA = (
     "of one value everywhere: what was drawn is only in the alpha channel, which is not read; "
     "export masks without transparency, over a background of another colour"

@@ -20,6 +20,7 @@ from PIL import Image, ImageFile
 
 from setr.errors import SetrError, first_line
 from setr.reading.files import printable
+from setr.reading.heif import INSTALL, heif_package, is_heif, open_heif
 
 MAX_PIXELS = 150_000_000
 """Default limit in pixels, checked in the header against decompression bombs."""
@@ -38,7 +39,6 @@ NEVER_OPENED = frozenset(
 """Formats of Pillow that a file by a stranger can use to cost much."""
 
 _FOREIGN = (
-    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"mif1", b"msf1")),
     (4, b"ftypavif", "AVIF (which Pillow reads from version 11.3 on)"),
     *((0, mark, "JPEG XL") for mark in (b"\xff\x0a", b"\0\0\0\x0cJXL ")),
     (0, b"%PDF", "PDF"),
@@ -106,7 +106,7 @@ class opened:  # noqa: N801  used as a function in `with`
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
         _raise_pillow_limit(self.max_pixels)
         try:
-            self.image = Image.open(file, formats=_formats())
+            self.image = _open(file, self.source)
         except Image.DecompressionBombError:
             raise ImageTooLargeError(
                 f"{name}: more than {self.max_pixels:,} pixels; {SMALLER}"
@@ -126,6 +126,16 @@ class opened:  # noqa: N801  used as a function in `with`
         self.image.close()
         if isinstance(error, Exception) and not isinstance(error, (SetrError, MemoryError)):
             raise unreadable(self.name, error, self.source) from None
+
+
+def _open(file: Any, source: Source) -> Any:
+    """An image file, or an open one, as a Pillow image."""
+    try:
+        return Image.open(file, formats=_formats())
+    except Image.UnidentifiedImageError:
+        if heif_package() is None or not is_heif(first_bytes(source, 12)):
+            raise
+    return open_heif(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 def _tile(image: Any) -> tuple[float, float]:
@@ -174,6 +184,8 @@ def unreadable(name: str, error: Exception, source: Source) -> SetrError:
                 f"{name}: a TIFF file that is not 8-bit RGB; choose its bands: a data set in "
                 "data.yaml, as bands: [1, 2, 3, 4], `setr predict` with --bands 1,2,3"
             )
+        if is_heif(start):
+            return SetrError(f"{name}: HEIC files need {INSTALL}; or save it as JPEG or PNG")
         for place, mark, kind in _FOREIGN:
             if start[place:].startswith(mark):
                 return SetrError(f"{name}: {kind} files are not read; save it as JPEG or PNG")

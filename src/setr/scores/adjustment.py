@@ -27,8 +27,8 @@ from torch import Tensor
 from setr.arguments.choices import Precision
 from setr.data.dataset import Dataset
 from setr.data.loader import whole_images
-from setr.errors import UsageError
-from setr.evaluation import computed_in, testing
+from setr.errors import SetrError, UsageError
+from setr.evaluation import computed_in, none_tested, testing
 from setr.fitting import require_fit
 from setr.inference import NormalizedImages, score_blocks
 from setr.layers.mask_classifier import MaskClassifier
@@ -36,6 +36,7 @@ from setr.layers.mask_transformer import MaskTransformer
 from setr.model import SETR
 from setr.model_info import ModelInfo
 from setr.processes.progress import Progress
+from setr.scores.groups import fitting
 
 ADJUSTED = "logits adjusted on"
 """Key in a model card's metrics under which the split is named."""
@@ -58,7 +59,9 @@ def find_offsets(
     precision: Precision = "auto",
     workers: int = 0,
 ) -> np.ndarray:
-    """Fit the offsets on a split.
+    """Fit the offsets on a split, of which images that cannot be read are left out.
+
+    Those are the ones that `evaluate_split` lists in `failed`.
 
     Args:
         model: is not changed.
@@ -73,8 +76,8 @@ def find_offsets(
         (K,) offsets to add to the class logits, for `shift_logits`.
 
     Raises:
-        SetrError: no images, other classes than the model's, or a model without biases of its class
-            logits.
+        SetrError: no images, none readable, other classes than the model's, or a model without
+            biases of its class logits.
     """
     class_biases(model)
     require_fit(model, info, dataset)
@@ -220,11 +223,13 @@ def _sample(
     protocol = replace(info.protocol, scales=(1.0,), flip=False)
     per_image = max(1, SAMPLE_BYTES // (4 * model.num_classes * len(dataset)))
     scores, truth = [], []
+    problem: SetrError | None = None
     with testing(model, dtype), Progress("adjust", len(dataset)) as progress:
-        samples = whole_images(dataset, workers, range(len(dataset)))
-        for index, sample in enumerate(progress.fed_by(samples)):
-            if isinstance(sample, Exception):
-                raise sample
+        loaded = enumerate(whole_images(dataset, workers, range(len(dataset))))
+        for index, sample in progress.fed_by(fitting(loaded, dataset, protocol)):
+            if isinstance(sample, SetrError):
+                problem = problem or sample
+                continue
             images, masks = sample
             x = NormalizedImages(images.to(device), info.mean, info.std)
             size = (masks.shape[-2], masks.shape[-1])
@@ -243,4 +248,6 @@ def _sample(
                 first = last
             truth.append(ids[chosen].astype(np.int64))
             progress.update(index + 1, images=1)
+    if problem and not truth:
+        raise none_tested(dataset, problem)
     return np.concatenate(scores), np.concatenate(truth)

@@ -40,6 +40,7 @@ class SplitLoss:
         kind: of the training.
         weight: (K,) class weights; all 1 by default.
         norm: divide by the weights of the `valid` pixels, or by the number of `all` pixels.
+        name: of the figure; another one where it is not the loss of the training.
         device: of the scores.
     """
 
@@ -49,9 +50,10 @@ class SplitLoss:
         weight: Tensor | None = None,
         *,
         norm: Literal["valid", "all"] = "valid",
+        name: str = "loss",
         device: torch.device | str = "cpu",
     ) -> None:
-        self.kind, self.weight, self.norm = kind, weight, norm
+        self.kind, self.weight, self.norm, self.name = kind, weight, norm, name
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses, the divisor
 
     def images(self, truths: Tensor) -> ImageLoss:

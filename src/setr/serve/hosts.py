@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from setr.errors import USAGE, SetrError, UsageError
+from setr.errors import UsageError
 from setr.serve.limits import Refusal
 
 _LOCAL = ("localhost", "*.localhost", "*.internal")

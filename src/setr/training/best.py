@@ -28,6 +28,9 @@ from setr.training.parallel import Parallel, full_tensors
 from setr.training.runfolder import RunFolder
 from setr.training.samples import Samples
 
+CROSS_ENTROPY = "cross_entropy"
+"""Name of EoMT's validation loss, which must not be compared with that of its training."""
+
 Guard = Callable[[], contextlib.AbstractContextManager[None]]
 """Makes the context manager in which an evaluation runs."""
 
@@ -123,7 +126,8 @@ class Best:
         self.folder.picture(step, samples.picture())
         stale = bool(self.figures) and score <= before
         best = f"the best was {100 * before:.2f} %" if stale else "the best so far"
-        loss = "" if figures.get("loss") is None else f", loss {figures['loss']:.3f}"
+        losses = ((name.replace("_", "-"), figures.get(name)) for name in ("loss", CROSS_ENTROPY))
+        loss = "".join(f", {name} {value:.3f}" for name, value in losses if value is not None)
         say(f"step {step}: {self.val.split} mIoU {100 * score:.2f} %{loss}; {best}")
         if stale:
             self.stale += 1
@@ -183,10 +187,10 @@ class Best:
         model, info = from_pretrained(self.folder.out)
         return model.to(self.device), info
 
-    def _loss(self, model: SETR) -> SplitLoss | None:
-        """What adds up the validation loss; None for EoMT, whose loss is not of pixels' scores."""
+    def _loss(self, model: SETR) -> SplitLoss:
+        """What adds up the validation loss; the cross-entropy of EoMT, whose loss is of queries."""
         if isinstance(model.decoder, MaskClassifier):
-            return None
+            return SplitLoss(weight=self.weight, name=CROSS_ENTROPY, device=self.device)
         train = self.config.train
         return SplitLoss(train.loss, self.weight, norm=train.loss_norm, device=self.device)
 

@@ -14,6 +14,7 @@ import torch
 from setr.config import Config
 from setr.doctor import Checkup
 from setr.kernels.windows import window_starts
+from setr.protocols import Protocol
 
 Choices = dict[str, tuple[int | float, ...]]
 """Values by option of `setr train`, without the leading dashes; a switch has no value."""
@@ -142,16 +143,24 @@ def seconds_before(config: Config, data: Extent, image: float) -> float:
     return views * data.images * image
 
 
-def seconds_per_test(config: Config, data: Extent, image: float) -> float:
-    """Rough time of a test on a split, from its pixels and the time for an image; see above.
+def seconds_per_test(
+    protocol: Protocol, crop_size: tuple[int, int], data: Extent, image: float
+) -> float:
+    """Rough time of a test on a split, from the pixels that the model sees.
 
     Pixels where windows overlap count once per window.
+
+    Args:
+        protocol: of the test, single-scale.
+        crop_size: (H, W) in pixels of the crops.
+        data: the split, of which images are taken to be wider than high.
+        image: seconds of a forward pass for an image of the crop's size.
     """
-    short = config.data.short_side or data.short
-    sides = [short, round(data.long * short / data.short)]
-    window, stride = config.eval.window, config.eval.stride or config.eval.window
+    sides = protocol.view_size(data.short, data.long, 1.0)
+    window, stride = protocol.window, protocol.stride or protocol.window
     if window and stride:
         areas = zip(sides, window, stride, strict=True)
-        sides = [len(window_starts(S, w, s)) * min(S, w) for S, w, s in areas]
-    H, W = config.data.crop_size
+        height, width = (len(window_starts(S, w, s)) * min(S, w) for S, w, s in areas)
+        sides = height, width
+    H, W = crop_size
     return data.images * sides[0] * sides[1] / (H * W) * image
