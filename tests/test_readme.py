@@ -96,7 +96,8 @@ def test_the_two_commands_exist():
 
 
 def test_an_encoder_of_ones_own_is_made_as_the_page_says():
-    code = blocks("python", README.parent / "docs" / "faq.md")[0]
+    pages = blocks("python", README.parent / "docs" / "faq.md")
+    code = next(block for block in pages if "register_model" in block)
     run = f"import setr._timm, torch\n{code}\nprint(*model(torch.zeros(1, 3, 80, 60)).shape)"
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["1", "3", "80", "60"], done.stderr
