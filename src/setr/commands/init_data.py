@@ -32,6 +32,9 @@ class Arguments:
     Outlines (LabelMe, COCO, YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label
     Studio, Labelbox, V7) are drawn as masks into FOLDER/masks_drawn. Masks of one class each are
     joined there.
+
+    setr init-data photos
+    setr init-data scans --group-by 'images/*_{any}' --folds 5
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
