@@ -12,7 +12,7 @@ from setr.cli import main
 from setr.errors import OK
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook" / "finetune.ipynb"
-SMALLER = {"200": "6", "20}": "4}", "steps=150": "steps=2", "batch_size=8": "batch_size=2"}
+SMALLER = {"200": "6", "20}": "4}", 'steps": 150': 'steps": 2', 'batch_size": 8': 'batch_size": 2'}
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

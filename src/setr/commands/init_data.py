@@ -60,7 +60,7 @@ class Arguments:
     earlier, and all of them over others. By default as in the files, or small areas over large."""
     class_key: str = ""
     """Property (field) of map layers or of VIA's outlines that names the class; if not given,
-    class, label, class_name, category or name."""
+    class, label, class_name, category, classification or name."""
     threshold: int = 0
     """For masks of two classes with soft edges or saved as JPEG: grey levels from this one on, as
     128, are foreground. They are drawn anew into FOLDER/masks_drawn; 0 uses them as they are."""
