@@ -63,7 +63,8 @@ class Arguments:
     class, label, class_name, category, classification or name."""
     threshold: int = 0
     """For masks of two classes with soft edges or saved as JPEG: grey levels from this one on, as
-    128, are foreground. They are drawn anew into FOLDER/masks_drawn; 0 uses them as they are."""
+    128, are foreground; 1 for masks whose numbers count objects. They are drawn anew into
+    FOLDER/masks_drawn; 0 uses them as they are."""
     tile: int = 0
     """Cut images and masks into tiles of at most this many pixels a side, in FOLDER/tiles (extra
     geo), and choose blocks of neighbouring tiles for validation; 0 uses the images as they are."""
