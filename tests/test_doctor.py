@@ -317,9 +317,9 @@ def test_camvid_has_no_trouble(shared):
 def test_the_map_is_told_in_one_line():
     labels = Labels(("a", "b"), label_map={0: 0, 1: 0, 2: 0, 5: 1, 255: IGNORE})
     text = describe_map(labels)
-    assert text == "ids in the masks: a 0-2; b 5; ignored: 255; any other is an error"
+    assert text == "ids in the masks: a: 0-2; b: 5; ignored: 255; any other is an error"
     coloured = Labels(("a",), colour_map={(1, 2, 3): 0, (9, 9, 9): IGNORE})
-    assert "a #010203; ignored: #090909" in describe_map(coloured)
+    assert "a: #010203; ignored: #090909" in describe_map(coloured)
 
 
 def test_command_json_and_page(folder_data, tmp_path, capsys):

@@ -211,6 +211,7 @@ ORDER = (
         "inference",
         "arguments.options",
         "arguments.usage",
+        "arguments.help_text",
         "reading.typed_yaml",
         "model_info",
         "pages.model_card",

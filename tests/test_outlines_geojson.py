@@ -189,6 +189,26 @@ def test_another_property_names_the_class(tmp_path, capsys):
     assert f"1 problem with outlines (GeoJSON): {said} --class-key" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("in_a_collection", [True, False])
+def test_annotations_of_qupath(tmp_path, in_a_collection):
+    photo(tmp_path / "slide.png")
+    shapes = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[*line, line[0]]]},
+            "properties": {"objectType": "annotation", "name": f"the {name} of this slide",
+                           "classification": {"name": name, "color": [200, 0, 0]}},
+        }
+        for name, line in (("Tumor", square(0, 0, 9)), ("Stroma", square(12, 0, 4)))
+    ]  # fmt: skip
+    put(tmp_path / "slide.geojson", layer(*shapes) if in_a_collection else shapes)
+    assert main(["init-data", str(tmp_path)]) == OK
+    classes = open_dataset(str(tmp_path), "train").labels.classes
+    assert classes == ("Stroma", "Tumor", "background")
+    drawn = ids(tmp_path, "slide.png")
+    assert [int((drawn == i).sum()) for i in (0, 1)] == [16, 81]
+
+
 def test_a_class_key_is_for_geojson_alone(tmp_path, capsys):
     photo(tmp_path / "a.png")
     put(tmp_path / "a.json", labelme("a.png", shape("wall", square(0, 0, 9))))

@@ -435,8 +435,11 @@ def test_masks_saved_as_jpeg_are_wrong_data(tmp_path):
 def test_more_classes_than_there_may_be_are_told_how_many(tmp_path):
     put(tmp_path / "images" / "a.jpg", np.zeros((15, 20, 3), np.uint8))
     put(tmp_path / "masks" / "a.png", np.arange(300, dtype=np.uint16).reshape(15, 20))
-    with pytest.raises(SetrError, match=r"more than 256 ids.* at most 255 classes"):
+    with pytest.raises(SetrError, match=r"256 ids.* at most 255 classes.*--threshold 1 "):
         draft(tmp_path)
+    made = draft(tmp_path, threshold=1)  # numbers of objects
+    assert '0: "foreground"  # 99.67 %' in made.yaml
+    assert '1: "background"  # 0.33 %' in made.yaml
 
 
 def test_soft_edges_are_no_classes(tmp_path):

@@ -26,6 +26,7 @@ from setr.recipes import recipe
 from tests.conftest import write_scene_folders
 
 README = Path(__file__).parents[1] / "README.md"
+FAQ = README.parent / "docs" / "faq.md"
 SMALLER = (
     "--model.name setr_naive_nano --model.encoder None --model.channels 8 --train.steps 2 "
     "--train.batch-size 2 --data.crop-size 48 48 --data.workers 0"
@@ -59,6 +60,13 @@ def test_own_folder_from_description_to_prediction(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(setr, "create_model", lambda *a, **k: None, raising=False)  # 318 M weights
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "overlay.png").is_file()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "holiday.jpg").rename(tmp_path / "new" / "holiday.jpg")
+    code = next(b for b in blocks("python", FAQ) if "regions.csv" in b)
+    exec(compile(code.replace("runs/scans", "runs/mine"), "faq.md", "exec"), {})
+    regions = (tmp_path / "regions.csv").read_text().splitlines()
+    assert regions[0] == "image,class,pixels"
+    assert 20 <= sum(int(line.split(",")[2]) for line in regions[1:]) <= 48 * 48
     small = recipe("finetune")
     small = dataclasses.replace(
         small,
@@ -96,7 +104,7 @@ def test_the_two_commands_exist():
 
 
 def test_an_encoder_of_ones_own_is_made_as_the_page_says():
-    code = blocks("python", README.parent / "docs" / "faq.md")[0]
+    code = next(b for b in blocks("python", FAQ) if "register_model" in b)
     run = f"import setr._timm, torch\n{code}\nprint(*model(torch.zeros(1, 3, 80, 60)).shape)"
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["1", "3", "80", "60"], done.stderr
@@ -112,7 +120,8 @@ def options(*words: str) -> set[str]:
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         main([*words, "--help"])
-    return {"--help", "--debug", *re.findall(r"(?<![\w-])--?[a-z][\w.-]*", shown.getvalue())}
+    listed = shown.getvalue().partition("╭")[2]  # below the description and its examples
+    return {"--help", "--debug", *re.findall(r"(?<![\w-])--?[a-z][\w.-]*", listed)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -127,6 +136,20 @@ def test_commands_in_the_pages_have_the_options_they_are_given(page):
                 assert word.rstrip(".,;:)").replace("_", "-") in known, f"setr {verb} {word}"
     for word in re.findall(r"--(?:data|model|optim|train|eval)\.[\w-]+", text):
         assert word.replace("_", "-") in options("train"), word
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"explain"}))
+def test_examples_in_the_help_have_options_that_it_lists(verb, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "72")
+    with contextlib.suppress(SystemExit):
+        main([verb, "--help"])
+    about = capsys.readouterr().out.partition("╭")[0].splitlines()
+    examples = [line.split() for line in about if line.startswith("    setr ")]
+    assert all(words[1] == verb for words in examples)
+    known = options(verb) | (options("train") if verb == "auto" else set())
+    assert {word for words in examples for word in words if re.match(r"--?[a-z]", word)} <= known
+    text = [line for line in about[2:] if not line.startswith("    setr ")]
+    assert max(map(len, text)) <= 72
 
 
 def test_the_example_for_kubernetes_trains_a_batch_that_its_processes_share():

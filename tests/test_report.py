@@ -85,15 +85,35 @@ def test_evaluation_page(tmp_path: Path) -> None:
     assert "<b>0" not in page
     assert "<walk>" not in page
     assert page.count("<figure>") == 5 * 4  # two worst, two best, five pictures each
-    for text in ("side&lt;walk&gt;", "x.png: &lt;broken&gt;", "1 classes occur in neither",
-                 "prefers-color-scheme:dark", "viewport", "&lt;other&gt;"):  # fmt: skip
+    for text in ("side&lt;walk&gt;", "x.png: &lt;broken&gt;",
+                 "Classes in neither truth nor prediction, left out of the means: 1.",
+                 "In neither truth nor prediction: never.", "prefers-color-scheme:dark",
+                 "viewport", "&lt;other&gt;"):  # fmt: skip
         assert text in page
+    assert page.count("never") == 1  # in no table and no chart
     occurring = page.split('<p class="legend">')[1].split("</p>")[0]
     assert "side&lt;walk&gt;" in occurring
-    assert "never" not in occurring  # in no picture
     shown = re.findall(r"([\d.]+) %</h3>", page)
     mious = sorted(100 * row[1] for row in gallery.rows.values() if row[1] is not None)
     assert [float(v) for v in shown] == pytest.approx([*mious[:2], *mious[:-3:-1]], abs=0.06)
+
+
+def test_many_classes_of_which_few_occur_have_a_chart_with_names(tmp_path: Path) -> None:
+    names = tuple(f"class {i}" for i in range(150))
+    matrix = np.zeros((150, 151), np.int64)
+    matrix[7, 7], matrix[7, 140] = 90, 10
+    figures, gallery = simulated()
+    figures = {**figures, **summarize(matrix, names), "confusion": matrix.tolist()}
+    by_class = dict.fromkeys(names)
+    figures["boundary"] = {**figures["boundary"], "iou_by_class": by_class, "f_by_class": by_class}
+    write_evaluation(tmp_path / "x.html", "x", {"single_scale": figures}, Labels(names), gallery)
+    page = (tmp_path / "x.html").read_text()
+    assert "class 7 predicted as class 140: 10.0 %" in page
+    assert re.findall(r"<td><i[^>]*></i>(class \d+)</td>", page) == ["class 7", "class 140"]
+    nothing = np.zeros_like(matrix)
+    figures |= {**summarize(nothing, names), "confusion": nothing.tolist()}
+    write_evaluation(tmp_path / "x.html", "x", {"single_scale": figures}, Labels(names), gallery)
+    assert "No pixel was counted" in (tmp_path / "x.html").read_text()
 
 
 def test_charts_show_the_numbers() -> None:

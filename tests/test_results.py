@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from setr.errors import FAILED, OK, USAGE
 from setr.labels import known_labels
 from setr.paper_tables import IMAGES, rows
 from setr.recipes import recipe
-from setr.results import as_html, as_markdown, collect, other_lines, paper_lines
+from setr.results import COLUMNS, as_html, as_markdown, collect, other_lines, paper_lines
 
 NAME = "cityscapes_setr_pup_large_80k"
 
@@ -126,6 +127,10 @@ def test_markdown_and_html(runs):
     titles = {"Table 6": paper_lines(collect(runs), 6)[6]}
     assert "| SETR-PUP | 80k, SS | 79.34 | 80.00 ± 1.00 (n=3) | +0.66 |" in as_markdown(titles)
     page = as_html(titles)
+    bare = {"x": [line._replace(hardware="") for line in titles["Table 6"]]}
+    heads = [re.findall(r"<th[^>]*>(\w+)</th>", text) for text in (page, as_html(bare))]
+    assert heads[0] == list(COLUMNS)
+    assert heads[1] == [name for name in COLUMNS if name != "hardware"]  # as it is empty
     assert ">80.00 ± 1.00 (n=3)</td>" in page
     assert "prefers-color-scheme:dark" in page
 

@@ -12,40 +12,52 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields, replace
+from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from setr import __version__
 from setr.arguments.elsewhere import COMMANDS_ELSEWHERE
-from setr.arguments.options import placeholder
+from setr.arguments.help_text import description, flowing_help, plain_placeholders
 from setr.arguments.usage import missing, named_as_typed, problem
 from setr.errors import FAILED, INTERRUPTED, OK, USAGE, SetrError, UsageError, nearest
 from setr.processes.quota import limit_spinning, limit_threads
 from setr.reading.files import one_line, require_writable
 
-VERBS = {
-    "demo": "train and test a small model on drawn scenes in a few minutes; no data needed",
-    "auto": "from a folder to a trained, tested, exported model: setr auto DATA [--minutes 30]",
-    "train": "train a recipe, or continue a run: setr train RECIPE [--optim.lr 0.01 …]",
-    "eval": "test a model on a data set: setr eval MODEL DATA",
-    "adjust": "raise a model's mIoU by one constant per class: setr adjust MODEL DATA -o OUT",
-    "average": "one model from the mean weights of several runs: setr average RUN RUN… -o OUT",
-    "score": "score label images against truth: setr score PRED_DIR TRUTH_DIR",
-    "explain": "attention, features, positions of a model: setr explain attention MODEL IMAGE",
-    "predict": "segment images: setr predict MODEL IMAGES… -o OUT",
-    "export": "write a model for another runtime: setr export MODEL --format onnx -o OUT",
-    "bench": "how fast a model runs on this machine, in every runtime: setr bench MODEL",
-    "serve": "a server and a web page: setr serve MODEL…",
-    "doctor": "check a data set before training: setr doctor DATA",
-    "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
-    "convert": "turn a foreign checkpoint into a model directory: setr convert FILE -o DIR",
-    "shard": "pack a data set into tar or Parquet files: setr shard DATA OUT",
-    "models": "list the named models: setr models [PATTERN]",
-    "recipes": "list the named experiments: setr recipes [--table N]",
-    "results": "finished runs beside the paper's tables: setr results",
+GROUPS = {
+    "to begin": {
+        "demo": "train and test a small model on drawn scenes in a few minutes; no data needed",
+        "auto": "from a folder to a trained, tested, exported model: setr auto DATA [--minutes 30]",
+    },
+    "data": {
+        "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
+        "doctor": "check a data set before training: setr doctor DATA",
+        "shard": "pack a data set into tar or Parquet files: setr shard DATA OUT",
+    },
+    "training": {
+        "recipes": "list the named experiments: setr recipes [--table N]",
+        "models": "list the named models: setr models [PATTERN]",
+        "train": "train a recipe, or continue a run: setr train RECIPE [--optim.lr 0.01 …]",
+        "adjust": "raise a model's mIoU by one constant per class: setr adjust MODEL DATA -o OUT",
+        "average": "one model from the mean weights of several runs: setr average RUN RUN… -o OUT",
+    },
+    "testing": {
+        "eval": "test a model on a data set: setr eval MODEL DATA",
+        "score": "score label images against truth: setr score PRED_DIR TRUTH_DIR",
+        "explain": "attention, features, positions of a model: setr explain attention MODEL IMAGE",
+        "results": "finished runs beside the paper's tables: setr results",
+    },
+    "using a model": {
+        "predict": "segment images: setr predict MODEL IMAGES… -o OUT",
+        "serve": "a server and a web page: setr serve MODEL…",
+        "export": "write a model for another runtime: setr export MODEL --format onnx -o OUT",
+        "bench": "how fast a model runs on this machine, in every runtime: setr bench MODEL",
+        "convert": "turn a foreign checkpoint into a model directory: setr convert FILE -o DIR",
+    },
 }
+"""Commands by what they are for, each with the line of `setr --help`."""
+VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -117,12 +129,17 @@ def _dispatch(args: list[str]) -> int:
 
 def _help() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    groups = [
+        "\n".join([f"{title}:", *(f"  {verb:<{width}}  {text}" for verb, text in group.items())])
+        for title, group in GROUPS.items()
+    ]
     return (
         f"setr {__version__}: semantic segmentation with plain vision transformers\n\n"
         "usage: setr COMMAND [options]      setr COMMAND --help      setr --version\n\n"
-        + "\n".join(lines)
-        + "\n\nStart with `setr demo`. With --debug any command shows the traceback of an error."
+        + "\n\n".join(groups)
+        + "\n\nStart with `setr demo`, or with a folder of images and masks:\n"
+        "  setr auto FOLDER --model.pretrained lvd142m\n"
+        "With --debug any command shows the traceback of an error."
     )
 
 
@@ -132,8 +149,9 @@ def parse(kind: Any, args: list[str], verb: str, **options: Any) -> Any:
 
     caught = io.StringIO()
     try:
-        with contextlib.redirect_stderr(caught), _plain_placeholders(), _flowing_help():
-            given = tyro.cli(kind, args=args, prog=f"setr {verb}", **options)
+        with contextlib.redirect_stderr(caught), plain_placeholders(), flowing_help():
+            about = description(kind)
+            given = tyro.cli(kind, args=args, prog=f"setr {verb}", description=about, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -215,53 +233,6 @@ def require_file(path: Path) -> None:
     """Refuse a file that is not there, before a model is opened for it."""
     if not path.exists():
         raise UsageError(f"{path}: no such file")
-
-
-def _plain_placeholders() -> Any:
-    """While in use, the help says `INT INT` in place of `{None}|{INT INT}`, and the like."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-    registry = ConstructorRegistry()
-    inside: list[PrimitiveTypeInfo] = []
-
-    @registry.primitive_rule
-    def plain(info: PrimitiveTypeInfo) -> Any:
-        if inside:  # a recursive call: leave it to the parser's own rules
-            return None
-        inside.append(info)
-        try:
-            spec = ConstructorRegistry.get_primitive_spec(info)
-        finally:
-            inside.pop()
-        if not isinstance(spec, PrimitiveConstructorSpec):
-            return spec
-        return replace(spec, metavar=placeholder(info.type))
-
-    return registry
-
-
-@contextlib.contextmanager
-def _flowing_help() -> Iterator[None]:
-    """While in use, the help of each option is one paragraph, wrapped to the terminal.
-
-    The parser keeps line breaks before indented lines, which all lines of a docstring are.
-    """
-    import docstring_parser
-
-    module: Any = docstring_parser
-    original = module.parse_from_object
-
-    def flowing(source: Any) -> Any:
-        found = original(source)
-        for option in found.params:
-            option.description = option.description and " ".join(option.description.split())
-        return found
-
-    module.parse_from_object = flowing
-    try:
-        yield
-    finally:
-        module.parse_from_object = original
 
 
 def _refusal(stop: BaseException) -> SetrError | None:

@@ -199,7 +199,7 @@ def describe_map(labels: Labels) -> str:
         for raw, train in sorted((labels.label_map or {}).items()):
             ids.setdefault(train, []).append(raw)
         raws = {train: _ranges(values) for train, values in ids.items()}
-    kept = [f"{labels.classes[t]} {raw.strip()}" for t, raw in raws.items() if t != IGNORE]
+    kept = [f"{labels.classes[t]}: {raw.strip()}" for t, raw in raws.items() if t != IGNORE]
     shown = "; ".join(kept[: SHOWN * 3]) + ("; …" if len(kept) > SHOWN * 3 else "")
     kind = "colours" if labels.colour_map else "ids"
     ignored = raws.get(IGNORE, "none").strip()

@@ -1,34 +1,7 @@
 """Training and test settings of all systems in the paper's Tables 2 to 7.
 
-Where the text and the authors' code differ, the code is followed. Differences and open points:
-
-- Learning rate of Naive on ADE20K and Pascal Context: 0.01 in the code, 0.001 in the text (section
-  4.1).
-- Learning rate of MLA on Cityscapes: 0.002 in the code, 0.01 in the text.
-- Heads have ten times the learning rate, the schedule of every parameter group ends at 1e-4, and
-  the loss is averaged over all pixels including ignored ones; the text mentions none of these.
-- MLA drops the class token before the blocks, Naive and PUP after them. MLA's widths follow the
-  code (docs/decisions.md). The model ranked first on ADE20K (section 4.3) is assumed to be MLA.
-- Table 3 prints T-Large for its two DeiT rows, but their Cityscapes results are those of T-Base in
-  Table 2 and DeiT has no large model, so T-Base is used here. DeiT is the distilled model, without
-  its distillation token as in the code.
-- The ViT weights printed as 21K were also fine-tuned on ImageNet-1k at 384 pixels. T-Base gets them
-  by a tag of timm, which has none for T-Large; these come from the address in the authors' README.
-- The ResNet-50 of Hybrid starts from timm's gluon_in1k, whatever weights its transformer has.
-- FCN and Semantic FPN follow the mmsegmentation configurations whose results the paper quotes.
-  Their logits are resized with align_corners=False here; FCN's on Cityscapes has True. Their
-  convolutions have PyTorch's default initialisation, not Kaiming's and Xavier's. The authors'
-  ImageNet-21k ResNet-101 of Table 3 was never released: give a file. (In their repository, Semantic
-  FPN has BiT-M's, a ResNet with other blocks, which is not supported.)
-- Multi-scale results have the six scales of the text. On ADE20K the authors' configurations list
-  three, 0.5, 0.75 and 1, which the rule for small images raises to 512 pixels each. That rule first
-  took the long side for the short one (their commit f27d823: ADE20K 512, 512 and 2048, Cityscapes
-  768, 1536, 2049, 2561, 3073 and 3585); later it is that of the text, as in `paper-ms`. Which of
-  them gave the printed figures is not known.
-- Table 7 says "the fine set", taken to be train and val, as usual for the test server. The schedule
-  of its fine-and-coarse row is not given; 100k steps are assumed.
-- Test images are resized as floats; mmcv, in the authors' code, rounds them to 8 bits.
-- Runs use bf16 if the hardware supports it (`--train.precision fp32` for the authors').
+Where the text and the authors' code differ, the code is followed. docs/paper.md lists the
+differences, and what the paper leaves open.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `paper-*` is section 4.1 as in the authors' code, `mmseg-*` is the port in mmsegmentation 1.2.2. The
 paper first resizes every image to the data set's short side, and never to less than the window; the
 port's multi-scale test scales the original image, without such a minimum. Where the authors' own
-scales differ from the text is listed in `paper.py`.
+scales differ from the text is listed in docs/paper.md.
 """
 
 from __future__ import annotations

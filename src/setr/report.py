@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from setr.labels import Labels
-from setr.pages.charts import confusion_chart, reliability_chart
+from setr.pages.charts import DRAWN, confusion_chart, reliability_chart
 from setr.pages.gallery import Gallery
 from setr.pages.loss_curves import loss_curves
 from setr.pages.page import (
@@ -70,9 +70,7 @@ def write_evaluation(
         "<h2>IoU per class, %</h2>",
         class_table(protocols, labels),
         "<h2>Which classes are mistaken for which</h2>",
-        '<p class="note">Rows are the truth, columns the prediction, in % of the row. Right is '
-        "blue, wrong is orange.</p>",
-        f'<div class="wide">{confusion_chart(matrix, labels.classes)}</div>',
+        *_confusion(matrix, labels, figures["iou"]),
         _confusions(matrix, labels),
         '<div class="pair"><div><h2>Is its confidence deserved?</h2>',
         _calibration(figures),
@@ -113,10 +111,10 @@ def _headline(protocols: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _facts(figures: dict[str, Any]) -> str:
     absent = sum(value is None for value in figures["iou"].values())
-    rule = "are left out of the means" if figures["absent"] == "skip" else "count as 0 in the means"
+    rule = "left out of the means" if figures["absent"] == "skip" else "counted as 0 in the means"
     lines = [
         f"{figures['images']} images; protocol: {figures['protocol']}.",
-        f"{absent} classes occur in neither truth nor prediction and {rule}." if absent else "",
+        f"Classes in neither truth nor prediction, {rule}: {absent}." if absent else "",
         "Intervals: bootstrap over images, taken as independent (frames of one video are not).",
     ]
     text = f'<p class="note">{escape(" ".join(filter(None, lines)))}</p>'
@@ -130,12 +128,18 @@ def _facts(figures: dict[str, Any]) -> str:
 
 
 def class_table(protocols: dict[str, Any], labels: Labels) -> str:
-    """Table of the classes: IoU under each protocol, recall, and boundary figures if measured."""
+    """Table of the classes: IoU under each protocol, recall, and boundary figures if measured.
+
+    Classes without an IoU are named below it.
+    """
     first = next(iter(protocols.values()))
     head = ["class", *(escape(name.replace("_", " ")) for name in protocols), "recall"]
     detailed = "boundary" in first
-    rows = []
+    rows, absent = [], []
     for name, colour in zip(labels.classes, labels.colours, strict=True):
+        if all(figures["iou"][name] is None for figures in protocols.values()):
+            absent.append(name)
+            continue
         cells = [f"{dot(colour)}{escape(name)}"]
         cells += [bar(figures["iou"][name]) for figures in protocols.values()]
         cells.append(percent(first["accuracy"][name]))
@@ -143,7 +147,14 @@ def class_table(protocols: dict[str, Any], labels: Labels) -> str:
             cells.append(percent(first["boundary"]["iou_by_class"][name]))
             cells.append(percent(first["boundary"]["f_by_class"][name]))
         rows.append(cells)
-    return table([*head, "boundary IoU", "boundary F"] if detailed else head, rows)
+    listed = table([*head, "boundary IoU", "boundary F"] if detailed else head, rows)
+    return listed + _absent(absent)
+
+
+def _absent(names: Sequence[str]) -> str:
+    """Line with the classes that occur in neither truth nor prediction; empty without any."""
+    text = f"In neither truth nor prediction: {', '.join(names)}."
+    return f'<p class="note">{escape(text)}</p>' if names else ""
 
 
 def _comparison(protocols: dict[str, Any], others: dict[str, Any]) -> list[str]:
@@ -163,6 +174,7 @@ def _comparison(protocols: dict[str, Any], others: dict[str, Any]) -> list[str]:
         [escape(name), bar(figures["iou"][name]), *(bar(o["iou"][name], "var(--second)") for o in
          others.values())]
         for name in names
+        if any(f["iou"][name] is not None for f in (figures, *others.values()))
     ]  # fmt: skip
     return [
         table(head, rows),
@@ -177,6 +189,20 @@ def _key_figures(figures: dict[str, Any]) -> list[str]:
     ece = figures.get("calibration", {}).get("ece")
     values = (figures["miou"], figures["image_miou"], figures["boundary"]["iou"], ece)
     return [percent(value) for value in values]
+
+
+def _confusion(matrix: np.ndarray, labels: Labels, iou: dict[str, Any]) -> list[str]:
+    """The confusion matrix of the classes that occur, and how to read it."""
+    names = [name for name in labels.classes if iou[name] is not None]
+    if not names:
+        return ['<p class="note">No pixel was counted.</p>']
+    kept = [labels.classes.index(name) for name in names]
+    chart = confusion_chart(matrix[np.ix_(kept, [*kept, len(labels.classes)])], names)
+    how = "Right is blue, wrong is orange." if len(names) <= DRAWN else "Bright is much."
+    return [
+        f'<p class="note">Rows are the truth, columns the prediction, in % of the row. {how}</p>',
+        f'<div class="wide">{chart}</div>',
+    ]
 
 
 def _confusions(matrix: np.ndarray, labels: Labels) -> str:

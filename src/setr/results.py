@@ -286,10 +286,12 @@ def as_markdown(titles: dict[str, list[Line]]) -> str:
 
 
 def as_html(titles: dict[str, list[Line]]) -> str:
-    """A self-contained page."""
-    figures = [COLUMNS.index(name) for name in ("paper", "ours", "difference")]
+    """A self-contained page; columns that are empty in a table are left out of it."""
     parts = []
     for title, lines in titles.items():
-        rows_ = [[page.escape(cell) for cell in line] for line in lines]
-        parts += [f"<h2>{page.escape(title)}</h2>", page.table(COLUMNS, rows_, figures)]
+        shown = [i for i in range(len(COLUMNS)) if any(line[i] for line in lines)]
+        head = [COLUMNS[i] for i in shown]
+        figures = [head.index(name) for name in ("paper", "ours", "difference") if name in head]
+        rows_ = [[page.escape(line[i]) for i in shown] for line in lines]
+        parts += [f"<h2>{page.escape(title)}</h2>", page.table(head, rows_, figures)]
     return page.document("Results", parts)

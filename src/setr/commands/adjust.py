@@ -19,6 +19,8 @@ class Arguments:
     each class's share of the training pixels takes back what class weights overdo (or raises rare
     classes where there were none), and a class with a low IoU is given -log IoU. By class, each is
     searched alone: more on that split, and more of it is chance.
+
+    setr adjust runs/mine photos -o runs/adjusted
     """
 
     model: Model

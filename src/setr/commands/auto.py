@@ -54,6 +54,8 @@ class Arguments:
 
     Prints every stage as the command that does it. A run that was stopped continues. All options of
     `setr train` with a dot (`--model.pretrained lvd142m`) may follow.
+
+    setr auto photos --model.pretrained lvd142m --minutes 60 --serve
     """
 
     data: Data

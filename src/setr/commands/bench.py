@@ -13,10 +13,12 @@ from setr.errors import OK, UsageError
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time a model on this machine in every runtime: speed, memory, agreement, one advice.
+    """Time a model on this machine in every runtime: speed, memory, agreement, which to use.
 
     Rows: PyTorch eager and compiled, ONNX Runtime, OpenVINO; fp32, bf16, int8. What is timed is the
     way from a normalised image to its mask.
+
+    setr bench runs/mine --data photos
     """
 
     model: Model

@@ -37,6 +37,9 @@ class Arguments:
     linear head of DINOv2 needs --pretrained, the encoder it was trained on, and so does EoMT on
     DINOv3 of its authors. An encoder (Google .npz, timm, DeiT, DINOv2, Hugging Face, torchvision)
     needs --model, and its heads start at random.
+
+    setr convert checkpoint.pth -o model
+    setr convert Intel/dpt-large-ade -o model
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]

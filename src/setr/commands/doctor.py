@@ -25,7 +25,10 @@ _ABSENT = "no such split"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Check a data set: every file, every id, every class, and leaks between the splits."""
+    """Check a data set: every file, every id, every class, and leaks between the splits.
+
+    setr doctor photos --page check.html
+    """
 
     data: Data
     """Folder, YAML file or shards of the data set, or hf:OWNER/NAME (hf:OWNER/NAME:CONFIG)."""

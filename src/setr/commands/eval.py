@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Test a model on a data set; writes metrics.json, images.csv and report.html."""
+    """Test a model on a data set; writes metrics.json, images.csv and report.html.
+
+    setr eval runs/mine photos --split test
+    setr eval runs/mine photos --protocol paper-ms --compare runs/other
+    """
 
     model: Model
     """Model directory, Hub name, checkpoint or file of `setr export`; several models, joined with

@@ -20,6 +20,9 @@ class Arguments:
     The file takes any batch, height and width, or only --size. fp32 is written only if its logits
     are PyTorch's (to 1e-4 of the largest, at three sizes); bf16, fp16 and int8 only if the mIoU on
     the calibration data falls by no more than half a point.
+
+    setr export runs/mine --format onnx -o model.onnx
+    setr export runs/mine --format openvino --precision int8 --calibration photos -o model.xml
     """
 
     model: Model

@@ -32,6 +32,9 @@ class Arguments:
     Outlines (LabelMe, COCO, YOLO, GeoJSON, Shapefile, GeoPackage, Supervisely, CVAT, VIA, Label
     Studio, Labelbox, V7) are drawn as masks into FOLDER/masks_drawn. Masks of one class each are
     joined there.
+
+    setr init-data photos
+    setr init-data scans --group-by 'images/*_{any}' --folds 5
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -57,10 +60,11 @@ class Arguments:
     earlier, and all of them over others. By default as in the files, or small areas over large."""
     class_key: str = ""
     """Property (field) of map layers or of VIA's outlines that names the class; if not given,
-    class, label, class_name, category or name."""
+    class, label, class_name, category, classification or name."""
     threshold: int = 0
     """For masks of two classes with soft edges or saved as JPEG: grey levels from this one on, as
-    128, are foreground. They are drawn anew into FOLDER/masks_drawn; 0 uses them as they are."""
+    128, are foreground; 1 for masks whose numbers count objects. They are drawn anew into
+    FOLDER/masks_drawn; 0 uses them as they are."""
     tile: int = 0
     """Cut images and masks into tiles of at most this many pixels a side, in FOLDER/tiles (extra
     geo), and choose blocks of neighbouring tiles for validation; 0 uses the images as they are."""

@@ -20,6 +20,9 @@ class Arguments:
 
     OUT/manifest.jsonl has one line per image. The same command continues where a stopped one ended,
     and does again what has changed since: images, model or settings.
+
+    setr predict runs/mine holiday.jpg -o out --save mask,overlay
+    setr predict runs/mine photos/ clip.mp4 -o out
     """
 
     model: Model

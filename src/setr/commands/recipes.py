@@ -15,7 +15,10 @@ from setr.results import as_text, collect, paper_lines
 
 @dataclass(frozen=True)
 class Arguments:
-    """List the named experiments, or a table of the paper with the recipe of every row."""
+    """List the named experiments, or a table of the paper with the recipe of every row.
+
+    setr recipes --table 2
+    """
 
     table: TableNumber | None = None
     """A table of results in the paper: rows, the paper's figures, ours where measured, commands.

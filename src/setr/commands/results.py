@@ -19,7 +19,10 @@ _SHORT = ("row", "setting", "paper", "ours", "difference", "recipe", "data", "se
 
 @dataclass(frozen=True)
 class Arguments:
-    """Collect finished runs into the paper's Tables 2 to 7."""
+    """Collect finished runs into the paper's Tables 2 to 7.
+
+    setr results --format markdown --output results.md
+    """
 
     runs: Path = Path("runs")
     """Folder whose subfolders are runs."""

@@ -16,7 +16,11 @@ from setr.pages.tables import figures_table, report_failed
 
 @dataclass(frozen=True)
 class Arguments:
-    """Score existing label images against truth; no model needed."""
+    """Score existing label images against truth; no model needed.
+
+    setr score predicted truth --num-classes 19
+    setr score out photos/labels/val --label-map photos --class-ids
+    """
 
     predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PRED_DIR")]
     """Folder of predicted label images (one id per pixel)."""

@@ -22,7 +22,10 @@ LEAST = 0.001
 
 @dataclass(frozen=True)
 class Arguments:
-    """Serve models over HTTP, with a page to try them in a browser."""
+    """Serve models over HTTP, with a page to try them in a browser.
+
+    setr serve runs/mine better=runs/other --port 8080
+    """
 
     models: Models
     """Model directories, Hub names, checkpoints or files of `setr export`; NAME=MODEL gives another

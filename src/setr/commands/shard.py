@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Pack a data set into tar (webdataset layout) or Parquet files that train like the folder."""
+    """Pack a data set into tar (webdataset layout) or Parquet files that train like the folder.
+
+    setr shard photos packed
+    """
 
     data: Data
     """Folder or YAML file of the data set, or `scenes`."""

@@ -22,7 +22,15 @@ from setr.training.named_config import named_config
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train a recipe, a config.yaml, or continue a run folder."""
+    """Train a recipe, a config.yaml, or continue a run folder.
+
+    RECIPE is a name that `setr recipes` lists (finetune for your own data), a YAML file of
+    settings, or the folder of a run. Its settings are the defaults shown after its name.
+
+    setr train finetune --data.root photos --model.pretrained lvd142m --out runs/mine
+    setr train runs/mine --resume
+    setr train finetune --help
+    """
 
     resume: bool = False
     """Continue from the last saved state."""

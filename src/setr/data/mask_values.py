@@ -88,7 +88,8 @@ def _count(root: Path, values: np.ndarray, counts: Counter[int], kind: str) -> f
         raise DataError(
             f"{root}: the masks contain more than {MAX_VALUES} {kind}; they may be blurred, "
             "numbered by object, or photos: export one id or colour per class, for at most "
-            f"{IGNORE} classes; if there are two, dark and bright, add --threshold 128"
+            f"{IGNORE} classes; if there are two, add --threshold 128 (dark and bright) or "
+            "--threshold 1 (0, and numbers of objects)"
         )
     return frozenset(found)
 

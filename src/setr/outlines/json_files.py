@@ -86,6 +86,8 @@ class _Formats:
             read_label_studio(name, tasks, self.index, self.studio)
         elif rows := labelbox_rows(content):
             Labelbox(self.root, self.index, self.labelbox).read(name, rows)
+        if isinstance(content, list) and any(map(_is_feature, content)):  # as QuPath may write it
+            content = {"type": "FeatureCollection", "features": content}
         if not isinstance(content, dict):
             return
         if is_labelme(content):
@@ -126,3 +128,8 @@ class _Formats:
         for name in walk_images(self.root, frozenset(FORMATS)):
             layers.read_file(name)
         return (*by_name, self.coco, self.panoptic, layers.annotated())
+
+
+def _is_feature(value: Any) -> bool:
+    """Whether this is a feature of GeoJSON."""
+    return isinstance(value, dict) and value.get("type") == "Feature" and "geometry" in value

@@ -21,8 +21,10 @@ from setr.outlines.places import Place, common_box, crs_transform, place_of
 from setr.reading.gdal import is_georeferenced
 from setr.reading.vectors import FORMATS, Box, vector_layers
 
-CLASS_KEYS = ("class", "label", "class_name", "category", "name")
-"""Properties that may name a feature's class, case-insensitive; the first one found is used."""
+CLASS_KEYS = ("class", "label", "class_name", "category", "classification", "name")
+"""Properties that may name a feature's class, case-insensitive; the first one found is used.
+
+QuPath's `classification` is an object with the `name`; its `name` is that of the single shape."""
 WGS84 = "OGC:CRS84"
 """Reference system of files that name none (RFC 7946, section 4)."""
 
@@ -253,6 +255,8 @@ class Layers:
 
     def _class(self, value: Any) -> str:
         """Class name for a property value; empty without one."""
+        if isinstance(value, Mapping):
+            value = value.get("name")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if type(value) is int:
