@@ -98,7 +98,7 @@ def corrupted(count: int = 30) -> tuple[list[Sample], dict[int, str]]:
     """Scenes of which some labels are wrong, and what is wrong with these."""
     truths = [scene(i) for i in range(count)]
     samples = [Sample(shown(ids, i), ids.copy()) for i, ids in enumerate(truths)]
-    kinds = {3: "shifted", 7: "mirrored", 8: "upside-down", 11: "swapped", 12: "swapped"}
+    kinds = {3: "shifted", 7: "mirrored", 8: "upside down", 11: "swapped", 12: "swapped"}
     labels = {
         3: shifted(truths[3], 20, -9),
         7: truths[7][:, ::-1],
@@ -174,7 +174,7 @@ def test_regions_by_hand() -> None:
     truth[:, 60:] = 1
     prediction = truth.copy()
     prediction[20:30, 10:18] = 2  # an object without a label
-    prediction[:, 58:60] = 1  # a border drawn otherwise
+    prediction[:, 59] = 1  # a border drawn otherwise
     prediction[70:90, 70:80] = 0  # labelled, but not there
     prediction[95:, :5] = 3
     truth[95:, :5] = IGNORE
@@ -224,8 +224,10 @@ def test_mirrored_and_turned_labels_are_found() -> None:
     ids = scene(4)
     for kind, label in (
         ("mirrored", ids[:, ::-1]),
-        ("upside-down", ids[::-1]),
-        ("turned", ids[::-1, ::-1]),
+        ("upside down", ids[::-1]),
+        ("turned around", ids[::-1, ::-1]),
+        ("turned left", np.rot90(ids)),
+        ("turned right", np.rot90(ids, -1)),
         ("transposed", ids.T),
     ):
         found = find_misplaced(np.ascontiguousarray(label), ids)
@@ -263,8 +265,8 @@ def test_all_wrong_labels_and_no_others_are_found() -> None:
             assert found.regions["pixels"].sum() > 300
         else:
             assert kind in names
-    whole = [bool(suspect.findings) for suspect in review.suspects]
-    assert whole == sorted(whole, reverse=True)
+    elsewhere = [suspect.number for suspect in review.suspects if suspect.is_elsewhere]
+    assert set(elsewhere) == {3, 7, 8, 11, 12} == {s.number for s in review.suspects[:5]}
     right = [row.quality for number, row in review.rows.items() if number not in kinds]
     assert min(right) > 0.9
     wrong = [by_number[n].looked.quality for n, k in kinds.items() if k != "copy"]
@@ -332,7 +334,7 @@ def test_likelihoods_are_those_of_the_scores(protocol: Protocol) -> None:
     evaluate_split(model, info, dataset, on_image=plain.append, **options)
     x = NormalizedImages(torch.from_numpy(image[None]), info.mean, info.std)
     with torch.inference_mode():
-        p = predict_scores(model.coarse, x, protocol).softmax(1)[0]  # type: ignore[arg-type]
+        p = predict_scores(model, x, protocol).softmax(1)[0]
     expected = p.gather(0, torch.from_numpy(ids).long().clamp(max=8)[None])[0]
     expected[:5] = 1
     (scored,) = seen
@@ -403,11 +405,13 @@ def test_the_command_writes_what_was_found(folder: Path, capsys: pytest.CaptureF
     assert review(folder) == OK
     out, err = capsys.readouterr()
     first, second = out.splitlines()[:2]
-    assert first.endswith("images/val/scene_24.png") or "scene_" in first
+    assert first.startswith("0.0")
+    assert "images/val/scene_" in first
     assert second.startswith("        ")
     assert "label is shifted 20 px right and 9 px up (agreement" in out
-    assert "road looks like" not in out.partition("regions labelled")[0]
-    assert "  building → road: 2 regions in 2 images" in out
+    assert "        building looks like road: " in out
+    assert "  building → road: 3 regions in 2 images, " in out
+    assert "car → tree" not in out  # in labels that are displaced
     assert "11 of 30 labels look wrong in a part or as a whole" in out
     results = folder / "model" / "review-val"
     assert f"written to {results}: review.json, images.csv, report.html" in err
@@ -518,13 +522,14 @@ def test_results_do_not_replace_those_of_a_model(
 
 
 def test_the_shifted_label_of_camvid_is_found(shared: Path) -> None:
-    """The published label of one frame lies 90 pixels too far left; its neighbours show it."""
-    dataset = open_dataset(str(shared / "data" / "camvid"), "test")
+    """The published label of a frame is 90 pixels off; those of its neighbours play the model."""
+    dataset = open_dataset(str(shared / "data" / "camvid"), "test", "camvid")
     names = [dataset.image_name(i) for i in range(len(dataset))]
     place = next(i for i, name in enumerate(names) if "Seq05VD_f02610" in name)
     label = dataset.load(place).mask
-    before = dataset.load(place - 1).mask
-    prediction = np.where(before == IGNORE, 0, before).astype(np.uint8)
-    found = find_misplaced(label, prediction)
-    assert found is not None
-    assert found.kind == "shifted"
+    for neighbour in (place - 1, place + 1):
+        ids = dataset.load(neighbour).mask
+        found = find_misplaced(label, np.where(ids == IGNORE, 0, ids).astype(np.uint8))
+        assert found is not None
+        assert (found.kind, found.down) == ("shifted", 0)
+        assert -95 < found.right < -80

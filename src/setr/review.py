@@ -45,8 +45,7 @@ class Review:
 
     Attributes:
         rows: every image by its number.
-        suspects: the labels that look wrong, the worst first: those with findings about the whole
-            label, then by quality.
+        suspects: the labels that look wrong, the worst first.
         thresholds: (K,) confidence from which a region counts, NaN for classes never labelled.
         pixels: (K,) labelled pixels.
         failed: a line for each image that could not be read.

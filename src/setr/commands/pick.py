@@ -72,7 +72,7 @@ def run(arguments: list[str]) -> int:
     model, info = predictor.model, predictor.info
     dataset = open_unlabelled(given.folder, info.labels, info.bands, "")
     info = dataclasses.replace(info, protocol=resolve_protocol(given.protocol, model, info))
-    require_apart(given.out, "pick")
+    require_apart(given.out)
     require_writable(given.out, "-o")
     with Interrupt() as stop:
         picks = pick_images(

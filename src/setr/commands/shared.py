@@ -62,16 +62,16 @@ def results_folder(model: str, name: str) -> Path:
     return home / name
 
 
-def require_apart(out: Path, usual: str) -> None:
+def require_apart(out: Path, usual: str = "") -> None:
     """Refuse a model's own folder, which has a metrics.json and a report.html from training.
 
     Args:
         out: folder for results.
-        usual: its name if none was given.
+        usual: its name in the model's folder if none was given; empty where one must be.
     """
     if (out / "config.json").exists():
         raise SetrError(
             f"-o {out}: holds a model, whose own metrics.json and report.html the results would "
-            f"replace; choose another folder, or leave -o out for {usual} in it",
+            f"replace; choose another folder{usual and f', or leave -o out for {usual} in it'}",
             code=USAGE,
         )

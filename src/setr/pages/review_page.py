@@ -9,7 +9,18 @@ import cv2
 import numpy as np
 
 from setr.labels import Labels
-from setr.pages.page import WRONG, dot, escape, figure, legend, percent, table, tiles, write_page
+from setr.pages.page import (
+    WRONG,
+    dot,
+    error_map,
+    escape,
+    figure,
+    legend,
+    percent,
+    table,
+    tiles,
+    write_page,
+)
 from setr.pages.review_tables import confused, problems
 from setr.review import Review
 from setr.scores.groups import ScoredImage
@@ -24,7 +35,7 @@ DIMMED = 0.35
 def write_review(path: Path, title: str, review: Review, labels: Labels) -> None:
     """Write the page; it appears under its name when complete."""
     suspects, classes = review.suspects, labels.classes
-    whole = sum(bool(suspect.findings) for suspect in suspects)
+    whole = sum(suspect.is_elsewhere for suspect in suspects)
     regions = sum(len(suspect.regions) for suspect in suspects)
     parts = [
         tiles(
@@ -91,9 +102,16 @@ def _pictured(review: Review, shown: list[Suspect], labels: Labels) -> Iterator[
             + figure(picture.image, "image", photo=True)
             + figure(labels.palette[picture.truth], "label")
             + figure(labels.palette[picture.prediction], "prediction")
-            + figure(_highlighted(picture, suspect), "suspicious", photo=True)
+            + _contradictions(picture, suspect)
             + "</div>"
         )
+
+
+def _contradictions(picture: ScoredImage, suspect: Suspect) -> str:
+    """Suspicious regions; of a label that is displaced, all pixels that differ."""
+    if suspect.is_elsewhere:
+        return figure(error_map(picture.prediction, picture.truth), "contradictions")
+    return figure(_highlighted(picture, suspect), "suspicious", photo=True)
 
 
 def _highlighted(picture: ScoredImage, suspect: Suspect) -> np.ndarray:

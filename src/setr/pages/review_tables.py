@@ -59,12 +59,16 @@ def _region(region: Any, classes: Sequence[str]) -> dict[str, Any]:
 def confused(review: Review, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Pairs of classes by the pixels of their regions, the largest first.
 
+    Labels that are displaced as a whole are left out.
+
     Yields:
         `given` and `predicted` class, number of `images`, `regions` and `pixels`, and their `share`
         of the pixels labelled as the given class.
     """
     sums: dict[tuple[int, int], np.ndarray] = defaultdict(lambda: np.zeros(3, np.int64))
     for suspect in review.suspects:
+        if suspect.is_elsewhere:
+            continue
         pairs = [(int(r["given"]), int(r["predicted"])) for r in suspect.regions]
         for pair, region in zip(pairs, suspect.regions, strict=True):
             sums[pair] += (0, 1, int(region["pixels"]))
@@ -83,8 +87,13 @@ def confused(review: Review, classes: Sequence[str]) -> Iterator[dict[str, Any]]
 
 
 def problems(suspect: Suspect, classes: Sequence[str]) -> list[str]:
-    """What looks wrong about a label, a line each; regions beyond `NAMED` in one."""
+    """What looks wrong about a label, a line each; regions beyond `NAMED` in one.
+
+    If the whole label is displaced, regions are only its consequences.
+    """
     lines = [finding.text for finding in suspect.findings]
+    if suspect.is_elsewhere:
+        return lines
     for region in suspect.regions[:NAMED]:
         given, predicted = (classes[region[key]] for key in ("given", "predicted"))
         lines.append(

@@ -29,7 +29,8 @@ class Misplaced(NamedTuple):
     """What is wrong with a whole label.
 
     Attributes:
-        kind: `shifted`, `mirrored`, `upside-down`, `turned` (by 180 degrees) or `transposed`.
+        kind: `shifted`, `mirrored`, `upside down`, `transposed`, or `turned left` or `right` (by
+            90 degrees) or `around`.
         before: agreement of the label as it is; of a shifted one, in the part of the image where
             it is highest.
         after: agreement once it is put right.
@@ -60,8 +61,14 @@ def find_misplaced(truth: np.ndarray, prediction: np.ndarray) -> Misplaced | Non
     before = agreement(truth, prediction)
     if before is None or 1 - before < GAIN:
         return None
-    variants = {"mirrored": truth[:, ::-1], "upside-down": truth[::-1], "turned": truth[::-1, ::-1]}
+    variants = {
+        "mirrored": truth[:, ::-1],
+        "upside down": truth[::-1],
+        "turned around": truth[::-1, ::-1],
+    }
     if truth.shape[0] == truth.shape[1]:
+        variants["turned left"] = np.rot90(truth, -1)
+        variants["turned right"] = np.rot90(truth)
         variants["transposed"] = truth.T
     found = [
         Misplaced(kind, before, agreement(variant, prediction) or 0.0)

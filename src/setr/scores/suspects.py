@@ -91,6 +91,11 @@ class Suspect:
     findings: list[Finding]
     regions: np.ndarray
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the whole label is displaced or another image's, so regions say nothing more."""
+        return any(finding.kind not in ("one class", "copy") for finding in self.findings)
+
 
 def find_suspects(
     rows: Mapping[int, Looked], thresholds: np.ndarray, dataset: Dataset
@@ -103,7 +108,7 @@ def find_suspects(
         dataset: the split.
 
     Returns:
-        The worst first: labels with findings about the whole label, then by quality.
+        The worst first: labels that are displaced or of another image, then by quality.
     """
     classes = dataset.labels.classes
     findings: dict[int, list[Finding]] = defaultdict(list)
@@ -119,7 +124,7 @@ def find_suspects(
             own.append(Finding("one class", text, {"class": classes[row.only]}))
         if own or len(regions):
             found.append(Suspect(number, row, own, regions))
-    return sorted(found, key=lambda s: (not s.findings, s.looked.quality or 0.0, s.number))
+    return sorted(found, key=lambda s: (not s.is_elsewhere, s.looked.quality or 0.0, s.number))
 
 
 def _of_misplaced(found: Misplaced | None) -> Iterator[Finding]:
