@@ -33,6 +33,8 @@ GROUPS = {
     "data": {
         "init-data": "write a data.yaml for a folder of your own: setr init-data DIR",
         "doctor": "check a data set before training: setr doctor DATA",
+        "review": "find wrong labels with a trained model: setr review MODEL DATA",
+        "pick": "which images to label next: setr pick MODEL FOLDER -o OUT",
         "shard": "pack a data set into tar or Parquet files: setr shard DATA OUT",
     },
     "training": {

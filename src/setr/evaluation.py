@@ -35,6 +35,7 @@ from setr.processes.interrupt import Stopped
 from setr.processes.progress import Progress
 from setr.protocols import Protocol, preset
 from setr.scores.groups import (
+    Measure,
     ScoredImage,
     fitting,
     grouped_by_size,
@@ -158,6 +159,7 @@ def evaluate_split(
     absent: Absent = "skip",
     count: int | None = None,
     loss: SplitLoss | None = None,
+    measure: Measure | None = None,
     on_image: Callable[[ScoredImage], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -219,7 +221,7 @@ def evaluate_split(
                 if isinstance(group, SetrError):
                     card.fail(str(group))
                 else:
-                    for scored in score_images(network, info, card, dataset, group, loss):
+                    for scored in score_images(network, info, card, dataset, group, loss, measure):
                         if on_image:
                             on_image(scored)
                 size = 1 if isinstance(group, SetrError) else len(group)

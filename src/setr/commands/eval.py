@@ -25,9 +25,10 @@ from setr.commands.shared import (
     Words,
     mirrored,
     model_names,
+    require_apart,
+    results_folder,
 )
 from setr.errors import OK, SetrError, UsageError
-from setr.model_sources import name_of
 from setr.pages.tables import difference_text, figures_table, report_failed
 
 if TYPE_CHECKING:
@@ -142,18 +143,9 @@ def _opened(given: Arguments) -> tuple[Predictor, Dataset]:
         _protocols(given, _load(given, path, dataset))
     require_fit(predictor.model, predictor.info, dataset)
     if rank() == 0:
-        _require_apart(_out(given))
+        require_apart(_out(given), f"eval-{given.split}")
         require_writable(_out(given), "-o")
     return predictor, dataset
-
-
-def _require_apart(out: Path) -> None:
-    """Refuse a model's own folder, which has a metrics.json from training."""
-    if (out / "config.json").exists():
-        raise UsageError(
-            f"-o {out}: holds a model, whose own metrics.json the results would replace; choose "
-            "another folder, or leave -o out for eval-SPLIT in it"
-        )
 
 
 def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
@@ -171,11 +163,7 @@ def _load(given: Arguments, path: str, dataset: Dataset) -> Predictor:
 
 def _out(given: Arguments) -> Path:
     """Folder for the results."""
-    model = Path(given.model)
-    home = model if model.is_dir() else Path("runs", name_of(given.model))
-    if model.is_file():  # many are called model.onnx
-        home = home.with_name(f"{model.absolute().parent.name}-{model.name}".lstrip("-"))
-    return given.out or home / f"eval-{given.split}"
+    return given.out or results_folder(given.model, f"eval-{given.split}")
 
 
 def _write(given: Arguments, metrics: dict[str, Any], dataset: Dataset, gallery: Gallery) -> Path:
