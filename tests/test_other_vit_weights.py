@@ -195,11 +195,11 @@ def test_every_plain_vit_of_timm_is_listed():
 def test_the_normalisation_that_a_note_asks_for_is_accepted(capsys):
     """CLIP's values have eight digits, and six are printed."""
     model = model_with(RADIO, **KINDS[RADIO])
-    _note_other_normalisation(model, ModelConfig())
+    _note_other_normalisation(model, ModelConfig(), "c_radio", "radio")
     pattern = r"note: \S+ was trained with --model\.mean (.+) --model\.std (.+); this run is not"
     found = re.search(pattern, capsys.readouterr().err)
     assert found
     mean, std = (tuple(float(v) for v in values.split()) for values in found.groups())
     assert mean == pytest.approx((0.48145466, 0.4578275, 0.40821073), abs=1e-6)
-    _note_other_normalisation(model, ModelConfig(mean=mean, std=std))
+    _note_other_normalisation(model, ModelConfig(mean=mean, std=std), "c_radio", "radio")
     assert not capsys.readouterr().err

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from setr.encoder import Encoder
-from setr.errors import USAGE, SetrError
+from setr.errors import USAGE, SetrError, first_line
 from setr.layers.backbone import Backbone, require_taps
 from setr.layers.timm_vit import require_architecture
 
@@ -87,6 +87,12 @@ def hybrid_encoder(name: str, *, resnet: str, img_size: Any, **arguments: Any) -
     """
     from setr._timm import timm
 
+    if "patch_size" in arguments:
+        raise SetrError(
+            f"encoder_args: a Hybrid has a ResNet in place of patches of {arguments['patch_size']} "
+            "pixels; leave patch_size out",
+            code=USAGE,
+        )
     channels = {"in_chans": arguments["in_chans"]} if "in_chans" in arguments else {}
     size = img_size or 384
     sides = (size, size) if isinstance(size, int) else size
@@ -120,3 +126,9 @@ def _create_resnet(name: str, taps: tuple[int, ...], output_stride: int, **timm_
         )
     except AssertionError:
         raise SetrError(f"output_stride {output_stride}: give 8, 16 or 32", code=USAGE) from None
+    except (TypeError, ValueError) as error:
+        settings = ", ".join(f"{key} {value}" for key, value in timm_args.items())
+        raise SetrError(
+            f"encoder '{name}' cannot be built with {settings} ({first_line(error)}); correct them",
+            code=USAGE,
+        ) from None

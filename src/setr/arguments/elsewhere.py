@@ -97,6 +97,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "model": ("model", "models", "model.name"),
     "model-ema": ("ema",),
     "model-ema-decay": ("ema",),
+    "model-kwargs": ("encoder-args",),
     "n-folds": ("folds",),
     "num-train-epochs": ("epochs", "steps"),
     "num-warmup-steps": ("warmup-steps",),

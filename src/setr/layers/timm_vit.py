@@ -24,6 +24,8 @@ _OF_WEIGHTS = frozenset(
     {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 )
 """Arguments of `timm.create_model` that open files or the network."""
+_MLPS = ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked")
+"""timm's MLPs that a ViT's blocks can have."""
 _DRAWING = frozenset(
     {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_}
 )
@@ -148,8 +150,11 @@ def _created(name: str, needed: dict[str, Any], given: dict[str, Any]) -> Any:
             raise ValueError("num_heads must be a whole number from 1")
         if given.get("patch_drop_rate"):
             raise ValueError("patch_drop_rate leaves holes in the feature maps")
+        arguments = {**needed, **given}
+        if isinstance(layer := given.get("mlp_layer"), str):  # of other layers timm takes names
+            arguments["mlp_layer"] = _mlp_layer(layer)
         with _UndrawnOnMeta():
-            return timm.create_model(name, pretrained=False, num_classes=0, **{**needed, **given})
+            return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     except SetrError:
         raise
     except (TypeError, AssertionError, ValueError, ArithmeticError, LookupError) as error:
@@ -158,6 +163,15 @@ def _created(name: str, needed: dict[str, Any], given: dict[str, Any]) -> Any:
         if "negative" not in str(error):  # torch's word for the sizes of tensors
             raise
         raise _not_buildable(name, given, error) from None
+
+
+def _mlp_layer(name: str) -> Any:
+    """A class of timm's MLPs by its name, such as `SwiGLUPacked`."""
+    from setr._timm import timm
+
+    if name not in _MLPS:
+        raise ValueError(f"mlp_layer is one of {', '.join(_MLPS)}")
+    return getattr(timm.layers, name)
 
 
 def _require_known(name: str) -> None:
