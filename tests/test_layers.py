@@ -173,6 +173,8 @@ ORDER = (
         "weight_files.sam",
         "weight_files.upernet",
         "weight_files.flexible_layouts",
+        "weight_files.frames",
+        "weight_files.multimodal_layouts",
         "weight_files.encoder_layouts",
         "weight_files.dpt_layouts",
         "weight_files.setr_layouts",

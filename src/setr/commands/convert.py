@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from setr.arguments.choices import OddSizes, PosInterp
+from setr.arguments.named_values import encoder_arguments
 from setr.cli import as_typed, parse, require_default
 from setr.commands.shared import Out
 from setr.errors import OK, USAGE, SetrError
@@ -48,6 +49,9 @@ class Arguments:
     """Named model to load an encoder (or weights of this toolkit) into."""
     encoder: str | None = None
     """Any timm encoder in place of the model's own; of a linear head, the one it was trained on."""
+    encoder_args: tuple[str, ...] = ()
+    """Settings of the encoder for --model in which it differs from timm's model of its name, each
+    NAME=VALUE, such as init_values=1e-5 reg_tokens=4."""
     pretrained: str | None = None
     """Encoder weights of a linear head, or DINOv3's of EoMT: a file, a Hub name, or a tag such as
     lvd142m or lvd1689m."""
@@ -82,7 +86,8 @@ def run(arguments: list[str]) -> int:
     else:
         rule = "does nothing without --model; add --model NAME, or leave it out"
         heads = () if given.pretrained else ("encoder",)
-        require_default(given, rule, *heads, "num_classes", "pos_interp", "partial", "new_head")
+        others = ("encoder_args", "num_classes", "pos_interp", "partial", "new_head")
+        require_default(given, rule, *heads, *others)
     if given.labels:
         rule = f"does nothing with --labels {given.labels}; leave one of them out"
         require_default(given, rule, "num_classes")
@@ -155,6 +160,7 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
         given.model or "",
         num_classes=len(labels.classes),
         encoder=given.encoder,
+        encoder_args=encoder_arguments(given.encoder_args, "--encoder-args"),
         img_size=given.img_size,
         pos_interp=given.pos_interp,
         odd_sizes=given.odd_sizes,

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from setr.errors import USAGE, SetrError, first_line
+from setr.reading.remote import is_repository
 
 _FAMILIES = (
     r"(vit|deit3?|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2|samvit|cait)_|"
@@ -180,6 +182,12 @@ def _require_known(name: str) -> None:
 
     if timm.is_model(name):
         return
+    if (place := _place_of_weights(name)) is not None:
+        raise SetrError(
+            f"encoder '{name}': is where weights are; give them as pretrained (--model.pretrained "
+            f"{place}), and as encoder timm's name of the network (`architecture` of config.json)",
+            code=USAGE,
+        )
     bare = re.split("[/:]", name)[-1].split(".")[0]  # without Hub owner and tag
     near = timm.list_models(f"*{bare}*")[:3]
     near = near or difflib.get_close_matches(bare, timm.list_models(), 3)
@@ -188,6 +196,17 @@ def _require_known(name: str) -> None:
         f"encoder '{name}' is not a timm model{nearest} (`setr models --encoders` lists all)",
         code=USAGE,
     )
+
+
+def _place_of_weights(name: str) -> str | None:
+    """The folder, file or repository that stands in place of a model's name; None if none does.
+
+    timm itself takes `hf-hub:OWNER/NAME` and `local-dir:FOLDER` for a name.
+    """
+    place = re.sub(r"^(local-dir|hf[-_]hub):", "", name)
+    if place.startswith("timm/"):  # whose weights are named by tags
+        return None
+    return place if place != name or Path(place).exists() or is_repository(name) else None
 
 
 def _not_buildable(name: str, given: dict[str, Any], error: Exception) -> SetrError:
