@@ -147,6 +147,8 @@ ORDER = (
         "layers.flexible_vit",
         "layers.language_vit",
         "layers.talking_heads",
+        "layers.gated_positions",
+        "layers.gemma_vit",
         "layers.timm_vit",
         "encoder",
         "hybrid",

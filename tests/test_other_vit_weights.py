@@ -184,10 +184,11 @@ def test_tables_are_resampled_as_timm_does_when_it_loads(name, tmp_path):
 
 def test_every_plain_vit_of_timm_is_listed():
     names = set(list_encoders())
-    for module in ("eva", "vision_transformer", "beit", "deit", "naflexvit", "cait"):
+    for module in ("eva", "vision_transformer", "beit", "deit", "naflexvit", "cait", "convit"):
         assert names >= {n for n in timm.list_models(module=module) if not n.startswith("test_")}
     assert names >= {RELATIVE, SHARED}
-    assert {"qwen3_vit_88m_enc", "deepseek_vit_412m_enc"} <= names
+    assert {"qwen3_vit_88m_enc", "deepseek_vit_412m_enc", "gemma4_vit_167m_enc"} <= names
+    assert not names & {"gemma4_vit_167m"}
     assert not names & {"qwen3_vit_88m", "qwen3_vit_88m_merge", "deepseek_vit_412m"}
     assert not [n for n in names if re.search(r"_r(26|50)?_|resnet", n)]
 

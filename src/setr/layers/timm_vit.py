@@ -17,8 +17,8 @@ from setr.errors import USAGE, SetrError, first_line
 from setr.reading.remote import is_repository
 
 _FAMILIES = (
-    r"(vit|deit3?|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2|samvit|cait)_|"
-    r"(qwen3|deepseek)_vit_.+_enc$"
+    r"(vit|deit3?|eva02|eva|flexivit|naflexvit|beit|beitv2|beit3|aimv2|samvit|cait|convit)_|"
+    r"(qwen3|deepseek|gemma4)_vit_.+_enc$"
 )
 """Start of the names of timm's plain ViTs (regular expression)."""
 
@@ -76,8 +76,8 @@ def create_vit(name: str, *, img_size: int | tuple[int, int] | None, **timm_args
     adapt, needed = _adaptation(name, img_size)
     size = {} if img_size is None else {"img_size": img_size}
     vit = _created(name, needed, {**size, **timm_args})
-    embed = getattr(vit, "patch_embed", None)  # a NaFlex ViT gets its own below
-    if embed is not None and min(embed.grid_size) < 1:
+    embed = getattr(vit, "patch_embed", None)  # others get their own below
+    if hasattr(embed, "grid_size") and min(embed.grid_size) < 1:
         raise SetrError(
             f"img_size {img_size}: {name} has patches of {embed.patch_size[0]} pixels; "
             "give the side of an image in pixels, no smaller than a patch",
@@ -113,6 +113,8 @@ def _adaptation(
     Most only need the arguments.
     """
     from setr.layers.flexible_vit import is_flexible, make_plain
+    from setr.layers.gated_positions import has_gated_positions, make_gated
+    from setr.layers.gemma_vit import is_gemma, make_of_any_size
     from setr.layers.language_vit import is_of_language_model, make_plain_encoder
     from setr.layers.relative_bias import is_relative, make_variable
     from setr.layers.talking_heads import has_talking_heads, make_without_class
@@ -126,6 +128,10 @@ def _adaptation(
         return partial(make_windowed, name=name), {"neck_chans": 0}  # SAM's neck is not used
     if has_talking_heads(name):
         return make_without_class, {}
+    if has_gated_positions(name):
+        return make_gated, {}
+    if is_gemma(name):
+        return partial(make_of_any_size, img_size=img_size), {"global_pool": ""}
     if is_of_language_model(name):  # whose projector is not used
         return make_plain_encoder, {"global_pool": "", "out_features": 0}
     return lambda vit: None, {"dynamic_img_size": True, "dynamic_img_pad": True}

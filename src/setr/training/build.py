@@ -151,7 +151,8 @@ def _note_other_normalisation(
     if model.encoder.in_chans != 3 or not isinstance(model.encoder, Encoder):
         return  # pretrained on RGB images
     ours, encoder = Normalisation(settings.mean, settings.std), model.arguments["encoder"]
-    known = trained_normalisation(encoder, source, dialect)
+    fixed = getattr(model.encoder.vit, "normalisation", None)
+    known = Normalisation(*fixed) if fixed else trained_normalisation(encoder, source, dialect)
     usual = [known] if known else usual_normalisations(encoder)
     if len(usual) > 1:
         say(

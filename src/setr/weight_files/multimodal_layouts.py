@@ -1,14 +1,17 @@
 """Image encoders of image-text models under their authors' names.
 
 CLIP as OpenAI and OpenCLIP write it (also Meta's Perception Encoder and MetaCLIP, RemoteCLIP and
-others trained with OpenCLIP), Apple's AIMv2, and OpenGVLab's InternViT. Text models are left out.
+others trained with OpenCLIP), Apple's AIMv2, OpenGVLab's InternViT, and Gemma 4. Text models are
+left out.
 """
 
 from __future__ import annotations
 
+import math
 import re
 
 from setr.errors import SetrError
+from setr.layers.patch_embedding import linear_patches
 from setr.weight_files.naming import Rule, Tensors, Translation, rename
 
 
@@ -76,3 +79,33 @@ def internvit(tensors: Tensors) -> Translation:
     ]
     named, unexpected = rename(tensors, rules)
     return Translation("internvit", named, whole=False, unexpected=unexpected)
+
+
+def gemma4(tensors: Tensors) -> Translation:
+    """The vision encoder of Gemma 4 with the names of transformers or timm."""
+    key = r"(.*\.)?(?:patch_embed|patch_embedder)\.input_proj\.weight$"
+    start = next(found[1] or "" for name in tensors if (found := re.match(key, name)))
+    inside = re.escape(start)
+    layer = inside + r"(?:encoder\.layers|blocks)\.(\d+)\."
+    norms = {
+        "input_layernorm": "norm1",
+        "post_attention_layernorm": "norm2",
+        "pre_feedforward_layernorm": "norm3",
+        "post_feedforward_layernorm": "norm4",
+    }
+    rules: list[Rule] = [
+        (inside + r"patch_embed(?:der)?\.input_proj\.weight", "patch_embed.proj.weight"),
+        (inside + r"patch_embed(?:der)?\.position_embedding_table", "pos_embed"),
+        (layer + rf"({'|'.join(norms)})\.(.+)", lambda m: f"blocks.{m[1]}.{norms[m[2]]}.{m[3]}"),
+        (layer + r"(?:self_)?attn\.(?!rotary)(.+)", r"blocks.\1.attn.\2"),
+        (layer + r"((?:norm\d|mlp)\..+)", r"blocks.\1.\2"),
+    ]
+    named, unexpected = rename(tensors, rules)
+    weight, table = named["patch_embed.proj.weight"], named.pop("pos_embed")
+    side = math.isqrt(weight.shape[1] // 3)
+    named |= {
+        "patch_embed.proj.weight": linear_patches(weight, (side, side), channels_last=False),
+        "pos_embed_x": table[:1],
+        "pos_embed_y": table[1:],
+    }
+    return Translation("gemma4", named, whole=False, unexpected=unexpected)
