@@ -18,7 +18,7 @@ from setr.config import Config, ModelConfig
 from setr.errors import USAGE, SetrError
 from setr.model import create_model
 from setr.recipes import recipe
-from setr.training.build import build_model
+from setr.training.build import build_model, require_fitting_weights
 from setr.weights import load_weights
 from tests.test_other_vits import randomised
 
@@ -252,6 +252,21 @@ def test_a_broken_file_beside_the_weights_tells_nothing(broken, tmp_path, capsys
     assert not said(capsys, tmp_path, "vit_base_patch14_dinov2", state)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [{"num_attention_heads": 4, "model_type": "dinov2"}, {"model_args": {"num_heads": 4}}],
+)
+def test_another_number_of_heads_than_in_the_file_beside_is_refused(content, tmp_path):
+    """No tensor shows it, and the same weights compute something else."""
+    name = "vit_base_patch14_dinov2"
+    torch.save(theirs(name).state_dict(), tmp_path / "weights.pth")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(SetrError, match=r"has 4 attention heads, \S+ has 2; .+num_heads=4$"):
+        require_fitting_weights(settings(tmp_path, name, ()))
+    (tmp_path / "config.json").write_text(json.dumps(content).replace("4", "2"))
+    require_fitting_weights(settings(tmp_path, name, ()))
+
+
 def test_weights_of_an_encoder_with_several_normalisations_say_so(tmp_path, capsys):
     """timm's vit_large_patch16_224 has AugReg's weights, with 0.5, and MAE's, with ImageNet's."""
     state = theirs("vit_large_patch16_224").state_dict()
@@ -275,7 +290,7 @@ def test_weights_of_an_encoder_with_several_normalisations_say_so(tmp_path, caps
     ],
 )
 def test_tags_have_their_own_normalisation(encoder, tag, mean):
-    from setr.weight_files.normalisation import Normalisation, trained_normalisation
+    from setr.weight_files.weight_settings import Normalisation, trained_normalisation
 
     found = trained_normalisation(encoder, tag, "timm")
     default = Normalisation(ModelConfig().mean, ModelConfig().std)

@@ -158,9 +158,3 @@ def test_operations_lora_and_export():
     free = {n.split(".attn.")[1].split(".")[0]
             for n, p in model.encoder.named_parameters() if p.requires_grad}  # fmt: skip
     assert free == {"q_proj", "k_proj", "v_proj", "o_proj"}
-
-
-def test_more_rows_than_positions_are_one_line():
-    model = ours(NAMES[0])
-    with pytest.raises(Exception, match="16"):
-        model.encoder(torch.randn(1, 3, 16, 17 * 16))

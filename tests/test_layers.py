@@ -192,7 +192,7 @@ ORDER = (
         "weight_files.misfits",
         "weights",
         "weight_files.pretrained",
-        "weight_files.normalisation",
+        "weight_files.weight_settings",
         "weight_files.licences",
         "parts",
         "model",

@@ -23,8 +23,9 @@ from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
 from setr.reading.remote import is_repository
 from setr.scores.adjustment import class_biases
-from setr.weight_files.normalisation import (
+from setr.weight_files.weight_settings import (
     Normalisation,
+    require_heads,
     trained_normalisation,
     usual_normalisations,
 )
@@ -128,8 +129,10 @@ def require_fitting_weights(config: Config) -> None:
         return
     bare = dataclasses.replace(config.model, lora_rank=0)  # pretrained weights have no LoRA layers
     model = build_empty(dataclasses.replace(config, model=bare))
-    for source, _ in _pretrained_sources(model, config.model):
+    for source, resnet in _pretrained_sources(model, config.model):
         require_fit(model, source)
+        if not resnet and isinstance(model.encoder, Encoder):
+            require_heads(model.encoder.vit, model.arguments["encoder"], source)
 
 
 def _pretrained_sources(model: SETR, settings: ModelConfig) -> list[tuple[str, bool]]:

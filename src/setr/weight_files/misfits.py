@@ -56,7 +56,9 @@ def require_encoder(
         detail = f"missing: {', '.join((stem + missing)[:3])}"
     arguments = shown_arguments(given, own) if has_form else {}
     fix = "choose the encoder that these weights belong to (--model.encoder)"
-    if bands and not arguments:
+    if PATCHES not in given and homeless and homeless[0].startswith(PATCHES[: -len("proj.weight")]):
+        fix = "patches are embedded in a way of their own, which needs their authors' code"
+    elif bands and not arguments:
         fix = bands
     elif arguments:
         fix = f"choose the encoder that these weights belong to, or add {as_option(arguments)}"

@@ -1,10 +1,13 @@
-"""The mean and standard deviation of the images that encoder weights were trained on."""
+"""What encoder weights do not hold themselves: their normalisation, and the number of heads.
+
+timm and transformers store both in files beside the weights; timm also has a list of its own.
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from setr.errors import SetrError
+from setr.errors import USAGE, SetrError
 from setr.reading.parsed import BROKEN, json_of
 from setr.weight_files.pretrained import (
     local_file,
@@ -79,21 +82,55 @@ def _of_timm(name: str) -> Normalisation | None:
     return _three(config.mean, config.std) if config else None
 
 
+def require_heads(vit: Any, encoder: str, source: str) -> None:
+    """Check the number of attention heads against the settings beside the weights, if there are.
+
+    With another number the same weights compute something else.
+
+    Args:
+        vit: timm's model, or what an encoder has in its place.
+        encoder: its timm name.
+        source: of the weights, as `load_encoder` takes it.
+
+    Raises:
+        SetrError: another number.
+    """
+    ours = getattr(getattr(vit.blocks[0], "attn", None), "num_heads", None)
+    values = _beside(source, "config.json")
+    arguments = values.get("model_args")
+    theirs = values.get("num_attention_heads")
+    if theirs is None and isinstance(arguments, dict):
+        theirs = arguments.get("num_heads")
+    if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
+        raise SetrError(
+            f"{source}: its config.json has {theirs} attention heads, {encoder} has {ours}; choose "
+            f"another encoder, or add --model.encoder-args num_heads={theirs}",
+            code=USAGE,
+        )
+
+
 def _recorded(source: str) -> Normalisation | None:
     """The values in a settings file of timm or transformers beside the weights."""
+    for file, (part, mean, std) in _SETTINGS.items():
+        values = _beside(source, file)
+        inner = values.get(part)
+        values = inner if isinstance(inner, dict) else values
+        if (found := _three(values.get(mean), values.get(std))) is not None:
+            return found
+    return None
+
+
+def _beside(source: str, file: str) -> dict[str, Any]:
+    """The values in a file of settings beside weights; none without it, or if it is broken."""
     place = local_file(source)  # downloaded before
     if place is None:
-        return None
+        return {}
     folder = place if place.is_dir() else place.parent
-    for file, (part, mean, std) in _SETTINGS.items():
-        try:
-            values = json_of((folder / file).read_text(encoding="utf-8"))
-            values = values.get(part, values)
-            if (found := _three(values[mean], values[std])) is not None:
-                return found
-        except (OSError, AttributeError, LookupError, *BROKEN):
-            continue
-    return None
+    try:
+        values = json_of((folder / file).read_text(encoding="utf-8"))
+    except (OSError, *BROKEN):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _three(mean: Any, std: Any) -> Normalisation | None:
