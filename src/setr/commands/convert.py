@@ -150,6 +150,7 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
     from setr.model import create_model
     from setr.model_info import ModelInfo
     from setr.weight_files.licences import weights_licence
+    from setr.weight_files.weight_settings import require_heads
     from setr.weights import load_weights
 
     if labels is None and given.num_classes is None:
@@ -166,6 +167,8 @@ def _into_model(given: Arguments, labels: Labels | None) -> tuple[SETR, ModelInf
         odd_sizes=given.odd_sizes,
     )
     file = _file(given)
+    if (vit := getattr(model.encoder, "vit", None)) is not None:
+        require_heads(vit, model.arguments["encoder"], str(file))
     report = load_weights(model, file, partial=given.partial, new_head=given.new_head)
     info = ModelInfo(
         labels=labels,

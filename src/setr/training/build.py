@@ -23,13 +23,13 @@ from setr.model_info import ModelInfo
 from setr.protocols import Protocol, preset
 from setr.reading.remote import is_repository
 from setr.scores.adjustment import class_biases
+from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
 from setr.weight_files.weight_settings import (
     Normalisation,
     require_heads,
     trained_normalisation,
     usual_normalisations,
 )
-from setr.weight_files.pretrained import load_encoder, require_fit, require_weights
 
 
 def build_model(config: Config, num_classes: int) -> SETR:

@@ -99,6 +99,8 @@ def require_heads(vit: Any, encoder: str, source: str) -> None:
     values = _beside(source, "config.json")
     arguments = values.get("model_args")
     theirs = values.get("num_attention_heads")
+    if values.get("hidden_size") not in (None, vit.embed_dim):
+        return  # of another part, such as a language model
     if theirs is None and isinstance(arguments, dict):
         theirs = arguments.get("num_heads")
     if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
