@@ -44,7 +44,12 @@ class GemmaViT(AdaptedViT, _gemma.Gemma4VitEncoder):
         return self._of_grid(*self.patch_embed.grid_size)
 
     def _of_grid(self, h: int, w: int) -> Tensor:
-        return (self.pos_embed_y[:, :h, None] + self.pos_embed_x[:, None, :w]).flatten(1, 2)
+        device = (
+            self.pos_embed_y.device
+        )  # picked, not sliced, so that exported graphs take any size
+        rows = self.pos_embed_y.index_select(1, torch.arange(h, device=device))
+        columns = self.pos_embed_x.index_select(1, torch.arange(w, device=device))
+        return (rows[:, :, None] + columns[:, None]).flatten(1, 2)
 
     def _pos_embed(self, patches: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, N, C)."""
@@ -60,8 +65,9 @@ class GemmaViT(AdaptedViT, _gemma.Gemma4VitEncoder):
         """
         frequencies = self.rotary_emb.inv_freq.float()
         row, column = (torch.arange(n, device=tokens.device).float() for n in grid)
-        places = column.repeat(len(row)), row.repeat_interleave(len(column))
-        angles = torch.cat([p[:, None] * frequencies.repeat(2) for p in places], dim=-1)[None]
+        places = column[None].expand(grid), row[:, None].expand(grid)
+        angles = [p.reshape(1, -1, 1) * frequencies.repeat(2) for p in places]
+        angles = torch.cat(angles, dim=-1)
         turned = {"rope_cos": angles.cos(), "rope_sin": angles.sin()}
         return [{n: v.to(tokens.dtype) for n, v in turned.items()}] * len(self.blocks)
 

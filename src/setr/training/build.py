@@ -159,8 +159,8 @@ def _note_other_normalisation(
     usual = [known] if known else usual_normalisations(encoder)
     if len(usual) > 1:
         say(
-            f"note: {source} does not say what it was trained with; timm's weights for {encoder}: "
-            f"{' or '.join(map(str, usual))}; this run has {ours}"
+            f"note: {source} does not say what it was trained with; timm's weights for {encoder} "
+            f"were with {' or '.join(map(str, usual))}; this run has {ours}"
         )
     elif usual and not usual[0].is_near(ours):
         say(f"note: {source if known else encoder} was trained with {usual[0]}; this run is not")

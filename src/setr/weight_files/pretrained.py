@@ -61,7 +61,12 @@ def require_weights(model: Loadable, source: str, *, resnet: bool = False) -> No
     file = local_file(source)
     if file is None:
         _timm_file(pretrained_id(_timm_name(model, resnet), source))
-    elif not file.is_file() and not Path(file, "model.safetensors").is_file():
+    elif file.is_dir() and not _weight_files(file):
+        raise SetrError(
+            f"{source}: the folder has neither {' nor '.join(_HUB_FILES)}; give the file",
+            code=USAGE,
+        )
+    elif not file.exists():
         raise SetrError(f"{source}: no such weight file", code=USAGE)
 
 
